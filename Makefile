@@ -1,0 +1,47 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help setup setup-dev run test test-fast check format lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(VENV)/.ready: requirements.lock pyproject.toml scripts/setup
+	@PYTHON="$(PYTHON)" scripts/setup requirements.lock
+	@touch $@
+
+$(VENV)/.ready-dev: requirements-dev.lock pyproject.toml scripts/setup
+	@PYTHON="$(PYTHON)" scripts/setup requirements-dev.lock
+	@touch $@ $(VENV)/.ready
+
+setup: $(VENV)/.ready  ## create .venv with the locked dependencies and the `registrar` command
+
+setup-dev: $(VENV)/.ready-dev  ## the same with the tools of tests and checks
+
+run: setup  ## start everything on the embedded default; ARGS="--port 8001" and the like are passed on
+	@exec $(BIN)/registrar up $(ARGS)
+
+test: setup-dev  ## every test, on services of its own
+	$(BIN)/pytest $(ARGS)
+
+test-fast: setup-dev  ## the tests that are not marked slow
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+check: setup-dev  ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup-dev  ## rewrite the code in the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: setup-dev  ## resolve the dependencies anew (hashes, no index address)
+	scripts/lock
+
+clean:  ## remove the virtual environment and the caches; the data directory stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache registrar.egg-info

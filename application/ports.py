@@ -1,0 +1,312 @@
+"""What the application needs from the world, as Protocols and the few words they speak.
+
+Adapters (`infrastructure/`) implement these; `entrypoints/bootstrap.py` joins the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+from eventsourcing.domain import Aggregate, DomainEvent
+
+
+A = TypeVar("A", bound=Aggregate)
+
+Position = int
+"""Place of an event in the log: 1, 2, 3, … in commit order, without gaps; 0 is before the first."""
+
+
+class Unavailable(Exception):
+    """The world is away: try again later.
+
+    Attributes:
+        retry_after: seconds after which a repeat makes sense.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Overloaded(Unavailable):
+    """A bounded queue is full; nothing was done."""
+
+
+class Conflict(Exception):
+    """Somebody else appended to one of the streams first; nothing was recorded. Reload and decide again."""
+
+
+class WrongMasterKey(Exception):
+    """The master key is not the one this database's secrets are wrapped with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Who does this, and because of what: written beside every event.
+
+    Attributes:
+        actor: "client", "operator", "mail-saga", "mail-worker", … (never a person's name or address).
+        correlation_id: the same for everything that follows from one request.
+        causation_position: position of the event that led to this, None if it came from outside.
+        trace: W3C `traceparent`, or None.
+    """
+
+    actor: str
+    correlation_id: UUID
+    causation_position: Position | None = None
+    trace: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FollowerMoved:
+    """A follower's progress, to be saved in the commit of the events that it led to.
+
+    The append is a `Conflict` if the follower is not at `since` any more: somebody else leads.
+    """
+
+    name: str
+    since: Position
+    to: Position
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedKey:
+    """A person's key, wrapped by the master key; `wrapped=None` destroys it."""
+
+    registration_id: UUID
+    wrapped: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event as it stands in the log, decoded."""
+
+    event: DomainEvent
+    position: Position
+    topic: str
+    recorded_at: datetime
+    correlation_id: UUID
+    causation_position: Position | None
+    actor: str
+    trace: str | None
+
+
+class Log(Protocol):
+    """The event store."""
+
+    async def append(
+        self,
+        events: Sequence[DomainEvent],
+        context: Context,
+        *,
+        keys: Sequence[WrappedKey] = (),
+        moved: FollowerMoved | None = None,
+    ) -> Position:
+        """Record all of it or nothing; answers the position of the last event (0 where there was none).
+
+        Every stream's first new event must follow the stream's last recorded one.
+
+        Raises:
+            Conflict: a stream has moved on, or the follower has; nothing was recorded.
+            Overloaded: too many appends are waiting; nothing was recorded.
+            Unavailable: the database is away. Whether it was recorded may be unknown: repeat the command.
+        """
+        ...
+
+    async def load(self, *stream_ids: UUID, holders_of: Sequence[UUID] = ()) -> Streams:
+        """The streams asked for, and those of the present holders of the claims `holders_of`, in one round trip."""
+        ...
+
+
+class Streams(Protocol):
+    """What `Log.load` read: aggregates by their id."""
+
+    def get(self, kind: type[A], stream_id: UUID) -> A | None: ...
+
+    def position(self, stream_id: UUID) -> Position:
+        """Position of the stream's last event, 0 if it has none."""
+        ...
+
+
+class Clock(Protocol):
+    """The database's clock (UTC): the one that expiry and deadlines go by, on every machine."""
+
+    def __call__(self) -> datetime: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """What is sealed: the only place where an address, a name or a password hash is in clear.
+
+    Attributes:
+        email: as typed, validated; mail goes here.
+        password_hash: argon2id in PHC string format, None if the registration had no password.
+    """
+
+    email: str = field(repr=False)
+    name: str = field(repr=False)
+    password_hash: str | None = field(repr=False)
+
+
+class Secrets(Protocol):
+    """Everything derived from the service's root secret, and the sealing of personal data."""
+
+    def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> UUID:
+        """Stream of the address's claim; with `duplicate`, of the claim among those who only tried."""
+        ...
+
+    def registration_id_for(self, canonical_email: str, idempotency_key: str) -> UUID: ...
+
+    def new_registration_id(self, now: datetime) -> UUID: ...
+
+    def fingerprint(self, *parts: str) -> str:
+        """Keyed hash by which a repeat of the same registration is recognised."""
+        ...
+
+    def code(self, registration_id: UUID, serial: int) -> str:
+        """The six digits of an issue: HOTP (RFC 4226), never stored anywhere."""
+        ...
+
+    def message_id(self, registration_id: UUID, serial: int) -> str:
+        """Left part of the Message-ID of an issue's mail: the same for every copy."""
+        ...
+
+    def seal(self, registration_id: UUID, person: Person) -> tuple[str, WrappedKey]:
+        """Seal under a new key of that person's own; the key comes wrapped, to be stored in the same commit."""
+        ...
+
+    def open(self, registration_id: UUID, sealed: str, wrapped: bytes) -> Person: ...
+
+
+class PasswordHasher(Protocol):
+    async def hash(self, password: str, canonical_email: str) -> str:
+        """argon2id in PHC format; the salt is derived from the address, so that a repeat gives the same.
+
+        Raises:
+            Overloaded: too many hashes are waiting.
+        """
+        ...
+
+
+class PersonalKeys(Protocol):
+    async def fetch(self, registration_ids: Sequence[UUID]) -> Mapping[UUID, bytes]:
+        """Wrapped keys; one that is missing was destroyed."""
+        ...
+
+
+# --- Mail ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MailRequest:
+    """"Send the mail of this issue": all that ever travels between saga and worker."""
+
+    registration_id: UUID
+    serial: int
+    kind: str
+    requested_at: datetime
+    position: Position
+    correlation_id: UUID
+    trace: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A mail, rendered and addressed to exactly one mailbox.
+
+    Attributes:
+        to: the validated address, as typed.
+        message_id: whole `<…@…>`, the same for every copy of one issue's mail.
+    """
+
+    to: str = field(repr=False)
+    subject: str
+    text: str = field(repr=False)
+    html: str = field(repr=False)
+    message_id: str
+    locale: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A mail server took the mail over (reply 250 to the end of data).
+
+    Attributes:
+        provider: `host:port` of the server.
+        attempts: tries used up, 1 to 3.
+        reply_code: the server's reply code.
+    """
+
+    provider: str
+    attempts: int
+    reply_code: int
+
+
+class NotSent(Exception):
+    """No server took the mail.
+
+    Attributes:
+        failure: a class fit for counting: "timeout", "connection", "throttled", "greylisted", "mailbox-unknown",
+            "content", "authentication", "tls", "temporary", "permanent".
+        permanent: trying again is pointless (5xx about this mailbox or this mail).
+        provider: the server tried last, `host:port`.
+        attempts: tries used up.
+        reply_code, reply_status: SMTP reply (550) and enhanced status code (5.1.1, RFC 3463) where there was one;
+            never the reply's text, which may quote the address.
+        outcome_unknown: the connection was lost after the end of data: the server may have taken it.
+    """
+
+    def __init__(
+        self,
+        failure: str,
+        *,
+        permanent: bool,
+        provider: str,
+        attempts: int,
+        reply_code: int | None = None,
+        reply_status: str | None = None,
+        outcome_unknown: bool = False,
+    ) -> None:
+        super().__init__(f"{failure} at {provider}")
+        self.failure = failure
+        self.permanent = permanent
+        self.provider = provider
+        self.attempts = attempts
+        self.reply_code = reply_code
+        self.reply_status = reply_status
+        self.outcome_unknown = outcome_unknown
+
+
+class MailServersAway(Unavailable):
+    """Every mail server's circuit is open: no try was made, none is used up."""
+
+
+class MailServers(Protocol):
+    async def send(self, letter: Letter) -> Accepted:
+        """Hand the letter to the first server that takes it: up to 3 tries on transient errors.
+
+        Raises:
+            NotSent: see there.
+            MailServersAway: no server may be called now.
+        """
+        ...
+
+    async def until_ready(self) -> None:
+        """Return when at least one server's circuit lets a call through."""
+        ...
+
+
+class SendClaims(Protocol):
+    """The right to send one issue's mail: at most one holder at a time, over all workers."""
+
+    async def acquire(self, registration_id: UUID, serial: int) -> bool:
+        """True: it is ours until released or until the lease ends. False: somebody may be sending it now."""
+        ...
+
+    async def release(self, registration_id: UUID, serial: int) -> None: ...
+
+
