@@ -11,13 +11,11 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 from uuid import UUID
 
-from eventsourcing.domain import Aggregate, DomainEvent
+from eventsourcing.domain import Aggregate
 
+from domain.recorded import AnyEvent, Position
 
 A = TypeVar("A", bound=Aggregate)
-
-Position = int
-"""Place of an event in the log: 1, 2, 3, … in commit order, without gaps; 0 is before the first."""
 
 
 class Unavailable(Exception):
@@ -81,32 +79,18 @@ class WrappedKey:
     wrapped: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """An event as it stands in the log, decoded."""
-
-    event: DomainEvent
-    position: Position
-    topic: str
-    recorded_at: datetime
-    correlation_id: UUID
-    causation_position: Position | None
-    actor: str
-    trace: str | None
-
-
 class Log(Protocol):
     """The event store."""
 
     async def append(
         self,
-        events: Sequence[DomainEvent],
+        events: Sequence[AnyEvent],
         context: Context,
         *,
         keys: Sequence[WrappedKey] = (),
         moved: FollowerMoved | None = None,
     ) -> Position:
-        """Record all of it or nothing; answers the position of the last event (0 where there was none).
+        """Record all of it or nothing; answers the position of the last event. There must be at least one.
 
         Every stream's first new event must follow the stream's last recorded one.
 
@@ -203,7 +187,7 @@ class PersonalKeys(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MailRequest:
-    """"Send the mail of this issue": all that ever travels between saga and worker."""
+    """ "Send the mail of this issue": all that ever travels between saga and worker."""
 
     registration_id: UUID
     serial: int
@@ -295,6 +279,13 @@ class MailServers(Protocol):
         """
         ...
 
+    async def probe(self) -> Accepted:
+        """Go all the way of `send` but for the mail itself: what becomes of it is what would become of a mail now.
+
+        Raises: as `send`.
+        """
+        ...
+
     async def until_ready(self) -> None:
         """Return when at least one server's circuit lets a call through."""
         ...
@@ -308,5 +299,3 @@ class SendClaims(Protocol):
         ...
 
     async def release(self, registration_id: UUID, serial: int) -> None: ...
-
-

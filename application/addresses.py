@@ -1,0 +1,69 @@
+"""Mail addresses: what we accept, and the one form under which two of them are the same."""
+
+import re
+from functools import lru_cache
+
+from email_validator import EmailNotValidError, validate_email
+
+MAX_LENGTH = 254
+"""RFC 5321 4.5.3.1.3 (a path of 256 octets, less the angle brackets); checked before anything parses."""
+
+MAX_LOCAL = 64
+"""RFC 5321 4.5.3.1.1."""
+
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
+"""RFC 5321 4.1.2; each character can be matched in one way only, so it takes linear time."""
+
+
+def parse_address(typed: str) -> str:
+    """The address to send to: local part as typed, domain in lower-case ASCII (IDNA 2008).
+
+    Raises:
+        ValueError: not an address that we can send to. Non-ASCII local parts are refused: they need SMTPUTF8 on
+            every server on the way, and look-alike letters in them are an old trick.
+    """
+    if len(typed) > MAX_LENGTH:
+        raise ValueError("too long: an address has at most 254 characters")
+    local, _, domain = typed.rpartition("@")
+    if "=?" in local:  # an encoded word (RFC 2047), which some readers would show as another address
+        raise ValueError("not a valid mail address")
+    if _DOT_STRING.fullmatch(local):
+        # Nothing is left to be said about such a local part, and most people share a few domains.
+        address = f"{local}@{_ascii_domain(domain)}"
+    else:
+        local, address = _validated(typed)
+    if len(local) > MAX_LOCAL or len(address) > MAX_LENGTH:
+        raise ValueError("too long: an address has at most 254 characters, 64 of them before the @")
+    return address
+
+
+@lru_cache(maxsize=4096)
+def _ascii_domain(domain: str) -> str:
+    return _validated(f"a@{domain}")[1].removeprefix("a@")
+
+
+def _validated(typed: str) -> tuple[str, str]:
+    """Local part and address in ASCII, from the library."""
+    try:
+        address = validate_email(typed, check_deliverability=False, allow_smtputf8=False)
+    except EmailNotValidError:
+        # Its messages quote the address.
+        raise ValueError("not a valid mail address") from None
+    if address.ascii_email is None:
+        raise ValueError("not a valid mail address")
+    return address.local_part, address.ascii_email
+
+
+def canonical_address(address: str) -> str:
+    """The form under which an address is claimed: `parse_address`'s, all in lower case (ASCII only by then).
+
+    Tags and dots stay: whether `a.b+c@` is `ab@` is known to the mail server of that domain alone.
+    """
+    return address.lower()
+
+
+def masked_address(address: str) -> str:
+    """The address as its owner recognises it and a stranger learns little: `a•••@example.com`."""
+    local, _, domain = address.rpartition("@")
+    return f"{local[:1]}•••@{domain}"

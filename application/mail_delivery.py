@@ -1,0 +1,207 @@
+"""Sending one requested mail: is it still wanted, render, hand over, record what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Protocol
+from uuid import UUID
+
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
+
+from application.commands import Command, RecordEmailDispatched, RecordEmailDispatchFailed, WithholdEmail
+from application.handlers import Handlers
+from application.ports import (
+    Clock,
+    Conflict,
+    Context,
+    Letter,
+    Log,
+    MailRequest,
+    MailServers,
+    NotSent,
+    PersonalKeys,
+    Secrets,
+    SendClaims,
+    Unavailable,
+)
+from domain.registration import Policy, Registration
+
+ACTOR = "mail-worker"
+
+NOTICE_SERIAL = 0
+"""The serial under which the right to send a notice to an account's owner is claimed; issues count from 1."""
+
+
+class Letters(Protocol):
+    """Renders mails; no text in them comes from a registrant."""
+
+    def code(self, *, to: str, locale: str, code: str, message_id: str) -> Letter: ...
+
+    def notice(self, *, to: str, locale: str, message_id: str) -> Letter: ...
+
+
+class Claimed(Unavailable):
+    """Somebody may be sending this mail right now; once their lease is over, it can be looked at again."""
+
+
+class MailDelivery:
+    """Delivers requested mails. The same code behind the in-process relay and behind a broker's queue."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        handlers: Handlers,
+        secrets: Secrets,
+        keys: PersonalKeys,
+        claims: SendClaims,
+        servers: MailServers,
+        letters: Letters,
+        clock: Clock,
+        policy: Policy,
+        retry_claimed_after: timedelta,
+        on_first_mail: Callable[[timedelta], None] = lambda _: None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """
+        Args:
+            retry_claimed_after: when a mail that somebody else may be sending is worth another look.
+            on_first_mail: told the time from a registration's first event to the hand-over of its first mail.
+            sleep: waits, in seconds.
+        """
+        self._log = log
+        self._handlers = handlers
+        self._secrets = secrets
+        self._keys = keys
+        self._claims = claims
+        self._servers = servers
+        self._letters = letters
+        self._clock = clock
+        self._policy = policy
+        self._retry_claimed_after = retry_claimed_after
+        self._on_first_mail = on_first_mail
+        self._sleep = sleep
+        self._took: deque[timedelta] = deque(maxlen=64)  # by the latest hand-overs
+
+    async def deliver(self, request: MailRequest) -> None:
+        """Send the mail if it is still wanted. Returns once what became of it is recorded; safe to repeat.
+
+        Raises:
+            Claimed: somebody else may be sending it; ask again later.
+            MailServersAway: no server may be called now; no try was used up.
+            Unavailable: the database is away.
+        """
+        if not await self._claims.acquire(request.registration_id, request.serial):
+            raise Claimed("another worker may be sending it", retry_after=self._retry_claimed_after.total_seconds())
+        try:
+            await self._deliver_claimed(request)
+        finally:
+            await self._claims.release(request.registration_id, request.serial)
+
+    async def _deliver_claimed(self, request: MailRequest) -> None:
+        # Loaded after the claim: what the previous holder recorded is seen.
+        streams, keys = await asyncio.gather(
+            self._log.load(request.registration_id), self._keys.fetch((request.registration_id,))
+        )
+        registration = streams.get(Registration, request.registration_id)
+        if registration is None or not registration.wants_mail(request.serial):
+            return
+        if registration.duplicate_of is not None:
+            await self._deliver_notice(request, registration, registration.duplicate_of)
+            return
+        wrapped = keys.get(registration.id)
+        if wrapped is None:
+            return  # erased between the two reads; its cancellation is in the log
+        person = self._secrets.open(registration.id, registration.personal_data, wrapped)
+        letter = self._letters.code(
+            to=person.email,
+            locale=registration.locale,
+            code=self._secrets.code(registration.id, request.serial),
+            message_id=self._secrets.message_id(registration.id, request.serial),
+        )
+        await self._attempt(request, registration, letter)
+
+    async def _deliver_notice(self, request: MailRequest, duplicate: Registration, owner_id: UUID) -> None:
+        """Tell the owner of the address, at the address the owner registered, at most once within the interval."""
+        if not await self._claims.acquire(owner_id, NOTICE_SERIAL):
+            raise Claimed("the owner is being told right now", retry_after=self._retry_claimed_after.total_seconds())
+        try:
+            streams, keys = await asyncio.gather(self._log.load(owner_id), self._keys.fetch((owner_id,)))
+            owner = streams.get(Registration, owner_id)
+            wrapped = keys.get(owner_id)
+            if owner is None or wrapped is None or not owner.may_notify_owner(self._clock(), self._policy):
+                await self._attempt(request, duplicate, None)
+                return
+            letter = self._letters.notice(
+                to=self._secrets.open(owner_id, owner.personal_data, wrapped).email,
+                locale=owner.locale,
+                message_id=self._secrets.message_id(request.registration_id, request.serial),
+            )
+            await self._attempt(request, duplicate, letter)
+        finally:
+            await self._claims.release(owner_id, NOTICE_SERIAL)
+
+    async def _attempt(self, request: MailRequest, registration: Registration, letter: Letter | None) -> None:
+        """Send the letter, or withhold it (None), and record what became of it.
+
+        Who registers must not see that nothing was sent: a withheld mail shares the fate of one that is sent now,
+        and takes as long as one of the latest did.
+        """
+        begun = self._clock()
+        outcome: RecordEmailDispatched | RecordEmailDispatchFailed | WithholdEmail
+        try:
+            accepted = await (self._servers.probe() if letter is None else self._servers.send(letter))
+        except NotSent as failure:
+            outcome = RecordEmailDispatchFailed(
+                registration_id=request.registration_id,
+                serial=request.serial,
+                kind=request.kind,
+                permanent=failure.permanent,
+                failure=failure.failure,
+                provider=failure.provider,
+                attempts=failure.attempts,
+                reply_code=failure.reply_code,
+                reply_status=failure.reply_status,
+                outcome_unknown=failure.outcome_unknown,
+            )
+        else:
+            took = self._clock() - begun
+            if letter is None:
+                await self._sleep(max(timedelta(0), self._usual(request) - took).total_seconds())
+                outcome = WithholdEmail(registration_id=request.registration_id, serial=request.serial)
+            else:
+                self._took.append(took)
+                outcome = RecordEmailDispatched(
+                    registration_id=request.registration_id,
+                    serial=request.serial,
+                    kind=request.kind,
+                    provider=accepted.provider,
+                    attempts=accepted.attempts,
+                    reply_code=accepted.reply_code,
+                )
+        await self._record(outcome, request)
+        if isinstance(outcome, RecordEmailDispatched) and not registration.handed_over_at:
+            self._on_first_mail(self._clock() - registration.created_on)
+
+    def _usual(self, request: MailRequest) -> timedelta:
+        """What one of the latest hand-overs took: by the id, so as different from another's as real ones are."""
+        return self._took[request.registration_id.int % len(self._took)] if self._took else timedelta(0)
+
+    async def _record(self, outcome: Command, request: MailRequest) -> None:
+        """Record what became of the mail, however long the database is away.
+
+        Only this is repeated, never the sending: the mail is out, or the try is used up, whatever the database says.
+        """
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type((Unavailable, Conflict)),
+            wait=wait_exponential(multiplier=0.2, max=5),
+            sleep=self._sleep,
+        )
+        await retrying(self._handlers.handle, outcome, _context(request))
+
+
+def _context(request: MailRequest) -> Context:
+    return Context(ACTOR, request.correlation_id, request.position, request.trace)

@@ -1,0 +1,145 @@
+"""The mail saga's decisions: a pure function of what it remembers, what happened, and the time.
+
+It only issues commands, all of them idempotent, and notes in its own stream what it decided. The driver
+(`infrastructure/process_manager.py`) runs the commands first and saves the notes with its position after them, so a
+crash in between repeats commands without effect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from uuid import UUID
+
+from application.commands import (
+    ActivateAccount,
+    CancelRegistration,
+    Command,
+    ReleaseEmail,
+    ReplaceStaleCode,
+    RevokeOtp,
+)
+from domain.mail_saga import MailSaga
+from domain.recorded import AnyEvent
+from domain.registration import Policy, Registration
+
+SECOND_LOOK = timedelta(minutes=2)
+"""A mail neither dispatched nor failed by then is requested again; the wait doubles with each request."""
+
+RETRY_DELAYS = tuple(timedelta(seconds=s) for s in (30, 120, 360, 900, 3600))
+"""Waits after a transient failure; from the last one on it is hourly until the registration's end. Chosen to outlast
+a greylisting (5 minutes) while the first code still holds, and an outage of hours without burning anything."""
+
+JITTER = 0.2
+"""A retry comes up to this part earlier or later, so that an outage's backlog does not return as one wave."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlineReached:
+    """It is time to look again."""
+
+    registration_id: UUID
+
+
+def react(
+    saga: MailSaga | None, happened: AnyEvent | DeadlineReached, now: datetime, policy: Policy
+) -> tuple[MailSaga | None, list[Command]]:
+    """Decide what follows from an event or a deadline.
+
+    Answers the saga (new on the first event, with its notes pending) and the commands to run, in order.
+    """
+    match happened:
+        case Registration.UserRegistered():
+            if saga is None:
+                saga = MailSaga.start(
+                    registration_id=happened.originator_id,
+                    claim_id=UUID(happened.claim_id),
+                    kind="code" if happened.duplicate_of is None else "notice",
+                    ends_at=happened.timestamp + policy.registration_ttl,
+                    now=now,
+                )
+            return saga, []
+        case _ if saga is None or saga.ended:
+            return saga, []
+        case DeadlineReached():
+            return saga, _look_again(saga, now, policy)
+        case Registration.OtpIssued(serial=serial) if serial > saga.serial:
+            saga.request_mail(serial=serial, issued_at=happened.timestamp, look_again_at=now + SECOND_LOOK, now=now)
+            return saga, []
+        case Registration.EmailDispatched(serial=serial) | Registration.EmailWithheld(serial=serial):
+            if serial == saga.serial and saga.awaits_outcome:
+                saga.await_end(now=now)
+            return saga, []
+        case Registration.EmailDispatchFailed(serial=serial, permanent=permanent):
+            if serial != saga.serial or not saga.awaits_outcome:
+                return saga, []
+            if permanent:
+                return saga, _undo(saga, "undeliverable", now)
+            saga.schedule_retry(look_again_at=now + _retry_delay(saga), now=now)
+            return saga, []
+        case Registration.CodeLocked(serial=serial) if serial == saga.serial and saga.awaits_outcome:
+            saga.note_dead_code(now=now)
+            return saga, []
+        case Registration.EmailRetryRequested():
+            return saga, _try_again(saga, now, policy)
+        case Registration.EmailDiscarded():
+            return saga, _undo(saga, "discarded", now)
+        case Registration.EmailVerified():
+            # It has ended only when the activation is in the log, too.
+            return saga, [ActivateAccount(registration_id=saga.registration_id)]
+        case Registration.AccountActivated():
+            saga.end(outcome="active", now=now)
+            return saga, []
+        case Registration.RegistrationCancelled(reason=reason):
+            # By our own compensation, an operator or a superseding registration: the address is still to be freed.
+            saga.end(outcome=reason, now=now)
+            return saga, [ReleaseEmail(registration_id=saga.registration_id, claim_id=saga.claim_id)]
+        case _:
+            return saga, []
+
+
+def _look_again(saga: MailSaga, now: datetime, policy: Policy) -> list[Command]:
+    if saga.look_again_at is None or now < saga.look_again_at:
+        return []
+    if saga.undoing is not None:
+        return _undo(saga, saga.undoing, now)
+    if now >= saga.ends_at:
+        return _undo(saga, "expired", now)
+    if saga.awaits_outcome:
+        return _try_again(saga, now, policy)
+    return []
+
+
+def _try_again(saga: MailSaga, now: datetime, policy: Policy) -> list[Command]:
+    """Request the current mail again, or a fresh code where the current one would be stale on arrival."""
+    if not saga.awaits_outcome or saga.issued_at is None:
+        return []
+    # Twice the wait with each request: a long outage must not pile up requests of one mail.
+    wait = min(SECOND_LOOK * 2 ** min(saga.requests, 5), RETRY_DELAYS[-1])
+    if saga.code_dead or now >= saga.issued_at + policy.otp_ttl:
+        saga.ask_fresh_code(look_again_at=now + wait, now=now)
+        return [ReplaceStaleCode(registration_id=saga.registration_id, serial=saga.serial)]
+    saga.request_mail(serial=saga.serial, issued_at=saga.issued_at, look_again_at=now + wait, now=now)
+    return []
+
+
+def _undo(saga: MailSaga, reason: str, now: datetime) -> list[Command]:
+    """Compensate, in reverse order of what was done: revoke the code, cancel the registration, free the address.
+
+    The last step waits for the cancellation to be in the log: should the registrant have verified in the meantime,
+    the cancellation is refused, and the address must stay the account's.
+    """
+    saga.undo(reason=reason, look_again_at=now + SECOND_LOOK, now=now)
+    return [
+        RevokeOtp(registration_id=saga.registration_id),
+        CancelRegistration(registration_id=saga.registration_id, reason=reason),
+    ]
+
+
+def _retry_delay(saga: MailSaga) -> timedelta:
+    delay = RETRY_DELAYS[min(saga.failures, len(RETRY_DELAYS) - 1)]
+    # From the ids instead of a random source: the same decision on every machine and in every replay of a test.
+    digest = blake2b(saga.registration_id.bytes + saga.failures.to_bytes(4, "big"), digest_size=8).digest()
+    part = int.from_bytes(digest, "big") / 2**64
+    return delay * (1 + JITTER * (2 * part - 1))

@@ -1,0 +1,75 @@
+"""EmailClaim: who holds an address."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from eventsourcing.domain import Aggregate, CanMutateAggregate, event
+from eventsourcing.utils import register_topic
+
+from domain.streams import begin
+
+
+class EmailClaim(Aggregate, created_event_name="EmailClaimed"):
+    """One address's holder. The stream's id is a keyed hash of the address, so the log never names it.
+
+    Saved in the same commit as the registration: the store's primary key lets one of any number of simultaneous
+    claims through.
+    """
+
+    class EmailClaimed(Aggregate.Created):
+        """The address belongs to this registration from now on; the first such event begins the stream."""
+
+        TOPIC = "email_claim.email_claimed"
+        registration_id: str
+
+        def mutate(self, aggregate: Any) -> Any:
+            if aggregate is None:
+                return super().mutate(None)
+            return CanMutateAggregate.mutate(self, aggregate)
+
+        def apply(self, aggregate: Any) -> None:
+            aggregate.holder = UUID(self.registration_id)
+
+    class EmailReleased(Aggregate.Event):
+        """Compensation of `EmailClaimed`: the address is free."""
+
+        TOPIC = "email_claim.email_released"
+        registration_id: str
+
+    def __init__(self) -> None:
+        self.holder: UUID | None = None
+
+    @classmethod
+    def begin(cls, *, claim_id: UUID, registration_id: UUID, now: datetime) -> EmailClaim:
+        """Claim an address that nobody ever held."""
+        return begin(
+            cls, cls.EmailClaimed, name="email_claim", stream_id=claim_id, now=now, registration_id=str(registration_id)
+        )
+
+    def take(self, *, registration_id: UUID, now: datetime) -> None:
+        """Claim the address for a registration, from an earlier holder that has ended."""
+        if self.holder == registration_id:
+            return
+        if self.holder is not None:
+            self._email_released(registration_id=str(self.holder), timestamp=now)
+        self.trigger_event(
+            self.EmailClaimed,
+            originator_topic="email_claim",
+            registration_id=str(registration_id),
+            timestamp=now,
+        )
+
+    def release(self, *, registration_id: UUID, now: datetime) -> None:
+        """Free the address if this registration still holds it."""
+        if self.holder == registration_id:
+            self._email_released(registration_id=str(registration_id), timestamp=now)
+
+    @event(EmailReleased)
+    def _email_released(self, registration_id: str, timestamp: datetime) -> None:
+        self.holder = None
+
+
+register_topic("email_claim", EmailClaim)

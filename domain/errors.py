@@ -1,0 +1,83 @@
+"""Refusals: what the rules do not allow. Each is a final answer; trying the same again changes nothing.
+
+Refused
+├── UnknownRegistration     no registration has this id
+├── NotPending              it is active, verified or cancelled already
+├── WrongCode               not the code of the current issue; one try is used up
+├── CodeExpired             the code's time is over, or it was revoked
+├── CodeLocked              the code's tries are used up
+├── TooManyRequests         a new code was asked for too soon or too often
+├── IdempotencyKeyReused    the key came before with another payload
+└── AddressTaken            an account has this address (said only where the operator chose to reveal it)
+"""
+
+from datetime import timedelta
+
+
+class Refused(Exception):
+    """A rule says no.
+
+    Attributes:
+        code: stable name of the situation, part of the public contract.
+    """
+
+    code = "refused"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+
+
+class UnknownRegistration(Refused):
+    """There is no registration with this id."""
+
+    code = "unknown-registration"
+
+
+class NotPending(Refused):
+    """This registration is not pending any more."""
+
+    code = "not-pending"
+
+
+class WrongCode(Refused):
+    """This is not the code of the latest mail."""
+
+    code = "wrong-code"
+
+    def __init__(self, attempts_left: int) -> None:
+        super().__init__()
+        self.attempts_left = attempts_left
+
+
+class CodeExpired(Refused):
+    """This code's time is over; ask for a new one."""
+
+    code = "code-expired"
+
+
+class CodeLocked(Refused):
+    """Too many wrong codes; ask for a new one."""
+
+    code = "code-locked"
+
+
+class TooManyRequests(Refused):
+    """Too many codes were asked for."""
+
+    code = "too-many-requests"
+
+    def __init__(self, retry_after: timedelta) -> None:
+        super().__init__()
+        self.retry_after = retry_after
+
+
+class IdempotencyKeyReused(Refused):
+    """This Idempotency-Key came before with another payload."""
+
+    code = "idempotency-key-reused"
+
+
+class AddressTaken(Refused):
+    """An account with this address exists."""
+
+    code = "address-taken"

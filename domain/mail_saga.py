@@ -1,0 +1,244 @@
+"""MailSaga: what the process manager decided about one registration's mail, and when it looks again."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID, uuid5
+
+from eventsourcing.domain import Aggregate, event
+from eventsourcing.utils import register_topic
+
+from domain.streams import begin
+
+_NAMESPACE = UUID("6f0f9c5e-0b0e-5c55-9d0a-6d61696c7361")
+
+
+class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
+    """The process manager's memory of one registration; its rules are in `application.mail_saga`.
+
+    Until it has ended there is always a `look_again_at`: nothing waits without a date.
+    """
+
+    class MailSagaStarted(Aggregate.Created):
+        """A registration began; if it is still unverified at `ends_at`, it is undone. `kind`: "code" or "notice"."""
+
+        TOPIC = "mail_saga.started"
+        registration_id: str
+        claim_id: str
+        kind: str
+        ends_at: datetime
+
+    class MailRequested(Aggregate.Event):
+        """The mail of this issue is to be sent: the relay hands it on.
+
+        `issued_at` is when the code came into force, `request` counts the requests of this issue from 1.
+        """
+
+        TOPIC = "mail_saga.mail_requested"
+        registration_id: str
+        kind: str
+        serial: int
+        issued_at: datetime
+        request: int
+        look_again_at: datetime
+
+    class RetryScheduled(Aggregate.Event):
+        """The mail failed for now and is tried again later; `failures` counts over the whole registration."""
+
+        TOPIC = "mail_saga.retry_scheduled"
+        registration_id: str
+        serial: int
+        failures: int
+        look_again_at: datetime
+
+    class CodeFoundDead(Aggregate.Event):
+        """The tries of a code whose hand-over is not certain are used up: its mail would be useless."""
+
+        TOPIC = "mail_saga.code_found_dead"
+        registration_id: str
+        serial: int
+        look_again_at: datetime
+
+    class FreshCodeAsked(Aggregate.Event):
+        """The code would have been stale on arrival; a new one was asked for instead."""
+
+        TOPIC = "mail_saga.fresh_code_asked"
+        registration_id: str
+        serial: int
+        look_again_at: datetime
+
+    class EndAwaited(Aggregate.Event):
+        """The mail is with a mail server; the rest is up to the registrant."""
+
+        TOPIC = "mail_saga.end_awaited"
+        registration_id: str
+        serial: int
+        look_again_at: datetime
+
+    class UndoDecided(Aggregate.Event):
+        """The registration is to be undone; once its cancellation is in the log, the address is freed."""
+
+        TOPIC = "mail_saga.undo_decided"
+        registration_id: str
+        reason: str
+        look_again_at: datetime
+
+    class MailSagaEnded(Aggregate.Event):
+        """Nothing is left to do. `outcome`: "active", or the reason why the registration was undone."""
+
+        TOPIC = "mail_saga.ended"
+        registration_id: str
+        outcome: str
+
+    def __init__(self, registration_id: str, claim_id: str, kind: str, ends_at: datetime) -> None:
+        self.registration_id = UUID(registration_id)
+        self.claim_id = UUID(claim_id)
+        self.kind = kind
+        self.ends_at = ends_at
+        self.look_again_at: datetime | None = ends_at
+        self.serial = 0
+        self.issued_at: datetime | None = None
+        self.requests = 0
+        self.failures = 0
+        self.retry_due = False
+        self.code_dead = False
+        self.awaits_outcome = False
+        self.undoing: str | None = None
+        self.ended = False
+
+    @staticmethod
+    def stream_id(registration_id: UUID) -> UUID:
+        """The saga's stream of a registration."""
+        return uuid5(_NAMESPACE, registration_id.bytes.hex())
+
+    @classmethod
+    def start(cls, *, registration_id: UUID, claim_id: UUID, kind: str, ends_at: datetime, now: datetime) -> MailSaga:
+        """Begin to look after a registration."""
+        return begin(
+            cls,
+            cls.MailSagaStarted,
+            name="mail_saga",
+            stream_id=cls.stream_id(registration_id),
+            now=now,
+            registration_id=str(registration_id),
+            claim_id=str(claim_id),
+            kind=kind,
+            ends_at=ends_at,
+        )
+
+    def request_mail(self, *, serial: int, issued_at: datetime, look_again_at: datetime, now: datetime) -> None:
+        """Ask for the mail of issue `serial`, once more if it was asked for already."""
+        self._mail_requested(
+            registration_id=str(self.registration_id),
+            kind=self.kind,
+            serial=serial,
+            issued_at=issued_at,
+            request=self.requests + 1 if serial == self.serial else 1,
+            look_again_at=min(look_again_at, self.ends_at),
+            timestamp=now,
+        )
+
+    def schedule_retry(self, *, look_again_at: datetime, now: datetime) -> None:
+        """Note a failure and when to try again; a request fails once, however often that is reported."""
+        if self.retry_due:
+            return
+        self._retry_scheduled(
+            registration_id=str(self.registration_id),
+            serial=self.serial,
+            failures=self.failures + 1,
+            look_again_at=min(look_again_at, self.ends_at),
+            timestamp=now,
+        )
+
+    def note_dead_code(self, *, now: datetime) -> None:
+        """Remember that the current code is of no use any more."""
+        self._code_found_dead(
+            registration_id=str(self.registration_id),
+            serial=self.serial,
+            look_again_at=self.look_again_at or self.ends_at,
+            timestamp=now,
+        )
+
+    def ask_fresh_code(self, *, look_again_at: datetime, now: datetime) -> None:
+        """Note that a new code was asked for; its `OtpIssued` brings the request of its mail."""
+        self._fresh_code_asked(
+            registration_id=str(self.registration_id),
+            serial=self.serial,
+            look_again_at=min(look_again_at, self.ends_at),
+            timestamp=now,
+        )
+
+    def await_end(self, *, now: datetime) -> None:
+        """The mail is out: look again at the registration's end."""
+        self._end_awaited(
+            registration_id=str(self.registration_id), serial=self.serial, look_again_at=self.ends_at, timestamp=now
+        )
+
+    def undo(self, *, reason: str, look_again_at: datetime, now: datetime) -> None:
+        """The registration is to be undone."""
+        self._undo_decided(
+            registration_id=str(self.registration_id), reason=reason, look_again_at=look_again_at, timestamp=now
+        )
+
+    def end(self, *, outcome: str, now: datetime) -> None:
+        """Nothing is left to do."""
+        if not self.ended:
+            self._ended(registration_id=str(self.registration_id), outcome=outcome, timestamp=now)
+
+    @event(MailRequested)
+    def _mail_requested(
+        self,
+        registration_id: str,
+        kind: str,
+        serial: int,
+        issued_at: datetime,
+        request: int,
+        look_again_at: datetime,
+        timestamp: datetime,
+    ) -> None:
+        if serial != self.serial:
+            self.code_dead = False
+        self.serial = serial
+        self.issued_at = issued_at
+        self.requests = request
+        self.retry_due = False
+        self.awaits_outcome = True
+        self.look_again_at = look_again_at
+
+    @event(RetryScheduled)
+    def _retry_scheduled(
+        self, registration_id: str, serial: int, failures: int, look_again_at: datetime, timestamp: datetime
+    ) -> None:
+        self.failures = failures
+        self.retry_due = True
+        self.look_again_at = look_again_at
+
+    @event(CodeFoundDead)
+    def _code_found_dead(self, registration_id: str, serial: int, look_again_at: datetime, timestamp: datetime) -> None:
+        self.code_dead = True
+
+    @event(FreshCodeAsked)
+    def _fresh_code_asked(
+        self, registration_id: str, serial: int, look_again_at: datetime, timestamp: datetime
+    ) -> None:
+        self.look_again_at = look_again_at
+
+    @event(EndAwaited)
+    def _end_awaited(self, registration_id: str, serial: int, look_again_at: datetime, timestamp: datetime) -> None:
+        self.awaits_outcome = False
+        self.look_again_at = look_again_at
+
+    @event(UndoDecided)
+    def _undo_decided(self, registration_id: str, reason: str, look_again_at: datetime, timestamp: datetime) -> None:
+        self.undoing = reason
+        self.awaits_outcome = False
+        self.look_again_at = look_again_at
+
+    @event(MailSagaEnded)
+    def _ended(self, registration_id: str, outcome: str, timestamp: datetime) -> None:
+        self.ended = True
+        self.awaits_outcome = False
+        self.look_again_at = None
+
+
+register_topic("mail_saga", MailSaga)

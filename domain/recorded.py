@@ -1,0 +1,37 @@
+"""An event as it stands in the log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from eventsourcing.domain import CanMutateAggregate
+
+AnyEvent = CanMutateAggregate[UUID]
+"""A domain event of any aggregate."""
+
+Position = int
+"""Place of an event in the log: 1, 2, 3, … in commit order, without gaps; 0 is before the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event with what was written beside it.
+
+    Attributes:
+        recorded_at: the database's time of the commit (UTC).
+        correlation_id: the same for everything that followed from one request.
+        causation_position: position of the event that led to this one, None if it came from outside.
+        actor: who did it: "client", "operator", "mail-saga", "mail-worker", …
+        trace: W3C `traceparent`, or None.
+    """
+
+    event: AnyEvent
+    position: Position
+    topic: str
+    recorded_at: datetime
+    correlation_id: UUID
+    causation_position: Position | None
+    actor: str
+    trace: str | None

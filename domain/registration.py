@@ -1,0 +1,504 @@
+"""Registration: one person's sign-up, from the first request until it is active or undone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from hmac import compare_digest
+from uuid import UUID
+
+from eventsourcing.domain import Aggregate, event
+from eventsourcing.utils import register_topic
+
+from domain.errors import CodeExpired, CodeLocked, NotPending, Refused, TooManyRequests, WrongCode
+from domain.streams import begin
+
+PERSONAL_FIELDS = frozenset({"personal_data", "fingerprint"})
+"""Fields of events that are about the person, sealed or hashed: shown nowhere outside of the log."""
+
+
+class Status(StrEnum):
+    PENDING = "PENDING"
+    VERIFIED = "VERIFIED"
+    ACTIVE = "ACTIVE"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The figures of the rules, all adjustable by the operator (`contract.md`, Environment).
+
+    Attributes:
+        otp_ttl: how long a code holds after its hand-over to the mail server (plan: 10 minutes).
+        otp_max_attempts: wrong tries after which a code is locked.
+        resend_cooldown: least time between two issues of a code.
+        resends_per_hour: how many new codes a registrant may ask for within an hour.
+        registration_ttl: how long after the start an unverified registration is undone.
+        notice_interval: least time between two notices to the owner of an address that others try to register.
+        codes_locked: how many codes may be locked before the registration is undone. With 5 tries each that bounds
+            the guesses at one registration to 25 (security.md, S4), of the 100 that NIST SP 800-63B allows.
+    """
+
+    otp_ttl: timedelta = timedelta(minutes=10)
+    otp_max_attempts: int = 5
+    resend_cooldown: timedelta = timedelta(seconds=60)
+    resends_per_hour: int = 5
+    registration_ttl: timedelta = timedelta(hours=24)
+    notice_interval: timedelta = timedelta(hours=24)
+    codes_locked: int = 5
+
+
+class Registration(Aggregate, created_event_name="UserRegistered"):
+    """One person's sign-up, until it is active or undone.
+
+    PENDING → VERIFIED → ACTIVE, or CANCELLED. A public method is a command: it checks, then records. One whose
+    effect already holds records nothing.
+
+    A registration for an address that an account holds already is a `duplicate`: from outside it behaves like any
+    other, but no code ever matches, and what goes out by mail is a notice to the account's owner.
+    """
+
+    class UserRegistered(Aggregate.Created):
+        """Somebody asked for an account.
+
+        `personal_data` is sealed with the person's own key. `claim_id` is the stream of the address's claim (a keyed
+        hash), `fingerprint` a keyed hash of the whole request, `duplicate_of` the id of the account that holds the
+        address.
+        """
+
+        TOPIC = "registration.user_registered"
+        claim_id: str
+        fingerprint: str
+        personal_data: str
+        locale: str
+        duplicate_of: str | None
+
+    class OtpIssued(Aggregate.Event):
+        """A code came into force; the one before died. `reason`: "registered", "requested" or "stale"."""
+
+        TOPIC = "registration.otp_issued"
+        serial: int
+        reason: str
+
+    class EmailDispatched(Aggregate.Event):
+        """A mail server took the mail of this issue over. `kind`: "code" or "notice"."""
+
+        TOPIC = "registration.email_dispatched"
+        serial: int
+        kind: str
+        provider: str
+        attempts: int
+        reply_code: int
+
+    class EmailWithheld(Aggregate.Event):
+        """The owner of the address had a notice within a day already, so this issue's mail is not sent.
+
+        For everybody outside it counts as handed over.
+        """
+
+        TOPIC = "registration.email_withheld"
+        serial: int
+
+    class EmailDispatchFailed(Aggregate.Event):
+        """No mail server took the mail of this issue. See `NotSent` in the ports for the fields."""
+
+        TOPIC = "registration.email_dispatch_failed"
+        serial: int
+        kind: str
+        permanent: bool
+        failure: str
+        provider: str
+        attempts: int
+        reply_code: int | None
+        reply_status: str | None
+        outcome_unknown: bool
+
+    class EmailRetryRequested(Aggregate.Event):
+        """An operator wants the mail tried again now."""
+
+        TOPIC = "registration.email_retry_requested"
+        serial: int
+
+    class EmailDiscarded(Aggregate.Event):
+        """An operator gave the mail up: the registration is to be undone."""
+
+        TOPIC = "registration.email_discarded"
+        serial: int
+
+    class OwnerNotified(Aggregate.Event):
+        """The owner of this account was told by mail that somebody tried to register the address again."""
+
+        TOPIC = "registration.owner_notified"
+        duplicate_id: str
+
+    class CodeRejected(Aggregate.Event):
+        """A wrong code was offered; `attempt` counts from 1 within the issue."""
+
+        TOPIC = "registration.code_rejected"
+        serial: int
+        attempt: int
+
+    class CodeLocked(Aggregate.Event):
+        """The tries of this issue are used up."""
+
+        TOPIC = "registration.code_locked"
+        serial: int
+
+    class EmailVerified(Aggregate.Event):
+        """The registrant proved to read mail at the address."""
+
+        TOPIC = "registration.email_verified"
+        serial: int
+
+    class AccountActivated(Aggregate.Event):
+        """The account may be used."""
+
+        TOPIC = "registration.account_activated"
+
+    class OtpRevoked(Aggregate.Event):
+        """Compensation of `OtpIssued`."""
+
+        TOPIC = "registration.otp_revoked"
+        serial: int
+
+    class RegistrationCancelled(Aggregate.Event):
+        """Compensation of `UserRegistered`.
+
+        `reason`: "expired", "undeliverable", "discarded", "superseded", "guessed", "operator" or "erased".
+        """
+
+        TOPIC = "registration.registration_cancelled"
+        reason: str
+
+    class PersonalDataErased(Aggregate.Event):
+        """The person's key was destroyed in this commit; what it sealed cannot be read any more."""
+
+        TOPIC = "registration.personal_data_erased"
+
+    def __init__(
+        self, claim_id: str, fingerprint: str, personal_data: str, locale: str, duplicate_of: str | None
+    ) -> None:
+        self.status = Status.PENDING
+        self.claim_id = UUID(claim_id)
+        self.fingerprint = fingerprint
+        self.personal_data = personal_data
+        self.locale = locale
+        self.duplicate_of = UUID(duplicate_of) if duplicate_of else None
+        self.serial = 0
+        self.issued_at: datetime | None = None
+        self.requested_at: list[datetime] = []
+        self.handed_over_at: dict[int, datetime] = {}
+        self.rejections = 0
+        self.locked = False
+        self.locks = 0
+        self.discarded = False
+        self.revoked = False
+        self.owner_notified_at: datetime | None = None
+        self.erased = False
+
+    @classmethod
+    def register(
+        cls,
+        *,
+        registration_id: UUID,
+        claim_id: UUID,
+        fingerprint: str,
+        personal_data: str,
+        locale: str,
+        duplicate_of: UUID | None,
+        now: datetime,
+    ) -> Registration:
+        """Begin a registration and issue its first code."""
+        registration = begin(
+            cls,
+            cls.UserRegistered,
+            name="registration",
+            stream_id=registration_id,
+            now=now,
+            claim_id=str(claim_id),
+            fingerprint=fingerprint,
+            personal_data=personal_data,
+            locale=locale,
+            duplicate_of=str(duplicate_of) if duplicate_of else None,
+        )
+        registration._otp_issued(serial=1, reason="registered", timestamp=now)
+        return registration
+
+    # --- What holds ---------------------------------------------------------------------------
+
+    @property
+    def is_pending(self) -> bool:
+        return self.status is Status.PENDING
+
+    @property
+    def is_being_undone(self) -> bool:
+        """Its end is decided, even if not recorded yet: no mail of it is sent any more."""
+        return self.discarded or self.revoked
+
+    @property
+    def is_proven(self) -> bool:
+        """An account holds the address for good."""
+        return self.status in {Status.VERIFIED, Status.ACTIVE}
+
+    def lacks_mail(self, serial: int) -> bool:
+        """Is this the current issue of a registration that goes on, and not handed over to a mail server yet?"""
+        current = self.is_pending and not self.is_being_undone and serial == self.serial
+        return current and serial not in self.handed_over_at
+
+    def wants_mail(self, serial: int) -> bool:
+        """Is the mail of this issue still to be sent? Not if its code is of no use any more: then a fresh one is due."""
+        return self.lacks_mail(serial) and not self.locked
+
+    def may_notify_owner(self, now: datetime, policy: Policy) -> bool:
+        """May the owner of this account be told of a duplicate, or was one within the day?"""
+        if not self.is_proven or self.erased:
+            return False
+        return self.owner_notified_at is None or now >= self.owner_notified_at + policy.notice_interval
+
+    # --- Codes --------------------------------------------------------------------------------
+
+    def verify(self, *, offered: str, expected: str, now: datetime, policy: Policy) -> Refused | None:
+        """Accept the proof that the registrant reads mail at the address.
+
+        Answers the refusal to give once what was recorded is on disk: a wrong try is an event, so it must not be
+        raised before it is saved. None: the proof holds (now or since earlier).
+
+        A code's time runs from its hand-over to the mail server; one not recorded as handed over is not expired.
+        """
+        if self.is_proven:
+            return None
+        if not self.is_pending:
+            return NotPending()
+        if self.locked:
+            return CodeLocked()
+        handed_over_at = self.handed_over_at.get(self.serial)
+        if self.revoked or (handed_over_at is not None and now >= handed_over_at + policy.otp_ttl):
+            return CodeExpired()
+        # Compared even for a duplicate, whose codes never match, so that both take the same time.
+        matches = compare_digest(offered.encode(), expected.encode())
+        if matches and self.duplicate_of is None:
+            self._email_verified(serial=self.serial, timestamp=now)
+            return None
+        self._code_rejected(serial=self.serial, attempt=self.rejections + 1, timestamp=now)
+        if self.rejections >= policy.otp_max_attempts:
+            self._code_locked(serial=self.serial, timestamp=now)
+            if self.locks >= policy.codes_locked:
+                self.revoke_code(now=now)
+                self.cancel(reason="guessed", now=now)
+        return WrongCode(attempts_left=max(0, policy.otp_max_attempts - self.rejections))
+
+    def request_new_code(self, *, now: datetime, policy: Policy) -> None:
+        """Replace the code because the registrant asks for it.
+
+        Raises:
+            NotPending: there is nothing left to prove.
+            TooManyRequests: within the cooldown of the last issue, or too many within the hour.
+        """
+        if not self.is_pending or self.is_being_undone:
+            raise NotPending
+        waits = [timedelta(0)]
+        if self.issued_at is not None:
+            waits.append(self.issued_at + policy.resend_cooldown - now)
+        within_the_hour = [at for at in self.requested_at if at > now - timedelta(hours=1)]
+        if len(within_the_hour) >= policy.resends_per_hour:
+            waits.append(within_the_hour[-policy.resends_per_hour] + timedelta(hours=1) - now)
+        if max(waits) > timedelta(0):
+            raise TooManyRequests(retry_after=max(waits))
+        self._otp_issued(serial=self.serial + 1, reason="requested", timestamp=now)
+
+    def replace_stale_code(self, *, serial: int, now: datetime) -> None:
+        """Replace the code of issue `serial`, which would be useless by the time its mail arrives."""
+        if self.lacks_mail(serial):
+            self._otp_issued(serial=serial + 1, reason="stale", timestamp=now)
+
+    # --- Mail ---------------------------------------------------------------------------------
+
+    def record_dispatched(
+        self, *, serial: int, kind: str, provider: str, attempts: int, reply_code: int, now: datetime
+    ) -> None:
+        """The mail of issue `serial` is with a mail server. A fact, recorded whatever became of the registration."""
+        if serial not in self.handed_over_at:
+            self._email_dispatched(
+                serial=serial, kind=kind, provider=provider, attempts=attempts, reply_code=reply_code, timestamp=now
+            )
+
+    def withhold_mail(self, *, serial: int, now: datetime) -> None:
+        """Do not send the mail of issue `serial`: the address's owner knows already."""
+        if self.lacks_mail(serial):
+            self._email_withheld(serial=serial, timestamp=now)
+
+    def record_dispatch_failed(
+        self,
+        *,
+        serial: int,
+        kind: str,
+        permanent: bool,
+        failure: str,
+        provider: str,
+        attempts: int,
+        reply_code: int | None,
+        reply_status: str | None,
+        outcome_unknown: bool,
+        now: datetime,
+    ) -> None:
+        """The mail of issue `serial` could not be handed over; of no interest once it is not wanted any more."""
+        if self.lacks_mail(serial):
+            self._email_dispatch_failed(
+                serial=serial,
+                kind=kind,
+                permanent=permanent,
+                failure=failure,
+                provider=provider,
+                attempts=attempts,
+                reply_code=reply_code,
+                reply_status=reply_status,
+                outcome_unknown=outcome_unknown,
+                timestamp=now,
+            )
+
+    def record_owner_notified(self, *, duplicate_id: UUID, now: datetime) -> None:
+        """The owner was told of the registration `duplicate_id`."""
+        self._owner_notified(duplicate_id=str(duplicate_id), timestamp=now)
+
+    def retry_mail(self, *, now: datetime) -> None:
+        """Try the current mail again at an operator's wish; silent where it was handed over already.
+
+        Raises:
+            NotPending: the registration has ended.
+        """
+        if not self.is_pending:
+            raise NotPending
+        if self.lacks_mail(self.serial):
+            self._email_retry_requested(serial=self.serial, timestamp=now)
+
+    def discard_mail(self, *, now: datetime) -> None:
+        """Give the current mail up at an operator's wish; the saga undoes the registration.
+
+        Silent where the mail was handed over already: the registrant may be about to enter its code.
+
+        Raises:
+            NotPending: the account is verified or active.
+        """
+        if self.is_proven:
+            raise NotPending
+        if self.lacks_mail(self.serial):
+            self._email_discarded(serial=self.serial, timestamp=now)
+
+    # --- Ends ---------------------------------------------------------------------------------
+
+    def activate(self, *, now: datetime) -> None:
+        """Open the account once the address is proved."""
+        if self.status is Status.VERIFIED:
+            self._account_activated(timestamp=now)
+
+    def revoke_code(self, *, now: datetime) -> None:
+        """Undo the issue of the code: it never verifies again, and no mail of it is sent."""
+        if self.is_pending and not self.revoked:
+            self._otp_revoked(serial=self.serial, timestamp=now)
+
+    def cancel(self, *, reason: str, now: datetime) -> None:
+        """Undo the registration; its code is dead from here on.
+
+        Raises:
+            NotPending: the account is verified or active.
+        """
+        if self.is_proven:
+            raise NotPending
+        if self.is_pending:
+            self._registration_cancelled(reason=reason, timestamp=now)
+
+    def supersede(self, *, now: datetime) -> None:
+        """Make room for a later registration of the same address: code and password die in its commit."""
+        self.revoke_code(now=now)
+        self.cancel(reason="superseded", now=now)
+
+    def erase(self, *, now: datetime) -> None:
+        """End the registration, whatever its state, and declare its personal data gone."""
+        self.revoke_code(now=now)
+        if self.status is not Status.CANCELLED:
+            self._registration_cancelled(reason="erased", timestamp=now)
+        if not self.erased:
+            self._personal_data_erased(timestamp=now)
+
+    # --- What the events mean: these run again on every replay and check nothing ---------------
+
+    @event(OtpIssued)
+    def _otp_issued(self, serial: int, reason: str, timestamp: datetime) -> None:
+        self.serial = serial
+        self.issued_at = timestamp
+        if reason == "requested":
+            self.requested_at.append(timestamp)
+        self.rejections = 0
+        self.locked = False
+
+    @event(EmailDispatched)
+    def _email_dispatched(
+        self, serial: int, kind: str, provider: str, attempts: int, reply_code: int, timestamp: datetime
+    ) -> None:
+        self.handed_over_at[serial] = timestamp
+
+    @event(EmailWithheld)
+    def _email_withheld(self, serial: int, timestamp: datetime) -> None:
+        self.handed_over_at[serial] = timestamp
+
+    @event(EmailDispatchFailed)
+    def _email_dispatch_failed(
+        self,
+        serial: int,
+        kind: str,
+        permanent: bool,
+        failure: str,
+        provider: str,
+        attempts: int,
+        reply_code: int | None,
+        reply_status: str | None,
+        outcome_unknown: bool,
+        timestamp: datetime,
+    ) -> None:
+        pass
+
+    @event(EmailRetryRequested)
+    def _email_retry_requested(self, serial: int, timestamp: datetime) -> None:
+        pass
+
+    @event(EmailDiscarded)
+    def _email_discarded(self, serial: int, timestamp: datetime) -> None:
+        self.discarded = True
+
+    @event(OwnerNotified)
+    def _owner_notified(self, duplicate_id: str, timestamp: datetime) -> None:
+        self.owner_notified_at = timestamp
+
+    @event(CodeRejected)
+    def _code_rejected(self, serial: int, attempt: int, timestamp: datetime) -> None:
+        self.rejections = attempt
+
+    @event(CodeLocked)
+    def _code_locked(self, serial: int, timestamp: datetime) -> None:
+        self.locked = True
+        self.locks += 1
+
+    @event(EmailVerified)
+    def _email_verified(self, serial: int, timestamp: datetime) -> None:
+        self.status = Status.VERIFIED
+
+    @event(AccountActivated)
+    def _account_activated(self, timestamp: datetime) -> None:
+        self.status = Status.ACTIVE
+
+    @event(OtpRevoked)
+    def _otp_revoked(self, serial: int, timestamp: datetime) -> None:
+        self.revoked = True
+
+    @event(RegistrationCancelled)
+    def _registration_cancelled(self, reason: str, timestamp: datetime) -> None:
+        self.status = Status.CANCELLED
+
+    @event(PersonalDataErased)
+    def _personal_data_erased(self, timestamp: datetime) -> None:
+        self.erased = True
+
+
+# A stable name instead of the class's path, which would become data in every first event.
+register_topic("registration", Registration)

@@ -1,0 +1,98 @@
+"""What a request to register becomes: a registration of its own, an earlier one, or a duplicate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from eventsourcing.domain import Aggregate
+
+from domain.email_claim import EmailClaim
+from domain.errors import AddressTaken, IdempotencyKeyReused
+from domain.registration import Registration
+
+IDEMPOTENCY_TTL = timedelta(hours=24)
+"""How long an Idempotency-Key stands for its registration (security.md, S15)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """An address's claim and who holds it; two of them exist per address.
+
+    The first is for the address itself. Those who try to register an address that an account holds compete, by the
+    same rules, for the second: so they get the same answers, superseding and repeats included.
+    """
+
+    claim_id: UUID
+    claim: EmailClaim | None
+    holder: Registration | None
+
+
+@dataclass(frozen=True, slots=True)
+class SignUp:
+    """The registration to answer with, and what there is to save (nothing for a repeat)."""
+
+    registration: Registration
+    changed: tuple[Aggregate, ...]
+
+
+def sign_up(
+    *,
+    address: Seat,
+    duplicates: Seat,
+    earlier: Registration | None,
+    registration_id: UUID,
+    fingerprint: str,
+    personal_data: str,
+    locale: str,
+    now: datetime,
+    reveal_duplicates: bool = False,
+) -> SignUp:
+    """Decide what a request to register becomes.
+
+    The same payload while its registration is pending is that registration, unless it is being undone already: nobody
+    would get its code. Another payload supersedes the pending one in the same commit, so nobody can squat an address
+    whose mail they cannot read.
+
+    Args:
+        earlier: the registration of the same address and Idempotency-Key, if there is one; it counts for a day.
+        registration_id: of the new one, should it come to that.
+        fingerprint: keyed hash of the whole payload.
+
+    Raises:
+        IdempotencyKeyReused: `earlier` had another payload.
+        AddressTaken: an account holds the address, and the operator chose to reveal that.
+    """
+    if earlier is not None and now < earlier.created_on + IDEMPOTENCY_TTL:
+        if earlier.fingerprint != fingerprint:
+            raise IdempotencyKeyReused
+        return SignUp(earlier, ())
+
+    owner = address.holder if address.holder is not None and address.holder.is_proven else None
+    if owner is not None and reveal_duplicates:
+        raise AddressTaken
+    seat = address if owner is None else duplicates
+
+    changed: list[Aggregate] = []
+    if seat.holder is not None and seat.holder.is_pending:
+        if seat.holder.fingerprint == fingerprint and not seat.holder.is_being_undone:
+            return SignUp(seat.holder, ())
+        seat.holder.supersede(now=now)
+        changed.append(seat.holder)
+
+    registration = Registration.register(
+        registration_id=registration_id,
+        claim_id=seat.claim_id,
+        fingerprint=fingerprint,
+        personal_data=personal_data,
+        locale=locale,
+        duplicate_of=None if owner is None else owner.id,
+        now=now,
+    )
+    if seat.claim is None:
+        claim = EmailClaim.begin(claim_id=seat.claim_id, registration_id=registration_id, now=now)
+    else:
+        claim = seat.claim
+        claim.take(registration_id=registration_id, now=now)
+    return SignUp(registration, (*changed, registration, claim))

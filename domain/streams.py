@@ -1,0 +1,30 @@
+"""How a stream begins, under a name that outlives the class's path."""
+
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from eventsourcing.domain import Aggregate, AggregateCreated
+
+A = TypeVar("A", bound=Aggregate)
+
+
+def begin(
+    kind: type[A], created: type[AggregateCreated], /, *, name: str, stream_id: UUID, now: datetime, **fields: Any
+) -> A:
+    """The aggregate that its first event makes, with that event pending.
+
+    The library's own `_create` would write the class's path into the event (`originator_topic`); `name` is registered
+    for the class instead, so the class may move.
+    """
+    first = created(
+        originator_topic=name,
+        originator_id=stream_id,
+        originator_version=kind.INITIAL_VERSION,
+        timestamp=now,
+        **fields,
+    )
+    aggregate: A | None = first.mutate(None)
+    assert aggregate is not None  # noqa: S101 - narrows the library's Optional
+    aggregate.pending_events.append(first)
+    return aggregate
