@@ -1,0 +1,451 @@
+"""The event store: group commit into one PostgreSQL log, and reading back from it.
+
+Positions are 1, 2, 3, … in commit order without gaps: a reader that saw N has seen everything up to N. The SQL side,
+with the hash chain and what is committed together, is `sql/event_store.sql`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib.resources import files
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import structlog
+from eventsourcing.persistence import StoredEvent
+
+from application.ports import A, Conflict, Context, FollowerMoved, Unavailable, WrappedKey
+from domain.recorded import AnyEvent, Position, Recorded
+from infrastructure.batching import Batcher
+from infrastructure.clock import DatabaseClock
+from infrastructure.event_codec import EventCodec
+from infrastructure.line import Connection, Line
+from infrastructure.schema import bring_up_to_date
+
+log = structlog.get_logger(__name__)
+
+MAX_BATCH_EVENTS = 1000
+"""Events in one transaction; beyond it the commit's latency grows faster than its throughput."""
+
+RESOLVE_WITHIN = timedelta(seconds=2)
+"""How long an append whose answer was lost is looked up before its caller gets `Unavailable` (faults.md, B1)."""
+
+_APPEND = """
+    SELECT append, last_position, now FROM append_batch(
+        %b, %b::integer[], %b::uuid[], %b::bigint[], %b::text[], %b::bytea[],
+        %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::text[], %b::bigint[], %b::bigint[],
+        %b::integer[], %b::uuid[], %b::bytea[])
+"""
+
+# The streams asked for, the claims, and the streams of the registrations that hold the claims now.
+_LOAD = """
+    SELECT e.originator_id, e.originator_version, e.topic, e.state, e.notification_id
+    FROM (
+        SELECT unnest(%(streams)b::uuid[]) AS id
+        UNION SELECT unnest(%(claims)b::uuid[])
+        UNION SELECT (convert_from(latest.state, 'UTF8')::jsonb ->> 'registration_id')::uuid
+        FROM unnest(%(claims)b::uuid[]) AS claim (id)
+        CROSS JOIN LATERAL (
+            SELECT c.state FROM events AS c WHERE c.originator_id = claim.id
+            ORDER BY c.originator_version DESC LIMIT 1
+        ) AS latest
+    ) AS wanted
+    CROSS JOIN LATERAL (
+        SELECT * FROM events AS s WHERE s.originator_id = wanted.id ORDER BY s.originator_version
+    ) AS e
+"""
+
+_READ = """
+    SELECT originator_id, originator_version, topic, state, notification_id, recorded_at, correlation_id,
+           causation_position, actor, trace_context
+    FROM events WHERE notification_id > %(after)s AND notification_id <= %(upto)s
+"""
+
+
+_LOST = "a stream or follower has moved on"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRow:
+    """An event as it stands in the log, not decoded."""
+
+    stream_id: UUID
+    version: int
+    topic: str
+    state: bytes
+    position: Position
+    recorded_at: datetime
+    correlation_id: UUID
+    causation_position: Position | None
+    actor: str
+    trace: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """What is to be recorded whole or not at all."""
+
+    events: Sequence[StoredEvent]
+    contexts: Sequence[Context]
+    keys: Sequence[WrappedKey] = ()
+    moved: FollowerMoved | None = None
+
+
+class LoadedStreams:
+    """Streams as read: rows by stream, turned into aggregates on demand. Belongs to one caller."""
+
+    def __init__(self, codec: EventCodec, rows: dict[UUID, list[tuple[int, str, bytes, Position]]]) -> None:
+        self._codec = codec
+        self._rows = rows
+
+    def get(self, kind: type[A], stream_id: UUID) -> A | None:
+        """The aggregate of this stream, None if the stream is empty."""
+        aggregate: Any = None
+        for version, topic, state, _ in self._rows.get(stream_id, ()):
+            aggregate = self._codec.decode(stream_id, version, topic, state).mutate(aggregate)
+        if aggregate is not None and not isinstance(aggregate, kind):
+            raise TypeError(f"stream {stream_id} is a {type(aggregate).__name__}, not a {kind.__name__}")
+        return aggregate
+
+    def position(self, stream_id: UUID) -> Position:
+        """Position of the stream's last event, 0 if it has none."""
+        rows = self._rows.get(stream_id)
+        return rows[-1][3] if rows else 0
+
+
+class EventStore:
+    """Appends and reads events. One writing and one reading connection; callers' work is gathered for each."""
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        codec: EventCodec,
+        clock: DatabaseClock,
+        statement_timeout: timedelta = timedelta(seconds=10),
+        max_waiting: int = 2000,
+        on_batch: Callable[[int], None] = lambda _: None,
+        on_append: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        """
+        Args:
+            max_waiting: appends that may wait for the next batch; beyond it callers get `Overloaded`.
+            on_batch: told the number of appends of every batch.
+            on_append: told the seconds that every append took, its wait included.
+        """
+        self._on_append = on_append
+        self._refused_at: float | None = None
+        self._codec = codec
+        self._clock = clock
+        self._writing = Line(dsn, name="append", statement_timeout=statement_timeout)
+        self._reading = Line(dsn, name="load", statement_timeout=statement_timeout)
+        self._tailing = Line(dsn, name="tail", statement_timeout=statement_timeout)
+        self._appends: Batcher[Append, Position] = Batcher(
+            self._record_batch,
+            name="append",
+            max_batch=MAX_BATCH_EVENTS,
+            max_waiting=max_waiting,
+            weigh=lambda append: len(append.events),
+            on_batch=on_batch,
+        )
+        self._loads: Batcher[tuple[tuple[UUID, ...], tuple[UUID, ...]], LoadedStreams] = Batcher(
+            self._load_batch, name="load", max_batch=200, max_waiting=max_waiting
+        )
+
+    async def open(self) -> None:
+        """Create what is missing in the database and learn its time.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+        await self._writing.run(create_schema)
+        await self.ask_time()
+
+    async def close(self) -> None:
+        """Finish what was taken, then let go."""
+        await self._appends.close()
+        await self._loads.close()
+        for line in (self._writing, self._reading, self._tailing):
+            await line.close()
+
+    async def ask_time(self) -> None:
+        """Set the clock by the database."""
+
+        async def ask(connection: Connection) -> datetime:
+            row = await (await connection.execute("SELECT clock_timestamp()")).fetchone()
+            assert row is not None  # noqa: S101 - a SELECT without FROM has a row
+            told: datetime = row[0]
+            return told
+
+        asked = time.monotonic()
+        told = await self._tailing.run(ask)
+        self._clock.set(told, asked_ago=timedelta(seconds=time.monotonic() - asked))
+
+    # --- Writing ------------------------------------------------------------------------------
+
+    async def append(
+        self,
+        events: Sequence[AnyEvent],
+        context: Context,
+        *,
+        keys: Sequence[WrappedKey] = (),
+        moved: FollowerMoved | None = None,
+    ) -> Position:
+        """See `application.ports.Log.append`."""
+        return await self.append_each([(event, context) for event in events], keys=keys, moved=moved)
+
+    async def append_each(
+        self,
+        events: Sequence[tuple[AnyEvent, Context]],
+        *,
+        keys: Sequence[WrappedKey] = (),
+        moved: FollowerMoved | None = None,
+    ) -> Position:
+        """`append` of events that have a context each."""
+        stored = [self._codec.encode(event) for event, _ in events]
+        return await self.append_stored(stored, [context for _, context in events], keys, moved)
+
+    async def append_stored(
+        self,
+        events: Sequence[StoredEvent],
+        contexts: Sequence[Context],
+        keys: Sequence[WrappedKey] = (),
+        moved: FollowerMoved | None = None,
+    ) -> Position:
+        """`append` of events in stored form.
+
+        Raises:
+            ValueError: there is no event, or not a context for each.
+        """
+        if not events or len(events) != len(contexts):
+            raise ValueError("an append needs an event, and each a context")
+        started = time.monotonic()
+        try:
+            return await self._appends.do(Append(events, contexts, keys, moved))
+        finally:
+            self._on_append(time.monotonic() - started)
+
+    @property
+    def refuses(self) -> bool:
+        """Did the latest batch fail for want of the database, no longer than two seconds ago?"""
+        return self._refused_at is not None and time.monotonic() < self._refused_at + 2
+
+    async def _record_batch(self, appends: Sequence[Append]) -> Sequence[Position | Exception]:
+        try:
+            results = await self._record(appends)
+        except Unavailable:
+            self._refused_at = time.monotonic()
+            raise
+        self._refused_at = None
+        return results
+
+    async def _record(self, appends: Sequence[Append]) -> Sequence[Position | Exception]:
+        """Record a batch and find out what became of it, whatever happens to the connection."""
+        deadline = asyncio.get_running_loop().time() + RESOLVE_WITHIN.total_seconds()
+        while True:
+            batch_id = uuid4()
+            parameters = _parameters(batch_id, appends)
+            try:
+                return await self._writing.run(lambda connection: self._execute(connection, parameters, len(appends)))  # noqa: B023
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.DiskFull) as error:
+                # These two are certain to come before the commit.
+                raise Unavailable("the log cannot be written now") from error
+            except (psycopg.Error, ValueError, TypeError) as error:
+                # The latter two, from making text of what is none; never sent, but it is all the same by now.
+                log.warning("append.unanswered", error=type(error).__name__, sqlstate=getattr(error, "sqlstate", None))
+                block = await self._fate(batch_id, deadline)
+                if block is not None:
+                    return _answers(appends, *block)
+                # Not recorded, and fenced.
+                if _is_of_the_data(error):
+                    return [error] if len(appends) == 1 else await self._record_one_by_one(appends)
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise Unavailable("the database is away") from error
+
+    async def _record_one_by_one(self, appends: Sequence[Append]) -> Sequence[Position | Exception]:
+        """One of them cannot be recorded: find out which, and record the others."""
+        results: list[Position | Exception] = []
+        try:
+            for append in appends:
+                results += await self._record([append])
+        except Unavailable as error:
+            results += [error] * (len(appends) - len(results))
+        return results
+
+    async def _execute(
+        self, connection: Connection, parameters: tuple[Any, ...], count: int
+    ) -> list[Position | Exception]:
+        cursor = connection.cursor(binary=True)
+        asked = time.monotonic()
+        await cursor.execute(_APPEND, parameters)
+        took = timedelta(seconds=time.monotonic() - asked)
+        results: list[Position | Exception] = [Conflict(_LOST) for _ in range(count)]
+        for append, last_position, now in await cursor.fetchall():
+            results[append - 1] = last_position
+            self._clock.set(now, asked_ago=took)
+        return results
+
+    async def _fate(self, batch_id: UUID, deadline: float) -> tuple[Position, list[int]] | None:
+        """First position of what a batch recorded, and the numbers of its appends that lost; None if it recorded
+        nothing, and never will.
+
+        Raises:
+            Unavailable: the database could not be asked in time. The outcome is unknown.
+        """
+
+        async def ask(connection: Connection) -> tuple[Position, list[int]] | None:
+            row = await (await connection.execute("SELECT fate_of_batch(%s)", (batch_id,))).fetchone()
+            if row is None or not row[0]:
+                return None
+            cursor = await connection.execute(
+                "SELECT first_position, lost FROM blocks WHERE batch_id = %s", (batch_id,)
+            )
+            return await cursor.fetchone()
+
+        while True:
+            try:
+                return await self._writing.run(ask)
+            except (Unavailable, psycopg.Error) as error:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise Unavailable("the database is away; whether it was recorded is unknown") from error
+                await asyncio.sleep(0.05)
+
+    # --- Reading ------------------------------------------------------------------------------
+
+    async def load(self, *stream_ids: UUID, holders_of: Sequence[UUID] = ()) -> LoadedStreams:
+        """See `application.ports.Log.load`."""
+        return await self._loads.do((stream_ids, tuple(holders_of)))
+
+    async def _load_batch(
+        self, wishes: Sequence[tuple[tuple[UUID, ...], tuple[UUID, ...]]]
+    ) -> Sequence[LoadedStreams | Exception]:
+        streams = list({stream for wish, _ in wishes for stream in wish})
+        claims = list({claim for _, wish in wishes for claim in wish})
+
+        async def select(connection: Connection) -> dict[UUID, list[tuple[int, str, bytes, Position]]]:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(_LOAD, {"streams": streams, "claims": claims})
+            rows: dict[UUID, list[tuple[int, str, bytes, Position]]] = {}
+            for stream_id, version, topic, state, position in await cursor.fetchall():
+                rows.setdefault(stream_id, []).append((version, topic, state, position))
+            return rows
+
+        rows = await self._reading.ask(select)
+        # Shared rows, but every caller makes aggregates of its own from them.
+        return [LoadedStreams(self._codec, rows) for _ in wishes]
+
+    async def read(
+        self, after: Position, limit: int, topics: Sequence[str] | None = None
+    ) -> tuple[list[RecordedRow], Position]:
+        """Events after a position in order, and the position up to which nothing is left out.
+
+        Args:
+            limit: how far to look; as positions have no gaps this is the greatest number of events, too.
+            topics: only events of these; the position answered moves on over the others.
+        """
+        query, parameters = _READ, {"after": after, "upto": after + limit, "topics": None}
+        if topics is not None:
+            query += " AND topic = ANY(%(topics)s)"
+            parameters["topics"] = list(topics)  # type: ignore[assignment]
+
+        async def select(connection: Connection) -> tuple[list[RecordedRow], Position]:
+            # The head first: with the events first, one committed in between would be stepped over.
+            head = await (await connection.execute("SELECT position FROM head")).fetchone()
+            assert head is not None  # noqa: S101 - the schema puts it there
+            if head[0] <= after:
+                return [], after
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(query + " ORDER BY notification_id", parameters)
+            rows = [RecordedRow(*row) for row in await cursor.fetchall()]
+            seen = rows[-1].position if rows else after
+            return rows, max(seen, min(head[0], after + limit))
+
+        return await self._tailing.ask(select)
+
+    async def head(self) -> Position:
+        """Position of the last event."""
+
+        async def select(connection: Connection) -> Position:
+            row = await (await connection.execute("SELECT position FROM head")).fetchone()
+            assert row is not None  # noqa: S101 - the schema puts it there
+            position: Position = row[0]
+            return position
+
+        return await self._tailing.ask(select)
+
+    def decode(self, row: RecordedRow) -> Recorded:
+        """
+        Raises:
+            TopicError, MapperDeserialisationError: this version of the service cannot read the event.
+        """
+        return Recorded(
+            event=self._codec.decode(row.stream_id, row.version, row.topic, row.state),
+            position=row.position,
+            topic=row.topic,
+            recorded_at=row.recorded_at,
+            correlation_id=row.correlation_id,
+            causation_position=row.causation_position,
+            actor=row.actor,
+            trace=row.trace,
+        )
+
+
+async def create_schema(connection: Connection) -> None:
+    """Create tables and functions where they are missing; safe to run by several processes at once, at any time."""
+    script = files("infrastructure").joinpath("sql/event_store.sql").read_text(encoding="utf-8")
+    await bring_up_to_date(connection, "event store", script)
+
+
+def _answers(appends: Sequence[Append], first: Position, lost: Collection[int]) -> list[Position | Exception]:
+    """What a recorded batch has to answer."""
+    answers: list[Position | Exception] = []
+    position = first - 1
+    for number, append in enumerate(appends, start=1):
+        if number in lost:
+            answers.append(Conflict(_LOST))
+        else:
+            position += len(append.events)
+            answers.append(position)
+    return answers
+
+
+def _is_of_the_data(error: Exception) -> bool:
+    """Would it be refused again? Not if it lies in the circumstances: connection, resources, administrator, fence."""
+    sqlstate = getattr(error, "sqlstate", None)
+    if sqlstate is None:
+        return not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return sqlstate[:2] not in {"08", "40", "53", "55", "57", "58"}
+
+
+def _parameters(batch_id: UUID, appends: Sequence[Append]) -> tuple[Any, ...]:
+    event_append, streams, versions, topics, states = [], [], [], [], []
+    correlations, causations, actors, traces, followers, since, to = [], [], [], [], [], [], []
+    key_append, key_registrations, key_wrapped = [], [], []
+    for number, append in enumerate(appends, start=1):
+        for event, context in zip(append.events, append.contexts, strict=True):
+            event_append.append(number)
+            streams.append(event.originator_id)
+            versions.append(event.originator_version)
+            topics.append(event.topic)
+            states.append(event.state)
+            correlations.append(context.correlation_id)
+            causations.append(context.causation_position)
+            actors.append(context.actor)
+            traces.append(context.trace)
+        followers.append(append.moved.name if append.moved else None)
+        since.append(append.moved.since if append.moved else None)
+        to.append(append.moved.to if append.moved else None)
+        for key in append.keys:
+            key_append.append(number)
+            key_registrations.append(key.registration_id)
+            key_wrapped.append(key.wrapped)
+    return (
+        batch_id, event_append, streams, versions, topics, states,
+        correlations, causations, actors, traces, followers, since, to,
+        key_append, key_registrations, key_wrapped,
+    )  # fmt: skip

@@ -1,0 +1,151 @@
+"""Every key and what is derived from keys: sealing, addresses' hashes, codes, message ids.
+
+The master key (from the operator) wraps two kinds of secret in the database: each person's own key, and the root
+secret, from which every other key is derived (HKDF-SHA256, one label per purpose). So the master key can be changed
+without changing a claim's id or a code that is on its way.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from base64 import b64decode, b64encode
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from application.ports import Person, WrappedKey, WrongMasterKey
+from infrastructure.line import Connection
+
+_NONCE = 12
+"""Bytes of an AES-GCM nonce (NIST SP 800-38D), random: each personal key seals once, the master key wraps far fewer
+than the 2**32 messages that random nonces allow."""
+
+
+class _Person(msgspec.Struct):
+    email: str
+    name: str
+    password_hash: str | None
+
+
+class Keyring:
+    """Implements `application.ports.Secrets`."""
+
+    def __init__(self, *, master_key: bytes, root_secret: bytes) -> None:
+        """
+        Args:
+            master_key: 32 bytes, from the operator.
+            root_secret: 32 bytes, as `open_root_secret` answers them.
+        """
+        self._master = AESGCM(master_key)
+        self._address_key = _derive(root_secret, b"address claim")
+        self._idempotency_key = _derive(root_secret, b"idempotent registration id")
+        self._fingerprint_key = _derive(root_secret, b"payload fingerprint")
+        self._code_key = _derive(root_secret, b"one-time codes")
+        self._message_key = _derive(root_secret, b"message ids")
+        self._salt_key = _derive(root_secret, b"password salts")
+
+    def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> UUID:
+        """Stream of the address's claim; with `duplicate`, of the claim among those who only tried."""
+        label = b"duplicate\0" if duplicate else b"address\0"
+        return _uuid8(hmac.digest(self._address_key, label + canonical_email.encode(), "sha256"))
+
+    def registration_id_for(self, canonical_email: str, idempotency_key: str) -> UUID:
+        """The id of the registration of this address and Idempotency-Key: always the same."""
+        message = canonical_email.encode() + b"\0" + idempotency_key.encode()
+        return _uuid8(hmac.digest(self._idempotency_key, message, "sha256"))
+
+    def new_registration_id(self, now: datetime) -> UUID:
+        """A UUIDv7 (RFC 9562): 48 bits of milliseconds, 74 bits that nobody guesses."""
+        milliseconds = int(now.timestamp() * 1000)
+        value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
+        value = value & ~(0xF << 76) | (7 << 76)
+        return UUID(int=value & ~(0b11 << 62) | (0b10 << 62))
+
+    def fingerprint(self, *parts: str) -> str:
+        """Keyed hash of the parts, in hexadecimal; each part's length is hashed, too, so none can flow over."""
+        message = b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
+        return hmac.digest(self._fingerprint_key, message, "sha256").hex()
+
+    def code(self, registration_id: UUID, serial: int) -> str:
+        """The six digits of an issue: HOTP (RFC 4226) with the issue's serial as counter."""
+        key = hmac.digest(self._code_key, registration_id.bytes, "sha256")
+        digest = hmac.digest(key, serial.to_bytes(8, "big"), "sha1")
+        offset = digest[-1] & 0xF
+        number = int.from_bytes(digest[offset : offset + 4], "big") & 0x7FFFFFFF
+        return f"{number % 1_000_000:06d}"
+
+    def message_id(self, registration_id: UUID, serial: int) -> str:
+        """Left part of the Message-ID of an issue's mail: the same for every copy, and telling nothing."""
+        message = registration_id.bytes + serial.to_bytes(8, "big")
+        return hmac.digest(self._message_key, message, "sha256")[:16].hex()
+
+    def password_salt(self, canonical_email: str) -> bytes:
+        """16 bytes that belong to the address: a repeat of a registration gives the same hash, and is recognised."""
+        return hmac.digest(self._salt_key, canonical_email.encode(), "sha256")[:16]
+
+    def seal(self, registration_id: UUID, person: Person) -> tuple[str, WrappedKey]:
+        """Seal under a new key of that person's own, bound to the registration's id (AES-256-GCM)."""
+        clear = msgspec.json.encode(_Person(person.email, person.name, person.password_hash))
+        key = AESGCM.generate_key(256)
+        sealed = _encrypt(AESGCM(key), clear, registration_id.bytes)
+        wrapped = _encrypt(self._master, key, b"personal key" + registration_id.bytes)
+        return b64encode(sealed).decode(), WrappedKey(registration_id, wrapped)
+
+    def open(self, registration_id: UUID, sealed: str, wrapped: bytes) -> Person:
+        """What was sealed.
+
+        Raises:
+            WrongMasterKey: the key or the seal was made with another master key, or for another registration.
+        """
+        try:
+            key = _decrypt(self._master, wrapped, b"personal key" + registration_id.bytes)
+            clear = _decrypt(AESGCM(key), b64decode(sealed), registration_id.bytes)
+        except InvalidTag:
+            raise WrongMasterKey(f"the personal data of {registration_id} cannot be opened with this key") from None
+        person = msgspec.json.decode(clear, type=_Person)
+        return Person(email=person.email, name=person.name, password_hash=person.password_hash)
+
+
+async def open_root_secret(connection: Connection, master_key: bytes) -> bytes:
+    """The database's root secret; made at the first start, by whichever process comes first.
+
+    Raises:
+        WrongMasterKey: it is wrapped with another master key.
+    """
+    master = AESGCM(master_key)
+    await connection.execute(
+        "INSERT INTO service_secrets (name, wrapped) VALUES ('root', %b) ON CONFLICT DO NOTHING",
+        (_encrypt(master, os.urandom(32), b"root secret"),),
+    )
+    row = await (await connection.execute("SELECT wrapped FROM service_secrets WHERE name = 'root'")).fetchone()
+    assert row is not None  # noqa: S101 - inserted above
+    try:
+        return _decrypt(master, row[0], b"root secret")
+    except InvalidTag:
+        raise WrongMasterKey("the master key is not the one that this database was set up with") from None
+
+
+def _derive(root_secret: bytes, purpose: bytes) -> bytes:
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"registrar " + purpose).derive(root_secret)
+
+
+def _encrypt(cipher: AESGCM, clear: bytes, bound_to: bytes) -> bytes:
+    nonce = os.urandom(_NONCE)
+    return nonce + cipher.encrypt(nonce, clear, bound_to)
+
+
+def _decrypt(cipher: AESGCM, sealed: bytes, bound_to: bytes) -> bytes:
+    return cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], bound_to)
+
+
+def _uuid8(digest: bytes) -> UUID:
+    """A UUID of version 8 (RFC 9562: content of one's own) from the first 122 bits that fit."""
+    value = int.from_bytes(digest[:16], "big")
+    value = value & ~(0xF << 76) | (8 << 76)
+    return UUID(int=value & ~(0b11 << 62) | (0b10 << 62))
