@@ -1,0 +1,87 @@
+"""Announcements: hears what commits announce (LISTEN), and wakes those who wait for it.
+
+Nobody relies on hearing: a lost notification is a delay of at most a second, because every waiter looks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+
+from domain.recorded import Position
+from infrastructure.line import connect
+
+log = structlog.get_logger(__name__)
+
+LOG = "log"
+"""What the event store announces its head under; a follower's progress is announced under its own name."""
+
+LOOK_ANYWAY = timedelta(seconds=1)
+
+
+class Announcements:
+    """One LISTEN connection for the whole process. It reconnects for ever; while it is away, waiters time out."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._heard: dict[str, Position] = {}
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        lost_at = 0.0
+        while True:
+            try:
+                await self._listen()
+            except Exception as error:  # noqa: BLE001 - the loop's edge: whatever it was, it is listened again
+                now = asyncio.get_running_loop().time()
+                if now > lost_at + 2 * LOOK_ANYWAY.total_seconds():  # once an outage, not once a second
+                    log.warning(
+                        "announcements.lost", error=type(error).__name__, hint="reconnecting; waiters poll meanwhile"
+                    )
+                lost_at = now
+                await asyncio.sleep(LOOK_ANYWAY.total_seconds())
+
+    async def beyond(self, who: str, position: Position, *, within: timedelta = LOOK_ANYWAY) -> bool:
+        """Wait until `who` was heard to be beyond `position`; False if that did not happen in time."""
+        deadline = asyncio.get_running_loop().time() + within.total_seconds()
+        while self._heard.get(who, 0) <= position:
+            future = self._waiting.get(who)
+            if future is None:
+                future = self._waiting[who] = asyncio.get_running_loop().create_future()
+            # Shielded: many wait for the same future, and one of them may be cancelled. Not `wait_for`: up to Python
+            # 3.11 it loses a cancellation that comes together with the result.
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await asyncio.shield(future)
+            except TimeoutError:
+                return False
+        return True
+
+    def hear(self, who: str, position: Position) -> None:
+        """Take note of a position; also called directly by what commits in this very process."""
+        if position > self._heard.get(who, 0):
+            self._heard[who] = position
+            future = self._waiting.pop(who, None)
+            if future is not None and not future.done():
+                future.set_result(None)
+
+    async def _listen(self) -> None:
+        connection = await connect(self._dsn, name="listen", statement_timeout=timedelta(seconds=10))
+        async with connection:
+            await connection.execute("LISTEN registrar_log")
+            await connection.execute("LISTEN registrar_follower")
+            # What was announced before we listened. From scratch: after a restore or a failover the log may be shorter
+            # than what was heard, and who waits beyond that would never wait.
+            self._heard.clear()
+            cursor = await connection.execute(
+                "SELECT %s, position FROM head UNION ALL SELECT name, position FROM followers", (LOG,)
+            )
+            for who, position in await cursor.fetchall():
+                self.hear(who, position)
+            async for notification in connection.notifies():
+                who, _, position = notification.payload.rpartition(":")
+                if position.isascii() and position.isdigit():  # anybody in the database may notify
+                    self.hear(LOG if notification.channel == "registrar_log" else who, int(position))

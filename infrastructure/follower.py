@@ -1,0 +1,340 @@
+"""Followers of the log: one leads, any number stand by; what cannot be applied is parked, never skipped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import Any, Protocol
+from uuid import UUID
+
+import psycopg
+import structlog
+from psycopg import sql
+
+from application.ports import Conflict, Unavailable
+from domain.recorded import Position, Recorded
+from infrastructure.announcements import LOG, Announcements
+from infrastructure.event_store import RecordedRow
+from infrastructure.line import Connection, connect
+from infrastructure.schema import bring_up_to_date
+
+log = structlog.get_logger(__name__)
+
+BATCH = 1000
+"""Events applied in one transaction at most: 40 times the throughput of one each (library-facts.md)."""
+
+STAND_BY = timedelta(seconds=1)
+"""How often a standby tries to become the leader."""
+
+RETRY_PARKED = timedelta(minutes=1)
+"""How often parked streams are tried again, beside every begin of a leadership."""
+
+TRIES = 3
+"""Attempts at an event before its stream is parked."""
+
+
+class LostLeadership(Exception):
+    """The follower's position was moved by somebody else: another process leads."""
+
+
+class Leading(Protocol):
+    """A piece of work for one process at a time."""
+
+    name: str
+
+    async def work(self, connection: Connection) -> None:
+        """Work until cancelled, or until something goes wrong. `connection` holds the leadership."""
+        ...
+
+
+async def lead(leading: Leading, dsn: str, *, statement_timeout: timedelta = timedelta(seconds=10)) -> None:
+    """Run `leading` whenever this process is its leader, for ever: whatever goes wrong, it is begun again."""
+    pause = STAND_BY.total_seconds()
+    away = False
+    while True:
+        try:
+            connection = await connect(dsn, name=leading.name, statement_timeout=statement_timeout)
+            async with connection:
+                if await _is_leader(connection, leading.name):
+                    log.info("follower.leads", follower=leading.name)
+                    away = False
+                    pause = STAND_BY.total_seconds()
+                    await leading.work(connection)
+            await asyncio.sleep(STAND_BY.total_seconds())
+        except (psycopg.OperationalError, psycopg.InterfaceError, Unavailable, OSError, TimeoutError) as error:
+            if not away:  # once an outage, not once a second and follower
+                log.warning("follower.database_away", follower=leading.name, error=type(error).__name__)
+            away = True
+            await asyncio.sleep(STAND_BY.total_seconds())
+        except (LostLeadership, Conflict) as error:
+            log.warning("follower.lost_a_race", follower=leading.name, error=type(error).__name__)
+            await asyncio.sleep(STAND_BY.total_seconds())
+        except Exception:
+            # The edge of the loop: a follower never stops. It begins again, slower each time.
+            log.exception("follower.failed", follower=leading.name, again_in=pause, hint="this is a bug; report it")
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 30.0)
+
+
+async def _is_leader(connection: Connection, name: str) -> bool:
+    row = await (
+        await connection.execute("SELECT pg_try_advisory_lock(hashtext('registrar follower'), hashtext(%s))", (name,))
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
+# --- Positions --------------------------------------------------------------------------------
+
+
+async def position_of(connection: Connection, name: str) -> Position:
+    """Where the follower is; its row is made if it is new."""
+    await connection.execute("INSERT INTO followers (name) VALUES (%s) ON CONFLICT DO NOTHING", (name,))
+    row = await (await connection.execute("SELECT position FROM followers WHERE name = %s", (name,))).fetchone()
+    assert row is not None  # noqa: S101 - inserted above
+    position: Position = row[0]
+    return position
+
+
+async def save_position(connection: Connection, name: str, since: Position, to: Position) -> None:
+    """Move the follower on and announce it, in the transaction that is open.
+
+    Raises:
+        LostLeadership: it is not where we left it.
+    """
+    cursor = await connection.execute(
+        "WITH moved AS ("
+        "    UPDATE followers SET position = %s, updated_at = clock_timestamp() WHERE name = %s AND position = %s"
+        "    RETURNING name, position"
+        ") SELECT pg_notify('registrar_follower', name || ':' || position) FROM moved",
+        (to, name, since),
+    )
+    if cursor.rowcount != 1:
+        raise LostLeadership(name)
+
+
+# --- Parked streams ---------------------------------------------------------------------------
+
+
+class ParkedStreams:
+    """The streams that a follower put aside, with every later event of theirs, in order."""
+
+    def __init__(self, follower: str) -> None:
+        self._follower = follower
+        self._streams: set[UUID] = set()
+
+    def __contains__(self, stream_id: UUID) -> bool:
+        return stream_id in self._streams
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    async def load(self, connection: Connection) -> None:
+        cursor = await connection.execute(
+            "SELECT DISTINCT stream_id FROM parked_events WHERE follower = %s", (self._follower,)
+        )
+        self._streams = {row[0] for row in await cursor.fetchall()}
+
+    async def waiting(self, connection: Connection) -> dict[UUID, list[Position]]:
+        """The positions of what was put aside, in order, by stream."""
+        cursor = await connection.execute(
+            "SELECT stream_id, position FROM parked_events WHERE follower = %s ORDER BY position", (self._follower,)
+        )
+        waiting: dict[UUID, list[Position]] = {}
+        for stream_id, position in await cursor.fetchall():
+            waiting.setdefault(stream_id, []).append(position)
+        return waiting
+
+    async def remove(self, connection: Connection, stream_id: UUID) -> None:
+        """The stream's events have been applied after all; `forget` it once that is committed."""
+        await connection.execute(
+            "DELETE FROM parked_events WHERE follower = %s AND stream_id = %s", (self._follower, stream_id)
+        )
+        log.info("follower.unparked", follower=self._follower, stream_id=str(stream_id))
+
+    def forget(self, stream_id: UUID) -> None:
+        """From now on the stream's events are applied as they come."""
+        self._streams.discard(stream_id)
+
+    async def add(self, connection: Connection, stream_id: UUID, position: Position, error: str) -> None:
+        """Put an event aside; `error` is a class of error, never a value."""
+        self._streams.add(stream_id)
+        await connection.execute(
+            "INSERT INTO parked_events (follower, stream_id, position, error) VALUES (%s, %s, %s, %s)"
+            " ON CONFLICT DO NOTHING",
+            (self._follower, stream_id, position, error),
+        )
+
+
+# --- Projections ------------------------------------------------------------------------------
+
+
+class Projection(Protocol):
+    """A read model's tables and fold (`projections/`)."""
+
+    name: str
+    topics: tuple[str, ...] | None
+    tables: str
+
+    async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None: ...
+
+
+def read_schema(projection: str) -> str:
+    """The PostgreSQL schema that holds a read model's tables."""
+    return f"read_{projection}"
+
+
+async def create_read_schema(connection: Connection, projection: Projection) -> None:
+    """Create the tables of a read model where they are missing."""
+    schema = read_schema(projection.name)
+    await bring_up_to_date(connection, schema, projection.tables, schema=schema)
+
+
+class ReadsLog(Protocol):
+    """`EventStore`, or its `LogTail`, which spares a process reading the same events several times."""
+
+    async def read(
+        self, after: Position, limit: int, topics: Sequence[str] | None = None
+    ) -> tuple[list[RecordedRow], Position]: ...
+
+    def decode(self, row: RecordedRow) -> Recorded: ...
+
+
+class Projector:
+    """Keeps one read model in step with the log: a batch and its position in one transaction."""
+
+    def __init__(
+        self,
+        projection: Projection,
+        *,
+        store: ReadsLog,
+        announcements: Announcements,
+        pace: timedelta = timedelta(0),
+    ) -> None:
+        """
+        Args:
+            pace: least time between two batches. What nobody waits for is cheaper in few large transactions.
+        """
+        self.name = projection.name
+        self._projection = projection
+        self._store = store
+        self._announcements = announcements
+        self._pace = pace
+        self._parked = ParkedStreams(projection.name)
+
+    async def work(self, connection: Connection) -> None:
+        """Follow until cancelled; see `Leading`."""
+        schema = sql.Identifier(read_schema(self.name))
+        await connection.execute(sql.SQL("SET search_path = {}, public").format(schema))
+        # A read model can be folded again: losing its last moments in a crash of the server costs nothing.
+        await connection.execute("SET synchronous_commit = off")
+        await self._parked.load(connection)
+        position = await position_of(connection, self.name)
+        loop = asyncio.get_running_loop()
+        await self._retry_parked(connection)
+        retry_at = loop.time() + RETRY_PARKED.total_seconds()
+        while True:
+            if loop.time() >= retry_at:
+                await self._retry_parked(connection)
+                retry_at = loop.time() + RETRY_PARKED.total_seconds()
+            rows, seen = await self._store.read(position, BATCH, self._projection.topics)
+            if seen > position:
+                await self._advance(connection, rows, position, seen)
+                if seen - position < BATCH:
+                    await asyncio.sleep(self._pace.total_seconds())
+                position = seen
+            if not await self._announcements.beyond(LOG, position):
+                # Proves that the leadership is still ours, and lets a lost connection be noticed.
+                await connection.execute("SELECT 1")
+
+    async def _advance(
+        self, connection: Connection, rows: Sequence[RecordedRow], position: Position, seen: Position
+    ) -> None:
+        for attempt in range(TRIES):
+            try:
+                async with connection.transaction():
+                    await self._apply(connection, rows)
+                    await save_position(connection, self.name, position, seen)
+                self._announcements.hear(self.name, seen)
+                return
+            except Exception as error:
+                if not _lies_in_the_event(error):
+                    raise
+                log.warning(
+                    "follower.batch_failed", follower=self.name, attempt=attempt + 1, error=type(error).__name__
+                )
+        await self._advance_one_by_one(connection, rows, position, seen)
+
+    async def _apply(self, connection: Connection, rows: Sequence[RecordedRow]) -> None:
+        events = []
+        for row in rows:
+            if row.stream_id in self._parked:
+                await self._parked.add(connection, row.stream_id, row.position, "stream is parked")
+            else:
+                events.append(self._store.decode(row))
+        if events:
+            await self._projection.apply(connection, events)
+
+    async def _retry_parked(self, connection: Connection) -> None:
+        """Apply what was put aside, a stream at a time and in order; what still cannot be applied stays there."""
+        if not len(self._parked):
+            return
+        for stream_id, positions in (await self._parked.waiting(connection)).items():
+            try:
+                async with connection.transaction():
+                    for position in positions:
+                        rows, _ = await self._store.read(position - 1, 1)
+                        await self._projection.apply(connection, [self._store.decode(row) for row in rows])
+                    await self._parked.remove(connection, stream_id)
+            except Exception as error:
+                if not _lies_in_the_event(error):
+                    raise
+                log.warning(
+                    "follower.still_parked", follower=self.name, stream_id=str(stream_id), error=type(error).__name__
+                )
+            else:
+                self._parked.forget(stream_id)
+
+    async def _advance_one_by_one(
+        self, connection: Connection, rows: Sequence[RecordedRow], position: Position, seen: Position
+    ) -> None:
+        """Find what cannot be applied and park its stream, while the others go on."""
+        for row in rows:
+            async with connection.transaction():
+                await _apply_or_park(connection, row, self._parked, lambda row=row: self._apply(connection, [row]))  # type: ignore[misc]
+                await save_position(connection, self.name, position, row.position)
+            position = row.position
+        if seen > position:
+            async with connection.transaction():
+                await save_position(connection, self.name, position, seen)
+        self._announcements.hear(self.name, seen)
+
+
+def _lies_in_the_event(error: Exception) -> bool:
+    """Is it this event that cannot be applied, or would any other fare the same (a table that is missing, a database
+    that is away or read-only)? Parking is for the former: the latter would park every stream."""
+    if isinstance(error, LostLeadership | psycopg.OperationalError | psycopg.InterfaceError):
+        return False
+    if isinstance(error, psycopg.Error) and error.sqlstate is not None:
+        return error.sqlstate[:2] in {"21", "22", "23"}  # cardinality, data, integrity
+    return True
+
+
+async def _apply_or_park(
+    connection: Connection, row: RecordedRow, parked: ParkedStreams, apply: Callable[[], Awaitable[Any]]
+) -> None:
+    try:
+        async with connection.transaction():
+            await apply()
+    except Exception as error:
+        if not _lies_in_the_event(error):
+            raise
+        log.error(  # noqa: TRY400 - the trace could carry values
+            "follower.parked",
+            stream_id=str(row.stream_id),
+            position=row.position,
+            topic=row.topic,
+            error=type(error).__name__,
+            hint="the stream waits in parked_events; the others go on",
+        )
+        await parked.add(connection, row.stream_id, row.position, type(error).__name__)

@@ -1,0 +1,283 @@
+"""Drives the mail saga: events and deadlines in, commands out, its own notes and position in one commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+from uuid import UUID
+
+import structlog
+from eventsourcing.persistence import MapperDeserialisationError
+from eventsourcing.utils import TopicError
+
+from application.commands import Command
+from application.handlers import Handlers
+from application.mail_saga import DeadlineReached, react
+from application.ports import Clock, Conflict, Context, FollowerMoved, Unavailable
+from domain.errors import Refused
+from domain.mail_saga import MailSaga
+from domain.recorded import AnyEvent, Position, Recorded
+from domain.registration import Policy, Registration
+from infrastructure.announcements import LOG, Announcements
+from infrastructure.event_store import EventStore, LoadedStreams, RecordedRow
+from infrastructure.follower import (
+    RETRY_PARKED,
+    TRIES,
+    LostLeadership,
+    ParkedStreams,
+    ReadsLog,
+    position_of,
+    save_position,
+)
+from infrastructure.line import Connection
+
+log = structlog.get_logger(__name__)
+
+ACTOR = "mail-saga"
+
+BATCH = 300
+"""Events in a step: small enough that the first mail of a burst need not wait for the decisions on the last."""
+
+DUE = 200
+"""Deadlines looked at in a step; the next step takes the rest."""
+
+EVERY = timedelta(seconds=1)
+"""How often deadlines are looked at."""
+
+AT_ONCE = 32
+"""Commands under way at the same time; those of one registration keep their order."""
+
+SOURCES = tuple(
+    event.TOPIC
+    for event in (
+        Registration.UserRegistered,
+        Registration.OtpIssued,
+        Registration.EmailDispatched,
+        Registration.EmailWithheld,
+        Registration.EmailDispatchFailed,
+        Registration.EmailRetryRequested,
+        Registration.EmailDiscarded,
+        Registration.CodeLocked,
+        Registration.EmailVerified,
+        Registration.AccountActivated,
+        Registration.RegistrationCancelled,
+    )
+)
+"""What the saga reacts to."""
+
+
+class Look(Protocol):
+    """A registration whose saga is to look again, with what its date came from."""
+
+    @property
+    def registration_id(self) -> UUID: ...
+
+    @property
+    def correlation_id(self) -> UUID: ...
+
+    @property
+    def position(self) -> Position: ...
+
+
+Due = Callable[[Connection, datetime, int], Awaitable[Sequence[Look]]]
+"""What is due, the longest due first."""
+
+
+@dataclass(slots=True)
+class _Story:
+    """What a step does about one registration."""
+
+    registration_id: UUID
+    saga: MailSaga | None = None
+    happened: list[tuple[AnyEvent | DeadlineReached, Context]] = field(default_factory=list)
+    rows: list[RecordedRow] = field(default_factory=list)
+    notes: list[tuple[AnyEvent, Context]] = field(default_factory=list)
+
+    def add(self, row: RecordedRow, recorded: Recorded) -> None:
+        context = Context(ACTOR, recorded.correlation_id, recorded.position, recorded.trace)
+        self.happened.append((recorded.event, context))
+        self.rows.append(row)
+
+
+class ProcessManager:
+    """The mail saga's driver; one leads (`infrastructure.follower.lead`).
+
+    A step runs the commands first, and then saves the saga's notes with the position in one commit. A crash in
+    between repeats the commands, which has no effect. Two leaders by accident: the second commit is refused.
+    """
+
+    name = "mail-saga"
+
+    def __init__(
+        self,
+        *,
+        store: EventStore,
+        tail: ReadsLog,
+        handlers: Handlers,
+        announcements: Announcements,
+        clock: Clock,
+        policy: Policy,
+        due: Due,
+    ) -> None:
+        self._store = store
+        self._tail = tail
+        self._handlers = handlers
+        self._announcements = announcements
+        self._clock = clock
+        self._policy = policy
+        self._due = due
+        self._parked = ParkedStreams(self.name)
+
+    async def work(self, connection: Connection) -> None:
+        """Follow until cancelled; see `infrastructure.follower.Leading`."""
+        await self._parked.load(connection)
+        position = await position_of(connection, self.name)
+        loop = asyncio.get_running_loop()
+        await self._retry_parked(connection)
+        next_look, retry_at = loop.time(), loop.time() + RETRY_PARKED.total_seconds()
+        while True:
+            if loop.time() >= retry_at:
+                await self._retry_parked(connection)
+                retry_at = loop.time() + RETRY_PARKED.total_seconds()
+            rows, seen = await self._tail.read(position, BATCH, SOURCES)
+            if seen > position:
+                await self._follow(connection, rows, position, seen)
+                position = seen
+            await self._announcements.beyond(LOG, position, within=EVERY)
+            if loop.time() >= next_look:
+                looked = await self._look_again(connection)
+                next_look = loop.time() + (0 if looked >= DUE else EVERY.total_seconds())
+
+    async def _follow(
+        self, connection: Connection, rows: Sequence[RecordedRow], position: Position, seen: Position
+    ) -> None:
+        stories: dict[UUID, _Story] = {}
+        for row in rows:
+            if row.stream_id in self._parked:
+                await self._parked.add(connection, row.stream_id, row.position, "stream is parked")
+                continue
+            try:
+                recorded = self._tail.decode(row)
+            except Exception as error:  # noqa: BLE001 - kept with the event, logged, counted
+                await self._park(connection, row.stream_id, [row], error)
+                continue
+            stories.setdefault(row.stream_id, _Story(row.stream_id)).add(row, recorded)
+        notes = await self._settle(connection, stories)
+        if notes:
+            try:
+                await self._store.append_each(notes, moved=FollowerMoved(self.name, position, seen))
+            except Conflict:
+                raise LostLeadership(self.name) from None
+        else:
+            async with connection.transaction():
+                await save_position(connection, self.name, position, seen)
+
+    async def _look_again(self, connection: Connection) -> int:
+        """Let the sagas whose time has come decide; answers how many there were."""
+        due = await self._due(connection, self._clock(), DUE + len(self._parked))
+        stories: dict[UUID, _Story] = {}
+        for look in due:
+            if look.registration_id not in self._parked:
+                deadline = DeadlineReached(look.registration_id)
+                context = Context(ACTOR, look.correlation_id, look.position)
+                stories[look.registration_id] = _Story(look.registration_id, happened=[(deadline, context)])
+        notes = await self._settle(connection, stories)
+        if notes:
+            try:
+                await self._store.append_each(notes)
+            except Conflict:
+                raise LostLeadership(self.name) from None
+        return len(stories)
+
+    async def _settle(self, connection: Connection, stories: dict[UUID, _Story]) -> list[tuple[AnyEvent, Context]]:
+        """Decide and run the commands of all stories; answers the sagas' notes. What fails for good is parked."""
+        notes: list[tuple[AnyEvent, Context]] = []
+        failed: dict[UUID, Exception] = {}
+        left = list(stories.values())
+        for _ in range(TRIES):
+            failed = await self._try(left)
+            notes += [note for story in left if story.registration_id not in failed for note in story.notes]
+            left = [story for story in left if story.registration_id in failed]
+            if not left:
+                break
+        for registration_id, error in failed.items():
+            await self._park(connection, registration_id, stories[registration_id].rows, error)
+        return notes
+
+    async def _try(self, stories: Sequence[_Story]) -> dict[UUID, Exception]:
+        """Tell each story to its saga; answers the errors by registration.
+
+        Raises:
+            Unavailable, Conflict: the whole step is to be done again, from the same position.
+        """
+        if not stories:
+            return {}
+        streams = await self._store.load(*(MailSaga.stream_id(story.registration_id) for story in stories))
+        gate = asyncio.Semaphore(AT_ONCE)
+        errors = await asyncio.gather(*(self._tell(story, streams, gate) for story in stories), return_exceptions=True)
+        failed: dict[UUID, Exception] = {}
+        for story, error in zip(stories, errors, strict=True):
+            if isinstance(error, Unavailable | Conflict) or not isinstance(error, Exception | None):
+                raise error
+            if error is not None:
+                failed[story.registration_id] = error
+        return failed
+
+    async def _retry_parked(self, connection: Connection) -> None:
+        """Tell what was put aside, a registration at a time and in order; what still fails stays there."""
+        if not len(self._parked):
+            return
+        for registration_id, positions in (await self._parked.waiting(connection)).items():
+            story = _Story(registration_id)
+            try:
+                for position in positions:
+                    rows, _ = await self._tail.read(position - 1, 1) if position else ([], 0)
+                    for row in rows:
+                        story.add(row, self._tail.decode(row))
+                failed = await self._try([story])
+            except (TopicError, MapperDeserialisationError) as error:
+                failed = {registration_id: error}
+            if failed:
+                log.warning("follower.still_parked", follower=self.name, stream_id=str(registration_id))
+                continue
+            if story.notes:
+                await self._store.append_each(story.notes)
+            await self._parked.remove(connection, registration_id)
+            self._parked.forget(registration_id)
+
+    async def _tell(self, story: _Story, streams: LoadedStreams, gate: asyncio.Semaphore) -> None:
+        story.saga = streams.get(MailSaga, MailSaga.stream_id(story.registration_id))
+        story.notes.clear()
+        for happened, context in story.happened:
+            story.saga, commands = react(story.saga, happened, self._clock(), self._policy)
+            if story.saga is not None:
+                story.notes.extend((note, context) for note in story.saga.collect_events())
+            if commands:
+                async with gate:
+                    await self._run(commands, context)
+
+    async def _run(self, commands: Sequence[Command], context: Context) -> None:
+        for command in commands:
+            try:
+                await self._handlers.handle(command, context)
+            except Refused as refusal:
+                # A final answer: what happened in the meantime is in the log and will be told next.
+                log.info("saga.refused", command=type(command).__name__, refusal=refusal.code)
+                return
+
+    async def _park(
+        self, connection: Connection, stream_id: UUID, rows: Sequence[RecordedRow], error: BaseException
+    ) -> None:
+        log.error(
+            "follower.parked",
+            follower=self.name,
+            stream_id=str(stream_id),
+            error=type(error).__name__,
+            hint="the registration waits in parked_events; the others go on",
+        )
+        # A deadline has no event: it is kept under position 0.
+        for position in [row.position for row in rows] or [0]:
+            await self._parked.add(connection, stream_id, position, type(error).__name__)

@@ -1,0 +1,155 @@
+"""The relay: hands requested mails on, many at a time, and remembers how far all of them are safe."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+
+from application.ports import Conflict, MailRequest, MailServersAway, Unavailable
+from domain.mail_saga import MailSaga
+from domain.recorded import Position
+from infrastructure.announcements import LOG, Announcements
+from infrastructure.event_store import RecordedRow
+from infrastructure.follower import ReadsLog, position_of, save_position
+from infrastructure.line import Connection
+
+log = structlog.get_logger(__name__)
+
+WINDOW = 500
+"""Mails handed on but not yet safe: one that hangs delays the position, not the mails behind it."""
+
+READ = 200
+
+
+class Relay:
+    """Follows the saga's requests; one leads (`infrastructure.follower.lead`).
+
+    `hand_over` returns when the request is safe: its outcome recorded (in process), or confirmed by the broker. The
+    position never passes a request that is not, so a crash repeats requests and loses none.
+    """
+
+    name = "relay"
+
+    def __init__(
+        self,
+        *,
+        tail: ReadsLog,
+        announcements: Announcements,
+        hand_over: Callable[[MailRequest], Awaitable[None]],
+        until_ready: Callable[[], Awaitable[None]],
+        at_once: int = 32,
+        finish_within: timedelta = timedelta(seconds=15),
+    ) -> None:
+        """
+        Args:
+            until_ready: returns when handing over makes sense again, after `MailServersAway`.
+            at_once: hand-overs under way at the same time.
+            finish_within: how long a stop waits for them: a mail cut off in the middle may go out twice.
+        """
+        self._tail = tail
+        self._announcements = announcements
+        self._hand_over = hand_over
+        self._until_ready = until_ready
+        self._gate = asyncio.Semaphore(at_once)
+        self._finish_within = finish_within
+        self._handing_over: set[asyncio.Task[None] | None] = set()
+
+    async def work(self, connection: Connection) -> None:
+        """Follow until cancelled; see `infrastructure.follower.Leading`."""
+        await connection.execute("SET synchronous_commit = off")  # a lost position repeats, and repeats are harmless
+        saved = read_up_to = await position_of(connection, self.name)
+        under_way: dict[asyncio.Task[None], RecordedRow] = {}
+        try:
+            while True:
+                if len(under_way) < WINDOW:
+                    rows, read_up_to = await self._tail.read(read_up_to, READ, (MailSaga.MailRequested.TOPIC,))
+                    for row in rows:
+                        under_way[asyncio.create_task(self._see_through(row))] = row
+                self._collect(under_way)
+                safe = min((row.position - 1 for row in under_way.values()), default=read_up_to)
+                if safe > saved:
+                    async with connection.transaction():
+                        await save_position(connection, self.name, saved, safe)
+                    saved = safe
+                await self._wait(connection, under_way, read_up_to)
+        finally:
+            await self._stop(under_way)
+
+    async def _wait(
+        self, connection: Connection, under_way: dict[asyncio.Task[None], RecordedRow], read_up_to: Position
+    ) -> None:
+        """Until there is more to read, something under way is done, or a second has passed."""
+        news = asyncio.create_task(self._announcements.beyond(LOG, read_up_to))
+        waiting: set[asyncio.Task[None] | asyncio.Task[bool]] = {*under_way}
+        if len(under_way) < WINDOW:
+            waiting.add(news)
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            news.cancel()
+        if not under_way:
+            await connection.execute("SELECT 1")  # is the leadership still ours?
+
+    async def _stop(self, under_way: dict[asyncio.Task[None], RecordedRow]) -> None:
+        """Let what is being handed over finish; the rest will be read again."""
+        finishing = {task for task in under_way if task in self._handing_over}
+        for task in under_way.keys() - finishing:
+            task.cancel()
+        if finishing:
+            _, late = await asyncio.wait(finishing, timeout=self._finish_within.total_seconds())
+            for task in late:
+                task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+
+    def _collect(self, under_way: dict[asyncio.Task[None], RecordedRow]) -> None:
+        for task in [task for task in under_way if task.done()]:
+            row = under_way.pop(task)
+            error = task.exception()
+            if error is not None:
+                # A bug. Nothing is lost by going on: the saga asks for the mail again until it hears of an outcome.
+                log.error(
+                    "relay.gave_up",
+                    position=row.position,
+                    error=type(error).__name__,
+                    exc_info=error,
+                    hint="this is a bug; report it",
+                )
+
+    async def _see_through(self, row: RecordedRow) -> None:
+        """Hand a request over, however long the world is away."""
+        request = self._request(row)
+        pause = timedelta(milliseconds=200)
+        task = asyncio.current_task()
+        while True:
+            async with self._gate:
+                self._handing_over.add(task)
+                try:
+                    await self._hand_over(request)
+                    return
+                except MailServersAway:
+                    wait: Awaitable[None] = self._until_ready()
+                except (Unavailable, Conflict) as away:
+                    retry_after = away.retry_after if isinstance(away, Unavailable) else 0.0
+                    wait = asyncio.sleep(max(retry_after, pause.total_seconds()))
+                    pause = min(pause * 2, timedelta(seconds=10))
+                finally:
+                    self._handing_over.discard(task)
+            await wait
+
+    def _request(self, row: RecordedRow) -> MailRequest:
+        recorded = self._tail.decode(row)
+        event = recorded.event
+        assert isinstance(event, MailSaga.MailRequested)  # noqa: S101 - only this topic is read
+        return MailRequest(
+            registration_id=UUID(event.registration_id),
+            serial=event.serial,
+            kind=event.kind,
+            requested_at=event.timestamp,
+            position=recorded.position,
+            correlation_id=recorded.correlation_id,
+            trace=recorded.trace,
+        )

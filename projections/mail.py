@@ -1,0 +1,343 @@
+"""Read model `mail`: every mail and what became of it, and the dead letters among them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from domain.mail_saga import MailSaga
+from domain.recorded import AnyEvent, Position, Recorded
+from domain.registration import Registration
+from projections.pages import LAST_POSITION, Page, before, page
+
+STATES = ("QUEUED", "RETRYING", "SENT", "WITHHELD", "FAILED", "DISCARDED", "DROPPED")
+"""What a mail can be.
+
+- QUEUED: to be sent, no try has failed.
+- RETRYING: every try so far failed, another follows.
+- SENT: with a mail server.
+- WITHHELD: the address's owner had a notice within the day, so this one is not sent.
+- FAILED: a dead letter: refused for good, or not delivered by the registration's end.
+- DISCARDED: given up by an operator.
+- DROPPED: not wanted any more: a later issue took its place, or its registration went on or ended without it.
+"""
+
+UNSENT = frozenset({"QUEUED", "RETRYING"})
+
+# A mail's state comes from its registration's stream alone, its requests and next try from the saga's alone: so it
+# does not matter which of the two streams is ahead, should the other one be parked.
+TABLES = """
+    CREATE TABLE IF NOT EXISTS mails (
+        registration_id  uuid        NOT NULL,
+        serial           integer     NOT NULL,
+        created_position bigint      NOT NULL UNIQUE,
+        position         bigint      NOT NULL,
+        kind             text        NOT NULL,
+        state            text        NOT NULL,
+        requested_at     timestamptz NOT NULL,
+        waiting_since    timestamptz NOT NULL,
+        requests         integer     NOT NULL,
+        failures         integer     NOT NULL,
+        failure          text,
+        provider         text,
+        attempts         integer,
+        reply_code       integer,
+        reply_status     text,
+        last_attempt_at  timestamptz,
+        dispatched_at    timestamptz,
+        look_again_at    timestamptz,
+        PRIMARY KEY (registration_id, serial)
+    ) WITH (fillfactor = 70); -- room for a row's next states beside it
+    CREATE INDEX IF NOT EXISTS mails_in_state ON mails (state, created_position);
+    CREATE INDEX IF NOT EXISTS mails_unsent ON mails (waiting_since) WHERE state IN ('QUEUED', 'RETRYING');
+"""
+
+_COLUMNS = (
+    "registration_id, serial, created_position, position, kind, state, requested_at, waiting_since, requests, failures,"
+    " failure, provider, attempts, reply_code, reply_status, last_attempt_at, dispatched_at, look_again_at"
+)
+
+# Registration by registration through the index, on purpose: a plan made and kept while the table was empty would scan
+# it for ever. OFFSET 0 keeps the planner from turning this into a join.
+_LOAD = f"""
+    SELECT m.*
+    FROM unnest(%b::uuid[]) AS wanted (id)
+    CROSS JOIN LATERAL (SELECT {_COLUMNS} FROM mails WHERE registration_id = wanted.id OFFSET 0) AS m
+"""  # noqa: S608 - a constant
+
+_SAVE = f"""
+    INSERT INTO mails ({_COLUMNS})
+    SELECT * FROM unnest(
+        %b::uuid[], %b::integer[], %b::bigint[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[],
+        %b::timestamptz[], %b::integer[], %b::integer[], %b::text[], %b::text[], %b::integer[], %b::integer[],
+        %b::text[], %b::timestamptz[], %b::timestamptz[], %b::timestamptz[])
+    ON CONFLICT (registration_id, serial) DO UPDATE SET
+        created_position = excluded.created_position, position = excluded.position, kind = excluded.kind,
+        state = excluded.state, requested_at = excluded.requested_at, waiting_since = excluded.waiting_since,
+        requests = excluded.requests, failures = excluded.failures, failure = excluded.failure,
+        provider = excluded.provider, attempts = excluded.attempts, reply_code = excluded.reply_code,
+        reply_status = excluded.reply_status, last_attempt_at = excluded.last_attempt_at,
+        dispatched_at = excluded.dispatched_at, look_again_at = excluded.look_again_at
+"""  # noqa: S608 - a constant
+
+_VIEW = """
+    SELECT registration_id, serial, created_position, position, kind, state, requested_at, waiting_since, requests,
+           failures, failure, provider, attempts, reply_code, reply_status, last_attempt_at, dispatched_at,
+           CASE WHEN state IN ('QUEUED', 'RETRYING') THEN look_again_at END
+    FROM read_mail.mails
+"""
+
+
+@dataclass(slots=True)
+class Mail:
+    """One issue's mail.
+
+    Attributes:
+        created_position: of its first event; the order of lists.
+        kind: "code" or "notice".
+        state: see `STATES`.
+        requested_at: when its code came into force.
+        waiting_since: since when the registrant has had no mail: `requested_at`, or that of an earlier issue whose
+            mail was not sent either.
+        requests: how often the saga asked for it.
+        failures: how often it could not be sent (up to three tries each).
+        failure: what the last of these was.
+        provider, attempts, reply_code, reply_status: of the last outcome, good or bad.
+        next_try_at: when the saga looks at it again, while it is unsent.
+    """
+
+    registration_id: UUID
+    serial: int
+    created_position: Position
+    position: Position
+    kind: str
+    state: str
+    requested_at: datetime
+    waiting_since: datetime
+    requests: int = 0
+    failures: int = 0
+    failure: str | None = None
+    provider: str | None = None
+    attempts: int | None = None
+    reply_code: int | None = None
+    reply_status: str | None = None
+    last_attempt_at: datetime | None = None
+    dispatched_at: datetime | None = None
+    next_try_at: datetime | None = None
+
+    def columns(self) -> tuple[Any, ...]:
+        return (
+            self.registration_id, self.serial, self.created_position, self.position, self.kind, self.state,
+            self.requested_at, self.waiting_since, self.requests, self.failures, self.failure, self.provider,
+            self.attempts, self.reply_code, self.reply_status, self.last_attempt_at, self.dispatched_at,
+            self.next_try_at,
+        )  # fmt: skip
+
+
+class _Batch:
+    """The mails of the registrations that a batch is about."""
+
+    def __init__(self, loaded: Sequence[Mail]) -> None:
+        self._of: defaultdict[UUID, dict[int, Mail]] = defaultdict(dict)
+        for mail in loaded:
+            self._of[mail.registration_id][mail.serial] = mail
+        self.changed: dict[tuple[UUID, int], Mail] = {}
+
+    def fold(self, event: AnyEvent, position: Position) -> None:
+        match event:
+            case Registration.UserRegistered():
+                # Comes with issue 1 in the same commit, always; only here it shows what kind of mail it is to be.
+                kind = "code" if event.duplicate_of is None else "notice"
+                self._begin(event.originator_id, 1, position, kind, event.timestamp)
+            case Registration.OtpIssued(serial=1):
+                self._change(event.originator_id, event.serial, position)
+            case Registration.OtpIssued():
+                self._replace(event, position)
+            case Registration.EmailDispatched():
+                mail = self._change(event.originator_id, event.serial, position)
+                mail.state = "SENT"
+                mail.provider = event.provider
+                mail.attempts = event.attempts
+                mail.reply_code = event.reply_code
+                mail.reply_status = None
+                mail.last_attempt_at = mail.dispatched_at = event.timestamp
+            case Registration.EmailWithheld():
+                self._change(event.originator_id, event.serial, position).state = "WITHHELD"
+            case Registration.EmailDispatchFailed():
+                mail = self._change(event.originator_id, event.serial, position)
+                mail.state = "FAILED" if event.permanent else "RETRYING"
+                mail.failures += 1
+                mail.failure = event.failure
+                mail.provider = event.provider
+                mail.attempts = event.attempts
+                mail.reply_code = event.reply_code
+                mail.reply_status = event.reply_status
+                mail.last_attempt_at = event.timestamp
+            case Registration.EmailRetryRequested():
+                mail = self._change(event.originator_id, event.serial, position)
+                mail.state = "RETRYING" if mail.failures else "QUEUED"
+            case Registration.EmailDiscarded():
+                mail = self._change(event.originator_id, event.serial, position)
+                if mail.state not in {"SENT", "WITHHELD"}:
+                    mail.state = "DISCARDED"
+            case Registration.EmailVerified():
+                self._give_up(event.originator_id, position, "DROPPED")
+            case Registration.RegistrationCancelled():
+                self._give_up(event.originator_id, position, "FAILED" if event.reason == "expired" else "DROPPED")
+            case MailSaga.MailRequested():
+                registration_id = UUID(event.registration_id)
+                mail = self._begin(registration_id, event.serial, position, event.kind, event.issued_at)
+                mail.requests = event.request
+                mail.next_try_at = event.look_again_at
+            case MailSaga.RetryScheduled() | MailSaga.FreshCodeAsked():
+                mail = self._change(UUID(event.registration_id), event.serial, position)
+                mail.next_try_at = event.look_again_at
+
+    def _begin(self, registration_id: UUID, serial: int, position: Position, kind: str, issued_at: datetime) -> Mail:
+        mails = self._of[registration_id]
+        if serial not in mails:
+            mails[serial] = Mail(
+                registration_id,
+                serial,
+                created_position=LAST_POSITION,
+                position=0,
+                kind=kind,
+                state="QUEUED",
+                requested_at=issued_at,
+                waiting_since=issued_at,
+            )
+        return self._change(registration_id, serial, position)
+
+    def _replace(self, issued: Registration.OtpIssued, position: Position) -> None:
+        earlier = self._find(issued.originator_id, issued.serial - 1)
+        mail = self._begin(issued.originator_id, issued.serial, position, earlier.kind, issued.timestamp)
+        if earlier.state in UNSENT:
+            mail.waiting_since = earlier.waiting_since
+            self._change(issued.originator_id, earlier.serial, position).state = "DROPPED"
+
+    def _find(self, registration_id: UUID, serial: int) -> Mail:
+        mail = self._of[registration_id].get(serial)
+        if mail is None:
+            raise LookupError(f"mail {serial} of registration {registration_id} was never asked for")
+        return mail
+
+    def _change(self, registration_id: UUID, serial: int, position: Position) -> Mail:
+        mail = self._find(registration_id, serial)
+        mail.created_position = min(mail.created_position, position)
+        mail.position = max(mail.position, position)
+        self.changed[registration_id, serial] = mail
+        return mail
+
+    def _give_up(self, registration_id: UUID, position: Position, state: str) -> None:
+        for mail in self._of[registration_id].values():
+            if mail.state in UNSENT:
+                self._change(registration_id, mail.serial, position).state = state
+
+
+class Mails:
+    """A row per registration and issue."""
+
+    name = "mail"
+    topics: tuple[str, ...] | None = tuple(
+        event.TOPIC
+        for event in (
+            Registration.UserRegistered,
+            Registration.OtpIssued,
+            Registration.EmailDispatched,
+            Registration.EmailWithheld,
+            Registration.EmailDispatchFailed,
+            Registration.EmailRetryRequested,
+            Registration.EmailDiscarded,
+            Registration.EmailVerified,
+            Registration.RegistrationCancelled,
+            MailSaga.MailRequested,
+            MailSaga.RetryScheduled,
+            MailSaga.FreshCodeAsked,
+        )
+    )
+    tables = TABLES
+
+    async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
+        """Write what a batch of events changes.
+
+        Raises:
+            LookupError: an event's mail was never asked for.
+        """
+        if not events:
+            return
+        cursor = connection.cursor(binary=True, row_factory=tuple_row)
+        await cursor.execute(_LOAD, (list({_registration_of(recorded.event) for recorded in events}),))
+        mails = _Batch([Mail(*row) for row in await cursor.fetchall()])
+        for recorded in events:
+            mails.fold(recorded.event, recorded.position)
+        if mails.changed:
+            rows = [mail.columns() for mail in mails.changed.values()]
+            await cursor.execute(_SAVE, [list(column) for column in zip(*rows, strict=True)])
+
+    @staticmethod
+    async def search(
+        connection: psycopg.AsyncConnection[Any],
+        *,
+        state: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[Mail]:
+        """Mails, the latest issue first.
+
+        Raises:
+            ValueError: malformed cursor.
+        """
+        reading = connection.cursor(binary=True, row_factory=tuple_row)
+        await reading.execute(
+            _VIEW
+            + " WHERE created_position < %(before)s"
+            + ("" if state is None else " AND state = %(state)s")
+            + " ORDER BY created_position DESC LIMIT %(limit)s",
+            {"before": before(cursor), "state": state, "limit": limit + 1},
+            prepare=False,
+        )
+        found = [Mail(*row) for row in await reading.fetchall()]
+        return page(found, limit, lambda mail: mail.created_position)
+
+    @staticmethod
+    async def of_registration(connection: psycopg.AsyncConnection[Any], registration_id: UUID) -> list[Mail]:
+        """A registration's mails, in the order of their issues."""
+        reading = connection.cursor(binary=True, row_factory=tuple_row)
+        await reading.execute(_VIEW + " WHERE registration_id = %s ORDER BY serial", (registration_id,))
+        return [Mail(*row) for row in await reading.fetchall()]
+
+    @staticmethod
+    async def counts(connection: psycopg.AsyncConnection[Any]) -> dict[str, int]:
+        """How many mails are in each of the `STATES`. Reads the whole index: for people, not for every scrape."""
+        reading = connection.cursor(binary=True, row_factory=tuple_row)
+        await reading.execute("SELECT state, count(*) FROM read_mail.mails GROUP BY state")
+        return dict.fromkeys(STATES, 0) | {state: int(count) for state, count in await reading.fetchall()}
+
+    @staticmethod
+    async def oldest_unsent(connection: psycopg.AsyncConnection[Any]) -> datetime | None:
+        """Since when the registrant who has waited longest has had no mail; None if nobody waits."""
+        reading = connection.cursor(binary=True, row_factory=tuple_row)
+        await reading.execute("SELECT min(waiting_since) FROM read_mail.mails WHERE state IN ('QUEUED', 'RETRYING')")
+        row = await reading.fetchone()
+        return None if row is None else row[0]
+
+    @staticmethod
+    async def dead_letters(connection: psycopg.AsyncConnection[Any]) -> int:
+        """How many mails have failed for good."""
+        reading = connection.cursor(binary=True, row_factory=tuple_row)
+        await reading.execute("SELECT count(*) FROM read_mail.mails WHERE state = 'FAILED'")
+        row = await reading.fetchone()
+        return 0 if row is None else int(row[0])
+
+
+def _registration_of(event: AnyEvent) -> UUID:
+    if isinstance(event, MailSaga.MailRequested | MailSaga.RetryScheduled | MailSaga.FreshCodeAsked):
+        return UUID(event.registration_id)
+    return event.originator_id

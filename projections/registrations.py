@@ -1,0 +1,321 @@
+"""Read model `registrations`: every registration as its owner and the operators see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from domain.recorded import AnyEvent, Position, Recorded
+from domain.registration import Registration, Status
+from projections.pages import Page, before, page
+
+# What never changes stands apart from what changes with each event: writing a short row again is cheap, and most
+# changes touch no index.
+TABLES = """
+    CREATE TABLE IF NOT EXISTS registrations (
+        registration_id  uuid        PRIMARY KEY,
+        created_position bigint      NOT NULL UNIQUE,
+        created_at       timestamptz NOT NULL,
+        claim_id         uuid        NOT NULL,
+        duplicate_of     uuid,
+        locale           text        NOT NULL,
+        sealed           text        -- NULL once erased
+    );
+    CREATE INDEX IF NOT EXISTS registrations_of_claim ON registrations (claim_id, created_position);
+    CREATE TABLE IF NOT EXISTS progress (
+        registration_id  uuid        PRIMARY KEY,
+        created_position bigint      NOT NULL,
+        position         bigint      NOT NULL,
+        status           text        NOT NULL,
+        serial           integer     NOT NULL,
+        mail             text        NOT NULL,
+        handed_over_at   timestamptz,
+        rejections       integer     NOT NULL,
+        locked           boolean     NOT NULL,
+        verified_at      timestamptz,
+        activated_at     timestamptz,
+        cancelled_at     timestamptz,
+        cancel_reason    text
+    ) WITH (fillfactor = 60); -- room for a row's next states beside it
+    CREATE INDEX IF NOT EXISTS progress_in_status ON progress (status, created_position);
+"""
+
+# Row by row through the index, on purpose: a plan made and kept while the table was empty would scan it for ever.
+_LOAD = """
+    SELECT p.*
+    FROM unnest(%b::uuid[]) AS wanted (id)
+    CROSS JOIN LATERAL (
+        SELECT registration_id, created_position, position, status, serial, mail, handed_over_at, rejections, locked,
+               verified_at, activated_at, cancelled_at, cancel_reason
+        FROM progress WHERE registration_id = wanted.id LIMIT 1
+    ) AS p
+"""
+
+_BEGIN = """
+    INSERT INTO registrations (
+        registration_id, created_position, created_at, claim_id, duplicate_of, locale, sealed
+    )
+    SELECT * FROM unnest(
+        %b::uuid[], %b::bigint[], %b::timestamptz[], %b::text[]::uuid[], %b::text[]::uuid[], %b::text[], %b::text[])
+"""
+
+_PROGRESS = """
+    INSERT INTO progress (
+        registration_id, created_position, position, status, serial, mail, handed_over_at, rejections, locked,
+        verified_at, activated_at, cancelled_at, cancel_reason
+    )
+    SELECT * FROM unnest(
+        %b::uuid[], %b::bigint[], %b::bigint[], %b::text[], %b::integer[], %b::text[], %b::timestamptz[],
+        %b::integer[], %b::boolean[], %b::timestamptz[], %b::timestamptz[], %b::timestamptz[], %b::text[])
+    ON CONFLICT (registration_id) DO UPDATE SET
+        position = excluded.position, status = excluded.status, serial = excluded.serial, mail = excluded.mail,
+        handed_over_at = excluded.handed_over_at, rejections = excluded.rejections, locked = excluded.locked,
+        verified_at = excluded.verified_at, activated_at = excluded.activated_at,
+        cancelled_at = excluded.cancelled_at, cancel_reason = excluded.cancel_reason
+"""
+
+_ERASE = "UPDATE registrations SET sealed = NULL WHERE registration_id = ANY (%b)"
+
+_VIEW = """
+    SELECT r.registration_id, p.status, r.claim_id, r.duplicate_of, r.sealed, k.wrapped, r.locale, p.serial, p.mail,
+           p.handed_over_at, p.rejections, p.locked, r.created_at, p.verified_at, p.activated_at, p.cancelled_at,
+           p.cancel_reason, p.position, r.created_position
+    FROM read_registrations.registrations AS r
+    JOIN read_registrations.progress AS p USING (registration_id)
+    LEFT JOIN public.personal_keys AS k USING (registration_id)
+"""
+
+# One statement, so rows and position are of one moment; the position comes even where no row does.
+_FIND = f"""
+    SELECT f.position, v.*
+    FROM (
+        SELECT coalesce((SELECT position FROM public.followers WHERE name = 'registrations'), 0) AS position
+    ) AS f
+    LEFT JOIN (
+        unnest(%s::uuid[]) AS wanted (id)
+        CROSS JOIN LATERAL ({_VIEW} WHERE r.registration_id = wanted.id LIMIT 1) AS v
+    ) ON true
+"""  # noqa: S608 - a constant
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationView:
+    """
+    Attributes:
+        sealed, wrapped: personal data and the key that opens it, itself wrapped by the master key; either is None
+            once the person was erased.
+        serial: the current issue of the code; `mail`, `handed_over_at`, `rejections` and `locked` are about it.
+        mail: "QUEUED" until a mail server has it, "SENT" from then on (also where the notice to an address's owner
+            was withheld), "FAILED" where it will not be sent any more.
+        position: of its last event in this model.
+        created_position: of its first event; the order of lists.
+    """
+
+    registration_id: UUID
+    status: str
+    claim_id: UUID
+    duplicate_of: UUID | None
+    sealed: str | None = field(repr=False)
+    wrapped: bytes | None = field(repr=False)
+    locale: str
+    serial: int
+    mail: str
+    handed_over_at: datetime | None
+    rejections: int
+    locked: bool
+    created_at: datetime
+    verified_at: datetime | None
+    activated_at: datetime | None
+    cancelled_at: datetime | None
+    cancel_reason: str | None
+    position: Position
+    created_position: Position
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What changes of a registration: a row of its table."""
+
+    registration_id: UUID
+    created_position: Position
+    position: Position
+    status: str = Status.PENDING.value
+    serial: int = 0
+    mail: str = "QUEUED"
+    handed_over_at: datetime | None = None
+    rejections: int = 0
+    locked: bool = False
+    verified_at: datetime | None = None
+    activated_at: datetime | None = None
+    cancelled_at: datetime | None = None
+    cancel_reason: str | None = None
+
+    def columns(self) -> tuple[Any, ...]:
+        return (
+            self.registration_id, self.created_position, self.position, self.status, self.serial, self.mail,
+            self.handed_over_at, self.rejections, self.locked, self.verified_at, self.activated_at,
+            self.cancelled_at, self.cancel_reason,
+        )  # fmt: skip
+
+    def fold(self, event: AnyEvent) -> None:
+        match event:
+            case Registration.OtpIssued():
+                self.serial = event.serial
+                self.mail = "QUEUED"
+                self.handed_over_at = None
+                self.rejections = 0
+                self.locked = False
+            case Registration.EmailDispatched() | Registration.EmailWithheld():
+                if event.serial == self.serial:
+                    self.mail = "SENT"
+                    self.handed_over_at = event.timestamp
+            case Registration.EmailVerified():
+                self.status = Status.VERIFIED.value
+                self.verified_at = event.timestamp
+                # The code was read, so the mail arrived, whether or not its hand-over was recorded.
+                self.mail = "SENT"
+            case Registration.AccountActivated():
+                self.status = Status.ACTIVE.value
+                self.activated_at = event.timestamp
+            case Registration.EmailDispatchFailed():
+                if event.serial == self.serial and event.permanent:
+                    self.mail = "FAILED"
+            case Registration.EmailRetryRequested():
+                if self.mail == "FAILED":
+                    self.mail = "QUEUED"
+            case Registration.CodeRejected():
+                self.rejections = event.attempt
+            case Registration.CodeLocked():
+                self.locked = True
+            case Registration.OtpRevoked() | Registration.EmailDiscarded():
+                self._give_up_mail()
+            case Registration.RegistrationCancelled():
+                self.status = Status.CANCELLED.value
+                self.cancelled_at = event.timestamp
+                self.cancel_reason = event.reason
+                self._give_up_mail()
+
+    def _give_up_mail(self) -> None:
+        if self.mail == "QUEUED":
+            self.mail = "FAILED"
+
+
+class Registrations:
+    """A row per registration."""
+
+    name = "registrations"
+    topics: tuple[str, ...] | None = tuple(
+        event.TOPIC
+        for event in (
+            Registration.UserRegistered,
+            Registration.OtpIssued,
+            Registration.EmailDispatched,
+            Registration.EmailWithheld,
+            Registration.EmailDispatchFailed,
+            Registration.EmailRetryRequested,
+            Registration.EmailDiscarded,
+            Registration.CodeRejected,
+            Registration.CodeLocked,
+            Registration.EmailVerified,
+            Registration.AccountActivated,
+            Registration.OtpRevoked,
+            Registration.RegistrationCancelled,
+            Registration.PersonalDataErased,
+        )
+    )
+    tables = TABLES
+
+    async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
+        """Write what a batch of events changes.
+
+        Raises:
+            LookupError: an event's registration never began.
+        """
+        begun: dict[UUID, tuple[Any, ...]] = {}
+        erased: set[UUID] = set()
+        for recorded in events:
+            match recorded.event:
+                case Registration.UserRegistered() as event:
+                    begun[event.originator_id] = (
+                        event.originator_id, recorded.position, event.timestamp,
+                        event.claim_id, event.duplicate_of, event.locale, event.personal_data,
+                    )  # fmt: skip
+                case Registration.PersonalDataErased() as event:
+                    erased.add(event.originator_id)
+
+        cursor = connection.cursor(binary=True, row_factory=tuple_row)
+        rows: dict[UUID, _Progress] = {}
+        if known := {recorded.event.originator_id for recorded in events} - begun.keys():
+            await cursor.execute(_LOAD, (list(known),))
+            rows = {columns[0]: _Progress(*columns) for columns in await cursor.fetchall()}
+        for recorded in events:
+            registration_id, position = recorded.event.originator_id, recorded.position
+            row = rows.get(registration_id)
+            if row is None:
+                if registration_id not in begun:
+                    raise LookupError(f"registration {registration_id} never began")
+                row = rows[registration_id] = _Progress(registration_id, position, position)
+            row.fold(recorded.event)
+            row.position = position
+
+        if begun:
+            await cursor.execute(_BEGIN, _columns(begun.values()))
+        if rows:
+            await cursor.execute(_PROGRESS, _columns(row.columns() for row in rows.values()))
+        if erased:
+            await cursor.execute(_ERASE, (list(erased),), prepare=False)
+
+    @staticmethod
+    async def find(
+        connection: psycopg.AsyncConnection[Any], ids: Sequence[UUID]
+    ) -> tuple[dict[UUID, RegistrationView], Position]:
+        """The registrations with these ids, and the position this model is at, in one round trip."""
+        cursor = connection.cursor(binary=True, row_factory=tuple_row)
+        await cursor.execute(_FIND, (list(ids),))
+        found = await cursor.fetchall()
+        return {row[1]: RegistrationView(*row[1:]) for row in found if row[1] is not None}, found[0][0]
+
+    @staticmethod
+    async def search(
+        connection: psycopg.AsyncConnection[Any],
+        *,
+        status: str | None = None,
+        claim_ids: Sequence[UUID] | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[RegistrationView]:
+        """Registrations, newest first.
+
+        Args:
+            claim_ids: those of an address: the address's own and the one of its duplicates.
+
+        Raises:
+            ValueError: malformed cursor.
+        """
+        # The created position stands in both tables, so that either's index gives the order.
+        created = "r.created_position" if status is None else "p.created_position"
+        query = f"{_VIEW} WHERE {created} < %(before)s"
+        if status is not None:
+            query += " AND p.status = %(status)s"
+        if claim_ids is not None:
+            query += " AND r.claim_id = ANY (%(claim_ids)s)"
+        parameters = {
+            "before": before(cursor),
+            "status": status,
+            "claim_ids": list(claim_ids or ()),
+            "limit": limit + 1,
+        }
+        reading = connection.cursor(binary=True, row_factory=tuple_row)
+        await reading.execute(f"{query} ORDER BY {created} DESC LIMIT %(limit)s", parameters, prepare=False)
+        found = [RegistrationView(*row) for row in await reading.fetchall()]
+        return page(found, limit, lambda view: view.created_position)
+
+
+def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
