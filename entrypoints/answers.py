@@ -1,0 +1,228 @@
+"""What the API answers: one dataclass per shape, which is both what is encoded and what the OpenAPI document shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from pydantic import Field
+from starlette.responses import Response
+
+from domain.recorded import Position
+from projections.audit import Entry
+from projections.funnel import Bucket, Flow
+from projections.mail import Mail
+
+Id = Annotated[UUID, Field(examples=["019cab10-3b5e-7c31-8f6a-1d2e3f405162"])]
+StatusName = Literal["PENDING", "VERIFIED", "ACTIVE", "CANCELLED"]
+Time = Annotated[datetime, Field(examples=["2026-03-01T12:00:00Z"])]
+LogPosition = Annotated[Position, Field(description="place in the log", examples=[4711])]
+Cursor = Annotated[str | None, Field(description="brings the next page; null on the last one", examples=["NDcxMQ=="])]
+
+_encoder = msgspec.json.Encoder(decimal_format="number")
+
+
+def answer(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """The content as JSON: times in UTC with `Z`, ids in their usual form."""
+    return Response(_encoder.encode(content), status, headers, "application/json")
+
+
+# --- Public -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """The same for a new address and one that is taken."""
+
+    registration_id: Id
+    email: Annotated[str, Field(examples=["ada@example.com"])]
+    status: Annotated[str, Field(examples=["PENDING"])]
+    message: Annotated[str, Field(examples=["If this address can be registered, a code is on its way to it."])]
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationState:
+    """A registration as its owner sees it.
+
+    Attributes:
+        email: masked; null once the person was erased.
+        otp_expires_at: null until a mail server has the mail; a code that is not handed over does not expire.
+    """
+
+    registration_id: Id
+    status: StatusName
+    email: Annotated[str | None, Field(examples=["a•••@example.com"])]
+    mail: Literal["QUEUED", "SENT", "FAILED"]
+    otp_expires_at: Time | None
+    attempts_left: Annotated[int, Field(examples=[5])]
+    created_at: Time
+    verified_at: Time | None
+    activated_at: Time | None
+    position: LogPosition
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The address is proved."""
+
+    status: Literal["VERIFIED", "ACTIVE"]
+
+
+@dataclass(frozen=True, slots=True)
+class CodeRequested:
+    """A new code replaces the old one."""
+
+    registration_id: Id
+    message: Annotated[str, Field(examples=["A new code is on its way; the one before does not work any more."])]
+
+
+# --- Operators ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AdminRegistration:
+    """A registration as operators see it.
+
+    Attributes:
+        email, name: in clear; null once the person was erased.
+        duplicate_of: the account that held the address already; what the public routes show does not tell.
+        serial: of the current code; `mail`, `handed_over_at`, `attempts_left` and `locked` are about it.
+    """
+
+    registration_id: Id
+    status: StatusName
+    email: Annotated[str | None, Field(examples=["ada@example.com"])]
+    name: Annotated[str | None, Field(examples=["Ada Lovelace"])]
+    locale: Annotated[str, Field(examples=["en"])]
+    duplicate_of: UUID | None
+    serial: Annotated[int, Field(examples=[1])]
+    mail: Literal["QUEUED", "SENT", "FAILED"]
+    handed_over_at: Time | None
+    otp_expires_at: Time | None
+    attempts_left: Annotated[int, Field(examples=[5])]
+    locked: bool
+    created_at: Time
+    verified_at: Time | None
+    activated_at: Time | None
+    cancelled_at: Time | None
+    cancel_reason: Annotated[str | None, Field(examples=["expired"])]
+    erased: bool
+    position: LogPosition
+
+
+@dataclass(frozen=True, slots=True)
+class AdminRegistrationStory:
+    """A registration and every mail of it."""
+
+    registration: AdminRegistration
+    mails: list[Mail]
+
+
+@dataclass(frozen=True, slots=True)
+class Registrations:
+    """A page, newest first."""
+
+    items: list[AdminRegistration]
+    next_cursor: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Mails:
+    """A page, the latest issue first."""
+
+    items: list[Mail]
+    next_cursor: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntries:
+    """A page, newest first."""
+
+    items: list[Entry]
+    next_cursor: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class FunnelBuckets:
+    """Counts and durations in hours or days (UTC), oldest first; one in which nothing happened is left out."""
+
+    items: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class FollowerState:
+    """How far a follower is.
+
+    Attributes:
+        lag_seconds: age of the first event that it has not applied.
+        updated_at: when it last moved; None if it never ran.
+        status: "degraded" while streams are parked, the lag is more than a minute, or it never ran.
+    """
+
+    name: Annotated[str, Field(examples=["registrations"])]
+    position: LogPosition
+    lag_events: int
+    lag_seconds: float
+    parked_streams: int
+    updated_at: Time | None
+    status: Literal["up", "degraded"]
+
+
+@dataclass(frozen=True, slots=True)
+class Followers:
+    """Every follower, and the end of the log that they follow."""
+
+    head: LogPosition
+    items: list[FollowerState]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What an operator's act led to."""
+
+    registration_id: Id
+    status: StatusName
+
+
+def funnel_bucket(bucket: Bucket) -> dict[str, Any]:
+    """A bucket as JSON knows it: the histogram's last class has no upper end, and JSON no such key."""
+    return {
+        "start": bucket.start,
+        "registrations": _flow(bucket.registrations),
+        "duplicates": _flow(bucket.duplicates),
+    }
+
+
+def _flow(flow: Flow) -> dict[str, Any]:
+    durations = {
+        step: asdict(took)
+        | {"histogram": {"+Inf" if top is None else f"{top:g}": count for top, count in took.histogram.items()}}
+        for step, took in flow.durations.items()
+    }
+    return {"stages": flow.stages, "durations": durations}
+
+
+# --- Health, mailbox ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a part works; `details` differ by part."""
+
+    status: Literal["up", "down", "degraded", "disabled"]
+
+
+@dataclass(frozen=True, slots=True)
+class MailboxMessages:
+    """Mails in the embedded mailbox, newest first."""
+
+    to: str
+    subject: str
+    text: str
+    html: str
+    headers: dict[str, str]
+    received_at: Time

@@ -1,0 +1,323 @@
+"""The HTTP API: the application with its routes, and what registrants may ask of it.
+
+Commands go to the handlers, questions to the read models. Nothing on these routes differs for an address that is
+taken: a duplicate takes the same way through the same code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from importlib.metadata import version
+from typing import Annotated, Any, Final, TypeVar
+from uuid import UUID
+
+from fastapi import FastAPI, Query
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from application.commands import Command, RegisterUser, RequestNewCode, VerifyEmail
+from domain.errors import UnknownRegistration
+from entrypoints.answers import CodeRequested, MailboxMessages, Registered, Verification, answer
+from entrypoints.api_admin import add_admin_routes
+from entrypoints.api_docs import (
+    REGISTER,
+    REQUEST_CODE,
+    VERIFY,
+    add_docs_routes,
+    describe_problems,
+    problems,
+    show_described,
+)
+from entrypoints.bootstrap import Service
+from entrypoints.health import HealthChecks, add_health_routes, add_metrics_route
+from entrypoints.http_guard import Guard, body_of, context_of
+from entrypoints.problems import Declined, FieldError, explain
+from entrypoints.reading import ReadModels
+from infrastructure.mailbox import Mailbox, page, page_policy
+
+C = TypeVar("C", bound=Command)
+
+ACTOR: Final = "client"
+
+DEFAULT_WAIT: Final = timedelta(seconds=2)
+"""How long a read with `min_position` waits unless it says otherwise (contract)."""
+
+LAST_POSITION: Final = 2**63 - 1
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_NUMBER = re.compile(r"[0-9]{1,19}")
+_IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
+
+ON_ITS_WAY: Final = "If this address can be registered, a code is on its way to it."
+NEW_CODE: Final = "A new code is on its way; the one before does not work any more."
+
+
+def create_app(service: Service, *, public: bool = True, admin: bool = True) -> FastAPI:
+    """The application on one listener.
+
+    Args:
+        public: the registrants' routes, and the mailbox if there is one.
+        admin: the operators' routes, the documentation and the metrics.
+    """
+    reads = ReadModels(service)
+    checks = HealthChecks(service, reads)
+    tracing = service.tracing
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await checks.close()
+        await reads.close()
+
+    app = FastAPI(
+        **_ABOUT,
+        openapi_url="/openapi.json" if admin else None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _problem, RequestValidationError: _problem},
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # the guard's, which knows what is personal
+        middleware=[
+            Middleware(
+                Guard,
+                metrics=service.metrics,
+                request_timeout=service.settings.request_timeout,
+                tracer=tracing.get_tracer("registrar") if tracing is not None else None,
+            )
+        ],
+    )
+    app.state.checks = checks
+    _add_routes(app, service, reads, checks, public=public, admin=admin)
+    if admin:
+        add_docs_routes(app)
+        app.openapi = lambda: _document(service, reads, checks)  # type: ignore[method-assign]
+    return app
+
+
+_ABOUT: Final[dict[str, Any]] = {
+    "title": "Registrar",
+    "version": version("registrar"),
+    "description": "Takes sign-ups and makes sure that each one reaches its end. Errors are RFC 9457 problems.",
+}
+
+
+def _add_routes(
+    app: FastAPI, service: Service, reads: ReadModels, checks: HealthChecks, *, public: bool, admin: bool
+) -> None:
+    if public:
+        add_registration_routes(app, service, reads)
+        if service.mailbox is not None:
+            add_mailbox_routes(app, service.mailbox)
+    add_health_routes(app, checks)
+    if admin:
+        add_admin_routes(app, service, reads)
+        add_metrics_route(app, service, checks)
+
+
+def _document(service: Service, reads: ReadModels, checks: HealthChecks) -> dict[str, Any]:
+    """The OpenAPI document of all routes, whichever listener they are on."""
+    everything = FastAPI(**_ABOUT)
+    _add_routes(everything, service, reads, checks, public=True, admin=True)
+    return describe_problems(everything.openapi())
+
+
+async def _problem(_: Request, error: Exception) -> Response:
+    return explain(error).response()
+
+
+# --- Bodies -------------------------------------------------------------------------------------
+
+
+def parse(kind: type[C], body: bytes, **known: object) -> C:
+    """The command in a JSON body.
+
+    Args:
+        known: fields that come from elsewhere, and therefore may not be in the body.
+
+    Raises:
+        Declined, pydantic.ValidationError: it is malformed.
+    """
+    try:
+        fields = json.loads(body.decode(), object_pairs_hook=_unambiguous, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise _invalid("(body)", "not valid JSON, or a key comes twice") from None
+    if not isinstance(fields, dict):
+        raise _invalid("(body)", "not a JSON object")
+    for name in fields.keys() & known.keys():
+        raise _invalid(name, "does not belong into the body")
+    return kind.model_validate(fields | known)
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError
+    return fields
+
+
+def _refuse(_: str) -> None:
+    raise ValueError  # NaN and Infinity are not JSON
+
+
+def _invalid(field: str, message: str) -> Declined:
+    return Declined("invalid-request", errors=[FieldError(field, message)])
+
+
+@contextmanager
+def _counted(count: Callable[[str], None]) -> Iterator[None]:
+    """Count what becomes of a request: "accepted", or its error code."""
+    try:
+        yield
+    except Exception as error:
+        count(explain(error).code)
+        raise
+    count("accepted")
+
+
+# --- Registrations ------------------------------------------------------------------------------
+
+
+class _ByHand(APIRoute):
+    """A route whose endpoint reads its parameters itself: FastAPI's way costs as much as the rest of the request."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint
+
+
+def _id_of(request: Request) -> UUID:
+    text = request.path_params["registration_id"]
+    if not _ID.fullmatch(text):
+        raise _invalid("registration_id", "not a UUID")
+    return UUID(text)
+
+
+def _number_of(request: Request, name: str, most: int) -> int | None:
+    """A whole number from the query, None if it is not there."""
+    values = request.query_params.getlist(name) if request.scope["query_string"] else []
+    if not values:
+        return None
+    if len(values) > 1 or not _NUMBER.fullmatch(values[0]) or int(values[0]) > most:
+        raise _invalid(name, f"not one whole number from 0 to {most}")
+    return int(values[0])
+
+
+def _idempotency_key_of(request: Request) -> str | None:
+    values = request.headers.getlist("idempotency-key")
+    if not values:
+        return None
+    if len(values) > 1 or not _IDEMPOTENCY_KEY.fullmatch(values[0]):
+        raise _invalid("idempotency-key", "not one key of 16 to 64 letters, digits, '-' and '_'")
+    return values[0]
+
+
+def add_registration_routes(app: FastAPI, service: Service, reads: ReadModels) -> None:
+    """What registrants do."""
+    handlers, metrics = service.handlers, service.metrics
+    longest_wait = service.settings.request_timeout // timedelta(milliseconds=1)
+
+    async def register(request: Request) -> Response:
+        """Begin a registration. The answer is the same whether or not the address is taken."""
+        with _counted(metrics.registration):
+            key = _idempotency_key_of(request)
+            command = parse(RegisterUser, body_of(request))
+            begun = await handlers.register_user(command, context_of(request, ACTOR), idempotency_key=key)
+        return answer(
+            Registered(begun.registration_id, command.email, begun.status.value, ON_ITS_WAY),
+            202,
+            {
+                "Location": f"/v1/registrations/{begun.registration_id}",
+                "Registrar-Position": str(begun.position),
+            },
+        )
+
+    async def show(request: Request) -> Response:
+        """The registration's state. With `min_position` of an earlier answer, at least as new as that answer."""
+        registration_id = _id_of(request)
+        min_position = _number_of(request, "min_position", LAST_POSITION)
+        wait = _number_of(request, "wait", longest_wait)
+        if min_position:
+            patience = DEFAULT_WAIT if wait is None else timedelta(milliseconds=wait)
+            found = await reads.registration_at(registration_id, min_position, patience)
+        else:
+            found = await reads.registration(registration_id)
+        if found is None:
+            raise UnknownRegistration
+        return answer(found)
+
+    async def verify(request: Request) -> Response:
+        """Prove the address with the code from the mail. Once it is proved, any code gets the same answer."""
+        with _counted(metrics.verification):
+            command = parse(VerifyEmail, body_of(request), registration_id=_id_of(request))
+            verified = await handlers.verify_email(command, context_of(request, ACTOR))
+        return answer(
+            Verification(verified.status.value),  # type: ignore[arg-type]  # one of them, or it was refused
+            headers={"Registrar-Position": str(verified.position)},
+        )
+
+    async def request_code(request: Request) -> Response:
+        """Replace the code by a new one, at most once a minute and five times an hour."""
+        command = RequestNewCode(registration_id=_id_of(request))
+        renewed = await handlers.request_new_code(command, context_of(request, ACTOR))
+        return answer(
+            CodeRequested(renewed.registration_id, NEW_CODE), 202, {"Registrar-Position": str(renewed.position)}
+        )
+
+    def add(method: str, path: str, endpoint: Callable[..., Any], summary: str, **description: Any) -> None:
+        app.router.add_api_route(
+            f"/v1/registrations{path}",
+            endpoint,
+            methods=[method],
+            tags=["registrations"],
+            summary=summary,
+            route_class_override=_ByHand,
+            **description,
+        )
+
+    add("POST", "", register, "Register", **REGISTER)
+    add("GET", "/{registration_id}", show, "Look at a registration", **show_described(longest_wait))
+    add("POST", "/{registration_id}/verification", verify, "Verify the address", **VERIFY)
+    add("POST", "/{registration_id}/otp", request_code, "Ask for a new code", **REQUEST_CODE)
+
+
+# --- The embedded mailbox -----------------------------------------------------------------------
+
+
+def add_mailbox_routes(app: FastAPI, mailbox: Mailbox) -> None:
+    """The mails that were sent to the embedded mailbox: for a try-out, where no mail server is set."""
+
+    async def show() -> Response:
+        nonce = secrets.token_urlsafe(16)
+        return HTMLResponse(page(nonce), headers={"Content-Security-Policy": page_policy(nonce)})
+
+    async def messages(to: Annotated[str | None, Query(max_length=254)] = None) -> Response:
+        """Mails, newest first; with `to`, those to that address."""
+        return answer(mailbox.messages(to))
+
+    async def clear() -> Response:
+        """Delete all mails."""
+        mailbox.clear()
+        return Response(status_code=204)
+
+    app.add_api_route("/mailbox", show, methods=["GET"], include_in_schema=False)
+    app.add_api_route(
+        "/mailbox/messages",
+        messages,
+        methods=["GET"],
+        tags=["mailbox"],
+        summary="Mails in the mailbox",
+        responses={200: {"model": list[MailboxMessages]}, **problems("invalid-request")},
+    )
+    app.add_api_route(
+        "/mailbox/messages", clear, methods=["DELETE"], status_code=204, tags=["mailbox"], summary="Empty the mailbox"
+    )

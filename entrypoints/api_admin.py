@@ -1,0 +1,212 @@
+"""The operators' routes: look at registrations, the audit log, mails and followers, and act on them."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+from fastapi import Depends, FastAPI, Query
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from application.addresses import MAX_LENGTH, parse_address
+from application.commands import CancelRegistration, Command, DiscardMail, EraseRegistration, RetryMail
+from domain.errors import UnknownRegistration
+from entrypoints.answers import (
+    AdminRegistrationStory,
+    AuditEntries,
+    Done,
+    Followers,
+    FunnelBuckets,
+    Mails,
+    Registrations,
+    StatusName,
+    answer,
+)
+from entrypoints.api_docs import problems
+from entrypoints.bootstrap import Service
+from entrypoints.http_guard import context_of
+from entrypoints.problems import Declined, FieldError
+from entrypoints.reading import ReadModels
+
+ACTOR: Final = "operator"
+
+MailState = Literal["QUEUED", "RETRYING", "SENT", "WITHHELD", "FAILED", "DISCARDED", "DROPPED"]
+
+Address = Annotated[str, Field(max_length=MAX_LENGTH), AfterValidator(parse_address)]
+
+
+class Operator:
+    """Lets those in who know the token; nobody where there is none.
+
+    Compared in constant time, also in the length of what was sent: two hashes are always of the same length.
+    """
+
+    def __init__(self, token: str | None) -> None:
+        # Without a token the comparison is with one that nobody has.
+        self._expected = _digest(token or secrets.token_urlsafe(32))
+
+    async def __call__(
+        self, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+    ) -> None:
+        offered = "" if credentials is None else credentials.credentials
+        if not hmac.compare_digest(_digest(offered), self._expected):
+            raise Declined("unauthorized", headers={"WWW-Authenticate": 'Bearer realm="registrar"'})
+
+
+def _digest(token: str) -> bytes:
+    return sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+class _Query(BaseModel):
+    """A name that we do not know is refused: a filter with a typing error would show everything."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class _Page(_Query):
+    cursor: Annotated[str | None, Field(pattern="^[A-Za-z0-9_=-]{1,64}$", description="`next_cursor` of a page")] = None
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+
+
+class RegistrationsQuery(_Page):
+    status: StatusName | None = None
+    email: Annotated[Address | None, Field(description="the whole address; duplicates are found, too")] = None
+
+
+class AuditQuery(_Page):
+    registration_id: UUID | None = None
+    email: Annotated[Address | None, Field(description="everything about this address")] = None
+    actor: Annotated[str | None, Field(pattern="^[a-z][a-z0-9-]{0,31}$", examples=["client"])] = None
+    type: Annotated[
+        str | None, Field(pattern="^[a-z_]{1,32}[.][a-z_]{1,64}$", examples=["registration.email_verified"])
+    ] = None
+    correlation_id: UUID | None = None
+    since: AwareDatetime | None = None
+    until: Annotated[AwareDatetime | None, Field(description="excluded")] = None
+
+
+class MailQuery(_Page):
+    state: MailState | None = None
+
+
+class FunnelQuery(_Query):
+    since: Annotated[AwareDatetime | None, Field(description="by default a day ago, or 30 days for `day`")] = None
+    bucket: Literal["hour", "day"] = "hour"
+
+
+def add_admin_routes(app: FastAPI, service: Service, reads: ReadModels) -> None:
+    """Everything under `/v1/admin`."""
+    guarded = [Depends(Operator(service.admin_token))]
+
+    def add(method: str, path: str, endpoint: Callable[..., Any], summary: str, model: type, *codes: str) -> None:
+        app.add_api_route(
+            f"/v1/admin{path}",
+            endpoint,
+            methods=[method],
+            tags=["admin"],
+            summary=summary,
+            dependencies=guarded,
+            responses={200: {"model": model}, **problems("invalid-request", "unauthorized", *codes)},
+        )
+
+    _add_questions(add, reads)
+    _add_acts(add, service)
+
+
+def _add_questions(add: Callable[..., None], reads: ReadModels) -> None:
+    async def search(query: Annotated[RegistrationsQuery, Query()]) -> Response:
+        """Registrations, newest first, with address and name in clear."""
+        found = reads.search(status=query.status, email=query.email, cursor=query.cursor, limit=query.limit)
+        with _cursor_checked():
+            return answer(await found)
+
+    async def show(registration_id: UUID) -> Response:
+        """One registration, whether it is a duplicate, and every mail of it."""
+        story = await reads.story(registration_id)
+        if story is None:
+            raise UnknownRegistration
+        return answer(story)
+
+    async def audit(query: Annotated[AuditQuery, Query()]) -> Response:
+        """Who did what, when, and because of what; newest first."""
+        found = reads.audit(
+            registration_id=query.registration_id,
+            email=query.email,
+            actor=query.actor,
+            topic=query.type,
+            correlation_id=query.correlation_id,
+            since=query.since,
+            until=query.until,
+            cursor=query.cursor,
+            limit=query.limit,
+        )
+        with _cursor_checked():
+            return answer(await found)
+
+    async def mails(query: Annotated[MailQuery, Query()]) -> Response:
+        """Mails, the latest issue first; `state=FAILED` are the dead letters."""
+        with _cursor_checked():
+            return answer(await reads.mails(state=query.state, cursor=query.cursor, limit=query.limit))
+
+    async def funnel(query: Annotated[FunnelQuery, Query()]) -> Response:
+        """How many registrations reached each stage, and how long it took them."""
+        return answer(await reads.funnel(since=query.since, bucket=query.bucket))
+
+    async def projections() -> Response:
+        """Position, lag and parked streams of every follower of the log."""
+        return answer(await reads.followers())
+
+    add("GET", "/registrations", search, "Search registrations", Registrations)
+    add("GET", "/registrations/{registration_id}", show, "The full picture", AdminRegistrationStory, _UNKNOWN)
+    add("GET", "/audit", audit, "Search the audit log", AuditEntries)
+    add("GET", "/mail", mails, "The mail desk", Mails)
+    add("GET", "/funnel", funnel, "The funnel", FunnelBuckets)
+    add("GET", "/projections", projections, "Followers and read models", Followers)
+
+
+_UNKNOWN: Final = "unknown-registration"
+
+
+def _add_acts(add: Callable[..., None], service: Service) -> None:
+    async def do(command: Command, request: Request) -> Response:
+        done = await service.handlers.handle(command, context_of(request, ACTOR))
+        return answer(Done(done.registration_id, done.status.value), headers={"Registrar-Position": str(done.position)})
+
+    async def cancel(registration_id: UUID, request: Request) -> Response:
+        """Undo a registration that is not verified; its address becomes free."""
+        return await do(CancelRegistration(registration_id=registration_id, reason="operator"), request)
+
+    async def erase(registration_id: UUID, request: Request) -> Response:
+        """End the registration or account and destroy the person's key: what it sealed cannot be read again."""
+        return await do(EraseRegistration(registration_id=registration_id), request)
+
+    async def retry(registration_id: UUID, request: Request) -> Response:
+        """Try the mail of a pending registration again now."""
+        return await do(RetryMail(registration_id=registration_id), request)
+
+    async def discard(registration_id: UUID, request: Request) -> Response:
+        """Give the mail up; the registration is undone."""
+        return await do(DiscardMail(registration_id=registration_id), request)
+
+    refused = (_UNKNOWN, "not-pending")
+    add("POST", "/registrations/{registration_id}/cancel", cancel, "Cancel a registration", Done, *refused)
+    add("POST", "/registrations/{registration_id}/erase", erase, "Erase a person", Done, _UNKNOWN)
+    add("POST", "/mail/{registration_id}/retry", retry, "Retry a mail", Done, *refused)
+    add("POST", "/mail/{registration_id}/discard", discard, "Discard a mail", Done, *refused)
+
+
+@contextmanager
+def _cursor_checked() -> Iterator[None]:
+    """Turns the read models' word for a malformed cursor into ours."""
+    try:
+        yield
+    except ValueError:
+        raise Declined("invalid-request", errors=[FieldError("cursor", "not a cursor")]) from None

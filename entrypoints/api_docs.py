@@ -1,0 +1,210 @@
+"""The API's description of itself: `/openapi.json`, and `/docs` without a request to anybody else."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastapi import FastAPI
+from pydantic import TypeAdapter
+from starlette.responses import FileResponse, Response
+from swagger_ui_bundle import swagger_ui_path
+
+from application.commands import Command, RegisterUser, VerifyEmail
+from entrypoints.answers import CodeRequested, Registered, RegistrationState, Verification
+from entrypoints.problems import MEDIA_TYPE, PREFIX, STATUS_OF, TITLES, Problem
+
+_FILES: Final = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
+
+_PAGE: Final = b"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>Registrar API</title>
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+<link rel="icon" type="image/png" href="/docs/favicon-32x32.png">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+
+# The bundled Swagger UI stops at the number 3.1; what we use of OpenAPI 3.1 it shows nevertheless.
+_START: Final = b"""fetch("/openapi.json").then((answer) => answer.json()).then((spec) => {
+  SwaggerUIBundle({
+    spec: {...spec, openapi: "3.0.3"},
+    dom_id: "#swagger-ui",
+    deepLinking: true,
+    validatorUrl: null,
+    presets: [SwaggerUIBundle.presets.apis],
+  });
+});
+"""
+
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def add_docs_routes(app: FastAPI) -> None:
+    """`/docs` and its files; the files are those of a package, served from this machine."""
+
+    async def page() -> Response:
+        return Response(_PAGE, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
+
+    async def start() -> Response:
+        return Response(_START, media_type="text/javascript")
+
+    app.add_api_route("/docs", page, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/docs/start.js", start, methods=["GET"], include_in_schema=False)
+    for name in _FILES:
+        app.add_api_route(f"/docs/{name}", _file(name), methods=["GET"], include_in_schema=False)
+
+
+def _file(name: str) -> Any:
+    async def file() -> Response:
+        return FileResponse(swagger_ui_path / name)
+
+    return file
+
+
+def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """The part `responses` of a route: its error codes, each with an example."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for code in (*codes, "unavailable", "overloaded", "timeout"):
+        status = STATUS_OF[code]
+        response = responses.setdefault(
+            status,
+            {
+                "description": "",
+                "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
+            },
+        )
+        response["description"] = f"{response['description']} `{code}`: {TITLES[code]}".strip()
+        if status in {429, 503, 504}:
+            response["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+        example: dict[str, Any] = {"type": PREFIX + code, "title": TITLES[code], "status": status}
+        if code == "wrong-code":
+            example["attempts_left"] = 4
+        if code == "invalid-request":
+            example["errors"] = [{"field": "email", "message": "not a valid mail address"}]
+        response["content"][MEDIA_TYPE]["examples"][code] = {"value": example}
+    return responses
+
+
+def describe_problems(document: dict[str, Any]) -> dict[str, Any]:
+    """Add what `problems` refers to. Repeatable."""
+    schema = TypeAdapter(Problem).json_schema(ref_template="#/components/schemas/{model}")
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas.update(schema.pop("$defs", {}))
+    schemas["Problem"] = schema
+    return document
+
+
+# --- The registrants' routes, whose parameters and bodies are read by hand ------------------------
+
+
+def _parameter(
+    name: str, place: str, schema: dict[str, Any], description: str, *, required: bool = False
+) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": required, "schema": schema, "description": description}
+
+
+def _extra(*parameters: dict[str, Any], schema: dict[str, Any] | None = None, example: Any = None) -> dict[str, Any]:
+    """The part `openapi_extra`."""
+    extra: dict[str, Any] = {"parameters": list(parameters)} if parameters else {}
+    if schema is not None:
+        body = {"schema": schema, "example": example}
+        extra["requestBody"] = {"required": True, "content": {"application/json": body}}
+    return extra
+
+
+def _without(kind: type[Command], name: str) -> dict[str, Any]:
+    """The command's JSON schema without a field that is not in the body."""
+    schema = kind.model_json_schema()
+    del schema["properties"][name]
+    schema["required"].remove(name)
+    return schema
+
+
+_ID: Final = _parameter("registration_id", "path", {"type": "string", "format": "uuid"}, "", required=True)
+_KEY: Final = _parameter(
+    "Idempotency-Key",
+    "header",
+    {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}$", "examples": ["0b6f7c1e-5f0c-4a7e-9a39-b1de4cf2c0de"]},
+    "The same key and payload for the same address is the same registration, however often it is sent.",
+)
+_POSITION: Final = {
+    "Registrar-Position": {
+        "description": "`min_position` of a read that is to show the effect",
+        "schema": {"type": "integer"},
+    }
+}
+_BODY: Final = ("invalid-request", "request-timeout", "payload-too-large", "unsupported-media-type")
+
+REGISTER: Final[dict[str, Any]] = {
+    "status_code": 202,
+    "responses": {
+        202: {
+            "model": Registered,
+            "description": "Accepted; a code goes out by mail",
+            "headers": _POSITION | {"Location": {"schema": {"type": "string"}}},
+        },
+        **problems(*_BODY, "idempotency-key-reused", "idempotency-key-in-use", "address-taken"),
+    },
+    "openapi_extra": _extra(
+        _KEY,
+        schema=RegisterUser.model_json_schema(),
+        example={
+            "email": "ada@example.com",
+            "name": "Ada Lovelace",
+            "password": "correct horse battery",
+            "locale": "en",
+        },
+    ),
+}
+
+VERIFY: Final[dict[str, Any]] = {
+    "responses": {
+        200: {"model": Verification, "headers": _POSITION},
+        **problems(*_BODY, "wrong-code", "unknown-registration", "not-pending", "code-expired", "code-locked"),
+    },
+    "openapi_extra": _extra(_ID, schema=_without(VerifyEmail, "registration_id"), example={"code": "123456"}),
+}
+
+REQUEST_CODE: Final[dict[str, Any]] = {
+    "status_code": 202,
+    "responses": {
+        202: {"model": CodeRequested, "headers": _POSITION},
+        **problems("invalid-request", "unknown-registration", "not-pending", "too-many-requests"),
+    },
+    "openapi_extra": _extra(_ID),
+}
+
+
+def show_described(longest_wait: int) -> dict[str, Any]:
+    """The description of the read; `longest_wait` in milliseconds."""
+    return {
+        "responses": {
+            200: {"model": RegistrationState},
+            **problems("invalid-request", "unknown-registration"),
+        },
+        "openapi_extra": _extra(
+            _ID,
+            _parameter(
+                "min_position",
+                "query",
+                {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
+                "Answer only once everything up to this position of the log is visible.",
+            ),
+            _parameter(
+                "wait",
+                "query",
+                {"type": "integer", "minimum": 0, "maximum": longest_wait, "default": 2000},
+                "Milliseconds to wait for `min_position`.",
+            ),
+        ),
+    }

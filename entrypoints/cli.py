@@ -1,0 +1,328 @@
+"""The command line: every command with its options and an example. What a command does is in `cli_*.py`.
+
+Exit codes: 0 done; 1 something failed, or was found; 2 wrong usage, or a service that cannot start.
+An error is one line on standard error, never a traceback.
+"""
+
+# ruff: noqa: PLC0415 - a command imports what it needs when it runs: `registrar --help` must not wait for it
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def main() -> None:
+    """The console script `registrar`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; answers the exit code."""
+    try:
+        code = registrar.main(args=list(arguments), prog_name="registrar", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.UsageError as error:
+        see = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
+        return _complain(error.format_message() + see, error.exit_code)
+    except click.ClickException as error:
+        return _complain(error.format_message(), error.exit_code)
+    except click.Abort:
+        return 130
+    except Exception as error:  # noqa: BLE001 - the edge of the process: explained in one line, a bug with its place
+        from entrypoints.cli_session import explain
+
+        return _complain(*explain(error))
+    return int(code or 0)
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo(f"registrar: {' '.join(message.split())}", err=True)
+    return code
+
+
+# --- Options ----------------------------------------------------------------------------------
+
+
+def _data_dir(command: F) -> F:
+    return click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path),
+        help="Directory of the embedded services.  [default: .registrar]",
+    )(command)
+
+
+def _as_json(command: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+
+
+def _listen(command: F) -> F:
+    command = click.option("--port", type=int, help="TCP port of the API; 0: any free one.  [default: 8000]")(command)
+    return click.option("--host", help="Address the API listens on.  [default: 127.0.0.1]")(command)
+
+
+def _example(*lines: str) -> str:
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _parse_time(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        time = datetime.fromisoformat(value)
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"'{value}' is not a time like 2026-01-31T12:00:00Z.", ctx, param) from None
+
+
+# --- Running the service ----------------------------------------------------------------------
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_example("registrar up"),
+)
+@click.version_option(package_name="registrar", message="registrar %(version)s")
+def registrar() -> None:
+    """Event-sourced registration: a sign-up, a code by mail, an account.
+
+    Settings are environment variables with the prefix REGISTRAR_ (README.md lists them). With none set, everything
+    runs on its own: an embedded PostgreSQL, and a mailbox to read the mails in.
+    """
+
+
+@registrar.command(epilog=_example("registrar up --port 8001"))
+@_listen
+@_data_dir
+def up(host: str | None, port: int | None, data_dir: Path | None) -> int:
+    """Run everything in one process.
+
+    An embedded PostgreSQL, the HTTP API, the followers, mail delivery, and a mailbox to read the mails in; with
+    REGISTRAR_DATABASE_URL or REGISTRAR_SMTP_URLS that database and those mail servers instead.
+    """
+    from entrypoints import cli_up
+    from entrypoints.cli_session import finish, read_settings
+
+    return finish(cli_up.up(read_settings(host=host, port=port, data_dir=data_dir)))
+
+
+@registrar.command(epilog=_example("registrar serve --host 0.0.0.0 --port 8000"))
+@_listen
+@_data_dir
+def serve(host: str | None, port: int | None, data_dir: Path | None) -> int:
+    """Run the HTTP API only; any number of copies."""
+    from entrypoints import cli_up
+    from entrypoints.cli_session import finish, read_settings
+
+    return finish(cli_up.serve(read_settings(host=host, port=port, data_dir=data_dir)))
+
+
+@registrar.command(epilog=_example("registrar process"))
+@_data_dir
+def process(data_dir: Path | None) -> int:
+    """Run projections, mail saga, deadlines, delivery.
+
+    Any number of copies: for each task one leads, the others stand by. Needs REGISTRAR_SMTP_URLS.
+    """
+    from entrypoints import cli_up
+    from entrypoints.cli_session import finish, read_settings
+
+    return finish(cli_up.process(read_settings(data_dir=data_dir)))
+
+
+@registrar.command(epilog=_example("registrar work"))
+@_data_dir
+def work(data_dir: Path | None) -> int:
+    """Run the mail worker of a message broker."""
+    from entrypoints.cli_session import read_settings
+
+    read_settings(data_dir=data_dir)
+    click.echo("Nothing to do: without REGISTRAR_BROKER_URL, `registrar process` and `registrar up` deliver the mail.")
+    return 0
+
+
+@registrar.command(epilog=_example("registrar doctor", "registrar doctor --json"))
+@_as_json
+@_data_dir
+def doctor(data_dir: Path | None, *, as_json: bool) -> int:
+    """Check everything the service depends on.
+
+    Says of every dependency and setting what is wrong and what to do. Changes nothing and starts nothing. Exit code 1 if a check failed; warnings are not failures.
+    """
+    from entrypoints import cli_doctor
+    from entrypoints.cli_session import finish
+
+    return finish(cli_doctor.doctor(data_dir, as_json=as_json))
+
+
+# --- The log ----------------------------------------------------------------------------------
+
+
+@registrar.group(epilog=_example("registrar events list --limit 20"))
+def events() -> None:
+    """Read the log; personal data stays sealed."""
+
+
+@events.command(
+    "list",
+    epilog=_example(
+        "registrar events list --limit 20",
+        "registrar events list --after 1200 --type registration.email_dispatch_failed --json",
+    ),
+)
+@click.option("--after", type=click.IntRange(min=0), metavar="N", help="Only events after position N, oldest first.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="At most N events: the latest ones, with --after the next ones.",
+)
+@click.option("--type", "types", multiple=True, metavar="T", help="Only events of this type; may be repeated.")
+@click.option("--registration", type=click.UUID, metavar="ID", help="Only what is about this registration.")
+@click.option("--follow", is_flag=True, help="Go on with new events as they come, until Ctrl-C.")
+@_as_json
+@_data_dir
+def events_list(
+    *,
+    after: int | None,
+    limit: int,
+    types: tuple[str, ...],
+    registration: UUID | None,
+    follow: bool,
+    as_json: bool,
+    data_dir: Path | None,
+) -> int:
+    """List events in the order of the log; --follow with --json prints one object per line."""
+    from entrypoints import cli_events
+    from entrypoints.cli_session import with_service
+
+    wanted = cli_events.Wanted(cli_events.known_types(types), registration)
+    return with_service(
+        data_dir,
+        lambda service: cli_events.list_events(
+            service, wanted, after=after, limit=limit, follow=follow, as_json=as_json
+        ),
+    )
+
+
+@events.command(
+    "show",
+    epilog=_example(
+        "registrar events show 0198c0de-0000-7000-8000-000000000000",
+        "registrar events show 0198c0de-0000-7000-8000-000000000000 --at 2026-01-31T12:00:00Z",
+    ),
+)
+@click.argument("registration_id", type=click.UUID, metavar="ID")
+@click.option(
+    "--at", callback=_parse_time, metavar="TIME", help="As it was at this time (ISO 8601; UTC if it has no offset)."
+)
+@click.option("--version", type=click.IntRange(min=1), metavar="N", help="As it was after its N-th event.")
+@_as_json
+@_data_dir
+def events_show(
+    *, registration_id: UUID, at: datetime | None, version: int | None, as_json: bool, data_dir: Path | None
+) -> int:
+    """Show the state of one registration, now or then, and the events that led to it."""
+    from entrypoints import cli_events
+    from entrypoints.cli_session import with_service
+
+    if at is not None and version is not None:
+        raise click.UsageError("--at and --version exclude each other.", click.get_current_context())
+    return with_service(
+        data_dir,
+        lambda service: cli_events.show_registration(service, registration_id, at=at, version=version, as_json=as_json),
+    )
+
+
+@registrar.group(epilog=_example("registrar projections list"))
+def projections() -> None:
+    """See how far the followers of the log are."""
+
+
+@projections.command("list", epilog=_example("registrar projections list"))
+@_as_json
+@_data_dir
+def projections_list(*, as_json: bool, data_dir: Path | None) -> int:
+    """List every follower: where it is, how far behind, and the streams it had to park."""
+    from entrypoints import cli_projections
+    from entrypoints.cli_session import with_service
+
+    return with_service(data_dir, lambda service: cli_projections.list_followers(service, as_json=as_json))
+
+
+# --- The dead-letter desk ---------------------------------------------------------------------
+
+
+@registrar.group(epilog=_example("registrar mail list --state failed"))
+def mail() -> None:
+    """See what became of the mails; retry, discard."""
+
+
+@mail.command("list", epilog=_example("registrar mail list --state failed"))
+@click.option(
+    "--state",
+    type=click.Choice(
+        ["queued", "retrying", "sent", "withheld", "failed", "discarded", "dropped"], case_sensitive=False
+    ),
+    help="Only mails in this state.",
+)
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="At most N.")
+@_as_json
+@_data_dir
+def mail_list(*, state: str | None, limit: int, as_json: bool, data_dir: Path | None) -> int:
+    """List mails, the latest first."""
+    from entrypoints import cli_mail
+    from entrypoints.cli_session import with_service
+
+    return with_service(
+        data_dir, lambda service: cli_mail.list_mails(service, state=state, limit=limit, as_json=as_json)
+    )
+
+
+@mail.command(
+    "retry",
+    epilog=_example("registrar mail retry 0198c0de-0000-7000-8000-000000000000", "registrar mail retry --all --yes"),
+)
+@click.argument("registration_ids", type=click.UUID, metavar="ID...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every unsent mail with a failure whose registration waits.")
+@click.option("--yes", is_flag=True, help="Do not ask before --all.")
+@_as_json
+@_data_dir
+def mail_retry(
+    *, registration_ids: tuple[UUID, ...], everything: bool, yes: bool, as_json: bool, data_dir: Path | None
+) -> int:
+    """Try the mail of these registrations again now."""
+    from entrypoints import cli_mail
+    from entrypoints.cli_session import with_service
+
+    if bool(registration_ids) == everything:
+        raise click.UsageError("Give the ids of registrations, or --all.", click.get_current_context())
+    if everything and not yes and sys.stdin.isatty() and not click.confirm("Try all failed mails again?", err=True):
+        return 1
+    return with_service(
+        data_dir,
+        lambda service: cli_mail.retry(service, None if everything else registration_ids, as_json=as_json),
+    )
+
+
+@mail.command("discard", epilog=_example("registrar mail discard 0198c0de-0000-7000-8000-000000000000"))
+@click.argument("registration_ids", type=click.UUID, metavar="ID...", nargs=-1, required=True)
+@_as_json
+@_data_dir
+def mail_discard(*, registration_ids: tuple[UUID, ...], as_json: bool, data_dir: Path | None) -> int:
+    """Give the mail of these registrations up, and undo them."""
+    from entrypoints import cli_mail
+    from entrypoints.cli_session import with_service
+
+    return with_service(data_dir, lambda service: cli_mail.discard(service, registration_ids, as_json=as_json))

@@ -1,0 +1,261 @@
+"""Reading the log: its events in order, and one registration as it was at some time. Personal data stays sealed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import click
+from eventsourcing.persistence import MapperDeserialisationError
+from eventsourcing.utils import TopicError
+from psycopg.rows import class_row
+
+from domain.errors import UnknownRegistration
+from domain.mail_saga import MailSaga
+from domain.recorded import Position
+from domain.registration import PERSONAL_FIELDS, Registration
+from entrypoints.bootstrap import Service
+from entrypoints.cli_output import note, print_json, print_table, show
+from infrastructure.announcements import LOG
+from infrastructure.event_codec import event_classes
+from infrastructure.event_store import RecordedRow
+
+_SELECT = """
+    SELECT originator_id AS stream_id, originator_version AS version, topic, state, notification_id AS position,
+           recorded_at, correlation_id, causation_position, actor, trace_context AS trace
+    FROM events
+    WHERE notification_id > %(after)s AND notification_id <= %(upto)s
+      AND (%(topics)s::text[] IS NULL OR topic = ANY (%(topics)s))
+"""
+
+# Its own stream, its saga's, and what its address's claim says about it.
+_ABOUT = """
+      AND (originator_id = ANY (%(streams)s)
+           OR (originator_id = %(claim)s
+               AND convert_from(state, 'UTF8')::jsonb ->> 'registration_id' = %(registration)s::text))
+"""
+
+_NOT_DATA = frozenset({"originator_id", "originator_version", "originator_topic", "timestamp"})
+"""In columns of their own."""
+
+_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which events; what is empty does not matter.
+
+    Attributes:
+        registration: only events about this one, whichever stream they stand in.
+    """
+
+    types: tuple[str, ...] = ()
+    registration: UUID | None = None
+
+
+def known_types(types: tuple[str, ...]) -> tuple[str, ...]:
+    """The types as given.
+
+    Raises:
+        click.BadParameter: one of them is no type of event.
+    """
+    for given in types:
+        if given not in event_classes():
+            nearest = difflib.get_close_matches(given, event_classes(), n=1, cutoff=0)[0]
+            raise click.BadParameter(
+                f"'{given}' is not a type of event; the nearest one is '{nearest}'.",
+                click.get_current_context(),
+                param_hint="--type",
+            )
+    return types
+
+
+async def list_events(
+    service: Service, wanted: Wanted, *, after: Position | None, limit: int, follow: bool, as_json: bool
+) -> int:
+    """Print the latest events, or those after a position; with `follow`, go on for ever."""
+    claim = None
+    if wanted.registration is not None:
+        claim = UUID((await _first(service, wanted.registration)).claim_id)
+    head = await service.store.head()
+    rows = await _select(service, wanted, claim, after=after or 0, upto=head, limit=limit, latest=after is None)
+    if not follow:
+        if as_json:
+            print_json([_entry(service, row) for row in rows])
+        else:
+            _print_entries([_entry(service, row) for row in rows])
+        return 0
+
+    seen = rows[-1].position if len(rows) == limit else head
+    while True:
+        for entry in (_entry(service, row) for row in rows):
+            if as_json:
+                print_json(entry, one_line=True)
+            else:
+                click.echo("  ".join(show(entry[name]) for name in _COLUMNS))
+        if seen >= head:
+            await service.announcements.beyond(LOG, seen)
+            head = await service.store.head()
+        rows = await _select(service, wanted, claim, after=seen, upto=head, limit=_BATCH)
+        seen = rows[-1].position if len(rows) == _BATCH else head
+
+
+async def show_registration(
+    service: Service, registration_id: UUID, *, at: datetime | None, version: int | None, as_json: bool
+) -> int:
+    """Print one registration as folded from its events: all, those up to a time, or the first `version` ones.
+
+    Raises:
+        UnknownRegistration: there is none with this id, or was none then.
+    """
+    await _first(service, registration_id)
+    async with service.pool.connection() as connection:
+        cursor = connection.cursor(binary=True, row_factory=class_row(RecordedRow))
+        query = _SELECT + " AND originator_id = %(stream)s ORDER BY originator_version"
+        await cursor.execute(
+            query, {"after": 0, "upto": await service.store.head(), "topics": None, "stream": registration_id}
+        )
+        rows = await cursor.fetchall()
+    if version is not None and version > len(rows):
+        raise click.ClickException(f"This registration has only {len(rows)} events.")
+    then = [
+        row for row in rows if (at is None or row.recorded_at <= at) and (version is None or row.version <= version)
+    ]
+    if not then:
+        raise UnknownRegistration(f"This registration began later, at {rows[0].recorded_at.isoformat()}.")
+    state = _fold(service, then)
+    entries = [_entry(service, row) for row in then]
+    if as_json:
+        print_json(state | {"events": entries})
+        return 0
+    flat = {name: value for name, value in state.items() if name != "code"}
+    flat |= {f"code_{name}": value for name, value in state["code"].items()}
+    width = max(map(len, flat)) + 2
+    for name, value in flat.items():
+        click.echo(f"{name:<{width}}{show(value)}")
+    click.echo()
+    _print_entries(entries)
+    if len(then) < len(rows):
+        note(f"{len(rows) - len(then)} later events are left out.")
+    return 0
+
+
+def _fold(service: Service, rows: Sequence[RecordedRow]) -> dict[str, Any]:
+    registration: Any = None
+    for row in rows:
+        try:
+            registration = service.store.decode(row).event.mutate(registration)
+        except (TopicError, MapperDeserialisationError):
+            raise click.ClickException(
+                f"The event at position {row.position} cannot be read by this version of Registrar; "
+                "a newer one wrote it."
+            ) from None
+    assert isinstance(registration, Registration)  # noqa: S101 - the stream begins with its first event
+    return {
+        "registration_id": registration.id,
+        "status": registration.status.value,
+        "version": rows[-1].version,
+        "position": rows[-1].position,
+        "created_at": rows[0].recorded_at,
+        "changed_at": rows[-1].recorded_at,
+        "personal_data": "erased" if registration.erased else "sealed",
+        "locale": registration.locale,
+        "claim_id": registration.claim_id,
+        "duplicate_of": registration.duplicate_of,
+        "code": {
+            "serial": registration.serial,
+            "issued_at": registration.issued_at,
+            "handed_over_at": registration.handed_over_at.get(registration.serial),
+            "wrong_tries": registration.rejections,
+            "locked": registration.locked,
+            "revoked": registration.revoked,
+        },
+    }
+
+
+async def _first(service: Service, registration_id: UUID) -> Registration.UserRegistered:
+    """How a registration began.
+
+    Raises:
+        UnknownRegistration: this is no registration's id.
+    """
+    async with service.pool.connection() as connection:
+        cursor = connection.cursor(binary=True, row_factory=class_row(RecordedRow))
+        query = _SELECT + " AND originator_id = %(stream)s AND originator_version = 1"
+        await cursor.execute(
+            query, {"after": 0, "upto": await service.store.head(), "topics": None, "stream": registration_id}
+        )
+        row = await cursor.fetchone()
+    if row is None or row.topic != Registration.UserRegistered.TOPIC:
+        raise UnknownRegistration
+    event = service.store.decode(row).event
+    assert isinstance(event, Registration.UserRegistered)  # noqa: S101 - its topic says so
+    return event
+
+
+async def _select(
+    service: Service,
+    wanted: Wanted,
+    claim: UUID | None,
+    *,
+    after: Position,
+    upto: Position,
+    limit: int,
+    latest: bool = False,
+) -> list[RecordedRow]:
+    """Events in the order of the log: the first ones after a position, or the latest ones."""
+    query = _SELECT + (_ABOUT if wanted.registration else "")
+    query += f" ORDER BY notification_id {'DESC' if latest else 'ASC'} LIMIT %(limit)s"
+    parameters = {
+        "after": after,
+        "upto": upto,
+        "limit": limit,
+        "topics": list(wanted.types) or None,
+        "registration": wanted.registration,
+        "claim": claim,
+        "streams": [wanted.registration, MailSaga.stream_id(wanted.registration)] if wanted.registration else None,
+    }
+    async with service.pool.connection() as connection:
+        cursor = connection.cursor(binary=True, row_factory=class_row(RecordedRow))
+        await cursor.execute(query, parameters)
+        rows = await cursor.fetchall()
+    return rows[::-1] if latest else rows
+
+
+# --- Showing ----------------------------------------------------------------------------------
+
+_COLUMNS = ("position", "recorded_at", "type", "stream_id", "version", "actor", "correlation_id", "data")
+
+
+def _entry(service: Service, row: RecordedRow) -> dict[str, Any]:
+    return {
+        "position": row.position,
+        "recorded_at": row.recorded_at,
+        "type": row.topic,
+        "stream_id": row.stream_id,
+        "version": row.version,
+        "actor": row.actor,
+        "correlation_id": row.correlation_id,
+        "causation_position": row.causation_position,
+        "trace": row.trace,
+        "data": _data(service, row),
+    }
+
+
+def _data(service: Service, row: RecordedRow) -> dict[str, Any] | None:
+    """The event's own fields, without what is or stands for personal data; None if this version cannot read it."""
+    try:
+        fields = vars(service.store.decode(row).event)
+    except (TopicError, MapperDeserialisationError):
+        return None
+    return {
+        name: "hidden" if name in PERSONAL_FIELDS else value for name, value in fields.items() if name not in _NOT_DATA
+    }
+
+
+def _print_entries(entries: Sequence[dict[str, Any]]) -> None:
+    print_table(_COLUMNS, ([entry[name] for name in _COLUMNS] for entry in entries))

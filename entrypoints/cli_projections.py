@@ -1,0 +1,28 @@
+"""The followers of the log: where each of them is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from entrypoints.bootstrap import Service
+from entrypoints.cli_output import print_json, print_table
+from entrypoints.reading import ReadModels
+
+
+async def list_followers(service: Service, *, as_json: bool) -> int:
+    """Print every follower that ever ran on this database."""
+    found = await ReadModels(service).followers()
+    if as_json:
+        print_json([asdict(one) | {"head": found.head} for one in found.items])
+        return 0
+    print_table(
+        ("name", "status", "position", "head", "lag", "lag (s)", "parked streams", "updated at"),
+        (
+            (
+                *(one.name, one.status, one.position, found.head, one.lag_events, f"{one.lag_seconds:.1f}"),
+                *(one.parked_streams, one.updated_at),
+            )
+            for one in found.items
+        ),
+    )
+    return 0

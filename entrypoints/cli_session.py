@@ -1,0 +1,127 @@
+"""What every command goes through: settings, the event loop, a service for a moment, and errors in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import structlog
+import uvloop
+
+from application.ports import Conflict, Unavailable, WrongMasterKey
+from domain.errors import Refused
+from entrypoints.bootstrap import CannotStart, Service, open_service
+from entrypoints.cli_output import waiting
+from infrastructure.embedded import BadDataDirectory, DatabaseDidNotStart, DataDirectory
+from infrastructure.logs import configure_logging
+from infrastructure.settings import BadSettings, Settings
+
+log = structlog.get_logger(__name__)
+
+HARMLESS = (BadSettings, BadDataDirectory, DatabaseDidNotStart, CannotStart, Unavailable)
+"""Exceptions whose texts are ours and hold nothing personal."""
+
+_OURS = ("application", "domain", "entrypoints", "infrastructure", "projections")
+
+
+def read_settings(**options: object) -> Settings:
+    """The settings of this process, with the options of the command line on top.
+
+    Raises:
+        BadSettings: see there.
+    """
+    return Settings.from_environment(os.environ, **options)
+
+
+def log_everything(settings: Settings | None = None) -> None:
+    """Log as a service does."""
+    configure_logging(settings.log_format if settings else None, messages_of=HARMLESS)
+
+
+def log_troubles(settings: Settings | None = None) -> None:
+    """Log what goes wrong only: what goes as planned is not worth a line beside what a command prints."""
+    log_everything(settings)
+    for package in _OURS:
+        logging.getLogger(package).setLevel(logging.WARNING)
+
+
+def finish(work: Coroutine[Any, Any, int]) -> int:
+    """Run a command to its end on a loop of its own; answers its exit code. SIGTERM ends it as Ctrl-C does."""
+
+    async def until_told_otherwise() -> int:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            return runner.run(until_told_otherwise())
+        except asyncio.CancelledError:
+            return 130
+
+
+@asynccontextmanager
+async def opened(settings: Settings, *, follows: bool, mailbox: bool = False) -> AsyncIterator[Service]:
+    """`open_service`, with something to look at meanwhile."""
+    async with AsyncExitStack() as stack:
+        with waiting("Starting"):
+            service = await stack.enter_async_context(open_service(settings, follows=follows, mailbox=mailbox))
+        yield service
+
+
+def with_service(data_dir: Path | None, work: Callable[[Service], Awaitable[int]]) -> int:
+    """Run a short command on the database: the one that is set, or the embedded one, started if it does not run.
+
+    Raises:
+        CannotStart: there is no embedded database yet. Looking at one is no reason to make one.
+    """
+    settings = read_settings(data_dir=data_dir)
+    log_troubles(settings)
+    if settings.database_url is None and not _holds_a_database(settings.data_dir):
+        raise CannotStart(
+            f"There is no database in {settings.data_dir}; `registrar up` makes one, "
+            "--data-dir names another directory, REGISTRAR_DATABASE_URL another database."
+        )
+
+    async def session() -> int:
+        async with opened(settings, follows=False) as service:
+            return await work(service)
+
+    return finish(session())
+
+
+def _holds_a_database(directory: Path) -> bool:
+    return directory.exists() and (DataDirectory(directory).path / "postgres").is_dir()
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """An error in one line that says what to do, and the exit code."""
+    match error:
+        case BadSettings() | BadDataDirectory() | DatabaseDidNotStart() | CannotStart():
+            return str(error), 2
+        case WrongMasterKey():
+            return (
+                f"{str(error)[:1].upper()}{str(error)[1:]}; put that key back (REGISTRAR_MASTER_KEY, or master.key in the data directory).",
+                2,
+            )
+        case Refused():
+            return f"{error} ({error.code})", 1
+        case Conflict():
+            return "Somebody else changed it at the same time; try again.", 1
+        case Unavailable():
+            return f"{str(error)[:1].upper()}{str(error)[1:]}; try again in a moment, `registrar doctor` says more.", 1
+        case psycopg.OperationalError():
+            return "The database does not answer as it should; `registrar doctor` says more.", 1
+        case OSError() if error.strerror:
+            return f"{error.strerror}{f': {error.filename}' if error.filename else ''}.", 2
+    log_everything()
+    log.error("command failed", exc_info=error)
+    return f"This is a bug ({type(error).__name__}); the line above tells where it happened, please report it.", 1

@@ -1,0 +1,239 @@
+"""Health and metrics: what works, what waits. No check takes longer than two seconds, whatever hangs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final, Literal, TypeVar
+
+import psycopg
+from fastapi import FastAPI
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+from starlette.responses import Response
+
+from application.ports import Unavailable
+from entrypoints.answers import Health, answer
+from entrypoints.bootstrap import Service
+from entrypoints.reading import ReadModels
+from infrastructure.line import Connection, Line
+from infrastructure.telemetry import CONTENT_TYPE
+
+T = TypeVar("T")
+
+State = Literal["up", "down", "degraded", "disabled"]
+
+FRESH: Final = timedelta(milliseconds=500)
+"""How long what is known about the database is taken as true."""
+
+PATIENCE: Final = timedelta(seconds=1)
+"""A database that does not answer within that is down for us."""
+
+WAITING_LONG: Final = timedelta(minutes=5)
+"""A mail that is unsent for so long went through retries: something is wrong with the mail servers."""
+
+_AWAY = (Unavailable, psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A check's outcome."""
+
+    status: State
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def response(self) -> Response:
+        return answer({"status": self.status, **self.details}, 503 if self.status == "down" else 200)
+
+
+class HealthChecks:
+    """Asks the parts how they are.
+
+    Attributes:
+        stopping: set before the listener closes, so that nobody sends new requests here.
+    """
+
+    def __init__(self, service: Service, reads: ReadModels) -> None:
+        self.stopping = False
+        self._service = service
+        self._reads = reads
+        self._line = Line(service.dsn, name="health", statement_timeout=PATIENCE)
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._look: asyncio.Task[bool] | None = None
+        self._writable = False
+        self._known_until = 0.0
+
+    async def close(self) -> None:
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await self._line.close()
+
+    async def ready(self) -> Report:
+        """Can this process take registrations? Mail that is away delays them, no more."""
+        if self.stopping:
+            return Report("down", {"database": "up", "reason": "stopping"})
+        if not await self._can_append():
+            return Report("down", {"database": "down"})
+        return Report("degraded" if _all_open(await self._circuits()) else "up", {"database": "up"})
+
+    async def database(self) -> Report:
+        return Report("up" if await self._can_append() else "down")
+
+    async def mail(self) -> Report:
+        """The mail servers' circuits, and how long the registrant who has waited longest has had no mail."""
+        circuits = await self._circuits()
+        oldest = await self._patiently(self._reads.oldest_unsent())
+        status: State = "up"
+        if _all_open(circuits) or (oldest is None and not circuits):
+            status = "down"
+        elif any(state != "closed" for state in circuits.values()) or (oldest is not None and oldest > WAITING_LONG):
+            status = "degraded"
+        seconds = None if oldest is None else oldest.total_seconds()
+        return Report(status, {"servers": circuits, "oldest_unsent_seconds": seconds})
+
+    async def projections(self) -> Report:
+        followers = await self._patiently(self._reads.followers())
+        if followers is None:
+            return Report("down")
+        healthy = all(follower.status == "up" for follower in followers.items)
+        return Report("up" if healthy else "degraded", {"head": followers.head, "followers": followers.items})
+
+    async def measure(self) -> None:
+        """Bring those metrics up to date that nobody counts on the way."""
+        metrics = self._service.metrics
+        metrics.hash_queue(self._service.hasher.waiting)
+        for name, state in (await self._circuits()).items():
+            metrics.circuit(name, state, state)
+        backlog = await self._patiently(self._reads.backlog())
+        metrics.forget_backlog()  # a follower that is no more would stay for ever
+        if backlog is None:
+            return
+        for follower in backlog.followers.items:
+            metrics.follower(
+                follower.name,
+                lag_events=follower.lag_events,
+                lag_seconds=follower.lag_seconds,
+                parked_streams=follower.parked_streams,
+            )
+        metrics.backlog(
+            dead_letters=backlog.dead_letters,
+            oldest_unsent_seconds=backlog.oldest_unsent.total_seconds(),
+            stuck=backlog.stuck,
+        )
+
+    async def _circuits(self) -> dict[str, str]:
+        return await self._service.servers.states() if self._service.servers is not None else {}
+
+    async def _can_append(self) -> bool:
+        """Does the database take writes? Asked by all callers together, and at most twice a second."""
+        if self._service.store.refuses:
+            return False
+        if asyncio.get_running_loop().time() < self._known_until:
+            return self._writable
+        if self._look is None or self._look.done():
+            self._look = self._start(self._ask_database())
+        await asyncio.wait({self._look}, timeout=PATIENCE.total_seconds())
+        return self._look.done() and not self._look.cancelled() and self._look.result()
+
+    async def _ask_database(self) -> bool:
+        async def ask(connection: Connection) -> bool:
+            cursor = await connection.execute("SELECT current_setting('transaction_read_only') = 'off' FROM head")
+            row = await cursor.fetchone()
+            return row is not None and bool(row[0])
+
+        try:
+            self._writable = await self._line.ask(ask)
+        except _AWAY:
+            self._writable = False
+        self._known_until = asyncio.get_running_loop().time() + FRESH.total_seconds()
+        return self._writable
+
+    async def _patiently(self, query: Coroutine[Any, Any, T]) -> T | None:
+        """The query's answer; None if the database is away or does not answer in time.
+
+        A query without an answer is left to itself: to cancel it would take the very answer that does not come.
+        """
+        task = self._start(query)
+        await asyncio.wait({task}, timeout=PATIENCE.total_seconds())
+        if not task.done():
+            return None
+        try:
+            return task.result()
+        except _AWAY:
+            return None
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen by whoever still waited
+
+
+def _all_open(circuits: dict[str, str]) -> bool:
+    return bool(circuits) and all(state == "opened" for state in circuits.values())
+
+
+def add_health_routes(app: FastAPI, checks: HealthChecks) -> None:
+    """`/health/*`: 200 while the part does its work, if only just (`degraded`); else 503 (`down`)."""
+
+    async def live() -> Response:
+        """The process runs; depends on nothing else."""
+        return Report("up").response()
+
+    async def ready() -> Response:
+        """Registrations can be recorded; `degraded` while no mail can be sent."""
+        return (await checks.ready()).response()
+
+    async def database() -> Response:
+        """The database takes writes."""
+        return (await checks.database()).response()
+
+    async def rabbitmq() -> Response:
+        """Mail requests are handed over inside the process."""
+        return Report("disabled").response()
+
+    async def mail() -> Response:
+        """The mail servers' circuits, and how long the oldest unsent mail has waited."""
+        return (await checks.mail()).response()
+
+    async def projections() -> Response:
+        """How far each follower of the log is behind it."""
+        return (await checks.projections()).response()
+
+    for check in (live, ready, database, rabbitmq, mail, projections):
+        app.add_api_route(
+            f"/health/{check.__name__}",
+            check,
+            methods=["GET"],
+            tags=["health"],
+            summary=f"Health: {check.__name__}",
+            response_model=None,
+            responses={200: {"model": Health}, 503: {"model": Health, "description": "Down"}},
+        )
+
+
+def add_metrics_route(app: FastAPI, service: Service, checks: HealthChecks) -> None:
+    """`/metrics`, in Prometheus' text format."""
+
+    async def metrics() -> Response:
+        """Every metric; those that the database knows are missing while it is away."""
+        await checks.measure()
+        return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    app.add_api_route(
+        "/metrics",
+        metrics,
+        methods=["GET"],
+        tags=["health"],
+        summary="Metrics",
+        response_model=None,
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )

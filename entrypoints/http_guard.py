@@ -1,0 +1,271 @@
+"""The guard around the application: limits, deadlines, ids and headers of every HTTP exchange, and its errors.
+
+Plain ASGI: what it does is done once for each exchange, and costs microseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+from uuid import UUID, uuid4
+
+import structlog
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from application.ports import Context
+from entrypoints.problems import Declined, explain
+from infrastructure.telemetry import Metrics, continued, parse_traceparent, traceparent
+
+log = structlog.get_logger(__name__)
+
+BODY_LIMIT: Final = 16 * 1024
+"""Bytes of a body (contract: 16 KiB)."""
+
+HEADERS_LIMIT: Final = 8 * 1024
+"""Bytes of all headers (security.md, S23)."""
+
+DRAIN_LIMIT: Final = 1024 * 1024
+"""Bytes of a body that are read though it is too large: many clients do not read an answer before they have sent."""
+
+BODY_DEADLINE: Final = timedelta(seconds=5)
+"""For the whole body, so that nobody holds a connection by sending a byte now and then."""
+
+UNMATCHED: Final = "unmatched"
+"""The route in metrics of a path that is none of ours."""
+
+_WANTED = frozenset(
+    {
+        b"content-type",
+        b"content-length",
+        b"content-encoding",
+        b"transfer-encoding",
+        b"x-request-id",
+        b"traceparent",
+    }
+)
+_JSON = re.compile(rb"application/json *(; *charset *= *\"?utf-8\"? *)?", re.IGNORECASE)
+_UUID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_SECURITY_HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_KEY = "registrar.exchange"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What is known of a request beside what it asks.
+
+    Attributes:
+        correlation_id: the client's own if it sent a UUID as `X-Request-Id`.
+        trace: W3C `traceparent` of our span, or the client's where tracing is off.
+        body: the whole of it, at most `BODY_LIMIT` bytes.
+        status: of the answer, 0 until it has begun.
+    """
+
+    correlation_id: UUID
+    trace: str | None
+    body: bytes = b""
+    status: int = 0
+
+
+def body_of(request: Request) -> bytes:
+    """The request's body. It is read before the application is called: `Request.body` would wait for ever."""
+    exchange: Exchange = request.scope[_KEY]
+    return exchange.body
+
+
+def context_of(request: Request, actor: str) -> Context:
+    """What is written beside the events that this request leads to."""
+    exchange: Exchange = request.scope[_KEY]
+    return Context(actor, exchange.correlation_id, None, exchange.trace)
+
+
+class Guard:
+    """ASGI middleware; see the module's text."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        request_timeout: timedelta,
+        body_deadline: timedelta = BODY_DEADLINE,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """
+        Args:
+            request_timeout: after which the answer is 504, whatever the application is doing.
+            tracer: None means that tracing is off.
+        """
+        self._app = app
+        self._metrics = metrics
+        self._request_timeout = request_timeout.total_seconds()
+        self._body_deadline = body_deadline.total_seconds()
+        self._tracer = tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers, size = _read_headers(scope)
+        exchange = scope[_KEY] = Exchange(
+            _correlation_id(headers.get(b"x-request-id")), parse_traceparent(headers.get(b"traceparent"))
+        )
+        span = self._begin_span(scope, exchange) if self._tracer is not None else None
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = _guarded(message["headers"], exchange)
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, send_guarded, exchange, headers, size)
+        finally:
+            route = getattr(scope.get("route"), "path", UNMATCHED)
+            self._metrics.request(route, exchange.status or 499, time.perf_counter() - started)
+            if span is not None:
+                _end_span(span, route, exchange)
+
+    async def _answer(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        exchange: Exchange,
+        headers: dict[bytes, bytes],
+        size: int,
+    ) -> None:
+        deadline: asyncio.Timeout | None = None
+        try:
+            async with asyncio.timeout(self._request_timeout) as deadline:
+                exchange.body = await self._admit(receive, headers, size)
+                await self._app(scope, receive, send)
+        except _Gone:
+            return
+        except Exception as error:  # noqa: BLE001 - the edge: every error becomes an answer, a bug is logged
+            if isinstance(error, TimeoutError) and deadline is not None and deadline.expired():
+                error = Declined("timeout", headers={"Retry-After": "1"})
+            await self._answer_error(error, scope, receive, send, exchange)
+
+    async def _answer_error(
+        self, error: Exception, scope: Scope, receive: Receive, send: Send, exchange: Exchange
+    ) -> None:
+        explained = explain(error)
+        if explained.code == "overloaded":
+            self._metrics.shed("queue-full")
+        if explained.code == "internal-error":
+            log.error(
+                "request.failed",
+                route=getattr(scope.get("route"), "path", UNMATCHED),
+                correlation_id=str(exchange.correlation_id),
+                error=type(error).__name__,
+                exc_info=error,
+                hint="this is a bug; report it",
+            )
+        if not exchange.status:  # once an answer has begun, all that is left is to break it off
+            await explained.response()(scope, receive, send)
+
+    async def _admit(self, receive: Receive, headers: dict[bytes, bytes], size: int) -> bytes:
+        """The request's body.
+
+        Raises:
+            Declined: headers or body are too large, or the body is not JSON, or too slow.
+        """
+        if size > HEADERS_LIMIT:
+            raise Declined("headers-too-large", headers={"Connection": "close"})
+        if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
+            return b""
+        return await self._read_body(receive, headers)
+
+    async def _read_body(self, receive: Receive, headers: dict[bytes, bytes]) -> bytes:
+        refusal = None
+        if not _JSON.fullmatch(headers.get(b"content-type", b"")) or b"content-encoding" in headers:
+            refusal = Declined("unsupported-media-type", headers={"Accept-Post": "application/json"})
+        body, size = bytearray(), 0
+        declared = headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared[:12]) > DRAIN_LIMIT:
+            raise refusal or Declined("payload-too-large", headers={"Connection": "close"})
+        try:
+            async with asyncio.timeout(self._body_deadline):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Gone
+                    chunk, more = message.get("body", b""), message.get("more_body", False)
+                    size += len(chunk)
+                    if size <= BODY_LIMIT:
+                        body += chunk
+                    elif size > DRAIN_LIMIT:
+                        break
+        except TimeoutError:
+            raise Declined("request-timeout", headers={"Connection": "close"}) from None
+        if size > BODY_LIMIT:
+            refusal = Declined("payload-too-large", headers={"Connection": "close"})
+        if refusal is not None:
+            raise refusal
+        return bytes(body)
+
+    # --- Tracing ------------------------------------------------------------------------------
+
+    def _begin_span(self, scope: Scope, exchange: Exchange) -> Span:
+        assert self._tracer is not None  # noqa: S101 - the caller looked
+        span = self._tracer.start_span(
+            scope["method"],
+            context=continued(exchange.trace),
+            kind=SpanKind.SERVER,
+            attributes={
+                "http.request.method": scope["method"],
+                "registrar.correlation_id": str(exchange.correlation_id),
+            },
+        )
+        exchange.trace = traceparent(span)
+        return span
+
+
+class _Gone(Exception):
+    """The client has left: nobody is there to answer."""
+
+
+def _end_span(span: Span, route: str, exchange: Exchange) -> None:
+    span.update_name(route)
+    span.set_attribute("http.route", route)
+    span.set_attribute("http.response.status_code", exchange.status)
+    if exchange.status >= 500 or not exchange.status:
+        span.set_status(StatusCode.ERROR)
+    span.end()
+
+
+def _read_headers(scope: Scope) -> tuple[dict[bytes, bytes], int]:
+    """The headers that the guard looks at, and the size of all. One that comes twice is as good as malformed."""
+    found: dict[bytes, bytes] = {}
+    size = 0
+    for name, value in scope["headers"]:
+        size += len(name) + len(value) + 4
+        if name in _WANTED:
+            found[name] = b"" if name in found else value
+    return found, size
+
+
+def _correlation_id(header: bytes | None) -> UUID:
+    if header is not None and _UUID.fullmatch(header):
+        return UUID(header.decode())
+    return uuid4()
+
+
+def _guarded(headers: list[tuple[bytes, bytes]], exchange: Exchange) -> list[tuple[bytes, bytes]]:
+    guarded = [*headers, *_SECURITY_HEADERS, (b"registrar-request-id", str(exchange.correlation_id).encode())]
+    if not any(name == _POLICY[0] for name, _ in headers):
+        guarded.append(_POLICY)
+    return guarded

@@ -1,0 +1,196 @@
+"""Problems: what goes wrong, as a client reads it (RFC 9457), and the one table from error code to HTTP status.
+
+A problem never says more than its code, which fields it is about, and what to do; never a value, never a traceback.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
+
+import msgspec
+import psycopg
+from fastapi.exceptions import RequestValidationError
+from psycopg_pool import PoolClosed, PoolTimeout
+from psycopg_pool import TooManyRequests as PoolOverloaded
+from pydantic import Field, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from application.ports import Conflict, Overloaded, Unavailable
+from domain.errors import Refused, TooManyRequests, WrongCode
+
+PREFIX: Final = "urn:registrar:problem:"
+"""What stands before the code in a problem's `type`."""
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+STATUS_OF: Final[Mapping[str, int]] = {
+    "invalid-request": 422,
+    "unknown-registration": 404,
+    "wrong-code": 422,
+    "code-expired": 410,
+    "code-locked": 423,
+    "not-pending": 409,
+    "too-many-requests": 429,
+    "idempotency-key-reused": 422,
+    "idempotency-key-in-use": 409,
+    "address-taken": 409,
+    "unauthorized": 401,
+    "not-found": 404,
+    "method-not-allowed": 405,
+    "request-timeout": 408,
+    "payload-too-large": 413,
+    "unsupported-media-type": 415,
+    "headers-too-large": 431,
+    "internal-error": 500,
+    "unavailable": 503,
+    "overloaded": 503,
+    "timeout": 504,
+}
+"""Every error code and its HTTP status."""
+
+TITLES: Final[Mapping[str, str]] = {
+    "invalid-request": "The request is malformed.",
+    "unknown-registration": "There is no registration with this id.",
+    "wrong-code": "This is not the code of the latest mail.",
+    "code-expired": "This code's time is over; ask for a new one.",
+    "code-locked": "Too many wrong codes; ask for a new one.",
+    "not-pending": "This registration is not pending any more.",
+    "too-many-requests": "Too many codes were asked for; wait as long as Retry-After says.",
+    "idempotency-key-reused": "This Idempotency-Key came before with another payload.",
+    "idempotency-key-in-use": "A request with this Idempotency-Key is under way.",
+    "address-taken": "An account with this address exists.",
+    "unauthorized": "This needs the operator's bearer token.",
+    "not-found": "There is nothing here.",
+    "method-not-allowed": "This method is not for this resource.",
+    "request-timeout": "The request's body did not arrive in time.",
+    "payload-too-large": "The request's body is larger than 16 KiB.",
+    "unsupported-media-type": "The request's body must be application/json in UTF-8, without a Content-Encoding.",
+    "headers-too-large": "The request's headers are larger than 8 KiB.",
+    "internal-error": "Something went wrong on our side.",
+    "unavailable": "The service cannot do this now; try again.",
+    "overloaded": "Too much is under way; try again.",
+    "timeout": "This took too long; whether it was done is unknown, and a repeat is safe.",
+}
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}")
+_PLACES = frozenset({"body", "path", "query", "header"})
+
+
+class Declined(Exception):
+    """The request is answered with a problem that is about HTTP, not about a rule of the domain."""
+
+    def __init__(
+        self, code: str, *, errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(code)
+        self.code = code
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What is wrong with a field; the value itself is not repeated."""
+
+    field: Annotated[str, Field(examples=["email"])]
+    message: Annotated[str, Field(examples=["not a valid mail address"])]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error (RFC 9457).
+
+    Attributes:
+        type: ends in the error code, after `urn:registrar:problem:`.
+        errors: only `invalid-request`: field by field.
+        attempts_left: only `wrong-code`: tries that the current code has left.
+    """
+
+    type: Annotated[str, Field(examples=[f"{PREFIX}invalid-request"])]
+    title: Annotated[str, Field(examples=[TITLES["invalid-request"]])]
+    status: Annotated[int, Field(examples=[422])]
+    errors: tuple[FieldError, ...] | None = None
+    attempts_left: Annotated[int | None, Field(examples=[4])] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """An error's code, and what its answer carries beside it."""
+
+    code: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    errors: tuple[FieldError, ...] = ()
+    attempts_left: int | None = None
+
+    @property
+    def status(self) -> int:
+        return STATUS_OF[self.code]
+
+    def response(self) -> Response:
+        body: dict[str, Any] = {"type": PREFIX + self.code, "title": TITLES[self.code], "status": self.status}
+        if self.errors:
+            body["errors"] = self.errors
+        if self.attempts_left is not None:
+            body["attempts_left"] = self.attempts_left
+        return Response(msgspec.json.encode(body), self.status, dict(self.headers), MEDIA_TYPE)
+
+
+def explain(error: Exception) -> Explained:
+    """What to tell a client of any exception; `internal-error` where it is nothing that we expect."""
+    match error:
+        case Declined():
+            return Explained(error.code, error.headers, error.errors)
+        case WrongCode():
+            return Explained(error.code, attempts_left=error.attempts_left)
+        case TooManyRequests():
+            return Explained(error.code, _retry_after(error.retry_after.total_seconds()))
+        case Refused():
+            return Explained(error.code)
+        case ValidationError():
+            return Explained("invalid-request", errors=_fields(error.errors(include_url=False, include_input=False)))
+        case RequestValidationError():
+            return Explained("invalid-request", errors=_fields(error.errors()))
+        case Overloaded():
+            return Explained("overloaded", _retry_after(error.retry_after))
+        case PoolOverloaded():
+            return Explained("overloaded", _retry_after(1))
+        case Unavailable():
+            return Explained("unavailable", _retry_after(error.retry_after))
+        case Conflict() | psycopg.OperationalError() | psycopg.InterfaceError() | PoolTimeout() | PoolClosed():
+            return Explained("unavailable", _retry_after(1))
+        case HTTPException(status_code=404):
+            return Explained("not-found")
+        case HTTPException(status_code=405):
+            return Explained("method-not-allowed", dict(error.headers or {}))
+        case _:
+            return Explained("internal-error")
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    """Whole seconds, rounded up: who comes back then is not too early."""
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+def _fields(errors: Sequence[Any]) -> tuple[FieldError, ...]:
+    return tuple(FieldError(_field(error["loc"]), _message(error)) for error in errors[:20])
+
+
+def _field(place: Sequence[int | str]) -> str:
+    """The field's name; one that a client made up is shown only if it looks like a name."""
+    names = [part for part in place if isinstance(part, str)]
+    name = names[1] if len(names) > 1 and names[0] in _PLACES else (names or ["(body)"])[0]
+    return name if name == "(body)" or _NAME.fullmatch(name) else "(unknown)"
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    kind, message = str(error["type"]), str(error["msg"])
+    if kind == "value_error":
+        return message.removeprefix("Value error, ")  # of our own validators, which repeat no value
+    if kind.endswith("_parsing"):
+        return message.split(",", 1)[0]  # what follows may quote a character
+    return message
