@@ -1,0 +1,214 @@
+"""A long log as the service would have written it, for tests and measurements: at random, but the same every time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from uuid import UUID, uuid5
+
+from eventsourcing.domain import Aggregate
+
+from application.commands import (
+    ActivateAccount,
+    CancelRegistration,
+    Command,
+    ReleaseEmail,
+    ReplaceStaleCode,
+    RevokeOtp,
+)
+from application.mail_saga import DeadlineReached, react
+from application.ports import Context
+from domain.email_claim import EmailClaim
+from domain.errors import Refused
+from domain.mail_saga import MailSaga
+from domain.recorded import AnyEvent
+from domain.registration import Policy, Registration
+from domain.sign_up import Seat, sign_up
+from tests.words import CLAIM, T0
+
+_DUPLICATES = UUID("d1a10000-0000-5000-8000-000000000001")
+_LIKELIHOODS = {
+    "send": 30,
+    "fail for now": 8,
+    "fail for good": 3,
+    "verify": 20,
+    "guess": 6,
+    "renew": 6,
+    "retry": 4,
+    "discard": 2,
+    "cancel": 2,
+    "erase": 3,
+    "wait": 12,
+}
+
+
+class History:
+    """Registrants, mail servers, operators and the saga, played with the real aggregates and the saga's real rules.
+
+    Attributes:
+        events: in order, each with its context.
+    """
+
+    def __init__(self, *, seed: int, registrations: int) -> None:
+        self.events: list[tuple[AnyEvent, Context]] = []
+        self._random = random.Random(seed)  # noqa: S311 - repeatable
+        self._addresses = max(1, registrations // 2)  # so that many are tried twice
+        self._now = T0
+        self._policy = Policy()
+        self._registrations: dict[UUID, Registration] = {}
+        self._claims: dict[UUID, EmailClaim] = {}
+        self._sagas: dict[UUID, MailSaga] = {}
+        for _ in range(registrations):
+            self._act("client", self._register)
+            for _ in range(11):
+                self._now += timedelta(seconds=self._random.expovariate(1 / 20))
+                self._live(self._random.choice(list(self._registrations.values())))
+
+    def _act(self, actor: str, act: Callable[[], Sequence[Aggregate]]) -> None:
+        """Somebody acts, if the rules allow it, and the saga does what follows."""
+        with suppress(Refused):
+            self._settle(self._record(Context(actor, self._any_id()), *act()))
+
+    def _settle(self, unseen: list[AnyEvent]) -> None:
+        while unseen:
+            event = unseen.pop(0)
+            saga, commands = react(self._sagas.get(event.originator_id), event, self._now, self._policy)
+            if saga is not None:
+                self._sagas[event.originator_id] = saga
+                unseen += self._follow(saga, commands)
+
+    def _follow(self, saga: MailSaga, commands: Sequence[Command]) -> list[AnyEvent]:
+        context = Context("mail-saga", self._any_id(), causation_position=len(self.events), trace="00-trace-span-01")
+        return self._record(context, *[self._run(command) for command in commands], saga)
+
+    def _record(self, context: Context, *aggregates: Aggregate) -> list[AnyEvent]:
+        """Answers what the saga has to see of it."""
+        events = [event for aggregate in aggregates for event in aggregate.collect_events()]
+        self.events += [(event, context) for event in events]
+        return [event for event in events if event.originator_id in self._registrations]
+
+    def _run(self, command: Command) -> Aggregate:
+        if isinstance(command, ReleaseEmail):
+            claim = self._claims[command.claim_id]
+            claim.release(registration_id=command.registration_id, now=self._now)
+            return claim
+        assert isinstance(command, ActivateAccount | RevokeOtp | CancelRegistration | ReplaceStaleCode)
+        registration = self._registrations[command.registration_id]
+        match command:
+            case ActivateAccount():
+                registration.activate(now=self._now)
+            case RevokeOtp():
+                registration.revoke_code(now=self._now)
+            case CancelRegistration(reason=reason):
+                with suppress(Refused):
+                    registration.cancel(reason=reason, now=self._now)
+            case ReplaceStaleCode(serial=serial):
+                registration.replace_stale_code(serial=serial, now=self._now)
+        return registration
+
+    # --- What can happen ----------------------------------------------------------------------
+
+    def _register(self) -> Sequence[Aggregate]:
+        address = f"address {self._random.randrange(self._addresses)}"
+        outcome = sign_up(
+            address=self._seat(uuid5(CLAIM, address)),
+            duplicates=self._seat(uuid5(_DUPLICATES, address)),
+            earlier=None,
+            registration_id=self._any_id(),
+            fingerprint=str(self._any_id()),
+            personal_data=f"sealed {address}",
+            locale=self._random.choice(["en", "de"]),
+            now=self._now,
+        )
+        self._registrations[outcome.registration.id] = outcome.registration
+        self._claims |= {changed.id: changed for changed in outcome.changed if isinstance(changed, EmailClaim)}
+        return outcome.changed
+
+    def _seat(self, claim_id: UUID) -> Seat:
+        claim = self._claims.get(claim_id)
+        holder = None if claim is None or claim.holder is None else self._registrations[claim.holder]
+        return Seat(claim_id, claim, holder)
+
+    def _live(self, registration: Registration) -> None:
+        """One thing happens to a registration."""
+        now, policy = self._now, self._policy
+
+        def by(actor: str, act: Callable[[], object]) -> None:
+            def change() -> Sequence[Aggregate]:
+                act()
+                return [registration]
+
+            self._act(actor, change)
+
+        match self._random.choices(list(_LIKELIHOODS), list(_LIKELIHOODS.values()))[0]:
+            case "send":
+                self._act("mail-worker", lambda: self._send(registration))
+            case "fail for now":
+                failure = self._random.choice(["greylisted", "timeout", "connection"])
+                by("mail-worker", lambda: self._fail(registration, failure, permanent=False))
+            case "fail for good":
+                by("mail-worker", lambda: self._fail(registration, "mailbox-unknown", permanent=True))
+            case "verify":
+                by("client", lambda: registration.verify(offered="1", expected="1", now=now, policy=policy))
+            case "guess":
+                for _ in range(self._random.choice([1, 2, 6])):
+                    by("client", lambda: registration.verify(offered="0", expected="1", now=now, policy=policy))
+            case "renew":
+                by("client", lambda: registration.request_new_code(now=now, policy=policy))
+            case "retry":
+                by("operator", lambda: registration.retry_mail(now=now))
+            case "discard":
+                by("operator", lambda: registration.discard_mail(now=now))
+            case "cancel":
+                by("operator", lambda: registration.cancel(reason="operator", now=now))
+            case "erase":
+                by("operator", lambda: registration.erase(now=now))
+            case "wait":
+                self._look_again(self._sagas[registration.id])
+
+    def _send(self, registration: Registration) -> Sequence[Aggregate]:
+        # Sometimes the outcome of an earlier issue arrives late, or after the end.
+        serial = max(1, registration.serial - self._random.choice([0, 0, 0, 0, 1]))
+        owner = None if registration.duplicate_of is None else self._registrations[registration.duplicate_of]
+        if owner is not None and not owner.may_notify_owner(self._now, self._policy):
+            registration.withhold_mail(serial=serial, now=self._now)
+            return [registration]
+        before = registration.version
+        registration.record_dispatched(
+            serial=serial,
+            kind="code" if owner is None else "notice",
+            provider=self._random.choice(["a.example:25", "b.example:25"]),
+            attempts=self._random.randint(1, 3),
+            reply_code=250,
+            now=self._now,
+        )
+        if owner is not None and registration.version > before:
+            owner.record_owner_notified(duplicate_id=registration.id, now=self._now)
+        return [registration, *([owner] if owner is not None else [])]
+
+    def _fail(self, registration: Registration, failure: str, *, permanent: bool) -> None:
+        registration.record_dispatch_failed(
+            serial=registration.serial,
+            kind="code" if registration.duplicate_of is None else "notice",
+            permanent=permanent,
+            failure=failure,
+            provider="a.example:25",
+            attempts=1 if permanent else 3,
+            reply_code=550 if permanent else None,
+            reply_status="5.1.1" if permanent else None,
+            outcome_unknown=failure == "connection",
+            now=self._now,
+        )
+
+    def _look_again(self, saga: MailSaga) -> None:
+        """The saga's deadline comes, for this registration alone: the others' time stands still."""
+        at: datetime | None = saga.look_again_at
+        if at is not None:
+            due = DeadlineReached(saga.registration_id)
+            _, commands = react(saga, due, max(self._now, at), self._policy)
+            self._settle(self._follow(saga, commands))
+
+    def _any_id(self) -> UUID:
+        return UUID(int=self._random.getrandbits(128))

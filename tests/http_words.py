@@ -1,0 +1,133 @@
+"""The words that tests of the HTTP API are written in."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from entrypoints.api import create_app
+from entrypoints.bootstrap import Service, open_service
+from infrastructure.clock import DatabaseClock
+from infrastructure.settings import Settings
+from tests.words import eventually
+
+TOKEN = "t0ken-of-the-operators"
+ADMIN = {"Authorization": f"Bearer {TOKEN}"}
+PROBLEM = "urn:registrar:problem:"
+ADA = {"email": "ada@example.com", "name": "Ada Lovelace"}
+
+
+def settings(dsn: str, directory: str, **more: str) -> Settings:
+    return Settings.from_environment(
+        {
+            "REGISTRAR_DATABASE_URL": dsn,
+            "REGISTRAR_MASTER_KEY": "7" * 64,
+            "REGISTRAR_ADMIN_TOKEN": TOKEN,
+            "REGISTRAR_DATA_DIR": directory,
+            **{f"REGISTRAR_{name.upper()}": value for name, value in more.items()},
+        }
+    )
+
+
+@dataclass(slots=True)
+class Api:
+    """The whole service behind its HTTP API, as a client sees it."""
+
+    service: Service
+    app: FastAPI
+    http: httpx.AsyncClient
+
+    async def register(self, email: str = "ada@example.com", *, key: str | None = None, **more: Any) -> httpx.Response:
+        body = {"email": email, "name": "Ada Lovelace", **more}
+        return await self.http.post(
+            "/v1/registrations", json=body, headers={"Idempotency-Key": key} if key is not None else {}
+        )
+
+    async def registered(self, email: str = "ada@example.com", **more: Any) -> str:
+        """The id of a registration that is begun, once its mail is in the mailbox and the read model knows."""
+        answer = await self.register(email, **more)
+        assert answer.status_code == 202, answer.text
+        registration_id: str = answer.json()["registration_id"]
+        await self.becomes(registration_id, mail="SENT")
+        return registration_id
+
+    async def active(self, email: str = "ada@example.com", **more: Any) -> str:
+        """The id of a registration that is an account."""
+        registration_id = await self.registered(email, **more)
+        answer = await self.verify(registration_id, await self.code(email))
+        assert answer.status_code == 200, answer.text
+        await self.becomes(registration_id, status="ACTIVE")
+        return registration_id
+
+    async def look(self, registration_id: str, **query: Any) -> httpx.Response:
+        return await self.http.get(f"/v1/registrations/{registration_id}", params=query)
+
+    async def becomes(self, registration_id: str, **expected: Any) -> dict[str, Any]:
+        """The registration as the API shows it, once these fields have these values."""
+
+        async def shown() -> dict[str, Any] | None:
+            answer = await self.look(registration_id)
+            state: dict[str, Any] = answer.json()
+            assert {name: state.get(name) for name in expected} == expected
+            return state
+
+        state: dict[str, Any] = await eventually(shown, within=20)
+        return state
+
+    async def verify(self, registration_id: str, code: str) -> httpx.Response:
+        return await self.http.post(f"/v1/registrations/{registration_id}/verification", json={"code": code})
+
+    async def new_code(self, registration_id: str) -> httpx.Response:
+        return await self.http.post(f"/v1/registrations/{registration_id}/otp")
+
+    async def code(self, email: str) -> str:
+        """The code in the newest mail to this address."""
+        messages = (await self.http.get("/mailbox/messages", params={"to": email})).json()
+        match = re.search(r"^\s*(\d{6})\s*$", messages[0]["text"], re.MULTILINE)
+        assert match is not None
+        return match[1]
+
+    async def wrong_code(self, email: str) -> str:
+        return f"{(int(await self.code(email)) + 1) % 1_000_000:06d}"
+
+
+@asynccontextmanager
+async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application, which is started and ended around it."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=True)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://registrar.test") as http,
+    ):
+        yield http
+
+
+@asynccontextmanager
+async def open_api(
+    dsn: str, *, follows: bool = True, clock: DatabaseClock | None = None, **more: str
+) -> AsyncIterator[Api]:
+    """The whole service on this database, with the embedded mailbox."""
+    with tempfile.TemporaryDirectory() as directory:
+        async with open_service(
+            settings(dsn, directory, **more), follows=follows, mailbox=True, clock=clock
+        ) as service:
+            app = create_app(service)
+            async with client_of(app) as http:
+                yield Api(service, app, http)
+
+
+def problem_of(answer: httpx.Response) -> str:
+    """The error code of a problem."""
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    body = answer.json()
+    assert body["status"] == answer.status_code
+    assert body["title"]
+    code: str = body["type"].removeprefix(PROBLEM)
+    return code

@@ -1,0 +1,305 @@
+"""Registrations through the real parts: PostgreSQL, followers, saga, relay, SMTP into the embedded mailbox."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import re
+import secrets
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from pydantic import SecretStr
+
+from application.commands import EraseRegistration, RegisterUser, RequestNewCode, VerifyEmail
+from application.handlers import Answer
+from application.ports import Context
+from domain.errors import CodeLocked, Refused, TooManyRequests, WrongCode
+from domain.registration import Registration, Status
+from entrypoints.api import create_app
+from entrypoints.bootstrap import Service, open_service
+from infrastructure.mailbox import MailboxMessage
+from infrastructure.settings import Settings
+from tests.words import eventually
+
+
+@pytest.fixture
+async def service(dsn: str) -> AsyncIterator[Service]:
+    with tempfile.TemporaryDirectory() as directory:
+        settings = Settings.from_environment(
+            {
+                "REGISTRAR_DATABASE_URL": dsn,
+                "REGISTRAR_MASTER_KEY": secrets.token_hex(32),
+                "REGISTRAR_DATA_DIR": directory,
+            }
+        )
+        async with open_service(settings, follows=True, mailbox=True) as service:
+            yield service
+
+
+def client() -> Context:
+    return Context("client", uuid4())
+
+
+async def register(service: Service, email: str, name: str = "Ada", **more: object) -> Answer:
+    return await service.handlers.register_user(
+        RegisterUser.model_validate({"email": email, "name": name, **more}), client()
+    )
+
+
+async def verify(service: Service, registration_id: UUID, code: str) -> Answer:
+    return await service.handlers.handle(VerifyEmail(registration_id=registration_id, code=SecretStr(code)), client())
+
+
+async def mails_to(service: Service, email: str, count: int = 1) -> list[MailboxMessage]:
+    """The mails of an address, newest first, once there are so many."""
+    assert service.mailbox is not None
+    mailbox = service.mailbox
+    await eventually(lambda: len(mailbox.messages(email)) >= count, within=30)
+    return mailbox.messages(email)
+
+
+def code_in(message: MailboxMessage) -> str:
+    match = re.search(r"^\s*(\d{6})\s*$", message.text, re.MULTILINE)
+    assert match is not None
+    return match[1]
+
+
+async def registration(service: Service, registration_id: UUID) -> Registration:
+    found = (await service.store.load(registration_id)).get(Registration, registration_id)
+    assert found is not None
+    return found
+
+
+async def status_becomes(service: Service, registration_id: UUID, status: Status) -> None:
+    async def holds() -> bool:
+        return (await registration(service, registration_id)).status is status
+
+    await eventually(holds, within=30)
+
+
+async def topics(dsn: str) -> Counter[str]:
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        cursor = await connection.execute("SELECT topic FROM events")
+        return Counter(row[0] for row in await cursor.fetchall())
+
+
+async def test_a_registration_is_mailed_verified_and_activated(service: Service, dsn: str) -> None:
+    answer = await register(service, "ada@example.com")
+    [mail] = await mails_to(service, "ada@example.com")
+    verified = await verify(service, answer.registration_id, code_in(mail))
+    assert verified.status is Status.VERIFIED
+    await status_becomes(service, answer.registration_id, Status.ACTIVE)
+    assert len(await mails_to(service, "ada@example.com")) == 1
+    recorded = await topics(dsn)
+    assert recorded["registration.email_dispatched"] == 1
+    assert recorded["registration.account_activated"] == 1
+
+
+async def test_200_simultaneous_registrations_of_one_address_with_one_payload_are_one(
+    service: Service, dsn: str
+) -> None:
+    answers = await asyncio.gather(*(register(service, "crowd@example.com") for _ in range(200)))
+    assert len({answer.registration_id for answer in answers}) == 1
+    [mail] = await mails_to(service, "crowd@example.com")
+    await verify(service, answers[0].registration_id, code_in(mail))
+    await status_becomes(service, answers[0].registration_id, Status.ACTIVE)
+    recorded = await topics(dsn)
+    assert recorded["email_claim.email_claimed"] == 1
+    assert recorded["registration.user_registered"] == 1
+    assert len(await mails_to(service, "crowd@example.com")) == 1
+
+
+async def test_200_simultaneous_registrations_of_one_address_with_different_payloads_leave_one_that_works(
+    service: Service, dsn: str
+) -> None:
+    answers = await asyncio.gather(
+        *(register(service, "rivals@example.com", name=f"Rival {number}") for number in range(200))
+    )
+    assert len({answer.registration_id for answer in answers}) == 200
+    pending = [
+        answer.registration_id
+        for answer in answers
+        if (await registration(service, answer.registration_id)).status is Status.PENDING
+    ]
+    assert len(pending) == 1
+    [holder] = pending
+
+    async def dispatched() -> bool:
+        return bool((await registration(service, holder)).handed_over_at)
+
+    await eventually(dispatched, within=30)
+    # Exactly one of the mails that went out carries a code that works for the one that is left.
+    mails = await mails_to(service, "rivals@example.com")
+    working = service.keyring.code(holder, 1)
+    assert [code_in(mail) for mail in mails].count(working) == 1
+    assert (await verify(service, holder, working)).status is Status.VERIFIED
+    recorded = await topics(dsn)
+    assert recorded["email_claim.email_claimed"] == recorded["email_claim.email_released"] + 1
+
+
+async def test_of_200_simultaneous_wrong_guesses_exactly_5_are_evaluated(service: Service, dsn: str) -> None:
+    answer = await register(service, "guessed@example.com")
+    [mail] = await mails_to(service, "guessed@example.com")
+    right = code_in(mail)
+    wrong = [f"{number:06d}" for number in range(300) if f"{number:06d}" != right][:200]
+    results = await asyncio.gather(
+        *(verify(service, answer.registration_id, code) for code in wrong), return_exceptions=True
+    )
+    kinds = Counter(type(result) for result in results)
+    assert kinds == {WrongCode: 5, CodeLocked: 195}
+    assert sorted(result.attempts_left for result in results if isinstance(result, WrongCode)) == [0, 1, 2, 3, 4]
+    with pytest.raises(CodeLocked):
+        await verify(service, answer.registration_id, right)
+    recorded = await topics(dsn)
+    assert recorded["registration.code_rejected"] == 5
+    assert recorded["registration.code_locked"] == 1
+
+
+async def test_50_simultaneous_right_codes_verify_once_and_are_all_answered_alike(service: Service, dsn: str) -> None:
+    answer = await register(service, "eager@example.com")
+    [mail] = await mails_to(service, "eager@example.com")
+    answers = await asyncio.gather(
+        *(verify(service, answer.registration_id, code_in(mail)) for _ in range(50)), return_exceptions=True
+    )
+    assert {type(answer) for answer in answers} == {Answer}
+    assert (await topics(dsn))["registration.email_verified"] == 1
+
+
+async def test_a_taken_address_gets_a_notice_and_a_duplicate_whose_codes_never_match(
+    service: Service, dsn: str
+) -> None:
+    # given: an account
+    owner = await register(service, "owner@example.com", locale="de")
+    [mail] = await mails_to(service, "owner@example.com")
+    await verify(service, owner.registration_id, code_in(mail))
+    await status_becomes(service, owner.registration_id, Status.ACTIVE)
+
+    # when: somebody registers the address again
+    intruder = await register(service, "Owner@Example.com", name="Mallory")
+    again = await register(service, "Owner@Example.com", name="Mallory")
+
+    # then: it is a registration of its own that behaves like any other, and the owner is told, in the owner's words
+    assert intruder.registration_id == again.registration_id != owner.registration_id
+    notice, _ = await mails_to(service, "owner@example.com", count=2)
+    assert re.search(r"^\s*\d{6}\s*$", notice.text, re.MULTILINE) is None
+    assert "Konto" in notice.subject
+    with pytest.raises(WrongCode):
+        await verify(service, intruder.registration_id, service.keyring.code(intruder.registration_id, 1))
+
+    # and: within a day there is no second notice, though the registration looks mailed
+    other = await register(service, "owner@example.com", name="Trudy")
+
+    async def looks_mailed() -> bool:
+        return bool((await registration(service, other.registration_id)).handed_over_at)
+
+    await eventually(looks_mailed, within=30)
+    assert len(await mails_to(service, "owner@example.com", count=2)) == 2
+    recorded = await topics(dsn)
+    assert recorded["registration.owner_notified"] == 1
+    assert recorded["registration.email_withheld"] == 1
+    assert (await registration(service, owner.registration_id)).status is Status.ACTIVE
+
+
+async def test_a_new_code_replaces_the_old_one_after_the_cooldown(service: Service) -> None:
+    answer = await register(service, "resend@example.com")
+    await mails_to(service, "resend@example.com")
+    with pytest.raises(TooManyRequests) as refusal:
+        await service.handlers.handle(RequestNewCode(registration_id=answer.registration_id), client())
+    assert 0 < refusal.value.retry_after.total_seconds() <= 60
+
+
+async def test_an_erased_registration_frees_its_address_and_cannot_be_read(service: Service, dsn: str) -> None:
+    answer = await register(service, "gone@example.com", password="correct horse battery staple")
+    await mails_to(service, "gone@example.com")
+    await service.handlers.handle(EraseRegistration(registration_id=answer.registration_id), client())
+    erased = await registration(service, answer.registration_id)
+    assert (erased.status, erased.erased) == (Status.CANCELLED, True)
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        cursor = await connection.execute(
+            "SELECT count(*) FROM personal_keys WHERE registration_id = %s", (answer.registration_id,)
+        )
+        assert await cursor.fetchone() == (0,)
+    again = await register(service, "gone@example.com")
+    assert again.registration_id != answer.registration_id
+    assert (await registration(service, again.registration_id)).duplicate_of is None
+
+
+async def test_repeating_a_registration_with_its_idempotency_key_meets_itself(service: Service) -> None:
+    command = RegisterUser(email="twice@example.com", name="Ada")
+    key = "0123456789abcdef-key"
+    first = await service.handlers.register_user(command, client(), idempotency_key=key)
+    answers = await asyncio.gather(
+        *(service.handlers.register_user(command, client(), idempotency_key=key) for _ in range(50))
+    )
+    assert {answer.registration_id for answer in answers} == {first.registration_id}
+    other = RegisterUser(email="twice@example.com", name="Eve")
+    with pytest.raises(Refused, match="Idempotency-Key"):
+        await service.handlers.register_user(other, client(), idempotency_key=key)
+
+
+class Collector(ThreadingHTTPServer):
+    """An OTLP/HTTP collector that keeps the spans it is sent."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        super().__init__(("127.0.0.1", 0), _Collect)
+
+
+class _Collect(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Collector)
+        assert self.path == "/v1/traces"
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        request = ExportTraceServiceRequest.FromString(body)
+        for resource in request.resource_spans:
+            for scope in resource.scope_spans:
+                self.server.spans.extend(scope.spans)
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the standard library's name
+        pass
+
+
+async def test_one_trace_leads_from_the_request_to_the_mail_server(dsn: str) -> None:
+    collector = Collector()
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            settings = Settings.from_environment(
+                {
+                    "REGISTRAR_DATABASE_URL": dsn,
+                    "REGISTRAR_MASTER_KEY": secrets.token_hex(32),
+                    "REGISTRAR_DATA_DIR": directory,
+                    "REGISTRAR_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
+                }
+            )
+            async with open_service(settings, follows=True, mailbox=True) as service:
+                app = create_app(service)
+                transport = httpx.ASGITransport(app)
+                async with httpx.AsyncClient(transport=transport, base_url="http://registrar") as http:
+                    body = {"email": "traced@example.com", "name": "Ada"}
+                    answer = await http.post("/v1/registrations", json=body)
+                assert answer.status_code == 202
+                await mails_to(service, "traced@example.com")
+    finally:
+        collector.shutdown()
+        collector.server_close()
+    request, delivery = sorted(collector.spans, key=lambda span: span.start_time_unix_nano)
+    assert (request.name, delivery.name) == ("/v1/registrations", "mail.deliver")
+    assert delivery.trace_id == request.trace_id
+    assert delivery.parent_span_id == request.span_id
+    assert b"traced@example.com" not in b"".join(span.SerializeToString() for span in collector.spans)

@@ -1,0 +1,438 @@
+"""Followers: one leads, all is applied once and in order, what cannot be applied waits, and the others go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from eventsourcing.persistence import StoredEvent
+
+from application.ports import FollowerMoved
+from domain.recorded import Position, Recorded
+from infrastructure.announcements import LOG, Announcements
+from infrastructure.event_codec import EventCodec
+from infrastructure.event_store import EventStore
+from infrastructure.follower import TRIES, Projector, create_read_schema, lead
+from infrastructure.line import Connection, connect
+from tests.log_words import append, happened, locked, query
+from tests.words import email_claimed, email_released, eventually, stream
+
+SESSION = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
+
+
+class Tally:
+    """Writes down every event that it is given, and by which of us; fails and waits as told."""
+
+    name = "tally"
+    topics: tuple[str, ...] | None = None
+    tables = "CREATE TABLE IF NOT EXISTS seen (number serial, position bigint, stream_id uuid, who text)"
+
+    def __init__(self, who: str = "one") -> None:
+        self.who = who
+        self.attempts = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.fails: Callable[[Recorded], bool] = lambda _: False
+
+    async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:
+        self.attempts += 1
+        await connection.execute("SET LOCAL lock_timeout = '20ms'")
+        for event in events:
+            await connection.execute(
+                "INSERT INTO seen (position, stream_id, who) VALUES (%s, %s, %s)",
+                (event.position, event.event.originator_id, self.who),
+            )
+            if self.fails(event):
+                raise ZeroDivisionError("a bug of the projection, with somebody@example.org in it")
+        await self.gate.wait()
+
+
+@pytest.fixture(autouse=True)
+async def _tables(dsn: str) -> None:
+    async with await connect(dsn, name="tables", statement_timeout=timedelta(seconds=10)) as connection:
+        await create_read_schema(connection, Tally())
+
+
+@pytest.fixture
+async def announcements(dsn: str) -> AsyncIterator[Announcements]:
+    announcements = Announcements(dsn)
+    async with running(announcements.run()):
+        await eventually(lambda: query(dsn, SESSION, "registrar listen"))
+        yield announcements
+
+
+@asynccontextmanager
+async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def following(tally: Tally, store: EventStore, announcements: Announcements, dsn: str) -> Coroutine[Any, Any, None]:
+    return lead(Projector(tally, store=store, announcements=announcements), dsn)
+
+
+async def positions(dsn: str) -> list[Position]:
+    """What was applied, in the order in which it was."""
+    return [row[0] for row in await query(dsn, "SELECT position FROM read_tally.seen ORDER BY number")]
+
+
+async def appliers(dsn: str) -> list[str]:
+    """By whom it was applied."""
+    return [row[0] for row in await query(dsn, "SELECT who FROM read_tally.seen ORDER BY number")]
+
+
+async def place(dsn: str) -> Position:
+    rows = await query(dsn, "SELECT position FROM followers WHERE name = 'tally'")
+    return rows[0][0] if rows else 0
+
+
+async def parked(dsn: str) -> list[tuple[UUID, Position, str]]:
+    return await query(
+        dsn, "SELECT stream_id, position, error FROM parked_events WHERE follower = 'tally' ORDER BY position"
+    )
+
+
+async def until_at(dsn: str, position: Position, *, within: float = 8.0) -> None:
+    async def is_there() -> bool:
+        return await place(dsn) == position
+
+    await eventually(is_there, within=within)
+
+
+async def end(dsn: str, application: str) -> None:
+    """End the session of this name; proves that there was one."""
+    ended = await query(dsn, SESSION.replace("SELECT pid", "SELECT pg_terminate_backend(pid)"), application)
+    assert ended == [(True,)]
+
+
+def claimed(stream_id: UUID | None = None, version: int = 1) -> StoredEvent:
+    """An event that can be decoded; of a stream's second and later it is the release."""
+    fact = email_claimed() if version == 1 else email_released()
+    return EventCodec().encode(stream(stream_id or uuid4(), fact, after=version - 1)[0])
+
+
+# --- Following --------------------------------------------------------------------------------
+
+
+async def test_all_there_was_and_all_that_comes_is_applied_once_and_in_order(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    await append(store, *(claimed() for _ in range(1200)))
+    tally = Tally()
+    async with running(following(tally, store, announcements, dsn)):
+        await until_at(dsn, 1200)
+        assert tally.attempts == 2  # a thousand at a time
+        await asyncio.gather(*(append(store, claimed()) for _ in range(50)))
+        await until_at(dsn, 1250)
+
+    assert await positions(dsn) == list(range(1, 1251))
+    assert await parked(dsn) == []
+
+
+async def test_a_projection_of_some_topics_moves_on_over_the_others(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    stream_id = uuid4()
+    await append(store, claimed(stream_id), claimed(stream_id, 2), claimed(), happened())
+    tally = Tally()
+    tally.topics = ("email_claim.email_released",)
+    async with running(following(tally, store, announcements, dsn)):
+        await until_at(dsn, 4)
+
+    assert await positions(dsn) == [2]
+
+
+async def test_a_follower_goes_on_where_it_was(store: EventStore, announcements: Announcements, dsn: str) -> None:
+    await append(store, claimed(), claimed())
+    async with running(following(Tally(), store, announcements, dsn)):
+        await until_at(dsn, 2)
+    await append(store, claimed())
+    async with running(following(Tally("again"), store, announcements, dsn)):
+        await until_at(dsn, 3)
+
+    assert await positions(dsn) == [1, 2, 3]
+    assert await appliers(dsn) == ["one", "one", "again"]
+
+
+# --- Leadership -------------------------------------------------------------------------------
+
+
+async def test_when_the_leaders_session_is_killed_the_other_takes_over(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(running(following(Tally("one"), store, announcements, dsn)))
+        await append(store, claimed())
+        await until_at(dsn, 1)
+        await stack.enter_async_context(running(following(Tally("two"), store, announcements, dsn)))
+        for number in range(2, 20):
+            await append(store, claimed())
+            await until_at(dsn, number)
+        assert set(await appliers(dsn)) == {"one"}
+
+        await end(dsn, "registrar tally")
+        await append(store, claimed())
+        await until_at(dsn, 20)
+        await append(store, claimed())
+        await until_at(dsn, 21)
+
+    assert await positions(dsn) == list(range(1, 22))
+    assert (await appliers(dsn))[19:] == ["two", "two"]
+
+
+async def test_a_leader_that_is_killed_in_the_middle_of_a_batch_leaves_nothing_of_it(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    tally = Tally()
+    tally.gate.clear()
+    await append(store, claimed(), claimed())
+    async with running(following(tally, store, announcements, dsn)):
+        await eventually(lambda: tally.attempts == 1)
+        await end(dsn, "registrar tally")
+        tally.gate.set()
+        await until_at(dsn, 2)
+
+    assert tally.attempts == 2
+    assert await positions(dsn) == [1, 2]
+
+
+async def test_a_leader_that_slept_while_somebody_else_moved_on_applies_nothing_twice(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    sleeper = Tally("sleeper")
+    sleeper.gate.clear()
+    await append(store, claimed(), claimed())
+    async with running(following(sleeper, store, announcements, dsn)):
+        await eventually(lambda: sleeper.attempts == 1)
+        # Somebody else applies the same batch, as one does who took over meanwhile.
+        await query(dsn, "INSERT INTO read_tally.seen (position, who) VALUES (1, 'other'), (2, 'other')")
+        await query(dsn, "UPDATE followers SET position = 2 WHERE name = 'tally'")
+        sleeper.gate.set()
+        await append(store, claimed())
+        await until_at(dsn, 3)
+
+    assert await positions(dsn) == [1, 2, 3]
+    assert await appliers(dsn) == ["other", "other", "sleeper"]
+    assert await parked(dsn) == []
+
+
+# --- What cannot be applied -------------------------------------------------------------------
+
+
+async def test_what_cannot_be_applied_parks_its_stream_and_the_others_go_on(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    poisoned, other = uuid4(), uuid4()
+    tally = Tally()
+    tally.fails = lambda event: event.event.originator_id == poisoned and event.event.originator_version == 2
+    await append(store, claimed(other), claimed(poisoned), claimed(poisoned, 2), claimed(other, 2), claimed())
+    async with running(following(tally, store, announcements, dsn)):
+        await until_at(dsn, 5)
+        assert await parked(dsn) == [(poisoned, 3, "ZeroDivisionError")]
+
+        tally.fails = lambda _: False
+        await append(store, claimed(poisoned, 3), claimed(other, 3), claimed(poisoned, 4))
+        await until_at(dsn, 8)
+    assert await positions(dsn) == [1, 2, 4, 5, 7]
+
+    # It stays parked, in order, for who comes after, as long as it cannot be applied.
+    again = Tally("again")
+    again.fails = lambda event: event.event.originator_id == poisoned
+    async with running(following(again, store, announcements, dsn)):
+        await append(store, claimed(poisoned, 5), claimed(other, 4))
+        await until_at(dsn, 10)
+    assert await positions(dsn) == [1, 2, 4, 5, 7, 10]
+    assert [(stream_id, position) for stream_id, position, _ in await parked(dsn)] == [
+        (poisoned, position) for position in (3, 6, 8, 9)
+    ]
+    assert "example.org" not in str(await parked(dsn))
+
+
+async def test_what_this_version_cannot_read_parks_its_stream(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    of_the_future, broken = happened(topic="email_claim.email_lent"), claimed()
+    broken = StoredEvent(broken.originator_id, 1, broken.topic, b"{not json")
+    await append(store, claimed(), of_the_future, broken, claimed())
+    async with running(following(Tally(), store, announcements, dsn)):
+        await until_at(dsn, 4)
+
+    assert await positions(dsn) == [1, 4]
+    assert [row[:2] for row in await parked(dsn)] == [(of_the_future.originator_id, 2), (broken.originator_id, 3)]
+    assert (await parked(dsn))[0][2] == "TopicError"
+
+
+async def test_what_fails_twice_and_then_succeeds_is_not_parked(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    tally = Tally()
+    tally.fails = lambda _: tally.attempts < 3
+    await append(store, claimed(), claimed())
+    async with running(following(tally, store, announcements, dsn)):
+        await until_at(dsn, 2)
+
+    assert tally.attempts == 3
+    assert await positions(dsn) == [1, 2]
+    assert await parked(dsn) == []
+
+
+async def test_a_read_model_that_is_locked_for_a_while_is_tried_again_and_nothing_is_parked(
+    store: EventStore, announcements: Announcements, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infrastructure.follower.STAND_BY", timedelta(seconds=0.05))
+    tally = Tally()
+    async with running(following(tally, store, announcements, dsn)):
+        await append(store, claimed())
+        await until_at(dsn, 1)
+        async with locked(dsn, "LOCK TABLE read_tally.seen IN ACCESS EXCLUSIVE MODE"):
+            await append(store, claimed())
+            # Failed by the lock timeout and begun again, more often than what is at fault itself would be.
+            await eventually(lambda: tally.attempts > 1 + 2 * TRIES)
+            assert await place(dsn) == 1
+        await until_at(dsn, 2)
+
+    assert await positions(dsn) == [1, 2]
+    assert await parked(dsn) == []
+
+
+# --- Announcements ----------------------------------------------------------------------------
+
+
+async def test_a_follower_that_never_hears_anything_is_a_second_late_and_no_more(store: EventStore, dsn: str) -> None:
+    async with running(following(Tally(), store, Announcements(dsn), dsn)):
+        await append(store, claimed())
+        await until_at(dsn, 1)
+        await append(store, claimed())
+        await until_at(dsn, 2, within=2.0)
+
+
+async def test_a_follower_whose_announcements_are_cut_off_catches_up_and_they_come_back(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    async with running(following(Tally(), store, announcements, dsn)):
+        await append(store, claimed())
+        await until_at(dsn, 1)
+        await end(dsn, "registrar listen")
+        await append(store, claimed())
+        await until_at(dsn, 2, within=2.0)
+
+        # The line is made again, and carries.
+        await eventually(lambda: query(dsn, SESSION, "registrar listen"))
+        hearing = asyncio.create_task(announcements.beyond(LOG, 2, within=timedelta(seconds=30)))
+        await append(store, claimed())
+        assert await hearing
+        await until_at(dsn, 3)
+
+
+async def test_what_was_announced_while_nobody_listened_is_known_afterwards(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    await end(dsn, "registrar listen")
+    await append(store, happened(), moved=FollowerMoved("saga", 0, 7))
+
+    assert await announcements.beyond(LOG, 0, within=timedelta(seconds=30))
+    assert await announcements.beyond("saga", 6, within=timedelta(seconds=30))
+
+
+async def test_an_append_wakes_everybody_who_waits_for_it_at_once(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    waiting = [asyncio.create_task(announcements.beyond(LOG, 0, within=timedelta(seconds=30))) for _ in range(5)]
+    patient = asyncio.create_task(announcements.beyond(LOG, 1, within=timedelta(seconds=30)))
+    gone, *others = waiting
+    await asyncio.sleep(0)
+    gone.cancel()
+    await append(store, happened())
+
+    assert [*await asyncio.gather(*others)] == [True] * 4
+    assert not patient.done()
+    await append(store, happened())
+    assert await patient
+
+
+async def test_a_followers_progress_is_announced_to_other_processes(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    other_process = Announcements(dsn)
+    async with running(following(Tally(), store, other_process, dsn)):
+        await append(store, claimed())
+        assert await announcements.beyond("tally", 0, within=timedelta(seconds=30))
+
+
+async def test_nobody_waits_longer_than_told(announcements: Announcements) -> None:
+    assert not await announcements.beyond(LOG, 99, within=timedelta(seconds=0.05))
+    assert not await announcements.beyond(LOG, 99, within=timedelta(0))
+
+
+async def test_a_read_model_whose_table_is_missing_parks_nothing_and_goes_on_once_it_is_there(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    await append(store, claimed(), claimed())
+    await query(dsn, "ALTER TABLE read_tally.seen RENAME TO elsewhere")
+    tally = Tally()
+    async with running(following(tally, store, announcements, dsn)):
+        await eventually(lambda: tally.attempts >= 2)
+        assert await parked(dsn) == []
+        await query(dsn, "ALTER TABLE read_tally.elsewhere RENAME TO seen")
+        await until_at(dsn, 2)
+
+    assert await positions(dsn) == [1, 2]
+
+
+async def test_what_was_parked_is_applied_in_order_once_it_can_be(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    stream_id = uuid4()
+    await append(store, claimed(stream_id))
+    tally = Tally()
+    tally.fails = lambda _: True
+    async with running(following(tally, store, announcements, dsn)):
+        await until_at(dsn, 1)
+        await append(store, claimed(stream_id, version=2))
+        await until_at(dsn, 2)
+    assert [position for _, position, _ in await parked(dsn)] == [1, 2]
+
+    mended = Tally()
+    async with running(following(mended, store, announcements, dsn)):
+
+        async def nothing_is_parked() -> bool:
+            return await parked(dsn) == []
+
+        await eventually(nothing_is_parked)
+        await append(store, claimed())
+        await until_at(dsn, 3)
+
+    assert await positions(dsn) == [1, 2, 3]
+
+
+async def test_what_somebody_else_notifies_neither_stops_the_listening_nor_makes_followers_run(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    await query(dsn, "NOTIFY registrar_log, 'not a number'")
+    await append(store, claimed())
+    assert await announcements.beyond(LOG, 0, within=timedelta(seconds=5))
+
+
+async def test_after_a_reconnect_nobody_goes_by_a_position_that_the_log_does_not_have(
+    store: EventStore, announcements: Announcements, dsn: str
+) -> None:
+    await append(store, claimed())
+    await query(dsn, "NOTIFY registrar_log, '999999999'")
+    assert await announcements.beyond(LOG, 999_999_998, within=timedelta(seconds=5))
+    await end(dsn, "registrar listen")
+
+    async def heard_the_truth() -> bool:
+        return not await announcements.beyond(LOG, 1, within=timedelta(0))
+
+    await eventually(heard_the_truth)
+    assert await announcements.beyond(LOG, 0, within=timedelta(seconds=5))

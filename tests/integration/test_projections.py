@@ -1,0 +1,789 @@
+"""Every read model on real PostgreSQL: what its rows say, and that they depend on the events alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from application.ports import Context, WrappedKey
+from domain.mail_saga import MailSaga
+from domain.recorded import AnyEvent, Recorded
+from domain.registration import Registration
+from infrastructure.event_codec import event_classes
+from infrastructure.event_store import EventStore
+from infrastructure.follower import Projection, create_read_schema, read_schema
+from infrastructure.line import Connection, connect
+from projections import PROJECTIONS
+from projections.accounts import Account, Accounts
+from projections.audit import Audit
+from projections.deadlines import Deadlines
+from projections.funnel import AT_MOST, Bucket, Funnel
+from projections.mail import UNSENT, Mail, Mails
+from projections.registrations import Registrations, RegistrationView
+from tests.history import History
+from tests.words import (
+    CLAIM,
+    CLIENT,
+    REGISTRATION,
+    T0,
+    account_activated,
+    code_found_dead,
+    code_locked,
+    code_rejected,
+    email_claimed,
+    email_discarded,
+    email_dispatch_failed,
+    email_dispatched,
+    email_retry_requested,
+    email_verified,
+    email_withheld,
+    end_awaited,
+    fresh_code_asked,
+    mail_requested,
+    mailbox_unknown,
+    otp_issued,
+    otp_revoked,
+    owner_notified,
+    personal_data_erased,
+    registered,
+    registration_cancelled,
+    retry_scheduled,
+    saga_ended,
+    saga_started,
+    stream,
+    undo_decided,
+)
+
+SAGA = MailSaga.stream_id(REGISTRATION)
+OTHER = UUID("019cab10-0000-7000-8000-000000000002")
+OTHER_CLAIM = UUID("c1a10000-0000-5000-8000-000000000002")
+HOUR = T0.replace(minute=0)
+
+
+def after(**duration: float) -> datetime:
+    return T0 + timedelta(**duration)
+
+
+# --- Folding ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def connection(dsn: str) -> AsyncIterator[Connection]:
+    async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
+        yield connection
+
+
+async def log_of(store: EventStore) -> list[Recorded]:
+    """The whole log, read back."""
+    recorded: list[Recorded] = []
+    while True:
+        rows, _ = await store.read(len(recorded), 1000)
+        if not rows:
+            return recorded
+        recorded += [store.decode(row) for row in rows]
+
+
+async def fold(
+    connection: Connection, projection: Projection, *batches: Sequence[Recorded], schema: str | None = None
+) -> None:
+    """Apply batches of events, the way a follower does."""
+    into = sql.Identifier(schema or read_schema(projection.name))
+    await connection.execute(sql.SQL("SET search_path = {}, public").format(into))
+    for batch in batches:
+        wanted = [event for event in batch if projection.topics is None or event.topic in projection.topics]
+        if wanted:
+            async with connection.transaction():
+                await projection.apply(connection, wanted)
+    await connection.execute("RESET search_path")
+
+
+async def happened(store: EventStore, connection: Connection, projection: Projection, *events: AnyEvent) -> None:
+    """These events are in the log, and the read model has followed."""
+    before = await store.head()
+    last = await store.append(events, CLIENT)
+    rows, _ = await store.read(before, 1000)
+    await fold(connection, projection, [store.decode(row) for row in rows])
+    await connection.execute(
+        "INSERT INTO followers (name, position) VALUES (%s, %s)"
+        " ON CONFLICT (name) DO UPDATE SET position = excluded.position",
+        (projection.name, last),
+    )
+
+
+async def rows_of(connection: Connection, schema: str) -> dict[str, list[str]]:
+    """Everything a read model holds, in an order of its own."""
+    tables = await connection.execute("SELECT tablename::text FROM pg_tables WHERE schemaname = %s", (schema,))
+    rows = {}
+    for (table,) in await tables.fetchall():
+        found = await connection.execute(
+            sql.SQL("SELECT to_jsonb(t)::text FROM {} AS t").format(sql.Identifier(schema, table))
+        )
+        rows[table] = sorted(row[0] for row in await found.fetchall())
+    assert rows
+    return rows
+
+
+# --- registrations ----------------------------------------------------------------------------
+
+
+async def view_after(store: EventStore, connection: Connection, *events: AnyEvent) -> RegistrationView:
+    await happened(store, connection, Registrations(), *events)
+    views, _ = await Registrations.find(connection, [REGISTRATION])
+    return views[REGISTRATION]
+
+
+async def test_a_registration_shows_everything_up_to_its_activation(store: EventStore, connection: Connection) -> None:
+    await store.append(
+        stream(REGISTRATION, registered(personal_data="sealed", locale="de-AT"), otp_issued()),
+        CLIENT,
+        keys=[WrappedKey(REGISTRATION, b"wrapped")],
+    )
+    rows, _ = await store.read(0, 10)
+    await fold(connection, Registrations(), [store.decode(row) for row in rows])
+
+    view = await view_after(
+        store,
+        connection,
+        *stream(
+            REGISTRATION,
+            email_dispatched(at=after(seconds=1)),
+            code_rejected(1, at=after(seconds=20)),
+            email_verified(at=after(seconds=30)),
+            account_activated(at=after(seconds=31)),
+            after=2,
+        ),
+    )
+
+    assert view == RegistrationView(
+        registration_id=REGISTRATION,
+        status="ACTIVE",
+        claim_id=CLAIM,
+        duplicate_of=None,
+        sealed="sealed",
+        wrapped=b"wrapped",
+        locale="de-AT",
+        serial=1,
+        mail="SENT",
+        handed_over_at=after(seconds=1),
+        rejections=1,
+        locked=False,
+        created_at=T0,
+        verified_at=after(seconds=30),
+        activated_at=after(seconds=31),
+        cancelled_at=None,
+        cancel_reason=None,
+        position=6,
+        created_position=1,
+    )
+
+
+async def test_finding_tells_the_models_position_even_of_unknown_registrations(
+    store: EventStore, connection: Connection
+) -> None:
+    assert await Registrations.find(connection, [OTHER]) == ({}, 0)
+    await happened(store, connection, Registrations(), *stream(REGISTRATION, registered(), otp_issued()))
+    assert await Registrations.find(connection, [OTHER]) == ({}, 2)
+    assert await Registrations.find(connection, []) == ({}, 2)
+    views, position = await Registrations.find(connection, [OTHER, REGISTRATION])
+    assert (list(views), position) == ([REGISTRATION], 2)
+
+
+async def test_a_new_code_is_queued_again_with_all_its_tries(store: EventStore, connection: Connection) -> None:
+    facts = [registered(), otp_issued(), email_dispatched(), code_rejected(5), code_locked()]
+    locked = await view_after(store, connection, *stream(REGISTRATION, *facts))
+    renewed = await view_after(store, connection, *stream(REGISTRATION, otp_issued(2, "requested"), after=5))
+    late = await view_after(store, connection, *stream(REGISTRATION, email_dispatched(1), after=6))
+
+    assert (locked.mail, locked.rejections, locked.locked) == ("SENT", 5, True)
+    for view in (renewed, late):
+        assert (view.serial, view.mail, view.handed_over_at) == (2, "QUEUED", None)
+        assert (view.rejections, view.locked) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("facts", "mail"),
+    [
+        ([email_dispatch_failed()], "QUEUED"),
+        ([mailbox_unknown()], "FAILED"),
+        ([mailbox_unknown(), email_retry_requested()], "QUEUED"),
+        ([email_discarded()], "FAILED"),
+        ([otp_revoked(), registration_cancelled("expired")], "FAILED"),
+        ([email_dispatched(), otp_revoked(), registration_cancelled("expired")], "SENT"),
+        ([registration_cancelled("superseded"), email_dispatched()], "SENT"),
+        ([email_withheld()], "SENT"),
+        ([email_verified()], "SENT"),
+    ],
+    ids=lambda value: ", ".join(fact.event.__name__ for fact in value) if isinstance(value, list) else value,
+)
+async def test_the_mail_of_a_registration_is_what_its_owner_can_expect(
+    store: EventStore, connection: Connection, facts: list[Any], mail: str
+) -> None:
+    view = await view_after(store, connection, *stream(REGISTRATION, registered(), otp_issued(), *facts))
+    assert view.mail == mail
+
+
+async def test_a_withheld_notice_looks_like_a_mail_that_was_sent(store: EventStore, connection: Connection) -> None:
+    sent, withheld = email_dispatched(at=after(seconds=3)), email_withheld(at=after(seconds=3))
+    duplicate = registered(duplicate_of=OTHER)
+    shown = []
+    for number, facts in enumerate([(registered(), otp_issued(), sent), (duplicate, otp_issued(), withheld)], start=10):
+        registration_id = UUID(int=number)
+        await happened(store, connection, Registrations(), *stream(registration_id, *facts))
+        view = (await Registrations.find(connection, [registration_id]))[0][registration_id]
+        shown.append((view.status, view.mail, view.handed_over_at, view.serial, view.rejections, view.locked))
+    assert shown[0] == shown[1]
+
+
+async def test_an_erased_registration_keeps_no_personal_data(store: EventStore, connection: Connection) -> None:
+    await happened(store, connection, Registrations(), *stream(REGISTRATION, registered(), otp_issued()))
+    view = await view_after(
+        store,
+        connection,
+        *stream(REGISTRATION, otp_revoked(), registration_cancelled("erased"), personal_data_erased(), after=2),
+    )
+    assert (view.status, view.cancel_reason, view.sealed) == ("CANCELLED", "erased", None)
+
+    at_once = [registered(), otp_issued(), otp_revoked(), registration_cancelled("erased"), personal_data_erased()]
+    await happened(store, connection, Registrations(), *stream(OTHER, *at_once))
+    assert (await Registrations.find(connection, [OTHER]))[0][OTHER].sealed is None
+
+
+async def test_an_event_of_a_registration_that_never_began_is_an_error(
+    store: EventStore, connection: Connection
+) -> None:
+    for projection in (Registrations(), Mails(), Funnel()):
+        orphan = Recorded(
+            stream(REGISTRATION, otp_issued(2, "requested"), after=6)[0],
+            position=7,
+            topic=Registration.OtpIssued.TOPIC,
+            recorded_at=T0,
+            correlation_id=CLIENT.correlation_id,
+            causation_position=None,
+            actor="client",
+            trace=None,
+        )
+        with pytest.raises(LookupError):
+            await fold(connection, projection, [orphan])
+
+
+async def test_registrations_are_listed_newest_first_page_by_page(store: EventStore, connection: Connection) -> None:
+    ids = [UUID(int=number) for number in range(1, 6)]
+    for number, registration_id in enumerate(ids):
+        claim_id = CLAIM if number % 2 else OTHER_CLAIM
+        await happened(store, connection, Registrations(), *stream(registration_id, registered(claim_id=claim_id)))
+    await happened(store, connection, Registrations(), *stream(ids[0], email_verified(), after=1))
+
+    first = await Registrations.search(connection, limit=2)
+    second = await Registrations.search(connection, limit=2, cursor=first.next_cursor)
+    last = await Registrations.search(connection, limit=2, cursor=second.next_cursor)
+    pages = [[view.registration_id for view in page.items] for page in (first, second, last)]
+    assert (pages, last.next_cursor) == ([ids[:2:-1], ids[2:0:-1], ids[:1]], None)
+
+    async def found(**wanted: Any) -> list[UUID]:
+        return [view.registration_id for view in (await Registrations.search(connection, **wanted)).items]
+
+    assert await found(status="VERIFIED") == [ids[0]]
+    assert await found(claim_ids=[CLAIM]) == [ids[3], ids[1]]
+    assert await found(claim_ids=[CLAIM, OTHER_CLAIM], status="PENDING") == ids[:0:-1]
+    assert await found(claim_ids=[]) == []
+
+
+@pytest.mark.parametrize("cursor", ["", "1", "MA==", "LTE=", "MDE=", "MQ", "é", "OTk5OTk5OTk5OTk5OTk5OTk5OTk=", "!!!!"])
+async def test_a_malformed_cursor_is_refused(connection: Connection, cursor: str) -> None:
+    searches: tuple[Callable[..., Any], ...] = (Registrations.search, Mails.search, Audit.search)
+    for search in searches:
+        with pytest.raises(ValueError, match="not a cursor"):
+            await search(connection, cursor=cursor)
+
+
+# --- accounts ---------------------------------------------------------------------------------
+
+
+async def test_an_account_appears_with_its_activation_and_not_before(store: EventStore, connection: Connection) -> None:
+    accounts = Accounts()
+    facts = [registered(personal_data="sealed"), otp_issued(), email_verified()]
+    await happened(store, connection, accounts, *stream(REGISTRATION, *facts))
+    assert await Accounts.by_id(connection, REGISTRATION) is None
+
+    await happened(store, connection, accounts, *stream(REGISTRATION, account_activated(at=after(minutes=1)), after=3))
+    expected = Account(REGISTRATION, CLAIM, "sealed", None, "en", after(minutes=1))
+    assert await Accounts.by_id(connection, REGISTRATION) == expected
+    assert await Accounts.by_address(connection, CLAIM) == expected
+    assert await Accounts.by_address(connection, OTHER_CLAIM) is None
+
+
+async def test_an_accounts_key_comes_with_it(store: EventStore, connection: Connection) -> None:
+    facts = [registered(), otp_issued(), email_verified(), account_activated()]
+    await happened(store, connection, Accounts(), *stream(REGISTRATION, *facts))
+    await store.append(stream(OTHER, registered()), CLIENT, keys=[WrappedKey(REGISTRATION, b"wrapped")])
+    account = await Accounts.by_id(connection, REGISTRATION)
+    assert account is not None
+    assert account.wrapped == b"wrapped"
+
+
+async def test_an_erased_account_is_gone_with_all_its_data(store: EventStore, connection: Connection) -> None:
+    facts = [registered(), otp_issued(), email_verified(), account_activated()]
+    await happened(store, connection, Accounts(), *stream(REGISTRATION, *facts))
+    await happened(
+        store,
+        connection,
+        Accounts(),
+        *stream(REGISTRATION, registration_cancelled("erased"), personal_data_erased(), after=4),
+    )
+    assert await rows_of(connection, "read_accounts") == {"accounts": [], "candidates": []}
+
+
+async def test_nothing_is_kept_of_registrations_that_cannot_become_accounts(
+    store: EventStore, connection: Connection
+) -> None:
+    await happened(store, connection, Accounts(), *stream(REGISTRATION, registered(), registration_cancelled()))
+    await happened(store, connection, Accounts(), *stream(OTHER, registered(duplicate_of=REGISTRATION)))
+    assert await rows_of(connection, "read_accounts") == {"accounts": [], "candidates": []}
+
+
+# --- mail -------------------------------------------------------------------------------------
+
+
+async def mails_after(store: EventStore, connection: Connection, *events: AnyEvent) -> list[Mail]:
+    await happened(store, connection, Mails(), *events)
+    return await Mails.of_registration(connection, REGISTRATION)
+
+
+async def test_a_mail_that_fails_for_now_tells_why_and_when_it_is_tried_again(
+    store: EventStore, connection: Connection
+) -> None:
+    await happened(store, connection, Mails(), *stream(REGISTRATION, registered(), otp_issued()))
+    await happened(store, connection, Mails(), *stream(SAGA, saga_started(), mail_requested()))
+    await happened(
+        store,
+        connection,
+        Mails(),
+        *stream(REGISTRATION, email_dispatch_failed(failure="greylisted", at=after(seconds=9)), after=2),
+    )
+    [mail] = await mails_after(
+        store, connection, *stream(SAGA, retry_scheduled(look_again_at=after(seconds=40)), after=2)
+    )
+    assert mail == Mail(
+        REGISTRATION,
+        serial=1,
+        created_position=1,
+        position=6,
+        kind="code",
+        state="RETRYING",
+        requested_at=T0,
+        waiting_since=T0,
+        requests=1,
+        failures=1,
+        failure="greylisted",
+        provider="mail.example:25",
+        attempts=3,
+        reply_code=451,
+        reply_status="4.7.1",
+        last_attempt_at=after(seconds=9),
+        dispatched_at=None,
+        next_try_at=after(seconds=40),
+    )
+
+    [mail] = await mails_after(
+        store, connection, *stream(REGISTRATION, email_dispatched(provider="b:25", at=after(seconds=41)), after=3)
+    )
+    assert (mail.state, mail.provider, mail.reply_code, mail.reply_status) == ("SENT", "b:25", 250, None)
+    assert mail.dispatched_at == mail.last_attempt_at == after(seconds=41)
+    assert (mail.failures, mail.failure, mail.next_try_at) == (1, "greylisted", None)
+
+
+@pytest.mark.parametrize(
+    ("facts", "state"),
+    [
+        ([], "QUEUED"),
+        ([email_withheld()], "WITHHELD"),
+        ([mailbox_unknown()], "FAILED"),
+        ([mailbox_unknown(), otp_revoked(), registration_cancelled("undeliverable")], "FAILED"),
+        ([mailbox_unknown(), email_retry_requested()], "RETRYING"),
+        ([email_retry_requested()], "QUEUED"),
+        ([email_dispatch_failed(), otp_revoked(), registration_cancelled("expired")], "FAILED"),
+        ([email_discarded(), otp_revoked(), registration_cancelled("discarded")], "DISCARDED"),
+        ([email_dispatched(), email_discarded()], "SENT"),
+        ([registration_cancelled("operator")], "DROPPED"),
+        ([registration_cancelled("superseded"), email_dispatched()], "SENT"),
+        ([email_verified()], "DROPPED"),
+        ([email_dispatched(), email_verified()], "SENT"),
+    ],
+    ids=lambda value: ", ".join(fact.event.__name__ for fact in value) if isinstance(value, list) else value,
+)
+async def test_a_mails_state_says_what_became_of_it(
+    store: EventStore, connection: Connection, facts: list[Any], state: str
+) -> None:
+    [mail] = await mails_after(store, connection, *stream(REGISTRATION, registered(), otp_issued(), *facts))
+    assert mail.state == state
+
+
+async def test_a_mail_replaced_unsent_is_dropped_and_its_wait_goes_on(
+    store: EventStore, connection: Connection
+) -> None:
+    notice = registered(duplicate_of=OTHER)
+    facts = [notice, otp_issued(), otp_issued(2, "stale", at=after(minutes=11))]
+    first, second = await mails_after(store, connection, *stream(REGISTRATION, *facts))
+    assert (first.state, second.state, second.kind) == ("DROPPED", "QUEUED", "notice")
+    assert (second.requested_at, second.waiting_since) == (after(minutes=11), T0)
+    assert await Mails.oldest_unsent(connection) == T0
+
+    facts = [email_dispatched(2), otp_issued(3, "requested", at=after(minutes=20))]
+    *_, third = await mails_after(store, connection, *stream(REGISTRATION, *facts, after=3))
+    assert third.waiting_since == await Mails.oldest_unsent(connection) == after(minutes=20)
+
+
+async def test_the_dead_letter_desk_lists_counts_and_pages(store: EventStore, connection: Connection) -> None:
+    assert await Mails.oldest_unsent(connection) is None
+    assert await Mails.dead_letters(connection) == 0
+    ids = [UUID(int=number) for number in range(1, 6)]
+    for registration_id in ids:
+        fact = mailbox_unknown() if registration_id.int % 2 else email_dispatched()
+        await happened(store, connection, Mails(), *stream(registration_id, registered(), otp_issued(), fact))
+
+    first = await Mails.search(connection, state="FAILED", limit=2)
+    rest = await Mails.search(connection, state="FAILED", limit=2, cursor=first.next_cursor)
+    assert [mail.registration_id for mail in (*first.items, *rest.items)] == [ids[4], ids[2], ids[0]]
+    assert rest.next_cursor is None
+    assert len((await Mails.search(connection)).items) == 5
+    counts = await Mails.counts(connection)
+    assert (counts["FAILED"], counts["SENT"], counts["QUEUED"]) == (3, 2, 0)
+    assert await Mails.dead_letters(connection) == 3
+
+
+# --- funnel -----------------------------------------------------------------------------------
+
+
+async def funnel_after(store: EventStore, connection: Connection, *events: AnyEvent) -> list[Bucket]:
+    await happened(store, connection, Funnel(), *events)
+    return await Funnel.funnel(connection, T0, "hour")
+
+
+async def test_the_funnel_counts_stages_failures_and_durations(store: EventStore, connection: Connection) -> None:
+    facts = [
+        registered(),
+        otp_issued(),
+        email_dispatch_failed(failure="greylisted", at=after(seconds=1)),
+        email_dispatched(at=after(seconds=31)),
+        code_rejected(at=after(seconds=50)),
+        email_verified(at=after(seconds=61)),
+        account_activated(at=after(seconds=61.5)),
+    ]
+    [bucket] = await funnel_after(store, connection, *stream(REGISTRATION, *facts))
+    assert bucket.start == HOUR
+    assert bucket.registrations.stages == {
+        "registered": 1,
+        "mail_failed:greylisted": 1,
+        "mail_dispatched": 1,
+        "code_rejected": 1,
+        "verified": 1,
+        "activated": 1,
+    }
+    assert {
+        step: (took.count, took.total, took.longest, took.histogram)
+        for step, took in bucket.registrations.durations.items()
+    } == {
+        "registered_to_dispatched": (1, 31.0, 31.0, {60: 1}),
+        "dispatched_to_verified": (1, 30.0, 30.0, {30: 1}),
+        "registered_to_activated": (1, 61.5, 61.5, {120: 1}),
+    }
+    assert bucket.duplicates.stages == {}
+
+
+async def test_durations_below_and_above_a_second_are_counted_in_one_batch(
+    store: EventStore, connection: Connection
+) -> None:
+    facts = [registered(), otp_issued(), email_dispatched(at=after(seconds=0.2)), email_verified(at=after(seconds=90))]
+    [bucket] = await funnel_after(store, connection, *stream(REGISTRATION, *facts))
+    assert {step: took.histogram for step, took in bucket.registrations.durations.items()} == {
+        "registered_to_dispatched": {0.5: 1},
+        "dispatched_to_verified": {120: 1},
+    }
+
+
+async def test_duplicates_have_a_funnel_of_their_own(store: EventStore, connection: Connection) -> None:
+    facts = [
+        registered(duplicate_of=OTHER),
+        otp_issued(),
+        email_dispatched(kind="notice", at=after(seconds=2)),
+        otp_issued(2, "requested"),
+        email_withheld(2),
+        code_rejected(5),
+        code_locked(),
+        registration_cancelled("expired"),
+        email_dispatched(2, kind="notice"),
+    ]
+    [bucket] = await funnel_after(store, connection, *stream(REGISTRATION, *facts))
+    assert bucket.registrations.stages == {}
+    assert bucket.duplicates.stages == {
+        "registered": 1,
+        "mail_dispatched": 2,
+        "code_renewed:requested": 1,
+        "mail_withheld": 1,
+        "code_rejected": 1,
+        "code_locked": 1,
+        "cancelled:expired": 1,
+    }
+    assert bucket.duplicates.durations["registered_to_dispatched"].histogram == {2: 1}
+
+
+async def test_the_funnel_is_told_by_hour_or_day_of_the_events(store: EventStore, connection: Connection) -> None:
+    await happened(store, connection, Funnel(), *stream(REGISTRATION, registered(at=after(hours=-24))))
+    await happened(store, connection, Funnel(), *stream(OTHER, registered(at=after(minutes=10))))
+    late = stream(OTHER, registration_cancelled("erased", at=after(hours=2)), after=1)
+    assert [bucket.start for bucket in await funnel_after(store, connection, *late)] == [
+        HOUR,
+        HOUR + timedelta(hours=2),
+    ]
+    days = await Funnel.funnel(connection, after(hours=-20), "day")
+    midnight = T0.replace(hour=0)
+    assert [(day.start, day.registrations.stages) for day in days] == [
+        (midnight - timedelta(days=1), {"registered": 1}),
+        (midnight, {"registered": 1, "cancelled:erased": 1}),
+    ]
+
+
+async def test_a_duration_beyond_every_class_is_counted_too(store: EventStore, connection: Connection) -> None:
+    facts = [registered(at=after(days=-3)), otp_issued(), email_dispatched(at=T0)]
+    [bucket] = await funnel_after(store, connection, *stream(REGISTRATION, *facts))
+    assert bucket.registrations.durations["registered_to_dispatched"].histogram == {None: 1}
+    assert list(AT_MOST) == sorted(AT_MOST)
+
+
+async def test_the_funnel_keeps_nothing_of_a_registration_that_has_ended(
+    store: EventStore, connection: Connection
+) -> None:
+    await happened(store, connection, Funnel(), *stream(REGISTRATION, registered(), registration_cancelled()))
+    await happened(store, connection, Funnel(), *stream(OTHER, registered(), otp_issued(), email_verified()))
+    await happened(store, connection, Funnel(), *stream(OTHER, account_activated(), after=3))
+    assert (await rows_of(connection, "read_funnel"))["under_way"] == []
+    await happened(store, connection, Funnel(), *stream(OTHER, registration_cancelled("erased"), after=4))
+    [bucket] = await Funnel.funnel(connection, T0, "hour")
+    assert bucket.registrations.stages["cancelled:erased"] == 1
+
+
+# --- audit ------------------------------------------------------------------------------------
+
+
+async def test_the_audit_log_tells_who_did_what_because_of_what(store: EventStore, connection: Connection) -> None:
+    correlation_id = UUID(int=77)
+    await store.append(stream(REGISTRATION, registered(personal_data="SEALED", fingerprint="PRINT")), CLIENT)
+    await store.append(
+        stream(SAGA, saga_started(), mail_requested()),
+        Context("mail-saga", correlation_id, causation_position=1, trace="00-abc-def-01"),
+    )
+    await fold(connection, Audit(), await log_of(store))
+
+    requested, started, begun = (await Audit.search(connection)).items
+    assert (requested.position, requested.topic, requested.version) == (3, MailSaga.MailRequested.TOPIC, 2)
+    assert (requested.stream_id, requested.registration_id) == (SAGA, REGISTRATION)
+    assert (requested.actor, requested.correlation_id) == ("mail-saga", correlation_id)
+    assert (requested.causation_position, requested.trace) == (1, "00-abc-def-01")
+    assert requested.details == {
+        "kind": "code",
+        "serial": 1,
+        "request": 1,
+        "issued_at": T0.isoformat(),
+        "look_again_at": after(minutes=2).isoformat(),
+    }
+    assert started.details["kind"] == "code"
+    assert begun.details == {"claim_id": str(CLAIM), "locale": "en", "duplicate_of": None}
+    assert "SEALED" not in str(await rows_of(connection, "read_audit"))
+    assert "PRINT" not in str(await rows_of(connection, "read_audit"))
+
+
+async def test_the_audit_log_is_searched_by_everything_an_operator_knows(
+    store: EventStore, connection: Connection
+) -> None:
+    operator = Context("operator", UUID(int=88))
+    await store.append(stream(REGISTRATION, registered(), otp_issued()), CLIENT)
+    await store.append(stream(CLAIM, email_claimed()), CLIENT)
+    await store.append(stream(SAGA, saga_started()), CLIENT)
+    await store.append(stream(OTHER, registered(claim_id=OTHER_CLAIM), owner_notified(REGISTRATION)), CLIENT)
+    await store.append(stream(OTHER, registration_cancelled("operator"), after=2), operator)
+    events = await log_of(store)
+    await fold(connection, Audit(), events)
+
+    async def found(**wanted: Any) -> list[int]:
+        return [entry.position for entry in (await Audit.search(connection, **wanted)).items]
+
+    assert await found() == [7, 6, 5, 4, 3, 2, 1]
+    assert await found(registration_id=REGISTRATION) == [4, 3, 2, 1]
+    assert await found(claim_ids=[CLAIM]) == [4, 3, 2, 1]
+    assert await found(claim_ids=[OTHER_CLAIM, UUID(int=1)], actor="operator") == [7]
+    assert await found(claim_ids=[]) == []
+    assert await found(topic=Registration.UserRegistered.TOPIC) == [5, 1]
+    assert await found(correlation_id=operator.correlation_id) == [7]
+    assert await found(since=events[4].recorded_at) == [7, 6, 5]
+    assert await found(until=events[4].recorded_at) == [4, 3, 2, 1]
+    first = await Audit.search(connection, limit=5)
+    assert await found(cursor=first.next_cursor) == [2, 1]
+
+
+# --- deadlines --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "at"),
+    [
+        ([], after(hours=24)),
+        ([mail_requested()], after(minutes=2)),
+        ([mail_requested(), end_awaited()], after(hours=24)),
+        ([mail_requested(), retry_scheduled(look_again_at=after(seconds=33))], after(seconds=33)),
+        ([mail_requested(), code_found_dead(look_again_at=after(minutes=2))], after(minutes=2)),
+        ([mail_requested(), fresh_code_asked(look_again_at=after(minutes=4))], after(minutes=4)),
+        ([mail_requested(), undo_decided(look_again_at=after(minutes=5))], after(minutes=5)),
+        ([mail_requested(), saga_ended()], None),
+    ],
+)
+async def test_there_is_a_deadline_until_the_saga_ends(
+    store: EventStore, connection: Connection, facts: list[Any], at: datetime | None
+) -> None:
+    await happened(store, connection, Deadlines(), *stream(SAGA, saga_started()))
+    if facts:
+        await happened(store, connection, Deadlines(), *stream(SAGA, *facts, after=1))
+    assert [look.registration_id for look in await Deadlines.due(connection, after(days=9), 9)] == (
+        [] if at is None else [REGISTRATION]
+    )
+    if at is not None:
+        assert await Deadlines.overdue(connection, at) == 0
+        assert await Deadlines.overdue(connection, at + timedelta(microseconds=1)) == 1
+
+
+async def test_what_is_due_comes_in_order_and_no_more_than_asked_for(store: EventStore, connection: Connection) -> None:
+    ids = [UUID(int=number) for number in range(1, 5)]
+    for minutes, registration_id in zip((3, 1, 2, 60), ids, strict=True):
+        started = saga_started(registration_id, ends_at=after(minutes=minutes))
+        await happened(store, connection, Deadlines(), *stream(MailSaga.stream_id(registration_id), started))
+
+    assert await Deadlines.due(connection, T0, 10) == []
+    looks = await Deadlines.due(connection, after(minutes=3), 10)
+    assert [look.registration_id for look in looks] == [ids[1], ids[2], ids[0]]
+    assert [look.position for look in looks] == [2, 3, 1]
+    assert {look.correlation_id for look in looks} == {CLIENT.correlation_id}
+    assert await Deadlines.due(connection, after(minutes=3), 1) == looks[:1]
+    assert await Deadlines.overdue(connection, after(minutes=2)) == 1
+    assert await Deadlines.overdue(connection, after(minutes=2, seconds=1)) == 2
+
+
+# --- The rows depend on the events alone ------------------------------------------------------
+
+
+@pytest.fixture
+async def history(store: EventStore) -> list[Recorded]:
+    """Two hundred registrations, in the log and read back."""
+    events = History(seed=20260301, registrations=200).events
+    assert {event.TOPIC for event, _ in events} == set(event_classes())  # type: ignore[attr-defined]
+    for start in range(0, len(events), 500):
+        await store.append_each(events[start : start + 500])
+    recorded = await log_of(store)
+    assert [(r.event.originator_id, r.event.originator_version) for r in recorded] == [
+        (event.originator_id, event.originator_version) for event, _ in events
+    ]
+    return recorded
+
+
+async def test_rows_agree_with_the_aggregates(
+    store: EventStore, connection: Connection, history: list[Recorded]
+) -> None:
+    for projection in (Registrations(), Accounts(), Mails(), Deadlines()):
+        await fold(connection, projection, history)
+    ids = [r.event.originator_id for r in history if r.topic == Registration.UserRegistered.TOPIC]
+    streams = await store.load(*ids, *map(MailSaga.stream_id, ids))
+    views, _ = await Registrations.find(connection, ids)
+    due = {look.registration_id for look in await Deadlines.due(connection, after(days=365), len(ids))}
+
+    for registration_id in ids:
+        registration = streams.get(Registration, registration_id)
+        saga = streams.get(MailSaga, MailSaga.stream_id(registration_id))
+        assert registration is not None
+        assert saga is not None
+        view = views[registration_id]
+        assert (view.status, view.serial) == (registration.status, registration.serial)
+        assert view.handed_over_at == registration.handed_over_at.get(registration.serial)
+        assert (view.rejections, view.locked) == (registration.rejections, registration.locked)
+        assert (view.sealed is None) == registration.erased
+        assert (await Accounts.by_id(connection, registration_id) is not None) == (view.status == "ACTIVE")
+        for mail in await Mails.of_registration(connection, registration_id):
+            assert (mail.serial in registration.handed_over_at) == (mail.state in {"SENT", "WITHHELD"})
+            assert mail.state not in UNSENT or registration.is_pending
+        assert (registration_id in due) == (not saga.ended)
+
+
+def _batches_of(size: Callable[[], int], events: Sequence[Recorded]) -> list[Sequence[Recorded]]:
+    batches: list[Sequence[Recorded]] = []
+    start = 0
+    while start < len(events):
+        end = start + size()
+        batches.append(events[start:end])
+        start = end
+    return batches
+
+
+def in_two_halves(events: Sequence[Recorded]) -> list[Sequence[Recorded]]:
+    return _batches_of(lambda: len(events) // 2 + 1, events)
+
+
+def one_by_one(events: Sequence[Recorded]) -> list[Sequence[Recorded]]:
+    return _batches_of(lambda: 1, events)
+
+
+def in_batches_of_any_size(events: Sequence[Recorded]) -> list[Sequence[Recorded]]:
+    sizes = random.Random(5)  # noqa: S311 - repeatable
+    return _batches_of(lambda: sizes.randint(1, 60), events)
+
+
+def with_everything_delivered_twice(events: Sequence[Recorded]) -> list[Sequence[Recorded]]:
+    """Each batch comes again with the next one; what the follower's position covers already is left out by it."""
+    batches: list[Sequence[Recorded]] = []
+    position = 0
+    again: Sequence[Recorded] = ()
+    for batch in in_batches_of_any_size(events):
+        fresh = [event for event in (*again, *batch) if event.position > position]
+        position, again = fresh[-1].position, batch
+        batches.append(fresh)
+    return batches
+
+
+def with_some_streams_parked(events: Sequence[Recorded]) -> Sequence[Sequence[Recorded]]:
+    """A third of the streams could not be applied at first and come after all others."""
+
+    def is_parked(event: Recorded) -> bool:
+        return event.event.originator_id.int % 3 == 0
+
+    return [
+        [event for event in events if not is_parked(event)],
+        [event for event in events if is_parked(event)],
+    ]
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS, ids=lambda projection: projection.name)
+async def test_rows_do_not_depend_on_how_the_events_were_delivered(
+    connection: psycopg.AsyncConnection[Any], history: list[Recorded], projection: type[Projection]
+) -> None:
+    model = projection()
+    live = read_schema(model.name)
+    await fold(connection, model, history)
+    expected = await rows_of(connection, live)
+    assert all(expected.values())
+
+    for deliver in (
+        in_two_halves,
+        one_by_one,
+        in_batches_of_any_size,
+        with_everything_delivered_twice,
+        with_some_streams_parked,
+    ):
+        again = projection()
+        again.name = f"{model.name}_{deliver.__name__}"
+        await create_read_schema(connection, again)
+        schema = read_schema(again.name)
+        await fold(connection, again, *deliver(history), schema=schema)
+        assert await rows_of(connection, schema) == expected, deliver.__name__

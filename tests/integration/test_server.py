@@ -1,0 +1,181 @@
+"""The HTTP server on a real socket: starting, stopping, and clients that do not behave."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from entrypoints.server import Server
+from tests.http_words import ADA, Api, open_api
+from tests.words import eventually
+
+
+@pytest.fixture
+async def api(dsn: str) -> AsyncIterator[Api]:
+    async with open_api(dsn, follows=False) as api:
+        yield api
+
+
+@pytest.fixture
+async def server(api: Api) -> AsyncIterator[Server]:
+    server = Server(api.app, host="127.0.0.1", port=0)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+async def raw(server: Server, *pieces: bytes) -> bytes:
+    """What the server answers to these bytes, until it closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        async with asyncio.timeout(10):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+def post(body: bytes, *headers: str) -> bytes:
+    head = [
+        "POST /v1/registrations HTTP/1.1",
+        "Host: registrar.test",
+        "Content-Type: application/json",
+        "Connection: close",
+        *headers,
+    ]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+async def test_it_serves_on_a_free_port(server: Server) -> None:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as http:
+        begun = await http.post("/v1/registrations", json=ADA)
+
+    assert begun.status_code == 202
+    assert "server" not in begun.headers
+
+
+async def test_a_port_in_use_is_said_so(api: Api, server: Server) -> None:
+    second = Server(api.app, host="127.0.0.1", port=server.port)
+    with pytest.raises(OSError) as error:  # noqa: PT011 - the number says which
+        await second.start()
+    assert error.value.errno == errno.EADDRINUSE
+    await second.stop()
+
+
+async def test_a_request_in_flight_is_finished_before_the_end(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(api.app, host="127.0.0.1", port=0)
+    await server.start()
+    arrived, go_on, load = asyncio.Event(), asyncio.Event(), api.service.store.load
+
+    async def slow(*streams: object, **more: object) -> object:
+        arrived.set()
+        await go_on.wait()
+        return await load(*streams, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(api.service.store, "load", slow)
+    body = json.dumps(ADA).encode()
+    request = asyncio.create_task(raw(server, post(body, f"Content-Length: {len(body)}")))
+    await arrived.wait()
+    stopping = asyncio.create_task(server.stop())
+    await eventually(lambda: api.app.state.checks.stopping)
+    go_on.set()
+
+    assert (await request).startswith(b"HTTP/1.1 202 ")
+    await stopping
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", server.port)
+
+
+async def test_an_application_that_does_not_come_up_is_said_so() -> None:
+    @asynccontextmanager
+    async def broken(_: FastAPI) -> AsyncIterator[None]:
+        raise ValueError
+        yield
+
+    server = Server(FastAPI(lifespan=broken), host="127.0.0.1", port=0)
+    with pytest.raises(RuntimeError):
+        await server.start()
+
+
+async def test_a_large_body_is_answered_though_it_is_still_being_sent(server: Server) -> None:
+    for size in (20_000, 1_000_000):
+        answer = await raw(server, post(b"x" * size, f"Content-Length: {size}"))
+        assert answer.startswith(b"HTTP/1.1 413 "), size
+
+
+async def test_a_huge_body_is_refused_before_it_is_sent(server: Server) -> None:
+    answer = await raw(server, post(b"", "Content-Length: 50000000"))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in answer.lower()
+
+
+async def test_what_is_not_http_is_refused(server: Server) -> None:
+    assert (await raw(server, b"HELO registrar\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_two_lengths_or_a_length_and_chunks_are_refused(server: Server) -> None:
+    body = json.dumps(ADA).encode()
+    for headers in (
+        (f"Content-Length: {len(body)}", "Content-Length: 5"),
+        (f"Content-Length: {len(body)}", "Transfer-Encoding: chunked"),
+    ):
+        answer = await raw(server, post(body, *headers))
+        assert answer.startswith(b"HTTP/1.1 4"), headers
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health/live HT", b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Half"])
+async def test_who_does_not_send_a_requests_head_is_cut_off(
+    server: Server, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr("entrypoints.server.HEAD_DEADLINE", timedelta(milliseconds=200))
+
+    assert await raw(server, sent) == b""
+
+
+async def test_a_second_request_that_stays_half_is_cut_off_too(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("entrypoints.server.HEAD_DEADLINE", timedelta(milliseconds=500))
+
+    answer = await raw(server, b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\nGET /health/li")
+
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+async def test_headers_without_end_are_not_taken_in(server: Server) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\nX: ")
+    pieces = 0
+
+    async def flood() -> None:
+        nonlocal pieces
+        while pieces < 1000:
+            writer.write(b"a" * 65_536)
+            await writer.drain()
+            pieces += 1
+
+    with pytest.raises(ConnectionError):
+        await flood()
+    writer.close()
+    assert pieces < 500  # what fits into the sockets' buffers, and no more
+
+
+async def test_a_request_that_takes_its_time_after_its_head_is_not_cut_off(
+    api: Api, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("entrypoints.server.HEAD_DEADLINE", timedelta(milliseconds=200))
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as http:
+        head = await api.service.store.head()
+        late = await http.get(
+            "/v1/registrations/00000000-0000-7000-8000-000000000000", params={"min_position": head + 1, "wait": 900}
+        )
+    assert late.status_code == 503

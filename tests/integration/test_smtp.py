@@ -1,0 +1,718 @@
+"""Mail servers over real sockets: what is on the wire, what each misbehaviour becomes, what is never sent."""
+
+from __future__ import annotations
+
+import asyncio
+import email
+import email.policy
+import logging
+import socket
+import ssl
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import trustme
+from pydantic import SecretStr
+
+from application.ports import Accepted, Letter, MailServersAway, NotSent
+from infrastructure.circuit import Circuits
+from infrastructure.settings import MailServer
+from infrastructure.smtp import Limits, SmtpServers, judge_error
+from tests.smtp_stub import SmtpStub, Stage
+
+LETTER = Letter(
+    to="jo.doe+x@example.com",
+    subject="Ihr Bestätigungscode",
+    text="Grüße!\n\n    123456\n\n.\n.versteckt\nfrom here\n",
+    html="<p style='color:#000'>Grüße: <b>123456</b></p>\r\n.\r\nQUIT\r\n",
+    message_id="<0192f0aa.1@registrar.example>",
+    locale="de",
+)
+QUICK = Limits(timeout=timedelta(seconds=0.3))
+NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Post:
+    """The adapter over stubs, with sleeping and the breakers' clock in our hands."""
+
+    def __init__(self, *servers: MailServer, limits: Limits, tls: ssl.SSLContext | None) -> None:
+        self.clock = Clock()
+        self.pauses: list[float] = []
+        self.attempts: list[tuple[str, str]] = []
+        self.between_tries: Callable[[], None] = lambda: None
+        self.servers = SmtpServers(
+            servers,
+            sender="Registrar <no-reply@registrar.example>",
+            circuits=Circuits(clock=self.clock),
+            limits=limits,
+            tls=tls,
+            on_attempt=lambda *attempt: self.attempts.append(attempt),
+            sleep=self._sleep,
+            now=lambda: NOON,
+        )
+
+    async def _sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.between_tries()
+
+    async def send(self, letter: Letter = LETTER) -> Accepted:
+        return await self.servers.send(letter)
+
+    async def refused(self, letter: Letter = LETTER) -> NotSent:
+        with pytest.raises(NotSent) as refusal:
+            await self.servers.send(letter)
+        return refusal.value
+
+    @property
+    def outcomes(self) -> list[str]:
+        return [outcome for _, outcome in self.attempts]
+
+    async def open_circuit(self, number: int = 0) -> None:
+        await self.servers.states()  # makes the circuits
+        self.servers._opened[number].circuit.open()
+
+
+OpenPost = Callable[..., Awaitable[Post]]
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+async def stub(stack: AsyncExitStack) -> SmtpStub:
+    return await stack.enter_async_context(SmtpStub())
+
+
+@pytest.fixture
+def open_post(stack: AsyncExitStack) -> OpenPost:
+    async def opened(
+        *servers: MailServer | SmtpStub, limits: Limits = QUICK, tls: ssl.SSLContext | None = None
+    ) -> Post:
+        post = Post(
+            *(server if isinstance(server, MailServer) else plain(server) for server in servers), limits=limits, tls=tls
+        )
+        stack.push_async_callback(post.servers.close)
+        return post
+
+    return opened
+
+
+@pytest.fixture
+async def post(stub: SmtpStub, open_post: OpenPost) -> Post:
+    return await open_post(stub)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def certificate(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def trust(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+def plain(stub: SmtpStub) -> MailServer:
+    return MailServer("smtp", "127.0.0.1", stub.port, starttls="never")
+
+
+def provider(stub: SmtpStub) -> str:
+    return f"127.0.0.1:{stub.port}"
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# --- What is on the wire ------------------------------------------------------------------------------
+
+
+async def test_a_letter_arrives_as_written(stub: SmtpStub, post: Post) -> None:
+    accepted = await post.send()
+
+    assert accepted == Accepted(provider(stub), attempts=1, reply_code=250)
+    (mail,) = stub.mails
+    assert (mail.sender, mail.recipients) == (b"no-reply@registrar.example", [b"jo.doe+x@example.com"])
+    message = email.message_from_bytes(mail.data.replace(b"\r\n..", b"\r\n."), policy=email.policy.default)
+    assert dict(message.items()) == {
+        "From": "Registrar <no-reply@registrar.example>",
+        "Auto-Submitted": "auto-generated",
+        "MIME-Version": "1.0",
+        "To": "jo.doe+x@example.com",
+        "Subject": "Ihr Bestätigungscode",
+        "Date": "Thu, 02 Jan 2025 12:00:00 +0000",
+        "Message-ID": "<0192f0aa.1@registrar.example>",
+        "Content-Language": "de",
+        "Content-Type": 'multipart/alternative; boundary="=_registrar"',
+    }
+    text, html = message.iter_parts()
+    assert isinstance(text, email.message.EmailMessage)
+    assert isinstance(html, email.message.EmailMessage)
+    assert (text.get_content_type(), html.get_content_type()) == ("text/plain", "text/html")
+    assert text.get_content().splitlines() == LETTER.text.splitlines()
+    assert html.get_content().splitlines() == LETTER.html.splitlines()
+
+
+async def test_every_byte_of_a_mail_is_ascii_in_lines_ended_by_crlf(stub: SmtpStub, post: Post) -> None:
+    await post.send()
+    data = stub.mails[0].data
+    assert data.isascii()
+    assert max(map(len, data.split(b"\r\n"))) <= 998
+    assert b"\n" not in data.replace(b"\r\n", b"")
+    assert b"\r" not in data.replace(b"\r\n", b"")
+
+
+async def test_a_domain_in_unicode_goes_out_in_ascii(stub: SmtpStub, post: Post) -> None:
+    await post.send(letter_to("jo@straße.example"))
+    assert stub.mails[0].recipients == [b"jo@xn--strae-oqa.example"]
+    assert b"To: jo@xn--strae-oqa.example\r\n" in stub.mails[0].data
+
+
+def letter_to(address: str) -> Letter:
+    return Letter(address, LETTER.subject, LETTER.text, LETTER.html, LETTER.message_id, LETTER.locale)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "v@x.test\r\nRCPT TO:<e@x.test>",
+        "v@x.test\nRCPT TO:<e@x.test>",
+        "v@x.test\n",
+        "v@x.test\r",
+        "v@x.test\0",
+        "v@x.test> SIZE=1",
+        "v@x.test,e@x.test",
+        "v@x.test e@x.test",
+        " v@x.test",
+        "<v@x.test>",
+        "V <v@x.test>",
+        "v@x.test (e@x.test)",
+        '"v w"@x.test',
+        '"v@x.test\\r\\nRCPT TO:<e@x.test>"@x.test',
+        "v@x.test\u2028RCPT TO:<e@x.test>",
+        "v@x.test\u0085",
+        "\u202ev@x.test",
+        "m\u0131ke@x.test",
+        "=?utf-8?q?e=40x=2Etest=2C?=@x.test",
+        "v@[127.0.0.1]",
+        "v@@x.test",
+        "v..w@x.test",
+        ".v@x.test",
+        "v@x..test",
+        "v@" + "x." * 130 + "test",
+        "v" * 65 + "@x.test",
+        "v@\ud800.test",
+        "v",
+        "@",
+        "",
+    ],
+)
+async def test_what_is_not_one_mailbox_never_reaches_the_wire(stub: SmtpStub, post: Post, address: str) -> None:
+    refusal = await post.refused(letter_to(address))
+    assert (refusal.failure in {"mailbox-unknown", "content"}, refusal.permanent, refusal.attempts) == (True, True, 0)
+    assert refusal.__context__ is None
+    assert stub.sessions == []
+
+
+async def test_percent_encoded_line_ends_stay_letters(stub: SmtpStub, post: Post) -> None:
+    await post.send(letter_to("v%0d%0aRCPT@x.test"))
+    assert stub.sessions[0].commands[:4] == [b"EHLO", b"MAIL", b"RCPT", b"DATA"]
+    assert stub.mails[0].recipients == [b"v%0d%0aRCPT@x.test"]
+
+
+@pytest.mark.parametrize("break_", ["\r\n", "\n", "\r", "\0", "\u2028", "\u2029", "\x85", "\x0b"])
+@pytest.mark.parametrize("field", ["subject", "message_id", "locale"])
+async def test_no_header_can_be_broken_open(stub: SmtpStub, post: Post, field: str, break_: str) -> None:
+    for smuggled in (f"{getattr(LETTER, field)}{break_}Bcc: e@x.test", f"{getattr(LETTER, field)}{break_}"):
+        values = {name: getattr(LETTER, name) for name in LETTER.__slots__} | {field: smuggled}
+        refusal = await post.refused(Letter(**values))
+        assert (refusal.failure, refusal.permanent) == ("content", True)
+    assert stub.sessions == []
+
+
+async def test_a_body_cannot_end_the_mail_early(stub: SmtpStub, post: Post) -> None:
+    for end in ("\r\n.\r\n", "\n.\n", "\r.\r", "\n.\r\n", "\r\n.\n", "\r\n.\r"):
+        trick = f"x{end}MAIL FROM:<e@x.test>\r\n"
+        await post.send(Letter("v@x.test", "Code", trick, trick, LETTER.message_id, "en"))
+    assert [mail.sender for mail in stub.mails] == [b"no-reply@registrar.example"] * 6
+    assert [mail.recipients for mail in stub.mails] == [[b"v@x.test"]] * 6
+
+
+# --- Replies -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply", "failure"),
+    [
+        ("rcpt", "550 5.1.1 no such user", "mailbox-unknown"),
+        ("rcpt", "550 no such user", "mailbox-unknown"),
+        ("rcpt", "551 moved", "mailbox-unknown"),
+        ("rcpt", "553 5.1.3 bad syntax", "mailbox-unknown"),
+        ("rcpt", "556 5.1.10 null MX", "mailbox-unknown"),
+        ("rcpt", "550 5.4.1 recipient address rejected", "mailbox-unknown"),
+        ("rcpt", "552 5.2.2 mailbox full", "permanent"),
+        ("rcpt", "550 5.2.1 mailbox disabled", "permanent"),
+        ("data", "554 5.7.1 no", "content"),
+        ("eod", "554 looks like spam", "content"),
+        ("eod", "550 5.7.1 looks like spam", "content"),
+        ("eod", "552 too big", "content"),
+        ("eod", "550 5.1.1 no such user after all", "mailbox-unknown"),
+        ("mail", "552 5.3.4 too big", "content"),
+    ],
+)
+async def test_a_refusal_of_mailbox_or_mail_is_permanent_and_no_outage(
+    stub: SmtpStub, post: Post, stage: Stage, reply: str, failure: str
+) -> None:
+    stub.at(stage, reply)
+    for _ in range(12):
+        refusal = await post.refused()
+        assert (refusal.failure, refusal.permanent, refusal.attempts) == (failure, True, 1)
+        assert refusal.reply_code == int(reply[:3])
+        assert refusal.reply_status in {None, reply.split()[1]}
+    assert post.pauses == []
+    assert await post.servers.states() == {provider(stub): "closed"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply", "failure"),
+    [
+        ("mail", "450 4.7.1 come back later", "greylisted"),
+        ("rcpt", "451 4.7.1 greylisted", "greylisted"),
+        ("rcpt", "450 busy", "greylisted"),
+        ("rcpt", "452 4.2.2 mailbox full", "temporary"),
+        ("rcpt", "451 4.3.0 disk full", "temporary"),
+        ("rcpt", "450 4.7.0 too fast", "throttled"),
+        ("data", "452 no space", "temporary"),
+        ("eod", "451 later", "greylisted"),
+    ],
+)
+async def test_a_temporary_refusal_of_one_mail_gets_three_tries_and_is_no_outage(
+    stub: SmtpStub, post: Post, stage: Stage, reply: str, failure: str
+) -> None:
+    stub.at(stage, reply)
+    for _ in range(4):
+        refusal = await post.refused()
+        assert (refusal.failure, refusal.permanent, refusal.attempts) == (failure, False, 3)
+    assert await post.servers.states() == {provider(stub): "closed"}
+    assert len(stub.sessions) == 1, "such a refusal costs no connection"
+
+
+async def test_the_pauses_double_and_are_jittered(stub: SmtpStub, post: Post) -> None:
+    stub.at("rcpt", "451 4.7.1 greylisted")
+    await post.refused()
+    await post.refused()
+    assert [int(pause) for pause in post.pauses] == [2, 4, 2, 4]
+    assert post.pauses[:2] != post.pauses[2:]
+
+
+async def test_a_later_try_may_succeed(stub: SmtpStub, post: Post) -> None:
+    stub.at("rcpt", "451 4.7.1 greylisted", times=2)
+    assert (await post.send()).attempts == 3
+    assert post.outcomes == ["greylisted", "greylisted", "accepted"]
+    assert len(stub.mails) == 1
+
+
+@pytest.mark.parametrize("stage", ["banner", "ehlo", "mail", "rcpt", "data", "eod"])
+async def test_421_is_throttling_and_an_outage(stub: SmtpStub, post: Post, stage: Stage) -> None:
+    stub.at(stage, "421 4.7.0 too many")
+    refusal = await post.refused()
+    assert (refusal.failure, refusal.permanent, refusal.attempts) == ("throttled", False, 3)
+    assert not refusal.outcome_unknown
+    assert (await post.refused()).attempts == 2
+    assert await post.servers.states() == {provider(stub): "opened"}
+    with pytest.raises(MailServersAway):
+        await post.send()
+
+
+@pytest.mark.parametrize("code", [450, 451, 452])
+async def test_a_temporary_greeting_is_tried_again(stub: SmtpStub, post: Post, code: int) -> None:
+    stub.at("banner", f"{code} not now", times=2)
+    assert (await post.send()).attempts == 3
+
+
+@pytest.mark.parametrize("reply", ["nonsense", "999 what", "250 for DATA?"])
+async def test_an_answer_out_of_turn_is_the_servers_fault(stub: SmtpStub, post: Post, reply: str) -> None:
+    stub.at("data", reply)
+    refusal = await post.refused()
+    assert (refusal.failure, refusal.permanent, refusal.outcome_unknown) == ("connection", False, False)
+
+
+async def test_a_garbled_answer_to_the_mail_leaves_the_outcome_unknown(stub: SmtpStub, post: Post) -> None:
+    stub.at("eod", "nonsense")
+    assert (await post.refused()).outcome_unknown
+
+
+# --- Hanging and dropping ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["hang", "drop"])
+@pytest.mark.parametrize("stage", ["banner", "ehlo", "mail", "rcpt", "data"])
+async def test_a_try_lost_before_the_content_is_repeated(stub: SmtpStub, post: Post, stage: Stage, action: str) -> None:
+    stub.at(stage, action, times=1)
+    accepted = await post.send()
+    assert accepted.attempts == 2
+    assert post.outcomes == ["timeout" if action == "hang" else "connection", "accepted"]
+    assert len(stub.mails) == 1
+
+
+@pytest.mark.parametrize(("action", "failure"), [("hang", "timeout"), ("drop", "connection")])
+async def test_a_connection_lost_after_the_content_leaves_the_outcome_unknown(
+    stub: SmtpStub, post: Post, action: str, failure: str
+) -> None:
+    stub.at("eod", action)
+    refusal = await post.refused()
+    assert (refusal.failure, refusal.permanent, refusal.outcome_unknown) == (failure, False, True)
+    assert refusal.attempts == 1
+    assert len(stub.mails) == 1, "the server has it: another try at once would be a second copy"
+
+
+@pytest.mark.parametrize("action", ["hang", "drop", "500 what?"])
+async def test_quit_decides_nothing(
+    stub: SmtpStub, open_post: OpenPost, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infrastructure.smtp.QUIT_PATIENCE", 0.05)
+    stub.at("quit", action)
+    post = await open_post(stub, limits=Limits(timeout=timedelta(seconds=0.3), mails_per_connection=1))
+    assert (await post.send()).attempts == 1
+    assert (await post.send()).attempts == 1
+    await post.servers.close()
+    assert [session.commands[-1] for session in stub.sessions] == [b"QUIT"] * 2
+
+
+async def test_nobody_listening_is_an_outage(open_post: OpenPost) -> None:
+    post = await open_post(MailServer("smtp", "127.0.0.1", unused_port(), starttls="never"))
+    refusal = await post.refused()
+    assert (refusal.failure, refusal.permanent, refusal.attempts) == ("connection", False, 3)
+
+
+async def test_a_try_takes_no_longer_than_allowed_in_all(stub: SmtpStub, post: Post) -> None:
+    stub.at("rcpt", "hang", times=1)
+    before = time.monotonic()
+    await post.send()
+    assert 0.3 <= time.monotonic() - before < 1.5
+
+
+async def test_a_cancelled_send_leaves_no_connection_and_counts_for_nothing(stub: SmtpStub, post: Post) -> None:
+    stub.at("rcpt", "hang")
+    for number in range(6):
+        sending = asyncio.create_task(post.send())
+        await stub.until(lambda number=number: stub.received.count(b"RCPT") == number + 1)  # type: ignore[misc]
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        await stub.until(lambda: stub.sessions[-1].over)
+    assert await post.servers.states() == {provider(stub): "closed"}
+    stub.heal()
+    assert (await post.send()).attempts == 1
+
+
+# --- Encryption and login -----------------------------------------------------------------------------------
+
+
+async def test_starttls_comes_before_login_and_mail(
+    stack: AsyncExitStack, open_post: OpenPost, certificate: ssl.SSLContext, trust: ssl.SSLContext
+) -> None:
+    stub = await stack.enter_async_context(SmtpStub(tls=certificate, credentials=("jo", "s3cret")))
+    server = MailServer("smtp", "127.0.0.1", stub.port, "jo", SecretStr("s3cret"))
+    post = await open_post(server, tls=trust)
+    assert (await post.send()).attempts == 1
+    (session,) = stub.sessions
+    assert session.encrypted
+    assert session.commands == [b"EHLO", b"STARTTLS", b"EHLO", b"AUTH", b"MAIL", b"RCPT", b"DATA"]
+
+
+async def test_tls_from_the_first_byte(
+    stack: AsyncExitStack, open_post: OpenPost, certificate: ssl.SSLContext, trust: ssl.SSLContext
+) -> None:
+    stub = await stack.enter_async_context(SmtpStub(tls=certificate, implicit=True, credentials=("jo", "s3cret")))
+    server = MailServer("smtps", "127.0.0.1", stub.port, "jo", SecretStr("s3cret"))
+    post = await open_post(server, tls=trust)
+    assert (await post.send()).attempts == 1
+
+
+@pytest.mark.parametrize("fault", ["stripped", "untrusted", "refused", "expected-implicit"])
+async def test_without_good_tls_neither_login_nor_mail_is_sent(
+    stack: AsyncExitStack, open_post: OpenPost, certificate: ssl.SSLContext, trust: ssl.SSLContext, fault: str
+) -> None:
+    stub = await stack.enter_async_context(
+        SmtpStub(tls=certificate, offer_starttls=fault != "stripped", credentials=("jo", "s3cret"))
+    )
+    if fault == "refused":
+        stub.at("starttls", "502 not today")
+    scheme = "smtps" if fault == "expected-implicit" else "smtp"
+    server = MailServer(scheme, "127.0.0.1", stub.port, "jo", SecretStr("s3cret"))  # type: ignore[arg-type]
+    post = await open_post(server, tls=None if fault == "untrusted" else trust)
+
+    refusal = await post.refused()
+
+    assert (refusal.failure, refusal.permanent, refusal.attempts) == ("tls", False, 0)
+    assert stub.received.count(b"AUTH") == stub.received.count(b"MAIL") == 0
+    assert stub.mails == []
+    with pytest.raises(MailServersAway):
+        await post.send()
+    assert len(stub.sessions) == 1
+
+
+@pytest.mark.parametrize("action", ["hang", "drop", "454 4.7.0 not just now"])
+@pytest.mark.parametrize("stage", ["starttls", "auth"])
+async def test_trouble_on_the_way_to_a_session_sends_nothing_and_passes(
+    stack: AsyncExitStack,
+    open_post: OpenPost,
+    certificate: ssl.SSLContext,
+    trust: ssl.SSLContext,
+    stage: Stage,
+    action: str,
+) -> None:
+    stub = await stack.enter_async_context(SmtpStub(tls=certificate, credentials=("jo", "s3cret")))
+    stub.at(stage, action)
+    post = await open_post(MailServer("smtp", "127.0.0.1", stub.port, "jo", SecretStr("s3cret")), tls=trust)
+    refusal = await post.refused()
+    assert (refusal.permanent, refusal.outcome_unknown) == (False, False)
+    assert stub.received.count(b"MAIL") == 0
+    stub.heal()
+    assert (await post.send()).attempts == 1
+
+
+async def test_a_refused_login_opens_the_circuit_and_heals_after_thirty_seconds(
+    stack: AsyncExitStack, open_post: OpenPost
+) -> None:
+    stub = await stack.enter_async_context(SmtpStub(credentials=("jo", "s3cret")))
+    server = MailServer("smtp", "127.0.0.1", stub.port, "jo", SecretStr("s3cret"), starttls="never")
+    post = await open_post(server)
+    stub.at("auth", "535 5.7.8 no")
+
+    refusal = await post.refused()
+    assert (refusal.failure, refusal.permanent, refusal.attempts) == ("authentication", False, 0)
+    assert (refusal.reply_code, refusal.reply_status) == (535, "5.7.8")
+    for _ in range(3):
+        with pytest.raises(MailServersAway):
+            await post.send()
+    assert len(stub.sessions) == 1
+
+    stub.heal()
+    post.clock.now += 30
+    assert (await post.send()).attempts == 1
+
+
+@pytest.mark.parametrize("reply", ["530 5.7.0 authentication required", "550 5.7.1 sender not yours", "553 no"])
+async def test_an_unwelcome_sender_is_our_configuration(stub: SmtpStub, post: Post, reply: str) -> None:
+    stub.at("mail", reply)
+    refusal = await post.refused()
+    assert (refusal.failure, refusal.permanent, refusal.attempts) == ("authentication", False, 0)
+    assert await post.servers.states() == {provider(stub): "opened"}
+
+
+async def test_relaying_denied_is_not_the_mailboxs_fault(stub: SmtpStub, post: Post) -> None:
+    stub.at("rcpt", "554 5.7.1 relay access denied")
+    refusal = await post.refused()
+    assert (refusal.failure, refusal.permanent, refusal.attempts) == ("authentication", False, 0)
+    assert await post.servers.states() == {provider(stub): "closed"}
+
+
+# --- Several servers ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def second(stack: AsyncExitStack) -> SmtpStub:
+    return await stack.enter_async_context(SmtpStub())
+
+
+async def test_the_first_server_is_preferred(stub: SmtpStub, second: SmtpStub, open_post: OpenPost) -> None:
+    post = await open_post(stub, second)
+    for _ in range(3):
+        await post.send()
+    assert (len(stub.mails), len(second.mails)) == (3, 0)
+
+
+async def test_an_open_circuit_sends_mail_to_the_next_server(
+    stub: SmtpStub, second: SmtpStub, open_post: OpenPost
+) -> None:
+    post = await open_post(stub, second)
+    await post.send()
+    await post.open_circuit()
+    assert await post.send() == Accepted(provider(second), attempts=1, reply_code=250)
+
+
+async def test_after_an_outage_the_next_try_goes_to_the_next_server(
+    stub: SmtpStub, second: SmtpStub, open_post: OpenPost
+) -> None:
+    post = await open_post(stub, second)
+    stub.at("banner", "drop")
+    assert await post.send() == Accepted(provider(second), attempts=2, reply_code=250)
+
+
+async def test_a_refused_login_costs_no_try_at_the_next_server(
+    stub: SmtpStub, second: SmtpStub, open_post: OpenPost
+) -> None:
+    post = await open_post(stub, second)
+    stub.at("mail", "530 log in first")
+    assert await post.send() == Accepted(provider(second), attempts=1, reply_code=250)
+    assert post.pauses == []
+
+
+async def test_a_permanent_refusal_is_not_asked_of_the_next_server(
+    stub: SmtpStub, second: SmtpStub, open_post: OpenPost
+) -> None:
+    post = await open_post(stub, second)
+    stub.at("rcpt", "550 5.1.1 unknown")
+    assert (await post.refused()).provider == provider(stub)
+    assert second.sessions == []
+
+
+async def test_circuits_that_open_between_tries_end_with_the_tries_made(stub: SmtpStub, post: Post) -> None:
+    stub.at("rcpt", "451 4.7.1 greylisted")
+    await post.servers.states()  # makes the circuit
+    (server,) = post.servers._opened
+    post.between_tries = server.circuit.open
+    assert (await post.refused()).attempts == 1
+
+
+async def test_waiting_ends_when_the_first_server_is_back(
+    stub: SmtpStub, second: SmtpStub, open_post: OpenPost
+) -> None:
+    post = await open_post(stub, second)
+    await post.servers.until_ready()
+    for server in post.servers._opened:
+        server.circuit.open()
+    waiting = asyncio.create_task(post.servers.until_ready())
+    await asyncio.wait([waiting], timeout=0)
+    assert not waiting.done()
+    post.clock.now += 30
+    post.servers._opened[1].circuit._wake()  # what its timer does, on the loop's own clock
+    async with asyncio.timeout(5):
+        await waiting
+
+
+# --- Connections ------------------------------------------------------------------------------------------------
+
+
+async def test_a_connection_carries_many_mails(stub: SmtpStub, post: Post) -> None:
+    for _ in range(10):
+        await post.send()
+    assert (len(stub.sessions), len(stub.mails)) == (1, 10)
+
+
+async def test_a_connection_carries_no_more_than_its_share(stub: SmtpStub, open_post: OpenPost) -> None:
+    post = await open_post(stub, limits=Limits(mails_per_connection=4))
+    for _ in range(10):
+        await post.send()
+    assert [session.commands.count(b"MAIL") for session in stub.sessions] == [4, 4, 2]
+    await stub.until(lambda: sum(session.over for session in stub.sessions) == 2)
+    assert [session.commands[-1] for session in stub.sessions[:2]] == [b"QUIT"] * 2
+
+
+async def test_no_more_than_the_allowed_connections_are_open(stub: SmtpStub, open_post: OpenPost) -> None:
+    post = await open_post(stub, limits=Limits(connections=3))
+    await asyncio.gather(*(post.send() for _ in range(30)))
+    assert (stub.peak, len(stub.mails)) == (3, 30)
+
+
+async def test_an_idle_connection_is_closed_in_time(stub: SmtpStub, open_post: OpenPost) -> None:
+    post = await open_post(stub, limits=Limits(idle=timedelta(milliseconds=50)))
+    await post.send()
+    await stub.until(lambda: stub.sessions[0].over)
+    assert stub.sessions[0].commands[-1] == b"QUIT"
+    assert (await post.send()).attempts == 1
+
+
+async def test_a_connection_closed_by_the_server_is_replaced(stub: SmtpStub, post: Post) -> None:
+    await post.send()
+    stub.drop_connections()
+    await stub.until(lambda: stub.sessions[0].over)
+    assert (await post.send()).attempts == 1
+    assert post.outcomes == ["accepted", "accepted"]
+
+
+@pytest.mark.parametrize("action", ["drop", "hang", "421 4.4.2 idle for too long"])
+async def test_a_stale_connection_costs_no_try(stub: SmtpStub, post: Post, action: str) -> None:
+    await post.send()
+    stub.at("mail", action, times=1)
+    assert (await post.send()).attempts == 1
+    assert post.outcomes == ["accepted", "accepted"]
+    assert (len(stub.sessions), len(stub.mails)) == (2, 2)
+
+
+async def test_a_refused_mail_is_forgotten_before_the_next(stub: SmtpStub, post: Post) -> None:
+    stub.at("rcpt", "550 5.1.1 unknown", times=1)
+    await post.refused()
+    await post.send()
+    assert stub.sessions[0].commands == [b"EHLO", b"MAIL", b"RCPT", b"RSET", b"MAIL", b"RCPT", b"DATA"]
+
+
+async def test_closing_says_goodbye(stub: SmtpStub, post: Post) -> None:
+    await post.send()
+    await post.servers.close()
+    assert stub.sessions[0].commands[-1] == b"QUIT"
+
+
+# --- Silence --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "reply"), [("rcpt", "550 5.1.1"), ("eod", "554"), ("mail", "550"), ("rcpt", "450")])
+async def test_neither_logs_nor_errors_repeat_what_the_server_says(
+    stub: SmtpStub, post: Post, caplog: pytest.LogCaptureFixture, stage: Stage, reply: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    stub.at(stage, f"{reply} <jo.doe+x@example.com>: CANARY")
+    refusal = await post.refused()
+    told = "".join(traceback.format_exception(refusal, chain=True)) + repr(refusal.args) + caplog.text
+    error: BaseException | None = refusal
+    while error is not None:
+        told += repr(error)
+        error = error.__cause__ or error.__context__
+    assert "CANARY" not in told
+    assert "jo.doe" not in told
+    assert "123456" not in told
+
+
+def test_an_unresolvable_name_is_a_connection_problem() -> None:
+    verdict = judge_error("connect", socket.gaierror())
+    assert (verdict.failure, verdict.outage, verdict.permanent) == ("connection", True, False)
+
+
+async def test_a_probe_goes_all_the_way_but_for_the_mail(open_post: OpenPost, stub: SmtpStub) -> None:
+    post = await open_post(stub)
+
+    probed = await post.servers.probe()
+    accepted = await post.send()
+
+    assert probed == accepted
+    assert len(stub.mails) == 1
+    (session,) = stub.sessions
+    assert session.commands[:6] == [b"EHLO", b"MAIL", b"RSET", b"MAIL", b"RCPT", b"DATA"]
+
+
+async def test_a_probe_shares_the_fate_of_a_mail(open_post: OpenPost, stub: SmtpStub) -> None:
+    post = await open_post(stub)
+    stub.at("banner", "drop")
+
+    with pytest.raises(NotSent) as probed:
+        await post.servers.probe()
+    refused = await post.refused()
+
+    assert (probed.value.failure, probed.value.permanent) == (refused.failure, refused.permanent)
+    assert probed.value.attempts > 0

@@ -1,0 +1,161 @@
+"""The words of the tests that look at the log itself: stored events, its rows, its locks, its hash chain."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import struct
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+from eventsourcing.persistence import StoredEvent
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from application.ports import Context, FollowerMoved, WrappedKey
+from domain.recorded import Position
+from infrastructure.event_store import EventStore
+from tests.tcp_proxy import TcpProxy
+from tests.words import CLIENT, eventually
+
+
+def happened(
+    stream_id: UUID | None = None, version: int = 1, *, topic: str = "test.happened", state: bytes = b"{}"
+) -> StoredEvent:
+    """An event of no aggregate; without a stream it begins one."""
+    return StoredEvent(stream_id or uuid4(), version, topic, state)
+
+
+async def append(
+    store: EventStore,
+    *events: StoredEvent,
+    context: Context = CLIENT,
+    keys: Sequence[WrappedKey] = (),
+    moved: FollowerMoved | None = None,
+) -> Position:
+    return await store.append_stored(events, [context] * len(events), keys, moved)
+
+
+async def query(dsn: str, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        cursor = await connection.execute(statement.encode(), parameters or None)
+        return await cursor.fetchall() if cursor.description else []
+
+
+async def log_of(dsn: str) -> list[tuple[Position, UUID, int]]:
+    """Position, stream and version of every event, in the order of positions."""
+    return await query(
+        dsn, "SELECT notification_id, originator_id, originator_version FROM events ORDER BY notification_id"
+    )
+
+
+def placed(*events: StoredEvent) -> list[tuple[Position, UUID, int]]:
+    """What `log_of` answers when exactly these were recorded, in this order."""
+    return [
+        (position, UUID(str(event.originator_id)), event.originator_version)
+        for position, event in enumerate(events, start=1)
+    ]
+
+
+@asynccontextmanager
+async def locked(dsn: str, statement: str = "SELECT FROM head FOR UPDATE") -> AsyncIterator[psycopg.AsyncConnection]:
+    """Somebody else holds what `statement` locks."""
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        await connection.execute(statement.encode())
+        yield connection
+        await connection.rollback()
+
+
+async def until_waiting_for_a_lock(dsn: str, application: str = "registrar append") -> None:
+    async def waits() -> bool:
+        sessions = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
+        return bool(await query(dsn, sessions, application))
+
+    await eventually(waits)
+
+
+async def in_one_batch(
+    store: EventStore, dsn: str, *appends: Coroutine[Any, Any, Position]
+) -> list[Position | BaseException]:
+    """The answers of appends that had to wait for each other, and so went together, after one of our own."""
+    async with locked(dsn):
+        ours = asyncio.create_task(append(store, happened()))
+        await until_waiting_for_a_lock(dsn)
+        tasks = [asyncio.create_task(one) for one in appends]
+        await eventually(lambda: store._appends.waiting == len(tasks))
+    await ours
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def proxy_to(dsn: str) -> TcpProxy:
+    """A proxy, not yet listening, in front of the server of `dsn`."""
+    to = conninfo_to_dict(dsn)
+    return TcpProxy(f"{to['host']}/.s.PGSQL.{to['port']}")
+
+
+def by_way_of(proxy: TcpProxy, dsn: str) -> str:
+    return make_conninfo(dsn, host="127.0.0.1", port=proxy.port, sslmode="disable", gssencmode="disable")
+
+
+# --- Hash chain -------------------------------------------------------------------------------
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+async def broken_blocks(connection: psycopg.AsyncConnection) -> list[Position]:
+    """Last positions of the blocks whose hash is not that of their rows, calculated here; -1 for the head."""
+    events = await (
+        await connection.execute(
+            "SELECT notification_id, originator_id, originator_version, topic, state, recorded_at, correlation_id,"
+            " causation_position, actor, trace_context FROM events ORDER BY notification_id"
+        )
+    ).fetchall()
+    blocks = await (
+        await connection.execute("SELECT first_position, last_position, hash FROM blocks ORDER BY last_position")
+    ).fetchall()
+    head = await (await connection.execute("SELECT position, hash FROM head")).fetchone()
+    broken, before, end = [], hashlib.sha256(b"").digest(), 0
+    for first, last, claimed in blocks:
+        rows = [row for row in events if first <= row[0] <= last]
+        before = hashlib.sha256(before + b"".join(_bytes_of(*row) for row in rows)).digest()
+        if first != end + 1 or len(rows) != last - end or before != claimed:
+            broken.append(last)
+        before, end = claimed, last
+    if head != (end, before) or len(events) != end:
+        broken.append(-1)
+    return broken
+
+
+def _bytes_of(
+    position: Position,
+    stream_id: UUID,
+    version: int,
+    topic: str,
+    state: bytes,
+    recorded_at: datetime,
+    correlation_id: UUID,
+    causation_position: Position | None,
+    actor: str,
+    trace: str | None,
+) -> bytes:
+    return b"".join(
+        [
+            struct.pack(">q", position),
+            stream_id.bytes,
+            struct.pack(">q", version),
+            _field(topic.encode()),
+            _field(state),
+            struct.pack(">q", (recorded_at - _EPOCH) // timedelta(microseconds=1)),
+            correlation_id.bytes,
+            _field(None if causation_position is None else struct.pack(">q", causation_position)),
+            _field(actor.encode()),
+            _field(None if trace is None else trace.encode()),
+        ]
+    )
+
+
+def _field(content: bytes | None) -> bytes:
+    return struct.pack(">i", -1) if content is None else struct.pack(">i", len(content)) + content

@@ -1,0 +1,260 @@
+"""A log in memory that keeps the promises of `application.ports.Log`, and the checks of those promises.
+
+`log_contract` runs against this one and against the real store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import pytest
+from eventsourcing.domain import Aggregate
+
+from application.ports import A, Conflict, Context, FollowerMoved, Log, WrappedKey
+from domain.email_claim import EmailClaim
+from domain.recorded import AnyEvent, Position
+from domain.registration import Registration
+from infrastructure.event_codec import EventCodec
+from tests.words import CLIENT, T0, email_claimed, email_released, email_verified, otp_issued, registered, stream
+
+
+class Row(NamedTuple):
+    stream_id: UUID
+    version: int
+    topic: str
+    state: bytes
+
+
+Rows = dict[UUID, list[tuple[Row, Position]]]
+
+
+class MemoryStreams:
+    """Implements `application.ports.Streams`."""
+
+    def __init__(self, codec: EventCodec, rows: Rows) -> None:
+        self._codec = codec
+        self._rows = rows
+
+    def get(self, kind: type[A], stream_id: UUID) -> A | None:
+        aggregate: Any = None
+        for row, _ in self._rows.get(stream_id, ()):
+            aggregate = self._codec.decode(*row).mutate(aggregate)
+        if aggregate is not None and not isinstance(aggregate, kind):
+            raise TypeError(f"stream {stream_id} is a {type(aggregate).__name__}, not a {kind.__name__}")
+        return aggregate
+
+    def position(self, stream_id: UUID) -> Position:
+        rows = self._rows.get(stream_id)
+        return rows[-1][1] if rows else 0
+
+
+class MemoryLog:
+    """Implements `application.ports.Log`. Every call lets others run first, as a round trip would."""
+
+    def __init__(self) -> None:
+        self.codec = EventCodec()
+        self.rows: Rows = {}
+        self.events: list[AnyEvent] = []
+        self.contexts: list[Context] = []
+        self.appends: list[list[str]] = []
+        self.keys: dict[UUID, bytes] = {}
+        self.followers: dict[str, Position] = {}
+
+    async def append(
+        self,
+        events: Sequence[AnyEvent],
+        context: Context,
+        *,
+        keys: Sequence[WrappedKey] = (),
+        moved: FollowerMoved | None = None,
+    ) -> Position:
+        await asyncio.sleep(0)
+        encoded = [(event, self.codec.encode(event)) for event in events]
+        stored = [Row(event.originator_id, event.originator_version, e.topic, e.state) for event, e in encoded]
+        expected: dict[UUID, int] = {}
+        for row in stored:
+            version = expected.get(row.stream_id, len(self.rows.get(row.stream_id, ()))) + 1
+            if row.version != version:
+                raise Conflict("a stream has moved on")
+            expected[row.stream_id] = version
+        if moved is not None:
+            if self.followers.get(moved.name, 0) != moved.since:
+                raise Conflict("the follower has moved on")
+            self.followers[moved.name] = moved.to
+        for event, row in zip(events, stored, strict=True):
+            self.events.append(event)
+            self.contexts.append(context)
+            self.rows.setdefault(row.stream_id, []).append((row, len(self.events)))
+        self.appends.append([type(event).__name__ for event in events])
+        for key in keys:
+            if key.wrapped is None:
+                self.keys.pop(key.registration_id, None)
+            else:
+                assert key.registration_id not in self.keys
+                self.keys[key.registration_id] = key.wrapped
+        return len(self.events)
+
+    async def load(self, *stream_ids: UUID, holders_of: Sequence[UUID] = ()) -> MemoryStreams:
+        await asyncio.sleep(0)
+        wanted = {*stream_ids, *holders_of}
+        everything = MemoryStreams(self.codec, self.rows)
+        for claim_id in holders_of:
+            claim = everything.get(EmailClaim, claim_id)
+            if claim is not None and claim.holder is not None:
+                wanted.add(claim.holder)
+        return MemoryStreams(self.codec, {name: list(self.rows[name]) for name in wanted if name in self.rows})
+
+    def of(self, kind: type[A], stream_id: UUID) -> A:
+        """The aggregate as it stands now."""
+        aggregate = MemoryStreams(self.codec, self.rows).get(kind, stream_id)
+        assert aggregate is not None
+        return aggregate
+
+    def all(self, event: type[AnyEvent]) -> list[AnyEvent]:
+        """Every recorded event of this class."""
+        return [recorded for recorded in self.events if isinstance(recorded, event)]
+
+    def history(self, stream_id: UUID) -> list[str]:
+        """Names of a stream's events."""
+        return [type(event).__name__ for event in self.events if event.originator_id == stream_id]
+
+
+def collected(*aggregates: Aggregate) -> list[AnyEvent]:
+    """What is pending in the aggregates, in order: what a handler appends."""
+    return [event for aggregate in aggregates for event in aggregate.collect_events()]
+
+
+async def log_contract(log: Log) -> None:
+    """What every log promises. Uses streams of its own, so it may run on a log that is not empty."""
+    await _appends_whole_and_in_order(log)
+    await _refuses_what_does_not_follow(log)
+    await _one_conflict_spoils_the_whole_append(log)
+    await _one_of_many_simultaneous_appends_wins(log)
+    await _loads_claims_with_their_holders(log)
+    await _gives_each_caller_an_aggregate_of_its_own(log)
+    await _keeps_followers_in_step(log)
+
+
+async def _appends_whole_and_in_order(log: Log) -> None:
+    first, second, nobody = uuid4(), uuid4(), uuid4()
+
+    at = await log.append([*stream(first, registered(), otp_issued()), *stream(second, registered())], CLIENT)
+    then = await log.append(stream(second, otp_issued(), after=1), CLIENT)
+
+    streams = await log.load(first, second, nobody)
+    assert then > at
+    assert (streams.position(first), streams.position(second), streams.position(nobody)) == (at - 1, then, 0)
+    one, two = streams.get(Registration, first), streams.get(Registration, second)
+    assert one is not None
+    assert two is not None
+    assert (one.version, two.version, one.serial, two.serial) == (2, 2, 1, 1)
+    assert one.created_on == T0
+    assert streams.get(Registration, nobody) is None
+
+
+async def _refuses_what_does_not_follow(log: Log) -> None:
+    name = uuid4()
+    await log.append(stream(name, registered(), otp_issued()), CLIENT)
+
+    for wrong in (
+        stream(name, registered()),
+        stream(name, email_verified(), after=1),
+        stream(name, email_verified(), after=3),
+        stream(uuid4(), otp_issued(), after=1),
+    ):
+        with pytest.raises(Conflict):
+            await log.append(wrong, CLIENT)
+
+    registration = (await log.load(name)).get(Registration, name)
+    assert registration is not None
+    assert registration.version == 2
+
+
+async def _one_conflict_spoils_the_whole_append(log: Log) -> None:
+    taken, new = uuid4(), uuid4()
+    await log.append(stream(taken, email_claimed()), CLIENT)
+
+    with pytest.raises(Conflict):
+        await log.append([*stream(new, registered(), otp_issued()), *stream(taken, email_claimed())], CLIENT)
+
+    streams = await log.load(new, taken)
+    assert streams.get(Registration, new) is None
+    assert streams.position(new) == 0
+
+
+async def _one_of_many_simultaneous_appends_wins(log: Log) -> None:
+    claim, candidates = uuid4(), [uuid4() for _ in range(20)]
+
+    results = await asyncio.gather(
+        *(
+            log.append([*stream(name, registered(), otp_issued()), *stream(claim, email_claimed(name))], CLIENT)
+            for name in candidates
+        ),
+        return_exceptions=True,
+    )
+
+    streams = await log.load(*candidates, holders_of=[claim])
+    [winner] = [name for name, result in zip(candidates, results, strict=True) if isinstance(result, int)]
+    assert sum(isinstance(result, Conflict) for result in results) == 19
+    assert [name for name in candidates if streams.position(name)] == [winner]
+    held = streams.get(EmailClaim, claim)
+    assert held is not None
+    assert held.holder == winner
+
+
+async def _loads_claims_with_their_holders(log: Log) -> None:
+    held, holder, freed, former, unknown = (uuid4() for _ in range(5))
+    await log.append([*stream(holder, registered(), otp_issued()), *stream(held, email_claimed(holder))], CLIENT)
+    await log.append([*stream(former, registered()), *stream(freed, email_claimed(former))], CLIENT)
+    await log.append(stream(freed, email_released(former), after=1), CLIENT)
+
+    streams = await log.load(holders_of=[held, freed, unknown])
+
+    claim, free = streams.get(EmailClaim, held), streams.get(EmailClaim, freed)
+    assert claim is not None
+    assert claim.holder == holder
+    found = streams.get(Registration, holder)
+    assert found is not None
+    assert found.version == 2
+    assert streams.position(holder) > 0
+    assert free is not None
+    assert free.holder is None
+    assert streams.get(EmailClaim, unknown) is None
+
+
+async def _gives_each_caller_an_aggregate_of_its_own(log: Log) -> None:
+    name = uuid4()
+    await log.append(stream(name, registered(), otp_issued()), CLIENT)
+
+    ours, theirs = await asyncio.gather(log.load(name), log.load(name))
+
+    mine = ours.get(Registration, name)
+    assert mine is not None
+    mine.revoke_code(now=T0)
+    for streams in (ours, theirs):
+        other = streams.get(Registration, name)
+        assert other is not None
+        assert not other.revoked
+    with pytest.raises(TypeError):
+        ours.get(EmailClaim, name)
+
+
+async def _keeps_followers_in_step(log: Log) -> None:
+    name, follower = uuid4(), f"contract-{uuid4()}"
+    await log.append(stream(name, registered()), CLIENT, moved=FollowerMoved(follower, since=0, to=5))
+
+    with pytest.raises(Conflict):
+        await log.append(stream(name, otp_issued(), after=1), CLIENT, moved=FollowerMoved(follower, since=0, to=6))
+    with pytest.raises(Conflict):
+        await log.append(stream(name, registered()), CLIENT, moved=FollowerMoved(follower, since=5, to=7))
+
+    assert (await log.load(name)).position(name) > 0
+    await log.append(stream(name, otp_issued(), after=1), CLIENT, moved=FollowerMoved(follower, since=5, to=8))
+    registration = (await log.load(name)).get(Registration, name)
+    assert registration is not None
+    assert registration.version == 2
+    assert registration.created_on - T0 == timedelta(0)

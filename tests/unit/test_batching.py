@@ -1,0 +1,228 @@
+"""The batcher: what waits together goes together, and every caller gets an answer of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from application.ports import Overloaded, Unavailable
+from infrastructure.batching import Batcher
+
+
+class Work:
+    """What a batcher runs: doubles numbers, one gate at a time; keeps every batch it was given."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.started = asyncio.Event()
+        self.answers: dict[int, Exception] = {}
+
+    async def __call__(self, items: Sequence[int]) -> Sequence[int | Exception]:
+        self.batches.append(list(items))
+        self.started.set()
+        await self.gate.wait()
+        return [self.answers.get(item, item * 2) for item in items]
+
+    async def occupy(self, batcher: Batcher[int, int]) -> asyncio.Task[int]:
+        """Hold a batch with the item 0 under way until the gate opens."""
+        self.gate.clear()
+        task = asyncio.create_task(batcher.do(0))
+        await self.started.wait()
+        return task
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+@pytest.fixture
+async def batcher(work: Work) -> AsyncIterator[Batcher[int, int]]:
+    batcher: Batcher[int, int] = Batcher(work, name="test", max_batch=10, max_waiting=5)
+    yield batcher
+    work.gate.set()
+    await batcher.close()
+
+
+async def queued(batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[int]]:
+    tasks = [asyncio.create_task(batcher.do(item)) for item in items]
+    await asyncio.sleep(0)  # every task has run up to its wait
+    return tasks
+
+
+async def test_a_lone_item_goes_at_once(work: Work, batcher: Batcher[int, int]) -> None:
+    assert await batcher.do(21) == 42
+    assert work.batches == [[21]]
+
+
+async def test_what_arrives_during_a_batch_goes_together_in_the_next_in_order(
+    work: Work, batcher: Batcher[int, int]
+) -> None:
+    first = await work.occupy(batcher)
+    others = await queued(batcher, 3, 1, 2)
+    assert batcher.waiting == 3
+    work.gate.set()
+
+    assert await asyncio.gather(first, *others) == [0, 6, 2, 4]
+    assert work.batches == [[0], [3, 1, 2]]
+
+
+async def test_only_one_batch_is_under_way(work: Work, batcher: Batcher[int, int]) -> None:
+    first = await work.occupy(batcher)
+    others = await queued(batcher, 1, 2)
+    assert work.batches == [[0]]
+
+    work.gate.set()
+    await asyncio.gather(first, *others)
+
+
+async def test_a_batch_is_as_heavy_as_allowed_and_no_heavier(work: Work) -> None:
+    batcher: Batcher[int, int] = Batcher(work, name="test", max_batch=10, max_waiting=9, weigh=lambda item: item)
+    first = await work.occupy(batcher)
+    others = await queued(batcher, 4, 6, 7, 4, 5)
+    work.gate.set()
+
+    await asyncio.gather(first, *others)
+    assert work.batches == [[0], [4, 6], [7], [4, 5]]
+
+
+async def test_an_item_heavier_than_a_batch_goes_alone(work: Work) -> None:
+    batcher: Batcher[int, int] = Batcher(work, name="test", max_batch=10, max_waiting=9, weigh=lambda item: item)
+    first = await work.occupy(batcher)
+    others = await queued(batcher, 1, 99, 2)
+    work.gate.set()
+
+    await asyncio.gather(first, *others)
+    assert work.batches == [[0], [1], [99], [2]]
+
+
+async def test_a_full_queue_refuses_and_lets_in_again_when_there_is_room(
+    work: Work, batcher: Batcher[int, int]
+) -> None:
+    first = await work.occupy(batcher)
+    others = await queued(batcher, 1, 2, 3, 4, 5)
+    with pytest.raises(Overloaded):
+        await batcher.do(6)
+    work.gate.set()
+    await asyncio.gather(first, *others)
+
+    assert await batcher.do(7) == 14
+    assert [6] not in work.batches
+    assert 6 not in work.batches[1]
+
+
+async def test_a_caller_that_goes_takes_its_waiting_item_back(work: Work, batcher: Batcher[int, int]) -> None:
+    first = await work.occupy(batcher)
+    gone, stays = await queued(batcher, 1, 2)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    work.gate.set()
+
+    assert await first == 0
+    assert await stays == 4
+    assert work.batches == [[0], [2]]
+
+
+async def test_callers_that_went_leave_their_places_to_others(work: Work, batcher: Batcher[int, int]) -> None:
+    first = await work.occupy(batcher)
+    gone = await queued(batcher, 1, 2, 3, 4, 5)
+    for task in gone:
+        task.cancel()
+    await asyncio.gather(*gone, return_exceptions=True)
+    assert batcher.waiting == 0
+
+    others = await queued(batcher, 6, 7)
+    work.gate.set()
+    assert await asyncio.gather(first, *others) == [0, 12, 14]
+    assert work.batches == [[0], [6, 7]]
+
+
+async def test_an_item_under_way_is_done_though_its_caller_went(work: Work, batcher: Batcher[int, int]) -> None:
+    first = await work.occupy(batcher)
+    [neighbour] = await queued(batcher, 1)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    work.gate.set()
+
+    assert await neighbour == 2
+    assert work.batches == [[0], [1]]
+
+
+async def test_an_item_fails_alone(work: Work, batcher: Batcher[int, int]) -> None:
+    work.answers[2] = ValueError("of 2")
+    tasks = await queued(batcher, 1, 2, 3)
+
+    answers = list(await asyncio.gather(*tasks, return_exceptions=True))
+    assert answers == [2, work.answers[2], 6]
+    assert work.batches == [[1, 2, 3]]
+
+
+async def test_a_failed_batch_is_the_answer_of_all_in_it_and_of_nobody_else() -> None:
+    batches: list[list[int]] = []
+
+    async def run(items: Sequence[int]) -> Sequence[int]:
+        batches.append(list(items))
+        if 1 in items:
+            raise Unavailable("away")
+        return items
+
+    batcher: Batcher[int, int] = Batcher(run, name="test", max_batch=2, max_waiting=9)
+    answers = await asyncio.gather(*(batcher.do(item) for item in (1, 2, 3)), return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [Unavailable, Unavailable, int]
+    assert batches == [[1, 2], [3]]
+
+
+async def test_a_batch_that_answers_too_little_leaves_nobody_waiting() -> None:
+    async def run(items: Sequence[int]) -> Sequence[int]:
+        return items[:1]
+
+    batcher: Batcher[int, int] = Batcher(run, name="test", max_batch=2, max_waiting=9)
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*(batcher.do(item) for item in (1, 2, 3)), return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [ValueError, ValueError, int]
+
+
+async def test_closing_finishes_what_was_taken_and_refuses_the_rest(work: Work, batcher: Batcher[int, int]) -> None:
+    first = await work.occupy(batcher)
+    others = await queued(batcher, 1, 2)
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable):
+        await batcher.do(3)
+    assert not closing.done()
+    work.gate.set()
+
+    await closing
+    assert await asyncio.gather(first, *others) == [0, 2, 4]
+    assert work.batches == [[0], [1, 2]]
+
+
+async def test_giving_up_the_wait_for_the_close_does_not_stop_the_batch(work: Work, batcher: Batcher[int, int]) -> None:
+    first = await work.occupy(batcher)
+    others = await queued(batcher, 1)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await batcher.close()
+    work.gate.set()
+
+    assert await asyncio.gather(first, *others) == [0, 2]
+
+
+async def test_the_number_of_items_of_every_batch_is_told() -> None:
+    told: list[int] = []
+
+    async def run(items: Sequence[int]) -> Sequence[int]:
+        return items
+
+    batcher: Batcher[int, int] = Batcher(run, name="test", max_batch=2, max_waiting=9, on_batch=told.append)
+    await asyncio.gather(*(batcher.do(item) for item in (1, 2, 3)))
+
+    assert told == [2, 1]

@@ -1,0 +1,480 @@
+"""What comes in: addresses, names, passwords, locales and codes; what is refused, and what is never shown."""
+
+# ruff: noqa: RUF001 - look-alikes are what this is about
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import example, settings
+from hypothesis import given as for_any
+from hypothesis import strategies as st
+from hypothesis.provisional import domains
+from pydantic import SecretStr, ValidationError
+
+from application.addresses import canonical_address, masked_address, parse_address
+from application.commands import Command, RegisterUser, RequestNewCode, VerifyEmail
+from application.passwords import MAX_CHARACTERS, MIN_CHARACTERS, parse_password
+from tests.words import REGISTRATION
+
+CANARY = "canary"
+
+
+def register(**fields: Any) -> RegisterUser:
+    return RegisterUser.model_validate({"email": "ada@example.com", "name": "Ada", **fields})
+
+
+def refused(**fields: Any) -> ValidationError:
+    with pytest.raises(ValidationError) as refusal:
+        register(**fields)
+    return refusal.value
+
+
+# --- Addresses --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent_to"),
+    [
+        ("ada@example.com", "ada@example.com"),
+        ("Ada.Lovelace@Example.COM", "Ada.Lovelace@example.com"),
+        ("ada+list@example.com", "ada+list@example.com"),
+        ("a.d.a@example.com", "a.d.a@example.com"),
+        ("o'brien@example.com", "o'brien@example.com"),
+        ("ada!eve@example.com", "ada!eve@example.com"),
+        ("-ada@example.com", "-ada@example.com"),
+        ("1234567890@example.com", "1234567890@example.com"),
+        (f"{'x' * 64}@example.com", f"{'x' * 64}@example.com"),
+        ("ada@mail.example.co.uk", "ada@mail.example.co.uk"),
+        ("ada@bücher.example", "ada@xn--bcher-kva.example"),
+        ("ada@BÜCHER.example", "ada@xn--bcher-kva.example"),
+        ("ada@xn--bcher-kva.example", "ada@xn--bcher-kva.example"),
+        ("ada@faß.de", "ada@xn--fa-hia.de"),
+        ("ada@例え.jp", "ada@xn--r8jz45g.jp"),
+        ("ada@e\u0301x.com", "ada@xn--x-9fa.com"),
+        ("ada@ｅxample.com", "ada@example.com"),
+        ("ada@example。com", "ada@example.com"),
+        ("ada%0d%0a@example.com", "ada%0d%0a@example.com"),
+    ],
+)
+def test_an_address_is_sent_to_as_typed_with_its_domain_in_ascii(typed: str, sent_to: str) -> None:
+    assert register(email=typed).email == sent_to
+    assert sent_to.isascii()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "",
+        "@",
+        "ada",
+        "ada@",
+        "@example.com",
+        "=?utf-8?q?ada?=@example.com",
+        "ada@localhost",
+        "ada@example",
+        "ada@example.com.",
+        "ada@.example.com",
+        "ada@example..com",
+        "ada@-example.com",
+        "ada@ex_ample.com",
+        "ada@example.123",
+        "ada@1.2.3.4",
+        "ada@[127.0.0.1]",
+        "ada@[IPv6:::1]",
+        "ada@test.invalid",
+        "ada@host.local",
+        "a..b@example.com",
+        ".ada@example.com",
+        "ada.@example.com",
+        "a@b@example.com",
+        "a b@example.com",
+        '"a b"@example.com',
+        '"ada"@example.com',
+        "(comment)ada@example.com",
+        "Ada <ada@example.com>",
+        "<ada@example.com>",
+        "ada@example.com,eve@example.com",
+        "ada@example.com;eve@example.com",
+        "ada@example.com eve@example.com",
+        " ada@example.com",
+        "ada@example.com ",
+        "ada@example.com\n",
+        "ada@example.com\r\nBcc: eve@example.com",
+        "ada\r\nBcc: eve@example.com",
+        "ada\n@example.com",
+        "ada\t@example.com",
+        "ada\x00@example.com",
+        "ada@example.com\x00",
+        "ada\x7f@example.com",
+        "ada\u2028@example.com",
+        "ada@example.com\u2029",
+        "ada\u200b@example.com",
+        "ada@exam\u202eple.com",
+        "ada\u202e@example.com",
+        "ada\ufeff@example.com",
+        "ada\ud800@example.com",
+        "ada@xn--zz--.com",
+        "ada@xn--.com",
+    ],
+)
+def test_what_is_not_an_address_is_refused(typed: str) -> None:
+    refusal = refused(email=typed)
+
+    assert [error["loc"] for error in refusal.errors()] == [("email",)]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "mıke@example.com",  # GitHub 2016: upper() makes it MIKE
+        "аda@example.com",  # Cyrillic a
+        "ａda@example.com",  # full width
+        "a\u212ab@example.com",  # KELVIN SIGN: NFKC and lower() make it k
+        "\u0130da@example.com",
+        "straße@example.com",
+        "ſam@example.com",  # LONG S
+        "ﬁona@example.com",  # ligature
+        "josé@example.com",
+        "jose\u0301@example.com",
+        "😀@example.com",
+    ],
+)
+def test_a_local_part_with_other_than_ascii_letters_is_refused(typed: str) -> None:
+    refused(email=typed)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        f"ada@{'a.' * 130}com",
+        f"{'x' * 245}@example.com",
+        f"ada@{'ü' * 60}.example",
+        f"ada@{'.'.join(['ü' * 40] * 4)}.de",
+        "a@" * 1_000 + "example.com",
+        "a" * 1_000_000 + "@example.com",
+        "ada@" + "a" * 1_000_000,
+    ],
+    ids=["labels", "local part", "label in ASCII", "whole in ASCII", "at signs", "million before", "million behind"],
+)
+def test_an_overlong_address_is_refused(typed: str) -> None:
+    refused(email=typed)
+
+    with pytest.raises(ValueError, match=r"too long|not a valid mail address"):
+        parse_address(typed)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("ada@example.com", "ADA@EXAMPLE.COM"),
+        ("ada@example.com", "Ada@example.com"),
+        ("ada@bücher.example", "ada@xn--bcher-kva.example"),
+        ("ada@bücher.example", "ADA@XN--BCHER-KVA.EXAMPLE"),
+        ("ada@bücher.example", "ada@bu\u0308cher.example"),
+        ("ada@example.com", "ada@ｅｘａｍｐｌｅ.com"),
+        ("ada@kelvin.com", "ada@\u212aelvin.com"),
+        ("ada@example.com", "ada@example。com"),
+    ],
+)
+def test_the_same_mailbox_is_claimed_under_one_form(one: str, other: str) -> None:
+    assert canonical_address(parse_address(one)) == canonical_address(parse_address(other))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("ada@example.com", "ada@example.org"),
+        ("ada@example.com", "ada@mail.example.com"),
+        ("ada@example.com", "ada+list@example.com"),
+        ("ada@example.com", "a.da@example.com"),
+        ("ada@example.com", "ada@exаmple.com"),  # Cyrillic a
+        ("ada@fass.de", "ada@faß.de"),
+        ("ada@istanbul.com", "ada@\u0130stanbul.com"),
+        ("ada@istanbul.com", "ada@ıstanbul.com"),
+        ("ada@bucher.example", "ada@bücher.example"),
+        ("ada@paypal.com", "ada@paypa1.com"),
+    ],
+)
+def test_different_mailboxes_never_share_a_claim(one: str, other: str) -> None:
+    assert canonical_address(parse_address(one)) != canonical_address(parse_address(other))
+
+
+LOCAL_PARTS = st.from_regex(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]{1,30}(\.[A-Za-z0-9+_-]{1,10}){0,2}", fullmatch=True)
+
+
+def _parsed(typed: str) -> str | None:
+    try:
+        return parse_address(typed)
+    except ValueError:
+        return None
+
+
+@settings(max_examples=200, deadline=None)
+@for_any(st.one_of(st.builds("{}@{}".format, LOCAL_PARTS, domains()), st.emails(), st.text(max_size=60)))
+@example("ada@\u0130stanbul.com")
+@example("ada@faß.de")
+@example("ADA@XN--BCHER-KVA.EXAMPLE")
+def test_parsing_and_the_canonical_form_are_stable(typed: str) -> None:
+    parsed = _parsed(typed)
+    if parsed is None:
+        return
+
+    canonical = canonical_address(parsed)
+
+    assert parse_address(parsed) == parsed
+    assert canonical_address(canonical) == canonical
+    assert canonical_address(parse_address(canonical)) == canonical
+    assert canonical.isascii()
+    assert not any(character.isspace() for character in parsed)
+
+
+@settings(max_examples=200, deadline=None)
+@for_any(st.text(max_size=300))
+def test_whatever_is_typed_is_an_address_or_a_refusal_that_does_not_repeat_it(typed: str) -> None:
+    refusals = []
+    try:
+        parse_address(typed)
+    except ValueError as error:
+        refusals.append(error)
+
+    for refusal in refusals:
+        assert str(refusal) in {"not a valid mail address", "too long: an address has at most 254 characters"}
+        assert refusal.__suppress_context__ or refusal.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("address", "masked"),
+    [("ada@example.com", "a•••@example.com"), ("a@example.com", "a•••@example.com"), ("Zoë@x.de", "Z•••@x.de")],
+)
+def test_a_masked_address_shows_one_letter_and_the_domain(address: str, masked: str) -> None:
+    assert masked_address(address) == masked
+
+
+# --- Names, passwords, locales, codes ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("Ada Lovelace", "Ada Lovelace"),
+        ("  Ada  ", "Ada"),
+        ("Zoe\u0308", "Zoë"),
+        ("李小龍", "李小龍"),
+        ("O'Brien-Smith, Jr.", "O'Brien-Smith, Jr."),
+        ("<script>alert(1)</script>", "<script>alert(1)</script>"),
+        ("x" * 200, "x" * 200),
+    ],
+)
+def test_a_name_is_taken_as_people_write_it(typed: str, name: str) -> None:
+    assert register(name=typed).name == name
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "",
+        "   ",
+        "\u3000",
+        "x" * 201,
+        "Ada\nEve",
+        "Ada\r\nBcc: x",
+        "Ada\x00",
+        "Ada\x1b[31m",
+        "Ada\u2028Eve",
+        "Ada\u2029Eve",
+        "\ud800",
+    ],
+)
+def test_a_name_with_control_characters_or_without_any_is_refused(typed: str) -> None:
+    assert [error["loc"] for error in refused(name=typed).errors()] == [("name",)]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "correct horse battery",
+        "x1y2z3w4",
+        "пароль и соль",
+        "a" * 127 + "b",
+        "\U0001f40e" * 7 + "\U0001f50b",
+        "        x",
+        "Tr0ub4dor&3",
+    ],
+)
+def test_a_password_of_eight_to_128_characters_is_taken(typed: str) -> None:
+    password = register(password=SecretStr(typed)).password
+
+    assert password is not None
+    assert password.get_secret_value() == typed
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "",
+        "x1y2z3w",
+        "a" * 128 + "b",
+        "b" * 1025,
+        "\U0001f40e" * 200,
+        "password",
+        "PassWord",
+        "ｐａｓｓｗｏｒｄ",  # full width: the same after NFKC
+        "12345678",
+        "aaaaaaaaaaaa",
+        "Registrar",
+        "nul\x00 in the middle",
+        "\ud800 unpaired surrogate",
+        "\ufdfa",  # one character, eighteen after NFKC
+        "a\u0301" * 4,  # eight typed, four after NFKC
+    ],
+)
+def test_a_password_that_is_too_short_too_long_or_too_common_is_refused(typed: str) -> None:
+    refused(password=SecretStr(typed))
+
+
+@pytest.mark.parametrize(
+    "typed", ["ada.lovelace@example.com", "ADA.LOVELACE@example.com", "ada.lovelace", "Ada.Lovelace"]
+)
+def test_a_password_that_is_the_address_is_refused(typed: str) -> None:
+    refused(email="ada.lovelace@example.com", password=SecretStr(typed))
+
+
+def test_a_password_is_hashed_in_one_form_however_it_is_typed() -> None:
+    assert parse_password("Zoe\u0308 und die Ｂatterie") == parse_password("Zoë und die Batterie")
+
+
+@settings(max_examples=150, deadline=None)
+@for_any(st.text(max_size=160))
+def test_a_password_that_is_taken_has_a_length_within_the_limits_and_a_stable_form(typed: str) -> None:
+    try:
+        password = parse_password(typed)
+    except ValueError:
+        return
+
+    assert MIN_CHARACTERS <= len(typed) <= MAX_CHARACTERS
+    assert len(password) >= MIN_CHARACTERS
+    assert password.encode()
+
+
+@pytest.mark.parametrize("tag", ["en", "de-AT", "zh-Hant-TW", "sr-Latn", "EN", "gsw"])
+def test_a_language_tag_is_taken(tag: str) -> None:
+    assert register(locale=tag).locale == tag
+
+
+@pytest.mark.parametrize(
+    "tag", ["", "e", "english", "de_AT", "en-", "-en", "en\n", "../en", "en-US.UTF-8", "дe", "x" * 36]
+)
+def test_what_is_not_a_language_tag_is_refused(tag: str) -> None:
+    assert [error["loc"] for error in refused(locale=tag).errors()] == [("locale",)]
+
+
+@pytest.mark.parametrize("code", ["000000", "123456", "999999"])
+def test_a_code_has_six_digits(code: str) -> None:
+    assert VerifyEmail(registration_id=REGISTRATION, code=SecretStr(code)).code.get_secret_value() == code
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "",
+        "12345",
+        "1234567",
+        "12345a",
+        "-12345",
+        "+12345",
+        " 12345",
+        "12345 ",
+        "123456\n",
+        "１２３４５６",
+        "١٢٣٤٥٦",
+        "12\x003456",
+    ],
+)
+def test_what_is_not_six_ascii_digits_is_no_code(code: str) -> None:
+    with pytest.raises(ValidationError):
+        VerifyEmail(registration_id=REGISTRATION, code=SecretStr(code))
+
+
+@pytest.mark.parametrize(
+    "extra", [{"role": "admin"}, {"status": "ACTIVE"}, {"id": "x"}, {"registration_id": str(REGISTRATION)}]
+)
+def test_fields_that_nobody_asked_for_are_refused(extra: dict[str, str]) -> None:
+    assert [error["type"] for error in refused(**extra).errors()] == ["extra_forbidden"]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"email": None}, {"email": 1}, {"email": ["ada@example.com"]}, {"name": 1}, {"locale": None}]
+)
+def test_fields_of_another_type_are_refused(fields: dict[str, Any]) -> None:
+    refused(**fields)
+
+
+def test_a_command_does_not_change_on_its_way() -> None:
+    command = RequestNewCode(registration_id=REGISTRATION)
+
+    with pytest.raises(ValidationError):
+        command.registration_id = UUID(int=1)  # type: ignore[misc]
+
+
+def test_every_command_is_frozen_strict_and_closed() -> None:
+    for command in Command.__subclasses__():
+        config = command.model_config
+        assert (config["frozen"], config["extra"], config["strict"]) == (True, "forbid", True)
+        assert command.__doc__
+
+
+# --- Secrets ----------------------------------------------------------------------------------
+
+
+def test_no_representation_of_a_command_shows_address_name_password_or_code() -> None:
+    commands: list[Command] = [
+        register(email=f"{CANARY}@example.com", name=CANARY, password=SecretStr(f"{CANARY} battery")),
+        VerifyEmail(registration_id=REGISTRATION, code=SecretStr("271828")),
+    ]
+
+    shown = "".join(f"{c!r} {c!s} {c} {[*c.__repr_args__()]} {c.__class__.__rich_repr__}" for c in commands)
+
+    assert CANARY not in shown
+    assert "271828" not in shown
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"email": f"{CANARY}@@example.com"},
+        {"email": f"{CANARY}@{'x' * 300}"},
+        {"email": [CANARY]},
+        {"name": f"{CANARY}\n{CANARY}"},
+        {"name": CANARY * 100},
+        {"password": SecretStr(f"{CANARY}")},
+        {"password": SecretStr(CANARY * 50)},
+        {"password": SecretStr(CANARY * 500)},
+        {"password": SecretStr(f"{CANARY}\x00{CANARY}")},
+        {"password": CANARY.encode()},
+        {"email": f"{CANARY}@example.com", "password": SecretStr(f"{CANARY}@example.com")},
+        {"locale": f"{CANARY}_{CANARY}"},
+        {CANARY[:3]: CANARY},
+    ],
+)
+def test_no_error_shows_what_was_typed(fields: dict[str, Any]) -> None:
+    refusal = refused(**fields)
+
+    shown = [
+        str(refusal),
+        repr(refusal),
+        "".join(traceback.format_exception(refusal)),
+        str(refusal.errors(include_input=False)),
+        refusal.json(include_input=False),
+    ]
+    assert [text for text in shown if CANARY in text] == []
+
+
+def test_no_error_shows_a_malformed_code() -> None:
+    with pytest.raises(ValidationError) as refusal:
+        VerifyEmail(registration_id=REGISTRATION, code=SecretStr("27182"))
+
+    assert "27182" not in f"{refusal.value} {refusal.value!r} {refusal.value.errors()} {refusal.value.json()}"

@@ -1,0 +1,712 @@
+"""The handlers on a log in memory: each command whole, its races, and its repeats."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+
+from application.commands import (
+    ActivateAccount,
+    CancelRegistration,
+    Command,
+    DiscardMail,
+    EraseRegistration,
+    RecordEmailDispatched,
+    RecordEmailDispatchFailed,
+    RegisterUser,
+    ReleaseEmail,
+    ReplaceStaleCode,
+    RequestNewCode,
+    RetryMail,
+    RevokeOtp,
+    VerifyEmail,
+    WithholdEmail,
+)
+from application.handlers import CONFLICT_RETRIES, Answer, Turns
+from application.ports import Conflict, Context, FollowerMoved, Overloaded, WrappedKey
+from domain.email_claim import EmailClaim
+from domain.errors import (
+    AddressTaken,
+    CodeLocked,
+    IdempotencyKeyReused,
+    NotPending,
+    Refused,
+    TooManyRequests,
+    UnknownRegistration,
+    WrongCode,
+)
+from domain.recorded import AnyEvent, Position
+from domain.registration import Registration, Status
+from tests.unit.memory_log import MemoryLog, log_contract
+from tests.unit.stories import KEYRING, OPERATOR, WORKER, House, registers, right_code, verifies, wrong_code
+from tests.words import CLIENT
+
+KEY = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
+
+
+class ContestedLog(MemoryLog):
+    """Somebody else is faster: appends lose as often as told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses = 0
+        self.tries = 0
+
+    async def append(
+        self,
+        events: Sequence[AnyEvent],
+        context: Context,
+        *,
+        keys: Sequence[WrappedKey] = (),
+        moved: FollowerMoved | None = None,
+    ) -> Position:
+        self.tries += 1
+        if self.losses > 0:
+            self.losses -= 1
+            raise Conflict("somebody else was faster")
+        return await super().append(events, context, keys=keys, moved=moved)
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+def dispatched(registration_id: UUID, serial: int = 1, kind: str = "code") -> RecordEmailDispatched:
+    return RecordEmailDispatched(
+        registration_id=registration_id, serial=serial, kind=kind, provider="mx:25", attempts=1, reply_code=250
+    )
+
+
+def failed(registration_id: UUID, serial: int = 1) -> RecordEmailDispatchFailed:
+    return RecordEmailDispatchFailed(
+        registration_id=registration_id,
+        serial=serial,
+        kind="code",
+        permanent=False,
+        failure="greylisted",
+        provider="mx:25",
+        attempts=3,
+        reply_code=451,
+        reply_status="4.7.1",
+        outcome_unknown=False,
+    )
+
+
+async def test_the_log_in_memory_keeps_the_promises_of_the_port() -> None:
+    await log_contract(MemoryLog())
+
+
+# --- Registering ------------------------------------------------------------------------------
+
+
+async def test_registering_records_the_registration_its_code_and_its_claim_in_one_append(house: House) -> None:
+    answer = await house.handle(registers())
+
+    assert house.log.appends == [["UserRegistered", "OtpIssued", "EmailClaimed"]]
+    assert answer == Answer(answer.registration_id, Status.PENDING, 3)
+    assert house.claim().holder == answer.registration_id
+    assert house.log.contexts == [CLIENT] * 3
+
+
+async def test_what_was_registered_is_sealed_with_the_persons_own_key(house: House) -> None:
+    registration_id = await house.registered(registers("Ada@Example.com", name="Ada Lovelace"))
+
+    sealed = house.registration(registration_id).personal_data
+    person = KEYRING.open(registration_id, sealed, house.log.keys[registration_id])
+
+    assert (person.email, person.name) == ("Ada@example.com", "Ada Lovelace")
+    assert person.password_hash is not None
+    assert person.password_hash.startswith("$argon2id$")
+
+
+async def test_nothing_in_the_log_shows_address_name_or_password(house: House) -> None:
+    await house.active(registers("ada.canary@example.com", name="Canary", password="canary battery"))
+    await house.registered(registers("ada.canary@example.com", name="Canary", password="other canary"))
+
+    states = b"".join(row.state for rows in house.log.rows.values() for row, _ in rows)
+
+    assert b"canary" not in states.lower()
+    assert b"argon2" not in states
+    assert right_code(next(iter(house.log.keys))).encode() not in states
+
+
+async def test_registering_without_a_password_stores_none(house: House) -> None:
+    registration_id = await house.registered(registers(password=None))
+
+    sealed = house.registration(registration_id).personal_data
+    assert KEYRING.open(registration_id, sealed, house.log.keys[registration_id]).password_hash is None
+
+
+async def test_the_same_request_again_is_the_same_registration_at_its_present_position(house: House) -> None:
+    first = await house.handle(registers())
+    await house.handle(dispatched(first.registration_id), WORKER)
+
+    again = await house.handle(registers())
+
+    assert again == Answer(first.registration_id, Status.PENDING, 4)
+    assert len(house.log.events) == 4
+    assert len(house.log.keys) == 1
+
+
+async def test_addresses_that_differ_in_case_only_are_the_same_address(house: House) -> None:
+    await house.registered(registers("ada@example.com"))
+
+    await house.registered(registers("ADA@EXAMPLE.COM"))
+
+    assert len(house.log.all(EmailClaim.EmailReleased)) == 1
+    assert len({event.originator_id for event in house.log.all(EmailClaim.EmailClaimed)}) == 1
+
+
+async def test_another_payload_supersedes_the_pending_registration_in_one_append(house: House) -> None:
+    first = await house.registered()
+
+    second = await house.registered(registers(password="another horse battery"))
+
+    assert house.log.appends[1:] == [
+        ["OtpRevoked", "RegistrationCancelled", "UserRegistered", "OtpIssued", "EmailReleased", "EmailClaimed"]
+    ]
+    assert house.registration(first).status is Status.CANCELLED
+    assert house.claim().holder == second
+
+
+async def test_a_taken_address_is_answered_like_a_new_one(house: House) -> None:
+    owner = await house.active()
+    before = len(house.log.events)
+
+    answer = await house.handle(registers(password="another horse battery"))
+
+    assert answer.status is Status.PENDING
+    assert answer.position == before + 3
+    assert house.log.appends[-1] == house.log.appends[0]
+    duplicate = house.registration(answer.registration_id)
+    assert duplicate.duplicate_of == owner
+    assert house.claim().holder == owner
+    assert house.claim(duplicate=True).holder == answer.registration_id
+
+
+async def test_a_duplicate_repeats_and_is_superseded_as_any_registration(house: House) -> None:
+    await house.active()
+    first = await house.registered(registers(name="Eve"))
+
+    again = await house.registered(registers(name="Eve"))
+    other = await house.registered(registers(name="Mallory"))
+
+    assert again == first
+    assert other != first
+    assert house.registration(first).status is Status.CANCELLED
+    assert house.log.appends[-1] == [
+        "OtpRevoked",
+        "RegistrationCancelled",
+        "UserRegistered",
+        "OtpIssued",
+        "EmailReleased",
+        "EmailClaimed",
+    ]
+
+
+async def test_the_derived_code_of_a_duplicate_is_wrong(house: House) -> None:
+    await house.active()
+    duplicate = await house.registered(registers(name="Eve"))
+
+    with pytest.raises(WrongCode):
+        await house.handle(verifies(duplicate, right_code(duplicate)))
+
+    assert house.log.history(duplicate)[-1] == "CodeRejected"
+
+
+async def test_a_taken_address_is_revealed_only_where_the_operator_chose_to() -> None:
+    house = House(reveal_duplicates=True)
+    await house.active()
+    before = len(house.log.events)
+
+    with pytest.raises(AddressTaken):
+        await house.handle(registers(name="Eve"))
+
+    assert len(house.log.events) == before
+
+
+# --- Idempotency-Key --------------------------------------------------------------------------
+
+
+async def test_the_same_key_and_payload_meet_the_same_registration_even_once_it_is_an_account(house: House) -> None:
+    first = await house.handlers.register_user(registers(), CLIENT, idempotency_key=KEY)
+    await house.handle(verifies(first.registration_id, right_code(first.registration_id)))
+    await house.settle()
+    before = len(house.log.events)
+
+    again = await house.handlers.register_user(registers(), CLIENT, idempotency_key=KEY)
+
+    assert (again.registration_id, again.status) == (first.registration_id, Status.PENDING)
+    assert len(house.log.events) == before
+
+
+async def test_the_same_key_with_another_payload_is_refused(house: House) -> None:
+    await house.handlers.register_user(registers(), CLIENT, idempotency_key=KEY)
+
+    with pytest.raises(IdempotencyKeyReused):
+        await house.handlers.register_user(registers(name="Eve"), CLIENT, idempotency_key=KEY)
+
+    assert len(house.log.appends) == 1
+
+
+async def test_the_same_key_for_another_address_is_another_request(house: House) -> None:
+    first = await house.handlers.register_user(registers(), CLIENT, idempotency_key=KEY)
+
+    other = await house.handlers.register_user(registers("eve@example.com"), CLIENT, idempotency_key=KEY)
+
+    assert other.registration_id != first.registration_id
+
+
+async def test_fifty_simultaneous_requests_with_one_key_are_one_registration_across_processes(house: House) -> None:
+    processes = [house.process(house.log) for _ in range(4)]
+
+    answers = await asyncio.gather(
+        *(processes[n % 4].register_user(registers(), CLIENT, idempotency_key=KEY) for n in range(50))
+    )
+
+    assert len({answer.registration_id for answer in answers}) == 1
+    assert len(house.log.events) == 3
+
+
+async def test_a_key_that_two_payloads_race_for_belongs_to_one_of_them(house: House) -> None:
+    results = await asyncio.gather(
+        *(
+            house.process(house.log).register_user(registers(name=name), CLIENT, idempotency_key=KEY)
+            for name in ("Ada", "Eve")
+        ),
+        return_exceptions=True,
+    )
+
+    assert Counter(type(result) for result in results) == {Answer: 1, IdempotencyKeyReused: 1}
+    assert len(house.log.appends) == 1
+
+
+# --- Crowds -----------------------------------------------------------------------------------
+
+
+async def test_two_hundred_simultaneous_equal_requests_are_one_registration(house: House) -> None:
+    answers = await asyncio.gather(*(house.handle(registers()) for _ in range(200)))
+
+    assert len({answer.registration_id for answer in answers}) == 1
+    assert house.log.appends == [["UserRegistered", "OtpIssued", "EmailClaimed"]]
+
+
+async def test_two_hundred_simultaneous_requests_of_different_people_leave_one_holder_and_no_error(
+    house: House,
+) -> None:
+    answers = await asyncio.gather(*(house.handle(registers(name=f"Person {n}")) for n in range(200)))
+
+    statuses = Counter(house.registration(answer.registration_id).status for answer in answers)
+    assert statuses == {Status.PENDING: 1, Status.CANCELLED: 199}
+    holder = house.claim().holder
+    assert holder is not None
+    assert house.registration(holder).status is Status.PENDING
+
+
+async def test_two_hundred_simultaneous_wrong_guesses_are_five_tries(house: House) -> None:
+    registration_id = await house.registered()
+    guess = verifies(registration_id, wrong_code(registration_id))
+
+    results = await asyncio.gather(*(house.handle(guess) for _ in range(200)), return_exceptions=True)
+
+    assert Counter(type(result) for result in results) == {WrongCode: 5, CodeLocked: 195}
+    assert [r.attempts_left for r in results if isinstance(r, WrongCode)] == [4, 3, 2, 1, 0]
+    assert len(house.log.all(Registration.CodeRejected)) == 5
+    assert len(house.log.all(Registration.CodeLocked)) == 1
+
+
+async def test_the_right_code_is_refused_after_five_wrong_ones(house: House) -> None:
+    registration_id = await house.registered()
+    for _ in range(5):
+        with pytest.raises(WrongCode):
+            await house.handle(verifies(registration_id, wrong_code(registration_id)))
+
+    with pytest.raises(CodeLocked):
+        await house.handle(verifies(registration_id, right_code(registration_id)))
+
+    assert house.log.all(Registration.EmailVerified) == []
+
+
+async def test_wrong_guesses_from_many_processes_never_get_a_sixth_try(house: House) -> None:
+    """Without turns between them: whoever loses the race more often than it is retried learns nothing of the code."""
+    registration_id = await house.registered()
+    guess = verifies(registration_id, wrong_code(registration_id))
+
+    results = await asyncio.gather(
+        *(house.process(house.log).handle(guess, CLIENT) for _ in range(200)), return_exceptions=True
+    )
+
+    outcomes = Counter(type(result) for result in results)
+    assert set(outcomes) <= {WrongCode, CodeLocked, Conflict}
+    assert outcomes[WrongCode] == len(house.log.all(Registration.CodeRejected)) <= 5
+
+
+async def test_fifty_simultaneous_right_codes_are_one_proof(house: House) -> None:
+    registration_id = await house.registered()
+    proof = verifies(registration_id, right_code(registration_id))
+
+    answers = await asyncio.gather(*(house.handle(proof) for _ in range(50)))
+
+    assert len(set(answers)) == 1
+    assert answers[0].status is Status.VERIFIED
+    assert len(house.log.all(Registration.EmailVerified)) == 1
+
+
+async def test_of_a_right_code_among_wrong_ones_in_a_crowd_the_order_of_arrival_decides(house: House) -> None:
+    registration_id = await house.registered()
+    offers = [wrong_code(registration_id)] * 3 + [right_code(registration_id)] + [wrong_code(registration_id)] * 50
+
+    results = await asyncio.gather(
+        *(house.handle(verifies(registration_id, offer)) for offer in offers), return_exceptions=True
+    )
+
+    assert Counter(type(result) for result in results) == {WrongCode: 3, Answer: 51}
+    assert house.registration(registration_id).status is Status.VERIFIED
+
+
+# --- Every handler ----------------------------------------------------------------------------
+
+Prepare = Callable[[House], Awaitable[Command]]
+
+
+async def _register(house: House) -> Command:
+    return registers()
+
+
+async def _verify(house: House) -> Command:
+    registration_id = await house.registered()
+    return verifies(registration_id, right_code(registration_id))
+
+
+async def _new_code(house: House) -> Command:
+    registration_id = await house.registered()
+    house.move(timedelta(minutes=1))
+    return RequestNewCode(registration_id=registration_id)
+
+
+async def _dispatched(house: House) -> Command:
+    return dispatched(await house.registered())
+
+
+async def _failed(house: House) -> Command:
+    return failed(await house.registered())
+
+
+async def _withheld(house: House) -> Command:
+    return WithholdEmail(registration_id=await house.registered(), serial=1)
+
+
+async def _stale(house: House) -> Command:
+    return ReplaceStaleCode(registration_id=await house.registered(), serial=1)
+
+
+async def _activate(house: House) -> Command:
+    registration_id = await house.registered()
+    await house.handle(verifies(registration_id, right_code(registration_id)))
+    return ActivateAccount(registration_id=registration_id)
+
+
+async def _revoke(house: House) -> Command:
+    return RevokeOtp(registration_id=await house.registered())
+
+
+async def _cancel(house: House) -> Command:
+    return CancelRegistration(registration_id=await house.registered(), reason="operator")
+
+
+async def _release(house: House) -> Command:
+    registration_id = await house.registered()
+    return ReleaseEmail(registration_id=registration_id, claim_id=house.registration(registration_id).claim_id)
+
+
+async def _erase(house: House) -> Command:
+    return EraseRegistration(registration_id=await house.active())
+
+
+async def _retry(house: House) -> Command:
+    return RetryMail(registration_id=await house.registered())
+
+
+async def _discard(house: House) -> Command:
+    return DiscardMail(registration_id=await house.registered())
+
+
+EVERY = {
+    RegisterUser: (_register, ["UserRegistered", "OtpIssued", "EmailClaimed"]),
+    VerifyEmail: (_verify, ["EmailVerified"]),
+    RequestNewCode: (_new_code, ["OtpIssued"]),
+    RecordEmailDispatched: (_dispatched, ["EmailDispatched"]),
+    RecordEmailDispatchFailed: (_failed, ["EmailDispatchFailed"]),
+    WithholdEmail: (_withheld, ["EmailWithheld"]),
+    ReplaceStaleCode: (_stale, ["OtpIssued"]),
+    ActivateAccount: (_activate, ["AccountActivated"]),
+    RevokeOtp: (_revoke, ["OtpRevoked"]),
+    CancelRegistration: (_cancel, ["RegistrationCancelled"]),
+    ReleaseEmail: (_release, ["EmailReleased"]),
+    EraseRegistration: (_erase, ["RegistrationCancelled", "PersonalDataErased", "EmailReleased"]),
+    RetryMail: (_retry, ["EmailRetryRequested"]),
+    DiscardMail: (_discard, ["EmailDiscarded"]),
+}
+BY_NAME = [pytest.param(*row, id=command.__name__) for command, row in EVERY.items()]
+
+
+def test_every_command_has_a_row_in_the_table() -> None:
+    commands = set(Command.__subclasses__())
+
+    handled = set(House().handlers._table)
+
+    assert handled == commands == set(EVERY)
+
+
+@pytest.mark.parametrize(("prepare", "events"), BY_NAME)
+async def test_a_command_records_its_effect_in_one_append(prepare: Prepare, events: list[str]) -> None:
+    house = House()
+    command = await prepare(house)
+    before = len(house.log.appends)
+
+    answer = await house.handle(command, OPERATOR)
+
+    assert house.log.appends[before:] == [events]
+    assert answer.position == len(house.log.events)
+    assert house.log.contexts[-1] == OPERATOR
+
+
+ONCE = {RequestNewCode, RecordEmailDispatchFailed, RetryMail}
+"""A second one is another wish or another fact: refused by the cooldown, recorded, recorded."""
+
+
+@pytest.mark.parametrize(
+    ("prepare", "events"),
+    [pytest.param(*row, id=command.__name__) for command, row in EVERY.items() if command not in ONCE],
+)
+async def test_a_command_whose_effect_holds_records_nothing(prepare: Prepare, events: list[str]) -> None:
+    house = House()
+    command = await prepare(house)
+    first = await house.handle(command)
+    before = len(house.log.events)
+
+    again = await house.handle(command)
+
+    assert len(house.log.events) == before
+    assert (again.registration_id, again.status) == (first.registration_id, first.status)
+
+
+async def test_asking_for_a_new_code_twice_is_refused_by_the_cooldown(house: House) -> None:
+    command = await _new_code(house)
+    await house.handle(command)
+
+    with pytest.raises(TooManyRequests):
+        await house.handle(command)
+
+    assert house.log.appends[-1] == ["OtpIssued"]
+
+
+@pytest.mark.parametrize(("prepare", "events"), BY_NAME)
+async def test_a_command_that_loses_the_race_three_times_is_decided_anew(prepare: Prepare, events: list[str]) -> None:
+    log = ContestedLog()
+    house = House(log=log)
+    command = await prepare(house)
+    log.losses, log.tries, before = CONFLICT_RETRIES, 0, len(log.appends)
+
+    await house.handle(command)
+
+    assert log.appends[before:] == [events]
+    assert log.tries == 4
+
+
+@pytest.mark.parametrize(("prepare", "events"), BY_NAME)
+async def test_a_command_that_loses_the_race_four_times_is_a_conflict(prepare: Prepare, events: list[str]) -> None:
+    log = ContestedLog()
+    house = House(log=log)
+    command = await prepare(house)
+    log.losses, log.tries, before = 10, 0, len(log.appends)
+
+    with pytest.raises(Conflict):
+        await house.handle(command)
+
+    assert log.appends[before:] == []
+    assert log.tries == CONFLICT_RETRIES + 1
+
+
+@pytest.mark.parametrize("command", [command for command in EVERY if command not in {RegisterUser, ReleaseEmail}])
+async def test_a_command_about_an_unknown_registration_is_refused(command: type[Command]) -> None:
+    house = House()
+    prepared = await EVERY[command][0](house)
+    unknown = prepared.model_copy(update={"registration_id": uuid4()})
+    before = len(house.log.events)
+
+    with pytest.raises(UnknownRegistration):
+        await house.handle(unknown)
+
+    assert len(house.log.events) == before
+
+
+@pytest.mark.parametrize(("prepare", "events"), BY_NAME)
+async def test_twenty_simultaneous_repeats_of_a_command_get_a_true_answer_each(
+    prepare: Prepare, events: list[str]
+) -> None:
+    house = House()
+    command = await prepare(house)
+
+    results = await asyncio.gather(*(house.handle(command) for _ in range(20)), return_exceptions=True)
+
+    assert all(isinstance(result, Answer | TooManyRequests) for result in results)
+    assert any(isinstance(result, Answer) for result in results)
+
+
+async def test_a_wrong_try_is_on_disk_before_it_is_answered(house: House) -> None:
+    registration_id = await house.registered()
+
+    with pytest.raises(WrongCode) as refusal:
+        await house.handle(verifies(registration_id, wrong_code(registration_id)))
+
+    assert refusal.value.attempts_left == 4
+    assert house.log.history(registration_id)[-1] == "CodeRejected"
+
+
+async def test_a_wrong_try_that_cannot_be_recorded_is_not_answered() -> None:
+    log = ContestedLog()
+    house = House(log=log)
+    registration_id = await house.registered()
+    log.losses = 10
+
+    with pytest.raises(Conflict):
+        await house.handle(verifies(registration_id, wrong_code(registration_id)))
+
+    assert log.history(registration_id) == ["UserRegistered", "OtpIssued"]
+
+
+async def test_the_code_of_the_issue_before_is_wrong_after_a_new_one(house: House) -> None:
+    registration_id = await house.registered()
+    house.move(timedelta(minutes=1))
+    await house.handle(RequestNewCode(registration_id=registration_id))
+
+    with pytest.raises(WrongCode):
+        await house.handle(verifies(registration_id, right_code(registration_id, serial=1)))
+    answer = await house.handle(verifies(registration_id, right_code(registration_id, serial=2)))
+
+    assert answer.status is Status.VERIFIED
+
+
+async def test_the_notice_of_a_duplicate_is_recorded_on_the_owners_stream_in_the_same_append(house: House) -> None:
+    owner = await house.active()
+    duplicate = await house.registered(registers(name="Eve"))
+
+    await house.handle(dispatched(duplicate, kind="notice"), WORKER)
+
+    assert house.log.appends[-1] == ["EmailDispatched", "OwnerNotified"]
+    assert house.log.history(owner)[-1] == "OwnerNotified"
+    assert not house.registration(owner).may_notify_owner(house.clock(), house.policy)
+
+
+async def test_the_notice_of_a_duplicate_reported_twice_is_recorded_once(house: House) -> None:
+    await house.active()
+    duplicate = await house.registered(registers(name="Eve"))
+
+    await asyncio.gather(*(house.handle(dispatched(duplicate, kind="notice"), WORKER) for _ in range(5)))
+
+    assert len(house.log.all(Registration.OwnerNotified)) == 1
+
+
+async def test_erasing_ends_frees_and_destroys_in_one_append(house: House) -> None:
+    registration_id = await house.active()
+
+    answer = await house.handle(EraseRegistration(registration_id=registration_id), OPERATOR)
+
+    assert answer.status is Status.CANCELLED
+    assert house.log.appends[-1] == ["RegistrationCancelled", "PersonalDataErased", "EmailReleased"]
+    assert registration_id not in house.log.keys
+    assert house.claim().holder is None
+
+
+async def test_erasing_a_superseded_registration_leaves_the_address_with_its_holder(house: House) -> None:
+    first = await house.registered()
+    second = await house.registered(registers(name="Eve"))
+
+    await house.handle(EraseRegistration(registration_id=first), OPERATOR)
+
+    assert house.log.appends[-1] == ["PersonalDataErased"]
+    assert house.claim().holder == second
+    assert set(house.log.keys) == {second}
+
+
+async def test_releasing_an_address_that_nobody_ever_held_is_silent(house: House) -> None:
+    answer = await house.handle(ReleaseEmail(registration_id=uuid4(), claim_id=uuid4()))
+
+    assert answer.position == 0
+    assert house.log.events == []
+
+
+async def test_an_account_is_neither_cancelled_nor_discarded_nor_retried(house: House) -> None:
+    registration_id = await house.active()
+    before = len(house.log.events)
+
+    for command in (
+        CancelRegistration(registration_id=registration_id, reason="operator"),
+        DiscardMail(registration_id=registration_id),
+        RetryMail(registration_id=registration_id),
+    ):
+        with pytest.raises(NotPending):
+            await house.handle(command, OPERATOR)
+
+    assert len(house.log.events) == before
+
+
+# --- Turns ------------------------------------------------------------------------------------
+
+
+async def test_turns_let_one_at_a_time_in_and_in_order() -> None:
+    turns, key, order = Turns(), uuid4(), list[str]()
+
+    async def enter(name: str) -> None:
+        async with turns.of(key):
+            order.append(f"{name} in")
+            await asyncio.sleep(0)
+            order.append(f"{name} out")
+
+    await asyncio.gather(enter("a"), enter("b"), enter("c"))
+
+    assert order == ["a in", "a out", "b in", "b out", "c in", "c out"]
+
+
+async def test_turns_of_different_things_do_not_wait_for_each_other() -> None:
+    turns = Turns()
+
+    async with turns.of(uuid4()), asyncio.timeout(1), turns.of(uuid4()):
+        both = True
+
+    assert both
+
+
+async def test_turns_forget_what_nobody_waits_for_even_after_errors_and_cancellations() -> None:
+    turns, key = Turns(), uuid4()
+
+    async def enter(failure: BaseException | None) -> None:
+        async with turns.of(key):
+            await asyncio.sleep(0)
+            if failure is not None:
+                raise failure
+
+    tasks = [asyncio.ensure_future(enter(failure)) for failure in (None, Overloaded("full"), None, None)]
+    await asyncio.sleep(0)
+    tasks[2].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert [type(result) for result in results] == [type(None), Overloaded, asyncio.CancelledError, type(None)]
+    assert turns._waiting == {}
+
+
+async def test_a_refusal_does_not_hold_up_the_next_in_turn(house: House) -> None:
+    registration_id = await house.registered()
+
+    with pytest.raises(Refused):
+        await house.handle(verifies(registration_id, wrong_code(registration_id)))
+    answer = await house.handle(verifies(registration_id, right_code(registration_id)))
+
+    assert answer.status is Status.VERIFIED

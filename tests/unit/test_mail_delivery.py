@@ -1,0 +1,230 @@
+"""Sending one requested mail, in memory: what is sent, what is recorded, and what is repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from application.mail_delivery import Claimed, MailDelivery
+from application.ports import Accepted, Conflict, Letter, MailRequest, MailServersAway, NotSent, Unavailable
+from domain.registration import Registration
+from infrastructure.letters import TemplateLetters
+from tests.unit.memory_log import MemoryLog
+from tests.unit.stories import KEYRING, House, registers
+from tests.words import CLIENT, T0
+
+
+class Servers:
+    """Mail servers that take every letter, or do as told."""
+
+    def __init__(self) -> None:
+        self.letters: list[Letter] = []
+        self.does: Callable[[], None] = lambda: None
+        self.probed = 0
+        self.away = False
+
+    async def send(self, letter: Letter) -> Accepted:
+        self.does()
+        self.letters.append(letter)
+        return Accepted("mail.example:25", 1, 250)
+
+    async def probe(self) -> Accepted:
+        self.probed += 1
+        if self.away:
+            raise NotSent("connection", permanent=False, provider="mail.example:25", attempts=3)
+        return Accepted("mail.example:25", 1, 250)
+
+    async def until_ready(self) -> None:
+        raise AssertionError("the delivery does not wait")
+
+
+class Claims:
+    def __init__(self) -> None:
+        self.held: set[tuple[UUID, int]] = set()
+
+    async def acquire(self, registration_id: UUID, serial: int) -> bool:
+        if (registration_id, serial) in self.held:
+            return False
+        self.held.add((registration_id, serial))
+        return True
+
+    async def release(self, registration_id: UUID, serial: int) -> None:
+        self.held.remove((registration_id, serial))
+
+
+class Keys:
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+
+    async def fetch(self, registration_ids: Sequence[UUID]) -> dict[UUID, bytes]:
+        return {id_: self._log.keys[id_] for id_ in registration_ids if id_ in self._log.keys}
+
+
+class Trouble(MemoryLog):
+    """A log whose next appends fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[Exception] = []
+
+    async def append(self, *arguments: Any, **more: Any) -> int:
+        if self.errors:
+            raise self.errors.pop(0)
+        return await super().append(*arguments, **more)
+
+
+class Post:
+    """A mail worker in a house."""
+
+    def __init__(self) -> None:
+        self.log = Trouble()
+        self.house = House(log=self.log)
+        self.servers = Servers()
+        self.claims = Claims()
+        self.slept: list[float] = []
+        self.first_mails: list[timedelta] = []
+        self.delivery = MailDelivery(
+            log=self.log,
+            handlers=self.house.handlers,
+            secrets=KEYRING,
+            keys=Keys(self.log),
+            claims=self.claims,
+            servers=self.servers,
+            letters=TemplateLetters(
+                ttl=timedelta(minutes=10), public_url="http://here.example", sender="no-reply@here.example"
+            ),
+            clock=self.house.clock,
+            policy=self.house.policy,
+            retry_claimed_after=timedelta(seconds=5),
+            on_first_mail=self.first_mails.append,
+            sleep=self.sleep,
+        )
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+    async def deliver(self, registration_id: UUID, serial: int = 1, kind: str = "code") -> None:
+        await self.delivery.deliver(MailRequest(registration_id, serial, kind, T0, 1, CLIENT.correlation_id, None))
+
+    def count(self, event: type) -> int:
+        return sum(isinstance(one, event) for one in self.log.events)
+
+
+@pytest.fixture
+def post() -> Post:
+    return Post()
+
+
+async def test_a_wanted_mail_is_sent_once_and_recorded(post: Post) -> None:
+    registration_id = await post.house.registered()
+
+    await post.deliver(registration_id)
+    await post.deliver(registration_id)
+
+    assert [letter.to for letter in post.servers.letters] == ["ada@example.com"]
+    assert post.count(Registration.EmailDispatched) == 1
+    assert post.claims.held == set()
+
+
+@pytest.mark.parametrize("trouble", [Unavailable("away"), Conflict("moved on")])
+async def test_a_mail_is_not_sent_again_because_its_outcome_cannot_be_recorded(post: Post, trouble: Exception) -> None:
+    registration_id = await post.house.registered()
+    post.servers.does = lambda: post.log.errors.extend([trouble] * 12)
+
+    await post.deliver(registration_id)
+
+    assert len(post.servers.letters) == 1
+    assert post.count(Registration.EmailDispatched) == 1
+    assert post.slept != []
+
+
+async def test_a_failure_is_recorded_once_however_long_that_takes(post: Post) -> None:
+    registration_id = await post.house.registered()
+
+    def refuse() -> None:
+        post.log.errors.extend([Unavailable("away")] * 3)
+        raise NotSent("greylisted", permanent=False, provider="mail.example:25", attempts=3, reply_code=451)
+
+    post.servers.does = refuse
+    await post.deliver(registration_id)
+
+    assert post.count(Registration.EmailDispatchFailed) == 1
+
+
+async def test_servers_that_are_away_use_up_nothing(post: Post) -> None:
+    registration_id = await post.house.registered()
+
+    def away() -> None:
+        raise MailServersAway("away")
+
+    post.servers.does = away
+    with pytest.raises(MailServersAway):
+        await post.deliver(registration_id)
+
+    assert post.count(Registration.EmailDispatchFailed) == 0
+    assert post.claims.held == set()
+
+
+async def test_what_somebody_else_may_be_sending_is_left_to_them(post: Post) -> None:
+    registration_id = await post.house.registered()
+    await post.claims.acquire(registration_id, 1)
+
+    with pytest.raises(Claimed):
+        await post.deliver(registration_id)
+
+    assert post.servers.letters == []
+
+
+async def test_a_duplicates_withheld_mail_takes_as_long_as_one_that_is_sent(post: Post) -> None:
+    owner = await post.house.active()
+    first = await post.house.registered(registers(name="Mallory"))
+    post.servers.does = lambda: post.house.clock.move(timedelta(seconds=3))
+    await post.deliver(first, kind="notice")
+    second = await post.house.registered(registers(name="Trudy"))
+
+    await post.deliver(second, kind="notice")
+
+    assert [letter.to for letter in post.servers.letters] == ["ada@example.com"]
+    assert post.house.registration(owner).owner_notified_at is not None
+    assert post.count(Registration.EmailWithheld) == 1
+    assert (post.servers.probed, post.slept) == (1, [3.0])
+
+
+async def test_a_duplicates_withheld_mail_shares_the_fate_of_one_that_is_sent(post: Post) -> None:
+    await post.house.active()
+    await post.deliver(await post.house.registered(registers(name="Mallory")), kind="notice")
+    second = await post.house.registered(registers(name="Trudy"))
+    post.servers.away = True
+
+    await post.deliver(second, kind="notice")
+
+    assert post.count(Registration.EmailWithheld) == 0
+    assert post.count(Registration.EmailDispatchFailed) == 1
+
+
+async def test_the_time_to_the_inbox_is_that_of_a_registrations_first_mail(post: Post) -> None:
+    registration_id = await post.house.registered()
+    post.house.clock.move(timedelta(minutes=2))
+    await post.deliver(registration_id)
+    post.house.clock.move(timedelta(minutes=2))
+    post.log.errors.clear()
+    registration = post.house.registration(registration_id)
+    registration.request_new_code(now=post.house.clock(), policy=post.house.policy)
+    await post.log.append(registration.collect_events(), CLIENT)
+    await post.deliver(registration_id, serial=2)
+
+    assert len(post.servers.letters) == 2
+    assert post.first_mails == [timedelta(minutes=2)]
+
+
+async def test_the_mail_of_an_erased_person_is_not_sent(post: Post) -> None:
+    registration_id = await post.house.registered()
+    post.log.keys.clear()
+
+    await post.deliver(registration_id)
+
+    assert post.servers.letters == []

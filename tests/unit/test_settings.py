@@ -1,0 +1,291 @@
+"""Settings: what an operator may write, and what he is told when it cannot be used."""
+
+from __future__ import annotations
+
+import base64
+from datetime import timedelta
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from infrastructure.settings import BadSettings, Listen, MailServer, Settings
+
+KEY = bytes(range(32))
+CANARY = "hunter2-canary"
+
+
+def read(**environ: str) -> Settings:
+    return Settings.from_environment({f"REGISTRAR_{name}": value for name, value in environ.items()})
+
+
+def refusal(**environ: str) -> str:
+    with pytest.raises(BadSettings) as refused:
+        read(**environ)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__ or refused.value.__context__ is None
+    return message
+
+
+def test_an_empty_environment_means_everything_embedded_on_loopback() -> None:
+    settings = Settings.from_environment({})
+
+    assert (settings.host, settings.port, settings.data_dir) == ("127.0.0.1", 8000, Path(".registrar"))
+    assert settings.public_url == "http://127.0.0.1:8000"
+    assert (settings.database_url, settings.master_key, settings.admin_token) == (None, None, None)
+    assert settings.mail_servers == ()
+    assert settings.otp_ttl == timedelta(minutes=10)
+    assert settings.registration_ttl == timedelta(days=1)
+
+
+def test_every_setting_has_a_description_and_every_duration_says_its_unit() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        if isinstance(field.default, timedelta):
+            assert "seconds" in field.description, name
+
+
+def test_an_empty_value_counts_as_unset() -> None:
+    assert read(PORT="", DATABASE_URL="", BROKER_URL=" ", SMTP_URLS="", OTP_TTL="") == Settings.from_environment({})
+
+
+def test_other_peoples_variables_are_ignored() -> None:
+    assert Settings.from_environment({"PATH": "/bin", "NOT_REGISTRAR_X": "1"}) == Settings.from_environment({})
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValidationError):
+        read().port = 1  # type: ignore[misc]
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
+    assert "REGISTRAR_DATABASE_URL" in refusal(DATABSE_URL="x")
+    assert "did you mean REGISTRAR_OTP_TTL" in refusal(OPT_TTL="x")
+    assert "REGISTRAR_" in refusal(ZZZZZZ="x")
+
+
+@pytest.mark.parametrize(("text", "meaning"), [("1", 1.0), ("0.25", 0.25), (" 90 ", 90.0), ("86400.5", 86400.5)])
+def test_a_duration_is_written_in_seconds_whole_or_fractional(text: str, meaning: float) -> None:
+    assert read(OTP_TTL=text).otp_ttl == timedelta(seconds=meaning)
+
+
+@pytest.mark.parametrize("text", ["-1", "0", "10m", "nan", "inf", "1e3", "1_0", "PT10S", "99999999999", "٣"])
+def test_a_duration_that_makes_no_sense_is_refused(text: str) -> None:
+    assert "REGISTRAR_OTP_TTL" in refusal(OTP_TTL=text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("PORT", "http"),
+        ("OTP_MAX_ATTEMPTS", "0"),
+        ("OTP_MAX_ATTEMPTS", "11"),
+        ("STATEMENT_TIMEOUT", "9999999"),
+        ("PUBLIC_URL", "ftp://example.org"),
+        ("PUBLIC_URL", "https://"),
+        ("PUBLIC_URL", "https://example.org?x=1"),
+        ("MAIL_FROM", "nobody"),
+        ("MAIL_FROM", "a@example.org, b@example.org"),
+        ("MAIL_FROM", "Registrar <a@example.org>\r\nBcc: b@example.org"),
+        ("ADMIN_LISTEN", "8001"),
+        ("ADMIN_LISTEN", "localhost"),
+        ("ADMIN_LISTEN", "localhost:99999"),
+        ("ADMIN_LISTEN", "http://localhost:8001"),
+        ("ADMIN_TOKEN", "two words"),
+        ("OTLP_ENDPOINT", "localhost:4318"),
+        ("DATABASE_URL", "mysql://localhost/x"),
+        ("DATABASE_URL", "postgresql://localhost/x?nonsense=1"),
+        ("REVEAL_DUPLICATES", "perhaps"),
+        ("LOG_FORMAT", "xml"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8,,"),
+        ("TRUSTED_PROXIES", "proxy.example.org"),
+        ("MASTER_KEY", "secret"),
+        ("MASTER_KEY", "0" * 63),
+        ("MASTER_KEY_FILE", "/nonexistent/key"),
+    ],
+)
+def test_a_malformed_value_is_one_line_that_names_the_variable_and_what_to_do(name: str, text: str) -> None:
+    message = refusal(**{name: text})
+
+    assert message.startswith(f"REGISTRAR_{name} ")
+    assert "unset it" in message
+
+
+def test_an_option_of_the_command_line_beats_the_environment_and_none_does_not() -> None:
+    settings = Settings.from_environment({"REGISTRAR_PORT": "1", "REGISTRAR_HOST": "::1"}, port=2, host=None)
+
+    assert (settings.host, settings.port, settings.public_url) == ("::1", 2, "http://[::1]:2")
+
+
+def test_a_bad_option_is_named_as_the_operator_wrote_it() -> None:
+    with pytest.raises(BadSettings, match=r"^--port is refused"):
+        Settings.from_environment({}, port=70000)
+
+
+def test_the_public_url_of_a_wildcard_address_can_be_followed() -> None:
+    assert read(HOST="0.0.0.0", PORT="80").public_url == "http://localhost:80"  # noqa: S104 - not bound
+
+
+def test_a_public_url_loses_its_last_slash() -> None:
+    assert read(PUBLIC_URL="https://example.org/accounts/").public_url == "https://example.org/accounts"
+
+
+def test_two_kinds_of_address_can_listen_for_operators() -> None:
+    assert read(ADMIN_LISTEN="127.0.0.1:9000").admin_listen == Listen("127.0.0.1", 9000)
+    assert read(ADMIN_LISTEN="[::1]:0").admin_listen == Listen("::1", 0)
+
+
+@pytest.mark.parametrize("text", ["Registrar <no-reply@example.org>", "no-reply@example.org", '"A, B" <x@example.org>'])
+def test_a_sender_may_have_a_name(text: str) -> None:
+    assert read(MAIL_FROM=text).mail_from == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        KEY.hex(),
+        KEY.hex().upper(),
+        base64.b64encode(KEY).decode(),
+        base64.urlsafe_b64encode(bytes([0xFB] * 32)).decode(),
+        base64.b64encode(KEY).decode().rstrip("="),
+    ],
+)
+def test_a_master_key_is_32_bytes_as_hex_or_base64(text: str) -> None:
+    key = read(MASTER_KEY=text).master_key
+
+    assert key is not None
+    assert key.get_secret_value() in {KEY, bytes([0xFB] * 32)}
+
+
+def test_a_master_key_can_come_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY.hex() + "\n")
+
+    key = read(MASTER_KEY_FILE=str(tmp_path / "key")).master_key
+
+    assert key is not None
+    assert key.get_secret_value() == KEY
+
+
+def test_a_file_without_a_key_is_refused_by_the_name_of_its_variable(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(CANARY)
+    (tmp_path / "binary").write_bytes(bytes([200] * 32))
+
+    message = refusal(MASTER_KEY_FILE=str(tmp_path / "key"))
+
+    assert message.startswith("REGISTRAR_MASTER_KEY_FILE contains")
+    assert CANARY not in message
+    assert "not text" in refusal(MASTER_KEY_FILE=str(tmp_path / "binary"))
+
+
+def test_two_master_keys_are_one_too_many() -> None:
+    assert "both set" in refusal(MASTER_KEY=KEY.hex(), MASTER_KEY_FILE="/x")
+
+
+def test_a_database_of_ones_own_needs_a_master_key_of_ones_own() -> None:
+    assert "REGISTRAR_MASTER_KEY" in refusal(DATABASE_URL="postgresql://localhost/x")
+    assert read(DATABASE_URL="postgresql://localhost/x", MASTER_KEY=KEY.hex()).database_url is not None
+
+
+@pytest.mark.parametrize(("name", "url"), [("BROKER_URL", "amqp://localhost"), ("RATE_LIMIT_URL", "redis://localhost")])
+def test_what_later_versions_bring_is_refused_today(name: str, url: str) -> None:
+    assert refusal(**{name: url}) == f"REGISTRAR_{name} is not supported by this version yet; unset it."
+
+
+@pytest.mark.parametrize("text", ["*", "10.0.0.0/8, *", "0.0.0.0/0", "::/0"])
+def test_trusting_every_proxy_is_refused(text: str) -> None:
+    assert "would trust everyone" in refusal(TRUSTED_PROXIES=text)
+
+
+def test_proxies_are_networks_or_single_addresses() -> None:
+    assert read(TRUSTED_PROXIES="10.0.0.0/8, 192.168.0.1,fd00::/8").trusted_proxies == (
+        ip_network("10.0.0.0/8"),
+        ip_network("192.168.0.1/32"),
+        ip_network("fd00::/8"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("smtps://mail.example.org", MailServer("smtps", "mail.example.org", 465, starttls="never")),
+        ("smtp://mail.example.org/", MailServer("smtp", "mail.example.org", 587, starttls="required")),
+        ("smtp://mail.example.org:25?starttls=never", MailServer("smtp", "mail.example.org", 25, starttls="never")),
+        ("smtp://localhost:1025", MailServer("smtp", "localhost", 1025, starttls="never")),
+        ("smtp://127.0.0.9:1025", MailServer("smtp", "127.0.0.9", 1025, starttls="never")),
+        ("smtp://[::1]:1025", MailServer("smtp", "::1", 1025, starttls="never")),
+        ("smtp://localhost:1025?starttls=required", MailServer("smtp", "localhost", 1025, starttls="required")),
+        (
+            "smtps://me%40example.org:p%40%2Fss%2C%25@mail.example.org:4650",
+            MailServer("smtps", "mail.example.org", 4650, "me@example.org", SecretStr("p@/ss,%"), "never"),
+        ),
+    ],
+)
+def test_a_mail_server_is_a_url(url: str, server: MailServer) -> None:
+    assert read(SMTP_URLS=url).mail_servers == (server,)
+
+
+def test_mail_servers_keep_their_order() -> None:
+    settings = read(SMTP_URLS="smtps://b.example.org, smtp://a.example.org")
+
+    assert [server.host for server in settings.mail_servers] == ["b.example.org", "a.example.org"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"mail.example.org:{CANARY}",
+        f"https://u:{CANARY}@mail.example.org",
+        f"smtp://u:{CANARY}@",
+        f"smtp://u:{CANARY}@mail.example.org:x{CANARY}",
+        f"smtp://u:{CANARY}/x@mail.example.org",
+        f"smtp://u:{CANARY}#@mail.example.org",
+        f"smtp://u:{CANARY}@mail.example.org:0",
+        f"smtp://u:{CANARY}@[mail.example.org",
+        f"smtp://u:{CANARY}@mail.example.org?starttls={CANARY}",
+        f"smtp://u:{CANARY}@mail.example.org?tls={CANARY}",
+        f"smtps://u:{CANARY}@mail.example.org?starttls=required",
+        f"smtp://:{CANARY}@mail.example.org",
+        f"smtp://u:{CANARY} @mail.example.org",
+        f"smtp://mail.example.org,smtp://u:a,{CANARY}@mail.example.org",
+    ],
+)
+def test_a_bad_mail_server_is_refused_without_repeating_its_password(url: str) -> None:
+    message = refusal(SMTP_URLS=url)
+
+    assert message.startswith("REGISTRAR_SMTP_URLS entry ")
+    assert CANARY not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("DATABASE_URL", f"postgresql://u:{CANARY}@host:port:x/y"),
+        ("DATABASE_URL", f"host=x password={CANARY}"),
+        ("MASTER_KEY", CANARY),
+        ("ADMIN_TOKEN", f"{CANARY} {CANARY}"),
+        ("BROKER_URL", f"amqp://u:{CANARY}@host"),
+        ("RATE_LIMIT_URL", f"redis://u:{CANARY}@host"),
+    ],
+)
+def test_a_refusal_never_repeats_a_secret(name: str, text: str) -> None:
+    assert CANARY not in refusal(**{name: text})
+
+
+def test_secrets_do_not_show_when_settings_are_printed() -> None:
+    settings = read(
+        DATABASE_URL=f"postgresql://u:{CANARY}@host/db",
+        SMTP_URLS=f"smtps://u:{CANARY}@host",
+        ADMIN_TOKEN=CANARY,
+        MASTER_KEY=KEY.hex(),
+    )
+
+    shown = f"{settings!r} {settings} {settings.mail_servers} {settings.model_dump_json()}"
+    assert CANARY not in shown
+    assert KEY.hex() not in shown
+    assert repr(KEY)[2:-1] not in shown

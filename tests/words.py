@@ -1,0 +1,360 @@
+"""The words that tests are written in: what happened (given), what was recorded (then), and waiting for it.
+
+    registration = given(Registration, registered(), otp_issued())
+    registration.verify(offered="000000", expected="123456", now=T0, policy=Policy())
+    assert recorded(registration) == [code_rejected(attempt=1)]
+
+On the store the same facts go in as a stream: `await store.append(stream(REGISTRATION, registered()), CLIENT)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+from eventsourcing.domain import Aggregate, AggregateCreated
+
+from application.ports import Context
+from domain.email_claim import EmailClaim
+from domain.mail_saga import MailSaga
+from domain.recorded import AnyEvent
+from domain.registration import Registration
+from infrastructure.clock import DatabaseClock
+
+A = TypeVar("A", bound=Aggregate)
+
+T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
+REGISTRATION = UUID("019cab10-0000-7000-8000-000000000001")
+CLAIM = UUID("c1a10000-0000-5000-8000-000000000001")
+CLIENT = Context("client", correlation_id=UUID("c0000000-0000-4000-8000-000000000001"))
+
+
+class MovableClock(DatabaseClock):
+    """Stands still until it is moved, whatever time a database tells it."""
+
+    def __init__(self, now: datetime = T0) -> None:
+        super().__init__()
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def set(self, told: datetime, *, asked_ago: timedelta = timedelta(0)) -> None:
+        pass
+
+    def move(self, by: timedelta) -> None:
+        self.now += by
+
+
+async def eventually(condition: Callable[[], Awaitable[Any] | Any], *, within: float = 5.0) -> Any:
+    """Wait until the condition holds (answers something true, without a failed assertion), and answer that.
+
+    The only place in the tests that sleeps.
+
+    Args:
+        within: seconds.
+
+    Raises:
+        AssertionError: it does not hold in time.
+    """
+    deadline = asyncio.get_running_loop().time() + within
+    while True:
+        failure: AssertionError | None = None
+        try:
+            answer = condition()
+            if inspect.isawaitable(answer):
+                answer = await answer
+            if answer:
+                return answer
+        except AssertionError as error:
+            failure = error
+        if asyncio.get_running_loop().time() > deadline:
+            raise failure or AssertionError(f"not within {within:g} s: {inspect.getsource(condition).strip()}")
+        await asyncio.sleep(0.01)
+
+
+# --- Facts ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What happened, without its place in a stream; two are equal wherever and whenever they happened."""
+
+    event: type[AnyEvent]
+    fields: Mapping[str, Any]
+    at: datetime = field(default=T0, compare=False)
+
+
+def stream(stream_id: UUID, *facts: Fact, after: int = 0) -> list[AnyEvent]:
+    """The facts as events of a stream, following its version `after`."""
+    events: list[AnyEvent] = []
+    for version, fact in enumerate(facts, start=after + 1):
+        event: Any = fact.event
+        begins = {"originator_topic": event.TOPIC.partition(".")[0]} if issubclass(event, AggregateCreated) else {}
+        events.append(
+            event(originator_id=stream_id, originator_version=version, timestamp=fact.at, **begins, **fact.fields)
+        )
+    return events
+
+
+def given(kind: type[A], *facts: Fact, stream_id: UUID = REGISTRATION) -> A:
+    """The aggregate to which this happened."""
+    aggregate: Any = None
+    for event in stream(stream_id, *facts):
+        aggregate = event.mutate(aggregate)
+    assert isinstance(aggregate, kind)
+    return aggregate
+
+
+def recorded(aggregate: Aggregate) -> list[Fact]:
+    """What the aggregate recorded and nobody collected yet."""
+    placed = {"originator_id", "originator_version", "originator_topic", "timestamp"}
+    return [
+        Fact(type(event), {name: value for name, value in vars(event).items() if name not in placed}, event.timestamp)
+        for event in aggregate.collect_events()
+    ]
+
+
+# --- Registration -----------------------------------------------------------------------------
+
+
+def registered(
+    *,
+    claim_id: UUID = CLAIM,
+    fingerprint: str = "fingerprint",
+    personal_data: str = "sealed",
+    locale: str = "en",
+    duplicate_of: UUID | None = None,
+    at: datetime = T0,
+) -> Fact:
+    return Fact(
+        Registration.UserRegistered,
+        {
+            "claim_id": str(claim_id),
+            "fingerprint": fingerprint,
+            "personal_data": personal_data,
+            "locale": locale,
+            "duplicate_of": None if duplicate_of is None else str(duplicate_of),
+        },
+        at,
+    )
+
+
+def otp_issued(serial: int = 1, reason: str = "registered", *, at: datetime = T0) -> Fact:
+    return Fact(Registration.OtpIssued, {"serial": serial, "reason": reason}, at)
+
+
+def email_dispatched(
+    serial: int = 1,
+    *,
+    kind: str = "code",
+    provider: str = "mail.example:25",
+    attempts: int = 1,
+    reply_code: int = 250,
+    at: datetime = T0,
+) -> Fact:
+    return Fact(
+        Registration.EmailDispatched,
+        {"serial": serial, "kind": kind, "provider": provider, "attempts": attempts, "reply_code": reply_code},
+        at,
+    )
+
+
+def email_withheld(serial: int = 1, *, at: datetime = T0) -> Fact:
+    return Fact(Registration.EmailWithheld, {"serial": serial}, at)
+
+
+def email_dispatch_failed(
+    serial: int = 1,
+    *,
+    kind: str = "code",
+    permanent: bool = False,
+    failure: str = "greylisted",
+    provider: str = "mail.example:25",
+    attempts: int = 3,
+    reply_code: int | None = 451,
+    reply_status: str | None = "4.7.1",
+    outcome_unknown: bool = False,
+    at: datetime = T0,
+) -> Fact:
+    return Fact(
+        Registration.EmailDispatchFailed,
+        {
+            "serial": serial,
+            "kind": kind,
+            "permanent": permanent,
+            "failure": failure,
+            "provider": provider,
+            "attempts": attempts,
+            "reply_code": reply_code,
+            "reply_status": reply_status,
+            "outcome_unknown": outcome_unknown,
+        },
+        at,
+    )
+
+
+def mailbox_unknown(serial: int = 1, *, at: datetime = T0) -> Fact:
+    """The mail server refused the mail for good."""
+    return email_dispatch_failed(
+        serial, permanent=True, failure="mailbox-unknown", attempts=1, reply_code=550, reply_status="5.1.1", at=at
+    )
+
+
+def email_retry_requested(serial: int = 1, *, at: datetime = T0) -> Fact:
+    return Fact(Registration.EmailRetryRequested, {"serial": serial}, at)
+
+
+def email_discarded(serial: int = 1, *, at: datetime = T0) -> Fact:
+    return Fact(Registration.EmailDiscarded, {"serial": serial}, at)
+
+
+def owner_notified(duplicate_id: UUID, *, at: datetime = T0) -> Fact:
+    return Fact(Registration.OwnerNotified, {"duplicate_id": str(duplicate_id)}, at)
+
+
+def code_rejected(attempt: int = 1, serial: int = 1, *, at: datetime = T0) -> Fact:
+    return Fact(Registration.CodeRejected, {"serial": serial, "attempt": attempt}, at)
+
+
+def code_locked(serial: int = 1, *, at: datetime = T0) -> Fact:
+    return Fact(Registration.CodeLocked, {"serial": serial}, at)
+
+
+def email_verified(serial: int = 1, *, at: datetime = T0) -> Fact:
+    return Fact(Registration.EmailVerified, {"serial": serial}, at)
+
+
+def account_activated(*, at: datetime = T0) -> Fact:
+    return Fact(Registration.AccountActivated, {}, at)
+
+
+def otp_revoked(serial: int = 1, *, at: datetime = T0) -> Fact:
+    return Fact(Registration.OtpRevoked, {"serial": serial}, at)
+
+
+def registration_cancelled(reason: str = "expired", *, at: datetime = T0) -> Fact:
+    return Fact(Registration.RegistrationCancelled, {"reason": reason}, at)
+
+
+def personal_data_erased(*, at: datetime = T0) -> Fact:
+    return Fact(Registration.PersonalDataErased, {}, at)
+
+
+# --- EmailClaim -------------------------------------------------------------------------------
+
+
+def email_claimed(registration_id: UUID = REGISTRATION, *, at: datetime = T0) -> Fact:
+    return Fact(EmailClaim.EmailClaimed, {"registration_id": str(registration_id)}, at)
+
+
+def email_released(registration_id: UUID = REGISTRATION, *, at: datetime = T0) -> Fact:
+    return Fact(EmailClaim.EmailReleased, {"registration_id": str(registration_id)}, at)
+
+
+# --- MailSaga ---------------------------------------------------------------------------------
+
+
+def saga_started(
+    registration_id: UUID = REGISTRATION,
+    *,
+    claim_id: UUID = CLAIM,
+    kind: str = "code",
+    ends_at: datetime = T0 + timedelta(hours=24),
+    at: datetime = T0,
+) -> Fact:
+    return Fact(
+        MailSaga.MailSagaStarted,
+        {"registration_id": str(registration_id), "claim_id": str(claim_id), "kind": kind, "ends_at": ends_at},
+        at,
+    )
+
+
+def mail_requested(
+    registration_id: UUID = REGISTRATION,
+    *,
+    serial: int = 1,
+    kind: str = "code",
+    request: int = 1,
+    issued_at: datetime = T0,
+    look_again_at: datetime = T0 + timedelta(minutes=2),
+    at: datetime = T0,
+) -> Fact:
+    return Fact(
+        MailSaga.MailRequested,
+        {
+            "registration_id": str(registration_id),
+            "kind": kind,
+            "serial": serial,
+            "issued_at": issued_at,
+            "request": request,
+            "look_again_at": look_again_at,
+        },
+        at,
+    )
+
+
+def _looking_again(
+    event: type[AnyEvent], registration_id: UUID, look_again_at: datetime, at: datetime, **fields: Any
+) -> Fact:
+    return Fact(event, {"registration_id": str(registration_id), "look_again_at": look_again_at, **fields}, at)
+
+
+def retry_scheduled(
+    registration_id: UUID = REGISTRATION,
+    *,
+    serial: int = 1,
+    failures: int = 1,
+    look_again_at: datetime = T0 + timedelta(seconds=30),
+    at: datetime = T0,
+) -> Fact:
+    return _looking_again(MailSaga.RetryScheduled, registration_id, look_again_at, at, serial=serial, failures=failures)
+
+
+def code_found_dead(
+    registration_id: UUID = REGISTRATION,
+    *,
+    serial: int = 1,
+    look_again_at: datetime = T0 + timedelta(minutes=2),
+    at: datetime = T0,
+) -> Fact:
+    return _looking_again(MailSaga.CodeFoundDead, registration_id, look_again_at, at, serial=serial)
+
+
+def fresh_code_asked(
+    registration_id: UUID = REGISTRATION,
+    *,
+    serial: int = 1,
+    look_again_at: datetime = T0 + timedelta(minutes=2),
+    at: datetime = T0,
+) -> Fact:
+    return _looking_again(MailSaga.FreshCodeAsked, registration_id, look_again_at, at, serial=serial)
+
+
+def end_awaited(
+    registration_id: UUID = REGISTRATION,
+    *,
+    serial: int = 1,
+    look_again_at: datetime = T0 + timedelta(hours=24),
+    at: datetime = T0,
+) -> Fact:
+    return _looking_again(MailSaga.EndAwaited, registration_id, look_again_at, at, serial=serial)
+
+
+def undo_decided(
+    registration_id: UUID = REGISTRATION,
+    *,
+    reason: str = "expired",
+    look_again_at: datetime = T0 + timedelta(minutes=2),
+    at: datetime = T0,
+) -> Fact:
+    return _looking_again(MailSaga.UndoDecided, registration_id, look_again_at, at, reason=reason)
+
+
+def saga_ended(registration_id: UUID = REGISTRATION, *, outcome: str = "active", at: datetime = T0) -> Fact:
+    return Fact(MailSaga.MailSagaEnded, {"registration_id": str(registration_id), "outcome": outcome}, at)
