@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 from infrastructure.batching import Batcher
@@ -55,7 +55,8 @@ class StoredSendClaims:
         self._line = line
         self._lease = lease
         self._holder = uuid4()
-        self._released: list[_Mail] = []
+        self._held: dict[_Mail, datetime] = {}
+        self._released: list[tuple[UUID, int, datetime]] = []
         self._claims: Batcher[_Mail, bool] = Batcher(self._claim, name="send claims", max_batch=500, max_waiting=5000)
 
     async def acquire(self, registration_id: UUID, serial: int) -> bool:
@@ -63,8 +64,10 @@ class StoredSendClaims:
         return await self._claims.do((registration_id, serial))
 
     async def release(self, registration_id: UUID, serial: int) -> None:
-        """Give a claim back that we hold."""
-        self._released.append((registration_id, serial))
+        """Give a claim back that we hold; one that we took anew after its lease ended is another claim."""
+        lease_until = self._held.pop((registration_id, serial), None)
+        if lease_until is not None:
+            self._released.append((registration_id, serial, lease_until))
 
     async def close(self) -> None:
         """Give everything back.
@@ -86,14 +89,16 @@ class StoredSendClaims:
         released, self._released = self._released, []
         wanted = list(dict.fromkeys(mails))
 
-        async def settle(connection: Connection) -> set[_Mail]:
+        async def settle(connection: Connection) -> dict[_Mail, datetime]:
             async with connection.pipeline(), connection.transaction():
                 if released:
                     await connection.execute(
                         "DELETE FROM send_claims AS c"
-                        " USING unnest(%b::uuid[], %b::integer[]) AS w (registration_id, serial)"
-                        " WHERE c.registration_id = w.registration_id AND c.serial = w.serial AND c.holder = %b",
-                        ([mail[0] for mail in released], [mail[1] for mail in released], self._holder),
+                        " USING unnest(%b::uuid[], %b::integer[], %b::timestamptz[])"
+                        " AS w (registration_id, serial, lease_until)"
+                        " WHERE c.registration_id = w.registration_id AND c.serial = w.serial"
+                        " AND c.lease_until = w.lease_until AND c.holder = %b",
+                        (*(list(column) for column in zip(*released, strict=True)), self._holder),
                     )
                 cursor = await connection.execute(
                     "INSERT INTO send_claims AS c (registration_id, serial, holder, lease_until)"
@@ -102,19 +107,16 @@ class StoredSendClaims:
                     " ON CONFLICT (registration_id, serial) DO UPDATE"
                     " SET holder = excluded.holder, lease_until = excluded.lease_until"
                     " WHERE c.lease_until < clock_timestamp()"
-                    " RETURNING c.registration_id, c.serial",
+                    " RETURNING c.registration_id, c.serial, c.lease_until",
                     (self._holder, self._lease, [mail[0] for mail in wanted], [mail[1] for mail in wanted]),
                 )
                 rows = await cursor.fetchall()
-            return {(registration_id, serial) for registration_id, serial in rows}
+            return {(registration_id, serial): lease_until for registration_id, serial, lease_until in rows}
 
         try:
             got = await self._line.ask(settle)
         except BaseException:
             self._released += released
             raise
-        results = []
-        for mail in mails:
-            results.append(mail in got)
-            got.discard(mail)  # of two wishes for one mail in a batch the earlier gets it
-        return results
+        self._held |= got
+        return [got.pop(mail, None) is not None for mail in mails]  # of two wishes for one mail the earlier gets it

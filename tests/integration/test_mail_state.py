@@ -1,0 +1,92 @@
+"""The right to send a mail, and personal keys, as workers ask the database for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+from infrastructure.line import Line
+from infrastructure.mail_state import StoredPersonalKeys, StoredSendClaims
+from tests.log_words import query
+from tests.words import eventually
+
+LEASE = timedelta(minutes=1)
+
+
+@pytest.fixture
+async def line(dsn: str) -> AsyncIterator[Line]:
+    line = Line(dsn, name="mail", statement_timeout=timedelta(seconds=10))
+    yield line
+    await line.close()
+
+
+@pytest.fixture
+async def other_line(dsn: str) -> AsyncIterator[Line]:
+    line = Line(dsn, name="mail of another worker", statement_timeout=timedelta(seconds=10))
+    yield line
+    await line.close()
+
+
+async def test_of_many_who_want_to_send_a_mail_one_gets_the_right(line: Line, other_line: Line) -> None:
+    one, other = StoredSendClaims(line, lease=LEASE), StoredSendClaims(other_line, lease=LEASE)
+    mail = uuid4()
+    got = await asyncio.gather(*(worker.acquire(mail, 1) for worker in (one, other) for _ in range(10)))
+    assert got.count(True) == 1
+    assert await one.acquire(mail, 2)
+    assert await other.acquire(uuid4(), 1)
+
+
+async def test_a_claim_that_was_given_back_can_be_had_by_others(line: Line, other_line: Line) -> None:
+    one, other = StoredSendClaims(line, lease=LEASE), StoredSendClaims(other_line, lease=LEASE)
+    mail = uuid4()
+    assert await one.acquire(mail, 1)
+    await one.release(mail, 1)
+    assert await one.acquire(mail, 1)  # the release goes before it, in the same round trip
+    await one.release(mail, 1)
+    await one.close()
+    assert await other.acquire(mail, 1)
+
+
+async def test_a_dead_workers_claim_ends_with_its_lease(line: Line, other_line: Line) -> None:
+    dead = StoredSendClaims(line, lease=timedelta(milliseconds=300))
+    heir = StoredSendClaims(other_line, lease=LEASE)
+    mail = uuid4()
+    assert await dead.acquire(mail, 1)
+    await eventually(lambda: heir.acquire(mail, 1))
+    # Whoever comes back from the dead gives back only what was theirs.
+    await dead.release(mail, 1)
+    await dead.close()
+    assert not await dead.acquire(mail, 1)
+
+
+async def test_giving_back_an_ended_claim_leaves_the_one_that_was_taken_since(line: Line, dsn: str) -> None:
+    worker = StoredSendClaims(line, lease=timedelta(milliseconds=100))
+    mail = uuid4()
+    assert await worker.acquire(mail, 1)
+    [(first,)] = await query(dsn, "SELECT lease_until FROM send_claims")
+    await eventually(lambda: worker.acquire(mail, 1))
+    worker._released.append((mail, 1, first))  # a release that was on its way all the time
+    await worker.close()
+    [(second,)] = await query(dsn, "SELECT lease_until FROM send_claims")
+    assert second > first
+
+
+async def test_a_process_that_is_alone_forgets_the_dead(line: Line, other_line: Line) -> None:
+    dead, alone = StoredSendClaims(line, lease=LEASE), StoredSendClaims(other_line, lease=LEASE)
+    mail = uuid4()
+    assert await dead.acquire(mail, 1)
+    await alone.forget_the_dead()
+    assert await alone.acquire(mail, 1)
+
+
+async def test_keys_come_for_those_who_have_one(line: Line, dsn: str) -> None:
+    there, destroyed = uuid4(), uuid4()
+    await query(dsn, "INSERT INTO personal_keys VALUES (%s, 'wrapped')", there)
+    keys = StoredPersonalKeys(line)
+    one, both = await asyncio.gather(keys.fetch((there,)), keys.fetch((there, destroyed)))
+    assert one[there] == both[there] == b"wrapped"
+    assert destroyed not in both
