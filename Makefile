@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run test test-fast check format lock clean
+.PHONY: help setup setup-dev run test test-fast simulate check format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +29,10 @@ test: setup-dev  ## every test, on services of its own
 
 test-fast: setup-dev  ## the tests that are not marked slow
 	$(BIN)/pytest -m "not slow" $(ARGS)
+
+SEEDS ?= 2000
+simulate: setup-dev  ## the seeded simulation; SEEDS=20000 for more, ARGS="--seed 17 --trace" replays one
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
 check: setup-dev  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -1,0 +1,396 @@
+"""Bugs to prove that the simulation finds bugs: each is put in the place of a piece of the real code, for a while."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+from unittest.mock import patch
+from uuid import UUID
+
+from application import handlers, mail_saga
+from application.commands import ActivateAccount, CancelRegistration, Command, ReleaseEmail, RevokeOtp, VerifyEmail
+from application.handlers import Answer, Handlers
+from application.mail_delivery import MailDelivery
+from application.mail_saga import SECOND_LOOK
+from application.ports import Accepted, Context, FollowerMoved, Letter, MailRequest, MailServers, NotSent, Unavailable
+from domain.errors import Refused
+from domain.mail_saga import MailSaga
+from domain.recorded import Position
+from domain.registration import Policy, Registration
+from domain.sign_up import SignUp
+from domain.sign_up import sign_up as registration_sign_up
+from infrastructure import process_manager
+from infrastructure.event_store import RecordedRow
+from infrastructure.follower import save_position
+from infrastructure.process_manager import ProcessManager
+from infrastructure.relay import Relay
+from tests.simulation.mail import SimulatedSecrets
+from tests.simulation.oracle import Violation
+from tests.simulation.world import Parts
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A bug.
+
+    Attributes:
+        within: how many seeds it may take to find it.
+        invariant: the one by which it shows; another violation may come first, and does not count.
+    """
+
+    name: str
+    plant: Callable[[], AbstractContextManager[Parts]]
+    within: int
+    invariant: str
+
+    def shows(self, violation: Violation) -> bool:
+        return str(violation).startswith(self.invariant)
+
+
+PLANTED: list[Planted] = []
+
+
+def planted(invariant: str, *, within: int) -> Callable[[Callable[[], Iterator[Parts]]], Callable[[], Iterator[Parts]]]:
+    def register(plant: Callable[[], Iterator[Parts]]) -> Callable[[], Iterator[Parts]]:
+        PLANTED.append(Planted(plant.__name__.replace("_", " "), contextmanager(plant), within, invariant))
+        return plant
+
+    return register
+
+
+# --- The saga ---------------------------------------------------------------------------------
+
+
+@planted("I4", within=20)
+def dropped_second_look() -> Iterator[Parts]:
+    """A mail that nothing was heard of is not asked for again; retries after failures are."""
+    real = mail_saga._try_again
+
+    def try_again(saga: MailSaga, now: datetime, policy: Policy) -> list[Command]:
+        return real(saga, now, policy) if saga.retry_due else []
+
+    with patch.object(mail_saga, "_try_again", try_again):
+        yield Parts()
+
+
+@planted("I4", within=20)
+def dropped_retry() -> Iterator[Parts]:
+    """A mail that failed for now is not tried again."""
+    real = mail_saga._try_again
+
+    def try_again(saga: MailSaga, now: datetime, policy: Policy) -> list[Command]:
+        return [] if saga.retry_due else real(saga, now, policy)
+
+    with patch.object(mail_saga, "_try_again", try_again):
+        yield Parts()
+
+
+@planted("I4", within=20)
+def retries_without_an_end() -> Iterator[Parts]:
+    """The registration's end is forgotten while a mail is still to be sent."""
+    real = mail_saga._look_again
+
+    def look_again(saga: MailSaga, now: datetime, policy: Policy) -> list[Command]:
+        if saga.undoing is None and now >= saga.ends_at:
+            return mail_saga._try_again(saga, now, policy)
+        return real(saga, now, policy)
+
+    with patch.object(mail_saga, "_look_again", look_again):
+        yield Parts()
+
+
+@planted("claims", within=20)
+def address_released_before_the_cancellation() -> Iterator[Parts]:
+    def undo(saga: MailSaga, reason: str, now: datetime) -> list[Command]:
+        saga.undo(reason=reason, look_again_at=now + SECOND_LOOK, now=now)
+        return [
+            RevokeOtp(registration_id=saga.registration_id),
+            ReleaseEmail(registration_id=saga.registration_id, claim_id=saga.claim_id),
+            CancelRegistration(registration_id=saga.registration_id, reason=reason),
+        ]
+
+    with patch.object(mail_saga, "_undo", undo):
+        yield Parts()
+
+
+@planted("claims", within=20)
+def address_never_released() -> Iterator[Parts]:
+    real = mail_saga.react
+
+    def react(saga: MailSaga | None, happened: Any, now: datetime, policy: Policy) -> Any:
+        saga, commands = real(saga, happened, now, policy)
+        return saga, [command for command in commands if not isinstance(command, ReleaseEmail)]
+
+    with patch.object(process_manager, "react", react):
+        yield Parts()
+
+
+@planted("I4", within=20)
+def ended_before_the_activation_is_recorded() -> Iterator[Parts]:
+    """The saga ends with the proof and saves that, and only then activates the account."""
+    real = mail_saga.react
+
+    def react(saga: MailSaga | None, happened: Any, now: datetime, policy: Policy) -> Any:
+        saga, commands = real(saga, happened, now, policy)
+        if saga is not None and any(isinstance(command, ActivateAccount) for command in commands):
+            saga.end(outcome="active", now=now)
+            return saga, []
+        return saga, commands
+
+    with patch.object(process_manager, "react", react):
+        yield Parts()
+
+
+@planted("I4", within=150)
+def unresumed_compensation() -> Iterator[Parts]:
+    """Undoing is tried once; a step that was cut off is not done again."""
+    real = ProcessManager._run
+
+    async def run(self: ProcessManager, commands: Sequence[Command], context: Context) -> None:
+        try:
+            await real(self, commands, context)
+        except Unavailable:
+            if not isinstance(commands[0], RevokeOtp):
+                raise
+
+    def look_again(saga: MailSaga, now: datetime, policy: Policy) -> list[Command]:
+        return [] if saga.undoing is not None else real_look(saga, now, policy)
+
+    real_look = mail_saga._look_again
+    with patch.object(ProcessManager, "_run", run), patch.object(mail_saga, "_look_again", look_again):
+        yield Parts()
+
+
+# --- Its driver and the relay -----------------------------------------------------------------
+
+
+@planted("I4", within=50)
+def position_saved_before_the_commands_ran() -> Iterator[Parts]:
+    class Hasty(ProcessManager):
+        async def _follow(
+            self, connection: Any, rows: Sequence[RecordedRow], position: Position, seen: Position
+        ) -> None:
+            await save_position(connection, self.name, position, seen)
+            stories: dict[UUID, Any] = {}
+            for row in rows:
+                story = stories.setdefault(row.stream_id, process_manager._Story(row.stream_id))
+                story.add(row, self._tail.decode(row))
+            if notes := await self._settle(connection, stories):
+                await self._store.append_each(notes)
+
+    yield Parts(manager=Hasty)
+
+
+@planted("I4", within=50)
+def notes_saved_apart_from_the_position() -> Iterator[Parts]:
+    """The position goes first, in a commit of its own."""
+
+    class Apart(ProcessManager):
+        async def _follow(
+            self, connection: Any, rows: Sequence[RecordedRow], position: Position, seen: Position
+        ) -> None:
+            store = self._store
+
+            class Torn:
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(store, name)
+
+                async def append_each(self, events: Any, *, moved: FollowerMoved | None = None) -> Position:
+                    if moved is not None:
+                        await save_position(connection, moved.name, moved.since, moved.to)
+                    return await store.append_each(events)
+
+            self._store = Torn()  # type: ignore[assignment]
+            try:
+                await super()._follow(connection, rows, position, seen)
+            finally:
+                self._store = store
+
+    yield Parts(manager=Apart)
+
+
+@planted("I9", within=50)
+def outcome_not_recorded_before_the_position_moves() -> Iterator[Parts]:
+    """The relay counts a mail as safe when its sending has begun."""
+
+    class Forward(Relay):
+        def __init__(self, *, hand_over: Any, **parts: Any) -> None:
+            under_way = set()
+
+            async def begin(request: MailRequest) -> None:
+                task = asyncio.get_running_loop().create_task(quietly(request))
+                under_way.add(task)
+
+            async def quietly(request: MailRequest) -> None:
+                with suppress(Unavailable):
+                    await hand_over(request)
+
+            super().__init__(hand_over=begin, **parts)
+
+    yield Parts(relay=Forward)
+
+
+# --- The delivery -----------------------------------------------------------------------------
+
+
+@planted("I5", within=50)
+def missing_still_wanted_check() -> Iterator[Parts]:
+    with patch.object(Registration, "wants_mail", lambda self, serial: True):
+        yield Parts()
+
+
+@planted("I5", within=100)
+def claim_to_send_not_taken() -> Iterator[Parts]:
+    class Bold(MailDelivery):
+        async def deliver(self, request: MailRequest) -> None:
+            await self._deliver_claimed(request)
+
+    yield Parts(delivery=Bold)
+
+
+@planted("I5", within=50)
+def hand_over_not_recorded() -> Iterator[Parts]:
+    """A database that is away while the hand-over is recorded is shrugged off."""
+
+    class Careless(MailDelivery):
+        async def _record(self, outcome: Command, request: MailRequest) -> None:
+            with suppress(Unavailable):
+                await self._handlers.handle(outcome, Context("mail-worker", request.correlation_id))
+
+    yield Parts(delivery=Careless)
+
+
+@planted("I4", within=50)
+def unknown_outcome_taken_for_a_hand_over() -> Iterator[Parts]:
+    """What failed is recorded as handed over."""
+
+    class Rosy:
+        def __init__(self, servers: MailServers) -> None:
+            self._servers = servers
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._servers, name)
+
+        async def send(self, letter: Letter) -> Accepted:
+            try:
+                return await self._servers.send(letter)
+            except NotSent as failure:
+                return Accepted(failure.provider, failure.attempts, 250)
+
+    class Hopeful(MailDelivery):
+        def __init__(self, *, servers: MailServers, **parts: Any) -> None:
+            super().__init__(servers=cast("MailServers", Rosy(servers)), **parts)
+
+    yield Parts(delivery=Hopeful)
+
+
+@planted("I5", within=50)
+def notices_without_a_limit() -> Iterator[Parts]:
+    with patch.object(Registration, "may_notify_owner", lambda self, now, policy: True):
+        yield Parts()
+
+
+# --- Codes ------------------------------------------------------------------------------------
+
+
+@planted("I6", within=20)
+def same_code_after_a_resend() -> Iterator[Parts]:
+    class Same(SimulatedSecrets):
+        def code(self, registration_id: UUID, serial: int) -> str:
+            return super().code(registration_id, 1)
+
+    yield Parts(secrets=Same)
+
+
+@planted("I6", within=20)
+def message_id_of_every_attempt_its_own() -> Iterator[Parts]:
+    class Fresh(SimulatedSecrets):
+        def message_id(self, registration_id: UUID, serial: int) -> str:
+            return f"{self._rng.getrandbits(128):032x}"
+
+    yield Parts(secrets=Fresh)
+
+
+@planted("I7", within=50)
+def wrong_guess_recorded_after_the_answer() -> Iterator[Parts]:
+    class Eager(Handlers):
+        async def verify_email(self, command: VerifyEmail, context: Context) -> Answer:
+            registration = (await self._log.load(command.registration_id)).get(Registration, command.registration_id)
+            if registration is not None:
+                refusal = registration.verify(
+                    offered=command.code.get_secret_value(),
+                    expected=self._secrets.code(registration.id, registration.serial),
+                    now=self._clock(),
+                    policy=self._policy,
+                )
+                if refusal is not None:
+                    self._later = asyncio.get_running_loop().create_task(self._record(command, context))
+                    raise refusal
+            return await super().verify_email(command, context)
+
+        async def _record(self, command: VerifyEmail, context: Context) -> None:
+            with suppress(Refused, Unavailable):
+                await super().verify_email(command, context)
+
+    yield Parts(handlers=Eager)
+
+
+@planted("I6", within=100)
+def expired_code_accepted() -> Iterator[Parts]:
+    real = Registration.verify
+
+    def verify(self: Registration, *, offered: str, expected: str, now: datetime, policy: Policy) -> Refused | None:
+        handed_over, self.handed_over_at = self.handed_over_at, {}
+        try:
+            return real(self, offered=offered, expected=expected, now=now, policy=policy)
+        finally:
+            self.handed_over_at = handed_over
+
+    with patch.object(Registration, "verify", verify):
+        yield Parts()
+
+
+@planted("I7", within=50)
+def guesses_not_counted_together() -> Iterator[Parts]:
+    """The code is never locked."""
+    with patch.object(Registration, "_code_locked", lambda self, **_: None):
+        yield Parts()
+
+
+# --- Addresses --------------------------------------------------------------------------------
+
+
+@planted("I3", within=20)
+def claim_of_the_address_not_taken() -> Iterator[Parts]:
+    real = registration_sign_up
+
+    def sign_up(**wish: Any) -> SignUp:
+        outcome = real(**wish)
+        return SignUp(outcome.registration, outcome.changed[:-1])
+
+    with patch.object(handlers, "sign_up", sign_up):
+        yield Parts()
+
+
+@planted("I3", within=20)
+def superseded_registration_left_open() -> Iterator[Parts]:
+    with patch.object(Registration, "supersede", lambda self, *, now: None):
+        yield Parts()
+
+
+@planted("I1", within=50)
+def lost_append_answered_as_done() -> Iterator[Parts]:
+    """A lost append is taken for a success: what was said is not in the log."""
+
+    class Deaf(Handlers):
+        async def _save(self, *aggregates: Any, context: Context, keys: Any = ()) -> Position:
+            try:
+                return await super()._save(*aggregates, context=context, keys=keys)
+            except Unavailable:
+                return 1
+
+    yield Parts(handlers=Deaf)
