@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run test test-fast simulate check format lock clean
+.PHONY: help setup setup-dev run test test-fast simulate bench check format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ test-fast: setup-dev  ## the tests that are not marked slow
 SEEDS ?= 2000
 simulate: setup-dev  ## the seeded simulation; SEEDS=20000 for more, ARGS="--seed 17 --trace" replays one
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
+
+bench: setup-dev  ## the benchmarks as ratios, side by side in one run (about 15 minutes; ARGS="--quick", "--only append")
+	$(BIN)/python -m bench $(ARGS)
 
 check: setup-dev  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

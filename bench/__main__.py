@@ -1,0 +1,69 @@
+"""`python -m bench`: every promise of speed, measured side by side on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import structlog
+from rich.console import Console
+
+from bench import append, fold, growth, over_http, report, whole_way
+from bench.cluster import Cluster, cluster
+from bench.report import Row
+
+Group = Callable[[Cluster, bool], list[Row]]
+
+GROUPS: dict[str, Group] = {
+    "append": lambda c, quick: append.run(c, seconds=1 if quick else 2, repetitions=1 if quick else 3),
+    "http": lambda c, quick: over_http.run(c, seconds=1 if quick else 4, repetitions=1 if quick else 3),
+    "whole-way": lambda c, quick: whole_way.run(c, seconds=3 if quick else 30, repetitions=1 if quick else 3),
+    "fold": lambda c, quick: fold.run(
+        c, sizes=(10_000, 20_000) if quick else (200_000, 2_000_000), repetitions=1 if quick else 3
+    ),
+    "growth": lambda c, quick: growth.run(
+        c, sizes=(2_000, 20_000) if quick else (20_000, 2_000_000), repetitions=1 if quick else 3
+    ),
+}
+
+
+def main() -> int:
+    """Measure, show the table, write `results.json` (with `--only`, the other groups keep their last results).
+
+    Answers 1 if a promise was not kept or not measured.
+    """
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="NAME", help=f"groups: {', '.join(GROUPS)}")
+    parser.add_argument("--quick", action="store_true", help="see whether it runs; the figures mean nothing")
+    parser.add_argument("--output", type=Path, help="where the results go  [default: results.json, unless --quick]")
+    arguments = parser.parse_args()
+    output = arguments.output or (None if arguments.quick else report.RESULTS)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    console = Console(stderr=True)
+    rows: list[Row] = []
+    failed = False
+    with cluster() as server:
+        about = report.machine(server.version)
+        for name in arguments.only or GROUPS:
+            console.print(f"{datetime.now(UTC):%H:%M:%S} measuring: {name}")
+            busy = psutil.cpu_percent(interval=2.0)
+            try:
+                found = GROUPS[name](server, arguments.quick)
+            except Exception:  # noqa: BLE001 - the edge: the other groups are worth as much without this one
+                console.print_exception()
+                failed = True
+                continue
+            rows += found
+            if output is not None:
+                report.write(name, found, about, busy, output)
+    report.show(rows)
+    return int(failed or any(row.met is False for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

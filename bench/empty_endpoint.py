@@ -1,0 +1,57 @@
+"""The same framework and the same server with nothing behind them: what our routes are compared with."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from types import SimpleNamespace
+from uuid import UUID
+
+import uvloop
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from entrypoints.cli_up import _collect_rarely  # the service's own, so that the comparison is fair
+from entrypoints.server import Server
+
+
+class Body(BaseModel):
+    """What a registration without a password sends."""
+
+    email: str
+    name: str
+
+
+def _application() -> FastAPI:
+    app = FastAPI(
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.checks = SimpleNamespace(stopping=False)  # what `Server` expects of an application of ours
+
+    @app.post("/v1/registrations", status_code=202)
+    async def register(body: Body) -> dict[str, str]:
+        return {"email": body.email, "status": "PENDING"}
+
+    @app.get("/v1/registrations/{registration_id}")
+    async def show(registration_id: UUID) -> dict[str, str]:
+        return {"registration_id": str(registration_id), "status": "PENDING"}
+
+    return app
+
+
+async def _main() -> None:
+    server = Server(_application(), host="127.0.0.1", port=0)
+    await server.start()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    print("listening", server.port, flush=True)
+    _collect_rarely()
+    await stop.wait()
+    await server.stop()
+
+
+if __name__ == "__main__":
+    uvloop.run(_main())

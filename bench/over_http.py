@@ -1,0 +1,136 @@
+"""Requests: our routes against an empty endpoint, and passwords against the bare hash."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any
+
+import psycopg
+from nacl.pwhash import argon2id
+
+from bench.cluster import Cluster
+from bench.processes import Process, empty_endpoint, load, registrar_process, registrar_serve, sink
+from bench.report import Row, median_by_side, medians
+from infrastructure.password_hashing import MEMORY, PASSES
+
+CONNECTIONS = 64
+HASHING_CONNECTIONS = 12
+"""Enough to keep every core at a hash, few enough that none is turned away."""
+
+_PASSWORD = "correct horse battery"  # noqa: S105 - nobody's
+_BODY = '{"email": "somebody-12345@bench.example", "name": "Ada Lovelace"}'
+
+
+def run(cluster: Cluster, *, seconds: float, repetitions: int) -> list[Row]:
+    return [
+        *_posting(cluster, seconds=seconds, repetitions=repetitions),
+        *_hashing(cluster, seconds=seconds, repetitions=repetitions),
+        *_getting(cluster, seconds=seconds, repetitions=repetitions),
+    ]
+
+
+def _posting(cluster: Cluster, *, seconds: float, repetitions: int) -> list[Row]:
+    outcomes: dict[str, list[Any]] = {"ours": [], "empty": []}
+    tags = (f"post{n}" for n in count())
+    with cluster.fresh() as dsn, registrar_serve(dsn) as serve, empty_endpoint() as empty:
+
+        def ours() -> float:
+            job = {"what": "register", "tag": next(tags)}
+            return _rate(serve, job, outcomes["ours"], seconds)
+
+        def theirs() -> float:
+            job = {"what": "post", "path": "/v1/registrations", "body": _BODY}
+            return _rate(empty, job, outcomes["empty"], seconds)
+
+        found = median_by_side({"ours": ours, "empty": theirs}, repetitions)
+    return [_row("POST /v1/registrations, 64 connections", "an empty endpoint", found, 0.4, outcomes)]
+
+
+def _hashing(cluster: Cluster, *, seconds: float, repetitions: int) -> list[Row]:
+    outcomes: dict[str, list[Any]] = {"ours": []}
+    tags = (f"hash{n}" for n in count())
+    with cluster.fresh() as dsn, registrar_serve(dsn) as serve:
+
+        def ours() -> float:
+            job = {"what": "register", "tag": next(tags), "password": _PASSWORD}
+            return _rate(serve, job, outcomes["ours"], seconds, connections=HASHING_CONNECTIONS)
+
+        found = median_by_side({"ours": ours, "bare": lambda: _bare_hashes(seconds)}, repetitions)
+    return [_row("POST with a password", "bare argon2id (libsodium), a thread a core", found, 0.9, outcomes)]
+
+
+def _getting(cluster: Cluster, *, seconds: float, repetitions: int) -> list[Row]:
+    outcomes: dict[str, list[Any]] = {"ours": [], "empty": []}
+    with cluster.fresh() as dsn, registrar_serve(dsn) as serve, empty_endpoint() as empty:
+        load(serve, what="register", tag="get", connections=8, seconds=1)
+        with sink() as mail, registrar_process(dsn, mail.port):
+            _until_folded(dsn)
+        with psycopg.connect(dsn) as connection:
+            found_ids = connection.execute("SELECT registration_id FROM read_registrations.registrations LIMIT 500")
+            paths = [f"/v1/registrations/{row[0]}" for row in found_ids]
+
+        def ours() -> float:
+            return _rate(serve, {"what": "get", "paths": paths}, outcomes["ours"], seconds)
+
+        def theirs() -> float:
+            return _rate(empty, {"what": "get", "paths": paths}, outcomes["empty"], seconds)
+
+        found = median_by_side({"ours": ours, "empty": theirs}, repetitions)
+    return [_row("GET /v1/registrations/{id}, 64 connections", "an empty endpoint", found, 0.5, outcomes)]
+
+
+def _rate(
+    process: Process, job: dict[str, Any], outcomes: list[Any], seconds: float, connections: int = CONNECTIONS
+) -> float:
+    """Good answers a second; an answer that is not good stops the measurement."""
+    outcome = load(process, connections=connections, seconds=seconds, **job)
+    latencies = outcome["latencies"]
+    assert set(outcome["statuses"]) <= {"200", "202"}, outcome["statuses"]
+    outcomes.append(
+        {
+            "rate": len(latencies) / outcome["seconds"],
+            "p50": latencies[len(latencies) // 2],
+            "p99": latencies[int(len(latencies) * 0.99)],
+            "load_cpu_share": outcome["cpu"] / outcome["seconds"],
+        }
+    )
+    return float(outcomes[-1]["rate"])
+
+
+def _row(what: str, against: str, found: dict[str, list[float]], target: float, outcomes: dict[str, Any]) -> Row:
+    ours, other = medians(found).values()
+    details = {"every repetition": found, "closed loop, latencies in seconds": outcomes}
+    return Row(what, against, f"{ours:,.0f}/s", f"{other:,.0f}/s", ours / other, "x", target, True, details)
+
+
+def _bare_hashes(seconds: float) -> float:
+    """Hashes a second of as many threads as there are cores, with the service's parameters."""
+    salt, password = b"0123456789abcdef", _PASSWORD.encode()
+    end = time.perf_counter() + seconds
+
+    def work() -> int:
+        done = 0
+        while time.perf_counter() < end:
+            argon2id.kdf(32, password, salt, opslimit=PASSES, memlimit=MEMORY)
+            done += 1
+        return done
+
+    threads = os.cpu_count() or 1
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        done = sum(pool.map(lambda _: work(), range(threads)))
+    return done / (time.perf_counter() - begun)
+
+
+def _until_folded(dsn: str) -> None:
+    query = "SELECT (SELECT position FROM followers WHERE name = 'registrations') >= (SELECT position FROM head)"
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for _ in range(600):
+            row = connection.execute(query).fetchone()
+            if row is not None and row[0]:
+                return
+            time.sleep(0.1)
+    raise RuntimeError("the read model does not catch up")

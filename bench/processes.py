@@ -1,0 +1,187 @@
+"""The processes of a measurement: the real service, what it is compared with, the load, and what each of them costs."""
+
+# ruff: noqa: S603 - every program is this interpreter, called with lists of arguments
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil  # type: ignore[import-untyped]
+import psycopg
+
+ROOT = Path(__file__).resolve().parent.parent
+_KEY = "00112233445566778899aabbccddeeff" * 2
+_START_DEADLINE = 30.0
+_REGISTRAR = str(Path(sys.executable).with_name("registrar"))
+
+
+class Process:
+    """A process that was started for a measurement.
+
+    Attributes:
+        port: where it listens, 0 if it does not.
+    """
+
+    def __init__(self, popen: subprocess.Popen[str], port: int) -> None:
+        self.popen = popen
+        self.port = port
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def ask(self, question: str = "") -> Any:
+        """Send a line, and answer the JSON line that comes back."""
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        self.popen.stdin.write(question + "\n")
+        self.popen.stdin.flush()
+        return json.loads(self.popen.stdout.readline())
+
+
+@contextmanager
+def _running(arguments: list[str], ready: str, environment: dict[str, str] | None = None) -> Iterator[Process]:
+    """Run until the end of the block. It is up when it prints a line that begins with `ready`; a URL in it is its
+    address."""
+    popen = subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env=_environment() | (environment or {}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Process(popen, _port(_line(popen, ready)))
+    finally:
+        popen.send_signal(signal.SIGTERM)
+        try:
+            popen.wait(30)
+        except subprocess.TimeoutExpired:
+            popen.kill()
+            popen.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without settings of a service, and without unbuffered output: that one cuts off long answers."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("REGISTRAR_") and name != "PYTHONUNBUFFERED"
+    }
+
+
+def _line(popen: subprocess.Popen[str], begins: str) -> str:
+    assert popen.stdout is not None
+    deadline = time.monotonic() + _START_DEADLINE
+    while time.monotonic() < deadline and popen.poll() is None:
+        if select.select([popen.stdout], [], [], 0.1)[0]:
+            line = popen.stdout.readline()
+            if line.startswith(begins):
+                return line
+    raise RuntimeError(f"{popen.args!r} did not come up")
+
+
+def _port(line: str) -> int:
+    words = [word for word in line.split() if word.startswith("http://") or word.isdigit()]
+    return 0 if not words else int(words[0]) if words[0].isdigit() else urlsplit(words[0]).port or 0
+
+
+def _settings(dsn: str) -> dict[str, str]:
+    return {"REGISTRAR_DATABASE_URL": dsn, "REGISTRAR_MASTER_KEY": _KEY, "REGISTRAR_LOG_FORMAT": "json"}
+
+
+@contextmanager
+def registrar_serve(dsn: str) -> Iterator[Process]:
+    """`registrar serve`, as an operator would start it, on a free port."""
+    with _running([_REGISTRAR, "serve", "--port", "0"], "API", _settings(dsn)) as process:
+        yield process
+
+
+@contextmanager
+def registrar_process(dsn: str, smtp_port: int) -> Iterator[Process]:
+    """`registrar process`, with the sink as its mail server."""
+    settings = _settings(dsn) | {"REGISTRAR_SMTP_URLS": f"smtp://127.0.0.1:{smtp_port}?starttls=never"}
+    with _running([_REGISTRAR, "process"], "Following", settings) as process:
+        _until_it_leads(dsn)
+        yield process
+
+
+@contextmanager
+def sink() -> Iterator[Process]:
+    """A mail server that takes everything at once."""
+    with _running([sys.executable, "-m", "bench.sink"], "listening") as process:
+        yield process
+
+
+@contextmanager
+def empty_endpoint() -> Iterator[Process]:
+    """The same framework and server with nothing behind it."""
+    with _running([sys.executable, "-m", "bench.empty_endpoint"], "listening") as process:
+        yield process
+
+
+def run_job(module: str, job: dict[str, Any]) -> Any:
+    """Run a module of the benchmark in a process of its own: arguments in and outcome out as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, json.dumps(job)],
+        cwd=ROOT,
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def load(process: Process, **job: Any) -> Any:
+    """Put load on a process; answers the outcome as `bench.load` prints it."""
+    return run_job("bench.load", job | {"port": process.port})
+
+
+def _until_it_leads(dsn: str) -> None:
+    """All followers have a leader: the first mail need not wait for that."""
+    query = "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    deadline = time.monotonic() + _START_DEADLINE
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        while time.monotonic() < deadline:
+            row = connection.execute(query).fetchone()
+            if row is not None and row[0] >= 8:  # six read models, the saga, the relay
+                return
+            time.sleep(0.05)
+    raise RuntimeError("the followers did not come up")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds that a process has used, all its threads together."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def cpu_of_postgres(postmaster: int, dsn: str) -> dict[str, float]:
+    """CPU seconds of the server's processes by what they do: whom a backend serves, or the background work's name."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        names: dict[int, str] = dict(
+            connection.execute(
+                "SELECT pid, coalesce(nullif(application_name, ''), backend_type) FROM pg_stat_activity"
+            ).fetchall()
+        )
+    found: dict[str, float] = {}
+    for child in psutil.Process(postmaster).children(recursive=True):
+        try:
+            times = child.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        name = names.get(child.pid, "other")
+        found[name] = found.get(name, 0.0) + times.user + times.system
+    return found
