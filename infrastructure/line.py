@@ -42,27 +42,20 @@ class Line:
         name: str,
         statement_timeout: timedelta,
         lock_timeout: timedelta = timedelta(seconds=1),
-        prepare: Callable[[Connection], Awaitable[None]] | None = None,
     ) -> None:
         """
         Args:
             name: shown as application_name in the server's lists.
             statement_timeout: enforced by the server; one second later we cut the connection ourselves.
             lock_timeout: how long a statement waits for a lock.
-            prepare: run on every new connection.
         """
         self._dsn = dsn
         self._name = name
         self._statement_timeout = statement_timeout
         self._lock_timeout = lock_timeout
-        self._prepare = prepare
         self._connection: Connection | None = None
         self._refuse_until = 0.0
         self._busy = asyncio.Lock()
-
-    @property
-    def is_connected(self) -> bool:
-        return self._connection is not None and not self._connection.closed
 
     async def run(self, use: Callable[[Connection], Awaitable[T]]) -> T:
         """Call `use` with the connection (autocommit); a broken one is dropped, and the next call makes a new one.
@@ -116,8 +109,6 @@ class Line:
                 statement_timeout=self._statement_timeout,
                 lock_timeout=self._lock_timeout,
             )
-            if self._prepare is not None:
-                await self._prepare(connection)
         except (psycopg.Error, OSError, TimeoutError) as error:
             self._refuse_until = asyncio.get_running_loop().time() + FAIL_FAST.total_seconds()
             raise Unavailable("the database is away") from error
