@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from hashlib import sha256
 from importlib.resources import files
+from struct import Struct
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -21,6 +23,7 @@ from eventsourcing.persistence import StoredEvent
 
 from application.ports import A, Conflict, Context, FollowerMoved, Unavailable, WrappedKey
 from domain.recorded import AnyEvent, Position, Recorded
+from infrastructure.arrays import Bigints, Byteas, Texts, Uuids
 from infrastructure.batching import Batcher
 from infrastructure.clock import DatabaseClock
 from infrastructure.event_codec import EventCodec
@@ -36,10 +39,8 @@ RESOLVE_WITHIN = timedelta(seconds=2)
 """How long an append whose answer was lost is looked up before its caller gets `Unavailable` (faults.md, B1)."""
 
 _APPEND = """
-    SELECT append, last_position, now FROM append_batch(
-        %b, %b::integer[], %b::uuid[], %b::bigint[], %b::text[], %b::bytea[],
-        %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::text[], %b::bigint[], %b::bigint[],
-        %b::integer[], %b::uuid[], %b::bytea[])
+    SELECT first_position, lost, now FROM append_batch(
+        %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b)
 """
 
 # The streams asked for, the claims, and the streams of the registrations that hold the claims now.
@@ -88,12 +89,21 @@ class RecordedRow:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """What is to be recorded whole or not at all."""
+    """What is to be recorded whole or not at all.
+
+    Attributes:
+        digests: of the events; made with the append, while the batch before is still under way.
+    """
 
     events: Sequence[StoredEvent]
     contexts: Sequence[Context]
     keys: Sequence[WrappedKey] = ()
     moved: FollowerMoved | None = None
+    digests: Sequence[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        digests = [event_digest(event, context) for event, context in zip(self.events, self.contexts, strict=True)]
+        object.__setattr__(self, "digests", digests)
 
 
 class LoadedStreams:
@@ -251,7 +261,7 @@ class EventStore:
             batch_id = uuid4()
             parameters = _parameters(batch_id, appends)
             try:
-                return await self._writing.run(lambda connection: self._execute(connection, parameters, len(appends)))  # noqa: B023
+                first, lost = await self._writing.run(lambda connection: self._execute(connection, parameters))  # noqa: B023
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DiskFull) as error:
                 # These two are certain to come before the commit.
                 raise Unavailable("the log cannot be written now") from error
@@ -266,6 +276,8 @@ class EventStore:
                     return [error] if len(appends) == 1 else await self._record_one_by_one(appends)
                 if asyncio.get_running_loop().time() >= deadline:
                     raise Unavailable("the database is away") from error
+            else:
+                return _answers(appends, first, lost)
 
     async def _record_one_by_one(self, appends: Sequence[Append]) -> Sequence[Position | Exception]:
         """One of them cannot be recorded: find out which, and record the others."""
@@ -277,18 +289,17 @@ class EventStore:
             results += [error] * (len(appends) - len(results))
         return results
 
-    async def _execute(
-        self, connection: Connection, parameters: tuple[Any, ...], count: int
-    ) -> list[Position | Exception]:
+    async def _execute(self, connection: Connection, parameters: tuple[Any, ...]) -> tuple[Position, list[int]]:
+        """The batch's first position, and the numbers of its appends that lost."""
         cursor = connection.cursor(binary=True)
         asked = time.monotonic()
         await cursor.execute(_APPEND, parameters)
         took = timedelta(seconds=time.monotonic() - asked)
-        results: list[Position | Exception] = [Conflict(_LOST) for _ in range(count)]
-        for append, last_position, now in await cursor.fetchall():
-            results[append - 1] = last_position
-            self._clock.set(now, asked_ago=took)
-        return results
+        row = await cursor.fetchone()
+        assert row is not None  # noqa: S101 - the function answers a row
+        first, lost, now = row
+        self._clock.set(now, asked_ago=took)
+        return first, lost
 
     async def _fate(self, batch_id: UUID, deadline: float) -> tuple[Position, list[int]] | None:
         """First position of what a batch recorded, and the numbers of its appends that lost; None if it recorded
@@ -422,30 +433,72 @@ def _is_of_the_data(error: Exception) -> bool:
     return sqlstate[:2] not in {"08", "40", "53", "55", "57", "58"}
 
 
+def event_digest(event: StoredEvent, context: Context) -> bytes:
+    """What the hash chain keeps of an event: sha256 over all of it but its position and time, which its block's hash
+    covers. The same as `event_digest` in sql/event_store.sql."""
+    return sha256(
+        _uuid(event.originator_id).bytes
+        + _eight(event.originator_version)
+        + _field(event.topic.encode())
+        + _field(event.state)
+        + context.correlation_id.bytes
+        + _field(None if context.causation_position is None else _eight(context.causation_position))
+        + _field(context.actor.encode())
+        + _field(None if context.trace is None else context.trace.encode())
+    ).digest()
+
+
+_four = Struct("!i").pack
+_eight = Struct("!q").pack
+
+
+def _field(value: bytes | None) -> bytes:
+    return _four(-1) if value is None else _four(len(value)) + value
+
+
+def _uuid(stream_id: UUID | str) -> UUID:
+    """The library allows text; our streams have UUIDs."""
+    assert isinstance(stream_id, UUID)  # noqa: S101 - narrows the library's type
+    return stream_id
+
+
 def _parameters(batch_id: UUID, appends: Sequence[Append]) -> tuple[Any, ...]:
-    event_append, streams, versions, topics, states = [], [], [], [], []
-    correlations, causations, actors, traces, followers, since, to = [], [], [], [], [], [], []
-    key_append, key_registrations, key_wrapped = [], [], []
+    """The arguments of `append_batch`."""
+    sizes, streams, versions, topics, states = Bigints(), Uuids(), Bigints(), Texts(), Byteas()
+    correlations, causations, actors, traces = Uuids(), Bigints(), Texts(), Texts()
+    digests: list[bytes] = []
+    base_streams, base_versions = Uuids(), Bigints()
+    moving, followers, since, to = Bigints(), Texts(), Bigints(), Bigints()
+    key_append, key_registrations, key_wrapped = Bigints(), Uuids(), Byteas()
     for number, append in enumerate(appends, start=1):
+        sizes.append(len(append.events))
+        digests += append.digests
+        latest: dict[UUID, int] = {}
         for event, context in zip(append.events, append.contexts, strict=True):
-            event_append.append(number)
-            streams.append(event.originator_id)
-            versions.append(event.originator_version)
+            stream, version = _uuid(event.originator_id), event.originator_version
+            if version != latest.get(stream, 0) + 1:
+                base_streams.append(stream)
+                base_versions.append(version - 1)
+            latest[stream] = version
+            streams.append(stream)
+            versions.append(version)
             topics.append(event.topic)
             states.append(event.state)
             correlations.append(context.correlation_id)
             causations.append(context.causation_position)
             actors.append(context.actor)
             traces.append(context.trace)
-        followers.append(append.moved.name if append.moved else None)
-        since.append(append.moved.since if append.moved else None)
-        to.append(append.moved.to if append.moved else None)
+        if append.moved is not None:
+            moving.append(number)
+            followers.append(append.moved.name)
+            since.append(append.moved.since)
+            to.append(append.moved.to)
         for key in append.keys:
             key_append.append(number)
             key_registrations.append(key.registration_id)
             key_wrapped.append(key.wrapped)
     return (
-        batch_id, event_append, streams, versions, topics, states,
-        correlations, causations, actors, traces, followers, since, to,
+        batch_id, sizes, streams, versions, topics, states, correlations, causations, actors, traces,
+        b"".join(digests), base_streams, base_versions, moving, followers, since, to,
         key_append, key_registrations, key_wrapped,
     )  # fmt: skip

@@ -15,6 +15,7 @@ import structlog
 from psycopg.rows import TupleRow
 
 from application.ports import Unavailable
+from infrastructure import arrays
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[TupleRow]
@@ -134,7 +135,7 @@ async def connect(
         psycopg.Error, OSError, TimeoutError: the database is away.
     """
     async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds() + 1):
-        return await psycopg.AsyncConnection.connect(
+        connection = await psycopg.AsyncConnection.connect(
             dsn,
             autocommit=True,
             connect_timeout=int(CONNECT_TIMEOUT.total_seconds()),
@@ -147,6 +148,8 @@ async def connect(
             f" -c lock_timeout={_milliseconds(lock_timeout)}"
             f" -c idle_in_transaction_session_timeout=5000 -c timezone=UTC",
         )
+    arrays.register(connection)
+    return connection
 
 
 def _milliseconds(duration: timedelta) -> int:

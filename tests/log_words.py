@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import struct
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -103,6 +102,7 @@ def by_way_of(proxy: TcpProxy, dsn: str) -> str:
 # --- Hash chain -------------------------------------------------------------------------------
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 async def broken_blocks(connection: psycopg.AsyncConnection) -> list[Position]:
@@ -120,8 +120,11 @@ async def broken_blocks(connection: psycopg.AsyncConnection) -> list[Position]:
     broken, before, end = [], hashlib.sha256(b"").digest(), 0
     for first, last, claimed in blocks:
         rows = [row for row in events if first <= row[0] <= last]
-        before = hashlib.sha256(before + b"".join(_bytes_of(*row) for row in rows)).digest()
-        if first != end + 1 or len(rows) != last - end or before != claimed:
+        times = {row[5] for row in rows}
+        at = [((time - _EPOCH) // _MICROSECOND).to_bytes(8, "big") for time in times]
+        digests = [hashlib.sha256(_bytes_of(*row[1:5], *row[6:])).digest() for row in rows]
+        before = hashlib.sha256(b"".join([before, first.to_bytes(8, "big"), *at, *digests])).digest()
+        if first != end + 1 or len(rows) != last - end or len(times) != 1 or before != claimed:
             broken.append(last)
         before, end = claimed, last
     if head != (end, before) or len(events) != end:
@@ -130,32 +133,24 @@ async def broken_blocks(connection: psycopg.AsyncConnection) -> list[Position]:
 
 
 def _bytes_of(
-    position: Position,
     stream_id: UUID,
     version: int,
     topic: str,
     state: bytes,
-    recorded_at: datetime,
     correlation_id: UUID,
     causation_position: Position | None,
     actor: str,
     trace: str | None,
 ) -> bytes:
+    """What the chain keeps of an event, as `event_digest` in sql/event_store.sql lays it out."""
     return b"".join(
-        [
-            struct.pack(">q", position),
-            stream_id.bytes,
-            struct.pack(">q", version),
-            _field(topic.encode()),
-            _field(state),
-            struct.pack(">q", (recorded_at - _EPOCH) // timedelta(microseconds=1)),
-            correlation_id.bytes,
-            _field(None if causation_position is None else struct.pack(">q", causation_position)),
-            _field(actor.encode()),
-            _field(None if trace is None else trace.encode()),
-        ]
-    )
+        (
+            stream_id.bytes, version.to_bytes(8, "big"), _field(topic.encode()), _field(state), correlation_id.bytes,
+            _field(None if causation_position is None else causation_position.to_bytes(8, "big")),
+            _field(actor.encode()), _field(None if trace is None else trace.encode()),
+        )
+    )  # fmt: skip
 
 
-def _field(content: bytes | None) -> bytes:
-    return struct.pack(">i", -1) if content is None else struct.pack(">i", len(content)) + content
+def _field(value: bytes | None) -> bytes:
+    return b"\xff\xff\xff\xff" if value is None else len(value).to_bytes(4, "big") + value

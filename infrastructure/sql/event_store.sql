@@ -94,23 +94,35 @@ CREATE OR REPLACE FUNCTION chain_field(field bytea) RETURNS bytea LANGUAGE sql I
     SELECT CASE WHEN field IS NULL THEN int4send(-1) ELSE int4send(octet_length(field)) || field END
 $$;
 
--- Everything of an event, as the hash chain reads it.
-CREATE OR REPLACE FUNCTION chain_bytes(event events) RETURNS bytea LANGUAGE sql STABLE AS $$
-    SELECT int8send(event.notification_id) || uuid_send(event.originator_id) || int8send(event.originator_version)
+-- What the hash chain keeps of an event: all of it but its position and time, which the block's hash covers.
+-- `event_digest` in infrastructure/event_store.py computes the same before the event is sent.
+CREATE OR REPLACE FUNCTION event_digest(event events) RETURNS bytea LANGUAGE sql STABLE AS $$
+    SELECT sha256(uuid_send(event.originator_id) || int8send(event.originator_version)
         || chain_field(convert_to(event.topic, 'UTF8')) || chain_field(event.state)
-        || int8send((extract(epoch FROM event.recorded_at) * 1000000)::bigint) || uuid_send(event.correlation_id)
-        || chain_field(int8send(event.causation_position)) || chain_field(convert_to(event.actor, 'UTF8'))
-        || chain_field(convert_to(event.trace_context, 'UTF8'))
+        || uuid_send(event.correlation_id) || chain_field(int8send(event.causation_position))
+        || chain_field(convert_to(event.actor, 'UTF8')) || chain_field(convert_to(event.trace_context, 'UTF8')))
 $$;
 
--- Records a batch of appends, each of them whole or not at all. Answers a row for each append that was recorded, with
--- the position of its last event; an append that is not answered lost to an earlier one.
+-- A block's hash: over the previous one, its first position, the time of its events in microseconds since 1970, and the
+-- digests of its events in order.
+CREATE OR REPLACE FUNCTION block_hash(
+    previous bytea, first_position bigint, recorded_at timestamptz, digests bytea
+) RETURNS bytea LANGUAGE sql STABLE AS $$
+    SELECT sha256(previous || int8send(first_position)
+        || int8send((extract(epoch FROM recorded_at) * 1000000)::bigint) || digests)
+$$;
+
+-- Records a batch of appends, each of them whole or not at all. Answers the batch's first position, the numbers
+-- (from 1) of the appends that lost to an earlier one, and the time; the others follow each other from that position.
 --
--- Arrays `event_*` have an element per event; `event_append` numbers the append it belongs to, from 1, ascending.
--- Arrays `append_*` have an element per append. Keys: `wrapped` NULL destroys.
+-- Arrays `event_*` have an element per event, in the order of the appends, of which `sizes` tells how many events each
+-- has; `event_digests` has 32 bytes each. `base_*`: what must stand in the log for the events to follow it. `move_*` and `key_*` begin with the number of their append. Keys: `wrapped` NULL destroys.
+DROP FUNCTION IF EXISTS append_batch(
+    uuid, integer[], uuid[], bigint[], text[], bytea[], uuid[], bigint[], text[], text[], text[], bigint[], bigint[],
+    integer[], uuid[], bytea[]);
 CREATE OR REPLACE FUNCTION append_batch(
     batch              uuid,
-    event_append       integer[],
+    sizes              bigint[],
     event_stream       uuid[],
     event_version      bigint[],
     event_topic        text[],
@@ -119,32 +131,135 @@ CREATE OR REPLACE FUNCTION append_batch(
     event_causation    bigint[],
     event_actor        text[],
     event_trace        text[],
-    append_follower    text[],
-    append_since       bigint[],
-    append_to          bigint[],
-    key_append         integer[],
+    event_digests      bytea,
+    base_stream        uuid[],
+    base_version       bigint[],
+    move_append        bigint[],
+    move_follower      text[],
+    move_since         bigint[],
+    move_to            bigint[],
+    key_append         bigint[],
     key_registration   uuid[],
     key_wrapped        bytea[]
-) RETURNS TABLE (append integer, last_position bigint, now timestamptz)
+) RETURNS TABLE (first_position bigint, lost integer[], now timestamptz)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
-    appends   CONSTANT integer := cardinality(append_follower);
-    lost      integer[];
-    contested boolean;
-    candidate integer;
-    end_of    head%ROWTYPE;
-    count     bigint;
-    chain     bytea;
+    end_of  head%ROWTYPE;
+    count   bigint;
+    digests bytea;
 BEGIN
     SELECT * INTO STRICT end_of FROM head FOR UPDATE;
     now := clock_timestamp();
+    first_position := end_of.position + 1;
+    lost := '{}';
     IF EXISTS (SELECT FROM fenced_batches AS f WHERE f.batch_id = batch) THEN
         RAISE EXCEPTION 'batch % was given up before it arrived', batch USING ERRCODE = 'serialization_failure';
     END IF;
 
-    -- Lost: an event that does not follow the one before it. (A scalar subquery, not EXISTS: that one the planner may
-    -- turn into a scan of the whole log.)
+    BEGIN
+        -- As if nothing were lost, which is nearly always so.
+        INSERT INTO events (
+            originator_id, originator_version, topic, state, notification_id, recorded_at,
+            correlation_id, causation_position, actor, trace_context
+        )
+        SELECT u.stream, u.version, u.topic, u.state, end_of.position + u.ordinal, now,
+               u.correlation, u.causation, u.actor, u.trace
+        FROM unnest(event_stream, event_version, event_topic, event_state, event_correlation, event_causation,
+                    event_actor, event_trace) WITH ORDINALITY
+            AS u (stream, version, topic, state, correlation, causation, actor, trace, ordinal);
+        count := cardinality(event_stream);
+        digests := event_digests;
+        -- (A scalar subquery, not EXISTS or a join: those the planner may turn into a scan of the whole log.)
+        IF cardinality(base_stream) > 0 AND (
+            SELECT bool_or((
+                SELECT e.originator_version FROM events AS e
+                WHERE e.originator_id = b.stream AND e.originator_version = b.version
+                AND e.notification_id <= end_of.position) IS NULL)
+            FROM unnest(base_stream, base_version) AS b (stream, version)
+        ) THEN
+            RAISE EXCEPTION 'an event does not follow the one before it' USING ERRCODE = 'RGLST';
+        END IF;
+        IF cardinality(move_append) > 0 THEN
+            FOR n IN 1 .. cardinality(move_append) LOOP
+                IF NOT move_follower(move_follower[n], move_since[n], move_to[n], now) THEN
+                    RAISE EXCEPTION 'a follower has moved on' USING ERRCODE = 'RGLST';
+                END IF;
+            END LOOP;
+        END IF;
+    EXCEPTION WHEN unique_violation OR SQLSTATE 'RGLST' THEN
+        lost := lost_appends(
+            sizes, event_stream, event_version, move_append, move_follower, move_since, move_to, now);
+        INSERT INTO events (
+            originator_id, originator_version, topic, state, notification_id, recorded_at,
+            correlation_id, causation_position, actor, trace_context
+        )
+        SELECT u.stream, u.version, u.topic, u.state, end_of.position + row_number() OVER (ORDER BY u.ordinal), now,
+               u.correlation, u.causation, u.actor, u.trace
+        FROM unnest(numbered(sizes), event_stream, event_version, event_topic, event_state, event_correlation,
+                    event_causation, event_actor, event_trace) WITH ORDINALITY
+            AS u (append, stream, version, topic, state, correlation, causation, actor, trace, ordinal)
+        WHERE u.append <> ALL (lost);
+        SELECT count(*), string_agg(substr(event_digests, 32 * (u.ordinal - 1)::integer + 1, 32), '' ORDER BY u.ordinal)
+        INTO count, digests
+        FROM unnest(numbered(sizes)) WITH ORDINALITY AS u (append, ordinal) WHERE u.append <> ALL (lost);
+    END;
+
+    IF count > 0 THEN
+        digests := block_hash(end_of.hash, first_position, now, digests);
+        INSERT INTO blocks (last_position, first_position, batch_id, lost, hash)
+        VALUES (end_of.position + count, first_position, batch, lost, digests);
+        UPDATE head SET position = end_of.position + count, hash = digests;
+        PERFORM pg_notify('registrar_log', (end_of.position + count)::text);
+    END IF;
+
+    IF cardinality(key_append) > 0 THEN
+        INSERT INTO personal_keys (registration_id, wrapped)
+        SELECT k.registration, k.wrapped
+        FROM unnest(key_append, key_registration, key_wrapped) AS k (append, registration, wrapped)
+        WHERE k.wrapped IS NOT NULL AND k.append <> ALL (lost);
+        IF array_position(key_wrapped, NULL) IS NOT NULL THEN
+            DELETE FROM personal_keys AS p
+            USING unnest(key_append, key_registration, key_wrapped) AS k (append, registration, wrapped)
+            WHERE p.registration_id = k.registration AND k.wrapped IS NULL AND k.append <> ALL (lost);
+        END IF;
+    END IF;
+    RETURN NEXT;
+END $$;
+
+-- Moves a follower that is where it is said to be; false if it is not.
+CREATE OR REPLACE FUNCTION move_follower(follower text, since bigint, upto bigint, at timestamptz) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE followers AS f SET position = upto, updated_at = at WHERE f.name = follower AND f.position = since;
+    IF NOT FOUND THEN
+        INSERT INTO followers (name, position, updated_at) SELECT follower, upto, at WHERE since = 0
+        ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN FOUND;
+END $$;
+
+-- For every event the number of its append, from 1.
+CREATE OR REPLACE FUNCTION numbered(sizes bigint[]) RETURNS integer[] LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(array_agg(s.append::integer ORDER BY s.append), '{}')
+    FROM unnest(sizes) WITH ORDINALITY AS s (size, append) CROSS JOIN LATERAL generate_series(1, s.size)
+$$;
+
+-- The appends of a batch that must not be recorded; settled one by one and in order, and the followers of the others
+-- moved.
+CREATE OR REPLACE FUNCTION lost_appends(
+    sizes bigint[], event_stream uuid[], event_version bigint[],
+    move_append bigint[], move_follower text[], move_since bigint[], move_to bigint[], now timestamptz
+) RETURNS integer[] LANGUAGE plpgsql AS $$
+#variable_conflict use_variable
+DECLARE
+    event_append CONSTANT integer[] := numbered(sizes);
+    lost         integer[];
+    contested    boolean;
+    candidate    integer;
+    moving       integer;
+BEGIN
+    -- Lost: an event that does not follow the one before it.
     SELECT coalesce(array_agg(DISTINCT i.append), '{}') INTO lost
     FROM (
         SELECT u.append, u.stream, u.version,
@@ -158,77 +273,25 @@ BEGIN
           END;
 
     -- Lost, too: what an earlier append of this batch has taken, and what moves a follower that is not where it was.
-    -- Rare, so settled one by one, in order.
     contested := EXISTS (
         SELECT FROM unnest(event_append, event_stream, event_version) AS u (append, stream, version)
         GROUP BY u.stream, u.version HAVING count(*) > 1);
     FOR candidate IN
-        SELECT n FROM generate_series(1, appends) AS n
-        WHERE n <> ALL (lost) AND (contested OR append_follower[n] IS NOT NULL) ORDER BY n
+        SELECT n FROM generate_series(1, cardinality(sizes)) AS n
+        WHERE n <> ALL (lost) AND (contested OR n = ANY (move_append)) ORDER BY n
     LOOP
+        moving := array_position(move_append, candidate::bigint);
         IF contested AND EXISTS (
             SELECT FROM unnest(event_append, event_stream, event_version) AS later (append, stream, version)
             JOIN unnest(event_append, event_stream, event_version) AS earlier (append, stream, version)
                 USING (stream, version)
             WHERE later.append = candidate AND earlier.append < candidate AND earlier.append <> ALL (lost)
-        ) THEN
+        ) OR moving IS NOT NULL AND NOT move_follower(move_follower[moving], move_since[moving], move_to[moving], now)
+        THEN
             lost := lost || candidate;
-        ELSIF append_follower[candidate] IS NOT NULL THEN
-            INSERT INTO followers (name) VALUES (append_follower[candidate]) ON CONFLICT DO NOTHING;
-            UPDATE followers AS f SET position = append_to[candidate], updated_at = now
-            WHERE f.name = append_follower[candidate] AND f.position = append_since[candidate];
-            IF NOT FOUND THEN
-                lost := lost || candidate;
-            END IF;
         END IF;
     END LOOP;
-
-    WITH inserted AS (
-        INSERT INTO events (
-            originator_id, originator_version, topic, state, notification_id, recorded_at,
-            correlation_id, causation_position, actor, trace_context
-        )
-        SELECT u.stream, u.version, u.topic, u.state, end_of.position + row_number() OVER (ORDER BY u.ordinal), now,
-               event_correlation[u.ordinal], event_causation[u.ordinal], event_actor[u.ordinal], event_trace[u.ordinal]
-        FROM unnest(event_append, event_stream, event_version, event_topic, event_state) WITH ORDINALITY
-            AS u (append, stream, version, topic, state, ordinal)
-        WHERE u.append <> ALL (lost)
-        RETURNING events AS event
-    )
-    SELECT count(*), string_agg(chain_bytes(event), ''::bytea ORDER BY (event).notification_id)
-    INTO count, chain FROM inserted;
-
-    IF count > 0 THEN
-        chain := sha256(end_of.hash || chain);
-        INSERT INTO blocks (last_position, first_position, batch_id, lost, hash)
-        VALUES (end_of.position + count, end_of.position + 1, batch, lost, chain);
-        UPDATE head SET position = end_of.position + count, hash = chain;
-        PERFORM pg_notify('registrar_log', (end_of.position + count)::text);
-    END IF;
-
-    IF cardinality(key_append) > 0 THEN
-        INSERT INTO personal_keys (registration_id, wrapped)
-        SELECT k.registration, k.wrapped
-        FROM unnest(key_append, key_registration, key_wrapped) AS k (append, registration, wrapped)
-        WHERE k.wrapped IS NOT NULL AND k.append <> ALL (lost);
-        DELETE FROM personal_keys AS p
-        USING unnest(key_append, key_registration, key_wrapped) AS k (append, registration, wrapped)
-        WHERE p.registration_id = k.registration AND k.wrapped IS NULL AND k.append <> ALL (lost);
-    END IF;
-
-    RETURN QUERY
-    SELECT n, end_of.position + last.ordinal, now
-    FROM generate_series(1, appends) AS n
-    LEFT JOIN (
-        SELECT u.append, max(u.ordinal) AS ordinal
-        FROM (
-            SELECT w.append, row_number() OVER (ORDER BY w.at) AS ordinal
-            FROM unnest(event_append) WITH ORDINALITY AS w (append, at)
-            WHERE w.append <> ALL (lost)
-        ) AS u
-        GROUP BY u.append
-    ) AS last ON last.append = n
-    WHERE n <> ALL (lost);
+    RETURN lost;
 END $$;
 
 -- What became of a batch whose answer was lost. True: it was recorded. False: it was not, and never will be, even if

@@ -25,7 +25,7 @@ from tests.words import eventually
 
 Inject = Callable[[TcpProxy], None]
 
-ANSWER = b"last_position"  # a column of the answer to an append
+ANSWER = b"first_position"  # a column of the answer to an append
 READY = b"Z\x00\x00\x00\x05I"  # ReadyForQuery, what comes after the commit
 REQUEST = b"append_batch"
 SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from eventsourcing.persistence import DatetimeAsISO, JSONTranscoder, Mapper
+from eventsourcing.persistence import DatetimeAsISO, JSONTranscoder, Mapper, StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg.conninfo import conninfo_to_dict
 
@@ -17,7 +17,7 @@ from domain.email_claim import EmailClaim
 from domain.registration import Registration, Status
 from infrastructure.clock import DatabaseClock
 from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import EventStore
+from infrastructure.event_store import EventStore, event_digest
 from infrastructure.line import connect
 from tests.log_words import (
     append,
@@ -379,6 +379,22 @@ async def test_the_hash_chain_covers_every_block(store: EventStore, dsn: str) ->
     assert await query(dsn, BLOCKS) == [(1, 1), (2, 2), (3, 5), (6, 6)]
     async with await psycopg.AsyncConnection.connect(dsn) as connection:
         assert await broken_blocks(connection) == []
+
+
+async def test_the_database_makes_the_digests_of_events_that_were_sent_with_them(store: EventStore, dsn: str) -> None:
+    await a_log(store, dsn)
+
+    made = await query(dsn, "SELECT event_digest(e) FROM events AS e ORDER BY notification_id")
+    rows, _ = await store.read(0, 10)
+    assert made == [
+        (
+            event_digest(
+                StoredEvent(row.stream_id, row.version, row.topic, row.state),
+                Context(row.actor, row.correlation_id, row.causation_position, row.trace),
+            ),
+        )
+        for row in rows
+    ]
 
 
 @pytest.mark.parametrize("position", [1, 4, 6])

@@ -1,0 +1,133 @@
+"""Lists as PostgreSQL arrays in binary form, several times as fast as the driver writes them.
+
+The driver asks an adapter for each element; a batch of a hundred registrations has some five thousand. Measured on
+one batch of a hundred: 1.5 ms with the driver's own adapter, 0.3 ms with this one, 0.3 and 0.1 ms for a lone one.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from struct import Struct
+from typing import Any
+from uuid import UUID
+
+from psycopg import DataError
+from psycopg.abc import AdaptContext, DumperKey
+from psycopg.adapt import Dumper, PyFormat
+from psycopg.pq import Format
+from psycopg.types.array import ListBinaryDumper
+
+_HEAD = Struct("!IIIII")  # dimensions, are there NULLs?, element's type, number of elements, lowest index
+_EMPTY = Struct("!III")
+_NULL = b"\xff\xff\xff\xff"
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_integer = Struct("!iq").pack
+_length = Struct("!i").pack
+
+
+def _bytes(items: Sequence[bytes | None]) -> list[bytes]:
+    return [_NULL if item is None else _length(len(item)) + item for item in items]
+
+
+def _texts(items: Sequence[str | None]) -> list[bytes]:
+    return _bytes([None if item is None else item.encode() for item in items])
+
+
+def _uuids(items: Sequence[UUID | None]) -> list[bytes]:
+    return [_NULL if item is None else b"\x00\x00\x00\x10" + item.int.to_bytes(16, "big") for item in items]
+
+
+def _integers(items: Sequence[int | None]) -> list[bytes]:
+    return [_NULL if item is None else _integer(8, item) for item in items]
+
+
+def _booleans(items: Sequence[bool | None]) -> list[bytes]:
+    return [_NULL if item is None else b"\x00\x00\x00\x01\x01" if item else b"\x00\x00\x00\x01\x00" for item in items]
+
+
+def _times(items: Sequence[datetime | None]) -> list[bytes]:
+    return [_NULL if item is None else _integer(8, (item - _EPOCH) // _MICROSECOND) for item in items]
+
+
+class _Writer(Dumper):
+    """Writes lists whose elements are of one type, or None."""
+
+    format = Format.BINARY
+    element: int
+    write: Callable[[Any], list[bytes]]
+
+    def dump(self, obj: Sequence[Any]) -> bytes:
+        """
+        Raises:
+            psycopg.DataError: an element is of another type than the others, or too large.
+            UnicodeEncodeError: a text has a lone surrogate.
+        """
+        try:
+            written = self.write(obj)
+        except (AttributeError, TypeError, struct.error) as error:
+            raise DataError(f"cannot write a list: {type(error).__name__}") from None
+        head = (
+            _HEAD.pack(1, _NULL in written, self.element, len(obj), 1) if written else _EMPTY.pack(0, 0, self.element)
+        )
+        return head + b"".join(written)
+
+
+def _writer(kind: str, element: int, array: int, write: Callable[[Any], list[bytes]]) -> type[_Writer]:
+    """Numbers of the types: pg_type.dat."""
+    return type(kind, (_Writer,), {"element": element, "oid": array, "write": staticmethod(write)})
+
+
+_WRITERS: dict[type, type[_Writer]] = {
+    bytes: _writer("_Byteas", 17, 1001, _bytes),
+    str: _writer("_Texts", 25, 1009, _texts),
+    UUID: _writer("_Uuids", 2950, 2951, _uuids),
+    int: _writer("_Bigints", 20, 1016, _integers),  # whoever wants integer[] says so in a cast
+    bool: _writer("_Booleans", 16, 1000, _booleans),
+    datetime: _writer("_Times", 1184, 1185, _times),
+}
+
+
+class Byteas(list[bytes | None]):
+    """bytea[], whatever is in it; with lists of its own type a statement is always the same and prepared once."""
+
+
+class Texts(list[str | None]):
+    """text[], whatever is in it."""
+
+
+class Uuids(list[UUID | None]):
+    """uuid[], whatever is in it."""
+
+
+class Bigints(list[int | None]):
+    """bigint[], whatever is in it."""
+
+
+class _ListDumper(ListBinaryDumper):
+    """Chooses by the first element; leaves nested, empty and other lists to the driver."""
+
+    def get_key(self, obj: list[Any], format: PyFormat) -> DumperKey:  # noqa: A002 - the driver's name
+        kind = _kind(obj)
+        return (self.cls, kind) if kind in _WRITERS else super().get_key(obj, format)
+
+    def upgrade(self, obj: list[Any], format: PyFormat) -> Any:  # noqa: A002 - the driver's name
+        writer = _WRITERS.get(_kind(obj))
+        return super().upgrade(obj, format) if writer is None else writer(self.cls, self._tx)
+
+
+def _kind(items: list[Any]) -> type:
+    """Type of the first element that is not None."""
+    for item in items:
+        if item is not None:
+            return type(item)
+    return type(None)
+
+
+def register(context: AdaptContext) -> None:
+    """Write lists in this way on a connection."""
+    context.adapters.register_dumper(list, _ListDumper)
+    for kind, element in ((Byteas, bytes), (Texts, str), (Uuids, UUID), (Bigints, int)):
+        context.adapters.register_dumper(kind, _WRITERS[element])
