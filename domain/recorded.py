@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from eventsourcing.domain import CanMutateAggregate
@@ -15,8 +15,7 @@ Position = int
 """Place of an event in the log: 1, 2, 3, … in commit order, without gaps; 0 is before the first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """An event with what was written beside it.
 
     Attributes:

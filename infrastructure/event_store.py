@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 from importlib.resources import files
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import psycopg
@@ -71,8 +71,7 @@ _READ = """
 _LOST = "a stream or follower has moved on"
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedRow:
+class RecordedRow(NamedTuple):
     """An event as it stands in the log, not decoded."""
 
     stream_id: UUID
@@ -129,7 +128,11 @@ class LoadedStreams:
 
 
 class EventStore:
-    """Appends and reads events. One writing and one reading connection; callers' work is gathered for each."""
+    """Appends and reads events. One writing and one reading connection; callers' work is gathered for each.
+
+    Attributes:
+        end_seen: the end of the log as the latest `read` found it.
+    """
 
     def __init__(
         self,
@@ -148,6 +151,7 @@ class EventStore:
             on_batch: told the number of appends of every batch.
             on_append: told the seconds that every append took, its wait included.
         """
+        self.end_seen: Position = 0
         self._on_append = on_append
         self._refused_at: float | None = None
         self._codec = codec
@@ -368,11 +372,12 @@ class EventStore:
             # The head first: with the events first, one committed in between would be stepped over.
             head = await (await connection.execute("SELECT position FROM head")).fetchone()
             assert head is not None  # noqa: S101 - the schema puts it there
+            self.end_seen = head[0]
             if head[0] <= after:
                 return [], after
             cursor = connection.cursor(binary=True)
             await cursor.execute(query + " ORDER BY notification_id", parameters)
-            rows = [RecordedRow(*row) for row in await cursor.fetchall()]
+            rows = [RecordedRow._make(row) for row in await cursor.fetchall()]
             seen = rows[-1].position if rows else after
             return rows, max(seen, min(head[0], after + limit))
 

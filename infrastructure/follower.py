@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -97,20 +98,19 @@ async def position_of(connection: Connection, name: str) -> Position:
 
 
 async def save_position(connection: Connection, name: str, since: Position, to: Position) -> None:
-    """Move the follower on and announce it, in the transaction that is open.
+    """Move the follower on.
 
     Raises:
         LostLeadership: it is not where we left it.
     """
-    cursor = await connection.execute(
-        "WITH moved AS ("
-        "    UPDATE followers SET position = %s, updated_at = clock_timestamp() WHERE name = %s AND position = %s"
-        "    RETURNING name, position"
-        ") SELECT pg_notify('registrar_follower', name || ':' || position) FROM moved",
-        (to, name, since),
-    )
-    if cursor.rowcount != 1:
+    if (await connection.execute(_MOVE, (to, name, since))).rowcount != 1:
         raise LostLeadership(name)
+
+
+_NOT_THERE = "RGLST"
+"""SQLSTATE of `move_on` for a follower that somebody else has moved."""
+
+_MOVE = "UPDATE followers SET position = %s, updated_at = clock_timestamp() WHERE name = %s AND position = %s"
 
 
 # --- Parked streams ---------------------------------------------------------------------------
@@ -210,16 +210,20 @@ class Projector:
         store: ReadsLog,
         announcements: Announcements,
         pace: timedelta = timedelta(0),
+        announced: bool = False,
     ) -> None:
         """
         Args:
-            pace: least time between two batches. What nobody waits for is cheaper in few large transactions.
+            pace: least time between two batches: few large transactions are cheaper than many small ones. What comes
+                after a quiet time is applied at once.
+            announced: other processes wait for this read model, so its progress is announced to them.
         """
         self.name = projection.name
         self._projection = projection
         self._store = store
         self._announcements = announcements
         self._pace = pace
+        self._announced = announced
         self._parked = ParkedStreams(projection.name)
 
     async def work(self, connection: Connection) -> None:
@@ -233,28 +237,45 @@ class Projector:
         loop = asyncio.get_running_loop()
         await self._retry_parked(connection)
         retry_at = loop.time() + RETRY_PARKED.total_seconds()
-        while True:
-            if loop.time() >= retry_at:
-                await self._retry_parked(connection)
-                retry_at = loop.time() + RETRY_PARKED.total_seconds()
-            rows, seen = await self._store.read(position, BATCH, self._projection.topics)
-            if seen > position:
-                await self._advance(connection, rows, position, seen)
-                if seen - position < BATCH:
-                    await asyncio.sleep(self._pace.total_seconds())
-                position = seen
-            if not await self._announcements.beyond(LOG, position):
-                # Proves that the leadership is still ours, and lets a lost connection be noticed.
-                await connection.execute("SELECT 1")
+        ahead: asyncio.Task[_Batch] | None = None
+        try:
+            while True:
+                if loop.time() >= retry_at:
+                    await self._retry_parked(connection)
+                    retry_at = loop.time() + RETRY_PARKED.total_seconds()
+                rows, seen = await (ahead or self._read(position))
+                # Far behind, the next batch is read and decoded while the database writes this one.
+                ahead = asyncio.create_task(self._read(seen)) if seen - position >= BATCH else None
+                if seen > position:
+                    begun = loop.time()
+                    await self._advance(connection, rows, position, seen)
+                    position = seen
+                    if ahead is None:
+                        await asyncio.sleep(begun + self._pace.total_seconds() - loop.time())
+                if ahead is None and not await self._announcements.beyond(LOG, position):
+                    # Proves that the leadership is still ours, and lets a lost connection be noticed.
+                    await connection.execute("SELECT 1")
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
+
+    async def _read(self, position: Position) -> _Batch:
+        rows, seen = await self._store.read(position, BATCH, self._projection.topics)
+        return [(row, self._decoded(row)) for row in rows], seen
+
+    def _decoded(self, row: RecordedRow) -> Recorded | Exception:
+        try:
+            return self._store.decode(row)
+        except Exception as error:  # noqa: BLE001 - raised where the event is applied, which parks its stream
+            return error
 
     async def _advance(
-        self, connection: Connection, rows: Sequence[RecordedRow], position: Position, seen: Position
+        self, connection: Connection, rows: Sequence[_Entry], position: Position, seen: Position
     ) -> None:
         for attempt in range(TRIES):
             try:
-                async with connection.transaction():
-                    await self._apply(connection, rows)
-                    await save_position(connection, self.name, position, seen)
+                await self._move_on(connection, rows, position, seen)
                 self._announcements.hear(self.name, seen)
                 return
             except Exception as error:
@@ -265,13 +286,28 @@ class Projector:
                 )
         await self._advance_one_by_one(connection, rows, position, seen)
 
-    async def _apply(self, connection: Connection, rows: Sequence[RecordedRow]) -> None:
+    async def _move_on(
+        self, connection: Connection, rows: Sequence[_Entry], position: Position, seen: Position
+    ) -> None:
+        """Apply the events and save the position in one transaction, sent without waiting for each statement."""
+        try:
+            async with connection.pipeline(), connection.transaction():
+                await self._apply(connection, rows)
+                await connection.execute("SELECT move_on(%s, %s, %s, %s)", (self.name, position, seen, self._announced))
+        except psycopg.Error as error:
+            if error.sqlstate == _NOT_THERE:
+                raise LostLeadership(self.name) from None
+            raise
+
+    async def _apply(self, connection: Connection, rows: Sequence[_Entry]) -> None:
         events = []
-        for row in rows:
+        for row, recorded in rows:
             if row.stream_id in self._parked:
                 await self._parked.add(connection, row.stream_id, row.position, "stream is parked")
+            elif isinstance(recorded, Exception):
+                raise recorded
             else:
-                events.append(self._store.decode(row))
+                events.append(recorded)
         if events:
             await self._projection.apply(connection, events)
 
@@ -296,18 +332,24 @@ class Projector:
                 self._parked.forget(stream_id)
 
     async def _advance_one_by_one(
-        self, connection: Connection, rows: Sequence[RecordedRow], position: Position, seen: Position
+        self, connection: Connection, rows: Sequence[_Entry], position: Position, seen: Position
     ) -> None:
         """Find what cannot be applied and park its stream, while the others go on."""
-        for row in rows:
+        for entry in rows:
+            row = entry[0]
             async with connection.transaction():
-                await _apply_or_park(connection, row, self._parked, lambda row=row: self._apply(connection, [row]))  # type: ignore[misc]
+                await _apply_or_park(connection, row, self._parked, partial(self._apply, connection, [entry]))
                 await save_position(connection, self.name, position, row.position)
             position = row.position
-        if seen > position:
-            async with connection.transaction():
-                await save_position(connection, self.name, position, seen)
+        await self._move_on(connection, (), position, seen)
         self._announcements.hear(self.name, seen)
+
+
+_Entry = tuple[RecordedRow, Recorded | Exception]
+"""An event as it stands in the log, and decoded or why it cannot be."""
+
+_Batch = tuple[Sequence[_Entry], Position]
+"""Events in order, and the position up to which nothing is left out."""
 
 
 def _lies_in_the_event(error: Exception) -> bool:

@@ -40,6 +40,8 @@ class LogTail:
         Raises:
             Unavailable: the database is away.
         """
+        if after + KEPT < self._store.end_seen:
+            return await self._store.read(after, limit, topics)  # on its way alone, it reads what it needs
         if self._end is None or after >= self._end:
             async with self._fetching:
                 # Somebody else may have fetched while we waited.
@@ -59,7 +61,7 @@ class LogTail:
         found = self._decoded.get(row.position)
         if found is None:
             found = self._store.decode(row)
-            if self._end is not None and row.position > self._end - KEPT:
+            if self._end is not None and self._end - len(self._rows) < row.position <= self._end:
                 self._decoded[row.position] = found
         return found
 

@@ -172,8 +172,7 @@ class ProcessManager:
             except Conflict:
                 raise LostLeadership(self.name) from None
         else:
-            async with connection.transaction():
-                await save_position(connection, self.name, position, seen)
+            await save_position(connection, self.name, position, seen)
 
     async def _look_again(self, connection: Connection) -> int:
         """Let the sagas whose time has come decide; answers how many there were."""

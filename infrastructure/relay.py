@@ -72,8 +72,7 @@ class Relay:
                 self._collect(under_way)
                 safe = min((row.position - 1 for row in under_way.values()), default=read_up_to)
                 if safe > saved:
-                    async with connection.transaction():
-                        await save_position(connection, self.name, saved, safe)
+                    await save_position(connection, self.name, saved, safe)
                     saved = safe
                 await self._wait(connection, under_way, read_up_to)
         finally:

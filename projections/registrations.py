@@ -237,31 +237,37 @@ class Registrations:
         Raises:
             LookupError: an event's registration never began.
         """
-        begun: dict[UUID, tuple[Any, ...]] = {}
+        # By the ids' numbers: a UUID's own hash and comparison are Python code, twenty times as slow.
+        begun: dict[int, tuple[Any, ...]] = {}
+        known: dict[int, UUID] = {}
         erased: set[UUID] = set()
         for recorded in events:
-            match recorded.event:
-                case Registration.UserRegistered() as event:
-                    begun[event.originator_id] = (
+            event = recorded.event
+            match event:
+                case Registration.UserRegistered():
+                    begun[event.originator_id.int] = (
                         event.originator_id, recorded.position, event.timestamp,
                         event.claim_id, event.duplicate_of, event.locale, event.personal_data,
                     )  # fmt: skip
-                case Registration.PersonalDataErased() as event:
+                    continue
+                case Registration.PersonalDataErased():
                     erased.add(event.originator_id)
+            if event.originator_id.int not in begun:
+                known[event.originator_id.int] = event.originator_id
 
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
-        rows: dict[UUID, _Progress] = {}
-        if known := {recorded.event.originator_id for recorded in events} - begun.keys():
-            await cursor.execute(_LOAD, (list(known),))
-            rows = {columns[0]: _Progress(*columns) for columns in await cursor.fetchall()}
+        rows: dict[int, _Progress] = {}
+        if known:
+            await cursor.execute(_LOAD, (list(known.values()),))
+            rows = {columns[0].int: _Progress(*columns) for columns in await cursor.fetchall()}
         for recorded in events:
-            registration_id, position = recorded.event.originator_id, recorded.position
-            row = rows.get(registration_id)
+            event, position = recorded.event, recorded.position
+            row = rows.get(event.originator_id.int)
             if row is None:
-                if registration_id not in begun:
-                    raise LookupError(f"registration {registration_id} never began")
-                row = rows[registration_id] = _Progress(registration_id, position, position)
-            row.fold(recorded.event)
+                if event.originator_id.int not in begun:
+                    raise LookupError(f"registration {event.originator_id} never began")
+                row = rows[event.originator_id.int] = _Progress(event.originator_id, position, position)
+            row.fold(event)
             row.position = position
 
         if begun:

@@ -239,6 +239,18 @@ BEGIN
     RETURN FOUND;
 END $$;
 
+-- The same for a follower in a transaction of its own, which fails if it is not there; announced to who waits for it.
+CREATE OR REPLACE FUNCTION move_on(follower text, since bigint, upto bigint, announced boolean) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT move_follower(follower, since, upto, clock_timestamp()) THEN
+        RAISE EXCEPTION 'the follower % is not at % any more', follower, since USING ERRCODE = 'RGLST';
+    END IF;
+    IF announced THEN
+        PERFORM pg_notify('registrar_follower', follower || ':' || upto);
+    END IF;
+END $$;
+
 -- For every event the number of its append, from 1.
 CREATE OR REPLACE FUNCTION numbered(sizes bigint[]) RETURNS integer[] LANGUAGE sql IMMUTABLE AS $$
     SELECT coalesce(array_agg(s.append::integer ORDER BY s.append), '{}')

@@ -77,8 +77,10 @@ async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             await task
 
 
-def following(tally: Tally, store: EventStore, announcements: Announcements, dsn: str) -> Coroutine[Any, Any, None]:
-    return lead(Projector(tally, store=store, announcements=announcements), dsn)
+def following(
+    tally: Tally, store: EventStore, announcements: Announcements, dsn: str, *, announced: bool = False
+) -> Coroutine[Any, Any, None]:
+    return lead(Projector(tally, store=store, announcements=announcements, announced=announced), dsn)
 
 
 async def positions(dsn: str) -> list[Position]:
@@ -364,7 +366,7 @@ async def test_a_followers_progress_is_announced_to_other_processes(
     store: EventStore, announcements: Announcements, dsn: str
 ) -> None:
     other_process = Announcements(dsn)
-    async with running(following(Tally(), store, other_process, dsn)):
+    async with running(following(Tally(), store, other_process, dsn, announced=True)):
         await append(store, claimed())
         assert await announcements.beyond("tally", 0, within=timedelta(seconds=30))
 

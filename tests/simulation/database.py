@@ -425,7 +425,7 @@ class Session(DatabasePort):
                 return Cursor(
                     [(one,) for one in dict.fromkeys(s for f, s, _, _ in database.parked if f == parameters[0])]
                 )
-            case ["WITH", "moved", "AS"]:
+            case ["UPDATE", "followers", "SET"]:
                 to, name, since = parameters
                 return Cursor(rowcount=int(database.save_position(name, since, to)))
             case ["INSERT", "INTO", "parked_events"]:
