@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from eventsourcing.domain import Aggregate
@@ -47,6 +47,8 @@ from domain.recorded import Position
 from domain.registration import Policy, Registration, Status
 from domain.sign_up import Seat, sign_up
 
+T = TypeVar("T")
+
 CONFLICT_RETRIES = 3
 """How often a command that lost a race is decided anew before the caller is told (house-style.md, rule 9)."""
 
@@ -74,21 +76,35 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[UUID, tuple[asyncio.Lock, int]] = {}
+        self._queues: dict[UUID, deque[asyncio.Future[None]]] = {}
 
-    @asynccontextmanager
-    async def of(self, key: UUID) -> AsyncIterator[None]:
-        lock, users = self._waiting.get(key) or (asyncio.Lock(), 0)
-        self._waiting[key] = (lock, users + 1)
+    async def of(self, key: UUID, work: Callable[[], Awaitable[T]]) -> T:
+        """Do the work when nobody else here is at work on the same."""
+        queue = self._queues.get(key)
+        if queue is None:
+            self._queues[key] = deque()
+        else:
+            turn = asyncio.get_running_loop().create_future()
+            queue.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():  # it was given to us while we were called off
+                    self._give_on(key)
+                raise
         try:
-            async with lock:
-                yield
+            return await work()
         finally:
-            lock, users = self._waiting[key]
-            if users == 1:
-                del self._waiting[key]
-            else:
-                self._waiting[key] = (lock, users - 1)
+            self._give_on(key)
+
+    def _give_on(self, key: UUID) -> None:
+        queue = self._queues[key]
+        while queue:
+            turn = queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        del self._queues[key]
 
 
 class Handlers:
@@ -324,13 +340,15 @@ class Handlers:
         return await self._log.append(events, context, keys=keys) if events else 0
 
     async def _in_turn(self, key: UUID, decide: Callable[[], Awaitable[Answer]]) -> Answer:
-        async with self._turns.of(key):
+        async def insist() -> Answer:
             for _ in range(CONFLICT_RETRIES):
                 try:
                     return await decide()
                 except Conflict:
                     continue
             return await decide()
+
+        return await self._turns.of(key, insist)
 
 
 def _found(streams: Streams, registration_id: UUID) -> Registration:

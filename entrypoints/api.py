@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
+from starlette.types import Scope
 
 from application.commands import Command, RegisterUser, RequestNewCode, VerifyEmail
 from domain.errors import UnknownRegistration
@@ -39,7 +40,7 @@ from entrypoints.api_docs import (
 )
 from entrypoints.bootstrap import Service
 from entrypoints.health import HealthChecks, add_health_routes, add_metrics_route
-from entrypoints.http_guard import Guard, body_of, context_of
+from entrypoints.http_guard import Endpoint, Guard, body_of, context_of
 from entrypoints.problems import Declined, FieldError, explain
 from entrypoints.reading import ReadModels
 from infrastructure.mailbox import Mailbox, page, page_policy
@@ -78,6 +79,7 @@ def create_app(service: Service, *, public: bool = True, admin: bool = True) -> 
         await checks.close()
         await reads.close()
 
+    shortcut = Shortcut()
     app = FastAPI(
         **_ABOUT,
         openapi_url="/openapi.json" if admin else None,
@@ -93,11 +95,13 @@ def create_app(service: Service, *, public: bool = True, admin: bool = True) -> 
                 metrics=service.metrics,
                 request_timeout=service.settings.request_timeout,
                 tracer=tracing.get_tracer("registrar") if tracing is not None else None,
+                shortcut=shortcut,
             )
         ],
     )
     app.state.checks = checks
     _add_routes(app, service, reads, checks, public=public, admin=admin)
+    shortcut.learn(app)
     if admin:
         add_docs_routes(app)
         app.openapi = lambda: _document(service, reads, checks)  # type: ignore[method-assign]
@@ -192,6 +196,45 @@ class _ByHand(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint
+
+
+class Shortcut:
+    """Finds the routes that nearly every request is for by a look at the path.
+
+    The framework's own way, past its middleware and along its routes, costs a sixth of a registration (our
+    measurement). What comes out is the same: routes are `_ByHand`, and errors are the guard's to explain.
+    """
+
+    _PATH = "/v1/registrations"
+
+    def __init__(self) -> None:
+        self._register: APIRoute | None = None
+        self._show: APIRoute | None = None
+
+    def learn(self, app: FastAPI) -> None:
+        """The routes that the application has."""
+        for route in app.routes:
+            if isinstance(route, _ByHand):
+                if route.path == self._PATH and route.methods == {"POST"}:
+                    self._register = route
+                elif route.path == f"{self._PATH}/{{registration_id}}" and route.methods == {"GET"}:
+                    self._show = route
+
+    def __call__(self, scope: Scope) -> Endpoint | None:
+        path, method = scope["path"], scope["method"]
+        route = None
+        if method == "POST" and path == self._PATH:
+            route = self._register
+        elif method == "GET" and path.startswith(self._PATH + "/"):
+            registration_id = path[len(self._PATH) + 1 :]
+            if registration_id and "/" not in registration_id:
+                scope["path_params"] = {"registration_id": registration_id}
+                route = self._show
+        if route is None:
+            return None
+        scope["route"] = route
+        endpoint: Endpoint = route.endpoint
         return endpoint
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from hashlib import sha256
 from importlib.resources import files
 from struct import Struct
@@ -441,30 +442,37 @@ def _is_of_the_data(error: Exception) -> bool:
 def event_digest(event: StoredEvent, context: Context) -> bytes:
     """What the hash chain keeps of an event: sha256 over all of it but its position and time, which its block's hash
     covers. The same as `event_digest` in sql/event_store.sql."""
+    state = event.state
+    causation = context.causation_position
     return sha256(
-        _uuid(event.originator_id).bytes
+        _stream_of(event).bytes
         + _eight(event.originator_version)
-        + _field(event.topic.encode())
-        + _field(event.state)
+        + _text(event.topic)
+        + _four(len(state))
+        + state
         + context.correlation_id.bytes
-        + _field(None if context.causation_position is None else _eight(context.causation_position))
-        + _field(context.actor.encode())
-        + _field(None if context.trace is None else context.trace.encode())
+        + (_NULL if causation is None else _four(8) + _eight(causation))
+        + _text(context.actor)
+        + (_NULL if context.trace is None else _text.__wrapped__(context.trace))
     ).digest()
 
 
 _four = Struct("!i").pack
 _eight = Struct("!q").pack
+_NULL = _four(-1)
 
 
-def _field(value: bytes | None) -> bytes:
-    return _four(-1) if value is None else _four(len(value)) + value
+@lru_cache(maxsize=256)
+def _text(value: str) -> bytes:
+    """A text's length and bytes; there are few topics and actors."""
+    encoded = value.encode()
+    return _four(len(encoded)) + encoded
 
 
-def _uuid(stream_id: UUID | str) -> UUID:
+def _stream_of(event: StoredEvent) -> UUID:
     """The library allows text; our streams have UUIDs."""
-    assert isinstance(stream_id, UUID)  # noqa: S101 - narrows the library's type
-    return stream_id
+    assert isinstance(event.originator_id, UUID)  # noqa: S101 - narrows the library's type
+    return event.originator_id
 
 
 def _parameters(batch_id: UUID, appends: Sequence[Append]) -> tuple[Any, ...]:
@@ -480,7 +488,7 @@ def _parameters(batch_id: UUID, appends: Sequence[Append]) -> tuple[Any, ...]:
         digests += append.digests
         latest: dict[UUID, int] = {}
         for event, context in zip(append.events, append.contexts, strict=True):
-            stream, version = _uuid(event.originator_id), event.originator_version
+            stream, version = _stream_of(event), event.originator_version
             if version != latest.get(stream, 0) + 1:
                 base_streams.append(stream)
                 base_versions.append(version - 1)

@@ -16,10 +16,11 @@ import pytest
 from fastapi import FastAPI
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import TypeAdapter
+from starlette.routing import Match
 
 from application.ports import Conflict, Overloaded
 from entrypoints import answers
-from entrypoints.api import create_app
+from entrypoints.api import Shortcut, create_app
 from infrastructure.telemetry import setup_tracing
 from tests.http_words import ADA, ADMIN, Api, client_of, open_api, problem_of
 from tests.words import MovableClock, eventually
@@ -656,3 +657,35 @@ async def test_a_trace_is_continued_and_its_spans_carry_nothing_personal(idle: A
 async def test_without_an_endpoint_there_is_no_tracing() -> None:
     assert setup_tracing(None, "1") is None
     assert setup_tracing("", "1") is None
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "is_direct"),
+    [
+        ("POST", "/v1/registrations", True),
+        ("GET", "/v1/registrations/019cab10-0000-7000-8000-000000000001", True),
+        ("GET", "/v1/registrations/x", True),
+        ("GET", "/v1/registrations", False),
+        ("GET", "/v1/registrations/", False),
+        ("POST", "/v1/registrations/", False),
+        ("HEAD", "/v1/registrations/x", False),
+        ("GET", "/v1/registrations/x/otp", False),
+        ("GET", "/v1/registrations/x/", False),
+        ("GET", "/v1/registrationsx", False),
+    ],
+)
+async def test_the_shortcut_leads_where_the_framework_would_have_led(
+    idle: Api, method: str, path: str, is_direct: bool
+) -> None:
+    shortcut = Shortcut()
+    shortcut.learn(idle.app)
+    scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
+    found = [
+        (route, child) for route in idle.app.routes for match, child in [route.matches(scope)] if match is Match.FULL
+    ]
+
+    assert (shortcut(scope) is not None) is is_direct
+    if is_direct:
+        [(route, child)] = found
+        assert scope["route"] is route
+        assert scope.get("path_params", {}) == child["path_params"]

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
@@ -665,12 +666,11 @@ async def test_turns_let_one_at_a_time_in_and_in_order() -> None:
     turns, key, order = Turns(), uuid4(), list[str]()
 
     async def enter(name: str) -> None:
-        async with turns.of(key):
-            order.append(f"{name} in")
-            await asyncio.sleep(0)
-            order.append(f"{name} out")
+        order.append(f"{name} in")
+        await asyncio.sleep(0)
+        order.append(f"{name} out")
 
-    await asyncio.gather(enter("a"), enter("b"), enter("c"))
+    await asyncio.gather(*(turns.of(key, partial(enter, name)) for name in "abc"))
 
     assert order == ["a in", "a out", "b in", "b out", "c in", "c out"]
 
@@ -678,28 +678,53 @@ async def test_turns_let_one_at_a_time_in_and_in_order() -> None:
 async def test_turns_of_different_things_do_not_wait_for_each_other() -> None:
     turns = Turns()
 
-    async with turns.of(uuid4()), asyncio.timeout(1), turns.of(uuid4()):
-        both = True
+    async def inner() -> bool:
+        return True
 
-    assert both
+    async def outer() -> bool:
+        async with asyncio.timeout(1):
+            return await turns.of(uuid4(), inner)
+
+    assert await turns.of(uuid4(), outer)
 
 
 async def test_turns_forget_what_nobody_waits_for_even_after_errors_and_cancellations() -> None:
     turns, key = Turns(), uuid4()
 
     async def enter(failure: BaseException | None) -> None:
-        async with turns.of(key):
-            await asyncio.sleep(0)
-            if failure is not None:
-                raise failure
+        await asyncio.sleep(0)
+        if failure is not None:
+            raise failure
 
-    tasks = [asyncio.ensure_future(enter(failure)) for failure in (None, Overloaded("full"), None, None)]
+    failures = (None, Overloaded("full"), None, None)
+    tasks = [asyncio.ensure_future(turns.of(key, partial(enter, failure))) for failure in failures]
     await asyncio.sleep(0)
     tasks[2].cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
 
     assert [type(result) for result in results] == [type(None), Overloaded, asyncio.CancelledError, type(None)]
-    assert turns._waiting == {}
+    assert turns._queues == {}
+
+
+async def test_a_turn_that_comes_together_with_a_cancellation_is_passed_on() -> None:
+    turns, key, gone = Turns(), uuid4(), asyncio.Event()
+
+    async def done() -> str:
+        return "done"
+
+    first = asyncio.ensure_future(turns.of(key, gone.wait))
+    await asyncio.sleep(0)
+    called_off, last = asyncio.ensure_future(turns.of(key, done)), asyncio.ensure_future(turns.of(key, done))
+    await asyncio.sleep(0)
+
+    gone.set()  # the first runs next, and hands the turn on; then, before the second hears of it, it is called off
+    asyncio.get_running_loop().call_soon(called_off.cancel)
+
+    async with asyncio.timeout(1):
+        assert await last == "done"
+    assert first.done()
+    assert called_off.cancelled()
+    assert turns._queues == {}
 
 
 async def test_a_refusal_does_not_hold_up_the_next_in_turn(house: House) -> None:
