@@ -62,11 +62,24 @@ _LOAD = """
     ) AS e
 """
 
-_READ = """
-    SELECT originator_id, originator_version, topic, state, notification_id, recorded_at, correlation_id,
-           causation_position, actor, trace_context
-    FROM events WHERE notification_id > %(after)s AND notification_id <= %(upto)s
-"""
+_COLUMNS = """originator_id, originator_version, topic, state, notification_id, recorded_at, correlation_id,
+           causation_position, actor, trace_context"""
+
+_READ = f"""
+    SELECT {_COLUMNS}
+    FROM events WHERE notification_id > %(after)s AND notification_id <= %(upto)s ORDER BY notification_id
+"""  # noqa: S608 - a constant
+
+# The end of the log in the same statement, so of the same moment: between two, an event could be stepped over.
+_READ_TOPICS = f"""
+    SELECT h.position, e.*
+    FROM head AS h
+    LEFT JOIN (
+        SELECT {_COLUMNS}
+        FROM events WHERE notification_id > %(after)s AND notification_id <= %(upto)s AND topic = ANY(%(topics)s)
+    ) AS e ON true
+    ORDER BY e.notification_id
+"""  # noqa: S608 - a constant
 
 
 _LOST = "a stream or follower has moved on"
@@ -364,23 +377,19 @@ class EventStore:
             limit: how far to look; as positions have no gaps this is the greatest number of events, too.
             topics: only events of these; the position answered moves on over the others.
         """
-        query, parameters = _READ, {"after": after, "upto": after + limit, "topics": None}
-        if topics is not None:
-            query += " AND topic = ANY(%(topics)s)"
-            parameters["topics"] = list(topics)  # type: ignore[assignment]
+        if topics is None:
+            rows = [RecordedRow._make(row) for row in await self._read(_READ, {"after": after, "upto": after + limit})]
+            return rows, rows[-1].position if rows else after
+        found = await self._read(_READ_TOPICS, {"after": after, "upto": after + limit, "topics": list(topics)})
+        self.end_seen = found[0][0]
+        rows = [RecordedRow._make(row[1:]) for row in found if row[1] is not None]
+        return rows, max(after, min(self.end_seen, after + limit))
 
-        async def select(connection: Connection) -> tuple[list[RecordedRow], Position]:
-            # The head first: with the events first, one committed in between would be stepped over.
-            head = await (await connection.execute("SELECT position FROM head")).fetchone()
-            assert head is not None  # noqa: S101 - the schema puts it there
-            self.end_seen = head[0]
-            if head[0] <= after:
-                return [], after
+    async def _read(self, query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        async def select(connection: Connection) -> list[tuple[Any, ...]]:
             cursor = connection.cursor(binary=True)
-            await cursor.execute(query + " ORDER BY notification_id", parameters)
-            rows = [RecordedRow._make(row) for row in await cursor.fetchall()]
-            seen = rows[-1].position if rows else after
-            return rows, max(seen, min(head[0], after + limit))
+            await cursor.execute(query, parameters)
+            return await cursor.fetchall()
 
         return await self._tailing.ask(select)
 
@@ -393,7 +402,8 @@ class EventStore:
             position: Position = row[0]
             return position
 
-        return await self._tailing.ask(select)
+        self.end_seen = await self._tailing.ask(select)
+        return self.end_seen
 
     def decode(self, row: RecordedRow) -> Recorded:
         """

@@ -71,6 +71,8 @@ class LogTail:
             self._rows, self._decoded = [], {}
         self._rows.extend(rows)
         self._end = seen
+        if len(rows) == FETCH:
+            await self._store.head()  # how far is there to go?
         surplus = len(self._rows) - KEPT
         if surplus > 0:
             for row in self._rows[:surplus]:

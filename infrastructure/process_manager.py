@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -22,7 +22,7 @@ from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import Policy, Registration
 from infrastructure.announcements import LOG, Announcements
-from infrastructure.event_store import EventStore, LoadedStreams, RecordedRow
+from infrastructure.event_store import EventStore, RecordedRow
 from infrastructure.follower import (
     RETRY_PARKED,
     TRIES,
@@ -46,6 +46,9 @@ DUE = 200
 
 EVERY = timedelta(seconds=1)
 """How often deadlines are looked at."""
+
+KEPT = 2000
+"""Sagas kept in memory after a step: most hear the next event within a second, and need not be read again."""
 
 AT_ONCE = 32
 """Commands under way at the same time; those of one registration keep their order."""
@@ -96,6 +99,11 @@ class _Story:
     rows: list[RecordedRow] = field(default_factory=list)
     notes: list[tuple[AnyEvent, Context]] = field(default_factory=list)
 
+    @property
+    def begins(self) -> bool:
+        """Is its first event the registration's first?"""
+        return isinstance(self.happened[0][0], Registration.UserRegistered)
+
     def add(self, row: RecordedRow, recorded: Recorded) -> None:
         context = Context(ACTOR, recorded.correlation_id, recorded.position, recorded.trace)
         self.happened.append((recorded.event, context))
@@ -130,9 +138,13 @@ class ProcessManager:
         self._policy = policy
         self._due = due
         self._parked = ParkedStreams(self.name)
+        self._sagas: dict[int, MailSaga] = {}  # by the registration id's number, the latest last
+        self._in_step = False
 
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `infrastructure.follower.Leading`."""
+        self._sagas.clear()
+        self._in_step = False
         await self._parked.load(connection)
         position = await position_of(connection, self.name)
         loop = asyncio.get_running_loop()
@@ -171,8 +183,10 @@ class ProcessManager:
                 await self._store.append_each(notes, moved=FollowerMoved(self.name, position, seen))
             except Conflict:
                 raise LostLeadership(self.name) from None
+            self._in_step = True
         else:
             await save_position(connection, self.name, position, seen)
+        self._keep(stories.values())
 
     async def _look_again(self, connection: Connection) -> int:
         """Let the sagas whose time has come decide; answers how many there were."""
@@ -189,6 +203,7 @@ class ProcessManager:
                 await self._store.append_each(notes)
             except Conflict:
                 raise LostLeadership(self.name) from None
+        self._keep(stories.values())
         return len(stories)
 
     async def _settle(self, connection: Connection, stories: dict[UUID, _Story]) -> list[tuple[AnyEvent, Context]]:
@@ -196,8 +211,8 @@ class ProcessManager:
         notes: list[tuple[AnyEvent, Context]] = []
         failed: dict[UUID, Exception] = {}
         left = list(stories.values())
-        for _ in range(TRIES):
-            failed = await self._try(left)
+        for attempt in range(TRIES):
+            failed = await self._try(left, again=attempt > 0)
             notes += [note for story in left if story.registration_id not in failed for note in story.notes]
             left = [story for story in left if story.registration_id in failed]
             if not left:
@@ -206,24 +221,56 @@ class ProcessManager:
             await self._park(connection, registration_id, stories[registration_id].rows, error)
         return notes
 
-    async def _try(self, stories: Sequence[_Story]) -> dict[UUID, Exception]:
+    async def _try(self, stories: Sequence[_Story], *, again: bool) -> dict[UUID, Exception]:
         """Tell each story to its saga; answers the errors by registration.
+
+        Args:
+            again: something went wrong before, so nothing is taken for known.
 
         Raises:
             Unavailable, Conflict: the whole step is to be done again, from the same position.
         """
-        if not stories:
-            return {}
-        streams = await self._store.load(*(MailSaga.stream_id(story.registration_id) for story in stories))
-        gate = asyncio.Semaphore(AT_ONCE)
-        errors = await asyncio.gather(*(self._tell(story, streams, gate) for story in stories), return_exceptions=True)
+        unknown = {
+            story.registration_id: MailSaga.stream_id(story.registration_id)
+            for story in stories
+            if again or not self._recall(story)
+        }
+        streams = await self._store.load(*unknown.values()) if unknown else None
         failed: dict[UUID, Exception] = {}
-        for story, error in zip(stories, errors, strict=True):
-            if isinstance(error, Unavailable | Conflict) or not isinstance(error, Exception | None):
-                raise error
-            if error is not None:
+        gate = asyncio.Semaphore(AT_ONCE)
+        running: dict[UUID, Awaitable[None]] = {}
+        for story in stories:
+            try:
+                if streams is not None and story.registration_id in unknown:
+                    story.saga = streams.get(MailSaga, unknown[story.registration_id])
+                commands = self._decide(story)
+            except Exception as error:  # noqa: BLE001 - answered, and parked if it stays
                 failed[story.registration_id] = error
+            else:
+                if commands:
+                    running[story.registration_id] = self._run_in_order(commands, gate)
+        outcomes = await asyncio.gather(*running.values(), return_exceptions=True)
+        for registration_id, outcome in zip(running, outcomes, strict=True):
+            if isinstance(outcome, Unavailable | Conflict) or not isinstance(outcome, Exception | None):
+                raise outcome
+            if outcome is not None:
+                failed[registration_id] = outcome
         return failed
+
+    def _recall(self, story: _Story) -> bool:
+        """Is it known what the saga remembers?"""
+        story.saga = self._sagas.pop(story.registration_id.int, None)
+        # A registration's first event is followed once, with its saga's first notes in the same commit. The first step
+        # of a leadership looks all the same: should that have gone wrong, it is where it is mended.
+        return story.saga is not None or (self._in_step and story.begins)
+
+    def _keep(self, stories: Iterable[_Story]) -> None:
+        """What was decided is in the log."""
+        for story in stories:
+            if story.saga is not None and not story.saga.ended and story.registration_id not in self._parked:
+                self._sagas[story.registration_id.int] = story.saga
+        for oldest in list(self._sagas)[: max(0, len(self._sagas) - KEPT)]:
+            del self._sagas[oldest]
 
     async def _retry_parked(self, connection: Connection) -> None:
         """Tell what was put aside, a registration at a time and in order; what still fails stays there."""
@@ -236,7 +283,7 @@ class ProcessManager:
                     rows, _ = await self._tail.read(position - 1, 1) if position else ([], 0)
                     for row in rows:
                         story.add(row, self._tail.decode(row))
-                failed = await self._try([story])
+                failed = await self._try([story], again=True)
             except (TopicError, MapperDeserialisationError) as error:
                 failed = {registration_id: error}
             if failed:
@@ -247,16 +294,22 @@ class ProcessManager:
             await self._parked.remove(connection, registration_id)
             self._parked.forget(registration_id)
 
-    async def _tell(self, story: _Story, streams: LoadedStreams, gate: asyncio.Semaphore) -> None:
-        story.saga = streams.get(MailSaga, MailSaga.stream_id(story.registration_id))
+    def _decide(self, story: _Story) -> list[tuple[list[Command], Context]]:
+        """Let the saga react to all that happened; answers the commands of each event."""
         story.notes.clear()
+        decided = []
         for happened, context in story.happened:
             story.saga, commands = react(story.saga, happened, self._clock(), self._policy)
             if story.saga is not None:
                 story.notes.extend((note, context) for note in story.saga.collect_events())
             if commands:
-                async with gate:
-                    await self._run(commands, context)
+                decided.append((commands, context))
+        return decided
+
+    async def _run_in_order(self, decided: Sequence[tuple[list[Command], Context]], gate: asyncio.Semaphore) -> None:
+        for commands, context in decided:
+            async with gate:
+                await self._run(commands, context)
 
     async def _run(self, commands: Sequence[Command], context: Context) -> None:
         for command in commands:

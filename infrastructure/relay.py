@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from uuid import UUID
 
@@ -23,6 +24,12 @@ WINDOW = 500
 """Mails handed on but not yet safe: one that hangs delays the position, not the mails behind it."""
 
 READ = 200
+
+SAVE = timedelta(milliseconds=100)
+"""How often the position is saved while hand-overs are under way: a crash repeats what came since, without effect."""
+
+TOUCH = timedelta(seconds=1)
+"""How often the session that holds the leadership is used, at least."""
 
 
 class Relay:
@@ -57,57 +64,61 @@ class Relay:
         self._gate = asyncio.Semaphore(at_once)
         self._finish_within = finish_within
         self._handing_over: set[asyncio.Task[None] | None] = set()
+        self._room = asyncio.Event()
 
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `infrastructure.follower.Leading`."""
         await connection.execute("SET synchronous_commit = off")  # a lost position repeats, and repeats are harmless
         saved = read_up_to = await position_of(connection, self.name)
-        under_way: dict[asyncio.Task[None], RecordedRow] = {}
+        loop = asyncio.get_running_loop()
+        touched = loop.time()
+        under_way: dict[Position, asyncio.Task[None]] = {}  # in order
         try:
             while True:
                 if len(under_way) < WINDOW:
                     rows, read_up_to = await self._tail.read(read_up_to, READ, (MailSaga.MailRequested.TOPIC,))
                     for row in rows:
-                        under_way[asyncio.create_task(self._see_through(row))] = row
-                self._collect(under_way)
-                safe = min((row.position - 1 for row in under_way.values()), default=read_up_to)
-                if safe > saved:
+                        self._begin(row, under_way)
+                safe = next(iter(under_way), read_up_to + 1) - 1
+                if safe > saved and (not under_way or loop.time() >= touched + SAVE.total_seconds()):
                     await save_position(connection, self.name, saved, safe)
-                    saved = safe
-                await self._wait(connection, under_way, read_up_to)
+                    saved, touched = safe, loop.time()
+                elif loop.time() >= touched + TOUCH.total_seconds():
+                    await connection.execute("SELECT 1")  # is the leadership still ours?
+                    touched = loop.time()
+                await self._wait(under_way, read_up_to, within=SAVE if under_way or safe > saved else TOUCH)
         finally:
             await self._stop(under_way)
 
     async def _wait(
-        self, connection: Connection, under_way: dict[asyncio.Task[None], RecordedRow], read_up_to: Position
+        self, under_way: dict[Position, asyncio.Task[None]], read_up_to: Position, *, within: timedelta
     ) -> None:
-        """Until there is more to read, something under way is done, or a second has passed."""
-        news = asyncio.create_task(self._announcements.beyond(LOG, read_up_to))
-        waiting: set[asyncio.Task[None] | asyncio.Task[bool]] = {*under_way}
+        """Until there is more to read and room for it, or the time has passed."""
         if len(under_way) < WINDOW:
-            waiting.add(news)
-        try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            news.cancel()
-        if not under_way:
-            await connection.execute("SELECT 1")  # is the leadership still ours?
+            await self._announcements.beyond(LOG, read_up_to, within=within)
+            return
+        self._room.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within.total_seconds()):
+                await self._room.wait()
 
-    async def _stop(self, under_way: dict[asyncio.Task[None], RecordedRow]) -> None:
+    async def _stop(self, under_way: dict[Position, asyncio.Task[None]]) -> None:
         """Let what is being handed over finish; the rest will be read again."""
-        finishing = {task for task in under_way if task in self._handing_over}
-        for task in under_way.keys() - finishing:
+        tasks = set(under_way.values())
+        finishing = {task for task in tasks if task in self._handing_over}
+        for task in tasks - finishing:
             task.cancel()
         if finishing:
             _, late = await asyncio.wait(finishing, timeout=self._finish_within.total_seconds())
             for task in late:
                 task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _collect(self, under_way: dict[asyncio.Task[None], RecordedRow]) -> None:
-        for task in [task for task in under_way if task.done()]:
-            row = under_way.pop(task)
-            error = task.exception()
+    def _begin(self, row: RecordedRow, under_way: dict[Position, asyncio.Task[None]]) -> None:
+        def end(task: asyncio.Task[None]) -> None:
+            del under_way[row.position]
+            self._room.set()
+            error = None if task.cancelled() else task.exception()
             if error is not None:
                 # A bug. Nothing is lost by going on: the saga asks for the mail again until it hears of an outcome.
                 log.error(
@@ -117,6 +128,9 @@ class Relay:
                     exc_info=error,
                     hint="this is a bug; report it",
                 )
+
+        task = under_way[row.position] = asyncio.create_task(self._see_through(row))
+        task.add_done_callback(end)
 
     async def _see_through(self, row: RecordedRow) -> None:
         """Hand a request over, however long the world is away."""
