@@ -9,18 +9,21 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from application.crash_points import CRASH_POINTS
 from infrastructure.embedded import EmbeddedPostgres
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore, create_schema
 from infrastructure.follower import create_read_schema
 from infrastructure.line import connect
 from projections import PROJECTIONS
+from tests.faults import reached
 from tests.words import MovableClock
 
 _TEMPLATE = "registrar_template"
@@ -32,6 +35,50 @@ _FORGETFUL = {
     "max_wal_size": "128MB",
 }
 _numbers = count(1)
+_UNREACHED = pytest.StashKey[list[str]]()
+
+
+# --- Crash points that no test reaches ----------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        directory = tempfile.TemporaryDirectory(prefix="registrar-reached-")
+        config.stash[reached.DIRECTORY] = Path(directory.name)
+        config.add_cleanup(directory.cleanup)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    reached.hand_to_worker(node, node.config.stash[reached.DIRECTORY])
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    # Where tests failed, what they did not reach tells nothing.
+    if hasattr(session.config, "workerinput") or exitstatus != pytest.ExitCode.OK:
+        return
+    if reached.is_whole_suite(session.config):
+        missing = reached.unreached(CRASH_POINTS, reached.directory_of(session.config))
+        session.config.stash[_UNREACHED] = missing
+        if missing:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    missing = terminalreporter.config.stash.get(_UNREACHED, [])
+    if missing:
+        terminalreporter.section("crash points that no test reached", red=True)
+        for point in missing:
+            terminalreporter.line(f"{point}: a test must arm it (tests/faults), or it must go")
+
+
+@pytest.fixture(scope="session")
+def reached_directory(pytestconfig: pytest.Config) -> Path:
+    """Where is noted which crash points were reached."""
+    return reached.directory_of(pytestconfig)
+
+
+# --- PostgreSQL ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
