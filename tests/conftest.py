@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -24,16 +22,10 @@ from infrastructure.follower import create_read_schema
 from infrastructure.line import connect
 from projections import PROJECTIONS
 from tests.faults import reached
+from tests.postgres import SHARED, database_of, server
 from tests.words import MovableClock
 
 _TEMPLATE = "registrar_template"
-_FORGETFUL = {
-    "fsync": "off",
-    "synchronous_commit": "off",
-    "full_page_writes": "off",
-    "autovacuum": "off",
-    "max_wal_size": "128MB",
-}
 _numbers = count(1)
 _UNREACHED = pytest.StashKey[list[str]]()
 
@@ -84,19 +76,8 @@ def reached_directory(pytestconfig: pytest.Config) -> Path:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """The server that the tests share. It forgets in a crash: a test of crashes starts one of its own."""
-    with tempfile.TemporaryDirectory(prefix="registrar-tests-", dir=_in_memory()) as directory:
-        server = EmbeddedPostgres(Path(directory), _FORGETFUL)
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop()
-
-
-def _in_memory() -> Path | None:
-    """A directory in memory if there is one with room: a database is made there 30 times as fast as on a disk."""
-    memory = Path("/dev/shm")  # noqa: S108 - a private directory is made in it
-    return memory if memory.is_dir() and shutil.disk_usage(memory).free > 2**31 else None
+    with server(SHARED) as postgres:
+        yield postgres
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +85,7 @@ def administration(postgres: EmbeddedPostgres) -> Iterator[psycopg.Connection]:
     """A connection that creates and drops databases; the template has the event store and every read model."""
     with psycopg.connect(postgres.dsn, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(_TEMPLATE)))
-        asyncio.run(_prepare(_database(postgres, _TEMPLATE)))
+        asyncio.run(_prepare(database_of(postgres, _TEMPLATE)))
         yield connection
 
 
@@ -113,10 +94,6 @@ async def _prepare(dsn: str) -> None:
         await create_schema(connection)
         for projection in PROJECTIONS:
             await create_read_schema(connection, projection())
-
-
-def _database(postgres: EmbeddedPostgres, name: str) -> str:
-    return urlsplit(postgres.dsn)._replace(path=f"/{name}").geturl()
 
 
 @pytest.fixture
@@ -128,7 +105,7 @@ def dsn(postgres: EmbeddedPostgres, administration: psycopg.Connection) -> Itera
             sql.Identifier(name), sql.Identifier(_TEMPLATE)
         )
     )
-    yield _database(postgres, name)
+    yield database_of(postgres, name)
     administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 

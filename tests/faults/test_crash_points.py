@@ -12,6 +12,7 @@ import pytest
 
 from application.crash_points import CRASH_POINTS, CrashPoint, armed, crash_point
 from tests.faults.armed import at, parse
+from tests.faults.conftest import Arm
 from tests.faults.reached import note, unreached
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,16 @@ def test_points_cannot_be_armed_twice_at_once() -> None:
         armed(at("projector.mid", 1, crash)),
     ):
         pass
+
+
+def test_a_point_that_is_armed_in_this_process_is_noted_when_it_acts(arm: Arm, reached_directory: Path) -> None:
+    arm("worker.after_claim", crash, passing=2)
+
+    crash_point("worker.after_claim")
+    with pytest.raises(CrashedError):
+        crash_point("worker.after_claim")
+
+    assert reached_directory.joinpath("worker.after_claim").exists()
 
 
 def test_a_process_that_gets_to_its_point_notes_that_and_dies_of_sigkill(tmp_path: Path) -> None:
