@@ -165,7 +165,7 @@ class Node:
         return await self.ends()
 
     def _fails(self, how: str) -> None:
-        self._faults.begin(f"{self.name} {how}", "api" if self.kind == "serve" else "process")
+        self._faults.begin(f"{self.name} {how}", "api" if self.kind == "serve" else "process", node=self.name)
 
     async def ends(self, *, within: float = 60) -> int:
         """Wait for its end; answers the exit status."""

@@ -583,7 +583,8 @@ def honest_health(evidence: Evidence) -> Iterator[str]:
     """Live depends on nothing; ready says no while nothing can be appended, and yes otherwise."""
     silent, blocked = _hit(evidence.faults, "api"), _hit(evidence.faults, "database")
     for sample in evidence.health:
-        if _overlap(silent, sample.at - READY_WITHIN, sample.at + UNREADY_WITHIN):
+        own = [window for window in silent if window.node in {"", sample.node}]
+        if _overlap(own, sample.at - READY_WITHIN, sample.at + UNREADY_WITHIN):
             continue
         what = f"{sample.node} said {sample.probe}: {sample.status} {sample.state} at {sample.at:%H:%M:%S}"
         if sample.probe == "live":

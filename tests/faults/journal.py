@@ -14,7 +14,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -209,12 +209,14 @@ class FaultWindow:
         hits: what does not work meanwhile: "api" (it may not answer at all), "database" (nothing can be appended),
             "mail" (no mail server takes mail), "process" (followers and delivery). A kill of a process hits it from the
             kill to its next start.
+        node: the only one that is hit; empty: all of them.
     """
 
     what: str
     begin: datetime
     end: datetime
     hits: frozenset[str]
+    node: str = ""
 
     @property
     def lasted(self) -> timedelta:
@@ -230,16 +232,16 @@ class Faults:
 
     def __init__(self) -> None:
         self._over: list[FaultWindow] = []
-        self._open: dict[str, tuple[datetime, frozenset[str]]] = {}
+        self._open: dict[str, FaultWindow] = {}
 
-    def begin(self, what: str, *hits: str) -> None:
+    def begin(self, what: str, *hits: str, node: str = "") -> None:
         """From now on; one that has begun already goes on."""
-        self._open.setdefault(what, (datetime.now(UTC), frozenset(hits)))
+        now = datetime.now(UTC)
+        self._open.setdefault(what, FaultWindow(what, now, now, frozenset(hits), node))
 
     def end(self, what: str) -> None:
         """It is healed."""
-        begin, hits = self._open.pop(what)
-        self._over.append(FaultWindow(what, begin, datetime.now(UTC), hits))
+        self._over.append(replace(self._open.pop(what), end=datetime.now(UTC)))
 
     def end_if_begun(self, what: str) -> None:
         if what in self._open:
@@ -249,4 +251,4 @@ class Faults:
     def windows(self) -> list[FaultWindow]:
         """Those that are over, and those that are not, until now."""
         now = datetime.now(UTC)
-        return [*self._over, *(FaultWindow(what, begin, now, hits) for what, (begin, hits) in self._open.items())]
+        return [*self._over, *(replace(window, end=now) for window in self._open.values())]

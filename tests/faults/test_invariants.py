@@ -566,6 +566,11 @@ def no_answer_to_whoever_asks_how_it_is() -> Evidence:
     return felt(HealthSample(at(150), "serve-1", "ready", None, None))
 
 
+def not_live_while_another_node_is_dead() -> Evidence:
+    dead = FaultWindow("serve-2 dies", at(100), at(200), frozenset({"api"}), node="serve-2")
+    return clean(health=[HealthSample(at(150), "serve-1", "live", None, None)], faults=[dead])
+
+
 FORGERIES: dict[str, list[Callable[[], Evidence]]] = {
     "I1": [lost_acknowledgement, lost_verification, lost_new_code, position_beyond_the_end],
     "I2": [ghost, verified_by_a_refused_request],
@@ -650,6 +655,7 @@ FORGERIES: dict[str, list[Callable[[], Evidence]]] = {
         unready_long_after_healing,
         unready_without_mail_servers,
         no_answer_to_whoever_asks_how_it_is,
+        not_live_while_another_node_is_dead,
     ],
 }
 
