@@ -487,7 +487,7 @@ def caused_by_what_came_later() -> Evidence:
 
 def recorded_before_what_came_earlier() -> Evidence:
     whole = clean()
-    log = [*whole.log[:4], replace(whole.log[4], recorded_at=at(3.5)), *whole.log[5:]]
+    log = [*whole.log[:4], whole.log[4]._replace(recorded_at=at(3.5)), *whole.log[5:]]
     return replace(whole, log=log)
 
 
