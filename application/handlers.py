@@ -29,6 +29,7 @@ from application.commands import (
     VerifyEmail,
     WithholdEmail,
 )
+from application.crash_points import crash_point
 from application.passwords import parse_password
 from application.ports import (
     Clock,
@@ -198,7 +199,9 @@ class Handlers:
                 reveal_duplicates=self._reveal_duplicates,
             )
             registration = outcome.registration
+            crash_point("api.before_append")
             position = await self._save(*outcome.changed, context=context, keys=(key,) if outcome.changed else ())
+            crash_point("api.after_commit")
             return Answer(registration.id, Status.PENDING, position or streams.position(registration.id))
 
         return await self._in_turn(claim_id, decide)

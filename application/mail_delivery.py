@@ -12,6 +12,7 @@ from uuid import UUID
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from application.commands import Command, RecordEmailDispatched, RecordEmailDispatchFailed, WithholdEmail
+from application.crash_points import crash_point
 from application.handlers import Handlers
 from application.ports import (
     Clock,
@@ -94,8 +95,10 @@ class MailDelivery:
             MailServersAway: no server may be called now; no try was used up.
             Unavailable: the database is away.
         """
+        crash_point("worker.before_claim")
         if not await self._claims.acquire(request.registration_id, request.serial):
             raise Claimed("another worker may be sending it", retry_after=self._retry_claimed_after.total_seconds())
+        crash_point("worker.after_claim")
         try:
             await self._deliver_claimed(request)
         finally:
@@ -173,6 +176,7 @@ class MailDelivery:
                 await self._sleep(max(timedelta(0), self._usual(request) - took).total_seconds())
                 outcome = WithholdEmail(registration_id=request.registration_id, serial=request.serial)
             else:
+                crash_point("worker.before_sent_event")
                 self._took.append(took)
                 outcome = RecordEmailDispatched(
                     registration_id=request.registration_id,
@@ -183,6 +187,8 @@ class MailDelivery:
                     reply_code=accepted.reply_code,
                 )
         await self._record(outcome, request)
+        is_dead = isinstance(outcome, RecordEmailDispatchFailed) and outcome.permanent
+        crash_point("worker.before_dead_ack" if is_dead else "worker.before_ack")
         if isinstance(outcome, RecordEmailDispatched) and not registration.handed_over_at:
             self._on_first_mail(self._clock() - registration.created_on)
 

@@ -13,6 +13,7 @@ import psycopg
 import structlog
 from psycopg import sql
 
+from application.crash_points import crash_point
 from application.ports import Conflict, Unavailable
 from domain.recorded import Position, Recorded
 from infrastructure.announcements import LOG, Announcements
@@ -293,6 +294,7 @@ class Projector:
         try:
             async with connection.pipeline(), connection.transaction():
                 await self._apply(connection, rows)
+                crash_point("projector.mid")
                 await connection.execute("SELECT move_on(%s, %s, %s, %s)", (self.name, position, seen, self._announced))
         except psycopg.Error as error:
             if error.sqlstate == _NOT_THERE:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from nacl.pwhash import argon2id
 
+from application.crash_points import crash_point
 from application.ports import Overloaded
 
 MEMORY = 19 * 1024 * 1024
@@ -43,6 +44,7 @@ class PasswordHashing:
         work = asyncio.get_running_loop().run_in_executor(self._pool, _hash, password, salt)
         # Counted until the thread is done, even if the caller leaves earlier.
         work.add_done_callback(lambda _: self._done())
+        crash_point("api.hashing")
         return await asyncio.shield(work)
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from eventsourcing.persistence import MapperDeserialisationError
 from eventsourcing.utils import TopicError
 
 from application.commands import Command
+from application.crash_points import crash_point
 from application.handlers import Handlers
 from application.mail_saga import DeadlineReached, react
 from application.ports import Clock, Conflict, Context, FollowerMoved, Unavailable
@@ -179,6 +180,7 @@ class ProcessManager:
             stories.setdefault(row.stream_id, _Story(row.stream_id)).add(row, recorded)
         notes = await self._settle(connection, stories)
         if notes:
+            crash_point("pm.before_commit")
             try:
                 await self._store.append_each(notes, moved=FollowerMoved(self.name, position, seen))
             except Conflict:
@@ -199,6 +201,7 @@ class ProcessManager:
                 stories[look.registration_id] = _Story(look.registration_id, happened=[(deadline, context)])
         notes = await self._settle(connection, stories)
         if notes:
+            crash_point("reconcile.mid")
             try:
                 await self._store.append_each(notes)
             except Conflict:

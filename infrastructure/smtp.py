@@ -26,6 +26,7 @@ from aiosmtplib.protocol import SMTPProtocol
 from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
+from application.crash_points import crash_point
 from application.ports import Accepted, Letter, MailServersAway, NotSent
 from infrastructure.circuit import Circuit, CircuitOpen, Circuits
 from infrastructure.letters import Composer, mailbox
@@ -227,6 +228,7 @@ class _Connection:
         """Send the content; from the first byte on only the reply tells whether the server took the mail."""
         self.protocol.write(message)
         progress.stage = "end-of-data"
+        crash_point("worker.before_eod_reply")
         code, text = await self.protocol.read_response()
         if code // 100 != 2:
             raise SMTPResponseException(code, text)

@@ -3,53 +3,81 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from application.crash_points import CRASH_POINTS
 from infrastructure.embedded import EmbeddedPostgres
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore, create_schema
 from infrastructure.follower import create_read_schema
 from infrastructure.line import connect
 from projections import PROJECTIONS
+from tests.faults import reached
+from tests.postgres import SHARED, database_of, server
 from tests.words import MovableClock
 
 _TEMPLATE = "registrar_template"
-_FORGETFUL = {
-    "fsync": "off",
-    "synchronous_commit": "off",
-    "full_page_writes": "off",
-    "autovacuum": "off",
-    "max_wal_size": "128MB",
-}
 _numbers = count(1)
+_UNREACHED = pytest.StashKey[list[str]]()
+
+
+# --- Crash points that no test reaches ----------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        directory = tempfile.TemporaryDirectory(prefix="registrar-reached-")
+        config.stash[reached.DIRECTORY] = Path(directory.name)
+        config.add_cleanup(directory.cleanup)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    reached.hand_to_worker(node, node.config.stash[reached.DIRECTORY])
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    # Where tests failed, what they did not reach tells nothing.
+    if hasattr(session.config, "workerinput") or exitstatus != pytest.ExitCode.OK:
+        return
+    if reached.is_whole_suite(session.config):
+        missing = reached.unreached(CRASH_POINTS, reached.directory_of(session.config))
+        session.config.stash[_UNREACHED] = missing
+        if missing:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    missing = terminalreporter.config.stash.get(_UNREACHED, [])
+    if missing:
+        terminalreporter.section("crash points that no test reached", red=True)
+        for point in missing:
+            terminalreporter.line(f"{point}: a test must arm it (tests/faults), or it must go")
+
+
+@pytest.fixture(scope="session")
+def reached_directory(pytestconfig: pytest.Config) -> Path:
+    """Where is noted which crash points were reached."""
+    return reached.directory_of(pytestconfig)
+
+
+# --- PostgreSQL ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """The server that the tests share. It forgets in a crash: a test of crashes starts one of its own."""
-    with tempfile.TemporaryDirectory(prefix="registrar-tests-", dir=_in_memory()) as directory:
-        server = EmbeddedPostgres(Path(directory), _FORGETFUL)
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop()
-
-
-def _in_memory() -> Path | None:
-    """A directory in memory if there is one with room: a database is made there 30 times as fast as on a disk."""
-    memory = Path("/dev/shm")  # noqa: S108 - a private directory is made in it
-    return memory if memory.is_dir() and shutil.disk_usage(memory).free > 2**31 else None
+    with server(SHARED) as postgres:
+        yield postgres
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +85,7 @@ def administration(postgres: EmbeddedPostgres) -> Iterator[psycopg.Connection]:
     """A connection that creates and drops databases; the template has the event store and every read model."""
     with psycopg.connect(postgres.dsn, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(_TEMPLATE)))
-        asyncio.run(_prepare(_database(postgres, _TEMPLATE)))
+        asyncio.run(_prepare(database_of(postgres, _TEMPLATE)))
         yield connection
 
 
@@ -66,10 +94,6 @@ async def _prepare(dsn: str) -> None:
         await create_schema(connection)
         for projection in PROJECTIONS:
             await create_read_schema(connection, projection())
-
-
-def _database(postgres: EmbeddedPostgres, name: str) -> str:
-    return urlsplit(postgres.dsn)._replace(path=f"/{name}").geturl()
 
 
 @pytest.fixture
@@ -81,7 +105,7 @@ def dsn(postgres: EmbeddedPostgres, administration: psycopg.Connection) -> Itera
             sql.Identifier(name), sql.Identifier(_TEMPLATE)
         )
     )
-    yield _database(postgres, name)
+    yield database_of(postgres, name)
     administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 

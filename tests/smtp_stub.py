@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal, Self
 
 Stage = Literal["banner", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "eod", "rset", "quit"]
@@ -21,11 +22,12 @@ Stage = Literal["banner", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "e
 
 @dataclass
 class Mail:
-    """A mail whose final dot was received; `data` is as sent, with its dots still stuffed."""
+    """A mail whose final dot was received, at `at`; `data` is as sent, with its dots still stuffed."""
 
     sender: bytes
     recipients: list[bytes]
     data: bytes
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 @dataclass
@@ -177,6 +179,7 @@ class _Conversation:
                     if not await self.answer("data", "354 go ahead"):
                         continue
                     mail.data = await self.content()
+                    mail.at = datetime.now(UTC)
                     if not self.refuses("eod"):
                         self.stub.mails.append(mail)
                     await self.answer("eod", "250 2.0.0 accepted")

@@ -16,13 +16,13 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 import psycopg
 import pytest
 
 from infrastructure.embedded import EmbeddedPostgres
+from tests.faults.canaries import occurs, shown
 from tests.words import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -188,28 +188,6 @@ async def test_what_was_accepted_before_a_sigkill_is_mailed_and_verifiable_after
 
     # and: nothing personal stands where it must not
     await scan_for_canaries(up, client, addresses=[*accepted, *unknown], codes=list(codes.values()))
-
-
-def forms(secret: str) -> set[str]:
-    """A secret as it may hide: plain, hexadecimal, base64 at each offset, percent-encoded, in JSON, UTF-16."""
-    data = secret.encode()
-    found = {secret, data.hex(), quote(secret), json.dumps(secret)[1:-1], secret.encode("utf-16-le").hex()}
-    for offset in range(3):
-        # Without the first and last character, which depend on the neighbours.
-        found.add(base64.b64encode(b"\0" * offset + data).decode().rstrip("=")[4 if offset else 0 : -2])
-    return found
-
-
-def occurs(text: str, secrets: list[str]) -> list[str]:
-    lowered = text.lower()
-    return [secret for secret in secrets for form in forms(secret) if form.lower() in lowered]
-
-
-def shown(codes: list[str], text: str) -> list[str]:
-    """The codes that stand in a text by themselves; six digits also stand in times, ids and sums, which do not count."""
-    text = re.sub(r"\d\d:\d\d:\d\d\.\d+", "", text)
-    numbers = set(re.findall(r"(?<![\w.-])\d{6}(?![\w.-])", text))
-    return [code for code in codes if code in numbers]
 
 
 async def scan_for_canaries(up: Up, client: httpx.AsyncClient, *, addresses: list[str], codes: list[str]) -> None:

@@ -1,0 +1,67 @@
+"""Crash points: places between two steps at which a test lets the process die. They do nothing otherwise.
+
+    crash_point("worker.after_claim")
+
+Only code that has this process in its hands can arm them; no setting and no input reaches them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final, Literal
+
+CrashPoint = Literal[
+    "api.before_append",
+    "api.after_commit",
+    "api.hashing",
+    "pm.before_commit",
+    "worker.before_claim",
+    "worker.after_claim",
+    "worker.before_eod_reply",
+    "worker.before_sent_event",
+    "worker.before_ack",
+    "worker.before_dead_ack",
+    "projector.mid",
+    "reconcile.mid",
+]
+
+CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
+    "api.before_append": "a registration is decided, and not yet given to the log",
+    "api.after_commit": "a registration is on disk, and not yet answered",
+    "api.hashing": "a password is being hashed, and nothing is decided yet",
+    "pm.before_commit": "the saga's commands have run; its notes and its position are not saved",
+    "worker.before_claim": "a mail was requested, and its right to be sent not yet claimed",
+    "worker.after_claim": "the right to send a mail is ours, and no mail server was called",
+    "worker.before_eod_reply": "the whole mail is on its way to the server, whose reply is not read",
+    "worker.before_sent_event": "the server took the mail, and that is not recorded",
+    "worker.before_ack": "the mail's outcome is recorded, and the relay's position does not know",
+    "worker.before_dead_ack": "the mail's failure for good is recorded, and the relay's position does not know",
+    "projector.mid": "a batch is applied to a read model, and not committed",
+    "reconcile.mid": "commands of a pass over the deadlines have run; the sagas' notes are not saved",
+}
+
+_hook: Callable[[CrashPoint], None] | None = None
+
+
+def crash_point(name: CrashPoint) -> None:
+    """Pass a crash point: a test that has armed it here ends the process, or raises."""
+    if _hook is not None:
+        _hook(name)
+
+
+@contextmanager
+def armed(hook: Callable[[CrashPoint], None]) -> Iterator[None]:
+    """Have `hook` called at every passing, by whichever thread passes, until the end of the block.
+
+    Raises:
+        RuntimeError: the points are armed already.
+    """
+    global _hook  # noqa: PLW0603 - one test of None is all that production pays
+    if _hook is not None:
+        raise RuntimeError("the crash points are armed already")
+    _hook = hook
+    try:
+        yield
+    finally:
+        _hook = None
