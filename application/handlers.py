@@ -232,11 +232,19 @@ class Handlers:
 
     # --- The mail worker ----------------------------------------------------------------------
 
-    async def record_email_dispatched(self, command: RecordEmailDispatched, context: Context) -> Answer:
-        """Record the hand-over; for a notice, on the owner's stream too, in the same commit."""
+    async def record_email_dispatched(
+        self, command: RecordEmailDispatched, context: Context, *, loaded: Streams | None = None
+    ) -> Answer:
+        """Record the hand-over; for a notice, on the owner's stream too, in the same commit.
+
+        Args:
+            loaded: the registration as the caller read it, which spares reading it again; if somebody has written to
+                it since, the append tells, and it is read after all.
+        """
+        known = [loaded] if loaded is not None else []
 
         async def decide() -> Answer:
-            streams = await self._log.load(command.registration_id)
+            streams = known.pop() if known else await self._log.load(command.registration_id)
             registration = _found(streams, command.registration_id)
             owner = None
             if command.kind == "notice" and registration.duplicate_of is not None:

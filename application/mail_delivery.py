@@ -26,6 +26,7 @@ from application.ports import (
     PersonalKeys,
     Secrets,
     SendClaims,
+    Streams,
     Unavailable,
 )
 from domain.registration import Policy, Registration
@@ -113,7 +114,7 @@ class MailDelivery:
         if registration is None or not registration.wants_mail(request.serial):
             return
         if registration.duplicate_of is not None:
-            await self._deliver_notice(request, registration, registration.duplicate_of)
+            await self._deliver_notice(request, registration, registration.duplicate_of, streams)
             return
         wrapped = keys.get(registration.id)
         if wrapped is None:
@@ -125,9 +126,11 @@ class MailDelivery:
             code=self._secrets.code(registration.id, request.serial),
             message_id=self._secrets.message_id(registration.id, request.serial),
         )
-        await self._attempt(request, registration, letter)
+        await self._attempt(request, registration, letter, streams)
 
-    async def _deliver_notice(self, request: MailRequest, duplicate: Registration, owner_id: UUID) -> None:
+    async def _deliver_notice(
+        self, request: MailRequest, duplicate: Registration, owner_id: UUID, loaded: Streams
+    ) -> None:
         """Tell the owner of the address, at the address the owner registered, at most once within the interval."""
         if not await self._claims.acquire(owner_id, NOTICE_SERIAL):
             raise Claimed("the owner is being told right now", retry_after=self._retry_claimed_after.total_seconds())
@@ -136,18 +139,20 @@ class MailDelivery:
             owner = streams.get(Registration, owner_id)
             wrapped = keys.get(owner_id)
             if owner is None or wrapped is None or not owner.may_notify_owner(self._clock(), self._policy):
-                await self._attempt(request, duplicate, None)
+                await self._attempt(request, duplicate, None, loaded)
                 return
             letter = self._letters.notice(
                 to=self._secrets.open(owner_id, owner.personal_data, wrapped).email,
                 locale=owner.locale,
                 message_id=self._secrets.message_id(request.registration_id, request.serial),
             )
-            await self._attempt(request, duplicate, letter)
+            await self._attempt(request, duplicate, letter, loaded)
         finally:
             await self._claims.release(owner_id, NOTICE_SERIAL)
 
-    async def _attempt(self, request: MailRequest, registration: Registration, letter: Letter | None) -> None:
+    async def _attempt(
+        self, request: MailRequest, registration: Registration, letter: Letter | None, loaded: Streams
+    ) -> None:
         """Send the letter, or withhold it (None), and record what became of it.
 
         Who registers must not see that nothing was sent: a withheld mail shares the fate of one that is sent now,
@@ -186,7 +191,7 @@ class MailDelivery:
                     attempts=accepted.attempts,
                     reply_code=accepted.reply_code,
                 )
-        await self._record(outcome, request)
+        await self._record(outcome, request, loaded)
         is_dead = isinstance(outcome, RecordEmailDispatchFailed) and outcome.permanent
         crash_point("worker.before_dead_ack" if is_dead else "worker.before_ack")
         if isinstance(outcome, RecordEmailDispatched) and not registration.handed_over_at:
@@ -196,7 +201,7 @@ class MailDelivery:
         """What one of the latest hand-overs took: by the id, so as different from another's as real ones are."""
         return self._took[request.registration_id.int % len(self._took)] if self._took else timedelta(0)
 
-    async def _record(self, outcome: Command, request: MailRequest) -> None:
+    async def _record(self, outcome: Command, request: MailRequest, loaded: Streams) -> None:
         """Record what became of the mail, however long the database is away.
 
         Only this is repeated, never the sending: the mail is out, or the try is used up, whatever the database says.
@@ -206,7 +211,10 @@ class MailDelivery:
             wait=wait_exponential(multiplier=0.2, max=5),
             sleep=self._sleep,
         )
-        await retrying(self._handlers.handle, outcome, _context(request))
+        if isinstance(outcome, RecordEmailDispatched):  # nearly always: what was loaded for the mail still holds
+            await retrying(self._handlers.record_email_dispatched, outcome, _context(request), loaded=loaded)
+        else:
+            await retrying(self._handlers.handle, outcome, _context(request))
 
 
 def _context(request: MailRequest) -> Context:

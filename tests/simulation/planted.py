@@ -16,7 +16,17 @@ from application.commands import ActivateAccount, CancelRegistration, Command, R
 from application.handlers import Answer, Handlers
 from application.mail_delivery import MailDelivery
 from application.mail_saga import SECOND_LOOK
-from application.ports import Accepted, Context, FollowerMoved, Letter, MailRequest, MailServers, NotSent, Unavailable
+from application.ports import (
+    Accepted,
+    Context,
+    FollowerMoved,
+    Letter,
+    MailRequest,
+    MailServers,
+    NotSent,
+    Streams,
+    Unavailable,
+)
 from domain.errors import Refused
 from domain.mail_saga import MailSaga
 from domain.recorded import Position
@@ -257,7 +267,7 @@ def hand_over_not_recorded() -> Iterator[Parts]:
     """A database that is away while the hand-over is recorded is shrugged off."""
 
     class Careless(MailDelivery):
-        async def _record(self, outcome: Command, request: MailRequest) -> None:
+        async def _record(self, outcome: Command, request: MailRequest, loaded: Streams) -> None:
             with suppress(Unavailable):
                 await self._handlers.handle(outcome, Context("mail-worker", request.correlation_id))
 

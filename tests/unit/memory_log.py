@@ -63,6 +63,7 @@ class MemoryLog:
         self.appends: list[list[str]] = []
         self.keys: dict[UUID, bytes] = {}
         self.followers: dict[str, Position] = {}
+        self.loads = 0
 
     async def append(
         self,
@@ -100,6 +101,7 @@ class MemoryLog:
 
     async def load(self, *stream_ids: UUID, holders_of: Sequence[UUID] = ()) -> MemoryStreams:
         await asyncio.sleep(0)
+        self.loads += 1
         wanted = {*stream_ids, *holders_of}
         everything = MemoryStreams(self.codec, self.rows)
         for claim_id in holders_of:
