@@ -410,16 +410,8 @@ class EventStore:
         Raises:
             TopicError, MapperDeserialisationError: this version of the service cannot read the event.
         """
-        return Recorded(
-            event=self._codec.decode(row.stream_id, row.version, row.topic, row.state),
-            position=row.position,
-            topic=row.topic,
-            recorded_at=row.recorded_at,
-            correlation_id=row.correlation_id,
-            causation_position=row.causation_position,
-            actor=row.actor,
-            trace=row.trace,
-        )
+        event = self._codec.decode(row.stream_id, row.version, row.topic, row.state)
+        return Recorded(event, row.position, row.topic, *row[5:])  # the rest is in the same order
 
 
 async def create_schema(connection: Connection) -> None:

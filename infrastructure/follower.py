@@ -303,8 +303,9 @@ class Projector:
 
     async def _apply(self, connection: Connection, rows: Sequence[_Entry]) -> None:
         events = []
+        some_are_parked = len(self._parked) > 0
         for row, recorded in rows:
-            if row.stream_id in self._parked:
+            if some_are_parked and row.stream_id in self._parked:
                 await self._parked.add(connection, row.stream_id, row.position, "stream is parked")
             elif isinstance(recorded, Exception):
                 raise recorded

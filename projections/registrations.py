@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -65,7 +65,7 @@ _BEGIN = """
         %b::uuid[], %b::bigint[], %b::timestamptz[], %b::text[]::uuid[], %b::text[]::uuid[], %b::text[], %b::text[])
 """
 
-_PROGRESS = """
+_BEGIN_PROGRESS = """
     INSERT INTO progress (
         registration_id, created_position, position, status, serial, mail, handed_over_at, rejections, locked,
         verified_at, activated_at, cancelled_at, cancel_reason
@@ -73,6 +73,9 @@ _PROGRESS = """
     SELECT * FROM unnest(
         %b::uuid[], %b::bigint[], %b::bigint[], %b::text[], %b::integer[], %b::text[], %b::timestamptz[],
         %b::integer[], %b::boolean[], %b::timestamptz[], %b::timestamptz[], %b::timestamptz[], %b::text[])
+"""
+
+_PROGRESS = f"""{_BEGIN_PROGRESS}
     ON CONFLICT (registration_id) DO UPDATE SET
         position = excluded.position, status = excluded.status, serial = excluded.serial, mail = excluded.mail,
         handed_over_at = excluded.handed_over_at, rejections = excluded.rejections, locked = excluded.locked,
@@ -164,46 +167,84 @@ class _Progress:
         )  # fmt: skip
 
     def fold(self, event: AnyEvent) -> None:
-        match event:
-            case Registration.OtpIssued():
-                self.serial = event.serial
-                self.mail = "QUEUED"
-                self.handed_over_at = None
-                self.rejections = 0
-                self.locked = False
-            case Registration.EmailDispatched() | Registration.EmailWithheld():
-                if event.serial == self.serial:
-                    self.mail = "SENT"
-                    self.handed_over_at = event.timestamp
-            case Registration.EmailVerified():
-                self.status = Status.VERIFIED.value
-                self.verified_at = event.timestamp
-                # The code was read, so the mail arrived, whether or not its hand-over was recorded.
-                self.mail = "SENT"
-            case Registration.AccountActivated():
-                self.status = Status.ACTIVE.value
-                self.activated_at = event.timestamp
-            case Registration.EmailDispatchFailed():
-                if event.serial == self.serial and event.permanent:
-                    self.mail = "FAILED"
-            case Registration.EmailRetryRequested():
-                if self.mail == "FAILED":
-                    self.mail = "QUEUED"
-            case Registration.CodeRejected():
-                self.rejections = event.attempt
-            case Registration.CodeLocked():
-                self.locked = True
-            case Registration.OtpRevoked() | Registration.EmailDiscarded():
-                self._give_up_mail()
-            case Registration.RegistrationCancelled():
-                self.status = Status.CANCELLED.value
-                self.cancelled_at = event.timestamp
-                self.cancel_reason = event.reason
-                self._give_up_mail()
+        change = _CHANGES.get(type(event))
+        if change is not None:
+            change(self, event)
 
-    def _give_up_mail(self) -> None:
+    def give_up_mail(self) -> None:
         if self.mail == "QUEUED":
             self.mail = "FAILED"
+
+
+def _issued(row: _Progress, event: Any) -> None:
+    row.serial = event.serial
+    row.mail = "QUEUED"
+    row.handed_over_at = None
+    row.rejections = 0
+    row.locked = False
+
+
+def _handed_over(row: _Progress, event: Any) -> None:
+    if event.serial == row.serial:
+        row.mail = "SENT"
+        row.handed_over_at = event.timestamp
+
+
+def _failed(row: _Progress, event: Any) -> None:
+    if event.serial == row.serial and event.permanent:
+        row.mail = "FAILED"
+
+
+def _requested_again(row: _Progress, _: Any) -> None:
+    if row.mail == "FAILED":
+        row.mail = "QUEUED"
+
+
+def _rejected(row: _Progress, event: Any) -> None:
+    row.rejections = event.attempt
+
+
+def _locked(row: _Progress, _: Any) -> None:
+    row.locked = True
+
+
+def _verified(row: _Progress, event: Any) -> None:
+    row.status = Status.VERIFIED.value
+    row.verified_at = event.timestamp
+    row.mail = "SENT"  # the code was read, so the mail arrived, whether or not its hand-over was recorded
+
+
+def _activated(row: _Progress, event: Any) -> None:
+    row.status = Status.ACTIVE.value
+    row.activated_at = event.timestamp
+
+
+def _mail_given_up(row: _Progress, _: Any) -> None:
+    row.give_up_mail()
+
+
+def _cancelled(row: _Progress, event: Any) -> None:
+    row.status = Status.CANCELLED.value
+    row.cancelled_at = event.timestamp
+    row.cancel_reason = event.reason
+    row.give_up_mail()
+
+
+_CHANGES: dict[Any, Callable[[_Progress, Any], None]] = {
+    Registration.OtpIssued: _issued,
+    Registration.EmailDispatched: _handed_over,
+    Registration.EmailWithheld: _handed_over,
+    Registration.EmailDispatchFailed: _failed,
+    Registration.EmailRetryRequested: _requested_again,
+    Registration.EmailDiscarded: _mail_given_up,
+    Registration.CodeRejected: _rejected,
+    Registration.CodeLocked: _locked,
+    Registration.EmailVerified: _verified,
+    Registration.AccountActivated: _activated,
+    Registration.OtpRevoked: _mail_given_up,
+    Registration.RegistrationCancelled: _cancelled,
+}
+"""What an event changes; the others (`UserRegistered`, `PersonalDataErased`) are of the other table."""
 
 
 class Registrations:
@@ -211,23 +252,7 @@ class Registrations:
 
     name = "registrations"
     topics: tuple[str, ...] | None = tuple(
-        event.TOPIC
-        for event in (
-            Registration.UserRegistered,
-            Registration.OtpIssued,
-            Registration.EmailDispatched,
-            Registration.EmailWithheld,
-            Registration.EmailDispatchFailed,
-            Registration.EmailRetryRequested,
-            Registration.EmailDiscarded,
-            Registration.CodeRejected,
-            Registration.CodeLocked,
-            Registration.EmailVerified,
-            Registration.AccountActivated,
-            Registration.OtpRevoked,
-            Registration.RegistrationCancelled,
-            Registration.PersonalDataErased,
-        )
+        event.TOPIC for event in (Registration.UserRegistered, *_CHANGES, Registration.PersonalDataErased)
     )
     tables = TABLES
 
@@ -272,8 +297,9 @@ class Registrations:
 
         if begun:
             await cursor.execute(_BEGIN, _columns(begun.values()))
-        if rows:
-            await cursor.execute(_PROGRESS, _columns(row.columns() for row in rows.values()))
+            await cursor.execute(_BEGIN_PROGRESS, _columns(rows[number].columns() for number in begun))
+        if len(rows) > len(begun):
+            await cursor.execute(_PROGRESS, _columns(r.columns() for number, r in rows.items() if number not in begun))
         if erased:
             await cursor.execute(_ERASE, (list(erased),), prepare=False)
 
