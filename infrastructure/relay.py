@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -65,9 +66,11 @@ class Relay:
         self._finish_within = finish_within
         self._handing_over: set[asyncio.Task[None] | None] = set()
         self._room = asyncio.Event()
+        self._stopping = False
 
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `infrastructure.follower.Leading`."""
+        self._stopping = False
         await connection.execute("SET synchronous_commit = off")  # a lost position repeats, and repeats are harmless
         saved = read_up_to = await position_of(connection, self.name)
         loop = asyncio.get_running_loop()
@@ -104,6 +107,7 @@ class Relay:
 
     async def _stop(self, under_way: dict[Position, asyncio.Task[None]]) -> None:
         """Let what is being handed over finish; the rest will be read again."""
+        self._stopping = True
         tasks = set(under_way.values())
         finishing = {task for task in tasks if task in self._handing_over}
         for task in tasks - finishing:
@@ -144,14 +148,16 @@ class Relay:
                     await self._hand_over(request)
                     return
                 except MailServersAway:
-                    wait: Awaitable[None] = self._until_ready()
+                    wait: Callable[[], Awaitable[None]] = self._until_ready
                 except (Unavailable, Conflict) as away:
                     retry_after = away.retry_after if isinstance(away, Unavailable) else 0.0
-                    wait = asyncio.sleep(max(retry_after, pause.total_seconds()))
+                    wait = partial(asyncio.sleep, max(retry_after, pause.total_seconds()))
                     pause = min(pause * 2, timedelta(seconds=10))
                 finally:
                     self._handing_over.discard(task)
-            await wait
+            if self._stopping:
+                return  # the position is before it: it will be read again
+            await wait()
 
     def _request(self, row: RecordedRow) -> MailRequest:
         recorded = self._tail.decode(row)

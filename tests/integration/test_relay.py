@@ -1,0 +1,46 @@
+"""The relay by itself: real log, a delivery as told."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from application.ports import MailRequest, MailServersAway
+from domain.mail_saga import MailSaga
+from infrastructure.announcements import Announcements
+from infrastructure.event_store import EventStore
+from infrastructure.line import connect
+from infrastructure.log_tail import LogTail
+from infrastructure.relay import Relay
+from tests.words import CLIENT, REGISTRATION, eventually, mail_requested, saga_started, stream
+
+
+async def test_a_stop_does_not_wait_for_servers_that_turn_out_to_be_away(dsn: str, store: EventStore) -> None:
+    handing_over, answer = asyncio.Event(), asyncio.Event()
+
+    async def hand_over(_request: MailRequest) -> None:
+        handing_over.set()
+        await answer.wait()
+        raise MailServersAway("away")
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    relay = Relay(
+        tail=LogTail(store),
+        announcements=Announcements(dsn),
+        hand_over=hand_over,
+        until_ready=never,
+        finish_within=timedelta(hours=1),
+    )
+    await store.append(stream(MailSaga.stream_id(REGISTRATION), saga_started(), mail_requested()), CLIENT)
+    async with await connect(dsn, name="relay", statement_timeout=timedelta(seconds=10)) as connection:
+        work = asyncio.create_task(relay.work(connection))
+        await handing_over.wait()
+        work.cancel()
+        await eventually(lambda: relay._stopping)
+
+        answer.set()
+
+        await asyncio.wait({work}, timeout=30)
+        assert work.cancelled()
