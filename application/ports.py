@@ -266,7 +266,8 @@ class NotSent(Exception):
 
 
 class MailServersAway(Unavailable):
-    """Every mail server's circuit is open: no try was made, none is used up."""
+    """Every mail server's circuit is open, or was opened now by a refusal that has nothing to do with the mail (login,
+    certificate): no try is used up."""
 
 
 class MailServers(Protocol):

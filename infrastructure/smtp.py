@@ -17,10 +17,11 @@ import re
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, cast
 
+import structlog
 from aiosmtplib import SMTP, SMTPException, SMTPResponseException
 from aiosmtplib.protocol import SMTPProtocol
 from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
@@ -32,6 +33,8 @@ from infrastructure.circuit import Circuit, CircuitOpen, Circuits
 from infrastructure.letters import Composer, mailbox
 from infrastructure.settings import MailServer
 
+log = structlog.get_logger(__name__)
+
 TRIES: Final = 3
 """Plan: three attempts, 2ⁿ s apart."""
 PAUSE: Final = wait_exponential(multiplier=2) + wait_random(0, 1)
@@ -42,6 +45,22 @@ MAILS_PER_CONNECTION: Final = 100
 """Postfix and Exchange Online end a session after 100 to 1,000; a new connection per 100 costs 1 %."""
 QUIT_PATIENCE: Final = 2.0
 """Seconds to wait for the reply to QUIT, which decides nothing."""
+
+ALARMS: Final = {
+    "authentication": (
+        "mail.unauthorized",
+        "login, sender or relaying is refused: correct REGISTRAR_SMTP_URLS, REGISTRAR_MAIL_FROM or our account there",
+    ),
+    "tls": (
+        "mail.not_encrypted",
+        "nothing goes out in clear: there is no TLS, or a certificate that is expired, not trusted or another host's",
+    ),
+    "content": (
+        "mail.content_refused",
+        "all our mails say the same: look at that server's filter, at blocklists, at our domain's SPF, DKIM and DMARC",
+    ),
+}
+"""Failures that somebody has to do something about: the event that is logged, and what to do. Mails wait meanwhile."""
 
 Stage = Literal["connect", "tls", "login", "mail", "rcpt", "data", "end-of-data"]
 OnAttempt = Callable[[str, str], None]
@@ -71,6 +90,11 @@ class Verdict:
     outcome_unknown: bool = False
 
     @property
+    def alarming(self) -> bool:
+        """Not over by itself."""
+        return self.failure in ALARMS and (self.reply_code is None or self.reply_code >= 500)
+
+    @property
     def costs_a_try(self) -> bool:
         """False where the server refuses us rather than the mail: another server may be willing."""
         return self.failure not in {"authentication", "tls"}
@@ -80,7 +104,8 @@ def judge_reply(stage: Stage, code: int, text: str) -> Verdict:
     """Classify a negative reply by its code (RFC 5321, 4.2), enhanced status (RFC 3463) and stage.
 
     Permanent is only what is about this mailbox or this mail. A 5xx before RCPT is about us: it would be the same for
-    every mail, an operator mends it, and then the mail must still go out.
+    every mail, an operator mends it, and then the mail must still go out. Whom a refused content is about a single
+    reply does not tell; the server's history does (`_Server`).
     """
     found = re.match(r"([245])\.\d{1,3}\.\d{1,3}(?!\S)", text)
     status = found[0] if found and int(found[1]) == code // 100 else None
@@ -252,7 +277,12 @@ def _abort(client: SMTP) -> None:
 
 
 class _Server:
-    """One mail server: its connections, its circuit, its try."""
+    """One mail server: its connections, its circuit, its try.
+
+    Our mails all say the same, so a refused content is about that one mail only where the server has just taken
+    another's. A second refusal in a row, or one before any was taken, is about all of them: then it is an outage, and
+    nobody's registration is undone by it.
+    """
 
     def __init__(
         self, server: MailServer, breaker: AsyncCircuitBreaker, sender: str, *, tls: ssl.SSLContext, limits: Limits
@@ -268,6 +298,8 @@ class _Server:
         self._idle: list[_Connection] = []
         self._goodbyes: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._content_taken = False  # of the mail that was judged last
+        self._content_refused: Verdict | None = None
 
     @property
     def circuit(self) -> Circuit:
@@ -286,15 +318,28 @@ class _Server:
         async with self._slots, self._breaker:  # waiting for a slot is no fault of the server: no timeout yet
             try:
                 async with asyncio.timeout(self._limits.timeout.total_seconds()):
-                    return await self._converse(to, message, progress)
+                    code = await self._converse(to, message, progress)
+                if message is not None:
+                    self._content_taken, self._content_refused = True, None
+                if self._content_refused is None:
+                    return code
+                verdict = self._content_refused  # what would become of a mail
             except (OSError, SMTPException) as error:
-                verdict = judge_error(progress.stage, error)
+                verdict = self._judge(progress.stage, error)
             # Raised outside of the except clause: the refusal must not carry the reply's text in its context.
             if verdict.hopeless:
                 self.circuit.open()
             if verdict.outage:
                 raise _Refused(verdict)
         raise _Refused(verdict)  # the server is well: no failure of its circuit
+
+    def _judge(self, stage: Stage, error: OSError | SMTPException) -> Verdict:
+        verdict = judge_error(stage, error)
+        if verdict.failure != "content":
+            return verdict
+        about_this_mail, self._content_taken = self._content_taken, False
+        self._content_refused = replace(verdict, permanent=False, outage=True)
+        return replace(self._content_refused, permanent=about_this_mail)
 
     async def _converse(self, to: str, message: bytes | None, progress: _Progress) -> int:
         connection = await self._begin(progress)
@@ -429,8 +474,10 @@ class SmtpServers:
     """The mail servers, in order of preference: implements `application.ports.MailServers`.
 
     A try that failed through the server's fault is followed by one at another server, if there is one that may be
-    called: a single mail an hour would not open any circuit. Where the outcome is unknown no further try is made
-    here: it may make a second copy, and the saga's next one comes late enough for the first to be seen.
+    called: a single mail an hour would not open any circuit. A failure that opens the server's circuit at once uses
+    up nothing, as if it had been open before: a wrong password or an expired certificate is no mail's fault. Where the
+    outcome is unknown no further try is made here: it may make a second copy, and the saga's next one comes late
+    enough for the first to be seen.
 
     Args:
         sender: `MAIL_FROM`, with or without a name; its domain is what we greet the servers with.
@@ -518,23 +565,30 @@ class SmtpServers:
             except _Refused as refusal:
                 verdict = refusal.verdict
             else:
-                self._report(server, "accepted")
+                self._report(server, None)
                 return Accepted(server.provider, sending.tries + 1, code)
-            self._report(server, verdict.failure)
+            self._report(server, verdict)
+            if verdict.hopeless:
+                continue
             sending.last = server.provider, verdict
             if verdict.outage:
                 sending.avoided.add(server.provider)
             if verdict.costs_a_try:
                 sending.tries += 1
-                sending.again = not verdict.permanent and not verdict.outcome_unknown
+                elsewhere = len(sending.avoided) < len(servers)
+                may_help = elsewhere or verdict.failure != "content"  # which is no other in a few seconds
+                sending.again = may_help and not verdict.permanent and not verdict.outcome_unknown
                 raise sending.failed()
         if sending.last is None:
             raise MailServersAway("every mail server's circuit is open", retry_after=retry_after)
         raise sending.failed()
 
-    def _report(self, server: _Server, outcome: str) -> None:
+    def _report(self, server: _Server, verdict: Verdict | None) -> None:
         if self._on_attempt is not None:
-            self._on_attempt(server.provider, outcome)
+            self._on_attempt(server.provider, "accepted" if verdict is None else verdict.failure)
+        if verdict is not None and verdict.alarming:
+            event, hint = ALARMS[verdict.failure]
+            log.error(event, provider=server.provider, reply=verdict.reply_code, status=verdict.reply_status, hint=hint)
 
     async def _servers(self) -> Sequence[_Server]:
         """Made at the first call, as purgatory hands out breakers only to coroutines."""

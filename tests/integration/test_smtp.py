@@ -197,6 +197,7 @@ def letter_to(address: str) -> Letter:
     return Letter(address, LETTER.subject, LETTER.text, LETTER.html, LETTER.message_id, LETTER.locale)
 
 
+@pytest.mark.fault("E29")
 @pytest.mark.parametrize(
     "address",
     [
@@ -266,6 +267,7 @@ async def test_a_body_cannot_end_the_mail_early(stub: SmtpStub, post: Post) -> N
 # --- Replies -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("E20")
 @pytest.mark.parametrize(
     ("stage", "reply", "failure"),
     [
@@ -277,15 +279,10 @@ async def test_a_body_cannot_end_the_mail_early(stub: SmtpStub, post: Post) -> N
         ("rcpt", "550 5.4.1 recipient address rejected", "mailbox-unknown"),
         ("rcpt", "552 5.2.2 mailbox full", "permanent"),
         ("rcpt", "550 5.2.1 mailbox disabled", "permanent"),
-        ("data", "554 5.7.1 no", "content"),
-        ("eod", "554 looks like spam", "content"),
-        ("eod", "550 5.7.1 looks like spam", "content"),
-        ("eod", "552 too big", "content"),
         ("eod", "550 5.1.1 no such user after all", "mailbox-unknown"),
-        ("mail", "552 5.3.4 too big", "content"),
     ],
 )
-async def test_a_refusal_of_mailbox_or_mail_is_permanent_and_no_outage(
+async def test_a_refusal_of_a_mailbox_is_permanent_and_no_outage(
     stub: SmtpStub, post: Post, stage: Stage, reply: str, failure: str
 ) -> None:
     stub.at(stage, reply)
@@ -298,6 +295,65 @@ async def test_a_refusal_of_mailbox_or_mail_is_permanent_and_no_outage(
     assert await post.servers.states() == {provider(stub): "closed"}
 
 
+CONTENT_REFUSED = pytest.mark.parametrize(
+    ("stage", "reply"),
+    [
+        ("data", "554 5.7.1 no"),
+        ("eod", "554 looks like spam"),
+        ("eod", "550 5.7.1 looks like spam"),
+        ("eod", "552 too big"),
+        ("mail", "552 5.3.4 too big"),
+    ],
+)
+
+
+@pytest.mark.fault("E21")
+@CONTENT_REFUSED
+async def test_a_content_refused_after_others_were_taken_is_refused_for_good(
+    stub: SmtpStub, post: Post, stage: Stage, reply: str
+) -> None:
+    for _ in range(6):
+        await post.send()
+        stub.at(stage, reply, times=1)
+        refusal = await post.refused()
+        assert (refusal.failure, refusal.permanent, refusal.attempts) == ("content", True, 1)
+        assert refusal.reply_code == int(reply[:3])
+    assert post.pauses == []
+    assert await post.servers.states() == {provider(stub): "closed"}
+
+
+@pytest.mark.fault("E21")
+@CONTENT_REFUSED
+async def test_contents_refused_in_a_row_are_an_outage_and_no_mails_fault(
+    stub: SmtpStub, post: Post, stage: Stage, reply: str
+) -> None:
+    stub.at(stage, reply)
+    for _ in range(5):
+        refusal = await post.refused()
+        assert (refusal.failure, refusal.permanent, refusal.attempts) == ("content", False, 1)
+    assert post.pauses == [], "the same content would be refused again"
+    with pytest.raises(MailServersAway):
+        await post.send()
+
+    stub.heal()
+    post.clock.now += 30
+    assert (await post.send()).attempts == 1
+
+
+async def test_a_probe_shares_the_fate_of_a_mail_whose_content_would_be_refused(stub: SmtpStub, post: Post) -> None:
+    await post.send()
+    stub.at("eod", "554 looks like spam", times=1)
+    await post.refused()
+
+    with pytest.raises(NotSent) as probed:
+        await post.servers.probe()
+    assert (probed.value.failure, probed.value.permanent, probed.value.reply_code) == ("content", False, 554)
+
+    await post.send()
+    await post.servers.probe()
+
+
+@pytest.mark.fault("E18")
 @pytest.mark.parametrize(
     ("stage", "reply", "failure"),
     [
@@ -337,6 +393,7 @@ async def test_a_later_try_may_succeed(stub: SmtpStub, post: Post) -> None:
     assert len(stub.mails) == 1
 
 
+@pytest.mark.fault("E18")
 @pytest.mark.parametrize("stage", ["banner", "ehlo", "mail", "rcpt", "data", "eod"])
 async def test_421_is_throttling_and_an_outage(stub: SmtpStub, post: Post, stage: Stage) -> None:
     stub.at(stage, "421 4.7.0 too many")
@@ -349,6 +406,7 @@ async def test_421_is_throttling_and_an_outage(stub: SmtpStub, post: Post, stage
         await post.send()
 
 
+@pytest.mark.fault("E18")
 @pytest.mark.parametrize("code", [450, 451, 452])
 async def test_a_temporary_greeting_is_tried_again(stub: SmtpStub, post: Post, code: int) -> None:
     stub.at("banner", f"{code} not now", times=2)
@@ -370,6 +428,7 @@ async def test_a_garbled_answer_to_the_mail_leaves_the_outcome_unknown(stub: Smt
 # --- Hanging and dropping ---------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("E1", "E2", "E5", "E6", "E7", "E10", "E11", "E14", "E15", "E16")
 @pytest.mark.parametrize("action", ["hang", "drop"])
 @pytest.mark.parametrize("stage", ["banner", "ehlo", "mail", "rcpt", "data"])
 async def test_a_try_lost_before_the_content_is_repeated(stub: SmtpStub, post: Post, stage: Stage, action: str) -> None:
@@ -380,6 +439,7 @@ async def test_a_try_lost_before_the_content_is_repeated(stub: SmtpStub, post: P
     assert len(stub.mails) == 1
 
 
+@pytest.mark.fault("E9")
 @pytest.mark.parametrize(("action", "failure"), [("hang", "timeout"), ("drop", "connection")])
 async def test_a_connection_lost_after_the_content_leaves_the_outcome_unknown(
     stub: SmtpStub, post: Post, action: str, failure: str
@@ -391,6 +451,7 @@ async def test_a_connection_lost_after_the_content_leaves_the_outcome_unknown(
     assert len(stub.mails) == 1, "the server has it: another try at once would be a second copy"
 
 
+@pytest.mark.fault("E8", "E17")
 @pytest.mark.parametrize("action", ["hang", "drop", "500 what?"])
 async def test_quit_decides_nothing(
     stub: SmtpStub, open_post: OpenPost, action: str, monkeypatch: pytest.MonkeyPatch
@@ -454,6 +515,7 @@ async def test_tls_from_the_first_byte(
     assert (await post.send()).attempts == 1
 
 
+@pytest.mark.fault("E23")
 @pytest.mark.parametrize("fault", ["stripped", "untrusted", "refused", "expected-implicit"])
 async def test_without_good_tls_neither_login_nor_mail_is_sent(
     stack: AsyncExitStack, open_post: OpenPost, certificate: ssl.SSLContext, trust: ssl.SSLContext, fault: str
@@ -467,16 +529,17 @@ async def test_without_good_tls_neither_login_nor_mail_is_sent(
     server = MailServer(scheme, "127.0.0.1", stub.port, "jo", SecretStr("s3cret"))  # type: ignore[arg-type]
     post = await open_post(server, tls=None if fault == "untrusted" else trust)
 
-    refusal = await post.refused()
+    for _ in range(3):
+        with pytest.raises(MailServersAway):
+            await post.send()
 
-    assert (refusal.failure, refusal.permanent, refusal.attempts) == ("tls", False, 0)
+    assert post.outcomes == ["tls"]
     assert stub.received.count(b"AUTH") == stub.received.count(b"MAIL") == 0
     assert stub.mails == []
-    with pytest.raises(MailServersAway):
-        await post.send()
     assert len(stub.sessions) == 1
 
 
+@pytest.mark.fault("E3", "E4", "E12", "E13")
 @pytest.mark.parametrize("action", ["hang", "drop", "454 4.7.0 not just now"])
 @pytest.mark.parametrize("stage", ["starttls", "auth"])
 async def test_trouble_on_the_way_to_a_session_sends_nothing_and_passes(
@@ -497,6 +560,7 @@ async def test_trouble_on_the_way_to_a_session_sends_nothing_and_passes(
     assert (await post.send()).attempts == 1
 
 
+@pytest.mark.fault("E22")
 async def test_a_refused_login_opens_the_circuit_and_heals_after_thirty_seconds(
     stack: AsyncExitStack, open_post: OpenPost
 ) -> None:
@@ -505,12 +569,10 @@ async def test_a_refused_login_opens_the_circuit_and_heals_after_thirty_seconds(
     post = await open_post(server)
     stub.at("auth", "535 5.7.8 no")
 
-    refusal = await post.refused()
-    assert (refusal.failure, refusal.permanent, refusal.attempts) == ("authentication", False, 0)
-    assert (refusal.reply_code, refusal.reply_status) == (535, "5.7.8")
     for _ in range(3):
         with pytest.raises(MailServersAway):
             await post.send()
+    assert post.outcomes == ["authentication"]
     assert len(stub.sessions) == 1
 
     stub.heal()
@@ -521,8 +583,9 @@ async def test_a_refused_login_opens_the_circuit_and_heals_after_thirty_seconds(
 @pytest.mark.parametrize("reply", ["530 5.7.0 authentication required", "550 5.7.1 sender not yours", "553 no"])
 async def test_an_unwelcome_sender_is_our_configuration(stub: SmtpStub, post: Post, reply: str) -> None:
     stub.at("mail", reply)
-    refusal = await post.refused()
-    assert (refusal.failure, refusal.permanent, refusal.attempts) == ("authentication", False, 0)
+    with pytest.raises(MailServersAway):
+        await post.send()
+    assert post.outcomes == ["authentication"]
     assert await post.servers.states() == {provider(stub): "opened"}
 
 
@@ -572,6 +635,14 @@ async def test_a_refused_login_costs_no_try_at_the_next_server(
     stub.at("mail", "530 log in first")
     assert await post.send() == Accepted(provider(second), attempts=1, reply_code=250)
     assert post.pauses == []
+
+
+async def test_a_content_that_a_server_refuses_of_everybody_is_shown_to_the_next(
+    stub: SmtpStub, second: SmtpStub, open_post: OpenPost
+) -> None:
+    post = await open_post(stub, second)
+    stub.at("eod", "554 looks like spam")
+    assert await post.send() == Accepted(provider(second), attempts=2, reply_code=250)
 
 
 async def test_a_permanent_refusal_is_not_asked_of_the_next_server(
@@ -678,7 +749,9 @@ async def test_neither_logs_nor_errors_repeat_what_the_server_says(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     stub.at(stage, f"{reply} <jo.doe+x@example.com>: CANARY")
-    refusal = await post.refused()
+    with pytest.raises((NotSent, MailServersAway)) as raised:
+        await post.send()
+    refusal = raised.value
     told = "".join(traceback.format_exception(refusal, chain=True)) + repr(refusal.args) + caplog.text
     error: BaseException | None = refusal
     while error is not None:
