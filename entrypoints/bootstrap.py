@@ -110,6 +110,7 @@ async def open_service(
     mailbox: bool = False,
     clock: DatabaseClock | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    circuits: Callable[..., Circuits] = Circuits,
 ) -> AsyncIterator[Service]:
     """Build everything, run what runs in the background, and take it down again at the end.
 
@@ -118,6 +119,7 @@ async def open_service(
         mailbox: bring up the embedded mailbox if no mail server is set.
         clock: what everybody decides by; tests move it.
         sleep: waits between the tries of a mail, in seconds.
+        circuits: makes the mail servers' circuits; tests move their clock.
 
     Raises:
         CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each, fit to show.
@@ -181,7 +183,7 @@ async def open_service(
             stack.push_async_callback(service.mailbox.stop)
         leading: list[Leading] = []
         if follows:
-            leading = await _followers(service, stack, sleep=sleep)
+            leading = await _followers(service, stack, sleep=sleep, circuits=circuits)
         works: Works = {"announcements": service.announcements.run(), "clock": _keep_time(store)}
         if postgres is not None:
             works["embedded PostgreSQL"] = _keep_running(postgres)
@@ -247,7 +249,11 @@ async def create_schema(connection: Connection) -> None:
 
 
 async def _followers(
-    service: Service, stack: AsyncExitStack, *, sleep: Callable[[float], Awaitable[None]]
+    service: Service,
+    stack: AsyncExitStack,
+    *,
+    sleep: Callable[[float], Awaitable[None]],
+    circuits: Callable[..., Circuits],
 ) -> list[Leading]:
     """Everything that follows the log, each to be led by one process at a time."""
     settings, store, announcements = service.settings, service.store, service.announcements
@@ -277,7 +283,7 @@ async def _followers(
     service.servers = SmtpServers(
         _mail_servers(service),
         sender=settings.mail_from,
-        circuits=Circuits(on_transition=service.metrics.circuit),
+        circuits=circuits(on_transition=service.metrics.circuit),
         limits=Limits(timeout=settings.send_timeout),
         on_attempt=service.metrics.mail,
         sleep=sleep,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 
 from entrypoints.api import create_app
 from entrypoints.bootstrap import Service, open_service
+from infrastructure.circuit import Circuits
 from infrastructure.clock import DatabaseClock
 from infrastructure.settings import Settings
 from tests.words import eventually
@@ -111,12 +113,23 @@ async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def open_api(
-    dsn: str, *, follows: bool = True, clock: DatabaseClock | None = None, **more: str
+    dsn: str,
+    *,
+    follows: bool = True,
+    clock: DatabaseClock | None = None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    circuits: Callable[..., Circuits] = Circuits,
+    **more: str,
 ) -> AsyncIterator[Api]:
-    """The whole service on this database, with the embedded mailbox."""
+    """The whole service on this database, with the embedded mailbox unless a mail server is set."""
     with tempfile.TemporaryDirectory() as directory:
         async with open_service(
-            settings(dsn, directory, **more), follows=follows, mailbox=True, clock=clock
+            settings(dsn, directory, **more),
+            follows=follows,
+            mailbox=True,
+            clock=clock,
+            sleep=sleep,
+            circuits=circuits,
         ) as service:
             app = create_app(service)
             async with client_of(app) as http:

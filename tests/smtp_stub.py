@@ -4,6 +4,7 @@ async with SmtpStub() as stub:
     stub.at("rcpt", "450 4.7.1 greylisted", times=1)   # a reply of our own
     stub.at("quit", "hang")                            # never answer, for ever
     stub.at("eod", "drop")                             # cut the connection
+    stub.at("rcpt", lambda: "450 busy" if busy else None)   # decided each time
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, Self
 
+Action = str | Callable[[], str | None]
 Stage = Literal["banner", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "eod", "rset", "quit"]
 
 
@@ -62,6 +65,8 @@ class SmtpStub:
         tls: certificate to offer by STARTTLS, or with `implicit` to speak TLS from the first byte.
         offer_starttls: False strips the offer, as somebody in the middle would.
         credentials: user and password to demand; AUTH is offered only where they are given.
+
+    All but `implicit` may be changed between sessions. `faults` counts by stage how often it misbehaved.
     """
 
     def __init__(
@@ -77,17 +82,18 @@ class SmtpStub:
         self.sessions: list[Session] = []
         self.mails: list[Mail] = []
         self.peak = 0
-        self._tls = tls
+        self.tls = tls
+        self.offer_starttls = offer_starttls
+        self.credentials = credentials
+        self.faults: Counter[str] = Counter()
         self._implicit = implicit
-        self._offer_starttls = offer_starttls
-        self._credentials = credentials
-        self._plans: dict[str, list[str]] = {}
-        self._always: dict[str, str] = {}
+        self._plans: dict[str, list[Action]] = {}
+        self._always: dict[str, Action] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
 
-    def at(self, stage: Stage, action: str, *, times: int | None = None) -> Self:
-        """From now on do `action` at `stage`: "hang", "drop" or a reply; `times=None`: until `heal`."""
+    def at(self, stage: Stage, action: Action, *, times: int | None = None) -> Self:
+        """From now on do `action` at `stage`: "hang", "drop", a reply or what it answers; `times=None`: until `heal`."""
         if times is None:
             self._always[stage] = action
         else:
@@ -115,7 +121,7 @@ class SmtpStub:
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", self.port, ssl=self._tls if self._implicit else None
+            self._serve, "127.0.0.1", self.port, ssl=self.tls if self._implicit else None
         )
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -141,9 +147,13 @@ class SmtpStub:
         self._changed.set()
 
     def _action(self, stage: str) -> str | None:
-        if plan := self._plans.get(stage):
-            return plan.pop(0)
-        return self._always.get(stage)
+        plan = self._plans.get(stage)
+        action = plan.pop(0) if plan else self._always.get(stage)
+        if callable(action):
+            action = action()
+        if action is not None:
+            self.faults[stage] += 1
+        return action
 
 
 class _Conversation:
@@ -163,9 +173,9 @@ class _Conversation:
                     await self.answer("ehlo", "\r\n".join(self.greeting()))
                 case b"STARTTLS":
                     await self.answer("starttls", "220 go ahead")
-                    if self.stub._tls is None:
+                    if self.stub.tls is None:
                         raise _HangUpError
-                    await self.writer.start_tls(self.stub._tls)
+                    await self.writer.start_tls(self.stub.tls)
                     self.session.encrypted = True
                 case b"AUTH":
                     await self.authenticate(rest)
@@ -180,9 +190,10 @@ class _Conversation:
                         continue
                     mail.data = await self.content()
                     mail.at = datetime.now(UTC)
-                    if not self.refuses("eod"):
+                    action = self.stub._action("eod")
+                    if action is None or action[0] not in "45":
                         self.stub.mails.append(mail)
-                    await self.answer("eod", "250 2.0.0 accepted")
+                    await self.act(action, "250 2.0.0 accepted")
                 case b"RSET":
                     await self.answer("rset", "250 2.0.0 forgotten")
                 case b"QUIT":
@@ -191,33 +202,31 @@ class _Conversation:
                 case _:
                     self.writer.write(b"502 5.5.1 unknown\r\n")
 
-    def refuses(self, stage: str) -> bool:
-        planned = self.stub._plans.get(stage)
-        action = planned[0] if planned else self.stub._always.get(stage)
-        return action is not None and action[0] in "45"
-
     def greeting(self) -> Iterator[str]:
         yield "250-stub.test"
-        if self.stub._tls and self.stub._offer_starttls and not self.session.encrypted:
+        if self.stub.tls and self.stub.offer_starttls and not self.session.encrypted:
             yield "250-STARTTLS"
-        if self.stub._credentials:
+        if self.stub.credentials:
             yield "250-AUTH PLAIN LOGIN"
         yield "250 8BITMIME"
 
     async def authenticate(self, words: bytes) -> None:
         mechanism, _, initial = words.partition(b" ")
-        assert self.stub._credentials is not None
+        assert self.stub.credentials is not None
         if mechanism.upper() == b"PLAIN":
             offered = base64.b64decode(initial).split(b"\0")[1:]
         else:
             self.writer.write(b"334 UGFzc3dvcmQ6\r\n")
             offered = [base64.b64decode(initial), base64.b64decode(await self.line())]
-        right = offered == [part.encode() for part in self.stub._credentials]
+        right = offered == [part.encode() for part in self.stub.credentials]
         await self.answer("auth", "235 2.7.0 welcome" if right else "535 5.7.8 wrong credentials")
 
     async def answer(self, stage: str, reply: str) -> bool:
         """True: it was a positive answer."""
-        match self.stub._action(stage):
+        return await self.act(self.stub._action(stage), reply)
+
+    async def act(self, action: str | None, reply: str) -> bool:
+        match action:
             case "hang":
                 self.note(await self.reader.read())  # until the client gives up
                 raise _HangUpError

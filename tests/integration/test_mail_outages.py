@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 import tempfile
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
-from email import message_from_bytes, policy
 from uuid import UUID, uuid4
 
 import psycopg
@@ -24,7 +21,8 @@ from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
 from entrypoints.bootstrap import Service, open_service
 from infrastructure.settings import Settings
-from tests.smtp_stub import Mail, SmtpStub
+from tests.mail_words import code_in, message_id_of, recorded, until_recorded
+from tests.smtp_stub import SmtpStub
 from tests.words import MovableClock, eventually
 
 MASTER_KEY = secrets.token_hex(32)
@@ -76,40 +74,7 @@ async def registration(service: Service, registration_id: UUID) -> Registration:
     return found
 
 
-async def recorded(dsn: str) -> Counter[str]:
-    async with await psycopg.AsyncConnection.connect(dsn) as connection:
-        cursor = await connection.execute("SELECT topic FROM events")
-        return Counter(row[0] for row in await cursor.fetchall())
-
-
-async def until_recorded(dsn: str, topic: str, count: int = 1) -> None:
-    async def enough() -> bool:
-        return (await recorded(dsn))[topic] >= count
-
-    await eventually(enough, within=30)
-
-
-async def move_to_next_look(service: Service, registration_id: UUID, clock: MovableClock) -> None:
-    stream = MailSaga.stream_id(registration_id)
-    saga = (await service.store.load(stream)).get(MailSaga, stream)
-    assert saga is not None
-    assert saga.look_again_at is not None
-    clock.now = saga.look_again_at
-
-
-def code_in(mail: Mail) -> str:
-    message = message_from_bytes(mail.data, policy=policy.default)
-    body = message.get_body(("plain",))
-    assert body is not None
-    match = re.search(r"^\s*(\d{6})\s*$", body.get_content(), re.MULTILINE)
-    assert match is not None
-    return match[1]
-
-
-def message_id_of(mail: Mail) -> str:
-    return str(message_from_bytes(mail.data, policy=policy.default)["Message-ID"])
-
-
+@pytest.mark.fault("E18")
 async def test_a_mail_refused_for_now_is_tried_again_after_half_a_minute_with_the_same_code(
     dsn: str, stub: SmtpStub, clock: MovableClock
 ) -> None:
@@ -131,27 +96,7 @@ async def test_a_mail_refused_for_now_is_tried_again_after_half_a_minute_with_th
         assert answer.status is Status.VERIFIED
 
 
-async def test_a_greylisting_of_five_minutes_is_outlasted_and_the_code_works_on_arrival(
-    dsn: str, stub: SmtpStub, clock: MovableClock
-) -> None:
-    stub.at("rcpt", "451 4.7.1 greylisted")
-    async with running(dsn, stub, clock) as service:
-        begun = clock()
-        registration_id = await register(service)
-        for retry in (1, 2, 3):
-            await until_recorded(dsn, "mail_saga.retry_scheduled", retry)
-            if retry == 3:
-                stub.heal()
-            await move_to_next_look(service, registration_id, clock)
-        await until_recorded(dsn, "registration.email_dispatched")
-        assert timedelta(minutes=5) < clock() - begun < timedelta(minutes=11)
-        [mail] = stub.mails
-        answer = await service.handlers.handle(
-            VerifyEmail(registration_id=registration_id, code=SecretStr(code_in(mail))), Context("client", uuid4())
-        )
-        assert answer.status is Status.VERIFIED
-
-
+@pytest.mark.fault("E20")
 async def test_a_mailbox_that_does_not_exist_undoes_the_registration_and_frees_the_address(
     dsn: str, stub: SmtpStub, clock: MovableClock
 ) -> None:
@@ -174,40 +119,7 @@ async def test_a_mailbox_that_does_not_exist_undoes_the_registration_and_frees_t
         await until_recorded(dsn, "registration.email_dispatched")
 
 
-@pytest.mark.slow  # a circuit stays open for its real 30 seconds
-async def test_after_an_outage_of_two_hours_one_mail_goes_out_and_its_code_works(
-    dsn: str, stub: SmtpStub, clock: MovableClock
-) -> None:
-    stub.at("banner", "drop")
-    async with running(dsn, stub, clock) as service:
-        registration_id = await register(service)
-        await until_recorded(dsn, "mail_saga.retry_scheduled")
-        for wait in (40, 150, 440, 1100):
-            before = (await recorded(dsn))["mail_saga.retry_scheduled"]
-            clock.move(timedelta(seconds=wait))
-            assert service.servers is not None
-
-            async def looked_again(before: int = before) -> bool:
-                now = await recorded(dsn)
-                paused = now["mail_saga.mail_requested"] > before
-                return now["mail_saga.retry_scheduled"] > before or paused
-
-            await eventually(looked_again, within=30)
-        clock.move(timedelta(hours=2))
-        stub.heal()
-        await until_recorded(dsn, "registration.otp_issued", 2)
-        await eventually(lambda: len(stub.mails) > 0, within=60)
-        await until_recorded(dsn, "registration.email_dispatched")
-        [mail] = stub.mails
-        current = await registration(service, registration_id)
-        assert current.serial > 1
-        assert code_in(mail) == service.keyring.code(registration_id, current.serial)
-        answer = await service.handlers.handle(
-            VerifyEmail(registration_id=registration_id, code=SecretStr(code_in(mail))), Context("client", uuid4())
-        )
-        assert answer.status is Status.VERIFIED
-
-
+@pytest.mark.fault("E9")
 async def test_a_connection_lost_after_the_final_dot_leads_to_one_more_copy_with_the_same_message_id(
     dsn: str, stub: SmtpStub, clock: MovableClock
 ) -> None:

@@ -162,6 +162,7 @@ async def test_each_rejection_is_a_fresh_exception_that_nothing_keeps(breaker: A
     assert [rejection() for rejection in rejections] == [None] * 3
 
 
+@pytest.mark.fault("E25")
 async def test_after_thirty_seconds_one_successful_probe_closes(
     breaker: AsyncCircuitBreaker, clock: Clock, transitions: Transitions
 ) -> None:
@@ -185,6 +186,7 @@ async def test_a_failed_probe_opens_for_another_thirty_seconds(breaker: AsyncCir
     assert circuit.ready_in() == pytest.approx(30)
 
 
+@pytest.mark.fault("E25")
 async def test_while_the_probe_runs_everyone_else_is_rejected(breaker: AsyncCircuitBreaker, clock: Clock) -> None:
     circuit = await opened(breaker)
     clock.now += 30

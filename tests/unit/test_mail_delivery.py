@@ -155,6 +155,7 @@ async def test_a_failure_is_recorded_once_however_long_that_takes(post: Post) ->
     assert post.count(Registration.EmailDispatchFailed) == 1
 
 
+@pytest.mark.fault("E22", "E25")
 async def test_servers_that_are_away_use_up_nothing(post: Post) -> None:
     registration_id = await post.house.registered()
 

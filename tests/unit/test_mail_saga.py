@@ -383,6 +383,7 @@ def retry_waits(registration_id: UUID, count: int = len(PLANNED)) -> list[timede
     return waits
 
 
+@pytest.mark.fault("E18")
 @pytest.mark.parametrize("attempt", range(len(PLANNED)))
 def test_retries_come_when_planned_within_a_fifth(attempt: int) -> None:
     waits = [retry_waits(registration_numbered(n), attempt + 1)[attempt] for n in range(100)]
@@ -393,6 +394,7 @@ def test_retries_come_when_planned_within_a_fifth(attempt: int) -> None:
     assert max(waits) > planned * (1 + JITTER / 2)
 
 
+@pytest.mark.fault("E18")
 def test_the_figures_are_the_architectures() -> None:
     assert [*RETRY_DELAYS, HOUR, HOUR, HOUR] == PLANNED
     assert JITTER == 0.2
