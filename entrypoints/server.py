@@ -242,7 +242,7 @@ class _Protocol(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def _is_at_rest(self) -> bool:
-        """Between two requests, the first of which is answered."""
+        """Between two requests, the first of which was read to its end and answered."""
         return self.timeout_keep_alive_task is not None and not self._in_message
 
     def _registers(self) -> bool:

@@ -309,11 +309,12 @@ async def test_what_only_looks_like_one_whole_registration_is_parsed(api: Api, f
             await client.send(WHOLE)
             assert (await client.answer())[0] == 503
             code = "/v1/registrations/019cab10-0000-7000-8000-00000000dead/verification"
-            await client.send(head(f"Content-Length: {len(smuggled)}", path=code))
+            await client.send(head(f"Content-Length: {len(smuggled)}", "Expect: 100-continue", path=code))
+            assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
             await client.send(smuggled)
             assert (await client.answer())[0] == 422
         for headers in (
-            ("Content-Length: 2", "Content-Length: 5"),
+            ("Content-Length: 5", "Content-Length: 2"),
             ("Content-Length: 5", "Transfer-Encoding: chunked"),
         ):
             async with connected(server.port) as client:
