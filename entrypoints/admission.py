@@ -17,6 +17,9 @@ BURST: Final = 512
 """Registrations under way at most: a burst is taken in as long as its last one waits for less than a second (1,100/s
 on two shared cores, 2026-11-25)."""
 
+PATIENCE: Final = timedelta(milliseconds=250)
+"""Beyond it those under way are no burst but a queue, however slow the machine is."""
+
 STEADY: Final = 64
 """Registrations under way while there are more than can be done. The rate is the same from 16 to 256 (same
 measurement); a queue that never ends only makes everybody wait."""
@@ -41,13 +44,25 @@ class Admission:
         self.under_way = 0
         self._metrics = metrics
         self._crowded_until = 0.0
+        self._took = 0.0
 
     @property
     def full(self) -> bool:
         """Is one more to be turned away?"""
         if self.under_way < STEADY:
             return False
-        return self.under_way >= BURST or time.monotonic() < self._crowded_until
+        return (
+            self.under_way >= BURST or self._took > PATIENCE.total_seconds() or time.monotonic() < self._crowded_until
+        )
+
+    def begun(self) -> None:
+        """A registration is under way."""
+        self.under_way += 1
+
+    def ended(self, took: float) -> None:
+        """It is not any more, after so many seconds."""
+        self.under_way -= 1
+        self._took = took
 
     def refused(self) -> None:
         """A registration was turned away at the door, where nobody else counts it."""
@@ -63,20 +78,21 @@ class Admission:
 class Place:
     """One registration's place: from its last byte, so that who sends slowly keeps nobody out, to its answer."""
 
-    __slots__ = ("_admission", "_over", "_taken")
+    __slots__ = ("_admission", "_over", "_since")
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
-        self._taken = self._over = False
+        self._since: float | None = None
+        self._over = False
 
     def take(self) -> None:
         """Repeatable; without effect once it was left."""
-        if not self._taken and not self._over:
-            self._taken = True
-            self._admission.under_way += 1
+        if self._since is None and not self._over:
+            self._since = time.monotonic()
+            self._admission.begun()
 
     def leave(self) -> None:
         """Repeatable."""
-        if self._taken and not self._over:
-            self._admission.under_way -= 1
+        if self._since is not None and not self._over:
+            self._admission.ended(time.monotonic() - self._since)
         self._over = True

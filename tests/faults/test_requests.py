@@ -14,9 +14,11 @@ import httpx
 import pytest
 
 from bench.load import open_loop, registration
+from entrypoints.admission import BURST, STEADY, Admission
 from entrypoints.api import create_app
 from entrypoints.server import Server
 from infrastructure import password_hashing
+from infrastructure.telemetry import Metrics
 from tests.faults.programs import Program, process, serve
 from tests.http_words import ADA, Api, client_of, open_api, problem_of
 from tests.log_words import query
@@ -354,6 +356,33 @@ async def test_places_are_given_back_whatever_becomes_of_a_request(api: Api, mon
             await impatient.send(WHOLE * 3)
             assert [(await impatient.answer())[0] for _ in range(3)] == [202] * 3
         await eventually(accepted)
+
+
+@pytest.mark.fault("F8")
+def test_a_burst_is_let_in_and_a_queue_is_not() -> None:
+    admission = Admission(Metrics())
+
+    # a burst: many at once, none of which has waited yet
+    for _ in range(BURST):
+        assert not admission.full
+        admission.begun()
+    assert admission.full
+
+    # a queue: those that come out waited too long, so none comes in before it is short
+    admission.ended(0.3)
+    while admission.under_way > STEADY:
+        assert admission.full
+        admission.ended(0.3)
+    admission.ended(0.3)
+    assert not admission.full
+
+    # whoever was refused is the sign that it is not over
+    admission.begun()
+    admission.ended(0.01)
+    admission.begun()
+    assert not admission.full
+    admission.refused()
+    assert admission.full
 
 
 @pytest.mark.fault("F8")
