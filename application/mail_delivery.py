@@ -65,12 +65,15 @@ class MailDelivery:
         clock: Clock,
         policy: Policy,
         retry_claimed_after: timedelta,
+        give_up_after: timedelta | None = None,
         on_first_mail: Callable[[timedelta], None] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """
         Args:
             retry_claimed_after: when a mail that somebody else may be sending is worth another look.
+            give_up_after: when sending ends, whatever it is waiting for; shorter than the lease of a claim. A process
+                that was stopped for longer must not go on where it was: another may have sent the mail meanwhile.
             on_first_mail: told the time from a registration's first event to the hand-over of its first mail.
             sleep: waits, in seconds.
         """
@@ -84,6 +87,7 @@ class MailDelivery:
         self._clock = clock
         self._policy = policy
         self._retry_claimed_after = retry_claimed_after
+        self._give_up_after = None if give_up_after is None else give_up_after.total_seconds()
         self._on_first_mail = on_first_mail
         self._sleep = sleep
         self._took: deque[timedelta] = deque(maxlen=64)  # by the latest hand-overs
@@ -92,20 +96,24 @@ class MailDelivery:
         """Send the mail if it is still wanted. Returns once what became of it is recorded; safe to repeat.
 
         Raises:
-            Claimed: somebody else may be sending it; ask again later.
+            Claimed: somebody else may be sending it, or our right to has ended; ask again later.
             MailServersAway: no server may be called now; no try was used up.
             Unavailable: the database is away.
         """
         crash_point("worker.before_claim")
+        # By the monotonic clock, which goes on while a process is stopped, and from before the lease began.
+        until = None
+        if self._give_up_after is not None:
+            until = asyncio.get_running_loop().time() + self._give_up_after
         if not await self._claims.acquire(request.registration_id, request.serial):
             raise Claimed("another worker may be sending it", retry_after=self._retry_claimed_after.total_seconds())
         crash_point("worker.after_claim")
         try:
-            await self._deliver_claimed(request)
+            await self._deliver_claimed(request, until)
         finally:
             await self._claims.release(request.registration_id, request.serial)
 
-    async def _deliver_claimed(self, request: MailRequest) -> None:
+    async def _deliver_claimed(self, request: MailRequest, until: float | None = None) -> None:
         # Loaded after the claim: what the previous holder recorded is seen.
         streams, keys = await asyncio.gather(
             self._log.load(request.registration_id), self._keys.fetch((request.registration_id,))
@@ -114,7 +122,7 @@ class MailDelivery:
         if registration is None or not registration.wants_mail(request.serial):
             return
         if registration.duplicate_of is not None:
-            await self._deliver_notice(request, registration, registration.duplicate_of, streams)
+            await self._deliver_notice(request, registration, registration.duplicate_of, streams, until)
             return
         wrapped = keys.get(registration.id)
         if wrapped is None:
@@ -126,10 +134,10 @@ class MailDelivery:
             code=self._secrets.code(registration.id, request.serial),
             message_id=self._secrets.message_id(registration.id, request.serial),
         )
-        await self._attempt(request, registration, letter, streams)
+        await self._attempt(request, registration, letter, streams, until)
 
     async def _deliver_notice(
-        self, request: MailRequest, duplicate: Registration, owner_id: UUID, loaded: Streams
+        self, request: MailRequest, duplicate: Registration, owner_id: UUID, loaded: Streams, until: float | None
     ) -> None:
         """Tell the owner of the address, at the address the owner registered, at most once within the interval."""
         if not await self._claims.acquire(owner_id, NOTICE_SERIAL):
@@ -139,19 +147,24 @@ class MailDelivery:
             owner = streams.get(Registration, owner_id)
             wrapped = keys.get(owner_id)
             if owner is None or wrapped is None or not owner.may_notify_owner(self._clock(), self._policy):
-                await self._attempt(request, duplicate, None, loaded)
+                await self._attempt(request, duplicate, None, loaded, until)
                 return
             letter = self._letters.notice(
                 to=self._secrets.open(owner_id, owner.personal_data, wrapped).email,
                 locale=owner.locale,
                 message_id=self._secrets.message_id(request.registration_id, request.serial),
             )
-            await self._attempt(request, duplicate, letter, loaded)
+            await self._attempt(request, duplicate, letter, loaded, until)
         finally:
             await self._claims.release(owner_id, NOTICE_SERIAL)
 
     async def _attempt(
-        self, request: MailRequest, registration: Registration, letter: Letter | None, loaded: Streams
+        self,
+        request: MailRequest,
+        registration: Registration,
+        letter: Letter | None,
+        loaded: Streams,
+        until: float | None,
     ) -> None:
         """Send the letter, or withhold it (None), and record what became of it.
 
@@ -161,7 +174,10 @@ class MailDelivery:
         begun = self._clock()
         outcome: RecordEmailDispatched | RecordEmailDispatchFailed | WithholdEmail
         try:
-            accepted = await (self._servers.probe() if letter is None else self._servers.send(letter))
+            async with asyncio.timeout_at(until):
+                accepted = await (self._servers.probe() if letter is None else self._servers.send(letter))
+        except TimeoutError:
+            raise Claimed("our lease has ended", retry_after=self._retry_claimed_after.total_seconds()) from None
         except NotSent as failure:
             outcome = RecordEmailDispatchFailed(
                 registration_id=request.registration_id,

@@ -27,6 +27,7 @@ class Outcome:
         seconds: how long it ran.
         statuses: answers by status code.
         latencies: seconds, sorted; from the planned start in the open loop.
+        by_status: the same, each status by itself; empty in the closed loop.
         lateness: seconds by which the generator sent later than planned, sorted; empty in the closed loop.
         moments: by number, when a request was planned and when it was answered with success, in seconds of the
             machine's monotonic clock; empty in the closed loop.
@@ -38,6 +39,7 @@ class Outcome:
     latencies: list[float]
     lateness: list[float]
     moments: dict[int, tuple[float, float]] = field(default_factory=dict)
+    by_status: dict[int, list[float]] = field(default_factory=dict)
     cpu: float = 0.0
 
     @property
@@ -138,6 +140,7 @@ async def open_loop(
         free.put_nowait((await loop.create_connection(_Connection, "127.0.0.1", port))[1])
     statuses: dict[int, int] = {}
     latencies: list[float] = []
+    by_status: dict[int, list[float]] = {}
     lateness: list[float] = []
     moments: dict[int, tuple[float, float]] = {}
     begun = time.perf_counter() + 0.1
@@ -155,6 +158,7 @@ async def open_loop(
         answered = time.perf_counter()
         statuses[status] = statuses.get(status, 0) + 1
         latencies.append(answered - planned)
+        by_status.setdefault(status, []).append(answered - planned)
         if status < 300:
             moments[number] = (planned, answered)
         free.put_nowait(connection)
@@ -171,7 +175,9 @@ async def open_loop(
     elapsed = time.perf_counter() - begun
     while not free.empty():
         free.get_nowait().close()
-    return Outcome(elapsed, statuses, sorted(latencies), sorted(lateness), moments)
+    return Outcome(
+        elapsed, statuses, sorted(latencies), sorted(lateness), moments, {k: sorted(v) for k, v in by_status.items()}
+    )
 
 
 def registration(tag: str, password: str | None = None) -> Callable[[int], bytes]:
@@ -209,9 +215,8 @@ def main() -> None:
         requests = [get(path) for path in job["paths"]]
         make = lambda number: requests[number % len(requests)]  # noqa: E731
     if "rate" in job:
-        work = open_loop(
-            job["port"], make, rate=job["rate"], seconds=job["seconds"], then_see=job.get("then_see", False)
-        )
+        optional = {name: job[name] for name in ("connections", "then_see") if name in job}
+        work = open_loop(job["port"], make, rate=job["rate"], seconds=job["seconds"], **optional)
     else:
         work = closed_loop(job["port"], make, connections=job["connections"], seconds=job["seconds"])
     gc.disable()  # a minute of this is well within memory, and a pause would be taken for the server's

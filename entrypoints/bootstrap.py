@@ -51,6 +51,9 @@ FOLLOWERS = (*(projection.name for projection in PROJECTIONS), ProcessManager.na
 SEND_MARGIN = timedelta(seconds=15)
 """What a mail's claim outlasts its three tries by: the waits between them, and the recording of the outcome."""
 
+RECORDING = timedelta(seconds=3)
+"""What of that is for the recording: sending is given up so long before the claim ends."""
+
 REVIVE = timedelta(milliseconds=500)
 """How often the embedded database is looked after."""
 
@@ -291,7 +294,8 @@ async def _followers(
     stack.push_async_callback(service.servers.close)
     line = Line(service.dsn, name="mail", statement_timeout=settings.statement_timeout)
     stack.push_async_callback(line.close)
-    claims = StoredSendClaims(line, lease=3 * settings.send_timeout + SEND_MARGIN)
+    lease = 3 * settings.send_timeout + SEND_MARGIN
+    claims = StoredSendClaims(line, lease=lease)
     stack.push_async_callback(_give_back, claims)
     if settings.database_url is None and stack.enter_context(DataDirectory(settings.data_dir).following()):
         await claims.forget_the_dead()
@@ -306,6 +310,7 @@ async def _followers(
         clock=service.clock,
         policy=service.policy,
         retry_claimed_after=timedelta(seconds=5),
+        give_up_after=lease - RECORDING,
         sleep=sleep,
         on_first_mail=service.metrics.time_to_inbox,
     )

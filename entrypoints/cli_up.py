@@ -70,7 +70,7 @@ async def process(settings: Settings) -> int:
             if settings.admin_listen is not None:
                 # What this process counts (mails, circuits, time to inbox) is nowhere else.
                 url = await _listen(
-                    create_app(service, public=False), settings, settings.admin_listen, "REGISTRAR_ADMIN_LISTEN", stack
+                    service, create_app(service, public=False), settings.admin_listen, "REGISTRAR_ADMIN_LISTEN", stack
                 )
                 click.echo(f"{'Metrics':<{_LABEL}}{url}/metrics")
             click.echo("Following the log; `registrar projections list` shows how far.")
@@ -148,24 +148,24 @@ async def _listening(service: Service) -> AsyncIterator[_Addresses]:
     main, admin = Listen(settings.host, settings.port), settings.admin_listen
     async with AsyncExitStack() as stack:
         if admin is None:
-            url = await _listen(create_app(service), settings, main, options, stack)
+            url = await _listen(service, create_app(service), main, options, stack)
             yield _Addresses(url, url)
         else:
             yield _Addresses(
-                admin=await _listen(
-                    create_app(service, public=False), settings, admin, "REGISTRAR_ADMIN_LISTEN", stack
-                ),
-                public=await _listen(create_app(service, admin=False), settings, main, options, stack),
+                admin=await _listen(service, create_app(service, public=False), admin, "REGISTRAR_ADMIN_LISTEN", stack),
+                public=await _listen(service, create_app(service, admin=False), main, options, stack),
             )
 
 
-async def _listen(app: FastAPI, settings: Settings, where: Listen, chosen_by: str, stack: AsyncExitStack) -> str:
+async def _listen(service: Service, app: FastAPI, where: Listen, chosen_by: str, stack: AsyncExitStack) -> str:
     server = Server(
         app,
         host=where.host,
         port=where.port,
-        grace=settings.request_timeout,
-        trusted_proxies=settings.trusted_proxies,
+        grace=service.settings.request_timeout,
+        stop_delay=service.settings.stop_delay,
+        trusted_proxies=service.settings.trusted_proxies,
+        metrics=service.metrics,
     )
     try:
         await server.start()

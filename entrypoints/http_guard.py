@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from application.ports import Context
+from entrypoints.admission import PLACE, Place
 from entrypoints.problems import Declined, explain
 from infrastructure.telemetry import Metrics, continued, parse_traceparent, traceparent
 
@@ -53,8 +54,8 @@ _WANTED = frozenset(
 )
 _JSON = re.compile(rb"application/json *(; *charset *= *\"?utf-8\"? *)?", re.IGNORECASE)
 _UUID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-_SECURITY_HEADERS = (
+POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+SECURITY_HEADERS = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -102,20 +103,21 @@ class Guard:
         *,
         metrics: Metrics,
         request_timeout: timedelta,
-        body_deadline: timedelta = BODY_DEADLINE,
+        body_deadline: timedelta | None = None,
         tracer: Tracer | None = None,
         shortcut: Callable[[Scope], Endpoint | None] = lambda _: None,
     ) -> None:
         """
         Args:
             request_timeout: after which the answer is 504, whatever the application is doing.
+            body_deadline: None means `BODY_DEADLINE`.
             shortcut: finds the endpoint of a request for which the application's own way to it is too long.
             tracer: None means that tracing is off.
         """
         self._app = app
         self._metrics = metrics
         self._request_timeout = request_timeout.total_seconds()
-        self._body_deadline = body_deadline.total_seconds()
+        self._body_deadline = (body_deadline or BODY_DEADLINE).total_seconds()
         self._tracer = tracer
         self._shortcut = shortcut
 
@@ -139,6 +141,9 @@ class Guard:
         try:
             await self._answer(scope, receive, send_guarded, exchange, headers, size)
         finally:
+            place: Place | None = scope.get(PLACE)
+            if place is not None:
+                place.leave()
             route = getattr(scope.get("route"), "path", UNMATCHED)
             self._metrics.request(route, exchange.status or 499, time.perf_counter() - started)
             if span is not None:
@@ -204,7 +209,7 @@ class Guard:
         body, size = bytearray(), 0
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:12]) > DRAIN_LIMIT:
-            raise refusal or Declined("payload-too-large", headers={"Connection": "close"})
+            raise _and_close(refusal or Declined("payload-too-large"))
         try:
             async with asyncio.timeout(self._body_deadline):
                 more = True
@@ -221,7 +226,7 @@ class Guard:
         except TimeoutError:
             raise Declined("request-timeout", headers={"Connection": "close"}) from None
         if size > BODY_LIMIT:
-            refusal = Declined("payload-too-large", headers={"Connection": "close"})
+            refusal = _and_close(refusal or Declined("payload-too-large"))
         if refusal is not None:
             raise refusal
         return bytes(body)
@@ -245,6 +250,12 @@ class Guard:
 
 class _Gone(Exception):
     """The client has left: nobody is there to answer."""
+
+
+def _and_close(refusal: Declined) -> Declined:
+    """The rest of the body may still be on its way: it is not read, so nothing can follow it."""
+    refusal.headers["Connection"] = "close"
+    return refusal
 
 
 def _end_span(span: Span, route: str, exchange: Exchange) -> None:
@@ -274,7 +285,7 @@ def _correlation_id(header: bytes | None) -> UUID:
 
 
 def _guarded(headers: list[tuple[bytes, bytes]], exchange: Exchange) -> list[tuple[bytes, bytes]]:
-    guarded = [*headers, *_SECURITY_HEADERS, (b"registrar-request-id", str(exchange.correlation_id).encode())]
-    if not any(name == _POLICY[0] for name, _ in headers):
-        guarded.append(_POLICY)
+    guarded = [*headers, *SECURITY_HEADERS, (b"registrar-request-id", str(exchange.correlation_id).encode())]
+    if not any(name == POLICY[0] for name, _ in headers):
+        guarded.append(POLICY)
     return guarded

@@ -1,19 +1,34 @@
-"""The HTTP server: uvicorn on a socket of ours, started and stopped by whoever owns the process."""
+"""The HTTP server: uvicorn on a socket of ours, started and stopped by whoever owns the process.
+
+At its door is decided who comes in: no more connections than there are file descriptors to spare, no more
+registrations at once than can be worked on. A refusal there costs a twentieth of a registration.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import re
+import resource
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final
+from functools import partial
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 
+import httptools
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from application.ports import Overloaded
+from entrypoints.admission import PLACE, ROUTE, Admission, Place
+from entrypoints.http_guard import POLICY, SECURITY_HEADERS
+from entrypoints.problems import explain
 from infrastructure.settings import Network
+from infrastructure.telemetry import Metrics
 
 HEAD_DEADLINE = timedelta(seconds=10)
 """What a client has to send a request's headers in, from its connect or from their first byte; then it is cut off."""
@@ -25,6 +40,9 @@ BACKLOG: Final = 2048
 
 KEEP_ALIVE: Final = timedelta(seconds=15)
 """How long an idle connection is kept."""
+
+RESERVED: Final = 48
+"""File descriptors that connections of clients leave alone: the database's connections, files, mail servers."""
 
 
 class Server:
@@ -41,22 +59,29 @@ class Server:
         host: str,
         port: int,
         grace: timedelta = timedelta(seconds=30),
+        stop_delay: timedelta = timedelta(0),
         trusted_proxies: tuple[Network, ...] = (),
+        metrics: Metrics | None = None,
     ) -> None:
         """
         Args:
             port: 0 for any free one.
             grace: how long requests in flight may take at the end; those that take longer are cancelled.
+            stop_delay: how long we say that we are not ready and serve on, so that a load balancer hears of it
+                before it is refused a connection.
             trusted_proxies: whose `X-Forwarded-For` is believed.
+            metrics: where what is refused at the door is counted.
         """
+        admission = Admission(metrics or Metrics())
         self.host = host
         self.port = port
         self._app = app
+        self._stop_delay = stop_delay.total_seconds()
         self._task: asyncio.Task[None] | None = None
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=_Protocol,
+                http=partial(_Protocol, admission, _connections()),  # type: ignore[arg-type]  # it is only called
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -91,18 +116,66 @@ class Server:
         if self._task is None:
             return
         self._app.state.checks.stopping = True
-        self._server.should_exit = True
+        try:
+            # Whoever was told to stop twice is not made to wait.
+            await asyncio.wait({self._task}, timeout=self._stop_delay)
+        finally:
+            self._server.should_exit = True
         await self._task
         self._task = None
 
 
+def _connections() -> int:
+    """Connections that clients may have open: beyond it a file descriptor that we need might be missing."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if descriptors == resource.RLIM_INFINITY else max(8, descriptors - RESERVED)
+
+
+def _ready_made() -> tuple[bytes, bytes]:
+    """The refusal's headers and its body, as `Guard` and the application would make them."""
+    response = explain(Overloaded("too many registrations are under way")).response()
+    headers = [*response.raw_headers, *SECURITY_HEADERS, POLICY]
+    return b"".join(b"%b: %b\r\n" % header for header in headers), bytes(response.body)
+
+
+_REFUSAL: Final = _ready_made()
+
+_REQUEST_LINE: Final = f"POST {ROUTE} HTTP/1.1\r\n".encode()
+_LENGTH: Final = re.compile(rb"\r\ncontent-length *: *([^\r]*)", re.IGNORECASE)
+_PARTICULAR: Final = re.compile(
+    rb"\r\n(?:transfer-encoding|expect|upgrade|connection(?!: *keep-alive\r\n))", re.IGNORECASE
+)
+
+
+def _is_a_registration(data: bytes) -> bool:
+    """Is this exactly one whole request to register, with nothing about it that a parser would have to see?"""
+    end = data.find(b"\r\n\r\n") + 2
+    if end < 2 or not data.startswith(_REQUEST_LINE) or _PARTICULAR.search(data, 0, end):
+        return False
+    lengths = _LENGTH.findall(data, 0, end)
+    return len(lengths) == 1 and lengths[0].isdigit() and int(lengths[0][:9]) == len(data) - end - 2
+
+
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with an end to waiting: it gives a client for ever to begin a request, and any number of bytes."""
+    """uvicorn's, with an end to waiting (it gives a client for ever to begin a request, and any number of bytes) and
+    with the decision who is let in."""
+
+    def __init__(self, admission: Admission, connections: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._admission = admission
+        self._most_connections = connections
+        self._head_bytes = 0
+        self._patience: asyncio.TimerHandle | None = None
+        self._turned_away = False
+        self._in_message = False
+        self._answered_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_bytes = 0
-        self._patience: asyncio.TimerHandle | None = None
+        if len(self.connections) > self._most_connections:
+            self._admission.refused_connection()
+            self._refuse(keep=False)
+            return
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -110,6 +183,11 @@ class _Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._admission.full and self._is_at_rest() and _is_a_registration(data):
+            # The usual client at the usual moment: not even parsed, at half the cost.
+            self._admission.refused()
+            self._refuse(keep=True)
+            return
         if self._patience is not None:
             self._head_bytes += len(data)
         super().data_received(data)
@@ -119,13 +197,76 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._in_message = True
         if self._patience is None:  # a further request on the connection
             self._head_bytes = 0
             self._await_head()
 
     def on_headers_complete(self) -> None:
+        registers = self._registers()
+        if registers and self._admission.full and (self.cycle is None or self.cycle.response_complete):
+            # Read to its end, with a head's patience, so that the client hears it and can keep the connection.
+            self._turned_away = True
+            if self.expect_100_continue:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return
         self._end_patience()
+        if registers:
+            self.scope[PLACE] = Place(self._admission)  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._turned_away:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        if self._turned_away:
+            self._turned_away = False
+            self._end_patience()
+            self._admission.refused()
+            self._refuse(keep=self.parser.should_keep_alive())
+            return
+        super().on_message_complete()
+        # A request that was sent before the answer to the one before it has no place, as it is not begun: one at a
+        # time of each connection.
+        place: Place | None = self.cycle.scope.get(PLACE)  # type: ignore[assignment]
+        if place is not None and not self.pipeline:
+            place.take()
+
+    def timeout_keep_alive_handler(self) -> None:
+        idle_until = self._answered_at + self.timeout_keep_alive
+        if self.loop.time() < idle_until:  # a refusal came after what armed this timer
+            self.timeout_keep_alive_task = self.loop.call_at(idle_until, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _is_at_rest(self) -> bool:
+        """Between two requests, the first of which was read to its end and answered."""
+        return self.timeout_keep_alive_task is not None and not self._in_message
+
+    def _registers(self) -> bool:
+        if self.parser.get_method() != b"POST":
+            return False
+        path = httptools.parse_url(self.url).path
+        return (unquote_to_bytes(path) if b"%" in path else path) == ROUTE.encode()
+
+    def _refuse(self, *, keep: bool) -> None:
+        if self.flow.write_paused:  # somebody who asks on and on, and does not read
+            self.transport.abort()
+            return
+        headers, body = _REFUSAL
+        date = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)
+        end = b"\r\n" if keep else b"connection: close\r\n\r\n"
+        self.transport.write(b"HTTP/1.1 503 Service Unavailable\r\n" + date + headers + end + body)
+        if not keep:
+            self.transport.close()
+            return
+        self._answered_at = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _await_head(self) -> None:
         self._patience = self.loop.call_later(HEAD_DEADLINE.total_seconds(), self._give_up)

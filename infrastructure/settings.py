@@ -357,6 +357,10 @@ class Settings(BaseModel):
     send_timeout: Duration = Field(
         default=timedelta(seconds=10), description="seconds one attempt to hand over a mail may take"
     )
+    stop_delay: Duration = Field(
+        default=timedelta(seconds=1),
+        description="seconds for which a process that was told to stop says that it is not ready, before it stops listening",
+    )
 
     reveal_duplicates: bool = Field(
         default=False, description="tell who registers that the address is taken", examples=["false"]

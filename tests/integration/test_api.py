@@ -121,6 +121,7 @@ async def test_a_read_model_that_is_behind_says_so_after_the_wait(idle: Api) -> 
     assert (missing.status_code, problem_of(missing)) == (404, "unknown-registration")
 
 
+@pytest.mark.fault("F7")
 async def test_a_repeat_with_the_same_key_is_the_same_registration(api: Api) -> None:
     first = await api.register(key="0123456789abcdef")
     again = await api.register(key="0123456789abcdef")

@@ -84,6 +84,7 @@ MALFORMED: dict[str, bytes | str] = {
 }
 
 
+@pytest.mark.fault("F4")
 async def test_a_malformed_registration_is_refused(api: Api) -> None:
     for name, body in MALFORMED.items():
         refused = await post(api, body)
@@ -130,6 +131,7 @@ MALFORMED_CODES = [
 ]
 
 
+@pytest.mark.fault("F4")
 async def test_a_malformed_code_is_refused_and_uses_up_no_try(api: Api) -> None:
     registration_id = (await api.register()).json()["registration_id"]
     head = await api.service.store.head()
@@ -225,6 +227,7 @@ async def test_an_idempotency_key_has_16_to_64_safe_characters(api: Api) -> None
 # --- The body as such ---------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F3")
 async def test_a_body_of_16_kib_is_read_and_one_byte_more_is_not(api: Api) -> None:
     body = with_ada(padding="")
     fits = await post(api, with_ada(padding="x" * (BODY_LIMIT - len(body))))
@@ -234,6 +237,7 @@ async def test_a_body_of_16_kib_is_read_and_one_byte_more_is_not(api: Api) -> No
     assert (large.status_code, problem_of(large)) == (413, "payload-too-large")
 
 
+@pytest.mark.fault("F3")
 async def test_a_large_body_is_refused_whether_or_not_it_tells_its_length(api: Api) -> None:
     async def chunks(count: int) -> AsyncIterator[bytes]:
         for _ in range(count):
@@ -284,12 +288,14 @@ async def test_json_may_name_its_encoding(api: Api) -> None:
         assert answered.status_code == 202, kind
 
 
+@pytest.mark.fault("F3")
 async def test_an_encoded_body_is_refused(api: Api) -> None:
     for encoding in ("gzip", "br", "identity"):
         refused = await post(api, with_ada(), content_encoding=encoding)
         assert (refused.status_code, problem_of(refused)) == (415, "unsupported-media-type")
 
 
+@pytest.mark.fault("F2")
 async def test_a_body_that_does_not_arrive_in_time_is_given_up(api: Api) -> None:
     guard = Guard(
         api.app,

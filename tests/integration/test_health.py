@@ -190,6 +190,7 @@ async def test_what_waits_is_measured(dsn: str) -> None:
         assert "registrar_stuck_registrations 1.0" in metrics
 
 
+@pytest.mark.fault("F10")
 async def test_a_service_that_stops_is_not_ready(api: Api) -> None:
     api.app.state.checks.stopping = True
 

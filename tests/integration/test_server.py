@@ -72,6 +72,7 @@ async def test_a_port_in_use_is_said_so(api: Api, server: Server) -> None:
     await second.stop()
 
 
+@pytest.mark.fault("F10")
 async def test_a_request_in_flight_is_finished_before_the_end(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(api.app, host="127.0.0.1", port=0)
     await server.start()
@@ -107,12 +108,14 @@ async def test_an_application_that_does_not_come_up_is_said_so() -> None:
         await server.start()
 
 
+@pytest.mark.fault("F3")
 async def test_a_large_body_is_answered_though_it_is_still_being_sent(server: Server) -> None:
     for size in (20_000, 1_000_000):
         answer = await raw(server, post(b"x" * size, f"Content-Length: {size}"))
         assert answer.startswith(b"HTTP/1.1 413 "), size
 
 
+@pytest.mark.fault("F3")
 async def test_a_huge_body_is_refused_before_it_is_sent(server: Server) -> None:
     answer = await raw(server, post(b"", "Content-Length: 50000000"))
     assert answer.startswith(b"HTTP/1.1 413 ")

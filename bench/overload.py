@@ -1,0 +1,102 @@
+"""More than can be done: four times as many registrations as the service can take, for a minute, and the time after.
+
+The load is an open loop on the same cores, and refusing makes it work more than the peak does, so the peak is lower
+there by what the generator takes. The details therefore also tell how much of the service's own CPU went to what it
+accepted, beside its CPU for a registration at the peak: that figure leaves the generator out.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from itertools import count
+from typing import Any
+
+from bench.cluster import Cluster
+from bench.processes import Process, cpu_seconds, load, registrar_serve
+from bench.report import Row, percentile
+
+TIMES = 4
+CONNECTIONS = 1000
+CALM_RATE = 50
+RETURN_WITHIN = 12.0
+"""Seconds for which the service is looked at afterwards."""
+
+_tags = (f"over{n}" for n in count())
+
+
+def run(cluster: Cluster, *, seconds: float, repetitions: int) -> list[Row]:
+    """
+    Args:
+        seconds: how long the overload lasts.
+    """
+    found = [_once(cluster, seconds=seconds) for _ in range(repetitions)]
+
+    def row(what: str, name: str, unit: str, target: float, *, at_least: bool = False, other: str = "") -> Row:
+        figure = statistics.median(one[name] for one in found)
+        shown = f"{figure:,.2f} {unit}".replace(" x", "")
+        against = "the peak" if unit == "x" else ""
+        return Row(what, against, shown, other, figure, unit, target, at_least, {"every repetition": found})
+
+    peak = f"{statistics.median(one['peak, registrations a second'] for one in found):,.0f}/s"
+    late = f"generator late {statistics.median(one['generator late p99, ms'] for one in found):.1f} ms (p99)"
+    return [
+        row(f"goodput at {TIMES}x the peak", "goodput against the peak", "x", 0.8, at_least=True, other=peak),
+        row(f"accepted at {TIMES}x the peak, p99", "accepted p99, ms", "ms", 1000.0, other=late),
+        row(f"refused at {TIMES}x the peak, p99", "refused p99, ms", "ms", 50.0, other=late),
+        row("until a registration is as quick as before", "seconds until normal", "s", 10.0),
+    ]
+
+
+def _once(cluster: Cluster, *, seconds: float) -> dict[str, Any]:
+    with cluster.fresh() as dsn, registrar_serve(dsn) as serve:
+        load(serve, what="register", tag=next(_tags), connections=64, seconds=2)
+        normal = percentile(_calm(serve, 3.0)["latencies"], 0.5)
+        used = cpu_seconds(serve.pid)
+        peak = load(serve, what="register", tag=next(_tags), connections=64, seconds=max(2.0, seconds / 6))
+        cpu_at_peak = (cpu_seconds(serve.pid) - used) / (len(peak["latencies"]) * _with_warm_up(peak["seconds"]))
+        rate = len(peak["latencies"]) / peak["seconds"]
+
+        used, begun = cpu_seconds(serve.pid), time.perf_counter()
+        over = load(
+            serve, what="register", tag=next(_tags), rate=TIMES * rate, seconds=seconds, connections=CONNECTIONS
+        )
+        took, cpu = time.perf_counter() - begun, cpu_seconds(serve.pid) - used
+        after = _calm(serve, RETURN_WITHIN)
+    accepted, refused = over["by_status"]["202"], over["by_status"].get("503", [])
+    assert set(over["statuses"]) <= {"202", "503"}, over["statuses"]
+    assert set(after["statuses"]) == {"202"} or "503" in after["statuses"], after["statuses"]
+    return {
+        "peak, registrations a second": rate,
+        "answered": over["statuses"],
+        "goodput against the peak": len(accepted) / over["seconds"] / rate,
+        "share of the service's CPU that went to what it accepted": cpu_at_peak * len(accepted) / cpu,
+        "accepted p99, ms": percentile(accepted, 0.99) * 1000,
+        "refused p99, ms": percentile(refused, 0.99) * 1000 if refused else float("nan"),
+        "seconds until normal": _until_normal(after["moments"], normal),
+        "normal p50, ms": normal * 1000,
+        "generator late p99, ms": percentile(over["lateness"], 0.99) * 1000,
+        "cores: service": cpu / took,
+        "cores: generator": over["cpu"] / took,
+    }
+
+
+def _with_warm_up(seconds: float) -> float:
+    """The closed loop works for a second more than it counts: by how much the CPU has to be shared out."""
+    return (seconds + 1.0) / seconds
+
+
+def _calm(serve: Process, seconds: float) -> Any:
+    return load(serve, what="register", tag=next(_tags), rate=CALM_RATE, seconds=seconds)
+
+
+def _until_normal(moments: dict[str, tuple[float, float]], normal: float) -> float:
+    """Seconds until the registrations of half a second have no more than twice the usual latency, in the median."""
+    begun = min(planned for planned, _ in moments.values())
+    windows: dict[int, list[float]] = {}
+    for planned, answered in moments.values():
+        windows.setdefault(int((planned - begun) / 0.5), []).append(answered - planned)
+    for window in sorted(windows):
+        if statistics.median(windows[window]) <= 2 * normal:
+            return window * 0.5
+    return float("inf")

@@ -1,0 +1,98 @@
+"""Admission: how many registrations one process works on at a time.
+
+A service that takes in more than it can do answers everybody late, and does less: it spends its time on requests
+whose clients have gone. So it is decided at the door (`entrypoints.server`), before anything is spent on a request.
+What ends a registration (a code, a look at it) and what operators need (health, metrics) is always let in.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Final
+
+from infrastructure.telemetry import Metrics
+
+BURST: Final = 512
+"""Registrations under way at most: a burst is taken in as long as its last one waits for less than a second (1,100/s
+on two shared cores, 2026-11-25)."""
+
+PATIENCE: Final = timedelta(milliseconds=250)
+"""Beyond it those under way are no burst but a queue, however slow the machine is."""
+
+STEADY: Final = 64
+"""Registrations under way while there are more than can be done. The rate is the same from 16 to 256 (same
+measurement); a queue that never ends only makes everybody wait."""
+
+CALM: Final = timedelta(seconds=1)
+"""Without a refusal for so long, there is room for a burst again."""
+
+ROUTE: Final = "/v1/registrations"
+
+PLACE: Final = "registrar.place"
+"""Under this name the ASGI scope of a registration holds its `Place`."""
+
+
+class Admission:
+    """Counts what is under way.
+
+    Attributes:
+        under_way: registrations that were let in and are not answered yet.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.under_way = 0
+        self._metrics = metrics
+        self._crowded_until = 0.0
+        self._took = 0.0
+
+    @property
+    def full(self) -> bool:
+        """Is one more to be turned away?"""
+        if self.under_way < STEADY:
+            return False
+        return (
+            self.under_way >= BURST or self._took > PATIENCE.total_seconds() or time.monotonic() < self._crowded_until
+        )
+
+    def begun(self) -> None:
+        """A registration is under way."""
+        self.under_way += 1
+
+    def ended(self, took: float) -> None:
+        """It is not any more, after so many seconds."""
+        self.under_way -= 1
+        self._took = took
+
+    def refused(self) -> None:
+        """A registration was turned away at the door, where nobody else counts it."""
+        self._crowded_until = time.monotonic() + CALM.total_seconds()
+        self._metrics.shed("busy")
+        self._metrics.registration("overloaded")
+        self._metrics.request(ROUTE, 503, 0.0)
+
+    def refused_connection(self) -> None:
+        self._metrics.shed("connections")
+
+
+class Place:
+    """One registration's place: from its last byte, so that who sends slowly keeps nobody out, to its answer."""
+
+    __slots__ = ("_admission", "_over", "_since")
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._since: float | None = None
+        self._over = False
+
+    def take(self) -> None:
+        """Repeatable; without effect once it was left."""
+        if self._since is None and not self._over:
+            self._since = time.monotonic()
+            self._admission.begun()
+
+    def leave(self) -> None:
+        """Repeatable."""
+        if self._since is not None and not self._over:
+            self._admission.ended(time.monotonic() - self._since)
+        self._over = True

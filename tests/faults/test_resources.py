@@ -1,0 +1,82 @@
+"""H: what a machine has too little of."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import httpx
+import pytest
+
+from tests.faults.programs import Program, serve
+from tests.http_words import ADA
+from tests.words import eventually
+
+DESCRIPTORS = 64
+CLIENTS = 200
+
+
+class Idle(asyncio.Protocol):
+    """A client that connects and says nothing."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self.received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.open = True
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open = False
+
+
+@asynccontextmanager
+async def idle_clients(program: Program) -> AsyncIterator[list[Idle]]:
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        clients = []
+        for _ in range(CLIENTS):
+            transport, client = await loop.create_connection(Idle, "127.0.0.1", program.port)
+            stack.callback(transport.abort)
+            clients.append(client)
+        yield clients
+
+
+@pytest.mark.slow
+@pytest.mark.fault("H1")
+async def test_more_connections_than_file_descriptors_cost_their_clients_and_nobody_else(dsn: str) -> None:
+    how = {"descriptors": DESCRIPTORS, "durations": {"entrypoints.server.HEAD_DEADLINE": 3}}
+    async with serve(dsn, how=how) as program, program.client() as http:
+        assert (await http.post("/v1/registrations", json=ADA)).status_code == 202
+        cpu = program.resources.cpu_times()
+        begun = time.monotonic()
+        async with idle_clients(program) as clients:
+            # then: those beyond the limit are told to come again, the others keep their connection for a while
+            await eventually(lambda: sum(client.open for client in clients) < DESCRIPTORS, within=20)
+            refused = [client for client in clients if client.received]
+            assert len(refused) > CLIENTS - DESCRIPTORS
+            for client in refused:
+                assert client.received.startswith(b"HTTP/1.1 503 ")
+                assert b"retry-after: 1\r\n" in client.received
+            assert program.resources.num_fds() < DESCRIPTORS
+
+            # and: who was there before is served, with what the database needs to be reached
+            assert (await http.post("/v1/registrations", json=ADA | {"email": "b@example.com"})).status_code == 202
+            assert (await http.get("/health/ready")).status_code == 200
+
+            # and: in the end it is the idle ones that go; nobody spun meanwhile
+            await eventually(lambda: not any(client.open for client in clients), within=20)
+            spent = program.resources.cpu_times()
+            assert spent.user + spent.system - cpu.user - cpu.system < (time.monotonic() - begun) / 2
+
+        # and: it is as before
+        assert program.runs
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{program.port}") as other:
+            assert (await other.post("/v1/registrations", json=ADA | {"email": "c@example.com"})).status_code == 202
+            assert 'registrar_shed_total{reason="connections"}' in (await other.get("/metrics")).text
+        assert len(program.written.splitlines()) < 20
