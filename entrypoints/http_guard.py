@@ -6,13 +6,15 @@ Plain ASGI: what it does is done once for each exchange, and costs microseconds.
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import structlog
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
@@ -64,6 +66,9 @@ _KEY = "registrar.exchange"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
+DIRECTLY: Final = "registrar.endpoint"
+"""Under this name the ASGI scope holds the endpoint of a request for which the application's own way is too long."""
+
 
 @dataclass(slots=True)
 class Exchange:
@@ -105,13 +110,11 @@ class Guard:
         request_timeout: timedelta,
         body_deadline: timedelta | None = None,
         tracer: Tracer | None = None,
-        shortcut: Callable[[Scope], Endpoint | None] = lambda _: None,
     ) -> None:
         """
         Args:
             request_timeout: after which the answer is 504, whatever the application is doing.
             body_deadline: None means `BODY_DEADLINE`.
-            shortcut: finds the endpoint of a request for which the application's own way to it is too long.
             tracer: None means that tracing is off.
         """
         self._app = app
@@ -119,7 +122,6 @@ class Guard:
         self._request_timeout = request_timeout.total_seconds()
         self._body_deadline = (body_deadline or BODY_DEADLINE).total_seconds()
         self._tracer = tracer
-        self._shortcut = shortcut
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -158,18 +160,32 @@ class Guard:
         headers: dict[bytes, bytes],
         size: int,
     ) -> None:
-        deadline: asyncio.Timeout | None = None
+        now = asyncio.get_running_loop().time
+        until = now() + self._request_timeout
+        has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        reading = has_body and self._body_deadline < self._request_timeout
+        # One timer for both deadlines: setting one is among the dearer things that a request does here.
+        deadline = asyncio.timeout_at(now() + self._body_deadline if reading else until)
         try:
-            async with asyncio.timeout(self._request_timeout) as deadline:
-                exchange.body = await self._admit(receive, headers, size)
-                endpoint = self._shortcut(scope)
+            async with deadline:
+                _check_size(size)
+                if has_body:
+                    exchange.body = await self._read_body(receive, headers)
+                if reading:
+                    reading = False
+                    deadline.reschedule(until)
+                endpoint: Endpoint | None = scope.get(DIRECTLY)
                 app = self._app if endpoint is None else await endpoint(Request(scope, receive))
                 await app(scope, receive, send)
         except _Gone:
             return
         except Exception as error:  # noqa: BLE001 - the edge: every error becomes an answer, a bug is logged
-            if isinstance(error, TimeoutError) and deadline is not None and deadline.expired():
-                error = Declined("timeout", headers={"Retry-After": "1"})
+            if isinstance(error, TimeoutError) and deadline.expired():
+                error = (
+                    Declined("request-timeout", headers={"Connection": "close"})
+                    if reading
+                    else Declined("timeout", headers={"Retry-After": "1"})
+                )
             await self._answer_error(error, scope, receive, send, exchange)
 
     async def _answer_error(
@@ -190,19 +206,12 @@ class Guard:
         if not exchange.status:  # once an answer has begun, all that is left is to break it off
             await explained.response()(scope, receive, send)
 
-    async def _admit(self, receive: Receive, headers: dict[bytes, bytes], size: int) -> bytes:
+    async def _read_body(self, receive: Receive, headers: dict[bytes, bytes]) -> bytes:
         """The request's body.
 
         Raises:
-            Declined: headers or body are too large, or the body is not JSON, or too slow.
+            Declined: it is too large, or not JSON.
         """
-        if size > HEADERS_LIMIT:
-            raise Declined("headers-too-large", headers={"Connection": "close"})
-        if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
-            return b""
-        return await self._read_body(receive, headers)
-
-    async def _read_body(self, receive: Receive, headers: dict[bytes, bytes]) -> bytes:
         refusal = None
         if not _JSON.fullmatch(headers.get(b"content-type", b"")) or b"content-encoding" in headers:
             refusal = Declined("unsupported-media-type", headers={"Accept-Post": "application/json"})
@@ -210,21 +219,17 @@ class Guard:
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:12]) > DRAIN_LIMIT:
             raise _and_close(refusal or Declined("payload-too-large"))
-        try:
-            async with asyncio.timeout(self._body_deadline):
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _Gone
-                    chunk, more = message.get("body", b""), message.get("more_body", False)
-                    size += len(chunk)
-                    if size <= BODY_LIMIT:
-                        body += chunk
-                    elif size > DRAIN_LIMIT:
-                        break
-        except TimeoutError:
-            raise Declined("request-timeout", headers={"Connection": "close"}) from None
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _Gone
+            chunk, more = message.get("body", b""), message.get("more_body", False)
+            size += len(chunk)
+            if size <= BODY_LIMIT:
+                body += chunk
+            elif size > DRAIN_LIMIT:
+                break
         if size > BODY_LIMIT:
             refusal = _and_close(refusal or Declined("payload-too-large"))
         if refusal is not None:
@@ -250,6 +255,11 @@ class Guard:
 
 class _Gone(Exception):
     """The client has left: nobody is there to answer."""
+
+
+def _check_size(of_headers: int) -> None:
+    if of_headers > HEADERS_LIMIT:
+        raise Declined("headers-too-large", headers={"Connection": "close"})
 
 
 def _and_close(refusal: Declined) -> Declined:
@@ -281,7 +291,11 @@ def _read_headers(scope: Scope) -> tuple[dict[bytes, bytes], int]:
 def _correlation_id(header: bytes | None) -> UUID:
     if header is not None and _UUID.fullmatch(header):
         return UUID(header.decode())
-    return uuid4()
+    # Not a secret, and drawn for every request: the system's generator would be a call into the kernel.
+    return UUID(int=_random() & ~(0xF << 76 | 0b11 << 62) | 4 << 76 | 0b10 << 62)
+
+
+_random = partial(random.getrandbits, 128)
 
 
 def _guarded(headers: list[tuple[bytes, bytes]], exchange: Exchange) -> list[tuple[bytes, bytes]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -30,10 +30,7 @@ class EventTranscoder(Transcoder):
 
     def encode(self, obj: Any) -> bytes:
         return self._encode(
-            {
-                key: {"_type_": _DATETIME, "_data_": value.isoformat()} if isinstance(value, datetime) else value
-                for key, value in obj.items()
-            }
+            {key: _written(value) if isinstance(value, datetime) else value for key, value in obj.items()}
         )
 
     def decode(self, data: bytes) -> Any:
@@ -41,6 +38,12 @@ class EventTranscoder(Transcoder):
             key: datetime.fromisoformat(value["_data_"]) if isinstance(value, dict) else value
             for key, value in self._decode(data).items()
         }
+
+
+@lru_cache(maxsize=64)
+def _written(value: datetime) -> dict[str, str]:
+    """The events of one moment share it."""
+    return {"_type_": _DATETIME, "_data_": value.isoformat()}
 
 
 @cache

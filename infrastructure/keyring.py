@@ -92,9 +92,10 @@ class Keyring:
     def seal(self, registration_id: UUID, person: Person) -> tuple[str, WrappedKey]:
         """Seal under a new key of that person's own, bound to the registration's id (AES-256-GCM)."""
         clear = msgspec.json.encode(_Person(person.email, person.name, person.password_hash))
-        key = AESGCM.generate_key(256)
-        sealed = _encrypt(AESGCM(key), clear, registration_id.bytes)
-        wrapped = _encrypt(self._master, key, b"personal key" + registration_id.bytes)
+        drawn = os.urandom(32 + 2 * _NONCE)  # in one call into the kernel
+        key = drawn[:32]
+        sealed = _encrypt(AESGCM(key), clear, registration_id.bytes, drawn[32:-_NONCE])
+        wrapped = _encrypt(self._master, key, b"personal key" + registration_id.bytes, drawn[-_NONCE:])
         return b64encode(sealed).decode(), WrappedKey(registration_id, wrapped)
 
     def open(self, registration_id: UUID, sealed: str, wrapped: bytes) -> Person:
@@ -121,7 +122,7 @@ async def open_root_secret(connection: Connection, master_key: bytes) -> bytes:
     master = AESGCM(master_key)
     await connection.execute(
         "INSERT INTO service_secrets (name, wrapped) VALUES ('root', %b) ON CONFLICT DO NOTHING",
-        (_encrypt(master, os.urandom(32), b"root secret"),),
+        (_encrypt(master, os.urandom(32), b"root secret", os.urandom(_NONCE)),),
     )
     row = await (await connection.execute("SELECT wrapped FROM service_secrets WHERE name = 'root'")).fetchone()
     assert row is not None  # noqa: S101 - inserted above
@@ -135,8 +136,7 @@ def _derive(root_secret: bytes, purpose: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"registrar " + purpose).derive(root_secret)
 
 
-def _encrypt(cipher: AESGCM, clear: bytes, bound_to: bytes) -> bytes:
-    nonce = os.urandom(_NONCE)
+def _encrypt(cipher: AESGCM, clear: bytes, bound_to: bytes, nonce: bytes) -> bytes:
     return nonce + cipher.encrypt(nonce, clear, bound_to)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from entrypoints.api import Api as App
 from entrypoints.api import create_app
 from entrypoints.bootstrap import Service, open_service
 from infrastructure.circuit import Circuits
@@ -43,7 +44,7 @@ class Api:
     """The whole service behind its HTTP API, as a client sees it."""
 
     service: Service
-    app: FastAPI
+    app: App
     http: httpx.AsyncClient
 
     async def register(self, email: str = "ada@example.com", *, key: str | None = None, **more: Any) -> httpx.Response:

@@ -20,7 +20,8 @@ from starlette.routing import Match
 
 from application.ports import Conflict, Overloaded
 from entrypoints import answers
-from entrypoints.api import Shortcut, create_app
+from entrypoints.api import create_app
+from entrypoints.http_guard import DIRECTLY
 from infrastructure.telemetry import setup_tracing
 from tests.http_words import ADA, ADMIN, Api, client_of, open_api, problem_of
 from tests.words import MovableClock, eventually
@@ -678,15 +679,16 @@ async def test_without_an_endpoint_there_is_no_tracing() -> None:
 async def test_the_shortcut_leads_where_the_framework_would_have_led(
     idle: Api, method: str, path: str, is_direct: bool
 ) -> None:
-    shortcut = Shortcut()
-    shortcut.learn(idle.app)
+    shortcut = idle.app.shortcut
+    assert shortcut is not None
     scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
     found = [
         (route, child) for route in idle.app.routes for match, child in [route.matches(scope)] if match is Match.FULL
     ]
 
-    assert (shortcut(scope) is not None) is is_direct
+    assert shortcut.found(scope) is is_direct
     if is_direct:
         [(route, child)] = found
         assert scope["route"] is route
+        assert scope[DIRECTLY] is route.endpoint
         assert scope.get("path_params", {}) == child["path_params"]
