@@ -45,6 +45,7 @@ _ACTIVATE = """
         RETURNING c.registration_id, c.claim_id, c.sealed, c.locale, u.activated_at
     )
     INSERT INTO accounts (registration_id, claim_id, sealed, locale, activated_at) SELECT * FROM activated
+    RETURNING registration_id
 """
 
 _REMOVE = """
@@ -115,8 +116,9 @@ class Accounts:
             await cursor.execute(_ADD_CANDIDATES, columns)
         if activated:
             await cursor.execute(_ACTIVATE, (list(activated), list(activated.values())), prepare=False)
-            if cursor.rowcount != len(activated):
-                raise LookupError(f"{len(activated) - cursor.rowcount} of these accounts never began as a registration")
+            # Fetched, not counted by `rowcount`, which a pipeline does not know yet.
+            if (missing := len(activated) - len(await cursor.fetchall())) > 0:
+                raise LookupError(f"{missing} of these accounts never began as a registration")
         if ended:
             await cursor.execute(_REMOVE, {"ended": list(ended)}, prepare=False)
 

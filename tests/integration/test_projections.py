@@ -99,7 +99,7 @@ async def fold(
     for batch in batches:
         wanted = [event for event in batch if projection.topics is None or event.topic in projection.topics]
         if wanted:
-            async with connection.transaction():
+            async with connection.pipeline(), connection.transaction():
                 await projection.apply(connection, wanted)
     await connection.execute("RESET search_path")
 
