@@ -24,11 +24,13 @@ setup-dev: $(VENV)/.ready-dev  ## the same with the tools of tests and checks
 run: setup  ## start everything on the embedded default; ARGS="--port 8001" and the like are passed on
 	@exec $(BIN)/registrar up $(ARGS)
 
-test: setup-dev  ## every test, on services of its own
-	$(BIN)/pytest $(ARGS)
+WORKERS ?= 3
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
+test: setup-dev  ## every test, on services of its own; WORKERS=1 for one at a time
+	$(PYTEST) $(ARGS)
 
 test-fast: setup-dev  ## the tests that are not marked slow
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 SEEDS ?= 2000
 simulate: setup-dev  ## the seeded simulation; SEEDS=20000 for more, ARGS="--seed 17 --trace" replays one

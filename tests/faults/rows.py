@@ -1,0 +1,51 @@
+"""Which tests inject which rows of the fault matrix: `python -m tests.faults.rows` prints it as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+TESTS: Final = Path(__file__).parents[1]
+
+ASKED_FOR: Final = frozenset(
+    {
+        *(f"A{n}" for n in (1, 2, 3, *range(8, 18))),
+        *(f"B{n}" for n in (*range(1, 6), *range(8, 15), *range(18, 22))),
+        *(f"E{n}" for n in range(1, 24)),
+        *("F2", "F3", "F4", "F6", "F7", "F8", "F10", "F12"),
+        *("G1", "G3", "G4", "H1"),
+    }
+)
+"""More may be tested."""
+
+
+class _Reader:
+    """Reads the marks off what pytest collects."""
+
+    def __init__(self) -> None:
+        self.tests: dict[str, set[str]] = {}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            name = f"{item.path.relative_to(TESTS).as_posix()}::{item.name.partition('[')[0]}"
+            for mark in item.iter_markers("fault"):
+                for row in mark.args:
+                    self.tests.setdefault(row, set()).add(name)
+
+
+def marked() -> dict[str, list[str]]:
+    """Tests by row, as `file::name`. For a process of its own: pytest collects in it."""
+    reader = _Reader()
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", str(TESTS)], plugins=[reader])
+    return {row: sorted(tests) for row, tests in sorted(reader.tests.items())}
+
+
+if __name__ == "__main__":
+    json.dump(marked(), sys.stdout, indent=1)

@@ -1,0 +1,40 @@
+"""Every row of the fault matrix that was asked for has a test, and `docs/reliability.md` names it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.faults.rows import ASKED_FOR, TESTS
+
+
+@pytest.fixture(scope="module")
+def marked() -> dict[str, list[str]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.rows"], cwd=TESTS.parent, capture_output=True, text=True, check=True
+    )
+    tests: dict[str, list[str]] = json.loads(done.stdout)
+    return tests
+
+
+def documented() -> dict[str, list[str]]:
+    """Tests by the rows of the document's tables: a line each, the row first, every test as `file::name`."""
+    tests: dict[str, list[str]] = {}
+    for line in (TESTS.parent / "docs" / "reliability.md").read_text(encoding="utf-8").splitlines():
+        row = re.match(r"\| ([A-Z]\d+) \|", line)
+        if row:
+            assert row[1] not in tests
+            tests[row[1]] = sorted(re.findall(r"`([\w/]+\.py::\w+)`", line))
+    return tests
+
+
+def test_every_row_has_a_test(marked: dict[str, list[str]]) -> None:
+    assert ASKED_FOR - marked.keys() == set()
+
+
+def test_the_document_names_the_tests_of_every_row(marked: dict[str, list[str]]) -> None:
+    assert documented() == marked
