@@ -77,6 +77,7 @@ _READ_TOPICS = f"""
     LEFT JOIN (
         SELECT {_COLUMNS}
         FROM events WHERE notification_id > %(after)s AND notification_id <= %(upto)s AND topic = ANY(%(topics)s)
+        ORDER BY notification_id LIMIT %(limit)s
     ) AS e ON true
     ORDER BY e.notification_id
 """  # noqa: S608 - a constant
@@ -374,16 +375,18 @@ class EventStore:
         """Events after a position in order, and the position up to which nothing is left out.
 
         Args:
-            limit: how far to look; as positions have no gaps this is the greatest number of events, too.
-            topics: only events of these; the position answered moves on over the others.
+            limit: greatest number of events.
+            topics: only events of these; the position answered moves on over the others, at most four times as far.
         """
         if topics is None:
             rows = [RecordedRow._make(row) for row in await self._read(_READ, {"after": after, "upto": after + limit})]
             return rows, rows[-1].position if rows else after
-        found = await self._read(_READ_TOPICS, {"after": after, "upto": after + limit, "topics": list(topics)})
+        upto = after + 4 * limit
+        found = await self._read(_READ_TOPICS, {"after": after, "upto": upto, "limit": limit, "topics": list(topics)})
         self.end_seen = found[0][0]
         rows = [RecordedRow._make(row[1:]) for row in found if row[1] is not None]
-        return rows, max(after, min(self.end_seen, after + limit))
+        seen = rows[-1].position if len(rows) == limit else min(self.end_seen, upto)
+        return rows, max(after, seen)
 
     async def _read(self, query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         async def select(connection: Connection) -> list[tuple[Any, ...]]:

@@ -34,7 +34,7 @@ class LogTail:
         """Events after a position in order, and the position up to which nothing is left out.
 
         Args:
-            limit: how far to look; as positions have no gaps this is the greatest number of events, too.
+            limit: greatest number of events.
             topics: only events of these; the position answered moves on over the others.
 
         Raises:
