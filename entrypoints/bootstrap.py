@@ -321,6 +321,7 @@ async def _followers(
             hand_over=traced(service.tracing, delivery.deliver),
             until_ready=service.servers.until_ready,
             finish_within=settings.send_timeout + timedelta(seconds=5),
+            give_back=lambda: _give_back(claims),
         )
     )
     return leading
