@@ -29,7 +29,7 @@ from infrastructure.event_store import create_schema as create_event_store
 from infrastructure.follower import Leading, Projector, create_read_schema, lead
 from infrastructure.keyring import Keyring, open_root_secret
 from infrastructure.letters import TemplateLetters
-from infrastructure.line import Connection, Line, connect
+from infrastructure.line import Connection, Line, connect, session
 from infrastructure.log_tail import LogTail
 from infrastructure.mail_state import StoredPersonalKeys, StoredSendClaims
 from infrastructure.mailbox import Mailbox
@@ -321,6 +321,7 @@ async def _followers(
             hand_over=traced(service.tracing, delivery.deliver),
             until_ready=service.servers.until_ready,
             finish_within=settings.send_timeout + timedelta(seconds=5),
+            give_back=lambda: _give_back(claims),
         )
     )
     return leading
@@ -346,22 +347,15 @@ def _mail_servers(service: Service) -> tuple[MailServer, ...]:
 
 
 def _pool(dsn: str, settings: Settings) -> AsyncConnectionPool[Connection]:
-    async def configure(connection: Connection) -> None:
-        milliseconds = int(settings.statement_timeout.total_seconds() * 1000)
-        await connection.set_autocommit(True)
-        await connection.execute(f"SET statement_timeout = {milliseconds}".encode())
-        await connection.execute("SET timezone = 'UTC'")
-
     return AsyncConnectionPool(
         dsn,
         min_size=1,
         max_size=8,
-        max_waiting=200,
+        max_waiting=16,  # faults.md, B14: twice the pool; beyond it callers are told at once
         timeout=2.0,
         reconnect_timeout=0,
         open=False,
-        configure=configure,
-        kwargs={"application_name": "registrar queries", "connect_timeout": 2},
+        kwargs=session(name="queries", statement_timeout=settings.statement_timeout),
     )
 
 

@@ -33,6 +33,14 @@ PATIENCE: Final = timedelta(seconds=1)
 WAITING_LONG: Final = timedelta(minutes=5)
 """A mail that is unsent for so long went through retries: something is wrong with the mail servers."""
 
+_LOCKS_OF_AN_APPEND: Final = """
+    DO $$ BEGIN
+        LOCK TABLE events, blocks IN ROW EXCLUSIVE MODE;
+        PERFORM FROM head FOR UPDATE;
+    END $$
+"""
+"""Takes, and commits, what every append takes: fails wherever an append would, on a standby or a full disk too."""
+
 _AWAY = (Unavailable, psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests, OSError)
 
 
@@ -127,9 +135,12 @@ class HealthChecks:
         return await self._service.servers.states() if self._service.servers is not None else {}
 
     async def _can_append(self) -> bool:
-        """Does the database take writes? Asked by all callers together, and at most twice a second."""
+        """Does the database take appends? Asked by all callers together, at most twice a second, and not while
+        appends themselves show it."""
         if self._service.store.refuses:
             return False
+        if self._service.store.accepts:
+            return True
         if asyncio.get_running_loop().time() < self._known_until:
             return self._writable
         if self._look is None or self._look.done():
@@ -138,15 +149,15 @@ class HealthChecks:
         return self._look.done() and not self._look.cancelled() and self._look.result()
 
     async def _ask_database(self) -> bool:
-        async def ask(connection: Connection) -> bool:
-            cursor = await connection.execute("SELECT current_setting('transaction_read_only') = 'off' FROM head")
-            row = await cursor.fetchone()
-            return row is not None and bool(row[0])
+        async def ask(connection: Connection) -> None:
+            await connection.execute(_LOCKS_OF_AN_APPEND)
 
         try:
-            self._writable = await self._line.ask(ask)
+            await self._line.ask(ask)
         except _AWAY:
             self._writable = False
+        else:
+            self._writable = True
         self._known_until = asyncio.get_running_loop().time() + FRESH.total_seconds()
         return self._writable
 

@@ -31,7 +31,7 @@ from entrypoints.answers import (
 from entrypoints.bootstrap import FOLLOWERS, Service
 from infrastructure.announcements import LOOK_ANYWAY
 from infrastructure.batching import Batcher
-from infrastructure.line import Connection, Line
+from infrastructure.line import GRACE, Connection, Line, cut_after
 from projections.audit import Audit
 from projections.deadlines import Deadlines
 from projections.funnel import Funnel
@@ -96,6 +96,7 @@ class ReadModels:
         self._clock = service.clock
         self._announcements = service.announcements
         self._longest_wait = max(timedelta(0), service.settings.request_timeout - MARGIN)
+        self._patience = min(service.settings.statement_timeout + GRACE, service.settings.request_timeout)
         # A connection that is never waited for longer than its statements may take: a batch that hung would hold up
         # every later one.
         self._line = Line(service.dsn, name="queries", statement_timeout=service.settings.statement_timeout)
@@ -255,18 +256,23 @@ class ReadModels:
     # --- What they share ------------------------------------------------------------------------
 
     async def _ask(self, select: Callable[[Connection], Awaitable[T]]) -> T:
-        """Run a query on a connection of the pool, once more if that connection turned out to be broken."""
-        try:
-            async with self._pool.connection() as connection:
-                return await select(connection)
-        except (PoolTimeout, PoolClosed, TooManyRequests):
-            raise  # there was no connection at all
-        except (psycopg.OperationalError, psycopg.InterfaceError):
-            if not connection.broken:
-                raise
-        await self._pool.check()
-        async with self._pool.connection() as connection:
-            return await select(connection)
+        """Run a query on a connection of the pool, on another one if that turned out to be broken.
+
+        It takes no longer than a statement may: the pool itself would wait for a silent database for ever.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience.total_seconds()
+        for _ in range(self._pool.max_size):
+            try:
+                async with self._pool.connection() as connection:
+                    with cut_after(timedelta(seconds=deadline - loop.time()), connection):
+                        return await select(connection)
+            except (PoolTimeout, PoolClosed, TooManyRequests):
+                raise  # there was no connection at all
+            except (psycopg.OperationalError, psycopg.InterfaceError):
+                if not connection.broken or loop.time() >= deadline:
+                    raise
+        raise Unavailable("the database is away")
 
     def _age(self, since: datetime | None) -> timedelta:
         return timedelta(0) if since is None else max(timedelta(0), self._clock() - since)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import Generic, TypeVar
 
 from application.ports import Overloaded, Unavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+PATIENCE = timedelta(seconds=2)
+"""A batch that takes longer is stuck: who waits behind it is better told so than kept (faults.md, B1, B8)."""
 
 
 class Batcher(Generic[Item, Result]):
@@ -28,6 +32,7 @@ class Batcher(Generic[Item, Result]):
         max_waiting: int,
         weigh: Callable[[Item], int] = lambda _: 1,
         on_batch: Callable[[int], None] = lambda _: None,
+        patience: timedelta = PATIENCE,
     ) -> None:
         """
         Args:
@@ -37,6 +42,7 @@ class Batcher(Generic[Item, Result]):
             max_waiting: items that may wait; beyond it callers get `Overloaded`.
             weigh: weight of an item.
             on_batch: told the number of items of every batch.
+            patience: for a batch. While one takes longer, whoever waits behind it or comes is refused at once.
         """
         self._run = run
         self._name = name
@@ -44,6 +50,8 @@ class Batcher(Generic[Item, Result]):
         self._max_waiting = max_waiting
         self._weigh = weigh
         self._on_batch = on_batch
+        self._patience = patience.total_seconds()
+        self._stuck = False
         self._waiting: dict[asyncio.Future[Result], Item] = {}  # in order; O(1) for a caller that goes
         self._worker: asyncio.Task[None] | None = None
         self._closed = False
@@ -53,6 +61,11 @@ class Batcher(Generic[Item, Result]):
         """Items that are not under way yet."""
         return len(self._waiting)
 
+    @property
+    def stuck(self) -> bool:
+        """Has the batch under way had no answer for longer than our patience?"""
+        return self._stuck
+
     async def do(self, item: Item) -> Result:
         """Have the item done in the next batch.
 
@@ -60,11 +73,13 @@ class Batcher(Generic[Item, Result]):
 
         Raises:
             Overloaded: too many items are waiting; it was not done.
-            Unavailable: the batcher was closed; it was not done.
+            Unavailable: the batcher was closed, or a batch is stuck; it was not done.
             Exception: whatever `run` answered for this item.
         """
         if self._closed:
             raise Unavailable(f"{self._name} is shutting down")
+        if self._stuck:
+            raise Unavailable(f"{self._name} gets no answer")
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{self._name}: {self._max_waiting} are waiting already")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -108,8 +123,16 @@ class Batcher(Generic[Item, Result]):
             del self._waiting[future]
         return batch
 
+    def _refuse(self) -> None:
+        """The batch under way is stuck: nobody is to wait for it who need not."""
+        self._stuck = True
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(Unavailable(f"{self._name} gets no answer"))
+
     async def _settle(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         answers: list[tuple[tuple[Item, asyncio.Future[Result]], Result | Exception]]
+        alarm = asyncio.get_running_loop().call_later(self._patience, self._refuse)
         try:
             self._on_batch(len(batch))
             answers = list(zip(batch, await self._run([item for item, _ in batch]), strict=True))
@@ -119,6 +142,9 @@ class Batcher(Generic[Item, Result]):
             for _, future in batch:
                 future.cancel()
             raise
+        finally:
+            alarm.cancel()
+            self._stuck = False
         for (_, future), answer in answers:
             if future.done():
                 continue

@@ -169,6 +169,7 @@ class EventStore:
         self.end_seen: Position = 0
         self._on_append = on_append
         self._refused_at: float | None = None
+        self._accepted_at: float | None = None
         self._codec = codec
         self._clock = clock
         self._writing = Line(dsn, name="append", statement_timeout=statement_timeout)
@@ -261,16 +262,23 @@ class EventStore:
 
     @property
     def refuses(self) -> bool:
-        """Did the latest batch fail for want of the database, no longer than two seconds ago?"""
+        """Is the database silent, or did the latest batch or a load fail for want of it, up to two seconds ago?"""
+        if self._appends.stuck or self._loads.stuck:
+            return True
         return self._refused_at is not None and time.monotonic() < self._refused_at + 2
+
+    @property
+    def accepts(self) -> bool:
+        """Was the latest batch recorded, less than a second ago?"""
+        return self._accepted_at is not None and time.monotonic() < self._accepted_at + 1
 
     async def _record_batch(self, appends: Sequence[Append]) -> Sequence[Position | Exception]:
         try:
             results = await self._record(appends)
         except Unavailable:
-            self._refused_at = time.monotonic()
+            self._refused_at, self._accepted_at = time.monotonic(), None
             raise
-        self._refused_at = None
+        self._refused_at, self._accepted_at = None, time.monotonic()
         return results
 
     async def _record(self, appends: Sequence[Append]) -> Sequence[Position | Exception]:
@@ -365,7 +373,11 @@ class EventStore:
                 rows.setdefault(stream_id, []).append((version, topic, state, position))
             return rows
 
-        rows = await self._reading.ask(select)
+        try:
+            rows = await self._reading.ask(select)
+        except Unavailable:
+            self._refused_at = time.monotonic()  # every command begins with a load
+            raise
         # Shared rows, but every caller makes aggregates of its own from them.
         return [LoadedStreams(self._codec, rows) for _ in wishes]
 

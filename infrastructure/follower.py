@@ -32,6 +32,9 @@ STAND_BY = timedelta(seconds=1)
 RETRY_PARKED = timedelta(minutes=1)
 """How often parked streams are tried again, beside every begin of a leadership."""
 
+LEASE_MARGIN = timedelta(seconds=2)
+"""What a silent leader is given beside a statement's time: its session is silent while it waits for another one."""
+
 TRIES = 3
 """Attempts at an event before its stream is parked."""
 
@@ -46,12 +49,20 @@ class Leading(Protocol):
     name: str
 
     async def work(self, connection: Connection) -> None:
-        """Work until cancelled, or until something goes wrong. `connection` holds the leadership."""
+        """Work until cancelled, or until something goes wrong.
+
+        `connection` holds the leadership: it is to be used every second or two, or a standby takes it for dead.
+        """
         ...
 
 
 async def lead(leading: Leading, dsn: str, *, statement_timeout: timedelta = timedelta(seconds=10)) -> None:
-    """Run `leading` whenever this process is its leader, for ever: whatever goes wrong, it is begun again."""
+    """Run `leading` whenever this process is its leader, for ever: whatever goes wrong, it is begun again.
+
+    A leader of which the server has heard nothing for `statement_timeout` and `LEASE_MARGIN` (it was stopped, its
+    machine is gone) is deposed by whoever stands by. It may wake up afterwards: what it then writes elsewhere than in
+    its session is fenced by its position (`FollowerMoved`).
+    """
     pause = STAND_BY.total_seconds()
     away = False
     while True:
@@ -63,6 +74,8 @@ async def lead(leading: Leading, dsn: str, *, statement_timeout: timedelta = tim
                     away = False
                     pause = STAND_BY.total_seconds()
                     await leading.work(connection)
+                elif await _depose_silent(connection, leading.name, statement_timeout + LEASE_MARGIN):
+                    log.warning("follower.deposed_leader", follower=leading.name, hint="it was silent; is it stopped?")
             await asyncio.sleep(STAND_BY.total_seconds())
         except (psycopg.OperationalError, psycopg.InterfaceError, Unavailable, OSError, TimeoutError) as error:
             if not away:  # once an outage, not once a second and follower
@@ -84,6 +97,22 @@ async def _is_leader(connection: Connection, name: str) -> bool:
         await connection.execute("SELECT pg_try_advisory_lock(hashtext('registrar follower'), hashtext(%s))", (name,))
     ).fetchone()
     return row is not None and bool(row[0])
+
+
+async def _depose_silent(connection: Connection, name: str, lease: timedelta) -> bool:
+    """End the leader's session if the server waits for its next message for longer than `lease`.
+
+    The server's own timeouts for idle sessions do not see all of them: none is running in the middle of a pipeline, nor
+    after one, until the next statement outside (measured: psycopg 3.3.9, PostgreSQL 18.4).
+    """
+    cursor = await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)"
+        " WHERE locktype = 'advisory' AND granted AND datname = current_database() AND database = datid"
+        " AND classid = hashtext('registrar follower')::oid AND objid = hashtext(%s)::oid AND objsubid = 2"
+        " AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - %s",
+        (name, lease),
+    )
+    return cursor.rowcount > 0
 
 
 # --- Positions --------------------------------------------------------------------------------

@@ -51,12 +51,14 @@ class Relay:
         until_ready: Callable[[], Awaitable[None]],
         at_once: int = 32,
         finish_within: timedelta = timedelta(seconds=15),
+        give_back: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """
         Args:
             until_ready: returns when handing over makes sense again, after `MailServersAway`.
             at_once: hand-overs under way at the same time.
             finish_within: how long a stop waits for them: a mail cut off in the middle may go out twice.
+            give_back: called when it leads no more and none is under way: the next leader waits for what they held.
         """
         self._tail = tail
         self._announcements = announcements
@@ -64,6 +66,7 @@ class Relay:
         self._until_ready = until_ready
         self._gate = asyncio.Semaphore(at_once)
         self._finish_within = finish_within
+        self._give_back = give_back
         self._handing_over: set[asyncio.Task[None] | None] = set()
         self._room = asyncio.Event()
         self._stopping = False
@@ -117,6 +120,8 @@ class Relay:
             for task in late:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._give_back is not None:
+            await self._give_back()
 
     def _begin(self, row: RecordedRow, under_way: dict[Position, asyncio.Task[None]]) -> None:
         def end(task: asyncio.Task[None]) -> None:

@@ -19,8 +19,11 @@ from entrypoints.bootstrap import Service, open_service
 from infrastructure.circuit import Circuits
 from infrastructure.clock import DatabaseClock
 from infrastructure.settings import Settings
+from tests.log_words import by_way_of
+from tests.tcp_proxy import TcpProxy
 from tests.words import eventually
 
+MASTER_KEY = "7" * 64
 TOKEN = "t0ken-of-the-operators"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
 PROBLEM = "urn:registrar:problem:"
@@ -31,7 +34,7 @@ def settings(dsn: str, directory: str, **more: str) -> Settings:
     return Settings.from_environment(
         {
             "REGISTRAR_DATABASE_URL": dsn,
-            "REGISTRAR_MASTER_KEY": "7" * 64,
+            "REGISTRAR_MASTER_KEY": MASTER_KEY,
             "REGISTRAR_ADMIN_TOKEN": TOKEN,
             "REGISTRAR_DATA_DIR": directory,
             **{f"REGISTRAR_{name.upper()}": value for name, value in more.items()},
@@ -135,6 +138,16 @@ async def open_api(
             app = create_app(service)
             async with client_of(app) as http:
                 yield Api(service, app, http)
+
+
+@asynccontextmanager
+async def open_api_through(proxy: TcpProxy, dsn: str, **more: Any) -> AsyncIterator[Api]:
+    """The service without followers, on a database that it reaches through the proxy; healed at the end."""
+    async with open_api(by_way_of(proxy, dsn), follows=False, **more) as api:
+        try:
+            yield api
+        finally:
+            proxy.heal()
 
 
 def problem_of(answer: httpx.Response) -> str:

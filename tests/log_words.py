@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 from eventsourcing.persistence import StoredEvent
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from application.ports import Context, FollowerMoved, WrappedKey
 from domain.recorded import Position
@@ -96,7 +96,10 @@ def proxy_to(dsn: str) -> TcpProxy:
 
 
 def by_way_of(proxy: TcpProxy, dsn: str) -> str:
-    return make_conninfo(dsn, host="127.0.0.1", port=proxy.port, sslmode="disable", gssencmode="disable")
+    """The database's URL through the proxy."""
+    to = conninfo_to_dict(dsn)
+    where = f"127.0.0.1:{proxy.port}/{to['dbname']}"
+    return f"postgresql://{to['user']}@{where}?sslmode=disable&gssencmode=disable"
 
 
 # --- Hash chain -------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ import psycopg
 
 from tests.faults.evidence import MASTER_KEY, HealthSample, Moment, ResourceSample
 from tests.faults.journal import Faults
-from tests.log_words import proxy_to, query
+from tests.log_words import by_way_of, proxy_to, query
 from tests.tcp_proxy import TcpProxy
 from tests.words import eventually
 
@@ -361,13 +361,7 @@ class Fleet:
 async def database_through(dsn: str) -> AsyncIterator[tuple[TcpProxy, str]]:
     """A proxy in front of the database, and the URL of the database by way of it."""
     async with proxy_to(dsn) as proxy:
-        yield proxy, through(proxy, dsn)
-
-
-def through(proxy: TcpProxy, dsn: str) -> str:
-    """The URL of a database behind a proxy."""
-    path = urlsplit(dsn).path
-    return f"postgresql://registrar@127.0.0.1:{proxy.port}{path}?sslmode=disable&gssencmode=disable"
+        yield proxy, by_way_of(proxy, dsn)
 
 
 def kill_postmaster(pid: int) -> None:

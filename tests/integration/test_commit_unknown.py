@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -19,26 +17,10 @@ from domain.recorded import Position
 from infrastructure.clock import DatabaseClock
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore
+from tests.faults.database import ANSWER_LOST, LOST, REQUEST, SESSIONS, Inject, Killer
 from tests.log_words import append, broken_blocks, by_way_of, happened, locked, log_of, placed, proxy_to, query
 from tests.tcp_proxy import TO_CLIENT, TO_SERVER, TcpProxy
 from tests.words import eventually
-
-Inject = Callable[[TcpProxy], None]
-
-ANSWER = b"first_position"  # a column of the answer to an append
-READY = b"Z\x00\x00\x00\x05I"  # ReadyForQuery, what comes after the commit
-REQUEST = b"append_batch"
-SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-
-ANSWER_LOST: dict[str, Inject] = {
-    "the whole answer": lambda proxy: proxy.cut(TO_CLIENT, ANSWER, forward=False),
-    "the end of the answer": lambda proxy: proxy.cut(TO_CLIENT, READY, forward=False),
-}
-REQUEST_LOST: dict[str, Inject] = {
-    "the whole request": lambda proxy: proxy.cut(TO_SERVER, REQUEST, forward=False),
-    "the end of the request": lambda proxy: proxy.cut(TO_SERVER, REQUEST, forward=True),
-}
-LOST = ANSWER_LOST | REQUEST_LOST
 
 
 @pytest.fixture
@@ -58,6 +40,7 @@ async def store(proxy: TcpProxy, dsn: str) -> AsyncIterator[EventStore]:
     await store.close()
 
 
+@pytest.mark.fault("B4", "B5")
 @pytest.mark.parametrize("inject", LOST.values(), ids=LOST)
 async def test_an_append_whose_connection_was_cut_is_recorded_once_and_answered(
     store: EventStore, proxy: TcpProxy, dsn: str, inject: Inject
@@ -72,6 +55,7 @@ async def test_an_append_whose_connection_was_cut_is_recorded_once_and_answered(
     assert proxy.is_effective
 
 
+@pytest.mark.fault("B4", "B5")
 @pytest.mark.parametrize("inject", LOST.values(), ids=LOST)
 async def test_each_append_of_a_batch_whose_connection_was_cut_gets_its_own_true_answer(
     store: EventStore, proxy: TcpProxy, dsn: str, inject: Inject
@@ -100,6 +84,7 @@ async def test_each_append_of_a_batch_whose_connection_was_cut_gets_its_own_true
     assert proxy.is_effective
 
 
+@pytest.mark.fault("B4", "B5")
 @pytest.mark.parametrize("inject", LOST.values(), ids=LOST)
 async def test_a_conflict_whose_connection_was_cut_is_still_a_conflict(
     store: EventStore, proxy: TcpProxy, dsn: str, inject: Inject
@@ -114,6 +99,7 @@ async def test_a_conflict_whose_connection_was_cut_is_still_a_conflict(
     assert proxy.is_effective
 
 
+@pytest.mark.fault("B5")
 async def test_a_request_that_arrives_after_its_fate_was_asked_for_is_not_recorded(
     store: EventStore, proxy: TcpProxy, dsn: str
 ) -> None:
@@ -129,6 +115,7 @@ async def test_a_request_that_arrives_after_its_fate_was_asked_for_is_not_record
     assert proxy.is_effective
 
 
+@pytest.mark.fault("B5")
 @pytest.mark.slow
 async def test_a_request_held_while_its_caller_was_refused_is_not_recorded_later(
     store: EventStore, proxy: TcpProxy, dsn: str
@@ -147,6 +134,7 @@ async def test_a_request_held_while_its_caller_was_refused_is_not_recorded_later
     assert proxy.is_effective
 
 
+@pytest.mark.fault("B4")
 async def test_a_commit_that_fails_after_its_answer_is_not_taken_for_one_that_succeeded(
     store: EventStore, dsn: str
 ) -> None:
@@ -195,6 +183,7 @@ async def fails_within(seconds: float, *appends: Any) -> list[type]:
         return [type(answer) for answer in await asyncio.gather(*appends, return_exceptions=True)]
 
 
+@pytest.mark.fault("B4", "B5", "B10")
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", ["the whole answer", "the whole request"])
 async def test_a_database_that_goes_away_for_good_is_unavailable_soon(
@@ -225,6 +214,7 @@ async def succeeds(attempt: Any) -> Position | None:
     return position
 
 
+@pytest.mark.fault("B9")
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", [TO_SERVER, TO_CLIENT])
 async def test_a_black_hole_is_unavailable_within_the_timeouts_and_heals(
@@ -245,35 +235,7 @@ async def test_a_black_hole_is_unavailable_within_the_timeouts_and_heals(
 # --- Sessions killed again and again ----------------------------------------------------------
 
 
-class Killer:
-    """Ends the appending session after every answer, a moment later each time."""
-
-    def __init__(self, dsn: str) -> None:
-        self.killed = 0
-        self.answered = asyncio.Event()
-        self._dsn = dsn
-        self._chance = random.Random(7)  # noqa: S311 - a test's dice
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._kill())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-
-    async def _kill(self) -> None:
-        async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as connection:
-            while True:
-                await self.answered.wait()
-                self.answered.clear()
-                for _ in range(self._chance.randrange(12)):
-                    await connection.execute("SELECT")
-                cursor = await connection.execute(f"{SESSIONS} AND application_name = 'registrar append'".encode())
-                self.killed += len(await cursor.fetchall())
-
-
+@pytest.mark.fault("B3")
 async def test_whatever_is_killed_what_was_acknowledged_is_there_once_and_what_was_refused_is_not(dsn: str) -> None:
     store = EventStore(dsn, codec=EventCodec(), clock=DatabaseClock())
     await store.open()

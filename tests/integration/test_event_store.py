@@ -460,6 +460,7 @@ async def test_a_full_queue_refuses_and_recovers(dsn: str) -> None:
     assert await log_of(dsn) == placed(*events[:4], events[5])
 
 
+@pytest.mark.fault("B12")
 async def test_while_somebody_else_holds_the_log_appends_are_refused_within_the_lock_timeout(
     store: EventStore, dsn: str
 ) -> None:
@@ -476,6 +477,7 @@ async def test_while_somebody_else_holds_the_log_appends_are_refused_within_the_
     assert await log_of(dsn) == placed(event)
 
 
+@pytest.mark.fault("B11")
 async def test_while_the_table_is_locked_everybody_is_refused_in_time_and_nothing_piles_up(
     store: EventStore, dsn: str
 ) -> None:
@@ -493,6 +495,7 @@ async def test_while_the_table_is_locked_everybody_is_refused_in_time_and_nothin
     assert await store.head() == 1
 
 
+@pytest.mark.fault("B12")
 @pytest.mark.slow
 async def test_a_session_of_ours_that_idles_on_the_log_is_ended_and_the_others_proceed(
     store: EventStore, dsn: str

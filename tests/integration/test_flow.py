@@ -105,6 +105,7 @@ async def test_a_registration_is_mailed_verified_and_activated(service: Service,
     assert recorded["registration.account_activated"] == 1
 
 
+@pytest.mark.fault("B18")
 async def test_200_simultaneous_registrations_of_one_address_with_one_payload_are_one(
     service: Service, dsn: str
 ) -> None:
@@ -119,6 +120,7 @@ async def test_200_simultaneous_registrations_of_one_address_with_one_payload_ar
     assert len(await mails_to(service, "crowd@example.com")) == 1
 
 
+@pytest.mark.fault("B18")
 async def test_200_simultaneous_registrations_of_one_address_with_different_payloads_leave_one_that_works(
     service: Service, dsn: str
 ) -> None:

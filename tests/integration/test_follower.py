@@ -112,9 +112,9 @@ async def until_at(dsn: str, position: Position, *, within: float = 8.0) -> None
 
 
 async def end(dsn: str, application: str) -> None:
-    """End the session of this name; proves that there was one."""
+    """End the session of this name (and the one with which a standby may just be trying); proves that there was one."""
     ended = await query(dsn, SESSION.replace("SELECT pid", "SELECT pg_terminate_backend(pid)"), application)
-    assert ended == [(True,)]
+    assert set(ended) == {(True,)}
 
 
 def claimed(stream_id: UUID | None = None, version: int = 1) -> StoredEvent:
@@ -169,6 +169,7 @@ async def test_a_follower_goes_on_where_it_was(store: EventStore, announcements:
 # --- Leadership -------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("B21")
 async def test_when_the_leaders_session_is_killed_the_other_takes_over(
     store: EventStore, announcements: Announcements, dsn: str
 ) -> None:
@@ -208,6 +209,7 @@ async def test_a_leader_that_is_killed_in_the_middle_of_a_batch_leaves_nothing_o
     assert await positions(dsn) == [1, 2]
 
 
+@pytest.mark.fault("B21")
 async def test_a_leader_that_slept_while_somebody_else_moved_on_applies_nothing_twice(
     store: EventStore, announcements: Announcements, dsn: str
 ) -> None:

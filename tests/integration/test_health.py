@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
 
 from infrastructure.telemetry import Metrics
-from tests.http_words import ADA, ADMIN, Api, open_api, problem_of
+from tests.http_words import ADA, ADMIN, Api, open_api, open_api_through, problem_of
 from tests.log_words import proxy_to
-from tests.tcp_proxy import TO_CLIENT, TcpProxy
+from tests.tcp_proxy import TO_CLIENT
 from tests.words import eventually
 
 PARTS = ("live", "ready", "database", "rabbitmq", "mail", "projections")
@@ -27,16 +25,6 @@ AT_ONCE = 2.5
 async def api(dsn: str) -> AsyncIterator[Api]:
     async with open_api(dsn) as api:
         yield api
-
-
-@asynccontextmanager
-async def open_api_through(proxy: TcpProxy, dsn: str) -> AsyncIterator[Api]:
-    """The service without followers, on a database that it reaches through the proxy."""
-    to = conninfo_to_dict(dsn)
-    url = f"postgresql://{to['user']}@127.0.0.1:{proxy.port}/{to['dbname']}?sslmode=disable"
-    async with open_api(url, follows=False) as api:
-        yield api
-        proxy.heal()
 
 
 async def health(api: Api) -> dict[str, tuple[int, str]]:
@@ -69,6 +57,7 @@ async def succeeds(check: Any) -> bool:
     return True
 
 
+@pytest.mark.fault("B9", "B10")
 @pytest.mark.parametrize("away", ["refuses", "hangs"])
 async def test_a_database_that_is_away_is_noticed_at_once_and_nothing_hangs(dsn: str, away: str) -> None:
     async with proxy_to(dsn) as proxy, open_api_through(proxy, dsn) as api:
@@ -100,6 +89,7 @@ async def test_a_database_that_is_away_is_noticed_at_once_and_nothing_hangs(dsn:
         await eventually(lambda: succeeds(up()), within=15)
 
 
+@pytest.mark.fault("B10")
 async def test_while_the_database_is_away_requests_are_told_to_come_again(dsn: str) -> None:
     async with proxy_to(dsn) as proxy, open_api_through(proxy, dsn) as api:
         registration_id = (await api.register()).json()["registration_id"]
@@ -211,6 +201,7 @@ def test_the_circuit_states_are_numbers() -> None:
     ]
 
 
+@pytest.mark.fault("B12")
 async def test_a_service_that_could_not_append_just_now_is_not_ready(api: Api, dsn: str) -> None:
     assert (await health(api))["ready"] == (200, "up")
     async with await psycopg.AsyncConnection.connect(dsn) as connection:

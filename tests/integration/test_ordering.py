@@ -99,6 +99,7 @@ def write(dsn: str, seed: int) -> Told:
     return asyncio.run(Writer(dsn, seed).write())
 
 
+@pytest.mark.fault("B19", "B20")
 @pytest.mark.slow
 async def test_a_tail_sees_everything_that_many_processes_write_once_and_in_order(store: EventStore, dsn: str) -> None:
     await append(store, happened(), keys=[WrappedKey(KEYED, b"there")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 
 import pytest
 
@@ -226,3 +227,31 @@ async def test_the_number_of_items_of_every_batch_is_told() -> None:
     await asyncio.gather(*(batcher.do(item) for item in (1, 2, 3)))
 
     assert told == [2, 1]
+
+
+# --- A batch that hangs -----------------------------------------------------------------------
+
+
+async def test_whoever_waits_behind_a_batch_without_an_answer_or_comes_is_refused_until_it_has_one(
+    work: Work,
+) -> None:
+    batcher: Batcher[int, int] = Batcher(
+        work, name="test", max_batch=10, max_waiting=5, patience=timedelta(milliseconds=20)
+    )
+    first = await work.occupy(batcher)
+    waiting = await queued(batcher, 1, 2)
+
+    for task in waiting:
+        with pytest.raises(Unavailable, match="no answer"):
+            await task
+    assert batcher.stuck
+    with pytest.raises(Unavailable, match="no answer"):
+        await batcher.do(3)
+    assert not first.done()
+
+    work.gate.set()
+    assert await first == 0
+    assert not batcher.stuck
+    assert await batcher.do(4) == 8
+    assert work.batches == [[0], [4]]  # what was refused was not done
+    await batcher.close()

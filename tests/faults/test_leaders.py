@@ -1,0 +1,157 @@
+"""Two that follow the log, and the leader is stopped: the other takes over, and the old one does nothing twice (B21)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+from itertools import count, groupby
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from application.ports import MailRequest
+from domain.mail_saga import MailSaga
+from entrypoints.bootstrap import FOLLOWERS
+from infrastructure.announcements import Announcements
+from infrastructure.event_store import EventStore
+from infrastructure.follower import lead
+from infrastructure.relay import Relay
+from tests.faults.scene import Scene
+from tests.integration.test_follower import running
+from tests.log_words import query
+from tests.smtp_stub import SmtpStub
+from tests.words import CLIENT, REGISTRATION, eventually, mail_requested, saga_started, stream
+
+LEADERS = (
+    "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = hashtext('registrar follower')::oid"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+# Every step of every follower, and whose session made it.
+KEEP_MOVES = """
+    CREATE TABLE moves (number bigserial, name text, since bigint, upto bigint, session int);
+    CREATE FUNCTION keep_move() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO moves (name, since, upto, session) VALUES (NEW.name, OLD.position, NEW.position, pg_backend_pid());
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER keep_move AFTER UPDATE ON followers FOR EACH ROW
+        WHEN (OLD.position IS DISTINCT FROM NEW.position) EXECUTE FUNCTION keep_move()
+"""
+
+
+async def leaders(dsn: str) -> set[int]:
+    """The sessions that lead."""
+    return {row[0] for row in await query(dsn, LEADERS)}
+
+
+async def until_led(dsn: str, *, by_others_than: set[int]) -> set[int]:
+    async def led() -> set[int] | None:
+        found = await leaders(dsn)
+        return found if len(found) == len(FOLLOWERS) and not found & by_others_than else None
+
+    found: set[int] = await eventually(led, within=60)
+    return found
+
+
+def copies(sink: SmtpStub) -> Counter[bytes]:
+    """Mails per recipient."""
+    return Counter(mail.recipients[0] for mail in sink.mails)
+
+
+@pytest.mark.fault("B21")
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_when_a_leader_is_stopped_another_takes_over_and_nothing_is_done_twice_when_it_goes_on(
+    scene: Scene, dsn: str
+) -> None:
+    await query(dsn, KEEP_MOVES)
+    client = await scene.client_within()
+    numbers = count()
+
+    async def register(people: int) -> None:
+        for _ in range(people):
+            await scene.accepted(client, f"person-{next(numbers)}@example.com")
+
+    async def all_mailed() -> bool:
+        return len(copies(scene.sink)) == await scene.recorded("registration.user_registered")
+
+    # given: a leader at work, and a standby; whoever is stopped in the middle of a mail finds time to finish it
+    options = {"statement_timeout": "2", "send_timeout": "60"}
+    first = await scene.fleet.process(**options)
+    old = await until_led(dsn, by_others_than=set())
+    second = await scene.fleet.process(**options)
+    registering = asyncio.create_task(register(40))
+    await eventually(lambda: len(scene.sink.mails) > 5, within=30)
+
+    # when: the leader is stopped in the middle
+    first.pause()
+    await eventually(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED)
+    await registering
+    new = await until_led(dsn, by_others_than=old)
+
+    # then: the other one does the work
+    sent = len(scene.sink.mails)
+    await register(1)
+    await eventually(lambda: len(scene.sink.mails) > sent, within=30)
+
+    # when: it goes on, in the belief that it leads
+    first.go_on()
+    await register(10)
+    await eventually(all_mailed, within=60)
+    assert await leaders(dsn) == new
+
+    # and: it takes over again when the other one goes
+    assert await second.stop() == 0
+    await until_led(dsn, by_others_than=old | new)
+    await register(1)
+    await eventually(all_mailed, within=60)
+    await scene.fleet.until_caught_up()
+    assert first.is_running
+
+    # then: every mail went out once
+    assert set(copies(scene.sink).values()) == {1}
+    # and every follower made every step once, in order, from where the one before had left it
+    moves = await query(dsn, "SELECT name, since, upto, session FROM moves ORDER BY name, number")
+    for _, steps in groupby(moves, key=lambda move: move[0]):
+        at = 0
+        for _, since, upto, _ in steps:
+            assert since == at < upto
+            at = upto
+    made_by = {session for *_, session in moves}
+    assert made_by & old
+    assert made_by & new
+    # and everything else holds, such as that the read models are what the log says
+    await scene.must_hold(refold=True)
+
+
+@pytest.mark.fault("B21")
+async def test_a_relay_that_waits_for_a_hand_over_goes_on_using_the_session_that_makes_it_the_leader(
+    dsn: str, store: EventStore
+) -> None:
+    await store.append(stream(MailSaga.stream_id(REGISTRATION), saga_started(), mail_requested()), CLIENT)
+    under_way, last_used = asyncio.Event(), "SELECT state_change FROM pg_stat_activity WHERE application_name = %s"
+
+    async def hand_over(_: MailRequest) -> None:
+        under_way.set()
+        await asyncio.get_running_loop().create_future()
+
+    announcements = Announcements(dsn)
+    relay = Relay(tail=store, announcements=announcements, hand_over=hand_over, until_ready=never, finish_within=NOW)
+    async with running(announcements.run()), running(lead(relay, dsn)):
+        await under_way.wait()
+        for _ in range(2):
+            before = await query(dsn, last_used, "registrar relay")
+
+            async def is_used(before: Any = before) -> bool:
+                return bool(await query(dsn, last_used, "registrar relay") > before)
+
+            await eventually(is_used)
+
+
+NOW = timedelta(0)
+
+
+async def never() -> None:
+    raise AssertionError("no mail server was away")
