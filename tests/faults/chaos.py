@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Final, Literal
 
@@ -162,8 +163,10 @@ def _kind_of(name: str) -> Literal["serve", "process"]:
 
 
 async def _watch(scene: Scene) -> None:
-    """Ask the APIs how they are, for I16, as a load balancer does."""
-    while True:
+    """Ask the APIs how they are, for I16, as a load balancer does; and what everybody takes, to be looked at."""
+    for number in count():
+        if number % 20 == 0:
+            scene.fleet.measure("during")
         for node in scene.fleet.nodes:
             if node.kind == "serve":
                 await scene.fleet.look(node)
@@ -288,6 +291,10 @@ def _keep(evidence: Evidence, scene: Scene, directory: Path) -> None:
     ]
     (directory / "events.txt").write_text("\n".join(lines))
     windows = sorted(evidence.faults, key=lambda window: window.begin)
+    samples = [
+        f"{one.at:%H:%M:%S} {one.node} {one.moment} {one.rss} {one.fds} {one.threads}" for one in evidence.resources
+    ]
+    (directory / "resources.txt").write_text("\n".join(samples))
     (directory / "faults.txt").write_text(
         "\n".join(f"{one.begin} {one.end} {one.what} {set(one.hits)}" for one in windows)
     )

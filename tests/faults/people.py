@@ -2,7 +2,7 @@
 
     crowd = Crowd(client, inbox, random.Random(7), a_second=2.5)
     ...                                  # `crowd.run()` is a task meanwhile
-    await crowd.go_home()                # nobody new comes, the others finish what they are about
+    crowd.go_home()                      # nobody new comes, the others finish what they are about, and `run` returns
 
 Each one does as people do: repeats what was not answered (the same key, the same body), waits for the mail, mistypes,
 asks for a new code, gives up, comes back, uses an address that somebody else uses, too.
