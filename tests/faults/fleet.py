@@ -354,7 +354,10 @@ class Fleet:
 
     def measure(self, moment: Moment) -> None:
         """Note what every running node takes, for I11: "before" any fault, "during", and "after" healing."""
-        self.resources.extend(node.resources(moment) for node in self.nodes if node.is_running)
+        for node in self.nodes:
+            if node.is_running:
+                with suppress(psutil.NoSuchProcess):  # it dies at this very moment
+                    self.resources.append(node.resources(moment))
 
     async def texts(self) -> dict[str, str]:
         """Everything that the nodes wrote and show to whoever watches, for I10."""
