@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run test test-fast simulate bench check format lock clean
+.PHONY: help setup setup-dev run test test-fast simulate chaos bench check format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +35,10 @@ test-fast: setup-dev  ## the tests that are not marked slow
 SEEDS ?= 2000
 simulate: setup-dev  ## the seeded simulation; SEEDS=20000 for more, ARGS="--seed 17 --trace" replays one
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
+
+MINUTES ?= 10
+chaos: setup-dev  ## everything killed, paused and cut off at random while people register; MINUTES=20, SEED=7 repeats a schedule
+	$(BIN)/python -m tests.faults --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: setup-dev  ## the benchmarks as ratios, side by side in one run (about 15 minutes; ARGS="--quick", "--only append")
 	$(BIN)/python -m bench $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -122,7 +123,7 @@ async def broken_blocks(connection: psycopg.AsyncConnection) -> list[Position]:
     head = await (await connection.execute("SELECT position, hash FROM head")).fetchone()
     broken, before, end = [], hashlib.sha256(b"").digest(), 0
     for first, last, claimed in blocks:
-        rows = [row for row in events if first <= row[0] <= last]
+        rows = events[bisect_left(events, first, key=_place) : bisect_right(events, last, key=_place)]
         times = {row[5] for row in rows}
         at = [((time - _EPOCH) // _MICROSECOND).to_bytes(8, "big") for time in times]
         digests = [hashlib.sha256(_bytes_of(*row[1:5], *row[6:])).digest() for row in rows]
@@ -133,6 +134,11 @@ async def broken_blocks(connection: psycopg.AsyncConnection) -> list[Position]:
     if head != (end, before) or len(events) != end:
         broken.append(-1)
     return broken
+
+
+def _place(row: Sequence[Any]) -> Position:
+    position: Position = row[0]
+    return position
 
 
 def _bytes_of(

@@ -51,13 +51,14 @@ class MovableClock(DatabaseClock):
         self.now += by
 
 
-async def eventually(condition: Callable[[], Awaitable[Any] | Any], *, within: float = 5.0) -> Any:
+async def eventually(condition: Callable[[], Awaitable[Any] | Any], *, within: float = 5.0, every: float = 0.01) -> Any:
     """Wait until the condition holds (answers something true, without a failed assertion), and answer that.
 
     The only place in the tests that sleeps.
 
     Args:
         within: seconds.
+        every: seconds between two looks, for those that cost something.
 
     Raises:
         AssertionError: it does not hold in time.
@@ -75,7 +76,7 @@ async def eventually(condition: Callable[[], Awaitable[Any] | Any], *, within: f
             failure = error
         if asyncio.get_running_loop().time() > deadline:
             raise failure or AssertionError(f"not within {within:g} s: {inspect.getsource(condition).strip()}")
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(every)
 
 
 # --- Facts ------------------------------------------------------------------------------------

@@ -16,10 +16,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,9 @@ REGISTRAR = Path(sys.executable).with_name("registrar")
 STARTS_WITHIN = 60.0
 FOLLOWERS = 8
 """Six read models, the saga, the relay."""
+
+_NO_TLS = ssl.create_default_context()
+"""To make one for every look costs more than the look."""
 
 _IS_UP = {
     "serve": re.compile(r"^API +(http\S+)$", re.MULTILINE),
@@ -124,6 +128,29 @@ class Node:
             if armed is None:
                 self._faults.end_if_begun(f"{self.name} dies")
         return self
+
+    async def revive(self, *, within: float = STARTS_WITHIN) -> Self:
+        """Begin a life as a supervisor has it: again and again, while what the process needs to start is away."""
+        assert not self.is_running, f"{self.name} runs already"
+        since = 0
+
+        async def up() -> re.Match[str] | None:
+            nonlocal since
+            if not self.is_running:
+                if self._popen is not None:
+                    await self.ends()
+                since = self.log.stat().st_size
+                await self.start(wait=False)
+            return _IS_UP[self.kind].search(self._written_since(since))
+
+        await eventually(up, within=within)
+        self._faults.end_if_begun(f"{self.name} dies")
+        return self
+
+    def _written_since(self, offset: int) -> str:
+        with self.log.open("rb") as log:
+            log.seek(offset)
+            return log.read().decode(errors="replace")
 
     async def until_up(self, *, since: int = 0) -> None:
         def up() -> re.Match[str] | None:
@@ -316,19 +343,21 @@ class Fleet:
 
     async def look(self, node: Node) -> None:
         """Ask an API how it is, for I16."""
-        async with httpx.AsyncClient(base_url=node.url, timeout=5) as http:
+        async with httpx.AsyncClient(base_url=node.url, timeout=5, verify=_NO_TLS) as http:
             for probe in ("live", "ready"):
                 at = datetime.now(UTC)
-                try:
+                status, state = None, None
+                with suppress(httpx.TransportError):
                     answer = await http.get(f"/health/{probe}")
-                except httpx.TransportError:
-                    self.health.append(HealthSample(at, node.name, probe, None, None))
-                    continue
-                self.health.append(HealthSample(at, node.name, probe, answer.status_code, answer.json()["status"]))
+                    status, state = answer.status_code, answer.json()["status"]
+                self.health.append(HealthSample(at, node.name, probe, status, state, datetime.now(UTC) - at))
 
     def measure(self, moment: Moment) -> None:
         """Note what every running node takes, for I11: "before" any fault, "during", and "after" healing."""
-        self.resources.extend(node.resources(moment) for node in self.nodes if node.is_running)
+        for node in self.nodes:
+            if node.is_running:
+                with suppress(psutil.NoSuchProcess):  # it dies at this very moment
+                    self.resources.append(node.resources(moment))
 
     async def texts(self) -> dict[str, str]:
         """Everything that the nodes wrote and show to whoever watches, for I10."""

@@ -507,7 +507,8 @@ def answered(evidence: Evidence) -> Iterator[str]:
     silent = _hit(evidence.faults, "api")
     for one in evidence.journal:
         what = f"{one.kind} {one.request_id}"
-        excused = _overlap(silent, one.began, one.ended or evidence.collected_at)
+        # One that has just come up finds everybody waiting at its door.
+        excused = _overlap(silent, one.began - READY_WITHIN, one.ended or evidence.collected_at)
         if one.outcome == "invoked":
             yield f"{what} never ended"
         elif one.took > one.timeout + LATE_ANSWER and not excused:
@@ -581,10 +582,10 @@ def _same_answers(operations: Sequence[Operation]) -> Iterator[str]:
 @_invariant("I16")
 def honest_health(evidence: Evidence) -> Iterator[str]:
     """Live depends on nothing; ready says no while nothing can be appended, and yes otherwise."""
-    silent, blocked = _hit(evidence.faults, "api"), _hit(evidence.faults, "database")
     for sample in evidence.health:
-        own = [window for window in silent if window.node in {"", sample.node}]
-        if _overlap(own, sample.at - READY_WITHIN, sample.at + UNREADY_WITHIN):
+        own = [window for window in evidence.faults if window.node in {"", sample.node}]
+        answered_at = sample.at + sample.took
+        if _overlap(_hit(own, "api"), sample.at - READY_WITHIN, answered_at + UNREADY_WITHIN):
             continue
         what = f"{sample.node} said {sample.probe}: {sample.status} {sample.state} at {sample.at:%H:%M:%S}"
         if sample.probe == "live":
@@ -593,8 +594,9 @@ def honest_health(evidence: Evidence) -> Iterator[str]:
             continue
         if sample.status not in {200, 503}:
             yield f"{what}, which is no answer"
-        sure = any(window.begin + UNREADY_WITHIN <= sample.at < window.end for window in blocked)
-        maybe = any(window.begin <= sample.at <= window.end + READY_WITHIN for window in blocked)
+        blocked, slow = _hit(own, "database"), _hit(own, "slow database")
+        sure = any(window.begin + UNREADY_WITHIN <= sample.at and answered_at < window.end for window in blocked)
+        maybe = _overlap([*blocked, *slow], sample.at - READY_WITHIN, answered_at)
         if sure and sample.status == 200:
             yield f"{what}, while nothing could be appended"
         if not maybe and sample.status == 503:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -207,8 +208,8 @@ class FaultWindow:
 
     Attributes:
         hits: what does not work meanwhile: "api" (it may not answer at all), "database" (nothing can be appended),
-            "mail" (no mail server takes mail), "process" (followers and delivery). A kill of a process hits it from the
-            kill to its next start.
+            "slow database" (perhaps nothing can), "mail" (no mail server takes mail), "process" (followers and
+            delivery). A kill of a process hits it from the kill to its next start.
         node: the only one that is hit; empty: all of them.
     """
 
@@ -242,6 +243,21 @@ class Faults:
     def end(self, what: str) -> None:
         """It is healed."""
         self._over.append(replace(self._open.pop(what), end=datetime.now(UTC)))
+
+    def note(self, what: str, *hits: str, begin: datetime, least: timedelta = timedelta(0)) -> None:
+        """It was in effect from `begin` until now; of no interest if that is less than `least`."""
+        now = datetime.now(UTC)
+        if now - begin >= least:
+            self._over.append(FaultWindow(what, begin, now, frozenset(hits)))
+
+    @contextmanager
+    def during(self, what: str, *hits: str, node: str = "") -> Iterator[None]:
+        """As long as the block runs."""
+        self.begin(what, *hits, node=node)
+        try:
+            yield
+        finally:
+            self.end(what)
 
     def end_if_begun(self, what: str) -> None:
         if what in self._open:

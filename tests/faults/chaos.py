@@ -1,0 +1,300 @@
+"""Chaos: everything is broken, in a random order, while people register; then everything is judged.
+
+    report = await run(seed=7, seconds=600, directory=directory, reached=reached)
+    assert report.violations == []
+
+`schedule` says what happens when, `nemesis` does it, `people` register meanwhile, `invariants` must have held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import subprocess
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from typing import Final, Literal
+
+from tests.faults.evidence import Evidence
+from tests.faults.fleet import REGISTRAR, ROOT, Fleet, through
+from tests.faults.invariants import Violation, check
+from tests.faults.journal import Kind
+from tests.faults.nemesis import PROGRESS_WITHIN, Nemesis, Sink, Tally
+from tests.faults.people import MARKS, Crowd, Inbox
+from tests.faults.scene import Scene
+from tests.faults.schedule import NODES, schedule
+from tests.log_words import proxy_to, query
+from tests.postgres import SURVIVES_KILLS, server
+from tests.words import eventually
+
+REQUEST_TIMEOUT: Final = 10.0
+SETTINGS: Final = {
+    "request_timeout": f"{REQUEST_TIMEOUT:g}",
+    "statement_timeout": "5",
+    "send_timeout": "2",
+    "resend_cooldown": "3",
+}
+A_SECOND: Final = 2.5
+"""People who come; each makes some five requests."""
+
+WARM_UP: Final = 10.0
+SETTLED_WITHIN: Final = 300.0
+RETRY_EVERY: Final = 20.0
+CALM_WITHIN: Final = 60.0
+
+PULSE: Final = timedelta(milliseconds=100)
+STARVED: Final = timedelta(milliseconds=500)
+STARVING: Final = "this test got no turn"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A run, in figures.
+
+    Attributes:
+        operations: how many, by kind and outcome.
+        faults: what became of what was planned, by kind.
+    """
+
+    seed: int
+    seconds: float
+    operations: Counter[tuple[str, str]]
+    faults: Mapping[str, Tally]
+    violations: Sequence[Violation]
+    registrations: int
+    events: int
+    mails: int
+    remarks: Sequence[str] = ()
+
+    def outcomes(self, kind: Kind) -> Counter[str]:
+        """What became of the operations of a kind."""
+        return Counter({outcome: count for (one, outcome), count in self.operations.items() if one == kind})
+
+    def __str__(self) -> str:
+        lines = [
+            f"seed {self.seed}: {self.seconds:.0f} s, {self.operations.total()} operations, {self.events} events",
+            f"  {self.registrations} registrations, {self.mails} mails",
+        ]
+        lines += [f"  {kind:10} {outcome:32} {count:6}" for (kind, outcome), count in sorted(self.operations.items())]
+        lines += [f"  {kind:24} {one.effective:4} of {one.planned}" for kind, one in sorted(self.faults.items())]
+        lines += [f"  {remark}" for remark in self.remarks]
+        lines += [f"{len(self.violations)} violations", *(f"  {violation}" for violation in self.violations)]
+        return "\n".join(lines)
+
+
+async def run(
+    seed: int, seconds: float, *, directory: Path, reached: Path, say: Callable[[str], None] = lambda _: None
+) -> Report:
+    """Break everything for `seconds` while people register, heal it, let all settle, and judge.
+
+    Args:
+        directory: existing; logs of the nodes, and the journal and the log where something does not hold.
+        reached: see `tests.faults.reached`.
+        say: told what is being done.
+    """
+    began = time.monotonic()
+    chance = random.Random(f"people of {seed}")  # noqa: S311 - repeatable
+    async with _stage(seconds, directory, reached, say) as nemesis:
+        scene = nemesis.scene
+        client = scene.client_of(*(one for one in scene.fleet.nodes if one.kind == "serve"), timeout=REQUEST_TIMEOUT)
+        crowd = Crowd(client, Inbox(scene.sink), chance, a_second=A_SECOND)
+        async with asyncio.TaskGroup() as group:
+            watching = [group.create_task(_watch(scene)), group.create_task(_feel_the_pulse(scene))]
+            crowding = group.create_task(crowd.run())
+            await asyncio.sleep(WARM_UP)
+            scene.fleet.measure("before")
+            await nemesis.act_out(schedule(seed, seconds))
+            crowd.go_home()
+            await crowding
+            say("everybody has gone home")
+            settled = await _settle(nemesis)
+            say(settled)
+            await _calm_down(scene)
+            for task in watching:
+                task.cancel()
+        evidence = await _evidence(nemesis, directory)
+        violations = [*nemesis.stalls, *_idle(nemesis.faults), *_complaints(scene), *check(evidence)]
+        if violations:
+            _keep(evidence, scene, directory)
+        return Report(
+            seed,
+            time.monotonic() - began,
+            _outcomes(scene),
+            dict(nemesis.faults),
+            violations,
+            registrations=len({event for event, _ in evidence.issues}),
+            events=evidence.head,
+            mails=len(evidence.mails),
+            remarks=[
+                settled,
+                f"{crowd.turned_away} people found it full",
+                f"{sum(window.what == STARVING for window in evidence.faults)} times this test got no turn",
+            ],
+        )
+
+
+@asynccontextmanager
+async def _stage(seconds: float, directory: Path, reached: Path, say: Callable[[str], None]) -> AsyncIterator[Nemesis]:
+    """Everything up, and each process with a proxy of its own before the database; all gone at the end."""
+    with server(SURVIVES_KILLS) as postgres:
+        async with AsyncExitStack() as stack:
+            sink = await stack.enter_async_context(Sink())
+            proxies = {name: await stack.enter_async_context(proxy_to(postgres.dsn)) for name in NODES}
+            lives = {"otp_ttl": f"{max(60, seconds / 6):g}", "registration_ttl": f"{max(100, seconds / 2):g}"}
+            fleet = Fleet(postgres.dsn, sink.port, directory=directory, reached=reached, **SETTINGS, **lives)
+            scene = await stack.enter_async_context(Scene.on(fleet, sink))
+            for name in NODES:
+                node = await fleet.add(_kind_of(name), dsn=through(proxies[name], postgres.dsn))
+                assert node.name == name
+            await fleet.until_it_leads()
+            yield Nemesis(scene, sink, postgres, proxies, say)
+
+
+def _kind_of(name: str) -> Literal["serve", "process"]:
+    return "serve" if name.startswith("serve") else "process"
+
+
+async def _watch(scene: Scene) -> None:
+    """Ask the APIs how they are, for I16, as a load balancer does; and what everybody takes, to be looked at."""
+    for number in count():
+        if number % 20 == 0:
+            scene.fleet.measure("during")
+        for node in scene.fleet.nodes:
+            if node.kind == "serve":
+                await scene.fleet.look(node)
+        await asyncio.sleep(1.0)
+
+
+async def _feel_the_pulse(scene: Scene) -> None:
+    """Note when this very process got no turn: then the machine was too busy for anybody's word on time to count."""
+    while True:
+        due = datetime.now(UTC) + PULSE
+        await asyncio.sleep(PULSE.total_seconds())
+        scene.faults.note(STARVING, "api", "slow database", begin=due, least=STARVED)
+
+
+async def _settle(nemesis: Nemesis) -> str:
+    """Let every mail find its end. An operator tries again what failed, instead of waiting for the saga's hours."""
+    scene = nemesis.scene
+    began = tried_at = time.monotonic()
+
+    async def settled() -> bool:
+        nonlocal tried_at
+        if time.monotonic() > tried_at + RETRY_EVERY:
+            await asyncio.to_thread(_retry_all, scene.fleet)
+            tried_at = time.monotonic()
+        unsettled = await query(scene.fleet.dsn, _UNSETTLED)
+        return bool(unsettled[0][0] == 0)
+
+    await scene.fleet.until_caught_up(within=PROGRESS_WITHIN)
+    try:
+        await eventually(settled, within=SETTLED_WITHIN, every=1.0)
+    except AssertionError:
+        return f"not settled {SETTLED_WITHIN:g} s after healing"
+    return f"settled {time.monotonic() - began:.0f} s after healing"
+
+
+async def _calm_down(scene: Scene) -> None:
+    """Look until the nodes take no more than before (I11); the last look counts. Idle connections are kept for 30 s."""
+
+    async def calm() -> bool:
+        scene.fleet.measure("after")
+        return not check(Evidence(resources=scene.fleet.resources), only=("I11",))
+
+    with suppress(AssertionError):
+        await eventually(calm, within=CALM_WITHIN, every=2.0)
+
+
+def _complaints(scene: Scene) -> list[Violation]:
+    """What the nodes themselves call an error, and events that could not be applied: there is nothing wrong with any."""
+    found = Counter(
+        (node.name, entry["event"])
+        for node in scene.fleet.nodes
+        for entry in map(json.loads, filter(lambda line: line.startswith("{"), node.written.splitlines()))
+        if entry["level"] in {"error", "critical"} or entry["event"] == "follower.batch_failed"
+    )
+    return [Violation("log", f"{node} says {event} {count} times") for (node, event), count in found.items()]
+
+
+_UNSETTLED: Final = """
+    SELECT count(*)
+    FROM read_registrations.progress AS p
+    LEFT JOIN read_mail.mails AS m ON m.registration_id = p.registration_id AND m.serial = p.serial
+    WHERE p.status = 'VERIFIED'
+       OR (p.status = 'PENDING' AND (m.state IS NULL OR m.state NOT IN ('SENT', 'WITHHELD')))
+"""
+
+
+def _retry_all(fleet: Fleet) -> None:
+    """`registrar mail retry --all`; 1 if some refused, because they ended meanwhile."""
+    done = subprocess.run(
+        [REGISTRAR, "mail", "retry", "--all", "--json"],
+        cwd=ROOT,
+        env=os.environ | fleet.settings(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode in {0, 1}, done.stderr.decode(errors="replace")
+
+
+async def _evidence(nemesis: Nemesis, directory: Path) -> Evidence:
+    """Read everything back at a moment at which every follower has seen the whole log: registrations go on ending."""
+    scene = nemesis.scene
+
+    async def quiet() -> Evidence | None:
+        evidence = await scene.evidence()
+        nemesis.say("everything is read back")
+        return evidence if min(evidence.followers.values()) == evidence.head else None
+
+    evidence: Evidence = await eventually(quiet, within=120, every=0.5)
+    database = nemesis.postgres.directory / "postgres.log"
+    return replace(
+        evidence,
+        texts={**evidence.texts, "log of PostgreSQL": database.read_text(errors="replace")},
+        # What all that is personal contains, in place of thousands of words to look for.
+        canaries=[*MARKS, *(canary for canary in evidence.canaries if canary.kind == "code")],
+    )
+
+
+def _idle(faults: Mapping[str, Tally]) -> list[Violation]:
+    return [
+        Violation("nemesis", f"{kind} was planned {tally.planned} times, and never took effect")
+        for kind, tally in faults.items()
+        if not tally.effective
+    ]
+
+
+def _outcomes(scene: Scene) -> Counter[tuple[str, str]]:
+    return Counter(
+        (one.kind, one.outcome if one.problem is None else f"{one.outcome} ({one.problem})") for one in scene.journal
+    )
+
+
+def _keep(evidence: Evidence, scene: Scene, directory: Path) -> None:
+    """What is needed to find out why: the journal, the windows of the faults and the log, beside the nodes' logs."""
+    scene.journal.dump(directory / "journal.jsonl")
+    lines = [
+        f"{recorded.position} {recorded.recorded_at:%H:%M:%S.%f} {recorded.event.originator_id} "
+        f"v{recorded.event.originator_version} {type(recorded.event).__qualname__} {recorded.actor} {recorded.correlation_id} "
+        f"{recorded.causation_position}"
+        for recorded in evidence.log
+    ]
+    (directory / "events.txt").write_text("\n".join(lines))
+    windows = sorted(evidence.faults, key=lambda window: window.begin)
+    samples = [
+        f"{one.at:%H:%M:%S} {one.node} {one.moment} {one.rss} {one.fds} {one.threads}" for one in evidence.resources
+    ]
+    (directory / "resources.txt").write_text("\n".join(samples))
+    (directory / "faults.txt").write_text(
+        "\n".join(f"{one.begin} {one.end} {one.what} {set(one.hits)}" for one in windows)
+    )

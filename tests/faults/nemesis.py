@@ -1,0 +1,326 @@
+"""The nemesis: does to a fleet what a schedule says, and proves of each fault that it took effect.
+
+Two processes that serve and two that follow, each with a proxy of its own before a PostgreSQL that can be killed, and a
+mail server that misbehaves. Faults may overlap; those of one thing come one after the other. `chaos` runs it.
+
+It sleeps between faults: the times of the schedule are what is tested, nothing is waited for by them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+import psutil  # type: ignore[import-untyped]
+import psycopg
+
+from infrastructure.embedded import EmbeddedPostgres
+from tests.faults.fleet import Node, backends_of, kill_postmaster
+from tests.faults.invariants import Violation
+from tests.faults.scene import Scene
+from tests.faults.schedule import FaultKind, Planned
+from tests.log_words import locked, query
+from tests.smtp_stub import SmtpStub, Stage
+from tests.tcp_proxy import TO_CLIENT, TO_SERVER, Direction, TcpProxy
+from tests.words import eventually
+
+TILL_EFFECTIVE: Final = 45.0
+"""How much longer than planned a fault may last until it hits something: an open circuit is closed after 30 s."""
+
+REVIVED_WITHIN: Final = 180.0
+PROGRESS_WITHIN: Final = 60.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of a kind of fault."""
+
+    planned: int = 0
+    effective: int = 0
+
+
+class Sink(SmtpStub):
+    """Counts how often it misbehaved."""
+
+    misbehaved = 0
+
+    def _action(self, stage: str) -> str | None:
+        action = super()._action(stage)
+        self.misbehaved += action is not None
+        return action
+
+
+@dataclass(slots=True)
+class Nemesis:
+    """
+    Attributes:
+        sink: the fleet's mail server.
+        proxies: before the database, by the node that goes by way of it.
+        say: told what is being done.
+        faults: what became of what was planned, by kind.
+        stalls: healed, and yet no progress.
+    """
+
+    scene: Scene
+    sink: Sink
+    postgres: EmbeddedPostgres
+    proxies: dict[str, TcpProxy]
+    say: Callable[[str], None]
+    faults: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    stalls: list[Violation] = field(default_factory=list)
+    _turns: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+
+    async def act_out(self, planned: Sequence[Planned]) -> None:
+        """Do all that was planned, and leave everything healed."""
+        under_way: set[asyncio.Task[None]] = set()
+        async with asyncio.TaskGroup() as group:
+            for one in planned:
+                await asyncio.sleep(one.after)
+                if one.kind in {"quiet", "crash loop"}:
+                    if under_way:
+                        await asyncio.wait(under_way)
+                    if one.kind == "quiet":
+                        await self._be_quiet(one)
+                    else:
+                        await self._loop(one)
+                    continue
+                task = group.create_task(self._inject(one))
+                under_way.add(task)
+                task.add_done_callback(under_way.discard)
+
+    async def _inject(self, planned: Planned) -> None:
+        act = _ACTS[cast("FaultKind", planned.kind)]
+        tally = self.faults[planned.kind]
+        tally.planned += 1
+        # Two faults of one thing come one after the other; its process and its connections are two things.
+        layer = "connections" if planned.kind.startswith(("connections", "commits")) else "process"
+        async with self._turns[f"{layer} {planned.target}"]:
+            self.say(f"{planned.kind} ({planned.target} {planned.lasts:g} s {planned.detail})")
+            hit = await act(self, planned)
+            tally.effective += hit
+
+    def _node(self, name: str) -> Node:
+        return next(node for node in self.scene.fleet.nodes if node.name == name)
+
+    # --- Processes ------------------------------------------------------------------------------
+
+    async def kill_node(self, planned: Planned) -> bool:
+        node = self._node(planned.target)
+        await node.kill()
+        await asyncio.sleep(planned.lasts)
+        await node.revive(within=REVIVED_WITHIN)
+        return -signal.SIGKILL in node.exits
+
+    async def pause_node(self, planned: Planned) -> bool:
+        node = self._node(planned.target)
+        process = psutil.Process(node.pid)
+        node.pause()
+        await eventually(lambda: process.status() == psutil.STATUS_STOPPED)
+        await asyncio.sleep(planned.lasts)
+        node.go_on()
+        return True
+
+    # --- PostgreSQL -----------------------------------------------------------------------------
+
+    async def kill_backend(self, planned: Planned) -> bool:
+        """The server ends all the others, too, and starts anew."""
+        with self._during("a backend is killed", "slow database"):
+            backends = await asyncio.to_thread(backends_of, self.postgres.dsn)
+            processes = []
+            for pid in backends:
+                with suppress(psutil.NoSuchProcess):  # it has ended since
+                    processes.append(psutil.Process(pid))
+            random.Random(f"{planned}").choice(processes).kill()  # noqa: S311 - repeatable
+            _, alive = await asyncio.to_thread(psutil.wait_procs, processes, 30)
+            assert not alive, f"{len(alive)} backends outlive the one that was killed"
+            await eventually(self._database_answers, within=60, every=0.1)
+        return True
+
+    async def kill_postmaster(self, planned: Planned) -> bool:
+        pid = self.postgres.pid
+        assert pid is not None
+        with self._during("the database is starting", "slow database"):
+            with self._during("the postmaster is killed", "database"):
+                await asyncio.to_thread(kill_postmaster, pid)
+                await asyncio.sleep(planned.lasts)
+            await asyncio.to_thread(self.postgres.start)
+        return self.postgres.pid != pid
+
+    async def lock_head(self, planned: Planned) -> bool:
+        """Somebody holds what every append needs."""
+
+        async def waiting() -> bool:
+            sessions = (
+                "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'registrar%' AND wait_event_type = 'Lock'"
+            )
+            return bool(await query(self.postgres.dsn, sessions))
+
+        with self._during("the head is locked", "slow database"):
+            async with locked(self.postgres.dsn, "SET idle_in_transaction_session_timeout = 0") as connection:
+                await connection.execute("SELECT FROM head FOR UPDATE")
+                return await self._while_it_lasts(planned, waiting)
+
+    async def _database_answers(self) -> bool:
+        try:
+            await query(self.postgres.dsn, "SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    # --- Connections ----------------------------------------------------------------------------
+
+    async def reset_connections(self, planned: Planned) -> bool:
+        proxy = self.proxies[planned.target]
+        before = proxy.effects["reset"]
+
+        def hit() -> bool:
+            proxy.reset()
+            return proxy.effects["reset"] > before
+
+        with self._during(f"connections of {planned.target} are reset", "slow database", node=planned.target):
+            return await self._while_it_lasts(planned, hit)  # its process may be dead for now
+
+    async def refuse_connections(self, planned: Planned) -> bool:
+        proxy = self.proxies[planned.target]
+        before = proxy.effects["refuse"]
+        with self._network_fault(proxy, planned, "database"):
+            proxy.refuse()
+            proxy.reset()
+            return await self._while_it_lasts(planned, lambda: proxy.effects["refuse"] > before)
+
+    async def hold_connections(self, planned: Planned) -> bool:
+        proxy = self.proxies[planned.target]
+        direction: Direction = TO_SERVER if planned.detail == TO_SERVER else TO_CLIENT
+        before = proxy.effects[f"hold {direction}"]
+        with self._network_fault(proxy, planned, "database"):
+            proxy.hold(direction)
+            return await self._while_it_lasts(planned, lambda: proxy.effects[f"hold {direction}"] > before)
+
+    async def slow_commits(self, planned: Planned) -> bool:
+        proxy = self.proxies[planned.target]
+        before = proxy.effects["delay"]
+        with self._network_fault(proxy, planned, "slow database"):
+            proxy.delay(float(planned.detail))
+            return await self._while_it_lasts(planned, lambda: proxy.effects["delay"] > before)
+
+    # --- The mail server ------------------------------------------------------------------------
+
+    async def spoil_mail(self, planned: Planned) -> bool:
+        stage, action = _MAIL_FAULTS[planned.kind]
+        before = self.sink.misbehaved
+        with self._during(planned.kind, "mail"):
+            self.sink.at(cast("Stage", planned.detail or stage), action)
+            try:
+                return await self._while_it_lasts(planned, lambda: self.sink.misbehaved > before)
+            finally:
+                self.sink.heal()
+
+    # --- All at once (A17) ----------------------------------------------------------------------
+
+    async def _loop(self, planned: Planned) -> None:
+        """Every component dies every 0.5 to 3 s, for half of the time; twice, and in between it must get somewhere."""
+        chance = random.Random(planned.detail)  # noqa: S311 - repeatable
+        tally = self.faults["crash loop"]
+        for _ in range(2):
+            self.say(f"crash loop ({planned.lasts / 2:g} s)")
+            tally.planned += 1
+            end = time.monotonic() + planned.lasts / 2
+            components = [*self.scene.fleet.nodes, None]
+            chances = [random.Random(chance.random()) for _ in components]  # noqa: S311 - repeatable
+            deaths = await asyncio.gather(
+                *(self._die_again_and_again(node, own, end) for node, own in zip(components, chances, strict=True))
+            )
+            tally.effective += min(deaths) >= 1
+            await self._must_progress("A17", mail=True)
+
+    async def _die_again_and_again(self, node: Node | None, chance: random.Random, end: float) -> int:
+        """A node, or the database; answers how often it died."""
+        deaths = 0
+        while time.monotonic() < end or not deaths:
+            after, lasts = chance.uniform(0.5, 3.0), chance.uniform(0.1, 1.0)
+            await asyncio.sleep(after)
+            if node is None:
+                died = await self.kill_postmaster(Planned(0, "postmaster killed", lasts=lasts))
+            else:
+                died = await self.kill_node(Planned(0, "node killed", node.name, lasts))
+            deaths += died
+        return deaths
+
+    async def _be_quiet(self, planned: Planned) -> None:
+        self.say(f"quiet ({planned.lasts:g} s)")
+        await asyncio.gather(asyncio.sleep(planned.lasts), self._must_progress("I4", mail=False))
+
+    async def _must_progress(self, row: str, *, mail: bool) -> None:
+        """Everything is up, and people come: the log grows, everybody follows, and mails go out."""
+        begun, mails, head = time.monotonic(), len(self.sink.mails), await self._position("max(position) FROM head")
+        try:
+            await eventually(lambda: self._is_beyond(head), within=PROGRESS_WITHIN, every=0.2)
+            if mail:
+                await eventually(lambda: len(self.sink.mails) > mails, within=PROGRESS_WITHIN)
+        except AssertionError:
+            self.stalls.append(Violation(row, f"no progress within {PROGRESS_WITHIN:g} s of healing (position {head})"))
+        self.say(f"all healed: progress after {time.monotonic() - begun:.1f} s")
+
+    async def _is_beyond(self, head: int) -> bool:
+        """The relay is left out: it rightly waits while no mail server may be called."""
+        return await self._position("min(position) FROM followers WHERE name <> 'relay'") > head
+
+    async def _position(self, what: str) -> int:
+        position: int = (await query(self.postgres.dsn, f"SELECT {what}"))[0][0]
+        return position
+
+    # --- Words ----------------------------------------------------------------------------------
+
+    def _during(self, what: str, hits: str, *, node: str = "") -> AbstractContextManager[None]:
+        return self.scene.faults.during(what, hits, node=node)
+
+    @contextmanager
+    def _network_fault(self, proxy: TcpProxy, planned: Planned, hits: str) -> Iterator[None]:
+        """What is noted ends before the healing: until then it is certain."""
+        try:
+            with self._during(f"{planned.kind} of {planned.target}", hits, node=planned.target):
+                yield
+        finally:
+            proxy.heal()
+
+    async def _while_it_lasts(self, planned: Planned, effective: Callable[[], Awaitable[bool] | bool]) -> bool:
+        """As long as was planned, and longer where it has not hit anything yet; answers whether it did in the end."""
+        await asyncio.sleep(planned.lasts)
+        try:
+            await eventually(effective, within=TILL_EFFECTIVE, every=0.2)
+        except AssertionError:
+            return False
+        return True
+
+
+_ACTS: Final[dict[FaultKind, Callable[[Nemesis, Planned], Awaitable[bool]]]] = {
+    "node killed": Nemesis.kill_node,
+    "node paused": Nemesis.pause_node,
+    "backend killed": Nemesis.kill_backend,
+    "postmaster killed": Nemesis.kill_postmaster,
+    "connections reset": Nemesis.reset_connections,
+    "connections refused": Nemesis.refuse_connections,
+    "connections held": Nemesis.hold_connections,
+    "commits slowed": Nemesis.slow_commits,
+    "head locked": Nemesis.lock_head,
+    "mail away": Nemesis.spoil_mail,
+    "mail refused": Nemesis.spoil_mail,
+    "mail hangs": Nemesis.spoil_mail,
+    "mail cut after the dot": Nemesis.spoil_mail,
+    "mail greylisted": Nemesis.spoil_mail,
+}
+
+_MAIL_FAULTS: Final[dict[str, tuple[Stage, str]]] = {
+    "mail away": ("banner", "421 4.3.2 shutting down"),
+    "mail refused": ("rcpt", "550 5.1.1 unknown"),
+    "mail hangs": ("eod", "hang"),  # at the stage that the schedule names
+    "mail cut after the dot": ("eod", "drop"),
+    "mail greylisted": ("rcpt", "451 4.7.1 greylisted"),
+}

@@ -1,0 +1,141 @@
+"""What the nemesis does, and when: a pure function of a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+FaultKind = Literal[
+    "node killed",
+    "node paused",
+    "backend killed",
+    "postmaster killed",
+    "connections reset",
+    "connections refused",
+    "connections held",
+    "commits slowed",
+    "head locked",
+    "mail away",
+    "mail refused",
+    "mail hangs",
+    "mail cut after the dot",
+    "mail greylisted",
+]
+Kind = FaultKind | Literal["crash loop", "quiet"]
+
+NODES: Final = ("serve-1", "serve-2", "process-1", "process-2")
+
+WEIGHTS: Final[dict[FaultKind, int]] = {
+    "node killed": 5,
+    "node paused": 3,
+    "backend killed": 1,
+    "postmaster killed": 1,
+    "connections reset": 2,
+    "connections refused": 1,
+    "connections held": 2,
+    "commits slowed": 1,
+    "head locked": 1,
+    "mail away": 1,
+    "mail refused": 1,
+    "mail hangs": 1,
+    "mail cut after the dot": 1,
+    "mail greylisted": 1,
+}
+"""How often each kind comes in one pack of cards; a pack begins with one of each."""
+
+_LASTS: Final[dict[FaultKind, tuple[float, float]]] = {
+    "node killed": (0.5, 3),
+    "node paused": (1, 15),
+    "backend killed": (0, 0),
+    "postmaster killed": (0.5, 3),
+    "connections reset": (0, 0),
+    "connections refused": (1, 8),
+    "connections held": (1, 10),
+    "commits slowed": (2, 8),
+    "head locked": (1, 8),
+    "mail away": (2, 8),
+    "mail refused": (1, 3),
+    "mail hangs": (2, 8),
+    "mail cut after the dot": (1, 4),
+    "mail greylisted": (2, 8),
+}
+_DETAILS: Final[dict[FaultKind, tuple[str, ...]]] = {
+    "connections held": ("to server", "to client"),
+    "commits slowed": ("0.1", "0.2", "0.4"),
+    "mail hangs": ("banner", "mail", "rcpt", "data", "eod"),
+}
+
+QUIET: Final = 10.0
+CRASH_LOOP: Final = 24.0
+_FAULTS_IN_A_ROW: Final = (9, 13)
+_BETWEEN: Final = (0.7, 3.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One thing that the nemesis does.
+
+    Attributes:
+        after: seconds since the previous one began; since everything was healed, if that is a quiet time.
+        target: a node, "postgres" or "mail"; of network faults the node whose connections they hit.
+        lasts: seconds; of a kill until the next start.
+        detail: what else there is to choose: a direction, a stage, a figure.
+    """
+
+    after: float
+    kind: Kind
+    target: str = ""
+    lasts: float = 0.0
+    detail: str = ""
+
+
+def schedule(seed: int, seconds: float) -> list[Planned]:
+    """Rows of faults that may overlap, each followed by a quiet time; half way a crash loop (A17).
+
+    The same seed and length give the same schedule. It takes about `seconds`.
+    """
+    chance = random.Random(seed)  # noqa: S311 - repeatable
+    cards = _cards(chance)
+    planned: list[Planned] = []
+    at, looped = 0.0, False
+    while at < seconds:
+        row = list(_row(chance, cards, most=seconds - at))
+        began = [sum(one.after for one in row[: number + 1]) for number in range(len(row))]
+        planned += [*row, Planned(0.0, "quiet", lasts=QUIET)]
+        at += max((begin + one.lasts for begin, one in zip(began, row, strict=True)), default=0.0) + QUIET
+        if not looped and seconds / 3 <= at < seconds:
+            looped = True
+            planned += [Planned(0.0, "crash loop", lasts=CRASH_LOOP, detail=str(chance.getrandbits(32)))]
+            planned += [Planned(0.0, "quiet", lasts=QUIET)]
+            at += CRASH_LOOP + QUIET
+    return planned
+
+
+def _row(chance: random.Random, cards: Iterator[FaultKind], *, most: float) -> Iterator[Planned]:
+    elapsed = 0.0
+    for _ in range(chance.randint(*_FAULTS_IN_A_ROW)):
+        after = round(chance.uniform(*_BETWEEN), 2)
+        elapsed += after
+        if elapsed > most:
+            return
+        kind = next(cards)
+        lasts = round(chance.uniform(*_LASTS[kind]), 2)
+        yield Planned(after, kind, _target(chance, kind), lasts, chance.choice(_DETAILS.get(kind, ("",))))
+
+
+def _target(chance: random.Random, kind: FaultKind) -> str:
+    node = chance.choice(NODES)
+    if kind.startswith("mail"):
+        return "mail"
+    return "postgres" if kind in {"backend killed", "postmaster killed", "head locked"} else node
+
+
+def _cards(chance: random.Random) -> Iterator[FaultKind]:
+    while True:
+        first = list(WEIGHTS)
+        rest = [kind for kind, weight in WEIGHTS.items() for _ in range(weight - 1)]
+        chance.shuffle(first)
+        chance.shuffle(rest)
+        yield from (*first, *rest)

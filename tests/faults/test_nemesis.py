@@ -1,0 +1,66 @@
+"""The nemesis: its schedule, and two minutes of it (`make chaos` runs it for longer)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.faults.chaos import run
+from tests.faults.schedule import NODES, QUIET, WEIGHTS, schedule
+
+TWO_MINUTES = 120.0
+
+
+# --- The schedule ---------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_schedule_and_another_one_another() -> None:
+    assert schedule(7, TWO_MINUTES) == schedule(7, TWO_MINUTES)
+    assert schedule(7, TWO_MINUTES) != schedule(8, TWO_MINUTES)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_minutes_have_room_for_every_kind_of_fault_a_crash_loop_and_quiet_times(seed: int) -> None:
+    planned = schedule(seed, TWO_MINUTES)
+    kinds = Counter(one.kind for one in planned)
+
+    assert kinds.keys() == {*WEIGHTS, "crash loop", "quiet"}
+    assert kinds["crash loop"] == 1
+    assert kinds["quiet"] >= 3
+    assert planned[-1].kind == "quiet"  # so that it ends healed
+
+
+def test_a_long_schedule_deals_every_kind_by_its_weight_to_every_node() -> None:
+    planned = [one for one in schedule(7, 3600.0) if one.kind in WEIGHTS]
+    kinds = Counter(one.kind for one in planned)
+
+    for kind, weight in WEIGHTS.items():
+        share = weight / sum(WEIGHTS.values())
+        assert kinds[kind] == pytest.approx(share * len(planned), rel=0.1)
+    assert {one.target for one in planned if one.kind == "node killed"} == set(NODES)
+
+
+def test_a_schedule_takes_about_as_long_as_was_asked_for() -> None:
+    planned = schedule(7, 600.0)
+
+    least = sum(one.after + (one.lasts if one.kind in {"quiet", "crash loop"} else 0.0) for one in planned)
+    assert 0.75 * 600 <= least <= 600 + QUIET
+
+
+# --- The nemesis itself ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.fault("A17")
+async def test_whatever_is_killed_paused_or_cut_off_for_two_minutes_nothing_is_lost_doubled_or_stuck(
+    tmp_path: Path, reached_directory: Path
+) -> None:
+    report = await run(17, TWO_MINUTES, directory=tmp_path, reached=reached_directory)
+
+    assert not report.violations, f"{report}\nThe journal, the log and the faults are in {tmp_path}."
+    assert report.faults.keys() == {*WEIGHTS, "crash loop"}
+    assert report.outcomes("register")["ok"] > 0
+    assert report.outcomes("verify")["ok"] > 0
