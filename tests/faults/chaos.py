@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tests.faults.evidence import Evidence
-from tests.faults.fleet import REGISTRAR, ROOT, Fleet, through
+from tests.faults.fleet import REGISTRAR, ROOT, Fleet
 from tests.faults.invariants import Violation, check
 from tests.faults.journal import Kind
 from tests.faults.nemesis import PROGRESS_WITHIN, Nemesis, Sink, Tally
 from tests.faults.people import MARKS, Crowd, Inbox
 from tests.faults.scene import Scene
 from tests.faults.schedule import NODES, schedule
-from tests.log_words import proxy_to, query
+from tests.log_words import by_way_of, proxy_to, query
 from tests.postgres import SURVIVES_KILLS, server
 from tests.words import eventually
 
@@ -152,7 +152,7 @@ async def _stage(seconds: float, directory: Path, reached: Path, say: Callable[[
             fleet = Fleet(postgres.dsn, sink.port, directory=directory, reached=reached, **SETTINGS, **lives)
             scene = await stack.enter_async_context(Scene.on(fleet, sink))
             for name in NODES:
-                node = await fleet.add(_kind_of(name), dsn=through(proxies[name], postgres.dsn))
+                node = await fleet.add(_kind_of(name), dsn=by_way_of(proxies[name], postgres.dsn))
                 assert node.name == name
             await fleet.until_it_leads()
             yield Nemesis(scene, sink, postgres, proxies, say)
