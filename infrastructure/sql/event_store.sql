@@ -148,6 +148,7 @@ DECLARE
     end_of  head%ROWTYPE;
     count   bigint;
     digests bytea;
+    told    text; -- nothing: what pg_notify answers
 BEGIN
     SELECT * INTO STRICT end_of FROM head FOR UPDATE;
     now := clock_timestamp();
@@ -206,11 +207,13 @@ BEGIN
     END;
 
     IF count > 0 THEN
+        -- One statement, not three: a lone append spends its time on beginning statements.
         digests := block_hash(end_of.hash, first_position, now, digests);
-        INSERT INTO blocks (last_position, first_position, batch_id, lost, hash)
-        VALUES (end_of.position + count, first_position, batch, lost, digests);
-        UPDATE head SET position = end_of.position + count, hash = digests;
-        PERFORM pg_notify('registrar_log', (end_of.position + count)::text);
+        WITH block AS (
+            INSERT INTO blocks (last_position, first_position, batch_id, lost, hash)
+            VALUES (end_of.position + count, first_position, batch, lost, digests)
+        ), moved AS (UPDATE head SET position = end_of.position + count, hash = digests)
+        SELECT pg_notify('registrar_log', (end_of.position + count)::text) INTO STRICT told;
     END IF;
 
     IF cardinality(key_append) > 0 THEN
