@@ -261,6 +261,7 @@ async def _followers(
     """Everything that follows the log, each to be led by one process at a time."""
     settings, store, announcements = service.settings, service.store, service.announcements
     tail = LogTail(store)
+    announcements.on_begin = tail.forget
     leading: list[Leading] = [
         Projector(
             projection(),

@@ -132,7 +132,7 @@ def _connections() -> int:
 
 
 def _ready_made() -> tuple[bytes, bytes]:
-    """The refusal's headers and its body, as `Guard` and the application would make them."""
+    """The refusal's headers and its body, as the application and `Guard` would make them but for the request's id."""
     response = explain(Overloaded("too many registrations are under way")).response()
     headers = [*response.raw_headers, *SECURITY_HEADERS, POLICY]
     return b"".join(b"%b: %b\r\n" % header for header in headers), bytes(response.body)
@@ -140,8 +140,9 @@ def _ready_made() -> tuple[bytes, bytes]:
 
 _REFUSAL: Final = _ready_made()
 
-_REQUEST_LINE: Final = f"POST {ROUTE} HTTP/1.1\r\n".encode()
-_LENGTH: Final = re.compile(rb"\r\ncontent-length *: *([^\r]*)", re.IGNORECASE)
+_PLAIN_HEAD: Final = re.compile(rb"POST %b HTTP/1\.1\r\n(?:[A-Za-z0-9-]+:[ -~]*\r\n)+\r\n" % re.escape(ROUTE.encode()))
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:([^\r]*)", re.IGNORECASE)
+_PLAIN_LENGTH: Final = re.compile(rb" *[0-9]{1,9} *")  # what is longer is the parser's to read
 _PARTICULAR: Final = re.compile(
     rb"\r\n(?:transfer-encoding|expect|upgrade|connection(?!: *keep-alive\r\n))", re.IGNORECASE
 )
@@ -149,11 +150,15 @@ _PARTICULAR: Final = re.compile(
 
 def _is_a_registration(data: bytes) -> bool:
     """Is this exactly one whole request to register, with nothing about it that a parser would have to see?"""
-    end = data.find(b"\r\n\r\n") + 2
-    if end < 2 or not data.startswith(_REQUEST_LINE) or _PARTICULAR.search(data, 0, end):
+    head = _PLAIN_HEAD.match(data)
+    if head is None or _PARTICULAR.search(data, 0, head.end()):
         return False
-    lengths = _LENGTH.findall(data, 0, end)
-    return len(lengths) == 1 and lengths[0].isdigit() and int(lengths[0][:9]) == len(data) - end - 2
+    lengths = _LENGTH.findall(data, 0, head.end())
+    return (
+        len(lengths) == 1
+        and _PLAIN_LENGTH.fullmatch(lengths[0]) is not None
+        and int(lengths[0]) == len(data) - head.end()
+    )
 
 
 class _Protocol(HttpToolsProtocol):
@@ -191,11 +196,14 @@ class _Protocol(HttpToolsProtocol):
         if self._patience is not None:
             self._head_bytes += len(data)
         super().data_received(data)
+        if self._patience is None and self.timeout_keep_alive_task is None and not self._is_at_work():
+            self._await_head()  # an empty line between two requests: it ended the one wait and began no other
         # Not before: what came in one piece with the rest of its request is the guard's to judge.
         if self._patience is not None and self._head_bytes > HEAD_LIMIT:
             self._give_up()
 
     def on_message_begin(self) -> None:
+        self._unset_keepalive_if_required()  # a refusal of the request before has set it
         super().on_message_begin()
         self._in_message = True
         if self._patience is None:  # a further request on the connection
@@ -244,6 +252,9 @@ class _Protocol(HttpToolsProtocol):
     def _is_at_rest(self) -> bool:
         """Between two requests, the first of which was read to its end and answered."""
         return self.timeout_keep_alive_task is not None and not self._in_message
+
+    def _is_at_work(self) -> bool:
+        return self._in_message or (self.cycle is not None and not self.cycle.response_complete)
 
     def _registers(self) -> bool:
         if self.parser.get_method() != b"POST":

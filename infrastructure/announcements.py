@@ -6,6 +6,7 @@ Nobody relies on hearing: a lost notification is a delay of at most a second, be
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 
 import structlog
@@ -22,10 +23,15 @@ LOOK_ANYWAY = timedelta(seconds=1)
 
 
 class Announcements:
-    """One LISTEN connection for the whole process. It reconnects for ever; while it is away, waiters time out."""
+    """One LISTEN connection for the whole process. It reconnects for ever; while it is away, waiters time out.
+
+    Attributes:
+        on_begin: called whenever we begin to listen anew: after a failover, what was known may never have been.
+    """
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
+        self.on_begin: Callable[[], None] = lambda: None
         self._heard: dict[str, Position] = {}
         self._waiting: dict[str, asyncio.Future[None]] = {}
 
@@ -76,6 +82,7 @@ class Announcements:
             # What was announced before we listened. From scratch: after a restore or a failover the log may be shorter
             # than what was heard, and who waits beyond that would never wait.
             self._heard.clear()
+            self.on_begin()
             cursor = await connection.execute(
                 "SELECT %s, position FROM head UNION ALL SELECT name, position FROM followers", (LOG,)
             )

@@ -278,7 +278,11 @@ class EventStore:
         except Unavailable:
             self._refused_at, self._accepted_at = time.monotonic(), None
             raise
-        self._refused_at, self._accepted_at = None, time.monotonic()
+        now = time.monotonic()
+        if any(isinstance(result, Unavailable) for result in results):
+            self._refused_at, self._accepted_at = now, None
+        elif any(isinstance(result, Position | Conflict) for result in results):
+            self._refused_at, self._accepted_at = None, now
         return results
 
     async def _record(self, appends: Sequence[Append]) -> Sequence[Position | Exception]:
@@ -430,7 +434,8 @@ class EventStore:
 
 
 async def create_schema(connection: Connection) -> None:
-    """Create tables and functions where they are missing; safe to run by several processes at once, at any time."""
+    """Create tables and functions where they are missing; safe to run by several processes of this version at once, at
+    any time. (Those of an earlier version may miss a function that has changed: there is no rolling upgrade yet.)"""
     script = files("infrastructure").joinpath("sql/event_store.sql").read_text(encoding="utf-8")
     await bring_up_to_date(connection, "event store", script)
 

@@ -39,6 +39,15 @@ TRIES = 3
 """Attempts at an event before its stream is parked."""
 
 
+_AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    # A session that was silent for too long, though it was we who slept.
+    psycopg.errors.TransactionTimeout,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
+
+
 class LostLeadership(Exception):
     """The follower's position was moved by somebody else: another process leads."""
 
@@ -77,7 +86,7 @@ async def lead(leading: Leading, dsn: str, *, statement_timeout: timedelta = tim
                 elif await _depose_silent(connection, leading.name, statement_timeout + LEASE_MARGIN):
                     log.warning("follower.deposed_leader", follower=leading.name, hint="it was silent; is it stopped?")
             await asyncio.sleep(STAND_BY.total_seconds())
-        except (psycopg.OperationalError, psycopg.InterfaceError, Unavailable, OSError, TimeoutError) as error:
+        except (*_AWAY, Unavailable, OSError, TimeoutError) as error:
             if not away:  # once an outage, not once a second and follower
                 log.warning("follower.database_away", follower=leading.name, error=type(error).__name__)
             away = True

@@ -65,6 +65,10 @@ class LogTail:
                 self._decoded[row.position] = found
         return found
 
+    def forget(self) -> None:
+        """Read anew from the database: after a failover, positions may hold other events than before."""
+        self._rows, self._decoded, self._end = [], {}, None
+
     async def _fetch(self, after: Position) -> None:
         rows, seen = await self._store.read(after, FETCH)
         if self._end != after:  # a first look, or one beyond what is kept: begin anew from there

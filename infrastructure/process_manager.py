@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -215,7 +216,7 @@ class ProcessManager:
         failed: dict[UUID, Exception] = {}
         left = list(stories.values())
         for attempt in range(TRIES):
-            failed = await self._try(left, again=attempt > 0)
+            failed = await self._try(connection, left, again=attempt > 0)
             notes += [note for story in left if story.registration_id not in failed for note in story.notes]
             left = [story for story in left if story.registration_id in failed]
             if not left:
@@ -224,7 +225,7 @@ class ProcessManager:
             await self._park(connection, registration_id, stories[registration_id].rows, error)
         return notes
 
-    async def _try(self, stories: Sequence[_Story], *, again: bool) -> dict[UUID, Exception]:
+    async def _try(self, connection: Connection, stories: Sequence[_Story], *, again: bool) -> dict[UUID, Exception]:
         """Tell each story to its saga; answers the errors by registration.
 
         Args:
@@ -252,7 +253,8 @@ class ProcessManager:
             else:
                 if commands:
                     running[story.registration_id] = self._run_in_order(commands, gate)
-        outcomes = await asyncio.gather(*running.values(), return_exceptions=True)
+        async with _touching(connection):
+            outcomes = await asyncio.gather(*running.values(), return_exceptions=True)
         for registration_id, outcome in zip(running, outcomes, strict=True):
             if isinstance(outcome, Unavailable | Conflict) or not isinstance(outcome, Exception | None):
                 raise outcome
@@ -286,7 +288,7 @@ class ProcessManager:
                     rows, _ = await self._tail.read(position - 1, 1) if position else ([], 0)
                     for row in rows:
                         story.add(row, self._tail.decode(row))
-                failed = await self._try([story], again=True)
+                failed = await self._try(connection, [story], again=True)
             except (TopicError, MapperDeserialisationError) as error:
                 failed = {registration_id: error}
             if failed:
@@ -336,3 +338,20 @@ class ProcessManager:
         # A deadline has no event: it is kept under position 0.
         for position in [row.position for row in rows] or [0]:
             await self._parked.add(connection, stream_id, position, type(error).__name__)
+
+
+@asynccontextmanager
+async def _touching(connection: Connection) -> AsyncIterator[None]:
+    """Use the session that holds the leadership now and then, while we wait for others: a silent one is deposed."""
+
+    async def touch() -> None:
+        while True:
+            await asyncio.sleep(EVERY.total_seconds())
+            await connection.execute("SELECT 1")
+
+    touching = asyncio.create_task(touch())
+    try:
+        yield
+    finally:
+        touching.cancel()
+        await asyncio.wait({touching})  # what it failed with, the next statement will tell

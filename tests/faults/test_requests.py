@@ -16,7 +16,7 @@ import pytest
 from bench.load import open_loop, registration
 from entrypoints.admission import BURST, STEADY, Admission
 from entrypoints.api import create_app
-from entrypoints.server import Server
+from entrypoints.server import Server, _is_a_registration
 from infrastructure import password_hashing
 from infrastructure.telemetry import Metrics
 from tests.faults.programs import Program, process, serve
@@ -318,12 +318,53 @@ async def test_what_only_looks_like_one_whole_registration_is_parsed(api: Api, f
         for headers in (
             ("Content-Length: 5", "Content-Length: 2"),
             ("Content-Length: 5", "Transfer-Encoding: chunked"),
+            ("Content-Length: 5", "X: y\nTransfer-Encoding: chunked"),
+            ("Content-Length: 5", "X: \0"),
+            ("Content-Length: 5", "no colon"),
+            ("Content-Length : 5",),
         ):
             async with connected(server.port) as client:
                 await client.send(WHOLE)
                 assert (await client.answer())[0] == 503
                 await client.send(head(*headers) + b"12345")
-                assert (await client.answer())[0] == 400
+                assert (await client.answer())[0] == 400, headers
+
+
+@pytest.mark.fault("F8")
+@pytest.mark.parametrize(
+    ("length", "sent", "is_whole"),
+    [("10", 10, True), ("000000010", 10, True), ("0000000107", 10, False), ("11", 10, False), ("+10", 10, False)],
+)
+def test_a_request_is_whole_when_its_length_says_so(length: str, sent: int, *, is_whole: bool) -> None:
+    """Of 0000000107 nine digits make 10: the other 97 bytes would be taken for a request, behind a proxy for somebody
+    else's."""
+    assert _is_a_registration(head(f"Content-Length: {length}") + b"x" * sent) is is_whole
+
+
+@pytest.mark.fault("F8")
+async def test_what_follows_a_refusal_in_one_piece_is_answered_in_its_turn(api: Api, full: pytest.MonkeyPatch) -> None:
+    """A read that waits, behind a refused registration; then another registration, before that is answered."""
+    read = "/v1/registrations/019cab10-0000-7000-8000-00000000dead?min_position=999&wait=700"
+    waits = f"GET {read} HTTP/1.1\r\nHost: registrar\r\n\r\n".encode()
+    async with serving(api) as server, connected(server.port) as client:
+        await client.send(WHOLE + waits)
+        assert (await client.answer())[0] == 503
+        await client.send(WHOLE)
+        status, _, body = await client.answer()
+        assert (status, json.loads(body)["type"]) == (503, "urn:registrar:problem:unavailable")
+        assert (await client.answer())[0] == 202  # asked for before it was its turn, so nobody counted it
+
+
+async def test_an_empty_line_after_a_request_does_not_hold_a_connection_open(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("entrypoints.server.HEAD_DEADLINE", timedelta(seconds=0.5))
+    async with serving(api) as server, connected(server.port) as client:
+        await client.send(b"GET /health/live HTTP/1.1\r\nHost: registrar\r\n\r\n")
+        assert (await client.answer())[0] == 200
+        await client.send(b"\r\n")
+        async with asyncio.timeout(10):
+            assert await client.reader.read() == b""
 
 
 @pytest.mark.fault("F8")

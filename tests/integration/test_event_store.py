@@ -517,6 +517,23 @@ async def test_a_session_of_ours_that_idles_on_the_log_is_ended_and_the_others_p
     assert len(await log_of(dsn)) == 1
 
 
+async def test_only_what_was_recorded_or_lost_a_race_shows_that_the_log_takes_appends(
+    store: EventStore, dsn: str
+) -> None:
+    taken = happened()
+    await append(store, taken)
+    assert store.accepts
+    with pytest.raises(Conflict):
+        await append(store, taken)
+    assert store.accepts
+
+    store._accepted_at = None
+    await query(dsn, "ALTER FUNCTION append_batch RENAME TO elsewhere")
+    with pytest.raises(psycopg.errors.UndefinedFunction):
+        await append(store, happened())
+    assert not store.accepts
+
+
 async def test_closing_finishes_what_was_taken_and_refuses_the_rest(dsn: str) -> None:
     store = EventStore(dsn, codec=EventCodec(), clock=DatabaseClock())
     events = [happened() for _ in range(3)]
