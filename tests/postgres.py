@@ -22,9 +22,9 @@ the machine would cost something. The promises of `synchronous_commit` hold."""
 
 
 @contextmanager
-def server(settings: Mapping[str, str]) -> Iterator[EmbeddedPostgres]:
+def server(settings: Mapping[str, str], *, prefix: str = "registrar-tests-") -> Iterator[EmbeddedPostgres]:
     """A running server, gone at the end of the block whatever was done to it."""
-    with tempfile.TemporaryDirectory(prefix="registrar-tests-", dir=in_memory()) as directory:
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=in_memory()) as directory:
         postgres = EmbeddedPostgres(Path(directory), settings)
         postgres.start()
         try:

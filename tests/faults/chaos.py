@@ -144,7 +144,7 @@ async def run(
 @asynccontextmanager
 async def _stage(seconds: float, directory: Path, reached: Path, say: Callable[[str], None]) -> AsyncIterator[Nemesis]:
     """Everything up, and each process with a proxy of its own before the database; all gone at the end."""
-    with server(SURVIVES_KILLS) as postgres:
+    with server(SURVIVES_KILLS, prefix="registrar-chaos-") as postgres:
         async with AsyncExitStack() as stack:
             sink = await stack.enter_async_context(Sink())
             proxies = {name: await stack.enter_async_context(proxy_to(postgres.dsn)) for name in NODES}

@@ -14,7 +14,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -131,13 +131,21 @@ class Nemesis:
 
     async def kill_backend(self, planned: Planned) -> bool:
         """The server ends all the others, too, and starts anew."""
+        chance = random.Random(f"{planned}")  # noqa: S311 - repeatable
+
+        async def killed() -> list[psutil.Process]:
+            """All that there were; none, if none has come back yet or ours has ended by itself."""
+            pids = await asyncio.to_thread(backends_of, self.postgres.dsn)
+            try:
+                processes = [psutil.Process(pid) for pid in pids]
+                if processes:
+                    chance.choice(processes).kill()
+            except psutil.NoSuchProcess:
+                return []
+            return processes
+
         with self._during("a backend is killed", "slow database"):
-            backends = await asyncio.to_thread(backends_of, self.postgres.dsn)
-            processes = []
-            for pid in backends:
-                with suppress(psutil.NoSuchProcess):  # it has ended since
-                    processes.append(psutil.Process(pid))
-            random.Random(f"{planned}").choice(processes).kill()  # noqa: S311 - repeatable
+            processes = await eventually(killed, within=TILL_EFFECTIVE, every=0.2)
             _, alive = await asyncio.to_thread(psutil.wait_procs, processes, 30)
             assert not alive, f"{len(alive)} backends outlive the one that was killed"
             await eventually(self._database_answers, within=60, every=0.1)
