@@ -64,6 +64,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(f"{point}: a test must arm it (tests/faults), or it must go")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes goes first: the other workers do the rest meanwhile, and nobody waits for it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def reached_directory(pytestconfig: pytest.Config) -> Path:
     """Where is noted which crash points were reached."""
