@@ -244,12 +244,6 @@ class Faults:
         """It is healed."""
         self._over.append(replace(self._open.pop(what), end=datetime.now(UTC)))
 
-    def note(self, what: str, *hits: str, begin: datetime, least: timedelta = timedelta(0)) -> None:
-        """It was in effect from `begin` until now; of no interest if that is less than `least`."""
-        now = datetime.now(UTC)
-        if now - begin >= least:
-            self._over.append(FaultWindow(what, begin, now, frozenset(hits)))
-
     @contextmanager
     def during(self, what: str, *hits: str, node: str = "") -> Iterator[None]:
         """As long as the block runs."""
