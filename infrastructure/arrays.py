@@ -1,7 +1,8 @@
-"""Lists as PostgreSQL arrays in binary form, several times as fast as the driver writes them.
+"""Lists as PostgreSQL arrays in binary form, about twice as fast as the driver writes them.
 
 The driver asks an adapter for each element; a batch of a hundred registrations has some five thousand. Measured on
-one batch of a hundred: 1.5 ms with the driver's own adapter, 0.3 ms with this one, 0.3 and 0.1 ms for a lone one.
+the arguments of one append, and of a batch of a hundred: 74 and 665 µs with the driver's own adapter, 27 and 348 µs
+with this one.
 """
 
 from __future__ import annotations

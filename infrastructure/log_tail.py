@@ -71,12 +71,13 @@ class LogTail:
 
     async def _fetch(self, after: Position) -> None:
         rows, seen = await self._store.read(after, FETCH)
+        if len(rows) == FETCH:
+            await self._store.head()  # how far is there to go?
+        # From here on nobody else runs: `forget` must not find it half done.
         if self._end != after:  # a first look, or one beyond what is kept: begin anew from there
             self._rows, self._decoded = [], {}
         self._rows.extend(rows)
         self._end = seen
-        if len(rows) == FETCH:
-            await self._store.head()  # how far is there to go?
         surplus = len(self._rows) - KEPT
         if surplus > 0:
             for row in self._rows[:surplus]:

@@ -253,8 +253,10 @@ class ProcessManager:
             else:
                 if commands:
                     running[story.registration_id] = self._run_in_order(commands, gate)
-        async with _touching(connection):
-            outcomes = await asyncio.gather(*running.values(), return_exceptions=True)
+        outcomes: list[BaseException | None] = []
+        if running:
+            async with _touching(connection):
+                outcomes = await asyncio.gather(*running.values(), return_exceptions=True)
         for registration_id, outcome in zip(running, outcomes, strict=True):
             if isinstance(outcome, Unavailable | Conflict) or not isinstance(outcome, Exception | None):
                 raise outcome
@@ -274,8 +276,8 @@ class ProcessManager:
         for story in stories:
             if story.saga is not None and not story.saga.ended and story.registration_id not in self._parked:
                 self._sagas[story.registration_id.int] = story.saga
-        for oldest in list(self._sagas)[: max(0, len(self._sagas) - KEPT)]:
-            del self._sagas[oldest]
+        while len(self._sagas) > KEPT:
+            del self._sagas[next(iter(self._sagas))]
 
     async def _retry_parked(self, connection: Connection) -> None:
         """Tell what was put aside, a registration at a time and in order; what still fails stays there."""
@@ -354,4 +356,4 @@ async def _touching(connection: Connection) -> AsyncIterator[None]:
         yield
     finally:
         touching.cancel()
-        await asyncio.wait({touching})  # what it failed with, the next statement will tell
+        await asyncio.gather(touching, return_exceptions=True)  # what it failed with, the next statement will tell

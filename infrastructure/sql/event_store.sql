@@ -116,7 +116,8 @@ $$;
 -- (from 1) of the appends that lost to an earlier one, and the time; the others follow each other from that position.
 --
 -- Arrays `event_*` have an element per event, in the order of the appends, of which `sizes` tells how many events each
--- has; `event_digests` has 32 bytes each. `base_*`: what must stand in the log for the events to follow it. `move_*` and `key_*` begin with the number of their append. Keys: `wrapped` NULL destroys.
+-- has; `event_digests` has 32 bytes each. `base_*`: what must stand in the log for the events to follow it. `move_*`
+-- and `key_*` begin with the number of their append. Keys: `wrapped` NULL destroys.
 DROP FUNCTION IF EXISTS append_batch(
     uuid, integer[], uuid[], bigint[], text[], bytea[], uuid[], bigint[], text[], text[], text[], bigint[], bigint[],
     integer[], uuid[], bytea[]);
