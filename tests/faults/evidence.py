@@ -98,10 +98,11 @@ class HealthSample:
 
 @dataclass(frozen=True, slots=True)
 class ResourceSample:
-    """What a node took: before any fault, during, or after healing."""
+    """What a node took: before any fault, during, or after healing. `kind`: "serve" or "process"."""
 
     at: datetime
     node: str
+    kind: str
     moment: Moment
     rss: int
     fds: int

@@ -220,6 +220,7 @@ class Node:
             return ResourceSample(
                 at=datetime.now(UTC),
                 node=self.name,
+                kind=self.kind,
                 moment=moment,
                 rss=process.memory_info().rss,
                 fds=process.num_fds(),

@@ -485,18 +485,20 @@ def silence(evidence: Evidence) -> Iterator[str]:
 
 @_invariant("I11")
 def bounded(evidence: Evidence) -> Iterator[str]:
-    """After healing every node takes what it took before, within ten percent and a little."""
+    """After healing no node takes more than one of its kind did before, within ten percent and a little.
+
+    Of its kind, because who stood by at first may lead afterwards, with a leader's connections.
+    """
     if not evidence.healed:
         return
-    samples: dict[tuple[str, str], list[ResourceSample]] = defaultdict(list)
+    before: dict[str, list[ResourceSample]] = defaultdict(list)
     for sample in evidence.resources:
-        samples[sample.node, sample.moment].append(sample)
-    for (node, moment), before in samples.items():
-        if moment != "before" or not samples.get((node, "after")):
-            continue
-        last = samples[node, "after"][-1]
+        if sample.moment == "before":
+            before[sample.kind].append(sample)
+    latest = {sample.node: sample for sample in evidence.resources if sample.moment == "after"}
+    for node, last in latest.items():
         for what, slack in SLACK.items():
-            most = max(getattr(sample, what) for sample in before) * (1 + MAY_GROW) + slack
+            most = max(getattr(sample, what) for sample in before[last.kind]) * (1 + MAY_GROW) + slack
             if getattr(last, what) > most:
                 yield f"{node} has {what} {getattr(last, what)} after healing, and {most:.0f} would be as before"
 

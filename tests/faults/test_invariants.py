@@ -129,9 +129,9 @@ def copy(serial: int = 1, **fields: Any) -> Copy:
     return Copy(**(given | fields))
 
 
-def resources(moment: Moment, **fields: int) -> ResourceSample:
-    given: dict[str, Any] = {"rss": 100 * 2**20, "fds": 30, "threads": 5}
-    return ResourceSample(at=T0, node="serve-1", moment=moment, **(given | fields))
+def resources(moment: Moment, **fields: Any) -> ResourceSample:
+    given: dict[str, Any] = {"node": "serve-1", "kind": "serve", "rss": 100 * 2**20, "fds": 30, "threads": 5}
+    return ResourceSample(at=T0, moment=moment, **(given | fields))
 
 
 def evidence(history: History, **more: Any) -> Evidence:
@@ -689,6 +689,17 @@ def test_a_violation_never_quotes_an_address_a_code_or_a_key(forge: Callable[[],
     assert not [
         secret for secret in (ADDRESS, "eve@example.com", "b@example.com", KEY, "111111", "999999") if secret in said
     ]
+
+
+def test_who_stood_by_at_first_may_lead_afterwards() -> None:
+    samples = [
+        resources("before", node="process-1", kind="process", fds=30),
+        resources("before", node="process-2", kind="process", fds=16),
+        resources("after", node="process-1", kind="process", fds=16),
+        resources("after", node="process-2", kind="process", fds=30),
+    ]
+    assert check(clean(resources=samples), only=("I11",)) == []
+    assert check(clean(resources=[*samples, resources("after", node="process-2", kind="process", fds=60)])) != []
 
 
 def test_liveness_is_not_due_before_everything_is_healed() -> None:
