@@ -12,8 +12,10 @@ import json
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, count
 from typing import cast
 
 import uvloop
@@ -53,39 +55,56 @@ class Outcome:
 
 
 class _Connection(asyncio.Protocol):
-    """One request at a time; answers need a Content-Length."""
+    """One request at a time; answers need a Content-Length.
+
+    By callbacks, without a task or a future for a request: the generator shares the cores with what it measures, and
+    at four times the peak its own work would be part of the result.
+
+    Attributes:
+        number: of the request under way.
+        head: of the last answer.
+        lost: it is closed; what was under way got no answer, which is status 0.
+    """
 
     def __init__(self) -> None:
-        self._buffer = b""
-        self._answer: asyncio.Future[int] | None = None
+        self.number = 0
         self.head = b""
+        self.lost = False
+        self._buffer = b""
+        self._then: Callable[[_Connection, int], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are not subclasses
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(exc or ConnectionResetError())
+    def connection_lost(self, _: Exception | None) -> None:
+        self.lost = True
+        self._end(0)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
             return
-        at = self._buffer.lower().find(b"content-length: ", 0, end)
-        length = int(self._buffer[at + 16 : self._buffer.find(b"\r", at)]) if at >= 0 else 0
-        if len(self._buffer) < end + 4 + length:
+        at = self._buffer.find(b"content-length: ", 0, end)
+        if at < 0:
+            at = self._buffer.lower().find(b"content-length: ", 0, end)
+        whole = end + 4 + (int(self._buffer[at + 16 : self._buffer.find(b"\r", at)]) if at >= 0 else 0)
+        if len(self._buffer) < whole:
             return
         status = int(self._buffer[9:12])
         self.head = self._buffer[:end]
-        self._buffer = self._buffer[end + 4 + length :]
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(status)
+        self._buffer = self._buffer[whole:]
+        self._end(status)
 
-    async def ask(self, request: bytes) -> int:
-        self._answer = asyncio.get_running_loop().create_future()
+    def _end(self, status: int) -> None:
+        then, self._then = self._then, None
+        if then is not None:
+            then(self, status)
+
+    def send(self, request: bytes, then: Callable[[_Connection, int], None]) -> None:
+        """Ask; `then` is told the answer's status."""
+        self._then = then
         self._transport.write(request)
-        return await self._answer
 
     def header(self, name: bytes) -> str:
         """A header of the last answer."""
@@ -100,24 +119,31 @@ async def closed_loop(
     port: int, make: Callable[[int], bytes], *, connections: int, seconds: float, warm_up: float = 1.0
 ) -> Outcome:
     """Every connection asks as soon as it has its answer."""
-    loop = asyncio.get_running_loop()
-    statuses: dict[int, int] = {}
-    latencies: list[float] = []
-    number = iter(range(10**9))
+    run = _Run()
     begun = time.perf_counter() + warm_up
     end = begun + seconds
+    started: dict[_Connection, float] = {}
+    number = count()
 
-    async def work() -> None:
-        _, connection = await loop.create_connection(_Connection, "127.0.0.1", port)
-        while (started := time.perf_counter()) < end:
-            status = await connection.ask(make(next(number)))
-            if started >= begun:
-                statuses[status] = statuses.get(status, 0) + 1
-                latencies.append(time.perf_counter() - started)
-        connection.close()
+    def ask(connection: _Connection) -> None:
+        started[connection] = time.perf_counter()
+        connection.send(make(next(number)), answered)
 
-    await asyncio.gather(*(work() for _ in range(connections)))
-    return Outcome(time.perf_counter() - begun, statuses, sorted(latencies), [])
+    def answered(connection: _Connection, status: int) -> None:
+        now, since = time.perf_counter(), started[connection]
+        if since >= begun:
+            run.count(status, now - since)
+        if now < end and not connection.lost:
+            ask(connection)
+        else:
+            del started[connection]
+            if not started:
+                run.end()
+
+    for connection in await run.connect(port, connections):
+        ask(connection)
+    await run.ended
+    return run.outcome(time.perf_counter() - begun)
 
 
 async def open_loop(
@@ -134,61 +160,110 @@ async def open_loop(
     Args:
         then_see: a write counts as answered once a read shows its effect.
     """
-    loop = asyncio.get_running_loop()
-    free: asyncio.Queue[_Connection] = asyncio.Queue()
-    for _ in range(connections):
-        free.put_nowait((await loop.create_connection(_Connection, "127.0.0.1", port))[1])
-    statuses: dict[int, int] = {}
-    latencies: list[float] = []
-    by_status: dict[int, list[float]] = {}
-    lateness: list[float] = []
+    run = _Run()
+    total = int(rate * seconds)
     moments: dict[int, tuple[float, float]] = {}
+    lateness: list[float] = []
+    waiting: deque[int] = deque()
+    free = await run.connect(port, connections)
     begun = time.perf_counter() + 0.1
 
-    async def ask(number: int, planned: float) -> None:
-        connection = await free.get()
-        try:
-            status = await connection.ask(make(number))
-            if then_see:
-                where, position = connection.header(b"location"), connection.header(b"registrar-position")
-                status = await connection.ask(get(f"{where}?min_position={position}"))
-        except ConnectionError:
-            statuses[0] = statuses.get(0, 0) + 1
-            return
-        answered = time.perf_counter()
-        statuses[status] = statuses.get(status, 0) + 1
-        latencies.append(answered - planned)
-        by_status.setdefault(status, []).append(answered - planned)
-        if status < 300:
-            moments[number] = (planned, answered)
-        free.put_nowait(connection)
+    def ask(connection: _Connection, number: int) -> None:
+        connection.number = number
+        connection.send(make(number), look if then_see else answered)
 
-    tasks = []
-    for number in range(int(rate * seconds)):
+    def look(connection: _Connection, status: int) -> None:
+        if status >= 300 or not status:
+            answered(connection, status)
+            return
+        where, position = connection.header(b"location"), connection.header(b"registrar-position")
+        connection.send(get(f"{where}?min_position={position}"), answered)
+
+    def answered(connection: _Connection, status: int) -> None:
+        now, planned = time.perf_counter(), begun + connection.number / rate
+        run.count(status, now - planned)
+        if 0 < status < 300:
+            moments[connection.number] = (planned, now)
+        if sum(run.statuses.values()) == total:
+            run.end()
+        elif connection.lost:
+            run.check()
+        elif waiting:
+            ask(connection, waiting.popleft())
+        else:
+            free.append(connection)
+
+    for number in range(total):
         planned = begun + number / rate
         wait = planned - time.perf_counter()
-        if wait > 0:
-            await asyncio.sleep(wait)
+        if wait > 0 or number % 16 == 0:  # who is late listens all the same
+            await asyncio.sleep(max(0.0, wait))
         lateness.append(max(0.0, time.perf_counter() - planned))
-        tasks.append(asyncio.create_task(ask(number, planned)))
-    await asyncio.gather(*tasks)
-    elapsed = time.perf_counter() - begun
-    while not free.empty():
-        free.get_nowait().close()
-    return Outcome(
-        elapsed, statuses, sorted(latencies), sorted(lateness), moments, {k: sorted(v) for k, v in by_status.items()}
-    )
+        while free and free[0].lost:
+            free.popleft()
+        if free:
+            ask(free.popleft(), number)
+        else:
+            waiting.append(number)
+            run.check()
+    await run.ended
+    return run.outcome(time.perf_counter() - begun, sorted(lateness), moments)
+
+
+class _Run:
+    """What both loops keep: connections, what was answered, and whether it is over.
+
+    Attributes:
+        ended: over; fails with ConnectionError if every connection was lost before.
+    """
+
+    def __init__(self) -> None:
+        self.statuses: dict[int, int] = {}
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._by_status: dict[int, list[float]] = {}
+        self._connections: list[_Connection] = []
+
+    async def connect(self, port: int, connections: int) -> deque[_Connection]:
+        loop = asyncio.get_running_loop()
+        for _ in range(connections):
+            _, connection = await loop.create_connection(_Connection, "127.0.0.1", port)
+            self._connections.append(connection)
+        return deque(self._connections)
+
+    def check(self) -> None:
+        """Somebody waits, or may: is there a connection left to wait for?"""
+        if all(connection.lost for connection in self._connections) and not self.ended.done():
+            self.ended.set_exception(ConnectionResetError("the server ended every connection"))
+
+    def count(self, status: int, took: float) -> None:
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        if status:
+            self._by_status.setdefault(status, []).append(took)
+
+    def end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+        for connection in self._connections:
+            connection.close()
+
+    def outcome(
+        self,
+        seconds: float,
+        lateness: list[float] | None = None,
+        moments: dict[int, tuple[float, float]] | None = None,
+    ) -> Outcome:
+        by_status = {status: sorted(took) for status, took in self._by_status.items()}
+        latencies = sorted(chain.from_iterable(by_status.values()))
+        return Outcome(seconds, self.statuses, latencies, lateness or [], moments or {}, by_status)
 
 
 def registration(tag: str, password: str | None = None) -> Callable[[int], bytes]:
     """Requests to register, each with an address of its own."""
 
     def make(number: int) -> bytes:
-        body: dict[str, str] = {"email": f"{tag}-{number}@bench.example", "name": "Ada Lovelace"}
-        if password:
-            body["password"] = password
-        return post("/v1/registrations", json.dumps(body).encode())
+        return post("/v1/registrations", f'{{"email": "{tag}-{number}@bench.example", {rest}'.encode())
 
+    rest = json.dumps({"name": "Ada Lovelace"} | ({"password": password} if password else {})).removeprefix("{")
     return make
 
 
