@@ -6,7 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
@@ -30,6 +31,8 @@ from application.ports import (
     Unavailable,
 )
 from domain.registration import Policy, Registration
+
+T = TypeVar("T")
 
 ACTOR = "mail-worker"
 
@@ -222,15 +225,37 @@ class MailDelivery:
 
         Only this is repeated, never the sending: the mail is out, or the try is used up, whatever the database says.
         """
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type((Unavailable, Conflict)),
-            wait=wait_exponential(multiplier=0.2, max=5),
-            sleep=self._sleep,
-        )
+        context = _context(request)
         if isinstance(outcome, RecordEmailDispatched):  # nearly always: what was loaded for the mail still holds
-            await retrying(self._handlers.record_email_dispatched, outcome, _context(request), loaded=loaded)
+            record = partial(self._handlers.record_email_dispatched, outcome, context, loaded=loaded)
         else:
-            await retrying(self._handlers.handle, outcome, _context(request))
+            record = partial(self._handlers.handle, outcome, context)
+        await persist(
+            record,
+            lambda: AsyncRetrying(
+                retry=retry_if_exception_type((Unavailable, Conflict)),
+                wait=wait_exponential(multiplier=0.2, max=5),
+                sleep=self._sleep,
+            ),
+        )
+
+
+async def persist(work: Callable[[], Awaitable[T]], retrying: Callable[[], AsyncRetrying]) -> T:
+    """As `retrying()(work)`, but tenacity comes in only once the first attempt has failed, which it is then told.
+
+    Nearly none fails, and its objects for each mail took a twentieth of the whole process's time (our measurement).
+    """
+    try:
+        return await work()
+    except Exception as error:  # noqa: BLE001 - told to tenacity, which knows what is to be raised
+        failed = [error]
+
+    async def attempt() -> T:
+        if failed:
+            raise failed.pop()
+        return await work()
+
+    return await retrying()(attempt)
 
 
 def _context(request: MailRequest) -> Context:

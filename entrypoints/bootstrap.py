@@ -57,7 +57,7 @@ RECORDING = timedelta(seconds=3)
 REVIVE = timedelta(milliseconds=500)
 """How often the embedded database is looked after."""
 
-PACE = timedelta(milliseconds=100)
+PACE = timedelta(milliseconds=200)
 """Least time between two batches of a read model that nobody waits for."""
 
 PACE_WAITED_FOR = timedelta(milliseconds=10)
@@ -267,7 +267,7 @@ async def _followers(
             projection(),
             store=tail,
             announcements=announcements,
-            # Clients wait for their own registration; the others may be a tenth of a second late.
+            # Clients wait for their own registration; the others may be a little late.
             pace=PACE_WAITED_FOR if projection is Registrations else PACE,
             announced=projection is Registrations,
         )

@@ -14,11 +14,11 @@ from email.message import EmailMessage
 from email.policy import SMTP as SMTP_POLICY
 from email.utils import format_datetime
 from functools import lru_cache
+from html import escape
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import idna
-from aiosmtplib.protocol import normalize_message_line_endings
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from application.ports import Letter
@@ -45,6 +45,8 @@ _TEMPLATES = Environment(
     keep_trailing_newline=True,
     auto_reload=False,
 )
+_GAP: Final = "\ue000"
+"""Where the code goes; a character for private use, which no template has, and no URL."""
 
 
 class Rendered(NamedTuple):
@@ -66,7 +68,8 @@ def render_code(locale: str | None, code: str, ttl: timedelta, public_url: str) 
         public_url: where the registrant came from.
     """
     language = language_of(locale)
-    return _render("code", language, code=code, ttl=_duration(ttl, language), public_url=public_url)
+    subject, text, html = _render("code", language, code=_GAP, ttl=_duration(ttl, language), public_url=public_url)
+    return Rendered(subject, text.replace(_GAP, code), html.replace(_GAP, escape(code)))
 
 
 def render_notice(locale: str | None, public_url: str) -> Rendered:
@@ -107,7 +110,9 @@ class TemplateLetters:
         )
 
 
+@lru_cache(maxsize=64)
 def _render(kind: str, language: Language, **values: str) -> Rendered:
+    """Rendered once and kept: of all that is in a mail's words only the code differs from one to the next."""
     subject = _SUBJECTS[kind, language]
     text, html = (
         _TEMPLATES.get_template(f"{kind}.{language}.{suffix}").render(language=language, subject=subject, **values)
@@ -205,8 +210,8 @@ class Composer:
                 f"--{_BOUNDARY}--\r\n".encode(),
             )
         )
-        stuffed = re.sub(rb"(?m)^\.", b"..", normalize_message_line_endings(message))  # RFC 5321, 4.5.2
-        return stuffed + b".\r\n"
+        # Every line ends in CR LF by now, and the first is a header. RFC 5321, 4.5.2
+        return message.replace(b"\r\n.", b"\r\n..") + b".\r\n"
 
 
 @lru_cache(maxsize=64)

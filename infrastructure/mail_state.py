@@ -90,7 +90,8 @@ class StoredSendClaims:
         wanted = list(dict.fromkeys(mails))
 
         async def settle(connection: Connection) -> dict[_Mail, datetime]:
-            async with connection.pipeline(), connection.transaction():
+            # Both in one transaction, which a pipeline is by itself.
+            async with connection.pipeline():
                 if released:
                     await connection.execute(
                         "DELETE FROM send_claims AS c"
@@ -110,8 +111,7 @@ class StoredSendClaims:
                     " RETURNING c.registration_id, c.serial, c.lease_until",
                     (self._holder, self._lease, [mail[0] for mail in wanted], [mail[1] for mail in wanted]),
                 )
-                rows = await cursor.fetchall()
-            return {(registration_id, serial): lease_until for registration_id, serial, lease_until in rows}
+            return {(id_, serial): lease_until for id_, serial, lease_until in await cursor.fetchall()}
 
         try:
             got = await self._line.ask(settle)

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final, Literal, cast
 
 import structlog
@@ -28,6 +29,7 @@ from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from application.crash_points import crash_point
+from application.mail_delivery import persist
 from application.ports import Accepted, Letter, MailServersAway, NotSent
 from infrastructure.circuit import Circuit, CircuitOpen, Circuits
 from infrastructure.letters import Composer, mailbox
@@ -527,14 +529,16 @@ class SmtpServers:
         return await self._through(_Sending("", None), await self._servers())
 
     async def _through(self, sending: _Sending, servers: Sequence[_Server]) -> Accepted:
-        retrying = AsyncRetrying(
-            sleep=self._sleep,
-            stop=stop_after_attempt(TRIES),
-            wait=PAUSE,
-            retry=retry_if_exception(lambda _: sending.again),
-            reraise=True,
+        return await persist(
+            partial(self._try, sending, servers),
+            lambda: AsyncRetrying(
+                sleep=self._sleep,
+                stop=stop_after_attempt(TRIES),
+                wait=PAUSE,
+                retry=retry_if_exception(lambda _: sending.again),
+                reraise=True,
+            ),
         )
-        return await retrying(self._try, sending, servers)
 
     async def until_ready(self) -> None:
         waiting = [asyncio.create_task(server.circuit.until_ready()) for server in await self._servers()]

@@ -106,6 +106,26 @@ def test_lines_of_the_text_are_short_enough_for_any_reader(rendered: Rendered) -
 
 def test_what_is_put_into_html_is_escaped() -> None:
     assert "<b>" not in render_notice("en", 'https://x.test/"><b>').html
+    assert "<b>" not in render_code("en", "<b>", TEN_MINUTES, URL).html
+
+
+def test_a_letter_has_nothing_of_the_one_before() -> None:
+    first, second = (render_code("en", code, TEN_MINUTES, URL) for code in ("111111", "222222"))
+    assert "222222" in second.text
+    assert "222222" in second.html
+    assert "111111" not in "".join(second)
+    assert "\ue000" not in "".join(second)
+    assert [part.replace("111111", "222222") for part in first] == list(second)
+
+
+def test_lines_end_in_cr_lf_and_a_dot_before_them_is_doubled() -> None:
+    letter = Letter("jo@x.test", "Code", "y\n..x\ra\r\nz", "<p>\n.</p>", "<1@x.test>", "en")
+    message = Composer("no-reply@registrar.example").compose(letter, "jo@x.test", datetime(2025, 1, 2, tzinfo=UTC))
+    body, end = message[:-3], message[-3:]
+    assert end == b".\r\n"
+    assert body.replace(b"\r\n", b"").count(b"\r") == body.replace(b"\r\n", b"").count(b"\n") == 0
+    lines = body.split(b"\r\n")
+    assert [line for line in lines if line.startswith(b".")] == [b"...x", b"..</p>"]
 
 
 def test_all_templates_have_both_languages() -> None:
