@@ -118,6 +118,21 @@ class WithholdEmail(Command):
     serial: int
 
 
+# --- The consumer of dead letters -----------------------------------------------------------------
+
+
+class KeepStrayMessage(Command):
+    """Keep what can be told of a message that is none of ours; its bytes are not among it."""
+
+    digest: str
+    reason: str
+    died_of: str
+    size: int
+    content_type: str | None
+    fields: tuple[str, ...]
+    other_fields: int
+
+
 # --- The mail saga ----------------------------------------------------------------------------
 
 
@@ -173,3 +188,9 @@ class DiscardMail(Command):
     """Give the mail up and undo the registration."""
 
     registration_id: UUID
+
+
+class DiscardStrayMessage(Command):
+    """Take a message that is none of ours from the list of dead letters."""
+
+    message_id: UUID

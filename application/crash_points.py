@@ -24,6 +24,10 @@ CrashPoint = Literal[
     "worker.before_dead_ack",
     "projector.mid",
     "reconcile.mid",
+    "relay.before_publish",
+    "relay.before_confirm",
+    "relay.before_cursor",
+    "relay.batch:3",
 ]
 
 CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
@@ -39,6 +43,10 @@ CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
     "worker.before_dead_ack": "the mail's failure for good is recorded, and the relay's position does not know",
     "projector.mid": "a batch is applied to a read model, and not committed",
     "reconcile.mid": "commands of a pass over the deadlines have run; the sagas' notes are not saved",
+    "relay.before_publish": "a request is read from the log, and nothing of it is with the broker",
+    "relay.before_confirm": "the broker has a request, and nobody has taken note of its confirm",
+    "relay.before_cursor": "requests are confirmed by the broker, and the relay's position does not know",
+    "relay.batch:3": "the third request of a batch is about to be handed over, others are under way",
 }
 
 _hook: Callable[[CrashPoint], None] | None = None

@@ -17,7 +17,9 @@ from application.commands import (
     CancelRegistration,
     Command,
     DiscardMail,
+    DiscardStrayMessage,
     EraseRegistration,
+    KeepStrayMessage,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
     RegisterUser,
@@ -47,6 +49,7 @@ from domain.errors import Refused, UnknownRegistration
 from domain.recorded import Position
 from domain.registration import Policy, Registration, Status
 from domain.sign_up import Seat, sign_up
+from domain.stray_message import StrayMessage
 
 T = TypeVar("T")
 
@@ -149,6 +152,8 @@ class Handlers:
             EraseRegistration: self.erase_registration,
             RetryMail: self.retry_mail,
             DiscardMail: self.discard_mail,
+            KeepStrayMessage: self.keep_stray_message,
+            DiscardStrayMessage: self.discard_stray_message,
         }
 
     async def handle(self, command: Command, context: Context) -> Answer:
@@ -271,6 +276,21 @@ class Handlers:
             command.registration_id, context, lambda r: r.withhold_mail(serial=command.serial, now=self._clock())
         )
 
+    # --- The consumer of dead letters ---------------------------------------------------------
+
+    async def keep_stray_message(self, command: KeepStrayMessage, context: Context) -> Answer:
+        message_id = StrayMessage.stream_id(command.digest)
+
+        async def decide() -> Answer:
+            streams = await self._log.load(message_id)
+            if streams.get(StrayMessage, message_id) is not None:
+                return Answer(message_id, Status.PENDING, streams.position(message_id))
+            described = command.model_dump(exclude={"fields"})
+            message = StrayMessage.keep(now=self._clock(), fields=",".join(command.fields), **described)
+            return Answer(message_id, Status.PENDING, await self._save(message, context=context))
+
+        return await self._in_turn(message_id, decide)
+
     # --- The mail saga ------------------------------------------------------------------------
 
     async def replace_stale_code(self, command: ReplaceStaleCode, context: Context) -> Answer:
@@ -330,6 +350,18 @@ class Handlers:
 
     async def discard_mail(self, command: DiscardMail, context: Context) -> Answer:
         return await self._change(command.registration_id, context, lambda r: r.discard_mail(now=self._clock()))
+
+    async def discard_stray_message(self, command: DiscardStrayMessage, context: Context) -> Answer:
+        async def decide() -> Answer:
+            streams = await self._log.load(command.message_id)
+            message = streams.get(StrayMessage, command.message_id)
+            if message is None:
+                raise UnknownRegistration
+            message.discard(now=self._clock())
+            position = await self._save(message, context=context)
+            return Answer(command.message_id, Status.CANCELLED, position or streams.position(command.message_id))
+
+        return await self._in_turn(command.message_id, decide)
 
     # --- The three moves ----------------------------------------------------------------------
 

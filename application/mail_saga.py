@@ -31,6 +31,9 @@ RETRY_DELAYS = tuple(timedelta(seconds=s) for s in (30, 120, 360, 900, 3600))
 """Waits after a transient failure; from the last one on it is hourly until the registration's end. Chosen to outlast
 a greylisting (5 minutes) while the first code still holds, and an outage of hours without burning anything."""
 
+UNTRIED = "expired"
+"""Failure of a request that waited too long in the broker: no mail server was called, so it uses up no try."""
+
 JITTER = 0.2
 """A retry comes up to this part earlier or later, so that an outage's backlog does not return as one wave."""
 
@@ -76,6 +79,9 @@ def react(
                 return saga, []
             if permanent:
                 return saga, _undo(saga, "undeliverable", now)
+            if happened.failure == UNTRIED:
+                saga.schedule_retry(look_again_at=now + _untried_delay(saga), untried=True, now=now)
+                return saga, []
             saga.schedule_retry(look_again_at=now + _retry_delay(saga), now=now)
             return saga, []
         case Registration.CodeLocked(serial=serial) if serial == saga.serial and saga.awaits_outcome:
@@ -138,8 +144,16 @@ def _undo(saga: MailSaga, reason: str, now: datetime) -> list[Command]:
 
 
 def _retry_delay(saga: MailSaga) -> timedelta:
-    delay = RETRY_DELAYS[min(saga.failures, len(RETRY_DELAYS) - 1)]
+    return _jittered(RETRY_DELAYS[min(saga.failures, len(RETRY_DELAYS) - 1)], saga, saga.failures)
+
+
+def _untried_delay(saga: MailSaga) -> timedelta:
+    """Twice as long with each request: workers that are too few must not be given each mail ever more often."""
+    return _jittered(min(RETRY_DELAYS[0] * 2 ** min(saga.requests - 1, 10), RETRY_DELAYS[-1]), saga, saga.requests)
+
+
+def _jittered(delay: timedelta, saga: MailSaga, number: int) -> timedelta:
     # From the ids instead of a random source: the same decision on every machine and in every replay of a test.
-    digest = blake2b(saga.registration_id.bytes + saga.failures.to_bytes(4, "big"), digest_size=8).digest()
+    digest = blake2b(saga.registration_id.bytes + number.to_bytes(4, "big"), digest_size=8).digest()
     part = int.from_bytes(digest, "big") / 2**64
     return delay * (1 + JITTER * (2 * part - 1))

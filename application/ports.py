@@ -187,13 +187,17 @@ class PersonalKeys(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MailRequest:
-    """ "Send the mail of this issue": all that ever travels between saga and worker."""
+    """ "Send the mail of this issue": all that ever travels between saga and worker.
+
+    Attributes:
+        position: of the request in the log; None if the message that brought it has lost it.
+    """
 
     registration_id: UUID
     serial: int
     kind: str
     requested_at: datetime
-    position: Position
+    position: Position | None
     correlation_id: UUID
     trace: str | None
 
@@ -268,6 +272,10 @@ class NotSent(Exception):
 class MailServersAway(Unavailable):
     """Every mail server's circuit is open, or was opened now by a refusal that has nothing to do with the mail (login,
     certificate): no try is used up."""
+
+
+class BrokerAway(Unavailable):
+    """The message broker cannot be reached, or does not answer in time. What was published may arrive all the same."""
 
 
 class MailServers(Protocol):

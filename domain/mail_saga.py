@@ -138,14 +138,18 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
             timestamp=now,
         )
 
-    def schedule_retry(self, *, look_again_at: datetime, now: datetime) -> None:
-        """Note a failure and when to try again; a request fails once, however often that is reported."""
+    def schedule_retry(self, *, look_again_at: datetime, now: datetime, untried: bool = False) -> None:
+        """Note a failure and when to try again; a request fails once, however often that is reported.
+
+        Args:
+            untried: no mail server was called, so it does not count.
+        """
         if self.retry_due:
             return
         self._retry_scheduled(
             registration_id=str(self.registration_id),
             serial=self.serial,
-            failures=self.failures + 1,
+            failures=self.failures + (not untried),
             look_again_at=min(look_again_at, self.ends_at),
             timestamp=now,
         )

@@ -14,13 +14,16 @@ import psycopg
 import structlog
 from opentelemetry.sdk.trace import TracerProvider
 from psycopg_pool import AsyncConnectionPool
+from purgatory.typing import StateName
 
 from application.handlers import Handlers
 from application.mail_delivery import MailDelivery
-from application.ports import Unavailable
+from application.ports import MailRequest, Unavailable
 from domain.registration import Policy
-from infrastructure.announcements import Announcements
-from infrastructure.circuit import Circuits
+from infrastructure.announcements import LOOK_ANYWAY, Announcements
+from infrastructure.broker import Broker, Consumer, Topology
+from infrastructure.circuit import Circuits, OnTransition
+from infrastructure.circuit_board import CircuitBoard
 from infrastructure.clock import DatabaseClock
 from infrastructure.embedded import DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
 from infrastructure.event_codec import EventCodec
@@ -31,6 +34,7 @@ from infrastructure.keyring import Keyring, open_root_secret
 from infrastructure.letters import TemplateLetters
 from infrastructure.line import Connection, Line, connect, session
 from infrastructure.log_tail import LogTail
+from infrastructure.mail_queue import DeadLetterConsumer, MailPublisher, MailWorker
 from infrastructure.mail_state import StoredPersonalKeys, StoredSendClaims
 from infrastructure.mailbox import Mailbox
 from infrastructure.password_hashing import PasswordHashing
@@ -63,6 +67,9 @@ PACE = timedelta(milliseconds=200)
 PACE_WAITED_FOR = timedelta(milliseconds=10)
 """The same for the one that clients wait for: under load it saves half of its transactions (our measurement)."""
 
+PUBLISHING = 128
+"""Requests on their way to the broker at the same time: confirms come in milliseconds, and not one by one."""
+
 TIME_CHECK = timedelta(seconds=10)
 """How often the clock is set by the database when no append does it."""
 
@@ -84,6 +91,8 @@ class Service:
         pool: connections for the queries of read models; every one is autocommit.
         mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
         servers: the mail servers, None in a process that does not deliver.
+        broker: RabbitMQ, None where mail is handed over inside the process.
+        board: the mail servers' circuits, as all workers know them.
         admin_token: what operators prove themselves with; None if admin routes are off.
         tracing: where spans go; None if tracing is off.
     """
@@ -99,10 +108,12 @@ class Service:
     announcements: Announcements
     pool: AsyncConnectionPool[Connection]
     metrics: Metrics
+    board: CircuitBoard
     admin_token: str | None
     tracing: TracerProvider | None = None
     mailbox: Mailbox | None = None
     servers: SmtpServers | None = None
+    broker: Broker | None = None
 
 
 @asynccontextmanager
@@ -110,6 +121,7 @@ async def open_service(
     settings: Settings,
     *,
     follows: bool,
+    works: bool = False,
     mailbox: bool = False,
     clock: DatabaseClock | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -118,7 +130,8 @@ async def open_service(
     """Build everything, run what runs in the background, and take it down again at the end.
 
     Args:
-        follows: run the followers: projections, the saga, the relay with the mail delivery behind it.
+        follows: run the followers: projections, the saga, the relay; without a broker, with the mail delivery behind it.
+        works: take mails from the broker and send them; without a broker there is nothing to take.
         mailbox: bring up the embedded mailbox if no mail server is set.
         clock: what everybody decides by; tests move it.
         sleep: waits between the tries of a mail, in seconds.
@@ -160,6 +173,8 @@ async def open_service(
             policy=policy,
             reveal_duplicates=settings.reveal_duplicates,
         )
+        circuits_line = Line(dsn, name="circuits", statement_timeout=settings.statement_timeout)
+        stack.push_async_callback(circuits_line.close)
         pool = _pool(dsn, settings)
         await pool.open()
         stack.push_async_callback(pool.close)
@@ -175,6 +190,7 @@ async def open_service(
             announcements=Announcements(dsn),
             pool=pool,
             metrics=metrics,
+            board=CircuitBoard(circuits_line, probe_lasts=2 * settings.send_timeout),
             admin_token=admin_token,
             tracing=setup_tracing(settings.otlp_endpoint, version("registrar")),
         )
@@ -184,16 +200,31 @@ async def open_service(
             service.mailbox = Mailbox(settings.data_dir / "mailbox")
             await service.mailbox.start()
             stack.push_async_callback(service.mailbox.stop)
-        leading: list[Leading] = []
-        if follows:
-            leading = await _followers(service, stack, sleep=sleep, circuits=circuits)
-        works: Works = {"announcements": service.announcements.run(), "clock": _keep_time(store)}
+        background: Works = {
+            "announcements": service.announcements.run(),
+            "clock": _keep_time(store),
+            "circuits": service.board.run(),
+        }
         if postgres is not None:
-            works["embedded PostgreSQL"] = _keep_running(postgres)
+            background["embedded PostgreSQL"] = _keep_running(postgres)
+        if settings.broker_url is None:
+            delivery = await _delivery(service, stack, sleep=sleep, circuits=circuits) if follows else None
+            leading = _followers(service, _relay_inside(service, delivery)) if delivery is not None else []
+        else:
+            consumers = await _worker(service, stack, sleep=sleep, circuits=circuits) if works else ()
+            service.broker = Broker(
+                settings.broker_url.get_secret_value(),
+                name="work" if works else "process" if follows else "serve",
+                topology=Topology.of(queue_ttl=settings.queue_ttl),
+                consumers=consumers,
+                finish_within=_finish_within(settings),
+            )
+            background["RabbitMQ"] = service.broker.run()
+            leading = _followers(service, _relay_to(service, service.broker)) if follows else []
         for work in leading:
-            works[work.name] = lead(work, dsn, statement_timeout=settings.statement_timeout)
+            background[work.name] = lead(work, dsn, statement_timeout=settings.statement_timeout)
         # Last in, first out: what runs stops before what it runs on.
-        await stack.enter_async_context(_running(works))
+        await stack.enter_async_context(_running(background))
         yield service
 
 
@@ -251,29 +282,26 @@ async def create_schema(connection: Connection) -> None:
         await create_read_schema(connection, projection())
 
 
-async def _followers(
-    service: Service,
-    stack: AsyncExitStack,
-    *,
-    sleep: Callable[[float], Awaitable[None]],
-    circuits: Callable[..., Circuits],
-) -> list[Leading]:
+MakeRelay = Callable[[LogTail], Relay]
+
+
+def _followers(service: Service, make_relay: MakeRelay) -> list[Leading]:
     """Everything that follows the log, each to be led by one process at a time."""
-    settings, store, announcements = service.settings, service.store, service.announcements
+    store, announcements = service.store, service.announcements
     tail = LogTail(store)
     announcements.on_begin = tail.forget
-    leading: list[Leading] = [
-        Projector(
-            projection(),
-            store=tail,
-            announcements=announcements,
-            # Clients wait for their own registration; the others may be a little late.
-            pace=PACE_WAITED_FOR if projection is Registrations else PACE,
-            announced=projection is Registrations,
-        )
-        for projection in PROJECTIONS
-    ]
-    leading.append(
+    return [
+        *(
+            Projector(
+                projection(),
+                store=tail,
+                announcements=announcements,
+                # Clients wait for their own registration; the others may be a little late.
+                pace=PACE_WAITED_FOR if projection is Registrations else PACE,
+                announced=projection is Registrations,
+            )
+            for projection in PROJECTIONS
+        ),
         ProcessManager(
             store=store,
             tail=tail,
@@ -282,12 +310,48 @@ async def _followers(
             clock=service.clock,
             policy=service.policy,
             due=Deadlines().due,
-        )
-    )
+        ),
+        make_relay(tail),
+    ]
+
+
+# --- Mail -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    """The sending of mails, the same behind the in-process relay and behind the broker's queue."""
+
+    servers: SmtpServers
+    claims: StoredSendClaims
+    line: Line
+    deliver: Callable[[MailRequest], Awaitable[None]]
+
+    async def until_database_ready(self) -> None:
+        async def ask(connection: Connection) -> None:
+            await connection.execute("SELECT 1")
+
+        while True:
+            await asyncio.sleep(LOOK_ANYWAY.total_seconds())
+            with suppress(Unavailable, psycopg.Error):
+                await self.line.ask(ask)
+                return
+
+
+async def _delivery(
+    service: Service,
+    stack: AsyncExitStack,
+    *,
+    sleep: Callable[[float], Awaitable[None]],
+    circuits: Callable[..., Circuits],
+) -> _Delivery:
+    settings = service.settings
     service.servers = SmtpServers(
         _mail_servers(service),
         sender=settings.mail_from,
-        circuits=circuits(on_transition=service.metrics.circuit),
+        circuits=circuits(on_transition=_both(service.metrics.circuit, service.board.changed)),
+        may_probe=service.board.may_probe,
+        on_opened=service.board.share,
         limits=Limits(timeout=settings.send_timeout),
         on_attempt=service.metrics.mail,
         sleep=sleep,
@@ -301,7 +365,7 @@ async def _followers(
     if settings.database_url is None and stack.enter_context(DataDirectory(settings.data_dir).following()):
         await claims.forget_the_dead()
     delivery = MailDelivery(
-        log=store,
+        log=service.store,
         handlers=service.handlers,
         secrets=service.keyring,
         keys=StoredPersonalKeys(line),
@@ -315,17 +379,63 @@ async def _followers(
         sleep=sleep,
         on_first_mail=service.metrics.time_to_inbox,
     )
-    leading.append(
-        Relay(
-            tail=tail,
-            announcements=announcements,
-            hand_over=traced(service.tracing, delivery.deliver),
-            until_ready=service.servers.until_ready,
-            finish_within=settings.send_timeout + timedelta(seconds=5),
-            give_back=lambda: _give_back(claims),
-        )
+    return _Delivery(service.servers, claims, line, traced(service.tracing, delivery.deliver))
+
+
+def _finish_within(settings: Settings) -> timedelta:
+    """How long a stop waits for mails that are being sent: one that is cut off in the middle may go out twice."""
+    return settings.send_timeout + timedelta(seconds=5)
+
+
+def _relay_inside(service: Service, delivery: _Delivery) -> MakeRelay:
+    """A relay that sends the mails itself."""
+    return lambda tail: Relay(
+        tail=tail,
+        announcements=service.announcements,
+        hand_over=delivery.deliver,
+        until_ready=delivery.servers.until_ready,
+        finish_within=_finish_within(service.settings),
+        give_back=lambda: _give_back(delivery.claims),
     )
-    return leading
+
+
+def _relay_to(service: Service, broker: Broker) -> MakeRelay:
+    """A relay that has the mails sent by the workers behind the broker."""
+    publisher = MailPublisher(broker, message_ttl=service.settings.message_ttl, board=service.board)
+    return lambda tail: Relay(
+        tail=tail,
+        announcements=service.announcements,
+        hand_over=publisher.hand_over,
+        until_ready=publisher.until_ready,
+        at_once=PUBLISHING,
+    )
+
+
+def _both(one: OnTransition, other: OnTransition) -> OnTransition:
+    def tell(name: str, old: StateName, new: StateName) -> None:
+        one(name, old, new)
+        other(name, old, new)
+
+    return tell
+
+
+async def _worker(
+    service: Service,
+    stack: AsyncExitStack,
+    *,
+    sleep: Callable[[float], Awaitable[None]],
+    circuits: Callable[..., Circuits],
+) -> tuple[Consumer, ...]:
+    """What consumes from the broker's queues: the mail worker, and the consumer of dead letters."""
+    delivery = await _delivery(service, stack, sleep=sleep, circuits=circuits)
+    worker = MailWorker(
+        deliver=delivery.deliver,
+        until_mail_ready=delivery.servers.until_ready,
+        until_database_ready=delivery.until_database_ready,
+    )
+    stack.push_async_callback(worker.close)
+    dead_letters = DeadLetterConsumer(do=service.handlers.handle, until_database_ready=delivery.until_database_ready)
+    return worker.consumer, dead_letters.consumer
 
 
 async def _give_back(claims: StoredSendClaims) -> None:

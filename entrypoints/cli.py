@@ -142,12 +142,14 @@ def process(data_dir: Path | None) -> int:
 @registrar.command(epilog=_example("registrar work"))
 @_data_dir
 def work(data_dir: Path | None) -> int:
-    """Run the mail worker of a message broker."""
-    from entrypoints.cli_session import read_settings
+    """Run the mail worker and the dead-letter consumer.
 
-    read_settings(data_dir=data_dir)
-    click.echo("Nothing to do: without REGISTRAR_BROKER_URL, `registrar process` and `registrar up` deliver the mail.")
-    return 0
+    Any number of copies. They take mails from RabbitMQ (REGISTRAR_BROKER_URL) and hand them to the mail servers (REGISTRAR_SMTP_URLS).
+    """
+    from entrypoints import cli_up
+    from entrypoints.cli_session import finish, read_settings
+
+    return finish(cli_up.work(read_settings(data_dir=data_dir)))
 
 
 @registrar.command(epilog=_example("registrar doctor", "registrar doctor --json"))
@@ -162,6 +164,28 @@ def doctor(data_dir: Path | None, *, as_json: bool) -> int:
     from entrypoints.cli_session import finish
 
     return finish(cli_doctor.doctor(data_dir, as_json=as_json))
+
+
+@registrar.group(epilog=_example("registrar broker declare"))
+def broker() -> None:
+    """Set up what RabbitMQ has to hold for us."""
+
+
+@broker.command("declare", epilog=_example("registrar broker declare", "registrar broker declare --anew"))
+@click.option("--anew", is_flag=True, help="Delete the queues first: for properties that have changed.")
+@_as_json
+@_data_dir
+def broker_declare(*, anew: bool, as_json: bool, data_dir: Path | None) -> int:
+    """Declare exchanges, queues and bindings, and send a message through them.
+
+    Repeatable, and done by `process` and `work` at their start. With --anew, messages that wait in the queues are lost; the mails that they stand for are asked for again within minutes.
+    """
+    from entrypoints import cli_broker
+    from entrypoints.cli_session import finish, log_troubles, read_settings
+
+    settings = read_settings(data_dir=data_dir)
+    log_troubles(settings)
+    return finish(cli_broker.declare(settings, anew=anew, as_json=as_json))
 
 
 # --- The log ----------------------------------------------------------------------------------

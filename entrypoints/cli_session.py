@@ -69,11 +69,15 @@ def finish(work: Coroutine[Any, Any, int]) -> int:
 
 
 @asynccontextmanager
-async def opened(settings: Settings, *, follows: bool, mailbox: bool = False) -> AsyncIterator[Service]:
+async def opened(
+    settings: Settings, *, follows: bool, works: bool = False, mailbox: bool = False
+) -> AsyncIterator[Service]:
     """`open_service`, with something to look at meanwhile."""
     async with AsyncExitStack() as stack:
         with waiting("Starting"):
-            service = await stack.enter_async_context(open_service(settings, follows=follows, mailbox=mailbox))
+            service = await stack.enter_async_context(
+                open_service(settings, follows=follows, works=works, mailbox=mailbox)
+            )
         yield service
 
 

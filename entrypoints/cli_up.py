@@ -1,4 +1,4 @@
-"""The commands that stay: `up`, `serve` and `process`, from the first line on the screen to the last."""
+"""The commands that stay: `up`, `serve`, `process` and `work`, from the first line on the screen to the last."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def up(settings: Settings) -> int:
     log_troubles(settings)
     with DataDirectory(settings.data_dir).locked(), _until_stopped() as stop:
         async with (
-            opened(settings, follows=True, mailbox=True) as service,
+            opened(settings, follows=True, works=True, mailbox=True) as service,
             _listening(service) as addresses,
         ):
             if not stop.is_set():
@@ -60,20 +60,49 @@ async def process(settings: Settings) -> int:
     """The followers alone.
 
     Raises:
+        CannotStart: it is to deliver, and there is no mail server; the mailbox is a part of `up`.
+    """
+    if settings.broker_url is None:
+        _demand_mail_servers(settings)
+    return await _in_the_background(
+        settings, "Following the log; `registrar projections list` shows how far.", follows=True
+    )
+
+
+async def work(settings: Settings) -> int:
+    """The mail worker and the consumer of dead letters alone.
+
+    Raises:
         CannotStart: there is no mail server; the mailbox is a part of `up`.
     """
+    if settings.broker_url is None:
+        click.echo(
+            "Nothing to do: without REGISTRAR_BROKER_URL, `registrar process` and `registrar up` deliver the mail."
+        )
+        return 0
+    _demand_mail_servers(settings)
+    return await _in_the_background(
+        settings, "Taking mails from RabbitMQ; /health/rabbitmq shows how many wait.", works=True
+    )
+
+
+def _demand_mail_servers(settings: Settings) -> None:
     if not settings.mail_servers:
         raise CannotStart("REGISTRAR_SMTP_URLS is not set; set it, or run `registrar up`, which has a mailbox.")
+
+
+async def _in_the_background(settings: Settings, what: str, *, follows: bool = False, works: bool = False) -> int:
+    """A process that serves nobody, but operators where `ADMIN_LISTEN` is set."""
     log_troubles(settings)
     with _until_stopped() as stop:
-        async with opened(settings, follows=True) as service, AsyncExitStack() as stack:
+        async with opened(settings, follows=follows, works=works) as service, AsyncExitStack() as stack:
             if settings.admin_listen is not None:
                 # What this process counts (mails, circuits, time to inbox) is nowhere else.
                 url = await _listen(
                     service, create_app(service, public=False), settings.admin_listen, "REGISTRAR_ADMIN_LISTEN", stack
                 )
                 click.echo(f"{'Metrics':<{_LABEL}}{url}/metrics")
-            click.echo("Following the log; `registrar projections list` shows how far.")
+            click.echo(what)
             log_everything(settings)
             _collect_rarely()
             await stop.wait()

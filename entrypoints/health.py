@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from starlette.responses import Response
 
-from application.ports import Unavailable
+from application.ports import BrokerAway, Unavailable
 from entrypoints.answers import Health, answer
 from entrypoints.bootstrap import Service
 from entrypoints.reading import ReadModels
@@ -84,10 +84,24 @@ class HealthChecks:
             return Report("down", {"database": "up", "reason": "stopping"})
         if not await self._can_append():
             return Report("down", {"database": "down"})
-        return Report("degraded" if _all_open(await self._circuits()) else "up", {"database": "up"})
+        broker = self._service.broker
+        mail_is_away = _all_open(await self._circuits()) or (broker is not None and not broker.is_up)
+        return Report("degraded" if mail_is_away else "up", {"database": "up"})
 
     async def database(self) -> Report:
         return Report("up" if await self._can_append() else "down")
+
+    async def rabbitmq(self) -> Report:
+        """Do messages get through, and does somebody take them?"""
+        broker = self._service.broker
+        if broker is None:
+            return Report("disabled")
+        try:
+            seen = await broker.look()
+        except BrokerAway:
+            return Report("down", {"reason": broker.trouble or "no answer"})
+        taken = all(queue["consumers"] for queue in seen["queues"].values())
+        return Report("up" if taken else "degraded", seen)
 
     async def mail(self) -> Report:
         """The mail servers' circuits, and how long the registrant who has waited longest has had no mail."""
@@ -132,7 +146,9 @@ class HealthChecks:
         )
 
     async def _circuits(self) -> dict[str, str]:
-        return await self._service.servers.states() if self._service.servers is not None else {}
+        """As all workers know them; what this process itself knows is newer."""
+        own = await self._service.servers.states() if self._service.servers is not None else {}
+        return self._service.board.states | own
 
     async def _can_append(self) -> bool:
         """Does the database take appends? Asked by all callers together, at most twice a second, and not while
@@ -207,8 +223,8 @@ def add_health_routes(app: FastAPI, checks: HealthChecks) -> None:
         return (await checks.database()).response()
 
     async def rabbitmq() -> Response:
-        """Mail requests are handed over inside the process."""
-        return Report("disabled").response()
+        """RabbitMQ takes messages and gives them back; `degraded` while no worker consumes; `disabled` without it."""
+        return (await checks.rabbitmq()).response()
 
     async def mail() -> Response:
         """The mail servers' circuits, and how long the oldest unsent mail has waited."""

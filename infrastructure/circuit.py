@@ -166,10 +166,29 @@ class Circuit(Context):
             self._state.handle_cancellation()
             self._wake()
 
-    def open(self) -> None:
-        """Open now, whatever the counts: one answer was enough to know that all calls will fail."""
+    def open(self, seconds: float | None = None) -> None:
+        """Open now, whatever the counts: one answer, or somebody else's word, was enough to know that calls will fail.
+
+        Args:
+            seconds: until a call may go through again; by default what a circuit stays open for.
+        """
         if not isinstance(self._state, Opened):
-            self.set_state(Opened(self.clock(), self.ttl))
+            self.set_state(Opened(self.clock(), self.ttl if seconds is None else seconds))
+
+    def close(self) -> None:
+        """Close now: somebody else has found that calls succeed."""
+        if isinstance(self._state, Opened):
+            self.set_state(Closed())
+
+    @property
+    def is_due(self) -> bool:
+        """Would the next call be the probe?"""
+        return isinstance(self._state, Opened) and self.ready_in() <= 0
+
+    def put_off(self, seconds: float) -> None:
+        """Stay open for so much longer: somebody else is probing."""
+        if isinstance(self._state, Opened):
+            self._state.until = self.clock() + seconds
 
     def ready_in(self) -> float:
         """Seconds until a call may go through; infinite while a probe is running."""

@@ -16,6 +16,7 @@ from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from domain.registration import Registration
+from domain.stray_message import StrayMessage
 
 _DATETIME = "datetime_iso"  # the library's name of its transcoding of datetimes
 
@@ -50,7 +51,7 @@ def _written(value: datetime) -> dict[str, str]:
 def event_classes() -> dict[str, type[AnyEvent]]:
     """Every event class by its topic; the topics are registered with the library on the way."""
     classes: dict[str, type[AnyEvent]] = {}
-    for aggregate in (Registration, EmailClaim, MailSaga):
+    for aggregate in (Registration, EmailClaim, MailSaga, StrayMessage):
         for member in vars(aggregate).values():
             # Inherited: the library puts a class of its own in place of each event class that we write.
             if isinstance(member, type) and issubclass(member, CanMutateAggregate) and hasattr(member, "TOPIC"):

@@ -11,7 +11,8 @@ from uuid import UUID
 
 import structlog
 
-from application.ports import Conflict, MailRequest, MailServersAway, Unavailable
+from application.crash_points import crash_point
+from application.ports import BrokerAway, Conflict, MailRequest, MailServersAway, Unavailable
 from domain.mail_saga import MailSaga
 from domain.recorded import Position
 from infrastructure.announcements import LOG, Announcements
@@ -55,7 +56,7 @@ class Relay:
     ) -> None:
         """
         Args:
-            until_ready: returns when handing over makes sense again, after `MailServersAway`.
+            until_ready: returns when handing over makes sense again, after `MailServersAway` or `BrokerAway`.
             at_once: hand-overs under way at the same time.
             finish_within: how long a stop waits for them: a mail cut off in the middle may go out twice.
             give_back: called when it leads no more and none is under way: the next leader waits for what they held.
@@ -83,10 +84,13 @@ class Relay:
             while True:
                 if len(under_way) < WINDOW:
                     rows, read_up_to = await self._tail.read(read_up_to, READ, (MailSaga.MailRequested.TOPIC,))
-                    for row in rows:
+                    for number, row in enumerate(rows, start=1):
+                        if number == 3:
+                            crash_point("relay.batch:3")
                         self._begin(row, under_way)
                 safe = next(iter(under_way), read_up_to + 1) - 1
                 if safe > saved and (not under_way or loop.time() >= touched + SAVE.total_seconds()):
+                    crash_point("relay.before_cursor")
                     await save_position(connection, self.name, saved, safe)
                     saved, touched = safe, loop.time()
                 elif loop.time() >= touched + TOUCH.total_seconds():
@@ -152,7 +156,7 @@ class Relay:
                 try:
                     await self._hand_over(request)
                     return
-                except MailServersAway:
+                except (MailServersAway, BrokerAway):
                     wait: Callable[[], Awaitable[None]] = self._until_ready
                 except (Unavailable, Conflict) as away:
                     retry_after = away.retry_after if isinstance(away, Unavailable) else 0.0

@@ -181,6 +181,14 @@ def _mail_servers(urls: str) -> tuple[MailServer, ...]:
     return tuple(servers)
 
 
+def _broker_url(value: object) -> object:
+    if isinstance(value, str):
+        parts, port = _split(value)
+        if parts.scheme not in {"amqp", "amqps"} or not parts.hostname or parts.query or parts.fragment or port == 0:
+            raise ValueError("is not of the form amqp://user:password@host:port/virtual-host, or amqps://…")
+    return value
+
+
 def _unsupported(value: object) -> object:
     if value is not None:
         raise ValueError("is not supported by this version yet; unset it")
@@ -265,8 +273,10 @@ class Settings(BaseModel):
         description="PostgreSQL to use, as a URL; None: the embedded one in `data_dir`",
         examples=["postgresql://user:password@host:5432/registrar"],
     )
-    broker_url: Annotated[SecretStr | None, BeforeValidator(_unsupported)] = Field(
-        default=None, description="RabbitMQ to use, as a URL; None: mail is handed over inside the process"
+    broker_url: Annotated[SecretStr | None, BeforeValidator(_broker_url)] = Field(
+        default=None,
+        description="RabbitMQ to use, as a URL; None: mail is handed over inside the process",
+        examples=["amqp://user:password@host:5672/"],
     )
     smtp_urls: Annotated[SecretStr | None, BeforeValidator(_smtp_urls)] = Field(
         default=None,

@@ -64,6 +64,12 @@ ALARMS: Final = {
 }
 """Failures that somebody has to do something about: the event that is logged, and what to do. Mails wait meanwhile."""
 
+SOMEBODY_PROBES: Final = 1.0
+"""Seconds until the next look at a circuit that another worker is probing."""
+
+MayProbe = Callable[[str], Awaitable[bool]]
+"""Asked with the server's `host:port` before its open circuit is probed: only one of all workers is to do it."""
+
 Stage = Literal["connect", "tls", "login", "mail", "rcpt", "data", "end-of-data"]
 OnAttempt = Callable[[str, str], None]
 """Told the provider (`host:port`) and "accepted" or the failure class of each conversation. Must not raise."""
@@ -287,7 +293,14 @@ class _Server:
     """
 
     def __init__(
-        self, server: MailServer, breaker: AsyncCircuitBreaker, sender: str, *, tls: ssl.SSLContext, limits: Limits
+        self,
+        server: MailServer,
+        breaker: AsyncCircuitBreaker,
+        sender: str,
+        *,
+        tls: ssl.SSLContext,
+        limits: Limits,
+        may_probe: MayProbe,
     ) -> None:
         self.provider = f"{server.host}:{server.port}"
         self._server = server
@@ -296,6 +309,7 @@ class _Server:
         self._greeting = sender.rpartition("@")[2]
         self._tls = tls
         self._limits = limits
+        self._may_probe = may_probe
         self._slots = asyncio.Semaphore(limits.connections)
         self._idle: list[_Connection] = []
         self._goodbyes: set[asyncio.Task[None]] = set()
@@ -316,6 +330,9 @@ class _Server:
         """
         if (seconds := self.circuit.ready_in()) > 0:
             raise CircuitOpen(self.provider, min(seconds, self.circuit.ttl))
+        if self.circuit.is_due and not await self._may_probe(self.provider):
+            self.circuit.put_off(SOMEBODY_PROBES)
+            raise CircuitOpen(self.provider, SOMEBODY_PROBES)
         progress = _Progress()
         async with self._slots, self._breaker:  # waiting for a slot is no fault of the server: no timeout yet
             try:
@@ -485,6 +502,8 @@ class SmtpServers:
         sender: `MAIL_FROM`, with or without a name; its domain is what we greet the servers with.
         circuits: makes one per server, named `host:port`.
         tls: trust in the servers' certificates; the system's if None.
+        may_probe: asked before a call that would be a circuit's probe.
+        on_opened: told the circuits once they are made.
         sleep: waits between tries, in seconds.
         now: for the `Date` header.
     """
@@ -498,6 +517,8 @@ class SmtpServers:
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
         on_attempt: OnAttempt | None = None,
+        may_probe: MayProbe | None = None,
+        on_opened: Callable[[Sequence[Circuit]], None] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -509,6 +530,8 @@ class SmtpServers:
         self._limits = limits or Limits()
         self._tls = tls or ssl.create_default_context()
         self._on_attempt = on_attempt
+        self._may_probe = may_probe or _nobody_else_does
+        self._on_opened = on_opened
         self._sleep = sleep
         self._now = now
         self._opened: list[_Server] = []
@@ -604,7 +627,13 @@ class SmtpServers:
                     self._composer.sender,
                     tls=self._tls,
                     limits=self._limits,
+                    may_probe=self._may_probe,
                 )
                 for server in self._settings
             ]
+            self._on_opened([server.circuit for server in self._opened])
         return self._opened
+
+
+async def _nobody_else_does(_provider: str) -> bool:
+    return True

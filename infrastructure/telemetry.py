@@ -257,7 +257,7 @@ def traced(
         attributes: dict[str, str | int] = {
             "registrar.correlation_id": str(request.correlation_id),
             "registrar.registration_id": str(request.registration_id),
-            "registrar.position": request.position,
+            "registrar.position": request.position or 0,
         }
         with tracer.start_as_current_span(
             "mail.deliver", context=continued(request.trace), kind=SpanKind.CONSUMER, attributes=attributes

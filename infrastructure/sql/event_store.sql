@@ -78,6 +78,16 @@ CREATE TABLE IF NOT EXISTS send_claims (
     PRIMARY KEY (registration_id, serial)
 ) WITH (fillfactor = 50);
 
+-- The mail servers' circuits, as the workers tell each other of them (infrastructure/circuit_board.py).
+CREATE TABLE IF NOT EXISTS circuits (
+    name         text        PRIMARY KEY,
+    state        text        NOT NULL DEFAULT 'closed',
+    open_until   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    probed_until timestamptz,
+    changed_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    named_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (fillfactor = 50);
+
 -- What was recorded stays: not even a slip in our own code may change or remove it.
 CREATE OR REPLACE FUNCTION refuse_change_of_history() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -1,0 +1,40 @@
+"""`registrar broker`: what RabbitMQ holds for us."""
+
+from __future__ import annotations
+
+from aio_pika.exceptions import AMQPError, ProbableAuthenticationError
+
+from entrypoints.bootstrap import CannotStart
+from entrypoints.cli_output import print_json, print_table
+from infrastructure.broker import FAILED_QUEUE, MAIL_QUEUE, OtherQueue, Topology, connected
+from infrastructure.settings import Settings
+
+
+async def declare(settings: Settings, *, anew: bool, as_json: bool) -> int:
+    """Declare the topology and prove it by a message; with `anew`, delete the queues before.
+
+    Raises:
+        CannotStart: no broker is set, it is away, or holds queues with other properties.
+    """
+    if settings.broker_url is None:
+        raise CannotStart("REGISTRAR_BROKER_URL is not set; set it to something like amqp://user:password@host:5672/.")
+    topology = Topology.of(queue_ttl=settings.queue_ttl)
+    delete = (MAIL_QUEUE, FAILED_QUEUE) if anew else ()
+    try:
+        async with connected(settings.broker_url.get_secret_value(), topology, delete=delete) as session:
+            counts = await session.counts()
+    except OtherQueue as error:
+        raise CannotStart(str(error)) from None
+    except ProbableAuthenticationError:
+        raise CannotStart(
+            "RabbitMQ refuses us: correct user, password or virtual host in REGISTRAR_BROKER_URL."
+        ) from None
+    except (AMQPError, OSError, TimeoutError) as error:
+        raise CannotStart(
+            f"RabbitMQ cannot be reached ({type(error).__name__}); check REGISTRAR_BROKER_URL and the broker."
+        ) from None
+    if as_json:
+        print_json({"queues": counts})
+    else:
+        print_table(("queue", "messages", "consumers"), [(name, *count.values()) for name, count in counts.items()])
+    return 0

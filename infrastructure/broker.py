@@ -1,0 +1,568 @@
+"""RabbitMQ: what is declared there, and a connection that is made again for ever.
+
+The broker is a wake-up line: whatever it loses, the saga asks for again. So nothing here waits for it for ever, and
+everything that was never answered counts as unknown.
+
+FastStream consumes and publishes. What its connection would restore by itself after a loss is made anew instead, from
+the topology on: one way to begin, and it is the one that is tested at every start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final
+from uuid import uuid4
+
+import structlog
+from aio_pika import Message, RobustConnection
+from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.exceptions import (
+    AMQPError,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    DeliveryError,
+    ProbableAuthenticationError,
+    PublishError,
+)
+from faststream import AckPolicy
+from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitMessage, RabbitQueue
+from tenacity import AsyncRetrying, RetryCallState, wait_chain, wait_fixed, wait_random
+from yarl import URL
+
+from application.ports import BrokerAway, Unavailable
+
+log = structlog.get_logger(__name__)
+
+# --- Topology (contract.md) -----------------------------------------------------------------------
+
+MAIL_EXCHANGE: Final = RabbitExchange("registrar", type=ExchangeType.TOPIC)
+DEAD_EXCHANGE: Final = RabbitExchange("registrar.dlx", type=ExchangeType.TOPIC)
+EVENTS_EXCHANGE: Final = RabbitExchange("registrar.events", type=ExchangeType.TOPIC)
+
+MAIL_QUEUE: Final = "registrar.mail"
+FAILED_QUEUE: Final = "registrar.mail.failed"
+MAIL_REQUESTED: Final = "mail.requested"
+MAIL_FAILED: Final = "mail.failed"
+
+DELIVERY_LIMIT: Final = 3
+"""Deliveries after which a message is taken for the cause of the crashes, and becomes a dead letter (contract.md)."""
+
+MOST_MESSAGES: Final = 100_000
+"""Messages in a queue at most: beyond it publishing is refused, and mails wait in the log, where they lose nothing."""
+
+APP_ID: Final = "registrar"
+CANARY: Final = "registrar.canary"
+"""Type of the message that proves at the begin of a connection that the mail queue takes messages."""
+
+CONNECT_WITHIN: Final = timedelta(seconds=5)
+ANSWER_WITHIN: Final = timedelta(seconds=3)
+"""A queue that does not confirm a message for so long is dead or blocked (faults.md, C3)."""
+
+PUBLISH_WITHIN: Final = timedelta(seconds=5)
+"""A confirm is a matter of milliseconds; what comes later is unknown, and published again with the same id."""
+
+LOOK_EVERY: Final = timedelta(seconds=5)
+HEARTBEAT: Final = 10
+"""Seconds; a broker that says nothing for twice as long is gone."""
+
+TRIES: Final = 5
+PAUSES: Final = wait_chain(*(wait_fixed(min(30, 2**n)) for n in range(TRIES - 1)), wait_fixed(5)) + wait_random(0, 1)
+"""Plan: five tries, 1 s · 2ⁿ, at most 30 s, jittered; from then on every 5 s, as nobody waits for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The two queues of the mail, as they are declared."""
+
+    mail: RabbitQueue
+    failed: RabbitQueue
+
+    @classmethod
+    def of(cls, *, queue_ttl: timedelta) -> Topology:
+        """
+        Args:
+            queue_ttl: how long any message may wait in the mail queue (`QUEUE_TTL`).
+        """
+        return cls(
+            RabbitQueue(
+                MAIL_QUEUE,
+                queue_type=QueueType.QUORUM,
+                robust=False,
+                routing_key=MAIL_REQUESTED,
+                arguments={
+                    "x-message-ttl": int(queue_ttl.total_seconds() * 1000),
+                    "x-delivery-limit": DELIVERY_LIMIT,
+                    "x-dead-letter-exchange": DEAD_EXCHANGE.name,
+                    "x-dead-letter-routing-key": MAIL_FAILED,
+                    "x-dead-letter-strategy": "at-least-once",
+                    "x-overflow": "reject-publish",
+                    "x-max-length": MOST_MESSAGES,
+                },
+            ),
+            RabbitQueue(
+                FAILED_QUEUE,
+                queue_type=QueueType.QUORUM,
+                robust=False,
+                routing_key=MAIL_FAILED,
+                arguments={"x-overflow": "reject-publish", "x-max-length": MOST_MESSAGES},
+            ),
+        )
+
+    @property
+    def bindings(self) -> Sequence[tuple[RabbitQueue, RabbitExchange]]:
+        return ((self.mail, MAIL_EXCHANGE), (self.failed, DEAD_EXCHANGE))
+
+
+class OtherQueue(Exception):
+    """A queue or exchange exists with other properties than ours; the message says how to migrate."""
+
+
+class Unroutable(Unavailable):
+    """No queue takes the message: exchange, binding or queue is missing. It is declared again with the connection."""
+
+
+# --- One connection -------------------------------------------------------------------------------
+
+Handle = Callable[[RabbitMessage], Awaitable[None]]
+"""Sees a message through, acknowledgement included. Must not raise."""
+
+
+class Consumer:
+    """Takes messages from one of the queues, over all connections of a `Broker`; can be paused.
+
+    Args:
+        prefetch: messages in hand at most; each has a task of its own.
+    """
+
+    def __init__(self, queue: str, handle: Handle, *, prefetch: int) -> None:
+        self.queue = queue
+        self._handle = handle
+        self._prefetch = prefetch
+        self._subscriber: Any = None
+        self._paused = False
+        self._turn = asyncio.Lock()
+        self._in_hand: set[asyncio.Task[Any]] = set()
+
+    def attach(self, broker: RabbitBroker, queue: RabbitQueue) -> None:
+        """Consume on this connection once it is started."""
+        self._subscriber = broker.subscriber(
+            queue,
+            DEAD_EXCHANGE if self.queue == FAILED_QUEUE else MAIL_EXCHANGE,
+            channel=Channel(prefetch_count=self._prefetch),
+            ack_policy=AckPolicy.MANUAL,
+            decoder=_as_it_is,
+            no_reply=True,
+        )
+        self._subscriber(self._take)
+
+    @property
+    def is_paused(self) -> bool:
+        return self._paused
+
+    async def pause(self) -> None:
+        """Take no more messages; those in hand stay in hand."""
+        self._paused = True
+        await self._settle()
+
+    async def resume(self) -> None:
+        self._paused = False
+        await self._settle()
+
+    async def begun(self) -> None:
+        """The connection consumes now, unless we are paused."""
+        await self._settle()
+
+    async def finish(self, within: timedelta) -> None:
+        """Take no more messages and let those in hand be seen through. FastStream's own `stop` waits first and cancels
+        then, so that each message that comes meanwhile costs a delivery (library-facts.md)."""
+        await self.pause()
+        if self._in_hand:
+            await asyncio.wait(self._in_hand, timeout=within.total_seconds())
+
+    def detach(self) -> None:
+        """The connection is gone."""
+        self._subscriber = None
+
+    async def _settle(self) -> None:
+        """Make consuming or not what it is to be. The connection may go at any moment; the next one begins anew."""
+        async with self._turn:
+            subscriber = self._subscriber
+            if subscriber is None or not subscriber.running:
+                return
+            with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
+                async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
+                    consuming = subscriber._consumer_tag is not None
+                    if self._paused and consuming:
+                        tag, subscriber._consumer_tag = subscriber._consumer_tag, None
+                        await subscriber._queue_obj.cancel(tag)
+                    elif not self._paused and not consuming:
+                        await subscriber.start()
+
+    async def _take(self, message: RabbitMessage) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine
+        self._in_hand.add(task)
+        try:
+            await self._handle(message)
+        finally:
+            self._in_hand.discard(task)
+
+
+async def _as_it_is(message: RabbitMessage) -> RabbitMessage:
+    """Hands the whole message to the handler instead of its decoded body, which is not trusted yet."""
+    return message
+
+
+class _Session:
+    """One connection, from its making to its loss."""
+
+    def __init__(self, url: str, *, name: str, topology: Topology, consumers: Sequence[Consumer]) -> None:
+        self.lost = asyncio.Event()
+        self._topology = topology
+        self._consumers = consumers
+        self._loops: dict[str, asyncio.Future[None]] = {}
+        address = URL(url)
+        self.broker = RabbitBroker(
+            str(address.update_query(heartbeat=str(HEARTBEAT), name=f"registrar {name}")),
+            reconnect_interval=3600,  # we begin anew ourselves, with everything
+            default_channel=Channel(on_return_raises=True),
+            on_close=[lambda *_: self.lost.set()],
+            graceful_timeout=None,
+            app_id=APP_ID,
+            apply_types=False,
+            logger=None,
+        )
+        self._connection: RobustConnection | None = None
+        self._loop_queue = ""
+
+    async def begin(self, *, delete: Sequence[str] = ()) -> None:
+        """Connect, declare, prove that messages get through, consume.
+
+        Args:
+            delete: queues to delete before they are declared.
+
+        Raises:
+            OtherQueue: see there.
+            AMQPError, OSError, TimeoutError: the broker is away.
+        """
+        async with asyncio.timeout(CONNECT_WITHIN.total_seconds()):
+            self._connection = await self.broker.connect()
+            channel = await self._connection.channel(on_return_raises=True)
+            channel.close_callbacks.add(lambda *_: self.lost.set())
+            queue = await channel.declare_queue(exclusive=True, auto_delete=True, robust=False)
+            await queue.consume(self._looped, no_ack=True, robust=False)
+        self._loop_channel, self._loop_queue = channel, queue.name
+        await self.loop()
+        for name in delete:
+            await self._delete(name)
+        async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
+            await declare(self.broker, self._topology)
+        await self._prove_mail_queue()
+        for consumer in self._consumers:
+            consumer.attach(self.broker, self._topology.mail if consumer.queue == MAIL_QUEUE else self._topology.failed)
+        async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
+            await self.broker.start()
+            for consumer in self._consumers:
+                await consumer.begun()
+
+    async def loop(self) -> timedelta:
+        """Send a message to ourselves; answers how long it took.
+
+        Raises:
+            AMQPError, OSError, TimeoutError: it did not come.
+        """
+        name = uuid4().hex
+        came = self._loops[name] = asyncio.get_running_loop().create_future()
+        begun = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
+                await self._loop_channel.default_exchange.publish(
+                    Message(b"", message_id=name), routing_key=self._loop_queue
+                )
+                await came
+        finally:
+            self._loops.pop(name, None)
+        return timedelta(seconds=asyncio.get_running_loop().time() - begun)
+
+    async def _looped(self, message: AbstractIncomingMessage) -> None:
+        came = self._loops.get(message.message_id or "")
+        if came is not None and not came.done():
+            came.set_result(None)
+
+    async def _prove_mail_queue(self) -> None:
+        """A quorum queue whose broker died within a second of its declaration takes messages and confirms none, for
+        ever. While others do get through, that is what it is: then it is made anew; what it held is asked for again."""
+        try:
+            await self._canary()
+        except TimeoutError:
+            await self.loop()  # else the broker is slow or blocked, and the queue may be well
+            log.warning("broker.queue_is_dead", queue=MAIL_QUEUE, hint="it is deleted and declared anew")
+            await self._delete(MAIL_QUEUE)
+            async with asyncio.timeout(CONNECT_WITHIN.total_seconds()):
+                await declare(self.broker, self._topology)
+            await self._canary()
+
+    async def _canary(self) -> None:
+        async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
+            await self.broker.publish(
+                b"",
+                exchange=MAIL_EXCHANGE,
+                routing_key=MAIL_REQUESTED,
+                message_type=CANARY,
+                expiration=ANSWER_WITHIN,
+            )
+
+    async def _delete(self, queue: str) -> None:
+        assert self._connection is not None  # noqa: S101 - connected
+        channel = await self._connection.channel()
+        with suppress(
+            AMQPError, TimeoutError
+        ):  # INTERNAL_ERROR where there is no leader to ask: it is gone all the same
+            await channel.queue_delete(queue, timeout=CONNECT_WITHIN.total_seconds())
+        with suppress(AMQPError, OSError):
+            await channel.close()
+
+    async def counts(self) -> dict[str, dict[str, int]]:
+        """Messages that wait in each queue, and consumers that it has.
+
+        Raises:
+            ChannelNotFoundEntity: a queue is missing.
+            AMQPError, OSError, TimeoutError: the broker is away.
+        """
+        assert self._connection is not None  # noqa: S101 - connected
+        found = {}
+        async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
+            channel = await self._connection.channel(publisher_confirms=False)
+            try:
+                for name in (MAIL_QUEUE, FAILED_QUEUE):
+                    queue = await channel.declare_queue(name, passive=True, robust=False)
+                    result = queue.declaration_result
+                    found[name] = {"messages": result.message_count or 0, "consumers": result.consumer_count or 0}
+            finally:
+                with suppress(AMQPError, OSError, RuntimeError):
+                    await channel.close()
+        return found
+
+    async def watch(self) -> None:
+        """Return when the connection is lost, or a queue is gone, or has lost our consumer."""
+        while not self.lost.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY.total_seconds()):
+                    await self.lost.wait()
+                    return
+            counts = await self.counts()
+            for consumer in self._consumers:
+                if not consumer.is_paused and not counts[consumer.queue]["consumers"]:
+                    raise ChannelNotFoundEntity(f"nobody consumes from {consumer.queue}")
+
+    async def end(self, finish_within: timedelta) -> None:
+        """Close in good order as far as the broker answers."""
+        if not self.lost.is_set():
+            await asyncio.gather(*(consumer.finish(finish_within) for consumer in self._consumers))
+        for consumer in self._consumers:
+            consumer.detach()
+        with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
+            async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
+                await self.broker.stop()
+
+
+async def declare(broker: RabbitBroker, topology: Topology) -> None:
+    """Declare exchanges, queues and bindings; repeatable.
+
+    Raises:
+        OtherQueue: something exists with other properties.
+    """
+    try:
+        for exchange in (MAIL_EXCHANGE, DEAD_EXCHANGE, EVENTS_EXCHANGE):
+            await broker.declare_exchange(exchange)
+        for queue, exchange in topology.bindings:
+            declared = await broker.declare_queue(queue)
+            await declared.bind(await broker.declare_exchange(exchange), routing_key=queue.routing(), robust=False)
+    except ChannelPreconditionFailed:
+        raise OtherQueue(
+            f"{MAIL_QUEUE}, {FAILED_QUEUE} or an exchange of ours exists with other properties than it is to have "
+            "(REGISTRAR_QUEUE_TTL is one of them); `registrar broker declare --anew` deletes the queues and declares "
+            "them: what they held is asked for again within minutes."
+        ) from None
+
+
+# --- For ever -------------------------------------------------------------------------------------
+
+
+class Broker:
+    """RabbitMQ, as the parts of a process see it: there or not.
+
+    Args:
+        url: `amqp://` or `amqps://`, with its credentials.
+        name: shown in the broker's lists.
+        finish_within: how long a stop waits for messages in hand.
+        pauses: waits between tries, in tenacity's terms.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        topology: Topology,
+        consumers: Sequence[Consumer] = (),
+        finish_within: timedelta = timedelta(seconds=15),
+        pauses: Any = PAUSES,
+    ) -> None:
+        self._url = url
+        self._name = name
+        self._topology = topology
+        self._consumers = consumers
+        self._finish_within = finish_within
+        self._pauses = pauses
+        self._session: _Session | None = None
+        self._up = asyncio.Event()
+        self._trouble = "connecting"
+
+    @property
+    def is_up(self) -> bool:
+        """Connected, declared, proved by a message through the loop."""
+        return self._session is not None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it is not up, in a word; None while it is."""
+        return None if self.is_up else self._trouble
+
+    async def until_up(self) -> None:
+        await self._up.wait()
+
+    async def run(self) -> None:
+        """Be connected until cancelled: a loss is followed by the next try, for ever."""
+        retrying = AsyncRetrying(wait=self._pauses, before_sleep=self._note_failure)
+        while True:
+            await retrying(self._be_connected)
+
+    async def publish(
+        self,
+        body: bytes,
+        *,
+        exchange: RabbitExchange,
+        routing_key: str,
+        message_id: str,
+        correlation_id: str,
+        message_type: str,
+        timestamp: datetime,
+        headers: Mapping[str, Any],
+        expiration: timedelta | None = None,
+        content_type: str = "application/json",
+    ) -> None:
+        """Publish, persistent and mandatory, and return when the broker has confirmed that it has it.
+
+        Raises:
+            BrokerAway: no confirm came; it may arrive all the same.
+            Unroutable, Unavailable: no queue takes it, or a full one refuses it.
+        """
+        session = self._session
+        if session is None:
+            raise BrokerAway("RabbitMQ is away")
+        publishing = partial(
+            session.broker.publish,
+            body,
+            exchange=exchange,
+            routing_key=routing_key,
+            mandatory=exchange is not EVENTS_EXCHANGE,  # an event that nobody subscribes to is no loss
+            persist=True,
+            message_id=message_id,
+            correlation_id=correlation_id,
+            message_type=message_type,
+            timestamp=timestamp,
+            headers=dict(headers),
+            expiration=expiration,
+            content_type=content_type,
+        )
+        try:
+            async with asyncio.timeout(PUBLISH_WITHIN.total_seconds()):
+                await publishing()
+        except PublishError:
+            session.lost.set()
+            raise Unroutable("no queue takes the message; the topology is declared anew") from None
+        except DeliveryError:
+            raise Unavailable("the queue is full", retry_after=1.0) from None
+        except (AMQPError, OSError, RuntimeError, TimeoutError):
+            session.lost.set()
+            raise BrokerAway("RabbitMQ does not confirm") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            session.lost.set()  # raised by the library, about its connection (library-facts.md)
+            raise BrokerAway("RabbitMQ is away") from None
+
+    async def look(self) -> dict[str, Any]:
+        """What `/health/rabbitmq` tells: the queues, and how long a message through the loop took.
+
+        Raises:
+            BrokerAway: there is no answer in time.
+        """
+        session = self._session
+        if session is None:
+            raise BrokerAway("RabbitMQ is away")
+        try:
+            took = await session.loop()
+            return {"queues": await session.counts(), "loop_seconds": took.total_seconds()}
+        except (AMQPError, OSError, RuntimeError, TimeoutError):
+            session.lost.set()
+            raise BrokerAway("RabbitMQ does not answer") from None
+
+    async def _be_connected(self) -> None:
+        """Make a connection and keep it until it is lost.
+
+        Raises:
+            Exception: no connection could be made, or it was lost at once.
+        """
+        session = _Session(self._url, name=self._name, topology=self._topology, consumers=self._consumers)
+        try:
+            await session.begin()
+            self._session, self._trouble = session, ""
+            self._up.set()
+            log.info("broker.connected")
+            with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
+                await session.watch()
+            log.warning("broker.lost", hint="reconnecting; mails wait in the log meanwhile")
+        finally:
+            self._session, self._trouble = None, "away"
+            self._up.clear()
+            await session.end(self._finish_within)
+
+    def _note_failure(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        self._trouble = "topology" if isinstance(error, OtherQueue) else "away"
+        if isinstance(error, OtherQueue):
+            log.error("broker.other_topology", hint=str(error))
+        elif isinstance(error, ProbableAuthenticationError):
+            log.error("broker.unauthorized", hint="user, password or virtual host: correct REGISTRAR_BROKER_URL")
+        elif state.attempt_number == TRIES:
+            log.error(
+                "broker.away",
+                error=type(error).__name__,
+                hint="mails wait in the log until it is back; look at RabbitMQ and at REGISTRAR_BROKER_URL",
+            )
+
+
+@asynccontextmanager
+async def connected(url: str, topology: Topology, *, delete: Sequence[str] = ()) -> AsyncIterator[_Session]:
+    """One connection for a command, without a second try.
+
+    Args:
+        delete: see `_Session.begin`.
+
+    Raises:
+        OtherQueue, AMQPError, OSError, TimeoutError: see `_Session.begin`.
+    """
+    session = _Session(url, name="command", topology=topology, consumers=())
+    try:
+        await session.begin(delete=delete)
+        yield session
+    finally:
+        await session.end(timedelta(0))
