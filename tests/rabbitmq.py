@@ -1,0 +1,208 @@
+"""A RabbitMQ of the tests' own: on ports, in directories and under a name that are nobody else's."""
+
+# ruff: noqa: S310 - the management API on loopback
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+PROGRAMS: Final = Path("/usr/lib/rabbitmq/bin")
+"""Debian's: the programs behind the wrappers in /usr/sbin, which insist on the system's own node and user."""
+
+START_DEADLINE: Final = 120.0
+_vhosts = count(1)
+
+
+def is_installed() -> bool:
+    return (PROGRAMS / "rabbitmq-server").exists()
+
+
+class PrivateRabbit:
+    """One node. Everything of it is in `directory`; what was confirmed there outlives a kill of the node.
+
+    Attributes:
+        port: AMQP, on loopback.
+    """
+
+    def __init__(self, directory: Path, *, config: str = "") -> None:
+        """
+        Args:
+            directory: existing, and empty at the first start.
+            config: lines of rabbitmq.conf on top of ours.
+        """
+        self.directory = directory
+        self.port, self._management, self._distribution, self._epmd = _free_ports(4)
+        self._name = f"registrar{self.port}@localhost"
+        self._server: subprocess.Popen[bytes] | None = None
+        (directory / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self._management}\n"
+            "disk_free_limit.absolute = 50MB\nvm_memory_high_watermark.relative = 0.6\n"
+            "log.file.level = warning\nloopback_users = none\n" + config
+        )
+        (directory / "enabled_plugins").write_text("[rabbitmq_management].\n")
+
+    def url(self, vhost: str = "/") -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/{quote(vhost, safe='')}"
+
+    @property
+    def pid(self) -> int:
+        """Process of the node itself."""
+        return int((self.directory / "pid").read_text())
+
+    def start(self) -> None:
+        """Start the node and wait until it serves clients."""
+        (self.directory / "pid").unlink(missing_ok=True)
+        with (self.directory / "node.log").open("ab") as log:
+            self._server = subprocess.Popen(
+                [PROGRAMS / "rabbitmq-server"],
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self.directory,
+            )
+        deadline = time.monotonic() + START_DEADLINE
+        while not self._serves():
+            if self._server.poll() is not None or time.monotonic() > deadline:
+                said = (self.directory / "node.log").read_text(errors="replace")[-2000:]
+                raise AssertionError(f"RabbitMQ did not start: {said}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End the node and the name server that it brought up; repeatable."""
+        self.kill(signal.SIGTERM)
+        subprocess.run(
+            [PROGRAMS.parent.parent / "erlang/bin/epmd", "-port", str(self._epmd), "-kill"]
+            if (PROGRAMS.parent.parent / "erlang/bin/epmd").exists()
+            else ["epmd", "-port", str(self._epmd), "-kill"],
+            env=self._environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+            timeout=30,
+        )
+
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """End the node's processes, and see them gone."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, how)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait(30)
+
+    def forget(self) -> None:
+        """Remove all that the stopped node kept."""
+        shutil.rmtree(self.directory / "mnesia", ignore_errors=True)
+
+    def pause(self) -> None:
+        assert self._server is not None
+        os.killpg(self._server.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._server is not None
+        os.killpg(self._server.pid, signal.SIGCONT)
+
+    def vhost(self) -> str:
+        """URL of a new virtual host, empty and for one test alone."""
+        name = f"test-{os.getpid()}-{next(_vhosts)}"
+        self.ask("PUT", f"vhosts/{name}")
+        self.ask("PUT", f"permissions/{name}/guest", {"configure": ".*", "write": ".*", "read": ".*"})
+        return self.url(name)
+
+    def drop(self, url: str) -> None:
+        self.ask("DELETE", f"vhosts/{url.rpartition('/')[2]}")
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        """A call of the management API: https://rawcdn.githack.com/rabbitmq/rabbitmq-server/v3.10.x/deps/rabbitmq_management/priv/www/api/index.html."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self._management}/api/{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={
+                "Authorization": "Basic " + base64.b64encode(b"guest:guest").decode(),
+                "Content-Type": "application/json",
+            },
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            told = answer.read()
+        return json.loads(told) if told else None
+
+    def control(self, *arguments: str) -> str:
+        """`rabbitmqctl`; a second each."""
+        done = subprocess.run(
+            [PROGRAMS / "rabbitmqctl", *arguments],
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def _serves(self) -> bool:
+        with suppress(OSError):
+            self.ask("GET", "overview")
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return True
+        return False
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "HOME": str(self.directory),
+            "RABBITMQ_NODENAME": self._name,
+            "RABBITMQ_DIST_PORT": str(self._distribution),
+            "RABBITMQ_MNESIA_BASE": str(self.directory / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.directory / "log"),
+            "RABBITMQ_PID_FILE": str(self.directory / "pid"),
+            "RABBITMQ_CONFIG_FILE": str(self.directory / "rabbitmq"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.directory / "rabbitmq-env.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "enabled_plugins"),
+            "ERL_EPMD_PORT": str(self._epmd),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
+        }
+
+
+@contextmanager
+def node(*, config: str = "", prefix: str = "registrar-rabbitmq-") -> Iterator[PrivateRabbit]:
+    """A running node, gone at the end of the block whatever was done to it."""
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as directory:
+        rabbit = PrivateRabbit(Path(directory), config=config)
+        try:
+            rabbit.start()
+            yield rabbit
+        finally:
+            rabbit.stop()
+
+
+def _free_ports(number: int) -> list[int]:
+    """Ports that nobody listens on now; RabbitMQ takes none of its own choice."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
