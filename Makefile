@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run test test-fast simulate chaos bench check format lock clean
+.PHONY: help setup setup-dev run services test test-fast simulate chaos bench check format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,12 +25,16 @@ run: setup  ## start everything on the embedded default; ARGS="--port 8001" and 
 	@exec $(BIN)/registrar up $(ARGS)
 
 WORKERS ?= 3
-PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
-test: setup-dev  ## every test, on services of its own; WORKERS=1 for one at a time
+WITHOUT ?=
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal $(addprefix --without=,$(WITHOUT))
+test: setup-dev services  ## every test, on services of its own; WORKERS=1 for one at a time, WITHOUT=rabbitmq where it cannot be installed
 	$(PYTEST) $(ARGS)
 
-test-fast: setup-dev  ## the tests that are not marked slow
+test-fast: setup-dev services  ## the tests that are not marked slow
 	$(PYTEST) -m "not slow" $(ARGS)
+
+services:
+	@scripts/services $(WITHOUT)
 
 SEEDS ?= 2000
 simulate: setup-dev  ## the seeded simulation; SEEDS=20000 for more, ARGS="--seed 17 --trace" replays one

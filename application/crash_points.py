@@ -27,7 +27,7 @@ CrashPoint = Literal[
     "relay.before_publish",
     "relay.before_confirm",
     "relay.before_cursor",
-    "relay.batch:3",
+    "relay.batch",
 ]
 
 CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
@@ -46,7 +46,7 @@ CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
     "relay.before_publish": "a request is read from the log, and nothing of it is with the broker",
     "relay.before_confirm": "the broker has a request, and nobody has taken note of its confirm",
     "relay.before_cursor": "requests are confirmed by the broker, and the relay's position does not know",
-    "relay.batch:3": "the third request of a batch is about to be handed over, others are under way",
+    "relay.batch": "a request is about to be handed over, and those before it in its batch are under way",
 }
 
 _hook: Callable[[CrashPoint], None] | None = None

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Literal
 
 import psycopg
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, ProbableAuthenticationError
 from aiosmtplib import SMTP, SMTPException
 
 from application.ports import WrongMasterKey
 from entrypoints.cli_output import console, print_json
 from entrypoints.cli_session import log_troubles, read_settings
 from entrypoints.reading import LAGGING, followers_of
+from infrastructure.broker import counts_of
 from infrastructure.embedded import BadDataDirectory, DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
 from infrastructure.keyring import open_root_secret
 from infrastructure.line import Connection, connect
@@ -103,6 +105,7 @@ async def examine(data_dir: Path | None) -> AsyncIterator[Finding]:
         else:
             async for finding in _in_database(connection, settings):
                 yield finding
+    yield await _broker(settings)
     async for finding in _mail(settings):
         yield finding
 
@@ -292,6 +295,35 @@ async def _followers(connection: Connection) -> AsyncIterator[Finding]:
 
 def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in counts.items())
+
+
+# --- RabbitMQ ---------------------------------------------------------------------------------
+
+
+async def _broker(settings: Settings) -> Finding:
+    """Log in, and look at the queues: nothing is declared."""
+    if settings.broker_url is None:
+        return Finding("rabbitmq", "ok", "not used: mail is handed over inside the process")
+    try:
+        counts = await counts_of(settings.broker_url.get_secret_value())
+    except ChannelNotFoundEntity:
+        return Finding(
+            "rabbitmq", "warn", "our queues are not there", "`registrar broker declare`, or any start, makes them."
+        )
+    except ProbableAuthenticationError:
+        return Finding(
+            "rabbitmq", "fail", "it refuses us", "Correct user, password or virtual host in REGISTRAR_BROKER_URL."
+        )
+    except (AMQPError, OSError, TimeoutError) as error:
+        return Finding(
+            "rabbitmq", "fail", f"no answer ({type(error).__name__})", "Check REGISTRAR_BROKER_URL and the broker."
+        )
+    says = ", ".join(
+        f"{name}: {count['messages']} waiting, {count['consumers']} consumers" for name, count in counts.items()
+    )
+    if not all(count["consumers"] for count in counts.values()):
+        return Finding("rabbitmq", "warn", says, "Nobody takes the mails: run `registrar work`.")
+    return Finding("rabbitmq", "ok", says)
 
 
 # --- Mail -------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from typing import Any, Final
 from uuid import uuid4
 
 import structlog
-from aio_pika import Message, RobustConnection
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika import Message, RobustConnection, connect
+from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import (
     AMQPError,
     ChannelNotFoundEntity,
@@ -328,25 +328,9 @@ class _Session:
             await channel.close()
 
     async def counts(self) -> dict[str, dict[str, int]]:
-        """Messages that wait in each queue, and consumers that it has.
-
-        Raises:
-            ChannelNotFoundEntity: a queue is missing.
-            AMQPError, OSError, TimeoutError: the broker is away.
-        """
+        """See `_counts`."""
         assert self._connection is not None  # noqa: S101 - connected
-        found = {}
-        async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
-            channel = await self._connection.channel(publisher_confirms=False)
-            try:
-                for name in (MAIL_QUEUE, FAILED_QUEUE):
-                    queue = await channel.declare_queue(name, passive=True, robust=False)
-                    result = queue.declaration_result
-                    found[name] = {"messages": result.message_count or 0, "consumers": result.consumer_count or 0}
-            finally:
-                with suppress(AMQPError, OSError, RuntimeError):
-                    await channel.close()
-        return found
+        return await _counts(self._connection)
 
     async def watch(self) -> None:
         """Return when the connection is lost, or a queue is gone, or has lost our consumer."""
@@ -369,6 +353,26 @@ class _Session:
         with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
             async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
                 await self.broker.stop()
+
+
+async def _counts(connection: AbstractConnection) -> dict[str, dict[str, int]]:
+    """Messages that wait in each of our queues, and consumers that it has.
+
+    Raises:
+        ChannelNotFoundEntity: a queue is missing.
+        AMQPError, OSError, TimeoutError: the broker is away.
+    """
+    found = {}
+    async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
+        channel = await connection.channel(publisher_confirms=False)
+        try:
+            for name in (MAIL_QUEUE, FAILED_QUEUE):
+                result = (await channel.declare_queue(name, passive=True)).declaration_result
+                found[name] = {"messages": result.message_count or 0, "consumers": result.consumer_count or 0}
+        finally:
+            with suppress(AMQPError, OSError, RuntimeError):
+                await channel.close()
+    return found
 
 
 async def declare(broker: RabbitBroker, topology: Topology) -> None:
@@ -566,3 +570,11 @@ async def connected(url: str, topology: Topology, *, delete: Sequence[str] = ())
         yield session
     finally:
         await session.end(timedelta(0))
+
+
+async def counts_of(url: str) -> dict[str, dict[str, int]]:
+    """A look at the queues on a connection of its own, which changes nothing; see `_counts`."""
+    async with asyncio.timeout(CONNECT_WITHIN.total_seconds()):
+        connection = await connect(url)
+    async with connection:
+        return await _counts(connection)

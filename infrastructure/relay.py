@@ -84,9 +84,8 @@ class Relay:
             while True:
                 if len(under_way) < WINDOW:
                     rows, read_up_to = await self._tail.read(read_up_to, READ, (MailSaga.MailRequested.TOPIC,))
-                    for number, row in enumerate(rows, start=1):
-                        if number == 3:
-                            crash_point("relay.batch:3")
+                    for row in rows:
+                        crash_point("relay.batch")
                         self._begin(row, under_way)
                 safe = next(iter(under_way), read_up_to + 1) - 1
                 if safe > saved and (not under_way or loop.time() >= touched + SAVE.total_seconds()):

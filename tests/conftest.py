@@ -23,6 +23,7 @@ from infrastructure.line import connect
 from projections import PROJECTIONS
 from tests.faults import reached
 from tests.postgres import SHARED, database_of, server
+from tests.rabbitmq import PrivateRabbit, SharedRabbit, is_installed, node
 from tests.words import MovableClock
 
 _TEMPLATE = "registrar_template"
@@ -33,11 +34,16 @@ _UNREACHED = pytest.StashKey[list[str]]()
 # --- Crash points that no test reaches ----------------------------------------------------------
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--without", action="append", default=[], choices=["rabbitmq"], help="skip what needs this server")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         directory = tempfile.TemporaryDirectory(prefix="registrar-reached-")
         config.stash[reached.DIRECTORY] = Path(directory.name)
         config.add_cleanup(directory.cleanup)
+        config.add_cleanup(SharedRabbit(Path(directory.name)).end)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -112,6 +118,39 @@ def dsn(postgres: EmbeddedPostgres, administration: psycopg.Connection) -> Itera
     )
     yield database_of(postgres, name)
     administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+# --- RabbitMQ -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def rabbit(pytestconfig: pytest.Config) -> PrivateRabbit:
+    """The node that the tests share. A test that does something to a node starts one of its own (`own_rabbit`)."""
+    _demand_rabbitmq(pytestconfig)
+    return SharedRabbit(reached.directory_of(pytestconfig)).joined()
+
+
+@pytest.fixture
+def own_rabbit(pytestconfig: pytest.Config) -> Iterator[PrivateRabbit]:
+    """A node for this test alone, which keeps what it confirmed however it is killed. `start()` revives it."""
+    _demand_rabbitmq(pytestconfig)
+    with node() as rabbit:
+        yield rabbit
+
+
+def _demand_rabbitmq(config: pytest.Config) -> None:
+    if "rabbitmq" in config.getoption("--without"):
+        pytest.skip("told to go without RabbitMQ")
+    if not is_installed():
+        pytest.fail("rabbitmq-server is missing: `scripts/services` installs it, `--without rabbitmq` goes without")
+
+
+@pytest.fixture
+def broker_url(rabbit: PrivateRabbit) -> Iterator[str]:
+    """A virtual host for this test alone."""
+    url = rabbit.vhost()
+    yield url
+    rabbit.drop(url)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -13,12 +14,14 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
+
+import psutil  # type: ignore[import-untyped]
 
 PROGRAMS: Final = Path("/usr/lib/rabbitmq/bin")
 """Debian's: the programs behind the wrappers in /usr/sbin, which insist on the system's own node and user."""
@@ -38,16 +41,19 @@ class PrivateRabbit:
         port: AMQP, on loopback.
     """
 
-    def __init__(self, directory: Path, *, config: str = "") -> None:
+    def __init__(self, directory: Path, *, config: str = "", ports: Sequence[int] | None = None) -> None:
         """
         Args:
             directory: existing, and empty at the first start.
             config: lines of rabbitmq.conf on top of ours.
+            ports: of a node that somebody else has started there; free ones if None.
         """
         self.directory = directory
-        self.port, self._management, self._distribution, self._epmd = _free_ports(4)
+        self.ports = list(ports or _free_ports(4))
+        self.port, self._management, self._distribution, self._epmd = self.ports
         self._name = f"registrar{self.port}@localhost"
-        self._server: subprocess.Popen[bytes] | None = None
+        if ports is not None:
+            return
         (directory / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
             f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self._management}\n"
@@ -59,27 +65,23 @@ class PrivateRabbit:
     def url(self, vhost: str = "/") -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/{quote(vhost, safe='')}"
 
-    @property
-    def pid(self) -> int:
-        """Process of the node itself."""
-        return int((self.directory / "pid").read_text())
-
     def start(self) -> None:
         """Start the node and wait until it serves clients."""
         (self.directory / "pid").unlink(missing_ok=True)
         with (self.directory / "node.log").open("ab") as log:
-            self._server = subprocess.Popen(
-                [PROGRAMS / "rabbitmq-server"],
+            # In a session of its own, and no child of ours: it outlives the worker of the tests that has started it.
+            subprocess.run(
+                ["setsid", "--fork", PROGRAMS / "rabbitmq-server"],
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
                 cwd=self.directory,
+                check=True,
             )
         deadline = time.monotonic() + START_DEADLINE
         while not self._serves():
-            if self._server.poll() is not None or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 said = (self.directory / "node.log").read_text(errors="replace")[-2000:]
                 raise AssertionError(f"RabbitMQ did not start: {said}")
             time.sleep(0.1)
@@ -88,10 +90,7 @@ class PrivateRabbit:
         """End the node and the name server that it brought up; repeatable."""
         self.kill(signal.SIGTERM)
         subprocess.run(
-            [PROGRAMS.parent.parent / "erlang/bin/epmd", "-port", str(self._epmd), "-kill"]
-            if (PROGRAMS.parent.parent / "erlang/bin/epmd").exists()
-            else ["epmd", "-port", str(self._epmd), "-kill"],
-            env=self._environment(),
+            ["/usr/bin/epmd", "-port", str(self._epmd), "-kill"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             check=False,
@@ -100,28 +99,33 @@ class PrivateRabbit:
 
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
         """End the node's processes, and see them gone."""
-        server, self._server = self._server, None
-        if server is None:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, how)
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait(30)
+        processes = self._processes()
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(how)
+        _, alive = psutil.wait_procs(processes, timeout=30)
+        for process in alive:
+            process.kill()
+        _, alive = psutil.wait_procs(alive, timeout=30)
+        assert not alive, f"{len(alive)} processes of the node outlive it"
+
+    def _processes(self) -> list[psutil.Process]:
+        """Those of the session that the node was started in."""
+        pid = self.directory / "pid"
+        session = _session_of(int(pid.read_text())) if pid.exists() else 0
+        return [one for one in psutil.process_iter() if session and _session_of(one.pid) == session]
 
     def forget(self) -> None:
         """Remove all that the stopped node kept."""
         shutil.rmtree(self.directory / "mnesia", ignore_errors=True)
 
     def pause(self) -> None:
-        assert self._server is not None
-        os.killpg(self._server.pid, signal.SIGSTOP)
+        for process in self._processes():
+            process.suspend()
 
     def resume(self) -> None:
-        assert self._server is not None
-        os.killpg(self._server.pid, signal.SIGCONT)
+        for process in self._processes():
+            process.resume()
 
     def vhost(self) -> str:
         """URL of a new virtual host, empty and for one test alone."""
@@ -187,6 +191,36 @@ class PrivateRabbit:
         }
 
 
+class SharedRabbit:
+    """One node for all workers of a test run: the first that needs it starts it, whoever ran the tests ends it."""
+
+    def __init__(self, directory: Path) -> None:
+        """
+        Args:
+            directory: the same for all workers, existing.
+        """
+        self._address = directory / "rabbitmq.json"
+        self._lock = directory / "rabbitmq.lock"
+        self._home = directory / "rabbitmq"
+
+    def joined(self) -> PrivateRabbit:
+        """The node, started if nobody has yet."""
+        with self._lock.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._address.exists():
+                return PrivateRabbit(self._home, ports=json.loads(self._address.read_text()))
+            self._home.mkdir()
+            rabbit = PrivateRabbit(self._home)
+            rabbit.start()
+            self._address.write_text(json.dumps(rabbit.ports))
+            return rabbit
+
+    def end(self) -> None:
+        """Stop the node if there is one."""
+        if self._address.exists():
+            PrivateRabbit(self._home, ports=json.loads(self._address.read_text())).stop()
+
+
 @contextmanager
 def node(*, config: str = "", prefix: str = "registrar-rabbitmq-") -> Iterator[PrivateRabbit]:
     """A running node, gone at the end of the block whatever was done to it."""
@@ -197,6 +231,13 @@ def node(*, config: str = "", prefix: str = "registrar-rabbitmq-") -> Iterator[P
             yield rabbit
         finally:
             rabbit.stop()
+
+
+def _session_of(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def _free_ports(number: int) -> list[int]:

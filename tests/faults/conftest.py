@@ -67,3 +67,13 @@ async def scene_with_own_postgres(
     fleet = Fleet(own_postgres.dsn, sink.port, directory=tmp_path, reached=reached_directory)
     async with Scene.on(fleet, sink) as scene:
         yield scene
+
+
+@pytest.fixture
+async def scene_over_broker(
+    dsn: str, broker_url: str, sink: SmtpStub, tmp_path: Path, reached_directory: Path
+) -> AsyncIterator[Scene]:
+    """As `scene`, with mail over RabbitMQ: a virtual host of the shared node."""
+    fleet = Fleet(dsn, sink.port, directory=tmp_path, reached=reached_directory, broker_url=broker_url)
+    async with Scene.on(fleet, sink) as scene:
+        yield scene

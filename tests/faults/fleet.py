@@ -50,7 +50,10 @@ _NO_TLS = ssl.create_default_context()
 _IS_UP = {
     "serve": re.compile(r"^API +(http\S+)$", re.MULTILINE),
     "process": re.compile(r"^(Following) the log", re.MULTILINE),
+    "work": re.compile(r"^(Taking) mails", re.MULTILINE),
 }
+
+NodeKind = Literal["serve", "process", "work"]
 
 
 class Node:
@@ -65,7 +68,7 @@ class Node:
     def __init__(
         self,
         name: str,
-        kind: Literal["serve", "process"],
+        kind: NodeKind,
         environment: Mapping[str, str],
         directory: Path,
         reached: Path,
@@ -260,9 +263,13 @@ class Fleet:
         """Start a `registrar process`; see `add` for the options."""
         return await self.add("process", **options)
 
+    async def work(self, **options: Any) -> Node:
+        """Start a `registrar work`, which needs the fleet's setting `broker_url`; see `add` for the options."""
+        return await self.add("work", **options)
+
     async def add(
         self,
-        kind: Literal["serve", "process"],
+        kind: NodeKind,
         *,
         armed: str | None = None,
         wait: bool = True,
