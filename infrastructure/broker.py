@@ -135,12 +135,17 @@ Handle = Callable[[RabbitMessage], Awaitable[None]]
 class Consumer:
     """Takes messages from one of the queues, over all connections of a `Broker`; can be paused.
 
-    Args:
-        prefetch: messages in hand at most; each has a task of its own.
+    Attributes:
+        stopping: set once no more messages will be taken: who only waits with one in hand should let go of it.
     """
 
     def __init__(self, queue: str, handle: Handle, *, prefetch: int) -> None:
+        """
+        Args:
+            prefetch: messages in hand at most; each has a task of its own.
+        """
         self.queue = queue
+        self.stopping = asyncio.Event()
         self._handle = handle
         self._prefetch = prefetch
         self._subscriber: Any = None
@@ -150,6 +155,7 @@ class Consumer:
 
     def attach(self, broker: RabbitBroker, queue: RabbitQueue) -> None:
         """Consume on this connection once it is started."""
+        self.stopping.clear()
         self._subscriber = broker.subscriber(
             queue,
             DEAD_EXCHANGE if self.queue == FAILED_QUEUE else MAIL_EXCHANGE,
@@ -180,9 +186,12 @@ class Consumer:
     async def finish(self, within: timedelta) -> None:
         """Take no more messages and let those in hand be seen through. FastStream's own `stop` waits first and cancels
         then, so that each message that comes meanwhile costs a delivery (library-facts.md)."""
-        await self.pause()
+        paused, self._paused = self._paused, True
+        await self._settle()
+        self.stopping.set()
         if self._in_hand:
             await asyncio.wait(self._in_hand, timeout=within.total_seconds())
+        self._paused = paused
 
     def detach(self) -> None:
         """The connection is gone."""

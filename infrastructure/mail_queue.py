@@ -56,6 +56,8 @@ it for lost (faults.md, C16). Then it is acknowledged: nothing was tried, and th
 BUG_PAUSE: Final = timedelta(seconds=1)
 """Before a message that brought a handler down is given back: it must not become a hot loop."""
 
+CONFLICT_PAUSE: Final = timedelta(milliseconds=100)
+
 ACTOR: Final = "dead-letter-consumer"
 
 
@@ -228,7 +230,7 @@ class MailWorker:
             await _settle(message.reject)
             return
         try:
-            await self._see_through(request)
+            seen_through = await self._see_through(request)
         except Exception as error:
             log.exception(
                 "mail_message.failed",
@@ -239,31 +241,39 @@ class MailWorker:
             await asyncio.sleep(self._bug_pause.total_seconds())
             await _settle(message.reject, requeue=True)  # not `nack`, which RabbitMQ 4 does not count
             return
-        await _settle(message.ack)
+        if seen_through:
+            await _settle(message.ack)
 
-    async def _see_through(self, request: MailRequest) -> None:
-        """Deliver, however often the world is away, as long as a message may be held."""
+    async def _see_through(self, request: MailRequest) -> bool:
+        """Deliver, however often the world is away, as long as a message may be held.
+
+        Answers False if it is to go back into the queue, as we are stopping: closing the connection does that.
+        """
         until = asyncio.get_running_loop().time() + self._hold.total_seconds()
-        pause = timedelta(milliseconds=200)
         while True:
             try:
                 await self._deliver(request)
-                return
+                return True
             except MailServersAway:
                 wait = self._pause_until(self._until_mail_ready)
-            except (Unavailable, Conflict) as away:
-                if isinstance(away, Claimed):
-                    wait = asyncio.sleep(min(away.retry_after, self._hold.total_seconds()))
-                elif isinstance(away, Unavailable):
-                    wait = self._pause_until(self._until_database_ready)
-                else:
-                    wait = asyncio.sleep(pause.total_seconds())
+            except Claimed as claimed:
+                wait = asyncio.sleep(claimed.retry_after)
+            except Unavailable:
+                wait = self._pause_until(self._until_database_ready)
+            except Conflict:
+                wait = asyncio.sleep(CONFLICT_PAUSE.total_seconds())
+            waits = [asyncio.ensure_future(wait), asyncio.ensure_future(self.consumer.stopping.wait())]
             try:
                 async with asyncio.timeout_at(until):
-                    await wait
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             except TimeoutError:
                 log.info("mail_message.put_off", registration_id=str(request.registration_id), serial=request.serial)
-                return
+                return True
+            finally:
+                for one in waits:
+                    one.cancel()
+            if self.consumer.stopping.is_set():
+                return False
 
     async def _pause_until(self, ready: Callable[[], Awaitable[None]]) -> None:
         """Take no messages until it is ready, whoever else waits for it, and wait with the others."""
@@ -366,7 +376,7 @@ class DeadLetterConsumer:
                 await self._do(command, context)
                 return
             except Conflict:
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(CONFLICT_PAUSE.total_seconds())
             except Unavailable:
                 await self._until_database_ready()
 

@@ -1,0 +1,148 @@
+"""Circuits that workers share: one opens them for all, one probes for all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from application.ports import Accepted, Letter, MailServersAway, NotSent
+from infrastructure.circuit import Circuits
+from infrastructure.circuit_board import CircuitBoard
+from infrastructure.line import Line
+from infrastructure.settings import MailServer
+from infrastructure.smtp import Limits, SmtpServers
+from tests.smtp_stub import SmtpStub
+from tests.words import eventually
+
+LETTER = Letter(
+    to="ada@example.com",
+    subject="Your code",
+    text="123456",
+    html="<p>123456</p>",
+    message_id="<1@registrar.test>",
+    locale="en",
+)
+
+
+@dataclass
+class Worker:
+    """What a mail worker has of all this.
+
+    Attributes:
+        now: what its circuits go by, in seconds.
+    """
+
+    board: CircuitBoard
+    servers: SmtpServers
+    now: float = 0.0
+    outcomes: list[str] = field(default_factory=list)
+
+    async def send(self) -> str:
+        try:
+            accepted: Accepted = await self.servers.send(LETTER)
+        except NotSent as failure:
+            return failure.failure
+        except MailServersAway:
+            return "away"
+        return f"accepted {accepted.attempts}"
+
+
+@asynccontextmanager
+async def worker(dsn: str, stub: SmtpStub) -> AsyncIterator[Worker]:
+    line = Line(dsn, name="circuits", statement_timeout=timedelta(seconds=10))
+    board = CircuitBoard(line, probe_lasts=timedelta(seconds=20))
+    made: Worker
+
+    async def at_once(_seconds: float) -> None:
+        """Waits between tries are not waited for."""
+
+    servers = SmtpServers(
+        [MailServer(scheme="smtp", host="127.0.0.1", port=stub.port, starttls="never")],
+        sender="Registrar <no-reply@registrar.test>",
+        circuits=Circuits(on_transition=board.changed, clock=lambda: made.now),
+        limits=Limits(timeout=timedelta(seconds=2)),
+        may_probe=board.may_probe,
+        on_opened=board.share,
+        sleep=at_once,
+    )
+    made = Worker(board, servers)
+    await servers.states()  # makes the circuits
+    running = asyncio.create_task(board.run())
+    try:
+        yield made
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await servers.close()
+        await line.close()
+
+
+@contextmanager
+def refusing(stub: SmtpStub) -> Iterator[None]:
+    stub.at("banner", "421 4.3.2 shutting down")
+    try:
+        yield
+    finally:
+        stub.heal()
+
+
+async def test_what_one_worker_finds_out_all_of_them_know(dsn: str) -> None:
+    async with SmtpStub() as stub, worker(dsn, stub) as one, worker(dsn, stub) as other:
+        name = f"127.0.0.1:{stub.port}"
+        with refusing(stub):
+            while await one.send() != "away":
+                pass
+        # when: it has opened the circuit, the other calls nobody
+        await eventually(lambda: other.board.states == {name: "opened"})
+        assert await other.send() == "away"
+        assert (one.board.all_open, other.board.all_open) == (True, True)
+
+        # when: the one's probe succeeds, the other's calls go through, too
+        one.now += 31
+        assert await one.send() == "accepted 1"
+        await eventually(lambda: other.board.states == {name: "closed"})
+        assert await other.send() == "accepted 1"
+
+
+async def test_of_all_workers_one_probes(dsn: str) -> None:
+    async with SmtpStub() as stub, worker(dsn, stub) as one, worker(dsn, stub) as other:
+        name = f"127.0.0.1:{stub.port}"
+        with refusing(stub):
+            while await one.send() != "away":
+                pass
+        await eventually(lambda: other.board.states == {name: "opened"})
+        one.now = other.now = 31
+        called = len(stub.mails)
+
+        assert [await one.board.may_probe(name), await other.board.may_probe(name)] == [True, False]
+
+        # and: whoever was refused looks again a second later, not at once
+        assert await other.send() == "away"
+        assert other.now == 31
+        assert len(stub.mails) == called
+
+
+async def test_a_probe_that_fails_is_everybodys(dsn: str) -> None:
+    async with SmtpStub() as stub, worker(dsn, stub) as one, worker(dsn, stub) as other:
+        name = f"127.0.0.1:{stub.port}"
+        with refusing(stub):
+            while await one.send() != "away":
+                pass
+            await eventually(lambda: other.board.states == {name: "opened"})
+            one.now = other.now = 31
+            assert await one.send() == "throttled"
+            # The other has not heard of it yet, or has: either way it must not be the second to try.
+            assert await other.send() == "away"
+
+
+async def test_a_mail_goes_to_the_workers_now_and_then_while_all_circuits_are_open(dsn: str) -> None:
+    async with SmtpStub() as stub, worker(dsn, stub) as one:
+        assert one.board.may_hand_over()
+        with refusing(stub):
+            while await one.send() != "away":
+                pass
+            await eventually(lambda: one.board.all_open)
+            assert not one.board.may_hand_over()  # not before they may be probed
