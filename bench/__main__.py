@@ -13,7 +13,7 @@ import psutil  # type: ignore[import-untyped]
 import structlog
 from rich.console import Console
 
-from bench import append, fold, growth, over_http, overload, report, whole_way
+from bench import append, fold, growth, over_http, overload, report, through_rabbitmq, whole_way
 from bench.cluster import Cluster, cluster
 from bench.report import Row
 
@@ -23,6 +23,9 @@ GROUPS: dict[str, Group] = {
     "append": lambda c, quick: append.run(c, seconds=1 if quick else 2, repetitions=1 if quick else 3),
     "http": lambda c, quick: over_http.run(c, seconds=1 if quick else 4, repetitions=1 if quick else 3),
     "whole-way": lambda c, quick: whole_way.run(c, seconds=3 if quick else 30, repetitions=1 if quick else 3),
+    "rabbitmq": lambda c, quick: through_rabbitmq.run(
+        c, mails=200 if quick else 5000, seconds=3 if quick else 15, repetitions=1 if quick else 3
+    ),
     "overload": lambda c, quick: overload.run(c, seconds=5 if quick else 60, repetitions=1 if quick else 3),
     "fold": lambda c, quick: fold.run(
         c, sizes=(10_000, 20_000) if quick else (200_000, 2_000_000), repetitions=1 if quick else 3

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import psycopg
 ROOT = Path(__file__).resolve().parent.parent
 _KEY = "00112233445566778899aabbccddeeff" * 2
 _START_DEADLINE = 30.0
+_NOTHING: Mapping[str, str] = {}
 _REGISTRAR = str(Path(sys.executable).with_name("registrar"))
 
 
@@ -102,19 +103,29 @@ def _settings(dsn: str) -> dict[str, str]:
 
 
 @contextmanager
-def registrar_serve(dsn: str) -> Iterator[Process]:
+def registrar_serve(dsn: str, settings: Mapping[str, str] = _NOTHING) -> Iterator[Process]:
     """`registrar serve`, as an operator would start it, on a free port."""
-    with _running([_REGISTRAR, "serve", "--port", "0"], "API", _settings(dsn)) as process:
+    with _running([_REGISTRAR, "serve", "--port", "0"], "API", _settings(dsn) | dict(settings)) as process:
         yield process
 
 
 @contextmanager
-def registrar_process(dsn: str, smtp_port: int) -> Iterator[Process]:
+def registrar_process(dsn: str, smtp_port: int, settings: Mapping[str, str] = _NOTHING) -> Iterator[Process]:
     """`registrar process`, with the sink as its mail server."""
-    settings = _settings(dsn) | {"REGISTRAR_SMTP_URLS": f"smtp://127.0.0.1:{smtp_port}?starttls=never"}
-    with _running([_REGISTRAR, "process"], "Following", settings) as process:
+    with _running([_REGISTRAR, "process"], "Following", _mailing(dsn, smtp_port) | dict(settings)) as process:
         _until_it_leads(dsn)
         yield process
+
+
+@contextmanager
+def registrar_work(dsn: str, smtp_port: int, settings: Mapping[str, str]) -> Iterator[Process]:
+    """`registrar work`, with the sink as its mail server; `settings` names the broker."""
+    with _running([_REGISTRAR, "work"], "Taking", _mailing(dsn, smtp_port) | dict(settings)) as process:
+        yield process
+
+
+def _mailing(dsn: str, smtp_port: int) -> dict[str, str]:
+    return _settings(dsn) | {"REGISTRAR_SMTP_URLS": f"smtp://127.0.0.1:{smtp_port}?starttls=never"}
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -149,10 +149,10 @@ def _send(service: _Service, *, rate: float, seconds: float) -> dict[str, Any]:
         "sent": int(rate * seconds),
         "answered": outcome["statuses"],
         "accepted": len(accepted),
-        "time to inbox": _spread(accepted[number] - planned for number, (planned, _) in moments.items()),
-        "202 to acceptance": _spread(accepted[number] - answered for number, (_, answered) in moments.items()),
-        "answer": _spread(outcome["latencies"]),
-        "lateness": _spread(outcome["lateness"]),
+        "time to inbox": spread(accepted[number] - planned for number, (planned, _) in moments.items()),
+        "202 to acceptance": spread(accepted[number] - answered for number, (_, answered) in moments.items()),
+        "answer": spread(outcome["latencies"]),
+        "lateness": spread(outcome["lateness"]),
         "cpu": _summed(cpu),
     }
 
@@ -164,7 +164,8 @@ def _summed(cpu: dict[str, float]) -> dict[str, float]:
     return {"all": round(everybody, 3), "of": float(os.cpu_count() or 1), "postgres": round(postgres, 3)} | ordered
 
 
-def _spread(seconds: Any) -> dict[str, float]:
+def spread(seconds: Iterable[float]) -> dict[str, float]:
+    """Median, 99th percentile and greatest, in the unit of the values."""
     ordered = sorted(seconds)
     if not ordered:
         return dict.fromkeys(("p50", "p99", "max"), float("inf"))
