@@ -20,6 +20,7 @@ from application.handlers import Handlers
 from application.mail_delivery import MailDelivery
 from application.ports import MailRequest, Unavailable
 from domain.registration import Policy
+from infrastructure.alerts import Alerts
 from infrastructure.announcements import LOOK_ANYWAY, Announcements
 from infrastructure.broker import Broker, Consumer, Topology
 from infrastructure.circuit import Circuits, OnTransition
@@ -43,8 +44,10 @@ from infrastructure.relay import Relay
 from infrastructure.settings import MailServer, Settings
 from infrastructure.smtp import Limits, SmtpServers
 from infrastructure.telemetry import Metrics, setup_tracing, traced
+from infrastructure.webhook import Webhook
 from projections import PROJECTIONS
 from projections.deadlines import Deadlines
+from projections.mail import Mails
 from projections.registrations import Registrations
 
 log = structlog.get_logger(__name__)
@@ -221,6 +224,8 @@ async def open_service(
             )
             background["RabbitMQ"] = service.broker.run()
             leading = _followers(service, _relay_to(service, service.broker)) if follows else []
+        if follows and settings.alert_url is not None:
+            leading.append(_alerts(service, settings.alert_url.get_secret_value()))
         for work in leading:
             background[work.name] = lead(work, dsn, statement_timeout=settings.statement_timeout)
         # Last in, first out: what runs stops before what it runs on.
@@ -313,6 +318,16 @@ def _followers(service: Service, make_relay: MakeRelay) -> list[Leading]:
         ),
         make_relay(tail),
     ]
+
+
+def _alerts(service: Service, url: str) -> Alerts:
+    return Alerts(
+        Webhook(url),
+        service=service.settings.public_url,
+        threshold=service.settings.alert_dead_letters,
+        dead_letters=Mails.dead_letters,
+        on_attempt=service.metrics.alert,
+    )
 
 
 # --- Mail -----------------------------------------------------------------------------------------

@@ -33,9 +33,10 @@ from infrastructure.keyring import open_root_secret
 from infrastructure.line import Connection, connect
 from infrastructure.settings import BadSettings, MailServer, Settings
 from infrastructure.smtp import Stage, judge_error
+from infrastructure.webhook import NotTaken, Webhook
 
 PATIENCE = timedelta(seconds=5)
-"""For one mail server's greeting."""
+"""For one mail server's greeting, or a connection to the webhook."""
 
 OLDEST_DATABASE = 140000
 """PostgreSQL 14, the first with CREATE OR REPLACE TRIGGER, which our schema uses."""
@@ -108,6 +109,8 @@ async def examine(data_dir: Path | None) -> AsyncIterator[Finding]:
     yield await _broker(settings)
     async for finding in _mail(settings):
         yield finding
+    if settings.alert_url is not None:
+        yield await _alerts(settings.alert_url.get_secret_value())
 
 
 # --- This machine -----------------------------------------------------------------------------
@@ -379,3 +382,17 @@ async def _greet(server: MailServer) -> str | None:
     finally:
         client.close()
     return None
+
+
+# --- Alerts -----------------------------------------------------------------------------------
+
+
+async def _alerts(url: str) -> Finding:
+    """Can the webhook be reached? It is not called: whoever listens there would take it for an alert."""
+    webhook = Webhook(url, deadline=PATIENCE)
+    try:
+        await webhook.reach()
+    except NotTaken as error:
+        says = f"{webhook.where}: {error.failure}"
+        return Finding("alerts", "fail", says, "Check REGISTRAR_ALERT_URL, and the way to that host.")
+    return Finding("alerts", "ok", f"{webhook.where} can be reached{'' if webhook.encrypts else ', in clear text'}")

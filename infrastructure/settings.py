@@ -204,6 +204,16 @@ def _web_url(value: object) -> object:
     return value
 
 
+def _alert_url(value: object) -> object:
+    if isinstance(value, str):
+        parts, port = _split(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.fragment or port == 0:
+            raise ValueError("is not an address of the form https://host[:port][/path][?query]")
+        if not value.isascii():
+            raise ValueError("contains a character outside ASCII, which a URL must percent-encode")
+    return value
+
+
 def _listen(value: object) -> object:
     if isinstance(value, str):
         parts, port = _split(f"//{value}")
@@ -312,6 +322,14 @@ class Settings(BaseModel):
         default=None,
         description="base URL of an OTLP/HTTP collector; None: tracing is off",
         examples=["http://localhost:4318"],
+    )
+    alert_url: Annotated[SecretStr | None, BeforeValidator(_alert_url)] = Field(
+        default=None,
+        description="webhook that is told of dead letters and of mail servers' circuits; None: nobody is",
+        examples=["https://alerts.example.org/hook?token=secret"],
+    )
+    alert_dead_letters: int = Field(
+        default=10, ge=1, le=1_000_000_000, description="dead letters that `alert_url` is told of", examples=["10"]
     )
 
     host: str = Field(

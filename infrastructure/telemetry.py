@@ -91,6 +91,9 @@ class Metrics:
         self._shed = Counter(
             "registrar_shed_total", "Requests refused to stay able to work", ["reason"], registry=registry
         )
+        self._alerts = Counter(
+            "registrar_alerts_total", "Calls of the alert webhook, by outcome", ["alert", "outcome"], registry=registry
+        )
         # Of every refusal, which should cost next to nothing.
         self._registrations_by, self._shed_for = cache(self._registrations.labels), cache(self._shed.labels)
         self._hash_queue = Gauge("registrar_hash_queue_depth", "Passwords that wait to be hashed", registry=registry)
@@ -129,6 +132,10 @@ class Metrics:
 
     def shed(self, reason: str) -> None:
         self._shed_for(reason).inc()
+
+    def alert(self, alert: str, outcome: str) -> None:
+        """See `infrastructure.alerts.OnAttempt`."""
+        self._alerts.labels(alert, outcome).inc()
 
     # --- What is looked up when somebody asks ---------------------------------------------------
 

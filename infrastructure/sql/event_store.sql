@@ -88,6 +88,19 @@ CREATE TABLE IF NOT EXISTS circuits (
     named_at     timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (fillfactor = 50);
 
+-- What operators are alerted of: an occasion, until its end has been told (infrastructure/alerts.py).
+CREATE TABLE IF NOT EXISTS alerts (
+    alert_id    uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+    alert       text        NOT NULL,
+    subject     text        NOT NULL,
+    firing      jsonb       NOT NULL,
+    firing_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    firing_told boolean     NOT NULL DEFAULT false,
+    resolved    jsonb,
+    resolved_at timestamptz
+);
+CREATE UNIQUE INDEX IF NOT EXISTS alerts_begun_once ON alerts (alert, subject) WHERE resolved_at IS NULL;
+
 -- What was recorded stays: not even a slip in our own code may change or remove it.
 CREATE OR REPLACE FUNCTION refuse_change_of_history() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -318,12 +318,18 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(dsn: str) -> None:
     assert command("events", "list", DATABASE_URL=dsn, MASTER_KEY="ab" * 32).code == 0
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    settings = {"DATABASE_URL": dsn, "MASTER_KEY": "cd" * 32, "SMTP_URLS": f"smtp://127.0.0.1:{port}"}
+    settings = {
+        "DATABASE_URL": dsn,
+        "MASTER_KEY": "cd" * 32,
+        "SMTP_URLS": f"smtp://127.0.0.1:{port}",
+        "ALERT_URL": f"http://127.0.0.1:{port}/canary",
+    }
     done = command("doctor", "--json", **settings)
     assert done.code == 1
     failed = [one for one in done.json["checks"] if one["state"] == "fail"]
     # The tests' server is told to forget in a crash, which no real one should be.
-    assert [one["check"] for one in failed] == ["database", "master key", "mail"]
+    assert [one["check"] for one in failed] == ["database", "master key", "mail", "alerts"]
+    assert "canary" not in done.out
     assert all(one["advice"] for one in failed)
     assert "→" in command("doctor", **settings).out
 

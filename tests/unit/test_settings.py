@@ -271,6 +271,10 @@ def test_a_bad_mail_server_is_refused_without_repeating_its_password(url: str) -
         ("ADMIN_TOKEN", f"{CANARY} {CANARY}"),
         ("BROKER_URL", f"amqp://u:{CANARY}@host"),
         ("RATE_LIMIT_URL", f"redis://u:{CANARY}@host"),
+        ("ALERT_URL", f"https://u:{CANARY}@host:x/{CANARY}"),
+        ("ALERT_URL", f"ftp://u:{CANARY}@host/{CANARY}"),
+        ("ALERT_URL", f"https://host/{CANARY}#{CANARY}"),
+        ("ALERT_URL", f"https://höst/{CANARY}"),
     ],
 )
 def test_a_refusal_never_repeats_a_secret(name: str, text: str) -> None:
@@ -282,6 +286,7 @@ def test_secrets_do_not_show_when_settings_are_printed() -> None:
         DATABASE_URL=f"postgresql://u:{CANARY}@host/db",
         SMTP_URLS=f"smtps://u:{CANARY}@host",
         ADMIN_TOKEN=CANARY,
+        ALERT_URL=f"https://u:{CANARY}@host/{CANARY}?token={CANARY}",
         MASTER_KEY=KEY.hex(),
     )
 

@@ -1,0 +1,410 @@
+"""Alerts: each occasion is told once when it begins and once when it is over, whatever the webhook or we go through."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import datetime, timedelta
+
+import pytest
+import trustme
+from purgatory.domain.model import CLOSED, OPENED
+from structlog.testing import capture_logs
+from tenacity import wait_none
+
+from infrastructure.alerts import NEWS_FOR, UNUSED, Alerts
+from infrastructure.circuit_board import CircuitBoard
+from infrastructure.follower import lead
+from infrastructure.line import Line
+from infrastructure.telemetry import Metrics
+from infrastructure.webhook import NotTaken, Webhook
+from projections.mail import Mails
+from tests.http_words import open_api
+from tests.log_words import query
+from tests.smtp_stub import SmtpStub
+from tests.webhook_stub import WebhookStub
+from tests.words import eventually
+
+THRESHOLD = 4
+SERVER = "mail.example:25"
+SERVICE = "https://accounts.example.org"
+FIRING, RESOLVED = ("dead-letters", "firing"), ("dead-letters", "resolved")
+OPEN, CLOSED_AGAIN = ("circuit-open", "firing"), ("circuit-open", "resolved")
+
+
+@pytest.fixture
+async def stub() -> AsyncIterator[WebhookStub]:
+    async with WebhookStub() as stub:
+        yield stub
+
+
+def alerts(
+    url: str,
+    *,
+    deadline: timedelta = timedelta(minutes=1),
+    metrics: Metrics | None = None,
+    settled: timedelta = timedelta(0),
+) -> Alerts:
+    return Alerts(
+        Webhook(url, deadline=deadline),
+        service=SERVICE,
+        threshold=THRESHOLD,
+        dead_letters=Mails.dead_letters,
+        on_attempt=(metrics or Metrics()).alert,
+        look_every=timedelta(milliseconds=20),
+        settled=settled,
+        pauses=wait_none(),
+    )
+
+
+@asynccontextmanager
+async def watching(dsn: str, watcher: Alerts) -> AsyncIterator[None]:
+    """A process whose alerts stand by or lead."""
+    task = asyncio.create_task(lead(watcher, dsn))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def dead_letters(dsn: str, count: int) -> None:
+    """From now on there are so many, with nothing in between to be seen."""
+    await query(
+        dsn,
+        "TRUNCATE read_mail.mails;"
+        " INSERT INTO read_mail.mails (registration_id, serial, created_position, position, kind, state, requested_at,"
+        " waiting_since, requests, failures)"
+        f" SELECT gen_random_uuid(), 1, n, n, 'code', 'FAILED', now(), now(), 1, 1 FROM generate_series(1, {count}) AS n",
+    )
+
+
+@asynccontextmanager
+async def worker(dsn: str) -> AsyncIterator[CircuitBoard]:
+    """The board of a process that sends; `changed` tells of a circuit."""
+    line = Line(dsn, name="circuits", statement_timeout=timedelta(seconds=10))
+    board = CircuitBoard(line, probe_lasts=timedelta(seconds=20))
+    task = asyncio.create_task(board.run())
+    try:
+        yield board
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await line.close()
+
+
+async def told(stub: WebhookStub, *expected: tuple[str, str]) -> None:
+    """Wait until these calls were made, in this order, and no other."""
+
+    def all_told() -> bool:
+        assert [call.says for call in stub.calls] == list(expected)
+        return True
+
+    await eventually(all_told)
+
+
+async def settled(dsn: str) -> None:
+    """Wait until nothing is to be told any more: the calls made are all that will be."""
+
+    async def nothing_waits() -> bool:
+        return not await query(dsn, "SELECT 1 FROM alerts WHERE NOT firing_told OR resolved_at IS NOT NULL")
+
+    await eventually(nothing_waits)
+
+
+# --- What is told -------------------------------------------------------------------------------
+
+
+async def test_dead_letters_are_told_once_when_they_gather_and_once_when_they_are_cleared(
+    dsn: str, stub: WebhookStub
+) -> None:
+    await dead_letters(dsn, THRESHOLD - 1)
+    async with watching(dsn, alerts(stub.url)), worker(dsn) as board:
+        board.changed(SERVER, CLOSED, OPENED)
+        await told(stub, OPEN)  # so it has looked at the dead letters, too
+
+        await dead_letters(dsn, THRESHOLD)
+        await told(stub, OPEN, FIRING)
+        await dead_letters(dsn, THRESHOLD - 1)
+        board.changed(SERVER, OPENED, CLOSED)
+        await told(stub, OPEN, FIRING, CLOSED_AGAIN)
+        await dead_letters(dsn, THRESHOLD // 2)
+        await told(stub, OPEN, FIRING, CLOSED_AGAIN, RESOLVED)
+        await dead_letters(dsn, THRESHOLD)
+        await told(stub, OPEN, FIRING, CLOSED_AGAIN, RESOLVED, FIRING)
+
+
+async def test_a_call_says_what_who_when_and_nothing_personal(dsn: str, stub: WebhookStub) -> None:
+    await dead_letters(dsn, THRESHOLD + 1)
+    async with watching(dsn, alerts(f"{stub.url}?token=t0ken".replace("http://", "http://us%3Aer:pass@"))):
+        await told(stub, FIRING)
+        await dead_letters(dsn, 0)
+        await told(stub, FIRING, RESOLVED)
+
+    begin, end = stub.calls
+    assert (begin.method, begin.target) == ("POST", "/hook?token=t0ken")
+    assert begin.headers["content-type"] == "application/json"
+    assert begin.headers["authorization"] == "Basic dXM6ZXI6cGFzcw=="
+    assert begin.headers["host"] == f"127.0.0.1:{stub.port}"
+    identifier = begin.json["id"]
+    assert begin.json == {
+        "id": identifier,
+        "alert": "dead-letters",
+        "state": "firing",
+        "service": SERVICE,
+        "at": begin.json["at"],
+        "details": {"dead_letters": THRESHOLD + 1, "threshold": THRESHOLD},
+    }
+    assert end.json["id"] == identifier
+    assert end.json["details"]["dead_letters"] == 0
+    assert datetime.fromisoformat(begin.json["at"]) < datetime.fromisoformat(end.json["at"])
+    assert (begin.key, end.key) == (f"{identifier}-firing", f"{identifier}-resolved")
+
+
+async def test_a_circuit_is_told_once_however_often_its_probes_fail(dsn: str, stub: WebhookStub) -> None:
+    async with watching(dsn, alerts(stub.url)), worker(dsn) as board:
+        board.changed(SERVER, CLOSED, OPENED)
+        await told(stub, OPEN)
+        [(since,)] = await query(dsn, "SELECT changed_at FROM circuits")
+        assert stub.calls[0].json["details"] == {"server": SERVER, "since": since.isoformat()}
+
+        board.changed(SERVER, OPENED, OPENED)
+        board.changed("other.example:25", CLOSED, OPENED)
+        await told(stub, OPEN, OPEN)
+        board.changed(SERVER, OPENED, CLOSED)
+        await told(stub, OPEN, OPEN, CLOSED_AGAIN)
+    assert [call.json["details"]["server"] for call in stub.calls] == [SERVER, "other.example:25", SERVER]
+    assert stub.calls[2].json["details"]["reason"] == "closed"
+    assert stub.calls[2].json["id"] == stub.calls[0].json["id"]
+
+
+async def test_a_circuit_that_opens_again_at_once_is_the_same_trouble(dsn: str, stub: WebhookStub) -> None:
+    async with watching(dsn, alerts(stub.url, settled=timedelta(hours=1))), worker(dsn) as board:
+        board.changed(SERVER, CLOSED, OPENED)
+        await told(stub, OPEN)
+        board.changed(SERVER, OPENED, CLOSED)
+        await eventually(lambda: board.states == {SERVER: CLOSED})
+        await dead_letters(dsn, THRESHOLD)
+        await told(stub, OPEN, FIRING)
+        await query(dsn, "UPDATE circuits SET changed_at = changed_at - interval '1 hour'")
+        await told(stub, OPEN, FIRING, CLOSED_AGAIN)
+
+
+async def test_a_server_that_nobody_uses_any_more_is_no_trouble(dsn: str, stub: WebhookStub) -> None:
+    async with watching(dsn, alerts(stub.url)), worker(dsn) as board:
+        board.changed(SERVER, CLOSED, OPENED)
+        await told(stub, OPEN)
+        await query(dsn, "UPDATE circuits SET named_at = named_at - %s", UNUSED)
+        await told(stub, OPEN, CLOSED_AGAIN)
+    assert stub.calls[1].json["details"] == {"server": SERVER, "reason": "unused"}
+
+
+# --- The webhook is away ------------------------------------------------------------------------
+
+
+async def test_a_call_that_fails_is_made_again_with_the_same_key_until_it_is_taken(dsn: str, stub: WebhookStub) -> None:
+    metrics = Metrics()
+    stub.headers = f"Location: {stub.url}/elsewhere\r\n"
+    stub.then("500 Broken", "drop", "hang", "garbage", "302 Found", "404 Not Found", "200 OK")
+    await dead_letters(dsn, THRESHOLD)
+
+    with capture_logs() as logged:
+        url = f"{stub.url}?token=t0ken-canary"
+        async with watching(dsn, alerts(url, deadline=timedelta(seconds=2), metrics=metrics)):
+            await told(stub, *[FIRING] * 7)
+            await settled(dsn)
+
+    assert len({call.key for call in stub.calls}) == 1
+    assert {call.target for call in stub.calls} == {"/hook?token=t0ken-canary"}
+    assert 'registrar_alerts_total{alert="dead-letters",outcome="failed"} 6.0' in metrics.render().decode()
+    assert 'registrar_alerts_total{alert="dead-letters",outcome="told"} 1.0' in metrics.render().decode()
+    assert [line["failure"] for line in logged if line["event"] == "alert.not_told"] == [
+        "status 500",
+        "no HTTP answer",
+        "no answer within 2 s",
+        "no HTTP answer",
+        "status 302",
+        "status 404",
+    ]
+    assert "canary" not in str(logged)
+
+
+async def test_what_nobody_took_is_told_when_the_webhook_is_there_again(dsn: str) -> None:
+    async with WebhookStub() as gone:
+        pass
+    metrics = Metrics()
+    await dead_letters(dsn, THRESHOLD)
+    async with watching(dsn, alerts(gone.url, metrics=metrics)):
+
+        def refused() -> bool:
+            return 'outcome="failed"' in metrics.render().decode()
+
+        await eventually(refused)
+        await dead_letters(dsn, 0)
+        await eventually(lambda: query(dsn, "SELECT 1 FROM alerts WHERE resolved_at IS NOT NULL"))
+        async with WebhookStub(port=gone.port) as back:
+            await told(back, FIRING, RESOLVED)
+            await settled(dsn)
+
+
+async def test_what_was_over_long_before_anyone_could_be_told_is_told_no_more(dsn: str, stub: WebhookStub) -> None:
+    await query(
+        dsn,
+        "INSERT INTO alerts (alert, subject, firing, firing_told, resolved, resolved_at)"
+        " SELECT 'dead-letters', '', '{}', told, '{}', clock_timestamp() - %s FROM unnest('{true,false}'::bool[]) AS told",
+        NEWS_FOR,
+    )
+    async with watching(dsn, alerts(stub.url)):
+        await told(stub, RESOLVED)  # of the one whose begin was told
+        await settled(dsn)
+    assert len(stub.calls) == 1
+
+
+async def test_a_webhook_that_hangs_does_not_cost_the_leadership(dsn: str, stub: WebhookStub) -> None:
+    stub.then("hang")
+    await dead_letters(dsn, THRESHOLD)
+    async with watching(dsn, alerts(stub.url)):
+        await told(stub, FIRING)
+        session = (
+            "SELECT state_change FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'registrar alerts'"
+        )
+        [(before,)] = await query(dsn, session)
+        await eventually(lambda: query(dsn, session + " AND state_change > %s", before))
+
+
+# --- We are away --------------------------------------------------------------------------------
+
+
+async def test_a_restart_tells_nothing_again_and_forgets_nothing(dsn: str, stub: WebhookStub) -> None:
+    await dead_letters(dsn, THRESHOLD)
+    async with watching(dsn, alerts(stub.url)):
+        await told(stub, FIRING)
+        await settled(dsn)
+
+    async with watching(dsn, alerts(stub.url)), worker(dsn) as board:
+        board.changed(SERVER, CLOSED, OPENED)
+        await told(stub, FIRING, OPEN)
+        await settled(dsn)
+    await dead_letters(dsn, 0)
+
+    async with watching(dsn, alerts(stub.url)):
+        await told(stub, FIRING, OPEN, RESOLVED)
+        await settled(dsn)
+
+
+async def test_a_call_cut_off_by_our_end_is_made_again_with_the_same_key(dsn: str, stub: WebhookStub) -> None:
+    stub.then("hang")
+    await dead_letters(dsn, THRESHOLD)
+    async with watching(dsn, alerts(stub.url)):
+        await told(stub, FIRING)
+
+    async with watching(dsn, alerts(stub.url)):
+        await told(stub, FIRING, FIRING)
+        await settled(dsn)
+    assert stub.calls[0].key == stub.calls[1].key
+
+
+async def test_of_two_processes_one_calls_and_the_other_takes_over(dsn: str, stub: WebhookStub) -> None:
+    async with WebhookStub() as other, AsyncExitStack() as first, worker(dsn) as board:
+        await first.enter_async_context(watching(dsn, alerts(stub.url)))
+        await dead_letters(dsn, THRESHOLD)
+        await told(stub, FIRING)
+        async with watching(dsn, alerts(other.url)):
+            await eventually(lambda: query(dsn, _STANDS_BY))
+            board.changed(SERVER, CLOSED, OPENED)
+            await told(stub, FIRING, OPEN)
+            await settled(dsn)
+            assert not other.calls
+
+            await first.aclose()
+            await dead_letters(dsn, 0)
+            await told(other, RESOLVED)
+    assert len(stub.calls) == 2
+
+
+_STANDS_BY = """
+    SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'registrar alerts'
+    HAVING count(*) > 1
+"""
+
+
+# --- The whole service --------------------------------------------------------------------------
+
+
+async def test_a_mail_refused_for_good_and_a_server_that_is_away_reach_the_webhook(dsn: str, stub: WebhookStub) -> None:
+    async with SmtpStub() as smtp:
+        smtp.at("rcpt", "550 5.1.1 no such mailbox")
+        url = f"smtp://127.0.0.1:{smtp.port}"
+        async with open_api(dsn, smtp_urls=url, alert_url=stub.url, alert_dead_letters="1", public_url=SERVICE) as api:
+            await api.register("nobody@example.com")
+            await told(stub, FIRING)
+            assert stub.calls[0].json["service"] == SERVICE
+            assert b"example.com" not in stub.calls[0].body
+            servers = api.service.servers
+            assert servers is not None
+            for server in await servers._servers():
+                server.circuit.open()
+            await told(stub, FIRING, OPEN)
+            assert stub.calls[1].json["details"]["server"] == f"127.0.0.1:{smtp.port}"
+
+            async def counted() -> bool:
+                metrics = (await api.http.get("/metrics")).text
+                return 'registrar_alerts_total{alert="circuit-open",outcome="told"} 1.0' in metrics
+
+            await eventually(counted)
+
+
+# --- Encryption ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def certificate(authority: trustme.CA, *names: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*names).configure_cert(context)
+    return context
+
+
+async def test_only_a_webhook_with_a_trustworthy_certificate_of_its_name_is_called(authority: trustme.CA) -> None:
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    async with (
+        WebhookStub(tls=certificate(authority, "127.0.0.1")) as good,
+        WebhookStub(tls=certificate(authority, "other.example")) as misnamed,
+    ):
+        await Webhook(good.url, tls=trust).post(b"{}", {})
+        for webhook in (Webhook(good.url), Webhook(misnamed.url, tls=trust)):
+            with pytest.raises(NotTaken, match="encryption"):
+                await webhook.post(b"{}", {})
+        assert (len(good.calls), len(misnamed.calls)) == (1, 0)
+
+
+async def test_a_look_whether_it_can_be_reached_calls_nobody(authority: trustme.CA, stub: WebhookStub) -> None:
+    await Webhook(stub.url).reach()
+    await eventually(lambda: stub.connections == 1)
+    assert not stub.calls
+
+    async with WebhookStub() as gone:
+        pass
+    with pytest.raises(NotTaken, match="no connection"):
+        await Webhook(gone.url).reach()
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("https://u:p@alerts.example.org/x?y=z", "alerts.example.org:443"),
+        ("http://alerts.example.org", "alerts.example.org:80"),
+        ("http://[::1]:8080/x", "[::1]:8080"),
+    ],
+)
+def test_of_an_address_only_host_and_port_are_shown(url: str, where: str) -> None:
+    assert Webhook(url).where == where
