@@ -260,7 +260,8 @@ def test_serve_and_process_share_a_database(dsn: str) -> None:
         ({"DATABASE_URL": "postgresql://u:hush@127.0.0.1:1/x", "MASTER_KEY": "ab" * 32}, "cannot be reached"),
         ({"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, "REGISTRAR_MASTER_KEY"),
         ({"DATABSE_URL": "postgresql://127.0.0.1:1/x"}, "REGISTRAR_DATABASE_URL"),
-        ({"BROKER_URL": "amqp://127.0.0.1"}, "not supported"),
+        ({"RATE_LIMIT_URL": "redis://127.0.0.1"}, "not supported"),
+        ({"BROKER_URL": "http://127.0.0.1"}, "REGISTRAR_BROKER_URL"),
     ],
 )
 def test_a_service_that_cannot_start_says_why_in_one_line(settings: dict[str, str], says: str) -> None:

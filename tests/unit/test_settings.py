@@ -192,9 +192,24 @@ def test_a_database_of_ones_own_needs_a_master_key_of_ones_own() -> None:
     assert read(DATABASE_URL="postgresql://localhost/x", MASTER_KEY=KEY.hex()).database_url is not None
 
 
-@pytest.mark.parametrize(("name", "url"), [("BROKER_URL", "amqp://localhost"), ("RATE_LIMIT_URL", "redis://localhost")])
-def test_what_later_versions_bring_is_refused_today(name: str, url: str) -> None:
-    assert refusal(**{name: url}) == f"REGISTRAR_{name} is not supported by this version yet; unset it."
+def test_what_later_versions_bring_is_refused_today() -> None:
+    assert refusal(RATE_LIMIT_URL="redis://localhost") == (
+        "REGISTRAR_RATE_LIMIT_URL is not supported by this version yet; unset it."
+    )
+
+
+@pytest.mark.parametrize("url", ["amqp://localhost", "amqps://u:p%40@mq.example.org:5671/registrar", "amqp://[::1]/"])
+def test_a_broker_is_named_by_its_url(url: str) -> None:
+    broker = read(BROKER_URL=url).broker_url
+    assert broker is not None
+    assert broker.get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost", "http://localhost", "amqp://", "amqp://h:0", "amqp://h:x", "amqp://h/?x=1"]
+)
+def test_what_names_no_broker_is_refused(url: str) -> None:
+    assert "REGISTRAR_BROKER_URL" in refusal(BROKER_URL=url)
 
 
 @pytest.mark.parametrize("text", ["*", "10.0.0.0/8, *", "0.0.0.0/0", "::/0"])
@@ -269,7 +284,8 @@ def test_a_bad_mail_server_is_refused_without_repeating_its_password(url: str) -
         ("DATABASE_URL", f"host=x password={CANARY}"),
         ("MASTER_KEY", CANARY),
         ("ADMIN_TOKEN", f"{CANARY} {CANARY}"),
-        ("BROKER_URL", f"amqp://u:{CANARY}@host"),
+        ("BROKER_URL", f"amqp://u:{CANARY}@host:x"),
+        ("BROKER_URL", f"http://u:{CANARY}@host"),
         ("RATE_LIMIT_URL", f"redis://u:{CANARY}@host"),
         ("ALERT_URL", f"https://u:{CANARY}@host:x/{CANARY}"),
         ("ALERT_URL", f"ftp://u:{CANARY}@host/{CANARY}"),
