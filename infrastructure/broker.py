@@ -498,18 +498,18 @@ class Broker:
             async with asyncio.timeout(PUBLISH_WITHIN.total_seconds()):
                 await publishing()
         except PublishError:
-            session.lost.set()
+            self._lose(session)
             raise Unroutable("no queue takes the message; the topology is declared anew") from None
         except DeliveryError:
             raise Unavailable("the queue is full", retry_after=1.0) from None
         except (AMQPError, OSError, RuntimeError, TimeoutError):
-            session.lost.set()
+            self._lose(session)
             raise BrokerAway("RabbitMQ does not confirm") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            session.lost.set()  # raised by the library, about its connection (library-facts.md)
+            self._lose(session)  # raised by the library, about its connection (library-facts.md)
             raise BrokerAway("RabbitMQ is away") from None
 
     async def look(self) -> dict[str, Any]:
@@ -525,7 +525,7 @@ class Broker:
             took = await session.loop()
             return {"queues": await session.counts(), "loop_seconds": took.total_seconds()}
         except (AMQPError, OSError, RuntimeError, TimeoutError):
-            session.lost.set()
+            self._lose(session)
             raise BrokerAway("RabbitMQ does not answer") from None
 
     async def _be_connected(self) -> None:
@@ -547,6 +547,14 @@ class Broker:
             self._session, self._trouble = None, "away"
             self._up.clear()
             await session.end(self._finish_within)
+
+    def _lose(self, session: _Session) -> None:
+        """Begin anew. Not up from here on: the library refuses at once over a lost connection, so who waits for `until_up`
+        in a loop would come round without letting anything else run."""
+        session.lost.set()
+        if self._session is session:
+            self._session, self._trouble = None, "away"
+            self._up.clear()
 
     def _note_failure(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
