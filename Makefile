@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run services test test-fast simulate chaos bench check format lock clean
+.PHONY: help setup setup-dev run services test test-fast simulate chaos bench check asyncapi format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ check: setup-dev  ## format, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+asyncapi: setup-dev  ## write docs/asyncapi.json, what other services may rely on; a test tells when it is out of date
+	$(BIN)/python -m entrypoints.asyncapi docs/asyncapi.json
 
 format: setup-dev  ## rewrite the code in the house's format
 	$(BIN)/ruff format .

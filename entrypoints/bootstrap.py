@@ -31,6 +31,7 @@ from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore
 from infrastructure.event_store import create_schema as create_event_store
 from infrastructure.follower import Leading, Projector, create_read_schema, lead
+from infrastructure.integration_events import IntegrationEvents
 from infrastructure.keyring import Keyring, open_root_secret
 from infrastructure.letters import TemplateLetters
 from infrastructure.line import Connection, Line, connect, session
@@ -53,7 +54,7 @@ from projections.registrations import Registrations
 log = structlog.get_logger(__name__)
 
 FOLLOWERS = (*(projection.name for projection in PROJECTIONS), ProcessManager.name, Relay.name)
-"""Everything that follows the log."""
+"""Everything that follows the log, whatever is set."""
 
 SEND_MARGIN = timedelta(seconds=15)
 """What a mail's claim outlasts its three tries by: the waits between them, and the recording of the outcome."""
@@ -75,6 +76,11 @@ PUBLISHING = 128
 
 TIME_CHECK = timedelta(seconds=10)
 """How often the clock is set by the database when no append does it."""
+
+
+def followers_with(settings: Settings) -> tuple[str, ...]:
+    """Everything that follows the log under these settings: nobody publishes where there is no broker."""
+    return FOLLOWERS if settings.broker_url is None else (*FOLLOWERS, IntegrationEvents.name)
 
 
 Works = dict[str, Coroutine[Any, Any, None]]
@@ -317,6 +323,11 @@ def _followers(service: Service, make_relay: MakeRelay) -> list[Leading]:
             due=Deadlines().due,
         ),
         make_relay(tail),
+        *(
+            [IntegrationEvents(tail=tail, announcements=announcements, broker=service.broker)]
+            if service.broker is not None
+            else []
+        ),
     ]
 
 

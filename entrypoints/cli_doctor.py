@@ -24,6 +24,7 @@ from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, ProbableAuthen
 from aiosmtplib import SMTP, SMTPException
 
 from application.ports import WrongMasterKey
+from entrypoints.bootstrap import followers_with
 from entrypoints.cli_output import console, print_json
 from entrypoints.cli_session import log_troubles, read_settings
 from entrypoints.reading import LAGGING, followers_of
@@ -221,7 +222,7 @@ async def _in_database(connection: Connection, settings: Settings) -> AsyncItera
         head = await _value(connection, "SELECT position FROM head")
         yield Finding("schema", "ok", f"there, with {head} events")
         yield await _master_key(connection, settings)
-        async for finding in _followers(connection):
+        async for finding in _followers(connection, settings):
             yield finding
     except (psycopg.Error, OSError) as error:
         says = f"it failed to answer ({type(error).__name__})"
@@ -279,8 +280,8 @@ async def _master_key(connection: Connection, settings: Settings) -> Finding:
     return Finding("master key", "ok", "fits this database")
 
 
-async def _followers(connection: Connection) -> AsyncIterator[Finding]:
-    found = (await followers_of(connection)).items
+async def _followers(connection: Connection, settings: Settings) -> AsyncIterator[Finding]:
+    found = (await followers_of(connection, followers_with(settings))).items
     behind = {one.name: one.lag_events for one in found if one.lag_seconds > LAGGING.total_seconds()}
     if behind:
         says = f"standing still behind the log: {_listed(behind)}"

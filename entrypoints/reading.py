@@ -28,7 +28,7 @@ from entrypoints.answers import (
     RegistrationState,
     funnel_bucket,
 )
-from entrypoints.bootstrap import FOLLOWERS, Service
+from entrypoints.bootstrap import Service, followers_with
 from infrastructure.announcements import LOOK_ANYWAY
 from infrastructure.batching import Batcher
 from infrastructure.line import GRACE, Connection, Line, cut_after
@@ -95,6 +95,7 @@ class ReadModels:
         self._policy = service.policy
         self._clock = service.clock
         self._announcements = service.announcements
+        self._follower_names = followers_with(service.settings)
         self._longest_wait = max(timedelta(0), service.settings.request_timeout - MARGIN)
         self._patience = min(service.settings.statement_timeout + GRACE, service.settings.request_timeout)
         # A connection that is never waited for longer than its statements may take: a batch that hung would hold up
@@ -236,7 +237,7 @@ class ReadModels:
     # --- The service itself ---------------------------------------------------------------------
 
     async def followers(self) -> Followers:
-        return await self._ask(followers_of)
+        return await self._ask(lambda connection: followers_of(connection, self._follower_names))
 
     async def oldest_unsent(self) -> timedelta:
         """How long the registrant who has waited longest has had no mail; zero if nobody waits."""
@@ -245,7 +246,7 @@ class ReadModels:
     async def backlog(self) -> Backlog:
         async def select(connection: Connection) -> Backlog:
             return Backlog(
-                await followers_of(connection),
+                await followers_of(connection, self._follower_names),
                 self._age(await SentMails.oldest_unsent(connection)),
                 await SentMails.dead_letters(connection),
                 await Deadlines.overdue(connection, self._clock() - LAGGING),
@@ -320,13 +321,13 @@ class ReadModels:
         )
 
 
-async def followers_of(connection: Connection) -> Followers:
+async def followers_of(connection: Connection, names: Sequence[str]) -> Followers:
     """Every follower's position and lag, of one that never ran, too.
 
     Positions have no gaps, so the next event is found by its number.
     """
     cursor = connection.cursor(row_factory=tuple_row)
-    await cursor.execute(_FOLLOWERS, (list(FOLLOWERS),))
+    await cursor.execute(_FOLLOWERS, (list(names),))
     rows = await cursor.fetchall()
     return Followers(
         rows[0][0],

@@ -1,0 +1,129 @@
+"""Publishes the integration events: each registration's in order, many at a time, and none is ever skipped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import timedelta
+from functools import partial
+from uuid import UUID
+
+import structlog
+
+from application.integration_events import CONTENT_TYPE, TOPICS, IntegrationEvent, encode, integration_event
+from application.ports import BrokerAway, Unavailable
+from infrastructure.announcements import LOG, Announcements
+from infrastructure.broker import EVENTS_EXCHANGE, Broker
+from infrastructure.follower import ReadsLog, position_of, save_position
+from infrastructure.line import Connection
+
+log = structlog.get_logger(__name__)
+
+READ = 200
+"""Events published without waiting for each other's confirms: those come in milliseconds, and not one by one."""
+
+PACE = timedelta(milliseconds=100)
+"""Least time between two reads at the end of the log, so that under load one position is saved for many events."""
+
+TOUCH = timedelta(seconds=1)
+"""How often the session that holds the leadership is used, at least."""
+
+LONGEST_PAUSE = timedelta(seconds=30)
+"""Between two tries of an event that a subscriber's full queue refuses: all others get it again each time."""
+
+
+class IntegrationEvents:
+    """Follows the log and publishes what concerns other services; one leads (`infrastructure.follower.lead`).
+
+    At least once: the position moves only after the broker has confirmed everything before it, and a copy has the id of
+    the first. Events of one registration arrive in their order, because each waits for the confirm of the one before;
+    those of different registrations may overtake each other by a few. A follower that is new begins at the begin of the
+    log.
+
+    An event that cannot be published holds up those behind it. Nothing is parked: what a subscriber gets is in order.
+    """
+
+    name = "integration-events"
+
+    def __init__(self, *, tail: ReadsLog, announcements: Announcements, broker: Broker) -> None:
+        self._tail = tail
+        self._announcements = announcements
+        self._broker = broker
+        self._refused = False
+
+    async def work(self, connection: Connection) -> None:
+        """Follow until cancelled; see `infrastructure.follower.Leading`."""
+        await connection.execute("SET synchronous_commit = off")  # a lost position repeats, with the same ids
+        position = await position_of(connection, self.name)
+        loop = asyncio.get_running_loop()
+        while True:
+            begun = loop.time()
+            rows, seen = await self._tail.read(position, READ, TOPICS)
+            events = [event for row in rows if (event := integration_event(self._tail.decode(row))) is not None]
+            if events:
+                await _touching(connection, self._publish(events))
+            if seen > position:
+                await save_position(connection, self.name, position, seen)
+                far_behind = seen - position >= READ
+                position = seen
+                if not far_behind:
+                    await asyncio.sleep(begun + PACE.total_seconds() - loop.time())
+            if not await self._announcements.beyond(LOG, position, within=TOUCH):
+                await connection.execute("SELECT 1")  # is the leadership still ours?
+
+    async def _publish(self, events: Sequence[IntegrationEvent]) -> None:
+        """Return when the broker has confirmed all of them."""
+        self._refused = False
+        latest: dict[UUID, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as group:
+            for event in events:
+                before = latest.get(event.subject)
+                latest[event.subject] = group.create_task(self._see_through(event, before))
+
+    async def _see_through(self, event: IntegrationEvent, before: asyncio.Task[None] | None) -> None:
+        """Publish an event after the one before it, however long the broker is away."""
+        if before is not None:
+            await before
+        pause = timedelta(milliseconds=200)
+        while True:
+            try:
+                await self._broker.publish(
+                    encode(event),
+                    exchange=EVENTS_EXCHANGE,
+                    routing_key=event.ROUTING_KEY,
+                    message_id=event.id,
+                    correlation_id=str(event.correlationid),
+                    message_type=event.type,
+                    timestamp=event.time,
+                    headers={} if event.traceparent is None else {"traceparent": event.traceparent},
+                    content_type=CONTENT_TYPE,
+                )
+                return
+            except BrokerAway:
+                wait: Callable[[], Awaitable[None]] = self._broker.until_up
+            except Unavailable as refused:
+                self._note_refusal(event)
+                wait = partial(asyncio.sleep, max(refused.retry_after, pause.total_seconds()))
+                pause = min(pause * 2, LONGEST_PAUSE)
+            await wait()
+
+    def _note_refusal(self, event: IntegrationEvent) -> None:
+        if not self._refused:  # once in all that is published together, not once an event and try
+            log.warning(
+                "integration_events.refused",
+                position=event.data.position,
+                hint="a subscriber's queue is full and refuses more: empty it, or have it drop or dead-letter the oldest",
+            )
+        self._refused = True
+
+
+async def _touching(connection: Connection, publishing: Coroutine[None, None, None]) -> None:
+    """See the publishing through, and use the session meanwhile, which proves that the leadership is still ours."""
+    task = asyncio.create_task(publishing)
+    try:
+        while not (await asyncio.wait({task}, timeout=TOUCH.total_seconds()))[0]:
+            await connection.execute("SELECT 1")
+        task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
