@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
@@ -34,10 +35,12 @@ from application.commands import (
 from application.crash_points import crash_point
 from application.passwords import parse_password
 from application.ports import (
+    A,
     Clock,
     Conflict,
     Context,
     Log,
+    OtherKind,
     PasswordHasher,
     Person,
     Secrets,
@@ -354,9 +357,7 @@ class Handlers:
     async def discard_stray_message(self, command: DiscardStrayMessage, context: Context) -> Answer:
         async def decide() -> Answer:
             streams = await self._log.load(command.message_id)
-            message = streams.get(StrayMessage, command.message_id)
-            if message is None:
-                raise UnknownRegistration
+            message = _existing(StrayMessage, streams, command.message_id)
             message.discard(now=self._clock())
             position = await self._save(message, context=context)
             return Answer(command.message_id, Status.CANCELLED, position or streams.position(command.message_id))
@@ -395,10 +396,15 @@ class Handlers:
 
 
 def _found(streams: Streams, registration_id: UUID) -> Registration:
-    registration = streams.get(Registration, registration_id)
-    if registration is None:
-        raise UnknownRegistration
-    return registration
+    return _existing(Registration, streams, registration_id)
+
+
+def _existing(kind: type[A], streams: Streams, stream_id: UUID) -> A:
+    with suppress(OtherKind):  # an id of something else is as unknown as one of nothing
+        aggregate = streams.get(kind, stream_id)
+        if aggregate is not None:
+            return aggregate
+    raise UnknownRegistration
 
 
 def _seat(streams: Streams, claim_id: UUID) -> Seat:

@@ -106,10 +106,23 @@ class Log(Protocol):
         ...
 
 
+class OtherKind(TypeError):
+    """A stream is none of the kind that was asked for."""
+
+    def __init__(self, stream_id: UUID, found: type[Aggregate], asked: type[Aggregate]) -> None:
+        super().__init__(f"stream {stream_id} is a {found.__name__}, not a {asked.__name__}")
+
+
 class Streams(Protocol):
     """What `Log.load` read: aggregates by their id."""
 
-    def get(self, kind: type[A], stream_id: UUID) -> A | None: ...
+    def get(self, kind: type[A], stream_id: UUID) -> A | None:
+        """The aggregate of this stream, None if the stream is empty.
+
+        Raises:
+            OtherKind: it is the stream of something else.
+        """
+        ...
 
     def position(self, stream_id: UUID) -> Position:
         """Position of the stream's last event, 0 if it has none."""

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from domain.recorded import Position
 from projections.audit import Entry
 from projections.funnel import Bucket, Flow
-from projections.mail import Mail
+from projections.mail import Mail, Stray
 
 Id = Annotated[UUID, Field(examples=["019cab10-3b5e-7c31-8f6a-1d2e3f405162"])]
 StatusName = Literal["PENDING", "VERIFIED", "ACTIVE", "CANCELLED"]
@@ -139,6 +139,14 @@ class Mails:
 
 
 @dataclass(frozen=True, slots=True)
+class StrayMessages:
+    """A page of the messages among the dead letters that are none of ours, the latest first."""
+
+    items: list[Stray]
+    next_cursor: Cursor
+
+
+@dataclass(frozen=True, slots=True)
 class AuditEntries:
     """A page, newest first."""
 
@@ -182,10 +190,29 @@ class Followers:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What an operator's act led to."""
+    """What an operator's act led to.
+
+    Attributes:
+        registration_id: or the id of the stray message, whose `status` is CANCELLED once it is discarded.
+    """
 
     registration_id: Id
     status: StatusName
+
+
+@dataclass(frozen=True, slots=True)
+class MailsRetried:
+    """What became of the mails that one bulk retry looked at.
+
+    Attributes:
+        requested: they are tried again now.
+        passed_over: not tried again, because a later code took their place, or their registration went on or ended.
+        next_cursor: goes on with the mails that it did not look at; null once there are none.
+    """
+
+    requested: Annotated[int, Field(examples=[48])]
+    passed_over: Annotated[int, Field(examples=[2])]
+    next_cursor: Cursor
 
 
 def funnel_bucket(bucket: Bucket) -> dict[str, Any]:

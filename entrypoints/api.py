@@ -6,14 +6,13 @@ taken: a duplicate takes the same way through the same code.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib.metadata import version
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 from fastapi import FastAPI, Query
@@ -25,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from application.commands import Command, RegisterUser, RequestNewCode, VerifyEmail
+from application.commands import RegisterUser, RequestNewCode, VerifyEmail
 from domain.errors import UnknownRegistration
 from entrypoints.answers import CodeRequested, MailboxMessages, Registered, Verification, answer
 from entrypoints.api_admin import add_admin_routes
@@ -38,14 +37,13 @@ from entrypoints.api_docs import (
     problems,
     show_described,
 )
+from entrypoints.bodies import malformed, parse
 from entrypoints.bootstrap import Service
 from entrypoints.health import HealthChecks, add_health_routes, add_metrics_route
 from entrypoints.http_guard import DIRECTLY, Guard, body_of, context_of
-from entrypoints.problems import Declined, FieldError, explain
+from entrypoints.problems import explain
 from entrypoints.reading import ReadModels
 from infrastructure.mailbox import Mailbox, page, page_policy
-
-C = TypeVar("C", bound=Command)
 
 ACTOR: Final = "client"
 
@@ -135,47 +133,6 @@ async def _problem(_: Request, error: Exception) -> Response:
     return explain(error).response()
 
 
-# --- Bodies -------------------------------------------------------------------------------------
-
-
-def parse(kind: type[C], body: bytes, **known: object) -> C:
-    """The command in a JSON body.
-
-    Args:
-        known: fields that come from elsewhere, and therefore may not be in the body.
-
-    Raises:
-        Declined, pydantic.ValidationError: it is malformed.
-    """
-    try:
-        fields = _json.decode(body.decode())
-    except (ValueError, RecursionError):
-        raise _invalid("(body)", "not valid JSON, or a key comes twice") from None
-    if not isinstance(fields, dict):
-        raise _invalid("(body)", "not a JSON object")
-    for name in fields.keys() & known.keys():
-        raise _invalid(name, "does not belong into the body")
-    return kind.model_validate(fields | known)
-
-
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError
-    return fields
-
-
-def _refuse(_: str) -> None:
-    raise ValueError  # NaN and Infinity are not JSON
-
-
-_json = json.JSONDecoder(object_pairs_hook=_unambiguous, parse_constant=_refuse)
-
-
-def _invalid(field: str, message: str) -> Declined:
-    return Declined("invalid-request", errors=[FieldError(field, message)])
-
-
 class _Counted:
     """Counts what becomes of a request: "accepted", or its error code."""
 
@@ -261,7 +218,7 @@ class Api(FastAPI):
 def _id_of(request: Request) -> UUID:
     text = request.path_params["registration_id"]
     if not _ID.fullmatch(text):
-        raise _invalid("registration_id", "not a UUID")
+        raise malformed("registration_id", "not a UUID")
     return UUID(text)
 
 
@@ -271,7 +228,7 @@ def _number_of(request: Request, name: str, most: int) -> int | None:
     if not values:
         return None
     if len(values) > 1 or not _NUMBER.fullmatch(values[0]) or int(values[0]) > most:
-        raise _invalid(name, f"not one whole number from 0 to {most}")
+        raise malformed(name, f"not one whole number from 0 to {most}")
     return int(values[0])
 
 
@@ -280,7 +237,7 @@ def _idempotency_key_of(request: Request) -> str | None:
     if not values:
         return None
     if len(values) > 1 or not _IDEMPOTENCY_KEY.fullmatch(values[0]):
-        raise _invalid("idempotency-key", "not one key of 16 to 64 letters, digits, '-' and '_'")
+        raise malformed("idempotency-key", "not one key of 16 to 64 letters, digits, '-' and '_'")
     return values[0]
 
 

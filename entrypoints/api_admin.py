@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -17,8 +17,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from application.addresses import MAX_LENGTH, parse_address
-from application.commands import CancelRegistration, Command, DiscardMail, EraseRegistration, RetryMail
-from domain.errors import UnknownRegistration
+from application.commands import CancelRegistration, Command, EraseRegistration
+from application.handlers import Answer
+from domain.errors import Refused, UnknownRegistration
+from entrypoints import mail_desk
 from entrypoints.answers import (
     AdminRegistrationStory,
     AuditEntries,
@@ -26,19 +28,23 @@ from entrypoints.answers import (
     Followers,
     FunnelBuckets,
     Mails,
+    MailsRetried,
     Registrations,
     StatusName,
+    StrayMessages,
     answer,
 )
-from entrypoints.api_docs import problems
+from entrypoints.api_docs import BODY_PROBLEMS, body_described, problems
+from entrypoints.bodies import parse
 from entrypoints.bootstrap import Service
-from entrypoints.http_guard import context_of
+from entrypoints.http_guard import body_of, context_of
 from entrypoints.problems import Declined, FieldError
 from entrypoints.reading import ReadModels
+from projections.mail import STRAY
 
 ACTOR: Final = "operator"
 
-MailState = Literal["QUEUED", "RETRYING", "SENT", "WITHHELD", "FAILED", "DISCARDED", "DROPPED"]
+MailState = Literal["QUEUED", "RETRYING", "SENT", "WITHHELD", "FAILED", "DISCARDED", "DROPPED", "STRAY"]
 
 Address = Annotated[str, Field(max_length=MAX_LENGTH), AfterValidator(parse_address)]
 
@@ -97,6 +103,17 @@ class MailQuery(_Page):
     state: MailState | None = None
 
 
+class RetryByCause(_Page):
+    """Which mails are to be tried again, as many of them as one request looks at."""
+
+    model_config = ConfigDict(strict=True)
+
+    failure: Annotated[
+        str,
+        Field(pattern="^[a-z][a-z0-9-]{0,31}$", examples=["expired"], description="`failure` of the mails to retry"),
+    ]
+
+
 class FunnelQuery(_Query):
     since: Annotated[AwareDatetime | None, Field(description="by default a day ago, or 30 days for `day`")] = None
     bucket: Literal["hour", "day"] = "hour"
@@ -106,7 +123,9 @@ def add_admin_routes(app: FastAPI, service: Service, reads: ReadModels) -> None:
     """Everything under `/v1/admin`."""
     guarded = [Depends(Operator(service.admin_token))]
 
-    def add(method: str, path: str, endpoint: Callable[..., Any], summary: str, model: type, *codes: str) -> None:
+    def add(
+        method: str, path: str, endpoint: Callable[..., Any], summary: str, model: Any, *codes: str, **described: Any
+    ) -> None:
         app.add_api_route(
             f"/v1/admin{path}",
             endpoint,
@@ -115,10 +134,11 @@ def add_admin_routes(app: FastAPI, service: Service, reads: ReadModels) -> None:
             summary=summary,
             dependencies=guarded,
             responses={200: {"model": model}, **problems("invalid-request", "unauthorized", *codes)},
+            **described,
         )
 
     _add_questions(add, reads)
-    _add_acts(add, service)
+    _add_acts(add, service, reads)
 
 
 def _add_questions(add: Callable[..., None], reads: ReadModels) -> None:
@@ -152,8 +172,10 @@ def _add_questions(add: Callable[..., None], reads: ReadModels) -> None:
             return answer(await found)
 
     async def mails(query: Annotated[MailQuery, Query()]) -> Response:
-        """Mails, the latest issue first; `state=FAILED` are the dead letters."""
+        """Mails, the latest issue first; `state=FAILED` are the dead letters, `state=STRAY` those that are none of ours."""
         with _cursor_checked():
+            if query.state == STRAY:
+                return answer(await reads.strays(cursor=query.cursor, limit=query.limit))
             return answer(await reads.mails(state=query.state, cursor=query.cursor, limit=query.limit))
 
     async def funnel(query: Annotated[FunnelQuery, Query()]) -> Response:
@@ -167,7 +189,7 @@ def _add_questions(add: Callable[..., None], reads: ReadModels) -> None:
     add("GET", "/registrations", search, "Search registrations", Registrations)
     add("GET", "/registrations/{registration_id}", show, "The full picture", AdminRegistrationStory, _UNKNOWN)
     add("GET", "/audit", audit, "Search the audit log", AuditEntries)
-    add("GET", "/mail", mails, "The mail desk", Mails)
+    add("GET", "/mail", mails, "The mail desk", Mails | StrayMessages)
     add("GET", "/funnel", funnel, "The funnel", FunnelBuckets)
     add("GET", "/projections", projections, "Followers and read models", Followers)
 
@@ -175,9 +197,11 @@ def _add_questions(add: Callable[..., None], reads: ReadModels) -> None:
 _UNKNOWN: Final = "unknown-registration"
 
 
-def _add_acts(add: Callable[..., None], service: Service) -> None:
+def _add_acts(add: Callable[..., None], service: Service, reads: ReadModels) -> None:
     async def do(command: Command, request: Request) -> Response:
-        done = await service.handlers.handle(command, context_of(request, ACTOR))
+        return told(await service.handlers.handle(command, context_of(request, ACTOR)))
+
+    def told(done: Answer) -> Response:
         return answer(Done(done.registration_id, done.status.value), headers={"Registrar-Position": str(done.position)})
 
     async def cancel(registration_id: UUID, request: Request) -> Response:
@@ -190,16 +214,38 @@ def _add_acts(add: Callable[..., None], service: Service) -> None:
 
     async def retry(registration_id: UUID, request: Request) -> Response:
         """Try the mail of a pending registration again now."""
-        return await do(RetryMail(registration_id=registration_id), request)
+        return told(await mail_desk.retry(service, registration_id, context_of(request, ACTOR)))
+
+    async def retry_by_cause(request: Request) -> Response:
+        """Try the mails again whose last failure is this one, the latest issue first.
+
+        A request looks at `limit` mails; go on with `next_cursor` until it is null. Repeatable: a mail that goes out
+        in the meantime is passed over.
+        """
+        wanted = parse(RetryByCause, body_of(request))
+        with _cursor_checked():
+            found = await reads.worth_a_retry(failures=[wanted.failure], cursor=wanted.cursor, limit=wanted.limit)
+        requested = 0
+        for registration_id in found.registration_ids:
+            with suppress(Refused):  # verified or ended since
+                requested += await mail_desk.had_effect(
+                    service, mail_desk.retry, registration_id, context_of(request, ACTOR)
+                )
+        passed_over = len(found.registration_ids) - requested + found.others
+        return answer(MailsRetried(requested, passed_over, found.next_cursor))
 
     async def discard(registration_id: UUID, request: Request) -> Response:
-        """Give the mail up; the registration is undone."""
-        return await do(DiscardMail(registration_id=registration_id), request)
+        """Give the mail up; the registration is undone. A stray message, by its id, is taken from the list."""
+        return told(await mail_desk.discard(service, registration_id, context_of(request, ACTOR)))
 
     refused = (_UNKNOWN, "not-pending")
     add("POST", "/registrations/{registration_id}/cancel", cancel, "Cancel a registration", Done, *refused)
     add("POST", "/registrations/{registration_id}/erase", erase, "Erase a person", Done, _UNKNOWN)
     add("POST", "/mail/{registration_id}/retry", retry, "Retry a mail", Done, *refused)
+    add(
+        *("POST", "/mail/retry", retry_by_cause, "Retry mails by cause", MailsRetried, *BODY_PROBLEMS),
+        openapi_extra=body_described(RetryByCause, {"failure": "expired"}),
+    )
     add("POST", "/mail/{registration_id}/discard", discard, "Discard a mail", Done, *refused)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from fastapi import FastAPI
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from starlette.responses import FileResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
@@ -104,6 +105,15 @@ def describe_problems(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
+BODY_PROBLEMS: Final = ("request-timeout", "payload-too-large", "unsupported-media-type")
+"""What a body can be refused for before it is read."""
+
+
+def body_described(kind: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
+    """The part `openapi_extra` of a route whose body is read by hand (`entrypoints.bodies`)."""
+    return _extra(schema=kind.model_json_schema(), example=dict(example))
+
+
 # --- The registrants' routes, whose parameters and bodies are read by hand ------------------------
 
 
@@ -143,7 +153,7 @@ _POSITION: Final = {
         "schema": {"type": "integer"},
     }
 }
-_BODY: Final = ("invalid-request", "request-timeout", "payload-too-large", "unsupported-media-type")
+_BODY: Final = ("invalid-request", *BODY_PROBLEMS)
 
 REGISTER: Final[dict[str, Any]] = {
     "status_code": 202,

@@ -293,13 +293,13 @@ def mail() -> None:
     """See what became of the mails; retry, discard."""
 
 
-@mail.command("list", epilog=_example("registrar mail list --state failed"))
+@mail.command("list", epilog=_example("registrar mail list --state failed", "registrar mail list --state stray"))
 @click.option(
     "--state",
     type=click.Choice(
-        ["queued", "retrying", "sent", "withheld", "failed", "discarded", "dropped"], case_sensitive=False
+        ["queued", "retrying", "sent", "withheld", "failed", "discarded", "dropped", "stray"], case_sensitive=False
     ),
-    help="Only mails in this state.",
+    help="Only mails in this state; stray: the dead letters that are none of ours.",
 )
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="At most N.")
 @_as_json
@@ -309,6 +309,8 @@ def mail_list(*, state: str | None, limit: int, as_json: bool, data_dir: Path | 
     from entrypoints import cli_mail
     from entrypoints.cli_session import with_service
 
+    if state == "stray":
+        return with_service(data_dir, lambda service: cli_mail.list_strays(service, limit=limit, as_json=as_json))
     return with_service(
         data_dir, lambda service: cli_mail.list_mails(service, state=state, limit=limit, as_json=as_json)
     )
@@ -316,15 +318,32 @@ def mail_list(*, state: str | None, limit: int, as_json: bool, data_dir: Path | 
 
 @mail.command(
     "retry",
-    epilog=_example("registrar mail retry 0198c0de-0000-7000-8000-000000000000", "registrar mail retry --all --yes"),
+    epilog=_example(
+        "registrar mail retry 0198c0de-0000-7000-8000-000000000000",
+        "registrar mail retry --all --yes",
+        "registrar mail retry --all --failure expired --failure crashed",
+    ),
 )
 @click.argument("registration_ids", type=click.UUID, metavar="ID...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every unsent mail with a failure whose registration waits.")
+@click.option(
+    "--failure",
+    "failures",
+    multiple=True,
+    metavar="NAME",
+    help="With --all: only mails whose last failure is this one; may be repeated.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask before --all.")
 @_as_json
 @_data_dir
 def mail_retry(
-    *, registration_ids: tuple[UUID, ...], everything: bool, yes: bool, as_json: bool, data_dir: Path | None
+    *,
+    registration_ids: tuple[UUID, ...],
+    everything: bool,
+    failures: tuple[str, ...],
+    yes: bool,
+    as_json: bool,
+    data_dir: Path | None,
 ) -> int:
     """Try the mail of these registrations again now."""
     from entrypoints import cli_mail
@@ -332,21 +351,23 @@ def mail_retry(
 
     if bool(registration_ids) == everything:
         raise click.UsageError("Give the ids of registrations, or --all.", click.get_current_context())
-    if everything and not yes and sys.stdin.isatty() and not click.confirm("Try all failed mails again?", err=True):
+    if failures and not everything:
+        raise click.UsageError("--failure goes with --all.", click.get_current_context())
+    if not everything:
+        return with_service(data_dir, lambda service: cli_mail.retry(service, registration_ids, as_json=as_json))
+    which = f"all mails that failed with {' or '.join(failures)}" if failures else "all failed mails"
+    if not yes and sys.stdin.isatty() and not click.confirm(f"Try {which} again?", err=True):
         return 1
-    return with_service(
-        data_dir,
-        lambda service: cli_mail.retry(service, None if everything else registration_ids, as_json=as_json),
-    )
+    return with_service(data_dir, lambda service: cli_mail.retry_all(service, failures, as_json=as_json))
 
 
 @mail.command("discard", epilog=_example("registrar mail discard 0198c0de-0000-7000-8000-000000000000"))
-@click.argument("registration_ids", type=click.UUID, metavar="ID...", nargs=-1, required=True)
+@click.argument("wanted_ids", type=click.UUID, metavar="ID...", nargs=-1, required=True)
 @_as_json
 @_data_dir
-def mail_discard(*, registration_ids: tuple[UUID, ...], as_json: bool, data_dir: Path | None) -> int:
-    """Give the mail of these registrations up, and undo them."""
+def mail_discard(*, wanted_ids: tuple[UUID, ...], as_json: bool, data_dir: Path | None) -> int:
+    """Give the mail of these registrations up, and undo them; take these stray messages from the list."""
     from entrypoints import cli_mail
     from entrypoints.cli_session import with_service
 
-    return with_service(data_dir, lambda service: cli_mail.discard(service, registration_ids, as_json=as_json))
+    return with_service(data_dir, lambda service: cli_mail.discard(service, wanted_ids, as_json=as_json))

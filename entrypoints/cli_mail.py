@@ -6,24 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
-from application.commands import DiscardMail, RetryMail
 from application.ports import Conflict, Context, Unavailable
 from domain.errors import Refused
-from domain.registration import Status
+from entrypoints import mail_desk
 from entrypoints.bootstrap import Service
 from entrypoints.cli_output import note, print_json, print_table
 from entrypoints.reading import ReadModels
 from projections.mail import Mails
-from projections.registrations import Registrations
 
 _PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of one command.
+    """What became of one act.
 
     Attributes:
+        registration_id: or the id of a stray message.
         outcome: "done", "nothing to do", "refused" or "failed".
         reason: the code of the refusal, or what is away.
     """
@@ -51,30 +50,62 @@ async def list_mails(service: Service, *, state: str | None, limit: int, as_json
                 for one in found.items
             ),
         )
-    if found.next_cursor is not None:
+    await _note_what_is_missing(service, limit, there_are_more=found.next_cursor is not None)
+    return 0
+
+
+async def list_strays(service: Service, *, limit: int, as_json: bool) -> int:
+    """Print the messages among the dead letters that are none of ours, the latest first."""
+    async with service.pool.connection() as connection:
+        found = await Mails.strays(connection, limit=limit)
+    if as_json:
+        print_json(found.items)
+    else:
+        print_table(
+            ("id", "reason", "died of", "bytes", "content type", "fields", "other fields", "kept at", "digest"),
+            (
+                (
+                    *(one.id, one.reason, one.died_of, one.size, one.content_type, one.fields or None),
+                    *(one.other_fields, one.kept_at, one.digest),
+                )
+                for one in found.items
+            ),
+        )
+    await _note_what_is_missing(service, limit, there_are_more=found.next_cursor is not None)
+    return 0
+
+
+async def _note_what_is_missing(service: Service, limit: int, *, there_are_more: bool) -> None:
+    if there_are_more:
         note(f"There are more than {limit}; --limit shows more.")
     behind = [one.lag_events for one in (await ReadModels(service).followers()).items if one.name == Mails.name]
     if any(behind):
         note(f"This list is behind the log by {behind[0]}; does `registrar up` or `registrar process` run?")
-    return 0
 
 
-async def retry(service: Service, registration_ids: Sequence[UUID] | None, *, as_json: bool) -> int:
-    """Have mails tried again now; None: all that have failed and whose registration still waits for one."""
-    if registration_ids is None:
-        registration_ids = await _worth_a_retry(service)
-    return await _each(service, [RetryMail(registration_id=one) for one in registration_ids], as_json=as_json)
+async def retry(service: Service, registration_ids: Sequence[UUID], *, as_json: bool) -> int:
+    """Have mails tried again now."""
+    return await _each(service, mail_desk.retry, registration_ids, as_json=as_json)
 
 
-async def discard(service: Service, registration_ids: Sequence[UUID], *, as_json: bool) -> int:
-    """Give mails up; the saga undoes their registrations."""
-    return await _each(service, [DiscardMail(registration_id=one) for one in registration_ids], as_json=as_json)
+async def retry_all(service: Service, failures: Sequence[str], *, as_json: bool) -> int:
+    """Have all mails tried again now that have failed and whose registration still waits for one.
+
+    Args:
+        failures: only those whose last failure is one of these, unless it is empty.
+    """
+    return await retry(service, await _worth_a_retry(service, failures), as_json=as_json)
 
 
-async def _each(service: Service, commands: Sequence[RetryMail | DiscardMail], *, as_json: bool) -> int:
-    """Run commands one by one and report; 1 if any did not have its effect."""
-    correlation_id = uuid4()
-    reports = [await _run(service, command, correlation_id) for command in commands]
+async def discard(service: Service, wanted_ids: Sequence[UUID], *, as_json: bool) -> int:
+    """Give mails up, whose registrations the saga undoes, and take stray messages from the list."""
+    return await _each(service, mail_desk.discard, wanted_ids, as_json=as_json)
+
+
+async def _each(service: Service, act: mail_desk.Act, wanted_ids: Sequence[UUID], *, as_json: bool) -> int:
+    """Act on one after the other and report; 1 if any did not have its effect."""
+    context = Context(actor="operator", correlation_id=uuid4())
+    reports = [await _report(service, act, wanted_id, context) for wanted_id in wanted_ids]
     if as_json:
         print_json(reports)
     elif reports:
@@ -86,32 +117,26 @@ async def _each(service: Service, commands: Sequence[RetryMail | DiscardMail], *
     return 1 if any(one.outcome in {"refused", "failed"} for one in reports) else 0
 
 
-async def _run(service: Service, command: RetryMail | DiscardMail, correlation_id: UUID) -> Report:
-    registration_id = command.registration_id
+async def _report(service: Service, act: mail_desk.Act, wanted_id: UUID, context: Context) -> Report:
     try:
-        before = (await service.store.load(registration_id)).position(registration_id)
-        answer = await service.handlers.handle(command, Context(actor="operator", correlation_id=correlation_id))
+        had_effect = await mail_desk.had_effect(service, act, wanted_id, context)
     except Refused as refusal:
-        return Report(registration_id, "refused", refusal.code)
+        return Report(wanted_id, "refused", refusal.code)
     except Conflict:
-        return Report(registration_id, "failed", "somebody else changed it at the same time")
+        return Report(wanted_id, "failed", "somebody else changed it at the same time")
     except Unavailable as error:
-        return Report(registration_id, "failed", str(error))
-    return Report(registration_id, "done" if answer.position > before else "nothing to do")
+        return Report(wanted_id, "failed", str(error))
+    return Report(wanted_id, "done" if had_effect else "nothing to do")
 
 
-async def _worth_a_retry(service: Service) -> list[UUID]:
+async def _worth_a_retry(service: Service, failures: Sequence[str]) -> list[UUID]:
     """Registrations that are pending and whose mail has failed, for now or for good; the one that waits longest first."""
+    reads = ReadModels(service)
     waiting: list[UUID] = []
-    async with service.pool.connection() as connection:
-        for state in ("FAILED", "RETRYING"):
-            cursor: str | None = None
-            while True:
-                found = await Mails.search(connection, state=state, cursor=cursor, limit=_PAGE)
-                ids = [one.registration_id for one in found.items]
-                views, _ = await Registrations.find(connection, ids)
-                waiting += [one for one in ids if one in views and views[one].status == Status.PENDING]
-                cursor = found.next_cursor
-                if cursor is None:
-                    break
-    return list(dict.fromkeys(reversed(waiting)))
+    cursor: str | None = None
+    while True:
+        found = await reads.worth_a_retry(failures=failures or None, cursor=cursor, limit=_PAGE)
+        waiting += found.registration_ids
+        cursor = found.next_cursor
+        if cursor is None:
+            return waiting[::-1]

@@ -141,6 +141,7 @@ class HealthChecks:
             )
         metrics.backlog(
             dead_letters=backlog.dead_letters,
+            stray_messages=backlog.stray_messages,
             oldest_unsent_seconds=backlog.oldest_unsent.total_seconds(),
             stuck=backlog.stuck,
         )

@@ -16,6 +16,7 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from application.addresses import canonical_address, masked_address
 from application.ports import Person, Unavailable
 from domain.recorded import Position
+from domain.registration import Status
 from entrypoints.answers import (
     AdminRegistration,
     AdminRegistrationStory,
@@ -26,6 +27,7 @@ from entrypoints.answers import (
     Mails,
     Registrations,
     RegistrationState,
+    StrayMessages,
     funnel_bucket,
 )
 from entrypoints.bootstrap import Service, followers_with
@@ -73,13 +75,30 @@ class Backlog:
     Attributes:
         oldest_unsent: how long the registrant who has waited longest has had no mail; zero if nobody waits.
         dead_letters: mails that failed for good.
+        stray_messages: dead letters that are none of ours, and that nobody has discarded.
         stuck: registrations whose next step is overdue.
     """
 
     followers: Followers
     oldest_unsent: timedelta
     dead_letters: int
+    stray_messages: int
     stuck: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorthARetry:
+    """Of some mails that failed, those that can still be of use.
+
+    Attributes:
+        registration_ids: pending, the failed mail being that of their current code; the latest issue first.
+        others: how many mails were looked at besides.
+        next_cursor: brings the next mails; None if these were the last.
+    """
+
+    registration_ids: list[UUID]
+    others: int
+    next_cursor: str | None
 
 
 class ReadModels:
@@ -228,6 +247,38 @@ class ReadModels:
         page = await self._ask(lambda connection: SentMails.search(connection, state=state, cursor=cursor, limit=limit))
         return Mails(page.items, page.next_cursor)
 
+    async def strays(self, *, cursor: str | None, limit: int) -> StrayMessages:
+        """
+        Raises:
+            ValueError: malformed cursor.
+        """
+        page = await self._ask(lambda connection: SentMails.strays(connection, cursor=cursor, limit=limit))
+        return StrayMessages(page.items, page.next_cursor)
+
+    async def worth_a_retry(self, *, failures: Sequence[str] | None, cursor: str | None, limit: int) -> WorthARetry:
+        """Of the next mails that failed, those for which a registration still waits.
+
+        Args:
+            failures: only mails whose last failure is one of these.
+            limit: mails to look at.
+
+        Raises:
+            ValueError: malformed cursor.
+        """
+
+        async def select(connection: Connection) -> WorthARetry:
+            failed = await SentMails.failed(connection, failures=failures, cursor=cursor, limit=limit)
+            views, _ = await RegistrationsModel.find(connection, [mail.registration_id for mail in failed.items])
+            waiting = [
+                mail.registration_id
+                for mail in failed.items
+                if (view := views.get(mail.registration_id)) is not None
+                and (view.status, view.serial) == (Status.PENDING, mail.serial)
+            ]
+            return WorthARetry(waiting, len(failed.items) - len(waiting), failed.next_cursor)
+
+        return await self._ask(select)
+
     async def funnel(self, *, since: datetime | None, bucket: Literal["hour", "day"]) -> FunnelBuckets:
         """From `since` on; by default the last day in hours, the last 30 days in days."""
         start = since or self._clock() - (timedelta(days=1) if bucket == "hour" else timedelta(days=30))
@@ -249,6 +300,7 @@ class ReadModels:
                 await followers_of(connection, self._follower_names),
                 self._age(await SentMails.oldest_unsent(connection)),
                 await SentMails.dead_letters(connection),
+                await SentMails.stray_messages(connection),
                 await Deadlines.overdue(connection, self._clock() - LAGGING),
             )
 

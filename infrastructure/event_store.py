@@ -22,7 +22,7 @@ import psycopg
 import structlog
 from eventsourcing.persistence import StoredEvent
 
-from application.ports import A, Conflict, Context, FollowerMoved, Unavailable, WrappedKey
+from application.ports import A, Conflict, Context, FollowerMoved, OtherKind, Unavailable, WrappedKey
 from domain.recorded import AnyEvent, Position, Recorded
 from infrastructure.arrays import Bigints, Byteas, Texts, Uuids
 from infrastructure.batching import Batcher
@@ -128,12 +128,12 @@ class LoadedStreams:
         self._rows = rows
 
     def get(self, kind: type[A], stream_id: UUID) -> A | None:
-        """The aggregate of this stream, None if the stream is empty."""
+        """See `application.ports.Streams`."""
         aggregate: Any = None
         for version, topic, state, _ in self._rows.get(stream_id, ()):
             aggregate = self._codec.decode(stream_id, version, topic, state).mutate(aggregate)
         if aggregate is not None and not isinstance(aggregate, kind):
-            raise TypeError(f"stream {stream_id} is a {type(aggregate).__name__}, not a {kind.__name__}")
+            raise OtherKind(stream_id, type(aggregate), kind)
         return aggregate
 
     def position(self, stream_id: UUID) -> Position:

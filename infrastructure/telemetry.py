@@ -72,6 +72,9 @@ class Metrics:
         self._parked = Gauge("registrar_parked_streams", "Streams put aside", ["follower"], registry=registry)
         self._circuit = Gauge("registrar_circuit_state", "0 closed, 1 half-open, 2 open", ["name"], registry=registry)
         self._dead_letters = Gauge("registrar_dead_letters", "Mails that failed for good", registry=registry)
+        self._stray_messages = Gauge(
+            "registrar_stray_messages", "Dead letters that are none of ours, not discarded yet", registry=registry
+        )
         self._oldest_unsent = Gauge(
             "registrar_oldest_unsent_seconds", "How long the mail has waited that waits longest", registry=registry
         )
@@ -147,8 +150,11 @@ class Metrics:
         self._lag_seconds.labels(name).set(lag_seconds)
         self._parked.labels(name).set(parked_streams)
 
-    def backlog(self, *, dead_letters: float, oldest_unsent_seconds: float, stuck: float) -> None:
+    def backlog(
+        self, *, dead_letters: float, stray_messages: float, oldest_unsent_seconds: float, stuck: float
+    ) -> None:
         self._dead_letters.set(dead_letters)
+        self._stray_messages.set(stray_messages)
         self._oldest_unsent.set(oldest_unsent_seconds)
         self._stuck.set(stuck)
 
@@ -156,7 +162,7 @@ class Metrics:
         """The database is away: no figure is better than an old one."""
         for gauge in (self._lag_events, self._lag_seconds, self._parked):
             gauge.clear()
-        self.backlog(dead_letters=math.nan, oldest_unsent_seconds=math.nan, stuck=math.nan)
+        self.backlog(dead_letters=math.nan, stray_messages=math.nan, oldest_unsent_seconds=math.nan, stuck=math.nan)
 
     def render(self) -> bytes:
         """All of it in Prometheus' text format."""

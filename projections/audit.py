@@ -95,7 +95,8 @@ class Entry:
 
     Attributes:
         recorded_at, actor, correlation_id, causation_position, trace: see `domain.recorded.Recorded`.
-        registration_id: the registration it is about, whichever stream it stands in.
+        registration_id: the registration it is about, whichever stream it stands in; its stream's id where it is
+            about none (a stray message).
         details: the event's other fields, without personal data.
     """
 
@@ -186,6 +187,6 @@ def _row(recorded: Recorded) -> tuple[Any, ...]:
 
 
 def _registration_of(event: AnyEvent) -> UUID:
-    """An event of any other stream than a registration's own names its registration."""
+    """An event of any other stream than a registration's own names its registration, if it is about one."""
     named: str | None = getattr(event, "registration_id", None)
     return event.originator_id if named is None else UUID(named)

@@ -1,4 +1,4 @@
-"""Read model `mail`: every mail and what became of it, and the dead letters among them."""
+"""Read model `mail`: every mail and what became of it, the dead letters among them, and those that are none of ours."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from psycopg.rows import tuple_row
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import Registration
+from domain.stray_message import StrayMessage
 from projections.pages import LAST_POSITION, Page, before, page
 
 STATES = ("QUEUED", "RETRYING", "SENT", "WITHHELD", "FAILED", "DISCARDED", "DROPPED")
@@ -28,6 +29,9 @@ STATES = ("QUEUED", "RETRYING", "SENT", "WITHHELD", "FAILED", "DISCARDED", "DROP
 - DISCARDED: given up by an operator.
 - DROPPED: not wanted any more: a later issue took its place, or its registration went on or ended without it.
 """
+
+STRAY = "STRAY"
+"""In place of a mail's state: the dead letters that are none of ours, and so no mails."""
 
 UNSENT = frozenset({"QUEUED", "RETRYING"})
 
@@ -57,6 +61,22 @@ TABLES = """
     ) WITH (fillfactor = 70); -- room for a row's next states beside it
     CREATE INDEX IF NOT EXISTS mails_in_state ON mails (state, created_position);
     CREATE INDEX IF NOT EXISTS mails_unsent ON mails (waiting_since) WHERE state IN ('QUEUED', 'RETRYING');
+    -- The cause is in it, to be looked for without the rows: an outage leaves thousands, of which few have this one.
+    CREATE INDEX IF NOT EXISTS mails_failed ON mails (created_position, failure) WHERE state IN ('RETRYING', 'FAILED');
+    CREATE TABLE IF NOT EXISTS strays (
+        id           uuid        PRIMARY KEY,
+        digest       text        NOT NULL,
+        reason       text        NOT NULL,
+        died_of      text        NOT NULL,
+        size         integer     NOT NULL,
+        content_type text,
+        fields       text        NOT NULL,
+        other_fields integer     NOT NULL,
+        kept_at      timestamptz NOT NULL,
+        position     bigint      NOT NULL UNIQUE,
+        discarded    boolean     NOT NULL
+    );
+    CREATE INDEX IF NOT EXISTS strays_kept ON strays (position) WHERE NOT discarded;
 """
 
 _COLUMNS = (
@@ -93,6 +113,17 @@ _VIEW = """
            CASE WHEN state IN ('QUEUED', 'RETRYING') THEN look_again_at END
     FROM read_mail.mails
 """
+
+_STRAY_COLUMNS = "id, digest, reason, died_of, size, content_type, fields, other_fields, kept_at, position, discarded"
+
+_KEEP_STRAYS = f"""
+    INSERT INTO strays ({_STRAY_COLUMNS})
+    SELECT * FROM unnest(
+        %b::uuid[], %b::text[], %b::text[], %b::text[], %b::integer[], %b::text[], %b::text[], %b::integer[],
+        %b::timestamptz[], %b::bigint[], %b::boolean[])
+"""  # noqa: S608 - a constant
+
+_DISCARD_STRAYS = "UPDATE strays SET discarded = true WHERE id = ANY (%b::uuid[]) RETURNING id"
 
 
 @dataclass(slots=True)
@@ -139,6 +170,32 @@ class Mail:
             self.attempts, self.reply_code, self.reply_status, self.last_attempt_at, self.dispatched_at,
             self.next_try_at,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """A message among the dead letters that is none of ours, in words of ours: nothing that somebody else wrote.
+
+    Attributes:
+        digest: SHA-256 of its bytes, in hexadecimal.
+        reason: what it lacks.
+        died_of: how it came among the dead letters, by RabbitMQ's word; "unknown" if somebody put it there.
+        size: in bytes.
+        fields: those of a mail request that it has, separated by commas; `other_fields`: how many more at its top.
+        position: of the event that keeps it; the order of lists.
+    """
+
+    id: UUID
+    digest: str
+    reason: str
+    died_of: str
+    size: int
+    content_type: str | None
+    fields: str
+    other_fields: int
+    kept_at: datetime
+    position: Position
+    discarded: bool
 
 
 class _Batch:
@@ -242,7 +299,7 @@ class _Batch:
 
 
 class Mails:
-    """A row per registration and issue."""
+    """A row per registration and issue, and one per stray message."""
 
     name = "mail"
     topics: tuple[str, ...] | None = tuple(
@@ -260,6 +317,8 @@ class Mails:
             MailSaga.MailRequested,
             MailSaga.RetryScheduled,
             MailSaga.FreshCodeAsked,
+            StrayMessage.StrayMessageKept,
+            StrayMessage.StrayMessageDiscarded,
         )
     )
     tables = TABLES
@@ -268,11 +327,15 @@ class Mails:
         """Write what a batch of events changes.
 
         Raises:
-            LookupError: an event's mail was never asked for.
+            LookupError: an event's mail was never asked for, or its stray message never kept.
         """
+        cursor = connection.cursor(binary=True, row_factory=tuple_row)
+        strays = [recorded for recorded in events if isinstance(recorded.event, _OF_STRAYS)]
+        if strays:
+            await _apply_strays(cursor, strays)
+            events = [recorded for recorded in events if not isinstance(recorded.event, _OF_STRAYS)]
         if not events:
             return
-        cursor = connection.cursor(binary=True, row_factory=tuple_row)
         await cursor.execute(_LOAD, (list({_registration_of(recorded.event) for recorded in events}),))
         mails = _Batch([Mail(*row) for row in await cursor.fetchall()])
         for recorded in events:
@@ -307,6 +370,57 @@ class Mails:
         return page(found, limit, lambda mail: mail.created_position)
 
     @staticmethod
+    async def failed(
+        connection: psycopg.AsyncConnection[Any],
+        *,
+        failures: Sequence[str] | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[Mail]:
+        """Mails that failed, for now or for good, the latest issue first.
+
+        Args:
+            failures: only those whose last failure is one of these.
+
+        Raises:
+            ValueError: malformed cursor.
+        """
+        reading = connection.cursor(binary=True, row_factory=tuple_row)
+        await reading.execute(
+            _VIEW
+            + " WHERE created_position < %(before)s AND state IN ('RETRYING', 'FAILED')"
+            + ("" if failures is None else " AND failure = ANY (%(failures)s)")
+            + " ORDER BY created_position DESC LIMIT %(limit)s",
+            {
+                "before": before(cursor),
+                "failures": None if failures is None else list(failures),
+                "limit": limit + 1,
+            },
+            prepare=False,
+        )
+        found = [Mail(*row) for row in await reading.fetchall()]
+        return page(found, limit, lambda mail: mail.created_position)
+
+    @staticmethod
+    async def strays(
+        connection: psycopg.AsyncConnection[Any], *, cursor: str | None = None, limit: int = 50
+    ) -> Page[Stray]:
+        """Stray messages that nobody has discarded, the latest first.
+
+        Raises:
+            ValueError: malformed cursor.
+        """
+        reading = connection.cursor(binary=True, row_factory=tuple_row)
+        await reading.execute(
+            f"SELECT {_STRAY_COLUMNS} FROM read_mail.strays WHERE NOT discarded AND position < %s"  # noqa: S608
+            " ORDER BY position DESC LIMIT %s",
+            (before(cursor), limit + 1),
+            prepare=False,
+        )
+        found = [Stray(*row) for row in await reading.fetchall()]
+        return page(found, limit, lambda stray: stray.position)
+
+    @staticmethod
     async def of_registration(connection: psycopg.AsyncConnection[Any], registration_id: UUID) -> list[Mail]:
         """A registration's mails, in the order of their issues."""
         reading = connection.cursor(binary=True, row_factory=tuple_row)
@@ -335,6 +449,35 @@ class Mails:
         await reading.execute("SELECT count(*) FROM read_mail.mails WHERE state = 'FAILED'")
         row = await reading.fetchone()
         return 0 if row is None else int(row[0])
+
+    @staticmethod
+    async def stray_messages(connection: psycopg.AsyncConnection[Any]) -> int:
+        """How many stray messages wait to be looked at."""
+        reading = connection.cursor(binary=True, row_factory=tuple_row)
+        await reading.execute("SELECT count(*) FROM read_mail.strays WHERE NOT discarded")
+        row = await reading.fetchone()
+        return 0 if row is None else int(row[0])
+
+
+_OF_STRAYS = (StrayMessage.StrayMessageKept, StrayMessage.StrayMessageDiscarded)
+
+
+async def _apply_strays(cursor: psycopg.AsyncCursor[Any], events: Sequence[Recorded]) -> None:
+    kept = [_kept(r.event, r.position) for r in events if isinstance(r.event, StrayMessage.StrayMessageKept)]
+    if kept:
+        await cursor.execute(_KEEP_STRAYS, [list(column) for column in zip(*kept, strict=True)])
+    discarded = [r.event.originator_id for r in events if isinstance(r.event, StrayMessage.StrayMessageDiscarded)]
+    if discarded:
+        await cursor.execute(_DISCARD_STRAYS, (discarded,))
+        if len(await cursor.fetchall()) < len(discarded):
+            raise LookupError("a stray message that was never kept was discarded")
+
+
+def _kept(event: StrayMessage.StrayMessageKept, position: Position) -> tuple[Any, ...]:
+    return (
+        event.originator_id, event.digest, event.reason, event.died_of, event.size, event.content_type, event.fields,
+        event.other_fields, event.timestamp, position, False,
+    )  # fmt: skip
 
 
 def _registration_of(event: AnyEvent) -> UUID:

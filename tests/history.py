@@ -26,6 +26,7 @@ from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from domain.registration import Policy, Registration
 from domain.sign_up import Seat, sign_up
+from domain.stray_message import StrayMessage
 from tests.words import CLAIM, T0
 
 _DUPLICATES = UUID("d1a10000-0000-5000-8000-000000000001")
@@ -60,7 +61,10 @@ class History:
         self._registrations: dict[UUID, Registration] = {}
         self._claims: dict[UUID, EmailClaim] = {}
         self._sagas: dict[UUID, MailSaga] = {}
-        for _ in range(registrations):
+        self._strays: list[StrayMessage] = []
+        for number in range(registrations):
+            if number % 10 == 0:
+                self._find_a_stray()
             self._act("client", self._register)
             for _ in range(11):
                 self._now += timedelta(seconds=self._random.expovariate(1 / 20))
@@ -201,6 +205,28 @@ class History:
             outcome_unknown=failure == "connection",
             now=self._now,
         )
+
+    def _find_a_stray(self) -> None:
+        """A message that is none of ours is among the dead letters; some day an operator has seen the one before."""
+        if self._strays and self._random.random() < 0.5:
+            self._act("operator", lambda: self._discarded(self._strays.pop()))
+        self._strays.append(
+            StrayMessage.keep(
+                digest=f"{self._random.getrandbits(256):064x}",
+                reason=self._random.choice(["not-a-mail-request", "too-long", "unknown-registration"]),
+                died_of=self._random.choice(["rejected", "unknown"]),
+                size=self._random.randrange(10_000),
+                content_type=self._random.choice([None, "application/json"]),
+                fields=self._random.choice(["", "kind,serial"]),
+                other_fields=self._random.randrange(3),
+                now=self._now,
+            )
+        )
+        self._act("dead-letter-consumer", lambda: self._strays[-1:])
+
+    def _discarded(self, stray: StrayMessage) -> Sequence[Aggregate]:
+        stray.discard(now=self._now)
+        return [stray]
 
     def _look_again(self, saga: MailSaga) -> None:
         """The saga's deadline comes, for this registration alone: the others' time stands still."""

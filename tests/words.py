@@ -24,6 +24,7 @@ from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from domain.registration import Registration
+from domain.stray_message import StrayMessage
 from infrastructure.clock import DatabaseClock
 
 A = TypeVar("A", bound=Aggregate)
@@ -31,6 +32,8 @@ A = TypeVar("A", bound=Aggregate)
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
 REGISTRATION = UUID("019cab10-0000-7000-8000-000000000001")
 CLAIM = UUID("c1a10000-0000-5000-8000-000000000001")
+DIGEST = "5f" * 32
+STRAY = StrayMessage.stream_id(DIGEST)
 CLIENT = Context("client", correlation_id=UUID("c0000000-0000-4000-8000-000000000001"))
 
 
@@ -361,3 +364,36 @@ def undo_decided(
 
 def saga_ended(registration_id: UUID = REGISTRATION, *, outcome: str = "active", at: datetime = T0) -> Fact:
     return Fact(MailSaga.MailSagaEnded, {"registration_id": str(registration_id), "outcome": outcome}, at)
+
+
+# --- StrayMessage -----------------------------------------------------------------------------
+
+
+def stray_kept(
+    digest: str = DIGEST,
+    *,
+    reason: str = "not-a-mail-request",
+    died_of: str = "rejected",
+    size: int = 42,
+    content_type: str | None = "application/json",
+    fields: str = "kind,serial",
+    other_fields: int = 3,
+    at: datetime = T0,
+) -> Fact:
+    return Fact(
+        StrayMessage.StrayMessageKept,
+        {
+            "digest": digest,
+            "reason": reason,
+            "died_of": died_of,
+            "size": size,
+            "content_type": content_type,
+            "fields": fields,
+            "other_fields": other_fields,
+        },
+        at,
+    )
+
+
+def stray_discarded(*, at: datetime = T0) -> Fact:
+    return Fact(StrayMessage.StrayMessageDiscarded, {}, at)

@@ -15,16 +15,22 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from psycopg import sql
 from pydantic import TypeAdapter
 from starlette.routing import Match
 
-from application.ports import Conflict, Overloaded
+from application.commands import CancelRegistration, RecordEmailDispatchFailed, ReplaceStaleCode
+from application.ports import Conflict, Context, Overloaded
 from entrypoints import answers
 from entrypoints.api import create_app
 from entrypoints.http_guard import DIRECTLY
+from infrastructure.follower import read_schema
+from infrastructure.line import connect
 from infrastructure.telemetry import setup_tracing
+from projections.mail import Mails
+from projections.registrations import Registrations
 from tests.http_words import ADA, ADMIN, Api, client_of, open_api, problem_of
-from tests.words import MovableClock, eventually
+from tests.words import CLIENT, DIGEST, STRAY, MovableClock, eventually, stray_kept, stream
 
 WAIT = {"wait": 5000}
 UNKNOWN = "019cab10-0000-7000-8000-00000000dead"
@@ -93,8 +99,6 @@ async def test_what_was_answered_can_be_read_at_its_position(api: Api) -> None:
 
 
 async def test_many_who_look_share_their_queries(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    from projections.registrations import Registrations
-
     registration_id = await api.registered()
     sizes: list[int] = []
     find = Registrations.find
@@ -412,6 +416,129 @@ async def test_a_mail_is_retried_or_discarded(idle: Api) -> None:
     assert [retried.json()["status"], discarded.json()["status"]] == ["PENDING", "PENDING"]
 
 
+async def test_a_stray_message_is_shown_until_it_is_discarded(api: Api) -> None:
+    await api.service.store.append(stream(STRAY, stray_kept()), Context("dead-letter-consumer", uuid4()))
+
+    async def listed() -> list[dict[str, Any]]:
+        page = (await api.http.get("/v1/admin/mail", params={"state": "STRAY"}, headers=ADMIN)).json()
+        items: list[dict[str, Any]] = fits(answers.StrayMessages, page)["items"]
+        return items
+
+    (shown,) = await eventually(listed)
+    assert (shown["id"], shown["digest"], shown["reason"]) == (str(STRAY), DIGEST, "not-a-mail-request")
+    await eventually(partial(measures, api, "registrar_stray_messages 1.0", "registrar_dead_letters 0.0"))
+    assert (await api.http.get("/v1/admin/mail", headers=ADMIN)).json()["items"] == []
+
+    for _ in range(2):
+        discarded = await api.http.post(f"/v1/admin/mail/{STRAY}/discard", headers=ADMIN)
+        assert (discarded.status_code, discarded.json()) == (
+            200,
+            {"registration_id": str(STRAY), "status": "CANCELLED"},
+        )
+    await eventually(partial(measures, api, "registrar_stray_messages 0.0"))
+    assert await listed() == []
+
+    async def audited() -> bool:
+        query = {"registration_id": str(STRAY)}
+        found = (await api.http.get("/v1/admin/audit", params=query, headers=ADMIN)).json()["items"]
+        return [(one["topic"], one["actor"]) for one in found] == [
+            ("stray_message.discarded", "operator"),
+            ("stray_message.kept", "dead-letter-consumer"),
+        ]
+
+    await eventually(audited)
+
+
+async def measures(api: Api, *lines: str) -> bool:
+    text = (await api.http.get("/metrics")).text
+    return all(line in text.splitlines() for line in lines)
+
+
+async def test_the_id_of_a_stray_message_is_no_registrations(idle: Api) -> None:
+    await idle.service.store.append(stream(STRAY, stray_kept()), Context("dead-letter-consumer", uuid4()))
+    for act in ("mail/{}/retry", "registrations/{}/cancel", "registrations/{}/erase"):
+        refused = await idle.http.post(f"/v1/admin/{act.format(STRAY)}", headers=ADMIN)
+        assert (refused.status_code, problem_of(refused)) == (404, "unknown-registration")
+
+
+async def retry_by_cause(api: Api, failure: str, **more: Any) -> dict[str, Any]:
+    answered = await api.http.post("/v1/admin/mail/retry", json={"failure": failure, **more}, headers=ADMIN)
+    assert answered.status_code == 200, answered.text
+    retried: dict[str, Any] = fits(answers.MailsRetried, answered.json())
+    return retried
+
+
+async def followed(api: Api) -> None:
+    """What the followers of two read models do, once; no mail goes out meanwhile."""
+    rows, _ = await api.service.store.read(0, 1000)
+    for projection in (Registrations(), Mails()):
+        async with await connect(api.service.dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
+            schema = sql.Identifier(read_schema(projection.name))
+            await connection.execute(sql.SQL("SET search_path = {}, public").format(schema))
+            wanted = [api.service.store.decode(row) for row in rows if row.topic in (projection.topics or ())]
+            await projection.apply(connection, wanted)
+
+
+async def failed_mails(api: Api, *failures: str) -> list[UUID]:
+    """Registrations whose mails failed, each for its own reason."""
+    ids = []
+    for number, failure in enumerate(failures):
+        begun = await api.register(f"ada{number}@example.com")
+        ids.append(UUID(begun.json()["registration_id"]))
+        await api.service.handlers.handle(mail_failed(ids[-1], failure), Context("dead-letter-consumer", uuid4()))
+    return ids
+
+
+async def test_mails_are_retried_by_cause_so_many_a_request(idle: Api) -> None:
+    ids = await failed_mails(idle, *["expired"] * 5, "greylisted")
+    await idle.http.post(f"/v1/admin/registrations/{ids[0]}/cancel", headers=ADMIN)
+    await idle.service.handlers.handle(ReplaceStaleCode(registration_id=ids[1], serial=1), CLIENT)
+    await followed(idle)
+    head = await idle.service.store.head()
+
+    first = await retry_by_cause(idle, "expired", limit=2)
+    second = await retry_by_cause(idle, "expired", limit=2, cursor=first["next_cursor"])
+
+    # The mail of the replaced code and that of the cancelled registration are no failed mails any more.
+    assert (first["requested"], first["passed_over"]) == (2, 0)
+    assert second == {"requested": 1, "passed_over": 0, "next_cursor": None}
+    rows, _ = await idle.service.store.read(head, 1000)
+    assert [(row.topic, row.stream_id, row.actor) for row in rows] == [
+        ("registration.email_retry_requested", registration_id, "operator") for registration_id in ids[4:1:-1]
+    ]
+    nothing = {"requested": 0, "passed_over": 0, "next_cursor": None}
+    assert await retry_by_cause(idle, "never-heard-of") == nothing
+
+
+async def test_a_mail_that_cannot_be_of_use_any_more_is_passed_over(idle: Api) -> None:
+    ended, gone_on, waits = await failed_mails(idle, "expired", "expired", "expired")
+    await idle.service.handlers.handle(CancelRegistration(registration_id=ended, reason="expired"), CLIENT)
+    await followed(idle)
+    # The read models do not know this yet.
+    await idle.http.post(f"/v1/admin/registrations/{gone_on}/cancel", headers=ADMIN)
+
+    assert await retry_by_cause(idle, "expired") == {"requested": 1, "passed_over": 2, "next_cursor": None}
+
+    rows, _ = await idle.service.store.read(0, 1000)
+    retried = [row.stream_id for row in rows if row.topic == "registration.email_retry_requested"]
+    assert retried == [waits]
+
+
+def mail_failed(registration_id: UUID, failure: str) -> RecordEmailDispatchFailed:
+    return RecordEmailDispatchFailed(
+        registration_id=registration_id,
+        serial=1,
+        kind="code",
+        permanent=False,
+        failure=failure,
+        provider="broker",
+        attempts=0,
+        reply_code=None,
+        reply_status=None,
+        outcome_unknown=False,
+    )
+
+
 async def test_the_funnel_and_the_followers_are_shown(api: Api) -> None:
     await api.active()
 
@@ -447,6 +574,7 @@ ADMIN_ROUTES = [
     ("GET", "/v1/admin/mail"),
     ("POST", f"/v1/admin/mail/{UNKNOWN}/retry"),
     ("POST", f"/v1/admin/mail/{UNKNOWN}/discard"),
+    ("POST", "/v1/admin/mail/retry"),
     ("GET", "/v1/admin/funnel"),
     ("GET", "/v1/admin/projections"),
 ]
@@ -469,7 +597,8 @@ async def test_only_the_token_lets_an_operator_in(idle: Api) -> None:
             refused = await idle.http.request(method, path, headers=headers)  # type: ignore[arg-type]
             assert (refused.status_code, problem_of(refused)) == (401, "unauthorized")
             assert refused.headers["www-authenticate"].startswith("Bearer")
-        admitted = await idle.http.request(method, path, headers=ADMIN)
+        body = {"failure": "expired"} if path.endswith("/mail/retry") else None
+        admitted = await idle.http.request(method, path, headers=ADMIN, json=body)
         assert admitted.status_code in {200, 404}
 
 
@@ -501,6 +630,7 @@ OPERATORS = {
     "GET /v1/admin/mail",
     "POST /v1/admin/mail/{registration_id}/retry",
     "POST /v1/admin/mail/{registration_id}/discard",
+    "POST /v1/admin/mail/retry",
     "GET /v1/admin/funnel",
     "GET /v1/admin/projections",
     "GET /metrics",
@@ -560,6 +690,12 @@ async def test_the_document_describes_every_route_with_its_problems(idle: Api) -
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', (await idle.http.get("/openapi.json")).text))
     assert references <= set(document["components"]["schemas"])
     assert "HTTPValidationError" not in references
+    retry = document["paths"]["/v1/admin/mail/retry"]["post"]
+    body = retry["requestBody"]["content"]["application/json"]
+    assert set(body["schema"]["properties"]) == {"failure", "cursor", "limit"}
+    assert {"200", "401", "408", "413", "415", "422"} <= set(retry["responses"])
+    listed = document["paths"]["/v1/admin/mail"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert str(listed).count("#/components/schemas/") == 2
 
 
 async def _document_of(app: FastAPI) -> Any:
@@ -617,6 +753,7 @@ async def test_metrics_have_the_names_of_the_contract(api: Api) -> None:
         'registrar_parked_streams{follower="relay"} 0.0',
         'registrar_circuit_state{name="127.0.0.1:',
         "registrar_dead_letters 0.0",
+        "registrar_stray_messages 0.0",
         "registrar_oldest_unsent_seconds 0.0",
         "registrar_stuck_registrations 0.0",
         'registrar_requests_seconds_count{route="/v1/registrations/{registration_id}",status="404"}',

@@ -131,6 +131,35 @@ MALFORMED_CODES = [
 ]
 
 
+MALFORMED_RETRIES = [
+    "",
+    "{}",
+    "[]",
+    '{"failure": null}',
+    '{"failure": ["expired"]}',
+    '{"failure": ""}',
+    '{"failure": "Expired"}',
+    '{"failure": "expired\\n"}',
+    '{"failure": "expired\' OR 1=1"}',
+    '{"failure": "expired", "failure": "timeout"}',
+    '{"failure": "expired", "limit": 0}',
+    '{"failure": "expired", "limit": 201}',
+    '{"failure": "expired", "limit": "5"}',
+    '{"failure": "expired", "limit": true}',
+    '{"failure": "expired", "cursor": "x"}',
+    '{"failure": "expired", "cursor": "LTE="}',
+    '{"failure": "expired", "state": "FAILED"}',
+]
+
+
+@pytest.mark.fault("F4")
+async def test_a_malformed_retry_by_cause_is_refused(api: Api) -> None:
+    for body in MALFORMED_RETRIES:
+        refused = await post(api, body, "/v1/admin/mail/retry", **ADMIN)
+        assert (refused.status_code, problem_of(refused)) == (422, "invalid-request"), body
+    assert await api.service.store.head() == 0
+
+
 @pytest.mark.fault("F4")
 async def test_a_malformed_code_is_refused_and_uses_up_no_try(api: Api) -> None:
     registration_id = (await api.register()).json()["registration_id"]
@@ -188,6 +217,7 @@ SEARCHES = [
     "mail?state=LOST",
     "mail?cursor=!!",
     "mail?cursor=MDE=",
+    "mail?state=STRAY&cursor=MDE=",
     "funnel?bucket=week",
     "funnel?since=yesterday",
     "funnel?since=2026-03-01T00:00:00",

@@ -28,6 +28,7 @@ from psycopg import sql
 
 from application.ports import Context
 from domain.mail_saga import MailSaga
+from domain.recorded import AnyEvent
 from entrypoints.bootstrap import FOLLOWERS
 from entrypoints.cli import run
 from infrastructure.clock import DatabaseClock
@@ -40,13 +41,16 @@ from projections import PROJECTIONS
 from tests.words import (
     CLAIM,
     CLIENT,
+    DIGEST,
     REGISTRATION,
+    STRAY,
     email_claimed,
     email_dispatch_failed,
     mail_requested,
     otp_issued,
     registered,
     saga_started,
+    stray_kept,
     stream,
 )
 
@@ -361,6 +365,18 @@ class _Desk:
     def project(self) -> None:
         asyncio.run(self._project())
 
+    def happened(self, *events: AnyEvent) -> None:
+        """These events, too, are in the log, and the read models have followed."""
+
+        async def append() -> None:
+            store = EventStore(self._dsn, codec=EventCodec(), clock=DatabaseClock())
+            await store.open()
+            await store.append(events, Context("dead-letter-consumer", UUID(NOBODY)))
+            await store.close()
+            await self._project()
+
+        asyncio.run(append())
+
     async def _fill(self) -> None:
         store = EventStore(self._dsn, codec=EventCodec(), clock=DatabaseClock())
         await store.open()
@@ -570,3 +586,79 @@ def test_a_discarded_mail_is_an_event_of_the_operator(desk: _Desk) -> None:
     (mail,) = desk("mail", "list", "--state", "discarded", "--json").json
     assert mail["registration_id"] == str(REGISTRATION)
     assert desk("mail", "retry", "--all", "--yes", "--json").json == []
+
+
+def test_mails_are_retried_by_their_last_failure(desk: _Desk) -> None:
+    other = UUID("019cab10-0000-7000-8000-000000000002")
+    desk.happened(*stream(other, registered(), otp_issued(), email_dispatch_failed(failure="expired")))
+
+    def retried(*failures: str) -> list[str]:
+        options = [option for failure in failures for option in ("--failure", failure)]
+        done = desk("mail", "retry", "--all", "--yes", "--json", *options)
+        assert (done.code, {one["outcome"] for one in done.json}) in [(0, {"done"}), (0, set())]
+        return [one["registration_id"] for one in done.json]
+
+    assert retried("expired") == [str(other)]
+    assert retried("greylisted") == [str(REGISTRATION)]
+    assert retried("greylisted", "expired") == retried() == [str(REGISTRATION), str(other)]
+    assert retried("timeout") == []
+
+
+def test_a_mail_whose_code_was_replaced_is_not_retried_for_what_its_mail_once_failed_of(desk: _Desk) -> None:
+    desk.happened(
+        *stream(
+            *(REGISTRATION, email_dispatch_failed(permanent=True, failure="content"), otp_issued(2, "requested")),
+            after=3,
+        )
+    )
+    assert desk("mail", "retry", "--all", "--yes", "--failure", "content", "--json").json == []
+
+
+def test_a_cause_goes_with_all_mails_only(desk: _Desk) -> None:
+    done = desk("mail", "retry", str(REGISTRATION), "--failure", "expired")
+    assert (done.code, done.out) == (2, "")
+    assert "--all" in done.err
+
+
+def test_stray_messages_are_listed_and_discarded(desk: _Desk) -> None:
+    assert desk("mail", "list", "--state", "stray", "--json").json == []
+    desk.happened(*stream(STRAY, stray_kept()))
+
+    (stray,) = desk("mail", "list", "--state", "stray", "--json").json
+    assert stray | {"kept_at": ""} == {
+        "id": str(STRAY),
+        "digest": DIGEST,
+        "reason": "not-a-mail-request",
+        "died_of": "rejected",
+        "size": 42,
+        "content_type": "application/json",
+        "fields": "kind,serial",
+        "other_fields": 3,
+        "kept_at": "",
+        "position": 7,
+        "discarded": False,
+    }
+    table = desk("mail", "list", "--state", "stray")
+    assert str(STRAY) in table.out
+    assert str(STRAY) not in desk("mail", "list").out
+
+    done = desk("mail", "discard", str(STRAY), str(REGISTRATION), NOBODY, "--json")
+    assert done.code == 1
+    assert done.json == [
+        {"registration_id": str(STRAY), "outcome": "done", "reason": None},
+        {"registration_id": str(REGISTRATION), "outcome": "done", "reason": None},
+        {"registration_id": NOBODY, "outcome": "refused", "reason": "unknown-registration"},
+    ]
+    discarded, given_up = desk("events", "list", "--after", "7", "--json").json
+    assert (discarded["type"], discarded["actor"]) == ("stray_message.discarded", "operator")
+    assert given_up["type"] == "registration.email_discarded"
+    desk.project()
+    assert desk("mail", "list", "--state", "stray", "--json").json == []
+    (again,) = desk("mail", "discard", str(STRAY), "--json").json
+    assert again["outcome"] == "nothing to do"
+
+
+def test_a_stray_message_is_not_retried(desk: _Desk) -> None:
+    desk.happened(*stream(STRAY, stray_kept()))
+    (report,) = desk("mail", "retry", str(STRAY), "--json").json
+    assert (report["outcome"], report["reason"]) == ("refused", "unknown-registration")

@@ -16,6 +16,7 @@ from application.ports import Context, WrappedKey
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Recorded
 from domain.registration import Registration
+from domain.stray_message import StrayMessage
 from infrastructure.event_codec import event_classes
 from infrastructure.event_store import EventStore
 from infrastructure.follower import Projection, create_read_schema, read_schema
@@ -25,13 +26,15 @@ from projections.accounts import Account, Accounts
 from projections.audit import Audit
 from projections.deadlines import Deadlines
 from projections.funnel import AT_MOST, Bucket, Funnel
-from projections.mail import UNSENT, Mail, Mails
+from projections.mail import UNSENT, Mail, Mails, Stray
 from projections.registrations import Registrations, RegistrationView
 from tests.history import History
 from tests.words import (
     CLAIM,
     CLIENT,
+    DIGEST,
     REGISTRATION,
+    STRAY,
     T0,
     account_activated,
     code_found_dead,
@@ -57,6 +60,8 @@ from tests.words import (
     retry_scheduled,
     saga_ended,
     saga_started,
+    stray_discarded,
+    stray_kept,
     stream,
     undo_decided,
 )
@@ -297,7 +302,9 @@ async def test_registrations_are_listed_newest_first_page_by_page(store: EventSt
 
 @pytest.mark.parametrize("cursor", ["", "1", "MA==", "LTE=", "MDE=", "MQ", "é", "OTk5OTk5OTk5OTk5OTk5OTk5OTk=", "!!!!"])
 async def test_a_malformed_cursor_is_refused(connection: Connection, cursor: str) -> None:
-    searches: tuple[Callable[..., Any], ...] = (Registrations.search, Mails.search, Audit.search)
+    searches: tuple[Callable[..., Any], ...] = (
+        *(Registrations.search, Mails.search, Mails.failed, Mails.strays, Audit.search),
+    )
     for search in searches:
         with pytest.raises(ValueError, match="not a cursor"):
             await search(connection, cursor=cursor)
@@ -456,6 +463,90 @@ async def test_the_dead_letter_desk_lists_counts_and_pages(store: EventStore, co
     counts = await Mails.counts(connection)
     assert (counts["FAILED"], counts["SENT"], counts["QUEUED"]) == (3, 2, 0)
     assert await Mails.dead_letters(connection) == 3
+
+
+async def test_failed_mails_are_found_by_their_last_failure_page_by_page(
+    store: EventStore, connection: Connection
+) -> None:
+    ids = [UUID(int=number) for number in range(1, 9)]
+    expired, greylisted = email_dispatch_failed(failure="expired"), email_dispatch_failed(failure="greylisted")
+    for registration_id, facts in zip(
+        ids,
+        [
+            [expired],
+            [expired, greylisted],
+            [greylisted, expired],
+            [expired, email_dispatched()],
+            [mailbox_unknown()],
+            [expired, email_discarded()],
+            [expired, email_verified()],
+            [expired, registration_cancelled("expired")],
+        ],
+        strict=True,
+    ):
+        await happened(store, connection, Mails(), *stream(registration_id, registered(), otp_issued(), *facts))
+
+    async def found(failures: list[str] | None = None) -> list[UUID]:
+        pages, cursor = list[UUID](), None
+        while True:
+            page = await Mails.failed(connection, failures=failures, cursor=cursor, limit=2)
+            pages += [mail.registration_id for mail in page.items]
+            cursor = page.next_cursor
+            if cursor is None:
+                return pages
+
+    assert await found() == [ids[7], ids[4], ids[2], ids[1], ids[0]]
+    assert await found(["expired"]) == [ids[7], ids[2], ids[0]]
+    assert await found(["greylisted", "mailbox-unknown"]) == [ids[4], ids[1]]
+    assert await found(["timeout"]) == []
+
+
+async def test_a_stray_message_is_listed_until_it_is_discarded(store: EventStore, connection: Connection) -> None:
+    await happened(store, connection, Mails(), *stream(STRAY, stray_kept(at=after(seconds=5))))
+    assert (await Mails.strays(connection)).items == [
+        Stray(
+            STRAY,
+            digest=DIGEST,
+            reason="not-a-mail-request",
+            died_of="rejected",
+            size=42,
+            content_type="application/json",
+            fields="kind,serial",
+            other_fields=3,
+            kept_at=after(seconds=5),
+            position=1,
+            discarded=False,
+        )
+    ]
+    assert (await Mails.stray_messages(connection), await Mails.dead_letters(connection)) == (1, 0)
+    assert (await Mails.search(connection)).items == []
+
+    await happened(store, connection, Mails(), *stream(STRAY, stray_discarded(), after=1))
+    assert (await Mails.strays(connection)).items == []
+    assert await Mails.stray_messages(connection) == 0
+    [row] = (await rows_of(connection, "read_mail"))["strays"]
+    assert DIGEST in row
+
+
+async def test_stray_messages_are_listed_latest_first_page_by_page(store: EventStore, connection: Connection) -> None:
+    ids = [StrayMessage.stream_id(f"{number}") for number in range(5)]
+    events = [stream(stray_id, stray_kept(f"{number}", content_type=None)) for number, stray_id in enumerate(ids)]
+    discarded = stream(ids[3], stray_discarded(), after=1)
+    await happened(store, connection, Mails(), *(event for one in events for event in one), *discarded)
+
+    first = await Mails.strays(connection, limit=2)
+    rest = await Mails.strays(connection, limit=2, cursor=first.next_cursor)
+    assert [stray.id for stray in (*first.items, *rest.items)] == [ids[4], ids[2], ids[1], ids[0]]
+    assert rest.next_cursor is None
+
+
+async def test_a_stray_message_that_was_never_kept_cannot_be_discarded(
+    store: EventStore, connection: Connection
+) -> None:
+    await store.append(stream(STRAY, stray_kept(), stray_discarded()), CLIENT)
+    _, discarded = await log_of(store)
+    with pytest.raises(LookupError):
+        await fold(connection, Mails(), [discarded])
 
 
 # --- funnel -----------------------------------------------------------------------------------
@@ -625,6 +716,17 @@ async def test_the_audit_log_is_searched_by_everything_an_operator_knows(
     assert await found(until=events[4].recorded_at) == [4, 3, 2, 1]
     first = await Audit.search(connection, limit=5)
     assert await found(cursor=first.next_cursor) == [2, 1]
+
+
+async def test_the_audit_log_tells_of_a_stray_message_by_its_own_id(store: EventStore, connection: Connection) -> None:
+    await store.append(stream(STRAY, stray_kept()), Context("dead-letter-consumer", UUID(int=66)))
+    await store.append(stream(STRAY, stray_discarded(), after=1), Context("operator", UUID(int=88)))
+    await fold(connection, Audit(), await log_of(store))
+
+    discarded, kept = (await Audit.search(connection, registration_id=STRAY)).items
+    assert (kept.topic, kept.actor, kept.stream_id) == ("stray_message.kept", "dead-letter-consumer", STRAY)
+    assert kept.details == dict(stray_kept().fields)
+    assert (discarded.topic, discarded.actor, discarded.details) == ("stray_message.discarded", "operator", {})
 
 
 # --- deadlines --------------------------------------------------------------------------------

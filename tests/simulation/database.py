@@ -18,7 +18,7 @@ from uuid import UUID
 import psycopg
 from eventsourcing.domain import Aggregate
 
-from application.ports import A, Conflict, Context, FollowerMoved, Overloaded, Unavailable, WrappedKey
+from application.ports import A, Conflict, Context, FollowerMoved, OtherKind, Overloaded, Unavailable, WrappedKey
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Position, Recorded
@@ -45,7 +45,7 @@ class SimulatedStreams:
         if state is None:
             return None
         if not isinstance(state, kind):
-            raise TypeError(f"stream {stream_id} is a {type(state).__name__}, not a {kind.__name__}")
+            raise OtherKind(stream_id, type(state), kind)
         return copy_of(state)
 
     def position(self, stream_id: UUID) -> Position:

@@ -13,6 +13,8 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
+from application.commands import RecordEmailDispatchFailed
+from application.mail_saga import UNTRIED
 from application.ports import Accepted, Letter, MailRequest, MailServersAway, NotSent, Person, Unavailable, WrappedKey
 from domain.recorded import Position
 from infrastructure.keyring import Keyring
@@ -23,6 +25,8 @@ KEYRING = Keyring(master_key=b"m" * 32, root_secret=b"r" * 32)
 """The reference: what a code, a Message-ID or a claim's id has to be."""
 
 SEND_TIMEOUT = 10.0
+MESSAGE_TTL = 60.0
+"""Seconds that a request waits in the broker's queue before it dies there."""
 
 
 # --- Secrets ----------------------------------------------------------------------------------
@@ -210,16 +214,36 @@ class SimulatedMailServers:
         return None
 
 
+def expired(request: MailRequest) -> RecordEmailDispatchFailed:
+    """The failure of a request that waited too long in the broker, as the dead-letter consumer records it."""
+    return RecordEmailDispatchFailed(
+        registration_id=request.registration_id,
+        serial=request.serial,
+        kind=request.kind,
+        permanent=False,
+        failure=UNTRIED,
+        provider="broker",
+        attempts=0,
+        reply_code=None,
+        reply_status=None,
+        outcome_unknown=False,
+    )
+
+
 @dataclass(slots=True)
 class BrokerLine:
-    """A broker's queue: only a wake-up line. It loses, doubles, delays and so reorders; what a dead worker held comes
-    again."""
+    """A broker's queue: only a wake-up line. It loses, doubles, delays and so reorders; what waits too long dies, and is
+    taken as a dead letter; what a dead worker held comes again.
+
+    Attributes:
+        queue, held: requests, and whether they are dead letters.
+    """
 
     network: Network
     rng: Random
     faults: Faults
-    queue: deque[MailRequest] = field(default_factory=deque)
-    held: dict[int, MailRequest] = field(default_factory=dict)
+    queue: deque[tuple[MailRequest, bool]] = field(default_factory=deque)
+    held: dict[int, tuple[MailRequest, bool]] = field(default_factory=dict)
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
     numbers: Any = field(default_factory=count)
 
@@ -239,27 +263,32 @@ class BrokerLine:
         seconds = self.rng.random() * 0.01
         if self.faults.hits("message delayed"):
             seconds = self.rng.random() * 600.0
-        self.network.loop.later(seconds, self.put, request)
+        # Half of what is delayed has waited for a worker, the rest elsewhere, from where it comes late and well.
+        if seconds > 300.0:
+            self.faults.count("message expired")
+            self.network.loop.later(MESSAGE_TTL, self.put, request, True)
+        else:
+            self.network.loop.later(seconds, self.put, request, False)
 
-    def put(self, request: MailRequest) -> None:
-        self.queue.append(request)
+    def put(self, request: MailRequest, is_dead: bool) -> None:
+        self.queue.append((request, is_dead))
         waiting, self.waiting = self.waiting, []
         for future in waiting:
             finish(future)
 
-    async def take(self) -> tuple[int, MailRequest]:
-        """Answers a delivery's tag, too, to acknowledge it by."""
+    async def take(self) -> tuple[int, MailRequest, bool]:
+        """Answers a delivery's tag to acknowledge it by, the request, and whether it is a dead letter."""
         while not self.queue:
             future = self.network.loop.create_future()
             self.waiting.append(future)
             await future
-        request, tag = self.queue.popleft(), next(self.numbers)
-        self.held[tag] = request
+        (request, is_dead), tag = self.queue.popleft(), next(self.numbers)
+        self.held[tag] = request, is_dead
         await self.network.travel()
-        return tag, request
+        return tag, request, is_dead
 
     def redeliver(self) -> None:
         """The worker's connection is gone: what it had not acknowledged comes again."""
         held, self.held = self.held, {}
-        for request in held.values():
-            self.put(request)
+        for request, is_dead in held.values():
+            self.put(request, is_dead)

@@ -20,7 +20,7 @@ import psycopg
 
 from application.handlers import Answer, Handlers
 from application.mail_delivery import MailDelivery
-from application.ports import Conflict, MailRequest, MailServersAway, Unavailable
+from application.ports import Conflict, Context, MailRequest, MailServersAway, Unavailable
 from domain.errors import Refused
 from domain.recorded import AnyEvent, Position
 from domain.registration import Policy
@@ -48,6 +48,7 @@ from tests.simulation.mail import (
     SimulatedLetters,
     SimulatedMailServers,
     SimulatedSecrets,
+    expired,
 )
 from tests.simulation.oracle import Oracle, Violation, note_end
 from tests.simulation.people import AnswerLost, People, Request
@@ -409,10 +410,15 @@ class World:
         async def attempt(request: MailRequest) -> None:
             await self._attempt(process, delivery, request)
 
+        async def bury(request: MailRequest) -> None:
+            """What the dead-letter consumer does."""
+            context = Context("dead-letter-consumer", request.correlation_id, request.position, request.trace)
+            await handlers.handle(expired(request), context)
+
         if name == "worker":
             assert self._broker is not None
             for _ in range(COMMANDERS):
-                self.loop.spawn(process, self._guarded(partial(self._consume, self._broker, attempt, servers)))
+                self.loop.spawn(process, self._guarded(partial(self._consume, self._broker, attempt, bury, servers)))
             return
         hands_on = self.parts.relay(
             tail=store,
@@ -455,14 +461,15 @@ class World:
         self,
         broker: BrokerLine,
         attempt: Callable[[MailRequest], Coroutine[Any, Any, None]],
+        bury: Callable[[MailRequest], Coroutine[Any, Any, None]],
         servers: SimulatedMailServers,
     ) -> None:
         """A worker behind the broker: acknowledges once the outcome is recorded."""
         while True:
-            tag, request = await broker.take()
+            tag, request, is_dead = await broker.take()
             while True:
                 try:
-                    await attempt(request)
+                    await (bury if is_dead else attempt)(request)
                     break
                 except MailServersAway:
                     await servers.until_ready()

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import pytest
 from eventsourcing.domain import Aggregate
 
-from application.ports import A, Conflict, Context, FollowerMoved, Log, WrappedKey
+from application.ports import A, Conflict, Context, FollowerMoved, Log, OtherKind, WrappedKey
 from domain.email_claim import EmailClaim
 from domain.recorded import AnyEvent, Position
 from domain.registration import Registration
@@ -44,7 +44,7 @@ class MemoryStreams:
         for row, _ in self._rows.get(stream_id, ()):
             aggregate = self._codec.decode(*row).mutate(aggregate)
         if aggregate is not None and not isinstance(aggregate, kind):
-            raise TypeError(f"stream {stream_id} is a {type(aggregate).__name__}, not a {kind.__name__}")
+            raise OtherKind(stream_id, type(aggregate), kind)
         return aggregate
 
     def position(self, stream_id: UUID) -> Position:
@@ -241,7 +241,7 @@ async def _gives_each_caller_an_aggregate_of_its_own(log: Log) -> None:
         other = streams.get(Registration, name)
         assert other is not None
         assert not other.revoked
-    with pytest.raises(TypeError):
+    with pytest.raises(OtherKind):
         ours.get(EmailClaim, name)
 
 

@@ -32,6 +32,7 @@ from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from domain.registration import Registration
+from domain.stray_message import StrayMessage
 from infrastructure.event_codec import EventCodec, event_classes
 from tests.words import REGISTRATION, Fact, email_dispatch_failed, otp_issued, registered, stream
 
@@ -63,6 +64,8 @@ registration.owner_notified v1: duplicate_id: str
 registration.personal_data_erased v1:
 registration.registration_cancelled v1: reason: str
 registration.user_registered v1: claim_id: str, fingerprint: str, personal_data: str, locale: str, duplicate_of: str | None
+stray_message.discarded v1:
+stray_message.kept v1: digest: str, reason: str, died_of: str, size: int, content_type: str | None, fields: str, other_fields: int
 """
 
 PLACED = {"originator_id", "originator_version", "originator_topic", "timestamp"}
@@ -133,7 +136,7 @@ def test_every_event_class_of_every_aggregate_has_a_topic_of_its_own() -> None:
     """Without one an event would be stored under its class's path, which then could never change."""
     ours = {
         member
-        for aggregate in (Registration, EmailClaim, MailSaga)
+        for aggregate in (Registration, EmailClaim, MailSaga, StrayMessage)
         for name, member in vars(aggregate).items()
         if isinstance(member, type) and issubclass(member, Aggregate.Event) and name not in {"Event", "Created"}
     }

@@ -16,7 +16,9 @@ from application.commands import (
     CancelRegistration,
     Command,
     DiscardMail,
+    DiscardStrayMessage,
     EraseRegistration,
+    KeepStrayMessage,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
     RegisterUser,
@@ -43,9 +45,10 @@ from domain.errors import (
 )
 from domain.recorded import AnyEvent, Position
 from domain.registration import Registration, Status
+from domain.stray_message import StrayMessage
 from tests.unit.memory_log import MemoryLog, log_contract
 from tests.unit.stories import KEYRING, OPERATOR, WORKER, House, registers, right_code, verifies, wrong_code
-from tests.words import CLIENT
+from tests.words import CLIENT, DIGEST, STRAY, stray_kept, stream
 
 KEY = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
 
@@ -96,6 +99,18 @@ def failed(registration_id: UUID, serial: int = 1) -> RecordEmailDispatchFailed:
         reply_code=451,
         reply_status="4.7.1",
         outcome_unknown=False,
+    )
+
+
+def keeps_stray(digest: str = DIGEST) -> KeepStrayMessage:
+    return KeepStrayMessage(
+        digest=digest,
+        reason="not-a-mail-request",
+        died_of="rejected",
+        size=42,
+        content_type="application/json",
+        fields=("kind", "serial"),
+        other_fields=3,
     )
 
 
@@ -438,6 +453,14 @@ async def _discard(house: House) -> Command:
     return DiscardMail(registration_id=await house.registered())
 
 
+async def _keep_stray(house: House) -> Command:
+    return keeps_stray()
+
+
+async def _discard_stray(house: House) -> Command:
+    return DiscardStrayMessage(message_id=(await house.handle(keeps_stray())).registration_id)
+
+
 EVERY = {
     RegisterUser: (_register, ["UserRegistered", "OtpIssued", "EmailClaimed"]),
     VerifyEmail: (_verify, ["EmailVerified"]),
@@ -453,6 +476,8 @@ EVERY = {
     EraseRegistration: (_erase, ["RegistrationCancelled", "PersonalDataErased", "EmailReleased"]),
     RetryMail: (_retry, ["EmailRetryRequested"]),
     DiscardMail: (_discard, ["EmailDiscarded"]),
+    KeepStrayMessage: (_keep_stray, ["StrayMessageKept"]),
+    DiscardStrayMessage: (_discard_stray, ["StrayMessageDiscarded"]),
 }
 BY_NAME = [pytest.param(*row, id=command.__name__) for command, row in EVERY.items()]
 
@@ -535,11 +560,16 @@ async def test_a_command_that_loses_the_race_four_times_is_a_conflict(prepare: P
     assert log.tries == CONFLICT_RETRIES + 1
 
 
-@pytest.mark.parametrize("command", [command for command in EVERY if command not in {RegisterUser, ReleaseEmail}])
+BEGINS = {RegisterUser, ReleaseEmail, KeepStrayMessage}
+"""These need nothing that is there already."""
+
+
+@pytest.mark.parametrize("command", [command for command in EVERY if command not in BEGINS])
 async def test_a_command_about_an_unknown_registration_is_refused(command: type[Command]) -> None:
     house = House()
     prepared = await EVERY[command][0](house)
-    unknown = prepared.model_copy(update={"registration_id": uuid4()})
+    name = "message_id" if command is DiscardStrayMessage else "registration_id"
+    unknown = prepared.model_copy(update={name: uuid4()})
     before = len(house.log.events)
 
     with pytest.raises(UnknownRegistration):
@@ -679,6 +709,61 @@ async def test_a_hand_over_on_what_somebody_has_written_to_since_is_decided_anew
     await house.handlers.record_email_dispatched(dispatched(registration_id), WORKER, loaded=loaded)
 
     assert len(house.log.all(Registration.EmailDispatched)) == 1
+
+
+# --- Stray messages ---------------------------------------------------------------------------
+
+
+async def test_a_stray_message_is_kept_in_words_of_ours(house: House) -> None:
+    answer = await house.handle(keeps_stray(), WORKER)
+
+    assert answer.registration_id == STRAY
+    assert house.log.events == stream(STRAY, stray_kept())
+    assert house.log.contexts == [WORKER]
+
+
+async def test_a_stray_message_that_comes_to_many_consumers_is_kept_once(house: House) -> None:
+    await asyncio.gather(*(house.process(house.log).handle(keeps_stray(), WORKER) for _ in range(4)))
+
+    assert house.log.appends == [["StrayMessageKept"]]
+
+
+async def test_a_stray_message_that_comes_again_after_it_was_discarded_stays_discarded(house: House) -> None:
+    await house.handle(await _discard_stray(house), OPERATOR)
+
+    await house.handle(keeps_stray(), WORKER)
+
+    assert house.log.history(STRAY) == ["StrayMessageKept", "StrayMessageDiscarded"]
+    assert house.log.of(StrayMessage, STRAY).discarded
+
+
+async def test_what_is_no_stray_message_is_not_discarded_as_one(house: House) -> None:
+    registration_id = await house.registered()
+
+    for wrong in (uuid4(), registration_id, house.registration(registration_id).claim_id):
+        with pytest.raises(UnknownRegistration):
+            await house.handle(DiscardStrayMessage(message_id=wrong), OPERATOR)
+
+    assert house.log.history(registration_id) == ["UserRegistered", "OtpIssued"]
+
+
+async def test_the_id_of_something_else_is_no_registrations(house: House) -> None:
+    registration_id = await house.registered()
+    stray = (await house.handle(keeps_stray())).registration_id
+    before = len(house.log.events)
+
+    for wrong in (stray, house.registration(registration_id).claim_id):
+        for command in (
+            RetryMail(registration_id=wrong),
+            DiscardMail(registration_id=wrong),
+            EraseRegistration(registration_id=wrong),
+            dispatched(wrong),
+            failed(wrong),
+        ):
+            with pytest.raises(UnknownRegistration):
+                await house.handle(command, OPERATOR)
+
+    assert len(house.log.events) == before
 
 
 # --- Turns ------------------------------------------------------------------------------------

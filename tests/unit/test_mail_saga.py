@@ -27,7 +27,7 @@ from application.commands import (
     RetryMail,
     RevokeOtp,
 )
-from application.mail_saga import JITTER, RETRY_DELAYS, SECOND_LOOK, DeadlineReached, react
+from application.mail_saga import JITTER, RETRY_DELAYS, SECOND_LOOK, UNTRIED, DeadlineReached, react
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from domain.registration import Policy, Registration, Status
@@ -370,13 +370,20 @@ def registration_numbered(number: int) -> UUID:
     return UUID(int=REGISTRATION.int + number)
 
 
-def retry_waits(registration_id: UUID, count: int = len(PLANNED)) -> list[timedelta]:
+def expired(serial: int = 1) -> Fact:
+    """The request waited too long in the broker, and died there."""
+    return email_dispatch_failed(
+        serial, failure=UNTRIED, provider="broker", attempts=0, reply_code=None, reply_status=None
+    )
+
+
+def retry_waits(registration_id: UUID, count: int = len(PLANNED), failed: Fact | None = None) -> list[timedelta]:
     """Waits after each of so many transient failures."""
     remembered = MailSaga.start(registration_id=registration_id, claim_id=CLAIM, kind="code", ends_at=END, now=T0)
     waits = []
     for request in range(1, count + 1):
         remembered.request_mail(serial=1, issued_at=T0, look_again_at=T0 + SECOND_LOOK, now=T0)
-        [failure] = stream(registration_id, email_dispatch_failed(), after=request)
+        [failure] = stream(registration_id, failed or email_dispatch_failed(), after=request)
         react(remembered, failure, T0, POLICY)
         assert remembered.look_again_at is not None
         waits.append(remembered.look_again_at - T0)
@@ -449,6 +456,93 @@ def test_a_failure_reported_twice_of_one_request_counts_once() -> None:
     assert remembered.failures == 1
 
 
+# --- Requests that expire in the broker -------------------------------------------------------
+
+PLANNED_UNTRIED = [30 * SECOND, MINUTE, 2 * MINUTE, 4 * MINUTE, 8 * MINUTE, 16 * MINUTE, 32 * MINUTE, HOUR, HOUR]
+
+
+@pytest.mark.parametrize("request_number", range(len(PLANNED_UNTRIED)))
+def test_a_request_that_expired_is_made_again_after_twice_the_wait_each_time(request_number: int) -> None:
+    waits = [retry_waits(registration_numbered(n), request_number + 1, expired())[request_number] for n in range(100)]
+
+    planned = PLANNED_UNTRIED[request_number]
+    assert all(planned * (1 - JITTER) <= wait <= planned * (1 + JITTER) for wait in waits)
+    assert min(waits) < planned * (1 - JITTER / 2)
+    assert max(waits) > planned * (1 + JITTER / 2)
+
+
+def test_a_request_that_expired_uses_up_no_try() -> None:
+    remembered = saga(*REQUESTED)
+
+    _, [note], issued = decide(remembered, expired())
+
+    assert (note.event, note.fields["failures"], issued) == (MailSaga.RetryScheduled, 0, [])
+    assert remembered.failures == 0
+
+
+def test_the_first_failure_after_requests_that_expired_waits_as_a_first_one() -> None:
+    remembered = saga(*REQUESTED, retry_scheduled(failures=0), mail_requested(request=2))
+
+    _, [note], _ = decide(remembered, email_dispatch_failed())
+
+    assert note.fields["failures"] == 1
+    assert note.fields["look_again_at"] - T0 == retry_waits(REGISTRATION, 1)[0]
+
+
+def test_an_expired_request_reported_twice_is_made_again_once() -> None:
+    remembered = saga(*REQUESTED)
+    decide(remembered, expired())
+
+    for late in (expired(), email_dispatch_failed()):
+        _, noted, issued = decide(remembered, late)
+        assert noted == []
+        assert issued == []
+
+
+def test_a_request_of_an_older_issue_that_expires_changes_nothing() -> None:
+    _, noted, issued = decide(saga(*REQUESTED, mail_requested(serial=2)), expired(1))
+
+    assert noted == []
+    assert issued == []
+
+
+def test_an_expired_request_is_not_made_again_beyond_the_end() -> None:
+    remembered = saga(*REQUESTED)
+
+    decide(remembered, expired(), END - SECOND)
+
+    assert remembered.look_again_at == END
+
+
+async def test_a_mail_whose_requests_expire_for_an_hour_is_sent_with_a_code_that_works() -> None:
+    house = House()
+    registration_id = await house.registered()
+    await house.settle()
+    until = house.clock() + HOUR
+
+    while house.clock() < until:
+        await house.handle(
+            RecordEmailDispatchFailed(
+                registration_id=registration_id, kind="code", permanent=False, outcome_unknown=False,
+                serial=house.registration(registration_id).serial, failure=UNTRIED, provider="broker", attempts=0,
+                reply_code=None, reply_status=None,
+            ),
+            WORKER,
+        )  # fmt: skip
+        await house.settle()
+        due = house.saga_of(registration_id).look_again_at
+        assert due is not None
+        house.move(due - house.clock())
+        await house.look_again(registration_id)
+        await house.settle()
+
+    serial = house.registration(registration_id).serial
+    assert house.saga_of(registration_id).failures == 0
+    assert house.registration(registration_id).wants_mail(serial)
+    await house.handle(verifies(registration_id, right_code(registration_id, serial)))
+    assert house.registration(registration_id).status is Status.VERIFIED
+
+
 # --- Properties -------------------------------------------------------------------------------
 
 ANY_FACT = st.one_of(
@@ -468,7 +562,7 @@ ANY_FACT = st.one_of(
     st.builds(otp_issued, st.integers(1, 4)),
     st.builds(email_dispatched, st.integers(1, 4)),
     st.builds(email_withheld, st.integers(1, 4)),
-    st.builds(email_dispatch_failed, st.integers(1, 4)),
+    st.builds(email_dispatch_failed, st.integers(1, 4), failure=st.sampled_from(["greylisted", UNTRIED])),
     st.builds(mailbox_unknown, st.integers(1, 4)),
     st.builds(code_locked, st.integers(1, 4)),
     st.builds(code_rejected, st.integers(1, 5), st.integers(1, 4)),

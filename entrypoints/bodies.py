@@ -1,0 +1,51 @@
+"""JSON bodies, read strictly: what can be understood in two ways is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from entrypoints.problems import Declined, FieldError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse(kind: type[M], body: bytes, **known: object) -> M:
+    """The command, or whatever else is asked for, in a JSON body.
+
+    Args:
+        known: fields that come from elsewhere, and therefore may not be in the body.
+
+    Raises:
+        Declined, pydantic.ValidationError: it is malformed.
+    """
+    try:
+        fields = _json.decode(body.decode())
+    except (ValueError, RecursionError):
+        raise malformed("(body)", "not valid JSON, or a key comes twice") from None
+    if not isinstance(fields, dict):
+        raise malformed("(body)", "not a JSON object")
+    for name in fields.keys() & known.keys():
+        raise malformed(name, "does not belong into the body")
+    return kind.model_validate(fields | known)
+
+
+def malformed(field: str, message: str) -> Declined:
+    """The refusal of a request with a field that is not what it should be."""
+    return Declined("invalid-request", errors=[FieldError(field, message)])
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError
+    return fields
+
+
+def _refuse(_: str) -> None:
+    raise ValueError  # NaN and Infinity are not JSON
+
+
+_json = json.JSONDecoder(object_pairs_hook=_unambiguous, parse_constant=_refuse)

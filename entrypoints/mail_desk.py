@@ -1,0 +1,45 @@
+"""The dead-letter desk: an operator's acts on mails and stray messages, for the command line and the API."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from uuid import UUID
+
+from application.commands import DiscardMail, DiscardStrayMessage, RetryMail
+from application.handlers import Answer
+from application.ports import Context
+from domain.errors import UnknownRegistration
+from entrypoints.bootstrap import Service
+
+Act = Callable[[Service, UUID, Context], Awaitable[Answer]]
+"""`retry` or `discard`."""
+
+
+async def retry(service: Service, registration_id: UUID, context: Context) -> Answer:
+    """Try the mail of a pending registration again now.
+
+    Raises:
+        UnknownRegistration, NotPending: it is not to be.
+        Conflict, Unavailable: worth a repeat.
+    """
+    return await service.handlers.handle(RetryMail(registration_id=registration_id), context)
+
+
+async def discard(service: Service, wanted_id: UUID, context: Context) -> Answer:
+    """Give the mail of a registration up, or take a stray message from the list: whichever has this id.
+
+    Raises:
+        UnknownRegistration: nothing has it.
+        NotPending: the registration is an account.
+        Conflict, Unavailable: worth a repeat.
+    """
+    try:
+        return await service.handlers.handle(DiscardMail(registration_id=wanted_id), context)
+    except UnknownRegistration:
+        return await service.handlers.handle(DiscardStrayMessage(message_id=wanted_id), context)
+
+
+async def had_effect(service: Service, act: Act, wanted_id: UUID, context: Context) -> bool:
+    """Act, and tell whether that led to anything. Raises what the act raises."""
+    before = (await service.store.load(wanted_id)).position(wanted_id)
+    return (await act(service, wanted_id, context)).position > before
