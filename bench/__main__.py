@@ -31,7 +31,7 @@ GROUPS: dict[str, Group] = {
         c, sizes=(10_000, 20_000) if quick else (200_000, 2_000_000), repetitions=1 if quick else 3
     ),
     "growth": lambda c, quick: growth.run(
-        c, sizes=(2_000, 20_000) if quick else (20_000, 2_000_000), repetitions=1 if quick else 3
+        c, sizes=(2_000, 20_000) if quick else (20_000, 2_000_000), repetitions=1 if quick else 5
     ),
 }
 

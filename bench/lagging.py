@@ -26,8 +26,8 @@ from infrastructure.log_tail import LogTail
 from projections.registrations import Registrations
 
 CALLERS = 64
-APPENDS = 3000
-"""In the closed loop: few enough that the short log stays a short one."""
+APPENDS = 12_000
+"""In the closed loop: enough for most of a second, few enough that the short log stays a short one."""
 
 RATE = 50.0
 

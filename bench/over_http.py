@@ -52,13 +52,14 @@ def _posting(cluster: Cluster, *, seconds: float, repetitions: int) -> list[Row]
 def _hashing(cluster: Cluster, *, seconds: float, repetitions: int) -> list[Row]:
     outcomes: dict[str, list[Any]] = {"ours": []}
     tags = (f"hash{n}" for n in count())
+    longer = 3 * seconds  # the first answer takes 130 ms, which in four seconds would be 3 % of all
     with cluster.fresh() as dsn, registrar_serve(dsn) as serve:
 
         def ours() -> float:
             job = {"what": "register", "tag": next(tags), "password": _PASSWORD}
-            return _rate(serve, job, outcomes["ours"], seconds, connections=HASHING_CONNECTIONS)
+            return _rate(serve, job, outcomes["ours"], longer, connections=HASHING_CONNECTIONS)
 
-        found = median_by_side({"ours": ours, "bare": lambda: _bare_hashes(seconds)}, repetitions)
+        found = median_by_side({"ours": ours, "bare": lambda: _bare_hashes(longer)}, repetitions)
     return [_row("POST with a password", "bare argon2id (libsodium), a thread a core", found, 0.9, outcomes)]
 
 

@@ -401,7 +401,8 @@ async def test_places_are_given_back_whatever_becomes_of_a_request(api: Api, mon
 
 @pytest.mark.fault("F8")
 def test_a_burst_is_let_in_and_a_queue_is_not() -> None:
-    admission = Admission(Metrics())
+    now = 0.0
+    admission = Admission(Metrics(), clock=lambda: now)
 
     # a burst: many at once, none of which has waited yet
     for _ in range(BURST):
@@ -409,8 +410,15 @@ def test_a_burst_is_let_in_and_a_queue_is_not() -> None:
         admission.begun()
     assert admission.full
 
-    # a queue: those that come out waited too long, so none comes in before it is short
+    # a hiccup of the disk: some waited too long, and then no more
     admission.ended(0.3)
+    now = 0.4
+    assert not admission.full
+    admission.ended(0.1)
+
+    # a queue: those that come out waited too long, and again, so none comes in before it is short
+    admission.ended(0.3)
+    now = 1.0
     while admission.under_way > STEADY:
         assert admission.full
         admission.ended(0.3)
