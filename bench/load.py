@@ -64,9 +64,11 @@ class _Connection(asyncio.Protocol):
         number: of the request under way.
         head: of the last answer.
         lost: it is closed; what was under way got no answer, which is status 0.
+        failed: told what `then` raised.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, failed: Callable[[Exception], None]) -> None:
+        self.failed = failed
         self.number = 0
         self.head = b""
         self.lost = False
@@ -99,7 +101,10 @@ class _Connection(asyncio.Protocol):
     def _end(self, status: int) -> None:
         then, self._then = self._then, None
         if then is not None:
-            then(self, status)
+            try:
+                then(self, status)
+            except Exception as error:  # noqa: BLE001 - in a callback nobody would hear of it, and the run never end
+                self.failed(error)
 
     def send(self, request: bytes, then: Callable[[_Connection, int], None]) -> None:
         """Ask; `then` is told the answer's status."""
@@ -226,7 +231,7 @@ class _Run:
     async def connect(self, port: int, connections: int) -> deque[_Connection]:
         loop = asyncio.get_running_loop()
         for _ in range(connections):
-            _, connection = await loop.create_connection(_Connection, "127.0.0.1", port)
+            _, connection = await loop.create_connection(lambda: _Connection(self.fail), "127.0.0.1", port)
             self._connections.append(connection)
         return deque(self._connections)
 
@@ -239,6 +244,10 @@ class _Run:
         self.statuses[status] = self.statuses.get(status, 0) + 1
         if status:
             self._by_status.setdefault(status, []).append(took)
+
+    def fail(self, error: Exception) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(error)
 
     def end(self) -> None:
         if not self.ended.done():

@@ -22,8 +22,9 @@ PATIENCE: Final = timedelta(milliseconds=250)
 """A registration that takes longer than that has waited."""
 
 HICCUP: Final = timedelta(milliseconds=500)
-"""If all have waited for so long, those under way are no burst but a queue, however slow the machine is; what is over
-sooner was a commit that the disk held up (330 ms, 250 registrations a second: two of 7,500 were turned away for it)."""
+"""If nobody has come out within `PATIENCE` for so long, those under way are no burst but a queue, however slow the
+machine is; what is over sooner was a commit that the disk held up (330 ms at 250 registrations a second: without this,
+two of 7,500 were turned away for it)."""
 
 STEADY: Final = 64
 """Registrations under way while there are more than can be done. The rate is the same from 16 to 256 (same
@@ -43,16 +44,13 @@ class Admission:
 
     Attributes:
         under_way: registrations that were let in and are not answered yet.
+        clock: monotonic seconds.
     """
 
     def __init__(self, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """
-        Args:
-            clock: monotonic seconds.
-        """
         self.under_way = 0
         self._metrics = metrics
-        self._clock = clock
+        self.clock = clock
         self._crowded_until = 0.0
         self._slow_since: float | None = None
 
@@ -61,7 +59,7 @@ class Admission:
         """Is one more to be turned away?"""
         if self.under_way < STEADY:
             return False
-        now = self._clock()
+        now = self.clock()
         return (
             self.under_way >= BURST
             or now < self._crowded_until
@@ -75,14 +73,14 @@ class Admission:
     def ended(self, took: float) -> None:
         """It is not any more, after so many seconds."""
         self.under_way -= 1
-        if took <= PATIENCE.total_seconds():
+        if took <= PATIENCE.total_seconds() or not self.under_way:  # with nobody left, what comes next begins anew
             self._slow_since = None
         elif self._slow_since is None:
-            self._slow_since = self._clock()
+            self._slow_since = self.clock()
 
     def refused(self) -> None:
         """A registration was turned away at the door, where nobody else counts it."""
-        self._crowded_until = self._clock() + CALM.total_seconds()
+        self._crowded_until = self.clock() + CALM.total_seconds()
         self._metrics.shed("busy")
         self._metrics.registration("overloaded")
         self._metrics.request(ROUTE, 503, 0.0)
@@ -104,11 +102,11 @@ class Place:
     def take(self) -> None:
         """Repeatable; without effect once it was left."""
         if self._since is None and not self._over:
-            self._since = time.monotonic()
+            self._since = self._admission.clock()
             self._admission.begun()
 
     def leave(self) -> None:
         """Repeatable."""
         if self._since is not None and not self._over:
-            self._admission.ended(time.monotonic() - self._since)
+            self._admission.ended(self._admission.clock() - self._since)
         self._over = True

@@ -39,8 +39,12 @@ TRIES = 3
 """Attempts at an event before its stream is parked."""
 
 REST = 4
-"""A projector at the end of the log is at work for a quarter of the time at most, whatever a batch takes: on a busy
-machine batches grow, and fewer of them make the same rows."""
+"""A projector at the end of the log writes for a quarter of the time at most: on a busy machine batches grow, and fewer
+of them make the same rows."""
+
+LONGEST_REST = timedelta(seconds=1)
+"""Whatever a batch took: one that a stopped database held up says nothing about the next, and a leader whose session
+is silent for long is deposed (`LEASE_MARGIN`)."""
 
 _AWAY = (
     psycopg.OperationalError,
@@ -293,8 +297,7 @@ class Projector:
                     await self._advance(connection, rows, position, seen)
                     position = seen
                     if ahead is None:
-                        rest = max(self._pace.total_seconds(), REST * (loop.time() - begun))
-                        await asyncio.sleep(begun + rest - loop.time())
+                        await asyncio.sleep(rest_after(timedelta(seconds=loop.time() - begun), self._pace))
                 if ahead is None and not await self._announcements.beyond(LOG, position):
                     # Proves that the leadership is still ours, and lets a lost connection be noticed.
                     await connection.execute("SELECT 1")
@@ -388,6 +391,11 @@ class Projector:
             position = row.position
         await self._move_on(connection, (), position, seen)
         self._announcements.hear(self.name, seen)
+
+
+def rest_after(took: timedelta, pace: timedelta) -> float:
+    """Seconds to rest after a batch that took so long, with so much time between the begins of two."""
+    return max(timedelta(0), pace - took, min((REST - 1) * took, LONGEST_REST)).total_seconds()
 
 
 _Entry = tuple[RecordedRow, Recorded | Exception]

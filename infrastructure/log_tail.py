@@ -27,6 +27,7 @@ class LogTail:
         self._end: Position | None = None
         self._decoded: dict[Position, Recorded] = {}
         self._fetching = asyncio.Lock()
+        self._forgotten = 0
 
     async def read(
         self, after: Position, limit: int, topics: Sequence[str] | None = None
@@ -68,12 +69,16 @@ class LogTail:
     def forget(self) -> None:
         """Read anew from the database: after a failover, positions may hold other events than before."""
         self._rows, self._decoded, self._end = [], {}, None
+        self._forgotten += 1
 
     async def _fetch(self, after: Position) -> None:
-        rows, seen = await self._store.read(after, FETCH)
-        if len(rows) == FETCH:
-            await self._store.head()  # how far is there to go?
-        # From here on nobody else runs: `forget` must not find it half done.
+        while True:
+            since = self._forgotten
+            rows, seen = await self._store.read(after, FETCH)
+            if len(rows) == FETCH:
+                await self._store.head()  # how far is there to go?
+            if since == self._forgotten:  # else these may be the rows of a log that is no more
+                break
         if self._end != after:  # a first look, or one beyond what is kept: begin anew from there
             self._rows, self._decoded = [], {}
         self._rows.extend(rows)

@@ -497,10 +497,23 @@ def bounded(evidence: Evidence) -> Iterator[str]:
             before[sample.kind].append(sample)
     latest = {sample.node: sample for sample in evidence.resources if sample.moment == "after"}
     for node, last in latest.items():
+        if not before[last.kind]:
+            yield f"nothing of the kind {last.kind} was measured before"
+            continue
         for what, slack in SLACK.items():
             most = max(getattr(sample, what) for sample in before[last.kind]) * (1 + MAY_GROW) + slack
             if getattr(last, what) > most:
                 yield f"{node} has {what} {getattr(last, what)} after healing, and {most:.0f} would be as before"
+    # All together, as well: one may have grown to what another had.
+    for kind, samples in before.items():
+        first = {sample.node: sample for sample in reversed(samples) if sample.node in latest}
+        if {node for node, last in latest.items() if last.kind == kind} != first.keys():
+            continue
+        for what, slack in SLACK.items():
+            most = sum(getattr(sample, what) for sample in first.values()) * (1 + MAY_GROW) + len(first) * slack
+            now = sum(getattr(latest[node], what) for node in first)
+            if now > most:
+                yield f"all {kind} have {what} {now} after healing, and {most:.0f} would be as before"
 
 
 @_invariant("I12")

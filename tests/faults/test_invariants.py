@@ -699,7 +699,24 @@ def test_who_stood_by_at_first_may_lead_afterwards() -> None:
         resources("after", node="process-2", kind="process", fds=30),
     ]
     assert check(clean(resources=samples), only=("I11",)) == []
-    assert check(clean(resources=[*samples, resources("after", node="process-2", kind="process", fds=60)])) != []
+    too_many = [*samples, resources("after", node="process-2", kind="process", fds=60)]
+    assert {violation.invariant for violation in check(clean(resources=too_many))} == {"I11"}
+
+
+def test_all_of_a_kind_together_take_no_more_than_before() -> None:
+    samples = [
+        resources("before", node="process-1", kind="process", fds=60),
+        resources("before", node="process-2", kind="process", fds=16),
+        resources("after", node="process-1", kind="process", fds=60),
+        resources("after", node="process-2", kind="process", fds=60),
+    ]
+    [violation] = check(clean(resources=samples), only=("I11",))
+    assert "all process have fds 120" in str(violation)
+
+
+def test_a_kind_that_was_never_measured_before_is_told() -> None:
+    [violation] = check(clean(resources=[resources("after", node="work-1", kind="work")]), only=("I11",))
+    assert "nothing of the kind work" in str(violation)
 
 
 def test_liveness_is_not_due_before_everything_is_healed() -> None:

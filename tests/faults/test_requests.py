@@ -416,9 +416,17 @@ def test_a_burst_is_let_in_and_a_queue_is_not() -> None:
     assert not admission.full
     admission.ended(0.1)
 
+    # an idle service: what was slow before says nothing about now
+    while admission.under_way:
+        admission.ended(0.3)
+    now = 100.0
+    for _ in range(BURST):
+        assert not admission.full
+        admission.begun()
+
     # a queue: those that come out waited too long, and again, so none comes in before it is short
     admission.ended(0.3)
-    now = 1.0
+    now = 101.0
     while admission.under_way > STEADY:
         assert admission.full
         admission.ended(0.3)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
+from itertools import count
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,8 +18,9 @@ from domain.recorded import Position, Recorded
 from infrastructure.announcements import LOG, Announcements
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore
-from infrastructure.follower import TRIES, Projector, create_read_schema, lead
+from infrastructure.follower import TRIES, Projector, create_read_schema, lead, rest_after
 from infrastructure.line import Connection, connect
+from infrastructure.log_tail import LogTail
 from tests.log_words import append, happened, locked, query
 from tests.words import email_claimed, email_released, eventually, stream
 
@@ -312,12 +314,44 @@ async def test_a_read_model_that_is_locked_for_a_while_is_tried_again_and_nothin
 # --- Announcements ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("took", "rests"),
+    [
+        pytest.param(0.0, 0.2, id="a small one: the rest of its pace"),
+        pytest.param(0.05, 0.15, id="one of a quarter of its pace"),
+        pytest.param(0.2, 0.6, id="a large one: three times what it took"),
+        pytest.param(15.0, 1.0, id="one that a stopped database held up: a second, no more"),
+    ],
+)
+def test_a_projector_rests_by_what_a_batch_took_and_never_for_long(took: float, rests: float) -> None:
+    assert rest_after(timedelta(seconds=took), timedelta(milliseconds=200)) == pytest.approx(rests)
+
+
 async def test_a_follower_that_never_hears_anything_looks_all_the_same(store: EventStore, dsn: str) -> None:
     async with running(following(Tally(), store, Announcements(dsn), dsn)):
         await append(store, claimed())
         await until_at(dsn, 1)
         await append(store, claimed())
         await until_at(dsn, 2)
+
+
+async def test_what_was_read_while_a_failover_was_told_is_read_anew(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await append(store, claimed())
+    tail, read, reads = LogTail(store), store.read, count()
+
+    async def read_as_it_is_told(*arguments: Any) -> Any:
+        found = await read(*arguments)
+        if next(reads) == 0:
+            tail.forget()
+        return found
+
+    monkeypatch.setattr(store, "read", read_as_it_is_told)
+
+    rows, seen = await tail.read(0, 10)
+
+    assert ([row.position for row in rows], seen, next(reads)) == ([1], 1, 2)
 
 
 async def test_a_follower_whose_announcements_are_cut_off_catches_up_and_they_come_back(
