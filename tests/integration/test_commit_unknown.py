@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from itertools import count
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -243,8 +244,13 @@ async def test_whatever_is_killed_what_was_acknowledged_is_there_once_and_what_w
     sizes: dict[UUID, int] = {}
     told: dict[UUID, Position | Exception] = {}
 
-    async def write(numbers: range) -> None:
-        for number in numbers:
+    def enough() -> bool:
+        return killer.killed > 20 and sum(isinstance(answer, int) for answer in told.values()) > 100
+
+    async def write(first: int) -> None:
+        for number in count(first, 6):
+            if number >= 300 and enough():  # a fast machine has written much before many are killed
+                return
             context = Context("client", correlation_id=uuid4())
             events = [happened(), happened()]
             if number % 3 == 0:
@@ -257,7 +263,7 @@ async def test_whatever_is_killed_what_was_acknowledged_is_there_once_and_what_w
             killer.answered.set()
 
     async with Killer(dsn) as killer:
-        await asyncio.gather(*(write(range(worker, 300, 6)) for worker in range(6)))
+        await asyncio.gather(*(write(worker) for worker in range(6)))
     await store.close()
 
     recorded: dict[UUID, list[Position]] = {}
@@ -275,9 +281,7 @@ async def test_whatever_is_killed_what_was_acknowledged_is_there_once_and_what_w
     assert recorded == {}
 
     answers = list(told.values())
-    assert len(answers) == 300
-    assert sum(isinstance(answer, int) for answer in answers) > 100
+    assert len(answers) >= 300
     assert any(isinstance(answer, Conflict) for answer in answers)
-    assert killer.killed > 20
     async with await psycopg.AsyncConnection.connect(dsn) as connection:
         assert await broken_blocks(connection) == []
