@@ -85,7 +85,7 @@ async def smtp(port: int, mails: int) -> float:
         await client.connect()
         for number in numbers:
             to = mailbox(f"bare-{number}@bench.example")
-            letter = letters.code(to=to, locale="en", code="123456", message_id=f"<{number}@registrar.localhost>")
+            letter = letters.code(to=to, locale="en", code="123456", message_id=f"{number}.1")
             await client.sendmail("no-reply@registrar.localhost", [to], composer.compose(letter, to, datetime.now(UTC)))
         await client.quit()
 
