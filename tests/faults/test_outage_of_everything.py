@@ -124,7 +124,10 @@ class Town:
         self.way.reset()
         await self.people_come(2)  # whose mails open the circuit
         await self.becomes(UP | {"mail": AWAY["mail"], "ready": AWAY["ready"]})
-        await self.people_come()  # whose mails are under way
+        for _ in range(4):
+            self.clock.move(MINUTE / 4)
+            await self.people_come()  # whose mails are under way
+            await self.until_rest(in_flight=True)
         await asyncio.to_thread(self.rabbit.kill)
         await self.becomes(AWAY)
         for _ in range(minutes):
