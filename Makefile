@@ -41,8 +41,9 @@ simulate: setup-dev  ## the seeded simulation; SEEDS=20000 for more, ARGS="--see
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
 MINUTES ?= 10
-chaos: setup-dev  ## everything killed, paused and cut off at random while people register; MINUTES=20, SEED=7 repeats a schedule
-	$(BIN)/python -m tests.faults --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+BROKER ?=
+chaos: setup-dev $(if $(BROKER),services)  ## everything killed, paused and cut off at random while people register; MINUTES=20, BROKER=1 with mail over RabbitMQ, SEED=7 repeats a schedule
+	$(BIN)/python -m tests.faults --minutes $(MINUTES) $(if $(BROKER),--broker) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: setup-dev  ## the benchmarks as ratios, side by side in one run (about 15 minutes; ARGS="--quick", "--only append")
 	$(BIN)/python -m bench $(ARGS)

@@ -57,7 +57,7 @@ MOST_MESSAGES: Final = 100_000
 
 APP_ID: Final = "registrar"
 CANARY: Final = "registrar.canary"
-"""Type of the message that proves at the begin of a connection that the mail queue takes messages."""
+"""Type of the messages that prove at the begin of a connection that the queues take messages."""
 
 CONNECT_WITHIN: Final = timedelta(seconds=5)
 ANSWER_WITHIN: Final = timedelta(seconds=3)
@@ -271,7 +271,8 @@ class _Session:
             await self._delete(name)
         async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
             await declare(self.broker, self._topology)
-        await self._prove_mail_queue()
+        for exchange, queue in ((MAIL_EXCHANGE, self._topology.mail), (DEAD_EXCHANGE, self._topology.failed)):
+            await self._prove(exchange, queue)
         for consumer in self._consumers:
             consumer.attach(self.broker, self._topology.mail if consumer.queue == MAIL_QUEUE else self._topology.failed)
         async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
@@ -303,25 +304,25 @@ class _Session:
         if came is not None and not came.done():
             came.set_result(None)
 
-    async def _prove_mail_queue(self) -> None:
+    async def _prove(self, exchange: RabbitExchange, queue: RabbitQueue) -> None:
         """A quorum queue whose broker died within a second of its declaration takes messages and confirms none, for
         ever. While others do get through, that is what it is: then it is made anew; what it held is asked for again."""
         try:
-            await self._canary()
+            await self._canary(exchange, queue)
         except TimeoutError:
             await self.loop()  # else the broker is slow or blocked, and the queue may be well
-            log.warning("broker.queue_is_dead", queue=MAIL_QUEUE, hint="it is deleted and declared anew")
-            await self._delete(MAIL_QUEUE)
+            log.warning("broker.queue_is_dead", queue=queue.name, hint="it is deleted and declared anew")
+            await self._delete(queue.name)
             async with asyncio.timeout(CONNECT_WITHIN.total_seconds()):
                 await declare(self.broker, self._topology)
-            await self._canary()
+            await self._canary(exchange, queue)
 
-    async def _canary(self) -> None:
+    async def _canary(self, exchange: RabbitExchange, queue: RabbitQueue) -> None:
         async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
             await self.broker.publish(
                 b"",
-                exchange=MAIL_EXCHANGE,
-                routing_key=MAIL_REQUESTED,
+                exchange=exchange,
+                routing_key=queue.routing(),
                 message_type=CANARY,
                 expiration=ANSWER_WITHIN,
             )

@@ -31,8 +31,9 @@ FORGOTTEN_AFTER: Final = timedelta(minutes=1)
 
 NAME_EVERY: Final = timedelta(seconds=20)
 
-TRICKLE: Final = timedelta(seconds=10)
-"""While every circuit is open, one mail in so long goes to the workers, for them to probe with."""
+MOST_TO_PROBE_WITH: Final = 64
+"""While every circuit is open, mails that go to the workers at a look at most, for them to probe with one of them: what
+two workers have in hand."""
 
 _LOOK = """
     SELECT name, state, greatest(0, extract(epoch FROM open_until - clock_timestamp()))::double precision,
@@ -99,7 +100,8 @@ class CircuitBoard:
         self._wake = asyncio.Event()
         self._seen: Sequence[SharedCircuit] = ()
         self._looked = asyncio.Condition()
-        self._trickled_at = float("-inf")
+        self._to_probe_with = 0
+        self._left_to_probe_with = 0
 
     # --- For those who send ---------------------------------------------------------------------
 
@@ -144,15 +146,15 @@ class CircuitBoard:
         return bool(self._seen) and all(one.state == OPENED for one in self._seen)
 
     def may_hand_over(self) -> bool:
-        """Is it of use to give the workers a mail? Of a mail now and then, while all that they could do is to probe."""
+        """Is it of use to give the workers a mail? Of a few, while all that they could do is to probe.
+
+        At each look that finds nobody probing they are twice as many: after a long outage the first ones are of codes
+        that have been replaced, which are for nobody to send and so for nobody to probe with.
+        """
         if not self.all_open:
             return True
-        now = asyncio.get_running_loop().time()
-        due = any(one.open_for <= 0 for one in self._seen)
-        if not due or now < self._trickled_at + TRICKLE.total_seconds():
-            return False
-        self._trickled_at = now
-        return True
+        self._left_to_probe_with -= 1
+        return self._left_to_probe_with >= 0
 
     async def looked(self) -> None:
         """Return after the next look."""
@@ -210,6 +212,9 @@ class CircuitBoard:
             return [SharedCircuit(*row) for row in await cursor.fetchall()]
 
         self._seen = await self._line.ask(read)
+        awaits_probe = self.all_open and any(one.open_for <= 0 and not one.probed for one in self._seen)
+        self._to_probe_with = min(max(1, 2 * self._to_probe_with), MOST_TO_PROBE_WITH) if awaits_probe else 0
+        self._left_to_probe_with = self._to_probe_with
         told = {one.name: one for one in self._seen}
         self._adopting = True
         try:

@@ -120,6 +120,7 @@ async def open_api(
     dsn: str,
     *,
     follows: bool = True,
+    works: bool = False,
     clock: DatabaseClock | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     circuits: Callable[..., Circuits] = Circuits,
@@ -130,6 +131,7 @@ async def open_api(
         async with open_service(
             settings(dsn, directory, **more),
             follows=follows,
+            works=works,
             mailbox=True,
             clock=clock,
             sleep=sleep,

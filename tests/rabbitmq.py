@@ -65,6 +65,13 @@ class PrivateRabbit:
     def url(self, vhost: str = "/") -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/{quote(vhost, safe='')}"
 
+    @property
+    def pid(self) -> int | None:
+        """Of the node's latest life; None while it is starting, or before its first."""
+        pid = self.directory / "pid"
+        written = pid.read_text().strip() if pid.exists() else ""
+        return int(written) if written else None
+
     def start(self) -> None:
         """Start the node and wait until it serves clients."""
         (self.directory / "pid").unlink(missing_ok=True)
@@ -111,8 +118,7 @@ class PrivateRabbit:
 
     def _processes(self) -> list[psutil.Process]:
         """Those of the session that the node was started in."""
-        pid = self.directory / "pid"
-        session = _session_of(int(pid.read_text())) if pid.exists() else 0
+        session = _session_of(self.pid) if self.pid is not None else 0
         return [one for one in psutil.process_iter() if session and _session_of(one.pid) == session]
 
     def forget(self) -> None:

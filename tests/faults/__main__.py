@@ -10,12 +10,14 @@ import shutil
 import signal
 import sys
 import tempfile
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
 from tests.faults.chaos import Report, run
+from tests.rabbitmq import node
 
 
 def main() -> int:
@@ -23,6 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="of faults; healing and judging come on top  [10]")
     parser.add_argument("--seed", type=int, help="the same schedule of faults as another run  [random]")
+    parser.add_argument("--broker", action="store_true", help="with mail over a RabbitMQ that is broken, too")
     arguments = parser.parse_args()
     seed = secrets.randbelow(10**6) if arguments.seed is None else arguments.seed
     # What the checker's own projectors say while they fight for a batch is no news.
@@ -32,7 +35,7 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="registrar-chaos-"))
     failed = False
     try:
-        report = asyncio.run(_until_told_otherwise(seed, arguments.minutes * 60, directory))
+        report = asyncio.run(_until_told_otherwise(seed, arguments.minutes * 60, directory, broker=arguments.broker))
         failed = bool(report.violations)
         print(report, flush=True)
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -50,13 +53,13 @@ def main() -> int:
     return int(failed)
 
 
-async def _until_told_otherwise(seed: int, seconds: float, directory: Path) -> Report:
+async def _until_told_otherwise(seed: int, seconds: float, directory: Path, *, broker: bool) -> Report:
     """SIGTERM ends it as Ctrl-C does: everything that was started is ended."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    with tempfile.TemporaryDirectory() as reached:
-        return await run(seed, seconds, directory=directory, reached=Path(reached), say=say)
+    with tempfile.TemporaryDirectory() as reached, node() if broker else nullcontext() as rabbit:
+        return await run(seed, seconds, directory=directory, reached=Path(reached), rabbit=rabbit, say=say)
 
 
 def say(what: str) -> None:

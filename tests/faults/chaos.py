@@ -21,18 +21,21 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, cast
 
 from tests.faults.evidence import Evidence
-from tests.faults.fleet import REGISTRAR, ROOT, Fleet
+from tests.faults.fleet import REGISTRAR, ROOT, Fleet, NodeKind
 from tests.faults.invariants import Violation, check
 from tests.faults.journal import Kind
-from tests.faults.nemesis import PROGRESS_WITHIN, Nemesis, Sink, Tally
+from tests.faults.nemesis import PROGRESS_WITHIN, BrokerOnTheWay, Nemesis, Sink, Tally
 from tests.faults.people import MARKS, Crowd, Inbox
 from tests.faults.scene import Scene
-from tests.faults.schedule import NODES, schedule
+from tests.faults.schedule import Planned, nodes_of, schedule
+from tests.faults.tap import Tap
 from tests.log_words import by_way_of, proxy_to, query
 from tests.postgres import SURVIVES_KILLS, server
+from tests.rabbitmq import PrivateRabbit
+from tests.tcp_proxy import TcpProxy
 from tests.words import eventually
 
 REQUEST_TIMEOUT: Final = 10.0
@@ -53,6 +56,9 @@ CALM_WITHIN: Final = 60.0
 PULSE: Final = 0.1
 STARVED: Final = 0.25
 """So much too late is what a machine does that has more to do than it can."""
+
+RIGHTLY_SAID: Final = "broker.away"
+"""An error that a node may speak of: five tries to connect have failed, and somebody is to look at the broker."""
 
 FED_AFTER: Final = 5.0
 STARVING: Final = "the machine is too busy"
@@ -94,18 +100,27 @@ class Report:
 
 
 async def run(
-    seed: int, seconds: float, *, directory: Path, reached: Path, say: Callable[[str], None] = lambda _: None
+    seed: int,
+    seconds: float,
+    *,
+    directory: Path,
+    reached: Path,
+    rabbit: PrivateRabbit | None = None,
+    planned: Sequence[Planned] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Break everything for `seconds` while people register, heal it, let all settle, and judge.
 
     Args:
         directory: existing; logs of the nodes, and the journal and the log where something does not hold.
         reached: see `tests.faults.reached`.
+        rabbit: a running node that the mail goes over, and that is broken, too.
+        planned: what is done instead of the seed's `schedule`; it takes about `seconds`.
         say: told what is being done.
     """
     began = time.monotonic()
     chance = random.Random(f"people of {seed}")  # noqa: S311 - repeatable
-    async with _stage(seconds, directory, reached, say) as nemesis:
+    async with _stage(seconds, directory, reached, rabbit, say) as nemesis:
         scene = nemesis.scene
         client = scene.client_of(*(one for one in scene.fleet.nodes if one.kind == "serve"), timeout=REQUEST_TIMEOUT)
         crowd = Crowd(client, Inbox(scene.sink), chance, a_second=A_SECOND)
@@ -114,7 +129,7 @@ async def run(
             crowding = group.create_task(crowd.run())
             await asyncio.sleep(WARM_UP)
             scene.fleet.measure("before")
-            await nemesis.act_out(schedule(seed, seconds))
+            await nemesis.act_out(planned or schedule(seed, seconds, broker=rabbit is not None))
             crowd.go_home()
             await crowding
             say("everybody has gone home")
@@ -145,24 +160,36 @@ async def run(
 
 
 @asynccontextmanager
-async def _stage(seconds: float, directory: Path, reached: Path, say: Callable[[str], None]) -> AsyncIterator[Nemesis]:
+async def _stage(
+    seconds: float, directory: Path, reached: Path, rabbit: PrivateRabbit | None, say: Callable[[str], None]
+) -> AsyncIterator[Nemesis]:
     """Everything up, and each process with a proxy of its own before the database; all gone at the end."""
     with server(SURVIVES_KILLS, prefix="registrar-chaos-") as postgres:
         async with AsyncExitStack() as stack:
             sink = await stack.enter_async_context(Sink())
-            proxies = {name: await stack.enter_async_context(proxy_to(postgres.dsn)) for name in NODES}
+            names = nodes_of(broker=rabbit is not None)
+            proxies = {name: await stack.enter_async_context(proxy_to(postgres.dsn)) for name in names}
+            broker = await stack.enter_async_context(_by_way_of_a_proxy(rabbit)) if rabbit is not None else None
             lives = {"otp_ttl": f"{max(60, seconds / 6):g}", "registration_ttl": f"{max(100, seconds / 2):g}"}
-            fleet = Fleet(postgres.dsn, sink.port, directory=directory, reached=reached, **SETTINGS, **lives)
+            over = {"broker_url": broker.url} if broker is not None else {}
+            fleet = Fleet(postgres.dsn, sink.port, directory=directory, reached=reached, **SETTINGS, **lives, **over)
             scene = await stack.enter_async_context(Scene.on(fleet, sink))
-            for name in NODES:
-                node = await fleet.add(_kind_of(name), dsn=by_way_of(proxies[name], postgres.dsn))
-                assert node.name == name
+            for name in names:
+                added = await fleet.add(_kind_of(name), dsn=by_way_of(proxies[name], postgres.dsn))
+                assert added.name == name
             await fleet.until_it_leads()
-            yield Nemesis(scene, sink, postgres, proxies, say)
+            yield Nemesis(scene, sink, postgres, proxies, say, broker)
 
 
-def _kind_of(name: str) -> Literal["serve", "process"]:
-    return "serve" if name.startswith("serve") else "process"
+@asynccontextmanager
+async def _by_way_of_a_proxy(rabbit: PrivateRabbit) -> AsyncIterator[BrokerOnTheWay]:
+    await asyncio.to_thread(Tap(rabbit).put_in)
+    async with TcpProxy(("127.0.0.1", rabbit.port)) as proxy:
+        yield BrokerOnTheWay(rabbit, proxy)
+
+
+def _kind_of(name: str) -> NodeKind:
+    return cast("NodeKind", name.partition("-")[0])
 
 
 async def _watch(scene: Scene) -> None:
@@ -225,10 +252,11 @@ async def _calm_down(scene: Scene) -> None:
 def _complaints(scene: Scene) -> list[Violation]:
     """What the nodes themselves call an error, and events that could not be applied: there is nothing wrong with any."""
     found = Counter(
-        (node.name, entry["event"])
-        for node in scene.fleet.nodes
-        for entry in map(json.loads, filter(lambda line: line.startswith("{"), node.written.splitlines()))
+        (one.name, entry["event"])
+        for one in scene.fleet.nodes
+        for entry in map(json.loads, filter(lambda line: line.startswith("{"), one.written.splitlines()))
         if entry["level"] in {"error", "critical"} or entry["event"] == "follower.batch_failed"
+        if entry["event"] != RIGHTLY_SAID
     )
     return [Violation("log", f"{node} says {event} {count} times") for (node, event), count in found.items()]
 
@@ -266,13 +294,23 @@ async def _evidence(nemesis: Nemesis, directory: Path) -> Evidence:
         return evidence if min(evidence.followers.values()) == evidence.head else None
 
     evidence: Evidence = await eventually(quiet, within=120, every=0.5)
-    database = nemesis.postgres.directory / "postgres.log"
     return replace(
         evidence,
-        texts={**evidence.texts, "log of PostgreSQL": database.read_text(errors="replace")},
+        texts={**evidence.texts, **await asyncio.to_thread(_texts_of_services, nemesis)},
         # What all that is personal contains, in place of thousands of words to look for.
         canaries=[*MARKS, *(canary for canary in evidence.canaries if canary.kind == "code")],
     )
+
+
+def _texts_of_services(nemesis: Nemesis) -> dict[str, str]:
+    """What PostgreSQL and RabbitMQ wrote, and all that was ever published."""
+    texts = {"log of PostgreSQL": (nemesis.postgres.directory / "postgres.log").read_text(errors="replace")}
+    if nemesis.broker is not None:
+        rabbit = nemesis.broker.rabbit
+        logs = sorted([rabbit.directory / "node.log", *(rabbit.directory / "log").glob("*.log")])
+        texts |= {f"RabbitMQ's {log.name}": log.read_text(errors="replace") for log in logs}
+        texts |= Tap(rabbit).texts()
+    return texts
 
 
 def _busy(evidence: Evidence) -> timedelta:

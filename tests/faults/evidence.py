@@ -98,7 +98,7 @@ class HealthSample:
 
 @dataclass(frozen=True, slots=True)
 class ResourceSample:
-    """What a node took: before any fault, during, or after healing. `kind`: "serve" or "process"."""
+    """What a node took: before any fault, during, or after healing. `kind`: "serve", "process" or "work"."""
 
     at: datetime
     node: str
@@ -131,6 +131,7 @@ class Evidence:
         read_models: hashes of each read model's tables, by way of making it: "live", "from zero", "in two halves",
             "told twice".
         texts: where personal data and secrets must not be, by name of the place.
+        senders: kind of the nodes that send the mails: "work" where they go over a broker.
         healed: the last fault is over and everybody has had time: liveness is due (I4, I9, I11).
         collected_at: when all of this was read.
     """
@@ -152,6 +153,7 @@ class Evidence:
     health: Sequence[HealthSample] = ()
     resources: Sequence[ResourceSample] = ()
     faults: Sequence[FaultWindow] = ()
+    senders: str = "process"
     healed: bool = True
     collected_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -166,6 +168,7 @@ async def collect(
     resources: Sequence[ResourceSample] = (),
     texts: Mapping[str, str] | None = None,
     passwords: Iterable[str] = (),
+    senders: str = "process",
     healed: bool = True,
     refold: bool = True,
 ) -> Evidence:
@@ -206,6 +209,7 @@ async def collect(
                 health=list(health),
                 resources=list(resources),
                 faults=list(faults),
+                senders=senders,
                 healed=healed,
             )
     if not refold:

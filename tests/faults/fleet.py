@@ -317,6 +317,11 @@ class Fleet:
         )
         return {f"REGISTRAR_{name.upper()}": value for name, value in chosen.items()}
 
+    @property
+    def senders(self) -> NodeKind:
+        """Kind of the nodes that send mails."""
+        return "work" if "broker_url" in self._settings else "process"
+
     async def until_it_leads(self) -> None:
         """Wait until every follower has a leader."""
 

@@ -209,7 +209,7 @@ class FaultWindow:
     Attributes:
         hits: what does not work meanwhile: "api" (it may not answer at all), "database" (nothing can be appended),
             "slow database" (perhaps nothing can), "mail" (no mail server takes mail), "process" (followers and
-            delivery). A kill of a process hits it from the kill to its next start.
+            delivery), "broker" (mails wait in the log). A kill of a process hits it from the kill to its next start.
         node: the only one that is hit; empty: all of them.
     """
 

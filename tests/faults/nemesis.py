@@ -1,7 +1,8 @@
 """The nemesis: does to a fleet what a schedule says, and proves of each fault that it took effect.
 
 Two processes that serve and two that follow, each with a proxy of its own before a PostgreSQL that can be killed, and a
-mail server that misbehaves. Faults may overlap; those of one thing come one after the other. `chaos` runs it.
+mail server that misbehaves; where mail goes over RabbitMQ, two that work beside them, and a broker that can be killed
+behind a proxy that they share. Faults may overlap; those of one thing come one after the other. `chaos` runs it.
 
 It sleeps between faults: the times of the schedule are what is tested, nothing is waited for by them.
 """
@@ -15,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
 import psutil  # type: ignore[import-untyped]
@@ -25,8 +26,9 @@ from infrastructure.embedded import EmbeddedPostgres
 from tests.faults.fleet import Node, backends_of, kill_postmaster
 from tests.faults.invariants import Violation
 from tests.faults.scene import Scene
-from tests.faults.schedule import FaultKind, Planned
+from tests.faults.schedule import BROKER, MAIL_PATH, FaultKind, Planned
 from tests.log_words import locked, query
+from tests.rabbitmq import PrivateRabbit
 from tests.smtp_stub import SmtpStub, Stage
 from tests.tcp_proxy import TO_CLIENT, TO_SERVER, Direction, TcpProxy
 from tests.words import eventually
@@ -57,12 +59,25 @@ class Sink(SmtpStub):
         return action
 
 
+@dataclass(frozen=True, slots=True)
+class BrokerOnTheWay:
+    """RabbitMQ, and the proxy by way of which everybody goes there."""
+
+    rabbit: PrivateRabbit
+    proxy: TcpProxy
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.proxy.port}/%2F"
+
+
 @dataclass(slots=True)
 class Nemesis:
     """
     Attributes:
         sink: the fleet's mail server.
         proxies: before the database, by the node that goes by way of it.
+        broker: None where mail is handed over inside the processes.
         say: told what is being done.
         faults: what became of what was planned, by kind.
         stalls: healed, and yet no progress.
@@ -73,6 +88,7 @@ class Nemesis:
     postgres: EmbeddedPostgres
     proxies: dict[str, TcpProxy]
     say: Callable[[str], None]
+    broker: BrokerOnTheWay | None = None
     faults: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     stalls: list[Violation] = field(default_factory=list)
     _turns: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
@@ -100,7 +116,7 @@ class Nemesis:
         tally = self.faults[planned.kind]
         tally.planned += 1
         # Two faults of one thing come one after the other; its process and its connections are two things.
-        layer = "connections" if planned.kind.startswith(("connections", "commits")) else "process"
+        layer = "connections" if "connections" in planned.kind or planned.kind == "commits slowed" else "process"
         async with self._turns[f"{layer} {planned.target}"]:
             self.say(f"{planned.kind} ({planned.target} {planned.lasts:g} s {planned.detail})")
             hit = await act(self, planned)
@@ -218,6 +234,54 @@ class Nemesis:
             proxy.delay(float(planned.detail))
             return await self._while_it_lasts(planned, lambda: proxy.effects["delay"] > before)
 
+    # --- The broker -----------------------------------------------------------------------------
+
+    async def kill_broker(self, planned: Planned) -> bool:
+        rabbit = self._broker.rabbit
+        pid = rabbit.pid
+        with self._during("the broker is killed", BROKER):
+            await asyncio.to_thread(rabbit.kill)
+            await asyncio.sleep(planned.lasts)
+            await asyncio.to_thread(rabbit.start)
+        return pid is not None and rabbit.pid != pid
+
+    async def pause_broker(self, planned: Planned) -> bool:
+        rabbit = self._broker.rabbit
+        assert rabbit.pid is not None
+        process = psutil.Process(rabbit.pid)
+        with self._during("the broker pauses", BROKER):
+            rabbit.pause()
+            try:
+                await eventually(lambda: process.status() == psutil.STATUS_STOPPED)
+                await asyncio.sleep(planned.lasts)
+            finally:
+                rabbit.resume()
+        return True
+
+    async def reset_broker_connections(self, planned: Planned) -> bool:
+        proxy = self._broker.proxy
+        before = proxy.effects["reset"]
+
+        def hit() -> bool:
+            proxy.reset()
+            return proxy.effects["reset"] > before
+
+        with self._during("connections to the broker are reset", BROKER):
+            return await self._while_it_lasts(planned, hit)  # nobody may be connected for now
+
+    async def hold_broker_connections(self, planned: Planned) -> bool:
+        proxy = self._broker.proxy
+        direction: Direction = TO_SERVER if planned.detail == TO_SERVER else TO_CLIENT
+        before = proxy.effects[f"hold {direction}"]
+        with self._network_fault(proxy, planned, BROKER):
+            proxy.hold(direction)
+            return await self._while_it_lasts(planned, lambda: proxy.effects[f"hold {direction}"] > before)
+
+    @property
+    def _broker(self) -> BrokerOnTheWay:
+        assert self.broker is not None, "there is no broker in this run"
+        return self.broker
+
     # --- The mail server ------------------------------------------------------------------------
 
     async def spoil_mail(self, planned: Planned) -> bool:
@@ -233,32 +297,42 @@ class Nemesis:
     # --- All at once (A17) ----------------------------------------------------------------------
 
     async def _loop(self, planned: Planned) -> None:
-        """Every component dies every 0.5 to 3 s, for half of the time; twice, and in between it must get somewhere."""
+        """Every component dies every few seconds, for half of the time; twice, and each time it gets somewhere then."""
         chance = random.Random(planned.detail)  # noqa: S311 - repeatable
         tally = self.faults["crash loop"]
         for _ in range(2):
             self.say(f"crash loop ({planned.lasts / 2:g} s)")
             tally.planned += 1
             end = time.monotonic() + planned.lasts / 2
-            components = [*self.scene.fleet.nodes, None]
+            components = self._mortal(planned.target)
             chances = [random.Random(chance.random()) for _ in components]  # noqa: S311 - repeatable
             deaths = await asyncio.gather(
-                *(self._die_again_and_again(node, own, end) for node, own in zip(components, chances, strict=True))
+                *(self._die_again_and_again(one, own, end) for one, own in zip(components, chances, strict=True))
             )
             tally.effective += min(deaths) >= 1
             await self._must_progress("A17", mail=True)
 
-    async def _die_again_and_again(self, node: Node | None, chance: random.Random, end: float) -> int:
-        """A node, or the database; answers how often it died."""
+    def _mortal(self, target: str) -> list[Planned]:
+        """Who dies in a crash loop, each as a kill without its times."""
+        nodes = self.scene.fleet.nodes
+        dying = [node for node in nodes if node.kind != "serve"] if target == MAIL_PATH else nodes
+        components = [Planned(0, "node killed", node.name) for node in dying]
+        if target != MAIL_PATH:
+            components.append(Planned(0, "postmaster killed", "postgres"))
+        if self.broker is not None:
+            components.append(Planned(0, "broker killed", BROKER))
+        return components
+
+    async def _die_again_and_again(self, component: Planned, chance: random.Random, end: float) -> int:
+        """Answers how often it died."""
+        # A broker takes seconds to start, and its clients as long to come back: its lives are to be of some use.
+        shortest, longest = (3.0, 10.0) if component.target == BROKER else (0.5, 3.0)
+        act = _ACTS[cast("FaultKind", component.kind)]
         deaths = 0
         while time.monotonic() < end or not deaths:
-            after, lasts = chance.uniform(0.5, 3.0), chance.uniform(0.1, 1.0)
+            after, lasts = chance.uniform(shortest, longest), chance.uniform(0.1, 1.0)
             await asyncio.sleep(after)
-            if node is None:
-                died = await self.kill_postmaster(Planned(0, "postmaster killed", lasts=lasts))
-            else:
-                died = await self.kill_node(Planned(0, "node killed", node.name, lasts))
-            deaths += died
+            deaths += await act(self, replace(component, lasts=lasts))
         return deaths
 
     async def _be_quiet(self, planned: Planned) -> None:
@@ -292,8 +366,9 @@ class Nemesis:
     @contextmanager
     def _network_fault(self, proxy: TcpProxy, planned: Planned, hits: str) -> Iterator[None]:
         """What is noted ends before the healing: until then it is certain."""
+        node = "" if planned.target == BROKER else planned.target
         try:
-            with self._during(f"{planned.kind} of {planned.target}", hits, node=planned.target):
+            with self._during(f"{planned.kind} of {planned.target}", hits, node=node):
                 yield
         finally:
             proxy.heal()
@@ -323,6 +398,10 @@ _ACTS: Final[dict[FaultKind, Callable[[Nemesis, Planned], Awaitable[bool]]]] = {
     "mail hangs": Nemesis.spoil_mail,
     "mail cut after the dot": Nemesis.spoil_mail,
     "mail greylisted": Nemesis.spoil_mail,
+    "broker killed": Nemesis.kill_broker,
+    "broker paused": Nemesis.pause_broker,
+    "broker connections reset": Nemesis.reset_broker_connections,
+    "broker connections held": Nemesis.hold_broker_connections,
 }
 
 _MAIL_FAULTS: Final[dict[str, tuple[Stage, str]]] = {

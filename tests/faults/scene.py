@@ -154,6 +154,7 @@ class Scene:
             resources=self.fleet.resources,
             texts=await self.fleet.texts(),
             passwords=self.passwords,
+            senders=self.fleet.senders,
             healed=healed,
             refold=refold,
         )

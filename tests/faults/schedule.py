@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -22,10 +22,20 @@ FaultKind = Literal[
     "mail hangs",
     "mail cut after the dot",
     "mail greylisted",
+    "broker killed",
+    "broker paused",
+    "broker connections reset",
+    "broker connections held",
 ]
 Kind = FaultKind | Literal["crash loop", "quiet"]
 
 NODES: Final = ("serve-1", "serve-2", "process-1", "process-2")
+WORKERS: Final = ("work-1", "work-2")
+"""Beside the others where mail goes over a broker."""
+
+BROKER: Final = "broker"
+MAIL_PATH: Final = "relay, workers and broker"
+"""Target of a crash loop that leaves the API and the database alone."""
 
 WEIGHTS: Final[dict[FaultKind, int]] = {
     "node killed": 5,
@@ -45,6 +55,14 @@ WEIGHTS: Final[dict[FaultKind, int]] = {
 }
 """How often each kind comes in one pack of cards; a pack begins with one of each."""
 
+BROKER_WEIGHTS: Final[dict[FaultKind, int]] = {
+    "broker killed": 2,
+    "broker paused": 2,
+    "broker connections reset": 2,
+    "broker connections held": 2,
+}
+"""On top of those where mail goes over a broker."""
+
 _LASTS: Final[dict[FaultKind, tuple[float, float]]] = {
     "node killed": (0.5, 3),
     "node paused": (1, 15),
@@ -60,9 +78,14 @@ _LASTS: Final[dict[FaultKind, tuple[float, float]]] = {
     "mail hangs": (2, 8),
     "mail cut after the dot": (1, 4),
     "mail greylisted": (2, 8),
+    "broker killed": (0.5, 5),
+    "broker paused": (1, 15),
+    "broker connections reset": (0, 0),
+    "broker connections held": (1, 15),
 }
 _DETAILS: Final[dict[FaultKind, tuple[str, ...]]] = {
     "connections held": ("to server", "to client"),
+    "broker connections held": ("to server", "to client"),
     "commits slowed": ("0.1", "0.2", "0.4"),
     "mail hangs": ("banner", "mail", "rcpt", "data", "eod"),
 }
@@ -79,7 +102,8 @@ class Planned:
 
     Attributes:
         after: seconds since the previous one began; since everything was healed, if that is a quiet time.
-        target: a node, "postgres" or "mail"; of network faults the node whose connections they hit.
+        target: a node, "postgres", "mail" or "broker"; of network faults the node whose connections they hit; of a
+            crash loop what dies: everything, or `MAIL_PATH`.
         lasts: seconds; of a kill until the next start.
         detail: what else there is to choose: a direction, a stage, a figure.
     """
@@ -91,17 +115,21 @@ class Planned:
     detail: str = ""
 
 
-def schedule(seed: int, seconds: float) -> list[Planned]:
+def schedule(seed: int, seconds: float, *, broker: bool = False) -> list[Planned]:
     """Rows of faults that may overlap, each followed by a quiet time; half way a crash loop (A17).
 
-    The same seed and length give the same schedule. It takes about `seconds`.
+    The same arguments give the same schedule. It takes about `seconds`.
+
+    Args:
+        broker: mail goes over one, so there are workers, and faults of the broker.
     """
     chance = random.Random(seed)  # noqa: S311 - repeatable
-    cards = _cards(chance)
+    cards = _cards(chance, WEIGHTS | BROKER_WEIGHTS if broker else WEIGHTS)
+    nodes = nodes_of(broker=broker)
     planned: list[Planned] = []
     at, looped = 0.0, False
     while at < seconds:
-        row = list(_row(chance, cards, most=seconds - at))
+        row = list(_row(chance, cards, nodes, most=seconds - at))
         began = [sum(one.after for one in row[: number + 1]) for number in range(len(row))]
         planned += [*row, Planned(0.0, "quiet", lasts=QUIET)]
         at += max((begin + one.lasts for begin, one in zip(began, row, strict=True)), default=0.0) + QUIET
@@ -113,7 +141,21 @@ def schedule(seed: int, seconds: float) -> list[Planned]:
     return planned
 
 
-def _row(chance: random.Random, cards: Iterator[FaultKind], *, most: float) -> Iterator[Planned]:
+def killings(seed: int, seconds: float) -> list[Planned]:
+    """Relay, workers and broker die again and again for `seconds`, and then all is quiet."""
+    chance = random.Random(seed)  # noqa: S311 - repeatable
+    return [
+        Planned(0.0, "crash loop", MAIL_PATH, seconds, str(chance.getrandbits(32))),
+        Planned(0.0, "quiet", lasts=QUIET),
+    ]
+
+
+def nodes_of(*, broker: bool) -> tuple[str, ...]:
+    """Names of the fleet's nodes."""
+    return (*NODES, *WORKERS) if broker else NODES
+
+
+def _row(chance: random.Random, cards: Iterator[FaultKind], nodes: Sequence[str], *, most: float) -> Iterator[Planned]:
     elapsed = 0.0
     for _ in range(chance.randint(*_FAULTS_IN_A_ROW)):
         after = round(chance.uniform(*_BETWEEN), 2)
@@ -122,20 +164,22 @@ def _row(chance: random.Random, cards: Iterator[FaultKind], *, most: float) -> I
             return
         kind = next(cards)
         lasts = round(chance.uniform(*_LASTS[kind]), 2)
-        yield Planned(after, kind, _target(chance, kind), lasts, chance.choice(_DETAILS.get(kind, ("",))))
+        yield Planned(after, kind, _target(chance, kind, nodes), lasts, chance.choice(_DETAILS.get(kind, ("",))))
 
 
-def _target(chance: random.Random, kind: FaultKind) -> str:
-    node = chance.choice(NODES)
+def _target(chance: random.Random, kind: FaultKind, nodes: Sequence[str]) -> str:
+    node = chance.choice(nodes)
     if kind.startswith("mail"):
         return "mail"
+    if kind.startswith("broker"):
+        return BROKER
     return "postgres" if kind in {"backend killed", "postmaster killed", "head locked"} else node
 
 
-def _cards(chance: random.Random) -> Iterator[FaultKind]:
+def _cards(chance: random.Random, weights: Mapping[FaultKind, int]) -> Iterator[FaultKind]:
     while True:
-        first = list(WEIGHTS)
-        rest = [kind for kind, weight in WEIGHTS.items() for _ in range(weight - 1)]
+        first = list(weights)
+        rest = [kind for kind, weight in weights.items() for _ in range(weight - 1)]
         chance.shuffle(first)
         chance.shuffle(rest)
         yield from (*first, *rest)

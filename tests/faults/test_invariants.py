@@ -283,6 +283,12 @@ def sent_twice_with_a_fault_long_before() -> Evidence:
     return clean(mails=[copy(), copy(at=at(6))], faults=[before])
 
 
+def sent_twice_with_a_fault_of_somebody_who_sends_no_mails() -> Evidence:
+    relay = FaultWindow("process-1 dies", at(3), at(7), frozenset({"process"}), node="process-1")
+    broker = FaultWindow("the broker is killed", at(3), at(7), frozenset({"broker"}))
+    return clean(mails=[copy(), copy(at=at(6))], faults=[relay, broker], senders="work")
+
+
 def sent_more_often_than_attempts_were_unknown() -> Evidence:
     history = History().add(REGISTRATION, registered(), otp_issued()).add(CLAIM, email_claimed())
     history.add(saga(), saga_started(), mail_requested(), actor="mail-saga")
@@ -585,6 +591,7 @@ FORGERIES: dict[str, list[Callable[[], Evidence]]] = {
     "I5": [
         sent_twice_without_need,
         sent_twice_with_a_fault_long_before,
+        sent_twice_with_a_fault_of_somebody_who_sends_no_mails,
         sent_more_often_than_attempts_were_unknown,
         sent_seven_times,
         handed_over_and_in_no_mailbox,

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.chaos import run
-from tests.faults.schedule import NODES, QUIET, WEIGHTS, schedule
+from tests.faults.schedule import BROKER_WEIGHTS, NODES, QUIET, WEIGHTS, WORKERS, killings, schedule
+from tests.rabbitmq import PrivateRabbit
 
+A_MINUTE = 60.0
 TWO_MINUTES = 120.0
 
 
@@ -42,6 +44,14 @@ def test_a_long_schedule_deals_every_kind_by_its_weight_to_every_node() -> None:
     assert {one.target for one in planned if one.kind == "node killed"} == set(NODES)
 
 
+def test_over_a_broker_workers_die_too_and_the_broker_itself_is_broken_in_every_way() -> None:
+    planned = schedule(7, 3600.0, broker=True)
+
+    assert {one.kind for one in planned} == {*WEIGHTS, *BROKER_WEIGHTS, "crash loop", "quiet"}
+    assert {one.target for one in planned if one.kind == "node killed"} == {*NODES, *WORKERS}
+    assert {one.target for one in planned if one.kind in BROKER_WEIGHTS} == {"broker"}
+
+
 def test_a_schedule_takes_about_as_long_as_was_asked_for() -> None:
     planned = schedule(7, 600.0)
 
@@ -62,5 +72,21 @@ async def test_whatever_is_killed_paused_or_cut_off_for_two_minutes_nothing_is_l
 
     assert not report.violations, f"{report}\nThe journal, the log and the faults are in {tmp_path}."
     assert report.faults.keys() == {*WEIGHTS, "crash loop"}
+    assert report.outcomes("register")["ok"] > 0
+    assert report.outcomes("verify")["ok"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.fault("A17")
+async def test_whenever_relay_workers_and_broker_are_killed_for_a_minute_nothing_is_lost_doubled_or_stuck(
+    own_rabbit: PrivateRabbit, tmp_path: Path, reached_directory: Path
+) -> None:
+    report = await run(
+        17, A_MINUTE, directory=tmp_path, reached=reached_directory, rabbit=own_rabbit, planned=killings(17, A_MINUTE)
+    )
+
+    assert not report.violations, f"{report}\nThe journal, the log and the faults are in {tmp_path}."
+    assert report.faults.keys() == {"crash loop"}
     assert report.outcomes("register")["ok"] > 0
     assert report.outcomes("verify")["ok"] > 0

@@ -14,6 +14,7 @@ from infrastructure.circuit_board import CircuitBoard
 from infrastructure.line import Line
 from infrastructure.settings import MailServer
 from infrastructure.smtp import Limits, SmtpServers
+from tests.log_words import query
 from tests.smtp_stub import SmtpStub
 from tests.words import eventually
 
@@ -146,3 +147,25 @@ async def test_a_mail_goes_to_the_workers_now_and_then_while_all_circuits_are_op
                 pass
             await eventually(lambda: one.board.all_open)
             assert not one.board.may_hand_over()  # not before they may be probed
+
+
+async def test_as_long_as_nobody_probes_the_workers_get_more_and_more_mails_to_probe_with(dsn: str) -> None:
+    async with SmtpStub() as stub, worker(dsn, stub) as one:
+
+        async def handed_over() -> int:
+            await one.board.looked()
+            return sum(one.board.may_hand_over() for _ in range(100))
+
+        with refusing(stub):
+            while await one.send() != "away":
+                pass
+            await eventually(lambda: one.board.all_open)
+        await query(dsn, "UPDATE circuits SET open_until = clock_timestamp()")
+
+        # given: the first mails are of codes that have been replaced
+        await eventually(one.board.may_hand_over)
+        assert [await handed_over(), await handed_over()] == [2, 4]
+
+        # when: somebody has found one to probe with
+        assert await one.board.may_probe(f"127.0.0.1:{stub.port}")
+        assert await handed_over() == 0
