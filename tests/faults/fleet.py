@@ -31,6 +31,8 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import psycopg
 
+from entrypoints.bootstrap import followers_with
+from infrastructure.settings import Settings
 from tests.faults.evidence import MASTER_KEY, HealthSample, Moment, ResourceSample
 from tests.faults.journal import Faults
 from tests.log_words import by_way_of, proxy_to, query
@@ -41,8 +43,6 @@ ROOT = Path(__file__).parents[2]
 TOKEN = "t0ken-of-the-fleet-for-its-operators"
 REGISTRAR = Path(sys.executable).with_name("registrar")
 STARTS_WITHIN = 60.0
-FOLLOWERS = 8
-"""Six read models, the saga, the relay."""
 
 _NO_TLS = ssl.create_default_context()
 """To make one for every look costs more than the look."""
@@ -324,6 +324,7 @@ class Fleet:
 
     async def until_it_leads(self) -> None:
         """Wait until every follower has a leader."""
+        followers = self._followers()
 
         async def led() -> bool:
             rows = await query(
@@ -331,19 +332,23 @@ class Fleet:
                 "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
                 " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
             )
-            return bool(rows[0][0] >= FOLLOWERS)
+            return bool(rows[0][0] >= len(followers))
 
         await eventually(led, within=30)
 
     async def until_caught_up(self, *, within: float = 30) -> None:
         """Wait until every follower has seen the whole log, and nothing more comes of that."""
+        followers = self._followers()
 
         async def caught_up() -> bool:
             rows = await query(self.dsn, "SELECT (SELECT position FROM head), count(*), min(position) FROM followers")
             head, count, least = rows[0]
-            return bool(count >= FOLLOWERS and least == head)
+            return bool(count >= len(followers) and least == head)
 
         await eventually(caught_up, within=within)
+
+    def _followers(self) -> Sequence[str]:
+        return followers_with(Settings.from_environment(self.settings()))
 
     async def end_leases(self) -> int:
         """Let the time of every send claim be over, instead of waiting for that; answers how many there were."""
