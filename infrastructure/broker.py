@@ -263,9 +263,9 @@ class _Session:
             self._connection = await self.broker.connect()
             channel = await self._connection.channel(on_return_raises=True)
             channel.close_callbacks.add(lambda *_: self.lost.set())
-            queue = await channel.declare_queue(exclusive=True, auto_delete=True, robust=False)
-            await queue.consume(self._looped, no_ack=True, robust=False)
-        self._loop_channel, self._loop_queue = channel, queue.name
+            own = await channel.declare_queue(exclusive=True, auto_delete=True, robust=False)
+            await own.consume(self._looped, no_ack=True, robust=False)
+        self._loop_channel, self._loop_queue = channel, own.name
         await self.loop()
         for name in delete:
             await self._delete(name)
@@ -330,9 +330,7 @@ class _Session:
     async def _delete(self, queue: str) -> None:
         assert self._connection is not None  # noqa: S101 - connected
         channel = await self._connection.channel()
-        with suppress(
-            AMQPError, TimeoutError
-        ):  # INTERNAL_ERROR where there is no leader to ask: it is gone all the same
+        with suppress(AMQPError, TimeoutError):  # INTERNAL_ERROR where it has no leader: it is gone all the same
             await channel.queue_delete(queue, timeout=CONNECT_WITHIN.total_seconds())
         with suppress(AMQPError, OSError):
             await channel.close()
