@@ -96,7 +96,8 @@ def _drain(cluster: Cluster, rabbit: PrivateRabbit, *, workers: int, mails: int)
         settings = {"REGISTRAR_BROKER_URL": url, "REGISTRAR_MESSAGE_TTL": "3600", "REGISTRAR_QUEUE_TTL": "3600"}
         serve = stack.enter_context(registrar_serve(dsn, settings))
         process = stack.enter_context(registrar_process(dsn, mail.port, settings))
-        load(serve, what="register", tag=next(_tags), rate=BACKLOG_RATE, seconds=mails / BACKLOG_RATE)
+        outcome = load(serve, what="register", tag=next(_tags), rate=BACKLOG_RATE, seconds=mails / BACKLOG_RATE)
+        mails = len(outcome["moments"])
         _until(lambda: _waiting(rabbit, url) >= mails)
         at_work = [stack.enter_context(registrar_work(dsn, mail.port, settings)) for _ in range(workers)]
         before = _cpu(process, at_work)
