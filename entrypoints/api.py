@@ -38,11 +38,11 @@ from entrypoints.api_docs import (
     show_described,
 )
 from entrypoints.bodies import malformed, parse
-from entrypoints.bootstrap import Service
 from entrypoints.health import HealthChecks, add_health_routes, add_metrics_route
 from entrypoints.http_guard import DIRECTLY, Guard, body_of, context_of
 from entrypoints.problems import explain
 from entrypoints.reading import ReadModels
+from entrypoints.service import Service
 from infrastructure.mailbox import Mailbox, page, page_policy
 
 ACTOR: Final = "client"

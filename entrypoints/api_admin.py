@@ -36,10 +36,10 @@ from entrypoints.answers import (
 )
 from entrypoints.api_docs import BODY_PROBLEMS, body_described, problems
 from entrypoints.bodies import parse
-from entrypoints.bootstrap import Service
 from entrypoints.http_guard import body_of, context_of
 from entrypoints.problems import Declined, FieldError
 from entrypoints.reading import ReadModels
+from entrypoints.service import Service
 from projections.mail import STRAY
 
 ACTOR: Final = "operator"

@@ -5,25 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
 import psycopg
 import structlog
-from opentelemetry.sdk.trace import TracerProvider
 from psycopg_pool import AsyncConnectionPool
-from purgatory.typing import StateName
 
 from application.handlers import Handlers
-from application.mail_delivery import MailDelivery
-from application.ports import MailRequest, Unavailable
+from application.ports import Unavailable
 from domain.registration import Policy
+from entrypoints.mailing import MakeRelay, finish_within, open_delivery, open_worker, relay_inside, relay_to
+from entrypoints.service import CannotStart, Service
 from infrastructure.alerts import Alerts
-from infrastructure.announcements import LOOK_ANYWAY, Announcements
-from infrastructure.broker import Broker, Consumer, Topology
-from infrastructure.circuit import Circuits, OnTransition
+from infrastructure.announcements import Announcements
+from infrastructure.broker import Broker, Topology
+from infrastructure.circuit import Circuits
 from infrastructure.circuit_board import CircuitBoard
 from infrastructure.clock import DatabaseClock
 from infrastructure.embedded import DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
@@ -33,18 +31,14 @@ from infrastructure.event_store import create_schema as create_event_store
 from infrastructure.follower import Leading, Projector, create_read_schema, lead
 from infrastructure.integration_events import IntegrationEvents
 from infrastructure.keyring import Keyring, open_root_secret
-from infrastructure.letters import TemplateLetters
 from infrastructure.line import Connection, Line, connect, session
 from infrastructure.log_tail import LogTail
-from infrastructure.mail_queue import DeadLetterConsumer, MailPublisher, MailWorker
-from infrastructure.mail_state import StoredPersonalKeys, StoredSendClaims
 from infrastructure.mailbox import Mailbox
 from infrastructure.password_hashing import PasswordHashing
 from infrastructure.process_manager import ProcessManager
 from infrastructure.relay import Relay
-from infrastructure.settings import MailServer, Settings
-from infrastructure.smtp import Limits, SmtpServers
-from infrastructure.telemetry import Metrics, setup_tracing, traced
+from infrastructure.settings import Settings
+from infrastructure.telemetry import Metrics, setup_tracing
 from infrastructure.webhook import Webhook
 from projections import PROJECTIONS
 from projections.deadlines import Deadlines
@@ -56,12 +50,6 @@ log = structlog.get_logger(__name__)
 FOLLOWERS = (*(projection.name for projection in PROJECTIONS), ProcessManager.name, Relay.name)
 """Everything that follows the log, whatever is set."""
 
-SEND_MARGIN = timedelta(seconds=15)
-"""What a mail's claim outlasts its three tries by: the waits between them, and the recording of the outcome."""
-
-RECORDING = timedelta(seconds=3)
-"""What of that is for the recording: sending is given up so long before the claim ends."""
-
 REVIVE = timedelta(milliseconds=500)
 """How often the embedded database is looked after."""
 
@@ -70,9 +58,6 @@ PACE = timedelta(milliseconds=200)
 
 PACE_WAITED_FOR = timedelta(milliseconds=10)
 """The same for the one that clients wait for: under load it saves half of its transactions (our measurement)."""
-
-PUBLISHING = 128
-"""Requests on their way to the broker at the same time: confirms come in milliseconds, and not one by one."""
 
 TIME_CHECK = timedelta(seconds=10)
 """How often the clock is set by the database when no append does it."""
@@ -85,44 +70,6 @@ def followers_with(settings: Settings) -> tuple[str, ...]:
 
 Works = dict[str, Coroutine[Any, Any, None]]
 """What runs in the background, by name."""
-
-
-class CannotStart(Exception):
-    """One line: what is missing or wrong, and what to do."""
-
-
-@dataclass(slots=True)
-class Service:
-    """The parts that a process is made of. Built by `open_service`.
-
-    Attributes:
-        dsn: where the database is.
-        pool: connections for the queries of read models; every one is autocommit.
-        mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
-        servers: the mail servers, None in a process that does not deliver.
-        broker: RabbitMQ, None where mail is handed over inside the process.
-        board: the mail servers' circuits, as all workers know them.
-        admin_token: what operators prove themselves with; None if admin routes are off.
-        tracing: where spans go; None if tracing is off.
-    """
-
-    settings: Settings
-    policy: Policy
-    dsn: str
-    clock: DatabaseClock
-    store: EventStore
-    keyring: Keyring
-    hasher: PasswordHashing
-    handlers: Handlers
-    announcements: Announcements
-    pool: AsyncConnectionPool[Connection]
-    metrics: Metrics
-    board: CircuitBoard
-    admin_token: str | None
-    tracing: TracerProvider | None = None
-    mailbox: Mailbox | None = None
-    servers: SmtpServers | None = None
-    broker: Broker | None = None
 
 
 @asynccontextmanager
@@ -217,19 +164,19 @@ async def open_service(
         if postgres is not None:
             background["embedded PostgreSQL"] = _keep_running(postgres)
         if settings.broker_url is None:
-            delivery = await _delivery(service, stack, sleep=sleep, circuits=circuits) if follows else None
-            leading = _followers(service, _relay_inside(service, delivery)) if delivery is not None else []
+            delivery = await open_delivery(service, stack, sleep=sleep, circuits=circuits) if follows else None
+            leading = _followers(service, relay_inside(service, delivery)) if delivery is not None else []
         else:
-            consumers = await _worker(service, stack, sleep=sleep, circuits=circuits) if works else ()
+            consumers = await open_worker(service, stack, sleep=sleep, circuits=circuits) if works else ()
             service.broker = Broker(
                 settings.broker_url.get_secret_value(),
                 name="work" if works else "process" if follows else "serve",
                 topology=Topology.of(queue_ttl=settings.queue_ttl),
                 consumers=consumers,
-                finish_within=_finish_within(settings),
+                finish_within=finish_within(settings),
             )
             background["RabbitMQ"] = service.broker.run()
-            leading = _followers(service, _relay_to(service, service.broker)) if follows else []
+            leading = _followers(service, relay_to(service, service.broker)) if follows else []
         if follows and settings.alert_url is not None:
             leading.append(_alerts(service, settings.alert_url.get_secret_value()))
         for work in leading:
@@ -293,9 +240,6 @@ async def create_schema(connection: Connection) -> None:
         await create_read_schema(connection, projection())
 
 
-MakeRelay = Callable[[LogTail], Relay]
-
-
 def _followers(service: Service, make_relay: MakeRelay) -> list[Leading]:
     """Everything that follows the log, each to be led by one process at a time."""
     store, announcements = service.store, service.announcements
@@ -331,155 +275,18 @@ def _followers(service: Service, make_relay: MakeRelay) -> list[Leading]:
     ]
 
 
+async def _dead_letters(connection: Connection) -> int:
+    """What an operator has to look at: mails that failed for good, and messages that are none of ours."""
+    return await Mails.dead_letters(connection) + await Mails.stray_messages(connection)
+
+
 def _alerts(service: Service, url: str) -> Alerts:
     return Alerts(
         Webhook(url),
         service=service.settings.public_url,
         threshold=service.settings.alert_dead_letters,
-        dead_letters=Mails.dead_letters,
+        dead_letters=_dead_letters,
         on_attempt=service.metrics.alert,
-    )
-
-
-# --- Mail -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Delivery:
-    """The sending of mails, the same behind the in-process relay and behind the broker's queue."""
-
-    servers: SmtpServers
-    claims: StoredSendClaims
-    line: Line
-    deliver: Callable[[MailRequest], Awaitable[None]]
-
-    async def until_database_ready(self) -> None:
-        async def ask(connection: Connection) -> None:
-            await connection.execute("SELECT 1")
-
-        while True:
-            await asyncio.sleep(LOOK_ANYWAY.total_seconds())
-            with suppress(Unavailable, psycopg.Error):
-                await self.line.ask(ask)
-                return
-
-
-async def _delivery(
-    service: Service,
-    stack: AsyncExitStack,
-    *,
-    sleep: Callable[[float], Awaitable[None]],
-    circuits: Callable[..., Circuits],
-) -> _Delivery:
-    settings = service.settings
-    service.servers = SmtpServers(
-        _mail_servers(service),
-        sender=settings.mail_from,
-        circuits=circuits(on_transition=_both(service.metrics.circuit, service.board.changed)),
-        may_probe=service.board.may_probe,
-        on_opened=service.board.share,
-        limits=Limits(timeout=settings.send_timeout),
-        on_attempt=service.metrics.mail,
-        sleep=sleep,
-    )
-    stack.push_async_callback(service.servers.close)
-    line = Line(service.dsn, name="mail", statement_timeout=settings.statement_timeout)
-    stack.push_async_callback(line.close)
-    lease = 3 * settings.send_timeout + SEND_MARGIN
-    claims = StoredSendClaims(line, lease=lease)
-    stack.push_async_callback(_give_back, claims)
-    if settings.database_url is None and stack.enter_context(DataDirectory(settings.data_dir).following()):
-        await claims.forget_the_dead()
-    delivery = MailDelivery(
-        log=service.store,
-        handlers=service.handlers,
-        secrets=service.keyring,
-        keys=StoredPersonalKeys(line),
-        claims=claims,
-        servers=service.servers,
-        letters=TemplateLetters(ttl=settings.otp_ttl, public_url=settings.public_url, sender=settings.mail_from),
-        clock=service.clock,
-        policy=service.policy,
-        retry_claimed_after=timedelta(seconds=5),
-        give_up_after=lease - RECORDING,
-        sleep=sleep,
-        on_first_mail=service.metrics.time_to_inbox,
-    )
-    return _Delivery(service.servers, claims, line, traced(service.tracing, delivery.deliver))
-
-
-def _finish_within(settings: Settings) -> timedelta:
-    """How long a stop waits for mails that are being sent: one that is cut off in the middle may go out twice."""
-    return settings.send_timeout + timedelta(seconds=5)
-
-
-def _relay_inside(service: Service, delivery: _Delivery) -> MakeRelay:
-    """A relay that sends the mails itself."""
-    return lambda tail: Relay(
-        tail=tail,
-        announcements=service.announcements,
-        hand_over=delivery.deliver,
-        until_ready=delivery.servers.until_ready,
-        finish_within=_finish_within(service.settings),
-        give_back=lambda: _give_back(delivery.claims),
-    )
-
-
-def _relay_to(service: Service, broker: Broker) -> MakeRelay:
-    """A relay that has the mails sent by the workers behind the broker."""
-    publisher = MailPublisher(broker, message_ttl=service.settings.message_ttl, board=service.board)
-    return lambda tail: Relay(
-        tail=tail,
-        announcements=service.announcements,
-        hand_over=publisher.hand_over,
-        until_ready=publisher.until_ready,
-        at_once=PUBLISHING,
-    )
-
-
-def _both(one: OnTransition, other: OnTransition) -> OnTransition:
-    def tell(name: str, old: StateName, new: StateName) -> None:
-        one(name, old, new)
-        other(name, old, new)
-
-    return tell
-
-
-async def _worker(
-    service: Service,
-    stack: AsyncExitStack,
-    *,
-    sleep: Callable[[float], Awaitable[None]],
-    circuits: Callable[..., Circuits],
-) -> tuple[Consumer, ...]:
-    """What consumes from the broker's queues: the mail worker, and the consumer of dead letters."""
-    delivery = await _delivery(service, stack, sleep=sleep, circuits=circuits)
-    worker = MailWorker(
-        deliver=delivery.deliver,
-        until_mail_ready=delivery.servers.until_ready,
-        until_database_ready=delivery.until_database_ready,
-    )
-    stack.push_async_callback(worker.close)
-    dead_letters = DeadLetterConsumer(do=service.handlers.handle, until_database_ready=delivery.until_database_ready)
-    return worker.consumer, dead_letters.consumer
-
-
-async def _give_back(claims: StoredSendClaims) -> None:
-    with suppress(Unavailable, psycopg.Error):  # then the leases end by themselves
-        await claims.close()
-
-
-def _mail_servers(service: Service) -> tuple[MailServer, ...]:
-    if service.settings.mail_servers:
-        return service.settings.mail_servers
-    if service.mailbox is None:
-        raise CannotStart(
-            "REGISTRAR_SMTP_URLS is not set, and the embedded mailbox is part of `registrar up` only; set it."
-        )
-    return (
-        MailServer(
-            scheme="smtp", host="127.0.0.1", port=service.mailbox.port, username=None, password=None, starttls="never"
-        ),
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aio_pika.exceptions import AMQPError, ProbableAuthenticationError
 
-from entrypoints.bootstrap import CannotStart
 from entrypoints.cli_output import print_json, print_table
+from entrypoints.service import CannotStart
 from infrastructure.broker import FAILED_QUEUE, MAIL_QUEUE, OtherQueue, Topology, connected
 from infrastructure.settings import Settings
 

@@ -18,8 +18,8 @@ from domain.errors import UnknownRegistration
 from domain.mail_saga import MailSaga
 from domain.recorded import Position
 from domain.registration import PERSONAL_FIELDS, Registration
-from entrypoints.bootstrap import Service
 from entrypoints.cli_output import note, print_json, print_table, show
+from entrypoints.service import Service
 from infrastructure.announcements import LOG
 from infrastructure.event_codec import event_classes
 from infrastructure.event_store import RecordedRow

@@ -9,9 +9,9 @@ from uuid import UUID, uuid4
 from application.ports import Conflict, Context, Unavailable
 from domain.errors import Refused
 from entrypoints import mail_desk
-from entrypoints.bootstrap import Service
 from entrypoints.cli_output import note, print_json, print_table
 from entrypoints.reading import ReadModels
+from entrypoints.service import Service
 from projections.mail import Mails
 
 _PAGE = 500

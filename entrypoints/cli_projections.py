@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from entrypoints.bootstrap import Service
 from entrypoints.cli_output import print_json, print_table
 from entrypoints.reading import ReadModels
+from entrypoints.service import Service
 
 
 async def list_followers(service: Service, *, as_json: bool) -> int:

@@ -17,8 +17,9 @@ import uvloop
 
 from application.ports import Conflict, Unavailable, WrongMasterKey
 from domain.errors import Refused
-from entrypoints.bootstrap import CannotStart, Service, open_service
+from entrypoints.bootstrap import open_service
 from entrypoints.cli_output import waiting
+from entrypoints.service import CannotStart, Service
 from infrastructure.embedded import BadDataDirectory, DatabaseDidNotStart, DataDirectory
 from infrastructure.logs import configure_logging
 from infrastructure.settings import BadSettings, Settings

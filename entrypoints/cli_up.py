@@ -20,10 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from entrypoints.api import create_app
-from entrypoints.bootstrap import CannotStart, Service
 from entrypoints.cli_output import note
 from entrypoints.cli_session import log_everything, log_troubles, opened
 from entrypoints.server import Server
+from entrypoints.service import CannotStart, Service
 from infrastructure.embedded import DataDirectory
 from infrastructure.settings import Listen, Settings
 

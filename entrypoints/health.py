@@ -15,8 +15,8 @@ from starlette.responses import Response
 
 from application.ports import BrokerAway, Unavailable
 from entrypoints.answers import Health, answer
-from entrypoints.bootstrap import Service
 from entrypoints.reading import ReadModels
+from entrypoints.service import Service
 from infrastructure.line import Connection, Line
 from infrastructure.telemetry import CONTENT_TYPE
 

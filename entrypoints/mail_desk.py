@@ -9,7 +9,7 @@ from application.commands import DiscardMail, DiscardStrayMessage, RetryMail
 from application.handlers import Answer
 from application.ports import Context
 from domain.errors import UnknownRegistration
-from entrypoints.bootstrap import Service
+from entrypoints.service import Service
 
 Act = Callable[[Service, UUID, Context], Awaitable[Answer]]
 """`retry` or `discard`."""

@@ -30,7 +30,8 @@ from entrypoints.answers import (
     StrayMessages,
     funnel_bucket,
 )
-from entrypoints.bootstrap import Service, followers_with
+from entrypoints.bootstrap import followers_with
+from entrypoints.service import Service
 from infrastructure.announcements import LOOK_ANYWAY
 from infrastructure.batching import Batcher
 from infrastructure.line import GRACE, Connection, Line, cut_after

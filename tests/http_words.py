@@ -15,7 +15,8 @@ from fastapi import FastAPI
 
 from entrypoints.api import Api as App
 from entrypoints.api import create_app
-from entrypoints.bootstrap import Service, open_service
+from entrypoints.bootstrap import open_service
+from entrypoints.service import Service
 from infrastructure.circuit import Circuits
 from infrastructure.clock import DatabaseClock
 from infrastructure.settings import Settings

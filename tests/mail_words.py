@@ -10,7 +10,7 @@ from uuid import UUID
 import psycopg
 
 from domain.mail_saga import MailSaga
-from entrypoints.bootstrap import Service
+from entrypoints.service import Service
 from tests.smtp_stub import Mail
 from tests.words import MovableClock, eventually
 

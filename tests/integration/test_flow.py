@@ -26,7 +26,8 @@ from application.ports import Context
 from domain.errors import CodeLocked, Refused, TooManyRequests, WrongCode
 from domain.registration import Registration, Status
 from entrypoints.api import create_app
-from entrypoints.bootstrap import Service, open_service
+from entrypoints.bootstrap import open_service
+from entrypoints.service import Service
 from infrastructure.mailbox import MailboxMessage
 from infrastructure.settings import Settings
 from tests.words import eventually

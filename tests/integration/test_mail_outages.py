@@ -19,7 +19,8 @@ from application.commands import DiscardMail, RegisterUser, RequestNewCode, Retr
 from application.ports import Context
 from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
-from entrypoints.bootstrap import Service, open_service
+from entrypoints.bootstrap import open_service
+from entrypoints.service import Service
 from infrastructure.settings import Settings
 from tests.mail_words import code_in, message_id_of, recorded, until_recorded
 from tests.smtp_stub import SmtpStub

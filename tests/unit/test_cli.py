@@ -14,9 +14,9 @@ import pytest
 
 from application.ports import Conflict, Overloaded, Unavailable, WrongMasterKey
 from domain.errors import NotPending, UnknownRegistration
-from entrypoints.bootstrap import CannotStart
 from entrypoints.cli import registrar, run
 from entrypoints.cli_session import explain
+from entrypoints.service import CannotStart
 from infrastructure.settings import BadSettings
 
 Capture = pytest.CaptureFixture[str]

@@ -1,0 +1,61 @@
+"""What a process is made of, and why it may not start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from opentelemetry.sdk.trace import TracerProvider
+from psycopg_pool import AsyncConnectionPool
+
+from application.handlers import Handlers
+from domain.registration import Policy
+from infrastructure.announcements import Announcements
+from infrastructure.broker import Broker
+from infrastructure.circuit_board import CircuitBoard
+from infrastructure.clock import DatabaseClock
+from infrastructure.event_store import EventStore
+from infrastructure.keyring import Keyring
+from infrastructure.line import Connection
+from infrastructure.mailbox import Mailbox
+from infrastructure.password_hashing import PasswordHashing
+from infrastructure.settings import Settings
+from infrastructure.smtp import SmtpServers
+from infrastructure.telemetry import Metrics
+
+
+class CannotStart(Exception):
+    """One line: what is missing or wrong, and what to do."""
+
+
+@dataclass(slots=True)
+class Service:
+    """The parts that a process is made of. Built by `entrypoints.bootstrap.open_service`.
+
+    Attributes:
+        dsn: where the database is.
+        pool: connections for the queries of read models; every one is autocommit.
+        mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
+        servers: the mail servers, None in a process that does not deliver.
+        broker: RabbitMQ, None where mail is handed over inside the process.
+        board: the mail servers' circuits, as all workers know them.
+        admin_token: what operators prove themselves with; None if admin routes are off.
+        tracing: where spans go; None if tracing is off.
+    """
+
+    settings: Settings
+    policy: Policy
+    dsn: str
+    clock: DatabaseClock
+    store: EventStore
+    keyring: Keyring
+    hasher: PasswordHashing
+    handlers: Handlers
+    announcements: Announcements
+    pool: AsyncConnectionPool[Connection]
+    metrics: Metrics
+    board: CircuitBoard
+    admin_token: str | None
+    tracing: TracerProvider | None = None
+    mailbox: Mailbox | None = None
+    servers: SmtpServers | None = None
+    broker: Broker | None = None
