@@ -141,7 +141,12 @@ def test_two_kinds_of_address_can_listen_for_operators() -> None:
     assert read(ADMIN_LISTEN="[::1]:0").admin_listen == Listen("::1", 0)
 
 
-@pytest.mark.parametrize("text", ["Registrar <no-reply@example.org>", "no-reply@example.org", '"A, B" <x@example.org>'])
+DEFAULT_SENDER = Settings.model_fields["mail_from"].default
+
+
+@pytest.mark.parametrize(
+    "text", ["Registrar <no-reply@example.org>", "no-reply@example.org", '"A, B" <x@example.org>', DEFAULT_SENDER]
+)
 def test_a_sender_may_have_a_name(text: str) -> None:
     assert read(MAIL_FROM=text).mail_from == text
 
