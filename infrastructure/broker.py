@@ -305,17 +305,26 @@ class _Session:
             came.set_result(None)
 
     async def _prove(self, exchange: RabbitExchange, queue: RabbitQueue) -> None:
-        """A quorum queue whose broker died within a second of its declaration takes messages and confirms none, for
-        ever. While others do get through, that is what it is: then it is made anew; what it held is asked for again."""
+        """A quorum queue whose broker died within a second of its declaration is dead for ever: it confirms nothing, or
+        refuses everything though it is empty. While others do get through, that is what it is: then it is made anew;
+        what it held is asked for again."""
         try:
             await self._canary(exchange, queue)
+            return
+        except PublishError:
+            raise
+        except DeliveryError:
+            if (await self.counts())[queue.name]["messages"]:
+                # It lives, and is full; only those who consume from it can change that.
+                log.warning("broker.queue_is_full", queue=queue.name, hint="mails wait in the log until it has room")
+                return
         except TimeoutError:
             await self.loop()  # else the broker is slow or blocked, and the queue may be well
-            log.warning("broker.queue_is_dead", queue=queue.name, hint="it is deleted and declared anew")
-            await self._delete(queue.name)
-            async with asyncio.timeout(CONNECT_WITHIN.total_seconds()):
-                await declare(self.broker, self._topology)
-            await self._canary(exchange, queue)
+        log.warning("broker.queue_is_dead", queue=queue.name, hint="it is deleted and declared anew")
+        await self._delete(queue.name)
+        async with asyncio.timeout(CONNECT_WITHIN.total_seconds()):
+            await declare(self.broker, self._topology)
+        await self._canary(exchange, queue)
 
     async def _canary(self, exchange: RabbitExchange, queue: RabbitQueue) -> None:
         async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
