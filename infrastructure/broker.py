@@ -150,11 +150,13 @@ class Consumer:
         self._prefetch = prefetch
         self._subscriber: Any = None
         self._paused = False
+        self._finishing = False
         self._turn = asyncio.Lock()
         self._in_hand: set[asyncio.Task[Any]] = set()
 
     def attach(self, broker: RabbitBroker, queue: RabbitQueue) -> None:
         """Consume on this connection once it is started."""
+        self._finishing = False
         self.stopping.clear()
         self._subscriber = broker.subscriber(
             queue,
@@ -184,14 +186,13 @@ class Consumer:
         await self._settle()
 
     async def finish(self, within: timedelta) -> None:
-        """Take no more messages and let those in hand be seen through. FastStream's own `stop` waits first and cancels
-        then, so that each message that comes meanwhile costs a delivery (library-facts.md)."""
-        paused, self._paused = self._paused, True
+        """Take no more messages from this connection and let those in hand be seen through. FastStream's own `stop`
+        waits first and cancels then, so that each message that comes meanwhile costs a delivery (library-facts.md)."""
+        self._finishing = True  # no pause: whoever pauses and resumes meanwhile means the next connection, too
         await self._settle()
         self.stopping.set()
         if self._in_hand:
             await asyncio.wait(self._in_hand, timeout=within.total_seconds())
-        self._paused = paused
 
     def detach(self) -> None:
         """The connection is gone."""
@@ -206,10 +207,11 @@ class Consumer:
             with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
                 async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
                     consuming = subscriber._consumer_tag is not None
-                    if self._paused and consuming:
+                    wanted = not self._paused and not self._finishing
+                    if consuming and not wanted:
                         tag, subscriber._consumer_tag = subscriber._consumer_tag, None
                         await subscriber._queue_obj.cancel(tag)
-                    elif not self._paused and not consuming:
+                    elif wanted and not consuming:
                         await subscriber.start()
 
     async def _take(self, message: RabbitMessage) -> None:
