@@ -154,13 +154,14 @@ class Consumer:
         self._turn = asyncio.Lock()
         self._in_hand: set[asyncio.Task[Any]] = set()
 
-    def attach(self, broker: RabbitBroker, queue: RabbitQueue) -> None:
+    def attach(self, broker: RabbitBroker) -> None:
         """Consume on this connection once it is started."""
         self._finishing = False
         self.stopping.clear()
         self._subscriber = broker.subscriber(
-            queue,
-            DEAD_EXCHANGE if self.queue == FAILED_QUEUE else MAIL_EXCHANGE,
+            # Not the queue as it was declared: FastStream would remember that, with the channel it was declared on, and
+            # consume there, without a prefetch.
+            RabbitQueue(self.queue, declare=False, robust=False),
             channel=Channel(prefetch_count=self._prefetch),
             ack_policy=AckPolicy.MANUAL,
             decoder=_as_it_is,
@@ -276,7 +277,7 @@ class _Session:
         for exchange, queue in ((MAIL_EXCHANGE, self._topology.mail), (DEAD_EXCHANGE, self._topology.failed)):
             await self._prove(exchange, queue)
         for consumer in self._consumers:
-            consumer.attach(self.broker, self._topology.mail if consumer.queue == MAIL_QUEUE else self._topology.failed)
+            consumer.attach(self.broker)
         async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
             await self.broker.start()
             for consumer in self._consumers:
