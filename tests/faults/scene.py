@@ -11,6 +11,7 @@ async def test_…(scene: Scene) -> None:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,11 @@ class Scene:
     @property
     def faults(self) -> Faults:
         return self.fleet.faults
+
+    @property
+    def copies(self) -> Counter[bytes]:
+        """Mails that the mail server took, per recipient."""
+        return Counter(mail.recipients[0] for mail in self.sink.mails)
 
     def client_of(self, *nodes: Node, timeout: float = 30.0) -> Client:
         """A client of these nodes, one after the other: a request that fails goes to the next one when repeated.

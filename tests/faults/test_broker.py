@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 
 from tests.faults.scene import Scene
-
-
-def copies(scene: Scene) -> Counter[bytes]:
-    """Mails per recipient."""
-    return Counter(mail.recipients[0] for mail in scene.sink.mails)
 
 
 async def test_a_registration_goes_its_way_through_rabbitmq(scene_over_broker: Scene) -> None:
@@ -23,7 +16,7 @@ async def test_a_registration_goes_its_way_through_rabbitmq(scene_over_broker: S
     registered = await scene.accepted(client, "ada@example.com")
 
     await scene.prove(client, registered)
-    assert copies(scene) == {b"ada@example.com": 1}
+    assert scene.copies == {b"ada@example.com": 1}
     await scene.must_hold()
 
 
@@ -48,7 +41,7 @@ async def test_a_relay_that_dies_around_its_publish_loses_nothing_and_nothing_is
     await relay.start()
 
     await scene.prove(client, registered)
-    assert copies(scene) == {b"ada@example.com": 1}
+    assert scene.copies == {b"ada@example.com": 1}
     await scene.must_hold()
 
 
@@ -64,7 +57,7 @@ async def test_a_relay_that_dies_in_the_middle_of_a_batch_leaves_no_gap(scene_ov
     await relay.start()
 
     await scene.prove(client, *registered)
-    assert set(copies(scene).values()) == {1}
+    assert set(scene.copies.values()) == {1}
     await scene.must_hold()
 
 
@@ -92,5 +85,5 @@ async def test_a_worker_that_dies_is_followed_by_one_that_sends_again_only_if_it
     await worker.start()
 
     await scene.prove(client, registered)
-    assert 1 <= copies(scene)[b"ada@example.com"] <= mails
+    assert 1 <= scene.copies[b"ada@example.com"] <= mails
     await scene.must_hold()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -68,11 +67,6 @@ def url_of(scene: Scene) -> str:
     return scene.fleet.settings()["REGISTRAR_BROKER_URL"]
 
 
-def copies(scene: Scene) -> Counter[bytes]:
-    """Mails per recipient."""
-    return Counter(mail.recipients[0] for mail in scene.sink.mails)
-
-
 class Later(DatabaseClock):
     """Three minutes from now: the saga's second look is due."""
 
@@ -98,7 +92,7 @@ async def test_while_the_broker_is_stopped_registrations_are_taken_and_mailed_on
             await asyncio.to_thread(outage_node.start)
 
         await scene.prove(client, *registered, within=30)
-        assert set(copies(scene).values()) == {1}
+        assert set(scene.copies.values()) == {1}
         await eventually_up(client)
         await scene.must_hold()
 
@@ -137,9 +131,9 @@ async def test_a_broker_that_is_killed_under_load_costs_no_mail_and_doubles_none
             await load
             await asyncio.to_thread(outage_node.start)
 
-        await eventually(lambda: len(copies(scene)) >= len(registered), within=60)
+        await eventually(lambda: len(scene.copies) >= len(registered), within=60)
         await scene.prove(client, *registered[::10])
-        assert set(copies(scene).values()) == {1}
+        assert set(scene.copies.values()) == {1}
         await scene.must_hold()
 
 
@@ -156,7 +150,7 @@ async def test_a_broker_that_is_killed_right_after_its_queues_were_declared_serv
 
     async with scene.within(follows=True, works=True):
         await scene.prove(client, registered, within=60)
-        assert copies(scene) == {b"ada@example.com": 1}
+        assert scene.copies == {b"ada@example.com": 1}
         await scene.must_hold()
 
 
@@ -175,7 +169,7 @@ async def test_a_queue_that_takes_nothing_is_found_by_the_canary_and_made_anew(
         async with scene.within(follows=True, works=True):
             await scene.prove(client, registered, within=60)
             assert "broker.queue_is_dead" in capfd.readouterr().out
-            assert copies(scene) == {b"ada@example.com": 1}
+            assert scene.copies == {b"ada@example.com": 1}
             await scene.must_hold()
 
 
@@ -205,7 +199,7 @@ async def test_a_broker_that_comes_back_empty_is_declared_anew_and_everything_pe
         async with scene.within(follows=True, works=True, clock=Later()):
             # then: the saga's second look, due after two minutes, asks again
             await scene.prove(client, *registered, within=60)
-            assert set(copies(scene).values()) == {1}
+            assert set(scene.copies.values()) == {1}
             await scene.must_hold(only=WITHOUT_CLOCKS)
 
 
@@ -229,7 +223,7 @@ async def test_a_broker_that_blocks_its_publishers_for_memory_delays_mails_and_s
                 await asyncio.to_thread(outage_node.control, "set_vm_memory_high_watermark", "0.6")
 
         await scene.prove(client, *registered, within=60)
-        assert set(copies(scene).values()) == {1}
+        assert set(scene.copies.values()) == {1}
         await scene.must_hold()
 
 
@@ -275,7 +269,7 @@ async def test_a_message_that_is_held_for_too_long_comes_again_and_is_mailed_onc
 
             await scene.prove(client, registered, within=60)
             await until_empty(url_of(scene))
-            assert copies(scene) == {b"ada@example.com": 1}
+            assert scene.copies == {b"ada@example.com": 1}
             await scene.must_hold()
     finally:
         configure(outage_node, consumer_timeout=1_800_000)

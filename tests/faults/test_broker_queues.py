@@ -6,7 +6,6 @@ All of it in this very process, on a virtual host of the shared node.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from datetime import datetime, timedelta
 from uuid import uuid4
 
@@ -22,11 +21,6 @@ from tests.log_words import query
 from tests.rabbitmq import PrivateRabbit
 from tests.tcp_proxy import TO_CLIENT, TO_SERVER
 from tests.words import eventually
-
-
-def copies(scene: Scene) -> Counter[bytes]:
-    """Mails per recipient."""
-    return Counter(mail.recipients[0] for mail in scene.sink.mails)
 
 
 async def relayed(scene: Scene) -> int:
@@ -59,7 +53,7 @@ async def test_a_queue_that_is_deleted_while_it_is_consumed_is_declared_again_an
         registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(5)]
 
         await scene.prove(client, *registered)
-        assert set(copies(scene).values()) == {1}
+        assert set(scene.copies.values()) == {1}
         await scene.must_hold()
 
 
@@ -81,7 +75,7 @@ async def test_a_request_that_no_queue_takes_is_not_passed_over_and_the_binding_
 
         await scene.prove(client, registered)
         assert rabbit.ask("GET", binding)["routing_key"] == MAIL_REQUESTED
-        assert copies(scene) == {b"ada@example.com": 1}
+        assert scene.copies == {b"ada@example.com": 1}
         await scene.must_hold()
 
 
@@ -108,8 +102,8 @@ async def test_a_full_queue_holds_the_relay_back_and_nothing_is_dropped(
             async with scene.within(works=True):
                 await scene.prove(client, *registered, within=60)
 
-        assert set(copies(scene).values()) == {1}
-        assert len(copies(scene)) == count
+        assert set(scene.copies.values()) == {1}
+        assert len(scene.copies) == count
         await scene.must_hold()
 
 
@@ -146,7 +140,7 @@ async def test_of_copies_in_any_order_the_newest_issue_is_mailed_once(
         await until_empty(broker_url)
         await scene.prove(client, *registered)
 
-        assert set(copies(scene).values()) == {1}
+        assert set(scene.copies.values()) == {1}
         assert await scene.recorded("registration.email_dispatched") == len(ids)
         await scene.must_hold(only=("I1", "I2", "I3", "I4", "I5", "I6", "I7", "I9", "I10"))  # I13: a clock was ahead
 
@@ -172,7 +166,7 @@ async def test_a_publish_whose_confirm_is_lost_is_repeated_with_the_same_id_and_
         assert proxy.is_effective
         assert len(seen) == 2
         assert len({message.message_id for message in seen}) == 1
-        assert copies(scene) == {b"ada@example.com": 1}
+        assert scene.copies == {b"ada@example.com": 1}
         await scene.must_hold()
 
 
@@ -198,5 +192,5 @@ async def test_a_broker_that_swallows_everything_delays_mails_and_is_noticed_by_
         proxy.heal()
 
         await scene.prove(client, *registered, within=60)
-        assert set(copies(scene).values()) == {1}
+        assert set(scene.copies.values()) == {1}
         await scene.must_hold()

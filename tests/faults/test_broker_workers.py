@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections import Counter
 
 import pytest
 
@@ -14,11 +13,6 @@ from tests.faults.scene import Scene
 from tests.rabbitmq import PrivateRabbit
 from tests.tcp_proxy import TO_CLIENT, TcpProxy
 from tests.words import eventually
-
-
-def copies(scene: Scene) -> Counter[bytes]:
-    """Mails per recipient."""
-    return Counter(mail.recipients[0] for mail in scene.sink.mails)
 
 
 @pytest.mark.slow
@@ -62,5 +56,5 @@ async def test_a_worker_that_is_told_to_stop_finishes_what_it_has_in_hand_and_co
 
         async with scene.within(works=True):
             await scene.prove(client, *registered)
-            assert set(copies(scene).values()) == {1}
+            assert set(scene.copies.values()) == {1}
             await scene.must_hold()

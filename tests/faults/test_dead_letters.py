@@ -28,11 +28,6 @@ FAILED = Registration.EmailDispatchFailed.TOPIC
 STRANGER = "stranger.canary@example.org"
 
 
-def copies(scene: Scene) -> Counter[bytes]:
-    """Mails per recipient."""
-    return Counter(mail.recipients[0] for mail in scene.sink.mails)
-
-
 async def until_recorded(scene: Scene, topic: str, count: int = 1, *, within: float = 30) -> None:
     async def enough() -> bool:
         return await scene.recorded(topic) >= count
@@ -74,7 +69,7 @@ async def test_a_dead_letter_whose_consumer_dies_after_it_recorded_it_is_one_ent
         assert rows == [(1,)]
         await retried(scene, registered.registration_id)
         await scene.prove(client, registered)
-        assert copies(scene) == {b"ada@example.com": 1}
+        assert scene.copies == {b"ada@example.com": 1}
         await scene.must_hold()
 
 
@@ -157,7 +152,7 @@ async def test_a_mail_that_brings_its_handler_down_is_a_dead_letter_after_a_few_
             assert await query(scene.fleet.dsn, damage, poor.registration_id) == [(1,)]  # again: as it was
             await retried(scene, poor.registration_id)
             await scene.prove(client, poor)
-        assert set(copies(scene).values()) == {1}
+        assert set(scene.copies.values()) == {1}
         await scene.must_hold()
 
 
@@ -195,6 +190,6 @@ async def test_dead_letters_that_an_operator_has_tried_again_twice_are_one_mail_
             assert await cli_mail.retry_all(service, (), as_json=True) == 0
 
         await scene.prove(client, *registered)
-        assert set(copies(scene).values()) == {1}
+        assert set(scene.copies.values()) == {1}
         assert await scene.recorded(Registration.EmailRetryRequested.TOPIC) >= 4
         await scene.must_hold()
