@@ -242,6 +242,7 @@ class _Session:
         self.broker = RabbitBroker(
             str(address.update_query(heartbeat=str(HEARTBEAT), name=f"registrar {name}")),
             reconnect_interval=3600,  # we begin anew ourselves, with everything
+            timeout=CONNECT_WITHIN.total_seconds(),
             default_channel=Channel(on_return_raises=True),
             on_close=[lambda *_: self.lost.set()],
             graceful_timeout=None,
@@ -262,8 +263,8 @@ class _Session:
             OtherQueue: see there.
             AMQPError, OSError, TimeoutError: the broker is away.
         """
+        self._connection = await self._connect()
         async with asyncio.timeout(CONNECT_WITHIN.total_seconds()):
-            self._connection = await self.broker.connect()
             channel = await self._connection.channel(on_return_raises=True)
             channel.close_callbacks.add(lambda *_: self.lost.set())
             own = await channel.declare_queue(exclusive=True, auto_delete=True, robust=False)
@@ -282,6 +283,20 @@ class _Session:
             await self.broker.start()
             for consumer in self._consumers:
                 await consumer.begun()
+
+    async def _connect(self) -> RobustConnection:
+        """Connect within the library's deadline. To cut it off before would leave it at that in the background, where it
+        does not let itself be cancelled: the process could not end."""
+        connecting = asyncio.create_task(self.broker.connect())
+        patience = 2 * CONNECT_WITHIN.total_seconds()
+        try:
+            async with asyncio.timeout(patience):
+                return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            await asyncio.wait({asyncio.gather(connecting, return_exceptions=True)}, timeout=patience)
+            raise
+        finally:
+            connecting.cancel()
 
     async def loop(self) -> timedelta:
         """Send a message to ourselves; answers how long it took.

@@ -168,6 +168,22 @@ async def test_a_broker_whose_queues_are_of_others_is_away_and_comes_up_once_the
     await asyncio.gather(work, return_exceptions=True)
 
 
+async def test_a_stop_while_a_connection_is_being_made_leaves_nothing_behind_that_cannot_be_cancelled(
+    broker_url: str,
+) -> None:
+    before = asyncio.all_tasks()
+    async with broker_through(broker_url) as (proxy, url):
+        proxy.hold(TO_CLIENT)
+        work = asyncio.create_task(Broker(url, name="test", topology=TOPOLOGY).run())
+        await eventually(lambda: proxy.effects[f"hold {TO_CLIENT}"])
+
+        work.cancel()
+        await asyncio.wait({work}, timeout=30)
+
+        assert work.cancelled()
+    await eventually(lambda: asyncio.all_tasks() == before)
+
+
 # --- Publishing -----------------------------------------------------------------------------------
 
 
