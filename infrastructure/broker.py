@@ -153,11 +153,13 @@ class Consumer:
         self._turn = asyncio.Lock()
         self._in_hand: set[asyncio.Task[Any]] = set()
 
-    def attach(self, broker: RabbitBroker, queue: RabbitQueue) -> None:
+    def attach(self, broker: RabbitBroker) -> None:
         """Consume on this connection once it is started."""
         self.stopping.clear()
         self._subscriber = broker.subscriber(
-            queue,
+            # Looked up instead of declared: FastStream remembers a declared queue together with the channel that it was
+            # declared on, and would consume there, without our prefetch.
+            RabbitQueue(self.queue, declare=False, robust=False),
             DEAD_EXCHANGE if self.queue == FAILED_QUEUE else MAIL_EXCHANGE,
             channel=Channel(prefetch_count=self._prefetch),
             ack_policy=AckPolicy.MANUAL,
@@ -271,10 +273,10 @@ class _Session:
             await self._delete(name)
         async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
             await declare(self.broker, self._topology)
-        for exchange, queue in ((MAIL_EXCHANGE, self._topology.mail), (DEAD_EXCHANGE, self._topology.failed)):
-            await self._prove(exchange, queue)
+        for declared, exchange in self._topology.bindings:
+            await self._prove(exchange, declared)
         for consumer in self._consumers:
-            consumer.attach(self.broker, self._topology.mail if consumer.queue == MAIL_QUEUE else self._topology.failed)
+            consumer.attach(self.broker)
         async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
             await self.broker.start()
             for consumer in self._consumers:
