@@ -30,6 +30,7 @@ from application.ports import (
     Streams,
     Unavailable,
 )
+from domain.errors import UnknownRegistration
 from domain.registration import Policy, Registration
 
 T = TypeVar("T")
@@ -102,6 +103,7 @@ class MailDelivery:
             Claimed: somebody else may be sending it, or our right to has ended; ask again later.
             MailServersAway: no server may be called now; no try was used up.
             Unavailable: the database is away.
+            UnknownRegistration: the request is of another log, or of this one before it was put back from a backup.
         """
         crash_point("worker.before_claim")
         # By the monotonic clock, which goes on while a process is stopped, and from before the lease began.
@@ -122,7 +124,9 @@ class MailDelivery:
             self._log.load(request.registration_id), self._keys.fetch((request.registration_id,))
         )
         registration = streams.get(Registration, request.registration_id)
-        if registration is None or not registration.wants_mail(request.serial):
+        if registration is None:
+            raise UnknownRegistration
+        if not registration.wants_mail(request.serial):
             return
         if registration.duplicate_of is not None:
             await self._deliver_notice(request, registration, registration.duplicate_of, streams, until)

@@ -150,17 +150,18 @@ class Consumer:
         self._prefetch = prefetch
         self._subscriber: Any = None
         self._paused = False
+        self._finishing = False
         self._turn = asyncio.Lock()
         self._in_hand: set[asyncio.Task[Any]] = set()
 
     def attach(self, broker: RabbitBroker) -> None:
         """Consume on this connection once it is started."""
+        self._finishing = False
         self.stopping.clear()
         self._subscriber = broker.subscriber(
-            # Looked up instead of declared: FastStream remembers a declared queue together with the channel that it was
-            # declared on, and would consume there, without our prefetch.
+            # Not the queue as it was declared: FastStream would remember that, with the channel it was declared on, and
+            # consume there, without a prefetch.
             RabbitQueue(self.queue, declare=False, robust=False),
-            DEAD_EXCHANGE if self.queue == FAILED_QUEUE else MAIL_EXCHANGE,
             channel=Channel(prefetch_count=self._prefetch),
             ack_policy=AckPolicy.MANUAL,
             decoder=_as_it_is,
@@ -186,14 +187,13 @@ class Consumer:
         await self._settle()
 
     async def finish(self, within: timedelta) -> None:
-        """Take no more messages and let those in hand be seen through. FastStream's own `stop` waits first and cancels
-        then, so that each message that comes meanwhile costs a delivery (library-facts.md)."""
-        paused, self._paused = self._paused, True
+        """Take no more messages from this connection and let those in hand be seen through. FastStream's own `stop`
+        waits first and cancels then, so that each message that comes meanwhile costs a delivery (library-facts.md)."""
+        self._finishing = True  # no pause: whoever pauses and resumes meanwhile means the next connection, too
         await self._settle()
         self.stopping.set()
         if self._in_hand:
             await asyncio.wait(self._in_hand, timeout=within.total_seconds())
-        self._paused = paused
 
     def detach(self) -> None:
         """The connection is gone."""
@@ -208,10 +208,11 @@ class Consumer:
             with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
                 async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
                     consuming = subscriber._consumer_tag is not None
-                    if self._paused and consuming:
+                    wanted = not self._paused and not self._finishing
+                    if consuming and not wanted:
                         tag, subscriber._consumer_tag = subscriber._consumer_tag, None
                         await subscriber._queue_obj.cancel(tag)
-                    elif not self._paused and not consuming:
+                    elif wanted and not consuming:
                         await subscriber.start()
 
     async def _take(self, message: RabbitMessage) -> None:
@@ -307,17 +308,26 @@ class _Session:
             came.set_result(None)
 
     async def _prove(self, exchange: RabbitExchange, queue: RabbitQueue) -> None:
-        """A quorum queue whose broker died within a second of its declaration takes messages and confirms none, for
-        ever. While others do get through, that is what it is: then it is made anew; what it held is asked for again."""
+        """A quorum queue whose broker died within a second of its declaration is dead for ever: it confirms nothing, or
+        refuses everything though it is empty. While others do get through, that is what it is: then it is made anew;
+        what it held is asked for again."""
         try:
             await self._canary(exchange, queue)
+            return
+        except PublishError:
+            raise
+        except DeliveryError:
+            if (await self.counts())[queue.name]["messages"]:
+                # It lives, and is full; only those who consume from it can change that.
+                log.warning("broker.queue_is_full", queue=queue.name, hint="mails wait in the log until it has room")
+                return
         except TimeoutError:
             await self.loop()  # else the broker is slow or blocked, and the queue may be well
-            log.warning("broker.queue_is_dead", queue=queue.name, hint="it is deleted and declared anew")
-            await self._delete(queue.name)
-            async with asyncio.timeout(CONNECT_WITHIN.total_seconds()):
-                await declare(self.broker, self._topology)
-            await self._canary(exchange, queue)
+        log.warning("broker.queue_is_dead", queue=queue.name, hint="it is deleted and declared anew")
+        await self._delete(queue.name)
+        async with asyncio.timeout(CONNECT_WITHIN.total_seconds()):
+            await declare(self.broker, self._topology)
+        await self._canary(exchange, queue)
 
     async def _canary(self, exchange: RabbitExchange, queue: RabbitQueue) -> None:
         async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):

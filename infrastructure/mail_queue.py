@@ -231,6 +231,10 @@ class MailWorker:
             return
         try:
             seen_through = await self._see_through(request)
+        except UnknownRegistration:
+            log.warning("mail_message.rejected", reason=UnknownRegistration.code, bytes=len(raw.body))
+            await _settle(message.reject)
+            return
         except Exception as error:
             log.exception(
                 "mail_message.failed",

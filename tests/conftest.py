@@ -23,7 +23,7 @@ from infrastructure.line import connect
 from projections import PROJECTIONS
 from tests.faults import reached
 from tests.postgres import SHARED, database_of, server
-from tests.rabbitmq import PrivateRabbit, SharedRabbit, is_installed, node
+from tests.rabbitmq import PrivateRabbit, SharedRabbit, demand, node
 from tests.words import MovableClock
 
 _TEMPLATE = "registrar_template"
@@ -126,23 +126,16 @@ def dsn(postgres: EmbeddedPostgres, administration: psycopg.Connection) -> Itera
 @pytest.fixture(scope="session")
 def rabbit(pytestconfig: pytest.Config) -> PrivateRabbit:
     """The node that the tests share. A test that does something to a node starts one of its own (`own_rabbit`)."""
-    _demand_rabbitmq(pytestconfig)
+    demand(pytestconfig)
     return SharedRabbit(reached.directory_of(pytestconfig)).joined()
 
 
 @pytest.fixture
 def own_rabbit(pytestconfig: pytest.Config) -> Iterator[PrivateRabbit]:
     """A node for this test alone, which keeps what it confirmed however it is killed. `start()` revives it."""
-    _demand_rabbitmq(pytestconfig)
+    demand(pytestconfig)
     with node() as rabbit:
         yield rabbit
-
-
-def _demand_rabbitmq(config: pytest.Config) -> None:
-    if "rabbitmq" in config.getoption("--without"):
-        pytest.skip("told to go without RabbitMQ")
-    if not is_installed():
-        pytest.fail("rabbitmq-server is missing: `scripts/services` installs it, `--without rabbitmq` goes without")
 
 
 @pytest.fixture

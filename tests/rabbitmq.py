@@ -22,6 +22,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import psutil  # type: ignore[import-untyped]
+import pytest
 
 PROGRAMS: Final = Path("/usr/lib/rabbitmq/bin")
 """Debian's: the programs behind the wrappers in /usr/sbin, which insist on the system's own node and user."""
@@ -35,6 +36,14 @@ _REAPER: Final = 'while kill -0 "$1" 2>&-; do sleep 1; done; [ -e "$2" ] && kill
 
 def is_installed() -> bool:
     return (PROGRAMS / "rabbitmq-server").exists()
+
+
+def demand(config: pytest.Config) -> None:
+    """Let a test that needs RabbitMQ fail without it, or be skipped where that was asked for."""
+    if "rabbitmq" in config.getoption("--without"):
+        pytest.skip("told to go without RabbitMQ")
+    if not is_installed():
+        pytest.fail("rabbitmq-server is missing: `scripts/services` installs it, `--without rabbitmq` goes without")
 
 
 class PrivateRabbit:
@@ -103,6 +112,15 @@ class PrivateRabbit:
                 said = (self.directory / "node.log").read_text(errors="replace")[-2000:]
                 raise AssertionError(f"RabbitMQ did not start: {said}")
             time.sleep(0.1)
+
+    @property
+    def is_running(self) -> bool:
+        return bool(self._processes())
+
+    @property
+    def log(self) -> str:
+        """What it wrote of warnings and worse."""
+        return "".join(file.read_text(errors="replace") for file in (self.directory / "log").glob("*.log"))
 
     def stop(self) -> None:
         """End the node and the name server that it brought up; repeatable."""

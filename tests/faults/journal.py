@@ -149,6 +149,11 @@ class Client:
         operation = self._operation("new code", None, registration_id=registration_id)
         return await self._do(operation, "POST", f"/{registration_id}/otp")
 
+    async def health(self, part: str) -> Mapping[str, Any]:
+        """What `/health/PART` tells; no operation, and in no journal."""
+        answer: Mapping[str, Any] = (await self._http.get(f"{self._url()}/health/{part}")).json()
+        return answer
+
     def _operation(self, kind: Kind, body: Mapping[str, str] | None, **fields: Any) -> Operation:
         fingerprint = None
         if body is not None:

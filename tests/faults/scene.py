@@ -18,7 +18,10 @@ from uuid import UUID
 
 from entrypoints.api import create_app
 from entrypoints.bootstrap import open_service
+from entrypoints.service import Service
+from infrastructure.clock import DatabaseClock
 from infrastructure.settings import Settings
+from tests.broker_words import until_up
 from tests.faults.evidence import Evidence, collect, latest_code
 from tests.faults.fleet import Fleet, Node
 from tests.faults.invariants import check
@@ -68,12 +71,32 @@ class Scene:
             self._stack.push_async_callback(client.close)
         return self._clients[name]
 
-    async def client_within(self) -> Client:
-        """A client of an API in this very process, where it is not the API that fails: spares a process."""
-        settings = Settings.from_environment(self.fleet.settings())
-        service = await self._stack.enter_async_context(open_service(settings, follows=False))
+    async def client_within(self, *, broker_up: bool = False) -> Client:
+        """A client of an API in this very process, where it is not the API that fails: spares a process.
+
+        Args:
+            broker_up: wait until it has declared what we have in RabbitMQ.
+        """
+        service = await self._stack.enter_async_context(self.within())
+        if broker_up:
+            await until_up(service)
         http = await self._stack.enter_async_context(client_of(create_app(service)))
         return Client(self.journal, lambda: str(http.base_url).rstrip("/"), http=http)
+
+    @asynccontextmanager
+    async def within(
+        self, *, follows: bool = False, works: bool = False, clock: DatabaseClock | None = None, **settings: str
+    ) -> AsyncIterator[Service]:
+        """A node in this very process, where it is not the process that fails: spares seconds of its start.
+
+        Args:
+            clock: of this node alone; a fleet's nodes have the database's.
+            settings: of this node alone, on top of the fleet's.
+        """
+        upper = {f"REGISTRAR_{name.upper()}": value for name, value in settings.items()}
+        chosen = Settings.from_environment(self.fleet.settings() | upper)
+        async with open_service(chosen, follows=follows, works=works, clock=clock) as service:
+            yield service
 
     async def accepted(self, client: Client, address: str, *, key: str | None = None, **more: str) -> Operation:
         """A registration that was answered with 202."""

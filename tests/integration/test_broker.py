@@ -1,41 +1,382 @@
-"""A process's connection to RabbitMQ."""
+"""`Broker` and its topology against a real RabbitMQ: what is declared, what is confirmed, and who gets what."""
 
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
 
-from faststream.rabbit import RabbitMessage
+import pytest
+from faststream.rabbit import RabbitExchange, RabbitMessage
+from tenacity import wait_fixed
 
-from infrastructure.broker import FAILED_QUEUE, MAIL_QUEUE, Broker, Consumer, Topology
+from application.ports import BrokerAway, Unavailable
+from entrypoints import cli_broker
+from entrypoints.service import CannotStart
+from infrastructure.broker import (
+    CANARY,
+    EVENTS_EXCHANGE,
+    FAILED_QUEUE,
+    MAIL_EXCHANGE,
+    MAIL_QUEUE,
+    MAIL_REQUESTED,
+    Broker,
+    Consumer,
+    OtherQueue,
+    Topology,
+    Unroutable,
+    connected,
+    counts_of,
+)
+from infrastructure.settings import Settings
+from tests.broker_words import broker_through, put, spy_on, vhost_of, waiting
 from tests.rabbitmq import PrivateRabbit
+from tests.tcp_proxy import TO_CLIENT
 from tests.words import eventually
 
+TOPOLOGY = Topology.of(queue_ttl=timedelta(minutes=5))
 
-async def test_each_consumer_has_no_more_messages_in_hand_than_it_asks_for(
-    rabbit: PrivateRabbit, broker_url: str
+
+@asynccontextmanager
+async def running(url: str, *consumers: Consumer) -> AsyncIterator[Broker]:
+    """A broker that is up."""
+    broker = Broker(
+        url,
+        name="test",
+        topology=TOPOLOGY,
+        consumers=consumers,
+        finish_within=timedelta(seconds=5),
+        pauses=wait_fixed(0.1),
+    )
+    work = asyncio.create_task(broker.run())
+    try:
+        async with asyncio.timeout(30):
+            await broker.until_up()
+        yield broker
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+
+async def publish(
+    broker: Broker,
+    body: bytes = b"{}",
+    *,
+    exchange: RabbitExchange = MAIL_EXCHANGE,
+    routing_key: str = MAIL_REQUESTED,
+    **more: Any,
 ) -> None:
-    async def handle(message: RabbitMessage) -> None:
+    properties: dict[str, Any] = {
+        "message_id": str(uuid4()),
+        "correlation_id": str(uuid4()),
+        "message_type": "test",
+        "timestamp": datetime.now(UTC),
+        "headers": {},
+    }
+    await broker.publish(body, exchange=exchange, routing_key=routing_key, **properties | more)
+
+
+class Reader:
+    """Takes messages and acknowledges them, canaries left out of what it has read."""
+
+    def __init__(self, queue: str = MAIL_QUEUE) -> None:
+        self.bodies: list[bytes] = []
+        self.consumer = Consumer(queue, self._handle, prefetch=10)
+
+    async def _handle(self, message: RabbitMessage) -> None:
+        if message.raw_message.type != CANARY:
+            self.bodies.append(message.raw_message.body)
         await message.ack()
 
-    broker = Broker(
-        broker_url,
-        name="test",
-        topology=Topology.of(queue_ttl=timedelta(minutes=5)),
-        consumers=(Consumer(MAIL_QUEUE, handle, prefetch=3), Consumer(FAILED_QUEUE, handle, prefetch=2)),
+
+def settings(url: str, **more: str) -> Settings:
+    return Settings.from_environment(
+        {"REGISTRAR_BROKER_URL": url, **{f"REGISTRAR_{name.upper()}": value for name, value in more.items()}}
     )
-    running = asyncio.create_task(broker.run())
-    try:
-        await asyncio.wait_for(broker.until_up(), 20)
 
-        def prefetched() -> bool:
-            consumers = rabbit.ask("GET", f"consumers{urlsplit(broker_url).path}")
-            prefetch = {one["queue"]["name"]: one["prefetch_count"] for one in consumers}
-            assert (prefetch.get(MAIL_QUEUE), prefetch.get(FAILED_QUEUE)) == (3, 2)
-            return True
 
-        await eventually(prefetched, within=20)
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+# --- Topology -------------------------------------------------------------------------------------
+
+
+async def test_the_topology_is_the_contracts(rabbit: PrivateRabbit, broker_url: str) -> None:
+    async with connected(broker_url, TOPOLOGY):
+        vhost = vhost_of(broker_url)
+        mail, failed = (rabbit.ask("GET", f"queues/{vhost}/{name}") for name in (MAIL_QUEUE, FAILED_QUEUE))
+        assert mail["arguments"] | {"x-max-length": ...} == {
+            "x-queue-type": "quorum",
+            "x-message-ttl": 300_000,
+            "x-delivery-limit": 3,
+            "x-dead-letter-exchange": "registrar.dlx",
+            "x-dead-letter-routing-key": "mail.failed",
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+            "x-max-length": ...,
+        }
+        assert failed["arguments"]["x-queue-type"] == "quorum"
+        assert (mail["durable"], failed["durable"]) == (True, True)
+        for name in ("registrar", "registrar.dlx", "registrar.events"):
+            exchange = rabbit.ask("GET", f"exchanges/{vhost}/{name}")
+            assert (exchange["type"], exchange["durable"]) == ("topic", True)
+
+
+async def test_declaring_again_changes_nothing_and_loses_nothing(broker_url: str) -> None:
+    async with connected(broker_url, TOPOLOGY):
+        await put(broker_url, b"kept")
+    async with connected(broker_url, TOPOLOGY):
+        pass
+    reader = Reader()
+    async with running(broker_url, reader.consumer):
+        await eventually(lambda: reader.bodies == [b"kept"])
+
+
+async def test_a_queue_with_other_arguments_is_an_error_that_says_how_to_migrate_and_that_way_works(
+    broker_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with connected(broker_url, TOPOLOGY):
+        pass
+
+    with pytest.raises(OtherQueue, match="declare --anew"):
+        async with connected(broker_url, Topology.of(queue_ttl=timedelta(minutes=6))):
+            pass
+    with pytest.raises(CannotStart, match="declare --anew"):
+        await cli_broker.declare(settings(broker_url, queue_ttl="360"), anew=False, as_json=True)
+
+    assert await cli_broker.declare(settings(broker_url, queue_ttl="360"), anew=True, as_json=True) == 0
+    assert await cli_broker.declare(settings(broker_url, queue_ttl="360"), anew=False, as_json=True) == 0
+    assert FAILED_QUEUE in capsys.readouterr().out
+
+
+async def test_a_broker_whose_queues_are_of_others_is_away_and_comes_up_once_they_are_declared_anew(
+    broker_url: str,
+) -> None:
+    async with connected(broker_url, Topology.of(queue_ttl=timedelta(minutes=6))):
+        pass
+    broker = Broker(broker_url, name="test", topology=TOPOLOGY, pauses=wait_fixed(0.1))
+    work = asyncio.create_task(broker.run())
+    await eventually(lambda: broker.trouble == "topology")
+
+    async with connected(broker_url, TOPOLOGY, delete=(MAIL_QUEUE, FAILED_QUEUE)):
+        pass
+
+    async with asyncio.timeout(30):
+        await broker.until_up()
+    assert broker.trouble is None
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+
+
+# --- Publishing -----------------------------------------------------------------------------------
+
+
+async def test_what_is_published_is_persistent_and_carries_what_it_was_given(broker_url: str) -> None:
+    async with running(broker_url) as broker, spy_on(broker_url) as seen:
+        await publish(broker, b"{}", message_id="an id", headers={"traceparent": "trace"}, expiration=timedelta(60))
+
+        await eventually(lambda: seen)
+        [message] = seen
+        assert (message.message_id, message.type, message.app_id) == ("an id", "test", "registrar")
+        assert message.headers["traceparent"] == "trace"
+        assert message.delivery_mode == 2
+        assert await waiting(broker_url) >= 1
+
+
+async def test_a_mail_that_no_queue_takes_is_an_error_and_an_event_without_subscribers_is_none(
+    rabbit: PrivateRabbit, broker_url: str
+) -> None:
+    async with running(broker_url) as broker:
+        await publish(broker, exchange=EVENTS_EXCHANGE, routing_key="registration.accepted")
+        with pytest.raises(Unroutable):
+            await publish(broker, routing_key="nobody.wants.this")
+
+        # then: as the topology may be incomplete, it begins anew
+        async with asyncio.timeout(30):
+            await broker.until_up()
+        await publish(broker)
+
+
+async def test_a_full_queue_refuses_and_stays_connected(rabbit: PrivateRabbit, broker_url: str) -> None:
+    async with running(broker_url) as broker:
+        policy = {"pattern": ".*", "definition": {"max-length": 1}, "apply-to": "queues"}
+        rabbit.ask("PUT", f"policies/{vhost_of(broker_url)}/little-room", policy)
+
+        async def refused() -> bool:
+            try:
+                await publish(broker)
+            except BrokerAway:
+                raise
+            except Unavailable:
+                return True
+            return False
+
+        await eventually(refused)
+        assert broker.is_up
+
+
+async def test_a_connection_lost_under_a_publish_is_no_cancellation(broker_url: str) -> None:
+    async with broker_through(broker_url) as (proxy, url), running(url) as broker:
+        proxy.hold(TO_CLIENT)
+        publishing = asyncio.create_task(publish(broker))
+        await eventually(lambda: proxy.effects[f"hold {TO_CLIENT}"])
+
+        proxy.reset()
+
+        with pytest.raises(BrokerAway):
+            await publishing
+        proxy.heal()
+
+
+async def test_a_publish_that_is_cancelled_is_cancelled_and_the_broker_stays_up(broker_url: str) -> None:
+    async with broker_through(broker_url) as (proxy, url), running(url) as broker:
+        proxy.hold(TO_CLIENT)
+        publishing = asyncio.create_task(publish(broker))
+        await eventually(lambda: proxy.effects[f"hold {TO_CLIENT}"])
+
+        publishing.cancel()
+
+        await asyncio.wait({publishing})
+        assert publishing.cancelled()
+        assert broker.is_up
+        proxy.heal()
+        await publish(broker)
+
+
+@pytest.mark.slow
+async def test_a_publish_without_a_confirm_ends_at_its_deadline(broker_url: str) -> None:
+    async with broker_through(broker_url) as (proxy, url), running(url) as broker:
+        proxy.hold(TO_CLIENT)
+        begun = asyncio.get_running_loop().time()
+
+        with pytest.raises(BrokerAway):
+            await publish(broker)
+
+        assert 4 < asyncio.get_running_loop().time() - begun < 10
+        assert not broker.is_up
+        with pytest.raises(BrokerAway):
+            await publish(broker)
+        proxy.heal()
+
+
+async def test_many_publishers_that_find_the_connection_lost_let_the_others_run(broker_url: str) -> None:
+    async with broker_through(broker_url) as (proxy, url), running(url) as broker:
+
+        async def insist() -> None:
+            while True:
+                try:
+                    await publish(broker)
+                except BrokerAway:
+                    await broker.until_up()
+                else:
+                    return
+
+        proxy.hold(TO_CLIENT)
+        publishing = [asyncio.create_task(insist()) for _ in range(10)]
+        await eventually(lambda: proxy.effects[f"hold {TO_CLIENT}"])
+        proxy.reset()
+        proxy.heal()
+
+        async with asyncio.timeout(30):
+            await asyncio.gather(*publishing)
+
+
+# --- Consuming ------------------------------------------------------------------------------------
+
+
+async def test_a_consumer_has_no_more_messages_in_hand_than_it_was_told(broker_url: str) -> None:
+    in_hand, go_on = list[bytes](), asyncio.Event()
+
+    async def handle(message: RabbitMessage) -> None:
+        if message.raw_message.type != CANARY:
+            in_hand.append(message.raw_message.body)
+            await go_on.wait()
+        await message.ack()
+
+    async with running(broker_url, Consumer(MAIL_QUEUE, handle, prefetch=3)) as broker:
+        for number in range(10):
+            await publish(broker, str(number).encode())
+
+        async def rest_waits() -> bool:
+            return await waiting(broker_url) == 7
+
+        await eventually(rest_waits, every=0.1)
+        assert len(in_hand) == 3
+        go_on.set()
+        await eventually(lambda: len(in_hand) == 10)
+
+
+async def test_a_paused_consumer_takes_nothing_until_it_is_resumed(broker_url: str) -> None:
+    reader = Reader()
+    async with running(broker_url, reader.consumer) as broker:
+        await reader.consumer.pause()
+        await publish(broker, b"later")
+        assert (await counts_of(broker_url))[MAIL_QUEUE] == {"messages": 1, "consumers": 0}
+
+        await reader.consumer.resume()
+
+        await eventually(lambda: reader.bodies == [b"later"])
+
+
+async def test_a_pause_outlasts_the_connection_and_ends_when_it_is_told_to(broker_url: str) -> None:
+    reader = Reader()
+    async with broker_through(broker_url) as (proxy, url), running(url, reader.consumer) as broker:
+        await reader.consumer.pause()
+        proxy.reset()
+        await eventually(lambda: not broker.is_up)
+        async with asyncio.timeout(30):
+            await broker.until_up()
+        await publish(broker, b"later")
+        assert (await counts_of(broker_url))[MAIL_QUEUE]["consumers"] == 0
+
+        await reader.consumer.resume()
+
+        await eventually(lambda: reader.bodies == [b"later"])
+
+
+async def test_what_is_told_a_consumer_while_it_finishes_holds_for_the_next_connection(broker_url: str) -> None:
+    reader = Reader()
+    async with running(broker_url, reader.consumer):
+        await reader.consumer.pause()
+        finishing = asyncio.create_task(reader.consumer.finish(timedelta(seconds=5)))
+        await reader.consumer.resume()
+        await finishing
+        assert (await counts_of(broker_url))[MAIL_QUEUE]["consumers"] == 0
+    async with running(broker_url, reader.consumer) as broker:
+        await publish(broker, b"next")
+        await eventually(lambda: reader.bodies == [b"next"])
+
+
+async def test_messages_in_hand_are_finished_before_the_connection_is_closed(broker_url: str) -> None:
+    taken, go_on, done = asyncio.Event(), asyncio.Event(), list[bytes]()
+
+    async def handle(message: RabbitMessage) -> None:
+        if message.raw_message.type != CANARY:
+            taken.set()
+            await go_on.wait()
+            done.append(message.raw_message.body)
+        await message.ack()
+
+    consumer = Consumer(MAIL_QUEUE, handle, prefetch=1)
+    async with running(broker_url, consumer) as broker:
+        await publish(broker, b"in hand")
+        await publish(broker, b"behind it")
+        await taken.wait()
+        stopping = asyncio.create_task(_then(consumer.stopping, go_on))
+    await stopping
+
+    assert done == [b"in hand"]
+    assert await waiting(broker_url) == 1
+
+
+async def _then(one: asyncio.Event, other: asyncio.Event) -> None:
+    await one.wait()
+    other.set()
+
+
+async def test_a_look_tells_queues_consumers_and_a_message_through_the_loop(broker_url: str) -> None:
+    readers: Sequence[Reader] = (Reader(MAIL_QUEUE), Reader(FAILED_QUEUE))
+    async with running(broker_url, *(reader.consumer for reader in readers)) as broker:
+        seen = await broker.look()
+        assert {name: queue["consumers"] for name, queue in seen["queues"].items()} == {MAIL_QUEUE: 1, FAILED_QUEUE: 1}
+        assert 0 < seen["loop_seconds"] < 3

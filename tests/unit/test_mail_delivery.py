@@ -11,11 +11,12 @@ import pytest
 
 from application.mail_delivery import Claimed, MailDelivery
 from application.ports import Accepted, Conflict, Letter, MailRequest, MailServersAway, NotSent, Unavailable
+from domain.errors import UnknownRegistration
 from domain.registration import Registration
 from infrastructure.letters import TemplateLetters
 from tests.unit.memory_log import MemoryLog
 from tests.unit.stories import KEYRING, House, registers
-from tests.words import CLIENT, T0
+from tests.words import CLIENT, REGISTRATION, T0
 
 
 class Servers:
@@ -117,6 +118,14 @@ class Post:
 @pytest.fixture
 def post() -> Post:
     return Post()
+
+
+async def test_a_mail_of_a_registration_that_nobody_knows_is_refused_and_claims_nothing_for_long(post: Post) -> None:
+    with pytest.raises(UnknownRegistration):
+        await post.deliver(REGISTRATION)
+
+    assert post.servers.letters == []
+    assert post.claims.held == set()
 
 
 async def test_a_wanted_mail_is_sent_once_and_recorded(post: Post) -> None:

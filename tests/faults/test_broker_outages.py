@@ -1,0 +1,281 @@
+"""A node of RabbitMQ that is stopped, killed, wiped or blocked, and queues that are dead: mails come late, none is lost.
+
+One node for all of them, on which each test leaves a running broker behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from infrastructure.broker import FAILED_QUEUE, MAIL_QUEUE, Topology, connected
+from infrastructure.clock import DatabaseClock
+from tests.broker_words import channel_to, put, until_empty, until_lost, until_up, vhost_of, waiting
+from tests.faults.fleet import Fleet
+from tests.faults.invariants import INVARIANTS
+from tests.faults.journal import Client, Operation
+from tests.faults.scene import Scene
+from tests.rabbitmq import PrivateRabbit, demand, node
+from tests.smtp_stub import SmtpStub
+from tests.words import eventually
+
+WITHOUT_CLOCKS = sorted(INVARIANTS.keys() - {"I13"})
+"""Where a node's clock is ahead on purpose."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def node_of_ours(pytestconfig: pytest.Config) -> Iterator[PrivateRabbit]:
+    demand(pytestconfig)
+    with node() as rabbit:
+        yield rabbit
+
+
+@pytest.fixture
+def outage_node(node_of_ours: PrivateRabbit) -> PrivateRabbit:
+    """The node, which runs, whatever the test before did to it."""
+    if not node_of_ours.is_running:
+        node_of_ours.start()
+    return node_of_ours
+
+
+@pytest.fixture
+async def scene_on_node(
+    dsn: str, outage_node: PrivateRabbit, sink: SmtpStub, tmp_path: Path, reached_directory: Path
+) -> AsyncIterator[Scene]:
+    """As `scene_over_broker`, on a virtual host of the node that may be killed."""
+    fleet = Fleet(dsn, sink.port, directory=tmp_path, reached=reached_directory, broker_url=outage_node.vhost())
+    async with Scene.on(fleet, sink) as scene:
+        yield scene
+
+
+def configure(rabbit: PrivateRabbit, **settings: int) -> None:
+    """Set what the node reads when a channel or a queue begins; its next start forgets it."""
+    rabbit.control(
+        "eval", ",".join(f"application:set_env(rabbit, {name}, {to})" for name, to in settings.items()) + "."
+    )
+
+
+def url_of(scene: Scene) -> str:
+    return scene.fleet.settings()["REGISTRAR_BROKER_URL"]
+
+
+def copies(scene: Scene) -> Counter[bytes]:
+    """Mails per recipient."""
+    return Counter(mail.recipients[0] for mail in scene.sink.mails)
+
+
+class Later(DatabaseClock):
+    """Three minutes from now: the saga's second look is due."""
+
+    def __call__(self) -> datetime:
+        return super().__call__() + timedelta(minutes=3)
+
+
+@pytest.mark.fault("C1")
+async def test_while_the_broker_is_stopped_registrations_are_taken_and_mailed_once_it_is_back(
+    scene_on_node: Scene, outage_node: PrivateRabbit
+) -> None:
+    scene = scene_on_node
+    client = await scene.client_within()
+    async with scene.within(follows=True, works=True) as service:
+        await until_up(service)
+        with scene.faults.during("broker stopped", "broker"):
+            await asyncio.to_thread(outage_node.kill, signal.SIGTERM)
+            registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(20)]
+            await until_lost(service)
+            assert (await client.health("ready"))["status"] == "degraded"
+            assert (await client.health("rabbitmq"))["status"] == "down"
+            assert scene.sink.mails == []
+            await asyncio.to_thread(outage_node.start)
+
+        await scene.prove(client, *registered, within=30)
+        assert set(copies(scene).values()) == {1}
+        await eventually_up(client)
+        await scene.must_hold()
+
+
+async def eventually_up(client: Client) -> None:
+    async def up() -> bool:
+        return [(await client.health(part))["status"] for part in ("ready", "rabbitmq")] == ["up", "up"]
+
+    await eventually(up, within=15, every=0.2)
+
+
+@pytest.mark.fault("C2")
+async def test_a_broker_that_is_killed_under_load_costs_no_mail_and_doubles_none(
+    scene_on_node: Scene, outage_node: PrivateRabbit
+) -> None:
+    scene = scene_on_node
+    client = await scene.client_within()
+    registered: list[Operation] = []
+    enough = asyncio.Event()
+
+    async def crowd() -> None:
+        while not enough.is_set():
+            registered.append(await scene.accepted(client, f"person-{len(registered)}@example.com"))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(enough.wait(), 0.05)  # twenty a second, beside all else that this process does
+
+    async with scene.within(follows=True, works=True) as service:
+        await until_up(service)
+        load = asyncio.create_task(crowd())
+        await eventually(lambda: len(scene.sink.mails) >= 20)
+        with scene.faults.during("broker killed", "broker"):
+            await asyncio.to_thread(outage_node.kill)
+            during = len(registered)
+            await eventually(lambda: len(registered) >= during + 20)
+            enough.set()
+            await load
+            await asyncio.to_thread(outage_node.start)
+
+        await eventually(lambda: len(copies(scene)) >= len(registered), within=60)
+        await scene.prove(client, *registered[::10])
+        assert set(copies(scene).values()) == {1}
+        await scene.must_hold()
+
+
+@pytest.mark.fault("C3")
+async def test_a_broker_that_is_killed_right_after_its_queues_were_declared_serves_again(
+    scene_on_node: Scene, outage_node: PrivateRabbit
+) -> None:
+    scene = scene_on_node
+    client = await scene.client_within(broker_up=True)
+    with scene.faults.during("broker killed", "broker"):
+        await asyncio.to_thread(outage_node.kill)  # milliseconds after the declaration
+        registered = await scene.accepted(client, "ada@example.com")
+        await asyncio.to_thread(outage_node.start)
+
+    async with scene.within(follows=True, works=True):
+        await scene.prove(client, registered, within=60)
+        assert copies(scene) == {b"ada@example.com": 1}
+        await scene.must_hold()
+
+
+@pytest.mark.parametrize("queue", [MAIL_QUEUE, FAILED_QUEUE])
+@pytest.mark.fault("C3")
+async def test_a_queue_that_takes_nothing_is_found_by_the_canary_and_made_anew(
+    scene_on_node: Scene, outage_node: PrivateRabbit, capfd: pytest.CaptureFixture[str], queue: str
+) -> None:
+    scene = scene_on_node
+    client = await scene.client_within(broker_up=True)
+    with scene.faults.during("queue dead", "broker"):
+        # Without its server it has no leader that could confirm: what such a kill leaves behind.
+        server = f"{{'{vhost_of(url_of(scene))}_{queue}', node()}}"
+        await asyncio.to_thread(outage_node.control, "eval", f"ok = ra:stop_server(quorum_queues, {server}).")
+        registered = await scene.accepted(client, "ada@example.com")
+        async with scene.within(follows=True, works=True):
+            await scene.prove(client, registered, within=60)
+            assert "broker.queue_is_dead" in capfd.readouterr().out
+            assert copies(scene) == {b"ada@example.com": 1}
+            await scene.must_hold()
+
+
+@pytest.mark.fault("C4")
+async def test_a_broker_that_comes_back_empty_is_declared_anew_and_everything_pending_is_asked_for_again(
+    dsn: str, outage_node: PrivateRabbit, sink: SmtpStub, tmp_path: Path, reached_directory: Path
+) -> None:
+    # The only virtual host that a fresh node has.
+    fleet = Fleet(dsn, sink.port, directory=tmp_path, reached=reached_directory, broker_url=outage_node.url())
+    async with Scene.on(fleet, sink) as scene:
+        client = await scene.client_within(broker_up=True)
+        async with scene.within(follows=True) as service:
+            await until_up(service)
+            registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(5)]
+
+            async def published() -> bool:
+                return await waiting(url_of(scene)) >= len(registered)
+
+            await eventually(published, every=0.2)
+            with scene.faults.during("broker wiped", "broker"):
+                await asyncio.to_thread(outage_node.kill)
+                outage_node.forget()
+                await asyncio.to_thread(outage_node.start)
+                await until_up(service)
+        assert await waiting(url_of(scene)) < len(registered)  # what was confirmed is gone
+
+        async with scene.within(follows=True, works=True, clock=Later()):
+            # then: the saga's second look, due after two minutes, asks again
+            await scene.prove(client, *registered, within=60)
+            assert set(copies(scene).values()) == {1}
+            await scene.must_hold(only=WITHOUT_CLOCKS)
+
+
+@pytest.mark.fault("C8")
+async def test_a_broker_that_blocks_its_publishers_for_memory_delays_mails_and_says_so(
+    scene_on_node: Scene, outage_node: PrivateRabbit
+) -> None:
+    scene = scene_on_node
+    client = await scene.client_within(broker_up=True)
+    async with scene.within(follows=True, works=True) as service:
+        await until_up(service)
+        with scene.faults.during("broker out of memory", "broker"):
+            try:
+                await asyncio.to_thread(outage_node.control, "set_vm_memory_high_watermark", "0.0001")
+                assert "memory" in await asyncio.to_thread(outage_node.control, "eval", "rabbit_alarm:get_alarms().")
+                registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(5)]
+                await until_lost(service)
+                assert (await client.health("rabbitmq"))["status"] == "down"
+                assert (await client.health("ready"))["status"] == "degraded"
+            finally:
+                await asyncio.to_thread(outage_node.control, "set_vm_memory_high_watermark", "0.6")
+
+        await scene.prove(client, *registered, within=60)
+        assert set(copies(scene).values()) == {1}
+        await scene.must_hold()
+
+
+@pytest.mark.fault("C15")
+async def test_a_message_that_dies_while_there_is_no_queue_for_the_dead_is_kept_until_there_is(
+    outage_node: PrivateRabbit,
+) -> None:
+    configure(outage_node, dead_letter_worker_publisher_confirm_timeout=1000)  # looks again after 3 minutes otherwise
+    url = outage_node.vhost()
+    topology = Topology.of(queue_ttl=timedelta(minutes=5))
+    async with connected(url, topology):
+        pass
+    async with channel_to(url) as channel:
+        await channel.queue_delete(FAILED_QUEUE)
+        await put(url, b"rejected")
+        queue = await channel.get_queue(MAIL_QUEUE, ensure=False)
+        while (message := await queue.get(fail=False)) is not None:
+            await message.reject()
+
+    async with connected(url, topology):
+
+        async def dead() -> bool:
+            return await waiting(url, FAILED_QUEUE) >= 1
+
+        await eventually(dead, within=30, every=0.2)
+
+
+@pytest.mark.fault("C16")
+async def test_a_message_that_is_held_for_too_long_comes_again_and_is_mailed_once(
+    scene_on_node: Scene, outage_node: PrivateRabbit
+) -> None:
+    scene = scene_on_node
+    client = await scene.client_within(broker_up=True)
+    configure(outage_node, consumer_timeout=3000, channel_tick_interval=500)  # 30 minutes, looked at once a minute
+    try:
+        scene.sink.at("rcpt", "hang", times=1)
+        async with scene.within(follows=True, works=True, send_timeout="30") as service:
+            await until_up(service)
+            registered = await scene.accepted(client, "ada@example.com")
+            await eventually(lambda: scene.sink.faults["rcpt"] == 1)
+            await eventually(lambda: "timed out" in outage_node.log, within=30, every=0.2)
+            scene.sink.drop_connections()
+
+            await scene.prove(client, registered, within=60)
+            await until_empty(url_of(scene))
+            assert copies(scene) == {b"ada@example.com": 1}
+            await scene.must_hold()
+    finally:
+        configure(outage_node, consumer_timeout=1_800_000)

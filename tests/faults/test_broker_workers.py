@@ -1,0 +1,66 @@
+"""Workers behind RabbitMQ that are told to stop."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+
+import pytest
+
+from infrastructure.broker import MAIL_QUEUE
+from infrastructure.mail_queue import PREFETCH
+from tests.broker_words import channel_to, vhost_of
+from tests.faults.scene import Scene
+from tests.rabbitmq import PrivateRabbit
+from tests.tcp_proxy import TO_CLIENT, TcpProxy
+from tests.words import eventually
+
+
+def copies(scene: Scene) -> Counter[bytes]:
+    """Mails per recipient."""
+    return Counter(mail.recipients[0] for mail in scene.sink.mails)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("F10")
+async def test_a_worker_that_is_told_to_stop_finishes_what_it_has_in_hand_and_costs_the_rest_no_delivery(
+    scene_over_broker: Scene, rabbit: PrivateRabbit, broker_url: str
+) -> None:
+    scene = scene_over_broker
+    client = await scene.client_within(broker_up=True)
+    more = 5
+    async with TcpProxy(("127.0.0.1", scene.sink.port)) as proxy, scene.within(follows=True):
+        worker = await scene.fleet.work(smtp_port=proxy.port, send_timeout="40")
+        # given: a worker whose hands are full of mails for which the server's reply is still on its way, and more
+        proxy.hold(TO_CLIENT)
+        registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(PREFETCH + more)]
+        await eventually(lambda: proxy.effects[f"hold {TO_CLIENT}"] == PREFETCH)
+
+        assert len(scene.sink.sessions) == PREFETCH
+
+        def consuming() -> int:
+            """By the worker's channel: the queue counts a consumer until its last message is acknowledged."""
+            channels = rabbit.ask("GET", f"vhosts/{vhost_of(broker_url)}/channels")
+            return sum(one["consumer_count"] for one in channels if one["prefetch_count"] == PREFETCH)
+
+        await eventually(lambda: consuming() == 1, every=0.2)  # told every five seconds
+        worker.signal(signal.SIGTERM)
+        await eventually(lambda: consuming() == 0, every=0.2)
+        assert (worker.is_running, scene.sink.mails) == (True, [])
+        proxy.heal()
+
+        # then: what it has in hand goes out, and the rest stays where it was
+        assert await worker.ends() == 0
+        assert len(scene.sink.mails) == PREFETCH
+        async with channel_to(broker_url) as channel:
+            queue = await channel.get_queue(MAIL_QUEUE, ensure=False)
+            left = []
+            while (message := await queue.get(fail=False)) is not None:
+                left.append(message)
+            assert len(left) == more
+            assert not any(message.headers.get("x-delivery-count") for message in left)
+
+        async with scene.within(works=True):
+            await scene.prove(client, *registered)
+            assert set(copies(scene).values()) == {1}
+            await scene.must_hold()
