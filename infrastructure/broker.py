@@ -275,8 +275,8 @@ class _Session:
             await self._delete(name)
         async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
             await declare(self.broker, self._topology)
-        for exchange, queue in ((MAIL_EXCHANGE, self._topology.mail), (DEAD_EXCHANGE, self._topology.failed)):
-            await self._prove(exchange, queue)
+        for declared, exchange in self._topology.bindings:
+            await self._prove(exchange, declared)
         for consumer in self._consumers:
             consumer.attach(self.broker)
         async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):

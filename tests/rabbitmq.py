@@ -30,6 +30,9 @@ PROGRAMS: Final = Path("/usr/lib/rabbitmq/bin")
 START_DEADLINE: Final = 120.0
 _vhosts = count(1)
 
+_REAPER: Final = 'while kill -0 "$1" 2>&-; do sleep 1; done; [ -e "$2" ] && kill -9 "$(cat "$2")" 2>&-'
+"""Ends a node whose tests were killed before they could."""
+
 
 def is_installed() -> bool:
     return (PROGRAMS / "rabbitmq-server").exists()
@@ -95,6 +98,14 @@ class PrivateRabbit:
                 cwd=self.directory,
                 check=True,
             )
+        subprocess.run(
+            ["setsid", "--fork", "sh", "-c", _REAPER, "reaper", str(_owner()), "pid"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.directory,
+            check=True,
+        )
         deadline = time.monotonic() + START_DEADLINE
         while not self._serves():
             if time.monotonic() > deadline:
@@ -255,6 +266,11 @@ def node(*, config: str = "", prefix: str = "registrar-rabbitmq-") -> Iterator[P
             yield rabbit
         finally:
             rabbit.stop()
+
+
+def _owner() -> int:
+    """Process that runs the tests: what it has started is to be gone when it is."""
+    return os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
 
 
 def _session_of(pid: int) -> int:

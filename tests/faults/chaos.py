@@ -309,7 +309,9 @@ def _texts_of_services(nemesis: Nemesis) -> dict[str, str]:
         rabbit = nemesis.broker.rabbit
         logs = sorted([rabbit.directory / "node.log", *(rabbit.directory / "log").glob("*.log")])
         texts |= {f"RabbitMQ's {log.name}": log.read_text(errors="replace") for log in logs}
-        texts |= Tap(rabbit).texts()
+        published = Tap(rabbit).texts()
+        assert any(published.values()), "nothing was ever published"
+        texts |= published
     return texts
 
 

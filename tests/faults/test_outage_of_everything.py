@@ -195,4 +195,6 @@ async def test_with_broker_and_mail_servers_away_everybody_is_accepted_and_then_
         await town.api.becomes(registration_id, status="ACTIVE")
     issues = await town.issues()
     replaced = [registration_id for registration_id in town.ids.values() if issues[registration_id] > 1]
-    assert bool(replaced) == (minutes > 10), "a code that is older than its ten minutes is replaced, not sent"
+    # By the saga's next look after the ten minutes, which is 14 minutes after the code's issue. Until then the code may
+    # still go out: its life begins with the hand-over.
+    assert bool(replaced) == (minutes > 14)
