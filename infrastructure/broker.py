@@ -10,6 +10,8 @@ the topology on: one way to begin, and it is the one that is tested at every sta
 from __future__ import annotations
 
 import asyncio
+import gc
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -584,6 +586,10 @@ class Broker:
 
     def _note_failure(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
+        if error is not None:
+            # What could not connect is held by the frames and by itself, and wants to be closed while there is a loop.
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()
         self._trouble = "topology" if isinstance(error, OtherQueue) else "away"
         if isinstance(error, OtherQueue):
             log.error("broker.other_topology", hint=str(error))

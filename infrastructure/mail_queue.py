@@ -341,7 +341,7 @@ class DeadLetterConsumer:
             await asyncio.sleep(self._bug_pause.total_seconds())
             await _settle(message.reject, requeue=True)
             return
-        crash_point("worker.before_dead_ack")
+        crash_point("dead_letters.before_ack")
         await _settle(message.ack)
 
     async def _record(
