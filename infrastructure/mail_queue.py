@@ -44,8 +44,10 @@ MESSAGE_TYPE: Final = "registrar.mail.requested"
 LONGEST: Final = 4096
 """Bytes; ours have about 170."""
 
-PREFETCH: Final = 32
-"""Mails in hand of a worker: as many as it has connections to a mail server (`infrastructure.smtp.CONNECTIONS`)."""
+PREFETCH: Final = 64
+"""Mails in hand of a worker: twice as many as it has connections to a mail server (`infrastructure.smtp.CONNECTIONS`),
+so that some are claimed and recorded while others are on the wire. 32: 640 mails a second, 64: 900, 128: 930 (2 cores,
+2026-11-25)."""
 
 DEAD_PREFETCH: Final = 16
 
