@@ -126,6 +126,8 @@ class HealthChecks:
         """Bring those metrics up to date that nobody counts on the way."""
         metrics = self._service.metrics
         metrics.hash_queue(self._service.hasher.waiting)
+        if self._service.broker is not None:
+            metrics.broker(up=self._service.broker.is_up)
         for name, state in (await self._circuits()).items():
             metrics.circuit(name, state, state)
         backlog = await self._patiently(self._reads.backlog())

@@ -72,6 +72,7 @@ class Metrics:
         self._parked = Gauge("registrar_parked_streams", "Streams put aside", ["follower"], registry=registry)
         self._circuit = Gauge("registrar_circuit_state", "0 closed, 1 half-open, 2 open", ["name"], registry=registry)
         self._dead_letters = Gauge("registrar_dead_letters", "Mails that failed for good", registry=registry)
+        self._broker_up = Gauge("registrar_broker_up", "1 while it takes messages", ["broker"], registry=registry)
         self._stray_messages = Gauge(
             "registrar_stray_messages", "Dead letters that are none of ours, not discarded yet", registry=registry
         )
@@ -149,6 +150,10 @@ class Metrics:
         self._lag_events.labels(name).set(lag_events)
         self._lag_seconds.labels(name).set(lag_seconds)
         self._parked.labels(name).set(parked_streams)
+
+    def broker(self, *, up: bool) -> None:
+        """Is RabbitMQ there? Not told, and not shown, where none is set."""
+        self._broker_up.labels("rabbitmq").set(up)
 
     def backlog(
         self, *, dead_letters: float, stray_messages: float, oldest_unsent_seconds: float, stuck: float

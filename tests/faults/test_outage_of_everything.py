@@ -86,6 +86,10 @@ class Town:
             found[part] = answer.status_code, answer.json()["status"]
         return found
 
+    async def broker_is_shown(self, *, up: bool) -> bool:
+        """By the metrics."""
+        return f'registrar_broker_up{{broker="rabbitmq"}} {up:d}.0' in (await self.api.http.get("/metrics")).text
+
     async def becomes(self, expected: Mapping[str, tuple[int, str]], *, within: float = 20.0) -> None:
         async def shown() -> bool:
             found = await self.health()
@@ -130,6 +134,7 @@ class Town:
             await self.until_rest(in_flight=True)
         await asyncio.to_thread(self.rabbit.kill)
         await self.becomes(AWAY)
+        assert await self.broker_is_shown(up=False)
         for _ in range(minutes):
             self.clock.move(MINUTE)
             await self.people_come()
@@ -150,6 +155,7 @@ class Town:
             self.clock.move(MINUTE)
             await self.until_rest()
         await self.becomes(UP)
+        assert await self.broker_is_shown(up=True)
 
 
 @pytest.fixture
