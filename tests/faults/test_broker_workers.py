@@ -8,6 +8,7 @@ import pytest
 
 from infrastructure.broker import MAIL_QUEUE
 from infrastructure.mail_queue import PREFETCH
+from infrastructure.smtp import CONNECTIONS
 from tests.broker_words import channel_to, vhost_of
 from tests.faults.scene import Scene
 from tests.rabbitmq import PrivateRabbit
@@ -28,9 +29,9 @@ async def test_a_worker_that_is_told_to_stop_finishes_what_it_has_in_hand_and_co
         # given: a worker whose hands are full of mails for which the server's reply is still on its way, and more
         proxy.hold(TO_CLIENT)
         registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(PREFETCH + more)]
-        await eventually(lambda: proxy.effects[f"hold {TO_CLIENT}"] == PREFETCH)
+        await eventually(lambda: proxy.effects[f"hold {TO_CLIENT}"] == CONNECTIONS)
 
-        assert len(scene.sink.sessions) == PREFETCH
+        assert len(scene.sink.sessions) == CONNECTIONS
 
         def consuming() -> int:
             """By the worker's channel: the queue counts a consumer until its last message is acknowledged."""
