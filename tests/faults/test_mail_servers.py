@@ -31,7 +31,7 @@ from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
 from infrastructure.circuit import Circuits
 from infrastructure.logs import configure_logging
-from infrastructure.smtp import SmtpServers, _Server
+from infrastructure.smtp import SOMEBODY_PROBES, SmtpServers, _Server
 from tests.faults.canaries import occurs, shown
 from tests.http_words import Api, open_api, problem_of
 from tests.mail_words import code_in, message_id_of, move_to_next_look, recorded, until_recorded
@@ -131,6 +131,8 @@ class Post:
         before = len(self.stub.sessions)
         self.thirty_seconds_pass()
 
+            self.seconds.now += SOMEBODY_PROBES  # who took a word of its own for another's looks again after that
+            self.server.circuit._wake()
         async def probed() -> bool:
             await self.move_to_retries()
             return len(self.stub.sessions) > before
