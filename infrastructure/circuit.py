@@ -186,9 +186,9 @@ class Circuit(Context):
         return isinstance(self._state, Opened) and self.ready_in() <= 0
 
     def put_off(self, seconds: float) -> None:
-        """Stay open for so much longer: somebody else is probing."""
+        """Stay open for so long at least: somebody else is probing, or has found by now that it is to stay open."""
         if isinstance(self._state, Opened):
-            self._state.until = self.clock() + seconds
+            self._state.until = max(self._state.until, self.clock() + seconds)
 
     def ready_in(self) -> float:
         """Seconds until a call may go through; infinite while a probe is running."""

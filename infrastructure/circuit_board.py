@@ -126,6 +126,8 @@ class CircuitBoard:
             Unavailable: the database is away.
         """
         await self._tell()  # should we have opened it ourselves
+        if not all(circuit.is_due for circuit in self._own if circuit.name == name):
+            return False  # a probe of ours has failed meanwhile
         known = self._adopted.get(name)
 
         async def ask(connection: Connection) -> bool:

@@ -271,6 +271,17 @@ async def test_waiting_ends_when_the_probe_ends(breaker: AsyncCircuitBreaker, cl
         await asyncio.gather(probe, *waiting)
 
 
+async def test_who_is_refused_the_probe_does_not_bring_the_next_one_forward(
+    breaker: AsyncCircuitBreaker, clock: Clock
+) -> None:
+    circuit = await opened(breaker)
+    circuit.put_off(1)
+    assert circuit.ready_in() == 30
+    clock.now += 30
+    circuit.put_off(1)
+    assert circuit.ready_in() == 1
+
+
 async def test_purgatorys_listeners_still_hear_of_it(circuits: Circuits, breaker: AsyncCircuitBreaker) -> None:
     heard: list[tuple[str, str]] = []
     circuits.add_listener(lambda name, kind, event: heard.append((name, kind)))
