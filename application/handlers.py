@@ -286,7 +286,7 @@ class Handlers:
 
         async def decide() -> Answer:
             streams = await self._log.load(message_id)
-            if streams.get(StrayMessage, message_id) is not None:
+            if streams.get(StrayMessage, message_id) is not None:  # also one that was discarded: it was looked at
                 return Answer(message_id, Status.PENDING, streams.position(message_id))
             described = command.model_dump(exclude={"fields"})
             message = StrayMessage.keep(now=self._clock(), fields=",".join(command.fields), **described)

@@ -207,7 +207,8 @@ class HealthChecks:
 
 
 def _all_open(circuits: dict[str, str]) -> bool:
-    return bool(circuits) and all(state == "opened" for state in circuits.values())
+    """Can no mail be sent? Not even while a server is probed."""
+    return bool(circuits) and all(state != "closed" for state in circuits.values())
 
 
 def add_health_routes(app: FastAPI, checks: HealthChecks) -> None:

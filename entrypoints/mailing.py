@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import psycopg
+import structlog
+from purgatory.domain.model import CLOSED, OPENED
 from purgatory.typing import StateName
 
 from application.mail_delivery import MailDelivery
@@ -27,6 +29,8 @@ from infrastructure.relay import Relay
 from infrastructure.settings import MailServer, Settings
 from infrastructure.smtp import Limits, SmtpServers
 from infrastructure.telemetry import traced
+
+log = structlog.get_logger(__name__)
 
 SEND_MARGIN = timedelta(seconds=15)
 """What a mail's claim outlasts its three tries by: the waits between them, and the recording of the outcome."""
@@ -82,7 +86,7 @@ async def open_delivery(
     service.servers = SmtpServers(
         _mail_servers(service),
         sender=settings.mail_from,
-        circuits=circuits(on_transition=_both(service.metrics.circuit, service.board.changed)),
+        circuits=circuits(on_transition=_telling(service)),
         may_probe=service.board.may_probe,
         on_opened=service.board.share,
         limits=Limits(timeout=settings.send_timeout),
@@ -144,10 +148,18 @@ def relay_to(service: Service, broker: Broker) -> MakeRelay:
     )
 
 
-def _both(one: OnTransition, other: OnTransition) -> OnTransition:
+def _telling(service: Service) -> OnTransition:
+    """Count a circuit's change, tell the other workers of it, and the log."""
+
     def tell(name: str, old: StateName, new: StateName) -> None:
-        one(name, old, new)
-        other(name, old, new)
+        service.metrics.circuit(name, old, new)
+        service.board.changed(name, old, new)
+        if new == OPENED:
+            log.warning(
+                "mail.circuit_opened", provider=name, hint="mails wait, or go to the next server; look at this one"
+            )
+        elif new == CLOSED:
+            log.info("mail.circuit_closed", provider=name)
 
     return tell
 

@@ -54,6 +54,10 @@ MAIL_FAILED: Final = "mail.failed"
 DELIVERY_LIMIT: Final = 3
 """Deliveries after which a message is taken for the cause of the crashes, and becomes a dead letter (contract.md)."""
 
+DEAD_DELIVERY_LIMIT: Final = 20
+"""The same for a dead letter, which is dropped then: what cannot be decoded on the wire ends the connection of whoever it
+is delivered to, before any code of ours sees it. RabbitMQ 4's own default; the saga asks again for a mail of ours."""
+
 MOST_MESSAGES: Final = 100_000
 """Messages in a queue at most: beyond it publishing is refused, and mails wait in the log, where they lose nothing."""
 
@@ -65,8 +69,14 @@ CONNECT_WITHIN: Final = timedelta(seconds=5)
 ANSWER_WITHIN: Final = timedelta(seconds=3)
 """A queue that does not confirm a message for so long is dead or blocked (faults.md, C3)."""
 
+LOOK_WITHIN: Final = timedelta(seconds=2)
+"""For a health check, loop message and counts together."""
+
 PUBLISH_WITHIN: Final = timedelta(seconds=5)
 """A confirm is a matter of milliseconds; what comes later is unknown, and published again with the same id."""
+
+STABLE_AFTER: Final = timedelta(seconds=10)
+"""A connection that is lost sooner was no success: the next try waits as after a failed one."""
 
 LOOK_EVERY: Final = timedelta(seconds=5)
 HEARTBEAT: Final = 10
@@ -111,7 +121,11 @@ class Topology:
                 queue_type=QueueType.QUORUM,
                 robust=False,
                 routing_key=MAIL_FAILED,
-                arguments={"x-overflow": "reject-publish", "x-max-length": MOST_MESSAGES},
+                arguments={
+                    "x-overflow": "reject-publish",
+                    "x-max-length": MOST_MESSAGES,
+                    "x-delivery-limit": DEAD_DELIVERY_LIMIT,
+                },
             ),
         )
 
@@ -184,8 +198,15 @@ class Consumer:
         self._paused = False
         await self._settle()
 
-    async def begun(self) -> None:
-        """The connection consumes now, unless we are paused."""
+    async def begun(self, lost: Callable[[], None]) -> None:
+        """The connection consumes now, unless we are paused.
+
+        Args:
+            lost: told when the broker takes the queue or the channel from us, while others may still have theirs.
+        """
+        channel = self._subscriber._queue_obj.channel
+        channel.close_callbacks.add(lambda *_: lost())
+        (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(lambda _: lost())
         await self._settle()
 
     async def finish(self, within: timedelta) -> None:
@@ -284,7 +305,7 @@ class _Session:
         async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
             await self.broker.start()
             for consumer in self._consumers:
-                await consumer.begun()
+                await consumer.begun(self.lost.set)
 
     async def _connect(self) -> RobustConnection:
         """Connect within the library's deadline. To cut it off before would leave it at that in the background, where it
@@ -550,8 +571,9 @@ class Broker:
         if session is None:
             raise BrokerAway("RabbitMQ is away")
         try:
-            took = await session.loop()
-            return {"queues": await session.counts(), "loop_seconds": took.total_seconds()}
+            async with asyncio.timeout(LOOK_WITHIN.total_seconds()):
+                took = await session.loop()
+                return {"queues": await session.counts(), "loop_seconds": took.total_seconds()}
         except (AMQPError, OSError, RuntimeError, TimeoutError):
             self._lose(session)
             raise BrokerAway("RabbitMQ does not answer") from None
@@ -568,9 +590,14 @@ class Broker:
             self._session, self._trouble = session, ""
             self._up.set()
             log.info("broker.connected")
-            with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
+            begun, error = asyncio.get_running_loop().time(), None
+            try:
                 await session.watch()
-            log.warning("broker.lost", hint="reconnecting; mails wait in the log meanwhile")
+            except (AMQPError, OSError, RuntimeError, TimeoutError) as found:
+                error = type(found).__name__
+            log.warning("broker.lost", error=error, hint="reconnecting; mails wait in the log meanwhile")
+            if asyncio.get_running_loop().time() < begun + STABLE_AFTER.total_seconds():
+                raise BrokerAway("the connection was lost at once")
         finally:
             self._session, self._trouble = None, "away"
             self._up.clear()

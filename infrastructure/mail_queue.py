@@ -338,7 +338,7 @@ class DeadLetterConsumer:
             log.exception(
                 "dead_letter.not_recorded",
                 error=type(error).__name__,
-                hint="this is a bug; report it. The message stays in registrar.mail.failed",
+                hint="this is a bug; report it. After twenty deliveries RabbitMQ drops the message",
             )
             await asyncio.sleep(self._bug_pause.total_seconds())
             await _settle(message.reject, requeue=True)

@@ -70,6 +70,9 @@ class Metrics:
             "registrar_follower_lag_seconds", "Age of the first event not applied yet", ["follower"], registry=registry
         )
         self._parked = Gauge("registrar_parked_streams", "Streams put aside", ["follower"], registry=registry)
+        self._transitions = Counter(
+            "registrar_circuit_transitions", "Changes of a circuit", ["name", "state"], registry=registry
+        )
         self._circuit = Gauge("registrar_circuit_state", "0 closed, 1 half-open, 2 open", ["name"], registry=registry)
         self._dead_letters = Gauge("registrar_dead_letters", "Mails that failed for good", registry=registry)
         self._broker_up = Gauge("registrar_broker_up", "1 while it takes messages", ["broker"], registry=registry)
@@ -108,9 +111,11 @@ class Metrics:
     def append(self, seconds: float) -> None:
         self._append.observe(seconds)
 
-    def circuit(self, name: str, _old: str, new: str) -> None:
-        """See `infrastructure.circuit.OnTransition`."""
+    def circuit(self, name: str, old: str, new: str) -> None:
+        """See `infrastructure.circuit.OnTransition`; of one that has not changed only the state is shown."""
         self._circuit.labels(name).set(CIRCUIT_STATES[new])
+        if new != old:
+            self._transitions.labels(name, new).inc()
 
     def mail(self, provider: str, outcome: str) -> None:
         self._mail.labels(outcome, provider).inc()

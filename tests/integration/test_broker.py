@@ -396,3 +396,49 @@ async def test_a_look_tells_queues_consumers_and_a_message_through_the_loop(brok
         seen = await broker.look()
         assert {name: queue["consumers"] for name, queue in seen["queues"].items()} == {MAIL_QUEUE: 1, FAILED_QUEUE: 1}
         assert 0 < seen["loop_seconds"] < 3
+
+
+# --- What nobody can decode -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_a_message_that_ends_every_connection_it_comes_to_is_dropped_in_the_end(
+    rabbit: PrivateRabbit, broker_url: str
+) -> None:
+    taken: list[str] = []
+
+    async def handle(message: RabbitMessage) -> None:
+        taken.append(message.raw_message.type or "")
+        await message.ack()
+
+    consumers = Consumer(MAIL_QUEUE, handle, prefetch=10), Consumer(FAILED_QUEUE, handle, prefetch=10)
+    async with running(broker_url, *consumers) as broker:
+        # A time that no calendar has: the library fails at it before any handler sees the message.
+        poison = {"properties": {"timestamp": 10**17}, "routing_key": MAIL_REQUESTED}
+        body = {"payload": "", "payload_encoding": "string"}
+        rabbit.ask("POST", f"exchanges/{vhost_of(broker_url)}/{MAIL_EXCHANGE.name}/publish", poison | body)
+
+        async def gone() -> bool:
+            counts = await counts_of(broker_url)
+            return not any(count["messages"] for count in counts.values())
+
+        await eventually(lambda: not broker.is_up, within=20)
+        await eventually(gone, within=90, every=0.5)
+        await eventually(lambda: broker.is_up, within=20)
+        await publish(broker)
+        await eventually(lambda: "test" in taken)
+
+
+async def test_all_that_consumed_from_a_queue_that_was_made_anew_consume_again(broker_url: str) -> None:
+    one, other = Reader(), Reader()
+    async with running(broker_url, one.consumer), running(broker_url, other.consumer):
+
+        async def both_consume() -> bool:
+            counts = await counts_of(broker_url)
+            return counts[MAIL_QUEUE]["consumers"] == 2
+
+        await eventually(both_consume)
+        async with connected(broker_url, TOPOLOGY, delete=(MAIL_QUEUE,)):
+            pass
+
+        await eventually(both_consume, within=30)

@@ -161,6 +161,7 @@ async def test_as_long_as_nobody_probes_the_workers_get_more_and_more_mails_to_p
                 pass
             await eventually(lambda: one.board.all_open)
         await query(dsn, "UPDATE circuits SET open_until = clock_timestamp()")
+        one.now += 31
 
         # given: the first mails are of codes that have been replaced
         await eventually(one.board.may_hand_over)
