@@ -45,7 +45,7 @@ BROKER ?=
 chaos: setup-dev $(if $(BROKER),services)  ## everything killed, paused and cut off at random while people register; MINUTES=20, BROKER=1 with mail over RabbitMQ, SEED=7 repeats a schedule
 	$(BIN)/python -m tests.faults --minutes $(MINUTES) $(if $(BROKER),--broker) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: setup-dev  ## the benchmarks as ratios, side by side in one run (about 15 minutes; ARGS="--quick", "--only append")
+bench: setup-dev  ## the benchmarks as ratios, side by side in one run (about half an hour; ARGS="--quick", "--only append")
 	$(BIN)/python -m bench $(ARGS)
 
 check: setup-dev  ## format, lint, types, import contracts

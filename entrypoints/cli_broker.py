@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aio_pika.exceptions import AMQPError, ProbableAuthenticationError
 
+from application.ports import Unavailable
 from entrypoints.cli_output import print_json, print_table
 from entrypoints.service import CannotStart
 from infrastructure.broker import FAILED_QUEUE, MAIL_QUEUE, OtherQueue, Topology, connected
@@ -14,7 +15,8 @@ async def declare(settings: Settings, *, anew: bool, as_json: bool) -> int:
     """Declare the topology and prove it by a message; with `anew`, delete the queues before.
 
     Raises:
-        CannotStart: no broker is set, it is away, or holds queues with other properties.
+        CannotStart: no broker is set, it refuses us, or holds queues with other properties.
+        Unavailable: it is away.
     """
     if settings.broker_url is None:
         raise CannotStart("REGISTRAR_BROKER_URL is not set; set it to something like amqp://user:password@host:5672/.")
@@ -30,9 +32,7 @@ async def declare(settings: Settings, *, anew: bool, as_json: bool) -> int:
             "RabbitMQ refuses us: correct user, password or virtual host in REGISTRAR_BROKER_URL."
         ) from None
     except (AMQPError, OSError, TimeoutError) as error:
-        raise CannotStart(
-            f"RabbitMQ cannot be reached ({type(error).__name__}); check REGISTRAR_BROKER_URL and the broker."
-        ) from None
+        raise Unavailable(f"RabbitMQ cannot be reached ({type(error).__name__})") from None
     if as_json:
         print_json({"queues": counts})
     else:

@@ -39,7 +39,7 @@ def hand_to_worker(node: object, directory: Path) -> None:
 
 
 def is_whole_suite(config: pytest.Config) -> bool:
-    """Was nothing left out: no path, no `-k`, no `-m`, nothing deselected, ignored or only collected?"""
+    """Was nothing left out: no path, no `-k`, no `-m`, no server gone without, nothing deselected or only collected?"""
     option = config.option
     narrowed = (
         option.keyword,
@@ -48,6 +48,7 @@ def is_whole_suite(config: pytest.Config) -> bool:
         option.ignore,
         option.ignore_glob,
         option.collectonly,
+        getattr(option, "without", None),  # what needs RabbitMQ is skipped then, and its crash points with it
         getattr(option, "lf", False),
         getattr(option, "stepwise", False),
     )
