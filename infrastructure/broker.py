@@ -294,6 +294,8 @@ class _Session:
             await own.consume(self._looped, no_ack=True, robust=False)
         self._loop_channel, self._loop_queue = channel, own.name
         await self.loop()
+        async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
+            await _declare_exchanges(self.broker)  # before anything is deleted that would not come back
         for name in delete:
             await self._delete(name)
         async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
@@ -439,18 +441,32 @@ async def declare(broker: RabbitBroker, topology: Topology) -> None:
     Raises:
         OtherQueue: something exists with other properties.
     """
+    await _declare_exchanges(broker)
     try:
-        for exchange in (MAIL_EXCHANGE, DEAD_EXCHANGE, EVENTS_EXCHANGE):
-            await broker.declare_exchange(exchange)
         for queue, exchange in topology.bindings:
             declared = await broker.declare_queue(queue)
             await declared.bind(await broker.declare_exchange(exchange), routing_key=queue.routing(), robust=False)
     except ChannelPreconditionFailed:
         raise OtherQueue(
-            f"{MAIL_QUEUE}, {FAILED_QUEUE} or an exchange of ours exists with other properties than it is to have "
+            f"{MAIL_QUEUE} or {FAILED_QUEUE} exists with other properties than it is to have "
             "(REGISTRAR_QUEUE_TTL is one of them); `registrar broker declare --anew` deletes the queues and declares "
             "them: what they held is asked for again within minutes."
         ) from None
+
+
+async def _declare_exchanges(broker: RabbitBroker) -> None:
+    """
+    Raises:
+        OtherQueue: one exists with other properties.
+    """
+    for exchange in (MAIL_EXCHANGE, DEAD_EXCHANGE, EVENTS_EXCHANGE):
+        try:
+            await broker.declare_exchange(exchange)
+        except ChannelPreconditionFailed:
+            raise OtherQueue(
+                f"The exchange {exchange.name} exists with other properties than it is to have (topic, durable); "
+                "find out who uses it, delete it, and `registrar broker declare` makes it."
+            ) from None
 
 
 # --- For ever -------------------------------------------------------------------------------------

@@ -149,6 +149,25 @@ async def test_a_queue_with_other_arguments_is_an_error_that_says_how_to_migrate
     assert FAILED_QUEUE in capsys.readouterr().out
 
 
+async def test_where_an_exchange_has_other_properties_nothing_is_deleted_and_the_error_names_it(
+    rabbit: PrivateRabbit, broker_url: str
+) -> None:
+    async with connected(broker_url, TOPOLOGY):
+        await put(broker_url, b"kept")
+    exchange = f"exchanges/{vhost_of(broker_url)}/{EVENTS_EXCHANGE.name}"
+    rabbit.ask("DELETE", exchange)
+    rabbit.ask("PUT", exchange, {"type": "fanout", "durable": True})
+
+    with pytest.raises(CannotStart, match=f"exchange {EVENTS_EXCHANGE.name}"):
+        await cli_broker.declare(settings(broker_url), anew=True, as_json=True)
+
+    assert await waiting(broker_url) >= 1
+    rabbit.ask("DELETE", exchange)
+    reader = Reader()
+    async with running(broker_url, reader.consumer):
+        await eventually(lambda: b"kept" in reader.bodies)
+
+
 async def test_a_broker_whose_queues_are_of_others_is_away_and_comes_up_once_they_are_declared_anew(
     broker_url: str,
 ) -> None:
