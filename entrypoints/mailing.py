@@ -91,6 +91,7 @@ async def open_delivery(
         on_opened=service.board.share,
         limits=Limits(timeout=settings.send_timeout),
         on_attempt=service.metrics.mail,
+        on_concurrency=service.metrics.mail_concurrency,
         sleep=sleep,
     )
     stack.push_async_callback(service.servers.close)

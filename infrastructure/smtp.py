@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final, Literal, cast
+from typing import Final, Literal, cast, get_args
 
 import structlog
 from aiosmtplib import SMTP, SMTPException, SMTPResponseException
@@ -34,6 +34,7 @@ from application.ports import Accepted, Letter, MailServersAway, NotSent
 from infrastructure.circuit import Circuit, CircuitOpen, Circuits
 from infrastructure.letters import Composer, mailbox
 from infrastructure.settings import MailServer
+from infrastructure.slots import Slots
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,9 @@ CONNECTIONS: Final = 32
 """Open at once to one server; large providers allow 10 to 50 from one client."""
 MAILS_PER_CONNECTION: Final = 100
 """Postfix and Exchange Online end a session after 100 to 1,000; a new connection per 100 costs 1 %."""
+LEARNED_FOR: Final = 100
+"""Connections that keep to the number of mails after which a server ended one; then it is asked anew, which costs each
+open connection a round trip. What was learned by mistake is forgotten so."""
 QUIT_PATIENCE: Final = 2.0
 """Seconds to wait for the reply to QUIT, which decides nothing."""
 
@@ -71,8 +75,12 @@ MayProbe = Callable[[str], Awaitable[bool]]
 """Asked with the server's `host:port` before its open circuit is probed: only one of all workers is to do it."""
 
 Stage = Literal["connect", "tls", "login", "mail", "rcpt", "data", "end-of-data"]
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+"""As a conversation goes through them."""
 OnAttempt = Callable[[str, str], None]
 """Told the provider (`host:port`) and "accepted" or the failure class of each conversation. Must not raise."""
+OnConcurrency = Callable[[str, int], None]
+"""Told the provider and how many mails it may be handed at the same time, whenever that changes. Must not raise."""
 
 
 # --- What a server's answer means -----------------------------------------------------------------
@@ -84,9 +92,10 @@ class Verdict:
 
     Attributes:
         failure, permanent, reply_code, reply_status, outcome_unknown: as in `NotSent`.
-        outage: the server's fault and not this mail's or this mailbox's: counts for the circuit breaker, and the
-            next try goes to another server, if there is one.
+        outage: the server's fault and not this mail's or this mailbox's: counts for the circuit breaker (but see
+            `_Server` for `too_many`), and the next try goes to another server, if there is one.
         hopeless: no mail can go through this server before an operator has done something: opens its circuit.
+        too_many: the server is there, and asks for fewer mails at the same time.
     """
 
     failure: str
@@ -96,6 +105,7 @@ class Verdict:
     reply_code: int | None = None
     reply_status: str | None = None
     outcome_unknown: bool = False
+    too_many: bool = False
 
     @property
     def alarming(self) -> bool:
@@ -120,12 +130,19 @@ def judge_reply(stage: Stage, code: int, text: str) -> Verdict:
     subject = status.split(".")[1] if status else None
 
     def verdict(
-        failure: str, *, permanent: bool = False, outage: bool = False, hopeless: bool = False, unknown: bool = False
+        failure: str,
+        *,
+        permanent: bool = False,
+        outage: bool = False,
+        hopeless: bool = False,
+        unknown: bool = False,
+        too_many: bool = False,
     ) -> Verdict:
-        return Verdict(failure, permanent, outage or hopeless, hopeless, code, status, unknown)
+        return Verdict(failure, permanent, outage or hopeless, hopeless, code, status, unknown, too_many)
 
-    if code == 421:
-        return verdict("throttled", outage=True)
+    if code == 421:  # before MAIL it may say so to everybody; 4.3.2: it shuts down
+        in_session = stage not in {"connect", "tls", "login"}
+        return verdict("throttled", outage=True, too_many=in_session and status != "4.3.2")
     if code // 100 not in {4, 5}:  # not an answer to what was asked
         return verdict("connection", outage=True, unknown=stage == "end-of-data")
     refused_for_good = code // 100 == 5
@@ -138,7 +155,7 @@ def judge_reply(stage: Stage, code: int, text: str) -> Verdict:
             return verdict("authentication", outage=True, hopeless=refused_for_good)
     if not refused_for_good:
         if status == "4.7.0":
-            return verdict("throttled")
+            return verdict("throttled", too_many=True)
         if status == "4.7.1" or (code in {450, 451} and subject != "3"):  # X.3: the server's own trouble
             return verdict("greylisted")
         return verdict("temporary")
@@ -197,10 +214,16 @@ def _is_plain_refusal(error: BaseException) -> bool:
     return isinstance(error, SMTPResponseException) and error.code // 100 in {4, 5} and error.code != 421
 
 
+def _may_be_used_up(error: OSError | SMTPException) -> bool:
+    """May the server have ended this connection, so far idle, for the mails that it has carried?"""
+    verdict = judge_error("mail", error)
+    return verdict.reply_code == 421 and verdict.reply_status not in {"4.3.2", "4.4.2"}  # shuts down, waited too long
+
+
 # --- One server --------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Progress:
     stage: Stage = "connect"
 
@@ -290,6 +313,10 @@ class _Server:
     Our mails all say the same, so a refused content is about that one mail only where the server has just taken
     another's. A second refusal in a row, or one before any was taken, is about all of them: then it is an outage, and
     nobody's registration is undone by it.
+
+    "Too many" is answered by fewer at the same time (`Slots`). It says nothing against a server that is just taking
+    others of our mails, and a burst of refusals that those few cannot outnumber must not open its circuit. Whoever says
+    421 and takes none is as good as away.
     """
 
     def __init__(
@@ -301,6 +328,7 @@ class _Server:
         tls: ssl.SSLContext,
         limits: Limits,
         may_probe: MayProbe,
+        on_concurrency: OnConcurrency,
     ) -> None:
         self.provider = f"{server.host}:{server.port}"
         self._server = server
@@ -310,7 +338,11 @@ class _Server:
         self._tls = tls
         self._limits = limits
         self._may_probe = may_probe
-        self._slots = asyncio.Semaphore(limits.connections)
+        self._slots = Slots(limits.connections, on_change=partial(on_concurrency, self.provider))
+        self._under_way: set[_Progress] = set()
+        self._mails_per_connection = limits.mails_per_connection
+        self._ended_after: int | None = None  # so many mails, the connection that the server ended last
+        self._used_up = 0  # connections, since it was learned how many mails they carry
         self._idle: list[_Connection] = []
         self._goodbyes: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -334,23 +366,34 @@ class _Server:
             self.circuit.put_off(SOMEBODY_PROBES)
             raise CircuitOpen(self.provider, SOMEBODY_PROBES)
         progress = _Progress()
-        async with self._slots, self._breaker:  # waiting for a slot is no fault of the server: no timeout yet
+        async with self._slots as begun, self._breaker:  # waiting for a slot is no fault of the server: no timeout yet
+            self._under_way.add(progress)
             try:
                 async with asyncio.timeout(self._limits.timeout.total_seconds()):
                     code = await self._converse(to, message, progress)
                 if message is not None:
                     self._content_taken, self._content_refused = True, None
+                    self._slots.succeeded(begun)
                 if self._content_refused is None:
                     return code
                 verdict = self._content_refused  # what would become of a mail
             except (OSError, SMTPException) as error:
                 verdict = self._judge(progress.stage, error)
+            finally:
+                self._under_way.discard(progress)
             # Raised outside of the except clause: the refusal must not carry the reply's text in its context.
             if verdict.hopeless:
                 self.circuit.open()
-            if verdict.outage:
+            if verdict.too_many:
+                self._slots.refused(begun)
+            if verdict.outage and not (verdict.too_many and self._takes_others(progress.stage)):
                 raise _Refused(verdict)
         raise _Refused(verdict)  # the server is well: no failure of its circuit
+
+    def _takes_others(self, refused_at: Stage) -> bool:
+        """Has it let others of our mails further, right now?"""
+        reached = STAGES.index(refused_at)
+        return any(STAGES.index(progress.stage) > reached for progress in self._under_way)
 
     def _judge(self, stage: Stage, error: OSError | SMTPException) -> Verdict:
         verdict = judge_error(stage, error)
@@ -379,9 +422,15 @@ class _Server:
         return code
 
     async def _begin(self, progress: _Progress) -> _Connection:
-        """A connection on which MAIL FROM was accepted: an idle one, or if that has gone stale, a new one."""
+        """A connection on which MAIL FROM was accepted: an idle one, or if that has gone stale, a new one.
+
+        A server that ends a connection with 421 and takes the mail on a new one may mean the mails that the first has
+        carried. It does if the next one ends after as many.
+        """
+        ended_after = None
         if (connection := self._take_idle()) is not None:
             progress.stage = "mail"
+            mails = connection.mails
             try:
                 async with asyncio.timeout(self._limits.timeout.total_seconds() / 2):  # leaves time for a new one
                     await connection.begin(self._sender)
@@ -391,6 +440,8 @@ class _Server:
                     self._settle(connection, error)
                     raise
                 connection.abort()
+                if _may_be_used_up(error):
+                    ended_after = mails
             except BaseException:
                 connection.abort()
                 raise
@@ -401,6 +452,10 @@ class _Server:
         except BaseException as error:
             self._settle(connection, error)
             raise
+        if ended_after is not None:
+            if ended_after == self._ended_after:
+                self._mails_per_connection, self._used_up = ended_after, 0
+            self._ended_after = ended_after
         return connection
 
     def _settle(self, connection: _Connection, error: BaseException) -> None:
@@ -421,7 +476,12 @@ class _Server:
         return None
 
     def _put_back(self, connection: _Connection) -> None:
-        if self._closed or connection.mails >= self._limits.mails_per_connection:
+        used_up = connection.mails >= self._mails_per_connection
+        if used_up:
+            self._used_up += 1
+            if self._used_up == LEARNED_FOR:
+                self._mails_per_connection = self._limits.mails_per_connection
+        if self._closed or used_up:
             self._say_goodbye(connection)
             return
         loop = asyncio.get_running_loop()
@@ -455,6 +515,7 @@ class Limits:
     Attributes:
         timeout: of one try, from the first packet to the last reply (`SEND_TIMEOUT`).
         idle: how long an unused connection is kept.
+        connections, mails_per_connection: the most; fewer once a server says that they are too many for it.
     """
 
     timeout: timedelta = timedelta(seconds=10)
@@ -502,6 +563,7 @@ class SmtpServers:
         sender: `MAIL_FROM`, with or without a name; its domain is what we greet the servers with.
         circuits: makes one per server, named `host:port`.
         tls: trust in the servers' certificates; the system's if None.
+        on_concurrency: told how many mails each server may be handed at the same time.
         may_probe: asked before a call that would be a circuit's probe.
         on_opened: told the circuits once they are made.
         sleep: waits between tries, in seconds.
@@ -517,6 +579,7 @@ class SmtpServers:
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
         on_attempt: OnAttempt | None = None,
+        on_concurrency: OnConcurrency = lambda *_: None,
         may_probe: MayProbe | None = None,
         on_opened: Callable[[Sequence[Circuit]], None] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -530,6 +593,7 @@ class SmtpServers:
         self._limits = limits or Limits()
         self._tls = tls or ssl.create_default_context()
         self._on_attempt = on_attempt
+        self._on_concurrency = on_concurrency
         self._may_probe = may_probe or _nobody_else_does
         self._on_opened = on_opened
         self._sleep = sleep
@@ -628,6 +692,7 @@ class SmtpServers:
                     tls=self._tls,
                     limits=self._limits,
                     may_probe=self._may_probe,
+                    on_concurrency=self._on_concurrency,
                 )
                 for server in self._settings
             ]

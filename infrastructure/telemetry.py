@@ -51,6 +51,12 @@ class Metrics:
         self._mail = Counter(
             "registrar_mail_total", "Tries to hand a mail over", ["outcome", "provider"], registry=registry
         )
+        self._mail_concurrency = Gauge(
+            "registrar_mail_concurrency",
+            "Mails that a server may be handed at the same time; fewer while it throttles",
+            ["provider"],
+            registry=registry,
+        )
         self._time_to_inbox = Histogram(
             "registrar_time_to_inbox_seconds",
             "From the registration until a mail server accepted its first mail",
@@ -119,6 +125,10 @@ class Metrics:
 
     def mail(self, provider: str, outcome: str) -> None:
         self._mail.labels(outcome, provider).inc()
+
+    def mail_concurrency(self, provider: str, mails: int) -> None:
+        """See `infrastructure.smtp.OnConcurrency`."""
+        self._mail_concurrency.labels(provider).set(mails)
 
     def time_to_inbox(self, since: timedelta) -> None:
         """`since`: from a registration's first event to the hand-over of its first mail."""

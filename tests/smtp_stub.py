@@ -5,6 +5,8 @@ async with SmtpStub() as stub:
     stub.at("quit", "hang")                            # never answer, for ever
     stub.at("eod", "drop")                             # cut the connection
     stub.at("rcpt", lambda: "450 busy" if busy else None)   # decided each time
+    stub.bears = 3                                     # mails at the same time; to more it says `stub.throttle`
+    stub.mails_per_session = 10                        # then 421
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ class Session:
     received: bytearray = field(default_factory=bytearray)
     encrypted: bool = False
     over: bool = False
+    busy: bool = False
+    mails: int = 0
 
     @property
     def commands(self) -> list[bytes]:
@@ -66,7 +70,8 @@ class SmtpStub:
         offer_starttls: False strips the offer, as somebody in the middle would.
         credentials: user and password to demand; AUTH is offered only where they are given.
 
-    All but `implicit` may be changed between sessions. `faults` counts by stage how often it misbehaved.
+    All but `implicit` may be changed between sessions. `faults` counts by stage how often it misbehaved; what it
+    throttles is counted as "too many at once" and "too many on one connection".
     """
 
     def __init__(
@@ -86,6 +91,9 @@ class SmtpStub:
         self.offer_starttls = offer_starttls
         self.credentials = credentials
         self.faults: Counter[str] = Counter()
+        self.bears: int | None = None
+        self.mails_per_session: int | None = None
+        self.throttle = "450 4.7.0 too many at once"
         self._implicit = implicit
         self._plans: dict[str, list[Action]] = {}
         self._always: dict[str, Action] = {}
@@ -146,6 +154,18 @@ class SmtpStub:
         self._tasks.discard(task)
         self._changed.set()
 
+    def _too_many(self, session: Session) -> str | None:
+        """What is said to a mail that is too much; to any other nothing, and it is begun."""
+        if self.mails_per_session is not None and session.mails >= self.mails_per_session:
+            self.faults["too many on one connection"] += 1
+            return "421 4.7.0 too many on one connection"
+        if self.bears is not None and sum(one.busy for one in self.sessions if not one.over) >= self.bears:
+            self.faults["too many at once"] += 1
+            return self.throttle
+        session.busy = True
+        session.mails += 1
+        return None
+
     def _action(self, stage: str) -> str | None:
         plan = self._plans.get(stage)
         action = plan.pop(0) if plan else self._always.get(stage)
@@ -181,7 +201,7 @@ class _Conversation:
                     await self.authenticate(rest)
                 case b"MAIL":
                     mail = Mail(rest.split(b":", 1)[1].split(b" ")[0].strip(b"<>"), [], b"")
-                    await self.answer("mail", "250 2.1.0 fine")
+                    await self.answer("mail", self.stub._too_many(self.session) or "250 2.1.0 fine")
                 case b"RCPT":
                     if await self.answer("rcpt", "250 2.1.5 fine"):
                         mail.recipients.append(rest.split(b":", 1)[1].strip(b"<>"))
@@ -193,8 +213,10 @@ class _Conversation:
                     action = self.stub._action("eod")
                     if action is None or action[0] not in "45":
                         self.stub.mails.append(mail)
+                    self.session.busy = False
                     await self.act(action, "250 2.0.0 accepted")
                 case b"RSET":
+                    self.session.busy = False
                     await self.answer("rset", "250 2.0.0 forgotten")
                 case b"QUIT":
                     await self.answer("quit", "221 2.0.0 bye")

@@ -121,8 +121,7 @@ class Post:
         def opened() -> bool:
             if not self.servers._opened:
                 return False
-            talking = self.server._limits.connections - self.server._slots._value
-            return self.server.circuit.state == "opened" and not talking
+            return self.server.circuit.state == "opened" and not self.server._slots.taken
 
         await eventually(opened, within=20)
 
@@ -183,6 +182,14 @@ class Post:
                 if sample.name == "registrar_mail_total":
                     found[sample.labels["outcome"]] = int(sample.value)
         return found
+
+    @property
+    def concurrency(self) -> float:
+        """How many mails the server may be handed at the same time, as the metrics tell."""
+        registry = self.api.service.metrics._registry
+        told = registry.get_sample_value("registrar_mail_concurrency", {"provider": self.server.provider})
+        assert told is not None
+        return told
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.log.getvalue().splitlines()]
@@ -433,6 +440,40 @@ async def test_a_greylisting_of_five_minutes_is_outlasted_and_the_code_works_on_
     [mail] = post.stub.mails
     post.clock.move(timedelta(minutes=9))  # its life counts from the hand-over
     assert await post.verifies(registration_id, mail)
+    await post.prove()
+
+
+@pytest.mark.fault("E26")
+@pytest.mark.parametrize(
+    ("bears", "throttle", "mails_per_session"),
+    [
+        pytest.param(2, "421 4.7.0 too many <ada.canary@example.com>", None, id="at-once-421"),
+        pytest.param(2, "451 4.7.0 too many <ada.canary@example.com>", None, id="at-once-451"),
+        pytest.param(None, "", 1, id="on-one-connection"),
+    ],
+)
+async def test_a_server_that_throttles_gets_what_it_takes_and_everybody_gets_one_mail(
+    post: Post, bears: int | None, throttle: str, mails_per_session: int | None
+) -> None:
+    post.stub.bears, post.stub.throttle, post.stub.mails_per_session = bears, throttle, mails_per_session
+    waiting = [await post.register("canary0@example.com")]
+    await post.until(DISPATCHED)
+    post.server.circuit.open()  # so that the others come all at once
+    waiting += [await post.register(f"canary{number}@example.com") for number in range(1, 60)]
+    await post.until("mail_saga.mail_requested", 60)
+    await post.until_all_dispatched(60)
+
+    if bears is not None:
+        assert post.stub.faults["too many at once"] > 0
+        assert 1 <= post.concurrency <= 2 * bears
+    else:
+        assert post.stub.faults["too many on one connection"] > 0
+        assert post.outcomes() == {"accepted": 60}, "it costs no mail a try"
+    assert await post.count("registration.registration_cancelled") == 0
+    assert len(post.logged("mail.circuit_opened")) == 1, "by this test"
+    assert post.server.circuit.state == "closed"
+    assert len(post.stub.mails) == 60
+    assert await post.verifies(waiting[-1], next(mail for mail in post.stub.mails if b"canary59@" in mail.data))
     await post.prove()
 
 

@@ -745,6 +745,7 @@ async def test_metrics_have_the_names_of_the_contract(api: Api) -> None:
         'registrar_registrations_total{outcome="accepted"} 1.0',
         'registrar_verifications_total{outcome="accepted"} 1.0',
         'registrar_mail_total{outcome="accepted",provider="127.0.0.1:',
+        'registrar_mail_concurrency{provider="127.0.0.1:',
         "registrar_time_to_inbox_seconds_count 1.0",
         "registrar_append_seconds_count",
         "registrar_append_batch_size_count",

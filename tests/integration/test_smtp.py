@@ -10,8 +10,9 @@ import socket
 import ssl
 import time
 import traceback
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,9 +20,10 @@ import trustme
 from pydantic import SecretStr
 
 from application.ports import Accepted, Letter, MailServersAway, NotSent
+from infrastructure import smtp
 from infrastructure.circuit import Circuits
 from infrastructure.settings import MailServer
-from infrastructure.smtp import Limits, SmtpServers, judge_error
+from infrastructure.smtp import Limits, SmtpServers, judge_error, judge_reply
 from tests.smtp_stub import SmtpStub, Stage
 
 LETTER = Letter(
@@ -50,6 +52,7 @@ class Post:
         self.clock = Clock()
         self.pauses: list[float] = []
         self.attempts: list[tuple[str, str]] = []
+        self.concurrency: list[int] = []
         self.between_tries: Callable[[], None] = lambda: None
         self.servers = SmtpServers(
             servers,
@@ -58,6 +61,7 @@ class Post:
             limits=limits,
             tls=tls,
             on_attempt=lambda *attempt: self.attempts.append(attempt),
+            on_concurrency=lambda _, mails: self.concurrency.append(mails),
             sleep=self._sleep,
             now=lambda: NOON,
         )
@@ -68,6 +72,12 @@ class Post:
 
     async def send(self, letter: Letter = LETTER) -> Accepted:
         return await self.servers.send(letter)
+
+    async def insist(self, letter: Letter = LETTER) -> Accepted:
+        """Send it again and again until it is taken, as the saga does."""
+        while True:
+            with suppress(NotSent):
+                return await self.servers.send(letter)
 
     async def refused(self, letter: Letter = LETTER) -> NotSent:
         with pytest.raises(NotSent) as refusal:
@@ -738,6 +748,141 @@ async def test_closing_says_goodbye(stub: SmtpStub, post: Post) -> None:
     await post.send()
     await post.servers.close()
     assert stub.sessions[0].commands[-1] == b"QUIT"
+
+
+# --- Throttling -------------------------------------------------------------------------------------------------
+
+
+def numbered(count: int) -> list[Letter]:
+    return [letter_to(f"jo{number}@example.com") for number in range(count)]
+
+
+def copies(stub: SmtpStub) -> Counter[bytes]:
+    return Counter(recipient for mail in stub.mails for recipient in mail.recipients)
+
+
+@pytest.mark.fault("E26")
+@pytest.mark.parametrize("reply", ["450 4.7.0 too many at once", "421 4.7.0 too many at once", "421 busy"])
+async def test_a_server_gets_as_many_mails_at_once_as_it_takes_and_more_when_it_takes_more(
+    stub: SmtpStub, open_post: OpenPost, reply: str
+) -> None:
+    post = await open_post(stub, limits=Limits(connections=32))
+    stub.bears, stub.throttle = 3, reply
+
+    await asyncio.gather(*(post.insist(letter) for letter in numbered(300)))  # fails if its circuit opens
+
+    throttled = post.outcomes.count("throttled")
+    assert stub.faults["too many at once"] >= throttled > 0
+    assert throttled < 100, "at first by the dozen, then one now and then"
+    assert post.concurrency[:4] == [32, 16, 8, 4], "what is refused at the same time counts once"
+    assert min(post.concurrency) >= 2
+    assert max(post.concurrency[4:]) <= 6
+    assert set(copies(stub).values()) == {1}
+    assert len(stub.mails) == 300
+
+    stub.bears = None
+    await asyncio.gather(*(post.send(letter) for letter in numbered(700)))
+
+    assert post.concurrency[-1] == 32
+    assert post.outcomes.count("throttled") == throttled
+    assert await post.servers.states() == {provider(stub): "closed"}
+
+
+@pytest.mark.fault("E26")
+@pytest.mark.parametrize(
+    ("stage", "action"),
+    [
+        ("banner", "drop"),
+        *((stage, "421 4.7.0 too many") for stage in ("banner", "ehlo", "mail", "rcpt", "data", "eod")),
+    ],
+)
+async def test_a_server_that_says_421_to_everybody_gets_no_more_tries_than_one_that_is_away(
+    stub: SmtpStub, open_post: OpenPost, stage: Stage, action: str
+) -> None:
+    post = await open_post(stub, limits=Limits(connections=32))
+    stub.at(stage, action)
+
+    failures = await asyncio.gather(*(post.send(letter) for letter in numbered(100)), return_exceptions=True)
+
+    # Those that are under way when the fifth fails, and those that have taken the place of the first four.
+    assert 32 <= stub.faults[stage] <= 32 + 4
+    assert len(post.outcomes) == stub.faults[stage]
+    assert sum(isinstance(failure, MailServersAway) for failure in failures) == 100 - stub.faults[stage]
+    assert await post.servers.states() == {provider(stub): "opened"}
+
+
+@pytest.mark.fault("E26")
+@pytest.mark.parametrize("stage", ["mail", "rcpt"])
+async def test_too_many_says_nothing_against_a_server_that_is_just_taking_another_mail(
+    stub: SmtpStub, open_post: OpenPost, stage: Stage
+) -> None:
+    post = await open_post(stub, limits=Limits(connections=64))
+    stub.at("data", "hang", times=1)
+    taken = asyncio.create_task(post.send())
+    await stub.until(lambda: stub.faults["data"] == 1)
+
+    stub.at(stage, "421 4.7.0 too many", times=5)
+    assert (await post.refused()).attempts == 3
+    assert (await post.send()).attempts == 3
+
+    assert post.concurrency == [64, 32, 16, 8, 4, 2]
+    assert await post.servers.states() == {provider(stub): "closed"}
+    taken.cancel()
+    await asyncio.gather(taken, return_exceptions=True)
+
+
+@pytest.mark.parametrize("stage", ["connect", "tls", "login"])
+def test_421_before_the_first_mail_is_no_answer_to_how_many_there_are(stage: smtp.Stage) -> None:
+    assert not judge_reply(stage, 421, "4.7.0 too many").too_many
+
+
+@pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "end-of-data"])
+def test_a_server_that_shuts_down_is_an_outage_at_any_stage(stage: smtp.Stage) -> None:
+    verdict = judge_reply(stage, 421, "4.3.2 shutting down")
+    assert (verdict.outage, verdict.too_many) == (True, False)
+
+
+@pytest.mark.fault("E26")
+async def test_a_server_that_ends_connections_after_so_many_mails_gets_no_more_on_one(
+    stub: SmtpStub, post: Post
+) -> None:
+    stub.mails_per_session = 10
+    for letter in numbered(45):
+        assert (await post.send(letter)).attempts == 1
+
+    assert post.outcomes == ["accepted"] * 45
+    assert stub.faults == {"too many on one connection": 2}
+    assert [session.commands.count(b"MAIL") for session in stub.sessions] == [11, 11, 10, 10, 5]
+    await stub.until(lambda: sum(session.over for session in stub.sessions) == 4)
+    assert [session.commands[-1] for session in stub.sessions[2:4]] == [b"QUIT"] * 2
+    assert set(copies(stub).values()) == {1}
+    assert post.concurrency == [32]
+
+
+async def test_what_a_server_takes_on_one_connection_is_asked_anew_now_and_then(
+    stub: SmtpStub, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infrastructure.smtp.LEARNED_FOR", 2)
+    stub.mails_per_session = 3
+    for _ in range(7):
+        await post.send()
+    stub.mails_per_session = None
+    for _ in range(20):
+        await post.send()
+    assert [session.commands.count(b"MAIL") for session in stub.sessions] == [4, 4, 3, 3, 15]
+
+
+@pytest.mark.parametrize("reply", ["421 4.4.2 idle for too long", "421 4.3.2 shutting down"])
+async def test_a_connection_ended_for_another_reason_tells_nothing_about_its_mails(
+    stub: SmtpStub, post: Post, reply: str
+) -> None:
+    await post.send()
+    await post.send()
+    for more in (2, 5):
+        stub.at("mail", reply, times=1)
+        for _ in range(more):
+            await post.send()
+    assert [session.commands.count(b"MAIL") for session in stub.sessions] == [3, 3, 5]
 
 
 # --- Silence --------------------------------------------------------------------------------------------------------
