@@ -185,6 +185,11 @@ class Circuit(Context):
         """Would the next call be the probe?"""
         return isinstance(self._state, Opened) and self.ready_in() <= 0
 
+    def be_due(self) -> None:
+        """Have the next call be the probe, if the circuit is open."""
+        if isinstance(self._state, Opened):
+            self._state.until = min(self._state.until, self.clock())
+
     def put_off(self, seconds: float) -> None:
         """Stay open for so long at least: somebody else is probing, or has found by now that it is to stay open."""
         if isinstance(self._state, Opened):

@@ -362,11 +362,22 @@ class _Server:
         """
         if (seconds := self.circuit.ready_in()) > 0:
             raise CircuitOpen(self.provider, min(seconds, self.circuit.ttl))
-        if self.circuit.is_due and not await self._may_probe(self.provider):
+        async with self._slots as begun:  # waiting for a slot is no fault of the server: no timeout yet
+            if self.circuit.is_due:
+                await self._ask_to_probe()
+            return await self._try(to, message, begun)
+
+    async def _ask_to_probe(self) -> None:
+        if not await self._may_probe(self.provider):
             self.circuit.put_off(SOMEBODY_PROBES)
             raise CircuitOpen(self.provider, SOMEBODY_PROBES)
+        # Another mail of ours, which asked beside us, may have been told no and have put it off; but nobody else may
+        # probe now until we have.
+        self.circuit.be_due()
+
+    async def _try(self, to: str, message: bytes | None, begun: int) -> int:
         progress = _Progress()
-        async with self._slots as begun, self._breaker:  # waiting for a slot is no fault of the server: no timeout yet
+        async with self._breaker:
             self._under_way.add(progress)
             try:
                 async with asyncio.timeout(self._limits.timeout.total_seconds()):

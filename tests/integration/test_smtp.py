@@ -934,3 +934,34 @@ async def test_a_probe_shares_the_fate_of_a_mail(open_post: OpenPost, stub: Smtp
 
     assert (probed.value.failure, probed.value.permanent) == (refused.failure, refused.permanent)
     assert probed.value.attempts > 0
+
+
+async def test_who_may_probe_does_though_another_mail_that_asked_beside_it_was_told_no(
+    stub: SmtpStub, stack: AsyncExitStack
+) -> None:
+    clock, answers = Clock(), [asyncio.get_running_loop().create_future() for _ in range(2)]
+    asked = iter(answers)
+
+    async def may_probe(_: str) -> bool:
+        return await next(asked)
+
+    servers = SmtpServers(
+        [plain(stub)],
+        sender="Registrar <no-reply@registrar.example>",
+        circuits=Circuits(clock=clock),
+        may_probe=may_probe,
+    )
+    stack.push_async_callback(servers.close)
+    await servers.states()  # makes the circuits
+    servers._opened[0].circuit.open()
+    clock.now = 30
+    probe, other = (asyncio.create_task(servers.send(LETTER)) for _ in answers)
+
+    answers[1].set_result(False)
+    with pytest.raises(MailServersAway):
+        await other
+    answers[0].set_result(True)
+
+    assert (await probe).attempts == 1
+    assert len(stub.mails) == 1
+    assert set((await servers.states()).values()) == {"closed"}
