@@ -97,7 +97,10 @@ class RecordEmailDispatched(Command):
 
 
 class RecordEmailDispatchFailed(Command):
-    """No mail server took the mail of this issue."""
+    """No mail server took the mail of this issue.
+
+    `request_position`: of the request, if it died in the broker; the same again is a repeat.
+    """
 
     registration_id: UUID
     serial: int
@@ -109,6 +112,7 @@ class RecordEmailDispatchFailed(Command):
     reply_code: int | None
     reply_status: str | None
     outcome_unknown: bool
+    request_position: int | None = None
 
 
 class WithholdEmail(Command):

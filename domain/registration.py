@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from hmac import compare_digest
+from typing import Any
 from uuid import UUID
 
 from eventsourcing.domain import Aggregate, event
@@ -101,9 +102,13 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         serial: int
 
     class EmailDispatchFailed(Aggregate.Event):
-        """No mail server took the mail of this issue. See `NotSent` in the ports for the fields."""
+        """No mail server took the mail of this issue. See `NotSent` in the ports for the fields.
+
+        `request_position`: in the log, of the request if it died in the broker; None where a mail server was called.
+        """
 
         TOPIC = "registration.email_dispatch_failed"
+        class_version = 2
         serial: int
         kind: str
         permanent: bool
@@ -113,6 +118,11 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         reply_code: int | None
         reply_status: str | None
         outcome_unknown: bool
+        request_position: int | None
+
+        @staticmethod
+        def upcast_v1_v2(state: dict[str, Any]) -> None:
+            state["request_position"] = None
 
     class EmailRetryRequested(Aggregate.Event):
         """An operator wants the mail tried again now."""
@@ -189,6 +199,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self.issued_at: datetime | None = None
         self.requested_at: list[datetime] = []
         self.handed_over_at: dict[int, datetime] = {}
+        self.dead_requests: set[int] = set()
         self.rejections = 0
         self.locked = False
         self.locks = 0
@@ -341,9 +352,14 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         reply_status: str | None,
         outcome_unknown: bool,
         now: datetime,
+        request_position: int | None = None,
     ) -> None:
-        """The mail of issue `serial` could not be handed over; of no interest once it is not wanted any more."""
-        if self.lacks_mail(serial):
+        """The mail of issue `serial` could not be handed over; of no interest once it is not wanted any more.
+
+        A request that died on its way does so once, however many copies of it the broker has: the first has told the
+        saga. Two conversations with a mail server are two failures.
+        """
+        if self.lacks_mail(serial) and request_position not in self.dead_requests:
             self._email_dispatch_failed(
                 serial=serial,
                 kind=kind,
@@ -354,6 +370,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
                 reply_code=reply_code,
                 reply_status=reply_status,
                 outcome_unknown=outcome_unknown,
+                request_position=request_position,
                 timestamp=now,
             )
 
@@ -454,9 +471,11 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         reply_code: int | None,
         reply_status: str | None,
         outcome_unknown: bool,
+        request_position: int | None,
         timestamp: datetime,
     ) -> None:
-        pass
+        if request_position is not None:
+            self.dead_requests.add(request_position)
 
     @event(EmailRetryRequested)
     def _email_retry_requested(self, serial: int, timestamp: datetime) -> None:

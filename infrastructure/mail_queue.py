@@ -369,6 +369,7 @@ class DeadLetterConsumer:
                     reply_code=None,
                     reply_status=None,
                     outcome_unknown=False,
+                    request_position=request.position,
                 ),
                 context,
             )

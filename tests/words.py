@@ -186,6 +186,7 @@ def email_dispatch_failed(
     reply_code: int | None = 451,
     reply_status: str | None = "4.7.1",
     outcome_unknown: bool = False,
+    request_position: int | None = None,
     at: datetime = T0,
 ) -> Fact:
     return Fact(
@@ -200,8 +201,23 @@ def email_dispatch_failed(
             "reply_code": reply_code,
             "reply_status": reply_status,
             "outcome_unknown": outcome_unknown,
+            "request_position": request_position,
         },
         at,
+    )
+
+
+def email_dead(request_position: int | None, serial: int = 1, *, at: datetime = T0) -> Fact:
+    """The mail's request died in the broker: no worker took it in time."""
+    return email_dispatch_failed(
+        serial,
+        failure="expired",
+        provider="broker",
+        attempts=0,
+        reply_code=None,
+        reply_status=None,
+        request_position=request_position,
+        at=at,
     )
 
 

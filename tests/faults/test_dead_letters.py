@@ -6,6 +6,7 @@ All of it but a worker's death in this very process, on a virtual host of the sh
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
@@ -18,7 +19,7 @@ from domain.stray_message import StrayMessage
 from entrypoints import cli_mail
 from infrastructure.broker import FAILED_QUEUE
 from infrastructure.mail_queue import LONGEST, encode
-from tests.broker_words import put, spy_on, spy_on_dead_letters, until_empty, waiting
+from tests.broker_words import put, spy_on, spy_on_dead_letters, until_empty, until_up, waiting
 from tests.faults.scene import Scene
 from tests.log_words import query
 from tests.words import eventually
@@ -39,6 +40,12 @@ async def failures(scene: Scene) -> list[str]:
     """How each failed mail failed, in the order of the log."""
     rows = await query(scene.fleet.dsn, "SELECT state FROM events WHERE topic = %s ORDER BY notification_id", FAILED)
     return [json.loads(state)["failure"] for (state,) in rows]
+
+
+async def died(scene: Scene) -> list[int]:
+    """Positions of the requests that are recorded as dead."""
+    rows = await query(scene.fleet.dsn, "SELECT state FROM events WHERE topic = %s", FAILED)
+    return [json.loads(state)["request_position"] for (state,) in rows]
 
 
 async def reasons(scene: Scene) -> Counter[str]:
@@ -64,13 +71,51 @@ async def test_a_dead_letter_whose_consumer_dies_after_it_recorded_it_is_one_ent
         assert await failures(scene) == ["expired"]
         await worker.start()
         await until_empty(broker_url, FAILED_QUEUE)
+        worker.signal(signal.SIGTERM)
+        assert await worker.ends() == 0  # and what it had in hand is seen through
 
+        assert await failures(scene) == ["expired"]
         rows = await query(scene.fleet.dsn, "SELECT serial FROM read_mail.mails")
         assert rows == [(1,)]
+        async with scene.within(works=True):
+            await retried(scene, registered.registration_id)
+            await scene.prove(client, registered)
+        assert scene.copies == {b"ada@example.com": 1}
+        await scene.must_hold()
+
+
+@pytest.mark.fault("A5")
+async def test_copies_of_a_request_that_die_are_one_entry_and_the_next_request_that_dies_is_another(
+    scene_over_broker: Scene, broker_url: str
+) -> None:
+    scene = scene_over_broker
+    client = await scene.client_within()
+    async with scene.within(follows=True, message_ttl="1"), spy_on_dead_letters(broker_url) as dead:
+        registered = await scene.accepted(client, "ada@example.com")
+        await eventually(lambda: dead)
+        headers = {"registrar-position": dead[0].headers["registrar-position"]}
+        await put(broker_url, *[dead[0].body] * 3, headers=headers, expiration=0.1)
+        await eventually(lambda: len(dead) >= 4)
+        await taken_from_the_dead_letters(scene, broker_url)
+        await retried(scene, registered.registration_id)
+        await eventually(lambda: len({message.headers["registrar-position"] for message in dead}) >= 2)
+        await taken_from_the_dead_letters(scene, broker_url)
+
+        of_a_request = Counter(await died(scene))
+        assert len(of_a_request) >= 2
+        assert set(of_a_request.values()) == {1}
+    async with scene.within(follows=True, works=True):
         await retried(scene, registered.registration_id)
         await scene.prove(client, registered)
         assert scene.copies == {b"ada@example.com": 1}
         await scene.must_hold()
+
+
+async def taken_from_the_dead_letters(scene: Scene, broker_url: str) -> None:
+    """Until a worker has seen every dead letter through: on its way out those in its hands, too."""
+    async with scene.within(works=True) as worker:
+        await until_up(worker)
+        await until_empty(broker_url, FAILED_QUEUE)
 
 
 async def retried(scene: Scene, registration_id: UUID | None) -> None:

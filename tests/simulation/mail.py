@@ -227,6 +227,7 @@ def expired(request: MailRequest) -> RecordEmailDispatchFailed:
         reply_code=None,
         reply_status=None,
         outcome_unknown=False,
+        request_position=request.position,
     )
 
 

@@ -48,6 +48,7 @@ class Seen:
     handed_over_at: dict[int, Position] = field(default_factory=dict)
     withheld: set[int] = field(default_factory=set)
     failed_at: dict[int, Position] = field(default_factory=dict)
+    dead_requests: set[Position | None] = field(default_factory=set)
     rejections: Counter[int] = field(default_factory=Counter)
     locked: set[int] = field(default_factory=set)
     verified: int = 0
@@ -162,6 +163,9 @@ class Oracle:
                 seen.handed_over[event.serial] = event.timestamp
                 seen.withheld.add(event.serial)
             case Registration.EmailDispatchFailed():
+                died = event.request_position
+                must(died is None or died not in seen.dead_requests, "I5", "a request's death is recorded twice", seen)
+                seen.dead_requests.add(died)
                 seen.failed_at[event.serial] = position
             case Registration.EmailDiscarded():
                 seen.discarded = True

@@ -1,7 +1,7 @@
 """How events stand in the log: what was ever written must be read for ever, byte by byte.
 
 `tests/golden/` keeps one stored event of each topic and version as it was first written. These files are never
-changed. A new version of an event class gets an upcaster, a new file beside the old ones, and a new line below.
+changed, but that the meaning of an old one gains what its upcaster adds. A new version of an event class gets an upcaster, a new file beside the old ones, and a new line below.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ registration.account_activated v1:
 registration.code_locked v1: serial: int
 registration.code_rejected v1: serial: int, attempt: int
 registration.email_discarded v1: serial: int
-registration.email_dispatch_failed v1: serial: int, kind: str, permanent: bool, failure: str, provider: str, attempts: int, reply_code: int | None, reply_status: str | None, outcome_unknown: bool
+registration.email_dispatch_failed v2: serial: int, kind: str, permanent: bool, failure: str, provider: str, attempts: int, reply_code: int | None, reply_status: str | None, outcome_unknown: bool, request_position: int | None
 registration.email_dispatched v1: serial: int, kind: str, provider: str, attempts: int, reply_code: int
 registration.email_retry_requested v1: serial: int
 registration.email_verified v1: serial: int

@@ -523,6 +523,19 @@ async def test_a_command_whose_effect_holds_records_nothing(prepare: Prepare, ev
     assert (again.registration_id, again.status) == (first.registration_id, first.status)
 
 
+async def test_the_death_of_one_request_is_recorded_once_and_that_of_the_next_one_again(house: House) -> None:
+    died = failed(await house.registered()).model_copy(update={"request_position": 3})
+    await house.handle(died)
+    before = len(house.log.events)
+
+    await house.handle(died)
+    assert len(house.log.events) == before
+
+    await house.handle(died.model_copy(update={"request_position": 8}))
+    assert house.log.appends[-1] == ["EmailDispatchFailed"]
+    assert len(house.log.events) == before + 1
+
+
 async def test_asking_for_a_new_code_twice_is_refused_by_the_cooldown(house: House) -> None:
     command = await _new_code(house)
     await house.handle(command)

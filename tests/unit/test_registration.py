@@ -16,6 +16,7 @@ from tests.words import (
     account_activated,
     code_locked,
     code_rejected,
+    email_dead,
     email_discarded,
     email_dispatch_failed,
     email_dispatched,
@@ -57,6 +58,22 @@ def verify(
 def dispatch(registration: Registration, serial: int = 1) -> None:
     registration.record_dispatched(
         serial=serial, kind="code", provider="mail.example:25", attempts=1, reply_code=250, now=T0
+    )
+
+
+def die(registration: Registration, request_position: int | None, serial: int = 1) -> None:
+    registration.record_dispatch_failed(
+        serial=serial,
+        kind="code",
+        permanent=False,
+        failure="expired",
+        provider="broker",
+        attempts=0,
+        reply_code=None,
+        reply_status=None,
+        outcome_unknown=False,
+        request_position=request_position,
+        now=T0,
     )
 
 
@@ -587,6 +604,37 @@ def test_a_failure_is_recorded_with_what_the_server_said() -> None:
     fail(registration, permanent=True)
 
     assert recorded(registration) == [email_dispatch_failed(), mailbox_unknown()]
+
+
+def test_a_request_that_died_is_one_failure_however_often_that_is_told_and_whatever_came_between() -> None:
+    registration = given(Registration, *PENDING, email_dead(3))
+
+    die(registration, 3)
+    registration.retry_mail(now=T0)
+    die(registration, 7)
+    fail(registration)
+    die(registration, 3)
+    die(registration, 7)
+
+    assert recorded(registration) == [email_retry_requested(), email_dead(7), email_dispatch_failed()]
+
+
+def test_a_request_that_died_without_its_position_is_a_failure_each_time() -> None:
+    registration = given(Registration, *PENDING)
+
+    die(registration, None)
+    die(registration, None)
+
+    assert recorded(registration) == [email_dead(None)] * 2
+
+
+@pytest.mark.parametrize("history", [(*PENDING, otp_issued(2, "stale")), CANCELLED], ids=["superseded", "cancelled"])
+def test_a_request_that_died_is_of_no_interest_once_its_mail_is_not_wanted(history: tuple[Fact, ...]) -> None:
+    registration = given(Registration, *history)
+
+    die(registration, 3)
+
+    assert recorded(registration) == []
 
 
 @pytest.mark.parametrize(
