@@ -8,7 +8,7 @@ import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -95,11 +95,11 @@ async def _in_the_background(settings: Settings, what: str, *, follows: bool = F
     """A process that serves nobody, but operators where `ADMIN_LISTEN` is set."""
     log_troubles(settings)
     with _until_stopped() as stop:
-        async with opened(settings, follows=follows, works=works) as service, AsyncExitStack() as stack:
+        async with opened(settings, follows=follows, works=works) as service, _servers() as servers:
             if settings.admin_listen is not None:
                 # What this process counts (mails, circuits, time to inbox) is nowhere else.
                 url = await _listen(
-                    service, create_app(service, public=False), settings.admin_listen, "REGISTRAR_ADMIN_LISTEN", stack
+                    service, create_app(service, public=False), settings.admin_listen, "REGISTRAR_ADMIN_LISTEN", servers
                 )
                 click.echo(f"{'Metrics':<{_LABEL}}{url}/metrics")
             click.echo(what)
@@ -175,18 +175,29 @@ async def _listening(service: Service) -> AsyncIterator[_Addresses]:
     """
     settings, options = service.settings, "--host and --port"
     main, admin = Listen(settings.host, settings.port), settings.admin_listen
-    async with AsyncExitStack() as stack:
+    async with _servers() as servers:
         if admin is None:
-            url = await _listen(service, create_app(service), main, options, stack)
+            url = await _listen(service, create_app(service), main, options, servers)
             yield _Addresses(url, url)
         else:
+            operators = create_app(service, public=False)
             yield _Addresses(
-                admin=await _listen(service, create_app(service, public=False), admin, "REGISTRAR_ADMIN_LISTEN", stack),
-                public=await _listen(service, create_app(service, admin=False), main, options, stack),
+                admin=await _listen(service, operators, admin, "REGISTRAR_ADMIN_LISTEN", servers),
+                public=await _listen(service, create_app(service, admin=False), main, options, servers),
             )
 
 
-async def _listen(service: Service, app: FastAPI, where: Listen, chosen_by: str, stack: AsyncExitStack) -> str:
+@asynccontextmanager
+async def _servers() -> AsyncIterator[list[Server]]:
+    """For those that are started in the block; they stop together, as whoever waits for one waits for all."""
+    servers: list[Server] = []
+    try:
+        yield servers
+    finally:
+        await asyncio.gather(*(server.stop() for server in servers))
+
+
+async def _listen(service: Service, app: FastAPI, where: Listen, chosen_by: str, servers: list[Server]) -> str:
     server = Server(
         app,
         host=where.host,
@@ -203,7 +214,7 @@ async def _listen(service: Service, app: FastAPI, where: Listen, chosen_by: str,
         raise CannotStart(
             f"Cannot listen on {where.host}:{where.port}: {reason}; choose another with {chosen_by}."
         ) from None
-    stack.push_async_callback(server.stop)
+    servers.append(server)
     # Nobody can click on a wildcard.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(where.host, where.host)  # noqa: S104 - compared, not bound
     return f"http://{f'[{host}]' if ':' in host else host}:{server.port}"

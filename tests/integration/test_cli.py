@@ -238,6 +238,21 @@ def test_with_a_listener_for_operators_the_main_one_has_nothing_of_theirs(dsn: s
             assert stop(process)[0] == 0
 
 
+def test_both_listeners_stop_at_the_same_time(dsn: str) -> None:
+    settings = {"DATABASE_URL": dsn, "MASTER_KEY": "ab" * 32, "ADMIN_LISTEN": "127.0.0.1:0", "STOP_DELAY": "60"}
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        running("up", "--port", "0", "--data-dir", directory, until="log follows", **settings) as (process, printed),
+    ):
+        urls = [line.split()[1].removesuffix("/metrics") for line in printed if line.startswith(("API", "Metrics"))]
+        process.send_signal(signal.SIGTERM)
+
+        deadline = time.monotonic() + PATIENCE
+        while [httpx.get(f"{url}/health/ready").status_code for url in urls] != [503, 503]:
+            assert time.monotonic() < deadline
+        assert stop(process)[0] == 130  # told so once more: at once
+
+
 @pytest.mark.slow
 def test_serve_and_process_share_a_database(dsn: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
