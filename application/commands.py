@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 
 from application.addresses import MAX_LENGTH, parse_address
 from application.passwords import MAX_BYTES, parse_password
+from application.ports import MailFailure
 
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")
 
@@ -106,7 +107,7 @@ class RecordEmailDispatchFailed(Command):
     serial: int
     kind: str
     permanent: bool
-    failure: str
+    failure: MailFailure
     provider: str
     attempts: int
     reply_code: int | None

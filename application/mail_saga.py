@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import blake2b
+from typing import Final
 from uuid import UUID
 
 from application.commands import (
@@ -31,7 +32,7 @@ RETRY_DELAYS = tuple(timedelta(seconds=s) for s in (30, 120, 360, 900, 3600))
 """Waits after a transient failure; from the last one on it is hourly until the registration's end. Chosen to outlast
 a greylisting (5 minutes) while the first code still holds, and an outage of hours without burning anything."""
 
-UNTRIED = "expired"
+UNTRIED: Final = "expired"
 """Failure of a request that waited too long in the broker: no mail server was called, so it uses up no try."""
 
 JITTER = 0.2

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar, get_args
 from uuid import UUID
 
 from eventsourcing.domain import Aggregate
@@ -247,12 +247,23 @@ class Accepted:
     reply_code: int
 
 
+MailFailure = Literal[
+    # At a mail server (`infrastructure.smtp.judge_reply`):
+    "timeout", "connection", "throttled", "greylisted", "mailbox-unknown", "content", "authentication", "tls",
+    "temporary", "permanent",
+    # In the broker, before any was called (`infrastructure.mail_queue.FAILURES`):
+    "expired", "crashed", "rejected", "overflow",
+]  # fmt: skip
+"""Why a mail was not sent, in classes fit for counting and for acting on."""
+
+MAIL_FAILURES: Final[tuple[str, ...]] = get_args(MailFailure)
+
+
 class NotSent(Exception):
     """No server took the mail.
 
     Attributes:
-        failure: a class fit for counting: "timeout", "connection", "throttled", "greylisted", "mailbox-unknown",
-            "content", "authentication", "tls", "temporary", "permanent".
+        failure: one of a mail server's.
         permanent: trying again is pointless (5xx about this mailbox or this mail).
         provider: the server tried last, `host:port`.
         attempts: tries used up.
@@ -263,7 +274,7 @@ class NotSent(Exception):
 
     def __init__(
         self,
-        failure: str,
+        failure: MailFailure,
         *,
         permanent: bool,
         provider: str,
@@ -273,7 +284,7 @@ class NotSent(Exception):
         outcome_unknown: bool = False,
     ) -> None:
         super().__init__(f"{failure} at {provider}")
-        self.failure = failure
+        self.failure: MailFailure = failure
         self.permanent = permanent
         self.provider = provider
         self.attempts = attempts

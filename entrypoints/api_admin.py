@@ -19,6 +19,7 @@ from starlette.responses import Response
 from application.addresses import MAX_LENGTH, parse_address
 from application.commands import CancelRegistration, Command, EraseRegistration
 from application.handlers import Answer
+from application.ports import MailFailure
 from domain.errors import Refused, UnknownRegistration
 from entrypoints import mail_desk
 from entrypoints.answers import (
@@ -108,10 +109,7 @@ class RetryByCause(_Page):
 
     model_config = ConfigDict(strict=True)
 
-    failure: Annotated[
-        str,
-        Field(pattern="^[a-z][a-z0-9-]{0,31}$", examples=["expired"], description="`failure` of the mails to retry"),
-    ]
+    failure: Annotated[MailFailure, Field(examples=["expired"], description="`failure` of the mails to retry")]
 
 
 class FunnelQuery(_Query):

@@ -353,6 +353,7 @@ def mail_retry(
         raise click.UsageError("Give the ids of registrations, or --all.", click.get_current_context())
     if failures and not everything:
         raise click.UsageError("--failure goes with --all.", click.get_current_context())
+    failures = cli_mail.known_failures(failures)
     if not everything:
         return with_service(data_dir, lambda service: cli_mail.retry(service, registration_ids, as_json=as_json))
     which = f"all mails that failed with {' or '.join(failures)}" if failures else "all failed mails"

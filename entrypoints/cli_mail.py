@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
-from application.ports import Conflict, Context, Unavailable
+import click
+
+from application.ports import MAIL_FAILURES, Conflict, Context, Unavailable
 from domain.errors import Refused
 from entrypoints import mail_desk
 from entrypoints.cli_output import note, print_json, print_table
@@ -30,6 +32,22 @@ class Report:
     registration_id: UUID
     outcome: str
     reason: str | None = None
+
+
+def known_failures(failures: tuple[str, ...]) -> tuple[str, ...]:
+    """The failures as given.
+
+    Raises:
+        click.BadParameter: a mail does not fail so.
+    """
+    for given in failures:
+        if given not in MAIL_FAILURES:
+            raise click.BadParameter(
+                f"'{given}' is not how a mail fails; known are {', '.join(MAIL_FAILURES)}.",
+                click.get_current_context(),
+                param_hint="--failure",
+            )
+    return failures
 
 
 async def list_mails(service: Service, *, state: str | None, limit: int, as_json: bool) -> int:

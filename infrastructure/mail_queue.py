@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from application.commands import Command, KeepStrayMessage, RecordEmailDispatchFailed
 from application.crash_points import crash_point
 from application.mail_delivery import Claimed
-from application.ports import Conflict, Context, MailRequest, MailServersAway, Unavailable
+from application.ports import Conflict, Context, MailFailure, MailRequest, MailServersAway, Unavailable
 from domain.errors import UnknownRegistration
 from infrastructure.broker import (
     CANARY,
@@ -300,7 +300,12 @@ class MailWorker:
 
 # --- Dead letters ---------------------------------------------------------------------------------
 
-FAILURES: Final = {"expired": "expired", "delivery_limit": "crashed", "rejected": "rejected", "maxlen": "overflow"}
+FAILURES: Final[Mapping[str, MailFailure]] = {
+    "expired": "expired",
+    "delivery_limit": "crashed",
+    "rejected": "rejected",
+    "maxlen": "overflow",
+}
 """What a mail's failure is called, by RabbitMQ's reason."""
 
 _CONTENT_TYPE: Final = re.compile(r"[a-z]{1,20}/[a-z0-9.+-]{1,40}")

@@ -30,7 +30,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from application.crash_points import crash_point
 from application.mail_delivery import persist
-from application.ports import Accepted, Letter, MailServersAway, NotSent
+from application.ports import Accepted, Letter, MailFailure, MailServersAway, NotSent
 from infrastructure.circuit import Circuit, CircuitOpen, Circuits
 from infrastructure.letters import Composer, mailbox
 from infrastructure.settings import MailServer
@@ -98,7 +98,7 @@ class Verdict:
         too_many: the server is there, and asks for fewer mails at the same time.
     """
 
-    failure: str
+    failure: MailFailure
     permanent: bool = False
     outage: bool = False
     hopeless: bool = False
@@ -130,7 +130,7 @@ def judge_reply(stage: Stage, code: int, text: str) -> Verdict:
     subject = status.split(".")[1] if status else None
 
     def verdict(
-        failure: str,
+        failure: MailFailure,
         *,
         permanent: bool = False,
         outage: bool = False,
@@ -190,7 +190,7 @@ def judge_error(stage: Stage, error: OSError | SMTPException) -> Verdict:
             return Verdict("tls", outage=True, hopeless=True)
         if stage == "login":
             return Verdict("authentication", outage=True, hopeless=True)
-    failure = "timeout" if isinstance(error, TimeoutError) else "connection"
+    failure: MailFailure = "timeout" if isinstance(error, TimeoutError) else "connection"
     return Verdict(failure, outage=True, outcome_unknown=stage == "end-of-data")
 
 
@@ -613,7 +613,7 @@ class SmtpServers:
 
     async def send(self, letter: Letter) -> Accepted:
         to = message = None
-        failure = "mailbox-unknown"
+        failure: MailFailure = "mailbox-unknown"
         with suppress(ValueError):  # which may quote the address
             to = mailbox(letter.to)
             failure = "content"

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from starlette.routing import Match
 
 from application.commands import CancelRegistration, RecordEmailDispatchFailed, ReplaceStaleCode
-from application.ports import Conflict, Context, Overloaded
+from application.ports import MAIL_FAILURES, Conflict, Context, MailFailure, Overloaded
 from entrypoints import answers
 from entrypoints.api import create_app
 from entrypoints.http_guard import DIRECTLY
@@ -479,7 +479,7 @@ async def followed(api: Api) -> None:
             await projection.apply(connection, wanted)
 
 
-async def failed_mails(api: Api, *failures: str) -> list[UUID]:
+async def failed_mails(api: Api, *failures: MailFailure) -> list[UUID]:
     """Registrations whose mails failed, each for its own reason."""
     ids = []
     for number, failure in enumerate(failures):
@@ -490,7 +490,7 @@ async def failed_mails(api: Api, *failures: str) -> list[UUID]:
 
 
 async def test_mails_are_retried_by_cause_so_many_a_request(idle: Api) -> None:
-    ids = await failed_mails(idle, *["expired"] * 5, "greylisted")
+    ids = await failed_mails(idle, "expired", "expired", "expired", "expired", "expired", "greylisted")
     await idle.http.post(f"/v1/admin/registrations/{ids[0]}/cancel", headers=ADMIN)
     await idle.service.handlers.handle(ReplaceStaleCode(registration_id=ids[1], serial=1), CLIENT)
     await followed(idle)
@@ -507,7 +507,17 @@ async def test_mails_are_retried_by_cause_so_many_a_request(idle: Api) -> None:
         ("registration.email_retry_requested", registration_id, "operator") for registration_id in ids[4:1:-1]
     ]
     nothing = {"requested": 0, "passed_over": 0, "next_cursor": None}
-    assert await retry_by_cause(idle, "never-heard-of") == nothing
+    assert await retry_by_cause(idle, "crashed") == nothing
+
+
+async def test_a_cause_that_no_mail_fails_by_is_refused_and_told_those_there_are(idle: Api) -> None:
+    refused = await idle.http.post("/v1/admin/mail/retry", json={"failure": "expird"}, headers=ADMIN)
+
+    assert (refused.status_code, problem_of(refused)) == (422, "invalid-request")
+    [error] = refused.json()["errors"]
+    assert error["field"] == "failure"
+    assert all(f"'{known}'" in error["message"] for known in MAIL_FAILURES)
+    assert "expird" not in refused.text
 
 
 async def test_a_mail_that_cannot_be_of_use_any_more_is_passed_over(idle: Api) -> None:
@@ -524,7 +534,7 @@ async def test_a_mail_that_cannot_be_of_use_any_more_is_passed_over(idle: Api) -
     assert retried == [waits]
 
 
-def mail_failed(registration_id: UUID, failure: str) -> RecordEmailDispatchFailed:
+def mail_failed(registration_id: UUID, failure: MailFailure) -> RecordEmailDispatchFailed:
     return RecordEmailDispatchFailed(
         registration_id=registration_id,
         serial=1,

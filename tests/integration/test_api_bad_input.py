@@ -139,6 +139,7 @@ MALFORMED_RETRIES = [
     '{"failure": ["expired"]}',
     '{"failure": ""}',
     '{"failure": "Expired"}',
+    '{"failure": "expird"}',
     '{"failure": "expired\\n"}',
     '{"failure": "expired\' OR 1=1"}',
     '{"failure": "expired", "failure": "timeout"}',

@@ -15,7 +15,17 @@ from uuid import UUID
 
 from application.commands import RecordEmailDispatchFailed
 from application.mail_saga import UNTRIED
-from application.ports import Accepted, Letter, MailRequest, MailServersAway, NotSent, Person, Unavailable, WrappedKey
+from application.ports import (
+    Accepted,
+    Letter,
+    MailFailure,
+    MailRequest,
+    MailServersAway,
+    NotSent,
+    Person,
+    Unavailable,
+    WrappedKey,
+)
 from domain.recorded import Position
 from infrastructure.keyring import Keyring
 from tests.simulation.faults import Faults, Network, Windows, finish
@@ -168,7 +178,9 @@ class SimulatedMailServers:
             await self._network.pause(seconds)
 
     async def _try(self, letter: Letter | None, attempt: int) -> NotSent | None:
-        def failed(failure: str, code: int | None = None, *, permanent: bool = False, unknown: bool = False) -> NotSent:
+        def failed(
+            failure: MailFailure, code: int | None = None, *, permanent: bool = False, unknown: bool = False
+        ) -> NotSent:
             return NotSent(
                 failure,
                 permanent=permanent,

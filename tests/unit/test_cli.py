@@ -92,6 +92,7 @@ def test_help_does_not_wait_for_what_only_a_service_needs() -> None:
         (["mail", "retry"], "--all"),
         (["mail", "retry", SOME_ID, "--all"], "--all"),
         (["mail", "retry", "x"], "ID"),
+        (["mail", "retry", "--all", "--failure", "expird"], "expired, crashed"),
         (["mail", "discard"], "ID"),
         (["projections", "list"], "registrar up"),
         (["process"], "REGISTRAR_SMTP_URLS"),
