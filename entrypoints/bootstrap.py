@@ -171,7 +171,8 @@ async def open_service(
             service.broker = Broker(
                 settings.broker_url.get_secret_value(),
                 name="work" if works else "process" if follows else "serve",
-                topology=Topology.of(queue_ttl=settings.queue_ttl),
+                # Who neither publishes nor consumes only looks, and needs no rights to what is there (security.md, S27).
+                topology=Topology.of(queue_ttl=settings.queue_ttl) if follows or works else None,
                 consumers=consumers,
                 finish_within=finish_within(settings),
             )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from aio_pika.exceptions import AMQPError, ProbableAuthenticationError
+from aio_pika.exceptions import AMQPError
 
 from application.ports import Unavailable
 from entrypoints.cli_output import print_json, print_table
 from entrypoints.service import CannotStart
-from infrastructure.broker import FAILED_QUEUE, MAIL_QUEUE, OtherQueue, Topology, connected
+from infrastructure.broker import FAILED_QUEUE, MAIL_QUEUE, REFUSAL_HINT, REFUSALS, OtherQueue, Topology, connected
 from infrastructure.settings import Settings
 
 
@@ -27,10 +27,8 @@ async def declare(settings: Settings, *, anew: bool, as_json: bool) -> int:
             counts = await session.counts()
     except OtherQueue as error:
         raise CannotStart(str(error)) from None
-    except ProbableAuthenticationError:
-        raise CannotStart(
-            "RabbitMQ refuses us: correct user, password or virtual host in REGISTRAR_BROKER_URL."
-        ) from None
+    except REFUSALS:
+        raise CannotStart(f"RabbitMQ refuses us: {REFUSAL_HINT}.") from None
     except (AMQPError, OSError, TimeoutError) as error:
         raise Unavailable(f"RabbitMQ cannot be reached ({type(error).__name__})") from None
     if as_json:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import psycopg
-from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, ProbableAuthenticationError
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from aiosmtplib import SMTP, SMTPException
 
 from application.ports import WrongMasterKey
@@ -28,7 +28,7 @@ from entrypoints.bootstrap import followers_with
 from entrypoints.cli_output import console, print_json
 from entrypoints.cli_session import log_troubles, read_settings
 from entrypoints.reading import LAGGING, followers_of
-from infrastructure.broker import counts_of
+from infrastructure.broker import REFUSAL_HINT, REFUSALS, OtherQueue, Topology, compare, counts_of
 from infrastructure.embedded import BadDataDirectory, DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
 from infrastructure.keyring import open_root_secret
 from infrastructure.line import Connection, connect
@@ -305,19 +305,24 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 async def _broker(settings: Settings) -> Finding:
-    """Log in, and look at the queues: nothing is declared."""
+    """Log in, and look at what is there: nothing is made."""
     if settings.broker_url is None:
         return Finding("rabbitmq", "ok", "not used: mail is handed over inside the process")
+    url = settings.broker_url.get_secret_value()
     try:
-        counts = await counts_of(settings.broker_url.get_secret_value())
+        await compare(url, Topology.of(queue_ttl=settings.queue_ttl))
+        counts = await counts_of(url)
+    except OtherQueue as error:
+        return Finding("rabbitmq", "fail", str(error))
     except ChannelNotFoundEntity:
         return Finding(
-            "rabbitmq", "warn", "our queues are not there", "`registrar broker declare`, or any start, makes them."
+            "rabbitmq",
+            "warn",
+            "our queues are not there",
+            "`registrar broker declare` makes them, as `process` and `work` do.",
         )
-    except ProbableAuthenticationError:
-        return Finding(
-            "rabbitmq", "fail", "it refuses us", "Correct user, password or virtual host in REGISTRAR_BROKER_URL."
-        )
+    except REFUSALS:
+        return Finding("rabbitmq", "fail", "it refuses us", f"{REFUSAL_HINT[:1].upper()}{REFUSAL_HINT[1:]}.")
     except (AMQPError, OSError, TimeoutError) as error:
         return Finding(
             "rabbitmq", "fail", f"no answer ({type(error).__name__})", "Check REGISTRAR_BROKER_URL and the broker."

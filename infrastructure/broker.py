@@ -22,15 +22,17 @@ from uuid import uuid4
 
 import structlog
 from aio_pika import Message, RobustConnection, connect
-from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import (
     AMQPError,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
     DeliveryError,
+    InvalidFrameError,
     ProbableAuthenticationError,
     PublishError,
 )
+from aiormq.exceptions import ChannelAccessRefused
 from faststream import AckPolicy
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitMessage, RabbitQueue
 from tenacity import AsyncRetrying, RetryCallState, wait_chain, wait_fixed, wait_random
@@ -45,6 +47,7 @@ log = structlog.get_logger(__name__)
 MAIL_EXCHANGE: Final = RabbitExchange("registrar", type=ExchangeType.TOPIC)
 DEAD_EXCHANGE: Final = RabbitExchange("registrar.dlx", type=ExchangeType.TOPIC)
 EVENTS_EXCHANGE: Final = RabbitExchange("registrar.events", type=ExchangeType.TOPIC)
+EXCHANGES: Final = (MAIL_EXCHANGE, DEAD_EXCHANGE, EVENTS_EXCHANGE)
 
 MAIL_QUEUE: Final = "registrar.mail"
 FAILED_QUEUE: Final = "registrar.mail.failed"
@@ -62,6 +65,9 @@ MOST_MESSAGES: Final = 100_000
 """Messages in a queue at most: beyond it publishing is refused, and mails wait in the log, where they lose nothing."""
 
 APP_ID: Final = "registrar"
+LOOP_QUEUES: Final = "registrar.loop."
+"""How the names of the queues begin that each connection has for its message to itself."""
+
 CANARY: Final = "registrar.canary"
 """Type of the messages that prove at the begin of a connection that the queues take messages."""
 
@@ -136,6 +142,16 @@ class Topology:
 
 class OtherQueue(Exception):
     """A queue or exchange exists with other properties than ours; the message says how to migrate."""
+
+
+REFUSALS: Final = (ProbableAuthenticationError, InvalidFrameError, ChannelAccessRefused)
+"""What is raised where RabbitMQ refuses us: over the password, over a virtual host that is not there or not for us (it
+closes where it should open, which the library takes for a wrong frame), and over a right that is missing."""
+
+REFUSAL_HINT: Final = (
+    "correct user, password or virtual host in REGISTRAR_BROKER_URL, or that user's rights in RabbitMQ"
+)
+"""What to do about them."""
 
 
 class Unroutable(Unavailable):
@@ -254,10 +270,15 @@ async def _as_it_is(message: RabbitMessage) -> RabbitMessage:
 
 
 class _Session:
-    """One connection, from its making to its loss."""
+    """One connection, from its making to its loss.
 
-    def __init__(self, url: str, *, name: str, topology: Topology, consumers: Sequence[Consumer]) -> None:
+    Attributes:
+        is_complete: no queue was missing at the latest look at them.
+    """
+
+    def __init__(self, url: str, *, name: str, topology: Topology | None, consumers: Sequence[Consumer]) -> None:
         self.lost = asyncio.Event()
+        self.is_complete = True
         self._topology = topology
         self._consumers = consumers
         self._loops: dict[str, asyncio.Future[None]] = {}
@@ -277,23 +298,29 @@ class _Session:
         self._loop_queue = ""
 
     async def begin(self, *, delete: Sequence[str] = ()) -> None:
-        """Connect, declare, prove that messages get through, consume.
+        """Connect, declare, prove that messages get through, consume; without a topology, connect and look.
 
         Args:
             delete: queues to delete before they are declared.
 
         Raises:
             OtherQueue: see there.
-            AMQPError, OSError, TimeoutError: the broker is away.
+            AMQPError, OSError, TimeoutError: the broker is away, or refuses us (`REFUSALS`).
         """
         self._connection = await self._connect()
         async with asyncio.timeout(CONNECT_WITHIN.total_seconds()):
             channel = await self._connection.channel(on_return_raises=True)
             channel.close_callbacks.add(lambda *_: self.lost.set())
-            own = await channel.declare_queue(exclusive=True, auto_delete=True, robust=False)
+            own = await channel.declare_queue(
+                f"{LOOP_QUEUES}{uuid4().hex}", exclusive=True, auto_delete=True, robust=False
+            )
             await own.consume(self._looped, no_ack=True, robust=False)
         self._loop_channel, self._loop_queue = channel, own.name
         await self.loop()
+        if self._topology is None:
+            with suppress(ChannelNotFoundEntity):  # whoever declares it makes it
+                await self.counts()
+            return
         async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
             await _declare_exchanges(self.broker)  # before anything is deleted that would not come back
         for name in delete:
@@ -301,7 +328,7 @@ class _Session:
         async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
             await declare(self.broker, self._topology)
         for declared, exchange in self._topology.bindings:
-            await self._prove(exchange, declared)
+            await self._prove(self._topology, exchange, declared)
         for consumer in self._consumers:
             consumer.attach(self.broker)
         async with asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
@@ -347,7 +374,7 @@ class _Session:
         if came is not None and not came.done():
             came.set_result(None)
 
-    async def _prove(self, exchange: RabbitExchange, queue: RabbitQueue) -> None:
+    async def _prove(self, topology: Topology, exchange: RabbitExchange, queue: RabbitQueue) -> None:
         """A quorum queue whose broker died within a second of its declaration is dead for ever: it confirms nothing, or
         refuses everything though it is empty. While others do get through, that is what it is: then it is made anew;
         what it held is asked for again."""
@@ -366,7 +393,7 @@ class _Session:
         log.warning("broker.queue_is_dead", queue=queue.name, hint="it is deleted and declared anew")
         await self._delete(queue.name)
         async with asyncio.timeout(CONNECT_WITHIN.total_seconds()):
-            await declare(self.broker, self._topology)
+            await declare(self.broker, topology)
         await self._canary(exchange, queue)
 
     async def _canary(self, exchange: RabbitExchange, queue: RabbitQueue) -> None:
@@ -390,16 +417,27 @@ class _Session:
     async def counts(self) -> dict[str, dict[str, int]]:
         """See `_counts`."""
         assert self._connection is not None  # noqa: S101 - connected
-        return await _counts(self._connection)
+        try:
+            counts = await _counts(self._connection)
+        except ChannelNotFoundEntity:
+            self.is_complete = False
+            raise
+        self.is_complete = True
+        return counts
 
     async def watch(self) -> None:
-        """Return when the connection is lost, or a queue is gone, or has lost our consumer."""
+        """Return when the connection is lost, or a queue of our own making is gone, or has lost our consumer."""
         while not self.lost.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY.total_seconds()):
                     await self.lost.wait()
                     return
-            counts = await self.counts()
+            try:
+                counts = await self.counts()
+            except ChannelNotFoundEntity:
+                if self._topology is None:
+                    continue
+                raise
             for consumer in self._consumers:
                 if not consumer.is_paused and not counts[consumer.queue]["consumers"]:
                     raise ChannelNotFoundEntity(f"nobody consumes from {consumer.queue}")
@@ -447,11 +485,7 @@ async def declare(broker: RabbitBroker, topology: Topology) -> None:
             declared = await broker.declare_queue(queue)
             await declared.bind(await broker.declare_exchange(exchange), routing_key=queue.routing(), robust=False)
     except ChannelPreconditionFailed:
-        raise OtherQueue(
-            f"{MAIL_QUEUE} or {FAILED_QUEUE} exists with other properties than it is to have "
-            "(REGISTRAR_QUEUE_TTL is one of them); `registrar broker declare --anew` deletes the queues and declares "
-            "them: what they held is asked for again within minutes."
-        ) from None
+        raise _other_queue() from None
 
 
 async def _declare_exchanges(broker: RabbitBroker) -> None:
@@ -459,14 +493,26 @@ async def _declare_exchanges(broker: RabbitBroker) -> None:
     Raises:
         OtherQueue: one exists with other properties.
     """
-    for exchange in (MAIL_EXCHANGE, DEAD_EXCHANGE, EVENTS_EXCHANGE):
+    for exchange in EXCHANGES:
         try:
             await broker.declare_exchange(exchange)
         except ChannelPreconditionFailed:
-            raise OtherQueue(
-                f"The exchange {exchange.name} exists with other properties than it is to have (topic, durable); "
-                "find out who uses it, delete it, and `registrar broker declare` makes it."
-            ) from None
+            raise _other_exchange(exchange) from None
+
+
+def _other_queue() -> OtherQueue:
+    return OtherQueue(
+        f"{MAIL_QUEUE} or {FAILED_QUEUE} exists with other properties than it is to have "
+        "(REGISTRAR_QUEUE_TTL is one of them); `registrar broker declare --anew` deletes the queues and declares "
+        "them: what they held is asked for again within minutes."
+    )
+
+
+def _other_exchange(exchange: RabbitExchange) -> OtherQueue:
+    return OtherQueue(
+        f"The exchange {exchange.name} exists with other properties than it is to have (topic, durable); "
+        "find out who uses it, delete it, and `registrar broker declare` makes it."
+    )
 
 
 # --- For ever -------------------------------------------------------------------------------------
@@ -478,6 +524,8 @@ class Broker:
     Args:
         url: `amqp://` or `amqps://`, with its credentials.
         name: shown in the broker's lists.
+        topology: declared and proved with each connection. None: nothing is declared but the own queue of the message
+            to ourselves, and the others are looked at: no right to them is needed.
         finish_within: how long a stop waits for messages in hand.
         pauses: waits between tries, in tenacity's terms.
     """
@@ -487,7 +535,7 @@ class Broker:
         url: str,
         *,
         name: str,
-        topology: Topology,
+        topology: Topology | None,
         consumers: Sequence[Consumer] = (),
         finish_within: timedelta = timedelta(seconds=15),
         pauses: Any = PAUSES,
@@ -505,14 +553,21 @@ class Broker:
     @property
     def is_up(self) -> bool:
         """Connected, declared, proved by a message through the loop."""
-        return self._session is not None
+        return self.trouble is None
 
     @property
     def trouble(self) -> str | None:
-        """Why it is not up, in a word; None while it is."""
-        return None if self.is_up else self._trouble
+        """Why it is not up, in a word; None while it is.
+
+        "connecting" for the first time, "away", "unauthorized" (user, password, virtual host or rights), or "topology":
+        something exists with other properties, or, where we only look, a queue is missing.
+        """
+        if self._session is None:
+            return self._trouble
+        return None if self._session.is_complete else "topology"
 
     async def until_up(self) -> None:
+        """Return when it is connected, and what is ours to declare is declared."""
         await self._up.wait()
 
     async def run(self) -> None:
@@ -590,9 +645,10 @@ class Broker:
             async with asyncio.timeout(LOOK_WITHIN.total_seconds()):
                 took = await session.loop()
                 return {"queues": await session.counts(), "loop_seconds": took.total_seconds()}
-        except (AMQPError, OSError, RuntimeError, TimeoutError):
-            self._lose(session)
-            raise BrokerAway("RabbitMQ does not answer") from None
+        except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
+            if self._topology is not None or not isinstance(error, ChannelNotFoundEntity):
+                self._lose(session)
+            raise BrokerAway("RabbitMQ does not answer, or a queue is missing") from None
 
     async def _be_connected(self) -> None:
         """Make a connection and keep it until it is lost.
@@ -603,7 +659,7 @@ class Broker:
         session = _Session(self._url, name=self._name, topology=self._topology, consumers=self._consumers)
         try:
             await session.begin()
-            self._session, self._trouble = session, ""
+            self._session = session
             self._up.set()
             log.info("broker.connected")
             begun, error = asyncio.get_running_loop().time(), None
@@ -615,14 +671,16 @@ class Broker:
             if asyncio.get_running_loop().time() < begun + STABLE_AFTER.total_seconds():
                 raise BrokerAway("the connection was lost at once")
         finally:
-            self._session, self._trouble = None, "away"
-            self._up.clear()
+            self._forget(session)
             await session.end(self._finish_within)
 
     def _lose(self, session: _Session) -> None:
         """Begin anew. Not up from here on: the library refuses at once over a lost connection, so who waits for `until_up`
         in a loop would come round without letting anything else run."""
         session.lost.set()
+        self._forget(session)
+
+    def _forget(self, session: _Session) -> None:
         if self._session is session:
             self._session, self._trouble = None, "away"
             self._up.clear()
@@ -633,11 +691,15 @@ class Broker:
             # What could not connect is held by the frames and by itself, and wants to be closed while there is a loop.
             traceback.clear_frames(error.__traceback__)
             gc.collect()
-        self._trouble = "topology" if isinstance(error, OtherQueue) else "away"
+        before, self._trouble = self._trouble, "away"
         if isinstance(error, OtherQueue):
-            log.error("broker.other_topology", hint=str(error))
-        elif isinstance(error, ProbableAuthenticationError):
-            log.error("broker.unauthorized", hint="user, password or virtual host: correct REGISTRAR_BROKER_URL")
+            self._trouble = "topology"
+            if before != self._trouble:  # not at each of the tries that go on until somebody has mended it
+                log.error("broker.other_topology", hint=str(error))
+        elif isinstance(error, REFUSALS):
+            self._trouble = "unauthorized"
+            if before != self._trouble:
+                log.error("broker.unauthorized", hint=REFUSAL_HINT)
         elif state.attempt_number == TRIES:
             log.error(
                 "broker.away",
@@ -670,3 +732,41 @@ async def counts_of(url: str) -> dict[str, dict[str, int]]:
         connection = await connect(url)
     async with connection:
         return await _counts(connection)
+
+
+async def compare(url: str, topology: Topology) -> None:
+    """Is what exists what we would declare? On a connection of its own, which changes nothing: what is missing stays so.
+
+    Whoever may not declare is not answered: for such a user all is well.
+
+    Raises:
+        OtherQueue: something exists with other properties.
+        AMQPError, OSError, TimeoutError: the broker is away, or refuses us (`REFUSALS`).
+    """
+    async with asyncio.timeout(CONNECT_WITHIN.total_seconds()):
+        connection = await connect(url)
+    async with connection, asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
+        for exchange in EXCHANGES:
+            async with _comparing(connection, _other_exchange(exchange)) as channel:
+                for passive in (True, False):  # looked for first: what is missing must not be made
+                    await channel.declare_exchange(
+                        exchange.name, exchange.type.value, durable=exchange.durable, passive=passive
+                    )
+        for queue, _ in topology.bindings:
+            async with _comparing(connection, _other_queue()) as channel:
+                for passive in (True, False):
+                    await channel.declare_queue(
+                        queue.name, durable=queue.durable, arguments=queue.arguments, passive=passive
+                    )
+
+
+@asynccontextmanager
+async def _comparing(connection: AbstractConnection, other: OtherQueue) -> AsyncIterator[AbstractChannel]:
+    """A channel to ask about one thing, as a no closes it; `other` is raised if its properties are not those asked for."""
+    channel = await connection.channel(publisher_confirms=False)
+    try:
+        yield channel
+    except (ChannelNotFoundEntity, ChannelAccessRefused):
+        pass  # it is not there, or not ours to declare
+    except ChannelPreconditionFailed:
+        raise other from None

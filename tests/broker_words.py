@@ -22,6 +22,8 @@ from infrastructure.broker import (
     MAIL_FAILED,
     MAIL_QUEUE,
     MAIL_REQUESTED,
+    Topology,
+    connected,
     counts_of,
 )
 from tests.tcp_proxy import TcpProxy
@@ -74,6 +76,14 @@ async def until_up(service: Service) -> None:
     assert service.broker is not None
     async with asyncio.timeout(60):
         await service.broker.until_up()
+
+
+async def declared(service: Service) -> None:
+    """Declare, as a start of `process` or `work` does, and wait until the service sees it."""
+    assert service.settings.broker_url is not None
+    topology = Topology.of(queue_ttl=service.settings.queue_ttl)
+    async with connected(service.settings.broker_url.get_secret_value(), topology):
+        await until_up(service)
 
 
 async def until_lost(service: Service) -> None:

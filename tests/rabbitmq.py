@@ -29,6 +29,7 @@ PROGRAMS: Final = Path("/usr/lib/rabbitmq/bin")
 
 START_DEADLINE: Final = 120.0
 _vhosts = count(1)
+_users = count(1)
 
 _REAPER: Final = 'while kill -0 "$1" 2>&-; do sleep 1; done; [ -e "$2" ] && kill -9 "$(cat "$2")" 2>&-'
 """Ends a node whose tests were killed before they could."""
@@ -168,6 +169,19 @@ class PrivateRabbit:
         self.ask("PUT", f"vhosts/{name}")
         self.ask("PUT", f"permissions/{name}/guest", {"configure": ".*", "write": ".*", "read": ".*"})
         return self.url(name)
+
+    def user(self, url: str, rights: tuple[str, str, str] | None) -> str:
+        """URL of a new user on this virtual host.
+
+        Args:
+            rights: to configure, write and read what has a name that matches; None: not even to the virtual host.
+        """
+        name, vhost = f"user-{os.getpid()}-{next(_users)}", url.rpartition("/")[2]
+        self.ask("PUT", f"users/{name}", {"password": "secret", "tags": ""})
+        if rights is not None:
+            allowed = dict(zip(("configure", "write", "read"), rights, strict=True))
+            self.ask("PUT", f"permissions/{vhost}/{name}", allowed)
+        return f"amqp://{name}:secret@127.0.0.1:{self.port}/{vhost}"
 
     def drop(self, url: str) -> None:
         self.ask("DELETE", f"vhosts/{url.rpartition('/')[2]}")

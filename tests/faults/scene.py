@@ -22,7 +22,7 @@ from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
 from infrastructure.clock import DatabaseClock
 from infrastructure.settings import Settings
-from tests.broker_words import until_up
+from tests.broker_words import declared
 from tests.faults.evidence import Evidence, collect, latest_code
 from tests.faults.fleet import Fleet, Node
 from tests.faults.invariants import check
@@ -81,11 +81,11 @@ class Scene:
         """A client of an API in this very process, where it is not the API that fails: spares a process.
 
         Args:
-            broker_up: wait until it has declared what we have in RabbitMQ.
+            broker_up: what we have in RabbitMQ is declared first; an API only looks at it.
         """
         service = await self._stack.enter_async_context(self.within())
         if broker_up:
-            await until_up(service)
+            await declared(service)
         http = await self._stack.enter_async_context(client_of(create_app(service)))
         return Client(self.journal, lambda: str(http.base_url).rstrip("/"), http=http)
 

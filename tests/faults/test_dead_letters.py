@@ -77,7 +77,8 @@ async def test_a_dead_letter_whose_consumer_dies_after_it_recorded_it_is_one_ent
         assert await failures(scene) == ["expired"]
         rows = await query(scene.fleet.dsn, "SELECT serial FROM read_mail.mails")
         assert rows == [(1,)]
-        async with scene.within(works=True):
+        async with scene.within(works=True) as other:
+            await until_up(other)
             await retried(scene, registered.registration_id)
             await scene.prove(client, registered)
         assert scene.copies == {b"ada@example.com": 1}
@@ -89,7 +90,7 @@ async def test_copies_of_a_request_that_die_are_one_entry_and_the_next_request_t
     scene_over_broker: Scene, broker_url: str
 ) -> None:
     scene = scene_over_broker
-    client = await scene.client_within()
+    client = await scene.client_within(broker_up=True)
     async with scene.within(follows=True, message_ttl="1"), spy_on_dead_letters(broker_url) as dead:
         registered = await scene.accepted(client, "ada@example.com")
         await eventually(lambda: dead)

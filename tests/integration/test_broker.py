@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
+from aiormq.exceptions import ChannelAccessRefused
 from faststream.rabbit import RabbitExchange, RabbitMessage
-from tenacity import wait_fixed
+from structlog.testing import capture_logs
+from tenacity import RetryCallState, wait_fixed
 
 from application.ports import BrokerAway, Unavailable
-from entrypoints import cli_broker
+from entrypoints import cli_broker, cli_doctor
 from entrypoints.service import CannotStart
 from infrastructure.broker import (
     CANARY,
     EVENTS_EXCHANGE,
+    EXCHANGES,
     FAILED_QUEUE,
+    LOOP_QUEUES,
     MAIL_EXCHANGE,
     MAIL_QUEUE,
     MAIL_REQUESTED,
@@ -32,7 +39,7 @@ from infrastructure.broker import (
     counts_of,
 )
 from infrastructure.settings import Settings
-from tests.broker_words import broker_through, put, spy_on, vhost_of, waiting
+from tests.broker_words import broker_through, channel_to, put, spy_on, vhost_of, waiting
 from tests.rabbitmq import PrivateRabbit
 from tests.tcp_proxy import TO_CLIENT
 from tests.words import eventually
@@ -41,12 +48,12 @@ TOPOLOGY = Topology.of(queue_ttl=timedelta(minutes=5))
 
 
 @asynccontextmanager
-async def running(url: str, *consumers: Consumer) -> AsyncIterator[Broker]:
+async def running(url: str, *consumers: Consumer, topology: Topology | None = TOPOLOGY) -> AsyncIterator[Broker]:
     """A broker that is up."""
     broker = Broker(
         url,
         name="test",
-        topology=TOPOLOGY,
+        topology=topology,
         consumers=consumers,
         finish_within=timedelta(seconds=5),
         pauses=wait_fixed(0.1),
@@ -201,6 +208,218 @@ async def test_a_stop_while_a_connection_is_being_made_leaves_nothing_behind_tha
 
         assert work.cancelled()
     await eventually(lambda: asyncio.all_tasks() == before)
+
+
+# --- Rights ---------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+ALL = "^registrar|^amq.default$"
+
+
+def recommended(user: str) -> tuple[str, str, str]:
+    """What deploy/ says that a user needs: rights to configure, write and read."""
+    said = (ROOT / "deploy" / "registrar@.service").read_text()
+    [rights] = re.findall(rf"set_permissions -p / {user} '(\S+)' '(\S+)' '(\S+)'\n", said)
+    return rights[0], rights[1], rights[2]
+
+
+async def test_the_rights_that_are_recommended_for_those_who_send_mails_are_enough(
+    rabbit: PrivateRabbit, broker_url: str
+) -> None:
+    reader = Reader()
+    async with running(rabbit.user(broker_url, recommended("registrar")), reader.consumer) as broker:
+        await publish(broker, b"mail")
+        await publish(broker, exchange=EVENTS_EXCHANGE, routing_key="registration.accepted")
+
+        await eventually(lambda: reader.bodies == [b"mail"])
+        assert (await broker.look())["queues"].keys() == {MAIL_QUEUE, FAILED_QUEUE}
+
+
+async def test_the_rights_that_are_recommended_for_the_api_let_it_look_and_do_nothing_else(
+    rabbit: PrivateRabbit, broker_url: str
+) -> None:
+    url = rabbit.user(broker_url, recommended("serve"))
+    async with connected(broker_url, TOPOLOGY):
+        await put(broker_url, b"kept")
+    async with running(url, topology=None) as broker:
+        assert broker.is_up
+        assert (await broker.look())["queues"][MAIL_QUEUE]["messages"] >= 1
+
+    for forbidden in (take_from, delete_at, publish_at):
+        with pytest.raises(ChannelAccessRefused):
+            await forbidden(url)
+    with pytest.raises(ChannelAccessRefused):
+        async with connected(url, TOPOLOGY):
+            pass
+    assert await waiting(broker_url) >= 1
+
+
+async def take_from(url: str) -> None:
+    async with channel_to(url) as channel:
+        await (await channel.get_queue(MAIL_QUEUE, ensure=False)).get()
+
+
+async def delete_at(url: str) -> None:
+    async with channel_to(url) as channel:
+        await channel.queue_delete(MAIL_QUEUE)
+
+
+async def publish_at(url: str) -> None:
+    await put(url, b"forged")
+
+
+async def test_who_only_looks_declares_nothing_and_tells_what_is_missing_until_somebody_declares_it(
+    rabbit: PrivateRabbit, broker_url: str
+) -> None:
+    def queues() -> set[str]:
+        return {queue["name"] for queue in rabbit.ask("GET", f"queues/{vhost_of(broker_url)}")}
+
+    before = asyncio.all_tasks()
+    async with running(broker_url, topology=None) as broker:
+        [own] = queues()
+        assert own.startswith(LOOP_QUEUES)
+        assert (broker.is_up, broker.trouble) == (False, "topology")
+        with pytest.raises(BrokerAway):
+            await broker.look()
+
+        async with connected(broker_url, TOPOLOGY):
+            pass
+        assert (await broker.look())["queues"][MAIL_QUEUE]["consumers"] == 0
+        assert (broker.is_up, broker.trouble) == (True, None)
+
+        rabbit.ask("DELETE", f"queues/{vhost_of(broker_url)}/{MAIL_QUEUE}")
+        await eventually(lambda: broker.trouble == "topology", within=20)  # without being asked
+        assert own in queues()  # on the same connection
+    await eventually(lambda: queues() == {FAILED_QUEUE})
+    await eventually(lambda: asyncio.all_tasks() == before)
+
+
+REFUSED_AT = {
+    "a user that there is not": lambda rabbit, url: url.replace("guest:guest", "nobody:guest"),
+    "a wrong password": lambda rabbit, url: url.replace("guest:guest", "guest:wrong"),
+    "a virtual host that there is not": lambda rabbit, url: rabbit.url("nowhere"),
+    "a virtual host of others": lambda rabbit, url: rabbit.user(url, None),
+    "no right to configure": lambda rabbit, url: rabbit.user(url, ("^registrar.loop", ALL, ALL)),
+    "no right to write": lambda rabbit, url: rabbit.user(url, (ALL, "^amq.default$", ALL)),
+    "no right to publish": lambda rabbit, url: rabbit.user(url, (ALL, "^amq.default$|^registrar.(mail|dlx)", ALL)),
+    "no right to read": lambda rabbit, url: rabbit.user(url, (ALL, ALL, "^registrar.loop")),
+    "no right to anything": lambda rabbit, url: rabbit.user(url, ("^$", "^$", "^$")),
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED_AT.values(), ids=REFUSED_AT)
+async def test_who_is_refused_is_told_so_once_and_what_to_do_about_it(
+    rabbit: PrivateRabbit, broker_url: str, refused: Callable[[PrivateRabbit, str], str]
+) -> None:
+    url, tries = refused(rabbit, broker_url), list[int]()
+
+    def note_try(state: RetryCallState) -> float:
+        tries.append(state.attempt_number)
+        return 0.05
+
+    broker = Broker(url, name="test", topology=TOPOLOGY, pauses=note_try)
+    with capture_logs() as logged:
+        work = asyncio.create_task(broker.run())
+        await eventually(lambda: len(tries) >= 3, within=30)
+        assert broker.trouble == "unauthorized"
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+    [said] = [entry for entry in logged if entry["log_level"] == "error"]
+    assert said["event"] == "broker.unauthorized"
+    assert "REGISTRAR_BROKER_URL" in said["hint"]
+    with pytest.raises(CannotStart, match="REGISTRAR_BROKER_URL"):
+        await cli_broker.declare(settings(url), anew=False, as_json=True)
+
+
+async def test_who_may_not_consume_is_refused_and_comes_up_once_the_right_is_given(
+    rabbit: PrivateRabbit, broker_url: str
+) -> None:
+    async with connected(broker_url, TOPOLOGY):
+        pass
+    url = rabbit.user(broker_url, (ALL, ALL, "^registrar$|^registrar.(dlx|events|loop)"))
+    reader = Reader()
+    consuming = Broker(url, name="test", topology=TOPOLOGY, consumers=(reader.consumer,), pauses=wait_fixed(0.1))
+    work = asyncio.create_task(consuming.run())
+    await eventually(lambda: consuming.trouble == "unauthorized")
+
+    user = urlsplit(url).username
+    everything = {"configure": ALL, "write": ALL, "read": ALL}
+    rabbit.ask("PUT", f"permissions/{vhost_of(broker_url)}/{user}", everything)
+
+    async with asyncio.timeout(30):
+        await consuming.until_up()
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+
+
+# --- The doctor -----------------------------------------------------------------------------------
+
+
+async def examined(monkeypatch: pytest.MonkeyPatch, directory: Path, url: str) -> cli_doctor.Finding:
+    """What the doctor says of RabbitMQ."""
+    monkeypatch.setenv("REGISTRAR_BROKER_URL", url)
+    [finding] = [one async for one in cli_doctor.examine(directory) if one.check == "rabbitmq"]
+    return finding
+
+
+async def test_the_doctor_finds_nothing_there_and_makes_nothing(
+    rabbit: PrivateRabbit, broker_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    finding = await examined(monkeypatch, tmp_path, broker_url)
+
+    assert (finding.state, "broker declare" in (finding.advice or "")) == ("warn", True)
+    assert rabbit.ask("GET", f"queues/{vhost_of(broker_url)}") == []
+    exchanges = {one["name"] for one in rabbit.ask("GET", f"exchanges/{vhost_of(broker_url)}")}
+    assert not exchanges & {exchange.name for exchange in EXCHANGES}
+
+
+async def test_the_doctor_looks_for_workers_where_all_is_as_declared(
+    rabbit: PrivateRabbit, broker_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with connected(broker_url, TOPOLOGY):
+        pass
+    for url in (broker_url, rabbit.user(broker_url, recommended("serve"))):
+        finding = await examined(monkeypatch, tmp_path, url)
+        assert (finding.state, "registrar work" in (finding.advice or "")) == ("warn", True)
+    async with running(broker_url, Reader(MAIL_QUEUE).consumer, Reader(FAILED_QUEUE).consumer):
+        assert (await examined(monkeypatch, tmp_path, broker_url)).state == "ok"
+
+
+async def test_the_doctor_finds_queues_with_other_properties_though_others_are_missing(
+    rabbit: PrivateRabbit, broker_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with connected(broker_url, Topology.of(queue_ttl=timedelta(minutes=6))):
+        pass
+    rabbit.ask("DELETE", f"queues/{vhost_of(broker_url)}/{FAILED_QUEUE}")
+
+    finding = await examined(monkeypatch, tmp_path, broker_url)
+
+    assert (finding.state, "declare --anew" in finding.says) == ("fail", True)
+
+
+async def test_the_doctor_finds_an_exchange_with_other_properties(
+    rabbit: PrivateRabbit, broker_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    exchange = f"exchanges/{vhost_of(broker_url)}/{EVENTS_EXCHANGE.name}"
+    rabbit.ask("PUT", exchange, {"type": "fanout", "durable": True})
+
+    finding = await examined(monkeypatch, tmp_path, broker_url)
+
+    assert (finding.state, EVENTS_EXCHANGE.name in finding.says) == ("fail", True)
+
+
+@pytest.mark.parametrize("refused", list(REFUSED_AT.values())[:4], ids=list(REFUSED_AT)[:4])
+async def test_the_doctor_knows_a_refusal_from_an_outage(
+    rabbit: PrivateRabbit,
+    broker_url: str,
+    refused: Callable[[PrivateRabbit, str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    finding = await examined(monkeypatch, tmp_path, refused(rabbit, broker_url))
+
+    assert (finding.state, finding.says) == ("fail", "it refuses us")
 
 
 # --- Publishing -----------------------------------------------------------------------------------

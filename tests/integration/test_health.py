@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
 
+from infrastructure.broker import Topology, connected
 from infrastructure.telemetry import Metrics
 from tests.http_words import ADA, ADMIN, Api, open_api, open_api_through, problem_of
 from tests.log_words import proxy_to
@@ -55,6 +57,22 @@ async def test_all_is_up_where_all_works(api: Api) -> None:
 async def succeeds(check: Any) -> bool:
     await check
     return True
+
+
+async def test_an_api_that_finds_no_queues_says_so_until_somebody_has_declared_them(dsn: str, broker_url: str) -> None:
+    async with open_api(dsn, follows=False, broker_url=broker_url) as api:
+
+        async def told() -> tuple[str, str, str | None]:
+            broker = (await api.http.get("/health/rabbitmq")).json()
+            return (await health(api))["ready"][1], broker["status"], broker.get("reason")
+
+        async def tells(*expected: str | None) -> bool:
+            return await told() == expected
+
+        await eventually(lambda: tells("degraded", "down", "topology"))
+
+        async with connected(broker_url, Topology.of(queue_ttl=timedelta(minutes=5))):
+            await eventually(lambda: tells("up", "degraded", None))  # as nobody consumes
 
 
 @pytest.mark.fault("B9", "B10")
