@@ -241,19 +241,18 @@ class Handlers:
     # --- The mail worker ----------------------------------------------------------------------
 
     async def record_email_dispatched(
-        self, command: RecordEmailDispatched, context: Context, *, loaded: Streams | None = None
+        self, command: RecordEmailDispatched, context: Context, *, read: Registration | None = None
     ) -> Answer:
         """Record the hand-over; for a notice, on the owner's stream too, in the same commit.
 
         Args:
-            loaded: the registration as the caller read it, which spares reading it again; if somebody has written to
-                it since, the append tells, and it is read after all.
+            read: the registration as the caller has read it, which spares reading it again; ours from now on. If
+                somebody has written to it since, the append tells, and it is read after all.
         """
-        known = [loaded] if loaded is not None else []
+        known = [read] if read is not None else []
 
         async def decide() -> Answer:
-            streams = known.pop() if known else await self._log.load(command.registration_id)
-            registration = _found(streams, command.registration_id)
+            registration = known.pop() if known else await self._load(command.registration_id)
             owner = None
             if command.kind == "notice" and registration.duplicate_of is not None:
                 owner_streams = await self._log.load(registration.duplicate_of)
@@ -263,7 +262,9 @@ class Handlers:
             if owner is not None and registration.version > before:
                 owner.record_owner_notified(duplicate_id=registration.id, now=self._clock())
             position = await self._save(registration, *((owner,) if owner else ()), context=context)
-            return Answer(registration.id, registration.status, position or streams.position(registration.id))
+            if not position:  # it was recorded already
+                position = (await self._log.load(registration.id)).position(registration.id)
+            return Answer(registration.id, registration.status, position)
 
         return await self._in_turn(command.registration_id, decide)
 
@@ -365,6 +366,9 @@ class Handlers:
         return await self._in_turn(command.message_id, decide)
 
     # --- The three moves ----------------------------------------------------------------------
+
+    async def _load(self, registration_id: UUID) -> Registration:
+        return _found(await self._log.load(registration_id), registration_id)
 
     async def _change(self, registration_id: UUID, context: Context, change: Callable[[Registration], None]) -> Answer:
         """Load a registration, change it, append."""

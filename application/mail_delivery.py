@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from functools import partial
 from typing import Protocol, TypeVar
 from uuid import UUID
 
@@ -14,7 +13,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from application.commands import Command, RecordEmailDispatched, RecordEmailDispatchFailed, WithholdEmail
 from application.crash_points import crash_point
-from application.handlers import Handlers
+from application.handlers import Answer, Handlers
 from application.ports import (
     Clock,
     Conflict,
@@ -27,7 +26,6 @@ from application.ports import (
     PersonalKeys,
     Secrets,
     SendClaims,
-    Streams,
     Unavailable,
 )
 from domain.errors import UnknownRegistration
@@ -129,7 +127,7 @@ class MailDelivery:
         if not registration.wants_mail(request.serial):
             return
         if registration.duplicate_of is not None:
-            await self._deliver_notice(request, registration, registration.duplicate_of, streams, until)
+            await self._deliver_notice(request, registration, registration.duplicate_of, until)
             return
         wrapped = keys.get(registration.id)
         if wrapped is None:
@@ -141,10 +139,10 @@ class MailDelivery:
             code=self._secrets.code(registration.id, request.serial),
             message_id=self._secrets.message_id(registration.id, request.serial),
         )
-        await self._attempt(request, registration, letter, streams, until)
+        await self._attempt(request, registration, letter, until)
 
     async def _deliver_notice(
-        self, request: MailRequest, duplicate: Registration, owner_id: UUID, loaded: Streams, until: float | None
+        self, request: MailRequest, duplicate: Registration, owner_id: UUID, until: float | None
     ) -> None:
         """Tell the owner of the address, at the address the owner registered, at most once within the interval."""
         if not await self._claims.acquire(owner_id, NOTICE_SERIAL):
@@ -154,14 +152,14 @@ class MailDelivery:
             owner = streams.get(Registration, owner_id)
             wrapped = keys.get(owner_id)
             if owner is None or wrapped is None or not owner.may_notify_owner(self._clock(), self._policy):
-                await self._attempt(request, duplicate, None, loaded, until)
+                await self._attempt(request, duplicate, None, until)
                 return
             letter = self._letters.notice(
                 to=self._secrets.open(owner_id, owner.personal_data, wrapped).email,
                 locale=owner.locale,
                 message_id=self._secrets.message_id(request.registration_id, request.serial),
             )
-            await self._attempt(request, duplicate, letter, loaded, until)
+            await self._attempt(request, duplicate, letter, until)
         finally:
             await self._claims.release(owner_id, NOTICE_SERIAL)
 
@@ -170,7 +168,6 @@ class MailDelivery:
         request: MailRequest,
         registration: Registration,
         letter: Letter | None,
-        loaded: Streams,
         until: float | None,
     ) -> None:
         """Send the letter, or withhold it (None), and record what became of it.
@@ -214,26 +211,31 @@ class MailDelivery:
                     attempts=accepted.attempts,
                     reply_code=accepted.reply_code,
                 )
-        await self._record(outcome, request, loaded)
+        is_first = isinstance(outcome, RecordEmailDispatched) and not registration.handed_over_at
+        await self._record(outcome, request, registration)
         is_dead = isinstance(outcome, RecordEmailDispatchFailed) and outcome.permanent
         crash_point("worker.before_dead_ack" if is_dead else "worker.before_ack")
-        if isinstance(outcome, RecordEmailDispatched) and not registration.handed_over_at:
+        if is_first:
             self._on_first_mail(self._clock() - registration.created_on)
 
     def _usual(self, request: MailRequest) -> timedelta:
         """What one of the latest hand-overs took: by the id, so as different from another's as real ones are."""
         return self._took[request.registration_id.int % len(self._took)] if self._took else timedelta(0)
 
-    async def _record(self, outcome: Command, request: MailRequest, loaded: Streams) -> None:
+    async def _record(self, outcome: Command, request: MailRequest, registration: Registration) -> None:
         """Record what became of the mail, however long the database is away.
 
         Only this is repeated, never the sending: the mail is out, or the try is used up, whatever the database says.
         """
         context = _context(request)
-        if isinstance(outcome, RecordEmailDispatched):  # nearly always: what was loaded for the mail still holds
-            record = partial(self._handlers.record_email_dispatched, outcome, context, loaded=loaded)
-        else:
-            record = partial(self._handlers.handle, outcome, context)
+        read = [registration]  # nearly always it still holds; what is recorded on it once is not to be used again
+
+        async def record() -> Answer:
+            if isinstance(outcome, RecordEmailDispatched):
+                known = read.pop() if read else None
+                return await self._handlers.record_email_dispatched(outcome, context, read=known)
+            return await self._handlers.handle(outcome, context)
+
         await persist(
             record,
             lambda: AsyncRetrying(

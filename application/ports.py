@@ -222,6 +222,7 @@ class Letter:
     Attributes:
         to: the validated address, as typed.
         message_id: whole `<…@…>`, the same for every copy of one issue's mail.
+        code: the code in text and html, if there is one: all that differs from another's letter of its kind.
     """
 
     to: str = field(repr=False)
@@ -230,6 +231,7 @@ class Letter:
     html: str = field(repr=False)
     message_id: str
     locale: str
+    code: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import binascii
 import re
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from email.message import EmailMessage
 from email.policy import SMTP as SMTP_POLICY
 from email.utils import format_datetime
 from functools import lru_cache
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -45,8 +47,8 @@ _TEMPLATES = Environment(
     keep_trailing_newline=True,
     auto_reload=False,
 )
-_GAP: Final = "\ue000"
-"""Where the code goes; a character for private use, which no template has, and no URL."""
+_GAP: Final = "\x1a"
+"""Where the code goes: SUBSTITUTE, which no template has, and no URL."""
 
 
 class Rendered(NamedTuple):
@@ -93,13 +95,13 @@ class TemplateLetters:
 
     def code(self, *, to: str, locale: str, code: str, message_id: str) -> Letter:
         """`message_id` is the part before the @."""
-        return self._letter(to, locale, message_id, render_code(locale, code, self._ttl, self._public_url))
+        return self._letter(to, locale, message_id, render_code(locale, code, self._ttl, self._public_url), code)
 
     def notice(self, *, to: str, locale: str, message_id: str) -> Letter:
         """`message_id` is the part before the @."""
         return self._letter(to, locale, message_id, render_notice(locale, self._public_url))
 
-    def _letter(self, to: str, locale: str, message_id: str, rendered: Rendered) -> Letter:
+    def _letter(self, to: str, locale: str, message_id: str, rendered: Rendered, code: str | None = None) -> Letter:
         return Letter(
             to=to,
             subject=rendered.subject,
@@ -107,6 +109,7 @@ class TemplateLetters:
             html=rendered.html,
             message_id=f"<{message_id}@{self._domain}>",
             locale=language_of(locale),
+            code=code,
         )
 
 
@@ -136,6 +139,7 @@ def _duration(length: timedelta, language: Language) -> str:
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _MAILBOX = re.compile(rf"(?=.{{3,254}}\Z){_ATOM}(\.{_ATOM})*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\Z")
 _MESSAGE_ID = re.compile(rf"<{_ATOM}(\.{_ATOM})*@[A-Za-z0-9.-]+>\Z")
+_CODE = re.compile(r"[A-Za-z0-9]{0,32}\Z")
 _LANGUAGE_TAG = re.compile(r"[A-Za-z0-9-]{2,35}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _UNFOLDED = SMTP_POLICY.clone(max_line_length=998)  # RFC 5322's limit; folding would encode a long Message-ID
@@ -167,7 +171,8 @@ class Composer:
     """Makes the bytes of a mail.
 
     Sender and subjects, of which there are few, go through `EmailMessage`, once each. The rest is put behind them by
-    hand: with all of it in an `EmailMessage` a mail of 5 KiB took 1.7 ms to make, with the headers in one 0.4 ms.
+    hand: with all of it in an `EmailMessage` a mail of 5 KiB took 1.7 ms to make, with the headers in one 0.4 ms. What
+    letters of one kind have in common is kept: 58 µs became 14, a tenth of a mail worker's time.
     """
 
     def __init__(self, sender: str) -> None:
@@ -183,42 +188,50 @@ class Composer:
         """Everything between the reply to DATA and the final dot, the dot included.
 
         Raises:
-            ValueError: a header cannot carry what it was given.
+            ValueError: a header cannot carry what it was given, or the code is none.
         """
+        code = letter.code or ""
         if (
             _CONTROL.search(letter.subject)
             or not _MESSAGE_ID.match(letter.message_id)
             or not _LANGUAGE_TAG.match(letter.locale)
+            or not _CODE.match(code)
         ):
-            raise ValueError("not fit for a header")
+            raise ValueError("not fit for a mail")
         if mailbox(to) != to:
             raise ValueError("the header would name somebody else")
         # Each value has just been matched against the narrow form it may have, so none can bring a header of its own.
         headers = (
-            f"To: {to}\r\nDate: {format_datetime(date)}\r\nMessage-ID: {letter.message_id}\r\n"
+            f"To: {to}\r\nDate: {_date(date.replace(microsecond=0))}\r\nMessage-ID: {letter.message_id}\r\n"
             f"Content-Language: {letter.locale}\r\n"
         )
-        content_type = f'Content-Type: multipart/alternative; boundary="{_BOUNDARY}"\r\n\r\n'.encode()
-        message = b"".join(
-            (
-                self._static_headers,
-                headers.encode("ascii"),
-                _subject_header(letter.subject),
-                content_type,
-                _part("plain", letter.text),
-                _part("html", letter.html),
-                f"--{_BOUNDARY}--\r\n".encode(),
-            )
-        )
-        # Every line ends in CR LF by now, and the first is a header. RFC 5321, 4.5.2
-        return message.replace(b"\r\n.", b"\r\n..") + b".\r\n"
+        text, html = letter.text, letter.html
+        if code:
+            text, html = text.replace(code, _GAP), html.replace(code, _GAP)
+        rest = _rest(letter.subject, text, html)
+        return b"".join((self._static_headers, headers.encode("ascii"), code.encode("ascii").join(rest)))
+
+
+_date = lru_cache(maxsize=4)(format_datetime)
 
 
 @lru_cache(maxsize=64)
-def _subject_header(subject: str) -> bytes:
+def _rest(subject: str, text: str, html: str) -> Sequence[bytes]:
+    """What comes after the headers of a mail's own, from the subject to the final dot, in pieces between its gaps."""
     head = EmailMessage(policy=_UNFOLDED)
     head["Subject"] = subject
-    return head.as_bytes().removesuffix(b"\r\n")
+    content_type = f'Content-Type: multipart/alternative; boundary="{_BOUNDARY}"\r\n\r\n'
+    rest = b"".join(
+        (
+            head.as_bytes().removesuffix(b"\r\n"),
+            content_type.encode(),
+            _part("plain", text),
+            _part("html", html),
+            f"--{_BOUNDARY}--\r\n".encode(),
+        )
+    )
+    # Every line ends in CR LF by now, and the first is a header. RFC 5321, 4.5.2
+    return (rest.replace(b"\r\n.", b"\r\n..") + b".\r\n").split(_GAP.encode())
 
 
 def _part(subtype: str, body: str) -> bytes:
@@ -226,5 +239,11 @@ def _part(subtype: str, body: str) -> bytes:
         f'--{_BOUNDARY}\r\nContent-Type: text/{subtype}; charset="utf-8"\r\n'
         "Content-Transfer-Encoding: quoted-printable\r\n\r\n"
     )
-    lines = body.replace("\r\n", "\n").replace("\r", "\n").encode()
-    return head.encode() + binascii.b2a_qp(lines).replace(b"\n", b"\r\n") + b"\r\n"
+    quoted = [binascii.b2a_qp(words.encode()) for words in body.replace("\r\n", "\n").replace("\r", "\n").split(_GAP)]
+    # A gap is alone on its line, by soft breaks (RFC 2045, 6.7): what fills it makes no other line too long.
+    lines = quoted[0]
+    for before, after in pairwise(quoted):
+        lines += b"" if before.endswith(b"\n") or not before else b"=\n"
+        lines += _GAP.encode()
+        lines += after if after.startswith(b"\n") or not after else b"=\n" + after
+    return head.encode() + lines.replace(b"\n", b"\r\n") + b"\r\n"

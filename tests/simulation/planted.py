@@ -12,19 +12,27 @@ from unittest.mock import patch
 from uuid import UUID
 
 from application import handlers, mail_saga
-from application.commands import ActivateAccount, CancelRegistration, Command, ReleaseEmail, RevokeOtp, VerifyEmail
+from application.commands import (
+    ActivateAccount,
+    CancelRegistration,
+    Command,
+    RecordEmailDispatched,
+    ReleaseEmail,
+    RevokeOtp,
+    VerifyEmail,
+)
 from application.handlers import Answer, Handlers
 from application.mail_delivery import MailDelivery
 from application.mail_saga import SECOND_LOOK
 from application.ports import (
     Accepted,
+    Conflict,
     Context,
     FollowerMoved,
     Letter,
     MailRequest,
     MailServers,
     NotSent,
-    Streams,
     Unavailable,
 )
 from domain.errors import Refused
@@ -267,11 +275,30 @@ def hand_over_not_recorded() -> Iterator[Parts]:
     """A database that is away while the hand-over is recorded is shrugged off."""
 
     class Careless(MailDelivery):
-        async def _record(self, outcome: Command, request: MailRequest, loaded: Streams) -> None:
+        async def _record(self, outcome: Command, request: MailRequest, registration: Registration) -> None:
             with suppress(Unavailable):
                 await self._handlers.handle(outcome, Context("mail-worker", request.correlation_id))
 
     yield Parts(delivery=Careless)
+
+
+@planted("I5", within=100)
+def hand_over_recorded_on_what_is_used_up() -> Iterator[Parts]:
+    """After an append that failed the same aggregate is taken again, which has nothing more to record."""
+
+    class Thrifty(MailDelivery):
+        async def _record(self, outcome: Command, request: MailRequest, registration: Registration) -> None:
+            if not isinstance(outcome, RecordEmailDispatched):
+                await super()._record(outcome, request, registration)
+                return
+            context, recorded = Context("mail-worker", request.correlation_id), False
+            while not recorded:
+                with suppress(Unavailable, Conflict):
+                    await self._handlers.record_email_dispatched(outcome, context, read=registration)
+                    recorded = True
+                await self._sleep(1 - recorded)
+
+    yield Parts(delivery=Thrifty)
 
 
 @planted("I4", within=50)

@@ -704,11 +704,11 @@ async def test_an_account_is_neither_cancelled_nor_discarded_nor_retried(house: 
 
 async def test_a_hand_over_is_recorded_on_what_the_worker_has_read_already(house: House) -> None:
     registration_id = await house.registered()
-    loaded = await house.log.load(registration_id)
+    read = (await house.log.load(registration_id)).get(Registration, registration_id)
 
     before = house.log.loads
 
-    await house.handlers.record_email_dispatched(dispatched(registration_id), WORKER, loaded=loaded)
+    await house.handlers.record_email_dispatched(dispatched(registration_id), WORKER, read=read)
 
     assert house.log.appends[-1] == ["EmailDispatched"]
     assert house.log.loads == before
@@ -716,10 +716,10 @@ async def test_a_hand_over_is_recorded_on_what_the_worker_has_read_already(house
 
 async def test_a_hand_over_on_what_somebody_has_written_to_since_is_decided_anew(house: House) -> None:
     registration_id = await house.registered()
-    loaded = await house.log.load(registration_id)
+    read = (await house.log.load(registration_id)).get(Registration, registration_id)
     await house.handle(dispatched(registration_id), WORKER)
 
-    await house.handlers.record_email_dispatched(dispatched(registration_id), WORKER, loaded=loaded)
+    await house.handlers.record_email_dispatched(dispatched(registration_id), WORKER, read=read)
 
     assert len(house.log.all(Registration.EmailDispatched)) == 1
 

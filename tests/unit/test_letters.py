@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email
+import email.policy
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -114,7 +116,7 @@ def test_a_letter_has_nothing_of_the_one_before() -> None:
     assert "222222" in second.text
     assert "222222" in second.html
     assert "111111" not in "".join(second)
-    assert "\ue000" not in "".join(second)
+    assert "\x1a" not in "".join(second)
     assert [part.replace("111111", "222222") for part in first] == list(second)
 
 
@@ -126,6 +128,60 @@ def test_lines_end_in_cr_lf_and_a_dot_before_them_is_doubled() -> None:
     assert body.replace(b"\r\n", b"").count(b"\r") == body.replace(b"\r\n", b"").count(b"\n") == 0
     lines = body.split(b"\r\n")
     assert [line for line in lines if line.startswith(b".")] == [b"...x", b"..</p>"]
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("012345", "<p>012345</p>"),
+        ("Code:\n012345\nÜ", "<p>\n012345</p>"),
+        ("before 012345 after 012345\n", "x" * 75 + "012345" + "y" * 75),
+        (".012345. \n.012345", "=012345=\n"),
+    ],
+)
+def test_a_code_is_read_where_it_was_written_and_no_line_is_longer_than_quoted_printable_allows(
+    text: str, html: str
+) -> None:
+    composer = Composer("no-reply@registrar.example")
+    for code in ("012345", "678901"):
+        letter = Letter(
+            "jo@x.test",
+            "Code",
+            text.replace("012345", code),
+            html.replace("012345", code),
+            "<1@x.test>",
+            "en",
+            code,
+        )
+        message = composer.compose(letter, "jo@x.test", datetime(2025, 1, 2, tzinfo=UTC))
+        assert max(map(len, message.split(b"\r\n"))) <= 76
+        read = email.message_from_bytes(
+            message.removesuffix(b".\r\n").replace(b"\r\n..", b"\r\n."), policy=email.policy.default
+        )
+        parts = [part.get_content().replace("\r\n", "\n").rstrip("\n") for part in read.iter_parts()]
+        assert parts == [letter.text.rstrip("\n"), letter.html.rstrip("\n")]
+
+
+def test_a_letter_of_a_kind_that_was_sent_before_has_its_own_date_and_address() -> None:
+    composer = Composer("no-reply@registrar.example")
+    made = TemplateLetters(ttl=TEN_MINUTES, public_url=URL, sender="no-reply@registrar.example")
+    mails = [
+        composer.compose(
+            made.code(to=to, locale="en", code="012345", message_id=to[0]),
+            to,
+            datetime(2025, 1, 2, second=at, tzinfo=UTC),
+        ).decode()
+        for at, to in enumerate(("a@x.test", "b@x.test"))
+    ]
+    for at, (to, mail) in enumerate(zip(("a@x.test", "b@x.test"), mails, strict=True)):
+        assert f"To: {to}\r\nDate: Thu, 02 Jan 2025 00:00:0{at} +0000\r\nMessage-ID: <{to[0]}@" in mail
+
+
+@pytest.mark.parametrize("code", ["12 34", "\x1a", ".", "1\r\n2", "ü"])
+def test_what_is_no_code_is_in_no_mail(code: str) -> None:
+    letter = Letter("jo@x.test", "Code", f"{code}\n", "", "<1@x.test>", "en", code)
+    with pytest.raises(ValueError, match="not fit"):
+        Composer("no-reply@registrar.example").compose(letter, "jo@x.test", datetime(2025, 1, 2, tzinfo=UTC))
 
 
 def test_all_templates_have_both_languages() -> None:
