@@ -23,8 +23,8 @@ from application.ports import (
     MailRequest,
     MailServers,
     NotSent,
-    PersonalKeys,
     Secrets,
+    SendClaim,
     SendClaims,
     Unavailable,
 )
@@ -60,7 +60,6 @@ class MailDelivery:
         log: Log,
         handlers: Handlers,
         secrets: Secrets,
-        keys: PersonalKeys,
         claims: SendClaims,
         servers: MailServers,
         letters: Letters,
@@ -82,7 +81,6 @@ class MailDelivery:
         self._log = log
         self._handlers = handlers
         self._secrets = secrets
-        self._keys = keys
         self._claims = claims
         self._servers = servers
         self._letters = letters
@@ -108,19 +106,18 @@ class MailDelivery:
         until = None
         if self._give_up_after is not None:
             until = asyncio.get_running_loop().time() + self._give_up_after
-        if not await self._claims.acquire(request.registration_id, request.serial):
+        claim = await self._claims.acquire(request.registration_id, request.serial)
+        if claim is None:
             raise Claimed("another worker may be sending it", retry_after=self._retry_claimed_after.total_seconds())
         crash_point("worker.after_claim")
         try:
-            await self._deliver_claimed(request, until)
+            await self._deliver_claimed(request, claim, until)
         finally:
             await self._claims.release(request.registration_id, request.serial)
 
-    async def _deliver_claimed(self, request: MailRequest, until: float | None = None) -> None:
-        # Loaded after the claim: what the previous holder recorded is seen.
-        streams, keys = await asyncio.gather(
-            self._log.load(request.registration_id), self._keys.fetch((request.registration_id,))
-        )
+    async def _deliver_claimed(self, request: MailRequest, claim: SendClaim, until: float | None = None) -> None:
+        # Loaded after the claim: what the previous holder recorded is seen, and so is an erasure.
+        streams = await self._log.load(request.registration_id)
         registration = streams.get(Registration, request.registration_id)
         if registration is None:
             raise UnknownRegistration
@@ -129,10 +126,9 @@ class MailDelivery:
         if registration.duplicate_of is not None:
             await self._deliver_notice(request, registration, registration.duplicate_of, until)
             return
-        wrapped = keys.get(registration.id)
-        if wrapped is None:
-            return  # erased between the two reads; its cancellation is in the log
-        person = self._secrets.open(registration.id, registration.personal_data, wrapped)
+        if claim.wrapped is None:
+            return  # erased, and its cancellation just not read yet
+        person = self._secrets.open(registration.id, registration.personal_data, claim.wrapped)
         letter = self._letters.code(
             to=person.email,
             locale=registration.locale,
@@ -145,17 +141,16 @@ class MailDelivery:
         self, request: MailRequest, duplicate: Registration, owner_id: UUID, until: float | None
     ) -> None:
         """Tell the owner of the address, at the address the owner registered, at most once within the interval."""
-        if not await self._claims.acquire(owner_id, NOTICE_SERIAL):
+        claim = await self._claims.acquire(owner_id, NOTICE_SERIAL)
+        if claim is None:
             raise Claimed("the owner is being told right now", retry_after=self._retry_claimed_after.total_seconds())
         try:
-            streams, keys = await asyncio.gather(self._log.load(owner_id), self._keys.fetch((owner_id,)))
-            owner = streams.get(Registration, owner_id)
-            wrapped = keys.get(owner_id)
-            if owner is None or wrapped is None or not owner.may_notify_owner(self._clock(), self._policy):
+            owner = (await self._log.load(owner_id)).get(Registration, owner_id)
+            if owner is None or claim.wrapped is None or not owner.may_notify_owner(self._clock(), self._policy):
                 await self._attempt(request, duplicate, None, until)
                 return
             letter = self._letters.notice(
-                to=self._secrets.open(owner_id, owner.personal_data, wrapped).email,
+                to=self._secrets.open(owner_id, owner.personal_data, claim.wrapped).email,
                 locale=owner.locale,
                 message_id=self._secrets.message_id(request.registration_id, request.serial),
             )

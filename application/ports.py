@@ -5,7 +5,7 @@ Adapters (`infrastructure/`) implement these; `entrypoints/bootstrap.py` joins t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal, Protocol, TypeVar, get_args
@@ -189,12 +189,6 @@ class PasswordHasher(Protocol):
         ...
 
 
-class PersonalKeys(Protocol):
-    async def fetch(self, registration_ids: Sequence[UUID]) -> Mapping[UUID, bytes]:
-        """Wrapped keys; one that is missing was destroyed."""
-        ...
-
-
 # --- Mail ---------------------------------------------------------------------------------------
 
 
@@ -326,11 +320,22 @@ class MailServers(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class SendClaim:
+    """The right to send one issue's mail, and what opening its address takes.
+
+    Attributes:
+        wrapped: the personal key of the registration, wrapped; None if it was destroyed.
+    """
+
+    wrapped: bytes | None = field(repr=False)
+
+
 class SendClaims(Protocol):
     """The right to send one issue's mail: at most one holder at a time, over all workers."""
 
-    async def acquire(self, registration_id: UUID, serial: int) -> bool:
-        """True: it is ours until released or until the lease ends. False: somebody may be sending it now."""
+    async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
+        """The right, ours until released or until the lease ends; None: somebody may be sending it now."""
         ...
 
     async def release(self, registration_id: UUID, serial: int) -> None: ...

@@ -24,7 +24,7 @@ from infrastructure.letters import TemplateLetters
 from infrastructure.line import Connection, Line
 from infrastructure.log_tail import LogTail
 from infrastructure.mail_queue import DeadLetterConsumer, MailPublisher, MailWorker
-from infrastructure.mail_state import StoredPersonalKeys, StoredSendClaims
+from infrastructure.mail_state import StoredSendClaims
 from infrastructure.relay import Relay
 from infrastructure.settings import MailServer, Settings
 from infrastructure.smtp import Limits, SmtpServers
@@ -106,7 +106,6 @@ async def open_delivery(
         log=service.store,
         handlers=service.handlers,
         secrets=service.keyring,
-        keys=StoredPersonalKeys(line),
         claims=claims,
         servers=service.servers,
         letters=TemplateLetters(ttl=settings.otp_ttl, public_url=settings.public_url, sender=settings.mail_from),

@@ -1,43 +1,17 @@
-"""What a mail worker asks the database for beside the log: personal keys, and the right to send."""
+"""What a mail worker asks the database for beside the log: the right to send, and with it the personal key."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
+from application.ports import SendClaim
 from infrastructure.batching import Batcher
 from infrastructure.line import Connection, Line
 
 _Mail = tuple[UUID, int]
 """Registration and serial of an issue."""
-
-
-class StoredPersonalKeys:
-    """Implements `application.ports.PersonalKeys`; concurrent callers share a query."""
-
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        self._fetches: Batcher[tuple[UUID, ...], Mapping[UUID, bytes]] = Batcher(
-            self._fetch, name="personal keys", max_batch=500, max_waiting=5000, weigh=len
-        )
-
-    async def fetch(self, registration_ids: Sequence[UUID]) -> Mapping[UUID, bytes]:
-        """Wrapped keys; one that is missing was destroyed."""
-        return await self._fetches.do(tuple(registration_ids))
-
-    async def _fetch(self, wishes: Sequence[tuple[UUID, ...]]) -> Sequence[Mapping[UUID, bytes] | Exception]:
-        ids = list({registration_id for wish in wishes for registration_id in wish})
-
-        async def select(connection: Connection) -> dict[UUID, bytes]:
-            cursor = connection.cursor(binary=True)
-            await cursor.execute(
-                "SELECT registration_id, wrapped FROM personal_keys WHERE registration_id = ANY(%b::uuid[])", (ids,)
-            )
-            return dict(await cursor.fetchall())
-
-        keys = await self._line.ask(select)
-        return [keys for _ in wishes]
 
 
 class StoredSendClaims:
@@ -57,10 +31,12 @@ class StoredSendClaims:
         self._holder = uuid4()
         self._held: dict[_Mail, datetime] = {}
         self._released: list[tuple[UUID, int, datetime]] = []
-        self._claims: Batcher[_Mail, bool] = Batcher(self._claim, name="send claims", max_batch=500, max_waiting=5000)
+        self._claims: Batcher[_Mail, SendClaim | None] = Batcher(
+            self._claim, name="send claims", max_batch=500, max_waiting=5000
+        )
 
-    async def acquire(self, registration_id: UUID, serial: int) -> bool:
-        """True: it is ours until released or until the lease ends. False: somebody may be sending it now."""
+    async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
+        """See `application.ports.SendClaims`."""
         return await self._claims.do((registration_id, serial))
 
     async def release(self, registration_id: UUID, serial: int) -> None:
@@ -85,11 +61,11 @@ class StoredSendClaims:
 
         await self._line.ask(delete)
 
-    async def _claim(self, mails: Sequence[_Mail]) -> Sequence[bool | Exception]:
+    async def _claim(self, mails: Sequence[_Mail]) -> Sequence[SendClaim | Exception | None]:
         released, self._released = self._released, []
         wanted = list(dict.fromkeys(mails))
 
-        async def settle(connection: Connection) -> dict[_Mail, datetime]:
+        async def settle(connection: Connection) -> list[tuple[UUID, int, datetime, bytes | None]]:
             # Both in one transaction, which a pipeline is by itself.
             async with connection.pipeline():
                 if released:
@@ -101,22 +77,27 @@ class StoredSendClaims:
                         " AND c.lease_until = w.lease_until AND c.holder = %b",
                         (*(list(column) for column in zip(*released, strict=True)), self._holder),
                     )
-                cursor = await connection.execute(
+                cursor = connection.cursor(binary=True)
+                await cursor.execute(
                     "INSERT INTO send_claims AS c (registration_id, serial, holder, lease_until)"
                     " SELECT w.registration_id, w.serial, %b, clock_timestamp() + %b"
                     " FROM unnest(%b::uuid[], %b::integer[]) AS w (registration_id, serial)"
                     " ON CONFLICT (registration_id, serial) DO UPDATE"
                     " SET holder = excluded.holder, lease_until = excluded.lease_until"
                     " WHERE c.lease_until < clock_timestamp()"
-                    " RETURNING c.registration_id, c.serial, c.lease_until",
+                    " RETURNING c.registration_id, c.serial, c.lease_until,"
+                    " (SELECT k.wrapped FROM personal_keys AS k WHERE k.registration_id = c.registration_id)",
                     (self._holder, self._lease, [mail[0] for mail in wanted], [mail[1] for mail in wanted]),
                 )
-            return {(id_, serial): lease_until for id_, serial, lease_until in await cursor.fetchall()}
+            return await cursor.fetchall()
 
         try:
             got = await self._line.ask(settle)
         except BaseException:
             self._released += released
             raise
-        self._held |= got
-        return [got.pop(mail, None) is not None for mail in mails]  # of two wishes for one mail the earlier gets it
+        claims = {}
+        for registration_id, serial, lease_until, wrapped in got:
+            self._held[registration_id, serial] = lease_until
+            claims[registration_id, serial] = SendClaim(wrapped)
+        return [claims.pop(mail, None) for mail in mails]  # of two wishes for one mail the earlier gets it

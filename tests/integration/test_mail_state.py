@@ -1,4 +1,4 @@
-"""The right to send a mail, and personal keys, as workers ask the database for them."""
+"""The right to send a mail, and the personal key with it, as workers ask the database for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from infrastructure.line import Line
-from infrastructure.mail_state import StoredPersonalKeys, StoredSendClaims
+from infrastructure.mail_state import StoredSendClaims
 from tests.log_words import query
 from tests.words import eventually
 
@@ -35,7 +35,7 @@ async def test_of_many_who_want_to_send_a_mail_one_gets_the_right(line: Line, ot
     one, other = StoredSendClaims(line, lease=LEASE), StoredSendClaims(other_line, lease=LEASE)
     mail = uuid4()
     got = await asyncio.gather(*(worker.acquire(mail, 1) for worker in (one, other) for _ in range(10)))
-    assert got.count(True) == 1
+    assert sum(claim is not None for claim in got) == 1
     assert await one.acquire(mail, 2)
     assert await other.acquire(uuid4(), 1)
 
@@ -83,10 +83,15 @@ async def test_a_process_that_is_alone_forgets_the_dead(line: Line, other_line: 
     assert await alone.acquire(mail, 1)
 
 
-async def test_keys_come_for_those_who_have_one(line: Line, dsn: str) -> None:
+async def test_a_claim_brings_the_personal_key_if_there_is_one(line: Line, dsn: str) -> None:
     there, destroyed = uuid4(), uuid4()
     await query(dsn, "INSERT INTO personal_keys VALUES (%s, 'wrapped')", there)
-    keys = StoredPersonalKeys(line)
-    one, both = await asyncio.gather(keys.fetch((there,)), keys.fetch((there, destroyed)))
-    assert one[there] == both[there] == b"wrapped"
-    assert destroyed not in both
+    worker = StoredSendClaims(line, lease=LEASE)
+    first, second, third = await asyncio.gather(
+        *(worker.acquire(*mail) for mail in ((there, 1), (there, 2), (destroyed, 1)))
+    )
+    assert first is not None
+    assert first.wrapped == b"wrapped"
+    assert second == first
+    assert third is not None
+    assert third.wrapped is None

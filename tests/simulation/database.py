@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
@@ -18,7 +18,17 @@ from uuid import UUID
 import psycopg
 from eventsourcing.domain import Aggregate
 
-from application.ports import A, Conflict, Context, FollowerMoved, OtherKind, Overloaded, Unavailable, WrappedKey
+from application.ports import (
+    A,
+    Conflict,
+    Context,
+    FollowerMoved,
+    OtherKind,
+    Overloaded,
+    SendClaim,
+    Unavailable,
+    WrappedKey,
+)
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Position, Recorded
@@ -341,17 +351,17 @@ class SimulatedClaims(DatabasePort):
         super().__init__(*port)
         self._holder = holder
         self._released: list[tuple[UUID, int]] = []
-        self._claims: Batcher[tuple[UUID, int], bool] = Batcher(
+        self._claims: Batcher[tuple[UUID, int], SendClaim | None] = Batcher(
             self._claim, name="send claims", max_batch=500, max_waiting=5000
         )
 
-    async def acquire(self, registration_id: UUID, serial: int) -> bool:
+    async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
         return await self._claims.do((registration_id, serial))
 
     async def release(self, registration_id: UUID, serial: int) -> None:
         self._released.append((registration_id, serial))
 
-    async def _claim(self, mails: Sequence[tuple[UUID, int]]) -> Sequence[bool | Exception]:
+    async def _claim(self, mails: Sequence[tuple[UUID, int]]) -> Sequence[SendClaim | Exception | None]:
         released, self._released = self._released, []
         try:
             await self.go("claim")
@@ -359,28 +369,17 @@ class SimulatedClaims(DatabasePort):
             for one in released:
                 if one in claims and claims[one][0] == self._holder:
                     del claims[one]
-            got = []
+            got: list[SendClaim | None] = []
             for mail in mails:
                 free = mail not in claims or claims[mail][1] < now
                 if free:
                     claims[mail] = (self._holder, now + LEASE)
-                got.append(free)
+                got.append(SendClaim(self.database.keys.get(mail[0])) if free else None)
             await self.come("claim")
         except BaseException:
             self._released += released
             raise
         return got
-
-
-class SimulatedKeys(DatabasePort):
-    """Implements `application.ports.PersonalKeys`."""
-
-    async def fetch(self, registration_ids: Sequence[UUID]) -> Mapping[UUID, bytes]:
-        await self.go("keys")
-        keys = self.database.keys
-        found = {one: keys[one] for one in registration_ids if one in keys}
-        await self.come("keys")
-        return found
 
 
 class Cursor:

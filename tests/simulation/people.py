@@ -198,7 +198,7 @@ class People:
         if not self.known:
             return
         registration_id = self.rng.choice(self.known)
-        kind = self.rng.choices(("retry", "discard", "cancel", "erase"), (5, 2, 1, 2))[0]
+        kind = self.rng.choices(("retry", "discard", "cancel", "erase"), (4, 6, 1, 2))[0]
         command: Command = {
             "retry": RetryMail(registration_id=registration_id),
             "discard": DiscardMail(registration_id=registration_id),

@@ -33,6 +33,7 @@ from application.ports import (
     MailRequest,
     MailServers,
     NotSent,
+    SendClaim,
     Unavailable,
 )
 from domain.errors import Refused
@@ -46,6 +47,7 @@ from infrastructure.event_store import RecordedRow
 from infrastructure.follower import save_position
 from infrastructure.process_manager import ProcessManager
 from infrastructure.relay import Relay
+from tests.simulation.database import SimulatedClaims
 from tests.simulation.mail import SimulatedSecrets
 from tests.simulation.oracle import Violation
 from tests.simulation.world import Parts
@@ -263,11 +265,11 @@ def missing_still_wanted_check() -> Iterator[Parts]:
 
 @planted("I5", within=100)
 def claim_to_send_not_taken() -> Iterator[Parts]:
-    class Bold(MailDelivery):
-        async def deliver(self, request: MailRequest) -> None:
-            await self._deliver_claimed(request)
+    class Generous(SimulatedClaims):
+        async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
+            return SendClaim(self.database.keys.get(registration_id))
 
-    yield Parts(delivery=Bold)
+    yield Parts(claims=Generous)
 
 
 @planted("I5", within=50)

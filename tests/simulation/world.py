@@ -34,7 +34,6 @@ from tests.simulation.database import (
     Database,
     Session,
     SimulatedClaims,
-    SimulatedKeys,
     SimulatedStore,
 )
 from tests.simulation.faults import Faults, Network, Windows
@@ -72,6 +71,7 @@ class Parts:
     manager: type[ProcessManager] = ProcessManager
     relay: type[Relay] = Relay
     delivery: type[MailDelivery] = MailDelivery
+    claims: type[SimulatedClaims] = SimulatedClaims
     secrets: type[SimulatedSecrets] = SimulatedSecrets
 
 
@@ -398,8 +398,7 @@ class World:
             log=store,
             handlers=handlers,
             secrets=secrets,
-            keys=SimulatedKeys(*port),
-            claims=SimulatedClaims(*port, holder=UUID(int=self._rng.getrandbits(128))),
+            claims=self.parts.claims(*port, holder=UUID(int=self._rng.getrandbits(128))),
             servers=servers,
             letters=SimulatedLetters(),
             clock=clock,

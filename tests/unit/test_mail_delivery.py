@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from application.mail_delivery import Claimed, MailDelivery
-from application.ports import Accepted, Conflict, Letter, MailRequest, MailServersAway, NotSent, Unavailable
+from application.ports import Accepted, Conflict, Letter, MailRequest, MailServersAway, NotSent, SendClaim, Unavailable
 from domain.errors import UnknownRegistration
 from domain.registration import Registration
 from infrastructure.letters import TemplateLetters
@@ -44,25 +44,18 @@ class Servers:
 
 
 class Claims:
-    def __init__(self) -> None:
+    def __init__(self, log: MemoryLog) -> None:
         self.held: set[tuple[UUID, int]] = set()
+        self._log = log
 
-    async def acquire(self, registration_id: UUID, serial: int) -> bool:
+    async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
         if (registration_id, serial) in self.held:
-            return False
+            return None
         self.held.add((registration_id, serial))
-        return True
+        return SendClaim(self._log.keys.get(registration_id))
 
     async def release(self, registration_id: UUID, serial: int) -> None:
         self.held.remove((registration_id, serial))
-
-
-class Keys:
-    def __init__(self, log: MemoryLog) -> None:
-        self._log = log
-
-    async def fetch(self, registration_ids: Sequence[UUID]) -> dict[UUID, bytes]:
-        return {id_: self._log.keys[id_] for id_ in registration_ids if id_ in self._log.keys}
 
 
 class Trouble(MemoryLog):
@@ -85,14 +78,13 @@ class Post:
         self.log = Trouble()
         self.house = House(log=self.log)
         self.servers = Servers()
-        self.claims = Claims()
+        self.claims = Claims(self.log)
         self.slept: list[float] = []
         self.first_mails: list[timedelta] = []
         self.delivery = MailDelivery(
             log=self.log,
             handlers=self.house.handlers,
             secrets=KEYRING,
-            keys=Keys(self.log),
             claims=self.claims,
             servers=self.servers,
             letters=TemplateLetters(
