@@ -16,7 +16,15 @@ from psycopg_pool import AsyncConnectionPool
 from application.handlers import Handlers
 from application.ports import Unavailable
 from domain.registration import Policy
-from entrypoints.mailing import MakeRelay, finish_within, open_delivery, open_worker, relay_inside, relay_to
+from entrypoints.mailing import (
+    WORKERS_PACE,
+    MakeRelay,
+    finish_within,
+    open_delivery,
+    open_worker,
+    relay_inside,
+    relay_to,
+)
 from entrypoints.service import CannotStart, Service
 from infrastructure.alerts import Alerts
 from infrastructure.announcements import Announcements
@@ -113,6 +121,7 @@ async def open_service(
             codec=EventCodec(),
             clock=clock,
             statement_timeout=settings.statement_timeout,
+            pace=WORKERS_PACE if works else timedelta(0),
             on_batch=metrics.append_batch,
             on_append=metrics.append,
         )

@@ -38,6 +38,10 @@ SEND_MARGIN = timedelta(seconds=15)
 RECORDING = timedelta(seconds=3)
 """What of that is for the recording: sending is given up so long before the claim ends."""
 
+WORKERS_PACE = timedelta(milliseconds=3)
+"""Least time between two batches of what a worker asks the database. A mail that comes alone waits for nothing; of many,
+a worker sends 1,630 a second instead of 1,350, and no more with 5 or 10 ms (2 cores, 2026-11-25)."""
+
 PUBLISHING = 128
 """Requests on their way to the broker at the same time: confirms come in milliseconds, and not one by one."""
 
@@ -73,10 +77,12 @@ async def open_delivery(
     *,
     sleep: Callable[[float], Awaitable[None]],
     circuits: Callable[..., Circuits],
+    pace: timedelta = timedelta(0),
 ) -> Delivery:
     """Everything that sending a mail takes; taken down with the stack.
 
     Args:
+        pace: of what it asks the database; see `infrastructure.batching.Batcher`.
         sleep, circuits: see `entrypoints.bootstrap.open_service`.
 
     Raises:
@@ -98,7 +104,7 @@ async def open_delivery(
     line = Line(service.dsn, name="mail", statement_timeout=settings.statement_timeout)
     stack.push_async_callback(line.close)
     lease = 3 * settings.send_timeout + SEND_MARGIN
-    claims = StoredSendClaims(line, lease=lease)
+    claims = StoredSendClaims(line, lease=lease, pace=pace)
     stack.push_async_callback(_give_back, claims)
     if settings.database_url is None and stack.enter_context(DataDirectory(settings.data_dir).following()):
         await claims.forget_the_dead()
@@ -175,7 +181,7 @@ async def open_worker(
 
     Args and Raises: as `open_delivery`.
     """
-    delivery = await open_delivery(service, stack, sleep=sleep, circuits=circuits)
+    delivery = await open_delivery(service, stack, sleep=sleep, circuits=circuits, pace=WORKERS_PACE)
     worker = MailWorker(
         deliver=delivery.deliver,
         until_mail_ready=delivery.servers.until_ready,

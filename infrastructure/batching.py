@@ -19,8 +19,8 @@ PATIENCE = timedelta(seconds=2)
 class Batcher(Generic[Item, Result]):
     """Turns many concurrent single calls into few calls for many.
 
-    There is no lingering: a lone item goes at once, and batches fill by themselves while the one before is under way.
-    Order is kept. At most one batch is under way at any time.
+    A lone item goes at once, and batches fill by themselves while the one before is under way and, where there is a pace,
+    for a moment after it. Order is kept. At most one batch is under way at any time.
     """
 
     def __init__(
@@ -33,6 +33,8 @@ class Batcher(Generic[Item, Result]):
         weigh: Callable[[Item], int] = lambda _: 1,
         on_batch: Callable[[int], None] = lambda _: None,
         patience: timedelta = PATIENCE,
+        pace: timedelta = timedelta(0),
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """
         Args:
@@ -43,6 +45,9 @@ class Batcher(Generic[Item, Result]):
             weigh: weight of an item.
             on_batch: told the number of items of every batch.
             patience: for a batch. While one takes longer, whoever waits behind it or comes is refused at once.
+            pace: from the end of a batch to the begin of the next one; for those whom a later answer costs nothing, as
+                few large batches take less of everybody's time than many small ones.
+            sleep: waits, in seconds.
         """
         self._run = run
         self._name = name
@@ -51,6 +56,9 @@ class Batcher(Generic[Item, Result]):
         self._weigh = weigh
         self._on_batch = on_batch
         self._patience = patience.total_seconds()
+        self._pace = pace.total_seconds()
+        self._sleep = sleep
+        self._next_at = 0.0
         self._stuck = False
         self._waiting: dict[asyncio.Future[Result], Item] = {}  # in order; O(1) for a caller that goes
         self._worker: asyncio.Task[None] | None = None
@@ -98,11 +106,15 @@ class Batcher(Generic[Item, Result]):
             await asyncio.wait({self._worker})  # unlike `await`, leaves it alone when we are cancelled
 
     async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             while self._waiting:
+                if (rest := self._next_at - loop.time()) > 0:
+                    await self._sleep(rest)
                 batch = self._take()
                 if batch:
                     await self._settle(batch)
+                    self._next_at = loop.time() + self._pace
         finally:
             self._worker = None
             for future in self._waiting:  # none, unless the worker itself was cancelled

@@ -157,12 +157,14 @@ class EventStore:
         clock: DatabaseClock,
         statement_timeout: timedelta = timedelta(seconds=10),
         max_waiting: int = 2000,
+        pace: timedelta = timedelta(0),
         on_batch: Callable[[int], None] = lambda _: None,
         on_append: Callable[[float], None] = lambda _: None,
     ) -> None:
         """
         Args:
             max_waiting: appends that may wait for the next batch; beyond it callers get `Overloaded`.
+            pace: of the batches of appends and loads; see `infrastructure.batching.Batcher`.
             on_batch: told the number of appends of every batch.
             on_append: told the seconds that every append took, its wait included.
         """
@@ -182,9 +184,10 @@ class EventStore:
             max_waiting=max_waiting,
             weigh=lambda append: len(append.events),
             on_batch=on_batch,
+            pace=pace,
         )
         self._loads: Batcher[tuple[tuple[UUID, ...], tuple[UUID, ...]], LoadedStreams] = Batcher(
-            self._load_batch, name="load", max_batch=200, max_waiting=max_waiting
+            self._load_batch, name="load", max_batch=200, max_waiting=max_waiting, pace=pace
         )
 
     async def open(self) -> None:

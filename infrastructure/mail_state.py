@@ -21,10 +21,11 @@ class StoredSendClaims:
     for the next claim to be made, or `close`: it is in no hurry, and costs no commit of its own.
     """
 
-    def __init__(self, line: Line, *, lease: timedelta) -> None:
+    def __init__(self, line: Line, *, lease: timedelta, pace: timedelta = timedelta(0)) -> None:
         """
         Args:
             lease: longer than sending one mail can take, all tries included.
+            pace: see `infrastructure.batching.Batcher`.
         """
         self._line = line
         self._lease = lease
@@ -32,7 +33,7 @@ class StoredSendClaims:
         self._held: dict[_Mail, datetime] = {}
         self._released: list[tuple[UUID, int, datetime]] = []
         self._claims: Batcher[_Mail, SendClaim | None] = Batcher(
-            self._claim, name="send claims", max_batch=500, max_waiting=5000
+            self._claim, name="send claims", max_batch=500, max_waiting=5000, pace=pace
         )
 
     async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:

@@ -55,6 +55,29 @@ async def queued(batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[i
     return tasks
 
 
+async def test_with_a_pace_a_lone_item_goes_at_once_and_what_comes_within_it_goes_together(work: Work) -> None:
+    slept, over = list[float](), asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await over.wait()
+
+    batcher: Batcher[int, int] = Batcher(
+        work, name="test", max_batch=10, max_waiting=5, pace=timedelta(hours=1), sleep=sleep
+    )
+    assert await batcher.do(1) == 2
+    assert slept == []
+
+    first = await queued(batcher, 2)
+    second = await queued(batcher, 3)
+    assert work.batches == [[1]]
+    over.set()
+
+    assert await asyncio.gather(*first, *second) == [4, 6]
+    assert work.batches == [[1], [2, 3]]
+    assert 0 < slept[0] <= 3600
+
+
 async def test_a_lone_item_goes_at_once(work: Work, batcher: Batcher[int, int]) -> None:
     assert await batcher.do(21) == 42
     assert work.batches == [[21]]
