@@ -174,7 +174,10 @@ class MailDelivery:
         outcome: RecordEmailDispatched | RecordEmailDispatchFailed | WithholdEmail
         try:
             async with asyncio.timeout_at(until):
-                accepted = await (self._servers.probe() if letter is None else self._servers.send(letter))
+                sending = (
+                    self._servers.probe(until=until) if letter is None else self._servers.send(letter, until=until)
+                )
+                accepted = await sending
         except TimeoutError:
             raise Claimed("our lease has ended", retry_after=self._retry_claimed_after.total_seconds()) from None
         except NotSent as failure:

@@ -291,7 +291,7 @@ class NotSent(Exception):
 
 class MailServersAway(Unavailable):
     """Every mail server's circuit is open, or was opened now by a refusal that has nothing to do with the mail (login,
-    certificate): no try is used up."""
+    certificate), or the time that was given was used up by waiting for a turn: no try is used up."""
 
 
 class BrokerAway(Unavailable):
@@ -299,8 +299,11 @@ class BrokerAway(Unavailable):
 
 
 class MailServers(Protocol):
-    async def send(self, letter: Letter) -> Accepted:
+    async def send(self, letter: Letter, *, until: float | None = None) -> Accepted:
         """Hand the letter to the first server that takes it: up to 3 tries on transient errors.
+
+        Args:
+            until: by the event loop's clock; no try is begun that may take longer.
 
         Raises:
             NotSent: see there.
@@ -308,10 +311,10 @@ class MailServers(Protocol):
         """
         ...
 
-    async def probe(self) -> Accepted:
+    async def probe(self, *, until: float | None = None) -> Accepted:
         """Go all the way of `send` but for the mail itself: what becomes of it is what would become of a mail now.
 
-        Raises: as `send`.
+        Args and Raises: as `send`.
         """
         ...
 

@@ -121,7 +121,7 @@ async def open_service(
             codec=EventCodec(),
             clock=clock,
             statement_timeout=settings.statement_timeout,
-            pace=WORKERS_PACE if works else timedelta(0),
+            pace=WORKERS_PACE if works and not follows else timedelta(0),
             on_batch=metrics.append_batch,
             on_append=metrics.append,
         )

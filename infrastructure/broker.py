@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -160,7 +160,7 @@ class Unroutable(Unavailable):
 
 # --- One connection -------------------------------------------------------------------------------
 
-Handle = Callable[[RabbitMessage], Awaitable[None]]
+Handle = Callable[[RabbitMessage], Coroutine[Any, Any, None]]
 """Sees a message through, acknowledgement included. Must not raise."""
 
 
@@ -234,9 +234,19 @@ class Consumer:
         if self._in_hand:
             await asyncio.wait(self._in_hand, timeout=within.total_seconds())
 
+    async def end(self, within: timedelta) -> None:
+        """`finish` for good, also what is in hand from connections that were lost, and give up what is not finished."""
+        if not self._finishing:
+            await self.finish(within)
+        rest = list(self._in_hand)
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
     def detach(self) -> None:
-        """The connection is gone."""
+        """The connection is gone. What is in hand is seen through all the same; its messages come again."""
         self._subscriber = None
+        self.stopping.set()
 
     async def _settle(self) -> None:
         """Make consuming or not what it is to be. The connection may go at any moment; the next one begins anew."""
@@ -255,13 +265,11 @@ class Consumer:
                         await subscriber.start()
 
     async def _take(self, message: RabbitMessage) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - this is a coroutine
+        # In a task of its own: the library cancels the one we are in when the channel goes, and a mail that is cut off
+        # after its content has to go out again.
+        task = asyncio.create_task(self._handle(message))
         self._in_hand.add(task)
-        try:
-            await self._handle(message)
-        finally:
-            self._in_hand.discard(task)
+        task.add_done_callback(self._in_hand.discard)
 
 
 async def _as_it_is(message: RabbitMessage) -> RabbitMessage:
@@ -573,8 +581,11 @@ class Broker:
     async def run(self) -> None:
         """Be connected until cancelled: a loss is followed by the next try, for ever."""
         retrying = AsyncRetrying(wait=self._pauses, before_sleep=self._note_failure)
-        while True:
-            await retrying(self._be_connected)
+        try:
+            while True:
+                await retrying(self._be_connected)
+        finally:
+            await asyncio.gather(*(consumer.end(self._finish_within) for consumer in self._consumers))
 
     async def publish(
         self,

@@ -165,7 +165,7 @@ class MailPublisher:
             Unavailable: the broker is away, or refuses it; whether it arrives may be unknown.
         """
         if not self._board.may_hand_over():
-            raise MailServersAway("every mail server's circuit is open")
+            raise MailServersAway("no mail server may be called now")
         crash_point("relay.before_publish")
         await self._broker.publish(
             encode(request),
@@ -253,7 +253,7 @@ class MailWorker:
     async def _see_through(self, request: MailRequest) -> bool:
         """Deliver, however often the world is away, as long as a message may be held.
 
-        Answers False if it is to go back into the queue, as we are stopping: closing the connection does that.
+        Answers False if it is to go back into the queue, as we are stopping, or the connection is lost: its end does that.
         """
         until = asyncio.get_running_loop().time() + self._hold.total_seconds()
         while True:
@@ -268,7 +268,8 @@ class MailWorker:
                 wait = self._pause_until(self._until_database_ready)
             except Conflict:
                 wait = asyncio.sleep(CONFLICT_PAUSE.total_seconds())
-            waits = [asyncio.ensure_future(wait), asyncio.ensure_future(self.consumer.stopping.wait())]
+            stopped = asyncio.ensure_future(self.consumer.stopping.wait())
+            waits = [asyncio.ensure_future(wait), stopped]
             try:
                 async with asyncio.timeout_at(until):
                     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -278,7 +279,7 @@ class MailWorker:
             finally:
                 for one in waits:
                     one.cancel()
-            if self.consumer.stopping.is_set():
+            if stopped.done():
                 return False
 
     async def _pause_until(self, ready: Callable[[], Awaitable[None]]) -> None:

@@ -13,6 +13,7 @@ the server's reply, and servers quote the address.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -74,7 +75,7 @@ SOMEBODY_PROBES: Final = 1.0
 MayProbe = Callable[[str], Awaitable[bool]]
 """Asked with the server's `host:port` before its open circuit is probed: only one of all workers is to do it."""
 
-Stage = Literal["connect", "tls", "login", "mail", "rcpt", "data", "end-of-data"]
+Stage = Literal["connect", "ehlo", "tls", "login", "mail", "rcpt", "data", "end-of-data"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 """As a conversation goes through them."""
 OnAttempt = Callable[[str, str], None]
@@ -140,14 +141,13 @@ def judge_reply(stage: Stage, code: int, text: str) -> Verdict:
     ) -> Verdict:
         return Verdict(failure, permanent, outage or hopeless, hopeless, code, status, unknown, too_many)
 
-    if code == 421:  # before MAIL it may say so to everybody; 4.3.2: it shuts down
-        in_session = stage not in {"connect", "tls", "login"}
-        return verdict("throttled", outage=True, too_many=in_session and status != "4.3.2")
+    if code == 421:
+        return verdict("throttled", outage=True, too_many=status != "4.3.2")  # 4.3.2: it shuts down
     if code // 100 not in {4, 5}:  # not an answer to what was asked
         return verdict("connection", outage=True, unknown=stage == "end-of-data")
     refused_for_good = code // 100 == 5
     match stage:
-        case "connect":
+        case "connect" | "ehlo":
             return verdict("connection" if refused_for_good else "temporary", outage=True)
         case "tls":
             return verdict("tls", outage=True, hopeless=refused_for_good)
@@ -183,7 +183,7 @@ def judge_error(stage: Stage, error: OSError | SMTPException) -> Verdict:
     """Classify what was raised. Replies first: aiosmtplib has replies that are OSErrors too."""
     if isinstance(error, SMTPResponseException):
         return judge_reply(stage, error.code, error.message)
-    if stage in {"connect", "tls"} and _is_tls_failure(error):
+    if stage in {"connect", "ehlo", "tls"} and _is_tls_failure(error):
         return Verdict("tls", outage=True, hopeless=True)
     if not isinstance(error, OSError):  # aiosmtplib's own "not supported by this server"
         if stage == "tls":
@@ -209,6 +209,10 @@ class _Refused(Exception):
         self.verdict = verdict
 
 
+class _TooLate(Exception):
+    """The time that was left for a mail was used up by waiting for its turn."""
+
+
 def _is_plain_refusal(error: BaseException) -> bool:
     """The server said no, and the session goes on."""
     return isinstance(error, SMTPResponseException) and error.code // 100 in {4, 5} and error.code != 421
@@ -225,6 +229,9 @@ def _may_be_used_up(error: OSError | SMTPException) -> bool:
 
 @dataclass(slots=True, eq=False)
 class _Progress:
+    """Attributes: begun: by the loop's clock."""
+
+    begun: float
     stage: Stage = "connect"
 
 
@@ -251,12 +258,13 @@ class _Connection:
             timeout=None,  # the whole try has one
         )
         await client.connect()
+        progress.stage = "ehlo"
         try:
             await client.ehlo()
             if server.scheme == "smtp" and server.starttls == "required":
                 progress.stage = "tls"
                 await client.starttls()
-                progress.stage = "connect"
+                progress.stage = "ehlo"
                 await client.ehlo()
             if server.username is not None:
                 progress.stage = "login"
@@ -316,7 +324,7 @@ class _Server:
 
     "Too many" is answered by fewer at the same time (`Slots`). It says nothing against a server that is just taking
     others of our mails, and a burst of refusals that those few cannot outnumber must not open its circuit. Whoever says
-    421 and takes none is as good as away.
+    421 and takes none is as good as away: then it has nothing to do with how many they are.
     """
 
     def __init__(
@@ -340,6 +348,7 @@ class _Server:
         self._may_probe = may_probe
         self._slots = Slots(limits.connections, on_change=partial(on_concurrency, self.provider))
         self._under_way: set[_Progress] = set()
+        self._taken_at = -math.inf
         self._mails_per_connection = limits.mails_per_connection
         self._ended_after: int | None = None  # so many mails, the connection that the server ended last
         self._used_up = 0  # connections, since it was learned how many mails they carry
@@ -353,11 +362,14 @@ class _Server:
     def circuit(self) -> Circuit:
         return cast("Circuit", self._breaker.context)
 
-    async def hand_over(self, to: str, message: bytes | None) -> int:
+    async def hand_over(self, to: str, message: bytes | None, until: float | None) -> int:
         """One try, over in `limits.timeout`; answers the reply code. Without a message it ends before the recipient.
 
+        Args:
+            until: by the loop's clock, when it must be over; it is not begun if it may take longer.
+
         Raises:
-            CircuitOpen: it was not made.
+            CircuitOpen, _TooLate: it was not made.
             _Refused: it failed.
         """
         if (seconds := self.circuit.ready_in()) > 0:
@@ -365,6 +377,8 @@ class _Server:
         async with self._slots as begun:  # waiting for a slot is no fault of the server: no timeout yet
             if self.circuit.is_due:
                 await self._ask_to_probe()
+            if until is not None and asyncio.get_running_loop().time() + self._limits.timeout.total_seconds() > until:
+                raise _TooLate
             return await self._try(to, message, begun)
 
     async def _ask_to_probe(self) -> None:
@@ -376,7 +390,7 @@ class _Server:
         self.circuit.be_due()
 
     async def _try(self, to: str, message: bytes | None, begun: int) -> int:
-        progress = _Progress()
+        progress = _Progress(asyncio.get_running_loop().time())
         async with self._breaker:
             self._under_way.add(progress)
             try:
@@ -384,6 +398,7 @@ class _Server:
                     code = await self._converse(to, message, progress)
                 if message is not None:
                     self._content_taken, self._content_refused = True, None
+                    self._taken_at = asyncio.get_running_loop().time()
                     self._slots.succeeded(begun)
                 if self._content_refused is None:
                     return code
@@ -395,16 +410,17 @@ class _Server:
             # Raised outside of the except clause: the refusal must not carry the reply's text in its context.
             if verdict.hopeless:
                 self.circuit.open()
-            if verdict.too_many:
+            is_outage = verdict.outage and not (verdict.too_many and self._takes_others(progress))
+            if verdict.too_many and not is_outage:
                 self._slots.refused(begun)
-            if verdict.outage and not (verdict.too_many and self._takes_others(progress.stage)):
+            if is_outage:
                 raise _Refused(verdict)
         raise _Refused(verdict)  # the server is well: no failure of its circuit
 
-    def _takes_others(self, refused_at: Stage) -> bool:
-        """Has it let others of our mails further, right now?"""
-        reached = STAGES.index(refused_at)
-        return any(STAGES.index(progress.stage) > reached for progress in self._under_way)
+    def _takes_others(self, refused: _Progress) -> bool:
+        """Has it let others of our mails further, or taken one, while it refused this one?"""
+        reached = STAGES.index(refused.stage)
+        return self._taken_at >= refused.begun or any(STAGES.index(other.stage) > reached for other in self._under_way)
 
     def _judge(self, stage: Stage, error: OSError | SMTPException) -> Verdict:
         verdict = judge_error(stage, error)
@@ -541,6 +557,7 @@ class _Sending:
 
     to: str
     message: bytes | None
+    until: float | None
     tries: int = 0
     again: bool = False
     avoided: set[str] = field(default_factory=set)
@@ -611,7 +628,7 @@ class SmtpServers:
         self._now = now
         self._opened: list[_Server] = []
 
-    async def send(self, letter: Letter) -> Accepted:
+    async def send(self, letter: Letter, *, until: float | None = None) -> Accepted:
         to = message = None
         failure: MailFailure = "mailbox-unknown"
         with suppress(ValueError):  # which may quote the address
@@ -621,10 +638,10 @@ class SmtpServers:
         servers = await self._servers()
         if to is None or message is None:
             raise NotSent(failure, permanent=True, provider=servers[0].provider, attempts=0)
-        return await self._through(_Sending(to, message), servers)
+        return await self._through(_Sending(to, message, until), servers)
 
-    async def probe(self) -> Accepted:
-        return await self._through(_Sending("", None), await self._servers())
+    async def probe(self, *, until: float | None = None) -> Accepted:
+        return await self._through(_Sending("", None, until), await self._servers())
 
     async def _through(self, sending: _Sending, servers: Sequence[_Server]) -> Accepted:
         return await persist(
@@ -660,9 +677,12 @@ class SmtpServers:
         retry_after = self._circuits.default_ttl
         for server in sorted(servers, key=lambda server: server.provider in sending.avoided):
             try:
-                code = await server.hand_over(sending.to, sending.message)
+                code = await server.hand_over(sending.to, sending.message, sending.until)
             except CircuitOpen as rejection:
                 retry_after = min(retry_after, rejection.retry_after)
+                continue
+            except _TooLate:
+                retry_after = 0.0
                 continue
             except _Refused as refusal:
                 verdict = refusal.verdict
@@ -682,7 +702,7 @@ class SmtpServers:
                 sending.again = may_help and not verdict.permanent and not verdict.outcome_unknown
                 raise sending.failed()
         if sending.last is None:
-            raise MailServersAway("every mail server's circuit is open", retry_after=retry_after)
+            raise MailServersAway("no mail server may be called now", retry_after=retry_after)
         raise sending.failed()
 
     def _report(self, server: _Server, verdict: Verdict | None) -> None:

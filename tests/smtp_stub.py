@@ -5,6 +5,7 @@ async with SmtpStub() as stub:
     stub.at("quit", "hang")                            # never answer, for ever
     stub.at("eod", "drop")                             # cut the connection
     stub.at("rcpt", lambda: "450 busy" if busy else None)   # decided each time
+    stub.at("eod", "wait")                             # with the answer, for `stub.go_on`
     stub.bears = 3                                     # mails at the same time; to more it says `stub.throttle`
     stub.mails_per_session = 10                        # then 421
 """
@@ -94,6 +95,7 @@ class SmtpStub:
         self.bears: int | None = None
         self.mails_per_session: int | None = None
         self.throttle = "450 4.7.0 too many at once"
+        self.go_on = asyncio.Event()
         self._implicit = implicit
         self._plans: dict[str, list[Action]] = {}
         self._always: dict[str, Action] = {}
@@ -101,7 +103,7 @@ class SmtpStub:
         self._changed = asyncio.Event()
 
     def at(self, stage: Stage, action: Action, *, times: int | None = None) -> Self:
-        """From now on do `action` at `stage`: "hang", "drop", a reply or what it answers; `times=None`: until `heal`."""
+        """From now on do `action` at `stage`: "hang", "drop", "wait", a reply or what it answers; `times=None`: until `heal`."""
         if times is None:
             self._always[stage] = action
         else:
@@ -254,6 +256,8 @@ class _Conversation:
                 raise _HangUpError
             case "drop":
                 raise _HangUpError
+            case "wait":
+                await self.stub.go_on.wait()
             case str(own):
                 reply = own
         self.writer.write(reply.encode() + b"\r\n")

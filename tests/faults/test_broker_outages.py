@@ -21,6 +21,7 @@ from tests.faults.fleet import Fleet
 from tests.faults.invariants import INVARIANTS
 from tests.faults.journal import Client, Operation
 from tests.faults.scene import Scene
+from tests.mail_words import until_recorded
 from tests.rabbitmq import PrivateRabbit, demand, node
 from tests.smtp_stub import SmtpStub
 from tests.words import eventually
@@ -134,6 +135,31 @@ async def test_a_broker_that_is_killed_under_load_costs_no_mail_and_doubles_none
         await eventually(lambda: len(scene.copies) >= len(registered), within=60)
         await scene.prove(client, *registered[::10])
         assert set(scene.copies.values()) == {1}
+        await scene.must_hold()
+
+
+@pytest.mark.fault("C2")
+async def test_mails_that_a_worker_has_in_hand_when_the_broker_is_killed_are_seen_through_and_not_sent_again(
+    scene_on_node: Scene, outage_node: PrivateRabbit
+) -> None:
+    scene = scene_on_node
+    client = await scene.client_within()
+    async with scene.within(follows=True, works=True) as service:
+        await until_up(service)
+        scene.sink.at("eod", "wait")
+        registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(9)]
+        await eventually(lambda: len(scene.sink.mails) == 9)
+        with scene.faults.during("broker killed", "broker"):
+            await asyncio.to_thread(outage_node.kill)
+            await until_lost(service)
+            scene.sink.go_on.set()
+            await until_recorded(scene.fleet.dsn, "registration.email_dispatched", 9)
+            await asyncio.to_thread(outage_node.start)
+
+        await until_up(service)
+        await until_empty(url_of(scene))
+        await scene.prove(client, *registered)
+        assert scene.copies == {f"person-{number}@example.com".encode(): 1 for number in range(9)}
         await scene.must_hold()
 
 

@@ -18,6 +18,7 @@ from infrastructure.clock import DatabaseClock
 from tests.broker_words import broker_through, put, spy_on, until_empty, until_lost, until_up, vhost_of, waiting
 from tests.faults.scene import Scene
 from tests.log_words import query
+from tests.mail_words import until_recorded
 from tests.rabbitmq import PrivateRabbit
 from tests.tcp_proxy import TO_CLIENT, TO_SERVER
 from tests.words import eventually
@@ -47,9 +48,16 @@ async def test_a_queue_that_is_deleted_while_it_is_consumed_is_declared_again_an
         await until_up(service)
         await scene.prove(client, await scene.accepted(client, "before@example.com"))
 
+        scene.sink.at("eod", "wait")
+        in_hand = [await scene.accepted(client, f"in-hand-{number}@example.com") for number in range(5)]
+        await eventually(lambda: len(scene.sink.mails) == 6)
         with scene.faults.during("mail queue deleted", "broker"):
             rabbit.ask("DELETE", f"queues/{vhost_of(broker_url)}/{MAIL_QUEUE}")
             await until_lost(service)
+        await until_up(service)
+        scene.sink.go_on.set()
+        await until_recorded(scene.fleet.dsn, "registration.email_dispatched", 6)
+        await scene.prove(client, *in_hand)
         registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(5)]
 
         await scene.prove(client, *registered)

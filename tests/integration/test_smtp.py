@@ -831,12 +831,49 @@ async def test_too_many_says_nothing_against_a_server_that_is_just_taking_anothe
     await asyncio.gather(taken, return_exceptions=True)
 
 
-@pytest.mark.parametrize("stage", ["connect", "tls", "login"])
-def test_421_before_the_first_mail_is_no_answer_to_how_many_there_are(stage: smtp.Stage) -> None:
-    assert not judge_reply(stage, 421, "4.7.0 too many").too_many
+@pytest.mark.fault("E26")
+async def test_a_server_that_takes_a_few_connections_only_is_called_by_no_more_and_never_given_up(
+    stub: SmtpStub, open_post: OpenPost
+) -> None:
+    def over_five() -> str | None:
+        return "421 4.7.0 too many connections" if sum(not session.over for session in stub.sessions) > 5 else None
+
+    stub.at("banner", over_five)
+    post = await open_post(stub, limits=Limits(connections=32))
+
+    await asyncio.gather(*(post.insist(letter) for letter in numbered(300)))  # fails if its circuit opens
+
+    assert stub.faults["banner"] > 0
+    assert post.outcomes.count("throttled") < 100
+    assert post.concurrency[-1] <= 10
+    assert set(copies(stub).values()) == {1}
+    assert len(stub.mails) == 300
+    assert await post.servers.states() == {provider(stub): "closed"}
 
 
-@pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "end-of-data"])
+async def test_a_mail_whose_time_was_used_up_by_waiting_for_its_turn_is_not_begun(
+    stub: SmtpStub, open_post: OpenPost
+) -> None:
+    limits = Limits(connections=1, timeout=timedelta(minutes=1))
+    post = await open_post(stub, limits=limits)
+    stub.at("eod", "wait", times=1)
+    first = asyncio.create_task(post.send())
+    await stub.until(lambda: len(stub.mails) == 1)
+    until = asyncio.get_running_loop().time() + limits.timeout.total_seconds()
+    second = asyncio.create_task(post.servers.send(letter_to("second@example.com"), until=until))
+    await asyncio.sleep(0)  # it waits for its turn
+
+    stub.go_on.set()
+
+    assert (await first).attempts == 1
+    with pytest.raises(MailServersAway):
+        await second
+    assert post.outcomes == ["accepted"]
+    assert stub.sessions[0].commands.count(b"MAIL") == 1
+    assert await post.servers.states() == {provider(stub): "closed"}
+
+
+@pytest.mark.parametrize("stage", smtp.STAGES)
 def test_a_server_that_shuts_down_is_an_outage_at_any_stage(stage: smtp.Stage) -> None:
     verdict = judge_reply(stage, 421, "4.3.2 shutting down")
     assert (verdict.outage, verdict.too_many) == (True, False)

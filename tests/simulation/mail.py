@@ -149,10 +149,10 @@ class SimulatedMailServers:
         self._failures = 0
         self._open_until = 0.0
 
-    async def send(self, letter: Letter) -> Accepted:
+    async def send(self, letter: Letter, *, until: float | None = None) -> Accepted:
         return await self._through(letter)
 
-    async def probe(self) -> Accepted:
+    async def probe(self, *, until: float | None = None) -> Accepted:
         return await self._through(None)
 
     async def _through(self, letter: Letter | None) -> Accepted:

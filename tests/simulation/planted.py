@@ -314,9 +314,9 @@ def unknown_outcome_taken_for_a_hand_over() -> Iterator[Parts]:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._servers, name)
 
-        async def send(self, letter: Letter) -> Accepted:
+        async def send(self, letter: Letter, *, until: float | None = None) -> Accepted:
             try:
-                return await self._servers.send(letter)
+                return await self._servers.send(letter, until=until)
             except NotSent as failure:
                 return Accepted(failure.provider, failure.attempts, 250)
 

@@ -28,12 +28,12 @@ class Servers:
         self.probed = 0
         self.away = False
 
-    async def send(self, letter: Letter) -> Accepted:
+    async def send(self, letter: Letter, *, until: float | None = None) -> Accepted:
         self.does()
         self.letters.append(letter)
         return Accepted("mail.example:25", 1, 250)
 
-    async def probe(self) -> Accepted:
+    async def probe(self, *, until: float | None = None) -> Accepted:
         self.probed += 1
         if self.away:
             raise NotSent("connection", permanent=False, provider="mail.example:25", attempts=3)
