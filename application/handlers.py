@@ -358,7 +358,7 @@ class Handlers:
     async def discard_stray_message(self, command: DiscardStrayMessage, context: Context) -> Answer:
         async def decide() -> Answer:
             streams = await self._log.load(command.message_id)
-            message = _existing(StrayMessage, streams, command.message_id)
+            message = existing(StrayMessage, streams, command.message_id)
             message.discard(now=self._clock())
             position = await self._save(message, context=context)
             return Answer(command.message_id, Status.CANCELLED, position or streams.position(command.message_id))
@@ -400,11 +400,16 @@ class Handlers:
 
 
 def _found(streams: Streams, registration_id: UUID) -> Registration:
-    return _existing(Registration, streams, registration_id)
+    return existing(Registration, streams, registration_id)
 
 
-def _existing(kind: type[A], streams: Streams, stream_id: UUID) -> A:
-    with suppress(OtherKind):  # an id of something else is as unknown as one of nothing
+def existing(kind: type[A], streams: Streams, stream_id: UUID) -> A:
+    """The aggregate of this stream.
+
+    Raises:
+        UnknownRegistration: it is empty, or of another kind: an id of something else is as unknown as one of nothing.
+    """
+    with suppress(OtherKind):
         aggregate = streams.get(kind, stream_id)
         if aggregate is not None:
             return aggregate

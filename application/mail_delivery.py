@@ -13,7 +13,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from application.commands import Command, RecordEmailDispatched, RecordEmailDispatchFailed, WithholdEmail
 from application.crash_points import crash_point
-from application.handlers import Answer, Handlers
+from application.handlers import Answer, Handlers, existing
 from application.ports import (
     Clock,
     Conflict,
@@ -28,7 +28,6 @@ from application.ports import (
     SendClaims,
     Unavailable,
 )
-from domain.errors import UnknownRegistration
 from domain.registration import Policy, Registration
 
 T = TypeVar("T")
@@ -118,9 +117,7 @@ class MailDelivery:
     async def _deliver_claimed(self, request: MailRequest, claim: SendClaim, until: float | None = None) -> None:
         # Loaded after the claim: what the previous holder recorded is seen, and so is an erasure.
         streams = await self._log.load(request.registration_id)
-        registration = streams.get(Registration, request.registration_id)
-        if registration is None:
-            raise UnknownRegistration
+        registration = existing(Registration, streams, request.registration_id)
         if not registration.wants_mail(request.serial):
             return
         if registration.duplicate_of is not None:

@@ -107,7 +107,8 @@ async def examine(data_dir: Path | None) -> AsyncIterator[Finding]:
         else:
             async for finding in _in_database(connection, settings):
                 yield finding
-    yield await _broker(settings)
+    async for finding in _broker(settings):
+        yield finding
     async for finding in _mail(settings):
         yield finding
     if settings.alert_url is not None:
@@ -304,29 +305,39 @@ def _listed(counts: dict[str, int]) -> str:
 # --- RabbitMQ ---------------------------------------------------------------------------------
 
 
-async def _broker(settings: Settings) -> Finding:
+async def _broker(settings: Settings) -> AsyncIterator[Finding]:
     """Log in, and look at what is there: nothing is made."""
     if settings.broker_url is None:
-        return Finding("rabbitmq", "ok", "not used: mail is handed over inside the process")
+        yield Finding("rabbitmq", "ok", "not used: mail is handed over inside the process")
+        return
     url = settings.broker_url.get_secret_value()
     try:
-        await compare(url, Topology.of(queue_ttl=settings.queue_ttl))
-        counts = await counts_of(url)
+        if not await compare(url, Topology.of(queue_ttl=settings.queue_ttl)):
+            yield Finding(
+                "rabbitmq rights",
+                "warn",
+                "may only look",
+                "Enough for `serve`, not for `process` and `work`: what they need is in deploy/registrar@.service.",
+            )
+        yield _queues(await counts_of(url))
     except OtherQueue as error:
-        return Finding("rabbitmq", "fail", str(error))
+        yield Finding("rabbitmq", "fail", str(error))
     except ChannelNotFoundEntity:
-        return Finding(
+        yield Finding(
             "rabbitmq",
             "warn",
             "our queues are not there",
             "`registrar broker declare` makes them, as `process` and `work` do.",
         )
     except REFUSALS:
-        return Finding("rabbitmq", "fail", "it refuses us", f"{REFUSAL_HINT[:1].upper()}{REFUSAL_HINT[1:]}.")
+        yield Finding("rabbitmq", "fail", "it refuses us", f"{REFUSAL_HINT[:1].upper()}{REFUSAL_HINT[1:]}.")
     except (AMQPError, OSError, TimeoutError) as error:
-        return Finding(
+        yield Finding(
             "rabbitmq", "fail", f"no answer ({type(error).__name__})", "Check REGISTRAR_BROKER_URL and the broker."
         )
+
+
+def _queues(counts: dict[str, dict[str, int]]) -> Finding:
     says = ", ".join(
         f"{name}: {count['messages']} waiting, {count['consumers']} consumers" for name, count in counts.items()
     )

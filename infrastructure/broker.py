@@ -745,10 +745,10 @@ async def counts_of(url: str) -> dict[str, dict[str, int]]:
         return await _counts(connection)
 
 
-async def compare(url: str, topology: Topology) -> None:
+async def compare(url: str, topology: Topology) -> bool:
     """Is what exists what we would declare? On a connection of its own, which changes nothing: what is missing stays so.
 
-    Whoever may not declare is not answered: for such a user all is well.
+    Answers whether we may declare what is there. Where we may not, its properties are not told to us.
 
     Raises:
         OtherQueue: something exists with other properties.
@@ -756,28 +756,39 @@ async def compare(url: str, topology: Topology) -> None:
     """
     async with asyncio.timeout(CONNECT_WITHIN.total_seconds()):
         connection = await connect(url)
+    refused: list[str] = []
     async with connection, asyncio.timeout(2 * CONNECT_WITHIN.total_seconds()):
         for exchange in EXCHANGES:
-            async with _comparing(connection, _other_exchange(exchange)) as channel:
+            async with _comparing(connection, exchange.name, _other_exchange(exchange), refused) as channel:
                 for passive in (True, False):  # looked for first: what is missing must not be made
                     await channel.declare_exchange(
                         exchange.name, exchange.type.value, durable=exchange.durable, passive=passive
                     )
         for queue, _ in topology.bindings:
-            async with _comparing(connection, _other_queue()) as channel:
+            async with _comparing(connection, queue.name, _other_queue(), refused) as channel:
                 for passive in (True, False):
                     await channel.declare_queue(
                         queue.name, durable=queue.durable, arguments=queue.arguments, passive=passive
                     )
+    return not refused
 
 
 @asynccontextmanager
-async def _comparing(connection: AbstractConnection, other: OtherQueue) -> AsyncIterator[AbstractChannel]:
-    """A channel to ask about one thing, as a no closes it; `other` is raised if its properties are not those asked for."""
+async def _comparing(
+    connection: AbstractConnection, name: str, other: OtherQueue, refused: list[str]
+) -> AsyncIterator[AbstractChannel]:
+    """A channel to ask about one thing, as a no closes it.
+
+    Args:
+        other: raised if its properties are not those asked for.
+        refused: gets its name if it is not ours to declare.
+    """
     channel = await connection.channel(publisher_confirms=False)
     try:
         yield channel
-    except (ChannelNotFoundEntity, ChannelAccessRefused):
-        pass  # it is not there, or not ours to declare
+    except ChannelNotFoundEntity:
+        pass
+    except ChannelAccessRefused:
+        refused.append(name)
     except ChannelPreconditionFailed:
         raise other from None

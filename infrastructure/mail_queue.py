@@ -129,7 +129,7 @@ def decode(body: bytes, *, headers: Mapping[str, Any], correlation_id: str | Non
         serial=wanted.serial,
         kind=wanted.kind,
         requested_at=at if at.tzinfo is not None else at.replace(tzinfo=UTC),
-        position=position if isinstance(position, int) and 0 < position < 2**63 else None,
+        position=position if type(position) is int and 0 < position < 2**63 else None,  # True is an int, too
         correlation_id=correlation,
         trace=parse_traceparent(trace.encode()) if isinstance(trace, str) and trace.isascii() else None,
     )

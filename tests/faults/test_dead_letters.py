@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from application.ports import MailRequest
+from domain.email_claim import EmailClaim
 from domain.registration import Registration
 from domain.stray_message import StrayMessage
 from entrypoints import cli_mail
@@ -52,6 +53,12 @@ async def reasons(scene: Scene) -> Counter[str]:
     """Why messages are kept for inspection."""
     rows = await query(scene.fleet.dsn, "SELECT state FROM events WHERE topic = %s", KEPT)
     return Counter(json.loads(state)["reason"] for (state,) in rows)
+
+
+async def causes_of_death(scene: Scene) -> set[str]:
+    """What messages that are kept for inspection died of."""
+    rows = await query(scene.fleet.dsn, "SELECT state FROM events WHERE topic = %s", KEPT)
+    return {json.loads(state)["died_of"] for (state,) in rows}
 
 
 @pytest.mark.fault("A14")
@@ -126,9 +133,9 @@ async def retried(scene: Scene, registration_id: UUID | None) -> None:
         assert await cli_mail.retry(service, [registration_id], as_json=True) == 0
 
 
-def request(kind: str = "code", serial: int = 1) -> bytes:
-    """Somebody's request, of a registration that is not in our log."""
-    return encode(MailRequest(uuid4(), serial, kind, datetime.now(UTC), None, uuid4(), None))
+def request(kind: str = "code", serial: int = 1, registration_id: UUID | None = None) -> bytes:
+    """Somebody's request, of a registration that is not in our log if it is not told which."""
+    return encode(MailRequest(registration_id or uuid4(), serial, kind, datetime.now(UTC), None, uuid4(), None))
 
 
 POISON = {
@@ -211,10 +218,19 @@ async def test_a_message_about_a_registration_that_nobody_knows_is_kept_as_unkno
     async with scene.within(follows=True, works=True):
         # As after a restore: what was requested since is with the broker, and not in the log.
         await put(broker_url, *(request() for _ in range(3)))
-
         await until_recorded(scene, KEPT, 3)
-        assert await reasons(scene) == {"unknown-registration": 3}
+        # A position that is none, which is an int to Python and not to pydantic.
+        await put(broker_url, request(), headers={"registrar-position": True})
+        await until_recorded(scene, KEPT, 4)
         await scene.prove(client, await scene.accepted(client, "ada@example.com"))
+        [(claim,)] = await query(
+            scene.fleet.dsn, "SELECT originator_id FROM events WHERE topic = %s", EmailClaim.EmailClaimed.TOPIC
+        )
+        await put(broker_url, request(registration_id=claim))  # the id of something that is in our log
+        await until_recorded(scene, KEPT, 5)
+
+        assert await reasons(scene) == {"unknown-registration": 5}
+        assert await causes_of_death(scene) == {"rejected"}  # at the first delivery, not after some that crashed
         assert len(scene.sink.mails) == 1
         await scene.must_hold()
 

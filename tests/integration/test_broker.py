@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+import shlex
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 import pytest
+from aio_pika import ExchangeType, Message
+from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage, AbstractQueue
 from aiormq.exceptions import ChannelAccessRefused
 from faststream.rabbit import RabbitExchange, RabbitMessage
 from structlog.testing import capture_logs
@@ -216,11 +220,46 @@ ROOT = Path(__file__).parents[2]
 ALL = "^registrar|^amq.default$"
 
 
+def printed() -> list[list[str]]:
+    """What README.md and then deploy/ tell to run: arguments of `rabbitmqctl`."""
+    said = (ROOT / name for name in ("README.md", "deploy/registrar@.service"))
+    lines = [
+        line for file in said for line in re.findall(r"^(?:sudo|#  ) rabbitmqctl (.*)$", file.read_text(), re.MULTILINE)
+    ]
+    return [shlex.split(line) for line in lines]
+
+
 def recommended(user: str) -> tuple[str, str, str]:
     """What deploy/ says that a user needs: rights to configure, write and read."""
-    said = (ROOT / "deploy" / "registrar@.service").read_text()
-    [rights] = re.findall(rf"set_permissions -p / {user} '(\S+)' '(\S+)' '(\S+)'\n", said)
+    *_, rights = (line[-3:] for line in printed() if line[:-3] == ["set_permissions", "-p", "registrar", user])
     return rights[0], rights[1], rights[2]
+
+
+async def test_who_runs_what_is_printed_has_users_that_can_do_their_part(rabbit: PrivateRabbit) -> None:
+    for line in printed():
+        rabbit.control(*line)
+    reader = Reader()
+    mq = f"127.0.0.1:{rabbit.port}"
+    try:
+        async with (
+            running(url_printed("README.md", mq), reader.consumer) as working,
+            running(url_printed("deploy/registrar@.service", mq), topology=None) as looking,
+        ):
+            await publish(working, b"mail")
+
+            await eventually(lambda: reader.bodies == [b"mail"])
+            assert looking.is_up
+    finally:
+        rabbit.control("delete_vhost", "registrar")
+        for user in ("registrar", "serve"):
+            rabbit.control("delete_user", user)
+
+
+def url_printed(name: str, mq: str) -> str:
+    """The broker's URL of a file, with the address put in."""
+    [url] = re.findall(r"REGISTRAR_BROKER_URL='?(amqp://[^'\s]*)", (ROOT / name).read_text())
+    user, _, virtual_host = url.partition("@mq.example.org/")
+    return f"{quote(user, safe=':/')}@{mq}/{virtual_host}"
 
 
 async def test_the_rights_that_are_recommended_for_those_who_send_mails_are_enough(
@@ -235,7 +274,32 @@ async def test_the_rights_that_are_recommended_for_those_who_send_mails_are_enou
         assert (await broker.look())["queues"].keys() == {MAIL_QUEUE, FAILED_QUEUE}
 
 
-async def test_the_rights_that_are_recommended_for_the_api_let_it_look_and_do_nothing_else(
+FORBIDDEN_AT_QUEUES: tuple[Callable[[AbstractChannel, AbstractQueue], Awaitable[object]], ...] = (
+    lambda _, queue: queue.get(),
+    lambda _, queue: queue.consume(ignore),
+    lambda _, queue: queue.purge(),
+    lambda _, queue: queue.delete(if_unused=False, if_empty=False),
+    lambda _, queue: queue.bind("amq.topic", "any"),
+    lambda channel, queue: channel.declare_queue(queue.name, durable=True),
+)
+FORBIDDEN_AT_EXCHANGES: tuple[Callable[[AbstractChannel, AbstractExchange], Awaitable[object]], ...] = (
+    lambda _, exchange: exchange.publish(Message(b"forged"), routing_key=MAIL_REQUESTED),
+    lambda _, exchange: exchange.delete(),
+    lambda channel, exchange: channel.declare_exchange(exchange.name, ExchangeType.TOPIC, durable=True),
+    lambda channel, exchange: overhear(channel, exchange.name),
+)
+
+
+async def ignore(message: AbstractIncomingMessage) -> None:
+    """Leaves it in hand."""
+
+
+async def overhear(channel: AbstractChannel, exchange: str) -> None:
+    own = await channel.declare_queue(f"{LOOP_QUEUES}{uuid4().hex}", exclusive=True)
+    await own.bind(exchange, "#")
+
+
+async def test_with_the_rights_that_are_recommended_the_api_looks_and_can_add_to_queues_but_take_and_change_nothing(
     rabbit: PrivateRabbit, broker_url: str
 ) -> None:
     url = rabbit.user(broker_url, recommended("serve"))
@@ -245,27 +309,21 @@ async def test_the_rights_that_are_recommended_for_the_api_let_it_look_and_do_no
         assert broker.is_up
         assert (await broker.look())["queues"][MAIL_QUEUE]["messages"] >= 1
 
-    for forbidden in (take_from, delete_at, publish_at):
-        with pytest.raises(ChannelAccessRefused):
-            await forbidden(url)
-    with pytest.raises(ChannelAccessRefused):
-        async with connected(url, TOPOLOGY):
-            pass
-    assert await waiting(broker_url) >= 1
-
-
-async def take_from(url: str) -> None:
+    for name, forbidden in product((MAIL_QUEUE, FAILED_QUEUE), FORBIDDEN_AT_QUEUES):
+        async with channel_to(url) as channel:
+            with pytest.raises(ChannelAccessRefused):
+                await forbidden(channel, await channel.get_queue(name, ensure=False))
+    for exchange, forbidden_there in product(EXCHANGES, FORBIDDEN_AT_EXCHANGES):
+        async with channel_to(url) as channel:
+            with pytest.raises(ChannelAccessRefused):
+                await forbidden_there(channel, await channel.get_exchange(exchange.name, ensure=False))
     async with channel_to(url) as channel:
-        await (await channel.get_queue(MAIL_QUEUE, ensure=False)).get()
+        for name in (MAIL_QUEUE, FAILED_QUEUE):
+            await channel.default_exchange.publish(Message(b"forged"), routing_key=name)
 
-
-async def delete_at(url: str) -> None:
-    async with channel_to(url) as channel:
-        await channel.queue_delete(MAIL_QUEUE)
-
-
-async def publish_at(url: str) -> None:
-    await put(url, b"forged")
+    waited, dead = Reader(MAIL_QUEUE), Reader(FAILED_QUEUE)
+    async with running(broker_url, waited.consumer, dead.consumer):
+        await eventually(lambda: (waited.bodies, dead.bodies) == ([b"kept", b"forged"], [b"forged"]))
 
 
 async def test_who_only_looks_declares_nothing_and_tells_what_is_missing_until_somebody_declares_it(
@@ -379,11 +437,22 @@ async def test_the_doctor_looks_for_workers_where_all_is_as_declared(
 ) -> None:
     async with connected(broker_url, TOPOLOGY):
         pass
-    for url in (broker_url, rabbit.user(broker_url, recommended("serve"))):
-        finding = await examined(monkeypatch, tmp_path, url)
-        assert (finding.state, "registrar work" in (finding.advice or "")) == ("warn", True)
+    finding = await examined(monkeypatch, tmp_path, broker_url)
+    assert (finding.state, "registrar work" in (finding.advice or "")) == ("warn", True)
     async with running(broker_url, Reader(MAIL_QUEUE).consumer, Reader(FAILED_QUEUE).consumer):
         assert (await examined(monkeypatch, tmp_path, broker_url)).state == "ok"
+
+
+async def test_the_doctor_tells_a_user_that_may_only_look_whom_that_is_enough_for(
+    rabbit: PrivateRabbit, broker_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with running(broker_url, Reader(MAIL_QUEUE).consumer, Reader(FAILED_QUEUE).consumer):
+        for user, warned in (("serve", ["may only look"]), ("registrar", [])):
+            monkeypatch.setenv("REGISTRAR_BROKER_URL", rabbit.user(broker_url, recommended(user)))
+            found = [one async for one in cli_doctor.examine(tmp_path) if one.check.startswith("rabbitmq")]
+
+            assert [one.says for one in found if one.state == "warn"] == warned
+            assert "ok" in {one.state for one in found}
 
 
 async def test_the_doctor_finds_queues_with_other_properties_though_others_are_missing(

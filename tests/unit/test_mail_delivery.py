@@ -120,6 +120,15 @@ async def test_a_mail_of_a_registration_that_nobody_knows_is_refused_and_claims_
     assert post.claims.held == set()
 
 
+async def test_a_mail_with_the_id_of_something_else_is_one_of_a_registration_that_nobody_knows(post: Post) -> None:
+    registration_id = await post.house.registered()
+
+    with pytest.raises(UnknownRegistration):
+        await post.deliver(post.house.registration(registration_id).claim_id)
+
+    assert post.servers.letters == []
+
+
 async def test_a_wanted_mail_is_sent_once_and_recorded(post: Post) -> None:
     registration_id = await post.house.registered()
 

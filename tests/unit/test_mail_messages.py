@@ -54,6 +54,7 @@ def test_every_copy_of_a_request_has_the_same_id_and_a_later_request_another() -
         {"registrar-position": "77", "traceparent": 5},
         {"registrar-position": -1, "traceparent": "00-é"},
         {"registrar-position": 2**64, "traceparent": "nonsense"},
+        {"registrar-position": True, "traceparent": b"bytes"},
     ],
 )
 def test_headers_that_are_missing_or_wrong_cost_the_trace_and_not_the_mail(headers: dict[str, Any]) -> None:
