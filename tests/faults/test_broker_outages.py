@@ -144,7 +144,7 @@ async def test_mails_that_a_worker_has_in_hand_when_the_broker_is_killed_are_see
 ) -> None:
     scene = scene_on_node
     client = await scene.client_within()
-    async with scene.within(follows=True, works=True) as service:
+    async with scene.within(follows=True, works=True, send_timeout="60") as service:
         await until_up(service)
         scene.sink.at("eod", "wait")
         registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(9)]

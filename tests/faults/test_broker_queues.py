@@ -44,7 +44,7 @@ async def test_a_queue_that_is_deleted_while_it_is_consumed_is_declared_again_an
 ) -> None:
     scene = scene_over_broker
     client = await scene.client_within()
-    async with scene.within(follows=True, works=True) as service:
+    async with scene.within(follows=True, works=True, send_timeout="60") as service:
         await until_up(service)
         await scene.prove(client, await scene.accepted(client, "before@example.com"))
 
