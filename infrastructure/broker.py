@@ -436,6 +436,7 @@ class _Session:
     async def watch(self) -> None:
         """Return when the connection is lost, or a queue of our own making is gone, or has lost our consumer."""
         while not self.lost.is_set():
+            _be_cancelled()
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY.total_seconds()):
                     await self.lost.wait()
@@ -459,6 +460,13 @@ class _Session:
         with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
             async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
                 await self.broker.stop()
+
+
+def _be_cancelled() -> None:
+    """Raise the cancellation that was asked of us, should the library have swallowed it: the process could not end."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _counts(connection: AbstractConnection) -> dict[str, dict[str, int]]:
@@ -583,6 +591,7 @@ class Broker:
         retrying = AsyncRetrying(wait=self._pauses, before_sleep=self._note_failure)
         try:
             while True:
+                _be_cancelled()
                 await retrying(self._be_connected)
         finally:
             await asyncio.gather(*(consumer.end(self._finish_within) for consumer in self._consumers))

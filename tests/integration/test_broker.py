@@ -697,6 +697,26 @@ async def _then(one: asyncio.Event, other: asyncio.Event) -> None:
     other.set()
 
 
+async def test_a_cancellation_that_the_library_swallows_ends_the_work_all_the_same(
+    broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, swallowed = asyncio.Event(), asyncio.Event()
+
+    async def deaf(_: object) -> dict[str, dict[str, int]]:
+        looking.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed.set()
+        return {}
+
+    async with running(broker_url):
+        monkeypatch.setattr("infrastructure.broker.LOOK_EVERY", timedelta(milliseconds=10))
+        monkeypatch.setattr("infrastructure.broker._counts", deaf)
+        await looking.wait()
+    assert swallowed.is_set()
+
+
 async def test_a_look_tells_queues_consumers_and_a_message_through_the_loop(broker_url: str) -> None:
     readers: Sequence[Reader] = (Reader(MAIL_QUEUE), Reader(FAILED_QUEUE))
     async with running(broker_url, *(reader.consumer for reader in readers)) as broker:
