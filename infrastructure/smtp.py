@@ -375,10 +375,10 @@ class _Server:
         if (seconds := self.circuit.ready_in()) > 0:
             raise CircuitOpen(self.provider, min(seconds, self.circuit.ttl))
         async with self._slots as begun:  # waiting for a slot is no fault of the server: no timeout yet
-            if self.circuit.is_due:
-                await self._ask_to_probe()
             if until is not None and asyncio.get_running_loop().time() + self._limits.timeout.total_seconds() > until:
                 raise _TooLate
+            if self.circuit.is_due:  # last: who is allowed to probe and does not, keeps everybody else from it
+                await self._ask_to_probe()
             return await self._try(to, message, begun)
 
     async def _ask_to_probe(self) -> None:

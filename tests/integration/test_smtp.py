@@ -25,6 +25,7 @@ from infrastructure.circuit import Circuits
 from infrastructure.settings import MailServer
 from infrastructure.smtp import Limits, SmtpServers, judge_error, judge_reply
 from tests.smtp_stub import SmtpStub, Stage
+from tests.words import eventually
 
 LETTER = Letter(
     to="jo.doe+x@example.com",
@@ -861,7 +862,7 @@ async def test_a_mail_whose_time_was_used_up_by_waiting_for_its_turn_is_not_begu
     await stub.until(lambda: len(stub.mails) == 1)
     until = asyncio.get_running_loop().time() + limits.timeout.total_seconds()
     second = asyncio.create_task(post.servers.send(letter_to("second@example.com"), until=until))
-    await asyncio.sleep(0)  # it waits for its turn
+    await eventually(lambda: post.servers._opened[0]._slots._waiting)
 
     stub.go_on.set()
 
@@ -971,6 +972,32 @@ async def test_a_probe_shares_the_fate_of_a_mail(open_post: OpenPost, stub: Smtp
 
     assert (probed.value.failure, probed.value.permanent) == (refused.failure, refused.permanent)
     assert probed.value.attempts > 0
+
+
+async def test_a_mail_that_is_not_begun_does_not_ask_to_probe_first(stub: SmtpStub, stack: AsyncExitStack) -> None:
+    clock, asked = Clock(), list[str]()
+
+    async def may_probe(name: str) -> bool:
+        asked.append(name)
+        return True
+
+    servers = SmtpServers(
+        [plain(stub)],
+        sender="Registrar <no-reply@registrar.example>",
+        circuits=Circuits(clock=clock),
+        may_probe=may_probe,
+    )
+    stack.push_async_callback(servers.close)
+    await servers.states()  # makes the circuits
+    servers._opened[0].circuit.open()
+    clock.now = 30
+
+    with pytest.raises(MailServersAway):
+        await servers.send(LETTER, until=asyncio.get_running_loop().time())
+    assert asked == []
+
+    assert (await servers.send(LETTER)).attempts == 1
+    assert len(asked) == 1
 
 
 async def test_who_may_probe_does_though_another_mail_that_asked_beside_it_was_told_no(

@@ -62,19 +62,7 @@ def dispatch(registration: Registration, serial: int = 1) -> None:
 
 
 def die(registration: Registration, request_position: int | None, serial: int = 1) -> None:
-    registration.record_dispatch_failed(
-        serial=serial,
-        kind="code",
-        permanent=False,
-        failure="expired",
-        provider="broker",
-        attempts=0,
-        reply_code=None,
-        reply_status=None,
-        outcome_unknown=False,
-        request_position=request_position,
-        now=T0,
-    )
+    registration.record_dispatch_failed(**email_dead(request_position, serial).fields, now=T0)
 
 
 def fail(registration: Registration, serial: int = 1, *, permanent: bool = False) -> None:
