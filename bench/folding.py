@@ -24,13 +24,13 @@ from psycopg.sql import SQL, Identifier
 
 from bench.history import numbered
 from domain.registration import Registration
-from infrastructure.announcements import Announcements
-from infrastructure.clock import DatabaseClock
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore
 from infrastructure.follower import Projector
-from infrastructure.line import connect
 from infrastructure.log_tail import LogTail
+from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.connection import connect
+from infrastructure.postgres.notifications import Announcements
 from projections.registrations import Registrations
 
 _TOPICS = list(Registrations.topics or ())

@@ -19,9 +19,9 @@ from application.ports import Context
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.registration import Policy, Registration
-from infrastructure.clock import DatabaseClock
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore
+from infrastructure.postgres.clock import DatabaseClock
 
 EVENTS_EACH = 10
 """Events of one registration that went well."""

@@ -16,13 +16,13 @@ from application.ports import Context
 from bench.folding import ours as fold
 from bench.history import registered, registration_id
 from bench.report import percentile
-from infrastructure.announcements import Announcements
-from infrastructure.clock import DatabaseClock
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore
 from infrastructure.follower import Projector
-from infrastructure.line import connect
 from infrastructure.log_tail import LogTail
+from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.connection import connect
+from infrastructure.postgres.notifications import Announcements
 from projections.registrations import Registrations
 
 CALLERS = 64

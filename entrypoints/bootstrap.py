@@ -27,11 +27,9 @@ from entrypoints.mailing import (
 )
 from entrypoints.service import CannotStart, Service
 from infrastructure.alerts import Alerts
-from infrastructure.announcements import Announcements
 from infrastructure.broker import Broker, Topology
 from infrastructure.circuit import Circuits
 from infrastructure.circuit_board import CircuitBoard
-from infrastructure.clock import DatabaseClock
 from infrastructure.embedded import DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore
@@ -39,10 +37,12 @@ from infrastructure.event_store import create_schema as create_event_store
 from infrastructure.follower import Leading, Projector, create_read_schema, lead
 from infrastructure.integration_events import IntegrationEvents
 from infrastructure.keyring import Keyring, open_root_secret
-from infrastructure.line import Connection, Line, connect, session
 from infrastructure.log_tail import LogTail
 from infrastructure.mailbox import Mailbox
 from infrastructure.password_hashing import PasswordHashing
+from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.connection import Connection, Line, connect, session
+from infrastructure.postgres.notifications import Announcements
 from infrastructure.process_manager import ProcessManager
 from infrastructure.relay import Relay
 from infrastructure.settings import Settings

@@ -20,9 +20,9 @@ from domain.recorded import Position
 from domain.registration import PERSONAL_FIELDS, Registration
 from entrypoints.cli_output import note, print_json, print_table, show
 from entrypoints.service import Service
-from infrastructure.announcements import LOG
 from infrastructure.event_codec import event_classes
 from infrastructure.event_store import RecordedRow
+from infrastructure.postgres.notifications import LOG
 
 _SELECT = """
     SELECT originator_id AS stream_id, originator_version AS version, topic, state, notification_id AS position,

@@ -17,7 +17,7 @@ from application.ports import BrokerAway, Unavailable
 from entrypoints.answers import Health, answer
 from entrypoints.reading import ReadModels
 from entrypoints.service import Service
-from infrastructure.line import Connection, Line
+from infrastructure.postgres.connection import Connection, Line
 from infrastructure.telemetry import CONTENT_TYPE
 
 T = TypeVar("T")

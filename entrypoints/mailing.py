@@ -16,15 +16,15 @@ from purgatory.typing import StateName
 from application.mail_delivery import MailDelivery
 from application.ports import MailRequest, Unavailable
 from entrypoints.service import CannotStart, Service
-from infrastructure.announcements import LOOK_ANYWAY
 from infrastructure.broker import Broker, Consumer
 from infrastructure.circuit import Circuits, OnTransition
 from infrastructure.embedded import DataDirectory
 from infrastructure.letters import TemplateLetters
-from infrastructure.line import Connection, Line
 from infrastructure.log_tail import LogTail
 from infrastructure.mail_queue import DeadLetterConsumer, MailPublisher, MailWorker
 from infrastructure.mail_state import StoredSendClaims
+from infrastructure.postgres.connection import Connection, Line
+from infrastructure.postgres.notifications import LOOK_ANYWAY
 from infrastructure.relay import Relay
 from infrastructure.settings import MailServer, Settings
 from infrastructure.smtp import Limits, SmtpServers
@@ -82,7 +82,7 @@ async def open_delivery(
     """Everything that sending a mail takes; taken down with the stack.
 
     Args:
-        pace: of what it asks the database; see `infrastructure.batching.Batcher`.
+        pace: of what it asks the database; see `infrastructure.postgres.batching.Batcher`.
         sleep, circuits: see `entrypoints.bootstrap.open_service`.
 
     Raises:

@@ -32,9 +32,9 @@ from entrypoints.answers import (
 )
 from entrypoints.bootstrap import followers_with
 from entrypoints.service import Service
-from infrastructure.announcements import LOOK_ANYWAY
-from infrastructure.batching import Batcher
-from infrastructure.line import GRACE, Connection, Line, cut_after
+from infrastructure.postgres.batching import Batcher
+from infrastructure.postgres.connection import GRACE, Connection, Line, cut_after
+from infrastructure.postgres.notifications import LOOK_ANYWAY
 from projections.audit import Audit
 from projections.deadlines import Deadlines
 from projections.funnel import Funnel

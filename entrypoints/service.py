@@ -9,15 +9,15 @@ from psycopg_pool import AsyncConnectionPool
 
 from application.handlers import Handlers
 from domain.registration import Policy
-from infrastructure.announcements import Announcements
 from infrastructure.broker import Broker
 from infrastructure.circuit_board import CircuitBoard
-from infrastructure.clock import DatabaseClock
 from infrastructure.event_store import EventStore
 from infrastructure.keyring import Keyring
-from infrastructure.line import Connection
 from infrastructure.mailbox import Mailbox
 from infrastructure.password_hashing import PasswordHashing
+from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.notifications import Announcements
 from infrastructure.settings import Settings
 from infrastructure.smtp import SmtpServers
 from infrastructure.telemetry import Metrics

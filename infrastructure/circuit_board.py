@@ -20,7 +20,7 @@ from purgatory.typing import StateName
 
 from application.ports import Unavailable
 from infrastructure.circuit import Circuit
-from infrastructure.line import Connection, Line
+from infrastructure.postgres.connection import Connection, Line
 
 log = structlog.get_logger(__name__)
 

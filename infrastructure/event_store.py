@@ -24,12 +24,12 @@ from eventsourcing.persistence import StoredEvent
 
 from application.ports import A, Conflict, Context, FollowerMoved, OtherKind, Unavailable, WrappedKey
 from domain.recorded import AnyEvent, Position, Recorded
-from infrastructure.arrays import Bigints, Byteas, Texts, Uuids
-from infrastructure.batching import Batcher
-from infrastructure.clock import DatabaseClock
 from infrastructure.event_codec import EventCodec
-from infrastructure.line import Connection, Line
-from infrastructure.schema import bring_up_to_date
+from infrastructure.postgres.batching import Batcher
+from infrastructure.postgres.binary_arrays import Bigints, Byteas, Texts, Uuids
+from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.connection import Connection, Line
+from infrastructure.postgres.schema import bring_up_to_date
 
 log = structlog.get_logger(__name__)
 
@@ -164,7 +164,7 @@ class EventStore:
         """
         Args:
             max_waiting: appends that may wait for the next batch; beyond it callers get `Overloaded`.
-            pace: of the batches of appends and loads; see `infrastructure.batching.Batcher`.
+            pace: of the batches of appends and loads; see `infrastructure.postgres.batching.Batcher`.
             on_batch: told the number of appends of every batch.
             on_append: told the seconds that every append took, its wait included.
         """

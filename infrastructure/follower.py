@@ -16,10 +16,10 @@ from psycopg import sql
 from application.crash_points import crash_point
 from application.ports import Conflict, Unavailable
 from domain.recorded import Position, Recorded
-from infrastructure.announcements import LOG, Announcements
 from infrastructure.event_store import RecordedRow
-from infrastructure.line import Connection, connect
-from infrastructure.schema import bring_up_to_date
+from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.notifications import LOG, Announcements
+from infrastructure.postgres.schema import bring_up_to_date
 
 log = structlog.get_logger(__name__)
 

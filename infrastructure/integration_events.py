@@ -12,10 +12,10 @@ import structlog
 
 from application.integration_events import CONTENT_TYPE, TOPICS, IntegrationEvent, encode, integration_event
 from application.ports import BrokerAway, Unavailable
-from infrastructure.announcements import LOG, Announcements
 from infrastructure.broker import EVENTS_EXCHANGE, Broker
 from infrastructure.follower import ReadsLog, position_of, save_position
-from infrastructure.line import Connection
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.notifications import LOG, Announcements
 
 log = structlog.get_logger(__name__)
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from application.ports import Person, WrappedKey, WrongMasterKey
-from infrastructure.line import Connection
+from infrastructure.postgres.connection import Connection
 
 _NONCE = 12
 """Bytes of an AES-GCM nonce (NIST SP 800-38D), random: each personal key seals once, the master key wraps far fewer

@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 from application.ports import SendClaim
-from infrastructure.batching import Batcher
-from infrastructure.line import Connection, Line
+from infrastructure.postgres.batching import Batcher
+from infrastructure.postgres.connection import Connection, Line
 
 _Mail = tuple[UUID, int]
 """Registration and serial of an issue."""
@@ -25,7 +25,7 @@ class StoredSendClaims:
         """
         Args:
             lease: longer than sending one mail can take, all tries included.
-            pace: see `infrastructure.batching.Batcher`.
+            pace: see `infrastructure.postgres.batching.Batcher`.
         """
         self._line = line
         self._lease = lease

@@ -23,7 +23,6 @@ from domain.errors import Refused
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import Policy, Registration
-from infrastructure.announcements import LOG, Announcements
 from infrastructure.event_store import EventStore, RecordedRow
 from infrastructure.follower import (
     RETRY_PARKED,
@@ -34,7 +33,8 @@ from infrastructure.follower import (
     position_of,
     save_position,
 )
-from infrastructure.line import Connection
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.notifications import LOG, Announcements
 
 log = structlog.get_logger(__name__)
 

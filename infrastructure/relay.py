@@ -15,10 +15,10 @@ from application.crash_points import crash_point
 from application.ports import BrokerAway, Conflict, MailRequest, MailServersAway, Unavailable
 from domain.mail_saga import MailSaga
 from domain.recorded import Position
-from infrastructure.announcements import LOG, Announcements
 from infrastructure.event_store import RecordedRow
 from infrastructure.follower import ReadsLog, position_of, save_position
-from infrastructure.line import Connection
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.notifications import LOG, Announcements
 
 log = structlog.get_logger(__name__)
 

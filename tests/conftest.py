@@ -19,7 +19,7 @@ from infrastructure.embedded import EmbeddedPostgres
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore, create_schema
 from infrastructure.follower import create_read_schema
-from infrastructure.line import connect
+from infrastructure.postgres.connection import connect
 from projections import PROJECTIONS
 from tests.faults import reached
 from tests.postgres import SHARED, database_of, server

@@ -18,7 +18,7 @@ from entrypoints.api import create_app
 from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
 from infrastructure.circuit import Circuits
-from infrastructure.clock import DatabaseClock
+from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.settings import Settings
 from tests.log_words import by_way_of
 from tests.tcp_proxy import TcpProxy

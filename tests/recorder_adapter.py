@@ -19,10 +19,10 @@ from eventsourcing.persistence import (
 )
 
 from application.ports import Conflict
-from infrastructure.announcements import LOG, Announcements
-from infrastructure.clock import DatabaseClock
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore
+from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.notifications import LOG, Announcements
 from tests.words import CLIENT
 
 T = TypeVar("T")

@@ -25,7 +25,7 @@ from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from domain.registration import Registration
 from domain.stray_message import StrayMessage
-from infrastructure.clock import DatabaseClock
+from infrastructure.postgres.clock import DatabaseClock
 
 A = TypeVar("A", bound=Aggregate)
 

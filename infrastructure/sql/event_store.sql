@@ -1,4 +1,4 @@
--- The log and what is committed together with it. Everything here may be run again (infrastructure/schema.py).
+-- The log and what is committed together with it. Everything here may be run again (infrastructure/postgres/schema.py).
 
 -- The first five columns are, by name and type, those of the library `eventsourcing`, whose own recorder can read
 -- this table; the rest is ours.

@@ -28,13 +28,13 @@ from application.addresses import canonical_address
 from domain.recorded import Position, Recorded
 from domain.registration import Registration
 from entrypoints.bootstrap import create_schema
-from infrastructure.announcements import Announcements
-from infrastructure.clock import DatabaseClock
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore, RecordedRow
 from infrastructure.follower import LostLeadership, Projector, read_schema
 from infrastructure.keyring import Keyring, open_root_secret
-from infrastructure.line import Connection, connect
+from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.notifications import Announcements
 from projections import PROJECTIONS
 from tests.faults.journal import NAME, FaultWindow, Journal, Operation
 from tests.log_words import broken_blocks

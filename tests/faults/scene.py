@@ -20,7 +20,7 @@ from uuid import UUID
 from entrypoints.api import create_app
 from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
-from infrastructure.clock import DatabaseClock
+from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.settings import Settings
 from tests.broker_words import declared
 from tests.faults.evidence import Evidence, collect, latest_code

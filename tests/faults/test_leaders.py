@@ -14,9 +14,9 @@ import pytest
 from application.ports import MailRequest
 from domain.mail_saga import MailSaga
 from entrypoints.bootstrap import FOLLOWERS
-from infrastructure.announcements import Announcements
 from infrastructure.event_store import EventStore
 from infrastructure.follower import lead
+from infrastructure.postgres.notifications import Announcements
 from infrastructure.relay import Relay
 from tests.faults.scene import Scene
 from tests.integration.test_follower import running

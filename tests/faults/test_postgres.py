@@ -22,11 +22,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from infrastructure.clock import DatabaseClock
 from infrastructure.embedded import EmbeddedPostgres
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore
-from infrastructure.line import connect, session
+from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.connection import connect, session
 from tests.faults.crowd import LANES, Crowd, check_log, id_of, registered
 from tests.faults.database import (
     ANSWER_LOST,

@@ -25,7 +25,7 @@ from entrypoints import answers
 from entrypoints.api import create_app
 from entrypoints.http_guard import DIRECTLY
 from infrastructure.follower import read_schema
-from infrastructure.line import connect
+from infrastructure.postgres.connection import connect
 from infrastructure.telemetry import setup_tracing
 from projections.mail import Mails
 from projections.registrations import Registrations

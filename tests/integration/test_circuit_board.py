@@ -11,7 +11,7 @@ from datetime import timedelta
 from application.ports import Accepted, Letter, MailServersAway, NotSent
 from infrastructure.circuit import Circuits
 from infrastructure.circuit_board import CircuitBoard
-from infrastructure.line import Line
+from infrastructure.postgres.connection import Line
 from infrastructure.settings import MailServer
 from infrastructure.smtp import Limits, SmtpServers
 from tests.log_words import query

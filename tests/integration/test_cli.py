@@ -31,12 +31,12 @@ from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from entrypoints.bootstrap import FOLLOWERS
 from entrypoints.cli import run
-from infrastructure.clock import DatabaseClock
 from infrastructure.embedded import EmbeddedPostgres
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore
 from infrastructure.follower import read_schema
-from infrastructure.line import connect
+from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.connection import connect
 from projections import PROJECTIONS
 from tests.words import (
     CLAIM,

@@ -15,10 +15,10 @@ from psycopg.conninfo import conninfo_to_dict
 from application.ports import Conflict, Context, FollowerMoved, Overloaded, Unavailable, WrappedKey
 from domain.email_claim import EmailClaim
 from domain.registration import Registration, Status
-from infrastructure.clock import DatabaseClock
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import EventStore, event_digest
-from infrastructure.line import connect
+from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.connection import connect
 from tests.log_words import (
     append,
     broken_blocks,

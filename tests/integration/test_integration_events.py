@@ -22,13 +22,13 @@ from application.commands import RegisterUser
 from application.ports import Context
 from entrypoints.bootstrap import open_service
 from entrypoints.reading import ReadModels
-from infrastructure.announcements import Announcements
 from infrastructure.broker import Broker, Topology
 from infrastructure.event_store import EventStore
 from infrastructure.follower import lead
 from infrastructure.integration_events import IntegrationEvents
-from infrastructure.line import connect
 from infrastructure.log_tail import LogTail
+from infrastructure.postgres.connection import connect
+from infrastructure.postgres.notifications import Announcements
 from infrastructure.settings import Settings
 from tests.faults.canaries import occurs
 from tests.rabbitmq import PrivateRabbit

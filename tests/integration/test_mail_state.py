@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from infrastructure.line import Line
 from infrastructure.mail_state import StoredSendClaims
+from infrastructure.postgres.connection import Line
 from tests.log_words import query
 from tests.words import eventually
 

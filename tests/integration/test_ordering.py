@@ -16,9 +16,9 @@ from eventsourcing.persistence import StoredEvent
 
 from application.ports import Conflict, WrappedKey
 from domain.recorded import Position
-from infrastructure.clock import DatabaseClock
 from infrastructure.event_codec import EventCodec
 from infrastructure.event_store import _APPEND, Append, EventStore, RecordedRow, _parameters
+from infrastructure.postgres.clock import DatabaseClock
 from tests.log_words import append, broken_blocks, happened
 from tests.words import CLIENT
 

@@ -20,7 +20,7 @@ from domain.stray_message import StrayMessage
 from infrastructure.event_codec import event_classes
 from infrastructure.event_store import EventStore
 from infrastructure.follower import Projection, create_read_schema, read_schema
-from infrastructure.line import Connection, connect
+from infrastructure.postgres.connection import Connection, connect
 from projections import PROJECTIONS
 from projections.accounts import Account, Accounts
 from projections.audit import Audit

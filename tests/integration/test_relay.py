@@ -7,10 +7,10 @@ from datetime import timedelta
 
 from application.ports import MailRequest, MailServersAway
 from domain.mail_saga import MailSaga
-from infrastructure.announcements import Announcements
 from infrastructure.event_store import EventStore
-from infrastructure.line import connect
 from infrastructure.log_tail import LogTail
+from infrastructure.postgres.connection import connect
+from infrastructure.postgres.notifications import Announcements
 from infrastructure.relay import Relay
 from tests.words import CLIENT, REGISTRATION, eventually, mail_requested, saga_started, stream
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from application.ports import Overloaded, Unavailable
-from infrastructure.batching import Batcher
+from infrastructure.postgres.batching import Batcher
 
 
 class Work:

@@ -34,7 +34,8 @@ def test_every_setting_that_is_named_there_exists(name: str) -> None:
 
 
 def test_the_image_holds_every_package() -> None:
-    packages = tomllib.loads(text("pyproject.toml"))["tool"]["setuptools"]["packages"]
+    setuptools = tomllib.loads(text("pyproject.toml"))["tool"]["setuptools"]
+    packages = [pattern.removesuffix("*") for pattern in setuptools["packages"]["find"]["include"]]
     assert re.findall(r"^COPY (\w+) \1$", text("Dockerfile"), re.MULTILINE) == packages
     assert {f"!{package}" for package in packages} < set(text(".dockerignore").splitlines())
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 import structlog
 
 from domain.recorded import Position
-from infrastructure.line import connect
+from infrastructure.postgres.connection import connect
 
 log = structlog.get_logger(__name__)
 

@@ -16,7 +16,7 @@ import structlog
 from psycopg.rows import TupleRow
 
 from application.ports import Unavailable
-from infrastructure import arrays
+from infrastructure.postgres import binary_arrays
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[TupleRow]
@@ -152,7 +152,7 @@ async def connect(
         # they would pile up until the garbage collector looks, which it seldom does in a service.
         traceback.clear_frames(error.__traceback__)
         raise
-    arrays.register(connection)
+    binary_arrays.register(connection)
     return connection
 
 

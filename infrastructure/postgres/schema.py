@@ -6,7 +6,7 @@ from hashlib import sha256
 
 from psycopg import sql
 
-from infrastructure.line import Connection
+from infrastructure.postgres.connection import Connection
 
 PUBLIC = "public"
 
