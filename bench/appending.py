@@ -19,8 +19,8 @@ from psycopg.conninfo import conninfo_to_dict
 from application.ports import Context
 from bench.history import registered, registration_id
 from bench.report import percentile
-from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import EventStore
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 
 _WARM_UP = 0.5

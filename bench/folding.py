@@ -24,10 +24,10 @@ from psycopg.sql import SQL, Identifier
 
 from bench.history import numbered
 from domain.registration import Registration
-from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import EventStore
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore
+from infrastructure.event_store.tail import LogTail
 from infrastructure.follower import Projector
-from infrastructure.log_tail import LogTail
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Announcements

@@ -19,8 +19,8 @@ from application.ports import Context
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.registration import Policy, Registration
-from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import EventStore
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 
 EVENTS_EACH = 10

@@ -16,10 +16,10 @@ from application.ports import Context
 from bench.folding import ours as fold
 from bench.history import registered, registration_id
 from bench.report import percentile
-from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import EventStore
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore
+from infrastructure.event_store.tail import LogTail
 from infrastructure.follower import Projector
-from infrastructure.log_tail import LogTail
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Announcements

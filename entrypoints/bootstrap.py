@@ -31,13 +31,13 @@ from infrastructure.broker import Broker, Topology
 from infrastructure.circuit import Circuits
 from infrastructure.circuit_board import CircuitBoard
 from infrastructure.embedded import DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
-from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import EventStore
-from infrastructure.event_store import create_schema as create_event_store
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore
+from infrastructure.event_store.store import create_schema as create_event_store
+from infrastructure.event_store.tail import LogTail
 from infrastructure.follower import Leading, Projector, create_read_schema, lead
 from infrastructure.integration_events import IntegrationEvents
 from infrastructure.keyring import Keyring, open_root_secret
-from infrastructure.log_tail import LogTail
 from infrastructure.mailbox import Mailbox
 from infrastructure.password_hashing import PasswordHashing
 from infrastructure.postgres.clock import DatabaseClock

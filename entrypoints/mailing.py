@@ -19,8 +19,8 @@ from entrypoints.service import CannotStart, Service
 from infrastructure.broker import Broker, Consumer
 from infrastructure.circuit import Circuits, OnTransition
 from infrastructure.embedded import DataDirectory
+from infrastructure.event_store.tail import LogTail
 from infrastructure.letters import TemplateLetters
-from infrastructure.log_tail import LogTail
 from infrastructure.mail_queue import DeadLetterConsumer, MailPublisher, MailWorker
 from infrastructure.mail_state import StoredSendClaims
 from infrastructure.postgres.connection import Connection, Line

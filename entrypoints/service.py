@@ -11,7 +11,7 @@ from application.handlers import Handlers
 from domain.registration import Policy
 from infrastructure.broker import Broker
 from infrastructure.circuit_board import CircuitBoard
-from infrastructure.event_store import EventStore
+from infrastructure.event_store.store import EventStore
 from infrastructure.keyring import Keyring
 from infrastructure.mailbox import Mailbox
 from infrastructure.password_hashing import PasswordHashing

@@ -16,7 +16,7 @@ from psycopg import sql
 from application.crash_points import crash_point
 from application.ports import Conflict, Unavailable
 from domain.recorded import Position, Recorded
-from infrastructure.event_store import RecordedRow
+from infrastructure.event_store.store import RecordedRow
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import LOG, Announcements
 from infrastructure.postgres.schema import bring_up_to_date

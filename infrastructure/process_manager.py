@@ -23,7 +23,7 @@ from domain.errors import Refused
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import Policy, Registration
-from infrastructure.event_store import EventStore, RecordedRow
+from infrastructure.event_store.store import EventStore, RecordedRow
 from infrastructure.follower import (
     RETRY_PARKED,
     TRIES,

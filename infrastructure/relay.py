@@ -15,7 +15,7 @@ from application.crash_points import crash_point
 from application.ports import BrokerAway, Conflict, MailRequest, MailServersAway, Unavailable
 from domain.mail_saga import MailSaga
 from domain.recorded import Position
-from infrastructure.event_store import RecordedRow
+from infrastructure.event_store.store import RecordedRow
 from infrastructure.follower import ReadsLog, position_of, save_position
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import LOG, Announcements

@@ -16,8 +16,8 @@ from psycopg import sql
 
 from application.crash_points import CRASH_POINTS
 from infrastructure.embedded import EmbeddedPostgres
-from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import EventStore, create_schema
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore, create_schema
 from infrastructure.follower import create_read_schema
 from infrastructure.postgres.connection import connect
 from projections import PROJECTIONS

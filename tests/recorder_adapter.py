@@ -19,8 +19,8 @@ from eventsourcing.persistence import (
 )
 
 from application.ports import Conflict
-from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import EventStore
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.notifications import LOG, Announcements
 from tests.words import CLIENT

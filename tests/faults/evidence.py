@@ -28,8 +28,8 @@ from application.addresses import canonical_address
 from domain.recorded import Position, Recorded
 from domain.registration import Registration
 from entrypoints.bootstrap import create_schema
-from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import EventStore, RecordedRow
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore, RecordedRow
 from infrastructure.follower import LostLeadership, Projector, read_schema
 from infrastructure.keyring import Keyring, open_root_secret
 from infrastructure.postgres.clock import DatabaseClock

@@ -14,7 +14,7 @@ import pytest
 from application.ports import MailRequest
 from domain.mail_saga import MailSaga
 from entrypoints.bootstrap import FOLLOWERS
-from infrastructure.event_store import EventStore
+from infrastructure.event_store.store import EventStore
 from infrastructure.follower import lead
 from infrastructure.postgres.notifications import Announcements
 from infrastructure.relay import Relay

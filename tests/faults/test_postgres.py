@@ -23,8 +23,8 @@ import pytest
 from psycopg import sql
 
 from infrastructure.embedded import EmbeddedPostgres
-from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import EventStore
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect, session
 from tests.faults.crowd import LANES, Crowd, check_log, id_of, registered

@@ -32,8 +32,8 @@ from domain.recorded import AnyEvent
 from entrypoints.bootstrap import FOLLOWERS
 from entrypoints.cli import run
 from infrastructure.embedded import EmbeddedPostgres
-from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import EventStore
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore
 from infrastructure.follower import read_schema
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect

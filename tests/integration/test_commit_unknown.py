@@ -15,8 +15,8 @@ from psycopg.conninfo import make_conninfo
 
 from application.ports import Conflict, Context, FollowerMoved, Unavailable
 from domain.recorded import Position
-from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import EventStore
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 from tests.faults.database import ANSWER_LOST, LOST, REQUEST, SESSIONS, Inject, Killer
 from tests.log_words import append, broken_blocks, by_way_of, happened, locked, log_of, placed, proxy_to, query

@@ -15,8 +15,8 @@ from psycopg.conninfo import conninfo_to_dict
 from application.ports import Conflict, Context, FollowerMoved, Overloaded, Unavailable, WrappedKey
 from domain.email_claim import EmailClaim
 from domain.registration import Registration, Status
-from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import EventStore, event_digest
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore, event_digest
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from tests.log_words import (

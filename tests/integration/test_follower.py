@@ -15,10 +15,10 @@ from eventsourcing.persistence import StoredEvent
 
 from application.ports import FollowerMoved
 from domain.recorded import Position, Recorded
-from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import EventStore
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore
+from infrastructure.event_store.tail import LogTail
 from infrastructure.follower import TRIES, Projector, create_read_schema, lead, rest_after
-from infrastructure.log_tail import LogTail
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import LOG, Announcements
 from tests.log_words import append, happened, locked, query

@@ -23,10 +23,10 @@ from application.ports import Context
 from entrypoints.bootstrap import open_service
 from entrypoints.reading import ReadModels
 from infrastructure.broker import Broker, Topology
-from infrastructure.event_store import EventStore
+from infrastructure.event_store.store import EventStore
+from infrastructure.event_store.tail import LogTail
 from infrastructure.follower import lead
 from infrastructure.integration_events import IntegrationEvents
-from infrastructure.log_tail import LogTail
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Announcements
 from infrastructure.settings import Settings

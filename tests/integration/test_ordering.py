@@ -16,8 +16,8 @@ from eventsourcing.persistence import StoredEvent
 
 from application.ports import Conflict, WrappedKey
 from domain.recorded import Position
-from infrastructure.event_codec import EventCodec
-from infrastructure.event_store import _APPEND, Append, EventStore, RecordedRow, _parameters
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import _APPEND, Append, EventStore, RecordedRow, _parameters
 from infrastructure.postgres.clock import DatabaseClock
 from tests.log_words import append, broken_blocks, happened
 from tests.words import CLIENT

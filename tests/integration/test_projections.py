@@ -17,8 +17,8 @@ from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Recorded
 from domain.registration import Registration
 from domain.stray_message import StrayMessage
-from infrastructure.event_codec import event_classes
-from infrastructure.event_store import EventStore
+from infrastructure.event_store.codec import event_classes
+from infrastructure.event_store.store import EventStore
 from infrastructure.follower import Projection, create_read_schema, read_schema
 from infrastructure.postgres.connection import Connection, connect
 from projections import PROJECTIONS

@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from application.ports import MailRequest, MailServersAway
 from domain.mail_saga import MailSaga
-from infrastructure.event_store import EventStore
-from infrastructure.log_tail import LogTail
+from infrastructure.event_store.store import EventStore
+from infrastructure.event_store.tail import LogTail
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Announcements
 from infrastructure.relay import Relay

@@ -32,7 +32,7 @@ from application.ports import (
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Position, Recorded
-from infrastructure.event_store import RecordedRow
+from infrastructure.event_store.store import RecordedRow
 from infrastructure.postgres.batching import Batcher
 from projections.deadlines import DueLook
 from tests.simulation.faults import Faults, Network, Windows, finish

@@ -17,7 +17,7 @@ from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Position
 from domain.registration import Policy, Registration
-from infrastructure.event_codec import EventCodec
+from infrastructure.event_store.codec import EventCodec
 from tests.simulation.database import LEASE, Database, copy_of
 from tests.simulation.mail import KEYRING, Attempt, Copy
 

@@ -43,7 +43,7 @@ from domain.registration import Policy, Registration
 from domain.sign_up import SignUp
 from domain.sign_up import sign_up as registration_sign_up
 from infrastructure import process_manager
-from infrastructure.event_store import RecordedRow
+from infrastructure.event_store.store import RecordedRow
 from infrastructure.follower import save_position
 from infrastructure.process_manager import ProcessManager
 from infrastructure.relay import Relay

@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from infrastructure.event_codec import event_classes
+from infrastructure.event_store.codec import event_classes
 from tests.simulation.database import Database, SimulatedStore
 from tests.simulation.faults import Faults, Network, Windows
 from tests.simulation.planted import PLANTED, Planted

@@ -18,7 +18,7 @@ from application.ports import A, Conflict, Context, FollowerMoved, Log, OtherKin
 from domain.email_claim import EmailClaim
 from domain.recorded import AnyEvent, Position
 from domain.registration import Registration
-from infrastructure.event_codec import EventCodec
+from infrastructure.event_store.codec import EventCodec
 from tests.words import CLIENT, T0, email_claimed, email_released, email_verified, otp_issued, registered, stream
 
 

@@ -24,7 +24,7 @@ from eventsourcing.persistence import StoredEvent
 
 from application.ports import A, Conflict, Context, FollowerMoved, OtherKind, Unavailable, WrappedKey
 from domain.recorded import AnyEvent, Position, Recorded
-from infrastructure.event_codec import EventCodec
+from infrastructure.event_store.codec import EventCodec
 from infrastructure.postgres.batching import Batcher
 from infrastructure.postgres.binary_arrays import Bigints, Byteas, Texts, Uuids
 from infrastructure.postgres.clock import DatabaseClock
@@ -439,7 +439,7 @@ class EventStore:
 async def create_schema(connection: Connection) -> None:
     """Create tables and functions where they are missing; safe to run by several processes of this version at once, at
     any time. (Those of an earlier version may miss a function that has changed: there is no rolling upgrade yet.)"""
-    script = files("infrastructure").joinpath("sql/event_store.sql").read_text(encoding="utf-8")
+    script = files("infrastructure.event_store").joinpath("log.sql").read_text(encoding="utf-8")
     await bring_up_to_date(connection, "event store", script)
 
 

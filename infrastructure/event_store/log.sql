@@ -118,7 +118,7 @@ CREATE OR REPLACE FUNCTION chain_field(field bytea) RETURNS bytea LANGUAGE sql I
 $$;
 
 -- What the hash chain keeps of an event: all of it but its position and time, which the block's hash covers.
--- `event_digest` in infrastructure/event_store.py computes the same before the event is sent.
+-- `event_digest` in infrastructure/event_store/store.py computes the same before the event is sent.
 CREATE OR REPLACE FUNCTION event_digest(event events) RETURNS bytea LANGUAGE sql STABLE AS $$
     SELECT sha256(uuid_send(event.originator_id) || int8send(event.originator_version)
         || chain_field(convert_to(event.topic, 'UTF8')) || chain_field(event.state)

@@ -1,0 +1,1 @@
+"""The log: group commit, the hash chain, reading streams and following the end."""
