@@ -1,7 +1,7 @@
 """The mail saga's decisions: a pure function of what it remembers, what happened, and the time.
 
 It only issues commands, all of them idempotent, and notes in its own stream what it decided. The driver
-(`infrastructure/process_manager.py`) runs the commands first and saves the notes with its position after them, so a
+(`infrastructure/followers/process_manager.py`) runs the commands first and saves the notes with its position after them, so a
 crash in between repeats commands without effect.
 """
 

@@ -27,7 +27,7 @@ from domain.registration import Registration
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
-from infrastructure.follower import Projector
+from infrastructure.followers.projector import Projector
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Announcements

@@ -35,16 +35,16 @@ from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.store import create_schema as create_event_store
 from infrastructure.event_store.tail import LogTail
-from infrastructure.follower import Leading, Projector, create_read_schema, lead
-from infrastructure.integration_events import IntegrationEvents
+from infrastructure.followers.integration_events import IntegrationEvents
+from infrastructure.followers.process_manager import ProcessManager
+from infrastructure.followers.projector import Leading, Projector, create_read_schema, lead
+from infrastructure.followers.relay import Relay
 from infrastructure.keyring import Keyring, open_root_secret
 from infrastructure.mailbox import Mailbox
 from infrastructure.password_hashing import PasswordHashing
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, Line, connect, session
 from infrastructure.postgres.notifications import Announcements
-from infrastructure.process_manager import ProcessManager
-from infrastructure.relay import Relay
 from infrastructure.settings import Settings
 from infrastructure.telemetry import Metrics, setup_tracing
 from infrastructure.webhook import Webhook

@@ -20,12 +20,12 @@ from infrastructure.broker import Broker, Consumer
 from infrastructure.circuit import Circuits, OnTransition
 from infrastructure.embedded import DataDirectory
 from infrastructure.event_store.tail import LogTail
+from infrastructure.followers.relay import Relay
 from infrastructure.letters import TemplateLetters
 from infrastructure.mail_queue import DeadLetterConsumer, MailPublisher, MailWorker
 from infrastructure.mail_state import StoredSendClaims
 from infrastructure.postgres.connection import Connection, Line
 from infrastructure.postgres.notifications import LOOK_ANYWAY
-from infrastructure.relay import Relay
 from infrastructure.settings import MailServer, Settings
 from infrastructure.smtp import Limits, SmtpServers
 from infrastructure.telemetry import traced

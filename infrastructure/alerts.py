@@ -105,7 +105,7 @@ OnAttempt = Callable[[str, Literal["told", "failed"]], None]
 
 
 class Alerts:
-    """Looks for what operators should know, and calls them; one leads (`infrastructure.follower.lead`).
+    """Looks for what operators should know, and calls them; one leads (`infrastructure.followers.projector.lead`).
 
     Each occasion is told once as "firing" and once as "resolved", in order, and again only where an answer was lost.
     """
@@ -142,7 +142,7 @@ class Alerts:
         self._pauses = pauses
 
     async def work(self, connection: Connection) -> None:
-        """Look and call until cancelled; see `infrastructure.follower.Leading`.
+        """Look and call until cancelled; see `infrastructure.followers.projector.Leading`.
 
         The call is made beside the session, which a webhook that hangs must not keep silent.
         """

@@ -18,7 +18,7 @@ from application.crash_points import CRASH_POINTS
 from infrastructure.embedded import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore, create_schema
-from infrastructure.follower import create_read_schema
+from infrastructure.followers.projector import create_read_schema
 from infrastructure.postgres.connection import connect
 from projections import PROJECTIONS
 from tests.faults import reached

@@ -15,9 +15,9 @@ from application.ports import MailRequest
 from domain.mail_saga import MailSaga
 from entrypoints.bootstrap import FOLLOWERS
 from infrastructure.event_store.store import EventStore
-from infrastructure.follower import lead
+from infrastructure.followers.projector import lead
+from infrastructure.followers.relay import Relay
 from infrastructure.postgres.notifications import Announcements
-from infrastructure.relay import Relay
 from tests.faults.scene import Scene
 from tests.integration.test_follower import running
 from tests.log_words import query

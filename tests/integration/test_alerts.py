@@ -16,7 +16,7 @@ from tenacity import wait_none
 
 from infrastructure.alerts import NEWS_FOR, UNUSED, Alerts
 from infrastructure.circuit_board import CircuitBoard
-from infrastructure.follower import lead
+from infrastructure.followers.projector import lead
 from infrastructure.postgres.connection import Line
 from infrastructure.telemetry import Metrics
 from infrastructure.webhook import NotTaken, Webhook

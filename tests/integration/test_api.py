@@ -24,7 +24,7 @@ from application.ports import MAIL_FAILURES, Conflict, Context, MailFailure, Ove
 from entrypoints import answers
 from entrypoints.api import create_app
 from entrypoints.http_guard import DIRECTLY
-from infrastructure.follower import read_schema
+from infrastructure.followers.projector import read_schema
 from infrastructure.postgres.connection import connect
 from infrastructure.telemetry import setup_tracing
 from projections.mail import Mails

@@ -34,7 +34,7 @@ from entrypoints.cli import run
 from infrastructure.embedded import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
-from infrastructure.follower import read_schema
+from infrastructure.followers.projector import read_schema
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from projections import PROJECTIONS

@@ -18,7 +18,7 @@ from domain.recorded import Position, Recorded
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
-from infrastructure.follower import TRIES, Projector, create_read_schema, lead, rest_after
+from infrastructure.followers.projector import TRIES, Projector, create_read_schema, lead, rest_after
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import LOG, Announcements
 from tests.log_words import append, happened, locked, query
@@ -295,7 +295,7 @@ async def test_what_fails_twice_and_then_succeeds_is_not_parked(
 async def test_a_read_model_that_is_locked_for_a_while_is_tried_again_and_nothing_is_parked(
     store: EventStore, announcements: Announcements, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infrastructure.follower.STAND_BY", timedelta(seconds=0.05))
+    monkeypatch.setattr("infrastructure.followers.projector.STAND_BY", timedelta(seconds=0.05))
     tally = Tally()
     async with running(following(tally, store, announcements, dsn)):
         await append(store, claimed())

@@ -25,8 +25,8 @@ from entrypoints.reading import ReadModels
 from infrastructure.broker import Broker, Topology
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
-from infrastructure.follower import lead
-from infrastructure.integration_events import IntegrationEvents
+from infrastructure.followers.integration_events import IntegrationEvents
+from infrastructure.followers.projector import lead
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Announcements
 from infrastructure.settings import Settings

@@ -19,7 +19,7 @@ from domain.registration import Registration
 from domain.stray_message import StrayMessage
 from infrastructure.event_store.codec import event_classes
 from infrastructure.event_store.store import EventStore
-from infrastructure.follower import Projection, create_read_schema, read_schema
+from infrastructure.followers.projector import Projection, create_read_schema, read_schema
 from infrastructure.postgres.connection import Connection, connect
 from projections import PROJECTIONS
 from projections.accounts import Account, Accounts

@@ -9,9 +9,9 @@ from application.ports import MailRequest, MailServersAway
 from domain.mail_saga import MailSaga
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
+from infrastructure.followers.relay import Relay
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Announcements
-from infrastructure.relay import Relay
 from tests.words import CLIENT, REGISTRATION, eventually, mail_requested, saga_started, stream
 
 

@@ -397,7 +397,7 @@ class Cursor:
 
 
 class Session(DatabasePort):
-    """A follower's own connection: understands the statements of `infrastructure/follower.py`, and no others."""
+    """A follower's own connection: understands the statements of `infrastructure/followers/projector.py`, and no others."""
 
     lost = False
 

@@ -42,11 +42,11 @@ from domain.recorded import Position
 from domain.registration import Policy, Registration
 from domain.sign_up import SignUp
 from domain.sign_up import sign_up as registration_sign_up
-from infrastructure import process_manager
 from infrastructure.event_store.store import RecordedRow
-from infrastructure.follower import save_position
-from infrastructure.process_manager import ProcessManager
-from infrastructure.relay import Relay
+from infrastructure.followers import process_manager
+from infrastructure.followers.process_manager import ProcessManager
+from infrastructure.followers.projector import save_position
+from infrastructure.followers.relay import Relay
 from tests.simulation.database import SimulatedClaims
 from tests.simulation.mail import SimulatedSecrets
 from tests.simulation.oracle import Violation

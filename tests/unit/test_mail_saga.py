@@ -31,7 +31,7 @@ from application.mail_saga import JITTER, RETRY_DELAYS, SECOND_LOOK, UNTRIED, De
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from domain.registration import Policy, Registration, Status
-from infrastructure.process_manager import SOURCES
+from infrastructure.followers.process_manager import SOURCES
 from tests.unit.stories import OPERATOR, WORKER, House, registers, right_code, verifies, wrong_code
 from tests.words import (
     CLAIM,

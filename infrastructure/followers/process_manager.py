@@ -24,7 +24,7 @@ from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import Policy, Registration
 from infrastructure.event_store.store import EventStore, RecordedRow
-from infrastructure.follower import (
+from infrastructure.followers.projector import (
     RETRY_PARKED,
     TRIES,
     LostLeadership,
@@ -113,7 +113,7 @@ class _Story:
 
 
 class ProcessManager:
-    """The mail saga's driver; one leads (`infrastructure.follower.lead`).
+    """The mail saga's driver; one leads (`infrastructure.followers.projector.lead`).
 
     A step runs the commands first, and then saves the saga's notes with the position in one commit. A crash in
     between repeats the commands, which has no effect. Two leaders by accident: the second commit is refused.
@@ -144,7 +144,7 @@ class ProcessManager:
         self._in_step = False
 
     async def work(self, connection: Connection) -> None:
-        """Follow until cancelled; see `infrastructure.follower.Leading`."""
+        """Follow until cancelled; see `infrastructure.followers.projector.Leading`."""
         self._sagas.clear()
         self._in_step = False
         await self._parked.load(connection)

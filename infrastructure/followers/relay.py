@@ -16,7 +16,7 @@ from application.ports import BrokerAway, Conflict, MailRequest, MailServersAway
 from domain.mail_saga import MailSaga
 from domain.recorded import Position
 from infrastructure.event_store.store import RecordedRow
-from infrastructure.follower import ReadsLog, position_of, save_position
+from infrastructure.followers.projector import ReadsLog, position_of, save_position
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import LOG, Announcements
 
@@ -35,7 +35,7 @@ TOUCH = timedelta(seconds=1)
 
 
 class Relay:
-    """Follows the saga's requests; one leads (`infrastructure.follower.lead`).
+    """Follows the saga's requests; one leads (`infrastructure.followers.projector.lead`).
 
     `hand_over` returns when the request is safe: its outcome recorded (in process), or confirmed by the broker. The
     position never passes a request that is not, so a crash repeats requests and loses none.
@@ -73,7 +73,7 @@ class Relay:
         self._stopping = False
 
     async def work(self, connection: Connection) -> None:
-        """Follow until cancelled; see `infrastructure.follower.Leading`."""
+        """Follow until cancelled; see `infrastructure.followers.projector.Leading`."""
         self._stopping = False
         await connection.execute("SET synchronous_commit = off")  # a lost position repeats, and repeats are harmless
         saved = read_up_to = await position_of(connection, self.name)

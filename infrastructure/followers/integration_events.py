@@ -13,7 +13,7 @@ import structlog
 from application.integration_events import CONTENT_TYPE, TOPICS, IntegrationEvent, encode, integration_event
 from application.ports import BrokerAway, Unavailable
 from infrastructure.broker import EVENTS_EXCHANGE, Broker
-from infrastructure.follower import ReadsLog, position_of, save_position
+from infrastructure.followers.projector import ReadsLog, position_of, save_position
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import LOG, Announcements
 
@@ -33,7 +33,7 @@ LONGEST_PAUSE = timedelta(seconds=30)
 
 
 class IntegrationEvents:
-    """Follows the log and publishes what concerns other services; one leads (`infrastructure.follower.lead`).
+    """Follows the log and publishes what concerns other services; one leads (`infrastructure.followers.projector.lead`).
 
     At least once: the position moves only after the broker has confirmed everything before it, and a copy has the id of
     the first. Events of one registration arrive in their order, because each waits for the confirm of the one before;
@@ -52,7 +52,7 @@ class IntegrationEvents:
         self._refused = False
 
     async def work(self, connection: Connection) -> None:
-        """Follow until cancelled; see `infrastructure.follower.Leading`."""
+        """Follow until cancelled; see `infrastructure.followers.projector.Leading`."""
         await connection.execute("SET synchronous_commit = off")  # a lost position repeats, with the same ids
         position = await position_of(connection, self.name)
         loop = asyncio.get_running_loop()

@@ -1,0 +1,1 @@
+"""What follows the log: leadership, positions, parked streams, and the followers themselves."""
