@@ -244,7 +244,7 @@ class Accepted:
 
 
 MailFailure = Literal[
-    # At a mail server (`infrastructure.smtp.judge_reply`):
+    # At a mail server (`infrastructure.mail.smtp.servers.judge_reply`):
     "timeout", "connection", "throttled", "greylisted", "mailbox-unknown", "content", "authentication", "tls",
     "temporary", "permanent",
     # In the broker, before any was called (`infrastructure.mail_queue.FAILURES`):

@@ -17,9 +17,9 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitMessage
 
 from application.ports import MailRequest
 from infrastructure.broker import MAIL_EXCHANGE, MAIL_REQUESTED, Topology, declare
-from infrastructure.letters import Composer, TemplateLetters, mailbox
+from infrastructure.mail.rendering import Composer, TemplateLetters, mailbox
+from infrastructure.mail.smtp.servers import CONNECTIONS
 from infrastructure.mail_queue import PREFETCH, encode
-from infrastructure.smtp import CONNECTIONS
 
 PUBLISHING = 128
 

@@ -43,7 +43,7 @@ from entrypoints.http_guard import DIRECTLY, Guard, body_of, context_of
 from entrypoints.problems import explain
 from entrypoints.reading import ReadModels
 from entrypoints.service import Service
-from infrastructure.mailbox import Mailbox, page, page_policy
+from infrastructure.mail.mailbox import Mailbox, page, page_policy
 
 ACTOR: Final = "client"
 

@@ -28,8 +28,6 @@ from entrypoints.mailing import (
 from entrypoints.service import CannotStart, Service
 from infrastructure.alerts import Alerts
 from infrastructure.broker import Broker, Topology
-from infrastructure.circuit import Circuits
-from infrastructure.circuit_board import CircuitBoard
 from infrastructure.embedded import DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
@@ -40,7 +38,9 @@ from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.projector import Leading, Projector, create_read_schema, lead
 from infrastructure.followers.relay import Relay
 from infrastructure.keyring import Keyring, open_root_secret
-from infrastructure.mailbox import Mailbox
+from infrastructure.mail.circuits import Circuits
+from infrastructure.mail.mailbox import Mailbox
+from infrastructure.mail.shared_circuits import CircuitBoard
 from infrastructure.password_hashing import PasswordHashing
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, Line, connect, session

@@ -31,9 +31,9 @@ from entrypoints.reading import LAGGING, followers_of
 from infrastructure.broker import REFUSAL_HINT, REFUSALS, OtherQueue, Topology, compare, counts_of
 from infrastructure.embedded import BadDataDirectory, DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
 from infrastructure.keyring import open_root_secret
+from infrastructure.mail.smtp.servers import Stage, judge_error
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.settings import BadSettings, MailServer, Settings
-from infrastructure.smtp import Stage, judge_error
 from infrastructure.webhook import NotTaken, Webhook
 
 PATIENCE = timedelta(seconds=5)

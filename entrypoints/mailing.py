@@ -17,17 +17,17 @@ from application.mail_delivery import MailDelivery
 from application.ports import MailRequest, Unavailable
 from entrypoints.service import CannotStart, Service
 from infrastructure.broker import Broker, Consumer
-from infrastructure.circuit import Circuits, OnTransition
 from infrastructure.embedded import DataDirectory
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.relay import Relay
-from infrastructure.letters import TemplateLetters
+from infrastructure.mail.circuits import Circuits, OnTransition
+from infrastructure.mail.rendering import TemplateLetters
+from infrastructure.mail.send_claims import StoredSendClaims
+from infrastructure.mail.smtp.servers import Limits, SmtpServers
 from infrastructure.mail_queue import DeadLetterConsumer, MailPublisher, MailWorker
-from infrastructure.mail_state import StoredSendClaims
 from infrastructure.postgres.connection import Connection, Line
 from infrastructure.postgres.notifications import LOOK_ANYWAY
 from infrastructure.settings import MailServer, Settings
-from infrastructure.smtp import Limits, SmtpServers
 from infrastructure.telemetry import traced
 
 log = structlog.get_logger(__name__)

@@ -10,16 +10,16 @@ from psycopg_pool import AsyncConnectionPool
 from application.handlers import Handlers
 from domain.registration import Policy
 from infrastructure.broker import Broker
-from infrastructure.circuit_board import CircuitBoard
 from infrastructure.event_store.store import EventStore
 from infrastructure.keyring import Keyring
-from infrastructure.mailbox import Mailbox
+from infrastructure.mail.mailbox import Mailbox
+from infrastructure.mail.shared_circuits import CircuitBoard
+from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.password_hashing import PasswordHashing
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Announcements
 from infrastructure.settings import Settings
-from infrastructure.smtp import SmtpServers
 from infrastructure.telemetry import Metrics
 
 

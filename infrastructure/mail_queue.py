@@ -34,7 +34,7 @@ from infrastructure.broker import (
     Broker,
     Consumer,
 )
-from infrastructure.circuit_board import CircuitBoard
+from infrastructure.mail.shared_circuits import CircuitBoard
 from infrastructure.telemetry import parse_traceparent
 
 log = structlog.get_logger(__name__)
@@ -45,7 +45,7 @@ LONGEST: Final = 4096
 """Bytes; ours have about 170."""
 
 PREFETCH: Final = 64
-"""Mails in hand of a worker: twice as many as it has connections to a mail server (`infrastructure.smtp.CONNECTIONS`),
+"""Mails in hand of a worker: twice as many as it has connections to a mail server (`infrastructure.mail.smtp.servers.CONNECTIONS`),
 so that some are claimed and recorded while others are on the wire. 32: 640 mails a second, 64: 900, 128: 930 (2 cores,
 2026-11-25)."""
 

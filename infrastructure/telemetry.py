@@ -118,7 +118,7 @@ class Metrics:
         self._append.observe(seconds)
 
     def circuit(self, name: str, old: str, new: str) -> None:
-        """See `infrastructure.circuit.OnTransition`; of one that has not changed only the state is shown."""
+        """See `infrastructure.mail.circuits.OnTransition`; of one that has not changed only the state is shown."""
         self._circuit.labels(name).set(CIRCUIT_STATES[new])
         if new != old:
             self._transitions.labels(name, new).inc()
@@ -127,7 +127,7 @@ class Metrics:
         self._mail.labels(outcome, provider).inc()
 
     def mail_concurrency(self, provider: str, mails: int) -> None:
-        """See `infrastructure.smtp.OnConcurrency`."""
+        """See `infrastructure.mail.smtp.servers.OnConcurrency`."""
         self._mail_concurrency.labels(provider).set(mails)
 
     def time_to_inbox(self, since: timedelta) -> None:

@@ -17,7 +17,7 @@ from entrypoints.api import Api as App
 from entrypoints.api import create_app
 from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
-from infrastructure.circuit import Circuits
+from infrastructure.mail.circuits import Circuits
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.settings import Settings
 from tests.log_words import by_way_of

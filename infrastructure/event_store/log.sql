@@ -78,7 +78,7 @@ CREATE TABLE IF NOT EXISTS send_claims (
     PRIMARY KEY (registration_id, serial)
 ) WITH (fillfactor = 50);
 
--- The mail servers' circuits, as the workers tell each other of them (infrastructure/circuit_board.py).
+-- The mail servers' circuits, as the workers tell each other of them (infrastructure/mail/shared_circuits.py).
 CREATE TABLE IF NOT EXISTS circuits (
     name         text        PRIMARY KEY,
     state        text        NOT NULL DEFAULT 'closed',

@@ -29,9 +29,9 @@ import trustme
 
 from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
-from infrastructure.circuit import Circuits
 from infrastructure.logs import configure_logging
-from infrastructure.smtp import SOMEBODY_PROBES, SmtpServers, _Server
+from infrastructure.mail.circuits import Circuits
+from infrastructure.mail.smtp.servers import SOMEBODY_PROBES, SmtpServers, _Server
 from tests.faults.canaries import occurs, shown
 from tests.http_words import Api, open_api, problem_of
 from tests.mail_words import code_in, message_id_of, move_to_next_look, recorded, until_recorded
@@ -348,7 +348,7 @@ async def test_a_conversation_lost_before_the_content_is_begun_anew_and_one_mail
 async def test_a_goodbye_that_is_not_answered_changes_nothing_about_the_mail(
     open_post: OpenPost, stub: SmtpStub, action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infrastructure.smtp.QUIT_PATIENCE", 0.1)
+    monkeypatch.setattr("infrastructure.mail.smtp.servers.QUIT_PATIENCE", 0.1)
     stub.at("quit", action)
 
     async with open_post(stub) as post:

@@ -18,7 +18,7 @@ from uuid import UUID
 import pytest
 
 from domain.mail_saga import MailSaga
-from infrastructure.circuit import Circuits
+from infrastructure.mail.circuits import Circuits
 from tests.http_words import Api, open_api
 from tests.log_words import query
 from tests.mail_words import code_in

@@ -15,8 +15,8 @@ from structlog.testing import capture_logs
 from tenacity import wait_none
 
 from infrastructure.alerts import NEWS_FOR, UNUSED, Alerts
-from infrastructure.circuit_board import CircuitBoard
 from infrastructure.followers.projector import lead
+from infrastructure.mail.shared_circuits import CircuitBoard
 from infrastructure.postgres.connection import Line
 from infrastructure.telemetry import Metrics
 from infrastructure.webhook import NotTaken, Webhook

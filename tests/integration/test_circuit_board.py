@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from application.ports import Accepted, Letter, MailServersAway, NotSent
-from infrastructure.circuit import Circuits
-from infrastructure.circuit_board import CircuitBoard
+from infrastructure.mail.circuits import Circuits
+from infrastructure.mail.shared_circuits import CircuitBoard
+from infrastructure.mail.smtp.servers import Limits, SmtpServers
 from infrastructure.postgres.connection import Line
 from infrastructure.settings import MailServer
-from infrastructure.smtp import Limits, SmtpServers
 from tests.log_words import query
 from tests.smtp_stub import SmtpStub
 from tests.words import eventually

@@ -28,7 +28,7 @@ from domain.registration import Registration, Status
 from entrypoints.api import create_app
 from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
-from infrastructure.mailbox import MailboxMessage
+from infrastructure.mail.mailbox import MailboxMessage
 from infrastructure.settings import Settings
 from tests.words import eventually
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from infrastructure.mail_state import StoredSendClaims
+from infrastructure.mail.send_claims import StoredSendClaims
 from infrastructure.postgres.connection import Line
 from tests.log_words import query
 from tests.words import eventually

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from application.ports import Letter, NotSent
-from infrastructure import mailbox
-from infrastructure.letters import render_code
-from infrastructure.mailbox import Mailbox, page, page_policy
+from infrastructure.mail import mailbox
+from infrastructure.mail.mailbox import Mailbox, page, page_policy
+from infrastructure.mail.rendering import render_code
+from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.settings import MailServer
-from infrastructure.smtp import SmtpServers
 
-ROOT = Path(mailbox.__file__).parents[1]
+ROOT = Path(mailbox.__file__).parents[2]
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ async def test_a_mail_that_was_acknowledged_survives_sigkill(tmp_path: Path) -> 
         sys.executable,
         "-c",
         "import asyncio, sys, pathlib\n"
-        "from infrastructure.mailbox import Mailbox\n"
+        "from infrastructure.mail.mailbox import Mailbox\n"
         "async def main():\n"
         "    box = Mailbox(pathlib.Path(sys.argv[1])); await box.start()\n"
         "    print(box.port, flush=True); await asyncio.Event().wait()\n"

@@ -20,10 +20,10 @@ import trustme
 from pydantic import SecretStr
 
 from application.ports import Accepted, Letter, MailServersAway, NotSent
-from infrastructure import smtp
-from infrastructure.circuit import Circuits
+from infrastructure.mail.circuits import Circuits
+from infrastructure.mail.smtp import servers as smtp
+from infrastructure.mail.smtp.servers import Limits, SmtpServers, judge_error, judge_reply
 from infrastructure.settings import MailServer
-from infrastructure.smtp import Limits, SmtpServers, judge_error, judge_reply
 from tests.smtp_stub import SmtpStub, Stage
 from tests.words import eventually
 
@@ -467,7 +467,7 @@ async def test_a_connection_lost_after_the_content_leaves_the_outcome_unknown(
 async def test_quit_decides_nothing(
     stub: SmtpStub, open_post: OpenPost, action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infrastructure.smtp.QUIT_PATIENCE", 0.05)
+    monkeypatch.setattr("infrastructure.mail.smtp.servers.QUIT_PATIENCE", 0.05)
     stub.at("quit", action)
     post = await open_post(stub, limits=Limits(timeout=timedelta(seconds=0.3), mails_per_connection=1))
     assert (await post.send()).attempts == 1
@@ -900,7 +900,7 @@ async def test_a_server_that_ends_connections_after_so_many_mails_gets_no_more_o
 async def test_what_a_server_takes_on_one_connection_is_asked_anew_now_and_then(
     stub: SmtpStub, post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infrastructure.smtp.LEARNED_FOR", 2)
+    monkeypatch.setattr("infrastructure.mail.smtp.servers.LEARNED_FOR", 2)
     stub.mails_per_session = 3
     for _ in range(7):
         await post.send()

@@ -11,8 +11,16 @@ from pathlib import Path
 import pytest
 
 from application.ports import Letter
-from infrastructure import letters
-from infrastructure.letters import Composer, Rendered, TemplateLetters, language_of, mailbox, render_code, render_notice
+from infrastructure.mail import rendering
+from infrastructure.mail.rendering import (
+    Composer,
+    Rendered,
+    TemplateLetters,
+    language_of,
+    mailbox,
+    render_code,
+    render_notice,
+)
 
 URL = "https://registrar.example"
 TEN_MINUTES = timedelta(minutes=10)
@@ -185,7 +193,7 @@ def test_what_is_no_code_is_in_no_mail(code: str) -> None:
 
 
 def test_all_templates_have_both_languages() -> None:
-    templates = {path.name for path in (Path(letters.__file__).parent / "templates").iterdir()}
+    templates = {path.name for path in (Path(rendering.__file__).parent / "templates").iterdir()}
     for kind in ("code", "notice"):
         for suffix in ("txt", "html"):
             assert {f"{kind}.en.{suffix}", f"{kind}.de.{suffix}"} <= templates

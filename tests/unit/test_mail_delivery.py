@@ -13,7 +13,7 @@ from application.mail_delivery import Claimed, MailDelivery
 from application.ports import Accepted, Conflict, Letter, MailRequest, MailServersAway, NotSent, SendClaim, Unavailable
 from domain.errors import UnknownRegistration
 from domain.registration import Registration
-from infrastructure.letters import TemplateLetters
+from infrastructure.mail.rendering import TemplateLetters
 from tests.unit.memory_log import MemoryLog
 from tests.unit.stories import KEYRING, House, registers
 from tests.words import CLIENT, REGISTRATION, T0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-from infrastructure.slots import RAISE_AFTER, Slots
+from infrastructure.mail.concurrency_limit import RAISE_AFTER, Slots
 from tests.words import eventually
 
 

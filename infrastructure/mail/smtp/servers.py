@@ -32,10 +32,10 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 from application.crash_points import crash_point
 from application.mail_delivery import persist
 from application.ports import Accepted, Letter, MailFailure, MailServersAway, NotSent
-from infrastructure.circuit import Circuit, CircuitOpen, Circuits
-from infrastructure.letters import Composer, mailbox
+from infrastructure.mail.circuits import Circuit, CircuitOpen, Circuits
+from infrastructure.mail.concurrency_limit import Slots
+from infrastructure.mail.rendering import Composer, mailbox
 from infrastructure.settings import MailServer
-from infrastructure.slots import Slots
 
 log = structlog.get_logger(__name__)
 

@@ -19,7 +19,7 @@ from purgatory.domain.model import CLOSED, OPENED
 from purgatory.typing import StateName
 
 from application.ports import Unavailable
-from infrastructure.circuit import Circuit
+from infrastructure.mail.circuits import Circuit
 from infrastructure.postgres.connection import Connection, Line
 
 log = structlog.get_logger(__name__)
@@ -110,7 +110,7 @@ class CircuitBoard:
         self._own = circuits
 
     def changed(self, name: str, _old: StateName, new: StateName) -> None:
-        """A circuit of ours has changed: tell the others (see `infrastructure.circuit.OnTransition`)."""
+        """A circuit of ours has changed: tell the others (see `infrastructure.mail.circuits.OnTransition`)."""
         if self._adopting or new not in {CLOSED, OPENED}:
             return
         circuit = next((one for one in self._own if one.name == name), None)

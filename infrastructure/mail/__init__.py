@@ -1,0 +1,1 @@
+"""Mail: rendering and composing, circuits and limits of mail servers, claims to send, the embedded mailbox."""
