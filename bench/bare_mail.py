@@ -16,10 +16,10 @@ from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage
 
 from application.ports import MailRequest
-from infrastructure.broker import MAIL_EXCHANGE, MAIL_REQUESTED, Topology, declare
 from infrastructure.mail.rendering import Composer, TemplateLetters, mailbox
 from infrastructure.mail.smtp.servers import CONNECTIONS
-from infrastructure.mail_queue import PREFETCH, encode
+from infrastructure.rabbitmq.connection import MAIL_EXCHANGE, MAIL_REQUESTED, Topology, declare
+from infrastructure.rabbitmq.mail_worker import PREFETCH, encode
 
 PUBLISHING = 128
 

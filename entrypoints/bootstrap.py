@@ -27,7 +27,6 @@ from entrypoints.mailing import (
 )
 from entrypoints.service import CannotStart, Service
 from infrastructure.alerts import Alerts
-from infrastructure.broker import Broker, Topology
 from infrastructure.embedded import DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
@@ -45,6 +44,7 @@ from infrastructure.password_hashing import PasswordHashing
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, Line, connect, session
 from infrastructure.postgres.notifications import Announcements
+from infrastructure.rabbitmq.connection import Broker, Topology
 from infrastructure.settings import Settings
 from infrastructure.telemetry import Metrics, setup_tracing
 from infrastructure.webhook import Webhook

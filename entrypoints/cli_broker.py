@@ -7,7 +7,15 @@ from aio_pika.exceptions import AMQPError
 from application.ports import Unavailable
 from entrypoints.cli_output import print_json, print_table
 from entrypoints.service import CannotStart
-from infrastructure.broker import FAILED_QUEUE, MAIL_QUEUE, REFUSAL_HINT, REFUSALS, OtherQueue, Topology, connected
+from infrastructure.rabbitmq.connection import (
+    FAILED_QUEUE,
+    MAIL_QUEUE,
+    REFUSAL_HINT,
+    REFUSALS,
+    OtherQueue,
+    Topology,
+    connected,
+)
 from infrastructure.settings import Settings
 
 

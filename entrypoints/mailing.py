@@ -16,7 +16,6 @@ from purgatory.typing import StateName
 from application.mail_delivery import MailDelivery
 from application.ports import MailRequest, Unavailable
 from entrypoints.service import CannotStart, Service
-from infrastructure.broker import Broker, Consumer
 from infrastructure.embedded import DataDirectory
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.relay import Relay
@@ -24,9 +23,10 @@ from infrastructure.mail.circuits import Circuits, OnTransition
 from infrastructure.mail.rendering import TemplateLetters
 from infrastructure.mail.send_claims import StoredSendClaims
 from infrastructure.mail.smtp.servers import Limits, SmtpServers
-from infrastructure.mail_queue import DeadLetterConsumer, MailPublisher, MailWorker
 from infrastructure.postgres.connection import Connection, Line
 from infrastructure.postgres.notifications import LOOK_ANYWAY
+from infrastructure.rabbitmq.connection import Broker, Consumer
+from infrastructure.rabbitmq.mail_worker import DeadLetterConsumer, MailPublisher, MailWorker
 from infrastructure.settings import MailServer, Settings
 from infrastructure.telemetry import traced
 

@@ -9,7 +9,6 @@ from psycopg_pool import AsyncConnectionPool
 
 from application.handlers import Handlers
 from domain.registration import Policy
-from infrastructure.broker import Broker
 from infrastructure.event_store.store import EventStore
 from infrastructure.keyring import Keyring
 from infrastructure.mail.mailbox import Mailbox
@@ -19,6 +18,7 @@ from infrastructure.password_hashing import PasswordHashing
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Announcements
+from infrastructure.rabbitmq.connection import Broker
 from infrastructure.settings import Settings
 from infrastructure.telemetry import Metrics
 

@@ -46,7 +46,7 @@ _LIBRARIES = {
     "uvicorn.access": logging.CRITICAL,  # its lines hold paths with query strings; requests are counted in metrics
     "mail.log": logging.ERROR,  # aiosmtpd: below that it tells who writes to whom
     "aiosmtpd": logging.ERROR,
-    "aio_pika": logging.CRITICAL,  # `infrastructure.broker` says what is to be said of a connection
+    "aio_pika": logging.CRITICAL,  # `infrastructure.rabbitmq.connection` says what is to be said of a connection
     "aiormq": logging.CRITICAL,
     "psycopg": logging.WARNING,  # these two are turned down by `eventsourcing.postgres` when something imports it
     "psycopg.pool": logging.WARNING,

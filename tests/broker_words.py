@@ -14,7 +14,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from faststream.rabbit import RabbitExchange
 
 from entrypoints.service import Service
-from infrastructure.broker import (
+from infrastructure.rabbitmq.connection import (
     APP_ID,
     CANARY,
     DEAD_EXCHANGE,

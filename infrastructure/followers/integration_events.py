@@ -12,10 +12,10 @@ import structlog
 
 from application.integration_events import CONTENT_TYPE, TOPICS, IntegrationEvent, encode, integration_event
 from application.ports import BrokerAway, Unavailable
-from infrastructure.broker import EVENTS_EXCHANGE, Broker
 from infrastructure.followers.projector import ReadsLog, position_of, save_position
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import LOG, Announcements
+from infrastructure.rabbitmq.connection import EVENTS_EXCHANGE, Broker
 
 log = structlog.get_logger(__name__)
 

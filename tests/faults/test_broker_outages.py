@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from infrastructure.broker import FAILED_QUEUE, MAIL_QUEUE, Topology, connected
 from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.rabbitmq.connection import FAILED_QUEUE, MAIL_QUEUE, Topology, connected
 from tests.broker_words import channel_to, put, until_empty, until_lost, until_up, vhost_of, waiting
 from tests.faults.fleet import Fleet
 from tests.faults.invariants import INVARIANTS

@@ -13,8 +13,8 @@ import pytest
 
 from application.commands import RequestNewCode
 from application.ports import Context
-from infrastructure.broker import MAIL_EXCHANGE, MAIL_QUEUE, MAIL_REQUESTED
 from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.rabbitmq.connection import MAIL_EXCHANGE, MAIL_QUEUE, MAIL_REQUESTED
 from tests.broker_words import broker_through, put, spy_on, until_empty, until_lost, until_up, vhost_of, waiting
 from tests.faults.scene import Scene
 from tests.log_words import query

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from infrastructure.broker import MAIL_QUEUE
 from infrastructure.mail.smtp.servers import CONNECTIONS
-from infrastructure.mail_queue import PREFETCH
+from infrastructure.rabbitmq.connection import MAIL_QUEUE
+from infrastructure.rabbitmq.mail_worker import PREFETCH
 from tests.broker_words import channel_to, vhost_of
 from tests.faults.scene import Scene
 from tests.rabbitmq import PrivateRabbit

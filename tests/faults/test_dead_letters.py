@@ -18,8 +18,8 @@ from domain.email_claim import EmailClaim
 from domain.registration import Registration
 from domain.stray_message import StrayMessage
 from entrypoints import cli_mail
-from infrastructure.broker import FAILED_QUEUE
-from infrastructure.mail_queue import LONGEST, encode
+from infrastructure.rabbitmq.connection import FAILED_QUEUE
+from infrastructure.rabbitmq.mail_worker import LONGEST, encode
 from tests.broker_words import put, spy_on, spy_on_dead_letters, until_empty, until_up, waiting
 from tests.faults.scene import Scene
 from tests.log_words import query

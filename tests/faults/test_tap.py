@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from infrastructure.broker import Topology, connected
+from infrastructure.rabbitmq.connection import Topology, connected
 from tests.faults.tap import Tap
 from tests.rabbitmq import PrivateRabbit
 from tests.words import eventually

@@ -25,7 +25,7 @@ from tenacity import RetryCallState, wait_fixed
 from application.ports import BrokerAway, Unavailable
 from entrypoints import cli_broker, cli_doctor
 from entrypoints.service import CannotStart
-from infrastructure.broker import (
+from infrastructure.rabbitmq.connection import (
     CANARY,
     EVENTS_EXCHANGE,
     EXCHANGES,
@@ -711,8 +711,8 @@ async def test_a_cancellation_that_the_library_swallows_ends_the_work_all_the_sa
         return {}
 
     async with running(broker_url):
-        monkeypatch.setattr("infrastructure.broker.LOOK_EVERY", timedelta(milliseconds=10))
-        monkeypatch.setattr("infrastructure.broker._counts", deaf)
+        monkeypatch.setattr("infrastructure.rabbitmq.connection.LOOK_EVERY", timedelta(milliseconds=10))
+        monkeypatch.setattr("infrastructure.rabbitmq.connection._counts", deaf)
         await looking.wait()
     assert swallowed.is_set()
 

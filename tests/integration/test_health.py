@@ -11,7 +11,7 @@ import httpx
 import psycopg
 import pytest
 
-from infrastructure.broker import Topology, connected
+from infrastructure.rabbitmq.connection import Topology, connected
 from infrastructure.telemetry import Metrics
 from tests.http_words import ADA, ADMIN, Api, open_api, open_api_through, problem_of
 from tests.log_words import proxy_to

@@ -22,13 +22,13 @@ from application.commands import RegisterUser
 from application.ports import Context
 from entrypoints.bootstrap import open_service
 from entrypoints.reading import ReadModels
-from infrastructure.broker import Broker, Topology
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.integration_events import IntegrationEvents
 from infrastructure.followers.projector import lead
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Announcements
+from infrastructure.rabbitmq.connection import Broker, Topology
 from infrastructure.settings import Settings
 from tests.faults.canaries import occurs
 from tests.rabbitmq import PrivateRabbit

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from application.ports import MailRequest
-from infrastructure.mail_queue import LONGEST, Malformed, decode, encode, headers_of, message_id_of, stray
+from infrastructure.rabbitmq.mail_worker import LONGEST, Malformed, decode, encode, headers_of, message_id_of, stray
 from tests.words import T0
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

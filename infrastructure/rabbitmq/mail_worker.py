@@ -25,7 +25,8 @@ from application.crash_points import crash_point
 from application.mail_delivery import Claimed
 from application.ports import Conflict, Context, MailFailure, MailRequest, MailServersAway, Unavailable
 from domain.errors import UnknownRegistration
-from infrastructure.broker import (
+from infrastructure.mail.shared_circuits import CircuitBoard
+from infrastructure.rabbitmq.connection import (
     CANARY,
     FAILED_QUEUE,
     MAIL_EXCHANGE,
@@ -34,7 +35,6 @@ from infrastructure.broker import (
     Broker,
     Consumer,
 )
-from infrastructure.mail.shared_circuits import CircuitBoard
 from infrastructure.telemetry import parse_traceparent
 
 log = structlog.get_logger(__name__)

@@ -1,0 +1,1 @@
+"""RabbitMQ: topology, connection, the mail queue and its dead letters."""
