@@ -14,7 +14,7 @@ from nacl.pwhash import argon2id
 from bench.cluster import Cluster
 from bench.processes import Process, empty_endpoint, load, registrar_process, registrar_serve, sink
 from bench.report import Row, median_by_side, medians
-from infrastructure.password_hashing import MEMORY, PASSES
+from infrastructure.crypto.password_hashing import MEMORY, PASSES
 
 CONNECTIONS = 64
 HASHING_CONNECTIONS = 12

@@ -27,6 +27,8 @@ from entrypoints.mailing import (
 )
 from entrypoints.service import CannotStart, Service
 from infrastructure.alerts import Alerts
+from infrastructure.crypto.keyring import Keyring, open_root_secret
+from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.embedded import DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
@@ -36,11 +38,9 @@ from infrastructure.followers.integration_events import IntegrationEvents
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.projector import Leading, Projector, create_read_schema, lead
 from infrastructure.followers.relay import Relay
-from infrastructure.keyring import Keyring, open_root_secret
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.mailbox import Mailbox
 from infrastructure.mail.shared_circuits import CircuitBoard
-from infrastructure.password_hashing import PasswordHashing
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, Line, connect, session
 from infrastructure.postgres.notifications import Announcements

@@ -28,8 +28,8 @@ from entrypoints.bootstrap import followers_with
 from entrypoints.cli_output import console, print_json
 from entrypoints.cli_session import log_troubles, read_settings
 from entrypoints.reading import LAGGING, followers_of
+from infrastructure.crypto.keyring import open_root_secret
 from infrastructure.embedded import BadDataDirectory, DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
-from infrastructure.keyring import open_root_secret
 from infrastructure.mail.smtp.servers import Stage, judge_error
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.rabbitmq.connection import REFUSAL_HINT, REFUSALS, OtherQueue, Topology, compare, counts_of

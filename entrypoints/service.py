@@ -9,12 +9,12 @@ from psycopg_pool import AsyncConnectionPool
 
 from application.handlers import Handlers
 from domain.registration import Policy
+from infrastructure.crypto.keyring import Keyring
+from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.event_store.store import EventStore
-from infrastructure.keyring import Keyring
 from infrastructure.mail.mailbox import Mailbox
 from infrastructure.mail.shared_circuits import CircuitBoard
 from infrastructure.mail.smtp.servers import SmtpServers
-from infrastructure.password_hashing import PasswordHashing
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Announcements

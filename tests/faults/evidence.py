@@ -28,10 +28,10 @@ from application.addresses import canonical_address
 from domain.recorded import Position, Recorded
 from domain.registration import Registration
 from entrypoints.bootstrap import create_schema
+from infrastructure.crypto.keyring import Keyring, open_root_secret
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore, RecordedRow
 from infrastructure.followers.projector import LostLeadership, Projector, read_schema
-from infrastructure.keyring import Keyring, open_root_secret
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import Announcements

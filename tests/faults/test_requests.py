@@ -17,7 +17,7 @@ from bench.load import open_loop, registration
 from entrypoints.admission import BURST, STEADY, Admission
 from entrypoints.api import create_app
 from entrypoints.server import Server, _is_a_registration
-from infrastructure import password_hashing
+from infrastructure.crypto import password_hashing
 from infrastructure.telemetry import Metrics
 from tests.faults.programs import Program, process, serve
 from tests.http_words import ADA, Api, client_of, open_api, problem_of

@@ -27,7 +27,7 @@ from application.ports import (
     WrappedKey,
 )
 from domain.recorded import Position
-from infrastructure.keyring import Keyring
+from infrastructure.crypto.keyring import Keyring
 from tests.simulation.faults import Faults, Network, Windows, finish
 from tests.simulation.virtual_time import Process
 

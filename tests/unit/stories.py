@@ -19,7 +19,7 @@ from domain.errors import Refused
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from domain.registration import Policy, Registration
-from infrastructure.keyring import Keyring
+from infrastructure.crypto.keyring import Keyring
 from tests.unit.memory_log import MemoryLog
 from tests.words import CLIENT, MovableClock
 

@@ -21,9 +21,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from application.ports import Overloaded, Person, WrongMasterKey
-from infrastructure import password_hashing
-from infrastructure.keyring import Keyring
-from infrastructure.password_hashing import MAX_WAITING, PasswordHashing
+from infrastructure.crypto import password_hashing
+from infrastructure.crypto.keyring import Keyring
+from infrastructure.crypto.password_hashing import MAX_WAITING, PasswordHashing
 from tests.words import REGISTRATION, T0
 
 MASTER = b"m" * 32
@@ -77,7 +77,7 @@ def test_the_keyrings_truncation_passes_the_rfcs_test_vectors(
     def with_the_rfcs_key(key: bytes, message: bytes, algorithm: str) -> bytes:
         return b"12345678901234567890" if algorithm == "sha256" else digest(key, message, algorithm)
 
-    monkeypatch.setattr("infrastructure.keyring.hmac.digest", with_the_rfcs_key)
+    monkeypatch.setattr("infrastructure.crypto.keyring.hmac.digest", with_the_rfcs_key)
 
     assert KEYRING.code(REGISTRATION, counter) == code
 

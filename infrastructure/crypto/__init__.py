@@ -1,0 +1,1 @@
+"""Keys, sealed personal data, and password hashes."""
