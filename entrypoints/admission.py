@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
-from infrastructure.telemetry import Metrics
+from infrastructure.telemetry.metrics import Metrics
 
 BURST: Final = 512
 """Registrations under way at most: a burst is taken in as long as its last one waits for less than a second (1,100/s

@@ -46,7 +46,7 @@ from infrastructure.postgres.connection import Connection, Line, connect, sessio
 from infrastructure.postgres.notifications import Announcements
 from infrastructure.rabbitmq.connection import Broker, Topology
 from infrastructure.settings import Settings
-from infrastructure.telemetry import Metrics, setup_tracing
+from infrastructure.telemetry.metrics import Metrics, setup_tracing
 from infrastructure.webhook import Webhook
 from projections import PROJECTIONS
 from projections.deadlines import Deadlines

@@ -21,8 +21,8 @@ from entrypoints.bootstrap import open_service
 from entrypoints.cli_output import waiting
 from entrypoints.service import CannotStart, Service
 from infrastructure.embedded import BadDataDirectory, DatabaseDidNotStart, DataDirectory
-from infrastructure.logs import configure_logging
 from infrastructure.settings import BadSettings, Settings
+from infrastructure.telemetry.logs import configure_logging
 
 log = structlog.get_logger(__name__)
 

@@ -18,7 +18,7 @@ from entrypoints.answers import Health, answer
 from entrypoints.reading import ReadModels
 from entrypoints.service import Service
 from infrastructure.postgres.connection import Connection, Line
-from infrastructure.telemetry import CONTENT_TYPE
+from infrastructure.telemetry.metrics import CONTENT_TYPE
 
 T = TypeVar("T")
 

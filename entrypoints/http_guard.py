@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from application.ports import Context
 from entrypoints.admission import PLACE, Place
 from entrypoints.problems import Declined, explain
-from infrastructure.telemetry import Metrics, continued, parse_traceparent, traceparent
+from infrastructure.telemetry.metrics import Metrics, continued, parse_traceparent, traceparent
 
 log = structlog.get_logger(__name__)
 

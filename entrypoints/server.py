@@ -28,7 +28,7 @@ from entrypoints.admission import PLACE, ROUTE, Admission, Place
 from entrypoints.http_guard import POLICY, SECURITY_HEADERS
 from entrypoints.problems import explain
 from infrastructure.settings import Network
-from infrastructure.telemetry import Metrics
+from infrastructure.telemetry.metrics import Metrics
 
 HEAD_DEADLINE = timedelta(seconds=10)
 """What a client has to send a request's headers in, from its connect or from their first byte; then it is cut off."""

@@ -20,7 +20,7 @@ from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Announcements
 from infrastructure.rabbitmq.connection import Broker
 from infrastructure.settings import Settings
-from infrastructure.telemetry import Metrics
+from infrastructure.telemetry.metrics import Metrics
 
 
 class CannotStart(Exception):

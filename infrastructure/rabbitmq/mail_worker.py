@@ -35,7 +35,7 @@ from infrastructure.rabbitmq.connection import (
     Broker,
     Consumer,
 )
-from infrastructure.telemetry import parse_traceparent
+from infrastructure.telemetry.metrics import parse_traceparent
 
 log = structlog.get_logger(__name__)
 

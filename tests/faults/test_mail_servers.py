@@ -29,9 +29,9 @@ import trustme
 
 from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
-from infrastructure.logs import configure_logging
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.smtp.servers import SOMEBODY_PROBES, SmtpServers, _Server
+from infrastructure.telemetry.logs import configure_logging
 from tests.faults.canaries import occurs, shown
 from tests.http_words import Api, open_api, problem_of
 from tests.mail_words import code_in, message_id_of, move_to_next_look, recorded, until_recorded

@@ -18,7 +18,7 @@ from entrypoints.admission import BURST, STEADY, Admission
 from entrypoints.api import create_app
 from entrypoints.server import Server, _is_a_registration
 from infrastructure.crypto import password_hashing
-from infrastructure.telemetry import Metrics
+from infrastructure.telemetry.metrics import Metrics
 from tests.faults.programs import Program, process, serve
 from tests.http_words import ADA, Api, client_of, open_api, problem_of
 from tests.log_words import query

@@ -18,7 +18,7 @@ from infrastructure.alerts import NEWS_FOR, UNUSED, Alerts
 from infrastructure.followers.projector import lead
 from infrastructure.mail.shared_circuits import CircuitBoard
 from infrastructure.postgres.connection import Line
-from infrastructure.telemetry import Metrics
+from infrastructure.telemetry.metrics import Metrics
 from infrastructure.webhook import NotTaken, Webhook
 from projections.mail import Mails
 from tests.http_words import open_api

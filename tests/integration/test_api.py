@@ -26,7 +26,7 @@ from entrypoints.api import create_app
 from entrypoints.http_guard import DIRECTLY
 from infrastructure.followers.projector import read_schema
 from infrastructure.postgres.connection import connect
-from infrastructure.telemetry import setup_tracing
+from infrastructure.telemetry.metrics import setup_tracing
 from projections.mail import Mails
 from projections.registrations import Registrations
 from tests.http_words import ADA, ADMIN, Api, client_of, open_api, problem_of

@@ -419,7 +419,7 @@ async def test_a_malformed_trace_is_ignored(api: Api) -> None:
 async def test_a_failure_inside_is_logged_without_what_was_sent(
     api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from infrastructure.logs import configure_logging
+    from infrastructure.telemetry.logs import configure_logging
 
     async def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError(f"about {SECRET}")

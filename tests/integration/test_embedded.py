@@ -23,7 +23,7 @@ OWNER = """
 import sys
 from pathlib import Path
 from infrastructure.embedded import DataDirectory, EmbeddedPostgres
-from infrastructure.logs import configure_logging
+from infrastructure.telemetry.logs import configure_logging
 configure_logging("json")
 directory = DataDirectory(Path(sys.argv[1]))
 with directory.locked():

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from infrastructure.rabbitmq.connection import Topology, connected
-from infrastructure.telemetry import Metrics
+from infrastructure.telemetry.metrics import Metrics
 from tests.http_words import ADA, ADMIN, Api, open_api, open_api_through, problem_of
 from tests.log_words import proxy_to
 from tests.tcp_proxy import TO_CLIENT

@@ -20,7 +20,7 @@ import pytest
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from infrastructure.logs import configure_logging
+from infrastructure.telemetry.logs import configure_logging
 
 CANARY = "canary-7f3a"
 

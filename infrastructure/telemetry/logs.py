@@ -61,7 +61,7 @@ _PERSONAL_PART = re.compile(r"e_?mail|password|passwd|secret|token|authorization
 _HARMLESS = frozenset({"exit_code", "status_code", "error_code"})
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _ADDRESS = re.compile(r"[^\s@<>\"'(),;:]{1,64}@[^\s@<>\"'(),;:]{1,255}")
-_PROJECT = Path(__file__).resolve().parents[1]
+_PROJECT = Path(__file__).resolve().parents[2]
 
 
 def configure_logging(
@@ -132,7 +132,9 @@ class _Handler(logging.StreamHandler[TextIO]):
 def _log_the_end(kind: type[BaseException], end: BaseException | None, trace: TracebackType | None) -> None:
     if end is None or issubclass(kind, KeyboardInterrupt | SystemExit):
         return
-    structlog.get_logger("infrastructure.logs").critical("nobody handled an error", exc_info=(kind, end, trace))
+    structlog.get_logger("infrastructure.telemetry.logs").critical(
+        "nobody handled an error", exc_info=(kind, end, trace)
+    )
 
 
 class _Exceptions:
