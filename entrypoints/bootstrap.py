@@ -26,7 +26,8 @@ from entrypoints.mailing import (
     relay_to,
 )
 from entrypoints.service import CannotStart, Service
-from infrastructure.alerts import Alerts
+from infrastructure.alerts.alerts import Alerts
+from infrastructure.alerts.webhook import Webhook
 from infrastructure.crypto.keyring import Keyring, open_root_secret
 from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.embedded import DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
@@ -47,7 +48,6 @@ from infrastructure.postgres.notifications import Announcements
 from infrastructure.rabbitmq.connection import Broker, Topology
 from infrastructure.settings import Settings
 from infrastructure.telemetry.metrics import Metrics, setup_tracing
-from infrastructure.webhook import Webhook
 from projections import PROJECTIONS
 from projections.deadlines import Deadlines
 from projections.mail import Mails

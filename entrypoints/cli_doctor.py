@@ -28,13 +28,13 @@ from entrypoints.bootstrap import followers_with
 from entrypoints.cli_output import console, print_json
 from entrypoints.cli_session import log_troubles, read_settings
 from entrypoints.reading import LAGGING, followers_of
+from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.crypto.keyring import open_root_secret
 from infrastructure.embedded import BadDataDirectory, DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
 from infrastructure.mail.smtp.servers import Stage, judge_error
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.rabbitmq.connection import REFUSAL_HINT, REFUSALS, OtherQueue, Topology, compare, counts_of
 from infrastructure.settings import BadSettings, MailServer, Settings
-from infrastructure.webhook import NotTaken, Webhook
 
 PATIENCE = timedelta(seconds=5)
 """For one mail server's greeting, or a connection to the webhook."""

@@ -88,7 +88,7 @@ CREATE TABLE IF NOT EXISTS circuits (
     named_at     timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (fillfactor = 50);
 
--- What operators are alerted of: an occasion, until its end has been told (infrastructure/alerts.py).
+-- What operators are alerted of: an occasion, until its end has been told (infrastructure/alerts/alerts.py).
 CREATE TABLE IF NOT EXISTS alerts (
     alert_id    uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
     alert       text        NOT NULL,

@@ -153,7 +153,7 @@ class Metrics:
         self._shed_for(reason).inc()
 
     def alert(self, alert: str, outcome: str) -> None:
-        """See `infrastructure.alerts.OnAttempt`."""
+        """See `infrastructure.alerts.alerts.OnAttempt`."""
         self._alerts.labels(alert, outcome).inc()
 
     # --- What is looked up when somebody asks ---------------------------------------------------

@@ -14,12 +14,12 @@ from purgatory.domain.model import CLOSED, OPENED
 from structlog.testing import capture_logs
 from tenacity import wait_none
 
-from infrastructure.alerts import NEWS_FOR, UNUSED, Alerts
+from infrastructure.alerts.alerts import NEWS_FOR, UNUSED, Alerts
+from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.followers.projector import lead
 from infrastructure.mail.shared_circuits import CircuitBoard
 from infrastructure.postgres.connection import Line
 from infrastructure.telemetry.metrics import Metrics
-from infrastructure.webhook import NotTaken, Webhook
 from projections.mail import Mails
 from tests.http_words import open_api
 from tests.log_words import query

@@ -24,8 +24,8 @@ import structlog
 from psycopg.types.json import Jsonb
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
+from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.postgres.connection import Connection
-from infrastructure.webhook import NotTaken, Webhook
 
 log = structlog.get_logger(__name__)
 
