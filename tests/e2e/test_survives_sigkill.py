@@ -21,7 +21,7 @@ import httpx
 import psycopg
 import pytest
 
-from infrastructure.embedded import EmbeddedPostgres
+from infrastructure.embedded.postgres import EmbeddedPostgres
 from tests.faults.canaries import occurs, shown
 from tests.words import eventually
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import pytest
 
 from application.crash_points import CrashPoint, armed
-from infrastructure.embedded import EmbeddedPostgres
+from infrastructure.embedded.postgres import EmbeddedPostgres
 from tests.faults.armed import at
 from tests.faults.fleet import Fleet
 from tests.faults.reached import note

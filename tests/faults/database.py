@@ -11,7 +11,7 @@ from typing import Final, Protocol, Self
 import psutil  # type: ignore[import-untyped]
 import psycopg
 
-from infrastructure.embedded import EmbeddedPostgres
+from infrastructure.embedded.postgres import EmbeddedPostgres
 from tests.tcp_proxy import TO_CLIENT, TO_SERVER, TcpProxy
 
 # --- What is lost on the way ------------------------------------------------------------------

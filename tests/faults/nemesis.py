@@ -22,7 +22,7 @@ from typing import Final, cast
 import psutil  # type: ignore[import-untyped]
 import psycopg
 
-from infrastructure.embedded import EmbeddedPostgres
+from infrastructure.embedded.postgres import EmbeddedPostgres
 from tests.faults.fleet import Node, backends_of, kill_postmaster
 from tests.faults.invariants import Violation
 from tests.faults.scene import Scene

@@ -22,7 +22,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from infrastructure.embedded import EmbeddedPostgres
+from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock

@@ -31,7 +31,7 @@ from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from entrypoints.bootstrap import FOLLOWERS
 from entrypoints.cli import run
-from infrastructure.embedded import EmbeddedPostgres
+from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.projector import read_schema

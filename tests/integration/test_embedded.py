@@ -17,12 +17,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from infrastructure.embedded import BadDataDirectory, DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
+from infrastructure.embedded.postgres import BadDataDirectory, DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
 
 OWNER = """
 import sys
 from pathlib import Path
-from infrastructure.embedded import DataDirectory, EmbeddedPostgres
+from infrastructure.embedded.postgres import DataDirectory, EmbeddedPostgres
 from infrastructure.telemetry.logs import configure_logging
 configure_logging("json")
 directory = DataDirectory(Path(sys.argv[1]))

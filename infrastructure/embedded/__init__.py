@@ -1,0 +1,1 @@
+"""The embedded default: a data directory with PostgreSQL in it."""
