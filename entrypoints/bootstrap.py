@@ -46,7 +46,7 @@ from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, Line, connect, session
 from infrastructure.postgres.notifications import Announcements
 from infrastructure.rabbitmq.connection import Broker, Topology
-from infrastructure.settings import Settings
+from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.metrics import Metrics, setup_tracing
 from projections import PROJECTIONS
 from projections.deadlines import Deadlines

@@ -16,7 +16,7 @@ from infrastructure.rabbitmq.connection import (
     Topology,
     connected,
 )
-from infrastructure.settings import Settings
+from infrastructure.settings.settings import Settings
 
 
 async def declare(settings: Settings, *, anew: bool, as_json: bool) -> int:

@@ -34,7 +34,7 @@ from infrastructure.embedded.postgres import BadDataDirectory, DatabaseDidNotSta
 from infrastructure.mail.smtp.servers import Stage, judge_error
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.rabbitmq.connection import REFUSAL_HINT, REFUSALS, OtherQueue, Topology, compare, counts_of
-from infrastructure.settings import BadSettings, MailServer, Settings
+from infrastructure.settings.settings import BadSettings, MailServer, Settings
 
 PATIENCE = timedelta(seconds=5)
 """For one mail server's greeting, or a connection to the webhook."""

@@ -21,7 +21,7 @@ from entrypoints.bootstrap import open_service
 from entrypoints.cli_output import waiting
 from entrypoints.service import CannotStart, Service
 from infrastructure.embedded.postgres import BadDataDirectory, DatabaseDidNotStart, DataDirectory
-from infrastructure.settings import BadSettings, Settings
+from infrastructure.settings.settings import BadSettings, Settings
 from infrastructure.telemetry.logs import configure_logging
 
 log = structlog.get_logger(__name__)

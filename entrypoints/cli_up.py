@@ -25,7 +25,7 @@ from entrypoints.cli_session import log_everything, log_troubles, opened
 from entrypoints.server import Server
 from entrypoints.service import CannotStart, Service
 from infrastructure.embedded.postgres import DataDirectory
-from infrastructure.settings import Listen, Settings
+from infrastructure.settings.settings import Listen, Settings
 
 
 async def up(settings: Settings) -> int:

@@ -27,7 +27,7 @@ from application.ports import Overloaded
 from entrypoints.admission import PLACE, ROUTE, Admission, Place
 from entrypoints.http_guard import POLICY, SECURITY_HEADERS
 from entrypoints.problems import explain
-from infrastructure.settings import Network
+from infrastructure.settings.settings import Network
 from infrastructure.telemetry.metrics import Metrics
 
 HEAD_DEADLINE = timedelta(seconds=10)

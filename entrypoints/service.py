@@ -19,7 +19,7 @@ from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Announcements
 from infrastructure.rabbitmq.connection import Broker
-from infrastructure.settings import Settings
+from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.metrics import Metrics
 
 

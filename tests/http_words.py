@@ -19,7 +19,7 @@ from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
 from infrastructure.mail.circuits import Circuits
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.settings import Settings
+from infrastructure.settings.settings import Settings
 from tests.log_words import by_way_of
 from tests.tcp_proxy import TcpProxy
 from tests.words import eventually

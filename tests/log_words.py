@@ -151,7 +151,7 @@ def _bytes_of(
     actor: str,
     trace: str | None,
 ) -> bytes:
-    """What the chain keeps of an event, as `event_digest` in sql/event_store.sql lays it out."""
+    """What the chain keeps of an event, as `event_digest` in log.sql lays it out."""
     return b"".join(
         (
             stream_id.bytes, version.to_bytes(8, "big"), _field(topic.encode()), _field(state), correlation_id.bytes,

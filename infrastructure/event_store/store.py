@@ -1,7 +1,7 @@
 """The event store: group commit into one PostgreSQL log, and reading back from it.
 
 Positions are 1, 2, 3, … in commit order without gaps: a reader that saw N has seen everything up to N. The SQL side,
-with the hash chain and what is committed together, is `sql/event_store.sql`.
+with the hash chain and what is committed together, is `log.sql`.
 """
 
 from __future__ import annotations
@@ -466,7 +466,7 @@ def _is_of_the_data(error: Exception) -> bool:
 
 def event_digest(event: StoredEvent, context: Context) -> bytes:
     """What the hash chain keeps of an event: sha256 over all of it but its position and time, which its block's hash
-    covers. The same as `event_digest` in sql/event_store.sql."""
+    covers. The same as `event_digest` in log.sql."""
     state = event.state
     causation = context.causation_position
     return sha256(

@@ -32,7 +32,7 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 
 from entrypoints.bootstrap import followers_with
-from infrastructure.settings import Settings
+from infrastructure.settings.settings import Settings
 from tests.faults.evidence import MASTER_KEY, HealthSample, Moment, ResourceSample
 from tests.faults.journal import Faults
 from tests.log_words import by_way_of, proxy_to, query

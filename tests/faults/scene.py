@@ -21,7 +21,7 @@ from entrypoints.api import create_app
 from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.settings import Settings
+from infrastructure.settings.settings import Settings
 from tests.broker_words import declared
 from tests.faults.evidence import Evidence, collect, latest_code
 from tests.faults.fleet import Fleet, Node

@@ -42,7 +42,7 @@ from infrastructure.rabbitmq.connection import (
     connected,
     counts_of,
 )
-from infrastructure.settings import Settings
+from infrastructure.settings.settings import Settings
 from tests.broker_words import broker_through, channel_to, put, spy_on, vhost_of, waiting
 from tests.rabbitmq import PrivateRabbit
 from tests.tcp_proxy import TO_CLIENT

@@ -13,7 +13,7 @@ from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.shared_circuits import CircuitBoard
 from infrastructure.mail.smtp.servers import Limits, SmtpServers
 from infrastructure.postgres.connection import Line
-from infrastructure.settings import MailServer
+from infrastructure.settings.settings import MailServer
 from tests.log_words import query
 from tests.smtp_stub import SmtpStub
 from tests.words import eventually

@@ -29,7 +29,7 @@ from entrypoints.api import create_app
 from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
 from infrastructure.mail.mailbox import MailboxMessage
-from infrastructure.settings import Settings
+from infrastructure.settings.settings import Settings
 from tests.words import eventually
 
 

@@ -29,7 +29,7 @@ from infrastructure.followers.projector import lead
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Announcements
 from infrastructure.rabbitmq.connection import Broker, Topology
-from infrastructure.settings import Settings
+from infrastructure.settings.settings import Settings
 from tests.faults.canaries import occurs
 from tests.rabbitmq import PrivateRabbit
 from tests.words import (

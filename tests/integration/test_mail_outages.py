@@ -21,7 +21,7 @@ from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
 from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
-from infrastructure.settings import Settings
+from infrastructure.settings.settings import Settings
 from tests.mail_words import code_in, message_id_of, recorded, until_recorded
 from tests.smtp_stub import SmtpStub
 from tests.words import MovableClock, eventually

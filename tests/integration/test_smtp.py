@@ -23,7 +23,7 @@ from application.ports import Accepted, Letter, MailServersAway, NotSent
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.smtp import servers as smtp
 from infrastructure.mail.smtp.servers import Limits, SmtpServers, judge_error, judge_reply
-from infrastructure.settings import MailServer
+from infrastructure.settings.settings import MailServer
 from tests.smtp_stub import SmtpStub, Stage
 from tests.words import eventually
 

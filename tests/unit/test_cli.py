@@ -17,7 +17,7 @@ from domain.errors import NotPending, UnknownRegistration
 from entrypoints.cli import registrar, run
 from entrypoints.cli_session import explain
 from entrypoints.service import CannotStart
-from infrastructure.settings import BadSettings
+from infrastructure.settings.settings import BadSettings
 
 Capture = pytest.CaptureFixture[str]
 SOME_ID = "0198c0de-0000-7000-8000-000000000000"

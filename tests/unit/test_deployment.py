@@ -11,8 +11,7 @@ import pytest
 
 from entrypoints.problems import PREFIX, STATUS_OF
 from entrypoints.server import KEEP_ALIVE
-from infrastructure import settings
-from infrastructure.settings import Settings
+from infrastructure.settings.settings import Settings, settings
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = Settings()

@@ -15,7 +15,7 @@ from domain.recorded import Recorded
 from domain.registration import Registration
 from entrypoints.asyncapi import document
 from entrypoints.bootstrap import FOLLOWERS, followers_with
-from infrastructure.settings import Settings
+from infrastructure.settings.settings import Settings
 from tests.faults.canaries import occurs
 from tests.words import (
     CLIENT,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from infrastructure.settings import BadSettings, Listen, MailServer, Settings
+from infrastructure.settings.settings import BadSettings, Listen, MailServer, Settings
 
 KEY = bytes(range(32))
 CANARY = "hunter2-canary"

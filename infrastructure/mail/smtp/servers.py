@@ -35,7 +35,7 @@ from application.ports import Accepted, Letter, MailFailure, MailServersAway, No
 from infrastructure.mail.circuits import Circuit, CircuitOpen, Circuits
 from infrastructure.mail.concurrency_limit import Slots
 from infrastructure.mail.rendering import Composer, mailbox
-from infrastructure.settings import MailServer
+from infrastructure.settings.settings import MailServer
 
 log = structlog.get_logger(__name__)
 
