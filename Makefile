@@ -55,7 +55,7 @@ check: setup-dev  ## format, lint, types, import contracts
 	$(BIN)/lint-imports
 
 asyncapi: setup-dev  ## write docs/asyncapi.json, what other services may rely on; a test tells when it is out of date
-	$(BIN)/python -m entrypoints.asyncapi docs/asyncapi.json
+	$(BIN)/python -m entrypoints.api.asyncapi docs/asyncapi.json
 
 format: setup-dev  ## rewrite the code in the house's format
 	$(BIN)/ruff format .

@@ -11,8 +11,8 @@ import uvloop
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from entrypoints.api.http_server import Server
 from entrypoints.cli_up import _collect_rarely  # the service's own, so that the comparison is fair
-from entrypoints.server import Server
 
 
 class Body(BaseModel):

@@ -19,10 +19,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from entrypoints.api import create_app
+from entrypoints.api.app import create_app
+from entrypoints.api.http_server import Server
 from entrypoints.cli_output import note
 from entrypoints.cli_session import log_everything, log_troubles, opened
-from entrypoints.server import Server
 from entrypoints.service import CannotStart, Service
 from infrastructure.embedded.postgres import DataDirectory
 from infrastructure.settings.settings import Listen, Settings

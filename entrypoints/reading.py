@@ -17,7 +17,7 @@ from application.addresses import canonical_address, masked_address
 from application.ports import Person, Unavailable
 from domain.recorded import Position
 from domain.registration import Status
-from entrypoints.answers import (
+from entrypoints.api.responses import (
     AdminRegistration,
     AdminRegistrationStory,
     AuditEntries,

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from entrypoints.api import Api as App
-from entrypoints.api import create_app
+from entrypoints.api.app import Api as App
+from entrypoints.api.app import create_app
 from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
 from infrastructure.mail.circuits import Circuits

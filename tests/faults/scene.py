@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from entrypoints.api import create_app
+from entrypoints.api.app import create_app
 from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
 from infrastructure.postgres.clock import DatabaseClock

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from bench.load import open_loop, registration
-from entrypoints.admission import BURST, STEADY, Admission
-from entrypoints.api import create_app
-from entrypoints.server import Server, _is_a_registration
+from entrypoints.api.admission import BURST, STEADY, Admission
+from entrypoints.api.app import create_app
+from entrypoints.api.http_server import Server, _is_a_registration
 from infrastructure.crypto import password_hashing
 from infrastructure.telemetry.metrics import Metrics
 from tests.faults.programs import Program, process, serve
@@ -90,7 +90,7 @@ async def registered_in(dsn: str) -> int:
 async def test_a_body_that_trickles_in_is_given_up_after_its_deadline_while_others_are_served(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("entrypoints.http_guard.BODY_DEADLINE", timedelta(seconds=1))
+    monkeypatch.setattr("entrypoints.api.guard.BODY_DEADLINE", timedelta(seconds=1))
     async with serving(api) as server, connected(server.port) as slow, connected(server.port) as other:
         await slow.send(head(f"Content-Length: {len(BODY)}"))
         first = asyncio.create_task(slow.answer())
@@ -218,8 +218,8 @@ WAYS_TO_ASK: dict[str, tuple[bytes, ...]] = {
 def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """There is room for no registration; what it is given back by undoing it."""
     with monkeypatch.context() as no_room:
-        no_room.setattr("entrypoints.admission.STEADY", 0)
-        no_room.setattr("entrypoints.admission.BURST", 0)
+        no_room.setattr("entrypoints.api.admission.STEADY", 0)
+        no_room.setattr("entrypoints.api.admission.BURST", 0)
         yield no_room
 
 
@@ -358,7 +358,7 @@ async def test_what_follows_a_refusal_in_one_piece_is_answered_in_its_turn(api: 
 async def test_an_empty_line_after_a_request_does_not_hold_a_connection_open(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("entrypoints.server.HEAD_DEADLINE", timedelta(seconds=0.5))
+    monkeypatch.setattr("entrypoints.api.http_server.HEAD_DEADLINE", timedelta(seconds=0.5))
     async with serving(api) as server, connected(server.port) as client:
         await client.send(b"GET /health/live HTTP/1.1\r\nHost: registrar\r\n\r\n")
         assert (await client.answer())[0] == 200
@@ -370,9 +370,9 @@ async def test_an_empty_line_after_a_request_does_not_hold_a_connection_open(
 @pytest.mark.fault("F8")
 async def test_places_are_given_back_whatever_becomes_of_a_request(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one place each of these would keep the next one out for ever."""
-    monkeypatch.setattr("entrypoints.admission.STEADY", 1)
-    monkeypatch.setattr("entrypoints.admission.BURST", 1)
-    monkeypatch.setattr("entrypoints.admission.CALM", timedelta(0))
+    monkeypatch.setattr("entrypoints.api.admission.STEADY", 1)
+    monkeypatch.setattr("entrypoints.api.admission.BURST", 1)
+    monkeypatch.setattr("entrypoints.api.admission.CALM", timedelta(0))
     async with serving(api) as server:
 
         async def accepted() -> bool:
@@ -529,7 +529,7 @@ async def is_refused(port: int) -> bool:
 
 @pytest.mark.fault("F10")
 async def test_an_api_that_is_told_to_stop_says_so_then_refuses_and_finishes_what_is_in_flight(dsn: str) -> None:
-    patient = {"durations": {"entrypoints.http_guard.BODY_DEADLINE": 30}}
+    patient = {"durations": {"entrypoints.api.guard.BODY_DEADLINE": 30}}
     async with serve(dsn, how=patient, stop_delay="3") as program, connected(program.port) as client:
         await client.send(head(f"Content-Length: {len(BODY)}"), BODY[:5])
 

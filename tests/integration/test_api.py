@@ -21,9 +21,9 @@ from starlette.routing import Match
 
 from application.commands import CancelRegistration, RecordEmailDispatchFailed, ReplaceStaleCode
 from application.ports import MAIL_FAILURES, Conflict, Context, MailFailure, Overloaded
-from entrypoints import answers
-from entrypoints.api import create_app
-from entrypoints.http_guard import DIRECTLY
+from entrypoints.api.app import create_app
+from entrypoints.api.app import responses as answers
+from entrypoints.api.guard import DIRECTLY
 from infrastructure.followers.projector import read_schema
 from infrastructure.postgres.connection import connect
 from infrastructure.telemetry.metrics import setup_tracing

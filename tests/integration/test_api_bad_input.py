@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from entrypoints.api import create_app
-from entrypoints.http_guard import BODY_LIMIT, Guard
+from entrypoints.api.app import create_app
+from entrypoints.api.guard import BODY_LIMIT, Guard
 from tests.http_words import ADA, ADMIN, Api, client_of, open_api, problem_of
 
 JSON = {"Content-Type": "application/json"}

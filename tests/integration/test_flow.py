@@ -25,7 +25,7 @@ from application.handlers import Answer
 from application.ports import Context
 from domain.errors import CodeLocked, Refused, TooManyRequests, WrongCode
 from domain.registration import Registration, Status
-from entrypoints.api import create_app
+from entrypoints.api.app import create_app
 from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
 from infrastructure.mail.mailbox import MailboxMessage

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from entrypoints.server import Server
+from entrypoints.api.http_server import Server
 from tests.http_words import ADA, Api, open_api
 from tests.words import eventually
 
@@ -140,13 +140,13 @@ async def test_two_lengths_or_a_length_and_chunks_are_refused(server: Server) ->
 async def test_who_does_not_send_a_requests_head_is_cut_off(
     server: Server, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr("entrypoints.server.HEAD_DEADLINE", timedelta(milliseconds=200))
+    monkeypatch.setattr("entrypoints.api.http_server.HEAD_DEADLINE", timedelta(milliseconds=200))
 
     assert await raw(server, sent) == b""
 
 
 async def test_a_second_request_that_stays_half_is_cut_off_too(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("entrypoints.server.HEAD_DEADLINE", timedelta(milliseconds=500))
+    monkeypatch.setattr("entrypoints.api.http_server.HEAD_DEADLINE", timedelta(milliseconds=500))
 
     answer = await raw(server, b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\nGET /health/li")
 
@@ -175,7 +175,7 @@ async def test_headers_without_end_are_not_taken_in(server: Server) -> None:
 async def test_a_request_that_takes_its_time_after_its_head_is_not_cut_off(
     api: Api, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("entrypoints.server.HEAD_DEADLINE", timedelta(milliseconds=200))
+    monkeypatch.setattr("entrypoints.api.http_server.HEAD_DEADLINE", timedelta(milliseconds=200))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as http:
         head = await api.service.store.head()
         late = await http.get(

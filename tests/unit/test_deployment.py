@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from entrypoints.problems import PREFIX, STATUS_OF
-from entrypoints.server import KEEP_ALIVE
+from entrypoints.api.http_server import KEEP_ALIVE
+from entrypoints.api.problems import PREFIX, STATUS_OF
 from infrastructure.settings.settings import Settings, settings
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import pytest
 from application.integration_events import INTEGRATION_EVENTS, TOPICS, IntegrationEvent, encode, integration_event
 from domain.recorded import Recorded
 from domain.registration import Registration
-from entrypoints.asyncapi import document
+from entrypoints.api.asyncapi import document
 from entrypoints.bootstrap import FOLLOWERS, followers_with
 from infrastructure.settings.settings import Settings
 from tests.faults.canaries import occurs

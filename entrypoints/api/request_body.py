@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from entrypoints.problems import Declined, FieldError
+from entrypoints.api.problems import Declined, FieldError
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -11,8 +11,8 @@ from starlette.responses import FileResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
 from application.commands import Command, RegisterUser, VerifyEmail
-from entrypoints.answers import CodeRequested, Registered, RegistrationState, Verification
-from entrypoints.problems import MEDIA_TYPE, PREFIX, STATUS_OF, TITLES, Problem
+from entrypoints.api.problems import MEDIA_TYPE, PREFIX, STATUS_OF, TITLES, Problem
+from entrypoints.api.responses import CodeRequested, Registered, RegistrationState, Verification
 
 _FILES: Final = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
 
@@ -110,7 +110,7 @@ BODY_PROBLEMS: Final = ("request-timeout", "payload-too-large", "unsupported-med
 
 
 def body_described(kind: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
-    """The part `openapi_extra` of a route whose body is read by hand (`entrypoints.bodies`)."""
+    """The part `openapi_extra` of a route whose body is read by hand (`entrypoints.api.request_body`)."""
     return _extra(schema=kind.model_json_schema(), example=dict(example))
 
 

@@ -1,4 +1,4 @@
-"""The AsyncAPI document of the integration events: `python -m entrypoints.asyncapi FILE` writes it.
+"""The AsyncAPI document of the integration events: `python -m entrypoints.api.asyncapi FILE` writes it.
 
 The mail queue is not in it: its messages are between our own processes, and may change with any version.
 """

@@ -14,7 +14,7 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from starlette.responses import Response
 
 from application.ports import BrokerAway, Unavailable
-from entrypoints.answers import Health, answer
+from entrypoints.api.responses import Health, answer
 from entrypoints.reading import ReadModels
 from entrypoints.service import Service
 from infrastructure.postgres.connection import Connection, Line

@@ -24,9 +24,9 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from application.ports import Overloaded
-from entrypoints.admission import PLACE, ROUTE, Admission, Place
-from entrypoints.http_guard import POLICY, SECURITY_HEADERS
-from entrypoints.problems import explain
+from entrypoints.api.admission import PLACE, ROUTE, Admission, Place
+from entrypoints.api.guard import POLICY, SECURITY_HEADERS
+from entrypoints.api.problems import explain
 from infrastructure.settings.settings import Network
 from infrastructure.telemetry.metrics import Metrics
 

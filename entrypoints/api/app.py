@@ -26,9 +26,10 @@ from starlette.types import Receive, Scope, Send
 
 from application.commands import RegisterUser, RequestNewCode, VerifyEmail
 from domain.errors import UnknownRegistration
-from entrypoints.answers import CodeRequested, MailboxMessages, Registered, Verification, answer
-from entrypoints.api_admin import add_admin_routes
-from entrypoints.api_docs import (
+from entrypoints.api.admin import add_admin_routes
+from entrypoints.api.guard import DIRECTLY, Guard, body_of, context_of
+from entrypoints.api.health import HealthChecks, add_health_routes, add_metrics_route
+from entrypoints.api.openapi import (
     REGISTER,
     REQUEST_CODE,
     VERIFY,
@@ -37,10 +38,9 @@ from entrypoints.api_docs import (
     problems,
     show_described,
 )
-from entrypoints.bodies import malformed, parse
-from entrypoints.health import HealthChecks, add_health_routes, add_metrics_route
-from entrypoints.http_guard import DIRECTLY, Guard, body_of, context_of
-from entrypoints.problems import explain
+from entrypoints.api.problems import explain
+from entrypoints.api.request_body import malformed, parse
+from entrypoints.api.responses import CodeRequested, MailboxMessages, Registered, Verification, answer
 from entrypoints.reading import ReadModels
 from entrypoints.service import Service
 from infrastructure.mail.mailbox import Mailbox, page, page_policy

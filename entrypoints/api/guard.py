@@ -23,8 +23,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from application.ports import Context
-from entrypoints.admission import PLACE, Place
-from entrypoints.problems import Declined, explain
+from entrypoints.api.admission import PLACE, Place
+from entrypoints.api.problems import Declined, explain
 from infrastructure.telemetry.metrics import Metrics, continued, parse_traceparent, traceparent
 
 log = structlog.get_logger(__name__)

@@ -1,7 +1,7 @@
 """Admission: how many registrations one process works on at a time.
 
 A service that takes in more than it can do answers everybody late, and does less: it spends its time on requests
-whose clients have gone. So it is decided at the door (`entrypoints.server`), before anything is spent on a request.
+whose clients have gone. So it is decided at the door (`entrypoints.api.http_server`), before anything is spent on a request.
 What ends a registration (a code, a look at it) and what operators need (health, metrics) is always let in.
 """
 

@@ -22,7 +22,11 @@ from application.handlers import Answer
 from application.ports import MailFailure
 from domain.errors import Refused, UnknownRegistration
 from entrypoints import mail_desk
-from entrypoints.answers import (
+from entrypoints.api.guard import body_of, context_of
+from entrypoints.api.openapi import BODY_PROBLEMS, body_described, problems
+from entrypoints.api.problems import Declined, FieldError
+from entrypoints.api.request_body import parse
+from entrypoints.api.responses import (
     AdminRegistrationStory,
     AuditEntries,
     Done,
@@ -35,10 +39,6 @@ from entrypoints.answers import (
     StrayMessages,
     answer,
 )
-from entrypoints.api_docs import BODY_PROBLEMS, body_described, problems
-from entrypoints.bodies import parse
-from entrypoints.http_guard import body_of, context_of
-from entrypoints.problems import Declined, FieldError
 from entrypoints.reading import ReadModels
 from entrypoints.service import Service
 from projections.mail import STRAY
