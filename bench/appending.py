@@ -95,7 +95,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 50, 100)  # the service's (entrypoints/cli_up.py), for both sides
+    gc.set_threshold(20_000, 50, 100)  # the service's (entrypoints/cli/run.py), for both sides
     taken = sorted(uvloop.run(ours(job)) if job["who"] == "ours" else stock(job))
     rate = len(taken) / job["seconds"]
     print(json.dumps({"rate": rate, "p50": percentile(taken, 0.5), "p99": percentile(taken, 0.99)}))

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from entrypoints.api.http_server import Server
-from entrypoints.cli_up import _collect_rarely  # the service's own, so that the comparison is fair
+from entrypoints.cli.run import _collect_rarely  # the service's own, so that the comparison is fair
 
 
 class Body(BaseModel):

@@ -189,7 +189,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 50, 100)  # the service's (entrypoints/cli_up.py), for all sides
+    gc.set_threshold(20_000, 50, 100)  # the service's (entrypoints/cli/run.py), for all sides
     match job["who"]:
         case "ours":
             took = uvloop.run(ours(job["dsn"]))

@@ -94,7 +94,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 50, 100)  # the service's (entrypoints/cli_up.py)
+    gc.set_threshold(20_000, 50, 100)  # the service's (entrypoints/cli/run.py)
     if job["what"] == "fold":
         print(json.dumps({"seconds": uvloop.run(fold(job["dsn"]))}))
     else:

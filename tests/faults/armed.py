@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import cast
 
 from application.crash_points import CRASH_POINTS, CrashPoint, armed
-from entrypoints.cli import run
+from entrypoints.cli.main import run
 from tests.faults.reached import note
 
 A_TURN_LATER = frozenset[CrashPoint]({"worker.before_eod_reply"})

@@ -72,7 +72,7 @@ def main() -> None:
     for name, seconds in how.get("durations", {}).items():
         module, _, constant = name.rpartition(".")
         setattr(importlib.import_module(module), constant, dt.timedelta(seconds=seconds))
-    cli = importlib.import_module("entrypoints.cli")
+    cli = importlib.import_module("entrypoints.cli.main")
     sys.exit(cli.run(sys.argv[2:]))
 
 

@@ -30,7 +30,7 @@ from application.ports import Context
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from entrypoints.bootstrap import FOLLOWERS
-from entrypoints.cli import run
+from entrypoints.cli.main import run
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore

@@ -14,8 +14,8 @@ import pytest
 
 from application.ports import Conflict, Overloaded, Unavailable, WrongMasterKey
 from domain.errors import NotPending, UnknownRegistration
-from entrypoints.cli import registrar, run
-from entrypoints.cli_session import explain
+from entrypoints.cli.main import registrar, run
+from entrypoints.cli.session import explain
 from entrypoints.service import CannotStart
 from infrastructure.settings.settings import BadSettings
 
@@ -69,7 +69,7 @@ def test_every_command_takes_a_data_directory_and_prints_json_where_it_prints_da
 
 
 def test_help_does_not_wait_for_what_only_a_service_needs() -> None:
-    check = "import sys, entrypoints.cli; print({'fastapi', 'psycopg', 'pydantic', 'rich'} & sys.modules.keys())"
+    check = "import sys, entrypoints.cli.main; print({'fastapi', 'psycopg', 'pydantic', 'rich'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

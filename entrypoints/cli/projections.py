@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from entrypoints.cli_output import print_json, print_table
+from entrypoints.cli.output import print_json, print_table
 from entrypoints.reading import ReadModels
 from entrypoints.service import Service
 

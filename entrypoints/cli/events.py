@@ -18,7 +18,7 @@ from domain.errors import UnknownRegistration
 from domain.mail_saga import MailSaga
 from domain.recorded import Position
 from domain.registration import PERSONAL_FIELDS, Registration
-from entrypoints.cli_output import note, print_json, print_table, show
+from entrypoints.cli.output import note, print_json, print_table, show
 from entrypoints.service import Service
 from infrastructure.event_store.codec import event_classes
 from infrastructure.event_store.store import RecordedRow

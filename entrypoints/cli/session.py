@@ -18,7 +18,7 @@ import uvloop
 from application.ports import Conflict, Unavailable, WrongMasterKey
 from domain.errors import Refused
 from entrypoints.bootstrap import open_service
-from entrypoints.cli_output import waiting
+from entrypoints.cli.output import waiting
 from entrypoints.service import CannotStart, Service
 from infrastructure.embedded.postgres import BadDataDirectory, DatabaseDidNotStart, DataDirectory
 from infrastructure.settings.settings import BadSettings, Settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aio_pika.exceptions import AMQPError
 
 from application.ports import Unavailable
-from entrypoints.cli_output import print_json, print_table
+from entrypoints.cli.output import print_json, print_table
 from entrypoints.service import CannotStart
 from infrastructure.rabbitmq.connection import (
     FAILED_QUEUE,

@@ -21,8 +21,8 @@ from rich.text import Text
 
 from entrypoints.api.app import create_app
 from entrypoints.api.http_server import Server
-from entrypoints.cli_output import note
-from entrypoints.cli_session import log_everything, log_troubles, opened
+from entrypoints.cli.output import note
+from entrypoints.cli.session import log_everything, log_troubles, opened
 from entrypoints.service import CannotStart, Service
 from infrastructure.embedded.postgres import DataDirectory
 from infrastructure.settings.settings import Listen, Settings
