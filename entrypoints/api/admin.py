@@ -21,7 +21,7 @@ from application.commands import CancelRegistration, Command, EraseRegistration
 from application.handlers import Answer
 from application.ports import MailFailure
 from domain.errors import Refused, UnknownRegistration
-from entrypoints import mail_desk
+from entrypoints import dead_letters as mail_desk
 from entrypoints.api.guard import body_of, context_of
 from entrypoints.api.openapi import BODY_PROBLEMS, body_described, problems
 from entrypoints.api.problems import Declined, FieldError
@@ -39,7 +39,7 @@ from entrypoints.api.responses import (
     StrayMessages,
     answer,
 )
-from entrypoints.reading import ReadModels
+from entrypoints.queries.registrations import ReadModels
 from entrypoints.service import Service
 from projections.mail import STRAY
 

@@ -41,7 +41,7 @@ from entrypoints.api.openapi import (
 from entrypoints.api.problems import explain
 from entrypoints.api.request_body import malformed, parse
 from entrypoints.api.responses import CodeRequested, MailboxMessages, Registered, Verification, answer
-from entrypoints.reading import ReadModels
+from entrypoints.queries.registrations import ReadModels
 from entrypoints.service import Service
 from infrastructure.mail.mailbox import Mailbox, page, page_policy
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from application.ports import BrokerAway, Unavailable
 from entrypoints.api.responses import Health, answer
-from entrypoints.reading import ReadModels
+from entrypoints.queries.registrations import ReadModels
 from entrypoints.service import Service
 from infrastructure.postgres.connection import Connection, Line
 from infrastructure.telemetry.metrics import CONTENT_TYPE

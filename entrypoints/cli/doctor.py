@@ -27,7 +27,7 @@ from application.ports import WrongMasterKey
 from entrypoints.bootstrap import followers_with
 from entrypoints.cli.output import console, print_json
 from entrypoints.cli.session import log_troubles, read_settings
-from entrypoints.reading import LAGGING, followers_of
+from entrypoints.queries.registrations import LAGGING, followers_of
 from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.crypto.keyring import open_root_secret
 from infrastructure.embedded.postgres import BadDataDirectory, DatabaseDidNotStart, DataDirectory, EmbeddedPostgres

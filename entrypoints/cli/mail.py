@@ -10,9 +10,9 @@ import click
 
 from application.ports import MAIL_FAILURES, Conflict, Context, Unavailable
 from domain.errors import Refused
-from entrypoints import mail_desk
+from entrypoints import dead_letters as mail_desk
 from entrypoints.cli.output import note, print_json, print_table
-from entrypoints.reading import ReadModels
+from entrypoints.queries.registrations import ReadModels
 from entrypoints.service import Service
 from projections.mail import Mails
 

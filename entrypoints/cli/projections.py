@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from entrypoints.cli.output import print_json, print_table
-from entrypoints.reading import ReadModels
+from entrypoints.queries.registrations import ReadModels
 from entrypoints.service import Service
 
 

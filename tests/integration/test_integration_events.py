@@ -21,7 +21,7 @@ from tenacity import wait_fixed
 from application.commands import RegisterUser
 from application.ports import Context
 from entrypoints.bootstrap import open_service
-from entrypoints.reading import ReadModels
+from entrypoints.queries.registrations import ReadModels
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.integration_events import IntegrationEvents

@@ -1,0 +1,1 @@
+"""Questions to the read models, shared by the API and the command line."""
