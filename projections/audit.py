@@ -14,7 +14,7 @@ from psycopg.rows import tuple_row
 
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import PERSONAL_FIELDS, Registration
-from projections.pages import Page, before, page
+from projections.paging import Page, before, page
 
 # `subjects` says whose address a registration is about: an entry is found by address through its registration,
 # whichever stream it stands in.

@@ -16,7 +16,7 @@ from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import Registration
 from domain.stray_message import StrayMessage
-from projections.pages import LAST_POSITION, Page, before, page
+from projections.paging import LAST_POSITION, Page, before, page
 
 STATES = ("QUEUED", "RETRYING", "SENT", "WITHHELD", "FAILED", "DISCARDED", "DROPPED")
 """What a mail can be.

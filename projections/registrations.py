@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import Registration, Status
-from projections.pages import Page, before, page
+from projections.paging import Page, before, page
 
 # What never changes stands apart from what changes with each event: writing a short row again is cheap, and most
 # changes touch no index.
