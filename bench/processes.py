@@ -156,8 +156,8 @@ def run_job(module: str, job: dict[str, Any]) -> Any:
 
 
 def load(process: Process, **job: Any) -> Any:
-    """Put load on a process; answers the outcome as `bench.load` prints it."""
-    return run_job("bench.load", job | {"port": process.port})
+    """Put load on a process; answers the outcome as `tests.support.load` prints it."""
+    return run_job("tests.support.load", job | {"port": process.port})
 
 
 def _until_it_leads(dsn: str) -> None:

@@ -22,7 +22,7 @@ from bench.processes import (
 )
 from bench.report import Row
 from bench.whole_way import spread
-from tests.rabbitmq import PrivateRabbit, node
+from tests.support.rabbitmq import PrivateRabbit, node
 
 BACKLOG_RATE = 500.0
 """Registrations a second while the backlog is made; their mails wait in the queue."""

@@ -22,9 +22,9 @@ from infrastructure.followers.projector import create_read_schema
 from infrastructure.postgres.connection import connect
 from projections import PROJECTIONS
 from tests.faults import reached
-from tests.postgres import SHARED, database_of, server
-from tests.rabbitmq import PrivateRabbit, SharedRabbit, demand, node
-from tests.words import MovableClock
+from tests.support.facts import MovableClock
+from tests.support.postgres import SHARED, database_of, server
+from tests.support.rabbitmq import PrivateRabbit, SharedRabbit, demand, node
 
 _TEMPLATE = "registrar_template"
 _numbers = count(1)

@@ -23,7 +23,7 @@ import pytest
 
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from tests.faults.canaries import occurs, shown
-from tests.words import eventually
+from tests.support.facts import eventually
 
 ROOT = Path(__file__).parents[2]
 REGISTRATIONS = 200

@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from tests.faults.chaos import Report, run
-from tests.rabbitmq import node
+from tests.support.rabbitmq import node
 
 
 def main() -> int:

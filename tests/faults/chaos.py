@@ -32,11 +32,11 @@ from tests.faults.people import MARKS, Crowd, Inbox
 from tests.faults.scene import Scene
 from tests.faults.schedule import Planned, nodes_of, schedule
 from tests.faults.tap import Tap
-from tests.log_words import by_way_of, proxy_to, query
-from tests.postgres import SURVIVES_KILLS, server
-from tests.rabbitmq import PrivateRabbit
-from tests.tcp_proxy import TcpProxy
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.log import by_way_of, proxy_to, query
+from tests.support.postgres import SURVIVES_KILLS, server
+from tests.support.rabbitmq import PrivateRabbit
+from tests.support.tcp_proxy import TcpProxy
 
 REQUEST_TIMEOUT: Final = 10.0
 SETTINGS: Final = {

@@ -15,8 +15,8 @@ from tests.faults.armed import at
 from tests.faults.fleet import Fleet
 from tests.faults.reached import note
 from tests.faults.scene import Scene
-from tests.postgres import SURVIVES_KILLS, server
-from tests.smtp_stub import SmtpStub
+from tests.support.postgres import SURVIVES_KILLS, server
+from tests.support.smtp_stub import SmtpStub
 
 
 class Arm(Protocol):

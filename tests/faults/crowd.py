@@ -11,9 +11,9 @@ from itertools import count
 import httpx
 import psycopg
 
-from tests.http_words import Api, problem_of
-from tests.log_words import broken_blocks, query
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.http import Api, problem_of
+from tests.support.log import broken_blocks, query
 
 LANES = 16
 """Who register at the same time."""

@@ -12,7 +12,7 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 
 from infrastructure.embedded.postgres import EmbeddedPostgres
-from tests.tcp_proxy import TO_CLIENT, TO_SERVER, TcpProxy
+from tests.support.tcp_proxy import TO_CLIENT, TO_SERVER, TcpProxy
 
 # --- What is lost on the way ------------------------------------------------------------------
 

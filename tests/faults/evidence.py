@@ -37,8 +37,8 @@ from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import Announcements
 from projections import PROJECTIONS
 from tests.faults.journal import NAME, FaultWindow, Journal, Operation
-from tests.log_words import broken_blocks
-from tests.smtp_stub import Mail
+from tests.support.log import broken_blocks
+from tests.support.smtp_stub import Mail
 
 MASTER_KEY = "5" * 64
 """Of every node of a fleet, as hex."""

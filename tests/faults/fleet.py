@@ -35,9 +35,9 @@ from entrypoints.bootstrap import followers_with
 from infrastructure.settings.settings import Settings
 from tests.faults.evidence import MASTER_KEY, HealthSample, Moment, ResourceSample
 from tests.faults.journal import Faults
-from tests.log_words import by_way_of, proxy_to, query
-from tests.tcp_proxy import TcpProxy
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.log import by_way_of, proxy_to, query
+from tests.support.tcp_proxy import TcpProxy
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "t0ken-of-the-fleet-for-its-operators"

@@ -27,11 +27,11 @@ from tests.faults.fleet import Node, backends_of, kill_postmaster
 from tests.faults.invariants import Violation
 from tests.faults.scene import Scene
 from tests.faults.schedule import BROKER, MAIL_PATH, FaultKind, Planned
-from tests.log_words import locked, query
-from tests.rabbitmq import PrivateRabbit
-from tests.smtp_stub import SmtpStub, Stage
-from tests.tcp_proxy import TO_CLIENT, TO_SERVER, Direction, TcpProxy
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.log import locked, query
+from tests.support.rabbitmq import PrivateRabbit
+from tests.support.smtp_stub import SmtpStub, Stage
+from tests.support.tcp_proxy import TO_CLIENT, TO_SERVER, Direction, TcpProxy
 
 TILL_EFFECTIVE: Final = 45.0
 """How much longer than planned a fault may last until it hits something: an open circuit is closed after 30 s."""

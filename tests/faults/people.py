@@ -20,7 +20,7 @@ from uuid import UUID
 
 from tests.faults.evidence import Canary, copy_of
 from tests.faults.journal import NAME, Client, Operation, fresh_key
-from tests.smtp_stub import SmtpStub
+from tests.support.smtp_stub import SmtpStub
 
 DOMAIN: Final = "mail-of-quetzalcoatl.example"
 KEY: Final = "key-of-quetzalcoatl-"

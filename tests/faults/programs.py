@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import httpx
 import psutil  # type: ignore[import-untyped]
 
-from tests.log_words import query
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.log import query
 
 ROOT = Path(__file__).parents[2]
 _UP = re.compile(r"^(?:API +(?P<url>http\S+)|Following the log)", re.MULTILINE)

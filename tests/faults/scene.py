@@ -22,15 +22,15 @@ from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.settings.settings import Settings
-from tests.broker_words import declared
 from tests.faults.evidence import Evidence, collect, latest_code
 from tests.faults.fleet import Fleet, Node
 from tests.faults.invariants import check
 from tests.faults.journal import Client, Faults, Journal, Operation
-from tests.http_words import client_of
-from tests.log_words import query
-from tests.smtp_stub import SmtpStub
-from tests.words import eventually
+from tests.support.broker import declared
+from tests.support.facts import eventually
+from tests.support.http import client_of
+from tests.support.log import query
+from tests.support.smtp_stub import SmtpStub
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import json
 from typing import Any, Final
 
 from infrastructure.rabbitmq.connection import DEAD_EXCHANGE, EVENTS_EXCHANGE, FAILED_QUEUE, MAIL_EXCHANGE, MAIL_QUEUE
-from tests.rabbitmq import PrivateRabbit
+from tests.support.rabbitmq import PrivateRabbit
 
 _TAP: Final = "tests.tap"
 _KEPT: Final = "tests.tap.kept"

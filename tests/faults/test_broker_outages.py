@@ -16,15 +16,15 @@ import pytest
 
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.rabbitmq.connection import FAILED_QUEUE, MAIL_QUEUE, Topology, connected
-from tests.broker_words import channel_to, put, until_empty, until_lost, until_up, vhost_of, waiting
 from tests.faults.fleet import Fleet
 from tests.faults.invariants import INVARIANTS
 from tests.faults.journal import Client, Operation
 from tests.faults.scene import Scene
-from tests.mail_words import until_recorded
-from tests.rabbitmq import PrivateRabbit, demand, node
-from tests.smtp_stub import SmtpStub
-from tests.words import eventually
+from tests.support.broker import channel_to, put, until_empty, until_lost, until_up, vhost_of, waiting
+from tests.support.facts import eventually
+from tests.support.mail import until_recorded
+from tests.support.rabbitmq import PrivateRabbit, demand, node
+from tests.support.smtp_stub import SmtpStub
 
 WITHOUT_CLOCKS = sorted(INVARIANTS.keys() - {"I13"})
 """Where a node's clock is ahead on purpose."""

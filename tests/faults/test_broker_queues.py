@@ -15,13 +15,13 @@ from application.commands import RequestNewCode
 from application.ports import Context
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.rabbitmq.connection import MAIL_EXCHANGE, MAIL_QUEUE, MAIL_REQUESTED
-from tests.broker_words import broker_through, put, spy_on, until_empty, until_lost, until_up, vhost_of, waiting
 from tests.faults.scene import Scene
-from tests.log_words import query
-from tests.mail_words import until_recorded
-from tests.rabbitmq import PrivateRabbit
-from tests.tcp_proxy import TO_CLIENT, TO_SERVER
-from tests.words import eventually
+from tests.support.broker import broker_through, put, spy_on, until_empty, until_lost, until_up, vhost_of, waiting
+from tests.support.facts import eventually
+from tests.support.log import query
+from tests.support.mail import until_recorded
+from tests.support.rabbitmq import PrivateRabbit
+from tests.support.tcp_proxy import TO_CLIENT, TO_SERVER
 
 
 async def relayed(scene: Scene) -> int:

@@ -9,11 +9,11 @@ import pytest
 from infrastructure.mail.smtp.servers import CONNECTIONS
 from infrastructure.rabbitmq.connection import MAIL_QUEUE
 from infrastructure.rabbitmq.mail_worker import PREFETCH
-from tests.broker_words import channel_to, vhost_of
 from tests.faults.scene import Scene
-from tests.rabbitmq import PrivateRabbit
-from tests.tcp_proxy import TO_CLIENT, TcpProxy
-from tests.words import eventually
+from tests.support.broker import channel_to, vhost_of
+from tests.support.facts import eventually
+from tests.support.rabbitmq import PrivateRabbit
+from tests.support.tcp_proxy import TO_CLIENT, TcpProxy
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from tests.faults.evidence import copy_of
 from tests.faults.fleet import Node
 from tests.faults.journal import Client, Operation, fresh_key
 from tests.faults.scene import Scene
-from tests.log_words import query
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.log import query
 
 ADA = "ada@example.com"
 

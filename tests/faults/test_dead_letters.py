@@ -20,10 +20,10 @@ from domain.stray_message import StrayMessage
 from entrypoints.cli.main import mail as cli_mail
 from infrastructure.rabbitmq.connection import FAILED_QUEUE
 from infrastructure.rabbitmq.mail_worker import LONGEST, encode
-from tests.broker_words import put, spy_on, spy_on_dead_letters, until_empty, until_up, waiting
 from tests.faults.scene import Scene
-from tests.log_words import query
-from tests.words import eventually
+from tests.support.broker import put, spy_on, spy_on_dead_letters, until_empty, until_up, waiting
+from tests.support.facts import eventually
+from tests.support.log import query
 
 KEPT = StrayMessage.StrayMessageKept.TOPIC
 FAILED = Registration.EmailDispatchFailed.TOPIC

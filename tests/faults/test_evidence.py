@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.faults.invariants import check
 from tests.faults.journal import fresh_key
 from tests.faults.scene import Scene
-from tests.log_words import query
+from tests.support.log import query
 
 
 async def test_what_is_tampered_with_after_a_clean_run_is_found(scene: Scene) -> None:

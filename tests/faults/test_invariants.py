@@ -17,7 +17,7 @@ from domain.recorded import Recorded
 from tests.faults.evidence import Canary, Copy, DeadLetter, Evidence, HealthSample, Issue, Moment, ResourceSample
 from tests.faults.invariants import INVARIANTS, check
 from tests.faults.journal import FaultWindow, Journal, Kind, Operation, Outcome
-from tests.words import (
+from tests.support.facts import (
     CLAIM,
     REGISTRATION,
     T0,

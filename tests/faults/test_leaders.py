@@ -20,9 +20,9 @@ from infrastructure.followers.relay import Relay
 from infrastructure.postgres.notifications import Announcements
 from tests.faults.scene import Scene
 from tests.integration.test_follower import running
-from tests.log_words import query
-from tests.smtp_stub import SmtpStub
-from tests.words import CLIENT, REGISTRATION, eventually, mail_requested, saga_started, stream
+from tests.support.facts import CLIENT, REGISTRATION, eventually, mail_requested, saga_started, stream
+from tests.support.log import query
+from tests.support.smtp_stub import SmtpStub
 
 LEADERS = (
     "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = hashtext('registrar follower')::oid"

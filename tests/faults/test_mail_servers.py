@@ -33,10 +33,10 @@ from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.smtp.servers import SOMEBODY_PROBES, SmtpServers, _Server
 from infrastructure.telemetry.logs import configure_logging
 from tests.faults.canaries import occurs, shown
-from tests.http_words import Api, open_api, problem_of
-from tests.mail_words import code_in, message_id_of, move_to_next_look, recorded, until_recorded
-from tests.smtp_stub import Mail, SmtpStub, Stage
-from tests.words import MovableClock, eventually
+from tests.support.facts import MovableClock, eventually
+from tests.support.http import Api, open_api, problem_of
+from tests.support.mail import code_in, message_id_of, move_to_next_look, recorded, until_recorded
+from tests.support.smtp_stub import Mail, SmtpStub, Stage
 
 USER, PASSWORD = "registrar", "pa55-" + secrets.token_hex(8)
 FAILED, DISPATCHED = "registration.email_dispatch_failed", "registration.email_dispatched"

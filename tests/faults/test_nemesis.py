@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.chaos import run
 from tests.faults.schedule import BROKER_WEIGHTS, NODES, QUIET, WEIGHTS, WORKERS, killings, schedule
-from tests.rabbitmq import PrivateRabbit
+from tests.support.rabbitmq import PrivateRabbit
 
 A_MINUTE = 60.0
 TWO_MINUTES = 120.0

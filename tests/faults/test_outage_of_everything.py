@@ -19,13 +19,13 @@ import pytest
 
 from domain.mail_saga import MailSaga
 from infrastructure.mail.circuits import Circuits
-from tests.http_words import Api, open_api
-from tests.log_words import query
-from tests.mail_words import code_in
-from tests.rabbitmq import PrivateRabbit
-from tests.smtp_stub import SmtpStub
-from tests.tcp_proxy import TcpProxy
-from tests.words import MovableClock, eventually
+from tests.support.facts import MovableClock, eventually
+from tests.support.http import Api, open_api
+from tests.support.log import query
+from tests.support.mail import code_in
+from tests.support.rabbitmq import PrivateRabbit
+from tests.support.smtp_stub import SmtpStub
+from tests.support.tcp_proxy import TcpProxy
 
 MINUTE: Final = timedelta(minutes=1)
 A_MINUTE: Final = 4

@@ -39,8 +39,9 @@ from tests.faults.database import (
     healed,
 )
 from tests.faults.fleet import kill_postmaster
-from tests.http_words import ADMIN, Api, open_api, open_api_through, problem_of
-from tests.log_words import (
+from tests.support.facts import eventually
+from tests.support.http import ADMIN, Api, open_api, open_api_through, problem_of
+from tests.support.log import (
     append,
     by_way_of,
     happened,
@@ -51,9 +52,8 @@ from tests.log_words import (
     query,
     until_waiting_for_a_lock,
 )
-from tests.postgres import SURVIVES_KILLS, database_of, server
-from tests.tcp_proxy import TcpProxy
-from tests.words import eventually
+from tests.support.postgres import SURVIVES_KILLS, database_of, server
+from tests.support.tcp_proxy import TcpProxy
 
 REQUEST_TIMEOUT = 8
 SHORT: dict[str, Any] = {"request_timeout": str(REQUEST_TIMEOUT), "statement_timeout": "1"}

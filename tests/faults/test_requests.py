@@ -13,18 +13,18 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.load import open_loop, registration
 from entrypoints.api.admission import BURST, STEADY, Admission
 from entrypoints.api.app import create_app
 from entrypoints.api.http_server import Server, _is_a_registration
 from infrastructure.crypto import password_hashing
 from infrastructure.telemetry.metrics import Metrics
 from tests.faults.programs import Program, process, serve
-from tests.http_words import ADA, Api, client_of, open_api, problem_of
-from tests.log_words import query
-from tests.smtp_stub import SmtpStub
-from tests.tcp_proxy import TO_CLIENT, TcpProxy
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.http import ADA, Api, client_of, open_api, problem_of
+from tests.support.load import open_loop, registration
+from tests.support.log import query
+from tests.support.smtp_stub import SmtpStub
+from tests.support.tcp_proxy import TO_CLIENT, TcpProxy
 
 MIB = 2**20
 BODY = json.dumps(ADA).encode()

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from tests.faults.programs import Program, serve
-from tests.http_words import ADA
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.http import ADA
 
 DESCRIPTORS = 64
 CLIENTS = 200

@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from infrastructure.rabbitmq.connection import Topology, connected
 from tests.faults.tap import Tap
-from tests.rabbitmq import PrivateRabbit
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.rabbitmq import PrivateRabbit
 
 
 async def test_whatever_is_published_is_seen_though_it_expires(rabbit: PrivateRabbit) -> None:

@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from tests.faults.programs import process, serve
-from tests.log_words import query
-from tests.smtp_stub import Mail, SmtpStub
-from tests.tcp_proxy import TO_CLIENT, TcpProxy
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.log import query
+from tests.support.smtp_stub import Mail, SmtpStub
+from tests.support.tcp_proxy import TO_CLIENT, TcpProxy
 
 ADA = {"email": "ada@example.com", "name": "Ada Lovelace"}
 AHEAD, BEHIND = 660.0, -3600.0

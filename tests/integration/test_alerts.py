@@ -21,11 +21,11 @@ from infrastructure.mail.shared_circuits import CircuitBoard
 from infrastructure.postgres.connection import Line
 from infrastructure.telemetry.metrics import Metrics
 from projections.mail import Mails
-from tests.http_words import open_api
-from tests.log_words import query
-from tests.smtp_stub import SmtpStub
-from tests.webhook_stub import WebhookStub
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.http import open_api
+from tests.support.log import query
+from tests.support.smtp_stub import SmtpStub
+from tests.support.webhook_stub import WebhookStub
 
 THRESHOLD = 4
 SERVER = "mail.example:25"

@@ -29,8 +29,8 @@ from infrastructure.postgres.connection import connect
 from infrastructure.telemetry.metrics import setup_tracing
 from projections.mail import Mails
 from projections.registrations import Registrations
-from tests.http_words import ADA, ADMIN, Api, client_of, open_api, problem_of
-from tests.words import CLIENT, DIGEST, STRAY, MovableClock, eventually, stray_kept, stream
+from tests.support.facts import CLIENT, DIGEST, STRAY, MovableClock, eventually, stray_kept, stream
+from tests.support.http import ADA, ADMIN, Api, client_of, open_api, problem_of
 
 WAIT = {"wait": 5000}
 UNKNOWN = "019cab10-0000-7000-8000-00000000dead"

@@ -13,7 +13,7 @@ import pytest
 
 from entrypoints.api.app import create_app
 from entrypoints.api.guard import BODY_LIMIT, Guard
-from tests.http_words import ADA, ADMIN, Api, client_of, open_api, problem_of
+from tests.support.http import ADA, ADMIN, Api, client_of, open_api, problem_of
 
 JSON = {"Content-Type": "application/json"}
 SECRET = "s3cret-v4lue"

@@ -44,10 +44,10 @@ from infrastructure.rabbitmq.connection import (
     counts_of,
 )
 from infrastructure.settings.settings import Settings
-from tests.broker_words import broker_through, channel_to, put, spy_on, vhost_of, waiting
-from tests.rabbitmq import PrivateRabbit
-from tests.tcp_proxy import TO_CLIENT
-from tests.words import eventually
+from tests.support.broker import broker_through, channel_to, put, spy_on, vhost_of, waiting
+from tests.support.facts import eventually
+from tests.support.rabbitmq import PrivateRabbit
+from tests.support.tcp_proxy import TO_CLIENT
 
 TOPOLOGY = Topology.of(queue_ttl=timedelta(minutes=5))
 

@@ -14,9 +14,9 @@ from infrastructure.mail.shared_circuits import CircuitBoard
 from infrastructure.mail.smtp.servers import Limits, SmtpServers
 from infrastructure.postgres.connection import Line
 from infrastructure.settings.settings import MailServer
-from tests.log_words import query
-from tests.smtp_stub import SmtpStub
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.log import query
+from tests.support.smtp_stub import SmtpStub
 
 LETTER = Letter(
     to="ada@example.com",

@@ -38,7 +38,7 @@ from infrastructure.followers.projector import read_schema
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from projections import PROJECTIONS
-from tests.words import (
+from tests.support.facts import (
     CLAIM,
     CLIENT,
     DIGEST,

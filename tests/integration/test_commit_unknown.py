@@ -19,9 +19,9 @@ from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 from tests.faults.database import ANSWER_LOST, LOST, REQUEST, SESSIONS, Inject, Killer
-from tests.log_words import append, broken_blocks, by_way_of, happened, locked, log_of, placed, proxy_to, query
-from tests.tcp_proxy import TO_CLIENT, TO_SERVER, TcpProxy
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.log import append, broken_blocks, by_way_of, happened, locked, log_of, placed, proxy_to, query
+from tests.support.tcp_proxy import TO_CLIENT, TO_SERVER, TcpProxy
 
 
 @pytest.fixture

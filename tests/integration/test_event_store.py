@@ -19,21 +19,7 @@ from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore, event_digest
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
-from tests.log_words import (
-    append,
-    broken_blocks,
-    by_way_of,
-    happened,
-    in_one_batch,
-    locked,
-    log_of,
-    placed,
-    proxy_to,
-    query,
-    until_waiting_for_a_lock,
-)
-from tests.unit.memory_log import log_contract
-from tests.words import (
+from tests.support.facts import (
     CLAIM,
     CLIENT,
     REGISTRATION,
@@ -47,6 +33,20 @@ from tests.words import (
     saga_started,
     stream,
 )
+from tests.support.log import (
+    append,
+    broken_blocks,
+    by_way_of,
+    happened,
+    in_one_batch,
+    locked,
+    log_of,
+    placed,
+    proxy_to,
+    query,
+    until_waiting_for_a_lock,
+)
+from tests.support.memory_log import log_contract
 
 BLOCKS = "SELECT first_position, last_position FROM blocks ORDER BY last_position"
 

@@ -30,7 +30,7 @@ from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
 from infrastructure.mail.mailbox import MailboxMessage
 from infrastructure.settings.settings import Settings
-from tests.words import eventually
+from tests.support.facts import eventually
 
 
 @pytest.fixture

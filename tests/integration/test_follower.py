@@ -21,8 +21,8 @@ from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.projector import TRIES, Projector, create_read_schema, lead, rest_after
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import LOG, Announcements
-from tests.log_words import append, happened, locked, query
-from tests.words import email_claimed, email_released, eventually, stream
+from tests.support.facts import email_claimed, email_released, eventually, stream
+from tests.support.log import append, happened, locked, query
 
 SESSION = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
 

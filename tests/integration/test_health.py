@@ -13,10 +13,10 @@ import pytest
 
 from infrastructure.rabbitmq.connection import Topology, connected
 from infrastructure.telemetry.metrics import Metrics
-from tests.http_words import ADA, ADMIN, Api, open_api, open_api_through, problem_of
-from tests.log_words import proxy_to
-from tests.tcp_proxy import TO_CLIENT
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.http import ADA, ADMIN, Api, open_api, open_api_through, problem_of
+from tests.support.log import proxy_to
+from tests.support.tcp_proxy import TO_CLIENT
 
 PARTS = ("live", "ready", "database", "rabbitmq", "mail", "projections")
 AT_ONCE = 2.5

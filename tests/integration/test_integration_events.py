@@ -31,8 +31,7 @@ from infrastructure.postgres.notifications import Announcements
 from infrastructure.rabbitmq.connection import Broker, Topology
 from infrastructure.settings.settings import Settings
 from tests.faults.canaries import occurs
-from tests.rabbitmq import PrivateRabbit
-from tests.words import (
+from tests.support.facts import (
     CLIENT,
     REGISTRATION,
     account_activated,
@@ -46,6 +45,7 @@ from tests.words import (
     registration_cancelled,
     stream,
 )
+from tests.support.rabbitmq import PrivateRabbit
 
 EXCHANGE = "registrar.events"
 

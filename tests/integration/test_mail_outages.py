@@ -22,9 +22,9 @@ from domain.registration import Registration, Status
 from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
 from infrastructure.settings.settings import Settings
-from tests.mail_words import code_in, message_id_of, recorded, until_recorded
-from tests.smtp_stub import SmtpStub
-from tests.words import MovableClock, eventually
+from tests.support.facts import MovableClock, eventually
+from tests.support.mail import code_in, message_id_of, recorded, until_recorded
+from tests.support.smtp_stub import SmtpStub
 
 MASTER_KEY = secrets.token_hex(32)
 

@@ -11,8 +11,8 @@ import pytest
 
 from infrastructure.mail.send_claims import StoredSendClaims
 from infrastructure.postgres.connection import Line
-from tests.log_words import query
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.log import query
 
 LEASE = timedelta(minutes=1)
 

@@ -19,8 +19,8 @@ from domain.recorded import Position
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import _APPEND, Append, EventStore, RecordedRow, _parameters
 from infrastructure.postgres.clock import DatabaseClock
-from tests.log_words import append, broken_blocks, happened
-from tests.words import CLIENT
+from tests.support.facts import CLIENT
+from tests.support.log import append, broken_blocks, happened
 
 PROCESSES, TASKS, APPENDS = 3, 8, 40
 CONTESTED = [uuid5(UUID(int=0), str(number)) for number in range(5)]

@@ -28,8 +28,7 @@ from projections.deadlines import Deadlines
 from projections.funnel import AT_MOST, Bucket, Funnel
 from projections.mail import UNSENT, Mail, Mails, Stray
 from projections.registrations import Registrations, RegistrationView
-from tests.history import History
-from tests.words import (
+from tests.support.facts import (
     CLAIM,
     CLIENT,
     DIGEST,
@@ -65,6 +64,7 @@ from tests.words import (
     stream,
     undo_decided,
 )
+from tests.support.histories import History
 
 SAGA = MailSaga.stream_id(REGISTRATION)
 OTHER = UUID("019cab10-0000-7000-8000-000000000002")

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.recorder_adapter import StoreAggregateRecorder, StoreApplicationRecorder
+from tests.support.recorder_adapter import StoreAggregateRecorder, StoreApplicationRecorder
 
 # The library's module also holds test cases of its cipher, whose package (pycryptodome) we do not need otherwise.
 _cipher = ModuleType("eventsourcing.cipher")

@@ -12,7 +12,7 @@ from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.relay import Relay
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Announcements
-from tests.words import CLIENT, REGISTRATION, eventually, mail_requested, saga_started, stream
+from tests.support.facts import CLIENT, REGISTRATION, eventually, mail_requested, saga_started, stream
 
 
 async def test_a_stop_does_not_wait_for_servers_that_turn_out_to_be_away(dsn: str, store: EventStore) -> None:

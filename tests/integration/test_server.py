@@ -14,8 +14,8 @@ import pytest
 from fastapi import FastAPI
 
 from entrypoints.api.http_server import Server
-from tests.http_words import ADA, Api, open_api
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.http import ADA, Api, open_api
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.smtp import servers as smtp
 from infrastructure.mail.smtp.servers import Limits, SmtpServers, judge_error, judge_reply
 from infrastructure.settings.settings import MailServer
-from tests.smtp_stub import SmtpStub, Stage
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.smtp_stub import SmtpStub, Stage
 
 LETTER = Letter(
     to="jo.doe+x@example.com",

@@ -37,7 +37,7 @@ from infrastructure.postgres.batching import Batcher
 from projections.deadlines import DueLook
 from tests.simulation.faults import Faults, Network, Windows, finish
 from tests.simulation.virtual_time import PROCESS, VirtualLoop
-from tests.words import T0
+from tests.support.facts import T0
 
 LEASE = 45.0
 """Seconds: 3 · SEND_TIMEOUT + 15, as the composition root sets it."""

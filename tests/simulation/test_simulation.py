@@ -20,7 +20,7 @@ from tests.simulation.planted import PLANTED, Planted
 from tests.simulation.report import KNOWN, replay
 from tests.simulation.virtual_time import Livelock, VirtualLoop
 from tests.simulation.world import Run, simulate
-from tests.unit.memory_log import log_contract
+from tests.support.memory_log import log_contract
 
 SEEDS = 2000
 PORTIONS = 8

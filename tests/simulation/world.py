@@ -52,7 +52,7 @@ from tests.simulation.mail import (
 from tests.simulation.oracle import Oracle, Violation, note_end
 from tests.simulation.people import AnswerLost, People, Request
 from tests.simulation.virtual_time import PROCESS, Livelock, Process, VirtualLoop
-from tests.words import T0
+from tests.support.facts import T0
 
 MAX_STEPS = 100_000
 RETRY_HORIZON = 6_000.0

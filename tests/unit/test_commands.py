@@ -18,7 +18,7 @@ from pydantic import SecretStr, ValidationError
 from application.addresses import canonical_address, masked_address, parse_address
 from application.commands import Command, RegisterUser, RequestNewCode, VerifyEmail
 from application.passwords import MAX_CHARACTERS, MIN_CHARACTERS, parse_password
-from tests.words import REGISTRATION
+from tests.support.facts import REGISTRATION
 
 CANARY = "canary"
 

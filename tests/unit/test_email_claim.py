@@ -3,7 +3,7 @@
 from uuid import UUID
 
 from domain.email_claim import EmailClaim
-from tests.words import CLAIM, REGISTRATION, T0, email_claimed, email_released, given, recorded
+from tests.support.facts import CLAIM, REGISTRATION, T0, email_claimed, email_released, given, recorded
 
 LATER = UUID("019cab10-0000-7000-8000-000000000002")
 

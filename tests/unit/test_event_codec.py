@@ -34,7 +34,7 @@ from domain.recorded import AnyEvent
 from domain.registration import Registration
 from domain.stray_message import StrayMessage
 from infrastructure.event_store.codec import EventCodec, event_classes
-from tests.words import REGISTRATION, Fact, email_dispatch_failed, otp_issued, registered, stream
+from tests.support.facts import REGISTRATION, Fact, email_dispatch_failed, otp_issued, registered, stream
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

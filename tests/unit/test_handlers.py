@@ -46,9 +46,9 @@ from domain.errors import (
 from domain.recorded import AnyEvent, Position
 from domain.registration import Registration, Status
 from domain.stray_message import StrayMessage
-from tests.unit.memory_log import MemoryLog, log_contract
-from tests.unit.stories import KEYRING, OPERATOR, WORKER, House, registers, right_code, verifies, wrong_code
-from tests.words import CLIENT, DIGEST, STRAY, stray_kept, stream
+from tests.support.facts import CLIENT, DIGEST, STRAY, stray_kept, stream
+from tests.support.memory_log import MemoryLog, log_contract
+from tests.support.scenarios import KEYRING, OPERATOR, WORKER, House, registers, right_code, verifies, wrong_code
 
 KEY = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
 

@@ -17,7 +17,7 @@ from entrypoints.api.asyncapi import document
 from entrypoints.bootstrap import FOLLOWERS, followers_with
 from infrastructure.settings.settings import Settings
 from tests.faults.canaries import occurs
-from tests.words import (
+from tests.support.facts import (
     CLIENT,
     REGISTRATION,
     T0,

@@ -24,7 +24,7 @@ from application.ports import Overloaded, Person, WrongMasterKey
 from infrastructure.crypto import password_hashing
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.crypto.password_hashing import MAX_WAITING, PasswordHashing
-from tests.words import REGISTRATION, T0
+from tests.support.facts import REGISTRATION, T0
 
 MASTER = b"m" * 32
 ROOT = b"r" * 32

@@ -14,9 +14,9 @@ from application.ports import Accepted, Conflict, Letter, MailRequest, MailServe
 from domain.errors import UnknownRegistration
 from domain.registration import Registration
 from infrastructure.mail.rendering import TemplateLetters
-from tests.unit.memory_log import MemoryLog
-from tests.unit.stories import KEYRING, House, registers
-from tests.words import CLIENT, REGISTRATION, T0
+from tests.support.facts import CLIENT, REGISTRATION, T0
+from tests.support.memory_log import MemoryLog
+from tests.support.scenarios import KEYRING, House, registers
 
 
 class Servers:

@@ -11,7 +11,7 @@ import pytest
 
 from application.ports import MailRequest
 from infrastructure.rabbitmq.mail_worker import LONGEST, Malformed, decode, encode, headers_of, message_id_of, stray
-from tests.words import T0
+from tests.support.facts import T0
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 REQUEST = MailRequest(

@@ -32,8 +32,7 @@ from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from domain.registration import Policy, Registration, Status
 from infrastructure.followers.process_manager import SOURCES
-from tests.unit.stories import OPERATOR, WORKER, House, registers, right_code, verifies, wrong_code
-from tests.words import (
+from tests.support.facts import (
     CLAIM,
     REGISTRATION,
     T0,
@@ -66,6 +65,7 @@ from tests.words import (
     stream,
     undo_decided,
 )
+from tests.support.scenarios import OPERATOR, WORKER, House, registers, right_code, verifies, wrong_code
 
 POLICY = Policy()
 SECOND = timedelta(seconds=1)

@@ -8,7 +8,7 @@ import pytest
 
 from domain.errors import CodeExpired, CodeLocked, NotPending, Refused, TooManyRequests, WrongCode
 from domain.registration import Policy, Registration, Status
-from tests.words import (
+from tests.support.facts import (
     CLAIM,
     REGISTRATION,
     T0,

@@ -12,7 +12,7 @@ from domain.email_claim import EmailClaim
 from domain.errors import AddressTaken, CodeExpired, IdempotencyKeyReused, NotPending
 from domain.registration import Policy, Registration, Status
 from domain.sign_up import Seat, SignUp, sign_up
-from tests.words import (
+from tests.support.facts import (
     T0,
     Fact,
     account_activated,
@@ -27,7 +27,7 @@ from tests.words import (
     registered,
     registration_cancelled,
 )
-from tests.words import given as given_stream
+from tests.support.facts import given as given_stream
 
 ADDRESS = UUID("c1a10000-0000-5000-8000-00000000000a")
 DUPLICATES = UUID("c1a10000-0000-5000-8000-00000000000d")

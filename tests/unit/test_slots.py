@@ -6,7 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from infrastructure.mail.concurrency_limit import RAISE_AFTER, Slots
-from tests.words import eventually
+from tests.support.facts import eventually
 
 
 class Calls:

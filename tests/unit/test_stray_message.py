@@ -3,7 +3,7 @@
 from uuid import uuid4
 
 from domain.stray_message import StrayMessage
-from tests.words import DIGEST, STRAY, T0, given, recorded, stray_discarded, stray_kept
+from tests.support.facts import DIGEST, STRAY, T0, given, recorded, stray_discarded, stray_kept
 
 
 def kept(digest: str = DIGEST) -> StrayMessage:

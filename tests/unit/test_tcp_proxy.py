@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tcp_proxy import TO_CLIENT, TO_SERVER, TcpProxy
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.tcp_proxy import TO_CLIENT, TO_SERVER, TcpProxy
 
 
 class Echo:

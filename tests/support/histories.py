@@ -27,7 +27,7 @@ from domain.recorded import AnyEvent
 from domain.registration import Policy, Registration
 from domain.sign_up import Seat, sign_up
 from domain.stray_message import StrayMessage
-from tests.words import CLAIM, T0
+from tests.support.facts import CLAIM, T0
 
 _DUPLICATES = UUID("d1a10000-0000-5000-8000-000000000001")
 _LIKELIHOODS = {

@@ -20,9 +20,9 @@ from entrypoints.service import Service
 from infrastructure.mail.circuits import Circuits
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.settings.settings import Settings
-from tests.log_words import by_way_of
-from tests.tcp_proxy import TcpProxy
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.log import by_way_of
+from tests.support.tcp_proxy import TcpProxy
 
 MASTER_KEY = "7" * 64
 TOKEN = "t0ken-of-the-operators"

@@ -19,7 +19,16 @@ from domain.email_claim import EmailClaim
 from domain.recorded import AnyEvent, Position
 from domain.registration import Registration
 from infrastructure.event_store.codec import EventCodec
-from tests.words import CLIENT, T0, email_claimed, email_released, email_verified, otp_issued, registered, stream
+from tests.support.facts import (
+    CLIENT,
+    T0,
+    email_claimed,
+    email_released,
+    email_verified,
+    otp_issued,
+    registered,
+    stream,
+)
 
 
 class Row(NamedTuple):

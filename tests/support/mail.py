@@ -11,8 +11,8 @@ import psycopg
 
 from domain.mail_saga import MailSaga
 from entrypoints.service import Service
-from tests.smtp_stub import Mail
-from tests.words import MovableClock, eventually
+from tests.support.facts import MovableClock, eventually
+from tests.support.smtp_stub import Mail
 
 
 def code_in(mail: Mail) -> str:

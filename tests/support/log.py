@@ -18,8 +18,8 @@ from psycopg.conninfo import conninfo_to_dict
 from application.ports import Context, FollowerMoved, WrappedKey
 from domain.recorded import Position
 from infrastructure.event_store.store import EventStore
-from tests.tcp_proxy import TcpProxy
-from tests.words import CLIENT, eventually
+from tests.support.facts import CLIENT, eventually
+from tests.support.tcp_proxy import TcpProxy
 
 
 def happened(

@@ -23,7 +23,7 @@ from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.notifications import LOG, Announcements
-from tests.words import CLIENT
+from tests.support.facts import CLIENT
 
 T = TypeVar("T")
 

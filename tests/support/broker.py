@@ -26,8 +26,8 @@ from infrastructure.rabbitmq.connection import (
     connected,
     counts_of,
 )
-from tests.tcp_proxy import TcpProxy
-from tests.words import eventually
+from tests.support.facts import eventually
+from tests.support.tcp_proxy import TcpProxy
 
 
 @asynccontextmanager

@@ -20,8 +20,8 @@ from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from domain.registration import Policy, Registration
 from infrastructure.crypto.keyring import Keyring
-from tests.unit.memory_log import MemoryLog
-from tests.words import CLIENT, MovableClock
+from tests.support.facts import CLIENT, MovableClock
+from tests.support.memory_log import MemoryLog
 
 KEYRING = Keyring(master_key=b"m" * 32, root_secret=b"r" * 32)
 SAGA = replace(CLIENT, actor="mail-saga")
