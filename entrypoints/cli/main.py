@@ -109,7 +109,7 @@ def up(host: str | None, port: int | None, data_dir: Path | None) -> int:
     An embedded PostgreSQL, the HTTP API, the followers, mail delivery, and a mailbox to read the mails in; with
     REGISTRAR_DATABASE_URL or REGISTRAR_SMTP_URLS that database and those mail servers instead.
     """
-    from entrypoints.cli.main import run as cli_up
+    from entrypoints.cli import run as cli_up
     from entrypoints.cli.session import finish, read_settings
 
     return finish(cli_up.up(read_settings(host=host, port=port, data_dir=data_dir)))
@@ -120,7 +120,7 @@ def up(host: str | None, port: int | None, data_dir: Path | None) -> int:
 @_data_dir
 def serve(host: str | None, port: int | None, data_dir: Path | None) -> int:
     """Run the HTTP API only; any number of copies."""
-    from entrypoints.cli.main import run as cli_up
+    from entrypoints.cli import run as cli_up
     from entrypoints.cli.session import finish, read_settings
 
     return finish(cli_up.serve(read_settings(host=host, port=port, data_dir=data_dir)))
@@ -133,7 +133,7 @@ def process(data_dir: Path | None) -> int:
 
     Any number of copies: for each task one leads, the others stand by. Needs REGISTRAR_SMTP_URLS.
     """
-    from entrypoints.cli.main import run as cli_up
+    from entrypoints.cli import run as cli_up
     from entrypoints.cli.session import finish, read_settings
 
     return finish(cli_up.process(read_settings(data_dir=data_dir)))
@@ -146,7 +146,7 @@ def work(data_dir: Path | None) -> int:
 
     Any number of copies. They take mails from RabbitMQ (REGISTRAR_BROKER_URL) and hand them to the mail servers (REGISTRAR_SMTP_URLS).
     """
-    from entrypoints.cli.main import run as cli_up
+    from entrypoints.cli import run as cli_up
     from entrypoints.cli.session import finish, read_settings
 
     return finish(cli_up.work(read_settings(data_dir=data_dir)))
@@ -160,7 +160,7 @@ def doctor(data_dir: Path | None, *, as_json: bool) -> int:
 
     Says of every dependency and setting what is wrong and what to do. Changes nothing and starts nothing. Exit code 1 if a check failed; warnings are not failures.
     """
-    from entrypoints.cli.main import doctor as cli_doctor
+    from entrypoints.cli import doctor as cli_doctor
     from entrypoints.cli.session import finish
 
     return finish(cli_doctor.doctor(data_dir, as_json=as_json))
@@ -180,7 +180,7 @@ def broker_declare(*, anew: bool, as_json: bool, data_dir: Path | None) -> int:
 
     Repeatable, and done by `process` and `work` at their start. With --anew, messages that wait in the queues are lost; the mails that they stand for are asked for again within minutes.
     """
-    from entrypoints.cli.main import broker as cli_broker
+    from entrypoints.cli import broker as cli_broker
     from entrypoints.cli.session import finish, log_troubles, read_settings
 
     settings = read_settings(data_dir=data_dir)
@@ -228,7 +228,7 @@ def events_list(
     data_dir: Path | None,
 ) -> int:
     """List events in the order of the log; --follow with --json prints one object per line."""
-    from entrypoints.cli.main import events as cli_events
+    from entrypoints.cli import events as cli_events
     from entrypoints.cli.session import with_service
 
     wanted = cli_events.Wanted(cli_events.known_types(types), registration)
@@ -258,7 +258,7 @@ def events_show(
     *, registration_id: UUID, at: datetime | None, version: int | None, as_json: bool, data_dir: Path | None
 ) -> int:
     """Show the state of one registration, now or then, and the events that led to it."""
-    from entrypoints.cli.main import events as cli_events
+    from entrypoints.cli import events as cli_events
     from entrypoints.cli.session import with_service
 
     if at is not None and version is not None:
@@ -279,7 +279,7 @@ def projections() -> None:
 @_data_dir
 def projections_list(*, as_json: bool, data_dir: Path | None) -> int:
     """List every follower: where it is, how far behind, and the streams it had to park."""
-    from entrypoints.cli.main import projections as cli_projections
+    from entrypoints.cli import projections as cli_projections
     from entrypoints.cli.session import with_service
 
     return with_service(data_dir, lambda service: cli_projections.list_followers(service, as_json=as_json))
@@ -306,7 +306,7 @@ def mail() -> None:
 @_data_dir
 def mail_list(*, state: str | None, limit: int, as_json: bool, data_dir: Path | None) -> int:
     """List mails, the latest first."""
-    from entrypoints.cli.main import mail as cli_mail
+    from entrypoints.cli import mail as cli_mail
     from entrypoints.cli.session import with_service
 
     if state == "stray":
@@ -346,7 +346,7 @@ def mail_retry(
     data_dir: Path | None,
 ) -> int:
     """Try the mail of these registrations again now."""
-    from entrypoints.cli.main import mail as cli_mail
+    from entrypoints.cli import mail as cli_mail
     from entrypoints.cli.session import with_service
 
     if bool(registration_ids) == everything:
@@ -368,7 +368,7 @@ def mail_retry(
 @_data_dir
 def mail_discard(*, wanted_ids: tuple[UUID, ...], as_json: bool, data_dir: Path | None) -> int:
     """Give the mail of these registrations up, and undo them; take these stray messages from the list."""
-    from entrypoints.cli.main import mail as cli_mail
+    from entrypoints.cli import mail as cli_mail
     from entrypoints.cli.session import with_service
 
     return with_service(data_dir, lambda service: cli_mail.discard(service, wanted_ids, as_json=as_json))

@@ -17,7 +17,7 @@ from application.ports import MailRequest
 from domain.email_claim import EmailClaim
 from domain.registration import Registration
 from domain.stray_message import StrayMessage
-from entrypoints.cli.main import mail as cli_mail
+from entrypoints.cli import mail as cli_mail
 from infrastructure.rabbitmq.connection import FAILED_QUEUE
 from infrastructure.rabbitmq.mail_worker import LONGEST, encode
 from tests.faults.scene import Scene

@@ -21,8 +21,8 @@ from starlette.routing import Match
 
 from application.commands import CancelRegistration, RecordEmailDispatchFailed, ReplaceStaleCode
 from application.ports import MAIL_FAILURES, Conflict, Context, MailFailure, Overloaded
+from entrypoints.api import responses
 from entrypoints.api.app import create_app
-from entrypoints.api.app import responses as answers
 from entrypoints.api.guard import DIRECTLY
 from infrastructure.followers.projector import read_schema
 from infrastructure.postgres.connection import connect
@@ -64,7 +64,7 @@ async def test_a_registration_goes_from_request_to_account(api: Api) -> None:
     begun = await api.register("Ada.L@Example.com", password="correct horse battery")
 
     assert begun.status_code == 202
-    body = fits(answers.Registered, begun.json())
+    body = fits(responses.Registered, begun.json())
     assert (body["email"], body["status"]) == ("Ada.L@example.com", "PENDING")
     path = f"/v1/registrations/{body['registration_id']}"
     assert begun.headers["location"] == path
@@ -72,7 +72,7 @@ async def test_a_registration_goes_from_request_to_account(api: Api) -> None:
 
     shown = await api.http.get(path, params={"min_position": position, **WAIT})
     assert shown.status_code == 200
-    state = fits(answers.RegistrationState, shown.json())
+    state = fits(responses.RegistrationState, shown.json())
     assert (state["status"], state["email"], state["attempts_left"]) == ("PENDING", "A•••@example.com", 5)
     assert (state["verified_at"], state["activated_at"]) == (None, None)
 
@@ -182,7 +182,7 @@ async def test_a_new_code_replaces_the_old_one_but_not_at_once(dsn: str) -> None
         clock.move(timedelta(seconds=31))
         renewed = await api.new_code(registration_id)
         assert renewed.status_code == 202
-        fits(answers.CodeRequested, renewed.json())
+        fits(responses.CodeRequested, renewed.json())
         await eventually(lambda: len(api.service.mailbox.messages("ada@example.com")) == 2)  # type: ignore[union-attr]
         assert problem_of(await api.verify(registration_id, old)) == "wrong-code"
         assert (await api.verify(registration_id, await api.code("ada@example.com"))).status_code == 200
@@ -325,7 +325,7 @@ async def test_an_operator_sees_the_whole_story(api: Api) -> None:
     found = (await api.http.get("/v1/admin/registrations", params={"email": "EVE@example.com"}, headers=ADMIN)).json()
     active = (await api.http.get("/v1/admin/registrations", params={"status": "ACTIVE"}, headers=ADMIN)).json()
 
-    fits(answers.AdminRegistration, story["registration"])
+    fits(responses.AdminRegistration, story["registration"])
     assert story["registration"]["duplicate_of"] == owner
     assert (story["registration"]["email"], story["registration"]["name"]) == ("eve@example.com", "Mallory")
     assert [one["registration_id"] for one in found["items"]] == [duplicate, owner]
@@ -392,7 +392,7 @@ async def test_an_operator_cancels_and_erases(api: Api) -> None:
 
     for done in (cancelled, again, erased):
         assert done.status_code == 200
-        assert fits(answers.Done, done.json())["status"] == "CANCELLED"
+        assert fits(responses.Done, done.json())["status"] == "CANCELLED"
     await api.becomes(registration_id, status="CANCELLED", email=None)
     story = (await api.http.get(f"/v1/admin/registrations/{registration_id}", headers=ADMIN)).json()
     assert story["registration"]["erased"]
@@ -421,7 +421,7 @@ async def test_a_stray_message_is_shown_until_it_is_discarded(api: Api) -> None:
 
     async def listed() -> list[dict[str, Any]]:
         page = (await api.http.get("/v1/admin/mail", params={"state": "STRAY"}, headers=ADMIN)).json()
-        items: list[dict[str, Any]] = fits(answers.StrayMessages, page)["items"]
+        items: list[dict[str, Any]] = fits(responses.StrayMessages, page)["items"]
         return items
 
     (shown,) = await eventually(listed)
@@ -464,7 +464,7 @@ async def test_the_id_of_a_stray_message_is_no_registrations(idle: Api) -> None:
 async def retry_by_cause(api: Api, failure: str, **more: Any) -> dict[str, Any]:
     answered = await api.http.post("/v1/admin/mail/retry", json={"failure": failure, **more}, headers=ADMIN)
     assert answered.status_code == 200, answered.text
-    retried: dict[str, Any] = fits(answers.MailsRetried, answered.json())
+    retried: dict[str, Any] = fits(responses.MailsRetried, answered.json())
     return retried
 
 
@@ -569,7 +569,7 @@ async def test_the_funnel_and_the_followers_are_shown(api: Api) -> None:
 
     followers = await eventually(caught_up)
     for one in followers["items"]:
-        fits(answers.FollowerState, one)
+        fits(responses.FollowerState, one)
     assert {"registrations", "mail", "audit", "funnel", "mail-saga", "relay"} <= {
         one["name"] for one in followers["items"]
     }

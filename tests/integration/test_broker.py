@@ -23,8 +23,8 @@ from structlog.testing import capture_logs
 from tenacity import RetryCallState, wait_fixed
 
 from application.ports import BrokerAway, Unavailable
-from entrypoints.cli.main import broker as cli_broker
-from entrypoints.cli.main import doctor as cli_doctor
+from entrypoints.cli import broker as cli_broker
+from entrypoints.cli import doctor as cli_doctor
 from entrypoints.service import CannotStart
 from infrastructure.rabbitmq.connection import (
     CANARY,
