@@ -11,7 +11,8 @@ import pytest
 
 from entrypoints.api.http_server import KEEP_ALIVE
 from entrypoints.api.problems import PREFIX, STATUS_OF
-from infrastructure.settings.settings import PREFIX, Settings
+from infrastructure.settings.settings import PREFIX as SETTINGS
+from infrastructure.settings.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = Settings()
@@ -27,7 +28,7 @@ def seconds(pattern: str, name: str) -> list[float]:
 
 @pytest.mark.parametrize("name", ["compose.yaml", "Dockerfile", "deploy/registrar@.service", "README.md"])
 def test_every_setting_that_is_named_there_exists(name: str) -> None:
-    named = set(re.findall(rf"\b{PREFIX}([A-Z_]*[A-Z])", text(name)))
+    named = set(re.findall(rf"\b{SETTINGS}([A-Z_]*[A-Z])", text(name)))
     assert named
     assert {one.lower() for one in named} <= set(Settings.model_fields)
 
