@@ -1,0 +1,56 @@
+"""What the application needs from the world, as Protocols and the few words they speak.
+
+Adapters (`infrastructure/`) implement these; `entrypoints/bootstrap.py` joins the two.
+"""
+
+from application.ports.errors import (
+    BrokerAway,
+    Conflict,
+    MailServersAway,
+    OtherKind,
+    Overloaded,
+    Unavailable,
+    WrongMasterKey,
+)
+from application.ports.log import A, Clock, Context, FollowerMoved, Log, Streams, WrappedKey
+from application.ports.mail import (
+    MAIL_FAILURES,
+    Accepted,
+    Letter,
+    MailFailure,
+    MailRequest,
+    MailServers,
+    NotSent,
+    SendClaim,
+    SendClaims,
+)
+from application.ports.secrets import PasswordHasher, Person, Secrets
+
+__all__ = [
+    "MAIL_FAILURES",
+    "A",
+    "Accepted",
+    "BrokerAway",
+    "Clock",
+    "Conflict",
+    "Context",
+    "FollowerMoved",
+    "Letter",
+    "Log",
+    "MailFailure",
+    "MailRequest",
+    "MailServers",
+    "MailServersAway",
+    "NotSent",
+    "OtherKind",
+    "Overloaded",
+    "PasswordHasher",
+    "Person",
+    "Secrets",
+    "SendClaim",
+    "SendClaims",
+    "Streams",
+    "Unavailable",
+    "WrappedKey",
+    "WrongMasterKey",
+]

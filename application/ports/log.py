@@ -1,0 +1,101 @@
+"""The event store, and what is written beside every event."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+from eventsourcing.domain import Aggregate
+
+from domain.recorded import AnyEvent, Position
+
+A = TypeVar("A", bound=Aggregate)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Who does this, and because of what: written beside every event.
+
+    Attributes:
+        actor: "client", "operator", "mail-saga", "mail-worker", … (never a person's name or address).
+        correlation_id: the same for everything that follows from one request.
+        causation_position: position of the event that led to this, None if it came from outside.
+        trace: W3C `traceparent`, or None.
+    """
+
+    actor: str
+    correlation_id: UUID
+    causation_position: Position | None = None
+    trace: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FollowerMoved:
+    """A follower's progress, to be saved in the commit of the events that it led to.
+
+    The append is a `Conflict` if the follower is not at `since` any more: somebody else leads.
+    """
+
+    name: str
+    since: Position
+    to: Position
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedKey:
+    """A person's key, wrapped by the master key; `wrapped=None` destroys it."""
+
+    registration_id: UUID
+    wrapped: bytes | None
+
+
+class Log(Protocol):
+    """The event store."""
+
+    async def append(
+        self,
+        events: Sequence[AnyEvent],
+        context: Context,
+        *,
+        keys: Sequence[WrappedKey] = (),
+        moved: FollowerMoved | None = None,
+    ) -> Position:
+        """Record all of it or nothing; answers the position of the last event. There must be at least one.
+
+        Every stream's first new event must follow the stream's last recorded one.
+
+        Raises:
+            Conflict: a stream has moved on, or the follower has; nothing was recorded.
+            Overloaded: too many appends are waiting; nothing was recorded.
+            Unavailable: the database is away. Whether it was recorded may be unknown: repeat the command.
+        """
+        ...
+
+    async def load(self, *stream_ids: UUID, holders_of: Sequence[UUID] = ()) -> Streams:
+        """The streams asked for, and those of the present holders of the claims `holders_of`, in one round trip."""
+        ...
+
+
+class Streams(Protocol):
+    """What `Log.load` read: aggregates by their id."""
+
+    def get(self, kind: type[A], stream_id: UUID) -> A | None:
+        """The aggregate of this stream, None if the stream is empty.
+
+        Raises:
+            OtherKind: it is the stream of something else.
+        """
+        ...
+
+    def position(self, stream_id: UUID) -> Position:
+        """Position of the stream's last event, 0 if it has none."""
+        ...
+
+
+class Clock(Protocol):
+    """The database's clock (UTC): the one that expiry and deadlines go by, on every machine."""
+
+    def __call__(self) -> datetime: ...

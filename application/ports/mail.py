@@ -1,0 +1,153 @@
+"""Mails: what is wanted, what is sent, what became of it, and the right to send it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Literal, Protocol, get_args
+from uuid import UUID
+
+from domain.recorded import Position
+
+
+@dataclass(frozen=True, slots=True)
+class MailRequest:
+    """ "Send the mail of this issue": all that ever travels between saga and worker.
+
+    Attributes:
+        position: of the request in the log; None if the message that brought it has lost it.
+    """
+
+    registration_id: UUID
+    serial: int
+    kind: str
+    requested_at: datetime
+    position: Position | None
+    correlation_id: UUID
+    trace: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A mail, rendered and addressed to exactly one mailbox.
+
+    Attributes:
+        to: the validated address, as typed.
+        message_id: whole `<…@…>`, the same for every copy of one issue's mail.
+        code: the code in text and html, if there is one: all that differs from another's letter of its kind.
+    """
+
+    to: str = field(repr=False)
+    subject: str
+    text: str = field(repr=False)
+    html: str = field(repr=False)
+    message_id: str
+    locale: str
+    code: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A mail server took the mail over (reply 250 to the end of data).
+
+    Attributes:
+        provider: `host:port` of the server.
+        attempts: tries used up, 1 to 3.
+        reply_code: the server's reply code.
+    """
+
+    provider: str
+    attempts: int
+    reply_code: int
+
+
+MailFailure = Literal[
+    # At a mail server (`infrastructure.mail.smtp.servers.judge_reply`):
+    "timeout", "connection", "throttled", "greylisted", "mailbox-unknown", "content", "authentication", "tls",
+    "temporary", "permanent",
+    # In the broker, before any was called (`infrastructure.rabbitmq.mail_worker.FAILURES`):
+    "expired", "crashed", "rejected", "overflow",
+]  # fmt: skip
+"""Why a mail was not sent, in classes fit for counting and for acting on."""
+
+MAIL_FAILURES: Final[tuple[str, ...]] = get_args(MailFailure)
+
+
+class NotSent(Exception):
+    """No server took the mail.
+
+    Attributes:
+        failure: one of a mail server's.
+        permanent: trying again is pointless (5xx about this mailbox or this mail).
+        provider: the server tried last, `host:port`.
+        attempts: tries used up.
+        reply_code, reply_status: SMTP reply (550) and enhanced status code (5.1.1, RFC 3463) where there was one;
+            never the reply's text, which may quote the address.
+        outcome_unknown: the connection was lost after the end of data: the server may have taken it.
+    """
+
+    def __init__(
+        self,
+        failure: MailFailure,
+        *,
+        permanent: bool,
+        provider: str,
+        attempts: int,
+        reply_code: int | None = None,
+        reply_status: str | None = None,
+        outcome_unknown: bool = False,
+    ) -> None:
+        super().__init__(f"{failure} at {provider}")
+        self.failure: MailFailure = failure
+        self.permanent = permanent
+        self.provider = provider
+        self.attempts = attempts
+        self.reply_code = reply_code
+        self.reply_status = reply_status
+        self.outcome_unknown = outcome_unknown
+
+
+class MailServers(Protocol):
+    async def send(self, letter: Letter, *, until: float | None = None) -> Accepted:
+        """Hand the letter to the first server that takes it: up to 3 tries on transient errors.
+
+        Args:
+            until: by the event loop's clock; no try is begun that may take longer.
+
+        Raises:
+            NotSent: see there.
+            MailServersAway: no server may be called now.
+        """
+        ...
+
+    async def probe(self, *, until: float | None = None) -> Accepted:
+        """Go all the way of `send` but for the mail itself: what becomes of it is what would become of a mail now.
+
+        Args and Raises: as `send`.
+        """
+        ...
+
+    async def until_ready(self) -> None:
+        """Return when at least one server's circuit lets a call through."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SendClaim:
+    """The right to send one issue's mail, and what opening its address takes.
+
+    Attributes:
+        wrapped: the personal key of the registration, wrapped; None if it was destroyed.
+    """
+
+    wrapped: bytes | None = field(repr=False)
+
+
+class SendClaims(Protocol):
+    """The right to send one issue's mail: at most one holder at a time, over all workers."""
+
+    async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
+        """The right, ours until released or until the lease ends; None: somebody may be sending it now."""
+        ...
+
+    async def release(self, registration_id: UUID, serial: int) -> None: ...

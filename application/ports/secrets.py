@@ -1,0 +1,64 @@
+"""Keys, codes and sealed personal data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from application.ports.log import WrappedKey
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """What is sealed: the only place where an address, a name or a password hash is in clear.
+
+    Attributes:
+        email: as typed, validated; mail goes here.
+        password_hash: argon2id in PHC string format, None if the registration had no password.
+    """
+
+    email: str = field(repr=False)
+    name: str = field(repr=False)
+    password_hash: str | None = field(repr=False)
+
+
+class Secrets(Protocol):
+    """Everything derived from the service's root secret, and the sealing of personal data."""
+
+    def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> UUID:
+        """Stream of the address's claim; with `duplicate`, of the claim among those who only tried."""
+        ...
+
+    def registration_id_for(self, canonical_email: str, idempotency_key: str) -> UUID: ...
+
+    def new_registration_id(self, now: datetime) -> UUID: ...
+
+    def fingerprint(self, *parts: str) -> str:
+        """Keyed hash by which a repeat of the same registration is recognised."""
+        ...
+
+    def code(self, registration_id: UUID, serial: int) -> str:
+        """The six digits of an issue: HOTP (RFC 4226), never stored anywhere."""
+        ...
+
+    def message_id(self, registration_id: UUID, serial: int) -> str:
+        """Left part of the Message-ID of an issue's mail: the same for every copy."""
+        ...
+
+    def seal(self, registration_id: UUID, person: Person) -> tuple[str, WrappedKey]:
+        """Seal under a new key of that person's own; the key comes wrapped, to be stored in the same commit."""
+        ...
+
+    def open(self, registration_id: UUID, sealed: str, wrapped: bytes) -> Person: ...
+
+
+class PasswordHasher(Protocol):
+    async def hash(self, password: str, canonical_email: str) -> str:
+        """argon2id in PHC format; the salt is derived from the address, so that a repeat gives the same.
+
+        Raises:
+            Overloaded: too many hashes are waiting.
+        """
+        ...
