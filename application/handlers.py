@@ -46,6 +46,7 @@ from application.ports import (
     Secrets,
     Streams,
     WrappedKey,
+    entries_of,
 )
 from domain.email_claim import EmailClaim
 from domain.errors import Refused, UnknownRegistration
@@ -385,7 +386,7 @@ class Handlers:
     async def _save(self, *aggregates: Aggregate, context: Context, keys: tuple[WrappedKey, ...] = ()) -> Position:
         """Append what the aggregates recorded; 0 if that is nothing."""
         events = [event for aggregate in aggregates for event in aggregate.collect_events()]
-        return await self._log.append(events, context, keys=keys) if events else 0
+        return await self._log.append(entries_of(events, context), keys=keys) if events else 0
 
     async def _in_turn(self, key: UUID, decide: Callable[[], Awaitable[Answer]]) -> Answer:
         async def insist() -> Answer:

@@ -38,12 +38,12 @@ async def ours(job: dict[str, Any]) -> list[float]:
     async def call() -> None:
         while True:
             number = next(numbers)
-            events = registered(number)
-            contexts = [Context("client", registration_id(number))] * 3
+            context = Context("client", registration_id(number))
+            entries = [(event, context) for event in registered(number)]
             started = time.perf_counter()
             if started >= end:
                 return
-            await store.append_stored(events, contexts)
+            await store.append_stored(entries)
             if started >= begun:
                 taken.append(time.perf_counter() - started)
 

@@ -148,7 +148,7 @@ async def write(dsn: str, events: int) -> None:
     under_way: asyncio.Task[int] | None = None
     for portion in numbered(0, events // EVENTS_EACH):
         # The next portion is made while this one is recorded.
-        task = asyncio.create_task(store.append_stored(portion, [_CONTEXT] * len(portion)))
+        task = asyncio.create_task(store.append_stored([(event, _CONTEXT) for event in portion]))
         await asyncio.sleep(0)
         if under_way is not None:
             await under_way

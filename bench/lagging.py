@@ -42,7 +42,9 @@ async def measure(dsn: str, first: int, looks: int) -> dict[str, Any]:
 
     async def append() -> int:
         number = next(numbers)
-        return await store.append_stored(registered(number), [Context("client", registration_id(number))] * 3)
+        return await store.append_stored(
+            [(event, Context("client", registration_id(number))) for event in registered(number)]
+        )
 
     async def call(times: int) -> None:
         for _ in range(times):

@@ -12,7 +12,7 @@ from application.ports.errors import (
     Unavailable,
     WrongMasterKey,
 )
-from application.ports.log import A, Clock, Context, FollowerMoved, Log, Streams, WrappedKey
+from application.ports.log import A, Clock, Context, Entry, FollowerMoved, Log, Streams, WrappedKey, entries_of
 from application.ports.mail import (
     MAIL_FAILURES,
     Accepted,
@@ -34,6 +34,7 @@ __all__ = [
     "Clock",
     "Conflict",
     "Context",
+    "Entry",
     "FollowerMoved",
     "Letter",
     "Log",
@@ -53,4 +54,5 @@ __all__ = [
     "Unavailable",
     "WrappedKey",
     "WrongMasterKey",
+    "entries_of",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, TypeVar
@@ -52,18 +52,22 @@ class WrappedKey:
     wrapped: bytes | None
 
 
+Entry = tuple[AnyEvent, Context]
+"""An event to be recorded, and what is to stand beside it."""
+
+
+def entries_of(events: Iterable[AnyEvent], context: Context) -> list[Entry]:
+    """Events that have their context in common."""
+    return [(event, context) for event in events]
+
+
 class Log(Protocol):
     """The event store."""
 
     async def append(
-        self,
-        events: Sequence[AnyEvent],
-        context: Context,
-        *,
-        keys: Sequence[WrappedKey] = (),
-        moved: FollowerMoved | None = None,
+        self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: FollowerMoved | None = None
     ) -> Position:
-        """Record all of it or nothing; answers the position of the last event. There must be at least one.
+        """Record all of it or nothing; returns the position of the last event. There must be at least one.
 
         Every stream's first new event must follow the stream's last recorded one.
 

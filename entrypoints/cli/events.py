@@ -21,7 +21,7 @@ from domain.registration import PERSONAL_FIELDS, Registration
 from entrypoints.cli.output import note, print_json, print_table, show
 from entrypoints.service import Service
 from infrastructure.event_store.codec import event_classes
-from infrastructure.event_store.store import RecordedRow
+from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.notifications import LOG
 
 _SELECT = """

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Sequence
 
 from domain.recorded import Position, Recorded
-from infrastructure.event_store.store import EventStore, RecordedRow
+from infrastructure.event_store.reader import RecordedRow
+from infrastructure.event_store.store import EventStore
 
 KEPT = 4000
 """Events kept: a follower that is further behind reads for itself. A few MB."""

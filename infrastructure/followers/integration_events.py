@@ -12,7 +12,8 @@ import structlog
 
 from application.integration_events import CONTENT_TYPE, TOPICS, IntegrationEvent, encode, integration_event
 from application.ports import BrokerAway, Unavailable
-from infrastructure.followers.projector import ReadsLog, position_of, save_position
+from infrastructure.event_store.reader import ReadsLog
+from infrastructure.followers.projector import position_of, save_position
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import LOG, Announcements
 from infrastructure.rabbitmq.connection import EVENTS_EXCHANGE, Broker

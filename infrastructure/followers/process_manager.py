@@ -23,13 +23,13 @@ from domain.errors import Refused
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import Policy, Registration
-from infrastructure.event_store.store import EventStore, RecordedRow
+from infrastructure.event_store.reader import ReadsLog, RecordedRow
+from infrastructure.event_store.store import EventStore
 from infrastructure.followers.projector import (
     RETRY_PARKED,
     TRIES,
     LostLeadership,
     ParkedStreams,
-    ReadsLog,
     position_of,
     save_position,
 )
@@ -183,7 +183,7 @@ class ProcessManager:
         if notes:
             crash_point("pm.before_commit")
             try:
-                await self._store.append_each(notes, moved=FollowerMoved(self.name, position, seen))
+                await self._store.append(notes, moved=FollowerMoved(self.name, position, seen))
             except Conflict:
                 raise LostLeadership(self.name) from None
             self._in_step = True
@@ -204,7 +204,7 @@ class ProcessManager:
         if notes:
             crash_point("reconcile.mid")
             try:
-                await self._store.append_each(notes)
+                await self._store.append(notes)
             except Conflict:
                 raise LostLeadership(self.name) from None
         self._keep(stories.values())
@@ -297,7 +297,7 @@ class ProcessManager:
                 log.warning("follower.still_parked", follower=self.name, stream_id=str(registration_id))
                 continue
             if story.notes:
-                await self._store.append_each(story.notes)
+                await self._store.append(story.notes)
             await self._parked.remove(connection, registration_id)
             self._parked.forget(registration_id)
 

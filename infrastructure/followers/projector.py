@@ -16,7 +16,7 @@ from psycopg import sql
 from application.crash_points import crash_point
 from application.ports import Conflict, Unavailable
 from domain.recorded import Position, Recorded
-from infrastructure.event_store.store import RecordedRow
+from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import LOG, Announcements
 from infrastructure.postgres.schema import bring_up_to_date
@@ -234,16 +234,6 @@ async def create_read_schema(connection: Connection, projection: Projection) -> 
     """Create the tables of a read model where they are missing."""
     schema = read_schema(projection.name)
     await bring_up_to_date(connection, schema, projection.tables, schema=schema)
-
-
-class ReadsLog(Protocol):
-    """`EventStore`, or its `LogTail`, which spares a process reading the same events several times."""
-
-    async def read(
-        self, after: Position, limit: int, topics: Sequence[str] | None = None
-    ) -> tuple[list[RecordedRow], Position]: ...
-
-    def decode(self, row: RecordedRow) -> Recorded: ...
 
 
 class Projector:

@@ -15,8 +15,8 @@ from application.crash_points import crash_point
 from application.ports import BrokerAway, Conflict, MailRequest, MailServersAway, Unavailable
 from domain.mail_saga import MailSaga
 from domain.recorded import Position
-from infrastructure.event_store.store import RecordedRow
-from infrastructure.followers.projector import ReadsLog, position_of, save_position
+from infrastructure.event_store.reader import ReadsLog, RecordedRow
+from infrastructure.followers.projector import position_of, save_position
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import LOG, Announcements
 

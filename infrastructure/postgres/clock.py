@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 
+from infrastructure.postgres.connection import Connection, Line
+
 
 class DatabaseClock:
     """Tells the database's time without asking it: every append's answer brings it along.
@@ -18,6 +20,23 @@ class DatabaseClock:
 
     def __call__(self) -> datetime:
         return self._told + timedelta(seconds=time.monotonic() - self._told_at)
+
+    async def set_by(self, line: Line) -> None:
+        """Ask the database.
+
+        Raises:
+            Unavailable, psycopg.Error: see `infrastructure.postgres.connection.Line.run`.
+        """
+
+        async def ask(connection: Connection) -> datetime:
+            row = await (await connection.execute("SELECT clock_timestamp()")).fetchone()
+            assert row is not None  # noqa: S101 - a SELECT without FROM has a row
+            told: datetime = row[0]
+            return told
+
+        asked = time.monotonic()
+        told = await line.run(ask)
+        self.set(told, asked_ago=timedelta(seconds=time.monotonic() - asked))
 
     def set(self, told: datetime, *, asked_ago: timedelta = timedelta(0)) -> None:
         """Take over the time that the database told within the last `asked_ago`.

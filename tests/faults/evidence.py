@@ -30,7 +30,8 @@ from domain.registration import Registration
 from entrypoints.bootstrap import create_schema
 from infrastructure.crypto.keyring import Keyring, open_root_secret
 from infrastructure.event_store.codec import EventCodec
-from infrastructure.event_store.store import EventStore, RecordedRow
+from infrastructure.event_store.reader import RecordedRow
+from infrastructure.event_store.store import EventStore
 from infrastructure.followers.projector import LostLeadership, Projector, read_schema
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, connect

@@ -11,7 +11,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from application.ports import MailRequest
+from application.ports import MailRequest, entries_of
 from domain.mail_saga import MailSaga
 from entrypoints.bootstrap import FOLLOWERS
 from infrastructure.event_store.store import EventStore
@@ -130,7 +130,7 @@ async def test_when_a_leader_is_stopped_another_takes_over_and_nothing_is_done_t
 async def test_a_relay_that_waits_for_a_hand_over_goes_on_using_the_session_that_makes_it_the_leader(
     dsn: str, store: EventStore
 ) -> None:
-    await store.append(stream(MailSaga.stream_id(REGISTRATION), saga_started(), mail_requested()), CLIENT)
+    await store.append(entries_of(stream(MailSaga.stream_id(REGISTRATION), saga_started(), mail_requested()), CLIENT))
     under_way, last_used = asyncio.Event(), "SELECT state_change FROM pg_stat_activity WHERE application_name = %s"
 
     async def hand_over(_: MailRequest) -> None:

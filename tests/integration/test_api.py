@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from starlette.routing import Match
 
 from application.commands import CancelRegistration, RecordEmailDispatchFailed, ReplaceStaleCode
-from application.ports import MAIL_FAILURES, Conflict, Context, MailFailure, Overloaded
+from application.ports import MAIL_FAILURES, Conflict, Context, MailFailure, Overloaded, entries_of
 from entrypoints.api import responses
 from entrypoints.api.app import create_app
 from entrypoints.api.guard import DIRECTLY
@@ -417,7 +417,7 @@ async def test_a_mail_is_retried_or_discarded(idle: Api) -> None:
 
 
 async def test_a_stray_message_is_shown_until_it_is_discarded(api: Api) -> None:
-    await api.service.store.append(stream(STRAY, stray_kept()), Context("dead-letter-consumer", uuid4()))
+    await api.service.store.append(entries_of(stream(STRAY, stray_kept()), Context("dead-letter-consumer", uuid4())))
 
     async def listed() -> list[dict[str, Any]]:
         page = (await api.http.get("/v1/admin/mail", params={"state": "STRAY"}, headers=ADMIN)).json()
@@ -455,7 +455,7 @@ async def measures(api: Api, *lines: str) -> bool:
 
 
 async def test_the_id_of_a_stray_message_is_no_registrations(idle: Api) -> None:
-    await idle.service.store.append(stream(STRAY, stray_kept()), Context("dead-letter-consumer", uuid4()))
+    await idle.service.store.append(entries_of(stream(STRAY, stray_kept()), Context("dead-letter-consumer", uuid4())))
     for act in ("mail/{}/retry", "registrations/{}/cancel", "registrations/{}/erase"):
         refused = await idle.http.post(f"/v1/admin/{act.format(STRAY)}", headers=ADMIN)
         assert (refused.status_code, problem_of(refused)) == (404, "unknown-registration")

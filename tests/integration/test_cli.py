@@ -26,7 +26,7 @@ import httpx
 import pytest
 from psycopg import sql
 
-from application.ports import Context
+from application.ports import Context, entries_of
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from entrypoints.bootstrap import FOLLOWERS
@@ -386,7 +386,7 @@ class _Desk:
         async def append() -> None:
             store = EventStore(self._dsn, codec=EventCodec(), clock=DatabaseClock())
             await store.open()
-            await store.append(events, Context("dead-letter-consumer", UUID(NOBODY)))
+            await store.append(entries_of(events, Context("dead-letter-consumer", UUID(NOBODY))))
             await store.close()
             await self._project()
 
@@ -397,14 +397,20 @@ class _Desk:
         await store.open()
         saga = MailSaga.stream_id(REGISTRATION)
         await store.append(
-            [
-                *stream(REGISTRATION, registered(personal_data="CANARY", fingerprint="CANARY"), otp_issued()),
-                *stream(CLAIM, email_claimed()),
-            ],
-            CLIENT,
+            entries_of(
+                [
+                    *stream(REGISTRATION, registered(personal_data="CANARY", fingerprint="CANARY"), otp_issued()),
+                    *stream(CLAIM, email_claimed()),
+                ],
+                CLIENT,
+            ),
         )
-        await store.append(stream(saga, saga_started(), mail_requested()), Context("mail-saga", UUID(NOBODY)))
-        await store.append(stream(REGISTRATION, email_dispatch_failed(), after=2), Context("mail-worker", UUID(NOBODY)))
+        await store.append(
+            entries_of(stream(saga, saga_started(), mail_requested()), Context("mail-saga", UUID(NOBODY)))
+        )
+        await store.append(
+            entries_of(stream(REGISTRATION, email_dispatch_failed(), after=2), Context("mail-worker", UUID(NOBODY)))
+        )
         await store.close()
         await self._project()
 

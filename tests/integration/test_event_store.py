@@ -8,15 +8,16 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from eventsourcing.persistence import DatetimeAsISO, JSONTranscoder, Mapper, StoredEvent
+from eventsourcing.persistence import DatetimeAsISO, JSONTranscoder, Mapper
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg.conninfo import conninfo_to_dict
 
-from application.ports import Conflict, Context, FollowerMoved, Overloaded, Unavailable, WrappedKey
+from application.ports import Conflict, Context, FollowerMoved, Overloaded, Unavailable, WrappedKey, entries_of
 from domain.email_claim import EmailClaim
 from domain.registration import Registration, Status
+from infrastructure.event_store.chain import event_digest
 from infrastructure.event_store.codec import EventCodec
-from infrastructure.event_store.store import EventStore, event_digest
+from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from tests.support.facts import (
@@ -56,7 +57,7 @@ BLOCKS = "SELECT first_position, last_position FROM blocks ORDER BY last_positio
 
 async def test_what_was_appended_can_be_loaded_and_read(store: EventStore) -> None:
     events = [*stream(REGISTRATION, registered(), otp_issued()), *stream(CLAIM, email_claimed())]
-    assert await store.append(events, CLIENT) == 3
+    assert await store.append(entries_of(events, CLIENT)) == 3
 
     loaded = await store.load(REGISTRATION, CLAIM)
     registration = loaded.get(Registration, REGISTRATION)
@@ -81,14 +82,14 @@ async def test_a_stream_that_never_was_is_none_at_position_zero(store: EventStor
 
 
 async def test_a_stream_of_another_kind_is_not_mistaken(store: EventStore) -> None:
-    await store.append(stream(CLAIM, email_claimed()), CLIENT)
+    await store.append(entries_of(stream(CLAIM, email_claimed()), CLIENT))
 
     with pytest.raises(TypeError):
         (await store.load(CLAIM)).get(Registration, CLAIM)
 
 
 async def test_each_caller_gets_aggregates_of_its_own(store: EventStore) -> None:
-    await store.append(stream(CLAIM, email_claimed()), CLIENT)
+    await store.append(entries_of(stream(CLAIM, email_claimed()), CLIENT))
 
     one, other = await asyncio.gather(store.load(CLAIM), store.load(CLAIM))
     assert one.get(EmailClaim, CLAIM) == other.get(EmailClaim, CLAIM)
@@ -143,15 +144,6 @@ async def test_a_stream_that_never_was_does_not_begin_in_the_middle(store: Event
 async def test_an_append_of_nothing_is_refused(store: EventStore) -> None:
     with pytest.raises(ValueError, match="needs an event"):
         await append(store)
-
-
-async def test_an_append_without_a_context_for_each_event_fails_alone(store: EventStore, dsn: str) -> None:
-    neighbour = happened()
-    answers = await asyncio.gather(
-        store.append_stored([happened(), happened()], [CLIENT]), append(store, neighbour), return_exceptions=True
-    )
-    assert [type(answer) for answer in answers] == [ValueError, int]
-    assert await log_of(dsn) == placed(neighbour)
 
 
 # --- Neighbours in a batch --------------------------------------------------------------------
@@ -330,7 +322,7 @@ async def test_what_is_written_beside_an_event_is_as_given(store: EventStore, ds
     [(before,)] = await query(dsn, "SELECT clock_timestamp()")
     asked = Context("operator", uuid4(), causation_position=7, trace="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa-01")
     bare = Context("client", uuid4())
-    await store.append_each(list(zip(stream(CLAIM, email_claimed(), email_released()), (asked, bare), strict=True)))
+    await store.append(list(zip(stream(CLAIM, email_claimed(), email_released()), (asked, bare), strict=True)))
     [(after,)] = await query(dsn, "SELECT clock_timestamp()")
 
     rows, _ = await store.read(0, 10)
@@ -389,8 +381,14 @@ async def test_the_database_makes_the_digests_of_events_that_were_sent_with_them
     assert made == [
         (
             event_digest(
-                StoredEvent(row.stream_id, row.version, row.topic, row.state),
-                Context(row.actor, row.correlation_id, row.causation_position, row.trace),
+                row.stream_id,
+                row.version,
+                row.topic,
+                row.state,
+                row.correlation_id,
+                row.causation_position,
+                row.actor,
+                row.trace,
             ),
         )
         for row in rows
@@ -450,7 +448,7 @@ async def test_a_full_queue_refuses_and_recovers(dsn: str) -> None:
             under_way = asyncio.create_task(append(store, events[0]))
             await until_waiting_for_a_lock(dsn)
             waiting = [asyncio.create_task(append(store, event)) for event in events[1:4]]
-            await eventually(lambda: store._appends.waiting == 3)
+            await eventually(lambda: store.waiting == 3)
             with pytest.raises(Overloaded):
                 await append(store, events[4])
         assert await asyncio.gather(under_way, *waiting) == [1, 2, 3, 4]
@@ -527,7 +525,7 @@ async def test_only_what_was_recorded_or_lost_a_race_shows_that_the_log_takes_ap
         await append(store, taken)
     assert store.accepts
 
-    store._accepted_at = None
+    store._appender._accepted_at = None
     await query(dsn, "ALTER FUNCTION append_batch RENAME TO elsewhere")
     with pytest.raises(psycopg.errors.UndefinedFunction):
         await append(store, happened())
@@ -541,9 +539,9 @@ async def test_closing_finishes_what_was_taken_and_refuses_the_rest(dsn: str) ->
         first = asyncio.create_task(append(store, events[0]))
         await until_waiting_for_a_lock(dsn)
         others = [asyncio.create_task(append(store, event)) for event in events[1:]]
-        await eventually(lambda: store._appends.waiting == 2)
+        await eventually(lambda: store.waiting == 2)
         closing = asyncio.create_task(store.close())
-        await eventually(lambda: store._appends._closed)
+        await eventually(lambda: store._appender._appends._closed)
         with pytest.raises(Unavailable):
             await append(store, happened())
     await closing
@@ -571,12 +569,14 @@ async def test_opening_again_while_others_write_disturbs_nobody(store: EventStor
 async def test_a_load_brings_the_claim_and_its_holder(store: EventStore) -> None:
     earlier, holder = uuid4(), uuid4()
     await store.append(
-        [
-            *stream(earlier, registered()),
-            *stream(CLAIM, email_claimed(earlier), email_released(earlier), email_claimed(holder)),
-            *stream(holder, registered(), otp_issued()),
-        ],
-        CLIENT,
+        entries_of(
+            [
+                *stream(earlier, registered()),
+                *stream(CLAIM, email_claimed(earlier), email_released(earlier), email_claimed(holder)),
+                *stream(holder, registered(), otp_issued()),
+            ],
+            CLIENT,
+        ),
     )
     loaded = await store.load(holders_of=[CLAIM])
 
@@ -590,7 +590,7 @@ async def test_a_load_brings_the_claim_and_its_holder(store: EventStore) -> None
 
 
 async def test_a_load_is_one_round_trip_for_any_number_of_callers(store: EventStore, dsn: str) -> None:
-    await store.append([*stream(CLAIM, email_claimed()), *stream(REGISTRATION, registered())], CLIENT)
+    await store.append(entries_of([*stream(CLAIM, email_claimed()), *stream(REGISTRATION, registered())], CLIENT))
     async with proxy_to(dsn) as proxy:
         through = EventStore(by_way_of(proxy, dsn), codec=EventCodec(), clock=DatabaseClock())
         await through.load(REGISTRATION)
@@ -640,7 +640,7 @@ async def test_the_work_of_an_append_and_a_load_does_not_grow_with_the_log(dsn: 
     store = EventStore(dsn, codec=EventCodec(), clock=DatabaseClock())
     await store.open()
     known, claim = uuid4(), uuid4()
-    await store.append(stream(claim, email_claimed(known)), CLIENT)
+    await store.append(entries_of(stream(claim, email_claimed(known)), CLIENT))
     for version in range(1, 11):
         await append(store, happened(known, version), happened())
         await store.load(known, holders_of=[claim])
@@ -673,7 +673,7 @@ async def test_a_stock_application_of_the_library_reads_our_log(store: EventStor
         *stream(CLAIM, email_claimed(), email_released()),
         *stream(saga, saga_started(), mail_requested()),
     ]
-    await store.append(events, CLIENT)
+    await store.append(entries_of(events, CLIENT))
 
     to = conninfo_to_dict(dsn)
     transcoder = JSONTranscoder()

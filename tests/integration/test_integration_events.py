@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from tenacity import wait_fixed
 
 from application.commands import RegisterUser
-from application.ports import Context
+from application.ports import Context, entries_of
 from entrypoints.bootstrap import open_service
 from entrypoints.queries.registrations import ReadModels
 from infrastructure.event_store.store import EventStore
@@ -121,7 +121,7 @@ async def many_lives(store: EventStore, first: int, count: int) -> list[UUID]:
     """Registrations that were all activated; three events of each are told."""
     ids = [UUID(int=first + number) for number in range(count)]
     life = (registered(), otp_issued(), email_verified(), account_activated())
-    await asyncio.gather(*(store.append(stream(one, *life), CLIENT) for one in ids))
+    await asyncio.gather(*(store.append(entries_of(stream(one, *life), CLIENT)) for one in ids))
     return ids
 
 
@@ -141,7 +141,7 @@ async def test_a_registrations_life_is_told_in_order(dsn: str, store: EventStore
     await subscriber.subscribe()
     life = (registered(), otp_issued(), email_dispatched(), email_verified(), account_activated())
     erasure = (otp_revoked(), registration_cancelled("erased"), personal_data_erased())
-    await store.append(stream(REGISTRATION, *life, *erasure), CLIENT)
+    await store.append(entries_of(stream(REGISTRATION, *life, *erasure), CLIENT))
 
     async with publishing(dsn, store, broker_url):
         await eventually(lambda: subscriber.has(5))
@@ -163,7 +163,7 @@ async def test_an_event_is_persistent_and_its_attributes_stand_beside_it_too(
 ) -> None:
     subscriber = Subscriber(broker_url)
     await subscriber.subscribe()
-    await store.append(stream(REGISTRATION, registered()), CLIENT)
+    await store.append(entries_of(stream(REGISTRATION, registered()), CLIENT))
 
     async with publishing(dsn, store, broker_url):
         await eventually(lambda: subscriber.has(1))
@@ -305,7 +305,7 @@ async def test_a_full_queue_of_a_subscriber_holds_events_up_and_loses_none(
 ) -> None:
     subscriber = Subscriber(broker_url)
     await subscriber.subscribe(arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
-    await store.append(stream(REGISTRATION, registered(), email_verified(), account_activated()), CLIENT)
+    await store.append(entries_of(stream(REGISTRATION, registered(), email_verified(), account_activated()), CLIENT))
 
     with capture_logs() as said:
         async with publishing(dsn, store, broker_url):

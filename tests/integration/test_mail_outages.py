@@ -226,7 +226,7 @@ async def test_one_unreadable_saga_stands_alone_and_goes_on_once_it_can_be_read(
     # An event of a later version of the service, which this one cannot read.
     unknown = StoredEvent(MailSaga.stream_id(broken), 4, "mail_saga.from_the_future", b"{}")
     async with running(dsn, stub, clock, follows=False) as service:
-        await service.store.append_stored([unknown], [operator()])
+        await service.store.append_stored([(unknown, operator())])
     clock.move(timedelta(hours=25))
     async with running(dsn, stub, clock) as service:
         await register(service, "fine@example.com")

@@ -16,8 +16,11 @@ from eventsourcing.persistence import StoredEvent
 
 from application.ports import Conflict, WrappedKey
 from domain.recorded import Position
+from infrastructure.event_store.appender import APPEND
 from infrastructure.event_store.codec import EventCodec
-from infrastructure.event_store.store import _APPEND, Append, EventStore, RecordedRow, _parameters
+from infrastructure.event_store.parameters import Append, parameters_of
+from infrastructure.event_store.reader import RecordedRow
+from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 from tests.support.facts import CLIENT
 from tests.support.log import append, broken_blocks, happened
@@ -90,7 +93,7 @@ class Writer:
     async def _roll_back(self, events: list[StoredEvent]) -> None:
         """Take positions, and the lock, and give up."""
         async with await psycopg.AsyncConnection.connect(self._dsn) as connection:
-            await connection.execute(_APPEND, _parameters(uuid4(), [Append(events, [CLIENT] * len(events))]))
+            await connection.execute(APPEND, parameters_of(uuid4(), [Append([(event, CLIENT) for event in events])]))
             await connection.rollback()
         self._told.rolled_back += 1
 

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from application.ports import Context, WrappedKey
+from application.ports import Context, WrappedKey, entries_of
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Recorded
 from domain.registration import Registration
@@ -112,7 +112,7 @@ async def fold(
 async def happened(store: EventStore, connection: Connection, projection: Projection, *events: AnyEvent) -> None:
     """These events are in the log, and the read model has followed."""
     before = await store.head()
-    last = await store.append(events, CLIENT)
+    last = await store.append(entries_of(events, CLIENT))
     rows, _ = await store.read(before, 1000)
     await fold(connection, projection, [store.decode(row) for row in rows])
     await connection.execute(
@@ -146,8 +146,7 @@ async def view_after(store: EventStore, connection: Connection, *events: AnyEven
 
 async def test_a_registration_shows_everything_up_to_its_activation(store: EventStore, connection: Connection) -> None:
     await store.append(
-        stream(REGISTRATION, registered(personal_data="sealed", locale="de-AT"), otp_issued()),
-        CLIENT,
+        entries_of(stream(REGISTRATION, registered(personal_data="sealed", locale="de-AT"), otp_issued()), CLIENT),
         keys=[WrappedKey(REGISTRATION, b"wrapped")],
     )
     rows, _ = await store.read(0, 10)
@@ -329,7 +328,7 @@ async def test_an_account_appears_with_its_activation_and_not_before(store: Even
 async def test_an_accounts_key_comes_with_it(store: EventStore, connection: Connection) -> None:
     facts = [registered(), otp_issued(), email_verified(), account_activated()]
     await happened(store, connection, Accounts(), *stream(REGISTRATION, *facts))
-    await store.append(stream(OTHER, registered()), CLIENT, keys=[WrappedKey(REGISTRATION, b"wrapped")])
+    await store.append(entries_of(stream(OTHER, registered()), CLIENT), keys=[WrappedKey(REGISTRATION, b"wrapped")])
     account = await Accounts.by_id(connection, REGISTRATION)
     assert account is not None
     assert account.wrapped == b"wrapped"
@@ -543,7 +542,7 @@ async def test_stray_messages_are_listed_latest_first_page_by_page(store: EventS
 async def test_a_stray_message_that_was_never_kept_cannot_be_discarded(
     store: EventStore, connection: Connection
 ) -> None:
-    await store.append(stream(STRAY, stray_kept(), stray_discarded()), CLIENT)
+    await store.append(entries_of(stream(STRAY, stray_kept(), stray_discarded()), CLIENT))
     _, discarded = await log_of(store)
     with pytest.raises(LookupError):
         await fold(connection, Mails(), [discarded])
@@ -665,10 +664,14 @@ async def test_the_funnel_keeps_nothing_of_a_registration_that_has_ended(
 
 async def test_the_audit_log_tells_who_did_what_because_of_what(store: EventStore, connection: Connection) -> None:
     correlation_id = UUID(int=77)
-    await store.append(stream(REGISTRATION, registered(personal_data="SEALED", fingerprint="PRINT")), CLIENT)
     await store.append(
-        stream(SAGA, saga_started(), mail_requested()),
-        Context("mail-saga", correlation_id, causation_position=1, trace="00-abc-def-01"),
+        entries_of(stream(REGISTRATION, registered(personal_data="SEALED", fingerprint="PRINT")), CLIENT)
+    )
+    await store.append(
+        entries_of(
+            stream(SAGA, saga_started(), mail_requested()),
+            Context("mail-saga", correlation_id, causation_position=1, trace="00-abc-def-01"),
+        ),
     )
     await fold(connection, Audit(), await log_of(store))
 
@@ -694,11 +697,13 @@ async def test_the_audit_log_is_searched_by_everything_an_operator_knows(
     store: EventStore, connection: Connection
 ) -> None:
     operator = Context("operator", UUID(int=88))
-    await store.append(stream(REGISTRATION, registered(), otp_issued()), CLIENT)
-    await store.append(stream(CLAIM, email_claimed()), CLIENT)
-    await store.append(stream(SAGA, saga_started()), CLIENT)
-    await store.append(stream(OTHER, registered(claim_id=OTHER_CLAIM), owner_notified(REGISTRATION)), CLIENT)
-    await store.append(stream(OTHER, registration_cancelled("operator"), after=2), operator)
+    await store.append(entries_of(stream(REGISTRATION, registered(), otp_issued()), CLIENT))
+    await store.append(entries_of(stream(CLAIM, email_claimed()), CLIENT))
+    await store.append(entries_of(stream(SAGA, saga_started()), CLIENT))
+    await store.append(
+        entries_of(stream(OTHER, registered(claim_id=OTHER_CLAIM), owner_notified(REGISTRATION)), CLIENT)
+    )
+    await store.append(entries_of(stream(OTHER, registration_cancelled("operator"), after=2), operator))
     events = await log_of(store)
     await fold(connection, Audit(), events)
 
@@ -719,8 +724,8 @@ async def test_the_audit_log_is_searched_by_everything_an_operator_knows(
 
 
 async def test_the_audit_log_tells_of_a_stray_message_by_its_own_id(store: EventStore, connection: Connection) -> None:
-    await store.append(stream(STRAY, stray_kept()), Context("dead-letter-consumer", UUID(int=66)))
-    await store.append(stream(STRAY, stray_discarded(), after=1), Context("operator", UUID(int=88)))
+    await store.append(entries_of(stream(STRAY, stray_kept()), Context("dead-letter-consumer", UUID(int=66))))
+    await store.append(entries_of(stream(STRAY, stray_discarded(), after=1), Context("operator", UUID(int=88))))
     await fold(connection, Audit(), await log_of(store))
 
     discarded, kept = (await Audit.search(connection, registration_id=STRAY)).items
@@ -784,7 +789,7 @@ async def history(store: EventStore) -> list[Recorded]:
     events = History(seed=20260301, registrations=200).events
     assert {event.TOPIC for event, _ in events} == set(event_classes())  # type: ignore[attr-defined]
     for start in range(0, len(events), 500):
-        await store.append_each(events[start : start + 500])
+        await store.append(events[start : start + 500])
     recorded = await log_of(store)
     assert [(r.event.originator_id, r.event.originator_version) for r in recorded] == [
         (event.originator_id, event.originator_version) for event, _ in events

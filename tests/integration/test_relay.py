@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from application.ports import MailRequest, MailServersAway
+from application.ports import MailRequest, MailServersAway, entries_of
 from domain.mail_saga import MailSaga
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
@@ -33,7 +33,7 @@ async def test_a_stop_does_not_wait_for_servers_that_turn_out_to_be_away(dsn: st
         until_ready=never,
         finish_within=timedelta(hours=1),
     )
-    await store.append(stream(MailSaga.stream_id(REGISTRATION), saga_started(), mail_requested()), CLIENT)
+    await store.append(entries_of(stream(MailSaga.stream_id(REGISTRATION), saga_started(), mail_requested()), CLIENT))
     async with await connect(dsn, name="relay", statement_timeout=timedelta(seconds=10)) as connection:
         work = asyncio.create_task(relay.work(connection))
         await handing_over.wait()

@@ -22,6 +22,7 @@ from application.ports import (
     A,
     Conflict,
     Context,
+    Entry,
     FollowerMoved,
     OtherKind,
     Overloaded,
@@ -32,7 +33,7 @@ from application.ports import (
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Position, Recorded
-from infrastructure.event_store.store import RecordedRow
+from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.batching import Batcher
 from projections.deadlines import DueLook
 from tests.simulation.faults import Faults, Network, Windows, finish
@@ -288,21 +289,7 @@ class SimulatedStore(DatabasePort):
     """Implements `application.ports.Log`, and of `EventStore` and `LogTail` what the followers use."""
 
     async def append(
-        self,
-        events: Sequence[AnyEvent],
-        context: Context,
-        *,
-        keys: Sequence[WrappedKey] = (),
-        moved: FollowerMoved | None = None,
-    ) -> Position:
-        return await self.append_each([(event, context) for event in events], keys=keys, moved=moved)
-
-    async def append_each(
-        self,
-        events: Sequence[tuple[AnyEvent, Context]],
-        *,
-        keys: Sequence[WrappedKey] = (),
-        moved: FollowerMoved | None = None,
+        self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: FollowerMoved | None = None
     ) -> Position:
         await self.go("append")
         if self.locked() or self._faults.hits("append overloaded"):
@@ -310,17 +297,15 @@ class SimulatedStore(DatabasePort):
         if self._faults.hits("append late"):
             # It is on its way, but the caller's patience ends first.
             loop = self._network.loop
-            loop.later(self._network._random() * 20.0, self._commit_late, events, keys, moved)
+            loop.later(self._network._random() * 20.0, self._commit_late, entries, keys, moved)
             raise Unavailable("the database is away; whether it was recorded is unknown")
-        position = self.database.commit(events, keys, moved)
+        position = self.database.commit(entries, keys, moved)
         await self.come("append")
         return position
 
-    def _commit_late(
-        self, events: Sequence[tuple[AnyEvent, Context]], keys: Sequence[WrappedKey], moved: FollowerMoved | None
-    ) -> None:
+    def _commit_late(self, entries: Sequence[Entry], keys: Sequence[WrappedKey], moved: FollowerMoved | None) -> None:
         try:
-            self.database.commit(events, keys, moved)
+            self.database.commit(entries, keys, moved)
         except Conflict:
             return
 

@@ -42,7 +42,7 @@ from domain.recorded import Position
 from domain.registration import Policy, Registration
 from domain.sign_up import SignUp
 from domain.sign_up import sign_up as registration_sign_up
-from infrastructure.event_store.store import RecordedRow
+from infrastructure.event_store.reader import RecordedRow
 from infrastructure.followers import process_manager
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.projector import save_position
@@ -200,7 +200,7 @@ def position_saved_before_the_commands_ran() -> Iterator[Parts]:
                 story = stories.setdefault(row.stream_id, process_manager._Story(row.stream_id))
                 story.add(row, self._tail.decode(row))
             if notes := await self._settle(connection, stories):
-                await self._store.append_each(notes)
+                await self._store.append(notes)
 
     yield Parts(manager=Hasty)
 
@@ -219,10 +219,10 @@ def notes_saved_apart_from_the_position() -> Iterator[Parts]:
                 def __getattr__(self, name: str) -> Any:
                     return getattr(store, name)
 
-                async def append_each(self, events: Any, *, moved: FollowerMoved | None = None) -> Position:
+                async def append(self, events: Any, *, moved: FollowerMoved | None = None) -> Position:
                     if moved is not None:
                         await save_position(connection, moved.name, moved.since, moved.to)
-                    return await store.append_each(events)
+                    return await store.append(events)
 
             self._store = Torn()  # type: ignore[assignment]
             try:

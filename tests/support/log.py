@@ -36,7 +36,7 @@ async def append(
     keys: Sequence[WrappedKey] = (),
     moved: FollowerMoved | None = None,
 ) -> Position:
-    return await store.append_stored(events, [context] * len(events), keys, moved)
+    return await store.append_stored([(event, context) for event in events], keys=keys, moved=moved)
 
 
 async def query(dsn: str, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -85,7 +85,7 @@ async def in_one_batch(
         ours = asyncio.create_task(append(store, happened()))
         await until_waiting_for_a_lock(dsn)
         tasks = [asyncio.create_task(one) for one in appends]
-        await eventually(lambda: store._appends.waiting == len(tasks))
+        await eventually(lambda: store.waiting == len(tasks))
     await ours
     return await asyncio.gather(*tasks, return_exceptions=True)
 

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import pytest
 from eventsourcing.domain import Aggregate
 
-from application.ports import A, Conflict, Context, FollowerMoved, Log, OtherKind, WrappedKey
+from application.ports import A, Conflict, Context, Entry, FollowerMoved, Log, OtherKind, WrappedKey, entries_of
 from domain.email_claim import EmailClaim
 from domain.recorded import AnyEvent, Position
 from domain.registration import Registration
@@ -75,15 +75,10 @@ class MemoryLog:
         self.loads = 0
 
     async def append(
-        self,
-        events: Sequence[AnyEvent],
-        context: Context,
-        *,
-        keys: Sequence[WrappedKey] = (),
-        moved: FollowerMoved | None = None,
+        self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: FollowerMoved | None = None
     ) -> Position:
         await asyncio.sleep(0)
-        encoded = [(event, self.codec.encode(event)) for event in events]
+        encoded = [(event, self.codec.encode(event)) for event, _ in entries]
         stored = [Row(event.originator_id, event.originator_version, e.topic, e.state) for event, e in encoded]
         expected: dict[UUID, int] = {}
         for row in stored:
@@ -95,11 +90,11 @@ class MemoryLog:
             if self.followers.get(moved.name, 0) != moved.since:
                 raise Conflict("the follower has moved on")
             self.followers[moved.name] = moved.to
-        for event, row in zip(events, stored, strict=True):
+        for (event, context), row in zip(entries, stored, strict=True):
             self.events.append(event)
             self.contexts.append(context)
             self.rows.setdefault(row.stream_id, []).append((row, len(self.events)))
-        self.appends.append([type(event).__name__ for event in events])
+        self.appends.append([type(event).__name__ for event, _ in entries])
         for key in keys:
             if key.wrapped is None:
                 self.keys.pop(key.registration_id, None)
@@ -153,8 +148,10 @@ async def log_contract(log: Log) -> None:
 async def _appends_whole_and_in_order(log: Log) -> None:
     first, second, nobody = uuid4(), uuid4(), uuid4()
 
-    at = await log.append([*stream(first, registered(), otp_issued()), *stream(second, registered())], CLIENT)
-    then = await log.append(stream(second, otp_issued(), after=1), CLIENT)
+    at = await log.append(
+        entries_of([*stream(first, registered(), otp_issued()), *stream(second, registered())], CLIENT)
+    )
+    then = await log.append(entries_of(stream(second, otp_issued(), after=1), CLIENT))
 
     streams = await log.load(first, second, nobody)
     assert then > at
@@ -169,7 +166,7 @@ async def _appends_whole_and_in_order(log: Log) -> None:
 
 async def _refuses_what_does_not_follow(log: Log) -> None:
     name = uuid4()
-    await log.append(stream(name, registered(), otp_issued()), CLIENT)
+    await log.append(entries_of(stream(name, registered(), otp_issued()), CLIENT))
 
     for wrong in (
         stream(name, registered()),
@@ -178,7 +175,7 @@ async def _refuses_what_does_not_follow(log: Log) -> None:
         stream(uuid4(), otp_issued(), after=1),
     ):
         with pytest.raises(Conflict):
-            await log.append(wrong, CLIENT)
+            await log.append(entries_of(wrong, CLIENT))
 
     registration = (await log.load(name)).get(Registration, name)
     assert registration is not None
@@ -187,10 +184,12 @@ async def _refuses_what_does_not_follow(log: Log) -> None:
 
 async def _one_conflict_spoils_the_whole_append(log: Log) -> None:
     taken, new = uuid4(), uuid4()
-    await log.append(stream(taken, email_claimed()), CLIENT)
+    await log.append(entries_of(stream(taken, email_claimed()), CLIENT))
 
     with pytest.raises(Conflict):
-        await log.append([*stream(new, registered(), otp_issued()), *stream(taken, email_claimed())], CLIENT)
+        await log.append(
+            entries_of([*stream(new, registered(), otp_issued()), *stream(taken, email_claimed())], CLIENT)
+        )
 
     streams = await log.load(new, taken)
     assert streams.get(Registration, new) is None
@@ -202,7 +201,9 @@ async def _one_of_many_simultaneous_appends_wins(log: Log) -> None:
 
     results = await asyncio.gather(
         *(
-            log.append([*stream(name, registered(), otp_issued()), *stream(claim, email_claimed(name))], CLIENT)
+            log.append(
+                entries_of([*stream(name, registered(), otp_issued()), *stream(claim, email_claimed(name))], CLIENT)
+            )
             for name in candidates
         ),
         return_exceptions=True,
@@ -219,9 +220,11 @@ async def _one_of_many_simultaneous_appends_wins(log: Log) -> None:
 
 async def _loads_claims_with_their_holders(log: Log) -> None:
     held, holder, freed, former, unknown = (uuid4() for _ in range(5))
-    await log.append([*stream(holder, registered(), otp_issued()), *stream(held, email_claimed(holder))], CLIENT)
-    await log.append([*stream(former, registered()), *stream(freed, email_claimed(former))], CLIENT)
-    await log.append(stream(freed, email_released(former), after=1), CLIENT)
+    await log.append(
+        entries_of([*stream(holder, registered(), otp_issued()), *stream(held, email_claimed(holder))], CLIENT)
+    )
+    await log.append(entries_of([*stream(former, registered()), *stream(freed, email_claimed(former))], CLIENT))
+    await log.append(entries_of(stream(freed, email_released(former), after=1), CLIENT))
 
     streams = await log.load(holders_of=[held, freed, unknown])
 
@@ -239,7 +242,7 @@ async def _loads_claims_with_their_holders(log: Log) -> None:
 
 async def _gives_each_caller_an_aggregate_of_its_own(log: Log) -> None:
     name = uuid4()
-    await log.append(stream(name, registered(), otp_issued()), CLIENT)
+    await log.append(entries_of(stream(name, registered(), otp_issued()), CLIENT))
 
     ours, theirs = await asyncio.gather(log.load(name), log.load(name))
 
@@ -256,15 +259,19 @@ async def _gives_each_caller_an_aggregate_of_its_own(log: Log) -> None:
 
 async def _keeps_followers_in_step(log: Log) -> None:
     name, follower = uuid4(), f"contract-{uuid4()}"
-    await log.append(stream(name, registered()), CLIENT, moved=FollowerMoved(follower, since=0, to=5))
+    await log.append(entries_of(stream(name, registered()), CLIENT), moved=FollowerMoved(follower, since=0, to=5))
 
     with pytest.raises(Conflict):
-        await log.append(stream(name, otp_issued(), after=1), CLIENT, moved=FollowerMoved(follower, since=0, to=6))
+        await log.append(
+            entries_of(stream(name, otp_issued(), after=1), CLIENT), moved=FollowerMoved(follower, since=0, to=6)
+        )
     with pytest.raises(Conflict):
-        await log.append(stream(name, registered()), CLIENT, moved=FollowerMoved(follower, since=5, to=7))
+        await log.append(entries_of(stream(name, registered()), CLIENT), moved=FollowerMoved(follower, since=5, to=7))
 
     assert (await log.load(name)).position(name) > 0
-    await log.append(stream(name, otp_issued(), after=1), CLIENT, moved=FollowerMoved(follower, since=5, to=8))
+    await log.append(
+        entries_of(stream(name, otp_issued(), after=1), CLIENT), moved=FollowerMoved(follower, since=5, to=8)
+    )
     registration = (await log.load(name)).get(Registration, name)
     assert registration is not None
     assert registration.version == 2

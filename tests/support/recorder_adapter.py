@@ -59,7 +59,7 @@ class StoreAggregateRecorder(AggregateRecorder):
 
     def _append(self, stored_events: Sequence[StoredEvent]) -> int:
         try:
-            return self.wait_for(self.store.append_stored(stored_events, [CLIENT] * len(stored_events)))
+            return self.wait_for(self.store.append_stored([(event, CLIENT) for event in stored_events]))
         except Conflict as error:
             raise IntegrityError(error) from error
 

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from application.commands import Command, RegisterUser, VerifyEmail
 from application.handlers import Answer, Handlers
 from application.mail_saga import DeadlineReached, react
-from application.ports import Context, Log
+from application.ports import Context, Log, entries_of
 from domain.email_claim import EmailClaim
 from domain.errors import Refused
 from domain.mail_saga import MailSaga
@@ -130,7 +130,7 @@ class House:
         await self.run(commands)
         notes = [] if saga is None else saga.collect_events()
         if notes and not crash:
-            await self.log.append(notes, SAGA)
+            await self.log.append(entries_of(notes, SAGA))
 
     async def run(self, commands: Sequence[Command]) -> None:
         for command in commands:

@@ -31,7 +31,7 @@ from application.commands import (
     WithholdEmail,
 )
 from application.handlers import CONFLICT_RETRIES, Answer, Turns
-from application.ports import Conflict, Context, FollowerMoved, Overloaded, WrappedKey
+from application.ports import Conflict, Entry, FollowerMoved, Overloaded, WrappedKey
 from domain.email_claim import EmailClaim
 from domain.errors import (
     AddressTaken,
@@ -43,7 +43,7 @@ from domain.errors import (
     UnknownRegistration,
     WrongCode,
 )
-from domain.recorded import AnyEvent, Position
+from domain.recorded import Position
 from domain.registration import Registration, Status
 from domain.stray_message import StrayMessage
 from tests.support.facts import CLIENT, DIGEST, STRAY, stray_kept, stream
@@ -62,18 +62,13 @@ class ContestedLog(MemoryLog):
         self.tries = 0
 
     async def append(
-        self,
-        events: Sequence[AnyEvent],
-        context: Context,
-        *,
-        keys: Sequence[WrappedKey] = (),
-        moved: FollowerMoved | None = None,
+        self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: FollowerMoved | None = None
     ) -> Position:
         self.tries += 1
         if self.losses > 0:
             self.losses -= 1
             raise Conflict("somebody else was faster")
-        return await super().append(events, context, keys=keys, moved=moved)
+        return await super().append(entries, keys=keys, moved=moved)
 
 
 @pytest.fixture

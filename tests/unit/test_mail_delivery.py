@@ -10,7 +10,17 @@ from uuid import UUID
 import pytest
 
 from application.mail_delivery import Claimed, MailDelivery
-from application.ports import Accepted, Conflict, Letter, MailRequest, MailServersAway, NotSent, SendClaim, Unavailable
+from application.ports import (
+    Accepted,
+    Conflict,
+    Letter,
+    MailRequest,
+    MailServersAway,
+    NotSent,
+    SendClaim,
+    Unavailable,
+    entries_of,
+)
 from domain.errors import UnknownRegistration
 from domain.registration import Registration
 from infrastructure.mail.rendering import TemplateLetters
@@ -225,7 +235,7 @@ async def test_the_time_to_the_inbox_is_that_of_a_registrations_first_mail(post:
     post.log.errors.clear()
     registration = post.house.registration(registration_id)
     registration.request_new_code(now=post.house.clock(), policy=post.house.policy)
-    await post.log.append(registration.collect_events(), CLIENT)
+    await post.log.append(entries_of(registration.collect_events(), CLIENT))
     await post.deliver(registration_id, serial=2)
 
     assert len(post.servers.letters) == 2

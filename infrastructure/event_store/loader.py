@@ -1,0 +1,118 @@
+"""Whole streams, read in one round trip for everybody who asks at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from application.ports import A, OtherKind, Unavailable
+from domain.recorded import Position
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.postgres.batching import Batcher
+from infrastructure.postgres.connection import Connection, Line
+
+# The streams asked for, the claims, and the streams of the registrations that hold the claims now.
+_LOAD = """
+    SELECT e.originator_id, e.originator_version, e.topic, e.state, e.notification_id
+    FROM (
+        SELECT unnest(%(streams)b::uuid[]) AS id
+        UNION SELECT unnest(%(claims)b::uuid[])
+        UNION SELECT (convert_from(latest.state, 'UTF8')::jsonb ->> 'registration_id')::uuid
+        FROM unnest(%(claims)b::uuid[]) AS claim (id)
+        CROSS JOIN LATERAL (
+            SELECT c.state FROM events AS c WHERE c.originator_id = claim.id
+            ORDER BY c.originator_version DESC LIMIT 1
+        ) AS latest
+    ) AS wanted
+    CROSS JOIN LATERAL (
+        SELECT * FROM events AS s WHERE s.originator_id = wanted.id ORDER BY s.originator_version
+    ) AS e
+"""
+
+_Rows = dict[UUID, list[tuple[int, str, bytes, Position]]]
+
+
+class LoadedStreams:
+    """Streams as read: rows by stream, turned into aggregates on demand. Belongs to one caller."""
+
+    def __init__(self, codec: EventCodec, rows: _Rows) -> None:
+        self._codec = codec
+        self._rows = rows
+
+    def get(self, kind: type[A], stream_id: UUID) -> A | None:
+        """See `application.ports.Streams`."""
+        aggregate: Any = None
+        for version, topic, state, _ in self._rows.get(stream_id, ()):
+            aggregate = self._codec.decode(stream_id, version, topic, state).mutate(aggregate)
+        if aggregate is not None and not isinstance(aggregate, kind):
+            raise OtherKind(stream_id, type(aggregate), kind)
+        return aggregate
+
+    def position(self, stream_id: UUID) -> Position:
+        """Position of the stream's last event, 0 if it has none."""
+        rows = self._rows.get(stream_id)
+        return rows[-1][3] if rows else 0
+
+
+class StreamLoader:
+    """Reads streams over one connection; callers' wishes are gathered while the query before is under way."""
+
+    def __init__(
+        self,
+        line: Line,
+        codec: EventCodec,
+        *,
+        max_waiting: int,
+        pace: timedelta,
+        on_unavailable: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            max_waiting: loads that may wait; beyond it callers get `Overloaded`.
+            pace: see `infrastructure.postgres.batching.Batcher`.
+            on_unavailable: called when the database was away.
+        """
+        self._line = line
+        self._codec = codec
+        self._on_unavailable = on_unavailable
+        self._loads: Batcher[tuple[tuple[UUID, ...], tuple[UUID, ...]], LoadedStreams] = Batcher(
+            self._load_batch, name="load", max_batch=200, max_waiting=max_waiting, pace=pace
+        )
+
+    @property
+    def stuck(self) -> bool:
+        """Does a query take longer than it should? See `infrastructure.postgres.batching.Batcher`."""
+        return self._loads.stuck
+
+    async def close(self) -> None:
+        """Finish what was taken, then let go."""
+        await self._loads.close()
+        await self._line.close()
+
+    async def load(self, *stream_ids: UUID, holders_of: Sequence[UUID] = ()) -> LoadedStreams:
+        """See `application.ports.Log.load`."""
+        return await self._loads.do((stream_ids, tuple(holders_of)))
+
+    async def _load_batch(
+        self, wishes: Sequence[tuple[tuple[UUID, ...], tuple[UUID, ...]]]
+    ) -> Sequence[LoadedStreams | Exception]:
+        streams = list({stream for wish, _ in wishes for stream in wish})
+        claims = list({claim for _, wish in wishes for claim in wish})
+
+        async def select(connection: Connection) -> _Rows:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(_LOAD, {"streams": streams, "claims": claims})
+            rows: _Rows = {}
+            for stream_id, version, topic, state, position in await cursor.fetchall():
+                rows.setdefault(stream_id, []).append((version, topic, state, position))
+            return rows
+
+        try:
+            rows = await self._line.ask(select)
+        except Unavailable:
+            self._on_unavailable()
+            raise
+        # Shared rows, but every caller makes aggregates of its own from them.
+        return [LoadedStreams(self._codec, rows) for _ in wishes]

@@ -1,0 +1,120 @@
+"""The log in order: events as rows, and rows as events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID
+
+from domain.recorded import Position, Recorded
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.postgres.connection import Connection, Line
+
+_COLUMNS = """originator_id, originator_version, topic, state, notification_id, recorded_at, correlation_id,
+           causation_position, actor, trace_context"""
+
+_READ = f"""
+    SELECT {_COLUMNS}
+    FROM events WHERE notification_id > %(after)s AND notification_id <= %(upto)s ORDER BY notification_id
+"""  # noqa: S608 - a constant
+
+# The end of the log in the same statement, so of the same moment: between two, an event could be stepped over.
+_READ_TOPICS = f"""
+    SELECT h.position, e.*
+    FROM head AS h
+    LEFT JOIN (
+        SELECT {_COLUMNS}
+        FROM events WHERE notification_id > %(after)s AND notification_id <= %(upto)s AND topic = ANY(%(topics)s)
+        ORDER BY notification_id LIMIT %(limit)s
+    ) AS e ON true
+    ORDER BY e.notification_id
+"""  # noqa: S608 - a constant
+
+
+class RecordedRow(NamedTuple):
+    """An event as it stands in the log, not decoded."""
+
+    stream_id: UUID
+    version: int
+    topic: str
+    state: bytes
+    position: Position
+    recorded_at: datetime
+    correlation_id: UUID
+    causation_position: Position | None
+    actor: str
+    trace: str | None
+
+
+class ReadsLog(Protocol):
+    """`LogReader`, or a `LogTail`, which spares a process reading the same events several times."""
+
+    async def read(
+        self, after: Position, limit: int, topics: Sequence[str] | None = None
+    ) -> tuple[list[RecordedRow], Position]: ...
+
+    def decode(self, row: RecordedRow) -> Recorded: ...
+
+
+class LogReader:
+    """Reads the log over one connection, and writes nothing.
+
+    Attributes:
+        end_seen: the end of the log as the latest `read` found it.
+    """
+
+    def __init__(self, line: Line, codec: EventCodec) -> None:
+        self.end_seen: Position = 0
+        self._line = line
+        self._codec = codec
+
+    async def close(self) -> None:
+        await self._line.close()
+
+    async def read(
+        self, after: Position, limit: int, topics: Sequence[str] | None = None
+    ) -> tuple[list[RecordedRow], Position]:
+        """Events after a position in order, and the position up to which nothing is left out.
+
+        Args:
+            limit: greatest number of events.
+            topics: only events of these; the position answered moves on over the others, at most four times as far.
+        """
+        if topics is None:
+            rows = [RecordedRow._make(row) for row in await self._read(_READ, {"after": after, "upto": after + limit})]
+            return rows, rows[-1].position if rows else after
+        upto = after + 4 * limit
+        found = await self._read(_READ_TOPICS, {"after": after, "upto": upto, "limit": limit, "topics": list(topics)})
+        self.end_seen = found[0][0]
+        rows = [RecordedRow._make(row[1:]) for row in found if row[1] is not None]
+        seen = rows[-1].position if len(rows) == limit else min(self.end_seen, upto)
+        return rows, max(after, seen)
+
+    async def _read(self, query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        async def select(connection: Connection) -> list[tuple[Any, ...]]:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(query, parameters)
+            return await cursor.fetchall()
+
+        return await self._line.ask(select)
+
+    async def head(self) -> Position:
+        """Position of the last event."""
+
+        async def select(connection: Connection) -> Position:
+            row = await (await connection.execute("SELECT position FROM head")).fetchone()
+            assert row is not None  # noqa: S101 - the schema puts it there
+            position: Position = row[0]
+            return position
+
+        self.end_seen = await self._line.ask(select)
+        return self.end_seen
+
+    def decode(self, row: RecordedRow) -> Recorded:
+        """
+        Raises:
+            TopicError, MapperDeserialisationError: this version of the service cannot read the event.
+        """
+        event = self._codec.decode(row.stream_id, row.version, row.topic, row.state)
+        return Recorded(event, row.position, row.topic, *row[5:])  # the rest is in the same order
