@@ -36,8 +36,9 @@ from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.store import create_schema as create_event_store
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.integration_events import IntegrationEvents
+from infrastructure.followers.leadership import Leading, lead
 from infrastructure.followers.process_manager import ProcessManager
-from infrastructure.followers.projector import Leading, Projector, create_read_schema, lead
+from infrastructure.followers.projector import Projector, create_read_schema
 from infrastructure.followers.relay import Relay
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.mailbox import Mailbox

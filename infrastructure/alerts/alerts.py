@@ -25,6 +25,7 @@ from psycopg.types.json import Jsonb
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
 from infrastructure.alerts.webhook import NotTaken, Webhook
+from infrastructure.followers.leadership import TOUCH, touch
 from infrastructure.postgres.connection import Connection
 
 log = structlog.get_logger(__name__)
@@ -33,9 +34,6 @@ DEAD_LETTERS: Final = "dead-letters"
 CIRCUIT_OPEN: Final = "circuit-open"
 
 LOOK_EVERY: Final = timedelta(seconds=5)
-
-TOUCH: Final = timedelta(seconds=1)
-"""How often the session that holds the leadership is used, at least."""
 
 SETTLED: Final = timedelta(seconds=30)
 """A circuit is closed for so long before that is told: one that opens again at once is the same trouble."""
@@ -105,7 +103,7 @@ OnAttempt = Callable[[str, Literal["told", "failed"]], None]
 
 
 class Alerts:
-    """Looks for what operators should know, and calls them; one leads (`infrastructure.followers.projector.lead`).
+    """Looks for what operators should know, and calls them; one leads (`infrastructure.followers.leadership.lead`).
 
     Each occasion is told once as "firing" and once as "resolved", in order, and again only where an answer was lost.
     """
@@ -142,7 +140,7 @@ class Alerts:
         self._pauses = pauses
 
     async def work(self, connection: Connection) -> None:
-        """Look and call until cancelled; see `infrastructure.followers.projector.Leading`.
+        """Look and call until cancelled; see `infrastructure.followers.leadership.Leading`.
 
         The call is made beside the session, which a webhook that hangs must not keep silent.
         """
@@ -161,7 +159,7 @@ class Alerts:
                     notice = await _next(connection)
                     call = None if notice is None else asyncio.create_task(self._tell(notice))
                 else:
-                    await connection.execute("SELECT 1")  # is the leadership still ours?
+                    await touch(connection)
                 rest = min(TOUCH, self._look_every).total_seconds()
                 if call is None:
                     await asyncio.sleep(rest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from uuid import UUID
@@ -12,10 +12,13 @@ import structlog
 
 from application.integration_events import CONTENT_TYPE, TOPICS, IntegrationEvent, encode, integration_event
 from application.ports import BrokerAway, Unavailable
+from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog
-from infrastructure.followers.projector import position_of, save_position
+from infrastructure.followers.follow import follow, keep_leadership
+from infrastructure.followers.leadership import while_touching
+from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.notifications import LOG, Announcements
+from infrastructure.postgres.notifications import Announcements
 from infrastructure.rabbitmq.connection import EVENTS_EXCHANGE, Broker
 
 log = structlog.get_logger(__name__)
@@ -26,15 +29,12 @@ READ = 200
 PACE = timedelta(milliseconds=100)
 """Least time between two reads at the end of the log, so that under load one position is saved for many events."""
 
-TOUCH = timedelta(seconds=1)
-"""How often the session that holds the leadership is used, at least."""
-
 LONGEST_PAUSE = timedelta(seconds=30)
 """Between two tries of an event that a subscriber's full queue refuses: all others get it again each time."""
 
 
 class IntegrationEvents:
-    """Follows the log and publishes what concerns other services; one leads (`infrastructure.followers.projector.lead`).
+    """Follows the log and publishes what concerns other services; one leads (`infrastructure.followers.leadership.lead`).
 
     At least once: the position moves only after the broker has confirmed everything before it, and a copy has the id of
     the first. Events of one registration arrive in their order, because each waits for the confirm of the one before;
@@ -53,24 +53,29 @@ class IntegrationEvents:
         self._refused = False
 
     async def work(self, connection: Connection) -> None:
-        """Follow until cancelled; see `infrastructure.followers.projector.Leading`."""
+        """Follow until cancelled; see `infrastructure.followers.leadership.Leading`."""
         await connection.execute("SET synchronous_commit = off")  # a lost position repeats, with the same ids
         position = await position_of(connection, self.name)
-        loop = asyncio.get_running_loop()
-        while True:
-            begun = loop.time()
-            rows, seen = await self._tail.read(position, READ, TOPICS)
-            events = [event for row in rows if (event := integration_event(self._tail.decode(row))) is not None]
-            if events:
-                await _touching(connection, self._publish(events))
-            if seen > position:
-                await save_position(connection, self.name, position, seen)
-                far_behind = seen - position >= READ
-                position = seen
-                if not far_behind:
-                    await asyncio.sleep(begun + PACE.total_seconds() - loop.time())
-            if not await self._announcements.beyond(LOG, position, within=TOUCH):
-                await connection.execute("SELECT 1")  # is the leadership still ours?
+        await follow(
+            position,
+            read=self._read,
+            act=partial(self._advance, connection),
+            wake=self._announcements,
+            rest=lambda took: max(timedelta(0), PACE - took),
+            read_ahead_of=READ,
+            chores=[keep_leadership(connection)],
+        )
+
+    async def _read(self, position: Position) -> tuple[Sequence[IntegrationEvent], Position]:
+        rows, seen = await self._tail.read(position, READ, TOPICS)
+        return [event for row in rows if (event := integration_event(self._tail.decode(row))) is not None], seen
+
+    async def _advance(
+        self, connection: Connection, events: Sequence[IntegrationEvent], position: Position, seen: Position
+    ) -> None:
+        if events:
+            await while_touching(connection, self._publish(events))
+        await save_position(connection, self.name, position, seen)
 
     async def _publish(self, events: Sequence[IntegrationEvent]) -> None:
         """Return when the broker has confirmed all of them."""
@@ -116,15 +121,3 @@ class IntegrationEvents:
                 hint="a subscriber's queue is full and refuses more: empty it, or have it drop or dead-letter the oldest",
             )
         self._refused = True
-
-
-async def _touching(connection: Connection, publishing: Coroutine[None, None, None]) -> None:
-    """See the publishing through, and use the session meanwhile, which proves that the leadership is still ours."""
-    task = asyncio.create_task(publishing)
-    try:
-        while not (await asyncio.wait({task}, timeout=TOUCH.total_seconds()))[0]:
-            await connection.execute("SELECT 1")
-        task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

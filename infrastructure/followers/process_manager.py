@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Protocol
 from uuid import UUID
 
@@ -25,16 +25,12 @@ from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import Policy, Registration
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.event_store.store import EventStore
-from infrastructure.followers.projector import (
-    RETRY_PARKED,
-    TRIES,
-    LostLeadership,
-    ParkedStreams,
-    position_of,
-    save_position,
-)
+from infrastructure.followers.follow import Chore, follow
+from infrastructure.followers.leadership import LostLeadership, while_touching
+from infrastructure.followers.parked import RETRY_PARKED, TRIES, ParkedStreams
+from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.notifications import LOG, Announcements
+from infrastructure.postgres.notifications import Announcements
 
 log = structlog.get_logger(__name__)
 
@@ -113,7 +109,7 @@ class _Story:
 
 
 class ProcessManager:
-    """The mail saga's driver; one leads (`infrastructure.followers.projector.lead`).
+    """The mail saga's driver; one leads (`infrastructure.followers.leadership.lead`).
 
     A step runs the commands first, and then saves the saga's notes with the position in one commit. A crash in
     between repeats the commands, which has no effect. Two leaders by accident: the second commit is refused.
@@ -144,26 +140,27 @@ class ProcessManager:
         self._in_step = False
 
     async def work(self, connection: Connection) -> None:
-        """Follow until cancelled; see `infrastructure.followers.projector.Leading`."""
+        """Follow until cancelled; see `infrastructure.followers.leadership.Leading`."""
         self._sagas.clear()
         self._in_step = False
         await self._parked.load(connection)
         position = await position_of(connection, self.name)
-        loop = asyncio.get_running_loop()
         await self._retry_parked(connection)
-        next_look, retry_at = loop.time(), loop.time() + RETRY_PARKED.total_seconds()
-        while True:
-            if loop.time() >= retry_at:
-                await self._retry_parked(connection)
-                retry_at = loop.time() + RETRY_PARKED.total_seconds()
-            rows, seen = await self._tail.read(position, BATCH, SOURCES)
-            if seen > position:
-                await self._follow(connection, rows, position, seen)
-                position = seen
-            await self._announcements.beyond(LOG, position, within=EVERY)
-            if loop.time() >= next_look:
-                looked = await self._look_again(connection)
-                next_look = loop.time() + (0 if looked >= DUE else EVERY.total_seconds())
+        await follow(
+            position,
+            read=self._read,
+            act=partial(self._follow, connection),
+            wake=self._announcements,
+            chores=[
+                Chore(partial(self._retry_parked, connection), first=RETRY_PARKED),
+                Chore(
+                    partial(self._look_again, connection)
+                ),  # uses the session every second, so it keeps the leadership
+            ],
+        )
+
+    async def _read(self, position: Position) -> tuple[Sequence[RecordedRow], Position]:
+        return await self._tail.read(position, BATCH, SOURCES)
 
     async def _follow(
         self, connection: Connection, rows: Sequence[RecordedRow], position: Position, seen: Position
@@ -191,8 +188,8 @@ class ProcessManager:
             await save_position(connection, self.name, position, seen)
         self._keep(stories.values())
 
-    async def _look_again(self, connection: Connection) -> int:
-        """Let the sagas whose time has come decide; answers how many there were."""
+    async def _look_again(self, connection: Connection) -> timedelta:
+        """Let the sagas whose time has come decide; returns when to look again."""
         due = await self._due(connection, self._clock(), DUE + len(self._parked))
         stories: dict[UUID, _Story] = {}
         for look in due:
@@ -208,7 +205,7 @@ class ProcessManager:
             except Conflict:
                 raise LostLeadership(self.name) from None
         self._keep(stories.values())
-        return len(stories)
+        return timedelta(0) if len(stories) >= DUE else EVERY
 
     async def _settle(self, connection: Connection, stories: dict[UUID, _Story]) -> list[tuple[AnyEvent, Context]]:
         """Decide and run the commands of all stories; answers the sagas' notes. What fails for good is parked."""
@@ -255,8 +252,7 @@ class ProcessManager:
                     running[story.registration_id] = self._run_in_order(commands, gate)
         outcomes: list[BaseException | None] = []
         if running:
-            async with _touching(connection):
-                outcomes = await asyncio.gather(*running.values(), return_exceptions=True)
+            outcomes = await while_touching(connection, asyncio.gather(*running.values(), return_exceptions=True))
         for registration_id, outcome in zip(running, outcomes, strict=True):
             if isinstance(outcome, Unavailable | Conflict) or not isinstance(outcome, Exception | None):
                 raise outcome
@@ -279,10 +275,10 @@ class ProcessManager:
         while len(self._sagas) > KEPT:
             del self._sagas[next(iter(self._sagas))]
 
-    async def _retry_parked(self, connection: Connection) -> None:
+    async def _retry_parked(self, connection: Connection) -> timedelta:
         """Tell what was put aside, a registration at a time and in order; what still fails stays there."""
         if not len(self._parked):
-            return
+            return RETRY_PARKED
         for registration_id, positions in (await self._parked.waiting(connection)).items():
             story = _Story(registration_id)
             try:
@@ -300,6 +296,7 @@ class ProcessManager:
                 await self._store.append(story.notes)
             await self._parked.remove(connection, registration_id)
             self._parked.forget(registration_id)
+        return RETRY_PARKED
 
     def _decide(self, story: _Story) -> list[tuple[list[Command], Context]]:
         """Let the saga react to all that happened; answers the commands of each event."""
@@ -340,20 +337,3 @@ class ProcessManager:
         # A deadline has no event: it is kept under position 0.
         for position in [row.position for row in rows] or [0]:
             await self._parked.add(connection, stream_id, position, type(error).__name__)
-
-
-@asynccontextmanager
-async def _touching(connection: Connection) -> AsyncIterator[None]:
-    """Use the session that holds the leadership now and then, while we wait for others: a silent one is deposed."""
-
-    async def touch() -> None:
-        while True:
-            await asyncio.sleep(EVERY.total_seconds())
-            await connection.execute("SELECT 1")
-
-    touching = asyncio.create_task(touch())
-    try:
-        yield
-    finally:
-        touching.cancel()
-        await asyncio.gather(touching, return_exceptions=True)  # what it failed with, the next statement will tell

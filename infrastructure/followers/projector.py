@@ -1,42 +1,31 @@
-"""Followers of the log: one leads, any number stand by; what cannot be applied is parked, never skipped."""
+"""Keeps read models in step with the log: a batch and its position in one transaction."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any, Protocol
-from uuid import UUID
 
 import psycopg
 import structlog
 from psycopg import sql
 
 from application.crash_points import crash_point
-from application.ports import Conflict, Unavailable
 from domain.recorded import Position, Recorded
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
-from infrastructure.postgres.connection import Connection, connect
-from infrastructure.postgres.notifications import LOG, Announcements
+from infrastructure.followers.follow import Chore, follow, keep_leadership
+from infrastructure.followers.leadership import LostLeadership
+from infrastructure.followers.parked import RETRY_PARKED, TRIES, ParkedStreams
+from infrastructure.followers.positions import position_of, save_position
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.notifications import Announcements
 from infrastructure.postgres.schema import bring_up_to_date
 
 log = structlog.get_logger(__name__)
 
 BATCH = 1000
 """Events applied in one transaction at most: 40 times the throughput of one each (library-facts.md)."""
-
-STAND_BY = timedelta(seconds=1)
-"""How often a standby tries to become the leader."""
-
-RETRY_PARKED = timedelta(minutes=1)
-"""How often parked streams are tried again, beside every begin of a leadership."""
-
-LEASE_MARGIN = timedelta(seconds=2)
-"""What a silent leader is given beside a statement's time: its session is silent while it waits for another one."""
-
-TRIES = 3
-"""Attempts at an event before its stream is parked."""
 
 REST = 4
 """A projector at the end of the log writes for a quarter of the time at most: on a busy machine batches grow, and fewer
@@ -46,173 +35,8 @@ LONGEST_REST = timedelta(seconds=1)
 """Whatever a batch took: one that a stopped database held up says nothing about the next, and a leader whose session
 is silent for long is deposed (`LEASE_MARGIN`)."""
 
-_AWAY = (
-    psycopg.OperationalError,
-    psycopg.InterfaceError,
-    # A session that was silent for too long, though it was we who slept.
-    psycopg.errors.TransactionTimeout,
-    psycopg.errors.IdleInTransactionSessionTimeout,
-)
-
-
-class LostLeadership(Exception):
-    """The follower's position was moved by somebody else: another process leads."""
-
-
-class Leading(Protocol):
-    """A piece of work for one process at a time."""
-
-    name: str
-
-    async def work(self, connection: Connection) -> None:
-        """Work until cancelled, or until something goes wrong.
-
-        `connection` holds the leadership: it is to be used every second or two, or a standby takes it for dead.
-        """
-        ...
-
-
-async def lead(leading: Leading, dsn: str, *, statement_timeout: timedelta = timedelta(seconds=10)) -> None:
-    """Run `leading` whenever this process is its leader, for ever: whatever goes wrong, it is begun again.
-
-    A leader of which the server has heard nothing for `statement_timeout` and `LEASE_MARGIN` (it was stopped, its
-    machine is gone) is deposed by whoever stands by. It may wake up afterwards: what it then writes elsewhere than in
-    its session is fenced by its position (`FollowerMoved`).
-    """
-    pause = STAND_BY.total_seconds()
-    away = False
-    while True:
-        try:
-            connection = await connect(dsn, name=leading.name, statement_timeout=statement_timeout)
-            async with connection:
-                if await _is_leader(connection, leading.name):
-                    log.info("follower.leads", follower=leading.name)
-                    away = False
-                    pause = STAND_BY.total_seconds()
-                    await leading.work(connection)
-                elif await _depose_silent(connection, leading.name, statement_timeout + LEASE_MARGIN):
-                    log.warning("follower.deposed_leader", follower=leading.name, hint="it was silent; is it stopped?")
-            await asyncio.sleep(STAND_BY.total_seconds())
-        except (*_AWAY, Unavailable, OSError, TimeoutError) as error:
-            if not away:  # once an outage, not once a second and follower
-                log.warning("follower.database_away", follower=leading.name, error=type(error).__name__)
-            away = True
-            await asyncio.sleep(STAND_BY.total_seconds())
-        except (LostLeadership, Conflict) as error:
-            log.warning("follower.lost_a_race", follower=leading.name, error=type(error).__name__)
-            await asyncio.sleep(STAND_BY.total_seconds())
-        except Exception:
-            # The edge of the loop: a follower never stops. It begins again, slower each time.
-            log.exception("follower.failed", follower=leading.name, again_in=pause, hint="this is a bug; report it")
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 30.0)
-
-
-async def _is_leader(connection: Connection, name: str) -> bool:
-    row = await (
-        await connection.execute("SELECT pg_try_advisory_lock(hashtext('registrar follower'), hashtext(%s))", (name,))
-    ).fetchone()
-    return row is not None and bool(row[0])
-
-
-async def _depose_silent(connection: Connection, name: str, lease: timedelta) -> bool:
-    """End the leader's session if the server waits for its next message for longer than `lease`.
-
-    The server's own timeouts for idle sessions do not see all of them: none is running in the middle of a pipeline, nor
-    after one, until the next statement outside (measured: psycopg 3.3.9, PostgreSQL 18.4).
-    """
-    cursor = await connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)"
-        " WHERE locktype = 'advisory' AND granted AND datname = current_database() AND database = datid"
-        " AND classid = hashtext('registrar follower')::oid AND objid = hashtext(%s)::oid AND objsubid = 2"
-        " AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - %s",
-        (name, lease),
-    )
-    return cursor.rowcount > 0
-
-
-# --- Positions --------------------------------------------------------------------------------
-
-
-async def position_of(connection: Connection, name: str) -> Position:
-    """Where the follower is; its row is made if it is new."""
-    await connection.execute("INSERT INTO followers (name) VALUES (%s) ON CONFLICT DO NOTHING", (name,))
-    row = await (await connection.execute("SELECT position FROM followers WHERE name = %s", (name,))).fetchone()
-    assert row is not None  # noqa: S101 - inserted above
-    position: Position = row[0]
-    return position
-
-
-async def save_position(connection: Connection, name: str, since: Position, to: Position) -> None:
-    """Move the follower on.
-
-    Raises:
-        LostLeadership: it is not where we left it.
-    """
-    if (await connection.execute(_MOVE, (to, name, since))).rowcount != 1:
-        raise LostLeadership(name)
-
-
 _NOT_THERE = "RGLST"
 """SQLSTATE of `move_on` for a follower that somebody else has moved."""
-
-_MOVE = "UPDATE followers SET position = %s, updated_at = clock_timestamp() WHERE name = %s AND position = %s"
-
-
-# --- Parked streams ---------------------------------------------------------------------------
-
-
-class ParkedStreams:
-    """The streams that a follower put aside, with every later event of theirs, in order."""
-
-    def __init__(self, follower: str) -> None:
-        self._follower = follower
-        self._streams: set[UUID] = set()
-
-    def __contains__(self, stream_id: UUID) -> bool:
-        return stream_id in self._streams
-
-    def __len__(self) -> int:
-        return len(self._streams)
-
-    async def load(self, connection: Connection) -> None:
-        cursor = await connection.execute(
-            "SELECT DISTINCT stream_id FROM parked_events WHERE follower = %s", (self._follower,)
-        )
-        self._streams = {row[0] for row in await cursor.fetchall()}
-
-    async def waiting(self, connection: Connection) -> dict[UUID, list[Position]]:
-        """The positions of what was put aside, in order, by stream."""
-        cursor = await connection.execute(
-            "SELECT stream_id, position FROM parked_events WHERE follower = %s ORDER BY position", (self._follower,)
-        )
-        waiting: dict[UUID, list[Position]] = {}
-        for stream_id, position in await cursor.fetchall():
-            waiting.setdefault(stream_id, []).append(position)
-        return waiting
-
-    async def remove(self, connection: Connection, stream_id: UUID) -> None:
-        """The stream's events have been applied after all; `forget` it once that is committed."""
-        await connection.execute(
-            "DELETE FROM parked_events WHERE follower = %s AND stream_id = %s", (self._follower, stream_id)
-        )
-        log.info("follower.unparked", follower=self._follower, stream_id=str(stream_id))
-
-    def forget(self, stream_id: UUID) -> None:
-        """From now on the stream's events are applied as they come."""
-        self._streams.discard(stream_id)
-
-    async def add(self, connection: Connection, stream_id: UUID, position: Position, error: str) -> None:
-        """Put an event aside; `error` is a class of error, never a value."""
-        self._streams.add(stream_id)
-        await connection.execute(
-            "INSERT INTO parked_events (follower, stream_id, position, error) VALUES (%s, %s, %s, %s)"
-            " ON CONFLICT DO NOTHING",
-            (self._follower, stream_id, position, error),
-        )
-
-
-# --- Projections ------------------------------------------------------------------------------
 
 
 class Projection(Protocol):
@@ -270,31 +94,16 @@ class Projector:
         await connection.execute("SET synchronous_commit = off")
         await self._parked.load(connection)
         position = await position_of(connection, self.name)
-        loop = asyncio.get_running_loop()
         await self._retry_parked(connection)
-        retry_at = loop.time() + RETRY_PARKED.total_seconds()
-        ahead: asyncio.Task[_Batch] | None = None
-        try:
-            while True:
-                if loop.time() >= retry_at:
-                    await self._retry_parked(connection)
-                    retry_at = loop.time() + RETRY_PARKED.total_seconds()
-                rows, seen = await (ahead or self._read(position))
-                # Far behind, the next batch is read and decoded while the database writes this one.
-                ahead = asyncio.create_task(self._read(seen)) if seen - position >= BATCH else None
-                if seen > position:
-                    begun = loop.time()
-                    await self._advance(connection, rows, position, seen)
-                    position = seen
-                    if ahead is None:
-                        await asyncio.sleep(rest_after(timedelta(seconds=loop.time() - begun), self._pace))
-                if ahead is None and not await self._announcements.beyond(LOG, position):
-                    # Proves that the leadership is still ours, and lets a lost connection be noticed.
-                    await connection.execute("SELECT 1")
-        finally:
-            if ahead is not None:
-                ahead.cancel()
-                await asyncio.gather(ahead, return_exceptions=True)
+        await follow(
+            position,
+            read=self._read,
+            act=partial(self._advance, connection),
+            wake=self._announcements,
+            rest=partial(rest_after, pace=self._pace),
+            read_ahead_of=BATCH,
+            chores=[Chore(partial(self._retry_parked, connection), first=RETRY_PARKED), keep_leadership(connection)],
+        )
 
     async def _read(self, position: Position) -> _Batch:
         rows, seen = await self._store.read(position, BATCH, self._projection.topics)
@@ -349,10 +158,10 @@ class Projector:
         if events:
             await self._projection.apply(connection, events)
 
-    async def _retry_parked(self, connection: Connection) -> None:
+    async def _retry_parked(self, connection: Connection) -> timedelta:
         """Apply what was put aside, a stream at a time and in order; what still cannot be applied stays there."""
         if not len(self._parked):
-            return
+            return RETRY_PARKED
         for stream_id, positions in (await self._parked.waiting(connection)).items():
             try:
                 async with connection.transaction():
@@ -368,6 +177,7 @@ class Projector:
                 )
             else:
                 self._parked.forget(stream_id)
+        return RETRY_PARKED
 
     async def _advance_one_by_one(
         self, connection: Connection, rows: Sequence[_Entry], position: Position, seen: Position
@@ -383,9 +193,9 @@ class Projector:
         self._announcements.hear(self.name, seen)
 
 
-def rest_after(took: timedelta, pace: timedelta) -> float:
-    """Seconds to rest after a batch that took so long, with so much time between the begins of two."""
-    return max(timedelta(0), pace - took, min((REST - 1) * took, LONGEST_REST)).total_seconds()
+def rest_after(took: timedelta, pace: timedelta) -> timedelta:
+    """How long to rest after a batch that took so long, with at least `pace` between the starts of two."""
+    return max(timedelta(0), pace - took, min((REST - 1) * took, LONGEST_REST))
 
 
 _Entry = tuple[RecordedRow, Recorded | Exception]

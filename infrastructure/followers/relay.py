@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from uuid import UUID
@@ -16,9 +15,10 @@ from application.ports import BrokerAway, Conflict, MailRequest, MailServersAway
 from domain.mail_saga import MailSaga
 from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
-from infrastructure.followers.projector import position_of, save_position
+from infrastructure.followers.follow import Chore, follow, keep_leadership
+from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.notifications import LOG, Announcements
+from infrastructure.postgres.notifications import Announcements
 
 log = structlog.get_logger(__name__)
 
@@ -30,12 +30,9 @@ READ = 200
 SAVE = timedelta(milliseconds=100)
 """How often the position is saved while hand-overs are under way: a crash repeats what came since, without effect."""
 
-TOUCH = timedelta(seconds=1)
-"""How often the session that holds the leadership is used, at least."""
-
 
 class Relay:
-    """Follows the saga's requests; one leads (`infrastructure.followers.projector.lead`).
+    """Follows the saga's requests; one leads (`infrastructure.followers.leadership.lead`).
 
     `hand_over` returns when the request is safe: its outcome recorded (in process), or confirmed by the broker. The
     position never passes a request that is not, so a crash repeats requests and loses none.
@@ -70,51 +67,67 @@ class Relay:
         self._give_back = give_back
         self._handing_over: set[asyncio.Task[None] | None] = set()
         self._room = asyncio.Event()
+        self._under_way: dict[Position, asyncio.Task[None]] = {}  # in order
+        self._saved: Position = 0
+        self._read_up_to: Position = 0
         self._stopping = False
 
     async def work(self, connection: Connection) -> None:
-        """Follow until cancelled; see `infrastructure.followers.projector.Leading`."""
+        """Follow until cancelled; see `infrastructure.followers.leadership.Leading`."""
         self._stopping = False
         await connection.execute("SET synchronous_commit = off")  # a lost position repeats, and repeats are harmless
-        saved = read_up_to = await position_of(connection, self.name)
-        loop = asyncio.get_running_loop()
-        touched = loop.time()
-        under_way: dict[Position, asyncio.Task[None]] = {}  # in order
+        self._saved = self._read_up_to = await position_of(connection, self.name)
         try:
-            while True:
-                if len(under_way) < WINDOW:
-                    rows, read_up_to = await self._tail.read(read_up_to, READ, (MailSaga.MailRequested.TOPIC,))
-                    for row in rows:
-                        crash_point("relay.batch")
-                        self._begin(row, under_way)
-                safe = next(iter(under_way), read_up_to + 1) - 1
-                if safe > saved and (not under_way or loop.time() >= touched + SAVE.total_seconds()):
-                    crash_point("relay.before_cursor")
-                    await save_position(connection, self.name, saved, safe)
-                    saved, touched = safe, loop.time()
-                elif loop.time() >= touched + TOUCH.total_seconds():
-                    await connection.execute("SELECT 1")  # is the leadership still ours?
-                    touched = loop.time()
-                await self._wait(under_way, read_up_to, within=SAVE if under_way or safe > saved else TOUCH)
+            await follow(
+                self._saved,
+                read=self._read,
+                act=self._begin_all,
+                wake=self,
+                chores=[Chore(partial(self._save, connection)), keep_leadership(connection)],
+            )
         finally:
-            await self._stop(under_way)
+            await self._stop()
 
-    async def _wait(
-        self, under_way: dict[Position, asyncio.Task[None]], read_up_to: Position, *, within: timedelta
-    ) -> None:
-        """Until there is more to read and room for it, or the time has passed."""
-        if len(under_way) < WINDOW:
-            await self._announcements.beyond(LOG, read_up_to, within=within)
-            return
+    async def _read(self, position: Position) -> tuple[Sequence[RecordedRow], Position]:
+        if self._full:
+            return [], position
+        return await self._tail.read(position, READ, (MailSaga.MailRequested.TOPIC,))
+
+    async def _begin_all(self, rows: Sequence[RecordedRow], _: Position, seen: Position) -> None:
+        for row in rows:
+            crash_point("relay.batch")
+            self._begin(row)
+        self._read_up_to = seen
+
+    async def _save(self, connection: Connection) -> timedelta | None:
+        """Save how far everything is safe; returns when to do so again."""
+        safe = next(iter(self._under_way), self._read_up_to + 1) - 1
+        if safe > self._saved:
+            crash_point("relay.before_cursor")
+            await save_position(connection, self.name, self._saved, safe)
+            self._saved = safe
+        return SAVE if self._under_way else None
+
+    @property
+    def _full(self) -> bool:
+        return len(self._under_way) >= WINDOW
+
+    async def beyond(self, who: str, position: Position, *, within: timedelta) -> bool:
+        """Return when there is more to read and room for it; see `infrastructure.followers.follow.Wakes`."""
+        if not self._full:
+            return await self._announcements.beyond(who, position, within=within)
         self._room.clear()
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(within.total_seconds()):
                 await self._room.wait()
+        except TimeoutError:
+            return False
+        return True
 
-    async def _stop(self, under_way: dict[Position, asyncio.Task[None]]) -> None:
+    async def _stop(self) -> None:
         """Let what is being handed over finish; the rest will be read again."""
         self._stopping = True
-        tasks = set(under_way.values())
+        tasks = set(self._under_way.values())
         finishing = {task for task in tasks if task in self._handing_over}
         for task in tasks - finishing:
             task.cancel()
@@ -126,9 +139,9 @@ class Relay:
         if self._give_back is not None:
             await self._give_back()
 
-    def _begin(self, row: RecordedRow, under_way: dict[Position, asyncio.Task[None]]) -> None:
+    def _begin(self, row: RecordedRow) -> None:
         def end(task: asyncio.Task[None]) -> None:
-            del under_way[row.position]
+            self._under_way.pop(row.position, None)
             self._room.set()
             error = None if task.cancelled() else task.exception()
             if error is not None:
@@ -141,7 +154,7 @@ class Relay:
                     hint="this is a bug; report it",
                 )
 
-        task = under_way[row.position] = asyncio.create_task(self._see_through(row))
+        task = self._under_way[row.position] = asyncio.create_task(self._see_through(row))
         task.add_done_callback(end)
 
     async def _see_through(self, row: RecordedRow) -> None:

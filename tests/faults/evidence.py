@@ -32,7 +32,8 @@ from infrastructure.crypto.keyring import Keyring, open_root_secret
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.event_store.store import EventStore
-from infrastructure.followers.projector import LostLeadership, Projector, read_schema
+from infrastructure.followers.leadership import LostLeadership
+from infrastructure.followers.projector import Projector, read_schema
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import Announcements

@@ -15,7 +15,7 @@ from application.ports import MailRequest, entries_of
 from domain.mail_saga import MailSaga
 from entrypoints.bootstrap import FOLLOWERS
 from infrastructure.event_store.store import EventStore
-from infrastructure.followers.projector import lead
+from infrastructure.followers.leadership import lead
 from infrastructure.followers.relay import Relay
 from infrastructure.postgres.notifications import Announcements
 from tests.faults.scene import Scene

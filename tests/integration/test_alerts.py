@@ -16,7 +16,7 @@ from tenacity import wait_none
 
 from infrastructure.alerts.alerts import NEWS_FOR, UNUSED, Alerts
 from infrastructure.alerts.webhook import NotTaken, Webhook
-from infrastructure.followers.projector import lead
+from infrastructure.followers.leadership import lead
 from infrastructure.mail.shared_circuits import CircuitBoard
 from infrastructure.postgres.connection import Line
 from infrastructure.telemetry.metrics import Metrics

@@ -18,7 +18,9 @@ from domain.recorded import Position, Recorded
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
-from infrastructure.followers.projector import TRIES, Projector, create_read_schema, lead, rest_after
+from infrastructure.followers.leadership import lead
+from infrastructure.followers.parked import TRIES
+from infrastructure.followers.projector import Projector, create_read_schema, rest_after
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import LOG, Announcements
 from tests.support.facts import email_claimed, email_released, eventually, stream
@@ -295,7 +297,7 @@ async def test_what_fails_twice_and_then_succeeds_is_not_parked(
 async def test_a_read_model_that_is_locked_for_a_while_is_tried_again_and_nothing_is_parked(
     store: EventStore, announcements: Announcements, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infrastructure.followers.projector.STAND_BY", timedelta(seconds=0.05))
+    monkeypatch.setattr("infrastructure.followers.leadership.STAND_BY", timedelta(seconds=0.05))
     tally = Tally()
     async with running(following(tally, store, announcements, dsn)):
         await append(store, claimed())
@@ -324,7 +326,8 @@ async def test_a_read_model_that_is_locked_for_a_while_is_tried_again_and_nothin
     ],
 )
 def test_a_projector_rests_by_what_a_batch_took_and_never_for_long(took: float, rests: float) -> None:
-    assert rest_after(timedelta(seconds=took), timedelta(milliseconds=200)) == pytest.approx(rests)
+    rest = rest_after(timedelta(seconds=took), timedelta(milliseconds=200))
+    assert rest.total_seconds() == pytest.approx(rests)
 
 
 async def test_a_follower_that_never_hears_anything_looks_all_the_same(store: EventStore, dsn: str) -> None:

@@ -25,7 +25,7 @@ from entrypoints.queries.registrations import ReadModels
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.integration_events import IntegrationEvents
-from infrastructure.followers.projector import lead
+from infrastructure.followers.leadership import lead
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Announcements
 from infrastructure.rabbitmq.connection import Broker, Topology

@@ -44,8 +44,8 @@ from domain.sign_up import SignUp
 from domain.sign_up import sign_up as registration_sign_up
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.followers import process_manager
+from infrastructure.followers.positions import save_position
 from infrastructure.followers.process_manager import ProcessManager
-from infrastructure.followers.projector import save_position
 from infrastructure.followers.relay import Relay
 from tests.simulation.database import SimulatedClaims
 from tests.simulation.mail import SimulatedSecrets

@@ -25,8 +25,8 @@ from domain.errors import Refused
 from domain.recorded import AnyEvent, Position
 from domain.registration import Policy
 from infrastructure.followers import process_manager, relay
+from infrastructure.followers.leadership import LostLeadership
 from infrastructure.followers.process_manager import ProcessManager
-from infrastructure.followers.projector import LostLeadership
 from infrastructure.followers.relay import Relay
 from projections.deadlines import DueLook
 from tests.simulation.database import (
@@ -432,7 +432,7 @@ class World:
         return self._database.due(now, limit)
 
     async def _lead(self, process: Process, port: Any, work: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
-        """`infrastructure.followers.projector.lead` on sessions of ours; whoever took over in the meantime keeps the lead."""
+        """`infrastructure.followers.leadership.lead` on sessions of ours; whoever took over in the meantime keeps the lead."""
         while self._leaders[process.name] is process:
             try:
                 await work(Session(*port))

@@ -1,0 +1,119 @@
+"""The loop that every follower of the log is made of: read, act, do the chores, wait for more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from math import inf
+from typing import Any, Never, Protocol, TypeVar
+
+from domain.recorded import Position
+from infrastructure.followers.leadership import TOUCH, touch
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.notifications import LOG, LOOK_ANYWAY
+
+E = TypeVar("E")
+
+
+class Wakes(Protocol):
+    """Says when there is more: `infrastructure.postgres.notifications.Announcements`, for one."""
+
+    async def beyond(self, who: str, position: Position, *, within: timedelta) -> bool:
+        """Return when `who` is beyond `position`; False if that did not happen in time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """What is done beside the log, between two batches.
+
+    Attributes:
+        run: returns how long until it is to run again; None: not before the next batch.
+        first: how long until it runs for the first time.
+    """
+
+    run: Callable[[], Awaitable[timedelta | None]]
+    first: timedelta = timedelta(0)
+
+
+def keep_leadership(connection: Connection) -> Chore:
+    """The chore of every follower that leads and does not use its session every second or two anyway."""
+
+    async def run() -> timedelta:
+        await touch(connection)
+        return TOUCH
+
+    return Chore(run, first=TOUCH)
+
+
+def no_rest(_: timedelta) -> timedelta:
+    return timedelta(0)
+
+
+async def follow(
+    position: Position,
+    *,
+    read: Callable[[Position], Coroutine[Any, Any, tuple[Sequence[E], Position]]],
+    act: Callable[[Sequence[E], Position, Position], Awaitable[None]],
+    wake: Wakes,
+    rest: Callable[[timedelta], timedelta] = no_rest,
+    read_ahead_of: float = inf,
+    chores: Sequence[Chore] = (),
+) -> Never:
+    """Follow the log from `position` until cancelled, or until something goes wrong.
+
+    Args:
+        read: what comes after a position, and the position up to which nothing is left out.
+        act: does what is to be done about it, and sees to it that the position is saved. It is called with what was
+            read, the position before and the one after, which is always greater.
+        rest: how long to rest at the end of the log after an `act` that took so long.
+        read_ahead_of: so many events behind, the next batch is read while `act` works on this one.
+        chores: one of them is `keep_leadership` if this is led (`infrastructure.followers.leadership.lead`).
+    """
+    loop = asyncio.get_running_loop()
+    timetable = _Timetable(chores)
+    ahead: asyncio.Task[tuple[Sequence[E], Position]] | None = None
+    try:
+        while True:
+            events, seen = await (ahead or read(position))
+            ahead = asyncio.create_task(read(seen)) if seen - position >= read_ahead_of else None
+            if seen > position:
+                began = loop.time()
+                await act(events, position, seen)
+                position = seen
+                timetable.wake_idle()
+                if ahead is None and (pause := rest(timedelta(seconds=loop.time() - began))):
+                    await asyncio.sleep(pause.total_seconds())
+            await timetable.run_due()
+            if ahead is None:
+                await wake.beyond(LOG, position, within=timetable.until_next())
+    finally:
+        if ahead is not None:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
+
+
+class _Timetable:
+    """When each chore is due, by the event loop's clock."""
+
+    def __init__(self, chores: Sequence[Chore]) -> None:
+        self._now = asyncio.get_running_loop().time
+        self._due = {chore: self._now() + chore.first.total_seconds() for chore in chores}
+
+    def wake_idle(self) -> None:
+        """There was a batch: what waited for one is due."""
+        now = self._now()
+        self._due = {chore: now if due == inf else due for chore, due in self._due.items()}
+
+    async def run_due(self) -> None:
+        for chore, due in self._due.items():
+            if self._now() >= due:
+                again_in = await chore.run()
+                self._due[chore] = inf if again_in is None else self._now() + again_in.total_seconds()
+
+    def until_next(self) -> timedelta:
+        """How long there is nothing to do, at most a second: whoever waits for a notification looks anyway."""
+        next_due = min(self._due.values(), default=inf) - self._now()
+        return timedelta(seconds=max(0.0, min(next_due, LOOK_ANYWAY.total_seconds())))

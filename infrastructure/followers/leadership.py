@@ -1,0 +1,128 @@
+"""Leadership: one process at a time does a piece of work, any number stand by."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from datetime import timedelta
+from typing import Protocol, TypeVar
+
+import psycopg
+import structlog
+
+from application.ports import Conflict, Unavailable
+from infrastructure.postgres.connection import Connection, connect
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+STAND_BY = timedelta(seconds=1)
+"""How often a standby tries to become the leader."""
+
+LEASE_MARGIN = timedelta(seconds=2)
+"""What a silent leader is given beside a statement's time: its session is silent while it waits for another one."""
+
+TOUCH = timedelta(seconds=1)
+"""How often the session that holds a leadership is used, at least: a silent one is deposed."""
+
+_AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    # A session that was silent for too long, though it was we who slept.
+    psycopg.errors.TransactionTimeout,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
+
+
+class LostLeadership(Exception):
+    """The follower's position was moved by somebody else: another process leads."""
+
+
+class Leading(Protocol):
+    """A piece of work for one process at a time."""
+
+    name: str
+
+    async def work(self, connection: Connection) -> None:
+        """Work until cancelled, or until something goes wrong.
+
+        `connection` holds the leadership: it is to be used every second or two, or a standby takes it for dead.
+        """
+        ...
+
+
+async def lead(leading: Leading, dsn: str, *, statement_timeout: timedelta = timedelta(seconds=10)) -> None:
+    """Run `leading` whenever this process is its leader, for ever: whatever goes wrong, it is begun again.
+
+    A leader of which the server has heard nothing for `statement_timeout` and `LEASE_MARGIN` (it was stopped, its
+    machine is gone) is deposed by whoever stands by. It may wake up afterwards: what it then writes elsewhere than in
+    its session is fenced by its position (`FollowerMoved`).
+    """
+    pause = STAND_BY.total_seconds()
+    away = False
+    while True:
+        try:
+            connection = await connect(dsn, name=leading.name, statement_timeout=statement_timeout)
+            async with connection:
+                if await _is_leader(connection, leading.name):
+                    log.info("follower.leads", follower=leading.name)
+                    away = False
+                    pause = STAND_BY.total_seconds()
+                    await leading.work(connection)
+                elif await _depose_silent(connection, leading.name, statement_timeout + LEASE_MARGIN):
+                    log.warning("follower.deposed_leader", follower=leading.name, hint="it was silent; is it stopped?")
+            await asyncio.sleep(STAND_BY.total_seconds())
+        except (*_AWAY, Unavailable, OSError, TimeoutError) as error:
+            if not away:  # once an outage, not once a second and follower
+                log.warning("follower.database_away", follower=leading.name, error=type(error).__name__)
+            away = True
+            await asyncio.sleep(STAND_BY.total_seconds())
+        except (LostLeadership, Conflict) as error:
+            log.warning("follower.lost_a_race", follower=leading.name, error=type(error).__name__)
+            await asyncio.sleep(STAND_BY.total_seconds())
+        except Exception:
+            # The edge of the loop: a follower never stops. It begins again, slower each time.
+            log.exception("follower.failed", follower=leading.name, again_in=pause, hint="this is a bug; report it")
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 30.0)
+
+
+async def _is_leader(connection: Connection, name: str) -> bool:
+    row = await (
+        await connection.execute("SELECT pg_try_advisory_lock(hashtext('registrar follower'), hashtext(%s))", (name,))
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
+async def _depose_silent(connection: Connection, name: str, lease: timedelta) -> bool:
+    """End the leader's session if the server waits for its next message for longer than `lease`.
+
+    The server's own timeouts for idle sessions do not see all of them: none is running in the middle of a pipeline, nor
+    after one, until the next statement outside (measured: psycopg 3.3.9, PostgreSQL 18.4).
+    """
+    cursor = await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)"
+        " WHERE locktype = 'advisory' AND granted AND datname = current_database() AND database = datid"
+        " AND classid = hashtext('registrar follower')::oid AND objid = hashtext(%s)::oid AND objsubid = 2"
+        " AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - %s",
+        (name, lease),
+    )
+    return cursor.rowcount > 0
+
+
+async def touch(connection: Connection) -> None:
+    """Prove that the leadership is still ours, and let a lost connection be noticed."""
+    await connection.execute("SELECT 1")
+
+
+async def while_touching(connection: Connection, work: Awaitable[T]) -> T:
+    """See `work` through, and use the session meanwhile; a leadership that is lost ends both."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=TOUCH.total_seconds()))[0]:
+            await touch(connection)
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
