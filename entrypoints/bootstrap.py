@@ -30,7 +30,8 @@ from infrastructure.alerts.alerts import Alerts
 from infrastructure.alerts.webhook import Webhook
 from infrastructure.crypto.keyring import Keyring, open_root_secret
 from infrastructure.crypto.password_hashing import PasswordHashing
-from infrastructure.embedded.postgres import DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
+from infrastructure.embedded.data_directory import DataDirectory
+from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.store import create_schema as create_event_store

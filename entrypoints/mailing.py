@@ -16,7 +16,7 @@ from purgatory.typing import StateName
 from application.mail_delivery import MailDelivery
 from application.ports import MailRequest, Unavailable
 from entrypoints.service import CannotStart, Service
-from infrastructure.embedded.postgres import DataDirectory
+from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.relay import Relay
 from infrastructure.mail.circuits import Circuits, OnTransition

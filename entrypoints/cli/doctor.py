@@ -30,7 +30,8 @@ from entrypoints.cli.session import log_troubles, read_settings
 from entrypoints.queries.registrations import LAGGING, followers_of
 from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.crypto.keyring import open_root_secret
-from infrastructure.embedded.postgres import BadDataDirectory, DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
+from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
+from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
 from infrastructure.mail.smtp.servers import Stage, judge_error
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.rabbitmq.connection import REFUSAL_HINT, REFUSALS, OtherQueue, Topology, compare, counts_of

@@ -24,7 +24,7 @@ from entrypoints.api.http_server import Server
 from entrypoints.cli.output import note
 from entrypoints.cli.session import log_everything, log_troubles, opened
 from entrypoints.service import CannotStart, Service
-from infrastructure.embedded.postgres import DataDirectory
+from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.settings.settings import Listen, Settings
 
 

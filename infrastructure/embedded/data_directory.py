@@ -1,0 +1,172 @@
+"""The data directory, and the secrets made in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+from pydantic import SecretBytes, SecretStr
+
+from infrastructure.embedded.files import exclusively, explained, open_private, sync, user_name, write
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+
+class BadDataDirectory(Exception):
+    """The data directory cannot be used; the message is one line that says why and what to do."""
+
+
+class DataDirectory:
+    """The directory that holds everything an all-in-one service keeps: made if missing, checked if not.
+
+    A directory made here is open to its owner only. One that exists is left as it is, but refused where others
+    could put a key or a database of theirs into it.
+
+    Raises:
+        BadDataDirectory: it cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        with explained(f"The data directory {path}", BadDataDirectory):
+            self._make()
+            self.path = self.path.resolve()
+            self._check()
+
+    def _make(self) -> None:
+        if self.path.exists():
+            return
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync(self.path.parent)
+
+    def _check(self) -> None:
+        found = self.path.stat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise BadDataDirectory(f"The data directory {self.path} is a file; name a directory with --data-dir.")
+        if os.geteuid() not in {0, found.st_uid}:
+            raise BadDataDirectory(
+                f"The data directory {self.path} belongs to {user_name(found.st_uid)}; "
+                f"run as {user_name(found.st_uid)}, or name another directory with --data-dir."
+            )
+        if not os.access(self.path, os.R_OK | os.W_OK | os.X_OK):
+            raise BadDataDirectory(
+                f"The data directory {self.path} is not writable; `chmod u+rwx` it, or name another with --data-dir."
+            )
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            # Empty and without the sticky bit, it was meant for us (and is no /tmp): no harm in closing it.
+            if found.st_mode & stat.S_ISVTX or any(self.path.iterdir()):
+                raise BadDataDirectory(
+                    f"The data directory {self.path} is writable by others, who could replace its keys; "
+                    "`chmod go-w` it, or name another with --data-dir."
+                )
+            self.path.chmod(stat.S_IMODE(found.st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for this process alone: one `up` per directory.
+
+        The kernel lets go of it when the process ends, however it ends; a database it leaves behind does not hold it.
+
+        Raises:
+            BadDataDirectory: another process holds it; the message has its pid.
+        """
+        with explained(f"The data directory {self.path}", BadDataDirectory):
+            lock = open_private(self.path / "up.lock", os.O_RDWR)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
+                raise BadDataDirectory(
+                    f"The data directory {self.path} is in use by another `registrar up`, process {holder}; "
+                    "stop that one, or name another directory with --data-dir."
+                ) from None
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(lock)
+
+    @property
+    def is_locked(self) -> bool:
+        """Does a process hold the directory, as `locked` does?"""
+        if not (self.path / "up.lock").exists():
+            return False
+        with explained(f"The data directory {self.path}", BadDataDirectory):
+            lock = open_private(self.path / "up.lock", os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        else:
+            return False
+        finally:
+            os.close(lock)
+
+    @contextmanager
+    def following(self) -> Iterator[bool]:
+        """Take part in delivering this directory's mail; True if nobody else does, so that none can be under way."""
+        with explained(f"The data directory {self.path}", BadDataDirectory):
+            lock = open_private(self.path / "following.lock", os.O_RDWR)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                alone = True
+            except BlockingIOError:
+                alone = False
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield alone
+        finally:
+            os.close(lock)
+
+    def master_key(self) -> SecretBytes:
+        """The 32 bytes that wrap every other key: made by the first call ever, the same ever after.
+
+        Raises:
+            BadDataDirectory: what is there is no key, or none is there beside a database. It is never replaced: what
+                it sealed would be lost.
+        """
+        if (self.path / "postgres").exists() and not (self.path / "master.key").exists():
+            raise BadDataDirectory(
+                f"{self.path / 'master.key'} is missing; put it back from a backup: "
+                "without it no personal data in this directory can be read."
+            )
+        text = self._made_once("master.key", lambda: secrets.token_hex(32))
+        if not re.fullmatch(r"[0-9a-f]{64}", text):
+            raise BadDataDirectory(
+                f"{self.path / 'master.key'} is not a key (64 hex digits); put it back from a backup: "
+                "without it no personal data in this directory can be read."
+            )
+        return SecretBytes(bytes.fromhex(text))
+
+    def admin_token(self) -> SecretStr:
+        """The operators' bearer token: made by the first call ever, the same until its file is removed.
+
+        Raises:
+            BadDataDirectory: what is there is no token.
+        """
+        text = self._made_once("admin.token", lambda: secrets.token_urlsafe(32))
+        if not re.fullmatch(r"[!-~]+", text):
+            raise BadDataDirectory(f"{self.path / 'admin.token'} is not a token; remove it, and a new one is made.")
+        return SecretStr(text)
+
+    def _made_once(self, name: str, make: Callable[[], str]) -> str:
+        file = self.path / name
+        with explained(file, BadDataDirectory), exclusively(self.path / "keys.lock"):
+            if not file.is_symlink() and not file.exists():
+                write(file, make() + "\n")
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                if os.fstat(descriptor).st_mode & 0o077:
+                    os.fchmod(descriptor, 0o600)
+                    log.warning("a secret could be read by others, closed it", file=str(file))
+                return os.read(descriptor, 4096).decode("ascii", "replace").strip()
+            finally:
+                os.close(descriptor)

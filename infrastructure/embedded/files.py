@@ -1,0 +1,72 @@
+"""Private files, written whole or not at all, locks between processes, and who owns what."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+
+def user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def open_private(file: Path, flags: int) -> int:
+    """Open `file`, made 0600 if missing, and owned by who owns its directory: root may work in somebody's directory."""
+    descriptor = os.open(file, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    if os.geteuid() == 0:
+        owner = file.parent.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    return descriptor
+
+
+def write(file: Path, text: str) -> None:
+    """Put `text` into `file` whole or not at all, on disk when this returns. One writer at a time."""
+    new = file.with_name(f"{file.name}.new")
+    new.unlink(missing_ok=True)
+    descriptor = open_private(new, os.O_WRONLY | os.O_EXCL)
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
+    new.replace(file)
+    sync(file.parent)
+
+
+def sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def exclusively(lock_file: Path) -> Iterator[None]:
+    """One process, and one thread, at a time. The file stays: removing it would let two in."""
+    lock = open_private(lock_file, os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def explained(what: Path | str, kind: type[Exception]) -> Iterator[None]:
+    """Turn what the system or the server refuses into one line of ours, raised as `kind`."""
+    try:
+        yield
+    except (OSError, psycopg.Error, subprocess.SubprocessError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        raise kind(f"{what} cannot be used: {reason}{where}.") from error
