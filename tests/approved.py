@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import gc
 import importlib
 import json
 import os
@@ -20,11 +21,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = ("domain", "application", "projections", "infrastructure", "entrypoints")
 APPROVED: Final = ROOT / "tests" / "golden" / "names"
 
-_HOW: Final = "If an issue asks for this change, approve it as tests/approved.py says."
+_HOW: Final = "If an issue asks for this change, approve it as tests/support/approved.py says."
 
 
 def same_as_approved(subject: str, found: Any) -> None:
@@ -55,7 +56,12 @@ def sources(suffix: str = ".py") -> Iterator[Path]:
 
 @cache
 def syntax(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
+    # Python 3.11 fails if the collector runs a finalizer while it makes the tree ("recursion depth mismatch").
+    gc.disable()
+    try:
+        return ast.parse(file.read_text(encoding="utf-8"))
+    finally:
+        gc.enable()
 
 
 def nodes() -> Iterator[ast.AST]:

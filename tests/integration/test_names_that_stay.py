@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.approved import same_as_approved, the
-from tests.http_words import open_api
+from tests.support.approved import same_as_approved, the
+from tests.support.http import open_api
 
 OURS = "nspname !~ '^(pg_|information_schema$)'"
 

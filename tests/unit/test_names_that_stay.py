@@ -1,6 +1,6 @@
 """Names that somebody outside of the code relies on: no restructuring may change one by accident.
 
-`tests/golden/names/` has the approved ones; `tests/approved.py` says how to approve a change. Names are found by
+`tests/golden/names/` has the approved ones; `tests/support/approved.py` says how to approve a change. Names are found by
 walking through the product, not in fixed modules. Pinned elsewhere: topics and fields of events (`test_event_codec.py`),
 the integration events (`docs/asyncapi.json`, `test_integration_events.py`). What needs a database is in
 `tests/integration/test_names_that_stay.py`.
@@ -18,7 +18,7 @@ from uuid import UUID
 
 import click
 
-from tests.approved import modules, nodes, same_as_approved, sources, syntax, the
+from tests.support.approved import modules, nodes, same_as_approved, sources, syntax, the
 
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 
