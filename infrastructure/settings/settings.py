@@ -30,6 +30,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
 )
+from pydantic.fields import FieldInfo
 
 PREFIX = "REGISTRAR_"
 
@@ -189,9 +190,13 @@ def _broker_url(value: object) -> object:
     return value
 
 
+class _NoValueWillDo(ValueError):
+    """About a setting that must not be set: no example of a better value helps."""
+
+
 def _unsupported(value: object) -> object:
     if value is not None:
-        raise ValueError("is not supported by this version yet; unset it")
+        raise _NoValueWillDo("is not supported by this version yet")
     return value
 
 
@@ -443,16 +448,27 @@ class Settings(BaseModel):
         first = error.errors(include_url=False, include_input=False)[0]
         field = str(first["loc"][0])
         name = f"--{field.replace('_', '-')}" if field in options else PREFIX + field.upper()
+        without = "leave it out" if field in options else "unset it"
         if field == "master_key" and "master_key_file" in given:
             name, what = f"{PREFIX}MASTER_KEY_FILE", "contains something that is not 32 bytes as hex or base64"
         else:
             reason = first.get("ctx", {}).get("error")
-            what = str(reason) if reason else f"is refused: {first['msg'][:1].lower()}{first['msg'][1:]}"
-        metadata = cls.model_fields[field]
-        if "unset it" in what:
-            return f"{name} {what}."
-        example = (metadata.examples or [f"{metadata.get_default(call_default_factory=False).total_seconds():g}"])[0]
-        return f"{name} {what}. Set it to something like {example}, or {'leave it out' if field in options else 'unset it'}."
+            ours = isinstance(reason, Exception)  # of a library's own errors it is a text
+            what = str(reason) if ours else f"is refused: {first['msg'][:1].lower()}{first['msg'][1:]}"
+            if isinstance(reason, _NoValueWillDo):
+                return f"{name} {what}; {without}."
+        example = _example(cls.model_fields[field])
+        return f"{name} {what}. {f'Set it to something like {example},' if example else 'Correct it'} or {without}."
+
+
+def _example(field: FieldInfo) -> str | None:
+    """A value as an operator writes it, None where neither an example nor a default gives one."""
+    if field.examples:
+        return str(field.examples[0])
+    default = field.get_default(call_default_factory=False)
+    if isinstance(default, timedelta):
+        return f"{default.total_seconds():g}"
+    return str(default) if isinstance(default, int | float | str) and not isinstance(default, bool) else None
 
 
 def _read_key_file(path: Path) -> str:

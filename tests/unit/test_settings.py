@@ -6,9 +6,10 @@ import base64
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from pydantic import SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 
 from infrastructure.settings.settings import BadSettings, Listen, MailServer, Settings
 
@@ -315,3 +316,37 @@ def test_secrets_do_not_show_when_settings_are_printed() -> None:
     assert CANARY not in shown
     assert KEY.hex() not in shown
     assert repr(KEY)[2:-1] not in shown
+
+
+class Further(Settings):
+    """What a later version may bring: settings without an example."""
+
+    retries: int = Field(default=3, ge=1)
+    nickname: str | None = Field(default=None, max_length=3)
+    mode: Literal["a", "b"] | None = None
+    patience: timedelta | None = None
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "advice"),
+    [
+        ("retries", "0", "Set it to something like 3, or unset it."),
+        ("retries", "many", "Set it to something like 3, or unset it."),
+        ("nickname", "unset it", "Correct it or unset it."),
+        ("mode", "unset it", "Correct it or unset it."),
+        ("patience", "long", "Correct it or unset it."),
+        ("otp_ttl", "x", "Set it to something like 600, or unset it."),
+    ],
+)
+def test_a_setting_without_an_example_is_refused_in_one_line_too(field: str, text: str, advice: str) -> None:
+    with pytest.raises(BadSettings) as refused:
+        Further.from_environment({f"REGISTRAR_{field.upper()}": text})
+
+    message = str(refused.value)
+    assert message.startswith(f"REGISTRAR_{field.upper()} is ")
+    assert message.endswith(f". {advice}")
+
+
+def test_a_bad_option_without_an_example_is_left_out_rather_than_unset() -> None:
+    with pytest.raises(BadSettings, match=r"^--nickname is .*[.] Correct it or leave it out[.]$"):
+        Further.from_environment({}, nickname="long")
