@@ -62,6 +62,7 @@ class Server:
         stop_delay: timedelta = timedelta(0),
         trusted_proxies: tuple[Network, ...] = (),
         metrics: Metrics | None = None,
+        connections: int | None = None,
     ) -> None:
         """
         Args:
@@ -71,6 +72,7 @@ class Server:
                 before it is refused a connection.
             trusted_proxies: whose `X-Forwarded-For` is believed.
             metrics: where what is refused at the door is counted.
+            connections: that clients may have open; None: as many as the process can spare, this being its only server.
         """
         admission = Admission(metrics or Metrics())
         self.host = host
@@ -81,7 +83,7 @@ class Server:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=partial(_Protocol, admission, _connections()),  # type: ignore[arg-type]  # it is only called
+                http=partial(_Protocol, admission, _spare() if connections is None else connections),  # type: ignore[arg-type]  # it is only called
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -125,7 +127,18 @@ class Server:
         self._task = None
 
 
-def _connections() -> int:
+def shares() -> tuple[int, int]:
+    """Connections that registrants and operators may have open where each have a server of their own.
+
+    Together they are what one server alone may have. An eighth is the operators', so that no flood of the others
+    keeps them out.
+    """
+    spare = _spare()
+    operators = max(2, spare // 8)
+    return spare - operators, operators
+
+
+def _spare() -> int:
     """Connections that clients may have open: beyond it a file descriptor that we need might be missing."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if descriptors == resource.RLIM_INFINITY else max(8, descriptors - RESERVED)

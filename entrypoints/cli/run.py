@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from entrypoints.api.app import create_app
-from entrypoints.api.http_server import Server
+from entrypoints.api.http_server import Server, shares
 from entrypoints.cli.output import note
 from entrypoints.cli.session import log_everything, log_troubles, opened
 from entrypoints.service import CannotStart, Service
@@ -180,10 +180,11 @@ async def _listening(service: Service) -> AsyncIterator[_Addresses]:
             url = await _listen(service, create_app(service), main, options, servers)
             yield _Addresses(url, url)
         else:
-            operators = create_app(service, public=False)
+            registrants, operators = create_app(service, admin=False), create_app(service, public=False)
+            most, theirs = shares()
             yield _Addresses(
-                admin=await _listen(service, operators, admin, "REGISTRAR_ADMIN_LISTEN", servers),
-                public=await _listen(service, create_app(service, admin=False), main, options, servers),
+                admin=await _listen(service, operators, admin, "REGISTRAR_ADMIN_LISTEN", servers, connections=theirs),
+                public=await _listen(service, registrants, main, options, servers, connections=most),
             )
 
 
@@ -197,7 +198,15 @@ async def _servers() -> AsyncIterator[list[Server]]:
         await asyncio.gather(*(server.stop() for server in servers))
 
 
-async def _listen(service: Service, app: FastAPI, where: Listen, chosen_by: str, servers: list[Server]) -> str:
+async def _listen(
+    service: Service,
+    app: FastAPI,
+    where: Listen,
+    chosen_by: str,
+    servers: list[Server],
+    *,
+    connections: int | None = None,
+) -> str:
     server = Server(
         app,
         host=where.host,
@@ -206,6 +215,7 @@ async def _listen(service: Service, app: FastAPI, where: Listen, chosen_by: str,
         stop_delay=service.settings.stop_delay,
         trusted_proxies=service.settings.trusted_proxies,
         metrics=service.metrics,
+        connections=connections,
     )
     try:
         await server.start()

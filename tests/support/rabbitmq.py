@@ -62,7 +62,7 @@ class PrivateRabbit:
             ports: of a node that somebody else has started there; free ones if None.
         """
         self.directory = directory
-        self.ports = list(ports or _free_ports(4))
+        self.ports = list(ports or free_ports(4))
         self.port, self._management, self._distribution, self._epmd = self.ports
         self._name = f"registrar{self.port}@localhost"
         if ports is not None:
@@ -294,7 +294,7 @@ def _session_of(pid: int) -> int:
         return 0
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
     """Ports that nobody listens on now; RabbitMQ takes none of its own choice."""
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
     ports = [listener.getsockname()[1] for listener in listeners]
