@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -24,7 +24,7 @@ from domain.errors import Refused, UnknownRegistration
 from entrypoints import dead_letters as mail_desk
 from entrypoints.api.guard import body_of, context_of
 from entrypoints.api.openapi import BODY_PROBLEMS, body_described, problems
-from entrypoints.api.problems import Declined, FieldError
+from entrypoints.api.problems import Declined
 from entrypoints.api.request_body import parse
 from entrypoints.api.responses import (
     AdminRegistrationStory,
@@ -42,6 +42,7 @@ from entrypoints.api.responses import (
 from entrypoints.queries.registrations import ReadModels
 from entrypoints.service import Service
 from projections.mail import STRAY
+from projections.paging import before
 
 ACTOR: Final = "operator"
 
@@ -78,8 +79,17 @@ class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
+def _cursor_of_ours(cursor: str | None) -> str | None:
+    before(cursor)
+    return cursor
+
+
 class _Page(_Query):
-    cursor: Annotated[str | None, Field(pattern="^[A-Za-z0-9_=-]{1,64}$", description="`next_cursor` of a page")] = None
+    cursor: Annotated[
+        str | None,
+        Field(pattern="^[A-Za-z0-9_=-]{1,64}$", description="`next_cursor` of a page"),
+        AfterValidator(_cursor_of_ours),
+    ] = None
     limit: Annotated[int, Field(ge=1, le=200)] = 50
 
 
@@ -142,9 +152,8 @@ def add_admin_routes(app: FastAPI, service: Service, reads: ReadModels) -> None:
 def _add_questions(add: Callable[..., None], reads: ReadModels) -> None:
     async def search(query: Annotated[RegistrationsQuery, Query()]) -> Response:
         """Registrations, newest first, with address and name in clear."""
-        found = reads.search(status=query.status, email=query.email, cursor=query.cursor, limit=query.limit)
-        with _cursor_checked():
-            return answer(await found)
+        found = await reads.search(status=query.status, email=query.email, cursor=query.cursor, limit=query.limit)
+        return answer(found)
 
     async def show(registration_id: UUID) -> Response:
         """One registration, whether it is a duplicate, and every mail of it."""
@@ -155,7 +164,7 @@ def _add_questions(add: Callable[..., None], reads: ReadModels) -> None:
 
     async def audit(query: Annotated[AuditQuery, Query()]) -> Response:
         """Who did what, when, and because of what; newest first."""
-        found = reads.audit(
+        found = await reads.audit(
             registration_id=query.registration_id,
             email=query.email,
             actor=query.actor,
@@ -166,15 +175,13 @@ def _add_questions(add: Callable[..., None], reads: ReadModels) -> None:
             cursor=query.cursor,
             limit=query.limit,
         )
-        with _cursor_checked():
-            return answer(await found)
+        return answer(found)
 
     async def mails(query: Annotated[MailQuery, Query()]) -> Response:
         """Mails, the latest issue first; `state=FAILED` are the dead letters, `state=STRAY` those that are none of ours."""
-        with _cursor_checked():
-            if query.state == STRAY:
-                return answer(await reads.strays(cursor=query.cursor, limit=query.limit))
-            return answer(await reads.mails(state=query.state, cursor=query.cursor, limit=query.limit))
+        if query.state == STRAY:
+            return answer(await reads.strays(cursor=query.cursor, limit=query.limit))
+        return answer(await reads.mails(state=query.state, cursor=query.cursor, limit=query.limit))
 
     async def funnel(query: Annotated[FunnelQuery, Query()]) -> Response:
         """How many registrations reached each stage, and how long it took them."""
@@ -221,8 +228,7 @@ def _add_acts(add: Callable[..., None], service: Service, reads: ReadModels) -> 
         in the meantime is passed over.
         """
         wanted = parse(RetryByCause, body_of(request))
-        with _cursor_checked():
-            found = await reads.worth_a_retry(failures=[wanted.failure], cursor=wanted.cursor, limit=wanted.limit)
+        found = await reads.worth_a_retry(failures=[wanted.failure], cursor=wanted.cursor, limit=wanted.limit)
         requested = 0
         for registration_id in found.registration_ids:
             with suppress(Refused):  # verified or ended since
@@ -245,12 +251,3 @@ def _add_acts(add: Callable[..., None], service: Service, reads: ReadModels) -> 
         openapi_extra=body_described(RetryByCause, {"failure": "expired"}),
     )
     add("POST", "/mail/{registration_id}/discard", discard, "Discard a mail", Done, *refused)
-
-
-@contextmanager
-def _cursor_checked() -> Iterator[None]:
-    """Turns the read models' word for a malformed cursor into ours."""
-    try:
-        yield
-    except ValueError:
-        raise Declined("invalid-request", errors=[FieldError("cursor", "not a cursor")]) from None

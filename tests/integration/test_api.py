@@ -676,6 +676,17 @@ async def test_operators_routes_are_not_on_the_public_listener(idle: Api) -> Non
             assert (missing.status_code, problem_of(missing)) == (404, "not-found")
 
 
+async def test_a_fault_behind_a_search_is_not_taken_for_a_malformed_cursor(api: Api) -> None:
+    await api.becomes(await api.registered(), status="PENDING")
+    assert (await api.http.get("/v1/admin/registrations", headers=ADMIN)).status_code == 200
+    async with await connect(api.service.dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
+        await connection.execute("UPDATE personal_keys SET wrapped = '\\x00'")  # the cipher refuses so short a nonce
+
+    broken = await api.http.get("/v1/admin/registrations", headers=ADMIN)
+
+    assert (broken.status_code, problem_of(broken)) == (500, "internal-error")
+
+
 # --- Documentation ------------------------------------------------------------------------------
 
 

@@ -240,6 +240,13 @@ async def test_a_malformed_search_is_refused(api: Api) -> None:
         assert (refused.status_code, problem_of(refused)) == (422, "invalid-request"), query
 
 
+async def test_a_cursor_that_no_page_gave_is_named(api: Api) -> None:
+    refused = await api.http.get("/v1/admin/registrations?cursor=LTE=", headers=ADMIN)
+    retry = await api.http.post("/v1/admin/mail/retry", json={"failure": "expired", "cursor": "LTE="}, headers=ADMIN)
+
+    assert refused.json()["errors"] == retry.json()["errors"] == [{"field": "cursor", "message": "not a cursor"}]
+
+
 async def test_the_first_and_the_last_day_can_be_asked_for(api: Api) -> None:
     for since in ("0001-01-01T00:00:00%2B14:00", "9999-12-31T23:59:59-14:00", "1970-01-01T00:00:00Z"):
         for path in ("audit", "funnel"):
