@@ -28,7 +28,10 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The figures of the rules, all adjustable by the operator (`contract.md`, Environment).
+    """The figures of the rules.
+
+    An operator can set four of them: `otp_ttl`, `otp_max_attempts`, `resend_cooldown`, `registration_ttl`
+    (`contract.md`, Environment). The others are the service's own.
 
     Attributes:
         otp_ttl: how long a code holds after its hand-over to the mail server (plan: 10 minutes).

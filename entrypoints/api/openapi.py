@@ -145,7 +145,9 @@ _KEY: Final = _parameter(
     "Idempotency-Key",
     "header",
     {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}$", "examples": ["0b6f7c1e-5f0c-4a7e-9a39-b1de4cf2c0de"]},
-    "The same key and payload for the same address is the same registration, however often it is sent.",
+    "The same key and payload for the same address is the same registration, however often it is sent, also while the "
+    "first request is under way: each is answered with that registration. So this version never sends 409 "
+    "`idempotency-key-in-use`, which stays reserved; a client that gets it repeats the request.",
 )
 _POSITION: Final = {
     "Registrar-Position": {
