@@ -58,7 +58,7 @@ from domain.stray_message import StrayMessage
 T = TypeVar("T")
 
 CONFLICT_RETRIES = 3
-"""How often a command that lost a race is decided anew before the caller is told (house-style.md, rule 9)."""
+"""How often a command that lost a race is decided anew before the caller is told (docs/house-style.md, rule 9)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class Policy:
     """The figures of the rules.
 
     An operator can set four of them: `otp_ttl`, `otp_max_attempts`, `resend_cooldown`, `registration_ttl`
-    (`contract.md`, Environment). The others are the service's own.
+    (`docs/contract.md`, Environment). The others are the service's own.
 
     Attributes:
         otp_ttl: how long a code holds after its hand-over to the mail server (plan: 10 minutes).
@@ -41,7 +41,7 @@ class Policy:
         registration_ttl: how long after the start an unverified registration is undone.
         notice_interval: least time between two notices to the owner of an address that others try to register.
         codes_locked: how many codes may be locked before the registration is undone. With 5 tries each that bounds
-            the guesses at one registration to 25 (security.md, S4), of the 100 that NIST SP 800-63B allows.
+            the guesses at one registration to 25 (docs/security.md, S4), of the 100 that NIST SP 800-63B allows.
     """
 
     otp_ttl: timedelta = timedelta(minutes=10)

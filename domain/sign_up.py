@@ -13,7 +13,7 @@ from domain.errors import AddressTaken, IdempotencyKeyReused
 from domain.registration import Registration
 
 IDEMPOTENCY_TTL = timedelta(hours=24)
-"""How long an Idempotency-Key stands for its registration (security.md, S15)."""
+"""How long an Idempotency-Key stands for its registration (docs/security.md, S15)."""
 
 
 @dataclass(frozen=True, slots=True)

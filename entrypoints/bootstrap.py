@@ -182,7 +182,7 @@ async def open_service(
             service.broker = Broker(
                 settings.broker_url.get_secret_value(),
                 name="work" if works else "process" if follows else "serve",
-                # Who neither publishes nor consumes only looks, and needs no rights to what is there (security.md, S27).
+                # Who neither publishes nor consumes only looks, and needs no rights to what is there (docs/security.md, S27).
                 topology=Topology.of(queue_ttl=settings.queue_ttl) if follows or works else None,
                 consumers=consumers,
                 finish_within=finish_within(settings),
@@ -307,7 +307,7 @@ def _pool(dsn: str, settings: Settings) -> AsyncConnectionPool[Connection]:
         dsn,
         min_size=1,
         max_size=8,
-        max_waiting=16,  # faults.md, B14: twice the pool; beyond it callers are told at once
+        max_waiting=16,  # docs/reliability.md, B14: twice the pool; beyond it callers are told at once
         timeout=2.0,
         reconnect_timeout=0,
         open=False,

@@ -33,7 +33,7 @@ BODY_LIMIT: Final = 16 * 1024
 """Bytes of a body (contract: 16 KiB)."""
 
 HEADERS_LIMIT: Final = 8 * 1024
-"""Bytes of all headers (security.md, S23)."""
+"""Bytes of all headers (docs/security.md, S23)."""
 
 DRAIN_LIMIT: Final = 1024 * 1024
 """Bytes of a body that are read though it is too large: many clients do not read an answer before they have sent."""

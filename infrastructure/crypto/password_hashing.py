@@ -15,7 +15,7 @@ from application.ports import Overloaded
 
 MEMORY = 19 * 1024 * 1024
 PASSES = 2
-"""OWASP's first choice for argon2id: 19 MiB, two passes, one lane. 12 ms a hash with libsodium (library-facts.md)."""
+"""OWASP's first choice for argon2id: 19 MiB, two passes, one lane. 12 ms a hash with libsodium (docs/library-notes.md)."""
 
 MAX_WAITING = 16
 """Hashes that may wait: about 100 ms on two cores. Beyond it the answer is 503, not a longer wait."""

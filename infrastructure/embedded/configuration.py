@@ -25,7 +25,7 @@ _CONFIGURATION = {
     "max_connections": "200",
     "shared_buffers": "128MB",
     "timezone": "UTC",
-    "idle_in_transaction_session_timeout": "5s",  # faults.md, B12
+    "idle_in_transaction_session_timeout": "5s",  # docs/reliability.md, B12
     "jit": "off",  # our statements are short, compiling them never pays
     # What is acknowledged is on disk.
     "fsync": "on",

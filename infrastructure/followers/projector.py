@@ -25,7 +25,7 @@ from infrastructure.postgres.schema import bring_up_to_date
 log = structlog.get_logger(__name__)
 
 BATCH = 1000
-"""Events applied in one transaction at most: 40 times the throughput of one each (library-facts.md)."""
+"""Events applied in one transaction at most: 40 times the throughput of one each (docs/library-notes.md)."""
 
 REST = 4
 """A projector at the end of the log writes for a quarter of the time at most: on a busy machine batches grow, and fewer

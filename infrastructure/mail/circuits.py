@@ -3,7 +3,7 @@
 purgatory 3.0.1 counts failures in a row (four failures and a success, for ever, never open it), lets everybody through
 when half open, counts a cancellation as a failure and raises one exception object again and again. So `Circuits`
 creates `Circuit`s where the factory would create its `Context`; everything around them is purgatory's. The rules are
-those of opossum, the Node.js library that the original plan names. `seed/registration-plan.txt` has the figures.
+those of opossum, the Node.js library that the original plan names. Its figures are in `docs/contract.md`.
 
 purgatory tells its listeners of a change when the call that caused it ends; `on_transition` is told at once, and of
 the state before.

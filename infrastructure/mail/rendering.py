@@ -1,7 +1,7 @@
 """Letters: their words in the reader's language, and their bytes for the mail server.
 
 Nothing that a registrant typed is in a letter but the address it goes to: whoever registers somebody else's address
-must not be able to send them a word (`shared/security.md`, S10 and S13). The subject does not carry the code, so that
+must not be able to send them a word (`docs/security.md`, S10 and S13). The subject does not carry the code, so that
 a locked screen does not show it.
 """
 

@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PATIENCE = timedelta(seconds=2)
-"""A batch that takes longer is stuck: who waits behind it is better told so than kept (faults.md, B1, B8)."""
+"""A batch that takes longer is stuck: who waits behind it is better told so than kept (docs/reliability.md, B1, B8)."""
 
 
 class Batcher(Generic[Item, Result]):

@@ -42,7 +42,7 @@ from application.ports import BrokerAway, Unavailable
 
 log = structlog.get_logger(__name__)
 
-# --- Topology (contract.md) -----------------------------------------------------------------------
+# --- Topology (docs/contract.md) ------------------------------------------------------------------
 
 MAIL_EXCHANGE: Final = RabbitExchange("registrar", type=ExchangeType.TOPIC)
 DEAD_EXCHANGE: Final = RabbitExchange("registrar.dlx", type=ExchangeType.TOPIC)
@@ -55,7 +55,7 @@ MAIL_REQUESTED: Final = "mail.requested"
 MAIL_FAILED: Final = "mail.failed"
 
 DELIVERY_LIMIT: Final = 3
-"""Deliveries after which a message is taken for the cause of the crashes, and becomes a dead letter (contract.md)."""
+"""Deliveries after which a message is taken for the cause of the crashes, and becomes a dead letter (docs/contract.md)."""
 
 DEAD_DELIVERY_LIMIT: Final = 20
 """The same for a dead letter, which is dropped then: what cannot be decoded on the wire ends the connection of whoever it
@@ -73,7 +73,7 @@ CANARY: Final = "registrar.canary"
 
 CONNECT_WITHIN: Final = timedelta(seconds=5)
 ANSWER_WITHIN: Final = timedelta(seconds=3)
-"""A queue that does not confirm a message for so long is dead or blocked (faults.md, C3)."""
+"""A queue that does not confirm a message for so long is dead or blocked (docs/reliability.md, C3)."""
 
 LOOK_WITHIN: Final = timedelta(seconds=2)
 """For a health check, loop message and counts together."""
@@ -227,7 +227,7 @@ class Consumer:
 
     async def finish(self, within: timedelta) -> None:
         """Take no more messages from this connection and let those in hand be seen through. FastStream's own `stop`
-        waits first and cancels then, so that each message that comes meanwhile costs a delivery (library-facts.md)."""
+        waits first and cancels then, so that each message that comes meanwhile costs a delivery (docs/library-notes.md)."""
         self._finishing = True  # no pause: whoever pauses and resumes meanwhile means the next connection, too
         await self._settle()
         self.stopping.set()
@@ -649,7 +649,7 @@ class Broker:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            self._lose(session)  # raised by the library, about its connection (library-facts.md)
+            self._lose(session)  # raised by the library, about its connection (docs/library-notes.md)
             raise BrokerAway("RabbitMQ is away") from None
 
     async def look(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ DEAD_PREFETCH: Final = 16
 
 HANDLER_TIMEOUT: Final = timedelta(seconds=60)
 """How long a message is held for a mail that cannot be tried now, far below the 30 minutes after which RabbitMQ takes
-it for lost (faults.md, C16). Then it is acknowledged: nothing was tried, and the saga asks again."""
+it for lost (docs/reliability.md, C16). Then it is acknowledged: nothing was tried, and the saga asks again."""
 
 BUG_PAUSE: Final = timedelta(seconds=1)
 """Before a message that brought a handler down is given back: it must not become a hot loop."""
@@ -84,7 +84,7 @@ class _Body(BaseModel):
 
 
 def encode(request: MailRequest) -> bytes:
-    """The body of a request's message (contract.md)."""
+    """The body of a request's message (docs/contract.md)."""
     return (
         f'{{"registration_id":"{request.registration_id}","serial":{request.serial},'
         f'"kind":"{request.kind}","requested_at":"{request.requested_at.isoformat()}"}}'

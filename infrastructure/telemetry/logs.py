@@ -37,7 +37,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 LONGEST_FIELD = 256
-"""Characters of a text that are written; security.md, S17."""
+"""Characters of a text that are written; docs/security.md, S17."""
 
 REDACTED = "[redacted]"
 

@@ -203,7 +203,7 @@ ALLOWED_ATTRIBUTES: Final = frozenset(
         "registrar.position",
     }
 )
-"""What a span may carry (security.md, S9). Anything else is dropped before it leaves the process."""
+"""What a span may carry (docs/security.md, S9). Anything else is dropped before it leaves the process."""
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 

@@ -5,7 +5,7 @@
 
 `virtual_time` (clock, event loop, processes that can be killed between any two steps) → `faults` (how likely what is)
 → `database` and `mail` (the ports, and how they fail) → `people` (registrants, squatters, operators) → `oracle` (what
-must always hold, faults.md I3 to I7) → `world` (one run) → `planted` (bugs that must be found).
+must always hold, docs/reliability.md, I3 to I7) → `world` (one run) → `planted` (bugs that must be found).
 
 What is real: `domain`, `Handlers`, `react`, `MailDelivery`, `ProcessManager.work`, `Relay.work`, `Batcher`, and
 asyncio's tasks and locks below them. What is played: PostgreSQL, SMTP, the broker's line, and `follower.lead`.

@@ -278,7 +278,7 @@ class DatabasePort:
             raise Unavailable("the database is away; the outcome is unknown")
 
     def locked(self) -> bool:
-        """Are appends shut out (B11 of faults.md)?"""
+        """Are appends shut out (docs/reliability.md, B11)?"""
         if self._network.loop.now not in self._locked:
             return False
         self._faults.count("append while locked")

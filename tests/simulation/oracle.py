@@ -1,4 +1,4 @@
-"""What must hold: faults.md I3 to I7, and what follows from architecture.md. Knows nothing of the code it judges:
+"""What must hold: docs/reliability.md, I3 to I7, and what follows from the saga's rules. Knows nothing of the code it judges:
 it folds the events by itself and derives codes from the reference keyring."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.simulation.mail import KEYRING, Attempt, Copy
 
 MAX_GUESSES = 5
 COPIES_CAP = 6
-"""A_max of faults.md, I5."""
+"""The bound of docs/reliability.md, I5."""
 
 
 class Violation(Exception):

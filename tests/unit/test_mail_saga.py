@@ -111,7 +111,7 @@ def decide(
     return reacted, [] if reacted is None else recorded(reacted), commands
 
 
-# --- The table (architecture.md, "The mail saga") ---------------------------------------------
+# --- The table of `react` ---------------------------------------------------------------------
 
 TABLE = [
     ("a registration begins", (), registered(), [saga_started()], []),

@@ -310,7 +310,7 @@ def test_a_new_key_with_the_payload_of_a_pending_registration_is_that_registrati
     assert outcome.changed == ()
 
 
-# --- Pre-hijacking (security.md, S8) ----------------------------------------------------------
+# --- Pre-hijacking (docs/security.md, S8) -----------------------------------------------------
 
 
 def test_who_registers_a_victims_address_first_gets_nothing_of_it() -> None:

@@ -1,0 +1,91 @@
+"""What code and documents refer to is in the repository, and says what they refer to it for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("domain", "application", "projections", "infrastructure", "entrypoints", "tests", "bench")
+OTHERS = ("docs", "examples", "deploy", "scripts", ".ci")
+TEXT = {"", ".conf", ".html", ".md", ".py", ".service", ".sh", ".sql", ".toml", ".txt", ".yaml"}
+
+DOCUMENT = re.compile(r'(?<![\w./:"-])((?:\.\./)*(?:[\w-]+/)*[\w-]+\.md|docs/[\w./-]*\w)\b')
+ROWS = re.compile(r"(docs/\w+\.md), ((?:row )?[A-Z]\d+(?:(?:, | and | to )[A-Z]\d+)*)")
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?\)")
+SOURCE = re.compile(r"`((?:[\w.-]+/)+(?:[\w@-]+\.(?:py|sql|yaml|conf|service))?)(?:::(\w+))?`")
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    """Every file that people write, and what is in it."""
+    files = [file for file in ROOT.iterdir() if file.is_file()]
+    files += [file for folder in (*FOLDERS, *OTHERS) for file in (ROOT / folder).rglob("*") if file.is_file()]
+    for file in files:
+        if file.suffix in TEXT and "__pycache__" not in file.parts and file != Path(__file__):
+            yield file, file.read_text(encoding="utf-8")
+
+
+def documents() -> Iterator[tuple[Path, str]]:
+    return ((file, text) for file, text in texts() if file.suffix == ".md")
+
+
+def found(name: str, file: Path) -> Path | None:
+    """What a name in this file refers to; tests may be named from their folder on."""
+    places = (ROOT, file.parent, ROOT / "tests")
+    return next((place / name for place in places if (place / name).exists()), None)
+
+
+def test_every_document_that_is_named_is_in_the_repository() -> None:
+    missing = {
+        f"{file.relative_to(ROOT)}: {name}"
+        for file, text in texts()
+        for name in DOCUMENT.findall(text)
+        if found(name, file) is None
+    }
+    assert missing == set()
+
+
+def test_every_row_that_is_named_is_in_its_document() -> None:
+    missing = {
+        f"{file.relative_to(ROOT)}: {name}, {row}"
+        for file, text in texts()
+        for name, rows in ROWS.findall(text)
+        for row in re.findall(r"[A-Z]\d+", rows)
+        if f"| {row} |" not in (ROOT / name).read_text(encoding="utf-8")
+    }
+    assert missing == set()
+
+
+def test_every_link_leads_to_a_file_and_a_heading() -> None:
+    broken = set()
+    for file, text in documents():
+        for name, heading in LINK.findall(text):
+            target = file.parent / name if name else file
+            if not target.exists() or (heading and heading not in headings(target)):
+                broken.add(f"{file.relative_to(ROOT)}: {name}#{heading}")
+    assert broken == set()
+
+
+def headings(file: Path) -> set[str]:
+    """The anchors of a document's headings, as they are made on the web."""
+    titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_source_and_test_that_a_document_names_exists() -> None:
+    missing = set()
+    for file, text in documents():
+        for name, function in SOURCE.findall(text):
+            if name.partition("/")[0] not in {*FOLDERS, *OTHERS} and not name.endswith(".py"):
+                continue
+            source = found(name, file)
+            if source is None or (function and f"def {function}(" not in source.read_text(encoding="utf-8")):
+                missing.add(f"{file.relative_to(ROOT)}: {name}::{function}")
+    assert missing == set()
+
+
+def test_every_line_of_help_fits_a_terminal() -> None:
+    described = re.findall(r"^([a-z-]+):.*## (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {target for target, words in described if 14 + len(words) > 80} == set()
+    assert len(described) > 10
