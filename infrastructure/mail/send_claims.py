@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
-from application.ports import SendClaim
+import psycopg
+
+from application.ports import SendClaim, Unavailable
 from infrastructure.postgres.batching import Batcher
 from infrastructure.postgres.connection import Connection, Line
 
 _Mail = tuple[UUID, int]
 """Registration and serial of an issue."""
 
+RELEASE_WITHIN = timedelta(seconds=1)
+"""How long a release waits for a claim to go with; far below the first retry of a mail, which is to find no claim of the
+failed try (`application.mail_saga.RETRY_DELAYS`: 30 s, where the lease lasts 45 s)."""
+
 
 class StoredSendClaims:
     """Implements `application.ports.SendClaims` by leases in the database, told by its clock.
 
-    A worker that died keeps its claims until their leases end: by then it cannot be sending any more. A release waits
-    for the next claim to be made, or `close`: it is in no hurry, and costs no commit of its own.
+    A worker that died keeps its claims until their leases end: by then it cannot be sending any more. A release goes
+    with the next claim to be made, which costs no commit of its own. If none is made, it goes alone after a short time.
     """
 
-    def __init__(self, line: Line, *, lease: timedelta, pace: timedelta = timedelta(0)) -> None:
+    def __init__(
+        self,
+        line: Line,
+        *,
+        lease: timedelta,
+        release_within: timedelta = RELEASE_WITHIN,
+        pace: timedelta = timedelta(0),
+    ) -> None:
         """
         Args:
             lease: longer than sending one mail can take, all tries included.
+            release_within: how long a release waits for the next claim; also the time between two tries of it while
+                the database is away.
             pace: see `infrastructure.postgres.batching.Batcher`.
         """
         self._line = line
         self._lease = lease
+        self._release_within = release_within.total_seconds()
         self._holder = uuid4()
         self._held: dict[_Mail, datetime] = {}
         self._released: list[tuple[UUID, int, datetime]] = []
+        self._releasing: asyncio.Task[None] | None = None
         self._claims: Batcher[_Mail, SendClaim | None] = Batcher(
             self._claim, name="send claims", max_batch=500, max_waiting=5000, pace=pace
         )
@@ -45,13 +64,18 @@ class StoredSendClaims:
         lease_until = self._held.pop((registration_id, serial), None)
         if lease_until is not None:
             self._released.append((registration_id, serial, lease_until))
+            if self._releasing is None or self._releasing.done():
+                self._releasing = asyncio.create_task(self._release_the_idle(), name="send claims releases")
 
     async def close(self) -> None:
-        """Give everything back.
+        """Give back everything that was released. Not the end: claims may be made afterwards.
 
         Raises:
             Unavailable: the database is away; the leases end by themselves.
         """
+        if self._releasing is not None:
+            self._releasing.cancel()
+            await asyncio.wait({self._releasing})  # what it had in hand is among the released again
         await self._claim([])
 
     async def forget_the_dead(self) -> None:
@@ -61,6 +85,15 @@ class StoredSendClaims:
             await connection.execute("DELETE FROM send_claims")
 
         await self._line.ask(delete)
+
+    async def _release_the_idle(self) -> None:
+        """Release what has waited for a whole interval, until nothing is left to release."""
+        while self._released:
+            oldest = self._released[0]
+            await asyncio.sleep(self._release_within)
+            if self._released and self._released[0] is oldest:  # no claim was made in the meantime
+                with suppress(Unavailable, psycopg.Error):  # tried again; in the end the leases end by themselves
+                    await self._claim([])
 
     async def _claim(self, mails: Sequence[_Mail]) -> Sequence[SendClaim | Exception | None]:
         released, self._released = self._released, []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from uuid import uuid4
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from infrastructure.mail.send_claims import StoredSendClaims
 from infrastructure.postgres.connection import Line
 from tests.support.facts import eventually
-from tests.support.log import query
+from tests.support.log import by_way_of, proxy_to, query
 
 LEASE = timedelta(minutes=1)
 
@@ -49,6 +50,39 @@ async def test_a_claim_that_was_given_back_can_be_had_by_others(line: Line, othe
     await one.release(mail, 1)
     await one.close()
     assert await other.acquire(mail, 1)
+
+
+@pytest.mark.parametrize("serial", [pytest.param(1, id="a mail"), pytest.param(0, id="the owner's notice")])
+async def test_a_claim_that_was_given_back_can_soon_be_had_by_others_though_no_other_is_made(
+    line: Line, other_line: Line, serial: int
+) -> None:
+    one, other = StoredSendClaims(line, lease=LEASE), StoredSendClaims(other_line, lease=LEASE)
+    mail = uuid4()
+    assert await one.acquire(mail, serial)
+    for giver, taker in ((one, other), (other, one)):
+        await giver.release(mail, serial)
+        await eventually(partial(taker.acquire, mail, serial))
+
+
+async def test_claims_given_back_while_the_database_is_away_can_be_had_by_others_once_it_is_back(
+    dsn: str, other_line: Line
+) -> None:
+    mail = uuid4()
+    async with proxy_to(dsn) as proxy:
+        line = Line(by_way_of(proxy, dsn), name="mail by way of a proxy", statement_timeout=timedelta(seconds=10))
+        one = StoredSendClaims(line, lease=LEASE, release_within=timedelta(milliseconds=20))
+        other = StoredSendClaims(other_line, lease=LEASE)
+        assert await one.acquire(mail, 1)
+        proxy.refuse()
+        proxy.reset()
+        await one.release(mail, 1)
+        await eventually(lambda: proxy.is_effective)
+        assert not await other.acquire(mail, 1)
+
+        proxy.heal()
+        await eventually(lambda: other.acquire(mail, 1))
+        await one.close()
+        await line.close()
 
 
 async def test_a_dead_workers_claim_ends_with_its_lease(line: Line, other_line: Line) -> None:
