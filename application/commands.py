@@ -91,7 +91,6 @@ class RecordEmailDispatched(Command):
 
     registration_id: UUID
     serial: int
-    kind: str
     provider: str
     attempts: int
     reply_code: int
@@ -100,6 +99,7 @@ class RecordEmailDispatched(Command):
 class RecordEmailDispatchFailed(Command):
     """No mail server took the mail of this issue.
 
+    `kind`: of the mail that was requested; another than the registration's is refused as no request of ours.
     `request_position`: of the request, if it died in the broker; the same again is a repeat.
     """
 

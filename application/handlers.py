@@ -39,6 +39,7 @@ from application.ports import (
     Clock,
     Conflict,
     Context,
+    ForeignRequest,
     Log,
     OtherKind,
     PasswordHasher,
@@ -255,7 +256,7 @@ class Handlers:
         async def decide() -> Answer:
             registration = known.pop() if known else await self._load(command.registration_id)
             owner = None
-            if command.kind == "notice" and registration.duplicate_of is not None:
+            if registration.duplicate_of is not None:
                 owner_streams = await self._log.load(registration.duplicate_of)
                 owner = owner_streams.get(Registration, registration.duplicate_of)
             before = registration.version
@@ -270,11 +271,19 @@ class Handlers:
         return await self._in_turn(command.registration_id, decide)
 
     async def record_email_dispatch_failed(self, command: RecordEmailDispatchFailed, context: Context) -> Answer:
-        return await self._change(
-            command.registration_id,
-            context,
-            lambda r: r.record_dispatch_failed(now=self._clock(), **command.model_dump(exclude={"registration_id"})),
-        )
+        """Record that a mail failed.
+
+        Raises:
+            ForeignRequest: the registration's mails are of another kind.
+        """
+
+        def fail(registration: Registration) -> None:
+            must_be_of_kind(registration, command.kind)
+            registration.record_dispatch_failed(
+                now=self._clock(), **command.model_dump(exclude={"registration_id", "kind"})
+            )
+
+        return await self._change(command.registration_id, context, fail)
 
     async def withhold_email(self, command: WithholdEmail, context: Context) -> Answer:
         return await self._change(
@@ -415,6 +424,16 @@ def existing(kind: type[A], streams: Streams, stream_id: UUID) -> A:
         if aggregate is not None:
             return aggregate
     raise UnknownRegistration
+
+
+def must_be_of_kind(registration: Registration, kind: str) -> None:
+    """Check what a request says of the mail that it asks for.
+
+    Raises:
+        ForeignRequest: this registration's mails are of another kind.
+    """
+    if kind != registration.mail_kind:
+        raise ForeignRequest
 
 
 def _seat(streams: Streams, claim_id: UUID) -> Seat:

@@ -13,7 +13,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from application.commands import Command, RecordEmailDispatched, RecordEmailDispatchFailed, WithholdEmail
 from application.crash_points import crash_point
-from application.handlers import Answer, Handlers, existing
+from application.handlers import Answer, Handlers, existing, must_be_of_kind
 from application.ports import (
     Clock,
     Conflict,
@@ -99,6 +99,7 @@ class MailDelivery:
             MailServersAway: no server may be called now; no try was used up.
             Unavailable: the database is away.
             UnknownRegistration: the request is of another log, or of this one before it was put back from a backup.
+            ForeignRequest: the request is for another kind of mail than the registration's.
         """
         crash_point("worker.before_claim")
         # By the monotonic clock, which goes on while a process is stopped, and from before the lease began.
@@ -118,6 +119,7 @@ class MailDelivery:
         # Loaded after the claim: what the previous holder recorded is seen, and so is an erasure.
         streams = await self._log.load(request.registration_id)
         registration = existing(Registration, streams, request.registration_id)
+        must_be_of_kind(registration, request.kind)
         if not registration.wants_mail(request.serial):
             return
         if registration.duplicate_of is not None:
@@ -201,7 +203,6 @@ class MailDelivery:
                 outcome = RecordEmailDispatched(
                     registration_id=request.registration_id,
                     serial=request.serial,
-                    kind=request.kind,
                     provider=accepted.provider,
                     attempts=accepted.attempts,
                     reply_code=accepted.reply_code,

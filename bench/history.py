@@ -114,9 +114,7 @@ def _story() -> list[_Line]:
     saga.request_mail(serial=1, issued_at=now, look_again_at=now + timedelta(minutes=2), now=now)
     record("saga", saga)
     now += timedelta(milliseconds=20)
-    registration.record_dispatched(
-        serial=1, kind="code", provider="mail.example.org:465", attempts=1, reply_code=250, now=now
-    )
+    registration.record_dispatched(serial=1, provider="mail.example.org:465", attempts=1, reply_code=250, now=now)
     record("registration", registration)
     saga.await_end(now=now)
     record("saga", saga)

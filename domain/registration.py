@@ -255,6 +255,11 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         """An account holds the address for good."""
         return self.status in {Status.VERIFIED, Status.ACTIVE}
 
+    @property
+    def mail_kind(self) -> str:
+        """What its mails are: "code", or for a duplicate "notice"."""
+        return "code" if self.duplicate_of is None else "notice"
+
     def lacks_mail(self, serial: int) -> bool:
         """Is this the current issue of a registration that goes on, and not handed over to a mail server yet?"""
         current = self.is_pending and not self.is_being_undone and serial == self.serial
@@ -328,13 +333,16 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
 
     # --- Mail ---------------------------------------------------------------------------------
 
-    def record_dispatched(
-        self, *, serial: int, kind: str, provider: str, attempts: int, reply_code: int, now: datetime
-    ) -> None:
+    def record_dispatched(self, *, serial: int, provider: str, attempts: int, reply_code: int, now: datetime) -> None:
         """The mail of issue `serial` is with a mail server. A fact, recorded whatever became of the registration."""
         if serial not in self.handed_over_at:
             self._email_dispatched(
-                serial=serial, kind=kind, provider=provider, attempts=attempts, reply_code=reply_code, timestamp=now
+                serial=serial,
+                kind=self.mail_kind,
+                provider=provider,
+                attempts=attempts,
+                reply_code=reply_code,
+                timestamp=now,
             )
 
     def withhold_mail(self, *, serial: int, now: datetime) -> None:
@@ -346,7 +354,6 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self,
         *,
         serial: int,
-        kind: str,
         permanent: bool,
         failure: str,
         provider: str,
@@ -365,7 +372,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         if self.lacks_mail(serial) and request_position not in self.dead_requests:
             self._email_dispatch_failed(
                 serial=serial,
-                kind=kind,
+                kind=self.mail_kind,
                 permanent=permanent,
                 failure=failure,
                 provider=provider,

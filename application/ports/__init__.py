@@ -6,6 +6,7 @@ Adapters (`infrastructure/`) implement these; `entrypoints/bootstrap.py` joins t
 from application.ports.errors import (
     BrokerAway,
     Conflict,
+    ForeignRequest,
     MailServersAway,
     OtherKind,
     Overloaded,
@@ -36,6 +37,7 @@ __all__ = [
     "Context",
     "Entry",
     "FollowerMoved",
+    "ForeignRequest",
     "Letter",
     "Log",
     "MailFailure",

@@ -27,6 +27,16 @@ class Conflict(Exception):
     """Somebody else appended to one of the streams first; nothing was recorded. Reload and decide again."""
 
 
+class ForeignRequest(Exception):
+    """A request for a mail of another kind than its registration's: none that the saga made. Nothing was done.
+
+    Attributes:
+        code: stable name of the situation, by which such a message is kept.
+    """
+
+    code = "other-kind"
+
+
 class WrongMasterKey(Exception):
     """The master key is not the one this database's secrets are wrapped with."""
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from application.commands import Command, KeepStrayMessage, RecordEmailDispatchFailed
 from application.crash_points import crash_point
 from application.mail_delivery import Claimed
-from application.ports import Conflict, Context, MailFailure, MailRequest, MailServersAway, Unavailable
+from application.ports import Conflict, Context, ForeignRequest, MailFailure, MailRequest, MailServersAway, Unavailable
 from domain.errors import UnknownRegistration
 from infrastructure.mail.shared_circuits import CircuitBoard
 from infrastructure.rabbitmq.connection import (
@@ -233,8 +233,8 @@ class MailWorker:
             return
         try:
             seen_through = await self._see_through(request)
-        except UnknownRegistration:
-            log.warning("mail_message.rejected", reason=UnknownRegistration.code, bytes=len(raw.body))
+        except (UnknownRegistration, ForeignRequest) as error:
+            log.warning("mail_message.rejected", reason=error.code, bytes=len(raw.body))
             await _settle(message.reject)
             return
         except Exception as error:
@@ -379,8 +379,9 @@ class DeadLetterConsumer:
                 ),
                 context,
             )
-        except UnknownRegistration:  # of another installation, or of a database put back from a backup
-            await self._insist(stray(body, UnknownRegistration.code, died_of, content_type), context)
+        except (UnknownRegistration, ForeignRequest) as error:
+            # Of another installation, of a database put back from a backup, or made by somebody who may publish.
+            await self._insist(stray(body, error.code, died_of, content_type), context)
 
     async def _insist(self, command: Command, context: Context) -> None:
         """Run a command, however long the database is away: meanwhile the message is in hand, and so safe."""

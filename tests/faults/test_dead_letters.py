@@ -235,6 +235,39 @@ async def test_a_message_about_a_registration_that_nobody_knows_is_kept_as_unkno
         await scene.must_hold()
 
 
+async def test_a_forged_code_for_a_duplicate_is_kept_as_a_strangers_and_the_owner_is_told_once_a_day_all_the_same(
+    scene_over_broker: Scene, broker_url: str
+) -> None:
+    scene = scene_over_broker
+    client = await scene.client_within(broker_up=True)
+    async with scene.within(follows=True, works=True):
+        owner = await scene.accepted(client, "ada@example.com")
+        await scene.prove(client, owner)
+    duplicate = await scene.accepted(client, "ada@example.com", name="Mallory")
+    forged = request("code", registration_id=duplicate.registration_id)
+    async with scene.within(works=True):
+        await put(broker_url, forged)  # while its mail is wanted
+        await until_recorded(scene, KEPT)
+        assert len(scene.sink.mails) == 1
+    async with scene.within(follows=True, works=True):
+        await until_recorded(scene, Registration.OwnerNotified.TOPIC)
+        await put(broker_url, forged)  # also for a mail that is not wanted any more
+        await until_empty(broker_url)
+        await until_empty(broker_url, FAILED_QUEUE)
+        await scene.fleet.until_caught_up()
+
+        assert await reasons(scene) == {"other-kind": 1}  # the same bytes are one entry
+        assert await failures(scene) == []
+        assert len(scene.sink.mails) == 2  # the owner's code, and the notice
+        funnel = await query(
+            scene.fleet.dsn, "SELECT duplicate, count FROM read_funnel.stages WHERE stage = 'mail_dispatched'"
+        )
+        assert dict(funnel) == {False: 1, True: 1}
+        mails = await query(scene.fleet.dsn, "SELECT kind, state FROM read_mail.mails ORDER BY created_position")
+        assert mails == [("code", "SENT"), ("notice", "SENT")]
+        await scene.must_hold()
+
+
 @pytest.mark.fault("C18")
 async def test_dead_letters_that_an_operator_has_tried_again_twice_are_one_mail_each_with_a_code_that_works(
     scene_over_broker: Scene, broker_url: str

@@ -182,7 +182,6 @@ class History:
         before = registration.version
         registration.record_dispatched(
             serial=serial,
-            kind="code" if owner is None else "notice",
             provider=self._random.choice(["a.example:25", "b.example:25"]),
             attempts=self._random.randint(1, 3),
             reply_code=250,
@@ -195,7 +194,6 @@ class History:
     def _fail(self, registration: Registration, failure: str, *, permanent: bool) -> None:
         registration.record_dispatch_failed(
             serial=registration.serial,
-            kind="code" if registration.duplicate_of is None else "notice",
             permanent=permanent,
             failure=failure,
             provider="a.example:25",

@@ -31,7 +31,7 @@ from application.commands import (
     WithholdEmail,
 )
 from application.handlers import CONFLICT_RETRIES, Answer, Turns
-from application.ports import Conflict, Entry, FollowerMoved, Overloaded, WrappedKey
+from application.ports import Conflict, Entry, FollowerMoved, ForeignRequest, Overloaded, WrappedKey
 from domain.email_claim import EmailClaim
 from domain.errors import (
     AddressTaken,
@@ -76,17 +76,17 @@ def house() -> House:
     return House()
 
 
-def dispatched(registration_id: UUID, serial: int = 1, kind: str = "code") -> RecordEmailDispatched:
+def dispatched(registration_id: UUID, serial: int = 1) -> RecordEmailDispatched:
     return RecordEmailDispatched(
-        registration_id=registration_id, serial=serial, kind=kind, provider="mx:25", attempts=1, reply_code=250
+        registration_id=registration_id, serial=serial, provider="mx:25", attempts=1, reply_code=250
     )
 
 
-def failed(registration_id: UUID, serial: int = 1) -> RecordEmailDispatchFailed:
+def failed(registration_id: UUID, serial: int = 1, kind: str = "code") -> RecordEmailDispatchFailed:
     return RecordEmailDispatchFailed(
         registration_id=registration_id,
         serial=serial,
-        kind="code",
+        kind=kind,
         permanent=False,
         failure="greylisted",
         provider="mx:25",
@@ -637,18 +637,41 @@ async def test_the_notice_of_a_duplicate_is_recorded_on_the_owners_stream_in_the
     owner = await house.active()
     duplicate = await house.registered(registers(name="Eve"))
 
-    await house.handle(dispatched(duplicate, kind="notice"), WORKER)
+    await house.handle(dispatched(duplicate), WORKER)
 
     assert house.log.appends[-1] == ["EmailDispatched", "OwnerNotified"]
     assert house.log.history(owner)[-1] == "OwnerNotified"
     assert not house.registration(owner).may_notify_owner(house.clock(), house.policy)
+    assert [vars(event)["kind"] for event in house.log.all(Registration.EmailDispatched)][-1:] == ["notice"]
+
+
+async def test_a_failed_mail_is_of_its_registrations_kind(house: House) -> None:
+    await house.active()
+    duplicate = await house.registered(registers(name="Eve"))
+
+    await house.handle(failed(duplicate, kind="notice"), WORKER)
+
+    assert [vars(event)["kind"] for event in house.log.all(Registration.EmailDispatchFailed)] == ["notice"]
+
+
+@pytest.mark.parametrize("is_duplicate", [False, True])
+async def test_the_failure_of_a_mail_of_another_kind_is_nothing_of_ours_and_records_nothing(
+    house: House, is_duplicate: bool
+) -> None:
+    await house.active()
+    registered = await house.registered(registers(name="Eve") if is_duplicate else registers(email="grace@example.com"))
+
+    with pytest.raises(ForeignRequest):
+        await house.handle(failed(registered, kind="code" if is_duplicate else "notice"), WORKER)
+
+    assert house.log.all(Registration.EmailDispatchFailed) == []
 
 
 async def test_the_notice_of_a_duplicate_reported_twice_is_recorded_once(house: House) -> None:
     await house.active()
     duplicate = await house.registered(registers(name="Eve"))
 
-    await asyncio.gather(*(house.handle(dispatched(duplicate, kind="notice"), WORKER) for _ in range(5)))
+    await asyncio.gather(*(house.handle(dispatched(duplicate), WORKER) for _ in range(5)))
 
     assert len(house.log.all(Registration.OwnerNotified)) == 1
 

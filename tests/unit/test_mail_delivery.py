@@ -13,6 +13,7 @@ from application.mail_delivery import Claimed, MailDelivery
 from application.ports import (
     Accepted,
     Conflict,
+    ForeignRequest,
     Letter,
     MailRequest,
     MailServersAway,
@@ -137,6 +138,25 @@ async def test_a_mail_with_the_id_of_something_else_is_one_of_a_registration_tha
         await post.deliver(post.house.registration(registration_id).claim_id)
 
     assert post.servers.letters == []
+
+
+@pytest.mark.parametrize("is_duplicate", [False, True])
+async def test_a_request_for_a_mail_of_another_kind_is_none_of_ours_and_changes_nothing(
+    post: Post, is_duplicate: bool
+) -> None:
+    owner = await post.house.active()
+    registration_id = await post.house.registered(
+        registers(name="Mallory") if is_duplicate else registers(email="grace@example.com")
+    )
+    recorded = len(post.log.events)
+
+    with pytest.raises(ForeignRequest):
+        await post.deliver(registration_id, kind="code" if is_duplicate else "notice")
+
+    assert len(post.log.events) == recorded
+    assert post.servers.letters == []
+    assert post.claims.held == set()
+    assert post.house.registration(owner).may_notify_owner(post.house.clock(), post.house.policy)
 
 
 async def test_a_wanted_mail_is_sent_once_and_recorded(post: Post) -> None:

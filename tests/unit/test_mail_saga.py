@@ -656,7 +656,7 @@ def failed(registration_id: UUID, serial: int = 1, *, permanent: bool = False) -
 
 def dispatched(registration_id: UUID, serial: int = 1) -> RecordEmailDispatched:
     return RecordEmailDispatched(
-        registration_id=registration_id, serial=serial, kind="code", provider="mx:25", attempts=1, reply_code=250
+        registration_id=registration_id, serial=serial, provider="mx:25", attempts=1, reply_code=250
     )
 
 

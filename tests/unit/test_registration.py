@@ -56,19 +56,17 @@ def verify(
 
 
 def dispatch(registration: Registration, serial: int = 1) -> None:
-    registration.record_dispatched(
-        serial=serial, kind="code", provider="mail.example:25", attempts=1, reply_code=250, now=T0
-    )
+    registration.record_dispatched(serial=serial, provider="mail.example:25", attempts=1, reply_code=250, now=T0)
 
 
 def die(registration: Registration, request_position: int | None, serial: int = 1) -> None:
-    registration.record_dispatch_failed(**email_dead(request_position, serial).fields, now=T0)
+    fields = {name: value for name, value in email_dead(request_position, serial).fields.items() if name != "kind"}
+    registration.record_dispatch_failed(**fields, now=T0)
 
 
 def fail(registration: Registration, serial: int = 1, *, permanent: bool = False) -> None:
     registration.record_dispatch_failed(
         serial=serial,
-        kind="code",
         permanent=permanent,
         failure="mailbox-unknown" if permanent else "greylisted",
         provider="mail.example:25",
