@@ -74,7 +74,7 @@ class MailDelivery:
             retry_claimed_after: when a mail that somebody else may be sending is worth another look.
             give_up_after: when sending ends, whatever it is waiting for; shorter than the lease of a claim. A process
                 that was stopped for longer must not go on where it was: another may have sent the mail meanwhile.
-            on_first_mail: told the time from a registration's first event to the hand-over of its first mail.
+            on_first_mail: told the time from a registration's first event until a mail server accepted its first mail.
             sleep: waits, in seconds.
         """
         self._log = log
@@ -193,13 +193,16 @@ class MailDelivery:
                 outcome_unknown=failure.outcome_unknown,
             )
         else:
-            took = self._clock() - begun
+            accepted_at = self._clock()
+            took = accepted_at - begun
             if letter is None:
                 await self._sleep(max(timedelta(0), self._usual(request) - took).total_seconds())
                 outcome = WithholdEmail(registration_id=request.registration_id, serial=request.serial)
             else:
                 crash_point("worker.before_sent_event")
                 self._took.append(took)
+                if not registration.handed_over_at:
+                    self._on_first_mail(accepted_at - registration.created_on)
                 outcome = RecordEmailDispatched(
                     registration_id=request.registration_id,
                     serial=request.serial,
@@ -207,12 +210,9 @@ class MailDelivery:
                     attempts=accepted.attempts,
                     reply_code=accepted.reply_code,
                 )
-        is_first = isinstance(outcome, RecordEmailDispatched) and not registration.handed_over_at
         await self._record(outcome, request, registration)
         is_dead = isinstance(outcome, RecordEmailDispatchFailed) and outcome.permanent
         crash_point("worker.before_dead_ack" if is_dead else "worker.before_ack")
-        if is_first:
-            self._on_first_mail(self._clock() - registration.created_on)
 
     def _usual(self, request: MailRequest) -> timedelta:
         """What one of the latest hand-overs took: by the id, so as different from another's as real ones are."""

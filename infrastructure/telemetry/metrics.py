@@ -131,7 +131,7 @@ class Metrics:
         self._mail_concurrency.labels(provider).set(mails)
 
     def time_to_inbox(self, since: timedelta) -> None:
-        """`since`: from a registration's first event to the hand-over of its first mail."""
+        """`since`: from a registration's first event until a mail server accepted its first mail."""
         self._time_to_inbox.observe(since.total_seconds())
 
     def registration(self, outcome: str) -> None:

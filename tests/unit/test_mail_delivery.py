@@ -91,6 +91,7 @@ class Post:
         self.servers = Servers()
         self.claims = Claims(self.log)
         self.slept: list[float] = []
+        self.on_sleep: Callable[[], None] = lambda: None
         self.first_mails: list[timedelta] = []
         self.delivery = MailDelivery(
             log=self.log,
@@ -110,6 +111,7 @@ class Post:
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
+        self.on_sleep()
 
     async def deliver(self, registration_id: UUID, serial: int = 1, kind: str = "code") -> None:
         await self.delivery.deliver(MailRequest(registration_id, serial, kind, T0, 1, CLIENT.correlation_id, None))
@@ -260,6 +262,18 @@ async def test_the_time_to_the_inbox_is_that_of_a_registrations_first_mail(post:
 
     assert len(post.servers.letters) == 2
     assert post.first_mails == [timedelta(minutes=2)]
+
+
+async def test_the_time_to_the_inbox_ends_with_the_acceptance_however_long_its_recording_takes(post: Post) -> None:
+    registration_id = await post.house.registered()
+    post.servers.does = lambda: post.house.clock.move(timedelta(seconds=3))
+    post.log.errors = [Unavailable("the database is away")] * 3
+    post.on_sleep = lambda: post.house.clock.move(timedelta(minutes=1))
+
+    await post.deliver(registration_id)
+
+    assert post.count(Registration.EmailDispatched) == 1
+    assert post.first_mails == [timedelta(seconds=3)]
 
 
 async def test_the_mail_of_an_erased_person_is_not_sent(post: Post) -> None:
