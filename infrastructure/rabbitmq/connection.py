@@ -10,7 +10,6 @@ the topology on: one way to begin, and it is the one that is tested at every sta
 from __future__ import annotations
 
 import asyncio
-import gc
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -708,9 +707,9 @@ class Broker:
     def _note_failure(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
         if error is not None:
-            # What could not connect is held by the frames and by itself, and wants to be closed while there is a loop.
+            # The frames hold what could not connect, which the library closes when nobody holds it any more: not to be
+            # left to the garbage collector, which may come when there is no loop to do it in.
             traceback.clear_frames(error.__traceback__)
-            gc.collect()
         before, self._trouble = self._trouble, "away"
         if isinstance(error, OtherQueue):
             self._trouble = "topology"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
@@ -26,6 +27,7 @@ from application.ports import BrokerAway, Unavailable
 from entrypoints.cli import broker as cli_broker
 from entrypoints.cli import doctor as cli_doctor
 from entrypoints.service import CannotStart
+from infrastructure.rabbitmq import connection as rabbitmq_connection
 from infrastructure.rabbitmq.connection import (
     CANARY,
     EVENTS_EXCHANGE,
@@ -212,6 +214,54 @@ async def test_a_stop_while_a_connection_is_being_made_leaves_nothing_behind_tha
         await asyncio.wait({work}, timeout=30)
 
         assert work.cancelled()
+    await eventually(lambda: asyncio.all_tasks() == before)
+
+
+@pytest.mark.parametrize(
+    "greeting", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"], ids=["none", "an end", "another's"]
+)
+async def test_what_could_not_connect_is_closed_at_once_without_a_collection_of_garbage(
+    greeting: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collected: list[str] = []
+    came = 0
+    connected: set[asyncio.StreamWriter] = set()
+
+    def collecting(phase: str, _: dict[str, int]) -> None:
+        collected.append(phase)
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal came
+        came += 1
+        connected.add(writer)
+        if greeting is not None:
+            writer.write(greeting)
+            writer.write_eof()
+        with suppress(OSError):
+            await reader.read()
+        writer.close()
+        connected.discard(writer)
+
+    monkeypatch.setattr(rabbitmq_connection, "CONNECT_WITHIN", timedelta(milliseconds=300))
+    before = asyncio.all_tasks()
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        broker = Broker(f"amqp://127.0.0.1:{port}", name="test", topology=TOPOLOGY, pauses=wait_fixed(0.05))
+        gc.collect()
+        gc.disable()
+        gc.callbacks.append(collecting)
+        try:
+            work = asyncio.create_task(broker.run())
+            await eventually(lambda: came >= 5)
+            assert len(connected) <= 1  # that of the try under way
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            await eventually(lambda: not connected)
+        finally:
+            gc.callbacks.remove(collecting)
+            gc.enable()
+
+    assert collected == []
     await eventually(lambda: asyncio.all_tasks() == before)
 
 
