@@ -19,16 +19,19 @@ TABLES = """
         registration_id uuid        PRIMARY KEY,
         look_again_at   timestamptz NOT NULL,
         position        bigint      NOT NULL,
-        correlation_id  uuid        NOT NULL
+        correlation_id  uuid        NOT NULL,
+        trace           text
     );
+    ALTER TABLE deadlines ADD COLUMN IF NOT EXISTS trace text; -- for databases of before 2026-11-27
     CREATE INDEX IF NOT EXISTS deadlines_in_order ON deadlines (look_again_at, registration_id);
 """
 
 _SET = """
-    INSERT INTO deadlines (registration_id, look_again_at, position, correlation_id)
-    SELECT * FROM unnest(%b::text[]::uuid[], %b::timestamptz[], %b::bigint[], %b::uuid[])
+    INSERT INTO deadlines (registration_id, look_again_at, position, correlation_id, trace)
+    SELECT * FROM unnest(%b::text[]::uuid[], %b::timestamptz[], %b::bigint[], %b::uuid[], %b::text[])
     ON CONFLICT (registration_id) DO UPDATE
-    SET look_again_at = excluded.look_again_at, position = excluded.position, correlation_id = excluded.correlation_id
+    SET look_again_at = excluded.look_again_at, position = excluded.position, correlation_id = excluded.correlation_id,
+        trace = excluded.trace
 """
 
 # This and the queries are planned each time: a plan made and kept while the table was empty would scan it for ever.
@@ -40,12 +43,14 @@ class DueLook:
     """A registration whose saga is to look again.
 
     Attributes:
-        correlation_id, position: of the saga's event that set the date.
+        correlation_id, position, trace: of the saga's event that set the date; no trace if it was set before the table
+            kept it.
     """
 
     registration_id: UUID
     correlation_id: UUID
     position: Position
+    trace: str | None
 
 
 class Deadlines:
@@ -69,12 +74,12 @@ class Deadlines:
 
     async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
         """Write what a batch of events changes."""
-        waiting: dict[str, tuple[str, datetime, Position, UUID]] = {}
+        waiting: dict[str, tuple[str, datetime, Position, UUID, str | None]] = {}
         ended: set[str] = set()
         for recorded in events:
             match recorded.event:
                 case MailSaga.MailSagaStarted(registration_id=key, ends_at=at):
-                    waiting[key] = (key, at, recorded.position, recorded.correlation_id)
+                    waiting[key] = (key, at, recorded.position, recorded.correlation_id, recorded.trace)
                 case MailSaga.MailSagaEnded(registration_id=key):
                     waiting.pop(key, None)
                     ended.add(key)
@@ -86,7 +91,7 @@ class Deadlines:
                     | MailSaga.EndAwaited(registration_id=key, look_again_at=at)
                     | MailSaga.UndoDecided(registration_id=key, look_again_at=at)
                 ):
-                    waiting[key] = (key, at, recorded.position, recorded.correlation_id)
+                    waiting[key] = (key, at, recorded.position, recorded.correlation_id, recorded.trace)
 
         cursor = connection.cursor(binary=True)
         if waiting:
@@ -99,8 +104,8 @@ class Deadlines:
         """The registrations to look at now, the one that has waited longest first."""
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
         await cursor.execute(
-            "SELECT registration_id, correlation_id, position FROM read_deadlines.deadlines WHERE look_again_at <= %s"
-            " ORDER BY look_again_at, registration_id LIMIT %s",
+            "SELECT registration_id, correlation_id, position, trace FROM read_deadlines.deadlines"
+            " WHERE look_again_at <= %s ORDER BY look_again_at, registration_id LIMIT %s",
             (now, limit),
             prepare=False,
         )

@@ -82,6 +82,9 @@ class Look(Protocol):
     @property
     def position(self) -> Position: ...
 
+    @property
+    def trace(self) -> str | None: ...
+
 
 Due = Callable[[Connection, datetime, int], Awaitable[Sequence[Look]]]
 """What is due, the longest due first."""
@@ -195,7 +198,7 @@ class ProcessManager:
         for look in due:
             if look.registration_id not in self._parked:
                 deadline = DeadlineReached(look.registration_id)
-                context = Context(ACTOR, look.correlation_id, look.position)
+                context = Context(ACTOR, look.correlation_id, look.position, look.trace)
                 stories[look.registration_id] = _Story(look.registration_id, happened=[(deadline, context)])
         notes = await self._settle(connection, stories)
         if notes:

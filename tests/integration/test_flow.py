@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from uuid import UUID, uuid4
 
@@ -22,15 +23,17 @@ from pydantic import SecretStr
 
 from application.commands import EraseRegistration, RegisterUser, RequestNewCode, VerifyEmail
 from application.handlers import Answer
-from application.ports import Context
+from application.ports import Context, entries_of
 from domain.errors import CodeLocked, Refused, TooManyRequests, WrongCode
+from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
 from entrypoints.api.app import create_app
 from entrypoints.bootstrap import open_service
 from entrypoints.service import Service
 from infrastructure.mail.mailbox import MailboxMessage
 from infrastructure.settings.settings import Settings
-from tests.support.facts import eventually
+from tests.support.facts import CLIENT, REGISTRATION, eventually, registered, stream
+from tests.support.log import query
 
 
 @pytest.fixture
@@ -275,6 +278,22 @@ class _Collect(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the standard library's name
         pass
+
+
+async def test_what_is_done_at_a_deadline_belongs_to_the_trace_of_the_request(service: Service, dsn: str) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    # given: a registration whose day is long over
+    await service.store.append(entries_of(stream(REGISTRATION, registered()), replace(CLIENT, trace=trace)))
+
+    done = {
+        event.TOPIC for event in (MailSaga.UndoDecided, Registration.OtpRevoked, Registration.RegistrationCancelled)
+    }
+
+    async def undone() -> list[tuple[str, str | None, UUID]]:
+        rows = await query(dsn, "SELECT topic, trace_context, correlation_id FROM events ORDER BY notification_id")
+        return rows if {topic for topic, *_ in rows} >= done else []
+
+    assert {tuple(of) for _, *of in await eventually(undone)} == {(trace, CLIENT.correlation_id)}
 
 
 async def test_one_trace_leads_from_the_request_to_the_mail_server(dsn: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -67,6 +68,7 @@ from tests.support.facts import (
 from tests.support.histories import History
 
 SAGA = MailSaga.stream_id(REGISTRATION)
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 OTHER = UUID("019cab10-0000-7000-8000-000000000002")
 OTHER_CLAIM = UUID("c1a10000-0000-5000-8000-000000000002")
 HOUR = T0.replace(minute=0)
@@ -778,6 +780,23 @@ async def test_what_is_due_comes_in_order_and_no_more_than_asked_for(store: Even
     assert await Deadlines.due(connection, after(minutes=3), 1) == looks[:1]
     assert await Deadlines.overdue(connection, after(minutes=2)) == 1
     assert await Deadlines.overdue(connection, after(minutes=2, seconds=1)) == 2
+
+
+async def test_a_deadline_set_before_its_trace_was_kept_stays_and_the_next_one_has_its_trace(
+    store: EventStore, connection: Connection
+) -> None:
+    # given: the table of a database of before
+    await happened(store, connection, Deadlines(), *stream(SAGA, saga_started()))
+    await connection.execute("ALTER TABLE read_deadlines.deadlines DROP COLUMN trace")
+    await connection.execute("DELETE FROM schema_scripts WHERE name = 'read_deadlines'")
+
+    await create_read_schema(connection, Deadlines())
+
+    assert [look.trace for look in await Deadlines.due(connection, after(days=9), 9)] == [None]
+    last = await store.append(entries_of(stream(SAGA, mail_requested(), after=1), replace(CLIENT, trace=TRACE)))
+    rows, _ = await store.read(last - 1, 1)
+    await fold(connection, Deadlines(), [store.decode(row) for row in rows])
+    assert [look.trace for look in await Deadlines.due(connection, after(days=9), 9)] == [TRACE]
 
 
 # --- The rows depend on the events alone ------------------------------------------------------

@@ -189,7 +189,7 @@ class Database:
         shown_at = self._loop.now + self._rng.random() * 0.1
         if self._coming:
             shown_at = max(shown_at, self._coming[-1][0])
-        due = DueLook(saga.registration_id, context.correlation_id, len(self.recorded))
+        due = DueLook(saga.registration_id, context.correlation_id, len(self.recorded), context.trace)
         self._coming.append((shown_at, due, look))
 
     def _show(self) -> None:
