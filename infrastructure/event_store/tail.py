@@ -60,12 +60,19 @@ class LogTail:
 
     def decode(self, row: RecordedRow) -> Recorded:
         """See `EventStore.decode`; events are immutable, so followers share them."""
+        if not self._holds(row):  # read before a failover, or by a follower that is behind
+            return self._store.decode(row)
         found = self._decoded.get(row.position)
         if found is None:
-            found = self._store.decode(row)
-            if self._end is not None and self._end - len(self._rows) < row.position <= self._end:
-                self._decoded[row.position] = found
+            found = self._decoded[row.position] = self._store.decode(row)
         return found
+
+    def _holds(self, row: RecordedRow) -> bool:
+        """Whether it is this very row that is kept: its position alone may hold another event by now."""
+        if self._end is None:
+            return False
+        index = row.position - 1 - (self._end - len(self._rows))
+        return 0 <= index < len(self._rows) and self._rows[index] is row
 
     def forget(self) -> None:
         """Read anew from the database: after a failover, positions may hold other events than before."""

@@ -357,6 +357,22 @@ async def test_what_was_read_while_a_failover_was_told_is_read_anew(
     assert ([row.position for row in rows], seen, next(reads)) == ([1], 1, 2)
 
 
+@pytest.mark.parametrize("lost_first", [True, False])
+async def test_what_was_read_before_a_failover_is_not_taken_for_what_the_log_holds_since(
+    store: EventStore, lost_first: bool
+) -> None:
+    await append(store, claimed())
+    tail = LogTail(store)
+    [row], _ = await tail.read(0, 10)
+    lost = row._replace(stream_id=uuid4())  # held this position before, and is decoded only now
+    tail.forget()
+    [row], _ = await tail.read(0, 10)
+
+    for one in (lost, row, lost) if lost_first else (row, lost, row):
+        assert tail.decode(one).event.originator_id == one.stream_id
+    assert tail.decode(row) is tail.decode(row)  # decoded once for all followers
+
+
 async def test_a_follower_whose_announcements_are_cut_off_catches_up_and_they_come_back(
     store: EventStore, announcements: Announcements, dsn: str
 ) -> None:
