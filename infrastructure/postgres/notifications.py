@@ -6,13 +6,14 @@ Nobody relies on hearing: a lost notification is a delay of at most a second, be
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from datetime import timedelta
 
 import structlog
 
 from domain.recorded import Position
-from infrastructure.postgres.connection import connect
+from infrastructure.postgres.connection import Connection, connect
 
 log = structlog.get_logger(__name__)
 
@@ -20,6 +21,8 @@ LOG = "log"
 """What the event store announces its head under; a follower's progress is announced under its own name."""
 
 LOOK_ANYWAY = timedelta(seconds=1)
+
+_POSITION = re.compile("[0-9]{1,19}")  # no more than a bigint has
 
 
 class Announcements:
@@ -33,6 +36,7 @@ class Announcements:
         self._dsn = dsn
         self.on_begin: Callable[[], None] = lambda: None
         self._heard: dict[str, Position] = {}
+        self._unproven: dict[str, Position] = {}  # announced to us, and not compared with the tables yet
         self._waiting: dict[str, asyncio.Future[None]] = {}
 
     async def run(self) -> None:
@@ -79,16 +83,40 @@ class Announcements:
         async with connection:
             await connection.execute("LISTEN registrar_log")
             await connection.execute("LISTEN registrar_follower")
-            # What was announced before we listened. From scratch: after a restore or a failover the log may be shorter
-            # than what was heard, and who waits beyond that would never wait.
+            # From scratch: after a restore or a failover the log may be shorter than what was heard, and who waits
+            # beyond that would never wait.
             self._heard.clear()
+            self._unproven.clear()
             self.on_begin()
-            cursor = await connection.execute(
-                "SELECT %s, position FROM head UNION ALL SELECT name, position FROM followers", (LOG,)
-            )
-            for who, position in await cursor.fetchall():
+            # What was announced before we listened.
+            for who, position in (await _positions(connection)).items():
                 self.hear(who, position)
-            async for notification in connection.notifies():
-                who, _, position = notification.payload.rpartition(":")
-                if position.isascii() and position.isdigit():  # anybody in the database may notify
-                    self.hear(LOG if notification.channel == "registrar_log" else who, int(position))
+            while True:
+                async for notification in connection.notifies(timeout=LOOK_ANYWAY.total_seconds()):
+                    name, _, number = notification.payload.rpartition(":")
+                    if _POSITION.fullmatch(number):
+                        self._take_for_true(LOG if notification.channel == "registrar_log" else name, int(number))
+                if self._unproven:
+                    self._take_back(await _positions(connection))
+
+    def _take_for_true(self, who: str, position: Position) -> None:
+        """Wake who waits for it now; whether it is so is asked within a second, as any role of the database may notify."""
+        if position > self._heard.get(who, 0):
+            self._unproven[who] = position
+            self.hear(who, position)
+
+    def _take_back(self, positions: dict[str, Position]) -> None:
+        """Forget what was announced and is not so: it would let nobody wait."""
+        for who, position in self._unproven.items():
+            if self._heard[who] == position > positions.get(who, 0):
+                self._heard[who] = positions.get(who, 0)
+            if not self._heard[who]:
+                del self._heard[who]
+        self._unproven.clear()
+
+
+async def _positions(connection: Connection) -> dict[str, Position]:
+    cursor = await connection.execute(
+        "SELECT %s, position FROM head UNION ALL SELECT name, position FROM followers", (LOG,)
+    )
+    return dict(await cursor.fetchall())

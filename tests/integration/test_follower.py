@@ -472,24 +472,66 @@ async def test_what_was_parked_is_applied_in_order_once_it_can_be(
     assert await positions(dsn) == [1, 2, 3]
 
 
-async def test_what_somebody_else_notifies_neither_stops_the_listening_nor_makes_followers_run(
+@pytest.mark.parametrize("payload", ["not a number", "", "\u0667", "9" * 20, "9" * 5000])
+async def test_an_announcement_that_is_no_position_does_not_cost_the_connection(
+    store: EventStore, announcements: Announcements, dsn: str, payload: str
+) -> None:
+    [(listening,)] = await query(dsn, SESSION, "registrar listen")
+    await query(dsn, "SELECT pg_notify('registrar_log', %s)", payload)
+    await append(store, claimed())
+
+    assert await announcements.beyond(LOG, 0, within=timedelta(seconds=30))
+    assert await query(dsn, SESSION, "registrar listen") == [(listening,)]
+    assert not await announcements.beyond(LOG, 1, within=timedelta(0))
+
+
+@pytest.mark.parametrize(
+    ("channel", "payload", "who"),
+    [
+        pytest.param("registrar_log", str(2**63 - 1), LOG, id="far beyond the log"),
+        pytest.param("registrar_log", "2", LOG, id="one beyond the log"),
+        pytest.param("registrar_follower", "tally:2", "tally", id="beyond a follower"),
+        pytest.param("registrar_follower", "nobody:2", "nobody", id="a follower that is none"),
+    ],
+)
+async def test_what_was_announced_and_is_not_so_is_forgotten_and_the_truth_is_heard_again(
+    store: EventStore, announcements: Announcements, dsn: str, channel: str, payload: str, who: str
+) -> None:
+    await append(store, claimed(), moved=FollowerMoved("tally", 0, 1))
+    await query(dsn, "SELECT pg_notify(%s, %s)", channel, payload)  # any role of the database may
+
+    assert await announcements.beyond(who, 1, within=timedelta(seconds=30))
+    await eventually(lambda: not_beyond(announcements, who, 1))
+    hearing = asyncio.create_task(announcements.beyond(LOG, 1, within=timedelta(seconds=30)))
+    await append(store, claimed())
+    assert await hearing
+    await query(dsn, "SELECT move_on('tally', 1, 2, true)")
+    assert await announcements.beyond("tally", 1, within=timedelta(seconds=30))
+
+
+async def test_what_this_process_knows_for_itself_is_not_taken_back(
     store: EventStore, announcements: Announcements, dsn: str
 ) -> None:
-    await query(dsn, "NOTIFY registrar_log, 'not a number'")
-    await append(store, claimed())
-    assert await announcements.beyond(LOG, 0, within=timedelta(seconds=30))
+    await query(dsn, "NOTIFY registrar_log, '2'")
+    assert await announcements.beyond(LOG, 1, within=timedelta(seconds=30))
+    announcements.hear(LOG, 3)
+    await query(dsn, "NOTIFY registrar_follower, 'nobody:1'")
+    assert await announcements.beyond("nobody", 0, within=timedelta(seconds=30))
+    await eventually(lambda: not_beyond(announcements, "nobody", 0))
+
+    assert await announcements.beyond(LOG, 2, within=timedelta(0))
 
 
 async def test_after_a_reconnect_nobody_goes_by_a_position_that_the_log_does_not_have(
     store: EventStore, announcements: Announcements, dsn: str
 ) -> None:
     await append(store, claimed())
-    await query(dsn, "NOTIFY registrar_log, '999999999'")
-    assert await announcements.beyond(LOG, 999_999_998, within=timedelta(seconds=30))
+    announcements.hear(LOG, 999_999_999)  # it was so until a failover, or a restore
     await end(dsn, "registrar listen")
 
-    async def heard_the_truth() -> bool:
-        return not await announcements.beyond(LOG, 1, within=timedelta(0))
-
-    await eventually(heard_the_truth)
+    await eventually(lambda: not_beyond(announcements, LOG, 1))
     assert await announcements.beyond(LOG, 0, within=timedelta(seconds=30))
+
+
+async def not_beyond(announcements: Announcements, who: str, position: Position) -> bool:
+    return not await announcements.beyond(who, position, within=timedelta(0))
