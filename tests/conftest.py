@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import logging
+import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from itertools import count
@@ -12,6 +16,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import structlog
 from psycopg import sql
 
 from application.crash_points import CRASH_POINTS
@@ -20,6 +25,7 @@ from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore, create_schema
 from infrastructure.followers.projector import create_read_schema
 from infrastructure.postgres.connection import connect
+from infrastructure.telemetry.logs import configure_logging
 from projections import PROJECTIONS
 from tests.faults import reached
 from tests.support.facts import MovableClock
@@ -79,6 +85,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def reached_directory(pytestconfig: pytest.Config) -> Path:
     """Where is noted which crash points were reached."""
     return reached.directory_of(pytestconfig)
+
+
+# --- The log of the process ----------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """What a test sets up for the whole process (`configure_logging`, a command run within) ends with it: the next test
+    would write to a stream that is closed."""
+    root, hooks = logging.getLogger(), (sys.excepthook, threading.excepthook)
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+    sys.excepthook, threading.excepthook = hooks
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def log() -> io.StringIO:
+    """What the service writes to its log, as it is written."""
+    stream = io.StringIO()
+    configure_logging("json", stream=stream)
+    return stream
 
 
 # --- PostgreSQL ---------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ One node for all of them, on which each test leaves a running broker behind.
 from __future__ import annotations
 
 import asyncio
+import io
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -183,7 +184,7 @@ async def test_a_broker_that_is_killed_right_after_its_queues_were_declared_serv
 @pytest.mark.parametrize("queue", [MAIL_QUEUE, FAILED_QUEUE])
 @pytest.mark.fault("C3")
 async def test_a_queue_that_takes_nothing_is_found_by_the_canary_and_made_anew(
-    scene_on_node: Scene, outage_node: PrivateRabbit, capfd: pytest.CaptureFixture[str], queue: str
+    scene_on_node: Scene, outage_node: PrivateRabbit, log: io.StringIO, queue: str
 ) -> None:
     scene = scene_on_node
     client = await scene.client_within(broker_up=True)
@@ -194,7 +195,7 @@ async def test_a_queue_that_takes_nothing_is_found_by_the_canary_and_made_anew(
         registered = await scene.accepted(client, "ada@example.com")
         async with scene.within(follows=True, works=True):
             await scene.prove(client, registered, within=60)
-            assert "broker.queue_is_dead" in capfd.readouterr().out
+            assert "broker.queue_is_dead" in log.getvalue()
             assert scene.copies == {b"ada@example.com": 1}
             await scene.must_hold()
 

@@ -5,6 +5,7 @@ All of it but a worker's death in this very process, on a virtual host of the sh
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 from collections import Counter
@@ -155,7 +156,7 @@ POISON = {
 
 @pytest.mark.fault("C13")
 async def test_poison_goes_straight_to_the_dead_letters_and_is_kept_without_a_word_of_it(
-    scene_over_broker: Scene, broker_url: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    scene_over_broker: Scene, broker_url: str, log: io.StringIO
 ) -> None:
     scene = scene_over_broker
     client = await scene.client_within(broker_up=True)
@@ -171,7 +172,7 @@ async def test_poison_goes_straight_to_the_dead_letters_and_is_kept_without_a_wo
         assert (await waiting(broker_url), await waiting(broker_url, FAILED_QUEUE)) == (0, 0)
         evidence = await scene.must_hold()
 
-    written = "".join(capfd.readouterr()) + caplog.text  # the one or the other, as an earlier test has left logging
+    written = log.getvalue()
     assert "mail_message.rejected" in written
     for word in (STRANGER, "canary"):
         assert word not in written

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import secrets
 import ssl
-import sys
-import threading
-import warnings
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,14 +20,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-import structlog
 import trustme
 
 from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.smtp.servers import SOMEBODY_PROBES, SmtpServers, _Server
-from infrastructure.telemetry.logs import configure_logging
 from tests.faults.canaries import occurs, shown
 from tests.support.facts import MovableClock, eventually
 from tests.support.http import Api, open_api, problem_of
@@ -224,22 +218,6 @@ class Post:
 
 
 OpenPost = Callable[..., Any]
-
-
-@pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    """What the service writes to its log."""
-    root, hooks = logging.getLogger(), (sys.excepthook, threading.excepthook)
-    handlers, level = root.handlers[:], root.level
-    stream = io.StringIO()
-    with warnings.catch_warnings():
-        configure_logging("json", stream=stream)
-        yield stream
-        logging.captureWarnings(capture=False)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    sys.excepthook, threading.excepthook = hooks
-    structlog.reset_defaults()
 
 
 @pytest.fixture

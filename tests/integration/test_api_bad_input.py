@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -424,19 +425,16 @@ async def test_a_malformed_trace_is_ignored(api: Api) -> None:
 
 
 async def test_a_failure_inside_is_logged_without_what_was_sent(
-    api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    api: Api, monkeypatch: pytest.MonkeyPatch, log: io.StringIO
 ) -> None:
-    from infrastructure.telemetry.logs import configure_logging
-
     async def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError(f"about {SECRET}")
 
-    configure_logging("json")
     monkeypatch.setattr(api.service.store, "load", fail)
     async with client_of(create_app(api.service)) as http:
         failed = await http.post("/v1/registrations", json=ADA | {"name": SECRET})
 
-    logged = capsys.readouterr().err
+    logged = log.getvalue()
     assert problem_of(failed) == "internal-error"
     assert "RuntimeError" in logged
     assert "/v1/registrations" in logged

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import secrets
 import shutil
@@ -443,16 +442,12 @@ class _Desk:
 
 
 @pytest.fixture
-def desk(dsn: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[_Desk]:
+def desk(dsn: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> _Desk:
     for name in [name for name in os.environ if name.startswith("REGISTRAR_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("REGISTRAR_DATABASE_URL", dsn)
     monkeypatch.setenv("REGISTRAR_MASTER_KEY", secrets.token_hex(32))
-    root = logging.getLogger()
-    handlers, hook = root.handlers[:], sys.excepthook
-    yield _Desk(dsn, capsys)
-    root.handlers[:], sys.excepthook = handlers, hook
-    logging.captureWarnings(capture=False)
+    return _Desk(dsn, capsys)
 
 
 def test_the_log_is_listed_in_order_and_shows_nothing_personal(desk: _Desk) -> None:

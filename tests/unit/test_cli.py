@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,14 +35,9 @@ PRINTS_DATA = [path for path in LEAVES if path[0] in {"broker", "doctor", "event
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """In an empty directory, with no settings, and with logging put back afterwards."""
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In an empty directory, with no settings."""
     monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    handlers, hook = root.handlers[:], sys.excepthook
-    yield
-    root.handlers[:], sys.excepthook = handlers, hook
-    logging.captureWarnings(capture=False)
 
 
 def test_every_command_of_the_contract_is_there() -> None:

@@ -6,10 +6,7 @@ import asyncio
 import io
 import json
 import logging
-import sys
 import threading
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,18 +27,8 @@ class Harmless(Exception):
 
 
 @pytest.fixture
-def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    with warnings.catch_warnings():
-        yield io.StringIO()
-        logging.captureWarnings(capture=False)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
+def stream() -> io.StringIO:
+    return io.StringIO()
 
 
 @pytest.fixture
