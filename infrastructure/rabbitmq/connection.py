@@ -590,7 +590,6 @@ class Broker:
         retrying = AsyncRetrying(wait=self._pauses, before_sleep=self._note_failure)
         try:
             while True:
-                _be_cancelled()
                 await retrying(self._be_connected)
         finally:
             await asyncio.gather(*(consumer.end(self._finish_within) for consumer in self._consumers))
@@ -675,6 +674,7 @@ class Broker:
         Raises:
             Exception: no connection could be made, or it was lost at once.
         """
+        _be_cancelled()
         session = _Session(self._url, name=self._name, topology=self._topology, consumers=self._consumers)
         try:
             await session.begin()
@@ -705,6 +705,7 @@ class Broker:
             self._up.clear()
 
     def _note_failure(self, state: RetryCallState) -> None:
+        _be_cancelled()  # swallowed by a try that failed then: the next one would begin, and so on
         error = state.outcome.exception() if state.outcome is not None else None
         if error is not None:
             # The frames hold what could not connect, which the library closes when nobody holds it any more: not to be

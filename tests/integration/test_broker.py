@@ -768,6 +768,32 @@ async def test_a_cancellation_that_the_library_swallows_ends_the_work_all_the_sa
     assert swallowed.is_set()
 
 
+async def test_a_cancellation_that_is_swallowed_by_a_try_that_fails_ends_the_work_all_the_same(
+    broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, swallowed = asyncio.Event(), asyncio.Event()
+
+    async def deaf(_: object) -> dict[str, dict[str, int]]:
+        looking.set()
+        with suppress(asyncio.CancelledError):
+            await swallowed.wait()
+        swallowed.set()
+        raise ConnectionResetError
+
+    monkeypatch.setattr("infrastructure.rabbitmq.connection._counts", deaf)
+    work = asyncio.create_task(Broker(broker_url, name="test", topology=None, pauses=wait_fixed(0.01)).run())
+    await looking.wait()
+
+    work.cancel()
+
+    await asyncio.wait({work}, timeout=30)
+    assert swallowed.is_set()
+    ended = work.cancelled()
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    assert ended
+
+
 async def test_a_look_tells_queues_consumers_and_a_message_through_the_loop(broker_url: str) -> None:
     readers: Sequence[Reader] = (Reader(MAIL_QUEUE), Reader(FAILED_QUEUE))
     async with running(broker_url, *(reader.consumer for reader in readers)) as broker:
