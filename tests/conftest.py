@@ -77,8 +77,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes goes first: the other workers do the rest meanwhile, and nobody waits for it at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """What takes minutes goes first, the longest first of all: the other workers do the rest meanwhile, and nobody waits
+    for it at the end."""
+    items.sort(key=lambda item: (item.get_closest_marker("minutes") is None, item.get_closest_marker("slow") is None))
 
 
 @pytest.fixture(scope="session")

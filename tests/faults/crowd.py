@@ -66,7 +66,7 @@ class Crowd:
             self._over = True
             await asyncio.gather(*lanes)
 
-    async def until_told(self, status: int, more: int, *, within: float = 30) -> None:
+    async def until_told(self, status: int, more: int, *, within: float = 60) -> None:
         """Wait until so many more than now were answered with this status."""
         before = self.told_so(status)
         await eventually(lambda: self.told_so(status) >= before + more, within=within)

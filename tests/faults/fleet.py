@@ -334,9 +334,9 @@ class Fleet:
             )
             return bool(rows[0][0] >= len(followers))
 
-        await eventually(led, within=30)
+        await eventually(led, within=60)
 
-    async def until_caught_up(self, *, within: float = 30) -> None:
+    async def until_caught_up(self, *, within: float = 60) -> None:
         """Wait until every follower has seen the whole log, and nothing more comes of that."""
         followers = self._followers()
 

@@ -59,7 +59,7 @@ class Program:
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.popen.pid, number)
 
-    async def ends(self, *, within: float = 30) -> int:
+    async def ends(self, *, within: float = 60) -> int:
         """Its exit status, once it has ended."""
         await eventually(lambda: not self.runs, within=within)
         return self.popen.returncode
@@ -97,7 +97,7 @@ async def program(
                 if running.runs:
                     running.signal(number)
             try:
-                await eventually(lambda: not running.runs, within=20)
+                await eventually(lambda: not running.runs, within=60)
             finally:
                 if running.runs:
                     popen.kill()
@@ -130,7 +130,7 @@ async def process(
     settings = {"smtp_urls": f"smtp://127.0.0.1:{smtp_port}?starttls=never"} | settings
     async with program(dsn, "process", how=how, **settings) as running:
         if leads:
-            await eventually(lambda: _all_led(dsn), within=30)
+            await eventually(lambda: _all_led(dsn), within=60)
         yield running
 
 

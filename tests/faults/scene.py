@@ -112,7 +112,7 @@ class Scene:
         assert operation.outcome == "ok", operation
         return operation
 
-    async def code_of(self, address: str, *, other_than: str | None = None, within: float = 30) -> str:
+    async def code_of(self, address: str, *, other_than: str | None = None, within: float = 60) -> str:
         """The code in the newest mail to an address, once it is there."""
 
         def arrived() -> str | None:
@@ -122,7 +122,7 @@ class Scene:
         code: str = await eventually(arrived, within=within)
         return code
 
-    async def verify(self, client: Client, registered: Operation, *, within: float = 30) -> Operation:
+    async def verify(self, client: Client, registered: Operation, *, within: float = 60) -> Operation:
         """Verify a registration with the code from its mail, however often that has to be tried."""
         assert registered.registration_id is not None
         assert registered.address is not None
@@ -137,7 +137,7 @@ class Scene:
         found: Operation = await eventually(verified, within=within)
         return found
 
-    async def prove(self, client: Client, *registrations: Operation, within: float = 30) -> None:
+    async def prove(self, client: Client, *registrations: Operation, within: float = 60) -> None:
         """Verify them all, and wait until they are accounts."""
         for registered in registrations:
             await self.verify(client, registered, within=within)
@@ -145,7 +145,7 @@ class Scene:
             await self.becomes(client, registered.registration_id, status="ACTIVE", within=within)
 
     async def becomes(
-        self, client: Client, registration_id: UUID | None, *, within: float = 30, **expected: str
+        self, client: Client, registration_id: UUID | None, *, within: float = 60, **expected: str
     ) -> None:
         """Wait until the API shows the registration so."""
         assert registration_id is not None

@@ -93,7 +93,7 @@ async def test_while_the_broker_is_stopped_registrations_are_taken_and_mailed_on
             assert scene.sink.mails == []
             await asyncio.to_thread(outage_node.start)
 
-        await scene.prove(client, *registered, within=30)
+        await scene.prove(client, *registered, within=60)
         assert set(scene.copies.values()) == {1}
         await eventually_up(client)
         await scene.must_hold()
@@ -103,7 +103,7 @@ async def eventually_up(client: Client) -> None:
     async def up() -> bool:
         return [(await client.health(part))["status"] for part in ("ready", "rabbitmq")] == ["up", "up"]
 
-    await eventually(up, within=15, every=0.2)
+    await eventually(up, within=60, every=0.2)
 
 
 @pytest.mark.fault("C2")
@@ -275,7 +275,7 @@ async def test_a_message_that_dies_while_there_is_no_queue_for_the_dead_is_kept_
         async def dead() -> bool:
             return await waiting(url, FAILED_QUEUE) >= 1
 
-        await eventually(dead, within=30, every=0.2)
+        await eventually(dead, within=60, every=0.2)
 
 
 @pytest.mark.fault("C16")
@@ -291,7 +291,7 @@ async def test_a_message_that_is_held_for_too_long_comes_again_and_is_mailed_onc
             await until_up(service)
             registered = await scene.accepted(client, "ada@example.com")
             await eventually(lambda: scene.sink.faults["rcpt"] == 1)
-            await eventually(lambda: "timed out" in outage_node.log, within=30, every=0.2)
+            await eventually(lambda: "timed out" in outage_node.log, within=60, every=0.2)
             scene.sink.drop_connections()
 
             await scene.prove(client, registered, within=60)

@@ -105,7 +105,7 @@ async def test_a_full_queue_holds_the_relay_back_and_nothing_is_dropped(
             async def full() -> bool:
                 return room <= await waiting(broker_url) < count
 
-            await eventually(full, within=20, every=0.2)
+            await eventually(full, within=60, every=0.2)
             assert await relayed(scene) < await requested(scene)
             async with scene.within(works=True):
                 await scene.prove(client, *registered, within=60)

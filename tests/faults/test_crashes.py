@@ -171,7 +171,7 @@ async def is_sent_a_second_time_with_the_same_code(
 ) -> None:
     assert await scene.fleet.end_leases() == 1
     await worker.start()
-    await eventually(lambda: len(copies(scene)) == 2, within=30)
+    await eventually(lambda: len(copies(scene)) == 2, within=60)
     await scene.prove(client, registered)
     await scene.must_hold()
     [code, again] = copies(scene)
@@ -267,7 +267,7 @@ async def test_a_projector_that_dies_in_the_middle_of_a_transaction_has_moved_ne
     while worker.is_running:
         address = f"ada{len(registered)}@example.com"
         registered.append(await scene.accepted(client, address))
-        await eventually(partial(arrived_or_over, scene, worker, address), within=30)
+        await eventually(partial(arrived_or_over, scene, worker, address), within=60)
     await worker.dies()
 
     # then: each is what the log up to its position makes of it

@@ -31,7 +31,7 @@ FAILED = Registration.EmailDispatchFailed.TOPIC
 STRANGER = "stranger.canary@example.org"
 
 
-async def until_recorded(scene: Scene, topic: str, count: int = 1, *, within: float = 30) -> None:
+async def until_recorded(scene: Scene, topic: str, count: int = 1, *, within: float = 60) -> None:
     async def enough() -> bool:
         return await scene.recorded(topic) >= count
 

@@ -83,7 +83,7 @@ async def test_when_a_leader_is_stopped_another_takes_over_and_nothing_is_done_t
     old = await until_led(dsn, by_others_than=set())
     second = await scene.fleet.process(**options)
     registering = asyncio.create_task(register(40))
-    await eventually(lambda: len(scene.sink.mails) > 5, within=30)
+    await eventually(lambda: len(scene.sink.mails) > 5, within=60)
 
     # when: the leader is stopped in the middle
     first.pause()
@@ -94,7 +94,7 @@ async def test_when_a_leader_is_stopped_another_takes_over_and_nothing_is_done_t
     # then: the other one does the work
     sent = len(scene.sink.mails)
     await register(1)
-    await eventually(lambda: len(scene.sink.mails) > sent, within=30)
+    await eventually(lambda: len(scene.sink.mails) > sent, within=60)
 
     # when: it goes on, in the belief that it leads
     first.go_on()

@@ -117,7 +117,7 @@ class Post:
                 return False
             return self.server.circuit.state == "opened" and not self.server._slots.taken
 
-        await eventually(opened, within=20)
+        await eventually(opened, within=60)
 
     async def until_probed(self) -> None:
         """Thirty seconds later somebody tried, and the circuit is open again."""
@@ -130,7 +130,7 @@ class Post:
             await self.look_again()
             return False
 
-        await eventually(probed, within=20)
+        await eventually(probed, within=60)
         await self.until_opened()
         assert len(self.stub.sessions) == before + 1, "one try, whoever waits"
 
@@ -150,7 +150,7 @@ class Post:
             return False
 
         self.thirty_seconds_pass()
-        await eventually(dispatched, within=30)
+        await eventually(dispatched, within=60)
 
     async def move_to_retries(self) -> dict[UUID, Any]:
         """So that whatever is to be tried again is tried again. Answers the last note of each saga."""
@@ -166,7 +166,7 @@ class Post:
             await self.look_again()
             return bool((await self.registration(registration_id)).handed_over_at)
 
-        await eventually(handed_over, within=30)
+        await eventually(handed_over, within=60)
 
     def outcomes(self) -> dict[str, int]:
         """Tries by outcome, as the metrics tell."""
@@ -476,7 +476,7 @@ async def test_after_an_outage_of_two_hours_everybody_gets_one_mail_with_a_code_
         looked = all(event.look_again_at > post.clock() for event in last.values())
         return looked and all([(await post.registration(one)).serial > 1 for one in waiting])
 
-    await eventually(replaced, within=20)
+    await eventually(replaced, within=60)
     assert await post.count("registration.registration_cancelled") == 0
     assert (await post.api.http.get("/health/ready")).json()["status"] == "degraded"
     probed = post.stub.faults["banner"]
@@ -577,7 +577,7 @@ async def test_contents_refused_of_everybody_open_the_circuit_and_undo_nobody_mo
         await post.look_again()
         return False
 
-    await eventually(probed, within=20)
+    await eventually(probed, within=60)
     await post.until_opened()
     assert post.stub.faults["eod"] == refused + 1
 

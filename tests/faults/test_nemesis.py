@@ -63,6 +63,7 @@ def test_a_schedule_takes_about_as_long_as_was_asked_for() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.timeout(1200)
 @pytest.mark.fault("A17")
 async def test_whatever_is_killed_paused_or_cut_off_for_two_minutes_nothing_is_lost_doubled_or_stuck(
@@ -77,6 +78,7 @@ async def test_whatever_is_killed_paused_or_cut_off_for_two_minutes_nothing_is_l
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.timeout(1200)
 @pytest.mark.fault("A17")
 async def test_whenever_relay_workers_and_broker_are_killed_for_a_minute_nothing_is_lost_doubled_or_stuck(

@@ -90,7 +90,7 @@ class Town:
         """By the metrics."""
         return f'registrar_broker_up{{broker="rabbitmq"}} {up:d}.0' in (await self.api.http.get("/metrics")).text
 
-    async def becomes(self, expected: Mapping[str, tuple[int, str]], *, within: float = 20.0) -> None:
+    async def becomes(self, expected: Mapping[str, tuple[int, str]], *, within: float = 60) -> None:
         async def shown() -> bool:
             found = await self.health()
             assert found == expected
@@ -98,7 +98,7 @@ class Town:
 
         await eventually(shown, within=within, every=0.1)
 
-    async def until_rest(self, *, in_flight: bool = False, within: float = 20.0) -> None:
+    async def until_rest(self, *, in_flight: bool = False, within: float = 60) -> None:
         """Until nothing is due by the clock and, unless that is allowed, no mail is on its way."""
 
         async def rests() -> bool:

@@ -62,7 +62,7 @@ class Client:
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
         """The next answer: status, headers, body."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:-2])}
             body = await self.reader.readexactly(int(headers["content-length"]))
@@ -541,7 +541,7 @@ async def test_an_api_that_is_told_to_stop_says_so_then_refuses_and_finishes_wha
                 return (await balancer.answer())[0] == 503
 
         await eventually(not_ready)  # where it listens: a connection that is refused fails the test
-        await eventually(lambda: is_refused(program.port), within=20)
+        await eventually(lambda: is_refused(program.port), within=60)
         await client.send(BODY[5:])
         status, headers, answered = await client.answer()
         assert (status, headers["connection"]) == (202, "close")
@@ -565,10 +565,10 @@ async def test_a_worker_that_is_told_to_stop_finishes_the_mails_that_are_under_w
         proxy.hold(TO_CLIENT)
         for number in range(count):
             await http.post("/v1/registrations", json=ADA | {"email": f"ada{number}@example.com"})
-        await eventually(lambda: proxy.effects[f"hold {TO_CLIENT}"] == count, within=20)
+        await eventually(lambda: proxy.effects[f"hold {TO_CLIENT}"] == count, within=60)
 
         worker.signal(signal.SIGTERM)
-        await eventually(lambda: "stopping" in worker.written, within=20)
+        await eventually(lambda: "stopping" in worker.written, within=60)
         assert (worker.runs, sink.mails) == (True, [])
         proxy.heal()
 
@@ -587,5 +587,5 @@ async def test_a_worker_that_is_told_to_stop_finishes_the_mails_that_are_under_w
                 rows = await query(dsn, "SELECT position FROM followers WHERE name = 'relay'")
                 return bool(rows[0][0] >= ids[0][0])
 
-            await eventually(caught_up, within=20)
+            await eventually(caught_up, within=60)
         assert len(sink.mails) == count

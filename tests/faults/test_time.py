@@ -51,7 +51,7 @@ async def mailed(http: httpx.AsyncClient, registration_id: str) -> dict[str, Any
         state: dict[str, Any] = (await http.get(f"/v1/registrations/{registration_id}")).json()
         return state if state.get("mail") == "SENT" else None
 
-    state: dict[str, Any] = await eventually(sent, within=30)
+    state: dict[str, Any] = await eventually(sent, within=60)
     return state
 
 
@@ -126,7 +126,7 @@ async def test_a_code_expires_by_the_databases_clock_where_it_seems_to_be_an_hou
             assert answer.status_code in {410, 422, 423}, answer.text
             return bool(answer.status_code == 410)
 
-        await eventually(lambda: ends_of(dsn, registration_id), within=10)
+        await eventually(lambda: ends_of(dsn, registration_id), within=60)
         assert await expired()
 
 
@@ -164,7 +164,7 @@ async def test_who_was_stopped_for_longer_than_its_lease_does_not_send_what_anot
         paused = await stack.enter_async_context(process(dsn, proxy.port, how={"durations": LEASE}, send_timeout="0.5"))
         proxy.hold(TO_CLIENT, reply)
         registration_id = (await http.post("/v1/registrations", json=ADA)).json()["registration_id"]
-        await eventually(lambda: proxy.effects[f"hold {TO_CLIENT}"] == 1, within=20)
+        await eventually(lambda: proxy.effects[f"hold {TO_CLIENT}"] == 1, within=60)
 
         # when: it is stopped, loses its sessions, and is woken after another worker has done its work
         paused.signal(signal.SIGSTOP)
@@ -181,7 +181,7 @@ async def test_who_was_stopped_for_longer_than_its_lease_does_not_send_what_anot
         paused.signal(signal.SIGCONT)
 
         # then: it notices, and there are no more copies than tries whose outcome was not seen
-        await eventually(lambda: "follower." in paused.written[written:], within=20)
+        await eventually(lambda: "follower." in paused.written[written:], within=60)
         ended = await http.post(
             f"/v1/registrations/{registration_id}/verification", json={"code": code_in(sink.mails[-1])}
         )

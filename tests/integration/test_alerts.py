@@ -336,6 +336,7 @@ _STANDS_BY = """
 # --- The whole service --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_mail_refused_for_good_and_a_server_that_is_away_reach_the_webhook(dsn: str, stub: WebhookStub) -> None:
     async with SmtpStub() as smtp:
         smtp.at("rcpt", "550 5.1.1 no such mailbox")

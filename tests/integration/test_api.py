@@ -265,7 +265,8 @@ def masked(answer: httpx.Response) -> tuple[int, list[tuple[str, str]], str]:
         text = re.sub(r'"position":\d+', '"position":N', text)
         return re.sub(r"[a-z]+@example", "A@example", text)
 
-    headers = [(name, "N" if name == "registrar-position" else mask(value)) for name, value in answer.headers.items()]
+    counted = {"registrar-position", "retry-after"}  # the latter in seconds: one may pass while we look
+    headers = [(name, "N" if name in counted else mask(value)) for name, value in answer.headers.items()]
     headers = [(name, value) for name, value in headers if name != "content-length"]
     return answer.status_code, headers, mask(answer.text)
 

@@ -55,7 +55,7 @@ from tests.support.facts import (
 
 REGISTRAR = Path(sys.executable).with_name("registrar")
 NOBODY = "0198c0de-0000-7000-8000-000000000000"
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,7 @@ def test_up_shows_where_everything_is(up: Up) -> None:
         assert httpx.get(up.screen[what]).status_code == 200
 
 
+@pytest.mark.slow
 def test_the_first_registration_on_the_screen_works_as_it_stands(directories: Callable[[], Path]) -> None:
     with running("up", "--port", "0", "--data-dir", directories(), until="log follows") as (_, printed):
         (curl,) = [line for line in printed if line.startswith("curl ")]
@@ -184,6 +185,7 @@ def test_the_first_registration_on_the_screen_works_as_it_stands(directories: Ca
     assert "202 Accepted" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_up_stops_in_order_when_told_to(how: signal.Signals, directories: Callable[[], Path]) -> None:
     directory = directories()

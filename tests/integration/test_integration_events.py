@@ -175,6 +175,7 @@ async def test_an_event_is_persistent_and_its_attributes_stand_beside_it_too(
     assert message.correlation_id == body["correlationid"] == str(CLIENT.correlation_id)
 
 
+@pytest.mark.slow
 async def test_what_happened_before_there_was_a_broker_is_told_as_well(
     dsn: str, store: EventStore, broker_url: str
 ) -> None:

@@ -178,7 +178,7 @@ async def test_the_end_of_a_process_lets_the_mail_it_is_sending_finish(
 ) -> None:
     async with running(dsn, stub, clock) as service:
         await asyncio.gather(*(register(service, f"late{number}@example.com") for number in range(30)))
-        await eventually(lambda: len(stub.mails) >= 1, within=30)
+        await eventually(lambda: len(stub.mails) >= 1, within=60)
     async with running(dsn, stub, clock):
         await until_recorded(dsn, "registration.email_dispatched", 30)
     assert len(stub.mails) == 30
@@ -239,7 +239,7 @@ async def test_one_unreadable_saga_stands_alone_and_goes_on_once_it_can_be_read(
                 )
                 return await cursor.fetchall() == [(broken, "TopicError")]
 
-        await eventually(parked, within=30)
+        await eventually(parked, within=60)
 
 
 async def test_what_a_deadline_leads_to_belongs_to_the_request_that_began_it(

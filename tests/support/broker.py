@@ -90,7 +90,7 @@ async def until_lost(service: Service) -> None:
     """Until it has noticed that the broker, or what it declared there, is away."""
     broker = service.broker
     assert broker is not None
-    await eventually(lambda: not broker.is_up, within=30)
+    await eventually(lambda: not broker.is_up, within=60)
 
 
 def vhost_of(url: str) -> str:
@@ -103,7 +103,7 @@ async def waiting(url: str, queue: str = MAIL_QUEUE) -> int:
     return (await counts_of(url))[queue]["messages"]
 
 
-async def until_empty(url: str, queue: str = MAIL_QUEUE, *, within: float = 30) -> None:
+async def until_empty(url: str, queue: str = MAIL_QUEUE, *, within: float = 60) -> None:
     async def empty() -> bool:
         return await waiting(url, queue) == 0
 

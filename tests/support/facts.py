@@ -54,9 +54,7 @@ class MovableClock(DatabaseClock):
         self.now += by
 
 
-async def eventually(
-    condition: Callable[[], Awaitable[Any] | Any], *, within: float = 20.0, every: float = 0.01
-) -> Any:
+async def eventually(condition: Callable[[], Awaitable[Any] | Any], *, within: float = 60, every: float = 0.01) -> Any:
     """Wait until the condition holds (answers something true, without a failed assertion), and answer that.
 
     The only place in the tests that sleeps.

@@ -85,7 +85,7 @@ class Api:
             assert {name: state.get(name) for name in expected} == expected
             return state
 
-        state: dict[str, Any] = await eventually(shown, within=20)
+        state: dict[str, Any] = await eventually(shown, within=60)
         return state
 
     async def verify(self, registration_id: str, code: str) -> httpx.Response:

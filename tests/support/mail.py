@@ -39,7 +39,7 @@ async def until_recorded(dsn: str, topic: str, count: int = 1) -> None:
     async def enough() -> bool:
         return (await recorded(dsn))[topic] >= count
 
-    await eventually(enough, within=30)
+    await eventually(enough, within=60)
 
 
 async def move_to_next_look(service: Service, registration_id: UUID, clock: MovableClock) -> None:
