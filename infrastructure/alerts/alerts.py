@@ -42,7 +42,7 @@ UNUSED: Final = timedelta(minutes=10)
 """A server that no worker has named for so long was taken out of service; a restart takes less."""
 
 NEWS_FOR: Final = timedelta(hours=1)
-"""An occasion that was over for so long before anyone could be told of it is told no more: a webhook that comes back
+"""An occasion that was over for so long before anyone could be told of its begin is given up: a webhook that comes back
 after a day is not to be flooded with the day."""
 
 PAUSES: Final = wait_exponential(multiplier=1, max=300) + wait_random(0, 1)
@@ -61,9 +61,17 @@ _END = """
     RETURNING alert_id
 """
 
-_GIVE_UP = """
-    DELETE FROM alerts WHERE NOT firing_told AND resolved_at < clock_timestamp() - %s
-    RETURNING alert
+# A call that failed may have been taken all the same, by a webhook whose answer was lost. So of an occasion whose begin was
+# tried the end is told, and only others are forgotten.
+_TELL_ITS_END_ONLY = """
+    UPDATE alerts SET firing_told = true
+    WHERE NOT firing_told AND firing_tried AND resolved_at < clock_timestamp() - %s
+    RETURNING alert_id, alert
+"""
+
+_FORGET = """
+    DELETE FROM alerts WHERE NOT firing_told AND NOT firing_tried AND resolved_at < clock_timestamp() - %s
+    RETURNING alert_id, alert
 """
 
 _CIRCUITS = """
@@ -72,13 +80,18 @@ _CIRCUITS = """
     FROM circuits ORDER BY name
 """
 
+# What is to be told next, noted as tried before it is.
 _NEXT = """
-    SELECT alert_id, alert,
-           CASE WHEN firing_told THEN 'resolved' ELSE 'firing' END,
-           CASE WHEN firing_told THEN resolved_at ELSE firing_at END,
-           CASE WHEN firing_told THEN resolved ELSE firing END
-    FROM alerts WHERE NOT firing_told OR resolved_at IS NOT NULL
-    ORDER BY 4, alert_id LIMIT 1
+    WITH next AS (
+        SELECT alert_id, alert,
+               CASE WHEN firing_told THEN 'resolved' ELSE 'firing' END AS state,
+               CASE WHEN firing_told THEN resolved_at ELSE firing_at END AS since,
+               CASE WHEN firing_told THEN resolved ELSE firing END AS details
+        FROM alerts WHERE NOT firing_told OR resolved_at IS NOT NULL
+        ORDER BY since, alert_id LIMIT 1
+    )
+    UPDATE alerts SET firing_tried = true FROM next WHERE alerts.alert_id = next.alert_id
+    RETURNING next.*
 """
 
 
@@ -98,6 +111,18 @@ class Notice:
     details: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call that is being made until it is taken."""
+
+    notice: Notice
+    task: asyncio.Task[None]
+
+    async def cancel(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
 OnAttempt = Callable[[str, Literal["told", "failed"]], None]
 """Told the alert and what became of one call."""
 
@@ -106,6 +131,7 @@ class Alerts:
     """Looks for what operators should know, and calls them; one leads (`infrastructure.followers.leadership.lead`).
 
     Each occasion is told once as "firing" and once as "resolved", in order, and again only where an answer was lost.
+    Whoever may have taken a "firing" is told "resolved" in the end.
     """
 
     name = "alerts"
@@ -146,34 +172,40 @@ class Alerts:
         """
         loop = asyncio.get_running_loop()
         look_at = loop.time()
-        call: asyncio.Task[Notice] | None = None
+        call: _Call | None = None
         try:
             while True:
                 if loop.time() >= look_at:
-                    await self._look(connection)
+                    given_up = await self._look(connection)
+                    if call is not None and call.notice.alert_id in given_up:
+                        await call.cancel()
+                        call = None
                     look_at = loop.time() + self._look_every.total_seconds()
-                if call is not None and call.done():
-                    await _told(connection, call.result())
+                if call is not None and call.task.done():
+                    call.task.result()
+                    await _told(connection, call.notice)
                     call = None
                 if call is None:
                     notice = await _next(connection)
-                    call = None if notice is None else asyncio.create_task(self._tell(notice))
+                    call = None if notice is None else _Call(notice, asyncio.create_task(self._tell(notice)))
                 else:
                     await touch(connection)
                 rest = min(TOUCH, self._look_every).total_seconds()
                 if call is None:
                     await asyncio.sleep(rest)
                 else:
-                    await asyncio.wait({call}, timeout=rest)
+                    await asyncio.wait({call.task}, timeout=rest)
         finally:
             if call is not None:
-                call.cancel()
-                await asyncio.gather(call, return_exceptions=True)
+                await call.cancel()
 
     # --- What there is to tell ------------------------------------------------------------------
 
-    async def _look(self, connection: Connection) -> None:
-        """Begin and end occasions. Edges, not levels: what has begun already begins no second time."""
+    async def _look(self, connection: Connection) -> set[UUID]:
+        """Begin and end occasions. Edges, not levels: what has begun already begins no second time.
+
+        Returns the occasions of whose begin nobody is to be told any more.
+        """
         dead_letters = await self._dead_letters(connection)
         details: dict[str, Any] = {"dead_letters": dead_letters, "threshold": self._threshold}
         if dead_letters >= self._threshold:
@@ -189,13 +221,19 @@ class Alerts:
                 await _begin(connection, CIRCUIT_OPEN, server, details)
             elif settled:
                 await _end(connection, CIRCUIT_OPEN, server, {**details, "reason": "closed"})
-        for (alert,) in await (await connection.execute(_GIVE_UP, (NEWS_FOR,))).fetchall():
+        given_up = [
+            row
+            for give_up in (_TELL_ITS_END_ONLY, _FORGET)
+            for row in await (await connection.execute(give_up, (NEWS_FOR,))).fetchall()
+        ]
+        for _, alert in given_up:
             log.error("alert.given_up", alert=alert, hint="it was over for an hour; mend the webhook")
+        return {alert_id for alert_id, _ in given_up}
 
     # --- Telling it -----------------------------------------------------------------------------
 
-    async def _tell(self, notice: Notice) -> Notice:
-        """Call until the notice is taken; answers it."""
+    async def _tell(self, notice: Notice) -> None:
+        """Call until the notice is taken."""
 
         async def call() -> None:
             await self._webhook.post(self._body(notice), _headers(notice))
@@ -217,7 +255,6 @@ class Alerts:
         await AsyncRetrying(retry=retry_if_exception_type(NotTaken), wait=self._pauses, before_sleep=note)(call)
         self._on_attempt(notice.alert, "told")
         log.info("alert.told", alert=notice.alert, state=notice.state)
-        return notice
 
     def _body(self, notice: Notice) -> bytes:
         return msgspec.json.encode(

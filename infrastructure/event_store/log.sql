@@ -99,6 +99,9 @@ CREATE TABLE IF NOT EXISTS alerts (
     resolved    jsonb,
     resolved_at timestamptz
 );
+-- Whether a call was made of its begin. Of an occasion that was there before the column nobody knows; then one may have been.
+ALTER TABLE alerts ADD COLUMN IF NOT EXISTS firing_tried boolean NOT NULL DEFAULT true;
+ALTER TABLE alerts ALTER COLUMN firing_tried SET DEFAULT false;
 CREATE UNIQUE INDEX IF NOT EXISTS alerts_begun_once ON alerts (alert, subject) WHERE resolved_at IS NULL;
 
 -- What was recorded stays: not even a slip in our own code may change or remove it.

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 import trustme
 from purgatory.domain.model import CLOSED, OPENED
 from structlog.testing import capture_logs
-from tenacity import wait_none
+from tenacity import wait_fixed, wait_none
 
+from application.commands import RecordEmailDispatchFailed
+from application.ports import Context, entries_of
 from infrastructure.alerts.alerts import NEWS_FOR, UNUSED, Alerts
 from infrastructure.alerts.webhook import NotTaken, Webhook
+from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import lead
+from infrastructure.followers.projector import Projector
 from infrastructure.mail.shared_circuits import CircuitBoard
-from infrastructure.postgres.connection import Line
+from infrastructure.postgres.connection import Line, connect
+from infrastructure.postgres.notifications import Announcements
 from infrastructure.telemetry.metrics import Metrics
 from projections.mail import Mails
-from tests.support.facts import eventually
-from tests.support.http import open_api
+from tests.support.facts import STRAY, eventually, stray_kept, stream
+from tests.support.http import ADMIN, open_api
 from tests.support.log import query
 from tests.support.smtp_stub import SmtpStub
 from tests.support.webhook_stub import WebhookStub
@@ -30,6 +37,7 @@ from tests.support.webhook_stub import WebhookStub
 THRESHOLD = 4
 SERVER = "mail.example:25"
 SERVICE = "https://accounts.example.org"
+DeadLetters = Callable[[int], Awaitable[None]]
 FIRING, RESOLVED = ("dead-letters", "firing"), ("dead-letters", "resolved")
 OPEN, CLOSED_AGAIN = ("circuit-open", "firing"), ("circuit-open", "resolved")
 
@@ -46,6 +54,7 @@ def alerts(
     deadline: timedelta = timedelta(minutes=1),
     metrics: Metrics | None = None,
     settled: timedelta = timedelta(0),
+    pauses: Any = None,
 ) -> Alerts:
     return Alerts(
         Webhook(url, deadline=deadline),
@@ -55,7 +64,7 @@ def alerts(
         on_attempt=(metrics or Metrics()).alert,
         look_every=timedelta(milliseconds=20),
         settled=settled,
-        pauses=wait_none(),
+        pauses=pauses or wait_none(),
     )
 
 
@@ -71,15 +80,63 @@ async def watching(dsn: str, watcher: Alerts) -> AsyncIterator[None]:
             await task
 
 
-async def dead_letters(dsn: str, count: int) -> None:
-    """From now on there are so many, with nothing in between to be seen."""
-    await query(
-        dsn,
-        "TRUNCATE read_mail.mails;"
-        " INSERT INTO read_mail.mails (registration_id, serial, created_position, position, kind, state, requested_at,"
-        " waiting_since, requests, failures)"
-        f" SELECT gen_random_uuid(), 1, n, n, 'code', 'FAILED', now(), now(), 1, 1 FROM generate_series(1, {count}) AS n",
-    )
+@pytest.fixture
+async def dead_letters(dsn: str) -> AsyncIterator[DeadLetters]:
+    """From now on so many mails wait for an operator, with nothing in between to be seen.
+
+    Mails fail for good while no saga runs to undo their registrations, and an operator discards them.
+    """
+    waiting: list[UUID] = []
+    async with open_api(dsn, follows=False) as api:
+
+        async def fail() -> UUID:
+            begun = await api.register(f"{uuid4().hex}@example.com")
+            registration_id = UUID(begun.json()["registration_id"])
+            await api.service.handlers.handle(
+                RecordEmailDispatchFailed(
+                    registration_id=registration_id,
+                    serial=1,
+                    kind="code",
+                    permanent=True,
+                    failure="mailbox-unknown",
+                    provider="mail.example:25",
+                    attempts=1,
+                    reply_code=550,
+                    reply_status="5.1.1",
+                    outcome_unknown=False,
+                ),
+                Context("mail-worker", uuid4()),
+            )
+            return registration_id
+
+        async def discard(registration_id: UUID) -> None:
+            discarded = await api.http.post(f"/v1/admin/mail/{registration_id}/discard", headers=ADMIN)
+            assert discarded.status_code == 200, discarded.text
+
+        async def wait(count: int) -> None:
+            while len(waiting) < count:
+                waiting.append(await fail())
+            while len(waiting) > count:
+                await discard(waiting.pop())
+            await followed(dsn, api.service.store, count)
+
+        yield wait
+
+
+async def followed(dsn: str, store: EventStore, count: int) -> None:
+    """Let the read model take up in one batch what has happened."""
+    task = asyncio.create_task(lead(Projector(Mails(), store=store, announcements=Announcements(dsn)), dsn))
+    try:
+        async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
+
+            async def counted() -> bool:
+                return await Mails.dead_letters(connection) == count
+
+            await eventually(counted)
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 @asynccontextmanager
@@ -120,29 +177,31 @@ async def settled(dsn: str) -> None:
 
 
 async def test_dead_letters_are_told_once_when_they_gather_and_once_when_they_are_cleared(
-    dsn: str, stub: WebhookStub
+    dsn: str, stub: WebhookStub, dead_letters: DeadLetters
 ) -> None:
-    await dead_letters(dsn, THRESHOLD - 1)
+    await dead_letters(THRESHOLD - 1)
     async with watching(dsn, alerts(stub.url)), worker(dsn) as board:
         board.changed(SERVER, CLOSED, OPENED)
         await told(stub, OPEN)  # so it has looked at the dead letters, too
 
-        await dead_letters(dsn, THRESHOLD)
+        await dead_letters(THRESHOLD)
         await told(stub, OPEN, FIRING)
-        await dead_letters(dsn, THRESHOLD - 1)
+        await dead_letters(THRESHOLD - 1)
         board.changed(SERVER, OPENED, CLOSED)
         await told(stub, OPEN, FIRING, CLOSED_AGAIN)
-        await dead_letters(dsn, THRESHOLD // 2)
+        await dead_letters(THRESHOLD // 2)
         await told(stub, OPEN, FIRING, CLOSED_AGAIN, RESOLVED)
-        await dead_letters(dsn, THRESHOLD)
+        await dead_letters(THRESHOLD)
         await told(stub, OPEN, FIRING, CLOSED_AGAIN, RESOLVED, FIRING)
 
 
-async def test_a_call_says_what_who_when_and_nothing_personal(dsn: str, stub: WebhookStub) -> None:
-    await dead_letters(dsn, THRESHOLD + 1)
+async def test_a_call_says_what_who_when_and_nothing_personal(
+    dsn: str, stub: WebhookStub, dead_letters: DeadLetters
+) -> None:
+    await dead_letters(THRESHOLD + 1)
     async with watching(dsn, alerts(f"{stub.url}?token=t0ken".replace("http://", "http://us%3Aer:pass@"))):
         await told(stub, FIRING)
-        await dead_letters(dsn, 0)
+        await dead_letters(0)
         await told(stub, FIRING, RESOLVED)
 
     begin, end = stub.calls
@@ -182,13 +241,15 @@ async def test_a_circuit_is_told_once_however_often_its_probes_fail(dsn: str, st
     assert stub.calls[2].json["id"] == stub.calls[0].json["id"]
 
 
-async def test_a_circuit_that_opens_again_at_once_is_the_same_trouble(dsn: str, stub: WebhookStub) -> None:
+async def test_a_circuit_that_opens_again_at_once_is_the_same_trouble(
+    dsn: str, stub: WebhookStub, dead_letters: DeadLetters
+) -> None:
     async with watching(dsn, alerts(stub.url, settled=timedelta(hours=1))), worker(dsn) as board:
         board.changed(SERVER, CLOSED, OPENED)
         await told(stub, OPEN)
         board.changed(SERVER, OPENED, CLOSED)
         await eventually(lambda: board.states == {SERVER: CLOSED})
-        await dead_letters(dsn, THRESHOLD)
+        await dead_letters(THRESHOLD)
         await told(stub, OPEN, FIRING)
         await query(dsn, "UPDATE circuits SET changed_at = changed_at - interval '1 hour'")
         await told(stub, OPEN, FIRING, CLOSED_AGAIN)
@@ -206,11 +267,13 @@ async def test_a_server_that_nobody_uses_any_more_is_no_trouble(dsn: str, stub: 
 # --- The webhook is away ------------------------------------------------------------------------
 
 
-async def test_a_call_that_fails_is_made_again_with_the_same_key_until_it_is_taken(dsn: str, stub: WebhookStub) -> None:
+async def test_a_call_that_fails_is_made_again_with_the_same_key_until_it_is_taken(
+    dsn: str, stub: WebhookStub, dead_letters: DeadLetters
+) -> None:
     metrics = Metrics()
     stub.headers = f"Location: {stub.url}/elsewhere\r\n"
     stub.then("500 Broken", "drop", "hang", "garbage", "302 Found", "404 Not Found", "200 OK")
-    await dead_letters(dsn, THRESHOLD)
+    await dead_letters(THRESHOLD)
 
     with capture_logs() as logged:
         url = f"{stub.url}?token=t0ken-canary"
@@ -233,18 +296,18 @@ async def test_a_call_that_fails_is_made_again_with_the_same_key_until_it_is_tak
     assert "canary" not in str(logged)
 
 
-async def test_what_nobody_took_is_told_when_the_webhook_is_there_again(dsn: str) -> None:
+async def test_what_nobody_took_is_told_when_the_webhook_is_there_again(dsn: str, dead_letters: DeadLetters) -> None:
     async with WebhookStub() as gone:
         pass
     metrics = Metrics()
-    await dead_letters(dsn, THRESHOLD)
+    await dead_letters(THRESHOLD)
     async with watching(dsn, alerts(gone.url, metrics=metrics)):
 
         def refused() -> bool:
             return 'outcome="failed"' in metrics.render().decode()
 
         await eventually(refused)
-        await dead_letters(dsn, 0)
+        await dead_letters(0)
         await eventually(lambda: query(dsn, "SELECT 1 FROM alerts WHERE resolved_at IS NOT NULL"))
         async with WebhookStub(port=gone.port) as back:
             await told(back, FIRING, RESOLVED)
@@ -264,9 +327,53 @@ async def test_what_was_over_long_before_anyone_could_be_told_is_told_no_more(ds
     assert len(stub.calls) == 1
 
 
-async def test_a_webhook_that_hangs_does_not_cost_the_leadership(dsn: str, stub: WebhookStub) -> None:
+@pytest.mark.parametrize("answer", ["hang", "500 Broken"])
+async def test_an_occasion_given_up_while_it_is_being_told_is_told_to_be_over(
+    dsn: str, stub: WebhookStub, dead_letters: DeadLetters, answer: str
+) -> None:
+    stub.then(answer)  # it may have taken the call all the same
+    await dead_letters(THRESHOLD)
+    async with watching(dsn, alerts(stub.url, pauses=wait_fixed(3600))):
+        await told(stub, FIRING)
+        await dead_letters(0)
+        await over_for_too_long(dsn)
+        await told(stub, FIRING, RESOLVED)
+        await settled(dsn)
+    assert stub.calls[0].json["id"] == stub.calls[1].json["id"]
+    assert await query(dsn, "SELECT 1 FROM alerts") == []
+
+
+async def test_an_occasion_that_a_leader_now_gone_has_tried_to_tell_is_told_to_be_over(
+    dsn: str, stub: WebhookStub, dead_letters: DeadLetters
+) -> None:
     stub.then("hang")
-    await dead_letters(dsn, THRESHOLD)
+    await dead_letters(THRESHOLD)
+    async with watching(dsn, alerts(stub.url)):
+        await told(stub, FIRING)
+        await dead_letters(0)
+        await eventually(lambda: query(dsn, "SELECT 1 FROM alerts WHERE resolved_at IS NOT NULL"))
+    await over_for_too_long(dsn)
+
+    async with watching(dsn, alerts(stub.url)):
+        await told(stub, FIRING, RESOLVED)
+        await settled(dsn)
+
+
+async def over_for_too_long(dsn: str) -> None:
+    """The occasion is over, and was so for an hour."""
+    await eventually(
+        lambda: query(
+            *(dsn, "UPDATE alerts SET resolved_at = resolved_at - %s WHERE resolved_at IS NOT NULL RETURNING 1"),
+            NEWS_FOR,
+        )
+    )
+
+
+async def test_a_webhook_that_hangs_does_not_cost_the_leadership(
+    dsn: str, stub: WebhookStub, dead_letters: DeadLetters
+) -> None:
+    stub.then("hang")
+    await dead_letters(THRESHOLD)
     async with watching(dsn, alerts(stub.url)):
         await told(stub, FIRING)
         session = (
@@ -280,8 +387,10 @@ async def test_a_webhook_that_hangs_does_not_cost_the_leadership(dsn: str, stub:
 # --- We are away --------------------------------------------------------------------------------
 
 
-async def test_a_restart_tells_nothing_again_and_forgets_nothing(dsn: str, stub: WebhookStub) -> None:
-    await dead_letters(dsn, THRESHOLD)
+async def test_a_restart_tells_nothing_again_and_forgets_nothing(
+    dsn: str, stub: WebhookStub, dead_letters: DeadLetters
+) -> None:
+    await dead_letters(THRESHOLD)
     async with watching(dsn, alerts(stub.url)):
         await told(stub, FIRING)
         await settled(dsn)
@@ -290,16 +399,18 @@ async def test_a_restart_tells_nothing_again_and_forgets_nothing(dsn: str, stub:
         board.changed(SERVER, CLOSED, OPENED)
         await told(stub, FIRING, OPEN)
         await settled(dsn)
-    await dead_letters(dsn, 0)
+    await dead_letters(0)
 
     async with watching(dsn, alerts(stub.url)):
         await told(stub, FIRING, OPEN, RESOLVED)
         await settled(dsn)
 
 
-async def test_a_call_cut_off_by_our_end_is_made_again_with_the_same_key(dsn: str, stub: WebhookStub) -> None:
+async def test_a_call_cut_off_by_our_end_is_made_again_with_the_same_key(
+    dsn: str, stub: WebhookStub, dead_letters: DeadLetters
+) -> None:
     stub.then("hang")
-    await dead_letters(dsn, THRESHOLD)
+    await dead_letters(THRESHOLD)
     async with watching(dsn, alerts(stub.url)):
         await told(stub, FIRING)
 
@@ -309,10 +420,12 @@ async def test_a_call_cut_off_by_our_end_is_made_again_with_the_same_key(dsn: st
     assert stub.calls[0].key == stub.calls[1].key
 
 
-async def test_of_two_processes_one_calls_and_the_other_takes_over(dsn: str, stub: WebhookStub) -> None:
+async def test_of_two_processes_one_calls_and_the_other_takes_over(
+    dsn: str, stub: WebhookStub, dead_letters: DeadLetters
+) -> None:
     async with WebhookStub() as other, AsyncExitStack() as first, worker(dsn) as board:
         await first.enter_async_context(watching(dsn, alerts(stub.url)))
-        await dead_letters(dsn, THRESHOLD)
+        await dead_letters(THRESHOLD)
         await told(stub, FIRING)
         async with watching(dsn, alerts(other.url)):
             await eventually(lambda: query(dsn, _STANDS_BY))
@@ -322,7 +435,7 @@ async def test_of_two_processes_one_calls_and_the_other_takes_over(dsn: str, stu
             assert not other.calls
 
             await first.aclose()
-            await dead_letters(dsn, 0)
+            await dead_letters(0)
             await told(other, RESOLVED)
     assert len(stub.calls) == 2
 
@@ -337,21 +450,25 @@ _STANDS_BY = """
 
 
 @pytest.mark.slow
-async def test_a_mail_refused_for_good_and_a_server_that_is_away_reach_the_webhook(dsn: str, stub: WebhookStub) -> None:
+async def test_a_dead_letter_and_a_server_that_is_away_reach_the_webhook_and_so_does_their_end(
+    dsn: str, stub: WebhookStub
+) -> None:
     async with SmtpStub() as smtp:
-        smtp.at("rcpt", "550 5.1.1 no such mailbox")
         url = f"smtp://127.0.0.1:{smtp.port}"
         async with open_api(dsn, smtp_urls=url, alert_url=stub.url, alert_dead_letters="1", public_url=SERVICE) as api:
-            await api.register("nobody@example.com")
+            stray = entries_of(stream(STRAY, stray_kept()), Context("dead-letter-consumer", uuid4()))
+            await api.service.store.append(stray)
             await told(stub, FIRING)
             assert stub.calls[0].json["service"] == SERVICE
-            assert b"example.com" not in stub.calls[0].body
+            discarded = await api.http.post(f"/v1/admin/mail/{STRAY}/discard", headers=ADMIN)
+            assert discarded.status_code == 200
+            await eventually(lambda: query(dsn, "SELECT 1 FROM read_mail.strays WHERE discarded"))
             servers = api.service.servers
             assert servers is not None
             for server in await servers._servers():
                 server.circuit.open()
-            await told(stub, FIRING, OPEN)
-            assert stub.calls[1].json["details"]["server"] == f"127.0.0.1:{smtp.port}"
+            await told(stub, FIRING, RESOLVED, OPEN)
+            assert stub.calls[2].json["details"]["server"] == f"127.0.0.1:{smtp.port}"
 
             async def counted() -> bool:
                 metrics = (await api.http.get("/metrics")).text
