@@ -25,13 +25,17 @@ STATES = ("QUEUED", "RETRYING", "SENT", "WITHHELD", "FAILED", "DISCARDED", "DROP
 - RETRYING: every try so far failed, another follows.
 - SENT: with a mail server.
 - WITHHELD: the address's owner had a notice within the day, so this one is not sent.
-- FAILED: a dead letter: refused for good, or not delivered by the registration's end.
+- FAILED: a dead letter: refused for good, or not delivered by the registration's end. It waits for an operator until it
+  is settled.
 - DISCARDED: given up by an operator.
 - DROPPED: not wanted any more: a later issue took its place, or its registration went on or ended without it.
 """
 
 STRAY = "STRAY"
 """In place of a mail's state: the dead letters that are none of ours, and so no mails."""
+
+WAITING = "WAITING"
+"""In place of a mail's state: FAILED and not settled, so that an operator can still do something about it."""
 
 UNSENT = frozenset({"QUEUED", "RETRYING"})
 
@@ -63,6 +67,23 @@ TABLES = """
     CREATE INDEX IF NOT EXISTS mails_unsent ON mails (waiting_since) WHERE state IN ('QUEUED', 'RETRYING');
     -- The cause is in it, to be looked for without the rows: an outage leaves thousands, of which few have this one.
     CREATE INDEX IF NOT EXISTS mails_failed ON mails (created_position, failure) WHERE state IN ('RETRYING', 'FAILED');
+    -- Failed for good and over: its registration has ended, or has a later code. Of the many that ever failed, the index
+    -- holds the few that are not settled.
+    ALTER TABLE mails ADD COLUMN IF NOT EXISTS settled boolean NOT NULL DEFAULT false;
+    CREATE INDEX IF NOT EXISTS mails_waiting ON mails (created_position) WHERE state = 'FAILED' AND NOT settled;
+    -- What was settled before there was the column, as a fold up to this model's position has it; once only, so it may
+    -- take its time.
+    SET LOCAL statement_timeout = 0;
+    UPDATE mails SET settled = true
+    WHERE state = 'FAILED' AND NOT settled AND (
+        EXISTS (
+            SELECT FROM public.events AS e
+            WHERE e.originator_id = mails.registration_id
+              AND e.topic IN ('registration.registration_cancelled', 'registration.email_verified')
+              AND e.notification_id <= (SELECT f.position FROM public.followers AS f WHERE f.name = 'mail'))
+        OR EXISTS (
+            SELECT FROM mails AS later
+            WHERE later.registration_id = mails.registration_id AND later.serial > mails.serial));
     CREATE TABLE IF NOT EXISTS strays (
         id           uuid        PRIMARY KEY,
         digest       text        NOT NULL,
@@ -81,7 +102,7 @@ TABLES = """
 
 _COLUMNS = (
     "registration_id, serial, created_position, position, kind, state, requested_at, waiting_since, requests, failures,"
-    " failure, provider, attempts, reply_code, reply_status, last_attempt_at, dispatched_at, look_again_at"
+    " failure, provider, attempts, reply_code, reply_status, last_attempt_at, dispatched_at, look_again_at, settled"
 )
 
 # Registration by registration through the index, on purpose: a plan made and kept while the table was empty would scan
@@ -97,22 +118,35 @@ _SAVE = f"""
     SELECT * FROM unnest(
         %b::uuid[], %b::integer[], %b::bigint[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[],
         %b::timestamptz[], %b::integer[], %b::integer[], %b::text[], %b::text[], %b::integer[], %b::integer[],
-        %b::text[], %b::timestamptz[], %b::timestamptz[], %b::timestamptz[])
+        %b::text[], %b::timestamptz[], %b::timestamptz[], %b::timestamptz[], %b::boolean[])
     ON CONFLICT (registration_id, serial) DO UPDATE SET
         created_position = excluded.created_position, position = excluded.position, kind = excluded.kind,
         state = excluded.state, requested_at = excluded.requested_at, waiting_since = excluded.waiting_since,
         requests = excluded.requests, failures = excluded.failures, failure = excluded.failure,
         provider = excluded.provider, attempts = excluded.attempts, reply_code = excluded.reply_code,
         reply_status = excluded.reply_status, last_attempt_at = excluded.last_attempt_at,
-        dispatched_at = excluded.dispatched_at, look_again_at = excluded.look_again_at
+        dispatched_at = excluded.dispatched_at, look_again_at = excluded.look_again_at, settled = excluded.settled
 """  # noqa: S608 - a constant
 
-_VIEW = """
+# The read model `registrations` is asked, too: a leader of the release before, which may still lead while a new version
+# is rolled out, settles nothing. Row by row through the index, whatever the planner knows of either table: OFFSET 0
+# keeps it from turning this into a join.
+_ENDED = """
+    EXISTS (
+        SELECT FROM read_registrations.progress AS p
+        WHERE p.registration_id = mails.registration_id AND (p.status <> 'PENDING' OR p.serial > mails.serial)
+        OFFSET 0)
+"""
+
+_WAITS = f"state = 'FAILED' AND NOT settled AND NOT {_ENDED}"
+
+_VIEW = f"""
     SELECT registration_id, serial, created_position, position, kind, state, requested_at, waiting_since, requests,
            failures, failure, provider, attempts, reply_code, reply_status, last_attempt_at, dispatched_at,
-           CASE WHEN state IN ('QUEUED', 'RETRYING') THEN look_again_at END
+           CASE WHEN state IN ('QUEUED', 'RETRYING') THEN look_again_at END,
+           state = 'FAILED' AND (settled OR {_ENDED})
     FROM read_mail.mails
-"""
+"""  # noqa: S608 - a constant
 
 _STRAY_COLUMNS = "id, digest, reason, died_of, size, content_type, fields, other_fields, kept_at, position, discarded"
 
@@ -142,6 +176,8 @@ class Mail:
         failure: what the last of these was.
         provider, attempts, reply_code, reply_status: of the last outcome, good or bad.
         next_try_at: when the saga looks at it again, while it is unsent.
+        settled: failed for good, and nobody can do anything about it any more: its registration has ended, or has a
+            later code.
     """
 
     registration_id: UUID
@@ -162,13 +198,14 @@ class Mail:
     last_attempt_at: datetime | None = None
     dispatched_at: datetime | None = None
     next_try_at: datetime | None = None
+    settled: bool = False
 
     def columns(self) -> tuple[Any, ...]:
         return (
             self.registration_id, self.serial, self.created_position, self.position, self.kind, self.state,
             self.requested_at, self.waiting_since, self.requests, self.failures, self.failure, self.provider,
             self.attempts, self.reply_code, self.reply_status, self.last_attempt_at, self.dispatched_at,
-            self.next_try_at,
+            self.next_try_at, self.settled,
         )  # fmt: skip
 
 
@@ -245,9 +282,9 @@ class _Batch:
                 if mail.state not in {"SENT", "WITHHELD"}:
                     mail.state = "DISCARDED"
             case Registration.EmailVerified():
-                self._give_up(event.originator_id, position, "DROPPED")
+                self._end(event.originator_id, position, "DROPPED")
             case Registration.RegistrationCancelled():
-                self._give_up(event.originator_id, position, "FAILED" if event.reason == "expired" else "DROPPED")
+                self._end(event.originator_id, position, "FAILED" if event.reason == "expired" else "DROPPED")
             case MailSaga.MailRequested():
                 registration_id = UUID(event.registration_id)
                 mail = self._begin(registration_id, event.serial, position, event.kind, event.issued_at)
@@ -278,6 +315,7 @@ class _Batch:
         if earlier.state in UNSENT:
             mail.waiting_since = earlier.waiting_since
             self._change(issued.originator_id, earlier.serial, position).state = "DROPPED"
+        self._settle(earlier)
 
     def _find(self, registration_id: UUID, serial: int) -> Mail:
         mail = self._of[registration_id].get(serial)
@@ -292,10 +330,17 @@ class _Batch:
         self.changed[registration_id, serial] = mail
         return mail
 
-    def _give_up(self, registration_id: UUID, position: Position, state: str) -> None:
+    def _end(self, registration_id: UUID, position: Position, unsent: str) -> None:
+        """The registration is over: its unsent mails are now this, and nothing is left to do about any that failed."""
         for mail in self._of[registration_id].values():
             if mail.state in UNSENT:
-                self._change(registration_id, mail.serial, position).state = state
+                self._change(registration_id, mail.serial, position).state = unsent
+            self._settle(mail)
+
+    def _settle(self, mail: Mail) -> None:
+        if mail.state == "FAILED" and not mail.settled:
+            mail.settled = True
+            self.changed[mail.registration_id, mail.serial] = mail
 
 
 class Mails:
@@ -354,15 +399,21 @@ class Mails:
     ) -> Page[Mail]:
         """Mails, the latest issue first.
 
+        Args:
+            state: one of the `STATES`, or `WAITING`.
+
         Raises:
             ValueError: malformed cursor.
         """
+        if state is None:
+            condition = ""
+        elif state == WAITING:
+            condition = f" AND {_WAITS}"
+        else:
+            condition = " AND state = %(state)s"
         reading = connection.cursor(binary=True, row_factory=tuple_row)
         await reading.execute(
-            _VIEW
-            + " WHERE created_position < %(before)s"
-            + ("" if state is None else " AND state = %(state)s")
-            + " ORDER BY created_position DESC LIMIT %(limit)s",
+            f"{_VIEW} WHERE created_position < %(before)s{condition} ORDER BY created_position DESC LIMIT %(limit)s",
             {"before": before(cursor), "state": state, "limit": limit + 1},
             prepare=False,
         )
@@ -444,9 +495,9 @@ class Mails:
 
     @staticmethod
     async def dead_letters(connection: psycopg.AsyncConnection[Any]) -> int:
-        """How many mails have failed for good."""
+        """How many mails have failed for good and wait for an operator, as `search` lists them with `WAITING`."""
         reading = connection.cursor(binary=True, row_factory=tuple_row)
-        await reading.execute("SELECT count(*) FROM read_mail.mails WHERE state = 'FAILED'")
+        await reading.execute(f"SELECT count(*) FROM read_mail.mails WHERE {_WAITS}", prepare=False)  # noqa: S608
         row = await reading.fetchone()
         return 0 if row is None else int(row[0])
 

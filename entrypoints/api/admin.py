@@ -46,7 +46,7 @@ from projections.paging import before
 
 ACTOR: Final = "operator"
 
-MailState = Literal["QUEUED", "RETRYING", "SENT", "WITHHELD", "FAILED", "DISCARDED", "DROPPED", "STRAY"]
+MailState = Literal["WAITING", "QUEUED", "RETRYING", "SENT", "WITHHELD", "FAILED", "DISCARDED", "DROPPED", "STRAY"]
 
 Address = Annotated[str, Field(max_length=MAX_LENGTH), AfterValidator(parse_address)]
 
@@ -111,7 +111,13 @@ class AuditQuery(_Page):
 
 
 class MailQuery(_Page):
-    state: MailState | None = None
+    state: Annotated[
+        MailState | None,
+        Field(
+            description="WAITING: failed for good, and an operator can still do something about it; FAILED: also those"
+            " whose registration has ended since; STRAY: messages that are none of ours"
+        ),
+    ] = None
 
 
 class RetryByCause(_Page):
@@ -178,7 +184,7 @@ def _add_questions(add: Callable[..., None], reads: ReadModels) -> None:
         return answer(found)
 
     async def mails(query: Annotated[MailQuery, Query()]) -> Response:
-        """Mails, the latest issue first; `state=FAILED` are the dead letters, `state=STRAY` those that are none of ours."""
+        """Mails, the latest issue first; `state=WAITING` are the dead letters that wait for an operator."""
         if query.state == STRAY:
             return answer(await reads.strays(cursor=query.cursor, limit=query.limit))
         return answer(await reads.mails(state=query.state, cursor=query.cursor, limit=query.limit))

@@ -14,7 +14,7 @@ from entrypoints import dead_letters as mail_desk
 from entrypoints.cli.output import note, print_json, print_table
 from entrypoints.queries.registrations import ReadModels
 from entrypoints.service import Service
-from projections.mail import Mails
+from projections.mail import WAITING, Mails
 
 _PAGE = 500
 
@@ -50,10 +50,11 @@ def known_failures(failures: tuple[str, ...]) -> tuple[str, ...]:
     return failures
 
 
-async def list_mails(service: Service, *, state: str | None, limit: int, as_json: bool) -> int:
+async def list_mails(service: Service, *, state: str, limit: int, as_json: bool) -> int:
     """Print mails as the read model has them, the latest first."""
     async with service.pool.connection() as connection:
-        found = await Mails.search(connection, state=state.upper() if state else None, limit=limit)
+        found = await Mails.search(connection, state=None if state == "all" else state.upper(), limit=limit)
+        strays = await Mails.stray_messages(connection) if state.upper() == WAITING else 0
     if as_json:
         print_json(found.items)
     else:
@@ -68,6 +69,8 @@ async def list_mails(service: Service, *, state: str | None, limit: int, as_json
                 for one in found.items
             ),
         )
+    if strays:
+        note(f"Messages that are none of ours wait, too: {strays}; --state stray shows them.")
     await _note_what_is_missing(service, limit, there_are_more=found.next_cursor is not None)
     return 0
 

@@ -288,24 +288,31 @@ def projections_list(*, as_json: bool, data_dir: Path | None) -> int:
 # --- The dead-letter desk ---------------------------------------------------------------------
 
 
-@registrar.group(epilog=_example("registrar mail list --state failed"))
+@registrar.group(epilog=_example("registrar mail list"))
 def mail() -> None:
     """See what became of the mails; retry, discard."""
 
 
-@mail.command("list", epilog=_example("registrar mail list --state failed", "registrar mail list --state stray"))
+@mail.command(
+    "list",
+    epilog=_example("registrar mail list", "registrar mail list --state failed", "registrar mail list --state stray"),
+)
 @click.option(
     "--state",
     type=click.Choice(
-        ["queued", "retrying", "sent", "withheld", "failed", "discarded", "dropped", "stray"], case_sensitive=False
+        ["waiting", "all", "queued", "retrying", "sent", "withheld", "failed", "discarded", "dropped", "stray"],
+        case_sensitive=False,
     ),
-    help="Only mails in this state; stray: the dead letters that are none of ours.",
+    default="waiting",
+    show_default=True,
+    help="waiting: failed for good, and you can still do something about it; failed: also those whose registration has "
+    "ended since; stray: the dead letters that are none of ours.",
 )
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="At most N.")
 @_as_json
 @_data_dir
-def mail_list(*, state: str | None, limit: int, as_json: bool, data_dir: Path | None) -> int:
-    """List mails, the latest first."""
+def mail_list(*, state: str, limit: int, as_json: bool, data_dir: Path | None) -> int:
+    """List the mails that wait for you, or those in another state, the latest first."""
     from entrypoints.cli import mail as cli_mail
     from entrypoints.cli.session import with_service
 

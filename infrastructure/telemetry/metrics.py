@@ -80,7 +80,9 @@ class Metrics:
             "registrar_circuit_transitions", "Changes of a circuit", ["name", "state"], registry=registry
         )
         self._circuit = Gauge("registrar_circuit_state", "0 closed, 1 half-open, 2 open", ["name"], registry=registry)
-        self._dead_letters = Gauge("registrar_dead_letters", "Mails that failed for good", registry=registry)
+        self._dead_letters = Gauge(
+            "registrar_dead_letters", "Mails that failed for good and wait for an operator", registry=registry
+        )
         self._broker_up = Gauge("registrar_broker_up", "1 while it takes messages", ["broker"], registry=registry)
         self._stray_messages = Gauge(
             "registrar_stray_messages", "Dead letters that are none of ours, not discarded yet", registry=registry

@@ -38,6 +38,7 @@ from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import Announcements
 from projections import PROJECTIONS
+from projections.mail import WAITING, Mails
 from tests.faults.journal import NAME, FaultWindow, Journal, Operation
 from tests.support.log import broken_blocks
 from tests.support.smtp_stub import Mail
@@ -75,11 +76,12 @@ class Issue:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A mail that the read model `mail` shows as failed for good."""
+    """A mail that the read model `mail` shows as failed for good; `waits`: for an operator."""
 
     registration_id: UUID
     serial: int
     failure: str | None
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,8 @@ async def collect(
             failed = await _all(
                 connection, "SELECT registration_id, serial, failure FROM read_mail.mails WHERE state = 'FAILED'"
             )
+            waits = await Mails.search(connection, state=WAITING, limit=1_000_000)
+            waiting = {(mail.registration_id, mail.serial) for mail in waits.items}
             entries = await _all(connection, "SELECT position FROM read_audit.entries ORDER BY 1")
             live = {projection.name: await _hash(connection, projection.name) for projection in PROJECTIONS}
             evidence = Evidence(
@@ -202,7 +206,9 @@ async def collect(
                 broken_blocks=await broken_blocks(connection),
                 issues=issues,
                 mails=[copy_of(mail) for mail in mails],
-                dead_letters=[DeadLetter(*row) for row in failed],
+                dead_letters=[
+                    DeadLetter(id_, serial, failure, (id_, serial) in waiting) for id_, serial, failure in failed
+                ],
                 parked=await _all(connection, "SELECT follower, stream_id FROM parked_events"),
                 followers=dict(await _all(connection, "SELECT name, position FROM followers")),
                 handled={"audit": [row[0] for row in entries]},

@@ -280,12 +280,18 @@ def hash_chain(evidence: Evidence) -> Iterator[str]:
 
 @_invariant("I4")
 def never_silently_stuck(evidence: Evidence) -> Iterator[str]:
-    """After healing each registration is delivered with its current code, or a dead letter, or ended."""
+    """After healing each registration is delivered with its current code, or a dead letter, or ended, and no dead
+    letter waits for an operator who can do nothing about it."""
     if not evidence.healed:
         return
     copies = _copies(evidence)
     reasons = {(dead.registration_id, dead.serial): dead.failure for dead in evidence.dead_letters}
-    for one in _fold(evidence.log).values():
+    registrations = _fold(evidence.log)
+    for dead in evidence.dead_letters:
+        of = registrations.get(dead.registration_id)
+        if dead.waits and (of is None or (of.status, of.serial) != ("PENDING", dead.serial)):
+            yield f"mail {dead.serial} of registration {dead.registration_id} waits for an operator, and is settled"
+    for one in registrations.values():
         key = (one.registration_id, one.serial)
         if one.status == "VERIFIED":
             yield f"registration {one.registration_id} is verified, and never became an account"

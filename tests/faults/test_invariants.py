@@ -270,6 +270,10 @@ def dead_letter_without_a_reason() -> Evidence:
     return evidence(mailed(History()), dead_letters=[DeadLetter(REGISTRATION, 1, None)])
 
 
+def settled_dead_letter_that_waits() -> Evidence:
+    return evidence(mailed(History()), dead_letters=[DeadLetter(REGISTRATION, 0, "mailbox-unknown", waits=True)])
+
+
 def forgotten_by_its_saga() -> Evidence:
     return evidence(mailed(History()), collected_at=at(90_000))
 
@@ -586,6 +590,7 @@ FORGERIES: dict[str, list[Callable[[], Evidence]]] = {
         stuck_without_a_mail,
         verified_and_never_an_account,
         dead_letter_without_a_reason,
+        settled_dead_letter_that_waits,
         forgotten_by_its_saga,
     ],
     "I5": [

@@ -21,6 +21,7 @@ from starlette.routing import Match
 
 from application.commands import CancelRegistration, RecordEmailDispatchFailed, ReplaceStaleCode
 from application.ports import MAIL_FAILURES, Conflict, Context, MailFailure, Overloaded, entries_of
+from domain.recorded import Position
 from entrypoints.api import responses
 from entrypoints.api.app import create_app
 from entrypoints.api.guard import DIRECTLY
@@ -31,6 +32,7 @@ from projections.mail import Mails
 from projections.registrations import Registrations
 from tests.support.facts import CLIENT, DIGEST, STRAY, MovableClock, eventually, stray_kept, stream
 from tests.support.http import ADA, ADMIN, Api, client_of, open_api, problem_of
+from tests.support.smtp_stub import SmtpStub
 
 WAIT = {"wait": 5000}
 UNKNOWN = "019cab10-0000-7000-8000-00000000dead"
@@ -417,6 +419,47 @@ async def test_a_mail_is_retried_or_discarded(idle: Api) -> None:
     assert [retried.json()["status"], discarded.json()["status"]] == ["PENDING", "PENDING"]
 
 
+async def test_mails_to_mailboxes_that_do_not_exist_are_history_once_their_registrations_are_undone(dsn: str) -> None:
+    async with SmtpStub() as smtp:
+        smtp.at("rcpt", "550 5.1.1 no such mailbox")
+        async with open_api(dsn, smtp_urls=f"smtp://127.0.0.1:{smtp.port}") as api:
+            ids = {(await api.register(f"nobody{n}@example.com")).json()["registration_id"] for n in range(12)}
+
+            async def undone() -> bool:
+                failed = await listed_mails(api, state="FAILED")
+                return {mail["registration_id"] for mail in failed if mail["settled"]} == ids
+
+            await eventually(undone)
+            assert await listed_mails(api, state="WAITING") == []
+            assert await measures(api, "registrar_dead_letters 0.0")
+            refused = await api.http.post(f"/v1/admin/mail/{min(ids)}/retry", headers=ADMIN)
+            discarded = await api.http.post(f"/v1/admin/mail/{min(ids)}/discard", headers=ADMIN)
+            assert problem_of(refused) == "not-pending"
+            assert discarded.json()["status"] == "CANCELLED"
+
+
+async def test_a_mail_that_failed_for_good_waits_until_an_operator_has_discarded_it(idle: Api) -> None:
+    [registration_id] = await failed_mails(idle, "mailbox-unknown", permanent=True)
+    await followed(idle)
+    [waits] = await listed_mails(idle, state="WAITING")
+    assert (waits["registration_id"], waits["settled"]) == (str(registration_id), False)
+    assert await measures(idle, "registrar_dead_letters 1.0")
+
+    await idle.http.post(f"/v1/admin/mail/{registration_id}/discard", headers=ADMIN)
+    head = await idle.service.store.head()
+    await followed(idle, after=head - 1)
+    assert await listed_mails(idle, state="WAITING") == []
+    assert await measures(idle, "registrar_dead_letters 0.0")
+    [discarded] = await listed_mails(idle)
+    assert discarded["state"] == "DISCARDED"
+
+
+async def listed_mails(api: Api, **query: str) -> list[dict[str, Any]]:
+    page = (await api.http.get("/v1/admin/mail", params=query, headers=ADMIN)).json()
+    items: list[dict[str, Any]] = fits(responses.Mails, page)["items"]
+    return items
+
+
 async def test_a_stray_message_is_shown_until_it_is_discarded(api: Api) -> None:
     await api.service.store.append(entries_of(stream(STRAY, stray_kept()), Context("dead-letter-consumer", uuid4())))
 
@@ -469,9 +512,9 @@ async def retry_by_cause(api: Api, failure: str, **more: Any) -> dict[str, Any]:
     return retried
 
 
-async def followed(api: Api) -> None:
+async def followed(api: Api, after: Position = 0) -> None:
     """What the followers of two read models do, once; no mail goes out meanwhile."""
-    rows, _ = await api.service.store.read(0, 1000)
+    rows, _ = await api.service.store.read(after, 1000)
     for projection in (Registrations(), Mails()):
         async with await connect(api.service.dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
             schema = sql.Identifier(read_schema(projection.name))
@@ -480,13 +523,14 @@ async def followed(api: Api) -> None:
             await projection.apply(connection, wanted)
 
 
-async def failed_mails(api: Api, *failures: MailFailure) -> list[UUID]:
+async def failed_mails(api: Api, *failures: MailFailure, permanent: bool = False) -> list[UUID]:
     """Registrations whose mails failed, each for its own reason."""
     ids = []
     for number, failure in enumerate(failures):
         begun = await api.register(f"ada{number}@example.com")
         ids.append(UUID(begun.json()["registration_id"]))
-        await api.service.handlers.handle(mail_failed(ids[-1], failure), Context("dead-letter-consumer", uuid4()))
+        failed = mail_failed(ids[-1], failure).model_copy(update={"permanent": permanent})
+        await api.service.handlers.handle(failed, Context("dead-letter-consumer", uuid4()))
     return ids
 
 

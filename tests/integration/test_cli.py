@@ -46,8 +46,11 @@ from tests.support.facts import (
     email_claimed,
     email_dispatch_failed,
     mail_requested,
+    mailbox_unknown,
     otp_issued,
+    otp_revoked,
     registered,
+    registration_cancelled,
     saga_started,
     stray_kept,
     stream,
@@ -572,7 +575,33 @@ def test_mails_are_listed_by_state(desk: _Desk) -> None:
     (mail,) = desk("mail", "list", "--state", "retrying", "--json").json
     assert (mail["registration_id"], mail["failure"], mail["state"]) == (str(REGISTRATION), "greylisted", "RETRYING")
     assert desk("mail", "list", "--state", "failed", "--json").json == []
-    assert str(REGISTRATION) in desk("mail", "list").out
+    assert str(REGISTRATION) in desk("mail", "list", "--state", "all").out
+
+
+def test_the_list_is_of_the_mails_that_an_operator_can_still_do_something_about(desk: _Desk) -> None:
+    undone = UUID("019cab10-0000-7000-8000-000000000002")
+    refused = mailbox_unknown(), otp_revoked(), registration_cancelled("undeliverable")
+    desk.happened(
+        *stream(REGISTRATION, mailbox_unknown(), after=3), *stream(undone, registered(), otp_issued(), *refused)
+    )
+
+    (waits,) = desk("mail", "list", "--json").json
+    assert (waits["registration_id"], waits["state"], waits["settled"]) == (str(REGISTRATION), "FAILED", False)
+    failed = desk("mail", "list", "--state", "failed", "--json").json
+    assert {one["registration_id"]: one["settled"] for one in failed} == {str(undone): True, str(REGISTRATION): False}
+    (nothing,) = desk("mail", "discard", str(undone), "--json").json
+    assert nothing["outcome"] == "nothing to do"
+
+    (done,) = desk("mail", "discard", str(REGISTRATION), "--json").json
+    assert done["outcome"] == "done"
+    desk.project()
+    assert desk("mail", "list", "--json").json == []
+
+
+def test_the_list_of_what_waits_tells_of_messages_that_are_none_of_ours(desk: _Desk) -> None:
+    assert "none of ours" not in desk("mail", "list").err
+    desk.happened(*stream(STRAY, stray_kept()))
+    assert "none of ours wait, too: 1" in desk("mail", "list").err
 
 
 def test_a_retry_is_an_event_of_the_operator_and_reported_for_each(desk: _Desk) -> None:
