@@ -209,7 +209,7 @@ POISON = {
 async def test_an_append_that_cannot_be_recorded_fails_alone_and_soon(
     store: EventStore, dsn: str, poison: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infrastructure.event_store.store.RESOLVE_WITHIN", timedelta(hours=1))  # not waited for
+    monkeypatch.setattr("infrastructure.event_store.appender.RESOLVE_WITHIN", timedelta(hours=1))  # not waited for
     there = happened()
     await append(store, there, keys=[WrappedKey(REGISTRATION, b"wrapped")])
     before, after = [happened(), happened()], [happened()]
