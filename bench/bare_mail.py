@@ -16,7 +16,8 @@ from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage
 
 from application.ports import MailRequest
-from infrastructure.mail.rendering import Composer, TemplateLetters, mailbox
+from infrastructure.mail.composing import Composer, mailbox
+from infrastructure.mail.rendering import TemplateLetters
 from infrastructure.mail.smtp.servers import CONNECTIONS
 from infrastructure.rabbitmq.connection import MAIL_EXCHANGE, MAIL_REQUESTED, Topology, declare
 from infrastructure.rabbitmq.mail_worker import PREFETCH, encode

@@ -15,6 +15,7 @@ from application.ports.errors import (
 )
 from application.ports.log import A, Clock, Context, Entry, FollowerMoved, Log, Streams, WrappedKey, entries_of
 from application.ports.mail import (
+    CODE_GAP,
     MAIL_FAILURES,
     Accepted,
     Letter,
@@ -22,12 +23,14 @@ from application.ports.mail import (
     MailRequest,
     MailServers,
     NotSent,
+    Rendered,
     SendClaim,
     SendClaims,
 )
 from application.ports.secrets import PasswordHasher, Person, Secrets
 
 __all__ = [
+    "CODE_GAP",
     "MAIL_FAILURES",
     "A",
     "Accepted",
@@ -49,6 +52,7 @@ __all__ = [
     "Overloaded",
     "PasswordHasher",
     "Person",
+    "Rendered",
     "Secrets",
     "SendClaim",
     "SendClaims",

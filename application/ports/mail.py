@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Literal, Protocol, get_args
+from typing import Final, Literal, NamedTuple, Protocol, get_args
 from uuid import UUID
 
 from domain.recorded import Position
@@ -27,6 +27,18 @@ class MailRequest:
     trace: str | None
 
 
+CODE_GAP: Final = "\x1a"
+"""Stands for the code in what was rendered: SUBSTITUTE, which no template has, and no URL."""
+
+
+class Rendered(NamedTuple):
+    """What a mail says. Mails of one kind and language share it: a code is not filled in, its places are `CODE_GAP`."""
+
+    subject: str
+    text: str
+    html: str
+
+
 @dataclass(frozen=True, slots=True)
 class Letter:
     """A mail, rendered and addressed to exactly one mailbox.
@@ -34,13 +46,11 @@ class Letter:
     Attributes:
         to: the validated address, as typed.
         message_id: whole `<…@…>`, the same for every copy of one issue's mail.
-        code: the code in text and html, if there is one: all that differs from another's letter of its kind.
+        code: what the gaps are filled with, None if there are none.
     """
 
     to: str = field(repr=False)
-    subject: str
-    text: str = field(repr=False)
-    html: str = field(repr=False)
+    rendered: Rendered
     message_id: str
     locale: str
     code: str | None = field(default=None, repr=False)
@@ -62,7 +72,7 @@ class Accepted:
 
 
 MailFailure = Literal[
-    # At a mail server (`infrastructure.mail.smtp.servers.judge_reply`):
+    # At a mail server (`infrastructure.mail.smtp.replies.judge_reply`):
     "timeout", "connection", "throttled", "greylisted", "mailbox-unknown", "content", "authentication", "tls",
     "temporary", "permanent",
     # In the broker, before any was called (`infrastructure.rabbitmq.mail_worker.FAILURES`):

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from application.ports import Accepted, Letter, MailServersAway, NotSent
+from application.ports import Accepted, Letter, MailServersAway, NotSent, Rendered
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.shared_circuits import CircuitBoard
 from infrastructure.mail.smtp.servers import Limits, SmtpServers
@@ -18,14 +18,7 @@ from tests.support.facts import eventually
 from tests.support.log import query
 from tests.support.smtp_stub import SmtpStub
 
-LETTER = Letter(
-    to="ada@example.com",
-    subject="Your code",
-    text="123456",
-    html="<p>123456</p>",
-    message_id="<1@registrar.test>",
-    locale="en",
-)
+LETTER = Letter("ada@example.com", Rendered("Your code", "123456", "<p>123456</p>"), "<1@registrar.test>", "en")
 
 
 @dataclass

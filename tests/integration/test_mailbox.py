@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from application.ports import Letter, NotSent
+from application.ports import CODE_GAP, Letter, NotSent, Rendered
 from infrastructure.mail import mailbox
 from infrastructure.mail.mailbox import Mailbox, page, page_policy
 from infrastructure.mail.rendering import render_code
@@ -46,8 +46,8 @@ def post_to(port: int) -> SmtpServers:
 
 
 def letter(to: str = "jo@example.com", code: str = "012345") -> Letter:
-    subject, text, html = render_code("de", code, timedelta(minutes=10), "https://registrar.example")
-    return Letter(to, subject, text, html, f"<{code}.1@registrar.example>", "de")
+    rendered = render_code("de", timedelta(minutes=10), "https://registrar.example")
+    return Letter(to, rendered, f"<{code}.1@registrar.example>", "de", code)
 
 
 def codes(box: Mailbox, to: str | None = None) -> list[str]:
@@ -82,8 +82,8 @@ async def test_a_mail_can_be_read_as_it_was_written(box: Mailbox, post: SmtpServ
     (message,) = box.messages()
     assert message.to == "jo@example.com"
     assert message.subject == "Ihr Bestätigungscode"
-    assert message.text == sent.text
-    assert message.html == sent.html
+    assert message.text == sent.rendered.text.replace(CODE_GAP, "012345")
+    assert message.html == sent.rendered.html.replace(CODE_GAP, "012345")
     assert message.headers["Message-ID"] == "<012345.1@registrar.example>"
     assert message.headers["Auto-Submitted"] == "auto-generated"
     assert "Delivered-To" not in message.headers
@@ -236,7 +236,7 @@ async def test_a_malformed_mail_is_shown_as_well_as_can_be(box: Mailbox, mail: s
 
 async def test_a_mail_beyond_the_limit_is_refused(box: Mailbox, post: SmtpServers) -> None:
     await post.send(letter())
-    huge = Letter("jo@example.com", "x", "x" * 300_000, "x", "<1@x.test>", "en")
+    huge = Letter("jo@example.com", Rendered("x", "x" * 300_000, "x"), "<1@x.test>", "en")
     with pytest.raises(NotSent) as refusal:
         await post.send(huge)
     assert (refusal.value.failure, refusal.value.permanent) == ("content", True)

@@ -12,13 +12,14 @@ import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import trustme
 from pydantic import SecretStr
 
-from application.ports import Accepted, Letter, MailServersAway, NotSent
+from application.ports import Accepted, Letter, MailServersAway, NotSent, Rendered
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.smtp import servers as smtp
 from infrastructure.mail.smtp.servers import Limits, SmtpServers, judge_error, judge_reply
@@ -26,14 +27,12 @@ from infrastructure.settings.settings import MailServer
 from tests.support.facts import eventually
 from tests.support.smtp_stub import SmtpStub, Stage
 
-LETTER = Letter(
-    to="jo.doe+x@example.com",
+RENDERED = Rendered(
     subject="Ihr Bestätigungscode",
     text="Grüße!\n\n    123456\n\n.\n.versteckt\nfrom here\n",
     html="<p style='color:#000'>Grüße: <b>123456</b></p>\r\n.\r\nQUIT\r\n",
-    message_id="<0192f0aa.1@registrar.example>",
-    locale="de",
 )
+LETTER = Letter("jo.doe+x@example.com", RENDERED, message_id="<0192f0aa.1@registrar.example>", locale="de")
 QUICK = Limits(timeout=timedelta(seconds=0.3))
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 
@@ -184,8 +183,8 @@ async def test_a_letter_arrives_as_written(stub: SmtpStub, post: Post) -> None:
     assert isinstance(text, email.message.EmailMessage)
     assert isinstance(html, email.message.EmailMessage)
     assert (text.get_content_type(), html.get_content_type()) == ("text/plain", "text/html")
-    assert text.get_content().splitlines() == LETTER.text.splitlines()
-    assert html.get_content().splitlines() == LETTER.html.splitlines()
+    assert text.get_content().splitlines() == RENDERED.text.splitlines()
+    assert html.get_content().splitlines() == RENDERED.html.splitlines()
 
 
 async def test_every_byte_of_a_mail_is_ascii_in_lines_ended_by_crlf(stub: SmtpStub, post: Post) -> None:
@@ -204,7 +203,7 @@ async def test_a_domain_in_unicode_goes_out_in_ascii(stub: SmtpStub, post: Post)
 
 
 def letter_to(address: str) -> Letter:
-    return Letter(address, LETTER.subject, LETTER.text, LETTER.html, LETTER.message_id, LETTER.locale)
+    return replace(LETTER, to=address)
 
 
 @pytest.mark.fault("E29")
@@ -259,9 +258,13 @@ async def test_percent_encoded_line_ends_stay_letters(stub: SmtpStub, post: Post
 @pytest.mark.parametrize("break_", ["\r\n", "\n", "\r", "\0", "\u2028", "\u2029", "\x85", "\x0b"])
 @pytest.mark.parametrize("field", ["subject", "message_id", "locale"])
 async def test_no_header_can_be_broken_open(stub: SmtpStub, post: Post, field: str, break_: str) -> None:
-    for smuggled in (f"{getattr(LETTER, field)}{break_}Bcc: e@x.test", f"{getattr(LETTER, field)}{break_}"):
-        values = {name: getattr(LETTER, name) for name in LETTER.__slots__} | {field: smuggled}
-        refusal = await post.refused(Letter(**values))
+    for end in (f"{break_}Bcc: e@x.test", break_):
+        letters = {
+            "subject": replace(LETTER, rendered=RENDERED._replace(subject=f"{RENDERED.subject}{end}")),
+            "message_id": replace(LETTER, message_id=f"{LETTER.message_id}{end}"),
+            "locale": replace(LETTER, locale=f"{LETTER.locale}{end}"),
+        }
+        refusal = await post.refused(letters[field])
         assert (refusal.failure, refusal.permanent) == ("content", True)
     assert stub.sessions == []
 
@@ -269,7 +272,7 @@ async def test_no_header_can_be_broken_open(stub: SmtpStub, post: Post, field: s
 async def test_a_body_cannot_end_the_mail_early(stub: SmtpStub, post: Post) -> None:
     for end in ("\r\n.\r\n", "\n.\n", "\r.\r", "\n.\r\n", "\r\n.\n", "\r\n.\r"):
         trick = f"x{end}MAIL FROM:<e@x.test>\r\n"
-        await post.send(Letter("v@x.test", "Code", trick, trick, LETTER.message_id, "en"))
+        await post.send(Letter("v@x.test", Rendered("Code", trick, trick), LETTER.message_id, "en"))
     assert [mail.sender for mail in stub.mails] == [b"no-reply@registrar.example"] * 6
     assert [mail.recipients for mail in stub.mails] == [[b"v@x.test"]] * 6
 

@@ -16,6 +16,7 @@ from uuid import UUID
 from application.commands import RecordEmailDispatchFailed
 from application.mail_saga import UNTRIED
 from application.ports import (
+    CODE_GAP,
     Accepted,
     Letter,
     MailFailure,
@@ -23,6 +24,7 @@ from application.ports import (
     MailServersAway,
     NotSent,
     Person,
+    Rendered,
     Unavailable,
     WrappedKey,
 )
@@ -78,10 +80,10 @@ class SimulatedLetters:
     """Implements `application.mail_delivery.Letters`: a code's mail is its code."""
 
     def code(self, *, to: str, locale: str, code: str, message_id: str) -> Letter:
-        return Letter(to=to, subject="code", text=code, html="", message_id=f"<{message_id}@sim.test>", locale=locale)
+        return Letter(to, Rendered("code", CODE_GAP, ""), f"<{message_id}@sim.test>", locale, code)
 
     def notice(self, *, to: str, locale: str, message_id: str) -> Letter:
-        return Letter(to=to, subject="notice", text="", html="", message_id=f"<{message_id}@sim.test>", locale=locale)
+        return Letter(to, Rendered("notice", "", ""), f"<{message_id}@sim.test>", locale)
 
 
 # --- Mail -------------------------------------------------------------------------------------

@@ -238,12 +238,12 @@ class Oracle:
         copies = self.copies.setdefault(key, [])
         copies.append(copy)
         if seen.duplicate_of is None:
-            same = copy.letter.text == KEYRING.code(registration_id, serial)
+            same = copy.letter.code == KEYRING.code(registration_id, serial)
             self._must(same, "I6", f"the mail of issue {serial} has another code", seen)
             self._must(canonical_address(copy.letter.to) == seen.address, "I6", "mail to somebody else", seen)
         else:
             owner = self.seen[seen.duplicate_of]
-            self._must(copy.letter.subject == "notice", "I6", "a code for a duplicate", seen)
+            self._must(copy.letter.rendered.subject == "notice", "I6", "a code for a duplicate", seen)
             self._must(canonical_address(copy.letter.to) == owner.address, "I6", "notice to somebody else", seen)
         late = seen.ended_at is not None and seen.ended_at <= attempt.began_at
         self._must(not late, "I4", "mail of a registration that had ended before", seen)

@@ -151,9 +151,9 @@ class People:
             # People take the latest mail, or the first one that they find.
             mail = rng.choice((mailbox.mails[-1], mailbox.mails[read]))
             read = len(mailbox.mails)
-            if mail.letter.subject != "code":
+            if mail.letter.code is None:
                 continue
-            if await self._verify(registration_id, mail.letter.text):
+            if await self._verify(registration_id, mail.letter.code):
                 return
             if plan == "resend" and network.loop.now < until:
                 await self.ask("client", RequestNewCode(registration_id=registration_id))

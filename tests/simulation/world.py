@@ -346,7 +346,7 @@ class World:
             self.oracle.on_moved(name, since, to)
 
     def _on_copy(self, copy: Copy) -> None:
-        self.note(f"MAIL r? {copy.letter.subject} {copy.letter.message_id[1:7]} to {copy.letter.to}")
+        self.note(f"MAIL r? {copy.letter.rendered.subject} {copy.letter.message_id[1:7]} to {copy.letter.to}")
         self.oracle.on_copy(copy)
         self.people.deliver(copy)
 

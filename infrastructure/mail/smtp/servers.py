@@ -33,8 +33,8 @@ from application.crash_points import crash_point
 from application.mail_delivery import persist
 from application.ports import Accepted, Letter, MailFailure, MailServersAway, NotSent
 from infrastructure.mail.circuits import Circuit, CircuitOpen, Circuits
+from infrastructure.mail.composing import Composer, mailbox
 from infrastructure.mail.concurrency_limit import Slots
-from infrastructure.mail.rendering import Composer, mailbox
 from infrastructure.settings.settings import MailServer
 
 log = structlog.get_logger(__name__)

@@ -1,0 +1,142 @@
+"""The bytes of a mail (RFC 5322, MIME): made of what was rendered, and safe to put on the wire."""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from email.message import EmailMessage
+from email.policy import SMTP as SMTP_POLICY
+from email.utils import format_datetime
+from functools import lru_cache
+from itertools import pairwise
+from typing import Final
+
+import idna
+
+from application.ports import CODE_GAP, Letter, Rendered
+
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_MAILBOX = re.compile(rf"(?=.{{3,254}}\Z){_ATOM}(\.{_ATOM})*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\Z")
+_MESSAGE_ID = re.compile(rf"<{_ATOM}(\.{_ATOM})*@[A-Za-z0-9.-]+>\Z")
+_CODE = re.compile(r"[A-Za-z0-9]{0,32}\Z")
+_LANGUAGE_TAG = re.compile(r"[A-Za-z0-9-]{2,35}\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+_UNFOLDED = SMTP_POLICY.clone(max_line_length=998)  # RFC 5322's limit; folding would encode a long Message-ID
+_BOUNDARY: Final = "=_registrar"  # "=_" cannot occur in quoted-printable (RFC 2045, 6.7), so it is no part of a body
+
+
+def mailbox(address: str) -> str:
+    """The address as it goes on the wire: a dot-string at a domain in ASCII (RFC 5321, 4.1.2), nothing else.
+
+    Checked here again, at the last moment: aiosmtplib makes `v@x.test` of `v@x.test\\r\\nRCPT TO:<e@x>` and sends it.
+
+    Raises:
+        ValueError: it is no such address; the message does not repeat it.
+    """
+    local, at, domain = address.rpartition("@")
+    if not domain.isascii():
+        try:
+            domain = idna.encode(domain, uts46=True).decode("ascii")
+        except idna.IDNAError:
+            raise ValueError("not a domain name") from None
+    wire = f"{local}{at}{domain}"
+    # An encoded word (RFC 2047) has no business in an address, but a reader that decodes it there would see another.
+    if not _MAILBOX.match(wire) or len(local) > 64 or "=?" in wire:
+        raise ValueError("not a mailbox")
+    return wire
+
+
+def parse_sender(sender: str) -> str:
+    """The mailbox of `MAIL_FROM`, which may come with a name.
+
+    Raises:
+        ValueError: it is not exactly one mailbox.
+    """
+    head = EmailMessage(policy=_UNFOLDED)
+    head["From"] = sender
+    (author,) = head["From"].addresses
+    return mailbox(author.addr_spec)
+
+
+class Composer:
+    """Makes the bytes of a mail.
+
+    Sender and subjects, of which there are few, go through `EmailMessage`, once each. The rest is appended by hand:
+    with all of it in an `EmailMessage` a mail of 5 KiB took 1.7 ms to make, with the headers in one 0.4 ms. What mails
+    of one kind have in common is kept: 58 µs became 14, a tenth of a mail worker's time.
+    """
+
+    def __init__(self, sender: str) -> None:
+        self.sender = parse_sender(sender)
+        head = EmailMessage(policy=_UNFOLDED)
+        head["From"] = sender
+        head["Auto-Submitted"] = "auto-generated"
+        head["MIME-Version"] = "1.0"
+        self._static_headers = head.as_bytes().removesuffix(b"\r\n")
+
+    def compose(self, letter: Letter, to: str, date: datetime) -> bytes:
+        """Everything between the reply to DATA and the final dot, the dot included.
+
+        Raises:
+            ValueError: a header cannot carry what it was given, the code is not one, or there is none for a gap.
+        """
+        code = letter.code or ""
+        if (
+            _CONTROL.search(letter.rendered.subject)
+            or not _MESSAGE_ID.match(letter.message_id)
+            or not _LANGUAGE_TAG.match(letter.locale)
+            or not _CODE.match(code)
+        ):
+            raise ValueError("not fit for a mail")
+        if mailbox(to) != to:
+            raise ValueError("the header would name somebody else")
+        # Each value has just been matched against the narrow form it may have, so none can bring a header of its own.
+        headers = (
+            f"To: {to}\r\nDate: {_date(date.replace(microsecond=0))}\r\nMessage-ID: {letter.message_id}\r\n"
+            f"Content-Language: {letter.locale}\r\n"
+        )
+        rest = _rest(letter.rendered)
+        if len(rest) > 1 and not code:
+            raise ValueError("there is no code for the gap")
+        return b"".join((self._static_headers, headers.encode("ascii"), code.encode("ascii").join(rest)))
+
+
+_date = lru_cache(maxsize=4)(format_datetime)
+
+
+@lru_cache(maxsize=64)
+def _rest(rendered: Rendered) -> Sequence[bytes]:
+    """What follows the headers that are a mail's own, from the subject to the final dot, in pieces between the gaps."""
+    head = EmailMessage(policy=_UNFOLDED)
+    head["Subject"] = rendered.subject
+    content_type = f'Content-Type: multipart/alternative; boundary="{_BOUNDARY}"\r\n\r\n'
+    rest = b"".join(
+        (
+            head.as_bytes().removesuffix(b"\r\n"),
+            content_type.encode(),
+            _part("plain", rendered.text),
+            _part("html", rendered.html),
+            f"--{_BOUNDARY}--\r\n".encode(),
+        )
+    )
+    # Every line ends in CR LF by now, and the first is a header. RFC 5321, 4.5.2
+    return (rest.replace(b"\r\n.", b"\r\n..") + b".\r\n").split(CODE_GAP.encode())
+
+
+def _part(subtype: str, body: str) -> bytes:
+    head = (
+        f'--{_BOUNDARY}\r\nContent-Type: text/{subtype}; charset="utf-8"\r\n'
+        "Content-Transfer-Encoding: quoted-printable\r\n\r\n"
+    )
+    quoted = [
+        binascii.b2a_qp(words.encode()) for words in body.replace("\r\n", "\n").replace("\r", "\n").split(CODE_GAP)
+    ]
+    # A gap is alone on its line, by soft breaks (RFC 2045, 6.7): what fills it makes no other line too long.
+    lines = quoted[0]
+    for before, after in pairwise(quoted):
+        lines += b"" if before.endswith(b"\n") or not before else b"=\n"
+        lines += CODE_GAP.encode()
+        lines += after if after.startswith(b"\n") or not after else b"=\n" + after
+    return head.encode() + lines.replace(b"\n", b"\r\n") + b"\r\n"

@@ -1,0 +1,120 @@
+"""Composing: bytes that any mail reader reads as they were written, and that nothing in a letter can break out of."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from application.ports import CODE_GAP, Letter, Rendered
+from infrastructure.mail.composing import Composer, mailbox
+from infrastructure.mail.rendering import TemplateLetters
+
+NEW_YEAR = datetime(2025, 1, 2, tzinfo=UTC)
+
+
+def code_letters() -> TemplateLetters:
+    return TemplateLetters(
+        ttl=timedelta(minutes=10), public_url="https://registrar.example", sender="no-reply@registrar.example"
+    )
+
+
+def read(message: bytes) -> list[str]:
+    """The text and the html of a mail, as a reader shows them."""
+    parsed = email.message_from_bytes(
+        message.removesuffix(b".\r\n").replace(b"\r\n..", b"\r\n."), policy=email.policy.default
+    )
+    return [part.get_content().replace("\r\n", "\n").rstrip("\n") for part in parsed.iter_parts()]
+
+
+def test_lines_end_in_cr_lf_and_a_dot_before_them_is_doubled() -> None:
+    letter = Letter("jo@x.test", Rendered("Code", "y\n..x\ra\r\nz", "<p>\n.</p>"), "<1@x.test>", "en")
+    message = Composer("no-reply@registrar.example").compose(letter, "jo@x.test", NEW_YEAR)
+    body, end = message[:-3], message[-3:]
+    assert end == b".\r\n"
+    assert body.replace(b"\r\n", b"").count(b"\r") == body.replace(b"\r\n", b"").count(b"\n") == 0
+    lines = body.split(b"\r\n")
+    assert [line for line in lines if line.startswith(b".")] == [b"...x", b"..</p>"]
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("012345", "<p>012345</p>"),
+        ("Code:\n012345\nÜ", "<p>\n012345</p>"),
+        ("before 012345 after 012345\n", "x" * 75 + "012345" + "y" * 75),
+        (".012345. \n.012345", "=012345=\n"),
+    ],
+)
+def test_a_code_is_read_where_it_was_written_and_no_line_is_longer_than_quoted_printable_allows(
+    text: str, html: str
+) -> None:
+    composer = Composer("no-reply@registrar.example")
+    rendered = Rendered("Code", text.replace("012345", CODE_GAP), html.replace("012345", CODE_GAP))
+    for code in ("012345", "678901"):
+        message = composer.compose(Letter("jo@x.test", rendered, "<1@x.test>", "en", code), "jo@x.test", NEW_YEAR)
+        assert max(map(len, message.split(b"\r\n"))) <= 76
+        assert read(message) == [part.replace("012345", code).rstrip("\n") for part in (text, html)]
+
+
+def test_a_mail_has_nothing_of_the_one_before() -> None:
+    composer = Composer("no-reply@registrar.example")
+    first, second = (
+        composer.compose(
+            code_letters().code(to="jo@x.test", locale="en", code=code, message_id="1"), "jo@x.test", NEW_YEAR
+        )
+        for code in ("111111", "222222")
+    )
+    assert [part.count("222222") for part in read(second)] == [1, 1]
+    assert b"111111" not in second
+    assert CODE_GAP.encode() not in second
+    assert first.replace(b"111111", b"222222") == second
+
+
+def test_a_letter_of_a_kind_that_was_sent_before_has_its_own_date_and_address() -> None:
+    composer = Composer("no-reply@registrar.example")
+    mails = [
+        composer.compose(
+            code_letters().code(to=to, locale="en", code="012345", message_id=to[0]),
+            to,
+            datetime(2025, 1, 2, second=at, tzinfo=UTC),
+        ).decode()
+        for at, to in enumerate(("a@x.test", "b@x.test"))
+    ]
+    for at, (to, mail) in enumerate(zip(("a@x.test", "b@x.test"), mails, strict=True)):
+        assert f"To: {to}\r\nDate: Thu, 02 Jan 2025 00:00:0{at} +0000\r\nMessage-ID: <{to[0]}@" in mail
+
+
+@pytest.mark.parametrize("code", ["12 34", "\x1a", ".", "1\r\n2", "ü"])
+def test_what_is_no_code_is_in_no_mail(code: str) -> None:
+    letter = Letter("jo@x.test", Rendered("Code", f"{CODE_GAP}\n", ""), "<1@x.test>", "en", code)
+    with pytest.raises(ValueError, match="not fit"):
+        Composer("no-reply@registrar.example").compose(letter, "jo@x.test", NEW_YEAR)
+
+
+@pytest.mark.parametrize("code", [None, ""])
+def test_a_gap_without_a_code_is_in_no_mail(code: str | None) -> None:
+    letter = Letter("jo@x.test", Rendered("Code", f"{CODE_GAP}\n", ""), "<1@x.test>", "en", code)
+    with pytest.raises(ValueError, match="no code"):
+        Composer("no-reply@registrar.example").compose(letter, "jo@x.test", NEW_YEAR)
+
+
+def test_the_sender_may_have_a_name() -> None:
+    assert Composer("Grüße <no-reply@registrar.example>").sender == "no-reply@registrar.example"
+
+
+@pytest.mark.parametrize("sender", ["", "nobody", "a@x.test, b@x.test", "a@x.test\r\nBcc: b@x.test", "Ä@x.test"])
+def test_a_sender_that_is_not_one_mailbox_fails_at_start(sender: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Composer(sender)
+
+
+def test_long_addresses_and_ids_stay_on_one_line() -> None:
+    address = f"{'a' * 64}@{'b' * 60}.{'c' * 60}.{'d' * 60}.test"
+    message_id = f"<{'e' * 120}@registrar.example>"
+    letter = Letter(address, Rendered("Code", "text", "<p>html</p>"), message_id, "en")
+    message = Composer("no-reply@registrar.example").compose(letter, mailbox(address), NEW_YEAR)
+    assert f"\r\nTo: {address}\r\n".encode() in message
+    assert f"\r\nMessage-ID: {message_id}\r\n".encode() in message
