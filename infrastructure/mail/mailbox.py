@@ -1,8 +1,8 @@
 """The embedded mailbox: a real SMTP server on this machine that keeps what it is sent and delivers nothing.
 
 It stands in for a mail server until one is configured. A mail is on disk before it is acknowledged, one file each,
-readable by any mail program; the newest thousand are kept. The mails carry codes: files and directory are for the
-owner's eyes only.
+readable by any mail program; the newest thousand are kept. The mails carry codes: files and directory are readable by
+their owner alone.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-KEPT: Final = 1_000
-"""Mails; the oldest go first."""
-SIZE_LIMIT: Final = 256 * 1024
-"""Bytes of a mail; ours have about 7 KiB, and 1,000 of the largest still fit into memory."""
-PATIENCE: Final = 60.0
+MAX_MAILS: Final = 1_000
+"""The oldest are deleted first."""
+MAX_MAIL_BYTES: Final = 256 * 1024
+"""Ours have about 7 KiB, and 1,000 of the largest still fit into memory."""
+CLIENT_TIMEOUT: Final = 60.0
 """Seconds that a client may be silent; ours keeps an idle connection for 30 s."""
 _PAGE: Final = Path(__file__).parent / "templates" / "mailbox_page.html"
 
@@ -73,15 +73,23 @@ class Mailbox:
     Args:
         directory: where the mails are; made if it is not there.
         port: 0 for any free one.
+        max_mails: how many are kept.
         now: nanoseconds since the epoch.
     """
 
     def __init__(
-        self, directory: Path, *, host: str = "127.0.0.1", port: int = 0, now: Callable[[], int] = time.time_ns
+        self,
+        directory: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        max_mails: int = MAX_MAILS,
+        now: Callable[[], int] = time.time_ns,
     ) -> None:
         self.host = host
         self.port = port
         self._files = _Files(directory)
+        self._max_mails = max_mails
         self._now = now
         self._last = 0
         self._messages: dict[int, MailboxMessage] = {}  # by time of arrival, oldest first
@@ -93,13 +101,13 @@ class Mailbox:
         """Read what is stored, then listen; `port` is the one in use from then on.
 
         Raises:
-            OSError: the directory or the port cannot be had.
+            OSError: the directory or the port cannot be used.
         """
         loop = asyncio.get_running_loop()
         # aiosmtpd logs every command with its address, and below INFO every line of a mail.
         logging.getLogger("mail.log").setLevel(logging.CRITICAL + 1)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mailbox")
-        self._messages = await loop.run_in_executor(self._writer, self._files.load, KEPT)
+        self._messages = await loop.run_in_executor(self._writer, self._files.load, self._max_mails)
         self._last = max(self._messages, default=0)
         self._server = await loop.create_server(lambda: _Session(self, loop), self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
@@ -137,7 +145,7 @@ class Mailbox:
             arrivals.append((self._last, recipient))
         stored = await asyncio.get_running_loop().run_in_executor(self._writer, self._files.write, arrivals, content)
         self._messages |= stored
-        surplus = list(self._messages)[:-KEPT]
+        surplus = list(self._messages)[: -self._max_mails]
         for arrival in surplus:
             del self._messages[arrival]
         if surplus and self._writer is not None:
@@ -149,7 +157,11 @@ class _Session(SMTP):
 
     def __init__(self, owner: Mailbox, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
-            _Handler(owner), data_size_limit=SIZE_LIMIT, hostname="mailbox.localhost", timeout=PATIENCE, loop=loop
+            _Handler(owner),
+            data_size_limit=MAX_MAIL_BYTES,
+            hostname="mailbox.localhost",
+            timeout=CLIENT_TIMEOUT,
+            loop=loop,
         )
         self._owner = owner
 

@@ -165,15 +165,16 @@ async def test_unfinished_files_are_swept_and_strange_ones_left_alone(tmp_path: 
     await box.stop()
 
 
-async def test_only_the_newest_are_kept(
-    box: Mailbox, post: SmtpServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mailbox, "KEPT", 3)
+async def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    box = Mailbox(tmp_path / "few", max_mails=3)
+    await box.start()
+    post = post_to(box.port)
     for number in range(5):
         await post.send(letter(code=f"{number:06}"))
     assert codes(box) == ["000004", "000003", "000002"]
+    await post.close()
     await box.stop()
-    assert len(list((tmp_path / "mail").iterdir())) == 3
+    assert len(names_in(tmp_path / "few")) == 3
 
 
 async def test_clearing_leaves_nothing(box: Mailbox, post: SmtpServers, tmp_path: Path) -> None:
