@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Protocol, TypeVar
+from typing import Protocol
 from uuid import UUID
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
@@ -28,9 +28,8 @@ from application.ports import (
     SendClaims,
     Unavailable,
 )
+from application.retrying import with_retries
 from domain.registration import Policy, Registration
-
-T = TypeVar("T")
 
 ACTOR = "mail-worker"
 
@@ -232,7 +231,7 @@ class MailDelivery:
                 return await self._handlers.record_email_dispatched(outcome, context, read=known)
             return await self._handlers.handle(outcome, context)
 
-        await persist(
+        await with_retries(
             record,
             lambda: AsyncRetrying(
                 retry=retry_if_exception_type((Unavailable, Conflict)),
@@ -240,24 +239,6 @@ class MailDelivery:
                 sleep=self._sleep,
             ),
         )
-
-
-async def persist(work: Callable[[], Awaitable[T]], retrying: Callable[[], AsyncRetrying]) -> T:
-    """As `retrying()(work)`, but tenacity comes in only once the first attempt has failed, which it is then told.
-
-    Nearly none fails, and its objects for each mail took a twentieth of the whole process's time (our measurement).
-    """
-    try:
-        return await work()
-    except Exception as error:  # noqa: BLE001 - told to tenacity, which knows what is to be raised
-        failed = [error]
-
-    async def attempt() -> T:
-        if failed:
-            raise failed.pop()
-        return await work()
-
-    return await retrying()(attempt)
 
 
 def _context(request: MailRequest) -> Context:

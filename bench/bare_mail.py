@@ -18,7 +18,7 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitMessage
 from application.ports import MailRequest
 from infrastructure.mail.composing import Composer, mailbox
 from infrastructure.mail.rendering import TemplateLetters
-from infrastructure.mail.smtp.servers import CONNECTIONS
+from infrastructure.mail.smtp.pool import CONNECTIONS
 from infrastructure.rabbitmq.connection import MAIL_EXCHANGE, MAIL_REQUESTED, Topology, declare
 from infrastructure.rabbitmq.mail_worker import PREFETCH, encode
 

@@ -22,7 +22,8 @@ from infrastructure.followers.relay import Relay
 from infrastructure.mail.circuits import Circuits, OnTransition
 from infrastructure.mail.rendering import TemplateLetters
 from infrastructure.mail.send_claims import StoredSendClaims
-from infrastructure.mail.smtp.servers import Limits, SmtpServers
+from infrastructure.mail.smtp.pool import Limits
+from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import Connection, Line
 from infrastructure.postgres.notifications import LOOK_ANYWAY
 from infrastructure.rabbitmq.connection import Broker, Consumer

@@ -32,7 +32,7 @@ from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.crypto.keyring import open_root_secret
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
-from infrastructure.mail.smtp.servers import Stage, judge_error
+from infrastructure.mail.smtp.replies import Stage, judge_error
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.rabbitmq.connection import REFUSAL_HINT, REFUSALS, OtherQueue, Topology, compare, counts_of
 from infrastructure.settings.settings import BadSettings, MailServer, Settings

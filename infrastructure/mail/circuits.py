@@ -3,10 +3,11 @@
 purgatory 3.0.1 counts failures in a row (four failures and a success, for ever, never open it), lets everybody through
 when half open, counts a cancellation as a failure and raises one exception object again and again. So `Circuits`
 creates `Circuit`s where the factory would create its `Context`; everything around them is purgatory's. The rules are
-those of opossum, the Node.js library that the original plan names. Its figures are in `docs/contract.md`.
+those of opossum, a Node.js library: more than 50 % of the calls of a minute, five at least, open a circuit for 30 s
+(`docs/contract.md`).
 
-purgatory tells its listeners of a change when the call that caused it ends; `on_transition` is told at once, and of
-the state before.
+purgatory notifies its listeners of a change when the call that caused it ends; `on_transition` is called at once, and
+with the state before, too.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from purgatory.domain.model import CLOSED, HALF_OPENED, OPENED, Context, Exclude
 from purgatory.typing import StateName
 
 WINDOW: Final = 60.0
-"""Seconds of calls that are looked at (plan)."""
+"""Seconds of calls that are looked at."""
 BUCKETS: Final = 10
 """The window moves on in steps of a tenth (opossum's default), so it covers 54 to 60 s."""
 TOLERATED: Final = 0.5
-"""Share of failures up to which, inclusively, a circuit stays closed (plan: opens at more than 50 %)."""
+"""Share of failures up to and including which a circuit stays closed."""
 
 OnTransition = Callable[[str, StateName, StateName], None]
-"""Told the circuit's name, its old and its new state: "closed", "half-opened" or "opened". Must not raise."""
+"""Called with the circuit's name, its old and its new state: "closed", "half-opened" or "opened". Must not raise."""
 
 
 class CircuitOpen(Exception):
@@ -122,7 +123,7 @@ class HalfOpened(State):
     def handle_end_request(self, context: Context) -> None:
         if self._probe is asyncio.current_task():
             context.recover_failure()
-            context.set_state(Closed())  # counting starts anew: the failures that opened it are history
+            context.set_state(Closed())  # counting starts from zero: the failures that opened it are history
 
     def handle_exception(self, context: Context, exc: BaseException) -> None:  # noqa: ARG002 - purgatory's signature
         if self._probe is asyncio.current_task():
@@ -156,7 +157,7 @@ class Circuit(Context):
         super().set_state(state)
         if self._on_transition is not None:
             self._on_transition(self.name, old, self.state)
-        self._wake()
+        self.wake()
 
     def handle_exception(self, exc: BaseException) -> None:
         """Count it, unless the call was cancelled: that says nothing about the other side."""
@@ -164,10 +165,10 @@ class Circuit(Context):
             super().handle_exception(exc)
         elif isinstance(self._state, HalfOpened):
             self._state.handle_cancellation()
-            self._wake()
+            self.wake()
 
     def open(self, seconds: float | None = None) -> None:
-        """Open now, whatever the counts: one answer, or somebody else's word, was enough to know that calls will fail.
+        """Open now, whatever the counts: one reply, or another worker's report, was enough to know that calls will fail.
 
         Args:
             seconds: until a call may go through again; by default what a circuit stays open for.
@@ -176,7 +177,7 @@ class Circuit(Context):
             self.set_state(Opened(self.clock(), self.ttl if seconds is None else seconds))
 
     def close(self) -> None:
-        """Close now: somebody else has found that calls succeed."""
+        """Close now: another worker has found that calls succeed."""
         if isinstance(self._state, Opened):
             self.set_state(Closed())
 
@@ -191,7 +192,7 @@ class Circuit(Context):
             self._state.until = min(self._state.until, self.clock())
 
     def put_off(self, seconds: float) -> None:
-        """Stay open for so long at least: somebody else is probing, or has found by now that it is to stay open."""
+        """Stay open for so long at least: another worker is probing, or has found by now that it is to stay open."""
         if isinstance(self._state, Opened):
             self._state.until = max(self._state.until, self.clock() + seconds)
 
@@ -216,7 +217,8 @@ class Circuit(Context):
             finally:
                 self._waiting.discard(changed)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have everybody in `until_ready` look again, as after a change; for a clock that was moved, too."""
         for changed in self._waiting:
             if not changed.done():
                 changed.set_result(None)
@@ -234,8 +236,8 @@ class Circuits(AsyncCircuitBreakerFactory):
     The timeout of a call belongs inside the breaker; a cancellation from outside does not count.
 
     Args:
-        minimum_calls: calls in the window below which nothing opens; `get_breaker`'s `threshold` (plan: 5).
-        open_for: how long a circuit stays open before its probe; `get_breaker`'s `ttl`, in seconds (plan: 30 s).
+        minimum_calls: calls in the window below which nothing opens; `get_breaker`'s `threshold`.
+        open_for: how long a circuit stays open before its probe; `get_breaker`'s `ttl`, in seconds.
         exclude: exceptions that mean that the other side works; see purgatory.
         clock: monotonic seconds.
     """

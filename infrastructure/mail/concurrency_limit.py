@@ -1,7 +1,7 @@
-"""How many calls may be under way at the same time, when the other side says "too many" but not how many it bears.
+"""How many calls may be in flight at once, when the other side says "too many" but not how many it takes.
 
-Additive increase, multiplicative decrease, as TCP does it: "too many" halves their number, calls that succeed while all
-slots are taken raise it one by one.
+Additive increase, multiplicative decrease (AIMD), as TCP does it: "too many" halves the limit, calls that succeed while
+it is reached raise it one by one.
 """
 
 from __future__ import annotations
@@ -13,39 +13,44 @@ from contextlib import suppress
 from typing import Final
 
 RAISE_AFTER: Final = 20
-"""Successes, with all slots taken, that add a slot: who bears K gets a call too many once in 10 K. From 1 to 32 slots it
+"""Successes at the limit that raise it by one: a server that takes K gets a call too many once in 10 K. From 1 to 32
 takes 620."""
 
 
-class Slots:
-    """Use it as a context manager around a call, and tell it how the call ended.
+class ConcurrencyLimit:
+    """Use it as a context manager around a call, and report how the call ended.
 
-    async with slots as begun:
+    async with limit as generation:
         …
-        slots.succeeded(begun)    # or slots.refused(begun)
+        limit.succeeded(generation)    # or limit.refused(generation)
 
-    First come, first served. What `begun` tells apart is calls of before and after the latest decrease: the others were
-    refused for what has been mended since, so that many refusals of one moment count once.
+    First come, first served. The generation separates the calls from before and after the latest decrease: the earlier
+    ones were refused for what has been corrected since, so many refusals at one moment count once.
 
     Args:
-        most: slots to begin with, and never more.
-        on_change: told the number of slots, now and whenever it changes. Must not raise.
+        most: the limit to begin with, and never more.
+        on_change: called with the limit, now and whenever it changes. Must not raise.
     """
 
     def __init__(self, most: int, *, on_change: Callable[[int], None] = lambda _: None) -> None:
-        self.allowed = most
-        self.taken = 0
+        self.limit = most
+        self.in_flight = 0
         self._most = most
         self._on_change = on_change
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._decreases = 0
-        self._successes = 0  # that count for the next slot
+        self._generation = 0
+        self._successes = 0  # that count for the next increase
         on_change(most)
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for their turn."""
+        return len(self._waiting)
+
     async def __aenter__(self) -> int:
-        if self.taken < self.allowed:  # then nobody waits
-            self.taken += 1
-            return self._decreases
+        if self.in_flight < self.limit:  # then no call waits
+            self.in_flight += 1
+            return self._generation
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
@@ -55,39 +60,39 @@ class Slots:
                 with suppress(ValueError):  # it was passed over already
                     self._waiting.remove(turn)
             else:  # it was our turn already
-                self._give_back()
+                self._leave()
             raise
-        return self._decreases
+        return self._generation
 
     async def __aexit__(self, *_: object) -> None:
-        self._give_back()
+        self._leave()
 
-    def succeeded(self, begun: int) -> None:
-        if self.allowed < self._most and begun == self._decreases and self.taken >= self.allowed:
+    def succeeded(self, generation: int) -> None:
+        if self.limit < self._most and generation == self._generation and self.in_flight >= self.limit:
             self._successes += 1
             if self._successes == RAISE_AFTER:
                 self._successes = 0
-                self._allow(self.allowed + 1)
+                self._set_limit(self.limit + 1)
 
-    def refused(self, begun: int) -> None:
-        """There were too many. A single call at a time is always allowed: fewer would be none."""
-        if begun == self._decreases and self.allowed > 1:
-            self._decreases += 1
+    def refused(self, generation: int) -> None:
+        """There were too many. One call at a time is always allowed: fewer would be none."""
+        if generation == self._generation and self.limit > 1:
+            self._generation += 1
             self._successes = 0
-            self._allow(self.allowed // 2)
+            self._set_limit(self.limit // 2)
 
-    def _allow(self, number: int) -> None:
-        self.allowed = number
-        self._on_change(number)
+    def _set_limit(self, limit: int) -> None:
+        self.limit = limit
+        self._on_change(limit)
         self._let_in()
 
-    def _give_back(self) -> None:
-        self.taken -= 1
+    def _leave(self) -> None:
+        self.in_flight -= 1
         self._let_in()
 
     def _let_in(self) -> None:
-        while self._waiting and self.taken < self.allowed:
+        while self._waiting and self.in_flight < self.limit:
             turn = self._waiting.popleft()
             if not turn.cancelled():
-                self.taken += 1
+                self.in_flight += 1
                 turn.set_result(None)

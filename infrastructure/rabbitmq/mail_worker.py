@@ -45,7 +45,7 @@ LONGEST: Final = 4096
 """Bytes; ours have about 170."""
 
 PREFETCH: Final = 64
-"""Mails in hand of a worker: twice as many as it has connections to a mail server (`infrastructure.mail.smtp.servers.CONNECTIONS`),
+"""Mails in hand of a worker: twice as many as it has connections to a mail server (`infrastructure.mail.smtp.pool.CONNECTIONS`),
 so that some are claimed and recorded while others are on the wire. 32: 640 mails a second, 64: 900, 128: 930 (2 cores,
 2026-11-25)."""
 

@@ -129,7 +129,7 @@ class Metrics:
         self._mail.labels(outcome, provider).inc()
 
     def mail_concurrency(self, provider: str, mails: int) -> None:
-        """See `infrastructure.mail.smtp.servers.OnConcurrency`."""
+        """See `infrastructure.mail.smtp.server.OnConcurrency`."""
         self._mail_concurrency.labels(provider).set(mails)
 
     def time_to_inbox(self, since: timedelta) -> None:

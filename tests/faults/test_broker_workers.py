@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from infrastructure.mail.smtp.servers import CONNECTIONS
+from infrastructure.mail.smtp.pool import CONNECTIONS
 from infrastructure.rabbitmq.connection import MAIL_QUEUE
 from infrastructure.rabbitmq.mail_worker import PREFETCH
 from tests.faults.scene import Scene

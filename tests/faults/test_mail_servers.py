@@ -24,8 +24,9 @@ import trustme
 
 from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
-from infrastructure.mail.circuits import Circuits
-from infrastructure.mail.smtp.servers import SOMEBODY_PROBES, SmtpServers, _Server
+from infrastructure.mail.circuits import Circuit, Circuits
+from infrastructure.mail.smtp.server import PROBE_RECHECK
+from infrastructure.mail.smtp.servers import SmtpServers
 from tests.faults.canaries import occurs, shown
 from tests.support.facts import MovableClock, eventually
 from tests.support.http import Api, open_api, problem_of
@@ -96,7 +97,7 @@ class Post:
     def thirty_seconds_pass(self) -> None:
         """For the circuits, and those who wait for them."""
         self.seconds.now += 30
-        self.server.circuit._wake()  # what its timer does, on the loop's own clock
+        self.circuit.wake()  # what its timer does, on the loop's own clock
 
     @property
     def servers(self) -> SmtpServers:
@@ -104,18 +105,16 @@ class Post:
         return self.api.service.servers
 
     @property
-    def server(self) -> _Server:
-        """The mail server as the service sees it, once a mail was to go there."""
-        [server] = self.servers._opened
-        return server
+    def circuit(self) -> Circuit:
+        """The mail server's, once a mail was to go there."""
+        [circuit] = self.servers.circuits
+        return circuit
 
     async def until_opened(self) -> None:
-        """The circuit is open, and nobody is talking to the server any more."""
+        """The circuit is open, and no conversation with the server is under way."""
 
         def opened() -> bool:
-            if not self.servers._opened:
-                return False
-            return self.server.circuit.state == "opened" and not self.server._slots.taken
+            return bool(self.servers.circuits) and self.circuit.state == "opened" and not self.servers.in_flight
 
         await eventually(opened, within=60)
 
@@ -136,8 +135,8 @@ class Post:
 
     async def look_again(self) -> None:
         """Whoever waits for the circuit to be probed by another, or for a retry, need not wait any longer."""
-        self.seconds.now += SOMEBODY_PROBES
-        self.server.circuit._wake()
+        self.seconds.now += PROBE_RECHECK
+        self.circuit.wake()
         await self.move_to_retries()
 
     async def until_all_dispatched(self, count: int) -> None:
@@ -181,7 +180,7 @@ class Post:
     def concurrency(self) -> float:
         """How many mails the server may be handed at the same time, as the metrics tell."""
         registry = self.api.service.metrics._registry
-        told = registry.get_sample_value("registrar_mail_concurrency", {"provider": self.server.provider})
+        told = registry.get_sample_value("registrar_mail_concurrency", {"provider": self.circuit.name})
         assert told is not None
         return told
 
@@ -324,9 +323,8 @@ async def test_a_conversation_lost_before_the_content_is_begun_anew_and_one_mail
     ],
 )
 async def test_a_goodbye_that_is_not_answered_changes_nothing_about_the_mail(
-    open_post: OpenPost, stub: SmtpStub, action: str, monkeypatch: pytest.MonkeyPatch
+    open_post: OpenPost, stub: SmtpStub, action: str
 ) -> None:
-    monkeypatch.setattr("infrastructure.mail.smtp.servers.QUIT_PATIENCE", 0.1)
     stub.at("quit", action)
 
     async with open_post(stub) as post:
@@ -436,7 +434,7 @@ async def test_a_server_that_throttles_gets_what_it_takes_and_everybody_gets_one
     post.stub.bears, post.stub.throttle, post.stub.mails_per_session = bears, throttle, mails_per_session
     waiting = [await post.register("canary0@example.com")]
     await post.until(DISPATCHED)
-    post.server.circuit.open()  # so that the others come all at once
+    post.circuit.open()  # so that the others come all at once
     waiting += [await post.register(f"canary{number}@example.com") for number in range(1, 60)]
     await post.until("mail_saga.mail_requested", 60)
     await post.until_all_dispatched(60)
@@ -449,7 +447,7 @@ async def test_a_server_that_throttles_gets_what_it_takes_and_everybody_gets_one
         assert post.outcomes() == {"accepted": 60}, "it costs no mail a try"
     assert await post.count("registration.registration_cancelled") == 0
     assert len(post.logged("mail.circuit_opened")) == 1, "by this test"
-    assert post.server.circuit.state == "closed"
+    assert post.circuit.state == "closed"
     assert len(post.stub.mails) == 60
     assert await post.verifies(waiting[-1], next(mail for mail in post.stub.mails if b"canary59@" in mail.data))
     await post.prove()
@@ -491,7 +489,7 @@ async def test_after_an_outage_of_two_hours_everybody_gets_one_mail_with_a_code_
     for registration_id in waiting:
         [mail] = [mail for mail in post.stub.mails if mail.recipients == [post.addresses[registration_id].encode()]]
         assert await post.verifies(registration_id, mail)
-    assert post.server.circuit.state == "closed"
+    assert post.circuit.state == "closed"
     await post.prove()
 
 
@@ -531,7 +529,7 @@ async def test_a_mailbox_that_does_not_exist_is_undone_at_once_and_nobody_outsid
     answers = [answer.json() | {"registration_id": "", "email": ""} for answer in (fine, refused, again)]
     assert answers[0] == answers[1] == answers[2]
     assert again.json()["registration_id"] != str(registration_id), "the address was free again"
-    assert post.server.circuit.state == "closed"
+    assert post.circuit.state == "closed"
     await post.prove()
 
 
@@ -553,7 +551,7 @@ async def test_a_content_refused_between_others_that_are_taken_undoes_only_its_o
     assert (alarm["level"], alarm["reply"], alarm["status"]) == ("error", 554, "5.7.1")
     assert "filter" in alarm["hint"]
     assert post.outcomes() == {"accepted": 2, "content": 1}
-    assert post.server.circuit.state == "closed"
+    assert post.circuit.state == "closed"
     await post.prove()
 
 
@@ -591,7 +589,7 @@ async def test_contents_refused_of_everybody_open_the_circuit_and_undo_nobody_mo
     for one in waiting:
         if one not in undone:
             await post.until_handed_over(one)
-    assert post.server.circuit.state == "closed"
+    assert post.circuit.state == "closed"
     await post.prove()
 
 

@@ -11,7 +11,8 @@ from datetime import timedelta
 from application.ports import Accepted, Letter, MailServersAway, NotSent, Rendered
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.shared_circuits import CircuitBoard
-from infrastructure.mail.smtp.servers import Limits, SmtpServers
+from infrastructure.mail.smtp.pool import Limits
+from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import Line
 from infrastructure.settings.settings import MailServer
 from tests.support.facts import eventually

@@ -1,0 +1,130 @@
+"""One SMTP conversation.
+
+aiosmtplib connects, negotiates TLS and logs in. The mail transaction itself is spoken command by command, because
+only then is it known on which side of the final dot a connection was lost, and because `send_message` costs twice
+the CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import cast
+
+from aiosmtplib import SMTP, SMTPException, SMTPResponseException
+from aiosmtplib.protocol import SMTPProtocol
+
+from application.crash_points import crash_point
+from infrastructure.mail.smtp.replies import Stage
+from infrastructure.settings.settings import MailServer
+
+
+@dataclass(slots=True, eq=False)
+class Progress:
+    """How far a try has come.
+
+    Attributes:
+        begun: when, by the event loop's clock.
+    """
+
+    begun: float
+    stage: Stage = "connect"
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """A session that is ready for a mail: greeted, encrypted and logged in as its server demands.
+
+    Attributes:
+        mails: how many it has carried.
+        reset_first: the latest mail was refused; its transaction has to be reset before the next.
+        expiry: ends it while it is idle.
+    """
+
+    client: SMTP
+    protocol: SMTPProtocol
+    mails: int = 0
+    reset_first: bool = False
+    expiry: asyncio.TimerHandle | None = field(default=None, repr=False)
+
+    @classmethod
+    async def open(cls, server: MailServer, greeting: str, tls: ssl.SSLContext, progress: Progress) -> Connection:
+        progress.stage = "connect"
+        client = SMTP(
+            hostname=server.host,
+            port=server.port,
+            local_hostname=greeting,
+            use_tls=server.scheme == "smtps",
+            start_tls=False,
+            tls_context=tls,
+            timeout=None,  # the whole try has one
+        )
+        await client.connect()
+        progress.stage = "ehlo"
+        try:
+            await client.ehlo()
+            if server.scheme == "smtp" and server.starttls == "required":
+                progress.stage = "tls"
+                await client.starttls()
+                progress.stage = "ehlo"
+                await client.ehlo()
+            if server.username is not None:
+                progress.stage = "login"
+                await client.login(server.username, server.password.get_secret_value() if server.password else "")
+        except BaseException:
+            _abort(client)
+            raise
+        if client.protocol is None:
+            raise ConnectionResetError
+        return cls(client, client.protocol)
+
+    async def begin(self, sender: bytes) -> None:
+        if self.reset_first:
+            await self.reset()
+            self.reset_first = False
+        self.mails += 1
+        await self._command(b"MAIL", b"FROM:<%b>" % sender)
+
+    async def reset(self) -> None:
+        await self._command(b"RSET")
+
+    async def send(self, to: str, message: bytes, progress: Progress) -> int:
+        """The rest of a transaction that has begun. Returns the code of the reply by which the server took the mail.
+
+        From the first byte of the content on, only that reply tells whether it did.
+        """
+        progress.stage = "rcpt"
+        await self._command(b"RCPT", b"TO:<%b>" % to.encode("ascii"))
+        progress.stage = "data"
+        await self._command(b"DATA", expected=3)
+        self.protocol.write(message)
+        progress.stage = "end-of-data"
+        crash_point("worker.before_eod_reply")
+        code, text = await self.protocol.read_response()
+        if code // 100 != 2:
+            raise SMTPResponseException(code, text)
+        return code
+
+    async def _command(self, *words: bytes, expected: int = 2) -> None:
+        code, text = await self.protocol.execute_command(*words)
+        if code // 100 != expected:
+            raise SMTPResponseException(code, text)
+
+    def abort(self) -> None:
+        _abort(self.client)
+
+    async def quit(self, timeout: float) -> None:
+        """Say goodbye; the reply decides nothing and is waited for no longer than `timeout` seconds."""
+        with suppress(OSError, SMTPException):
+            async with asyncio.timeout(timeout):
+                await self.protocol.execute_command(b"QUIT")
+        self.abort()
+
+
+def _abort(client: SMTP) -> None:
+    """Drop the connection without waiting: `close` would wait for a TLS peer that may be gone."""
+    if client.transport is not None:
+        cast("asyncio.WriteTransport", client.transport).abort()
+    client.close()

@@ -1,0 +1,151 @@
+"""One mail server: whether it may be called, how often at once, and what one try at it comes to."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, cast
+
+from aiosmtplib import SMTPException
+from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
+
+from infrastructure.mail.circuits import Circuit, CircuitOpen
+from infrastructure.mail.concurrency_limit import ConcurrencyLimit
+from infrastructure.mail.smtp.connection import Progress
+from infrastructure.mail.smtp.pool import ConnectionPool, Limits
+from infrastructure.mail.smtp.replies import STAGES, ContentHistory, Verdict, judge_error
+from infrastructure.settings.settings import MailServer
+
+PROBE_RECHECK: Final = 1.0
+"""Seconds until the next look at a circuit that another worker is probing."""
+
+MayProbe = Callable[[str], Awaitable[bool]]
+"""Asked with the server's `host:port` before its open circuit is probed: only one of all workers is to do it."""
+OnConcurrency = Callable[[str, int], None]
+"""Called with the provider and how many mails it may be handed at once, whenever that changes. Must not raise."""
+
+
+class Refused(Exception):
+    """A try failed."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.failure)
+        self.verdict = verdict
+
+
+class TooLate(Exception):
+    """The time that was left for a mail was used up by waiting for its turn."""
+
+
+class Server:
+    """One mail server: its circuit, its throttle, its connections.
+
+    "Too many" is answered by fewer at the same time (`ConcurrencyLimit`). It says nothing against a server that is just
+    taking others of our mails, and a burst of refusals that those few cannot outnumber must not open its circuit. A
+    server that says 421 and takes none is as good as away: then it has nothing to do with how many they are.
+    """
+
+    def __init__(
+        self,
+        server: MailServer,
+        breaker: AsyncCircuitBreaker,
+        sender: str,
+        *,
+        tls: ssl.SSLContext,
+        limits: Limits,
+        may_probe: MayProbe,
+        on_concurrency: OnConcurrency,
+    ) -> None:
+        self.provider = f"{server.host}:{server.port}"
+        self.concurrency = ConcurrencyLimit(limits.connections, on_change=partial(on_concurrency, self.provider))
+        self._breaker = breaker
+        self._timeout = limits.timeout.total_seconds()
+        self._may_probe = may_probe
+        self._pool = ConnectionPool(server, sender=sender, tls=tls, limits=limits)
+        self._content = ContentHistory()
+        self._under_way: set[Progress] = set()
+        self._taken_at = -math.inf
+
+    @property
+    def circuit(self) -> Circuit:
+        return cast("Circuit", self._breaker.context)
+
+    async def hand_over(self, to: str, message: bytes | None, until: float | None) -> int:
+        """One try, over in `limits.timeout`; returns the reply code. Without a message it ends before the recipient.
+
+        Args:
+            until: by the loop's clock, when it must be over; it is not begun if it may take longer.
+
+        Raises:
+            CircuitOpen, TooLate: it was not made.
+            Refused: it failed.
+        """
+        if (seconds := self.circuit.ready_in()) > 0:
+            raise CircuitOpen(self.provider, min(seconds, self.circuit.ttl))
+        async with self.concurrency as generation:  # waiting for a turn is no fault of the server: no timeout yet
+            if until is not None and asyncio.get_running_loop().time() + self._timeout > until:
+                raise TooLate
+            if self.circuit.is_due:  # last: a worker that has the right to probe and does not keeps all others from it
+                await self._ask_to_probe()
+            return await self._try(to, message, generation)
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    async def _ask_to_probe(self) -> None:
+        if not await self._may_probe(self.provider):
+            self.circuit.put_off(PROBE_RECHECK)
+            raise CircuitOpen(self.provider, PROBE_RECHECK)
+        # Another mail of ours, which asked at the same time, may have been refused and have put it off; but nobody else
+        # may probe now until we have.
+        self.circuit.be_due()
+
+    async def _try(self, to: str, message: bytes | None, generation: int) -> int:
+        progress = Progress(asyncio.get_running_loop().time())
+        async with self._breaker:
+            self._under_way.add(progress)
+            try:
+                async with asyncio.timeout(self._timeout):
+                    code = await self._converse(to, message, progress)
+                if message is not None:
+                    self._content.taken()
+                    self._taken_at = asyncio.get_running_loop().time()
+                    self.concurrency.succeeded(generation)
+                if self._content.refusal is None:
+                    return code
+                verdict = self._content.refusal  # what would become of a mail
+            except (OSError, SMTPException) as error:
+                verdict = self._content.judge(judge_error(progress.stage, error))
+            finally:
+                self._under_way.discard(progress)
+            # Raised outside of the except clause: the refusal must not carry the reply's text in its context.
+            if verdict.hopeless:
+                self.circuit.open()
+            is_outage = verdict.outage and not (verdict.too_many and self._takes_others(progress))
+            if verdict.too_many and not is_outage:
+                self.concurrency.refused(generation)
+            if is_outage:
+                raise Refused(verdict)
+        raise Refused(verdict)  # the server is well: no failure of its circuit
+
+    def _takes_others(self, refused: Progress) -> bool:
+        """Has it let others of our mails further, or taken one, while it refused this one?"""
+        reached = STAGES.index(refused.stage)
+        return self._taken_at >= refused.begun or any(STAGES.index(other.stage) > reached for other in self._under_way)
+
+    async def _converse(self, to: str, message: bytes | None, progress: Progress) -> int:
+        connection = await self._pool.begin(progress)
+        try:
+            if message is None:
+                await connection.reset()
+                code = 250
+            else:
+                code = await connection.send(to, message, progress)
+        except BaseException as error:
+            self._pool.recycle(connection, error)
+            raise
+        self._pool.put_back(connection)
+        return code

@@ -1,0 +1,177 @@
+"""The concurrency limit: as many calls at once as the other side takes, and none that waits is forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from infrastructure.mail.concurrency_limit import RAISE_AFTER, ConcurrencyLimit
+from tests.support.facts import eventually
+
+
+class Calls:
+    """Calls that wait for their turn, and take it until they are let go.
+
+    Attributes:
+        begun: their numbers, in the order in which their turns came.
+    """
+
+    def __init__(self, limit: ConcurrencyLimit) -> None:
+        self.begun: list[int] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self._limit = limit
+        self._let_go: list[asyncio.Event] = []
+
+    def begin(self, count: int) -> None:
+        for number in range(len(self.tasks), len(self.tasks) + count):
+            self._let_go.append(asyncio.Event())
+            self.tasks.append(asyncio.create_task(self._call(number)))
+
+    async def _call(self, number: int) -> None:
+        async with self._limit:
+            self.begun.append(number)
+            await self._let_go[number].wait()
+
+    def let_go(self, *numbers: int) -> None:
+        for number in numbers:
+            self._let_go[number].set()
+
+    async def until_begun(self, *numbers: int) -> None:
+        await eventually(lambda: self.begun == list(numbers), within=5)
+
+    async def until_waiting(self, count: int) -> None:
+        await eventually(lambda: self._limit.waiting == count, within=5)
+
+
+async def refuse(limit: ConcurrencyLimit) -> None:
+    async with limit as generation:
+        limit.refused(generation)
+
+
+async def succeed(limit: ConcurrencyLimit, *, taking: int = 1, times: int = 1) -> None:
+    """Calls that succeed, each while so many are in flight, itself included."""
+    for _ in range(times):
+        async with AsyncExitStack() as others:
+            for _ in range(taking - 1):
+                await others.enter_async_context(limit)
+            async with limit as generation:
+                limit.succeeded(generation)
+
+
+async def test_the_call_that_comes_first_is_let_in_first() -> None:
+    limit = ConcurrencyLimit(2)
+    calls = Calls(limit)
+    calls.begin(5)
+    await calls.until_waiting(3)
+
+    calls.let_go(1)
+    await calls.until_begun(0, 1, 2)
+    calls.let_go(0, 2, 3, 4)
+    await asyncio.gather(*calls.tasks)
+
+    assert calls.begun == [0, 1, 2, 3, 4]
+    assert limit.in_flight == 0
+
+
+async def test_a_call_that_gives_up_waiting_takes_no_turn_with_it() -> None:
+    limit = ConcurrencyLimit(1)
+    calls = Calls(limit)
+    calls.begin(4)
+    await calls.until_waiting(3)
+
+    calls.tasks[1].cancel()
+    calls.let_go(0)
+    await calls.until_begun(0, 2)
+    calls.let_go(2)
+    calls.tasks[3].cancel()
+    await asyncio.gather(*calls.tasks, return_exceptions=True)
+
+    async with limit:
+        assert limit.in_flight == 1
+    assert limit.in_flight == 0
+
+
+async def test_a_call_that_gives_up_when_its_turn_has_come_passes_it_on() -> None:
+    limit = ConcurrencyLimit(1)
+    calls = Calls(limit)
+    await limit.__aenter__()
+    calls.begin(2)
+    await calls.until_waiting(2)
+
+    await limit.__aexit__()
+    calls.tasks[0].cancel()
+
+    await calls.until_begun(1)
+    calls.let_go(1)
+    await asyncio.gather(*calls.tasks, return_exceptions=True)
+    assert limit.in_flight == 0
+
+
+async def test_refusals_at_one_moment_halve_the_limit_once() -> None:
+    limits: list[int] = []
+    limit = ConcurrencyLimit(8, on_change=limits.append)
+    async with AsyncExitStack() as calls:
+        generations = [await calls.enter_async_context(limit) for _ in range(8)]
+        for generation in generations:
+            limit.refused(generation)
+        assert limit.limit == 4
+
+    await refuse(limit)
+    assert limits == [8, 4, 2]
+
+
+async def test_no_call_is_let_in_until_fewer_are_in_flight_than_the_limit_is_now() -> None:
+    limit = ConcurrencyLimit(4)
+    calls = Calls(limit)
+    generation = await limit.__aenter__()
+    calls.begin(5)
+    await calls.until_waiting(2)
+
+    limit.refused(generation)
+    await limit.__aexit__()
+    calls.let_go(0)
+    await eventually(lambda: limit.in_flight == 2, within=5)
+    assert calls.begun == [0, 1, 2]
+
+    calls.let_go(1, 2, 3, 4)
+    await asyncio.gather(*calls.tasks)
+    assert calls.begun == [0, 1, 2, 3, 4]
+
+
+async def test_calls_that_succeed_at_the_limit_raise_it_by_one_up_to_the_most() -> None:
+    limit = ConcurrencyLimit(2)
+    await refuse(limit)
+
+    await succeed(limit, times=RAISE_AFTER - 1)
+    assert limit.limit == 1
+    await succeed(limit)
+    assert limit.limit == 2
+
+    await succeed(limit, taking=2, times=3 * RAISE_AFTER)
+    assert limit.limit == 2
+
+
+async def test_calls_that_succeed_below_the_limit_prove_nothing_about_more() -> None:
+    limit = ConcurrencyLimit(8)
+    await refuse(limit)
+    await succeed(limit, taking=3, times=3 * RAISE_AFTER)
+    assert limit.limit == 4
+
+
+async def test_calls_from_before_the_refusal_prove_nothing_after_it() -> None:
+    limit = ConcurrencyLimit(2)
+    async with limit as early:
+        await refuse(limit)
+        for _ in range(RAISE_AFTER):
+            limit.succeeded(early)
+    assert limit.limit == 1
+
+
+async def test_one_at_a_time_is_always_allowed() -> None:
+    limits: list[int] = []
+    limit = ConcurrencyLimit(3, on_change=limits.append)
+    for _ in range(5):
+        await refuse(limit)
+    assert limits == [3, 1]
+    await succeed(limit, times=RAISE_AFTER)
+    assert limits == [3, 1, 2]
