@@ -43,7 +43,7 @@ from infrastructure.followers.projector import Projector, create_read_schema
 from infrastructure.followers.relay import Relay
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.mailbox import Mailbox
-from infrastructure.mail.shared_circuits import CircuitBoard
+from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, Line, connect, session
 from infrastructure.postgres.notifications import Announcements
@@ -157,7 +157,7 @@ async def open_service(
             announcements=Announcements(dsn),
             pool=pool,
             metrics=metrics,
-            board=CircuitBoard(circuits_line, probe_lasts=2 * settings.send_timeout),
+            shared_circuits=SharedCircuits(circuits_line, probe_lasts=2 * settings.send_timeout),
             admin_token=admin_token,
             tracing=setup_tracing(settings.otlp_endpoint, version("registrar")),
         )
@@ -170,7 +170,7 @@ async def open_service(
         background: Works = {
             "announcements": service.announcements.run(),
             "clock": _keep_time(store),
-            "circuits": service.board.run(),
+            "circuits": service.shared_circuits.run(),
         }
         if postgres is not None:
             background["embedded PostgreSQL"] = _keep_running(postgres)

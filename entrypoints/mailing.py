@@ -94,8 +94,8 @@ async def open_delivery(
         _mail_servers(service),
         sender=settings.mail_from,
         circuits=circuits(on_transition=_telling(service)),
-        may_probe=service.board.may_probe,
-        on_opened=service.board.share,
+        may_probe=service.shared_circuits.may_probe,
+        on_opened=service.shared_circuits.share,
         limits=Limits(timeout=settings.send_timeout),
         on_attempt=service.metrics.mail,
         on_concurrency=service.metrics.mail_concurrency,
@@ -145,7 +145,7 @@ def relay_inside(service: Service, delivery: Delivery) -> MakeRelay:
 
 def relay_to(service: Service, broker: Broker) -> MakeRelay:
     """A relay that has the mails sent by the workers behind the broker."""
-    publisher = MailPublisher(broker, message_ttl=service.settings.message_ttl, board=service.board)
+    publisher = MailPublisher(broker, message_ttl=service.settings.message_ttl, circuits=service.shared_circuits)
     return lambda tail: Relay(
         tail=tail,
         announcements=service.announcements,
@@ -160,7 +160,7 @@ def _telling(service: Service) -> OnTransition:
 
     def tell(name: str, old: StateName, new: StateName) -> None:
         service.metrics.circuit(name, old, new)
-        service.board.changed(name, old, new)
+        service.shared_circuits.changed(name, old, new)
         if new == OPENED:
             log.warning(
                 "mail.circuit_opened", provider=name, hint="mails wait, or go to the next server; look at this one"

@@ -13,7 +13,7 @@ from infrastructure.crypto.keyring import Keyring
 from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.event_store.store import EventStore
 from infrastructure.mail.mailbox import Mailbox
-from infrastructure.mail.shared_circuits import CircuitBoard
+from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection
@@ -37,7 +37,7 @@ class Service:
         mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
         servers: the mail servers, None in a process that does not deliver.
         broker: RabbitMQ, None where mail is handed over inside the process.
-        board: the mail servers' circuits, as all workers know them.
+        shared_circuits: the mail servers' circuits, as all workers know them.
         admin_token: what operators prove themselves with; None if admin routes are off.
         tracing: where spans go; None if tracing is off.
     """
@@ -53,7 +53,7 @@ class Service:
     announcements: Announcements
     pool: AsyncConnectionPool[Connection]
     metrics: Metrics
-    board: CircuitBoard
+    shared_circuits: SharedCircuits
     admin_token: str | None
     tracing: TracerProvider | None = None
     mailbox: Mailbox | None = None

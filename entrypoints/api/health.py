@@ -151,7 +151,7 @@ class HealthChecks:
     async def _circuits(self) -> dict[str, str]:
         """As all workers know them; what this process itself knows is newer."""
         own = await self._service.servers.states() if self._service.servers is not None else {}
-        return self._service.board.states | own
+        return self._service.shared_circuits.states | own
 
     async def _can_append(self) -> bool:
         """Does the database take appends? Asked by all callers together, at most twice a second, and not while

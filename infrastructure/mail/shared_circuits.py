@@ -1,7 +1,8 @@
 """The mail servers' circuits, shared by all workers through the database: one opens it for all, one probes for all.
 
-What each worker counts stays its own; only that a circuit is open, and that it is closed again, is told to the others.
-They look every second, and so do the relay, which leaves mails in the log while no server can be called, and health.
+What each worker counts stays its own; only that a circuit is open, and that it is closed again, is published to the
+others. They read it every second, and so do the relay, which leaves mails in the log while no server can be called, and
+the health checks.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ log = structlog.get_logger(__name__)
 LOOK_EVERY: Final = timedelta(seconds=1)
 
 FORGOTTEN_AFTER: Final = timedelta(minutes=1)
-"""A server that no worker has named for so long is not in use any more, or its workers are gone."""
+"""A server that no worker has named for so long is no longer in use, or its workers are gone."""
 
 NAME_EVERY: Final = timedelta(seconds=20)
 
-MOST_TO_PROBE_WITH: Final = 64
-"""While every circuit is open, mails that go to the workers at a look at most, for them to probe with one of them: what
-two workers have in hand."""
+MAX_PROBE_PERMITS: Final = 64
+"""While every circuit is open, the most mails that go to the workers between two looks, for them to probe with one of
+them: what two workers have in hand."""
 
 _LOOK = """
     SELECT name, state, greatest(0, extract(epoch FROM open_until - clock_timestamp()))::double precision,
@@ -46,7 +47,7 @@ _NAME = """
     ON CONFLICT (name) DO UPDATE SET named_at = clock_timestamp()
 """
 
-_TELL = """
+_PUBLISH = """
     INSERT INTO circuits AS c (name, state, open_until) VALUES (%s, %s, clock_timestamp() + %s)
     ON CONFLICT (name) DO UPDATE SET state = excluded.state, open_until = excluded.open_until, probed_until = NULL,
         changed_at = clock_timestamp(), named_at = clock_timestamp()
@@ -62,12 +63,12 @@ _MAY_PROBE = """
 
 @dataclass(frozen=True, slots=True)
 class SharedCircuit:
-    """What the workers have told of a mail server's circuit.
+    """What the workers have published of a mail server's circuit.
 
     Attributes:
         name: the server's `host:port`.
         open_for: seconds until it may be probed; zero if it is closed, or due.
-        probed: somebody is at it.
+        probed: a worker is probing it.
         changed_at: by the database's clock, in seconds since 1970; it only tells changes apart.
     """
 
@@ -79,12 +80,12 @@ class SharedCircuit:
 
     @property
     def shown(self) -> str:
-        """In purgatory's words."""
+        """By the names that purgatory gives to the states."""
         return "half-opened" if self.state == OPENED and self.probed else self.state
 
 
-class CircuitBoard:
-    """Where the state of the circuits is told and read.
+class SharedCircuits:
+    """Where the state of the circuits is published and read.
 
     Args:
         probe_lasts: a probe without an outcome for so long counts as given up: its worker has died.
@@ -94,48 +95,48 @@ class CircuitBoard:
         self._line = line
         self._probe_lasts = probe_lasts
         self._own: Sequence[Circuit] = ()
-        self._adopted: dict[str, float] = {}
-        self._adopting = False
-        self._to_tell: dict[str, tuple[str, timedelta]] = {}
+        self._applied: dict[str, float] = {}
+        self._applying = False
+        self._to_publish: dict[str, tuple[str, timedelta]] = {}
         self._wake = asyncio.Event()
         self._seen: Sequence[SharedCircuit] = ()
         self._looked = asyncio.Condition()
-        self._to_probe_with = 0
-        self._left_to_probe_with = 0
+        self._permits = 0
+        self._permits_left = 0
 
-    # --- For those who send ---------------------------------------------------------------------
+    # --- For processes that send mails ----------------------------------------------------------
 
     def share(self, circuits: Sequence[Circuit]) -> None:
-        """Tell of these, and have them follow what others tell."""
+        """Publish the changes of these, and have them follow what others publish."""
         self._own = circuits
 
     def changed(self, name: str, _old: StateName, new: StateName) -> None:
-        """A circuit of ours has changed: tell the others (see `infrastructure.mail.circuits.OnTransition`)."""
-        if self._adopting or new not in {CLOSED, OPENED}:
+        """A circuit of ours has changed: publish it (see `infrastructure.mail.circuits.OnTransition`)."""
+        if self._applying or new not in {CLOSED, OPENED}:
             return
         circuit = next((one for one in self._own if one.name == name), None)
-        self._to_tell[name] = new, timedelta(seconds=circuit.ready_in() if circuit is not None else 0)
+        self._to_publish[name] = new, timedelta(seconds=circuit.ready_in() if circuit is not None else 0)
         self._wake.set()
 
     async def may_probe(self, name: str) -> bool:
-        """May we be the one who calls a server whose time of being open is over?
+        """May we be the one that calls a server whose time of being open is over?
 
-        Not if somebody else does it already, or has told something of it that we have not heard.
+        Not if another worker does already, or has published something of it that we have not read.
 
         Raises:
             Unavailable: the database is away.
         """
-        await self._tell()  # should we have opened it ourselves
+        await self._publish()  # should we have opened it ourselves
         if not all(circuit.is_due for circuit in self._own if circuit.name == name):
             return False  # a probe of ours has failed meanwhile
-        known = self._adopted.get(name)
+        known = self._applied.get(name)
 
         async def ask(connection: Connection) -> bool:
             return (await connection.execute(_MAY_PROBE, (self._probe_lasts, name, known))).rowcount == 1
 
         return await self._line.ask(ask)
 
-    # --- For those who only want to know --------------------------------------------------------
+    # --- For everybody else ---------------------------------------------------------------------
 
     @property
     def states(self) -> dict[str, str]:
@@ -147,16 +148,16 @@ class CircuitBoard:
         """Can no mail be sent? False while nothing is known."""
         return bool(self._seen) and all(one.state == OPENED for one in self._seen)
 
-    def may_hand_over(self) -> bool:
-        """Is it of use to give the workers a mail? Of a few, while all that they could do is to probe.
+    def take_probe_permit(self) -> bool:
+        """Take leave to give the workers a mail: for any while a server can be called, else for a few to probe with.
 
-        At each look that finds nobody probing they are twice as many: after a long outage the first ones are of codes
-        that have been replaced, which are for nobody to send and so for nobody to probe with.
+        At each look that finds nobody probing the permits are twice as many: after a long outage the first mails are of
+        codes that have been replaced, which are not sent any more and so cannot be probed with.
         """
         if not self.all_open:
             return True
-        self._left_to_probe_with -= 1
-        return self._left_to_probe_with >= 0
+        self._permits_left -= 1
+        return self._permits_left >= 0
 
     async def looked(self) -> None:
         """Return after the next look."""
@@ -166,12 +167,12 @@ class CircuitBoard:
     # --- The work -------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Look and tell until cancelled."""
+        """Read and publish until cancelled."""
         loop = asyncio.get_running_loop()
         name_at = loop.time()
         while True:
             try:
-                await self._tell()
+                await self._publish()
                 if self._own and loop.time() >= name_at:
                     await self._name()
                     name_at = loop.time() + NAME_EVERY.total_seconds()
@@ -181,24 +182,26 @@ class CircuitBoard:
             async with self._looked:
                 self._looked.notify_all()
             self._wake.clear()
-            if not self._to_tell:
+            if not self._to_publish:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_EVERY.total_seconds()):
                         await self._wake.wait()
             else:
-                await asyncio.sleep(LOOK_EVERY.total_seconds())  # it could not be told
+                await asyncio.sleep(LOOK_EVERY.total_seconds())  # it could not be published
 
-    async def _tell(self) -> None:
-        while self._to_tell:
-            name, (state, seconds) = next(iter(self._to_tell.items()))
+    async def _publish(self) -> None:
+        while self._to_publish:
+            name, (state, seconds) = next(iter(self._to_publish.items()))
 
-            async def write(connection: Connection, told: tuple[str, str, timedelta] = (name, state, seconds)) -> float:
-                row = await (await connection.execute(_TELL, told)).fetchone()
+            async def write(
+                connection: Connection, change: tuple[str, str, timedelta] = (name, state, seconds)
+            ) -> float:
+                row = await (await connection.execute(_PUBLISH, change)).fetchone()
                 return float(row[0]) if row is not None else 0.0
 
-            self._adopted[name] = await self._line.ask(write)
-            if self._to_tell.get(name) == (state, seconds):
-                del self._to_tell[name]
+            self._applied[name] = await self._line.ask(write)
+            if self._to_publish.get(name) == (state, seconds):
+                del self._to_publish[name]
 
     async def _name(self) -> None:
         names = [circuit.name for circuit in self._own]
@@ -215,23 +218,23 @@ class CircuitBoard:
 
         self._seen = await self._line.ask(read)
         awaits_probe = self.all_open and any(one.open_for <= 0 and not one.probed for one in self._seen)
-        self._to_probe_with = min(max(1, 2 * self._to_probe_with), MOST_TO_PROBE_WITH) if awaits_probe else 0
-        self._left_to_probe_with = self._to_probe_with
-        told = {one.name: one for one in self._seen}
-        self._adopting = True
+        self._permits = min(max(1, 2 * self._permits), MAX_PROBE_PERMITS) if awaits_probe else 0
+        self._permits_left = self._permits
+        published = {one.name: one for one in self._seen}
+        self._applying = True
         try:
             for circuit in self._own:
-                if (one := told.get(circuit.name)) is not None and circuit.name not in self._to_tell:
-                    self._adopt(circuit, one)
+                if (one := published.get(circuit.name)) is not None and circuit.name not in self._to_publish:
+                    self._apply(circuit, one)
         finally:
-            self._adopting = False
+            self._applying = False
 
-    def _adopt(self, circuit: Circuit, told: SharedCircuit) -> None:
-        """Have a circuit of ours follow what somebody else has told, once."""
-        if self._adopted.get(circuit.name) == told.changed_at:
+    def _apply(self, circuit: Circuit, published: SharedCircuit) -> None:
+        """Have a circuit of ours follow what another worker has published, once."""
+        if self._applied.get(circuit.name) == published.changed_at:
             return
-        first, self._adopted[circuit.name] = circuit.name not in self._adopted, told.changed_at
-        if told.state == OPENED:
-            circuit.open(told.open_for)
+        first, self._applied[circuit.name] = circuit.name not in self._applied, published.changed_at
+        if published.state == OPENED:
+            circuit.open(published.open_for)
         elif not first:
             circuit.close()

@@ -25,7 +25,7 @@ from application.crash_points import crash_point
 from application.mail_delivery import Claimed
 from application.ports import Conflict, Context, ForeignRequest, MailFailure, MailRequest, MailServersAway, Unavailable
 from domain.errors import UnknownRegistration
-from infrastructure.mail.shared_circuits import CircuitBoard
+from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.rabbitmq.connection import (
     CANARY,
     FAILED_QUEUE,
@@ -143,20 +143,20 @@ class MailPublisher:
 
     Args:
         message_ttl: how long a request may wait there (`MESSAGE_TTL`).
-        board: tells when no mail server can be called; then mails wait in the log, where they neither expire nor become
+        circuits: say when no mail server can be called; then mails wait in the log, where they neither expire nor become
             dead letters.
     """
 
-    def __init__(self, broker: Broker, *, message_ttl: timedelta, board: CircuitBoard) -> None:
+    def __init__(self, broker: Broker, *, message_ttl: timedelta, circuits: SharedCircuits) -> None:
         self._broker = broker
         self._message_ttl = message_ttl
-        self._board = board
+        self._circuits = circuits
 
     async def until_ready(self) -> None:
         """Return when it makes sense to try again."""
         await self._broker.until_up()
-        if self._board.all_open:
-            await self._board.looked()
+        if self._circuits.all_open:
+            await self._circuits.looked()
 
     async def hand_over(self, request: MailRequest) -> None:
         """
@@ -164,7 +164,7 @@ class MailPublisher:
             MailServersAway: the mail servers are away.
             Unavailable: the broker is away, or refuses it; whether it arrives may be unknown.
         """
-        if not self._board.may_hand_over():
+        if not self._circuits.take_probe_permit():
             raise MailServersAway("no mail server may be called now")
         crash_point("relay.before_publish")
         await self._broker.publish(

@@ -23,7 +23,7 @@ from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.projector import Projector
-from infrastructure.mail.shared_circuits import CircuitBoard
+from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.postgres.connection import Line, connect
 from infrastructure.postgres.notifications import Announcements
 from infrastructure.telemetry.metrics import Metrics
@@ -140,13 +140,13 @@ async def followed(dsn: str, store: EventStore, count: int) -> None:
 
 
 @asynccontextmanager
-async def worker(dsn: str) -> AsyncIterator[CircuitBoard]:
-    """The board of a process that sends; `changed` tells of a circuit."""
+async def worker(dsn: str) -> AsyncIterator[SharedCircuits]:
+    """The circuits as a process that sends has them; `changed` publishes a change."""
     line = Line(dsn, name="circuits", statement_timeout=timedelta(seconds=10))
-    board = CircuitBoard(line, probe_lasts=timedelta(seconds=20))
-    task = asyncio.create_task(board.run())
+    circuits = SharedCircuits(line, probe_lasts=timedelta(seconds=20))
+    task = asyncio.create_task(circuits.run())
     try:
-        yield board
+        yield circuits
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -180,14 +180,14 @@ async def test_dead_letters_are_told_once_when_they_gather_and_once_when_they_ar
     dsn: str, stub: WebhookStub, dead_letters: DeadLetters
 ) -> None:
     await dead_letters(THRESHOLD - 1)
-    async with watching(dsn, alerts(stub.url)), worker(dsn) as board:
-        board.changed(SERVER, CLOSED, OPENED)
+    async with watching(dsn, alerts(stub.url)), worker(dsn) as circuits:
+        circuits.changed(SERVER, CLOSED, OPENED)
         await told(stub, OPEN)  # so it has looked at the dead letters, too
 
         await dead_letters(THRESHOLD)
         await told(stub, OPEN, FIRING)
         await dead_letters(THRESHOLD - 1)
-        board.changed(SERVER, OPENED, CLOSED)
+        circuits.changed(SERVER, OPENED, CLOSED)
         await told(stub, OPEN, FIRING, CLOSED_AGAIN)
         await dead_letters(THRESHOLD // 2)
         await told(stub, OPEN, FIRING, CLOSED_AGAIN, RESOLVED)
@@ -225,16 +225,16 @@ async def test_a_call_says_what_who_when_and_nothing_personal(
 
 
 async def test_a_circuit_is_told_once_however_often_its_probes_fail(dsn: str, stub: WebhookStub) -> None:
-    async with watching(dsn, alerts(stub.url)), worker(dsn) as board:
-        board.changed(SERVER, CLOSED, OPENED)
+    async with watching(dsn, alerts(stub.url)), worker(dsn) as circuits:
+        circuits.changed(SERVER, CLOSED, OPENED)
         await told(stub, OPEN)
         [(since,)] = await query(dsn, "SELECT changed_at FROM circuits")
         assert stub.calls[0].json["details"] == {"server": SERVER, "since": since.isoformat()}
 
-        board.changed(SERVER, OPENED, OPENED)
-        board.changed("other.example:25", CLOSED, OPENED)
+        circuits.changed(SERVER, OPENED, OPENED)
+        circuits.changed("other.example:25", CLOSED, OPENED)
         await told(stub, OPEN, OPEN)
-        board.changed(SERVER, OPENED, CLOSED)
+        circuits.changed(SERVER, OPENED, CLOSED)
         await told(stub, OPEN, OPEN, CLOSED_AGAIN)
     assert [call.json["details"]["server"] for call in stub.calls] == [SERVER, "other.example:25", SERVER]
     assert stub.calls[2].json["details"]["reason"] == "closed"
@@ -244,11 +244,11 @@ async def test_a_circuit_is_told_once_however_often_its_probes_fail(dsn: str, st
 async def test_a_circuit_that_opens_again_at_once_is_the_same_trouble(
     dsn: str, stub: WebhookStub, dead_letters: DeadLetters
 ) -> None:
-    async with watching(dsn, alerts(stub.url, settled=timedelta(hours=1))), worker(dsn) as board:
-        board.changed(SERVER, CLOSED, OPENED)
+    async with watching(dsn, alerts(stub.url, settled=timedelta(hours=1))), worker(dsn) as circuits:
+        circuits.changed(SERVER, CLOSED, OPENED)
         await told(stub, OPEN)
-        board.changed(SERVER, OPENED, CLOSED)
-        await eventually(lambda: board.states == {SERVER: CLOSED})
+        circuits.changed(SERVER, OPENED, CLOSED)
+        await eventually(lambda: circuits.states == {SERVER: CLOSED})
         await dead_letters(THRESHOLD)
         await told(stub, OPEN, FIRING)
         await query(dsn, "UPDATE circuits SET changed_at = changed_at - interval '1 hour'")
@@ -256,8 +256,8 @@ async def test_a_circuit_that_opens_again_at_once_is_the_same_trouble(
 
 
 async def test_a_server_that_nobody_uses_any_more_is_no_trouble(dsn: str, stub: WebhookStub) -> None:
-    async with watching(dsn, alerts(stub.url)), worker(dsn) as board:
-        board.changed(SERVER, CLOSED, OPENED)
+    async with watching(dsn, alerts(stub.url)), worker(dsn) as circuits:
+        circuits.changed(SERVER, CLOSED, OPENED)
         await told(stub, OPEN)
         await query(dsn, "UPDATE circuits SET named_at = named_at - %s", UNUSED)
         await told(stub, OPEN, CLOSED_AGAIN)
@@ -395,8 +395,8 @@ async def test_a_restart_tells_nothing_again_and_forgets_nothing(
         await told(stub, FIRING)
         await settled(dsn)
 
-    async with watching(dsn, alerts(stub.url)), worker(dsn) as board:
-        board.changed(SERVER, CLOSED, OPENED)
+    async with watching(dsn, alerts(stub.url)), worker(dsn) as circuits:
+        circuits.changed(SERVER, CLOSED, OPENED)
         await told(stub, FIRING, OPEN)
         await settled(dsn)
     await dead_letters(0)
@@ -423,13 +423,13 @@ async def test_a_call_cut_off_by_our_end_is_made_again_with_the_same_key(
 async def test_of_two_processes_one_calls_and_the_other_takes_over(
     dsn: str, stub: WebhookStub, dead_letters: DeadLetters
 ) -> None:
-    async with WebhookStub() as other, AsyncExitStack() as first, worker(dsn) as board:
+    async with WebhookStub() as other, AsyncExitStack() as first, worker(dsn) as circuits:
         await first.enter_async_context(watching(dsn, alerts(stub.url)))
         await dead_letters(THRESHOLD)
         await told(stub, FIRING)
         async with watching(dsn, alerts(other.url)):
             await eventually(lambda: query(dsn, _STANDS_BY))
-            board.changed(SERVER, CLOSED, OPENED)
+            circuits.changed(SERVER, CLOSED, OPENED)
             await told(stub, FIRING, OPEN)
             await settled(dsn)
             assert not other.calls

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from application.ports import Accepted, Letter, MailServersAway, NotSent, Rendered
 from infrastructure.mail.circuits import Circuits
-from infrastructure.mail.shared_circuits import CircuitBoard
+from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import Line
@@ -30,7 +30,7 @@ class Worker:
         now: what its circuits go by, in seconds.
     """
 
-    board: CircuitBoard
+    circuits: SharedCircuits
     servers: SmtpServers
     now: float = 0.0
     outcomes: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Worker:
 @asynccontextmanager
 async def worker(dsn: str, stub: SmtpStub) -> AsyncIterator[Worker]:
     line = Line(dsn, name="circuits", statement_timeout=timedelta(seconds=10))
-    board = CircuitBoard(line, probe_lasts=timedelta(seconds=20))
+    shared = SharedCircuits(line, probe_lasts=timedelta(seconds=20))
     made: Worker
 
     async def at_once(_seconds: float) -> None:
@@ -57,15 +57,15 @@ async def worker(dsn: str, stub: SmtpStub) -> AsyncIterator[Worker]:
     servers = SmtpServers(
         [MailServer(scheme="smtp", host="127.0.0.1", port=stub.port, starttls="never")],
         sender="Registrar <no-reply@registrar.test>",
-        circuits=Circuits(on_transition=board.changed, clock=lambda: made.now),
+        circuits=Circuits(on_transition=shared.changed, clock=lambda: made.now),
         limits=Limits(timeout=timedelta(seconds=2)),
-        may_probe=board.may_probe,
-        on_opened=board.share,
+        may_probe=shared.may_probe,
+        on_opened=shared.share,
         sleep=at_once,
     )
-    made = Worker(board, servers)
+    made = Worker(shared, servers)
     await servers.states()  # makes the circuits
-    running = asyncio.create_task(board.run())
+    running = asyncio.create_task(shared.run())
     try:
         yield made
     finally:
@@ -91,14 +91,14 @@ async def test_what_one_worker_finds_out_all_of_them_know(dsn: str) -> None:
             while await one.send() != "away":
                 pass
         # when: it has opened the circuit, the other calls nobody
-        await eventually(lambda: other.board.states == {name: "opened"})
+        await eventually(lambda: other.circuits.states == {name: "opened"})
         assert await other.send() == "away"
-        assert (one.board.all_open, other.board.all_open) == (True, True)
+        assert (one.circuits.all_open, other.circuits.all_open) == (True, True)
 
         # when: the one's probe succeeds, the other's calls go through, too
         one.now += 31
         assert await one.send() == "accepted 1"
-        await eventually(lambda: other.board.states == {name: "closed"})
+        await eventually(lambda: other.circuits.states == {name: "closed"})
         assert await other.send() == "accepted 1"
 
 
@@ -108,13 +108,13 @@ async def test_of_all_workers_one_probes(dsn: str) -> None:
         with refusing(stub):
             while await one.send() != "away":
                 pass
-        await eventually(lambda: other.board.states == {name: "opened"})
+        await eventually(lambda: other.circuits.states == {name: "opened"})
         one.now = other.now = 31
         called = len(stub.mails)
 
-        assert [await one.board.may_probe(name), await other.board.may_probe(name)] == [True, False]
+        assert [await one.circuits.may_probe(name), await other.circuits.may_probe(name)] == [True, False]
 
-        # and: whoever was refused looks again a second later, not at once
+        # and: the one that was refused looks again a second later, not at once
         assert await other.send() == "away"
         assert other.now == 31
         assert len(stub.mails) == called
@@ -126,7 +126,7 @@ async def test_a_probe_that_fails_is_everybodys(dsn: str) -> None:
         with refusing(stub):
             while await one.send() != "away":
                 pass
-            await eventually(lambda: other.board.states == {name: "opened"})
+            await eventually(lambda: other.circuits.states == {name: "opened"})
             one.now = other.now = 31
             assert await one.send() == "throttled"
             # The other has not heard of it yet, or has: either way it must not be the second to try.
@@ -135,32 +135,32 @@ async def test_a_probe_that_fails_is_everybodys(dsn: str) -> None:
 
 async def test_a_mail_goes_to_the_workers_now_and_then_while_all_circuits_are_open(dsn: str) -> None:
     async with SmtpStub() as stub, worker(dsn, stub) as one:
-        assert one.board.may_hand_over()
+        assert one.circuits.take_probe_permit()
         with refusing(stub):
             while await one.send() != "away":
                 pass
-            await eventually(lambda: one.board.all_open)
-            assert not one.board.may_hand_over()  # not before they may be probed
+            await eventually(lambda: one.circuits.all_open)
+            assert not one.circuits.take_probe_permit()  # not before they may be probed
 
 
 async def test_as_long_as_nobody_probes_the_workers_get_more_and_more_mails_to_probe_with(dsn: str) -> None:
     async with SmtpStub() as stub, worker(dsn, stub) as one:
 
         async def handed_over() -> int:
-            await one.board.looked()
-            return sum(one.board.may_hand_over() for _ in range(100))
+            await one.circuits.looked()
+            return sum(one.circuits.take_probe_permit() for _ in range(100))
 
         with refusing(stub):
             while await one.send() != "away":
                 pass
-            await eventually(lambda: one.board.all_open)
+            await eventually(lambda: one.circuits.all_open)
         await query(dsn, "UPDATE circuits SET open_until = clock_timestamp()")
         one.now += 31
 
         # given: the first mails are of codes that have been replaced
-        await eventually(one.board.may_hand_over)
+        await eventually(one.circuits.take_probe_permit)
         assert [await handed_over(), await handed_over()] == [2, 4]
 
         # when: somebody has found one to probe with
-        assert await one.board.may_probe(f"127.0.0.1:{stub.port}")
+        assert await one.circuits.may_probe(f"127.0.0.1:{stub.port}")
         assert await handed_over() == 0
