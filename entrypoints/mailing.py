@@ -28,7 +28,8 @@ from infrastructure.postgres.connection import Connection, Line
 from infrastructure.postgres.notifications import LOOK_ANYWAY
 from infrastructure.rabbitmq.connection import Broker, Consumer
 from infrastructure.rabbitmq.mail_worker import DeadLetterConsumer, MailPublisher, MailWorker
-from infrastructure.settings.settings import MailServer, Settings
+from infrastructure.settings.settings import Settings
+from infrastructure.settings.values import MailServer
 from infrastructure.telemetry.metrics import traced
 
 log = structlog.get_logger(__name__)

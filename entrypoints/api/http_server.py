@@ -27,7 +27,7 @@ from application.ports import Overloaded
 from entrypoints.api.admission import PLACE, ROUTE, Admission, Place
 from entrypoints.api.guard import POLICY, SECURITY_HEADERS
 from entrypoints.api.problems import explain
-from infrastructure.settings.settings import Network
+from infrastructure.settings.values import Network
 from infrastructure.telemetry.metrics import Metrics
 
 HEAD_DEADLINE = timedelta(seconds=10)

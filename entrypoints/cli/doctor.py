@@ -35,7 +35,9 @@ from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgr
 from infrastructure.mail.smtp.replies import Stage, judge_error
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.rabbitmq.connection import REFUSAL_HINT, REFUSALS, OtherQueue, Topology, compare, counts_of
-from infrastructure.settings.settings import BadSettings, MailServer, Settings
+from infrastructure.settings.environment import BadSettings
+from infrastructure.settings.settings import Settings
+from infrastructure.settings.values import MailServer
 
 PATIENCE = timedelta(seconds=5)
 """For one mail server's greeting, or a connection to the webhook."""

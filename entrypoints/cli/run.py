@@ -25,7 +25,8 @@ from entrypoints.cli.output import note
 from entrypoints.cli.session import log_everything, log_troubles, opened
 from entrypoints.service import CannotStart, Service
 from infrastructure.embedded.data_directory import DataDirectory
-from infrastructure.settings.settings import Listen, Settings
+from infrastructure.settings.settings import Settings
+from infrastructure.settings.values import Listen
 
 
 async def up(settings: Settings) -> int:

@@ -22,7 +22,8 @@ from entrypoints.cli.output import waiting
 from entrypoints.service import CannotStart, Service
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart
-from infrastructure.settings.settings import BadSettings, Settings
+from infrastructure.settings.environment import BadSettings
+from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.logs import configure_logging
 
 log = structlog.get_logger(__name__)

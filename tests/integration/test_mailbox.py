@@ -19,7 +19,7 @@ from infrastructure.mail import mailbox
 from infrastructure.mail.mailbox import Mailbox, page, page_policy
 from infrastructure.mail.rendering import render_code
 from infrastructure.mail.smtp.servers import SmtpServers
-from infrastructure.settings.settings import MailServer
+from infrastructure.settings.values import MailServer
 
 ROOT = Path(mailbox.__file__).parents[2]
 

@@ -14,7 +14,7 @@ from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import Line
-from infrastructure.settings.settings import MailServer
+from infrastructure.settings.values import MailServer
 from tests.support.facts import eventually
 from tests.support.log import query
 from tests.support.smtp_stub import SmtpStub

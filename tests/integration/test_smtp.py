@@ -23,7 +23,7 @@ from application.ports import Accepted, Letter, MailServersAway, NotSent, Render
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
-from infrastructure.settings.settings import MailServer
+from infrastructure.settings.values import MailServer
 from tests.support.facts import eventually
 from tests.support.smtp_stub import SmtpStub, Stage
 

@@ -16,7 +16,7 @@ from domain.errors import NotPending, UnknownRegistration
 from entrypoints.cli.main import registrar, run
 from entrypoints.cli.session import explain
 from entrypoints.service import CannotStart
-from infrastructure.settings.settings import BadSettings
+from infrastructure.settings.environment import BadSettings
 
 Capture = pytest.CaptureFixture[str]
 SOME_ID = "0198c0de-0000-7000-8000-000000000000"

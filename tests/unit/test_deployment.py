@@ -11,7 +11,7 @@ import pytest
 
 from entrypoints.api.http_server import KEEP_ALIVE
 from entrypoints.api.problems import PREFIX, STATUS_OF
-from infrastructure.settings.settings import PREFIX as SETTINGS
+from infrastructure.settings.environment import PREFIX as SETTINGS
 from infrastructure.settings.settings import Settings
 
 ROOT = Path(__file__).parents[2]

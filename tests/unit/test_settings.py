@@ -11,7 +11,9 @@ from typing import Literal
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
-from infrastructure.settings.settings import BadSettings, Listen, MailServer, Settings
+from infrastructure.settings.environment import BadSettings
+from infrastructure.settings.settings import Settings
+from infrastructure.settings.values import Listen, MailServer
 
 KEY = bytes(range(32))
 CANARY = "hunter2-canary"

@@ -18,7 +18,7 @@ from aiosmtplib.protocol import SMTPProtocol
 
 from application.crash_points import crash_point
 from infrastructure.mail.smtp.replies import Stage
-from infrastructure.settings.settings import MailServer
+from infrastructure.settings.values import MailServer
 
 
 @dataclass(slots=True, eq=False)

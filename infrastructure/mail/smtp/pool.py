@@ -12,7 +12,7 @@ from aiosmtplib import SMTPException
 
 from infrastructure.mail.smtp.connection import Connection, Progress
 from infrastructure.mail.smtp.replies import is_plain_refusal, may_be_used_up
-from infrastructure.settings.settings import MailServer
+from infrastructure.settings.values import MailServer
 
 CONNECTIONS: Final = 32
 """Open at once to one server; large providers allow 10 to 50 from one client."""

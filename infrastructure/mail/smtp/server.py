@@ -17,7 +17,7 @@ from infrastructure.mail.concurrency_limit import ConcurrencyLimit
 from infrastructure.mail.smtp.connection import Progress
 from infrastructure.mail.smtp.pool import ConnectionPool, Limits
 from infrastructure.mail.smtp.replies import STAGES, ContentHistory, Verdict, judge_error
-from infrastructure.settings.settings import MailServer
+from infrastructure.settings.values import MailServer
 
 PROBE_RECHECK: Final = 1.0
 """Seconds until the next look at a circuit that another worker is probing."""

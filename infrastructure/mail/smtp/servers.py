@@ -21,7 +21,7 @@ from infrastructure.mail.composing import Composer, mailbox
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.replies import ALARMS, Verdict
 from infrastructure.mail.smtp.server import MayProbe, OnConcurrency, Refused, Server, TooLate
-from infrastructure.settings.settings import MailServer
+from infrastructure.settings.values import MailServer
 
 log = structlog.get_logger(__name__)
 

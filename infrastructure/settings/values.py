@@ -1,0 +1,262 @@
+"""What an operator may write as the value of a setting: one type for each kind, which parses and checks it.
+
+A ValueError completes the sentence "REGISTRAR_… <message>", and never repeats the value, which could be a secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Literal, NamedTuple, Self
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+import email_validator
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, SecretStr
+
+
+class Listen(NamedTuple):
+    """Where to listen: `host` without brackets, `port` 0 for any free one."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class MailServer:
+    """One SMTP server, as an entry of `REGISTRAR_SMTP_URLS` describes it.
+
+    Attributes:
+        scheme: "smtps" speaks TLS from the first byte, "smtp" starts in clear.
+        starttls: "required": no mail is sent without it; "never": it is not asked for ("smtps" has TLS already).
+        username: None means no login; then there is no password either.
+    """
+
+    scheme: Literal["smtp", "smtps"]
+    host: str
+    port: int
+    username: str | None = None
+    password: SecretStr | None = None
+    starttls: Literal["required", "never"] = "required"
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Read `smtps://user:password@host:port` or `smtp://…[?starttls=never|required]`.
+
+        User and password may be percent-encoded, and must be where they contain one of `@ : / ? # % ,`.
+
+        Raises:
+            ValueError: `url` is not of this form; the message does not repeat it.
+        """
+        parts, port = _split(url)
+        scheme, host, options = parts.scheme, parts.hostname, dict(parse_qsl(parts.query, keep_blank_values=True))
+        if scheme not in {"smtp", "smtps"} or not host or parts.path not in {"", "/"} or parts.fragment:
+            raise ValueError(
+                "is not of the form smtps://user:password@host:port or smtp://… "
+                "(special characters in user and password must be percent-encoded)"
+            )
+        starttls = options.pop("starttls", "never" if scheme == "smtps" or _is_loopback(host) else "required")
+        if options or starttls not in {"required", "never"} or (scheme == "smtps" and starttls == "required"):
+            raise ValueError("has an option other than starttls=never or starttls=required (for smtp:// only)")
+        if bool(parts.username) != bool(parts.password):
+            raise ValueError("has a user without a password, or a password without a user")
+        if port == 0:
+            raise ValueError("has port 0")
+        return cls(
+            scheme="smtps" if scheme == "smtps" else "smtp",
+            host=host,
+            port=port or (465 if scheme == "smtps" else 587),
+            username=unquote(parts.username) if parts.username else None,
+            password=SecretStr(unquote(parts.password)) if parts.password else None,
+            starttls="never" if starttls == "never" else "required",
+        )
+
+
+def _split(url: str) -> tuple[SplitResult, int | None]:
+    """Split `url` into its parts and its port. The library's ValueErrors are replaced: they repeat what they read."""
+    if not url.isprintable() or " " in url:
+        raise ValueError("contains a space or a control character")
+    try:
+        parts = urlsplit(url)
+        return parts, parts.port
+    except ValueError:
+        raise ValueError("is not a URL with a valid host and port") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _at_most(longest: timedelta) -> AfterValidator:
+    def check(value: timedelta) -> timedelta:
+        if not timedelta(milliseconds=1) <= value <= longest:
+            raise ValueError(f"is not between 0.001 and {longest.total_seconds():.0f} seconds")
+        return value
+
+    return AfterValidator(check)
+
+
+def _seconds(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not re.fullmatch(r"\d{1,12}(\.\d{1,6})?", value, re.ASCII):
+        raise ValueError("is not a number of seconds")
+    return timedelta(seconds=float(value))
+
+
+def _key(value: object) -> object:
+    """Decode 32 bytes from hex, or from base64 with either alphabet, padded or not."""
+    if not isinstance(value, str):
+        return value
+    try:
+        if re.fullmatch(r"[0-9A-Fa-f]{64}", value):
+            return bytes.fromhex(value)
+        if re.fullmatch(r"[A-Za-z0-9+/_-]{43}=?", value):
+            standard = value.rstrip("=").translate(str.maketrans("-_", "+/")) + "="
+            return base64.b64decode(standard, validate=True)
+    except binascii.Error:
+        pass
+    raise ValueError("is not 32 bytes written as 64 hex digits or as base64")
+
+
+def _token(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("contains a space or a character outside ASCII, which an HTTP header cannot carry")
+    return value
+
+
+def _database_url(value: object) -> object:
+    if isinstance(value, str):
+        if not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("does not start with postgresql://")
+        try:
+            conninfo_to_dict(value)
+        except psycopg.Error:
+            raise ValueError("is not a connection URL PostgreSQL understands") from None
+    return value
+
+
+def _smtp_urls(value: object) -> object:
+    if isinstance(value, str):
+        mail_servers(value)
+    return value
+
+
+def mail_servers(urls: str) -> tuple[MailServer, ...]:
+    """Parse the entries of `REGISTRAR_SMTP_URLS`, in their order.
+
+    Raises:
+        ValueError: an entry is not the URL of a mail server; the message has its number, not its text.
+    """
+    servers = []
+    for number, url in enumerate(urls.split(","), start=1):
+        try:
+            servers.append(MailServer.parse(url.strip()))
+        except ValueError as error:
+            raise ValueError(f"entry {number} {error}") from None
+    return tuple(servers)
+
+
+def _broker_url(value: object) -> object:
+    if isinstance(value, str):
+        parts, port = _split(value)
+        if parts.scheme not in {"amqp", "amqps"} or not parts.hostname or parts.query or parts.fragment or port == 0:
+            raise ValueError("is not of the form amqp://user:password@host:port/virtual-host, or amqps://…")
+    return value
+
+
+class NotSupported(ValueError):
+    """The setting must stay unset: there is no better value to suggest."""
+
+
+def _unsupported(_: object) -> object:
+    raise NotSupported("is not supported by this version yet")
+
+
+def _web_url(value: object) -> object:
+    if isinstance(value, str):
+        parts, _ = _split(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("is not an address of the form https://host[:port][/path]")
+        return value.rstrip("/")
+    return value
+
+
+def _alert_url(value: object) -> object:
+    if isinstance(value, str):
+        parts, port = _split(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.fragment or port == 0:
+            raise ValueError("is not an address of the form https://host[:port][/path][?query]")
+        if not value.isascii():
+            raise ValueError("contains a character outside ASCII, which a URL must percent-encode")
+    return value
+
+
+def _listen(value: object) -> object:
+    if isinstance(value, str):
+        parts, port = _split(f"//{value}")
+        if not parts.hostname or port is None or value != parts.netloc or parts.username is not None:
+            raise ValueError("is not of the form host:port")
+        return Listen(parts.hostname, port)
+    return value
+
+
+def _sender(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            # What matters is that it fits a header. `registrar.localhost` and the like are fine for a first try, but no
+            # option of the library accepts them.
+            email_validator.validate_email(
+                re.sub(r"\.localhost(?=>?$)", ".example", value),
+                allow_display_name=True,
+                allow_smtputf8=False,
+                check_deliverability=False,
+                globally_deliverable=False,
+            )
+        except email_validator.EmailNotValidError:
+            raise ValueError("is not a mail address, with or without a name before it") from None
+    return value
+
+
+def _networks(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    networks = []
+    for number, text in enumerate(value.split(","), start=1):
+        try:
+            network = ipaddress.ip_network(text.strip())
+        except ValueError:
+            network = None
+        if text.strip() == "*" or (network is not None and network.prefixlen == 0):
+            raise ValueError(
+                "would trust everyone, so that anyone could pretend any address; list the proxies' networks"
+            )
+        if network is None:
+            raise ValueError(f"entry {number} is not a network like 10.0.0.0/8 (no bits set beyond the prefix)")
+        networks.append(network)
+    return tuple(networks)
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
+Duration = Annotated[timedelta, BeforeValidator(_seconds), _at_most(timedelta(days=366))]
+# PostgreSQL and RabbitMQ count these in 32 bits of milliseconds.
+ShortDuration = Annotated[timedelta, BeforeValidator(_seconds), _at_most(timedelta(days=24))]
+MasterKey = Annotated[SecretBytes, BeforeValidator(_key), Field(min_length=32, max_length=32)]
+Token = Annotated[SecretStr, BeforeValidator(_token)]
+DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
+BrokerUrl = Annotated[SecretStr, BeforeValidator(_broker_url)]
+SmtpUrls = Annotated[SecretStr, BeforeValidator(_smtp_urls)]
+AlertUrl = Annotated[SecretStr, BeforeValidator(_alert_url)]
+WebUrl = Annotated[str, BeforeValidator(_web_url)]
+ListenAddress = Annotated[Listen, BeforeValidator(_listen)]
+Sender = Annotated[str, BeforeValidator(_sender)]
+Unsupported = Annotated[SecretStr, BeforeValidator(_unsupported)]
