@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run services test test-fast test-unit simulate chaos bench check check-fast asyncapi \
-        format lock clean
+.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel simulate chaos bench check check-fast \
+        asyncapi format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ test-fast: setup-dev services  ## the tests that are not marked slow
 
 test-unit: setup-dev  ## the tests without I/O: no services needed
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/unit $(ARGS)
+
+test-wheel: setup-dev  ## the wheel in an empty environment, with each Python there is
+	$(BIN)/pytest -rs tests/e2e/test_wheel.py --every-python $(ARGS)
 
 services:
 	@scripts/services $(WITHOUT)
@@ -73,4 +76,4 @@ lock: setup-dev  ## resolve the dependencies again (hashes, no index address)
 	scripts/lock
 
 clean:  ## remove the virtual environment and caches; .registrar/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache registrar.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache registrar.egg-info build

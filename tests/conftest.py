@@ -42,6 +42,7 @@ _UNREACHED = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--without", action="append", default=[], choices=["rabbitmq"], help="skip what needs this server")
+    parser.addoption("--every-python", action="store_true", help="install the wheel with every Python there is")
 
 
 def pytest_configure(config: pytest.Config) -> None:

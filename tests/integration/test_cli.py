@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -37,6 +37,7 @@ from infrastructure.followers.projector import read_schema
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from projections import PROJECTIONS
+from tests.support.commands import PATIENCE, clean_environment, started, stop
 from tests.support.facts import (
     CLAIM,
     CLIENT,
@@ -58,7 +59,6 @@ from tests.support.facts import (
 
 REGISTRAR = Path(sys.executable).with_name("registrar")
 NOBODY = "0198c0de-0000-7000-8000-000000000000"
-PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,6 @@ class Done:
     @property
     def json(self) -> Any:
         return json.loads(self.out)
-
-
-def clean_environment(**settings: str) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRAR_")}
-    return inherited | {f"REGISTRAR_{name}": value for name, value in settings.items()}
 
 
 def command(*arguments: str | Path, **settings: str) -> Done:
@@ -90,39 +85,11 @@ def command(*arguments: str | Path, **settings: str) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-@contextmanager
-def running(*arguments: str | Path, until: str, **settings: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def running(
+    *arguments: str | Path, until: str, **settings: str
+) -> AbstractContextManager[tuple[subprocess.Popen[str], list[str]]]:
     """A command that stays, and what it printed up to a line that contains `until`."""
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [REGISTRAR, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=clean_environment(**settings),
-        )
-        try:
-            assert process.stdout
-            printed: list[str] = []
-            for line in process.stdout:  # ends with the process; pytest-timeout guards a process that hangs
-                printed.append(line.rstrip("\n"))
-                if until in line:
-                    break
-            else:
-                errors.seek(0)
-                pytest.fail(f"ended early: {errors.read()}")
-            yield process, printed
-        finally:
-            if process.poll() is None:
-                process.terminate()
-            process.communicate(timeout=PATIENCE)
-
-
-def stop(process: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-    """Its exit code, and what it still printed."""
-    process.send_signal(how)
-    out, _ = process.communicate(timeout=PATIENCE)
-    return process.returncode, out
+    return started(REGISTRAR, *arguments, until=until, environment=clean_environment(**settings))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,54 @@
+"""Commands of Registrar in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+PATIENCE = 60.0
+
+
+def clean_environment(**settings: str) -> dict[str, str]:
+    """This process's environment, with these settings and no others."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRAR_")}
+    return inherited | {f"REGISTRAR_{name}": value for name, value in settings.items()}
+
+
+@contextmanager
+def started(
+    *command: str | Path, until: str, environment: dict[str, str], directory: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """A command that stays, and what it printed up to a line that contains `until`."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=directory
+        )
+        try:
+            assert process.stdout
+            printed: list[str] = []
+            for line in process.stdout:  # ends with the process; pytest-timeout guards a process that hangs
+                printed.append(line.rstrip("\n"))
+                if until in line:
+                    break
+            else:
+                errors.seek(0)
+                pytest.fail(f"ended early: {errors.read()}")
+            yield process, printed
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            process.communicate(timeout=PATIENCE)
+
+
+def stop(process: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+    """Its exit code, and what it still printed."""
+    process.send_signal(how)
+    out, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, out
