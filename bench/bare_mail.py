@@ -19,8 +19,9 @@ from application.ports import MailRequest
 from infrastructure.mail.composing import Composer, mailbox
 from infrastructure.mail.rendering import TemplateLetters
 from infrastructure.mail.smtp.pool import CONNECTIONS
-from infrastructure.rabbitmq.connection import MAIL_EXCHANGE, MAIL_REQUESTED, Topology, declare
-from infrastructure.rabbitmq.mail_worker import PREFETCH, encode
+from infrastructure.rabbitmq.mail_message import encode
+from infrastructure.rabbitmq.mail_worker import PREFETCH
+from infrastructure.rabbitmq.topology import MAIL_EXCHANGE, MAIL_REQUESTED, Topology, declare
 
 PUBLISHING = 128
 

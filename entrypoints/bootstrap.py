@@ -47,7 +47,8 @@ from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, Line, connect, session
 from infrastructure.postgres.notifications import Announcements
-from infrastructure.rabbitmq.connection import Broker, Topology
+from infrastructure.rabbitmq.connection import Broker
+from infrastructure.rabbitmq.topology import Topology
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.metrics import Metrics, setup_tracing
 from projections import PROJECTIONS

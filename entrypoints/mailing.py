@@ -26,8 +26,11 @@ from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import Connection, Line
 from infrastructure.postgres.notifications import LOOK_ANYWAY
-from infrastructure.rabbitmq.connection import Broker, Consumer
-from infrastructure.rabbitmq.mail_worker import DeadLetterConsumer, MailPublisher, MailWorker
+from infrastructure.rabbitmq.connection import Broker
+from infrastructure.rabbitmq.consumer import Consumer
+from infrastructure.rabbitmq.dead_letters import DeadLetterConsumer
+from infrastructure.rabbitmq.mail_publisher import MailPublisher
+from infrastructure.rabbitmq.mail_worker import MailWorker
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import MailServer
 from infrastructure.telemetry.metrics import traced

@@ -75,7 +75,7 @@ MailFailure = Literal[
     # At a mail server (`infrastructure.mail.smtp.replies.judge_reply`):
     "timeout", "connection", "throttled", "greylisted", "mailbox-unknown", "content", "authentication", "tls",
     "temporary", "permanent",
-    # In the broker, before any was called (`infrastructure.rabbitmq.mail_worker.FAILURES`):
+    # In the broker, before any was called (`infrastructure.rabbitmq.dead_letters.FAILURES`):
     "expired", "crashed", "rejected", "overflow",
 ]  # fmt: skip
 """Why a mail was not sent, in classes fit for counting and for acting on."""

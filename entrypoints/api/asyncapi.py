@@ -14,7 +14,7 @@ from faststream.rabbit import RabbitBroker
 from faststream.specification.asyncapi import AsyncAPI
 
 from application.integration_events import CONTENT_TYPE, CONTRACT_VERSION, INTEGRATION_EVENTS
-from infrastructure.rabbitmq.connection import EVENTS_EXCHANGE
+from infrastructure.rabbitmq.topology import EVENTS_EXCHANGE
 
 DESCRIPTION: Final = """\
 What happens to registrations, for other services: CloudEvents 1.0 in JSON, structured mode, without personal data.

@@ -7,15 +7,9 @@ from aio_pika.exceptions import AMQPError
 from application.ports import Unavailable
 from entrypoints.cli.output import print_json, print_table
 from entrypoints.service import CannotStart
-from infrastructure.rabbitmq.connection import (
-    FAILED_QUEUE,
-    MAIL_QUEUE,
-    REFUSAL_HINT,
-    REFUSALS,
-    OtherQueue,
-    Topology,
-    connected,
-)
+from infrastructure.rabbitmq.inspection import connected
+from infrastructure.rabbitmq.session import REFUSAL_HINT, REFUSALS
+from infrastructure.rabbitmq.topology import FAILED_QUEUE, MAIL_QUEUE, Topology, TopologyMismatch
 from infrastructure.settings.settings import Settings
 
 
@@ -33,7 +27,7 @@ async def declare(settings: Settings, *, anew: bool, as_json: bool) -> int:
     try:
         async with connected(settings.broker_url.get_secret_value(), topology, delete=delete) as session:
             counts = await session.counts()
-    except OtherQueue as error:
+    except TopologyMismatch as error:
         raise CannotStart(str(error)) from None
     except REFUSALS:
         raise CannotStart(f"RabbitMQ refuses us: {REFUSAL_HINT}.") from None

@@ -34,7 +34,9 @@ from infrastructure.embedded.data_directory import BadDataDirectory, DataDirecto
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
 from infrastructure.mail.smtp.replies import Stage, judge_error
 from infrastructure.postgres.connection import Connection, connect
-from infrastructure.rabbitmq.connection import REFUSAL_HINT, REFUSALS, OtherQueue, Topology, compare, counts_of
+from infrastructure.rabbitmq.inspection import compare, counts_of
+from infrastructure.rabbitmq.session import REFUSAL_HINT, REFUSALS
+from infrastructure.rabbitmq.topology import Topology, TopologyMismatch
 from infrastructure.settings.environment import BadSettings
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import MailServer
@@ -323,7 +325,7 @@ async def _broker(settings: Settings) -> AsyncIterator[Finding]:
                 "Enough for `serve`, not for `process` and `work`: what they need is in deploy/registrar@.service.",
             )
         yield _queues(await counts_of(url))
-    except OtherQueue as error:
+    except TopologyMismatch as error:
         yield Finding("rabbitmq", "fail", str(error))
     except ChannelNotFoundEntity:
         yield Finding(

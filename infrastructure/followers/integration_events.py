@@ -19,7 +19,8 @@ from infrastructure.followers.leadership import while_touching
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Announcements
-from infrastructure.rabbitmq.connection import EVENTS_EXCHANGE, Broker
+from infrastructure.rabbitmq.connection import Broker
+from infrastructure.rabbitmq.topology import EVENTS_EXCHANGE
 
 log = structlog.get_logger(__name__)
 

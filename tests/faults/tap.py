@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from infrastructure.rabbitmq.connection import DEAD_EXCHANGE, EVENTS_EXCHANGE, FAILED_QUEUE, MAIL_EXCHANGE, MAIL_QUEUE
+from infrastructure.rabbitmq.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE, FAILED_QUEUE, MAIL_EXCHANGE, MAIL_QUEUE
 from tests.support.rabbitmq import PrivateRabbit
 
 _TAP: Final = "tests.tap"

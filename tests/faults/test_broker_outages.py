@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.rabbitmq.connection import FAILED_QUEUE, MAIL_QUEUE, Topology, connected
+from infrastructure.rabbitmq.inspection import connected
+from infrastructure.rabbitmq.topology import FAILED_QUEUE, MAIL_QUEUE, Topology
 from tests.faults.fleet import Fleet
 from tests.faults.invariants import INVARIANTS
 from tests.faults.journal import Client, Operation

@@ -14,7 +14,7 @@ import pytest
 from application.commands import RequestNewCode
 from application.ports import Context
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.rabbitmq.connection import MAIL_EXCHANGE, MAIL_QUEUE, MAIL_REQUESTED
+from infrastructure.rabbitmq.topology import MAIL_EXCHANGE, MAIL_QUEUE, MAIL_REQUESTED
 from tests.faults.scene import Scene
 from tests.support.broker import broker_through, put, spy_on, until_empty, until_lost, until_up, vhost_of, waiting
 from tests.support.facts import eventually

@@ -7,8 +7,8 @@ import signal
 import pytest
 
 from infrastructure.mail.smtp.pool import CONNECTIONS
-from infrastructure.rabbitmq.connection import MAIL_QUEUE
 from infrastructure.rabbitmq.mail_worker import PREFETCH
+from infrastructure.rabbitmq.topology import MAIL_QUEUE
 from tests.faults.scene import Scene
 from tests.support.broker import channel_to, vhost_of
 from tests.support.facts import eventually

@@ -19,8 +19,8 @@ from domain.email_claim import EmailClaim
 from domain.registration import Registration
 from domain.stray_message import StrayMessage
 from entrypoints.cli import mail as cli_mail
-from infrastructure.rabbitmq.connection import FAILED_QUEUE
-from infrastructure.rabbitmq.mail_worker import LONGEST, encode
+from infrastructure.rabbitmq.mail_message import MAX_BODY_BYTES, encode
+from infrastructure.rabbitmq.topology import FAILED_QUEUE
 from tests.faults.scene import Scene
 from tests.support.broker import put, spy_on, spy_on_dead_letters, until_empty, until_up, waiting
 from tests.support.facts import eventually
@@ -148,7 +148,7 @@ POISON = {
     "a serial out of range": request(serial=2**63),
     "five megabytes": b'{"registration_id":"' + b"canary" * (5 * 2**20 // 6) + b'"}',
     "deep nesting": b"[" * 100_000 + b"]" * 100_000,
-    "deep nesting, not too long": b"[" * (LONGEST // 2) + b"]" * (LONGEST // 2),
+    "deep nesting, not too long": b"[" * (MAX_BODY_BYTES // 2) + b"]" * (MAX_BODY_BYTES // 2),
     "bad UTF-8": b'{"registration_id":"\xff\xfe canary"}',
     "NUL": b'{"registration_id":"\x00"}',
 }

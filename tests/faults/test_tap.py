@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from infrastructure.rabbitmq.connection import Topology, connected
+from infrastructure.rabbitmq.inspection import connected
+from infrastructure.rabbitmq.topology import Topology
 from tests.faults.tap import Tap
 from tests.support.facts import eventually
 from tests.support.rabbitmq import PrivateRabbit

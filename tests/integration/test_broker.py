@@ -27,23 +27,21 @@ from application.ports import BrokerAway, Unavailable
 from entrypoints.cli import broker as cli_broker
 from entrypoints.cli import doctor as cli_doctor
 from entrypoints.service import CannotStart
-from infrastructure.rabbitmq import connection as rabbitmq_connection
-from infrastructure.rabbitmq.connection import (
+from infrastructure.rabbitmq import session as rabbitmq_session
+from infrastructure.rabbitmq.connection import Broker, Unroutable
+from infrastructure.rabbitmq.consumer import Consumer
+from infrastructure.rabbitmq.inspection import connected, counts_of
+from infrastructure.rabbitmq.session import CHECK_INTERVAL, LOOP_QUEUES, Session
+from infrastructure.rabbitmq.topology import (
     CANARY,
     EVENTS_EXCHANGE,
     EXCHANGES,
     FAILED_QUEUE,
-    LOOP_QUEUES,
     MAIL_EXCHANGE,
     MAIL_QUEUE,
     MAIL_REQUESTED,
-    Broker,
-    Consumer,
-    OtherQueue,
     Topology,
-    Unroutable,
-    connected,
-    counts_of,
+    TopologyMismatch,
 )
 from infrastructure.settings.settings import Settings
 from tests.support.broker import broker_through, channel_to, put, spy_on, vhost_of, waiting
@@ -57,11 +55,16 @@ TOPOLOGY = Topology.of(queue_ttl=timedelta(minutes=5))
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine's confirms may take longer than we would wait for them; the tests are not about that."""
-    monkeypatch.setattr("infrastructure.rabbitmq.connection.PUBLISH_WITHIN", timedelta(seconds=60))
+    monkeypatch.setattr("infrastructure.rabbitmq.connection.PUBLISH_TIMEOUT", timedelta(seconds=60))
 
 
 @asynccontextmanager
-async def running(url: str, *consumers: Consumer, topology: Topology | None = TOPOLOGY) -> AsyncIterator[Broker]:
+async def running(
+    url: str,
+    *consumers: Consumer,
+    topology: Topology | None = TOPOLOGY,
+    check_interval: timedelta = CHECK_INTERVAL,
+) -> AsyncIterator[Broker]:
     """A broker that is up."""
     broker = Broker(
         url,
@@ -70,6 +73,7 @@ async def running(url: str, *consumers: Consumer, topology: Topology | None = TO
         consumers=consumers,
         finish_within=timedelta(seconds=5),
         pauses=wait_fixed(0.1),
+        check_interval=check_interval,
     )
     work = asyncio.create_task(broker.run())
     try:
@@ -158,7 +162,7 @@ async def test_a_queue_with_other_arguments_is_an_error_that_says_how_to_migrate
     async with connected(broker_url, TOPOLOGY):
         pass
 
-    with pytest.raises(OtherQueue, match="declare --anew"):
+    with pytest.raises(TopologyMismatch, match="declare --anew"):
         async with connected(broker_url, Topology.of(queue_ttl=timedelta(minutes=6))):
             pass
     with pytest.raises(CannotStart, match="declare --anew"):
@@ -248,7 +252,7 @@ async def test_what_could_not_connect_is_closed_at_once_without_a_collection_of_
         writer.close()
         connected.discard(writer)
 
-    monkeypatch.setattr(rabbitmq_connection, "CONNECT_WITHIN", timedelta(milliseconds=300))
+    monkeypatch.setattr(rabbitmq_session, "CONNECT_TIMEOUT", timedelta(milliseconds=300))
     before = asyncio.all_tasks()
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
@@ -627,7 +631,7 @@ async def test_a_publish_that_is_cancelled_is_cancelled_and_the_broker_stays_up(
 async def test_a_publish_without_a_confirm_ends_at_its_deadline(
     broker_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infrastructure.rabbitmq.connection.PUBLISH_WITHIN", timedelta(milliseconds=200))
+    monkeypatch.setattr("infrastructure.rabbitmq.connection.PUBLISH_TIMEOUT", timedelta(milliseconds=200))
     async with broker_through(broker_url) as (proxy, url), running(url) as broker:
         proxy.hold(TO_CLIENT)
 
@@ -760,7 +764,7 @@ async def test_a_cancellation_that_the_library_swallows_ends_the_work_all_the_sa
 ) -> None:
     looking, swallowed = asyncio.Event(), asyncio.Event()
 
-    async def deaf(_: object) -> dict[str, dict[str, int]]:
+    async def deaf(_: Session) -> dict[str, dict[str, int]]:
         looking.set()
         try:
             await asyncio.Event().wait()
@@ -768,9 +772,8 @@ async def test_a_cancellation_that_the_library_swallows_ends_the_work_all_the_sa
             swallowed.set()
         return {}
 
-    async with running(broker_url):
-        monkeypatch.setattr("infrastructure.rabbitmq.connection.LOOK_EVERY", timedelta(milliseconds=10))
-        monkeypatch.setattr("infrastructure.rabbitmq.connection._counts", deaf)
+    monkeypatch.setattr(Session, "counts", deaf)
+    async with running(broker_url, check_interval=timedelta(milliseconds=10)):
         await looking.wait()
     assert swallowed.is_set()
 
@@ -787,7 +790,7 @@ async def test_a_cancellation_that_is_swallowed_by_a_try_that_fails_ends_the_wor
         swallowed.set()
         raise ConnectionResetError
 
-    monkeypatch.setattr("infrastructure.rabbitmq.connection._counts", deaf)
+    monkeypatch.setattr(Session, "counts", deaf)
     work = asyncio.create_task(Broker(broker_url, name="test", topology=None, pauses=wait_fixed(0.01)).run())
     await looking.wait()
 

@@ -11,7 +11,8 @@ import httpx
 import psycopg
 import pytest
 
-from infrastructure.rabbitmq.connection import Topology, connected
+from infrastructure.rabbitmq.inspection import connected
+from infrastructure.rabbitmq.topology import Topology
 from infrastructure.telemetry.metrics import Metrics
 from tests.support.facts import eventually
 from tests.support.http import ADA, ADMIN, Api, open_api, open_api_through, problem_of

@@ -28,7 +28,8 @@ from infrastructure.followers.integration_events import IntegrationEvents
 from infrastructure.followers.leadership import lead
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Announcements
-from infrastructure.rabbitmq.connection import Broker, Topology
+from infrastructure.rabbitmq.connection import Broker
+from infrastructure.rabbitmq.topology import Topology
 from infrastructure.settings.settings import Settings
 from tests.faults.canaries import occurs
 from tests.support.facts import (

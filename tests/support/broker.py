@@ -14,7 +14,8 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from faststream.rabbit import RabbitExchange
 
 from entrypoints.service import Service
-from infrastructure.rabbitmq.connection import (
+from infrastructure.rabbitmq.inspection import connected, counts_of
+from infrastructure.rabbitmq.topology import (
     APP_ID,
     CANARY,
     DEAD_EXCHANGE,
@@ -23,8 +24,6 @@ from infrastructure.rabbitmq.connection import (
     MAIL_QUEUE,
     MAIL_REQUESTED,
     Topology,
-    connected,
-    counts_of,
 )
 from tests.support.facts import eventually
 from tests.support.tcp_proxy import TcpProxy

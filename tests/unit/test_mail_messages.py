@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from application.ports import MailRequest
-from infrastructure.rabbitmq.mail_worker import LONGEST, Malformed, decode, encode, headers_of, message_id_of, stray
+from infrastructure.rabbitmq.dead_letters import stray
+from infrastructure.rabbitmq.mail_message import (
+    MAX_BODY_BYTES,
+    Malformed,
+    decode,
+    encode,
+    headers_of,
+    message_id_of,
+)
 from tests.support.facts import T0
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -40,6 +49,19 @@ def test_a_message_has_the_four_fields_of_the_contract_and_no_more() -> None:
         "kind": "code",
         "requested_at": T0.isoformat(),
     }
+
+
+def test_the_bytes_of_a_message_stay_the_same() -> None:
+    assert encode(REQUEST) == (
+        b'{"registration_id":"0198c0de-0000-7000-8000-000000000001","serial":2,"kind":"code",'
+        b'"requested_at":"%s"}' % T0.isoformat().encode()
+    )
+
+
+def test_a_time_without_a_zone_is_meant_as_utc() -> None:
+    request = decode(body(requested_at="2026-11-27T08:00:00.5"), headers={}, correlation_id=None)
+
+    assert request.requested_at == datetime(2026, 11, 27, 8, 0, 0, 500_000, UTC)
 
 
 def test_every_copy_of_a_request_has_the_same_id_and_a_later_request_another() -> None:
@@ -80,7 +102,7 @@ POISON = {
     "serial true": body(serial=True),
     "another kind": body(kind="advertisement"),
     "no time": body(requested_at="soon"),
-    "too long": body(kind="code") + b" " * LONGEST,
+    "too long": body(kind="code") + b" " * MAX_BODY_BYTES,
 }
 
 

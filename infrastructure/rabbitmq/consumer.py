@@ -1,0 +1,184 @@
+"""Taking messages from a queue, over all the connections of a `Broker`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, Final
+
+from aio_pika.exceptions import AMQPError
+from faststream import AckPolicy
+from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
+
+from infrastructure.rabbitmq.topology import REPLY_TIMEOUT
+
+BUG_PAUSE: Final = timedelta(seconds=1)
+"""Before a message whose handler failed is given back: it must not become a hot loop."""
+
+CONFLICT_PAUSE: Final = timedelta(milliseconds=100)
+"""Before a command is run again that has lost its races with others."""
+
+Handle = Callable[[RabbitMessage], Coroutine[Any, Any, None]]
+"""Handles a message to its end, acknowledgement included. Must not raise."""
+
+
+class Consumer:
+    """Takes messages from one of the queues, over all connections of a `Broker`; can be paused.
+
+    Attributes:
+        stopping: set once no more messages will be taken: a handler that only waits should let go of its message.
+    """
+
+    def __init__(self, queue: str, handle: Handle, *, prefetch: int) -> None:
+        """
+        Args:
+            prefetch: messages in hand at most; each has a task of its own.
+        """
+        self.queue = queue
+        self.stopping = asyncio.Event()
+        self._handle = handle
+        self._prefetch = prefetch
+        self._subscription: _Subscription | None = None
+        self._paused = False
+        self._finishing = False
+        self._lock = asyncio.Lock()
+        self._in_hand: set[asyncio.Task[Any]] = set()
+
+    def attach(self, broker: RabbitBroker) -> None:
+        """Consume on this connection once it is started."""
+        self._finishing = False
+        self.stopping.clear()
+        self._subscription = _Subscription(broker, self.queue, self._take, prefetch=self._prefetch)
+
+    @property
+    def is_paused(self) -> bool:
+        return self._paused
+
+    async def pause(self) -> None:
+        """Take no more messages; those in hand stay in hand."""
+        self._paused = True
+        await self._sync_consumption()
+
+    async def resume(self) -> None:
+        self._paused = False
+        await self._sync_consumption()
+
+    async def started(self, on_loss: Callable[[], None]) -> None:
+        """The connection is started: it consumes from here on, unless we are paused.
+
+        Args:
+            on_loss: called when the broker takes the queue or the channel from us, while others may still have theirs.
+        """
+        assert self._subscription is not None  # noqa: S101 - attached
+        await self._subscription.watch(on_loss)
+        await self._sync_consumption()
+
+    async def finish(self, within: timedelta) -> None:
+        """Take no more messages from this connection and let the handlers of those in hand end."""
+        self._finishing = True  # no pause: a pause or resume that comes meanwhile is meant for the next connection, too
+        await self._sync_consumption()
+        self.stopping.set()
+        if self._in_hand:
+            await asyncio.wait(self._in_hand, timeout=within.total_seconds())
+
+    async def end(self, within: timedelta) -> None:
+        """`finish` for good, also what is in hand from connections that were lost, and give up what is not finished."""
+        if not self._finishing:
+            await self.finish(within)
+        rest = list(self._in_hand)
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    def detach(self) -> None:
+        """The connection is gone. The handlers of what is in hand go on all the same; its messages come again."""
+        self._subscription = None
+        self.stopping.set()
+
+    async def _sync_consumption(self) -> None:
+        """Consume or not, as it should be now. The connection may go at any moment; the next one starts afresh."""
+        async with self._lock:
+            subscription = self._subscription
+            if subscription is None or not subscription.is_started:
+                return
+            with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
+                async with asyncio.timeout(REPLY_TIMEOUT.total_seconds()):
+                    wanted = not self._paused and not self._finishing
+                    if subscription.is_consuming and not wanted:
+                        await subscription.cancel()
+                    elif wanted and not subscription.is_consuming:
+                        await subscription.consume()
+
+    async def _take(self, message: RabbitMessage) -> None:
+        # In a task of its own: the library cancels the one we are in when the channel goes, and a mail that is cut off
+        # after its content has to go out again.
+        task = asyncio.create_task(self._handle(message))
+        self._in_hand.add(task)
+        task.add_done_callback(self._in_hand.discard)
+
+
+class _Subscription:
+    """A FastStream subscriber on one connection, whose consumption can be cancelled and started again.
+
+    The only class that uses what FastStream 0.7.8 keeps private: a subscriber's `running`, `_consumer_tag` and
+    `_queue_obj`. Its public `stop` waits for handlers first and cancels then, so that each message that comes meanwhile
+    costs a delivery (docs/library-notes.md). tests/integration/test_subscription.py fails when a new version changes them.
+    """
+
+    def __init__(self, broker: RabbitBroker, queue: str, take: Handle, *, prefetch: int) -> None:
+        self._subscriber = broker.subscriber(
+            # Not the queue as it was declared: FastStream would remember that, with the channel it was declared on, and
+            # consume there, without a prefetch.
+            RabbitQueue(queue, declare=False, robust=False),
+            channel=Channel(prefetch_count=prefetch),
+            ack_policy=AckPolicy.MANUAL,
+            decoder=_undecoded,
+            no_reply=True,
+        )
+        self._subscriber(take)
+
+    @property
+    def is_started(self) -> bool:
+        """The connection has been started, which starts its subscribers."""
+        return self._subscriber.running
+
+    @property
+    def is_consuming(self) -> bool:
+        return self._subscriber._consumer_tag is not None
+
+    async def consume(self) -> None:
+        await self._subscriber.start()
+
+    async def cancel(self) -> None:
+        queue, tag = self._subscriber._queue_obj, self._subscriber._consumer_tag
+        assert queue is not None  # noqa: S101 - started
+        assert tag is not None  # noqa: S101 - consuming
+        self._subscriber._consumer_tag = None
+        await queue.cancel(tag)
+
+    async def watch(self, on_loss: Callable[[], None]) -> None:
+        """Have `on_loss` called when the channel closes, or the broker cancels the consumer."""
+        assert self._subscriber._queue_obj is not None  # noqa: S101 - started
+        channel = self._subscriber._queue_obj.channel
+        channel.close_callbacks.add(lambda *_: on_loss())
+        (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(lambda _: on_loss())
+
+
+async def _undecoded(message: RabbitMessage) -> RabbitMessage:
+    """Hands the whole message to the handler instead of its decoded body, which is not trusted yet."""
+    return message
+
+
+async def acknowledge(message: RabbitMessage) -> None:
+    """If the connection is gone, the message comes again, and is recognised."""
+    with suppress(AMQPError, OSError, RuntimeError):
+        await message.ack()
+
+
+async def reject(message: RabbitMessage, *, requeue: bool = False) -> None:
+    """Make it a dead letter, or with `requeue` give it back; not `nack`, which RabbitMQ 4 does not count as a delivery.
+    If the connection is gone, the message comes again."""
+    with suppress(AMQPError, OSError, RuntimeError):
+        await message.reject(requeue=requeue)
