@@ -26,6 +26,7 @@ from application.ports.mail import (
     Rendered,
     SendClaim,
     SendClaims,
+    WantedMail,
 )
 from application.ports.secrets import PasswordHasher, Person, Secrets
 
@@ -58,6 +59,7 @@ __all__ = [
     "SendClaims",
     "Streams",
     "Unavailable",
+    "WantedMail",
     "WrappedKey",
     "WrongMasterKey",
     "entries_of",

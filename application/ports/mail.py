@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Final, Literal, NamedTuple, Protocol, get_args
+from datetime import UTC, datetime
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Protocol, get_args
 from uuid import UUID
 
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer
+
 from domain.recorded import Position
+
+
+def _aware(at: datetime) -> datetime:
+    """A time without a zone is meant as UTC."""
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class WantedMail:
+    """Which mail is wanted: the body of its message, field by field (docs/contract.md). Checked on reading.
+
+    Attributes:
+        kind: "code" or "notice".
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    registration_id: UUID
+    serial: Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
+    kind: Annotated[str, Field(pattern="^(code|notice)$")]
+    requested_at: Annotated[datetime, AfterValidator(_aware), PlainSerializer(datetime.isoformat)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +41,26 @@ class MailRequest:
         position: of the request in the log; None if the message that brought it has lost it.
     """
 
-    registration_id: UUID
-    serial: int
-    kind: str
-    requested_at: datetime
+    wanted: WantedMail
     position: Position | None
     correlation_id: UUID
     trace: str | None
+
+    @property
+    def registration_id(self) -> UUID:
+        return self.wanted.registration_id
+
+    @property
+    def serial(self) -> int:
+        return self.wanted.serial
+
+    @property
+    def kind(self) -> str:
+        return self.wanted.kind
+
+    @property
+    def requested_at(self) -> datetime:
+        return self.wanted.requested_at
 
 
 CODE_GAP: Final = "\x1a"

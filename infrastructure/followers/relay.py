@@ -11,7 +11,7 @@ from uuid import UUID
 import structlog
 
 from application.crash_points import crash_point
-from application.ports import BrokerAway, Conflict, MailRequest, MailServersAway, Unavailable
+from application.ports import BrokerAway, Conflict, MailRequest, MailServersAway, Unavailable, WantedMail
 from domain.mail_saga import MailSaga
 from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
@@ -185,10 +185,7 @@ class Relay:
         event = recorded.event
         assert isinstance(event, MailSaga.MailRequested)  # noqa: S101 - only this topic is read
         return MailRequest(
-            registration_id=UUID(event.registration_id),
-            serial=event.serial,
-            kind=event.kind,
-            requested_at=event.timestamp,
+            wanted=WantedMail(UUID(event.registration_id), event.serial, event.kind, requested_at=event.timestamp),
             position=recorded.position,
             correlation_id=recorded.correlation_id,
             trace=recorded.trace,

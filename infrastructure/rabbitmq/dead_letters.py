@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import fields
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any, Final
@@ -17,10 +18,10 @@ from faststream.rabbit import RabbitMessage
 
 from application.commands import Command, KeepStrayMessage, RecordEmailDispatchFailed
 from application.crash_points import crash_point
-from application.ports import Conflict, Context, ForeignRequest, MailFailure, Unavailable
+from application.ports import Conflict, Context, ForeignRequest, MailFailure, Unavailable, WantedMail
 from domain.errors import UnknownRegistration
 from infrastructure.rabbitmq.consumer import BUG_PAUSE, CONFLICT_PAUSE, Consumer, acknowledge, reject
-from infrastructure.rabbitmq.mail_message import MAX_BODY_BYTES, Body, Malformed, decode
+from infrastructure.rabbitmq.mail_message import MAX_BODY_BYTES, Malformed, decode
 from infrastructure.rabbitmq.topology import CANARY, FAILED_QUEUE
 
 log = structlog.get_logger(__name__)
@@ -37,7 +38,7 @@ FAILURES: Final[Mapping[str, MailFailure]] = {
 """A mail's failure by RabbitMQ's reason for the death of its message."""
 
 _CONTENT_TYPE: Final = re.compile(r"[a-z]{1,20}/[a-z0-9.+-]{1,40}")
-_OUR_FIELDS: Final = frozenset(Body.model_fields)
+_OUR_FIELDS: Final = frozenset(field.name for field in fields(WantedMail))
 
 
 class DeadLetterConsumer:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Any, Final
 from uuid import UUID, uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from application.ports import MailRequest
+from application.ports import MailRequest, WantedMail
 from infrastructure.telemetry.metrics import parse_traceparent
 
 MESSAGE_TYPE: Final = "registrar.mail.requested"
 
 MAX_BODY_BYTES: Final = 4096
 """Ours have about 170."""
+
+_BODY: Final = TypeAdapter(WantedMail)
 
 
 class Malformed(Exception):
@@ -26,21 +27,9 @@ class Malformed(Exception):
         self.reason = reason
 
 
-class Body(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    registration_id: UUID
-    serial: Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
-    kind: Annotated[str, Field(pattern="^(code|notice)$")]
-    requested_at: datetime
-
-
 def encode(request: MailRequest) -> bytes:
     """The body of a request's message."""
-    return (
-        f'{{"registration_id":"{request.registration_id}","serial":{request.serial},'
-        f'"kind":"{request.kind}","requested_at":"{request.requested_at.isoformat()}"}}'
-    ).encode()
+    return _BODY.serializer.to_json(request.wanted)  # what `dump_json` calls, in half the time
 
 
 def headers_of(request: MailRequest) -> dict[str, str | int]:
@@ -54,7 +43,8 @@ def headers_of(request: MailRequest) -> dict[str, str | int]:
 
 def message_id_of(request: MailRequest) -> str:
     """The same for every copy of one request."""
-    return f"{request.registration_id}.{request.serial}.{request.position or 0}"
+    wanted = request.wanted
+    return f"{wanted.registration_id}.{wanted.serial}.{request.position or 0}"
 
 
 def decode(body: bytes, *, headers: Mapping[str, Any], correlation_id: str | None) -> MailRequest:
@@ -66,7 +56,7 @@ def decode(body: bytes, *, headers: Mapping[str, Any], correlation_id: str | Non
     if len(body) > MAX_BODY_BYTES:
         raise Malformed("too-long")
     try:
-        wanted = Body.model_validate_json(body)
+        wanted = _BODY.validate_json(body)
     except (ValidationError, RecursionError):
         raise Malformed("not-a-mail-request") from None
     position = headers.get("registrar-position")
@@ -74,13 +64,9 @@ def decode(body: bytes, *, headers: Mapping[str, Any], correlation_id: str | Non
         correlation = UUID(correlation_id or "")
     except ValueError:
         correlation = uuid4()
-    at = wanted.requested_at
     trace = headers.get("traceparent")
     return MailRequest(
-        registration_id=wanted.registration_id,
-        serial=wanted.serial,
-        kind=wanted.kind,
-        requested_at=at if at.tzinfo is not None else at.replace(tzinfo=UTC),
+        wanted=wanted,
         position=position if type(position) is int and 0 < position < 2**63 else None,  # True is an int, too
         correlation_id=correlation,
         trace=parse_traceparent(trace.encode()) if isinstance(trace, str) and trace.isascii() else None,

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from application.ports import MailRequest
+from application.ports import MailRequest, WantedMail
 from domain.email_claim import EmailClaim
 from domain.registration import Registration
 from domain.stray_message import StrayMessage
@@ -136,7 +136,8 @@ async def retried(scene: Scene, registration_id: UUID | None) -> None:
 
 def request(kind: str = "code", serial: int = 1, registration_id: UUID | None = None) -> bytes:
     """Somebody's request, of a registration that is not in our log if it is not told which."""
-    return encode(MailRequest(registration_id or uuid4(), serial, kind, datetime.now(UTC), None, uuid4(), None))
+    wanted = WantedMail(registration_id or uuid4(), serial, kind, datetime.now(UTC))
+    return encode(MailRequest(wanted, None, uuid4(), None))
 
 
 POISON = {

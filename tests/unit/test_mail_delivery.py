@@ -20,6 +20,7 @@ from application.ports import (
     NotSent,
     SendClaim,
     Unavailable,
+    WantedMail,
     entries_of,
 )
 from domain.errors import UnknownRegistration
@@ -114,7 +115,8 @@ class Post:
         self.on_sleep()
 
     async def deliver(self, registration_id: UUID, serial: int = 1, kind: str = "code") -> None:
-        await self.delivery.deliver(MailRequest(registration_id, serial, kind, T0, 1, CLIENT.correlation_id, None))
+        wanted = WantedMail(registration_id, serial, kind, T0)
+        await self.delivery.deliver(MailRequest(wanted, 1, CLIENT.correlation_id, None))
 
     def count(self, event: type) -> int:
         return sum(isinstance(one, event) for one in self.log.events)
