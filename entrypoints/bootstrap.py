@@ -25,21 +25,21 @@ from entrypoints.mailing import (
     relay_inside,
     relay_to,
 )
-from entrypoints.service import CannotStart, Service
+from entrypoints.service import CannotStart, Reader, Service
 from infrastructure.alerts.alerts import Alerts
 from infrastructure.alerts.webhook import Webhook
-from infrastructure.crypto.keyring import Keyring, open_root_secret
+from infrastructure.crypto.keyring import Keyring, open_root_secret, read_root_secret
 from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.reader import LogReader
 from infrastructure.event_store.store import EventStore
-from infrastructure.event_store.store import create_schema as create_event_store
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.integration_events import IntegrationEvents
 from infrastructure.followers.leadership import Leading, lead
 from infrastructure.followers.process_manager import ProcessManager
-from infrastructure.followers.projector import Projector, create_read_schema
+from infrastructure.followers.projector import Projector, read_scripts
 from infrastructure.followers.relay import Relay
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.mailbox import Mailbox
@@ -47,8 +47,10 @@ from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, Line, connect, session
 from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.schema import WrongSchema, bring_up_to_date, check
 from infrastructure.rabbitmq.connection import Broker
 from infrastructure.rabbitmq.topology import Topology
+from infrastructure.scripts import SCRIPTS
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.metrics import Metrics, setup_tracing
 from projections import PROJECTIONS
@@ -72,6 +74,10 @@ PACE_WAITED_FOR = timedelta(milliseconds=10)
 
 TIME_CHECK = timedelta(seconds=10)
 """How often the clock is set by the database when no append does it."""
+
+
+SCHEMA = (*SCRIPTS, *(script for projection in PROJECTIONS for script in read_scripts(projection())))
+"""Everything that makes tables and functions, in order."""
 
 
 def followers_with(settings: Settings) -> tuple[str, ...]:
@@ -111,66 +117,22 @@ async def open_service(
         postgres = await _embedded_postgres(settings, stack) if settings.database_url is None else None
         dsn, master_key, admin_token = _database(settings, postgres)
         root_secret = await _prepare_database(dsn, master_key)
-        policy = Policy(
-            otp_ttl=settings.otp_ttl,
-            otp_max_attempts=settings.otp_max_attempts,
-            resend_cooldown=settings.resend_cooldown,
-            registration_ttl=settings.registration_ttl,
-        )
-        clock = clock or DatabaseClock()
-        metrics = Metrics()
-        store = EventStore(
-            dsn,
-            codec=EventCodec(),
-            clock=clock,
-            statement_timeout=settings.statement_timeout,
-            pace=WORKERS_PACE if works and not follows else timedelta(0),
-            on_batch=metrics.append_batch,
-            on_append=metrics.append,
-        )
-        await store.open()
-        stack.push_async_callback(store.close)
-        keyring = Keyring(master_key=master_key, root_secret=root_secret)
-        hasher = PasswordHashing(salt_for=keyring.password_salt)
-        stack.callback(hasher.close)
-        handlers = Handlers(
-            log=store,
-            clock=clock,
-            secrets=keyring,
-            hasher=hasher,
-            policy=policy,
-            reveal_duplicates=settings.reveal_duplicates,
-        )
-        circuits_line = Line(dsn, name="circuits", statement_timeout=settings.statement_timeout)
-        stack.push_async_callback(circuits_line.close)
-        pool = _pool(dsn, settings)
-        await pool.open()
-        stack.push_async_callback(pool.close)
-        service = Service(
-            settings=settings,
-            policy=policy,
+        service = await _parts(
+            settings,
+            stack,
             dsn=dsn,
-            clock=clock,
-            store=store,
-            keyring=keyring,
-            hasher=hasher,
-            handlers=handlers,
-            announcements=Announcements(dsn),
-            pool=pool,
-            metrics=metrics,
-            shared_circuits=SharedCircuits(circuits_line, probe_lasts=2 * settings.send_timeout),
+            keyring=Keyring(master_key=master_key, root_secret=root_secret),
             admin_token=admin_token,
-            tracing=setup_tracing(settings.otlp_endpoint, version("registrar")),
+            clock=clock or DatabaseClock(),
+            pace=WORKERS_PACE if works and not follows else timedelta(0),
         )
-        if service.tracing is not None:
-            stack.push_async_callback(asyncio.to_thread, service.tracing.shutdown)
         if mailbox and not settings.mail_servers:
             service.mailbox = Mailbox(settings.data_dir / "mailbox")
             await service.mailbox.start()
             stack.push_async_callback(service.mailbox.stop)
         background: Works = {
             "announcements": service.announcements.run(),
-            "clock": _keep_time(store),
+            "clock": _keep_time(service.store),
             "circuits": service.shared_circuits.run(),
         }
         if postgres is not None:
@@ -199,10 +161,129 @@ async def open_service(
         yield service
 
 
+@asynccontextmanager
+async def open_reader(settings: Settings) -> AsyncIterator[Reader]:
+    """What looks at the database and can change nothing there. It starts nothing, makes nothing, and needs no secret.
+
+    Raises:
+        CannotStart, BadDataDirectory, DatabaseDidNotStart: one line each, fit to show.
+    """
+    async with AsyncExitStack() as stack:
+        dsn = (
+            settings.database_url.get_secret_value()
+            if settings.database_url is not None
+            else (await _started(DataDirectory(settings.data_dir), stack)).dsn
+        )
+        async with _connection(dsn, read_only=True) as connection:
+            await check(connection, SCHEMA)
+        pool = _pool(dsn, settings, read_only=True)
+        await pool.open()
+        stack.push_async_callback(pool.close)
+        line = Line(dsn, name="tail", statement_timeout=settings.statement_timeout, read_only=True)
+        log_reader = LogReader(line, EventCodec())
+        stack.push_async_callback(log_reader.close)
+        yield Reader(settings=settings, pool=pool, log=log_reader)
+
+
+@asynccontextmanager
+async def open_desk(settings: Settings) -> AsyncIterator[Service]:
+    """What an operator's command acts with: it records events, and neither changes tables nor runs anything.
+
+    Raises:
+        CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each, fit to show.
+    """
+    async with AsyncExitStack() as stack:
+        postgres = await _embedded_postgres(settings, stack) if settings.database_url is None else None
+        dsn, master_key, admin_token = _database(settings, postgres)
+        async with _connection(dsn, read_only=True) as connection:
+            await check(connection, SCHEMA)
+            root_secret = await read_root_secret(connection, master_key)
+        if root_secret is None:
+            raise CannotStart("No service has run on this database yet; start one first (`registrar up`, or `serve`).")
+        yield await _parts(
+            settings,
+            stack,
+            dsn=dsn,
+            keyring=Keyring(master_key=master_key, root_secret=root_secret),
+            admin_token=admin_token,
+            clock=DatabaseClock(),
+            pace=timedelta(0),
+        )
+
+
+async def _parts(
+    settings: Settings,
+    stack: AsyncExitStack,
+    *,
+    dsn: str,
+    keyring: Keyring,
+    admin_token: str | None,
+    clock: DatabaseClock,
+    pace: timedelta,
+) -> Service:
+    """What records and answers questions; nothing of it runs by itself. Taken down with the stack."""
+    policy = Policy(
+        otp_ttl=settings.otp_ttl,
+        otp_max_attempts=settings.otp_max_attempts,
+        resend_cooldown=settings.resend_cooldown,
+        registration_ttl=settings.registration_ttl,
+    )
+    metrics = Metrics()
+    store = EventStore(
+        dsn,
+        codec=EventCodec(),
+        clock=clock,
+        statement_timeout=settings.statement_timeout,
+        pace=pace,
+        on_batch=metrics.append_batch,
+        on_append=metrics.append,
+    )
+    await store.open()
+    stack.push_async_callback(store.close)
+    hasher = PasswordHashing(salt_for=keyring.password_salt)
+    stack.callback(hasher.close)
+    handlers = Handlers(
+        log=store,
+        clock=clock,
+        secrets=keyring,
+        hasher=hasher,
+        policy=policy,
+        reveal_duplicates=settings.reveal_duplicates,
+    )
+    circuits_line = Line(dsn, name="circuits", statement_timeout=settings.statement_timeout)
+    stack.push_async_callback(circuits_line.close)
+    pool = _pool(dsn, settings)
+    await pool.open()
+    stack.push_async_callback(pool.close)
+    service = Service(
+        settings=settings,
+        policy=policy,
+        dsn=dsn,
+        clock=clock,
+        store=store,
+        keyring=keyring,
+        hasher=hasher,
+        handlers=handlers,
+        announcements=Announcements(dsn),
+        pool=pool,
+        metrics=metrics,
+        shared_circuits=SharedCircuits(circuits_line, probe_lasts=2 * settings.send_timeout),
+        admin_token=admin_token,
+        tracing=setup_tracing(settings.otlp_endpoint, version("registrar")),
+    )
+    if service.tracing is not None:
+        stack.push_async_callback(asyncio.to_thread, service.tracing.shutdown)
+    return service
+
+
 async def _embedded_postgres(settings: Settings, stack: AsyncExitStack) -> EmbeddedPostgres:
     directory = DataDirectory(settings.data_dir)
     if settings.master_key is None:
         directory.master_key()  # made before there is a database, never beside one
+    return await _started(directory, stack)
+
+
+async def _started(directory: DataDirectory, stack: AsyncExitStack) -> EmbeddedPostgres:
     postgres = EmbeddedPostgres(directory.path)
     stack.push_async_callback(asyncio.to_thread, postgres.stop)  # also for a start that is cancelled half-way
     await asyncio.to_thread(postgres.start)
@@ -236,21 +317,33 @@ async def _keep_running(postgres: EmbeddedPostgres) -> None:
 
 async def _prepare_database(dsn: str, master_key: bytes) -> bytes:
     """Create what is missing; answers the root secret."""
-    try:
-        connection = await connect(dsn, name="setup", statement_timeout=timedelta(seconds=60))
-    except (psycopg.Error, OSError, TimeoutError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CannotStart(f"The database cannot be reached: {reason}; check REGISTRAR_DATABASE_URL.") from None
-    async with connection:
+    async with _connection(dsn) as connection:
         await create_schema(connection)
         return await open_root_secret(connection, master_key)
 
 
+@asynccontextmanager
+async def _connection(dsn: str, *, read_only: bool = False) -> AsyncIterator[Connection]:
+    """A connection for the time before anything runs.
+
+    Raises:
+        CannotStart: the database is away, or what is done within finds that it holds what we cannot work with.
+    """
+    try:
+        connection = await connect(dsn, name="setup", statement_timeout=timedelta(seconds=60), read_only=read_only)
+    except (psycopg.Error, OSError, TimeoutError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CannotStart(f"The database cannot be reached: {reason}; check REGISTRAR_DATABASE_URL.") from None
+    async with connection:
+        try:
+            yield connection
+        except WrongSchema as error:
+            raise CannotStart(str(error)) from None
+
+
 async def create_schema(connection: Connection) -> None:
-    """Create every table and function where it is missing; repeatable."""
-    await create_event_store(connection)
-    for projection in PROJECTIONS:
-        await create_read_schema(connection, projection())
+    """Run the scripts that have not been run on this database."""
+    await bring_up_to_date(connection, SCHEMA)
 
 
 def _followers(service: Service, make_relay: MakeRelay) -> list[Leading]:
@@ -303,7 +396,7 @@ def _alerts(service: Service, url: str) -> Alerts:
     )
 
 
-def _pool(dsn: str, settings: Settings) -> AsyncConnectionPool[Connection]:
+def _pool(dsn: str, settings: Settings, *, read_only: bool = False) -> AsyncConnectionPool[Connection]:
     return AsyncConnectionPool(
         dsn,
         min_size=1,
@@ -312,7 +405,7 @@ def _pool(dsn: str, settings: Settings) -> AsyncConnectionPool[Connection]:
         timeout=2.0,
         reconnect_timeout=0,
         open=False,
-        kwargs=session(name="queries", statement_timeout=settings.statement_timeout),
+        kwargs=session(name="queries", statement_timeout=settings.statement_timeout, read_only=read_only),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a process is made of, and why it may not start."""
+"""What a process or a command is made of, and why it may not start."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from application.handlers import Handlers
 from domain.registration import Policy
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.crypto.password_hashing import PasswordHashing
+from infrastructure.event_store.reader import LogReader
 from infrastructure.event_store.store import EventStore
 from infrastructure.mail.mailbox import Mailbox
 from infrastructure.mail.shared_circuits import SharedCircuits
@@ -59,3 +60,16 @@ class Service:
     mailbox: Mailbox | None = None
     servers: SmtpServers | None = None
     broker: Broker | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What a command looks at the database with. Built by `entrypoints.bootstrap.open_reader`.
+
+    Attributes:
+        pool: connections that the server lets change nothing; every one is autocommit.
+    """
+
+    settings: Settings
+    pool: AsyncConnectionPool[Connection]
+    log: LogReader

@@ -85,7 +85,7 @@ class Accounts:
         Registration.RegistrationCancelled.TOPIC,
         Registration.PersonalDataErased.TOPIC,
     )
-    tables = TABLES
+    tables: tuple[str, ...] = (TABLES,)
 
     async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
         """Write what a batch of events changes.

@@ -118,7 +118,7 @@ class Audit:
 
     name = "audit"
     topics: tuple[str, ...] | None = None
-    tables = TABLES
+    tables: tuple[str, ...] = (TABLES,)
 
     async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
         """Add a batch of events."""

@@ -70,7 +70,7 @@ class Deadlines:
             MailSaga.MailSagaEnded,
         )
     )
-    tables = TABLES
+    tables: tuple[str, ...] = (TABLES,)
 
     async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
         """Write what a batch of events changes."""

@@ -258,7 +258,7 @@ class Funnel:
             Registration.RegistrationCancelled,
         )
     )
-    tables = TABLES
+    tables: tuple[str, ...] = (TABLES,)
 
     async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
         """Add what a batch of events counts.

@@ -366,7 +366,7 @@ class Mails:
             StrayMessage.StrayMessageDiscarded,
         )
     )
-    tables = TABLES
+    tables: tuple[str, ...] = (TABLES,)
 
     async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
         """Write what a batch of events changes.

@@ -254,7 +254,7 @@ class Registrations:
     topics: tuple[str, ...] | None = tuple(
         event.TOPIC for event in (Registration.UserRegistered, *_CHANGES, Registration.PersonalDataErased)
     )
-    tables = TABLES
+    tables: tuple[str, ...] = (TABLES,)
 
     async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
         """Write what a batch of events changes.

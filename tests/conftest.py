@@ -20,13 +20,12 @@ import structlog
 from psycopg import sql
 
 from application.crash_points import CRASH_POINTS
+from entrypoints.bootstrap import create_schema
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
-from infrastructure.event_store.store import EventStore, create_schema
-from infrastructure.followers.projector import create_read_schema
+from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.connection import connect
 from infrastructure.telemetry.logs import configure_logging
-from projections import PROJECTIONS
 from tests.faults import reached
 from tests.support.facts import MovableClock
 from tests.support.postgres import SHARED, database_of, server
@@ -137,8 +136,6 @@ def administration(postgres: EmbeddedPostgres) -> Iterator[psycopg.Connection]:
 async def _prepare(dsn: str) -> None:
     async with await connect(dsn, name="template", statement_timeout=timedelta(seconds=10)) as connection:
         await create_schema(connection)
-        for projection in PROJECTIONS:
-            await create_read_schema(connection, projection())
 
 
 @pytest.fixture
@@ -150,6 +147,15 @@ def dsn(postgres: EmbeddedPostgres, administration: psycopg.Connection) -> Itera
             sql.Identifier(name), sql.Identifier(_TEMPLATE)
         )
     )
+    yield database_of(postgres, name)
+    administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def empty(postgres: EmbeddedPostgres, administration: psycopg.Connection) -> Iterator[str]:
+    """A database with nothing in it, for this test alone."""
+    name = f"empty_{next(_numbers)}"
+    administration.execute(sql.SQL("CREATE DATABASE {} STRATEGY file_copy").format(sql.Identifier(name)))
     yield database_of(postgres, name)
     administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 

@@ -24,16 +24,17 @@ from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from aiosmtplib import SMTP, SMTPException
 
 from application.ports import WrongMasterKey
-from entrypoints.bootstrap import followers_with
+from entrypoints.bootstrap import SCHEMA, followers_with
 from entrypoints.cli.output import console, print_json
 from entrypoints.cli.session import log_troubles, read_settings
 from entrypoints.queries.registrations import LAGGING, followers_of
 from infrastructure.alerts.webhook import NotTaken, Webhook
-from infrastructure.crypto.keyring import open_root_secret
+from infrastructure.crypto.keyring import read_root_secret
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
 from infrastructure.mail.smtp.replies import Stage, judge_error
 from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.schema import Outdated, WrongSchema, check
 from infrastructure.rabbitmq.inspection import compare, counts_of
 from infrastructure.rabbitmq.session import REFUSAL_HINT, REFUSALS
 from infrastructure.rabbitmq.topology import Topology, TopologyMismatch
@@ -195,7 +196,7 @@ async def _database(settings: Settings) -> AsyncIterator[Connection]:
         else:
             dsn, advice = await _running_embedded(settings.data_dir, stack), "Look into postgres.log."
         try:
-            connection = await connect(dsn, name="doctor", statement_timeout=PATIENCE)
+            connection = await connect(dsn, name="doctor", statement_timeout=PATIENCE, read_only=True)
         except (psycopg.Error, OSError, TimeoutError) as error:
             told = str(error).strip().partition("\n")[0]
             raise _NoDatabase("fail", told or "it does not answer", advice) from None
@@ -225,14 +226,23 @@ async def _in_database(connection: Connection, settings: Settings) -> AsyncItera
         if await _value(connection, "SELECT to_regclass('public.events') IS NULL"):
             yield Finding("schema", "warn", "nothing there yet", "The first start of the service makes it.")
             return
-        head = await _value(connection, "SELECT position FROM head")
-        yield Finding("schema", "ok", f"there, with {head} events")
+        yield await _schema(connection)
         yield await _master_key(connection, settings)
         async for finding in _followers(connection, settings):
             yield finding
     except (psycopg.Error, OSError) as error:
         says = f"it failed to answer ({type(error).__name__})"
         yield Finding("database", "fail", says, "Check the server's log and the rights of the role.")
+
+
+async def _schema(connection: Connection) -> Finding:
+    try:
+        await check(connection, SCHEMA)
+    except WrongSchema as error:
+        state: State = "warn" if isinstance(error, Outdated) else "fail"
+        return Finding("schema", state, str(error), "docs/upgrading.md tells the order of an upgrade.")
+    head = await _value(connection, "SELECT position FROM head")
+    return Finding("schema", "ok", f"there, with {head} events")
 
 
 async def _value(connection: Connection, query: str) -> object:
@@ -278,7 +288,7 @@ async def _master_key(connection: Connection, settings: Settings) -> Finding:
         )
     try:
         key = key or DataDirectory(settings.data_dir).master_key()
-        await open_root_secret(connection, key.get_secret_value())
+        await read_root_secret(connection, key.get_secret_value())
     except BadDataDirectory as error:
         return Finding("master key", "fail", str(error))
     except WrongMasterKey as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from domain.mail_saga import MailSaga
 from domain.recorded import Position
 from domain.registration import PERSONAL_FIELDS, Registration
 from entrypoints.cli.output import note, print_json, print_table, show
-from entrypoints.service import Service
+from entrypoints.service import Reader
 from infrastructure.event_store.codec import event_classes
 from infrastructure.event_store.reader import RecordedRow
-from infrastructure.postgres.notifications import LOG
+from infrastructure.postgres.notifications import LOOK_ANYWAY
 
 _SELECT = """
     SELECT originator_id AS stream_id, originator_version AS version, topic, state, notification_id AS position,
@@ -75,49 +76,49 @@ def known_types(types: tuple[str, ...]) -> tuple[str, ...]:
 
 
 async def list_events(
-    service: Service, wanted: Wanted, *, after: Position | None, limit: int, follow: bool, as_json: bool
+    reader: Reader, wanted: Wanted, *, after: Position | None, limit: int, follow: bool, as_json: bool
 ) -> int:
     """Print the latest events, or those after a position; with `follow`, go on for ever."""
     claim = None
     if wanted.registration is not None:
-        claim = UUID((await _first(service, wanted.registration)).claim_id)
-    head = await service.store.head()
-    rows = await _select(service, wanted, claim, after=after or 0, upto=head, limit=limit, latest=after is None)
+        claim = UUID((await _first(reader, wanted.registration)).claim_id)
+    head = await reader.log.head()
+    rows = await _select(reader, wanted, claim, after=after or 0, upto=head, limit=limit, latest=after is None)
     if not follow:
         if as_json:
-            print_json([_entry(service, row) for row in rows])
+            print_json([_entry(reader, row) for row in rows])
         else:
-            _print_entries([_entry(service, row) for row in rows])
+            _print_entries([_entry(reader, row) for row in rows])
         return 0
 
     seen = rows[-1].position if len(rows) == limit else head
     while True:
-        for entry in (_entry(service, row) for row in rows):
+        for entry in (_entry(reader, row) for row in rows):
             if as_json:
                 print_json(entry, one_line=True)
             else:
                 click.echo("  ".join(show(entry[name]) for name in _COLUMNS))
         if seen >= head:
-            await service.announcements.beyond(LOG, seen)
-            head = await service.store.head()
-        rows = await _select(service, wanted, claim, after=seen, upto=head, limit=_BATCH)
+            await asyncio.sleep(LOOK_ANYWAY.total_seconds())
+            head = await reader.log.head()
+        rows = await _select(reader, wanted, claim, after=seen, upto=head, limit=_BATCH)
         seen = rows[-1].position if len(rows) == _BATCH else head
 
 
 async def show_registration(
-    service: Service, registration_id: UUID, *, at: datetime | None, version: int | None, as_json: bool
+    reader: Reader, registration_id: UUID, *, at: datetime | None, version: int | None, as_json: bool
 ) -> int:
     """Print one registration as folded from its events: all, those up to a time, or the first `version` ones.
 
     Raises:
         UnknownRegistration: there is none with this id, or was none then.
     """
-    await _first(service, registration_id)
-    async with service.pool.connection() as connection:
+    await _first(reader, registration_id)
+    async with reader.pool.connection() as connection:
         cursor = connection.cursor(binary=True, row_factory=class_row(RecordedRow))
         query = _SELECT + " AND originator_id = %(stream)s ORDER BY originator_version"
         await cursor.execute(
-            query, {"after": 0, "upto": await service.store.head(), "topics": None, "stream": registration_id}
+            query, {"after": 0, "upto": await reader.log.head(), "topics": None, "stream": registration_id}
         )
         rows = await cursor.fetchall()
     if version is not None and version > len(rows):
@@ -127,8 +128,8 @@ async def show_registration(
     ]
     if not then:
         raise UnknownRegistration(f"This registration began later, at {rows[0].recorded_at.isoformat()}.")
-    state = _fold(service, then)
-    entries = [_entry(service, row) for row in then]
+    state = _fold(reader, then)
+    entries = [_entry(reader, row) for row in then]
     if as_json:
         print_json(state | {"events": entries})
         return 0
@@ -144,11 +145,11 @@ async def show_registration(
     return 0
 
 
-def _fold(service: Service, rows: Sequence[RecordedRow]) -> dict[str, Any]:
+def _fold(reader: Reader, rows: Sequence[RecordedRow]) -> dict[str, Any]:
     registration: Any = None
     for row in rows:
         try:
-            registration = service.store.decode(row).event.mutate(registration)
+            registration = reader.log.decode(row).event.mutate(registration)
         except (TopicError, MapperDeserialisationError):
             raise click.ClickException(
                 f"The event at position {row.position} cannot be read by this version of Registrar; "
@@ -177,28 +178,28 @@ def _fold(service: Service, rows: Sequence[RecordedRow]) -> dict[str, Any]:
     }
 
 
-async def _first(service: Service, registration_id: UUID) -> Registration.UserRegistered:
+async def _first(reader: Reader, registration_id: UUID) -> Registration.UserRegistered:
     """How a registration began.
 
     Raises:
         UnknownRegistration: this is no registration's id.
     """
-    async with service.pool.connection() as connection:
+    async with reader.pool.connection() as connection:
         cursor = connection.cursor(binary=True, row_factory=class_row(RecordedRow))
         query = _SELECT + " AND originator_id = %(stream)s AND originator_version = 1"
         await cursor.execute(
-            query, {"after": 0, "upto": await service.store.head(), "topics": None, "stream": registration_id}
+            query, {"after": 0, "upto": await reader.log.head(), "topics": None, "stream": registration_id}
         )
         row = await cursor.fetchone()
     if row is None or row.topic != Registration.UserRegistered.TOPIC:
         raise UnknownRegistration
-    event = service.store.decode(row).event
+    event = reader.log.decode(row).event
     assert isinstance(event, Registration.UserRegistered)  # noqa: S101 - its topic says so
     return event
 
 
 async def _select(
-    service: Service,
+    reader: Reader,
     wanted: Wanted,
     claim: UUID | None,
     *,
@@ -219,7 +220,7 @@ async def _select(
         "claim": claim,
         "streams": [wanted.registration, MailSaga.stream_id(wanted.registration)] if wanted.registration else None,
     }
-    async with service.pool.connection() as connection:
+    async with reader.pool.connection() as connection:
         cursor = connection.cursor(binary=True, row_factory=class_row(RecordedRow))
         await cursor.execute(query, parameters)
         rows = await cursor.fetchall()
@@ -231,7 +232,7 @@ async def _select(
 _COLUMNS = ("position", "recorded_at", "type", "stream_id", "version", "actor", "correlation_id", "data")
 
 
-def _entry(service: Service, row: RecordedRow) -> dict[str, Any]:
+def _entry(reader: Reader, row: RecordedRow) -> dict[str, Any]:
     return {
         "position": row.position,
         "recorded_at": row.recorded_at,
@@ -242,14 +243,14 @@ def _entry(service: Service, row: RecordedRow) -> dict[str, Any]:
         "correlation_id": row.correlation_id,
         "causation_position": row.causation_position,
         "trace": row.trace,
-        "data": _data(service, row),
+        "data": _data(reader, row),
     }
 
 
-def _data(service: Service, row: RecordedRow) -> dict[str, Any] | None:
+def _data(reader: Reader, row: RecordedRow) -> dict[str, Any] | None:
     """The event's own fields, without what is or stands for personal data; None if this version cannot read it."""
     try:
-        fields = vars(service.store.decode(row).event)
+        fields = vars(reader.log.decode(row).event)
     except (TopicError, MapperDeserialisationError):
         return None
     return {

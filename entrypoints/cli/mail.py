@@ -12,8 +12,8 @@ from application.ports import MAIL_FAILURES, Conflict, Context, Unavailable
 from domain.errors import Refused
 from entrypoints import dead_letters as mail_desk
 from entrypoints.cli.output import note, print_json, print_table
-from entrypoints.queries.registrations import ReadModels
-from entrypoints.service import Service
+from entrypoints.queries.registrations import ReadModels, followers_of
+from entrypoints.service import Reader, Service
 from projections.mail import WAITING, Mails
 
 _PAGE = 500
@@ -50,9 +50,9 @@ def known_failures(failures: tuple[str, ...]) -> tuple[str, ...]:
     return failures
 
 
-async def list_mails(service: Service, *, state: str, limit: int, as_json: bool) -> int:
+async def list_mails(reader: Reader, *, state: str, limit: int, as_json: bool) -> int:
     """Print mails as the read model has them, the latest first."""
-    async with service.pool.connection() as connection:
+    async with reader.pool.connection() as connection:
         found = await Mails.search(connection, state=None if state == "all" else state.upper(), limit=limit)
         strays = await Mails.stray_messages(connection) if state.upper() == WAITING else 0
     if as_json:
@@ -71,13 +71,13 @@ async def list_mails(service: Service, *, state: str, limit: int, as_json: bool)
         )
     if strays:
         note(f"Messages that are none of ours wait, too: {strays}; --state stray shows them.")
-    await _note_what_is_missing(service, limit, there_are_more=found.next_cursor is not None)
+    await _note_what_is_missing(reader, limit, there_are_more=found.next_cursor is not None)
     return 0
 
 
-async def list_strays(service: Service, *, limit: int, as_json: bool) -> int:
+async def list_strays(reader: Reader, *, limit: int, as_json: bool) -> int:
     """Print the messages among the dead letters that are none of ours, the latest first."""
-    async with service.pool.connection() as connection:
+    async with reader.pool.connection() as connection:
         found = await Mails.strays(connection, limit=limit)
     if as_json:
         print_json(found.items)
@@ -92,16 +92,17 @@ async def list_strays(service: Service, *, limit: int, as_json: bool) -> int:
                 for one in found.items
             ),
         )
-    await _note_what_is_missing(service, limit, there_are_more=found.next_cursor is not None)
+    await _note_what_is_missing(reader, limit, there_are_more=found.next_cursor is not None)
     return 0
 
 
-async def _note_what_is_missing(service: Service, limit: int, *, there_are_more: bool) -> None:
+async def _note_what_is_missing(reader: Reader, limit: int, *, there_are_more: bool) -> None:
     if there_are_more:
         note(f"There are more than {limit}; --limit shows more.")
-    behind = [one.lag_events for one in (await ReadModels(service).followers()).items if one.name == Mails.name]
-    if any(behind):
-        note(f"This list is behind the log by {behind[0]}; does `registrar up` or `registrar process` run?")
+    async with reader.pool.connection() as connection:
+        behind = (await followers_of(connection, (Mails.name,))).items[0].lag_events
+    if behind:
+        note(f"This list is behind the log by {behind}; does `registrar up` or `registrar process` run?")
 
 
 async def retry(service: Service, registration_ids: Sequence[UUID], *, as_json: bool) -> int:

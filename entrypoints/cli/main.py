@@ -229,14 +229,12 @@ def events_list(
 ) -> int:
     """List events in the order of the log; --follow with --json prints one object per line."""
     from entrypoints.cli import events as cli_events
-    from entrypoints.cli.session import with_service
+    from entrypoints.cli.session import reading
 
     wanted = cli_events.Wanted(cli_events.known_types(types), registration)
-    return with_service(
+    return reading(
         data_dir,
-        lambda service: cli_events.list_events(
-            service, wanted, after=after, limit=limit, follow=follow, as_json=as_json
-        ),
+        lambda reader: cli_events.list_events(reader, wanted, after=after, limit=limit, follow=follow, as_json=as_json),
     )
 
 
@@ -259,13 +257,13 @@ def events_show(
 ) -> int:
     """Show the state of one registration, now or then, and the events that led to it."""
     from entrypoints.cli import events as cli_events
-    from entrypoints.cli.session import with_service
+    from entrypoints.cli.session import reading
 
     if at is not None and version is not None:
         raise click.UsageError("--at and --version exclude each other.", click.get_current_context())
-    return with_service(
+    return reading(
         data_dir,
-        lambda service: cli_events.show_registration(service, registration_id, at=at, version=version, as_json=as_json),
+        lambda reader: cli_events.show_registration(reader, registration_id, at=at, version=version, as_json=as_json),
     )
 
 
@@ -280,9 +278,9 @@ def projections() -> None:
 def projections_list(*, as_json: bool, data_dir: Path | None) -> int:
     """List every follower: where it is, how far behind, and the streams it had to park."""
     from entrypoints.cli import projections as cli_projections
-    from entrypoints.cli.session import with_service
+    from entrypoints.cli.session import reading
 
-    return with_service(data_dir, lambda service: cli_projections.list_followers(service, as_json=as_json))
+    return reading(data_dir, lambda reader: cli_projections.list_followers(reader, as_json=as_json))
 
 
 # --- The dead-letter desk ---------------------------------------------------------------------
@@ -314,13 +312,11 @@ def mail() -> None:
 def mail_list(*, state: str, limit: int, as_json: bool, data_dir: Path | None) -> int:
     """List the mails that wait for you, or those in another state, the latest first."""
     from entrypoints.cli import mail as cli_mail
-    from entrypoints.cli.session import with_service
+    from entrypoints.cli.session import reading
 
     if state == "stray":
-        return with_service(data_dir, lambda service: cli_mail.list_strays(service, limit=limit, as_json=as_json))
-    return with_service(
-        data_dir, lambda service: cli_mail.list_mails(service, state=state, limit=limit, as_json=as_json)
-    )
+        return reading(data_dir, lambda reader: cli_mail.list_strays(reader, limit=limit, as_json=as_json))
+    return reading(data_dir, lambda reader: cli_mail.list_mails(reader, state=state, limit=limit, as_json=as_json))
 
 
 @mail.command(
@@ -354,7 +350,7 @@ def mail_retry(
 ) -> int:
     """Try the mail of these registrations again now."""
     from entrypoints.cli import mail as cli_mail
-    from entrypoints.cli.session import with_service
+    from entrypoints.cli.session import acting
 
     if bool(registration_ids) == everything:
         raise click.UsageError("Give the ids of registrations, or --all.", click.get_current_context())
@@ -362,11 +358,11 @@ def mail_retry(
         raise click.UsageError("--failure goes with --all.", click.get_current_context())
     failures = cli_mail.known_failures(failures)
     if not everything:
-        return with_service(data_dir, lambda service: cli_mail.retry(service, registration_ids, as_json=as_json))
+        return acting(data_dir, lambda service: cli_mail.retry(service, registration_ids, as_json=as_json))
     which = f"all mails that failed with {' or '.join(failures)}" if failures else "all failed mails"
     if not yes and sys.stdin.isatty() and not click.confirm(f"Try {which} again?", err=True):
         return 1
-    return with_service(data_dir, lambda service: cli_mail.retry_all(service, failures, as_json=as_json))
+    return acting(data_dir, lambda service: cli_mail.retry_all(service, failures, as_json=as_json))
 
 
 @mail.command("discard", epilog=_example("registrar mail discard 0198c0de-0000-7000-8000-000000000000"))
@@ -376,6 +372,6 @@ def mail_retry(
 def mail_discard(*, wanted_ids: tuple[UUID, ...], as_json: bool, data_dir: Path | None) -> int:
     """Give the mail of these registrations up, and undo them; take these stray messages from the list."""
     from entrypoints.cli import mail as cli_mail
-    from entrypoints.cli.session import with_service
+    from entrypoints.cli.session import acting
 
-    return with_service(data_dir, lambda service: cli_mail.discard(service, wanted_ids, as_json=as_json))
+    return acting(data_dir, lambda service: cli_mail.discard(service, wanted_ids, as_json=as_json))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from entrypoints.bootstrap import followers_with
 from entrypoints.cli.output import print_json, print_table
-from entrypoints.queries.registrations import ReadModels
-from entrypoints.service import Service
+from entrypoints.queries.registrations import followers_of
+from entrypoints.service import Reader
 
 
-async def list_followers(service: Service, *, as_json: bool) -> int:
+async def list_followers(reader: Reader, *, as_json: bool) -> int:
     """Print every follower that ever ran on this database."""
-    found = await ReadModels(service).followers()
+    async with reader.pool.connection() as connection:
+        found = await followers_of(connection, followers_with(reader.settings))
     if as_json:
         print_json([asdict(one) | {"head": found.head} for one in found.items])
         return 0

@@ -7,9 +7,9 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import structlog
@@ -17,14 +17,16 @@ import uvloop
 
 from application.ports import Conflict, Unavailable, WrongMasterKey
 from domain.errors import Refused
-from entrypoints.bootstrap import open_service
+from entrypoints.bootstrap import open_desk, open_reader, open_service
 from entrypoints.cli.output import waiting
-from entrypoints.service import CannotStart, Service
+from entrypoints.service import CannotStart, Reader, Service
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart
 from infrastructure.settings.environment import BadSettings
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.logs import configure_logging
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -34,13 +36,13 @@ HARMLESS = (BadSettings, BadDataDirectory, DatabaseDidNotStart, CannotStart, Una
 _OURS = ("application", "domain", "entrypoints", "infrastructure", "projections")
 
 
-def read_settings(**options: object) -> Settings:
-    """The settings of this process, with the options of the command line on top.
+def read_settings(*, with_secrets: bool = True, **options: object) -> Settings:
+    """The settings of this process, with the options of the command line on top; see `Settings.from_environment`.
 
     Raises:
         BadSettings: see there.
     """
-    return Settings.from_environment(os.environ, **options)
+    return Settings.from_environment(os.environ, with_secrets=with_secrets, **options)
 
 
 def log_everything(settings: Settings | None = None) -> None:
@@ -84,13 +86,26 @@ async def opened(
         yield service
 
 
-def with_service(data_dir: Path | None, work: Callable[[Service], Awaitable[int]]) -> int:
-    """Run a short command on the database: the one that is set, or the embedded one, started if it does not run.
+def reading(data_dir: Path | None, work: Callable[[Reader], Awaitable[int]]) -> int:
+    """Run a short command that only looks at the database: the one that is set, or the embedded one, started if it does
+    not run.
 
     Raises:
         CannotStart: there is no embedded database yet. Looking at one is no reason to make one.
     """
-    settings = read_settings(data_dir=data_dir)
+    return _with(read_settings(data_dir=data_dir, with_secrets=False), open_reader, work)
+
+
+def acting(data_dir: Path | None, work: Callable[[Service], Awaitable[int]]) -> int:
+    """`reading`, for a command that records events."""
+    return _with(read_settings(data_dir=data_dir), open_desk, work)
+
+
+def _with(
+    settings: Settings,
+    opening: Callable[[Settings], AbstractAsyncContextManager[T]],
+    work: Callable[[T], Awaitable[int]],
+) -> int:
     log_troubles(settings)
     if settings.database_url is None and not _holds_a_database(settings.data_dir):
         raise CannotStart(
@@ -99,8 +114,10 @@ def with_service(data_dir: Path | None, work: Callable[[Service], Awaitable[int]
         )
 
     async def session() -> int:
-        async with opened(settings, follows=False) as service:
-            return await work(service)
+        async with AsyncExitStack() as stack:
+            with waiting("Starting"):
+                opened = await stack.enter_async_context(opening(settings))
+            return await work(opened)
 
     return finish(session())
 

@@ -119,15 +119,28 @@ async def open_root_secret(connection: Connection, master_key: bytes) -> bytes:
     Raises:
         WrongMasterKey: it is wrapped with another master key.
     """
-    master = AESGCM(master_key)
-    await connection.execute(
-        "INSERT INTO service_secrets (name, wrapped) VALUES ('root', %b) ON CONFLICT DO NOTHING",
-        (_encrypt(master, os.urandom(32), b"root secret", os.urandom(_NONCE)),),
-    )
+    found = await read_root_secret(connection, master_key)
+    if found is None:
+        await connection.execute(
+            "INSERT INTO service_secrets (name, wrapped) VALUES ('root', %b) ON CONFLICT DO NOTHING",
+            (_encrypt(AESGCM(master_key), os.urandom(32), b"root secret", os.urandom(_NONCE)),),
+        )
+        found = await read_root_secret(connection, master_key)
+    assert found is not None  # noqa: S101 - inserted above
+    return found
+
+
+async def read_root_secret(connection: Connection, master_key: bytes) -> bytes | None:
+    """The database's root secret; None if no service has started on it yet.
+
+    Raises:
+        WrongMasterKey: it is wrapped with another master key.
+    """
     row = await (await connection.execute("SELECT wrapped FROM service_secrets WHERE name = 'root'")).fetchone()
-    assert row is not None  # noqa: S101 - inserted above
+    if row is None:
+        return None
     try:
-        return _decrypt(master, row[0], b"root secret")
+        return _decrypt(AESGCM(master_key), row[0], b"root secret")
     except InvalidTag:
         raise WrongMasterKey("the master key is not the one that this database was set up with") from None
 

@@ -28,7 +28,7 @@ RESOLVE_WITHIN = timedelta(seconds=2)
 """How long an append whose answer was lost is looked up before its caller gets `Unavailable` (docs/reliability.md, B1)."""
 
 APPEND = """
-    SELECT first_position, lost, now FROM append_batch(
+    SELECT first_position, lost, now FROM append_batch_v2(
         %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b)
 """
 
@@ -166,7 +166,7 @@ class Appender:
         """
 
         async def ask(connection: Connection) -> tuple[Position, list[int]] | None:
-            row = await (await connection.execute("SELECT fate_of_batch(%s)", (batch_id,))).fetchone()
+            row = await (await connection.execute("SELECT fate_of_batch_v2(%s)", (batch_id,))).fetchone()
             if row is None or not row[0]:
                 return None
             cursor = await connection.execute(

@@ -1,8 +1,12 @@
--- The log and what is committed together with it. Everything here may be run again (infrastructure/postgres/schema.py).
+-- The log. What belongs to its commits, and to others: crypto/keys.sql and followers/followers.sql.
+--
+-- A first script makes what is missing, and is run on databases of the release before, too; a change is a script of its
+-- own (infrastructure/scripts.py, docs/upgrading.md). Names are qualified: a role's search_path may begin elsewhere.
+-- What running processes call has a version in its name, so that a changed function stands beside its predecessor.
 
 -- The first five columns are, by name and type, those of the library `eventsourcing`, whose own recorder can read
 -- this table; the rest is ours.
-CREATE TABLE IF NOT EXISTS events (
+CREATE TABLE IF NOT EXISTS public.events (
     originator_id      uuid        NOT NULL,
     originator_version bigint      NOT NULL,
     topic              text        NOT NULL,
@@ -15,19 +19,19 @@ CREATE TABLE IF NOT EXISTS events (
     trace_context      text,
     PRIMARY KEY (originator_id, originator_version)
 );
-CREATE UNIQUE INDEX IF NOT EXISTS events_notification_id_index ON events (notification_id);
+CREATE UNIQUE INDEX IF NOT EXISTS events_notification_id_index ON public.events (notification_id);
 
 -- One row: the end of the log. Every append locks it, so appends commit one after the other and a reader that has
 -- seen position N has seen everything up to N.
-CREATE TABLE IF NOT EXISTS head (
+CREATE TABLE IF NOT EXISTS public.head (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     position bigint  NOT NULL,
     hash     bytea   NOT NULL
 );
-INSERT INTO head (position, hash) VALUES (0, sha256(''::bytea)) ON CONFLICT DO NOTHING;
+INSERT INTO public.head (position, hash) VALUES (0, sha256(''::bytea)) ON CONFLICT DO NOTHING;
 
 -- One row per committed batch: the hash chain, and by `batch_id` the answer to "was this batch committed?".
-CREATE TABLE IF NOT EXISTS blocks (
+CREATE TABLE IF NOT EXISTS public.blocks (
     last_position  bigint PRIMARY KEY,
     first_position bigint NOT NULL,
     batch_id       uuid   NOT NULL UNIQUE,
@@ -36,102 +40,40 @@ CREATE TABLE IF NOT EXISTS blocks (
 );
 
 -- Batches whose fate was asked for before they arrived: they must not be recorded any more.
-CREATE TABLE IF NOT EXISTS fenced_batches (
+CREATE TABLE IF NOT EXISTS public.fenced_batches (
     batch_id  uuid        PRIMARY KEY,
     fenced_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
-CREATE TABLE IF NOT EXISTS followers (
-    name       text        PRIMARY KEY,
-    position   bigint      NOT NULL DEFAULT 0,
-    updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
-) WITH (fillfactor = 50);
-
--- Events that a follower could not apply, and all later ones of the same stream, in order, until it can.
-CREATE TABLE IF NOT EXISTS parked_events (
-    follower        text        NOT NULL,
-    stream_id       uuid        NOT NULL,
-    position        bigint      NOT NULL,
-    error           text        NOT NULL,
-    parked_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (follower, stream_id, position)
-);
-
--- One key per person, wrapped by the master key. Deleting the row is the erasure of what the key sealed.
-CREATE TABLE IF NOT EXISTS personal_keys (
-    registration_id uuid  PRIMARY KEY,
-    wrapped         bytea NOT NULL
-);
-
--- The root secret, wrapped by the master key; everything keyed is derived from it.
-CREATE TABLE IF NOT EXISTS service_secrets (
-    name    text  PRIMARY KEY,
-    wrapped bytea NOT NULL
-);
-
--- The right to send an issue's mail, held for the time of a lease.
-CREATE TABLE IF NOT EXISTS send_claims (
-    registration_id uuid        NOT NULL,
-    serial          integer     NOT NULL,
-    holder          uuid        NOT NULL,
-    lease_until     timestamptz NOT NULL,
-    PRIMARY KEY (registration_id, serial)
-) WITH (fillfactor = 50);
-
--- The mail servers' circuits, as the workers tell each other of them (infrastructure/mail/shared_circuits.py).
-CREATE TABLE IF NOT EXISTS circuits (
-    name         text        PRIMARY KEY,
-    state        text        NOT NULL DEFAULT 'closed',
-    open_until   timestamptz NOT NULL DEFAULT clock_timestamp(),
-    probed_until timestamptz,
-    changed_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-    named_at     timestamptz NOT NULL DEFAULT clock_timestamp()
-) WITH (fillfactor = 50);
-
--- What operators are alerted of: an occasion, until its end has been told (infrastructure/alerts/alerts.py).
-CREATE TABLE IF NOT EXISTS alerts (
-    alert_id    uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
-    alert       text        NOT NULL,
-    subject     text        NOT NULL,
-    firing      jsonb       NOT NULL,
-    firing_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-    firing_told boolean     NOT NULL DEFAULT false,
-    resolved    jsonb,
-    resolved_at timestamptz
-);
--- Whether a call was made of its begin. Of an occasion that was there before the column nobody knows; then one may have been.
-ALTER TABLE alerts ADD COLUMN IF NOT EXISTS firing_tried boolean NOT NULL DEFAULT true;
-ALTER TABLE alerts ALTER COLUMN firing_tried SET DEFAULT false;
-CREATE UNIQUE INDEX IF NOT EXISTS alerts_begun_once ON alerts (alert, subject) WHERE resolved_at IS NULL;
-
 -- What was recorded stays: not even a slip in our own code may change or remove it.
-CREATE OR REPLACE FUNCTION refuse_change_of_history() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION public.refuse_change_of_history() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '% on % is refused: what was recorded stays', TG_OP, TG_TABLE_NAME
         USING ERRCODE = 'insufficient_privilege';
 END $$;
-CREATE OR REPLACE TRIGGER events_are_for_ever BEFORE UPDATE OR DELETE OR TRUNCATE ON events
-    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change_of_history();
-CREATE OR REPLACE TRIGGER blocks_are_for_ever BEFORE UPDATE OR DELETE OR TRUNCATE ON blocks
-    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change_of_history();
+CREATE OR REPLACE TRIGGER events_are_for_ever BEFORE UPDATE OR DELETE OR TRUNCATE ON public.events
+    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change_of_history();
+CREATE OR REPLACE TRIGGER blocks_are_for_ever BEFORE UPDATE OR DELETE OR TRUNCATE ON public.blocks
+    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change_of_history();
 
 -- A field as the hash chain reads it: its length, then its bytes; NULL is the length -1.
-CREATE OR REPLACE FUNCTION chain_field(field bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+CREATE OR REPLACE FUNCTION public.chain_field(field bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN field IS NULL THEN int4send(-1) ELSE int4send(octet_length(field)) || field END
 $$;
 
 -- What the hash chain keeps of an event: all of it but its position and time, which the block's hash covers.
 -- `event_digest` in infrastructure/event_store/store.py computes the same before the event is sent.
-CREATE OR REPLACE FUNCTION event_digest(event events) RETURNS bytea LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION public.event_digest(event public.events) RETURNS bytea LANGUAGE sql STABLE AS $$
     SELECT sha256(uuid_send(event.originator_id) || int8send(event.originator_version)
-        || chain_field(convert_to(event.topic, 'UTF8')) || chain_field(event.state)
-        || uuid_send(event.correlation_id) || chain_field(int8send(event.causation_position))
-        || chain_field(convert_to(event.actor, 'UTF8')) || chain_field(convert_to(event.trace_context, 'UTF8')))
+        || public.chain_field(convert_to(event.topic, 'UTF8')) || public.chain_field(event.state)
+        || uuid_send(event.correlation_id) || public.chain_field(int8send(event.causation_position))
+        || public.chain_field(convert_to(event.actor, 'UTF8'))
+        || public.chain_field(convert_to(event.trace_context, 'UTF8')))
 $$;
 
 -- A block's hash: over the previous one, its first position, the time of its events in microseconds since 1970, and the
 -- digests of its events in order.
-CREATE OR REPLACE FUNCTION block_hash(
+CREATE OR REPLACE FUNCTION public.block_hash(
     previous bytea, first_position bigint, recorded_at timestamptz, digests bytea
 ) RETURNS bytea LANGUAGE sql STABLE AS $$
     SELECT sha256(previous || int8send(first_position)
@@ -144,10 +86,7 @@ $$;
 -- Arrays `event_*` have an element per event, in the order of the appends, of which `sizes` tells how many events each
 -- has; `event_digests` has 32 bytes each. `base_*`: what must stand in the log for the events to follow it. `move_*`
 -- and `key_*` begin with the number of their append. Keys: `wrapped` NULL destroys.
-DROP FUNCTION IF EXISTS append_batch(
-    uuid, integer[], uuid[], bigint[], text[], bytea[], uuid[], bigint[], text[], text[], text[], bigint[], bigint[],
-    integer[], uuid[], bytea[]);
-CREATE OR REPLACE FUNCTION append_batch(
+CREATE OR REPLACE FUNCTION public.append_batch_v2(
     batch              uuid,
     sizes              bigint[],
     event_stream       uuid[],
@@ -172,22 +111,22 @@ CREATE OR REPLACE FUNCTION append_batch(
 LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
-    end_of  head%ROWTYPE;
+    end_of  public.head%ROWTYPE;
     count   bigint;
     digests bytea;
     told    text; -- nothing: what pg_notify answers
 BEGIN
-    SELECT * INTO STRICT end_of FROM head FOR UPDATE;
+    SELECT * INTO STRICT end_of FROM public.head FOR UPDATE;
     now := clock_timestamp();
     first_position := end_of.position + 1;
     lost := '{}';
-    IF EXISTS (SELECT FROM fenced_batches AS f WHERE f.batch_id = batch) THEN
+    IF EXISTS (SELECT FROM public.fenced_batches AS f WHERE f.batch_id = batch) THEN
         RAISE EXCEPTION 'batch % was given up before it arrived', batch USING ERRCODE = 'serialization_failure';
     END IF;
 
     BEGIN
         -- As if nothing were lost, which is nearly always so.
-        INSERT INTO events (
+        INSERT INTO public.events (
             originator_id, originator_version, topic, state, notification_id, recorded_at,
             correlation_id, causation_position, actor, trace_context
         )
@@ -201,7 +140,7 @@ BEGIN
         -- (A scalar subquery, not EXISTS or a join: those the planner may turn into a scan of the whole log.)
         IF cardinality(base_stream) > 0 AND (
             SELECT bool_or((
-                SELECT e.originator_version FROM events AS e
+                SELECT e.originator_version FROM public.events AS e
                 WHERE e.originator_id = b.stream AND e.originator_version = b.version
                 AND e.notification_id <= end_of.position) IS NULL)
             FROM unnest(base_stream, base_version) AS b (stream, version)
@@ -210,46 +149,46 @@ BEGIN
         END IF;
         IF cardinality(move_append) > 0 THEN
             FOR n IN 1 .. cardinality(move_append) LOOP
-                IF NOT move_follower(move_follower[n], move_since[n], move_to[n], now) THEN
+                IF NOT public.move_follower_v2(move_follower[n], move_since[n], move_to[n], now) THEN
                     RAISE EXCEPTION 'a follower has moved on' USING ERRCODE = 'RGLST';
                 END IF;
             END LOOP;
         END IF;
     EXCEPTION WHEN unique_violation OR SQLSTATE 'RGLST' THEN
-        lost := lost_appends(
+        lost := public.lost_appends_v2(
             sizes, event_stream, event_version, move_append, move_follower, move_since, move_to, now);
-        INSERT INTO events (
+        INSERT INTO public.events (
             originator_id, originator_version, topic, state, notification_id, recorded_at,
             correlation_id, causation_position, actor, trace_context
         )
         SELECT u.stream, u.version, u.topic, u.state, end_of.position + row_number() OVER (ORDER BY u.ordinal), now,
                u.correlation, u.causation, u.actor, u.trace
-        FROM unnest(numbered(sizes), event_stream, event_version, event_topic, event_state, event_correlation,
+        FROM unnest(public.numbered(sizes), event_stream, event_version, event_topic, event_state, event_correlation,
                     event_causation, event_actor, event_trace) WITH ORDINALITY
             AS u (append, stream, version, topic, state, correlation, causation, actor, trace, ordinal)
         WHERE u.append <> ALL (lost);
         SELECT count(*), string_agg(substr(event_digests, 32 * (u.ordinal - 1)::integer + 1, 32), '' ORDER BY u.ordinal)
         INTO count, digests
-        FROM unnest(numbered(sizes)) WITH ORDINALITY AS u (append, ordinal) WHERE u.append <> ALL (lost);
+        FROM unnest(public.numbered(sizes)) WITH ORDINALITY AS u (append, ordinal) WHERE u.append <> ALL (lost);
     END;
 
     IF count > 0 THEN
         -- One statement, not three: a lone append spends its time on beginning statements.
-        digests := block_hash(end_of.hash, first_position, now, digests);
+        digests := public.block_hash(end_of.hash, first_position, now, digests);
         WITH block AS (
-            INSERT INTO blocks (last_position, first_position, batch_id, lost, hash)
+            INSERT INTO public.blocks (last_position, first_position, batch_id, lost, hash)
             VALUES (end_of.position + count, first_position, batch, lost, digests)
-        ), moved AS (UPDATE head SET position = end_of.position + count, hash = digests)
+        ), moved AS (UPDATE public.head SET position = end_of.position + count, hash = digests)
         SELECT pg_notify('registrar_log', (end_of.position + count)::text) INTO STRICT told;
     END IF;
 
     IF cardinality(key_append) > 0 THEN
-        INSERT INTO personal_keys (registration_id, wrapped)
+        INSERT INTO public.personal_keys (registration_id, wrapped)
         SELECT k.registration, k.wrapped
         FROM unnest(key_append, key_registration, key_wrapped) AS k (append, registration, wrapped)
         WHERE k.wrapped IS NOT NULL AND k.append <> ALL (lost);
         IF array_position(key_wrapped, NULL) IS NOT NULL THEN
-            DELETE FROM personal_keys AS p
+            DELETE FROM public.personal_keys AS p
             USING unnest(key_append, key_registration, key_wrapped) AS k (append, registration, wrapped)
             WHERE p.registration_id = k.registration AND k.wrapped IS NULL AND k.append <> ALL (lost);
         END IF;
@@ -257,45 +196,21 @@ BEGIN
     RETURN NEXT;
 END $$;
 
--- Moves a follower that is where it is said to be; false if it is not.
-CREATE OR REPLACE FUNCTION move_follower(follower text, since bigint, upto bigint, at timestamptz) RETURNS boolean
-LANGUAGE plpgsql AS $$
-BEGIN
-    UPDATE followers AS f SET position = upto, updated_at = at WHERE f.name = follower AND f.position = since;
-    IF NOT FOUND THEN
-        INSERT INTO followers (name, position, updated_at) SELECT follower, upto, at WHERE since = 0
-        ON CONFLICT DO NOTHING;
-    END IF;
-    RETURN FOUND;
-END $$;
-
--- The same for a follower in a transaction of its own, which fails if it is not there; announced to who waits for it.
-CREATE OR REPLACE FUNCTION move_on(follower text, since bigint, upto bigint, announced boolean) RETURNS void
-LANGUAGE plpgsql AS $$
-BEGIN
-    IF NOT move_follower(follower, since, upto, clock_timestamp()) THEN
-        RAISE EXCEPTION 'the follower % is not at % any more', follower, since USING ERRCODE = 'RGLST';
-    END IF;
-    IF announced THEN
-        PERFORM pg_notify('registrar_follower', follower || ':' || upto);
-    END IF;
-END $$;
-
 -- For every event the number of its append, from 1.
-CREATE OR REPLACE FUNCTION numbered(sizes bigint[]) RETURNS integer[] LANGUAGE sql IMMUTABLE AS $$
+CREATE OR REPLACE FUNCTION public.numbered(sizes bigint[]) RETURNS integer[] LANGUAGE sql IMMUTABLE AS $$
     SELECT coalesce(array_agg(s.append::integer ORDER BY s.append), '{}')
     FROM unnest(sizes) WITH ORDINALITY AS s (size, append) CROSS JOIN LATERAL generate_series(1, s.size)
 $$;
 
 -- The appends of a batch that must not be recorded; settled one by one and in order, and the followers of the others
 -- moved.
-CREATE OR REPLACE FUNCTION lost_appends(
+CREATE OR REPLACE FUNCTION public.lost_appends_v2(
     sizes bigint[], event_stream uuid[], event_version bigint[],
     move_append bigint[], move_follower text[], move_since bigint[], move_to bigint[], now timestamptz
 ) RETURNS integer[] LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
-    event_append CONSTANT integer[] := numbered(sizes);
+    event_append CONSTANT integer[] := public.numbered(sizes);
     lost         integer[];
     contested    boolean;
     candidate    integer;
@@ -310,7 +225,8 @@ BEGIN
     ) AS i
     WHERE CASE WHEN i.before IS NOT NULL THEN i.version <> i.before + 1
                ELSE coalesce(
-                   i.version <> 1 + (SELECT max(e.originator_version) FROM events AS e WHERE e.originator_id = i.stream),
+                   i.version <> 1 + (
+                       SELECT max(e.originator_version) FROM public.events AS e WHERE e.originator_id = i.stream),
                    i.version > 1)
           END;
 
@@ -328,7 +244,8 @@ BEGIN
             JOIN unnest(event_append, event_stream, event_version) AS earlier (append, stream, version)
                 USING (stream, version)
             WHERE later.append = candidate AND earlier.append < candidate AND earlier.append <> ALL (lost)
-        ) OR moving IS NOT NULL AND NOT move_follower(move_follower[moving], move_since[moving], move_to[moving], now)
+        ) OR moving IS NOT NULL
+            AND NOT public.move_follower_v2(move_follower[moving], move_since[moving], move_to[moving], now)
         THEN
             lost := lost || candidate;
         END IF;
@@ -338,12 +255,44 @@ END $$;
 
 -- What became of a batch whose answer was lost. True: it was recorded. False: it was not, and never will be, even if
 -- it is still on its way: the head's lock orders this after any run of it, and the fence refuses a later one.
-CREATE OR REPLACE FUNCTION fate_of_batch(batch uuid) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION public.fate_of_batch_v2(batch uuid) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM FROM head FOR UPDATE;
-    IF EXISTS (SELECT FROM blocks AS b WHERE b.batch_id = batch) THEN
+    PERFORM FROM public.head FOR UPDATE;
+    IF EXISTS (SELECT FROM public.blocks AS b WHERE b.batch_id = batch) THEN
         RETURN true;
     END IF;
-    INSERT INTO fenced_batches (batch_id) VALUES (batch) ON CONFLICT DO NOTHING;
+    INSERT INTO public.fenced_batches (batch_id) VALUES (batch) ON CONFLICT DO NOTHING;
     RETURN false;
+END $$;
+
+-- What release 0.1.0 calls, for a database that it has not made itself; its own are left as they are. One release long.
+DO $$ BEGIN
+    IF to_regprocedure('public.fate_of_batch(uuid)') IS NULL THEN
+        CREATE FUNCTION public.fate_of_batch(batch uuid) RETURNS boolean
+        LANGUAGE sql AS 'SELECT public.fate_of_batch_v2(batch)';
+    END IF;
+    IF to_regprocedure(
+        'public.lost_appends(bigint[], uuid[], bigint[], bigint[], text[], bigint[], bigint[], timestamptz)') IS NULL
+    THEN
+        CREATE FUNCTION public.lost_appends(
+            sizes bigint[], event_stream uuid[], event_version bigint[],
+            move_append bigint[], move_follower text[], move_since bigint[], move_to bigint[], now timestamptz
+        ) RETURNS integer[]
+        LANGUAGE sql AS 'SELECT public.lost_appends_v2($1, $2, $3, $4, $5, $6, $7, $8)';
+    END IF;
+    IF to_regprocedure(
+        'public.append_batch(uuid, bigint[], uuid[], bigint[], text[], bytea[], uuid[], bigint[], text[], text[],'
+        'bytea, uuid[], bigint[], bigint[], text[], bigint[], bigint[], bigint[], uuid[], bytea[])') IS NULL
+    THEN
+        CREATE FUNCTION public.append_batch(
+            batch uuid, sizes bigint[], event_stream uuid[], event_version bigint[], event_topic text[],
+            event_state bytea[], event_correlation uuid[], event_causation bigint[], event_actor text[],
+            event_trace text[], event_digests bytea, base_stream uuid[], base_version bigint[], move_append bigint[],
+            move_follower text[], move_since bigint[], move_to bigint[], key_append bigint[], key_registration uuid[],
+            key_wrapped bytea[]
+        ) RETURNS TABLE (first_position bigint, lost integer[], now timestamptz)
+        LANGUAGE sql AS
+            'SELECT * FROM public.append_batch_v2(
+                $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)';
+    END IF;
 END $$;

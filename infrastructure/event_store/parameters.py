@@ -1,4 +1,4 @@
-"""An append, and how a batch of them is told to `append_batch` (`log.sql`)."""
+"""An append, and how a batch of them is told to `append_batch_v2` (`log.sql`)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _stream_of(event: StoredEvent) -> UUID:
 
 
 def parameters_of(batch_id: UUID, appends: Sequence[Append]) -> tuple[Any, ...]:
-    """The arguments of `append_batch`: each kind of thing as arrays, one element a row.
+    """The arguments of `append_batch_v2`: each kind of thing as arrays, one element a row.
 
     Longer than our functions are: twenty arrays filled in one pass, on the path of every append."""
     sizes, streams, versions, topics, states = Bigints(), Uuids(), Bigints(), Texts(), Byteas()

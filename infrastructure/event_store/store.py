@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from importlib.resources import files
 from uuid import UUID
 
 from application.ports import Entry, FollowerMoved, WrappedKey
@@ -20,8 +19,7 @@ from infrastructure.event_store.loader import LoadedStreams, StreamLoader
 from infrastructure.event_store.parameters import Append, StoredEntry
 from infrastructure.event_store.reader import LogReader, RecordedRow
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.postgres.connection import Connection, Line
-from infrastructure.postgres.schema import bring_up_to_date
+from infrastructure.postgres.connection import Line
 
 
 class EventStore:
@@ -66,12 +64,11 @@ class EventStore:
         self._reader = LogReader(self._tailing, codec)
 
     async def open(self) -> None:
-        """Create what is missing in the database and learn its time.
+        """Learn the database's time.
 
         Raises:
             Unavailable: the database is away.
         """
-        await self._writing.run(create_schema)
         await self.ask_time()
 
     async def close(self) -> None:
@@ -148,10 +145,3 @@ class EventStore:
     def decode(self, row: RecordedRow) -> Recorded:
         """See `infrastructure.event_store.reader.LogReader.decode`."""
         return self._reader.decode(row)
-
-
-async def create_schema(connection: Connection) -> None:
-    """Create tables and functions where they are missing; safe to run by several processes of this version at once, at
-    any time. (Those of an earlier version may miss a function that has changed: there is no rolling upgrade yet.)"""
-    script = files("infrastructure.event_store").joinpath("log.sql").read_text(encoding="utf-8")
-    await bring_up_to_date(connection, "event store", script)

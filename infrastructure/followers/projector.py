@@ -20,7 +20,7 @@ from infrastructure.followers.parked import RETRY_PARKED, TRIES, ParkedStreams
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Announcements
-from infrastructure.postgres.schema import bring_up_to_date
+from infrastructure.postgres.schema import Script, numbered
 
 log = structlog.get_logger(__name__)
 
@@ -36,15 +36,19 @@ LONGEST_REST = timedelta(seconds=1)
 is silent for long is deposed (`LEASE_MARGIN`)."""
 
 _NOT_THERE = "RGLST"
-"""SQLSTATE of `move_on` for a follower that somebody else has moved."""
+"""SQLSTATE of `move_on_v2` for a follower that somebody else has moved."""
 
 
 class Projection(Protocol):
-    """A read model's tables and fold (`projections/`)."""
+    """A read model's tables and fold (`projections/`).
+
+    Attributes:
+        tables: SQL that makes them, and what later releases changed, in order; each runs once (`postgres.schema`).
+    """
 
     name: str
     topics: tuple[str, ...] | None
-    tables: str
+    tables: tuple[str, ...]
 
     async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None: ...
 
@@ -54,10 +58,10 @@ def read_schema(projection: str) -> str:
     return f"read_{projection}"
 
 
-async def create_read_schema(connection: Connection, projection: Projection) -> None:
-    """Create the tables of a read model where they are missing."""
+def read_scripts(projection: Projection) -> tuple[Script, ...]:
+    """What makes the tables of a read model."""
     schema = read_schema(projection.name)
-    await bring_up_to_date(connection, schema, projection.tables, schema=schema)
+    return numbered(schema, projection.tables, schema=schema)
 
 
 class Projector:
@@ -139,7 +143,9 @@ class Projector:
             async with connection.pipeline(), connection.transaction():
                 await self._apply(connection, rows)
                 crash_point("projector.mid")
-                await connection.execute("SELECT move_on(%s, %s, %s, %s)", (self.name, position, seen, self._announced))
+                await connection.execute(
+                    "SELECT move_on_v2(%s, %s, %s, %s)", (self.name, position, seen, self._announced)
+                )
         except psycopg.Error as error:
             if error.sqlstate == _NOT_THERE:
                 raise LostLeadership(self.name) from None

@@ -50,17 +50,20 @@ class Line:
         name: str,
         statement_timeout: timedelta,
         lock_timeout: timedelta = timedelta(seconds=1),
+        read_only: bool = False,
     ) -> None:
         """
         Args:
             name: shown as application_name in the server's lists.
             statement_timeout: enforced by the server; `GRACE` later we cut the connection ourselves.
             lock_timeout: how long a statement waits for a lock.
+            read_only: the server refuses to change anything.
         """
         self._dsn = dsn
         self._name = name
         self._statement_timeout = statement_timeout
         self._lock_timeout = lock_timeout
+        self._read_only = read_only
         self._connection: Connection | None = None
         self._refuse_until = 0.0
         self._busy = asyncio.Lock()
@@ -115,6 +118,7 @@ class Line:
                 name=self._name,
                 statement_timeout=self._statement_timeout,
                 lock_timeout=self._lock_timeout,
+                read_only=self._read_only,
             )
         except (psycopg.Error, OSError, TimeoutError) as error:
             self._refuse_until = asyncio.get_running_loop().time() + FAIL_FAST.total_seconds()
@@ -134,6 +138,7 @@ async def connect(
     name: str,
     statement_timeout: timedelta,
     lock_timeout: timedelta = timedelta(seconds=1),
+    read_only: bool = False,
 ) -> Connection:
     """An autocommit connection with the timeouts of this service, in UTC.
 
@@ -143,7 +148,10 @@ async def connect(
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds() + 1):
             connection = await psycopg.AsyncConnection.connect(
-                dsn, **session(name=name, statement_timeout=statement_timeout, lock_timeout=lock_timeout)
+                dsn,
+                **session(
+                    name=name, statement_timeout=statement_timeout, lock_timeout=lock_timeout, read_only=read_only
+                ),
             )
             if connection.info.server_version >= 170000:
                 await _limit_transactions(connection, TRANSACTION * statement_timeout)
@@ -170,9 +178,16 @@ async def _limit_transactions(connection: Connection, most: timedelta) -> None:
 
 
 def session(
-    *, name: str, statement_timeout: timedelta, lock_timeout: timedelta = timedelta(seconds=1)
+    *,
+    name: str,
+    statement_timeout: timedelta,
+    lock_timeout: timedelta = timedelta(seconds=1),
+    read_only: bool = False,
 ) -> dict[str, Any]:
-    """How every session of this service is opened: what `psycopg.AsyncConnection.connect` takes beside the address."""
+    """How every session of this service is opened: what `psycopg.AsyncConnection.connect` takes beside the address.
+
+    Our tables are those in `public`, whatever the role's own search_path begins with.
+    """
     return {
         "autocommit": True,
         "connect_timeout": int(CONNECT_TIMEOUT.total_seconds()),
@@ -183,7 +198,8 @@ def session(
         "keepalives_count": 3,
         "options": f"-c statement_timeout={_milliseconds(statement_timeout)}"
         f" -c lock_timeout={_milliseconds(lock_timeout)}"
-        f" -c idle_in_transaction_session_timeout=5000 -c timezone=UTC",
+        f" -c idle_in_transaction_session_timeout=5000 -c timezone=UTC -c search_path=public"
+        + (" -c default_transaction_read_only=on" if read_only else ""),
     }
 
 

@@ -169,17 +169,20 @@ class Settings(BaseModel):
         return mail_servers(self.smtp_urls.get_secret_value()) if self.smtp_urls else ()
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str], **overrides: object) -> Self:
+    def from_environment(cls, environ: Mapping[str, str], *, with_secrets: bool = True, **overrides: object) -> Self:
         """Read and check the `REGISTRAR_` variables of `environ`; everything else in it is ignored.
 
         An empty variable counts as unset. `overrides` are options of the command line, by field name; they win,
         and None means that the option was not given.
 
+        Args:
+            with_secrets: False for a process that only looks at the database, and does without the master key.
+
         Raises:
             BadSettings: an unknown name, or the first value that cannot be used.
         """
         settings = read(cls, environ, options={name: value for name, value in overrides.items() if value is not None})
-        if settings.database_url and not settings.master_key:
+        if with_secrets and settings.database_url and not settings.master_key:
             raise BadSettings(
                 f"{PREFIX}MASTER_KEY (or {PREFIX}MASTER_KEY_FILE) is missing, and {PREFIX}DATABASE_URL needs it; "
                 "set it to what `openssl rand -hex 32` prints, and keep it as safe as the database."

@@ -56,6 +56,7 @@ from tests.support.facts import (
     stray_kept,
     stream,
 )
+from tests.support.log import keep_root_secret
 
 REGISTRAR = Path(sys.executable).with_name("registrar")
 NOBODY = "0198c0de-0000-7000-8000-000000000000"
@@ -270,8 +271,8 @@ def test_a_data_directory_that_cannot_be_one_is_said_in_one_line(tmp_path: Path)
 
 
 def test_another_master_key_is_refused(dsn: str) -> None:
-    assert command("events", "list", DATABASE_URL=dsn, MASTER_KEY="ab" * 32).code == 0
-    done = command("events", "list", DATABASE_URL=dsn, MASTER_KEY="cd" * 32)
+    asyncio.run(keep_root_secret(dsn, "ab" * 32))
+    done = command("mail", "retry", NOBODY, DATABASE_URL=dsn, MASTER_KEY="cd" * 32)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert "master key" in done.err
 
@@ -306,7 +307,7 @@ def test_the_doctor_makes_and_starts_nothing(directories: Callable[[], Path]) ->
 
 
 def test_the_doctor_says_what_is_wrong_and_what_to_do(dsn: str) -> None:
-    assert command("events", "list", DATABASE_URL=dsn, MASTER_KEY="ab" * 32).code == 0
+    asyncio.run(keep_root_secret(dsn, "ab" * 32))
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     settings = {
@@ -418,7 +419,9 @@ def desk(dsn: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     for name in [name for name in os.environ if name.startswith("REGISTRAR_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("REGISTRAR_DATABASE_URL", dsn)
-    monkeypatch.setenv("REGISTRAR_MASTER_KEY", secrets.token_hex(32))
+    master_key = secrets.token_hex(32)
+    monkeypatch.setenv("REGISTRAR_MASTER_KEY", master_key)
+    asyncio.run(keep_root_secret(dsn, master_key))
     return _Desk(dsn, capsys)
 
 

@@ -20,9 +20,10 @@ from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.parked import TRIES
-from infrastructure.followers.projector import Projector, create_read_schema, rest_after
+from infrastructure.followers.projector import Projector, read_scripts, rest_after
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import LOG, Announcements
+from infrastructure.postgres.schema import bring_up_to_date
 from tests.support.facts import email_claimed, email_released, eventually, stream
 from tests.support.log import append, happened, locked, query
 
@@ -34,7 +35,9 @@ class Tally:
 
     name = "tally"
     topics: tuple[str, ...] | None = None
-    tables = "CREATE TABLE IF NOT EXISTS seen (number serial, position bigint, stream_id uuid, who text)"
+    tables: tuple[str, ...] = (
+        "CREATE TABLE IF NOT EXISTS seen (number serial, position bigint, stream_id uuid, who text)",
+    )
 
     def __init__(self, who: str = "one") -> None:
         self.who = who
@@ -59,7 +62,7 @@ class Tally:
 @pytest.fixture(autouse=True)
 async def _tables(dsn: str) -> None:
     async with await connect(dsn, name="tables", statement_timeout=timedelta(seconds=10)) as connection:
-        await create_read_schema(connection, Tally())
+        await bring_up_to_date(connection, read_scripts(Tally()))
 
 
 @pytest.fixture

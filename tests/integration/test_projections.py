@@ -20,8 +20,9 @@ from domain.registration import Registration
 from domain.stray_message import StrayMessage
 from infrastructure.event_store.codec import event_classes
 from infrastructure.event_store.store import EventStore
-from infrastructure.followers.projector import Projection, create_read_schema, read_schema
+from infrastructure.followers.projector import Projection, read_schema, read_scripts
 from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.schema import bring_up_to_date
 from projections import PROJECTIONS
 from projections.accounts import Account, Accounts
 from projections.audit import Audit
@@ -536,7 +537,7 @@ async def test_a_read_model_of_the_release_before_is_brought_up_to_date_where_it
     await with_the_table_of_the_release_before(connection)
     await store.append(entries_of(stream(UUID(int=9), registration_cancelled("undeliverable"), after=3), CLIENT))
 
-    await create_read_schema(connection, Mails())
+    await bring_up_to_date(connection, read_scripts(Mails()))
 
     # The cancellation is beyond the model's position: it is still to be folded.
     assert await rows_of(connection, "read_mail") == fresh
@@ -566,7 +567,7 @@ async def with_the_table_of_the_release_before(connection: Connection) -> None:
     columns += ", look_again_at"
     await connection.execute(
         f"INSERT INTO read_mail.mails ({columns}) SELECT {columns} FROM public.mails; DROP TABLE public.mails;"
-        " DELETE FROM schema_scripts WHERE name = 'read_mail'"
+        " DELETE FROM schema_scripts WHERE name = 'read_mail/1'"
     )
 
 
@@ -915,9 +916,9 @@ async def test_a_deadline_set_before_its_trace_was_kept_stays_and_the_next_one_h
     # given: the table of a database of before
     await happened(store, connection, Deadlines(), *stream(SAGA, saga_started()))
     await connection.execute("ALTER TABLE read_deadlines.deadlines DROP COLUMN trace")
-    await connection.execute("DELETE FROM schema_scripts WHERE name = 'read_deadlines'")
+    await connection.execute("DELETE FROM schema_scripts WHERE name = 'read_deadlines/1'")
 
-    await create_read_schema(connection, Deadlines())
+    await bring_up_to_date(connection, read_scripts(Deadlines()))
 
     assert [look.trace for look in await Deadlines.due(connection, after(days=9), 9)] == [None]
     last = await store.append(entries_of(stream(SAGA, mail_requested(), after=1), replace(CLIENT, trace=TRACE)))
@@ -1036,7 +1037,7 @@ async def test_rows_do_not_depend_on_how_the_events_were_delivered(
     ):
         again = projection()
         again.name = f"{model.name}_{deliver.__name__}"
-        await create_read_schema(connection, again)
+        await bring_up_to_date(connection, read_scripts(again))
         schema = read_schema(again.name)
         await fold(connection, again, *deliver(history), schema=schema)
         assert await rows_of(connection, schema) == expected, deliver.__name__

@@ -17,7 +17,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from application.ports import Context, FollowerMoved, WrappedKey
 from domain.recorded import Position
+from infrastructure.crypto.keyring import open_root_secret
 from infrastructure.event_store.store import EventStore
+from infrastructure.postgres.connection import connect
 from tests.support.facts import CLIENT, eventually
 from tests.support.tcp_proxy import TcpProxy
 
@@ -43,6 +45,12 @@ async def query(dsn: str, statement: str, *parameters: object) -> list[tuple[Any
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         cursor = await connection.execute(statement.encode(), parameters or None)
         return await cursor.fetchall() if cursor.description else []
+
+
+async def keep_root_secret(dsn: str, master_key: str) -> None:
+    """What the first start of a service does, so that commands can act. `master_key` is in hexadecimal."""
+    async with await connect(dsn, name="setup", statement_timeout=timedelta(seconds=10)) as connection:
+        await open_root_secret(connection, bytes.fromhex(master_key))
 
 
 async def log_of(dsn: str) -> list[tuple[Position, UUID, int]]:

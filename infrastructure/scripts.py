@@ -1,0 +1,24 @@
+"""Every SQL script outside of the read models, in the order in which they run on a new database.
+
+A change is a new file at the end of its owner's line (`event_store/log_2.sql`): what a release has shipped is recorded
+in databases by its digest, and stays as it is (docs/upgrading.md).
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from infrastructure.postgres.schema import Script, numbered
+
+
+def _of(owner: str, *paths: str) -> tuple[Script, ...]:
+    return numbered(owner, [files("infrastructure").joinpath(path).read_text(encoding="utf-8") for path in paths])
+
+
+SCRIPTS = (
+    *_of("keys", "crypto/keys.sql"),
+    *_of("followers", "followers/followers.sql"),
+    *_of("log", "event_store/log.sql"),
+    *_of("mail", "mail/mail.sql"),
+    *_of("alerts", "alerts/alerts.sql"),
+)

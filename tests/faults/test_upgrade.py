@@ -1,0 +1,115 @@
+"""A release replaces the one before while people register: both on one database, in either order, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.faults.fleet import Fleet, Node
+from tests.faults.journal import Client
+from tests.faults.people import Crowd, Inbox
+from tests.faults.scene import Scene
+from tests.support.facts import eventually
+from tests.support.log import query
+from tests.support.releases import FORMER, FORMER_SCRIPTS, former_code, run_from
+from tests.support.smtp_stub import SmtpStub
+
+A_SECOND = 2.0
+"""People who arrive; the machine runs up to six processes meanwhile."""
+
+
+@pytest.fixture
+def former(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Runs a command with the code of the release before."""
+    code = former_code(tmp_path_factory.mktemp("former"))
+    if code is None:
+        pytest.skip(f"the history with commit {FORMER} is not here")
+    return run_from(code)
+
+
+class Traffic:
+    """People who register through whichever nodes serve at the time."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.serving: list[Node] = []
+        self._scene = scene
+        self._turn = iter(range(2**62))
+        self.client = Client(scene.journal, lambda: self.serving[next(self._turn) % len(self.serving)].url)
+
+    async def replace(self, old: Node, new: Node) -> None:
+        """What a proxy in front does: the new one takes requests, then the old one gets none, and ends."""
+        self.serving.append(new)
+        self.serving.remove(old)
+        assert await old.stop() == 0
+
+    async def goes_on(self, accounts: int = 3) -> None:
+        """Wait until so many more registrations have become accounts."""
+        before = await self._scene.recorded("registration.account_activated")
+
+        async def more() -> bool:
+            return await self._scene.recorded("registration.account_activated") >= before + accounts
+
+        await eventually(more, within=60, every=0.2)
+
+
+async def scripts(dsn: str) -> set[str]:
+    return {name for (name,) in await query(dsn, "SELECT name FROM schema_scripts")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_a_release_replaces_the_one_before_and_is_replaced_by_it_while_people_register(
+    empty: str, sink: SmtpStub, former: tuple[str, ...], tmp_path: Path, reached_directory: Path
+) -> None:
+    async with Scene.on(Fleet(empty, sink.port, directory=tmp_path, reached=reached_directory), sink) as scene:
+        await _roll_there_and_back(scene, former)
+        await scene.must_hold(refold=True)
+
+
+async def _roll_there_and_back(scene: Scene, former: tuple[str, ...]) -> None:
+    fleet, traffic = scene.fleet, Traffic(scene)
+    old_api, old_process = await asyncio.gather(fleet.serve(prefix=former), fleet.process(prefix=former))
+    assert await scripts(fleet.dsn) == set(FORMER_SCRIPTS)
+    traffic.serving = [old_api]
+    crowd = Crowd(traffic.client, Inbox(scene.sink), random.Random(7), a_second=A_SECOND)  # noqa: S311 - repeatable
+    people = asyncio.create_task(crowd.run())
+    try:
+        await traffic.goes_on()
+
+        # The first new process changes the schema under the load; then the rest follows.
+        new_api = await fleet.serve()
+        changed = await scripts(fleet.dsn)
+        assert changed > set(FORMER_SCRIPTS)
+        traffic.serving.append(new_api)
+        await traffic.goes_on()
+        new_process = await fleet.process()
+        assert await old_process.stop() == 0
+        await traffic.goes_on()
+
+        # An old process that is restarted beside the new ones, and leads after them, replaces nothing.
+        await old_process.start()
+        assert await old_api.stop() == 0
+        traffic.serving.remove(old_api)
+        await old_api.start()
+        await traffic.replace(new_api, old_api)
+        assert await new_process.stop() == 0
+        await traffic.goes_on()
+        assert await scripts(fleet.dsn) == changed
+
+        await asyncio.gather(new_api.start(), new_process.start())
+        await traffic.replace(old_api, new_api)
+        assert await old_process.stop() == 0
+        await traffic.goes_on()
+    finally:
+        crowd.go_home()
+        await people
+        await traffic.client.close()
+
+    answers = [operation.status for operation in scene.journal.operations if operation.status is not None]
+    # Nothing breaks; "come again" a busy machine may say now and then, and everybody has come again.
+    assert {status for status in answers if status >= 500} <= {503}
+    assert answers.count(503) <= len(answers) // 50
+    assert len(answers) > 100

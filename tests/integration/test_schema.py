@@ -1,0 +1,307 @@
+"""What stands in the database: scripts that run once, on what the release before left, beside its processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from entrypoints.bootstrap import SCHEMA
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.parameters import Append, parameters_of
+from infrastructure.event_store.store import EventStore
+from infrastructure.postgres import schema
+from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.schema import NEVER_NUMBERED, Outdated, Script, WrongSchema, bring_up_to_date, check
+from tests.support.facts import CLIENT
+from tests.support.log import append, broken_blocks, happened, locked, log_of, placed, query, until_waiting_for_a_lock
+from tests.support.releases import FORMER_SCRIPTS, make_as_former
+
+CALLED_BEFORE = ("append_batch", "fate_of_batch", "move_follower", "move_on")
+"""What processes of release 0.1.0 call by name."""
+
+_numbers = count(1)
+
+ADDS_A_COLUMN = Script("log", 2, "ALTER TABLE public.events ADD COLUMN note text")
+
+
+@pytest.fixture
+def former(empty: str) -> str:
+    """A database of release 0.1.0."""
+    with psycopg.connect(empty, autocommit=True) as connection:
+        make_as_former(connection)
+    return empty
+
+
+@pytest.fixture
+async def connection(dsn: str) -> AsyncIterator[Connection]:
+    async with await _connect(dsn) as connection:
+        yield connection
+
+
+async def _connect(dsn: str) -> Connection:
+    return await connect(dsn, name="setup", statement_timeout=timedelta(seconds=10))
+
+
+async def start(dsn: str, *scripts: Script) -> None:
+    """What every process does at its start."""
+    async with await _connect(dsn) as connection:
+        await bring_up_to_date(connection, (*SCHEMA, *scripts))
+
+
+async def functions(dsn: str) -> dict[str, str]:
+    """The definition and the row version of every function of ours."""
+    rows = await query(
+        dsn,
+        "SELECT proname::text, pg_get_functiondef(oid) || xmin FROM pg_proc"
+        " WHERE pronamespace = 'public'::regnamespace ORDER BY 1",
+    )
+    return dict(rows)
+
+
+async def shape(dsn: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Columns, indexes, triggers and functions, without those that release 0.1.0 calls."""
+    return {
+        "columns": await query(
+            dsn,
+            "SELECT table_schema, table_name, column_name, data_type, is_nullable, column_default"
+            " FROM information_schema.columns WHERE table_schema = 'public' OR table_schema LIKE 'read%%'"
+            " ORDER BY 1, 2, 3",
+        ),
+        "indexes": await query(
+            dsn, "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' OR schemaname LIKE 'read%%' ORDER BY 1"
+        ),
+        "triggers": await query(dsn, "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1"),
+        "functions": await query(
+            dsn,
+            "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
+            " AND proname <> ALL (%s) ORDER BY proname",
+            [*CALLED_BEFORE, "lost_appends"],
+        ),
+        "scripts": await query(dsn, "SELECT name, digest, needs FROM schema_scripts ORDER BY name"),
+    }
+
+
+async def append_as_former(dsn: str) -> None:
+    """Record an event and move a follower by way of the functions that release 0.1.0 calls."""
+    event = happened()
+    parameters = parameters_of(uuid4(), [Append([(event, CLIENT)])])
+    async with await _connect(dsn) as connection:
+        cursor = connection.cursor(binary=True)
+        call = f"SELECT first_position, lost FROM append_batch({', '.join(['%b'] * len(parameters))})"
+        await cursor.execute(call.encode(), parameters)
+        row = await cursor.fetchone()
+        assert row is not None
+        assert await log_of(dsn) == [(row[0], event.originator_id, 1)]
+        assert row[1] == []
+        cursor = await connection.execute(
+            "SELECT fate_of_batch(%s), fate_of_batch(%s), move_follower('one', 0, 1, now())", (parameters[0], uuid4())
+        )
+        assert await cursor.fetchone() == (True, False, True)
+        await connection.execute("SELECT move_on('one', 1, 2, true)")
+        with pytest.raises(psycopg.Error, match="not at 1 any more"):
+            await connection.execute("SELECT move_on('one', 1, 2, true)")
+
+
+# --- From the release before --------------------------------------------------------------------
+
+
+def test_the_frozen_scripts_are_those_whose_digests_release_0_1_0_looks_for() -> None:
+    assert {name: Script(name, 1, text).digest for name, text in FORMER_SCRIPTS.items()} == NEVER_NUMBERED
+
+
+async def test_a_database_of_the_release_before_keeps_what_it_has_and_what_its_processes_call(former: str) -> None:
+    await append_as_former(former)
+    recorded, called = await log_of(former), await functions(former)
+
+    await start(former)
+
+    assert await log_of(former) == recorded
+    now = await functions(former)
+    assert {name: now[name] for name in CALLED_BEFORE} == {name: called[name] for name in CALLED_BEFORE}
+    digests = dict(await query(former, "SELECT name, digest FROM schema_scripts"))
+    assert {name: digests[name] for name in NEVER_NUMBERED} == NEVER_NUMBERED
+    store = EventStore(former, codec=EventCodec(), clock=DatabaseClock())
+    await store.open()
+    assert await append(store, happened()) == 2
+    await store.close()
+    async with await psycopg.AsyncConnection.connect(former) as connection:
+        assert await broken_blocks(connection) == []
+
+
+async def test_a_new_database_and_one_of_the_release_before_become_the_same(former: str, dsn: str) -> None:
+    await start(former)
+
+    assert await shape(former) == await shape(dsn)
+
+
+async def test_the_release_before_finds_in_a_new_database_what_it_calls_and_nothing_to_run(dsn: str) -> None:
+    await append_as_former(dsn)
+
+    digests = dict(await query(dsn, "SELECT name, digest FROM schema_scripts"))
+    assert {name: digests[name] for name in NEVER_NUMBERED} == NEVER_NUMBERED
+
+
+async def test_a_database_of_the_release_before_is_not_ready_to_be_looked_at(former: str) -> None:
+    async with await _connect(former) as connection:
+        with pytest.raises(Outdated, match=r"earlier release .* start the service"):
+            await check(connection, SCHEMA)
+
+
+async def test_a_database_without_anything_of_ours_is_not_ready_to_be_looked_at(empty: str) -> None:
+    async with await _connect(empty) as connection:
+        with pytest.raises(Outdated, match="start the service first"):
+            await check(connection, SCHEMA)
+    assert await query(empty, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+
+
+# --- Every start --------------------------------------------------------------------------------
+
+
+async def test_a_script_runs_once(dsn: str) -> None:
+    before = await functions(dsn)
+
+    await start(dsn)
+    await start(dsn, ADDS_A_COLUMN)
+    await start(dsn, ADDS_A_COLUMN)  # a second column of this name would be refused
+
+    assert await functions(dsn) == before
+
+
+async def test_any_number_of_processes_may_start_on_a_new_database(empty: str) -> None:
+    await asyncio.gather(*(start(empty, ADDS_A_COLUMN) for _ in range(8)))
+
+    names = [name for (name,) in await query(empty, "SELECT name FROM schema_scripts WHERE name LIKE '%%/%%'")]
+    assert sorted(names) == sorted(script.name for script in (*SCHEMA, ADDS_A_COLUMN))
+
+
+async def test_a_script_that_fails_leaves_nothing_and_is_run_again_at_the_next_start(dsn: str) -> None:
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await start(dsn, replace(ADDS_A_COLUMN, text=f"{ADDS_A_COLUMN.text}; SELECT 1 / 0"))
+
+    await start(dsn, ADDS_A_COLUMN)
+
+
+async def test_a_script_that_waits_for_a_long_transaction_holds_up_nobody(dsn: str) -> None:
+    store = EventStore(dsn, codec=EventCodec(), clock=DatabaseClock())
+    await store.open()
+    events = []
+    async with locked(dsn, "SELECT FROM events"):
+        starting = asyncio.create_task(start(dsn, ADDS_A_COLUMN))
+        for _ in range(2):  # two tries
+            await until_waiting_for_a_lock(dsn, "registrar setup")
+            for _ in range(5):
+                events.append(happened())
+                await append(store, events[-1])
+        assert not starting.done()
+    await starting
+    await store.close()
+
+    assert await log_of(dsn) == placed(*events)
+
+
+async def test_a_start_that_waits_too_long_says_what_for(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "PATIENCE", timedelta(0))
+    async with locked(dsn, "SELECT FROM events"):
+        with pytest.raises(WrongSchema, match=r"log/2 .* long transaction"):
+            await start(dsn, ADDS_A_COLUMN)
+
+
+async def test_starting_while_others_write_disturbs_nobody(former: str) -> None:
+    await start(former)
+    store = EventStore(former, codec=EventCodec(), clock=DatabaseClock())
+    await store.open()
+
+    async def write() -> None:
+        for _ in range(30):
+            await append(store, happened())
+
+    await asyncio.gather(write(), *(start(former, ADDS_A_COLUMN) for _ in range(3)), write())
+    assert await store.head() == 60
+    await store.close()
+
+
+async def test_a_role_that_may_not_make_tables_says_so(dsn: str) -> None:
+    role = f"writer_{next(_numbers)}"
+    await query(dsn, f"CREATE ROLE {role}")
+    await query(dsn, f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    async with await _connect(dsn) as connection:
+        await connection.execute(f"SET ROLE {role}".encode())
+        await bring_up_to_date(connection, SCHEMA)  # there is nothing to do
+        with pytest.raises(WrongSchema, match="may not run the script log/2"):
+            await bring_up_to_date(connection, (*SCHEMA, ADDS_A_COLUMN))
+    await query(dsn, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_a_standby_is_told_from_a_primary(dsn: str) -> None:
+    async with await connect(dsn, name="setup", statement_timeout=timedelta(seconds=10), read_only=True) as connection:
+        await bring_up_to_date(connection, SCHEMA)
+        with pytest.raises(WrongSchema, match="read-only"):
+            await bring_up_to_date(connection, (*SCHEMA, ADDS_A_COLUMN))
+
+
+# --- Beside a later release ---------------------------------------------------------------------
+
+
+async def test_a_release_goes_on_with_what_a_later_one_only_added_and_replaces_nothing(dsn: str) -> None:
+    await start(dsn, ADDS_A_COLUMN, Script("newcomer", 1, "CREATE TABLE public.newcomer ()", needs=1))
+    before = await functions(dsn)
+
+    await start(dsn)
+
+    async with await _connect(dsn) as connection:
+        await check(connection, SCHEMA)
+    assert await functions(dsn) == before
+
+
+async def test_a_release_that_cannot_work_with_what_a_later_one_took_away_says_so(dsn: str) -> None:
+    await start(dsn, ADDS_A_COLUMN, Script("log", 3, "DROP FUNCTION public.append_batch", needs=2))
+    before = await functions(dsn)
+
+    with pytest.raises(WrongSchema, match=r"later release .* \(log/3\)"):
+        await start(dsn)
+    async with await _connect(dsn) as connection:
+        with pytest.raises(WrongSchema, match=r"later release .* \(log/3\)"):
+            await check(connection, SCHEMA)
+    assert await functions(dsn) == before
+    await start(dsn, ADDS_A_COLUMN)  # a release that knows the second may go on
+
+
+async def test_a_script_of_another_build_is_not_replaced(dsn: str) -> None:
+    await query(dsn, "UPDATE schema_scripts SET digest = 'another' WHERE name = 'read_mail/1'")
+
+    with pytest.raises(WrongSchema, match=r"different script read_mail/1"):
+        await start(dsn)
+
+
+# --- Names --------------------------------------------------------------------------------------
+
+
+async def test_a_search_path_that_begins_elsewhere_leads_nobody_astray(empty: str) -> None:
+    await query(empty, "CREATE SCHEMA elsewhere")
+    for table in ("events", "head", "followers", "schema_scripts", "personal_keys"):
+        await query(empty, f"CREATE TABLE elsewhere.{table} (nothing integer)")
+    database = conninfo_to_dict(empty)["dbname"]
+    await query(empty, f"ALTER DATABASE {database} SET search_path = elsewhere, public")
+
+    await start(empty)
+    await start(empty)
+    store = EventStore(empty, codec=EventCodec(), clock=DatabaseClock())
+    await store.open()
+    await append(store, happened())
+    await store.close()
+
+    assert await query(empty, "SELECT position FROM public.head") == [(1,)]
+    # An operator's own session, which begins elsewhere, recomputes the chain all the same.
+    assert len(await query(empty, "SELECT public.event_digest(e) FROM public.events AS e")) == 1
+    made = "SELECT count(*) FROM pg_proc WHERE pronamespace = 'elsewhere'::regnamespace"
+    assert await query(empty, made) == [(0,)]
