@@ -44,7 +44,11 @@ class Command(BaseModel):
 
 
 class RegisterUser(Command):
-    """Begin a registration; its code goes out by mail."""
+    """Begin a registration; its code goes out by mail.
+
+    `idempotency_key`: of the request, not of its body. The registration's id follows from it and the address, so that a
+    repeat after any crash meets itself.
+    """
 
     email: Annotated[str, Field(max_length=MAX_LENGTH, examples=["ada@example.com"]), AfterValidator(parse_address)] = (
         Field(repr=False)
@@ -54,6 +58,7 @@ class RegisterUser(Command):
     )
     password: Annotated[SecretStr | None, Field(max_length=MAX_BYTES, examples=["correct horse battery"])] = None
     locale: Annotated[str, Field(max_length=35, examples=["en"]), AfterValidator(_parse_locale)] = "en"
+    idempotency_key: str | None = Field(default=None, repr=False)
 
     @field_validator("password")
     @classmethod

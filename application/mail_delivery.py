@@ -13,10 +13,10 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from application.commands import Command, RecordEmailDispatched, RecordEmailDispatchFailed, WithholdEmail
 from application.crash_points import crash_point
-from application.handlers import Answer, Handlers, existing, must_be_of_kind
+from application.handlers import Answer, Handlers
+from application.loading import Loaded, loaded, must_be_of_kind
 from application.ports import (
     Clock,
-    Conflict,
     Context,
     Letter,
     Log,
@@ -116,13 +116,13 @@ class MailDelivery:
 
     async def _deliver_claimed(self, request: MailRequest, claim: SendClaim, until: float | None = None) -> None:
         # Loaded after the claim: what the previous holder recorded is seen, and so is an erasure.
-        streams = await self._log.load(request.registration_id)
-        registration = existing(Registration, streams, request.registration_id)
+        read = loaded(await self._log.load(request.registration_id), request.registration_id)
+        registration = read.registration
         must_be_of_kind(registration, request.kind)
         if not registration.wants_mail(request.serial):
             return
         if registration.duplicate_of is not None:
-            await self._deliver_notice(request, registration, registration.duplicate_of, until)
+            await self._deliver_notice(request, read, registration.duplicate_of, until)
             return
         if claim.wrapped is None:
             return  # erased, and its cancellation just not read yet
@@ -133,10 +133,10 @@ class MailDelivery:
             code=self._secrets.code(registration.id, request.serial),
             message_id=self._secrets.message_id(registration.id, request.serial),
         )
-        await self._attempt(request, registration, letter, until)
+        await self._attempt(request, read, letter, until)
 
     async def _deliver_notice(
-        self, request: MailRequest, duplicate: Registration, owner_id: UUID, until: float | None
+        self, request: MailRequest, duplicate: Loaded, owner_id: UUID, until: float | None
     ) -> None:
         """Tell the owner of the address, at the address the owner registered, at most once within the interval."""
         claim = await self._claims.acquire(owner_id, NOTICE_SERIAL)
@@ -159,7 +159,7 @@ class MailDelivery:
     async def _attempt(
         self,
         request: MailRequest,
-        registration: Registration,
+        read: Loaded,
         letter: Letter | None,
         until: float | None,
     ) -> None:
@@ -200,8 +200,8 @@ class MailDelivery:
             else:
                 crash_point("worker.before_sent_event")
                 self._took.append(took)
-                if not registration.handed_over_at:
-                    self._on_first_mail(accepted_at - registration.created_on)
+                if not read.registration.handed_over_at:
+                    self._on_first_mail(accepted_at - read.registration.created_on)
                 outcome = RecordEmailDispatched(
                     registration_id=request.registration_id,
                     serial=request.serial,
@@ -209,7 +209,7 @@ class MailDelivery:
                     attempts=accepted.attempts,
                     reply_code=accepted.reply_code,
                 )
-        await self._record(outcome, request, registration)
+        await self._record(outcome, request, read)
         is_dead = isinstance(outcome, RecordEmailDispatchFailed) and outcome.permanent
         crash_point("worker.before_dead_ack" if is_dead else "worker.before_ack")
 
@@ -217,24 +217,21 @@ class MailDelivery:
         """What one of the latest hand-overs took: by the id, so as different from another's as real ones are."""
         return self._took[request.registration_id.int % len(self._took)] if self._took else timedelta(0)
 
-    async def _record(self, outcome: Command, request: MailRequest, registration: Registration) -> None:
+    async def _record(self, outcome: Command, request: MailRequest, read: Loaded) -> None:
         """Record what became of the mail, however long the database is away.
 
         Only this is repeated, never the sending: the mail is out, or the try is used up, whatever the database says.
         """
         context = _context(request)
-        read = [registration]  # nearly always it still holds; what is recorded on it once is not to be used again
+        known = [read]  # nearly always it still holds; what is recorded on it once is not to be used again
 
         async def record() -> Answer:
-            if isinstance(outcome, RecordEmailDispatched):
-                known = read.pop() if read else None
-                return await self._handlers.record_email_dispatched(outcome, context, read=known)
-            return await self._handlers.handle(outcome, context)
+            return await self._handlers.handle(outcome, context, read=known.pop() if known else None)
 
         await with_retries(
             record,
             lambda: AsyncRetrying(
-                retry=retry_if_exception_type((Unavailable, Conflict)),
+                retry=retry_if_exception_type(Unavailable),
                 wait=wait_exponential(multiplier=0.2, max=5),
                 sleep=self._sleep,
             ),

@@ -37,9 +37,3 @@ async def discard(service: Service, wanted_id: UUID, context: Context) -> Answer
         return await service.handlers.handle(DiscardMail(registration_id=wanted_id), context)
     except UnknownRegistration:
         return await service.handlers.handle(DiscardStrayMessage(message_id=wanted_id), context)
-
-
-async def had_effect(service: Service, act: Act, wanted_id: UUID, context: Context) -> bool:
-    """Act, and tell whether that led to anything. Raises what the act raises."""
-    before = (await service.store.load(wanted_id)).position(wanted_id)
-    return (await act(service, wanted_id, context)).position > before

@@ -21,6 +21,7 @@ from application.commands import CancelRegistration, Command, EraseRegistration
 from application.handlers import Answer
 from application.ports import MailFailure
 from domain.errors import Refused, UnknownRegistration
+from domain.registration import Status
 from entrypoints import dead_letters as mail_desk
 from entrypoints.api.guard import body_of, context_of
 from entrypoints.api.openapi import BODY_PROBLEMS, body_described, problems
@@ -213,7 +214,8 @@ def _add_acts(add: Callable[..., None], service: Service, reads: ReadModels) -> 
         return told(await service.handlers.handle(command, context_of(request, ACTOR)))
 
     def told(done: Answer) -> Response:
-        return answer(Done(done.registration_id, done.status.value), headers={"Registrar-Position": str(done.position)})
+        status = done.status or Status.CANCELLED  # a stray message has none of its own: it is discarded
+        return answer(Done(done.subject_id, status.value), headers={"Registrar-Position": str(done.position)})
 
     async def cancel(registration_id: UUID, request: Request) -> Response:
         """Undo a registration that is not verified; its address becomes free."""
@@ -238,9 +240,8 @@ def _add_acts(add: Callable[..., None], service: Service, reads: ReadModels) -> 
         requested = 0
         for registration_id in found.registration_ids:
             with suppress(Refused):  # verified or ended since
-                requested += await mail_desk.had_effect(
-                    service, mail_desk.retry, registration_id, context_of(request, ACTOR)
-                )
+                retried = await mail_desk.retry(service, registration_id, context_of(request, ACTOR))
+                requested += retried.recorded
         passed_over = len(found.registration_ids) - requested + found.others
         return answer(MailsRetried(requested, passed_over, found.next_cursor))
 

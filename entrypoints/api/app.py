@@ -26,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 
 from application.commands import RegisterUser, RequestNewCode, VerifyEmail
 from domain.errors import UnknownRegistration
+from domain.registration import Status
 from entrypoints.api.admin import add_admin_routes
 from entrypoints.api.guard import DIRECTLY, Guard, body_of, context_of
 from entrypoints.api.health import HealthChecks, add_health_routes, add_metrics_route
@@ -250,13 +251,13 @@ def add_registration_routes(app: FastAPI, service: Service, reads: ReadModels) -
         """Begin a registration. The answer is the same whether or not the address is taken."""
         with _Counted(metrics.registration):
             key = _idempotency_key_of(request)
-            command = parse(RegisterUser, body_of(request))
-            begun = await handlers.register_user(command, context_of(request, ACTOR), idempotency_key=key)
+            command = parse(RegisterUser, body_of(request), idempotency_key=key)
+            begun = await handlers.handle(command, context_of(request, ACTOR))
         return answer(
-            Registered(begun.registration_id, command.email, begun.status.value, ON_ITS_WAY),
+            Registered(begun.subject_id, command.email, Status.PENDING, ON_ITS_WAY),
             202,
             {
-                "Location": f"/v1/registrations/{begun.registration_id}",
+                "Location": f"/v1/registrations/{begun.subject_id}",
                 "Registrar-Position": str(begun.position),
             },
         )
@@ -279,19 +280,17 @@ def add_registration_routes(app: FastAPI, service: Service, reads: ReadModels) -
         """Prove the address with the code from the mail. Once it is proved, any code gets the same answer."""
         with _Counted(metrics.verification):
             command = parse(VerifyEmail, body_of(request), registration_id=_id_of(request))
-            verified = await handlers.verify_email(command, context_of(request, ACTOR))
+            verified = await handlers.handle(command, context_of(request, ACTOR))
         return answer(
-            Verification(verified.status.value),  # type: ignore[arg-type]  # one of them, or it was refused
+            Verification(Status(verified.status).value),  # type: ignore[arg-type]  # one of them, or it was refused
             headers={"Registrar-Position": str(verified.position)},
         )
 
     async def request_code(request: Request) -> Response:
         """Replace the code by a new one, at most once a minute and five times an hour."""
         command = RequestNewCode(registration_id=_id_of(request))
-        renewed = await handlers.request_new_code(command, context_of(request, ACTOR))
-        return answer(
-            CodeRequested(renewed.registration_id, NEW_CODE), 202, {"Registrar-Position": str(renewed.position)}
-        )
+        renewed = await handlers.handle(command, context_of(request, ACTOR))
+        return answer(CodeRequested(renewed.subject_id, NEW_CODE), 202, {"Registrar-Position": str(renewed.position)})
 
     def add(method: str, path: str, endpoint: Callable[..., Any], summary: str, **description: Any) -> None:
         app.router.add_api_route(

@@ -136,7 +136,7 @@ def _without(kind: type[Command], name: str) -> dict[str, Any]:
     """The command's JSON schema without a field that is not in the body."""
     schema = kind.model_json_schema()
     del schema["properties"][name]
-    schema["required"].remove(name)
+    schema["required"] = [one for one in schema["required"] if one != name]
     return schema
 
 
@@ -169,7 +169,7 @@ REGISTER: Final[dict[str, Any]] = {
     },
     "openapi_extra": _extra(
         _KEY,
-        schema=RegisterUser.model_json_schema(),
+        schema=_without(RegisterUser, "idempotency_key"),
         example={
             "email": "ada@example.com",
             "name": "Ada Lovelace",

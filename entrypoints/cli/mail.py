@@ -141,14 +141,14 @@ async def _each(service: Service, act: mail_desk.Act, wanted_ids: Sequence[UUID]
 
 async def _report(service: Service, act: mail_desk.Act, wanted_id: UUID, context: Context) -> Report:
     try:
-        had_effect = await mail_desk.had_effect(service, act, wanted_id, context)
+        answer = await act(service, wanted_id, context)
     except Refused as refusal:
         return Report(wanted_id, "refused", refusal.code)
     except Conflict:
         return Report(wanted_id, "failed", "somebody else changed it at the same time")
     except Unavailable as error:
         return Report(wanted_id, "failed", str(error))
-    return Report(wanted_id, "done" if had_effect else "nothing to do")
+    return Report(wanted_id, "done" if answer.recorded else "nothing to do")
 
 
 async def _worth_a_retry(service: Service, failures: Sequence[str]) -> list[UUID]:

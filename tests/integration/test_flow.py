@@ -55,9 +55,7 @@ def client() -> Context:
 
 
 async def register(service: Service, email: str, name: str = "Ada", **more: object) -> Answer:
-    return await service.handlers.register_user(
-        RegisterUser.model_validate({"email": email, "name": name, **more}), client()
-    )
+    return await service.handlers.handle(RegisterUser.model_validate({"email": email, "name": name, **more}), client())
 
 
 async def verify(service: Service, registration_id: UUID, code: str) -> Answer:
@@ -100,9 +98,9 @@ async def topics(dsn: str) -> Counter[str]:
 async def test_a_registration_is_mailed_verified_and_activated(service: Service, dsn: str) -> None:
     answer = await register(service, "ada@example.com")
     [mail] = await mails_to(service, "ada@example.com")
-    verified = await verify(service, answer.registration_id, code_in(mail))
+    verified = await verify(service, answer.subject_id, code_in(mail))
     assert verified.status is Status.VERIFIED
-    await status_becomes(service, answer.registration_id, Status.ACTIVE)
+    await status_becomes(service, answer.subject_id, Status.ACTIVE)
     assert len(await mails_to(service, "ada@example.com")) == 1
     recorded = await topics(dsn)
     assert recorded["registration.email_dispatched"] == 1
@@ -114,10 +112,10 @@ async def test_200_simultaneous_registrations_of_one_address_with_one_payload_ar
     service: Service, dsn: str
 ) -> None:
     answers = await asyncio.gather(*(register(service, "crowd@example.com") for _ in range(200)))
-    assert len({answer.registration_id for answer in answers}) == 1
+    assert len({answer.subject_id for answer in answers}) == 1
     [mail] = await mails_to(service, "crowd@example.com")
-    await verify(service, answers[0].registration_id, code_in(mail))
-    await status_becomes(service, answers[0].registration_id, Status.ACTIVE)
+    await verify(service, answers[0].subject_id, code_in(mail))
+    await status_becomes(service, answers[0].subject_id, Status.ACTIVE)
     recorded = await topics(dsn)
     assert recorded["email_claim.email_claimed"] == 1
     assert recorded["registration.user_registered"] == 1
@@ -132,11 +130,11 @@ async def test_200_simultaneous_registrations_of_one_address_with_different_payl
     answers = await asyncio.gather(
         *(register(service, "rivals@example.com", name=f"Rival {number}") for number in range(200))
     )
-    assert len({answer.registration_id for answer in answers}) == 200
+    assert len({answer.subject_id for answer in answers}) == 200
     pending = [
-        answer.registration_id
+        answer.subject_id
         for answer in answers
-        if (await registration(service, answer.registration_id)).status is Status.PENDING
+        if (await registration(service, answer.subject_id)).status is Status.PENDING
     ]
     assert len(pending) == 1
     [holder] = pending
@@ -160,13 +158,13 @@ async def test_of_200_simultaneous_wrong_guesses_exactly_5_are_evaluated(service
     right = code_in(mail)
     wrong = [f"{number:06d}" for number in range(300) if f"{number:06d}" != right][:200]
     results = await asyncio.gather(
-        *(verify(service, answer.registration_id, code) for code in wrong), return_exceptions=True
+        *(verify(service, answer.subject_id, code) for code in wrong), return_exceptions=True
     )
     kinds = Counter(type(result) for result in results)
     assert kinds == {WrongCode: 5, CodeLocked: 195}
     assert sorted(result.attempts_left for result in results if isinstance(result, WrongCode)) == [0, 1, 2, 3, 4]
     with pytest.raises(CodeLocked):
-        await verify(service, answer.registration_id, right)
+        await verify(service, answer.subject_id, right)
     recorded = await topics(dsn)
     assert recorded["registration.code_rejected"] == 5
     assert recorded["registration.code_locked"] == 1
@@ -176,7 +174,7 @@ async def test_50_simultaneous_right_codes_verify_once_and_are_all_answered_alik
     answer = await register(service, "eager@example.com")
     [mail] = await mails_to(service, "eager@example.com")
     answers = await asyncio.gather(
-        *(verify(service, answer.registration_id, code_in(mail)) for _ in range(50)), return_exceptions=True
+        *(verify(service, answer.subject_id, code_in(mail)) for _ in range(50)), return_exceptions=True
     )
     assert {type(answer) for answer in answers} == {Answer}
     assert (await topics(dsn))["registration.email_verified"] == 1
@@ -188,70 +186,68 @@ async def test_a_taken_address_gets_a_notice_and_a_duplicate_whose_codes_never_m
     # given: an account
     owner = await register(service, "owner@example.com", locale="de")
     [mail] = await mails_to(service, "owner@example.com")
-    await verify(service, owner.registration_id, code_in(mail))
-    await status_becomes(service, owner.registration_id, Status.ACTIVE)
+    await verify(service, owner.subject_id, code_in(mail))
+    await status_becomes(service, owner.subject_id, Status.ACTIVE)
 
     # when: somebody registers the address again
     intruder = await register(service, "Owner@Example.com", name="Mallory")
     again = await register(service, "Owner@Example.com", name="Mallory")
 
     # then: it is a registration of its own that behaves like any other, and the owner is told, in the owner's words
-    assert intruder.registration_id == again.registration_id != owner.registration_id
+    assert intruder.subject_id == again.subject_id != owner.subject_id
     notice, _ = await mails_to(service, "owner@example.com", count=2)
     assert re.search(r"^\s*\d{6}\s*$", notice.text, re.MULTILINE) is None
     assert "Konto" in notice.subject
     with pytest.raises(WrongCode):
-        await verify(service, intruder.registration_id, service.keyring.code(intruder.registration_id, 1))
+        await verify(service, intruder.subject_id, service.keyring.code(intruder.subject_id, 1))
 
     # and: within a day there is no second notice, though the registration looks mailed
     other = await register(service, "owner@example.com", name="Trudy")
 
     async def looks_mailed() -> bool:
-        return bool((await registration(service, other.registration_id)).handed_over_at)
+        return bool((await registration(service, other.subject_id)).handed_over_at)
 
     await eventually(looks_mailed, within=60)
     assert len(await mails_to(service, "owner@example.com", count=2)) == 2
     recorded = await topics(dsn)
     assert recorded["registration.owner_notified"] == 1
     assert recorded["registration.email_withheld"] == 1
-    assert (await registration(service, owner.registration_id)).status is Status.ACTIVE
+    assert (await registration(service, owner.subject_id)).status is Status.ACTIVE
 
 
 async def test_a_new_code_replaces_the_old_one_after_the_cooldown(service: Service) -> None:
     answer = await register(service, "resend@example.com")
     await mails_to(service, "resend@example.com")
     with pytest.raises(TooManyRequests) as refusal:
-        await service.handlers.handle(RequestNewCode(registration_id=answer.registration_id), client())
+        await service.handlers.handle(RequestNewCode(registration_id=answer.subject_id), client())
     assert 0 < refusal.value.retry_after.total_seconds() <= 60
 
 
 async def test_an_erased_registration_frees_its_address_and_cannot_be_read(service: Service, dsn: str) -> None:
     answer = await register(service, "gone@example.com", password="correct horse battery staple")
     await mails_to(service, "gone@example.com")
-    await service.handlers.handle(EraseRegistration(registration_id=answer.registration_id), client())
-    erased = await registration(service, answer.registration_id)
+    await service.handlers.handle(EraseRegistration(registration_id=answer.subject_id), client())
+    erased = await registration(service, answer.subject_id)
     assert (erased.status, erased.erased) == (Status.CANCELLED, True)
     async with await psycopg.AsyncConnection.connect(dsn) as connection:
         cursor = await connection.execute(
-            "SELECT count(*) FROM personal_keys WHERE registration_id = %s", (answer.registration_id,)
+            "SELECT count(*) FROM personal_keys WHERE registration_id = %s", (answer.subject_id,)
         )
         assert await cursor.fetchone() == (0,)
     again = await register(service, "gone@example.com")
-    assert again.registration_id != answer.registration_id
-    assert (await registration(service, again.registration_id)).duplicate_of is None
+    assert again.subject_id != answer.subject_id
+    assert (await registration(service, again.subject_id)).duplicate_of is None
 
 
 async def test_repeating_a_registration_with_its_idempotency_key_meets_itself(service: Service) -> None:
-    command = RegisterUser(email="twice@example.com", name="Ada")
     key = "0123456789abcdef-key"
-    first = await service.handlers.register_user(command, client(), idempotency_key=key)
-    answers = await asyncio.gather(
-        *(service.handlers.register_user(command, client(), idempotency_key=key) for _ in range(50))
-    )
-    assert {answer.registration_id for answer in answers} == {first.registration_id}
-    other = RegisterUser(email="twice@example.com", name="Eve")
+    command = RegisterUser(email="twice@example.com", name="Ada", idempotency_key=key)
+    first = await service.handlers.handle(command, client())
+    answers = await asyncio.gather(*(service.handlers.handle(command, client()) for _ in range(50)))
+    assert {answer.subject_id for answer in answers} == {first.subject_id}
+    other = RegisterUser(email="twice@example.com", name="Eve", idempotency_key=key)
     with pytest.raises(Refused, match="Idempotency-Key"):
-        await service.handlers.register_user(other, client(), idempotency_key=key)
+        await service.handlers.handle(other, client())
 
 
 class Collector(ThreadingHTTPServer):

@@ -228,14 +228,14 @@ async def test_a_service_tells_of_a_registration_and_nothing_of_the_person(
     )
     async with open_service(settings, follows=True) as service:
         context = Context("client", uuid4())
-        answer = await service.handlers.register_user(RegisterUser.model_validate(person), context)
+        answer = await service.handlers.handle(RegisterUser.model_validate(person), context)
         await eventually(lambda: subscriber.has(1))
         reading = ReadModels(service)
         names = {one.name for one in (await reading.followers()).items}
         await reading.close()
 
     (message,) = subscriber.got
-    assert subscriber.bodies[0]["subject"] == str(answer.registration_id)
+    assert subscriber.bodies[0]["subject"] == str(answer.subject_id)
     assert occurs(message.body.decode() + repr(message.properties), person.values()) == []
     assert IntegrationEvents.name in names
 

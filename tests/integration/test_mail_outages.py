@@ -66,7 +66,7 @@ def operator() -> Context:
 
 async def register(service: Service, email: str = "ada@example.com") -> UUID:
     answer = await service.handlers.handle(RegisterUser(email=email, name="Ada"), Context("client", uuid4()))
-    return answer.registration_id
+    return answer.subject_id
 
 
 async def registration(service: Service, registration_id: UUID) -> Registration:

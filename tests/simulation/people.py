@@ -70,13 +70,11 @@ class People:
             if not future.done():
                 future.set_result(None)
 
-    async def ask(self, actor: str, command: Command, *, key: str | None = None, tries: int = 1) -> Answer | None:
+    async def ask(self, actor: str, command: Command, *, tries: int = 1) -> Answer | None:
         """Send a command, again if that makes sense; None: refused, or nobody knows."""
         context = Context(actor, UUID(int=self.rng.getrandbits(128)))
 
         async def request(handlers: Handlers) -> Answer:
-            if isinstance(command, RegisterUser):
-                return await handlers.register_user(command, context, idempotency_key=key)
             return await handlers.handle(command, context)
 
         for _ in range(tries):
@@ -96,8 +94,8 @@ class People:
                 self.note(f"{type(command).__name__} -> {type(error).__name__}")
                 await self.network.pause(1.0 + self.rng.random() * 20.0)
                 continue
-            self.oracle.on_answer(answer.registration_id)
-            self.note(f"{type(command).__name__} -> {self.oracle.name(answer.registration_id)} {answer.status}")
+            self.oracle.on_answer(answer.subject_id)
+            self.note(f"{type(command).__name__} -> {self.oracle.name(answer.subject_id)} {answer.status}")
             return answer
         return None
 
@@ -108,18 +106,22 @@ class People:
         rng, network = self.rng, self.network
         await network.pause(start)
         password = rng.choice((None, None, "correct horse battery"))
-        command = RegisterUser(email=email, name=name, password=None if password is None else SecretStr(password))
-        key = f"key of {name}" if rng.random() < 0.6 else None
-        answer = await self.ask("client", command, key=key, tries=5)
+        command = RegisterUser(
+            email=email,
+            name=name,
+            password=None if password is None else SecretStr(password),
+            idempotency_key=f"key of {name}" if rng.random() < 0.6 else None,
+        )
+        answer = await self.ask("client", command, tries=5)
         while rng.random() < 0.3:
             await network.pause(rng.choice((0.0, 5.0, 600.0, 7200.0, 100_000.0)) * rng.random())
             if network.loop.now > until:
                 break
-            again = await self.ask("client", command, key=key, tries=2)
+            again = await self.ask("client", command, tries=2)
             answer = again or answer
         if answer is None:
             return
-        registration_id = answer.registration_id
+        registration_id = answer.subject_id
         self.known.append(registration_id)
         if reads_mail:
             await self._owner(registration_id, email, until)

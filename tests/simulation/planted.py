@@ -22,6 +22,7 @@ from application.commands import (
     VerifyEmail,
 )
 from application.handlers import Answer, Handlers
+from application.loading import Loaded
 from application.mail_delivery import MailDelivery
 from application.mail_saga import SECOND_LOOK
 from application.ports import (
@@ -277,7 +278,7 @@ def hand_over_not_recorded() -> Iterator[Parts]:
     """A database that is away while the hand-over is recorded is shrugged off."""
 
     class Careless(MailDelivery):
-        async def _record(self, outcome: Command, request: MailRequest, registration: Registration) -> None:
+        async def _record(self, outcome: Command, request: MailRequest, read: Loaded) -> None:
             with suppress(Unavailable):
                 await self._handlers.handle(outcome, Context("mail-worker", request.correlation_id))
 
@@ -289,14 +290,14 @@ def hand_over_recorded_on_what_is_used_up() -> Iterator[Parts]:
     """After an append that failed the same aggregate is taken again, which has nothing more to record."""
 
     class Thrifty(MailDelivery):
-        async def _record(self, outcome: Command, request: MailRequest, registration: Registration) -> None:
+        async def _record(self, outcome: Command, request: MailRequest, read: Loaded) -> None:
             if not isinstance(outcome, RecordEmailDispatched):
-                await super()._record(outcome, request, registration)
+                await super()._record(outcome, request, read)
                 return
             context, recorded = Context("mail-worker", request.correlation_id), False
             while not recorded:
                 with suppress(Unavailable, Conflict):
-                    await self._handlers.record_email_dispatched(outcome, context, read=registration)
+                    await self._handlers.handle(outcome, context, read=read)
                     recorded = True
                 await self._sleep(1 - recorded)
 
@@ -357,7 +358,7 @@ def message_id_of_every_attempt_its_own() -> Iterator[Parts]:
 @planted("I7", within=50)
 def wrong_guess_recorded_after_the_answer() -> Iterator[Parts]:
     class Eager(Handlers):
-        async def verify_email(self, command: VerifyEmail, context: Context) -> Answer:
+        async def _verify_email(self, command: VerifyEmail, context: Context) -> Answer:
             registration = (await self._log.load(command.registration_id)).get(Registration, command.registration_id)
             if registration is not None:
                 refusal = registration.verify(
@@ -369,11 +370,11 @@ def wrong_guess_recorded_after_the_answer() -> Iterator[Parts]:
                 if refusal is not None:
                     self._later = asyncio.get_running_loop().create_task(self._record(command, context))
                     raise refusal
-            return await super().verify_email(command, context)
+            return await super()._verify_email(command, context)
 
         async def _record(self, command: VerifyEmail, context: Context) -> None:
             with suppress(Refused, Unavailable):
-                await super().verify_email(command, context)
+                await super()._verify_email(command, context)
 
     yield Parts(handlers=Eager)
 
@@ -426,7 +427,7 @@ def lost_append_answered_as_done() -> Iterator[Parts]:
     """A lost append is taken for a success: what was said is not in the log."""
 
     class Deaf(Handlers):
-        async def _save(self, *aggregates: Any, context: Context, keys: Any = ()) -> Position:
+        async def _save(self, *aggregates: Any, context: Context, keys: Any = ()) -> Position | None:
             try:
                 return await super()._save(*aggregates, context=context, keys=keys)
             except Unavailable:

@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import SecretStr
 
 from application.commands import Command, RegisterUser, VerifyEmail
-from application.handlers import Answer, Handlers
+from application.handlers import Answer, Around, Handlers
 from application.mail_saga import DeadlineReached, react
 from application.ports import Context, Log, entries_of
 from domain.email_claim import EmailClaim
@@ -39,9 +39,13 @@ class QuickHasher:
         return f"$argon2id${blake2b(f'{canonical_email} {password}'.encode(), digest_size=16).hexdigest()}"
 
 
-def registers(email: str = "ada@example.com", *, name: str = "Ada", password: str | None = PASSWORD) -> RegisterUser:
-    """Somebody's request to register."""
-    return RegisterUser(email=email, name=name, password=None if password is None else SecretStr(password))
+def registers(
+    email: str = "ada@example.com", *, name: str = "Ada", password: str | None = PASSWORD, key: str | None = None
+) -> RegisterUser:
+    """Somebody's request to register; `key`: with this Idempotency-Key."""
+    return RegisterUser(
+        email=email, name=name, password=None if password is None else SecretStr(password), idempotency_key=key
+    )
 
 
 def verifies(registration_id: UUID, code: str) -> VerifyEmail:
@@ -69,7 +73,7 @@ class House:
         self.followed = 0
         self.refusals: list[str] = []
 
-    def process(self, log: Log, *, reveal_duplicates: bool = False) -> Handlers:
+    def process(self, log: Log, *, reveal_duplicates: bool = False, around: Sequence[Around] = ()) -> Handlers:
         """The handlers of one more process on a log."""
         return Handlers(
             log=log,
@@ -78,13 +82,14 @@ class House:
             hasher=QuickHasher(),
             policy=self.policy,
             reveal_duplicates=reveal_duplicates,
+            around=around,
         )
 
     async def handle(self, command: Command, context: Context = CLIENT) -> Answer:
         return await self.handlers.handle(command, context)
 
     async def registered(self, command: RegisterUser | None = None) -> UUID:
-        return (await self.handle(command or registers())).registration_id
+        return (await self.handle(command or registers())).subject_id
 
     async def active(self, command: RegisterUser | None = None) -> UUID:
         """An account, by the ordinary way."""

@@ -183,7 +183,7 @@ async def test_a_mail_is_not_sent_again_because_its_outcome_cannot_be_recorded(p
 
     assert len(post.servers.letters) == 1
     assert post.count(Registration.EmailDispatched) == 1
-    assert post.slept != []
+    assert bool(post.slept) == isinstance(trouble, Unavailable)  # a lost race is the handlers' to decide again
 
 
 async def test_a_failure_is_recorded_once_however_long_that_takes(post: Post) -> None:

@@ -1,0 +1,60 @@
+"""From what `Log.load` read to what the rules are about."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import NamedTuple
+from uuid import UUID
+
+from application.ports import A, ForeignRequest, OtherKind, Streams
+from domain.email_claim import EmailClaim
+from domain.errors import UnknownRegistration
+from domain.recorded import Position
+from domain.registration import Registration
+from domain.sign_up import Seat
+
+
+class Loaded(NamedTuple):
+    """A registration as it was just read, and the position of its last event. Belongs to one caller."""
+
+    registration: Registration
+    position: Position
+
+
+def loaded(streams: Streams, registration_id: UUID) -> Loaded:
+    """The registration of this stream.
+
+    Raises:
+        UnknownRegistration: see `require`.
+    """
+    return Loaded(require(Registration, streams, registration_id), streams.position(registration_id))
+
+
+def require(kind: type[A], streams: Streams, stream_id: UUID) -> A:
+    """The aggregate of this stream.
+
+    Raises:
+        UnknownRegistration: it is empty, or of another kind: an id of something else is as unknown as one of nothing.
+    """
+    with suppress(OtherKind):
+        aggregate = streams.get(kind, stream_id)
+        if aggregate is not None:
+            return aggregate
+    raise UnknownRegistration
+
+
+def must_be_of_kind(registration: Registration, kind: str) -> None:
+    """Check what a request says of the mail that it asks for.
+
+    Raises:
+        ForeignRequest: this registration's mails are of another kind.
+    """
+    if kind != registration.mail_kind:
+        raise ForeignRequest
+
+
+def claimed_address(streams: Streams, claim_id: UUID) -> Seat:
+    """A claim, and the registration that holds it."""
+    claim = streams.get(EmailClaim, claim_id)
+    holder = streams.get(Registration, claim.holder) if claim is not None and claim.holder is not None else None
+    return Seat(claim_id, claim, holder)
