@@ -556,7 +556,7 @@ async def test_a_command_that_loses_the_race_three_times_is_decided_anew(prepare
     assert log.tries == 4
 
 
-FACTS = {RecordEmailDispatched, RecordEmailDispatchFailed, WithholdEmail, KeepStrayMessage}
+FACTS = (RecordEmailDispatched, RecordEmailDispatchFailed, WithholdEmail, KeepStrayMessage)
 """What these record has happened: it is not given up, however often somebody else is faster."""
 
 
