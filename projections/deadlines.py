@@ -19,11 +19,13 @@ TABLES = """
         registration_id uuid        PRIMARY KEY,
         look_again_at   timestamptz NOT NULL,
         position        bigint      NOT NULL,
-        correlation_id  uuid        NOT NULL,
-        trace           text
+        correlation_id  uuid        NOT NULL
     );
-    ALTER TABLE deadlines ADD COLUMN IF NOT EXISTS trace text; -- for databases of before 2026-11-27
     CREATE INDEX IF NOT EXISTS deadlines_in_order ON deadlines (look_again_at, registration_id);
+"""
+
+TRACE = """
+    ALTER TABLE deadlines ADD COLUMN IF NOT EXISTS trace text;
 """
 
 _SET = """
@@ -70,7 +72,7 @@ class Deadlines:
             MailSaga.MailSagaEnded,
         )
     )
-    tables: tuple[str, ...] = (TABLES,)
+    tables: tuple[str, ...] = (TABLES, TRACE)
 
     async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
         """Write what a batch of events changes."""

@@ -67,23 +67,6 @@ TABLES = """
     CREATE INDEX IF NOT EXISTS mails_unsent ON mails (waiting_since) WHERE state IN ('QUEUED', 'RETRYING');
     -- The cause is in it, to be looked for without the rows: an outage leaves thousands, of which few have this one.
     CREATE INDEX IF NOT EXISTS mails_failed ON mails (created_position, failure) WHERE state IN ('RETRYING', 'FAILED');
-    -- Failed for good and over: its registration has ended, or has a later code. Of the many that ever failed, the index
-    -- holds the few that are not settled.
-    ALTER TABLE mails ADD COLUMN IF NOT EXISTS settled boolean NOT NULL DEFAULT false;
-    CREATE INDEX IF NOT EXISTS mails_waiting ON mails (created_position) WHERE state = 'FAILED' AND NOT settled;
-    -- What was settled before there was the column, as a fold up to this model's position has it; once only, so it may
-    -- take its time.
-    SET LOCAL statement_timeout = 0;
-    UPDATE mails SET settled = true
-    WHERE state = 'FAILED' AND NOT settled AND (
-        EXISTS (
-            SELECT FROM public.events AS e
-            WHERE e.originator_id = mails.registration_id
-              AND e.topic IN ('registration.registration_cancelled', 'registration.email_verified')
-              AND e.notification_id <= (SELECT f.position FROM public.followers AS f WHERE f.name = 'mail'))
-        OR EXISTS (
-            SELECT FROM mails AS later
-            WHERE later.registration_id = mails.registration_id AND later.serial > mails.serial));
     CREATE TABLE IF NOT EXISTS strays (
         id           uuid        PRIMARY KEY,
         digest       text        NOT NULL,
@@ -98,6 +81,34 @@ TABLES = """
         discarded    boolean     NOT NULL
     );
     CREATE INDEX IF NOT EXISTS strays_kept ON strays (position) WHERE NOT discarded;
+"""
+
+SETTLED = """
+    -- Failed for good and over: its registration has ended, or has a later code.
+    ALTER TABLE mails ADD COLUMN IF NOT EXISTS settled boolean NOT NULL DEFAULT false;
+"""
+
+# Scripts of their own, because each gives up its locks at its end: mails are read while the index is made, and written,
+# too, while the old ones are settled.
+WAITING_INDEX = """
+    -- Of the many that ever failed, it holds the few that are not settled.
+    CREATE INDEX IF NOT EXISTS mails_waiting ON mails (created_position) WHERE state = 'FAILED' AND NOT settled;
+"""
+
+SETTLE = """
+    -- What was settled before there was the column, as a fold up to this model's position has it; once only, so it may
+    -- take its time.
+    SET LOCAL statement_timeout = 0;
+    UPDATE mails SET settled = true
+    WHERE state = 'FAILED' AND NOT settled AND (
+        EXISTS (
+            SELECT FROM public.events AS e
+            WHERE e.originator_id = mails.registration_id
+              AND e.topic IN ('registration.registration_cancelled', 'registration.email_verified')
+              AND e.notification_id <= (SELECT f.position FROM public.followers AS f WHERE f.name = 'mail'))
+        OR EXISTS (
+            SELECT FROM mails AS later
+            WHERE later.registration_id = mails.registration_id AND later.serial > mails.serial));
 """
 
 _COLUMNS = (
@@ -366,7 +377,7 @@ class Mails:
             StrayMessage.StrayMessageDiscarded,
         )
     )
-    tables: tuple[str, ...] = (TABLES,)
+    tables: tuple[str, ...] = (TABLES, SETTLED, WAITING_INDEX, SETTLE)
 
     async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
         """Write what a batch of events changes.

@@ -9,7 +9,7 @@ CREATE TABLE IF NOT EXISTS public.alerts (
     resolved    jsonb,
     resolved_at timestamptz
 );
-CREATE UNIQUE INDEX IF NOT EXISTS alerts_begun_once ON public.alerts (alert, subject) WHERE resolved_at IS NULL;
 -- Whether a call was made of its begin. Of an occasion that was there before the column nobody knows; one may have been.
 ALTER TABLE public.alerts ADD COLUMN IF NOT EXISTS firing_tried boolean NOT NULL DEFAULT true;
 ALTER TABLE public.alerts ALTER COLUMN firing_tried SET DEFAULT false;
+CREATE UNIQUE INDEX IF NOT EXISTS alerts_begun_once ON public.alerts (alert, subject) WHERE resolved_at IS NULL;

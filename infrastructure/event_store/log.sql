@@ -19,7 +19,12 @@ CREATE TABLE IF NOT EXISTS public.events (
     trace_context      text,
     PRIMARY KEY (originator_id, originator_version)
 );
-CREATE UNIQUE INDEX IF NOT EXISTS events_notification_id_index ON public.events (notification_id);
+DO $$ BEGIN
+    -- (IF NOT EXISTS would lock the table all the same, and appends queue behind that; so would OR REPLACE below.)
+    IF to_regclass('public.events_notification_id_index') IS NULL THEN
+        CREATE UNIQUE INDEX events_notification_id_index ON public.events (notification_id);
+    END IF;
+END $$;
 
 -- One row: the end of the log. Every append locks it, so appends commit one after the other and a reader that has
 -- seen position N has seen everything up to N.
@@ -28,7 +33,8 @@ CREATE TABLE IF NOT EXISTS public.head (
     position bigint  NOT NULL,
     hash     bytea   NOT NULL
 );
-INSERT INTO public.head (position, hash) VALUES (0, sha256(''::bytea)) ON CONFLICT DO NOTHING;
+-- (ON CONFLICT would wait for an append under way.)
+INSERT INTO public.head (position, hash) SELECT 0, sha256(''::bytea) WHERE NOT EXISTS (SELECT FROM public.head);
 
 -- One row per committed batch: the hash chain, and by `batch_id` the answer to "was this batch committed?".
 CREATE TABLE IF NOT EXISTS public.blocks (
@@ -51,10 +57,18 @@ BEGIN
     RAISE EXCEPTION '% on % is refused: what was recorded stays', TG_OP, TG_TABLE_NAME
         USING ERRCODE = 'insufficient_privilege';
 END $$;
-CREATE OR REPLACE TRIGGER events_are_for_ever BEFORE UPDATE OR DELETE OR TRUNCATE ON public.events
-    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change_of_history();
-CREATE OR REPLACE TRIGGER blocks_are_for_ever BEFORE UPDATE OR DELETE OR TRUNCATE ON public.blocks
-    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change_of_history();
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'public.events'::regclass AND tgname = 'events_are_for_ever')
+    THEN
+        CREATE TRIGGER events_are_for_ever BEFORE UPDATE OR DELETE OR TRUNCATE ON public.events
+            FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change_of_history();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'public.blocks'::regclass AND tgname = 'blocks_are_for_ever')
+    THEN
+        CREATE TRIGGER blocks_are_for_ever BEFORE UPDATE OR DELETE OR TRUNCATE ON public.blocks
+            FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change_of_history();
+    END IF;
+END $$;
 
 -- A field as the hash chain reads it: its length, then its bytes; NULL is the length -1.
 CREATE OR REPLACE FUNCTION public.chain_field(field bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$

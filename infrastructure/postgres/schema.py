@@ -7,9 +7,10 @@ release before does not use any more; and a release that meets the scripts of a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from hashlib import sha256
 
 import psycopg
@@ -116,73 +117,95 @@ async def bring_up_to_date(connection: Connection, scripts: Sequence[Script]) ->
             `PATIENCE`; or this role may not make tables.
     """
     missing = _missing(await _recorded(connection), scripts)
+    if missing:
+        await _when_possible("schema_scripts", partial(_make_records, connection))
     for script in missing:
-        await _run_when_possible(connection, script)
+        await _when_possible(script.name, partial(_run_once, connection, script))
     if missing:  # what was run by others meanwhile is judged, too
         _missing(await _recorded(connection), scripts)
 
 
-async def _run_when_possible(connection: Connection, script: Script) -> None:
+async def _when_possible(name: str, run: Callable[[], Awaitable[None]]) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PATIENCE.total_seconds()
     waits = False
     while True:
         try:
-            await _run_once(connection, script)
+            await run()
             return
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             if loop.time() >= deadline:
                 raise WrongSchema(
-                    f"The script {script.name} waits for a lock that others hold; "
+                    f"The script {name} waits for a lock that others hold; "
                     "look for a long transaction in pg_stat_activity, then start again."
                 ) from None
         except psycopg.errors.InsufficientPrivilege:
             raise WrongSchema(
-                f"This role may not run the script {script.name}; "
+                f"This role may not run the script {name}; "
                 "start a process first whose role owns what Registrar has in the database."
             ) from None
         except psycopg.errors.ReadOnlySqlTransaction:
             raise WrongSchema(
-                f"The database is read-only, and the script {script.name} is still to be run; "
+                f"The database is read-only, and the script {name} is still to be run; "
                 "point REGISTRAR_DATABASE_URL at the primary."
             ) from None
         if not waits:
             log.warning(
-                "schema.waits", script=script.name, hint="for a lock; is there a long transaction in pg_stat_activity?"
+                "schema.waits", script=name, hint="for a lock; is there a long transaction in pg_stat_activity?"
             )
         waits = True
         await asyncio.sleep(PAUSE.total_seconds())
 
 
+async def _make_records(connection: Connection) -> None:
+    """The table of what has been run. Not part of a script: who starts meanwhile reads it, however long one takes."""
+    async with connection.transaction():
+        await _take_turns(connection)
+        cursor = await connection.execute(
+            "SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass('public.schema_scripts')"
+        )
+        columns = {name for (name,) in await cursor.fetchall()}
+        if not columns:
+            await connection.execute(
+                "CREATE TABLE public.schema_scripts (name text PRIMARY KEY, digest text NOT NULL, needs integer)"
+            )
+        elif "needs" not in columns:  # release 0.1.0 made it
+            await connection.execute("ALTER TABLE public.schema_scripts ADD COLUMN needs integer")
+
+
+async def _take_turns(connection: Connection) -> None:
+    await connection.execute(
+        "SELECT set_config('lock_timeout', %s, true)", (f"{LOCK_TIMEOUT / timedelta(milliseconds=1):.0f}ms",)
+    )
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext('registrar schema'))")
+
+
 async def _run_once(connection: Connection, script: Script) -> None:
     async with connection.transaction():
-        await connection.execute(
-            "SELECT set_config('lock_timeout', %s, true)", (f"{LOCK_TIMEOUT / timedelta(milliseconds=1):.0f}ms",)
-        )
-        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('registrar schema'))")
-        # (Before the look: it lets this session hear of a table that another has made meanwhile.)
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS public.schema_scripts (name text PRIMARY KEY, digest text NOT NULL)"
-        )
-        if script.name in await _recorded(connection):
+        await _take_turns(connection)
+        recorded = await _recorded(connection)
+        if script.name in recorded:
             return
-        await connection.execute("ALTER TABLE public.schema_scripts ADD COLUMN IF NOT EXISTS needs integer")
-        if script.schema != PUBLIC:
-            await connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(script.schema)))
-            await connection.execute(
-                sql.SQL("SET LOCAL search_path = {}, public").format(sql.Identifier(script.schema))
-            )
-        await connection.execute(script.text.encode())
+        former = "event store" if script.owner == "log" else script.owner
+        has_run = former in recorded and recorded[former].digest == script.digest  # by release 0.1.0, the same text
         await connection.execute(
             "INSERT INTO public.schema_scripts (name, digest, needs) VALUES (%s, %s, %s)",
             (script.name, script.digest, script.needs),
         )
-        former = "event store" if script.owner == "log" else script.owner
         if former in NEVER_NUMBERED:
             await connection.execute(
                 "INSERT INTO public.schema_scripts (name, digest) VALUES (%s, %s) ON CONFLICT DO NOTHING",
                 (former, NEVER_NUMBERED[former]),
             )
+        if not has_run:
+            await _execute(connection, script)  # last, so that its locks are held for no further round trip
+
+
+async def _execute(connection: Connection, script: Script) -> None:
+    if script.schema != PUBLIC:
+        await connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(script.schema)))
+        await connection.execute(sql.SQL("SET LOCAL search_path = {}, public").format(sql.Identifier(script.schema)))
+    await connection.execute(script.text.encode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ from tests.support.facts import (
     undo_decided,
 )
 from tests.support.histories import History
+from tests.support.releases import FORMER_SCRIPTS
 
 SAGA = MailSaga.stream_id(REGISTRATION)
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -498,23 +499,6 @@ async def test_a_mail_that_failed_for_good_waits_until_its_registration_has_ende
     assert sorted(mail.serial for mail in failed.items) == sorted(waits + settled)
 
 
-AT_620E81D = """
-    CREATE SCHEMA read_mail;
-    SET search_path = read_mail, public;
-    CREATE TABLE mails (
-        registration_id uuid NOT NULL, serial integer NOT NULL, created_position bigint NOT NULL UNIQUE,
-        position bigint NOT NULL, kind text NOT NULL, state text NOT NULL, requested_at timestamptz NOT NULL,
-        waiting_since timestamptz NOT NULL, requests integer NOT NULL, failures integer NOT NULL, failure text,
-        provider text, attempts integer, reply_code integer, reply_status text, last_attempt_at timestamptz,
-        dispatched_at timestamptz, look_again_at timestamptz, PRIMARY KEY (registration_id, serial)
-    ) WITH (fillfactor = 70);
-    CREATE INDEX mails_in_state ON mails (state, created_position);
-    CREATE INDEX mails_unsent ON mails (waiting_since) WHERE state IN ('QUEUED', 'RETRYING');
-    CREATE INDEX mails_failed ON mails (created_position, failure) WHERE state IN ('RETRYING', 'FAILED');
-    RESET search_path
-"""
-"""The table of mails before there was `settled`."""
-
 FATES = (
     (mailbox_unknown(),),
     (mailbox_unknown(), otp_revoked(), registration_cancelled("undeliverable")),
@@ -561,13 +545,16 @@ async def test_what_the_release_before_writes_during_a_rollout_is_settled_too(
 async def with_the_table_of_the_release_before(connection: Connection) -> None:
     """The same mails, without what that release did not know."""
     await connection.execute("ALTER TABLE read_mail.mails SET SCHEMA public; DROP SCHEMA read_mail CASCADE")
-    await connection.execute(AT_620E81D)
+    await connection.execute("CREATE SCHEMA read_mail")
+    await connection.execute(
+        f"SET search_path = read_mail; {FORMER_SCRIPTS['read_mail']}; SET search_path = public".encode()
+    )
     columns = "registration_id, serial, created_position, position, kind, state, requested_at, waiting_since, requests"
     columns += ", failures, failure, provider, attempts, reply_code, reply_status, last_attempt_at, dispatched_at"
     columns += ", look_again_at"
     await connection.execute(
         f"INSERT INTO read_mail.mails ({columns}) SELECT {columns} FROM public.mails; DROP TABLE public.mails;"
-        " DELETE FROM schema_scripts WHERE name = 'read_mail/1'"
+        " DELETE FROM schema_scripts WHERE name LIKE 'read_mail/%'"
     )
 
 
@@ -916,7 +903,7 @@ async def test_a_deadline_set_before_its_trace_was_kept_stays_and_the_next_one_h
     # given: the table of a database of before
     await happened(store, connection, Deadlines(), *stream(SAGA, saga_started()))
     await connection.execute("ALTER TABLE read_deadlines.deadlines DROP COLUMN trace")
-    await connection.execute("DELETE FROM schema_scripts WHERE name = 'read_deadlines/1'")
+    await connection.execute("DELETE FROM schema_scripts WHERE name LIKE 'read_deadlines/%'")
 
     await bring_up_to_date(connection, read_scripts(Deadlines()))
 

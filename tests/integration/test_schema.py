@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -22,7 +22,7 @@ from infrastructure.postgres import schema
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.schema import NEVER_NUMBERED, Outdated, Script, WrongSchema, bring_up_to_date, check
-from tests.support.facts import CLIENT
+from tests.support.facts import CLIENT, REGISTRATION
 from tests.support.log import append, broken_blocks, happened, locked, log_of, placed, query, until_waiting_for_a_lock
 from tests.support.releases import FORMER_SCRIPTS, make_as_former
 
@@ -162,6 +162,77 @@ async def test_a_database_without_anything_of_ours_is_not_ready_to_be_looked_at(
         with pytest.raises(Outdated, match="start the service first"):
             await check(connection, SCHEMA)
     assert await query(empty, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+
+
+# --- While others work --------------------------------------------------------------------------
+
+GET_A_COLUMN = ("public.alerts", "read_deadlines.deadlines", "read_mail.mails")
+"""Tables of release 0.1.0 that cannot be changed beside a transaction that uses them; only followers write there."""
+
+
+async def in_use(dsn: str) -> str:
+    """Locks what transactions of the release before have locked at one time or another: the end of the log, and every
+    other table for writing. What a script does beside that keeps nobody waiting either."""
+    tables = await query(
+        dsn,
+        "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
+        " WHERE schemaname = 'public' OR schemaname LIKE 'read%'",
+    )
+    used = {name for (name,) in tables} - set(GET_A_COLUMN) - {"public.schema_scripts"}
+    return f"LOCK TABLE {', '.join(sorted(used))} IN ROW EXCLUSIVE MODE; UPDATE head SET hash = hash"
+
+
+async def test_the_release_before_is_changed_without_waiting_for_anybody_who_writes(
+    former: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "PATIENCE", timedelta(0))
+    async with locked(former, await in_use(former)):
+        await start(former)
+
+
+async def test_a_process_starts_while_a_script_takes_its_time(dsn: str) -> None:
+    slow = Script("log", 2, "SET LOCAL lock_timeout = 0; LOCK TABLE public.fenced_batches")
+    async with locked(dsn, "SELECT FROM fenced_batches"):
+        running = asyncio.create_task(start(dsn, slow))
+        await until_waiting_for_a_lock(dsn, "registrar setup")
+        await start(dsn)
+        async with await _connect(dsn) as connection:
+            await check(connection, SCHEMA)
+        assert not running.done()
+    await running
+
+
+async def test_a_process_that_needs_the_script_which_another_runs_waits_for_it(dsn: str) -> None:
+    slow = Script("log", 2, "SET LOCAL lock_timeout = 0; LOCK TABLE public.fenced_batches")
+    async with locked(dsn, "SELECT FROM fenced_batches"):
+        both = [asyncio.create_task(start(dsn, slow)) for _ in range(2)]
+        await until_waiting_for_a_lock(dsn, "registrar setup")
+    await asyncio.gather(*both)
+
+
+async def test_mails_are_read_and_written_while_the_old_ones_are_settled(former: str) -> None:
+    *before, _ = [script for script in SCHEMA if script.owner == "read_mail"]
+    async with await _connect(former) as connection:
+
+        async def fail(registration: UUID, serial: int) -> None:
+            await connection.execute(
+                "INSERT INTO read_mail.mails (registration_id, serial, created_position, position, kind, state,"
+                " requested_at, waiting_since, requests, failures) VALUES (%s, %s, %s, 1, 'code', 'FAILED', now(), now(), 1, 1)",
+                (registration, serial, serial),
+            )
+
+        await bring_up_to_date(connection, before)
+        await fail(REGISTRATION, 1)
+        await fail(REGISTRATION, 2)
+        async with locked(former, "SELECT FROM read_mail.mails WHERE serial = 1 FOR UPDATE"):
+            settling = asyncio.create_task(start(former))
+            await until_waiting_for_a_lock(former, "registrar setup")
+            await fail(uuid4(), 3)
+            assert not settling.done()
+        await settling
+
+    mails = await query(former, "SELECT serial, settled FROM read_mail.mails ORDER BY serial")
+    assert mails == [(1, True), (2, False), (3, False)]
 
 
 # --- Every start --------------------------------------------------------------------------------

@@ -28,8 +28,11 @@ APPROVED: Final = ROOT / "tests" / "golden" / "names"
 _HOW: Final = "If an issue asks for this change, approve it as tests/support/approved.py says."
 
 
-def same_as_approved(subject: str, found: Any) -> None:
+def same_as_approved(subject: str, found: Any, *, how: str = _HOW) -> None:
     """Compare what was found with the approved file of this subject; lists and objects, one entry a line.
+
+    Args:
+        how: what to do where they differ.
 
     Raises:
         AssertionError: they differ; the message shows the lines that do.
@@ -42,7 +45,7 @@ def same_as_approved(subject: str, found: Any) -> None:
     approved = file.read_text(encoding="utf-8") if file.exists() else ""
     if text != approved:
         lines = difflib.unified_diff(approved.splitlines(), text.splitlines(), "approved", "found", n=2, lineterm="")
-        raise AssertionError("\n".join((f"{subject}: names that stay have changed. {_HOW}", *lines)))
+        raise AssertionError("\n".join((f"{subject}: names that stay have changed. {how}", *lines)))
 
 
 # --- The product, wherever its modules are ------------------------------------------------------

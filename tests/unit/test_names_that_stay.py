@@ -144,6 +144,18 @@ def test_crash_points_keep_their_names_and_each_is_passed_somewhere() -> None:
 # --- In the database and in RabbitMQ ------------------------------------------------------------
 
 
+def test_a_script_that_was_shipped_is_never_edited() -> None:
+    same_as_approved(
+        "script_digests",
+        {script.name: script.digest for script in the("SCHEMA")},
+        how=(
+            "Databases know a script by its digest, and an edited one stops every start on them: put its text back, and "
+            "write the change as a new script at the end of its owner's line (docs/upgrading.md). Only a new script, or "
+            "an edit of one that no release has shipped, is approved as tests/support/approved.py says."
+        ),
+    )
+
+
 def test_followers_and_states_of_circuits_keep_the_names_that_are_stored() -> None:
     names = {
         vars(kind)["name"]
