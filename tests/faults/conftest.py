@@ -16,6 +16,7 @@ from tests.faults.fleet import Fleet
 from tests.faults.reached import note
 from tests.faults.scene import Scene
 from tests.support.postgres import SURVIVES_KILLS, server
+from tests.support.releases import FORMER, former_code, run_from
 from tests.support.smtp_stub import SmtpStub
 
 
@@ -43,6 +44,15 @@ async def sink() -> AsyncIterator[SmtpStub]:
     """The mail server; well-behaved until told otherwise."""
     async with SmtpStub() as sink:
         yield sink
+
+
+@pytest.fixture
+def former(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Runs a command with the code of the release before."""
+    code = former_code(tmp_path_factory.mktemp("former"))
+    if code is None:
+        pytest.skip(f"the history with commit {FORMER} is not here")
+    return run_from(code)
 
 
 @pytest.fixture

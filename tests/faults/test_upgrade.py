@@ -14,20 +14,11 @@ from tests.faults.people import Crowd, Inbox
 from tests.faults.scene import Scene
 from tests.support.facts import eventually
 from tests.support.log import query
-from tests.support.releases import FORMER, FORMER_SCRIPTS, former_code, run_from
+from tests.support.releases import FORMER_SCRIPTS
 from tests.support.smtp_stub import SmtpStub
 
 A_SECOND = 2.0
 """People who arrive; the machine runs up to six processes meanwhile."""
-
-
-@pytest.fixture
-def former(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Runs a command with the code of the release before."""
-    code = former_code(tmp_path_factory.mktemp("former"))
-    if code is None:
-        pytest.skip(f"the history with commit {FORMER} is not here")
-    return run_from(code)
 
 
 class Traffic:
@@ -35,24 +26,25 @@ class Traffic:
 
     def __init__(self, scene: Scene) -> None:
         self.serving: list[Node] = []
-        self._scene = scene
         self._turn = iter(range(2**62))
         self.client = Client(scene.journal, lambda: self.serving[next(self._turn) % len(self.serving)].url)
 
     async def replace(self, old: Node, new: Node) -> None:
         """What a proxy in front does: the new one takes requests, then the old one gets none, and ends."""
-        self.serving.append(new)
+        if new not in self.serving:
+            self.serving.append(new)
         self.serving.remove(old)
         assert await old.stop() == 0
 
-    async def goes_on(self, accounts: int = 3) -> None:
-        """Wait until so many more registrations have become accounts."""
-        before = await self._scene.recorded("registration.account_activated")
 
-        async def more() -> bool:
-            return await self._scene.recorded("registration.account_activated") >= before + accounts
+async def goes_on(scene: Scene, accounts: int = 3) -> None:
+    """Wait until so many more registrations have become accounts."""
+    before = await scene.recorded("registration.account_activated")
 
-        await eventually(more, within=60, every=0.2)
+    async def more() -> bool:
+        return await scene.recorded("registration.account_activated") >= before + accounts
+
+    await eventually(more, within=60, every=0.2)
 
 
 async def scripts(dsn: str) -> set[str]:
@@ -77,39 +69,36 @@ async def _roll_there_and_back(scene: Scene, former: tuple[str, ...]) -> None:
     crowd = Crowd(traffic.client, Inbox(scene.sink), random.Random(7), a_second=A_SECOND)  # noqa: S311 - repeatable
     people = asyncio.create_task(crowd.run())
     try:
-        await traffic.goes_on()
+        await goes_on(scene)
 
         # The first new process changes the schema under the load; then the rest follows.
         new_api = await fleet.serve()
         changed = await scripts(fleet.dsn)
         assert changed > set(FORMER_SCRIPTS)
         traffic.serving.append(new_api)
-        await traffic.goes_on()
+        await goes_on(scene)
         new_process = await fleet.process()
         assert await old_process.stop() == 0
-        await traffic.goes_on()
+        await goes_on(scene)
 
         # An old process that is restarted beside the new ones, and leads after them, replaces nothing.
         await old_process.start()
-        assert await old_api.stop() == 0
-        traffic.serving.remove(old_api)
+        await traffic.replace(old_api, new_api)
         await old_api.start()
         await traffic.replace(new_api, old_api)
         assert await new_process.stop() == 0
-        await traffic.goes_on()
+        await goes_on(scene)
         assert await scripts(fleet.dsn) == changed
 
         await asyncio.gather(new_api.start(), new_process.start())
         await traffic.replace(old_api, new_api)
         assert await old_process.stop() == 0
-        await traffic.goes_on()
+        await goes_on(scene)
     finally:
         crowd.go_home()
         await people
         await traffic.client.close()
 
-    answers = [operation.status for operation in scene.journal.operations if operation.status is not None]
-    # Nothing breaks; "come again" a busy machine may say now and then, and everybody has come again.
-    assert {status for status in answers if status >= 500} <= {503}
-    assert answers.count(503) <= len(answers) // 50
-    assert len(answers) > 100
+    # Nobody is turned away, not even with "try again". (No answer at all: the process stopped before it took the request.)
+    assert [operation for operation in scene.journal if (operation.status or 0) >= 500] == []
+    assert len([operation for operation in scene.journal if operation.status is not None]) > 100
