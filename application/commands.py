@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 
 from application.addresses import MAX_LENGTH, parse_address
 from application.passwords import MAX_BYTES, parse_password
-from application.ports import MailFailure
+from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailKind
 
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")
 
@@ -96,9 +96,7 @@ class RecordEmailDispatched(Command):
 
     registration_id: UUID
     serial: int
-    provider: str
-    attempts: int
-    reply_code: int
+    hand_over: HandOver
 
 
 class RecordEmailDispatchFailed(Command):
@@ -110,14 +108,8 @@ class RecordEmailDispatchFailed(Command):
 
     registration_id: UUID
     serial: int
-    kind: str
-    permanent: bool
-    failure: MailFailure
-    provider: str
-    attempts: int
-    reply_code: int | None
-    reply_status: str | None
-    outcome_unknown: bool
+    kind: MailKind
+    failure: DispatchFailure
     request_position: int | None = None
 
 
@@ -166,10 +158,10 @@ class RevokeOtp(Command):
 
 
 class CancelRegistration(Command):
-    """Undo the registration. `reason`: "expired", "undeliverable", "discarded" or "operator"."""
+    """Undo the registration."""
 
     registration_id: UUID
-    reason: str
+    reason: CancelReason
 
 
 class ReleaseEmail(Command):

@@ -47,8 +47,9 @@ from application.ports import (
 )
 from domain.email_claim import EmailClaim
 from domain.errors import Refused
+from domain.policy import Policy
 from domain.recorded import Position
-from domain.registration import Policy, Registration, Status
+from domain.registration import Registration, Status
 from domain.sign_up import sign_up
 from domain.stray_message import StrayMessage
 
@@ -237,7 +238,7 @@ class Handlers:
                 owner_streams = await self._log.load(registration.duplicate_of)
                 owner = owner_streams.get(Registration, registration.duplicate_of)
             before = registration.version
-            registration.record_dispatched(now=self._clock(), **command.model_dump(exclude={"registration_id"}))
+            registration.record_dispatched(serial=command.serial, hand_over=command.hand_over, now=self._clock())
             if owner is not None and registration.version > before:
                 owner.record_owner_notified(duplicate_id=registration.id, now=self._clock())
             saved = await self._save(registration, *((owner,) if owner else ()), context=context)
@@ -257,7 +258,10 @@ class Handlers:
         def fail(registration: Registration) -> None:
             must_be_of_kind(registration, command.kind)
             registration.record_dispatch_failed(
-                now=self._clock(), **command.model_dump(exclude={"registration_id", "kind"})
+                serial=command.serial,
+                failure=command.failure,
+                request_position=command.request_position,
+                now=self._clock(),
             )
 
         return await self._change(command.registration_id, context, fail, read, losses=inf)

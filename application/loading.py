@@ -9,6 +9,7 @@ from uuid import UUID
 from application.ports import A, ForeignRequest, OtherKind, Streams
 from domain.email_claim import EmailClaim
 from domain.errors import UnknownRegistration
+from domain.mail_outcome import MailKind
 from domain.recorded import Position
 from domain.registration import Registration
 from domain.sign_up import Seat
@@ -43,7 +44,7 @@ def require(kind: type[A], streams: Streams, stream_id: UUID) -> A:
     raise UnknownRegistration
 
 
-def must_be_of_kind(registration: Registration, kind: str) -> None:
+def must_be_of_kind(registration: Registration, kind: MailKind) -> None:
     """Check what a request says of the mail that it asks for.
 
     Raises:

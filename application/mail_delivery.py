@@ -29,7 +29,8 @@ from application.ports import (
     Unavailable,
 )
 from application.retrying import with_retries
-from domain.registration import Policy, Registration
+from domain.policy import Policy
+from domain.registration import Registration
 
 ACTOR = "mail-worker"
 
@@ -178,18 +179,12 @@ class MailDelivery:
                 accepted = await sending
         except TimeoutError:
             raise Claimed("our lease has ended", retry_after=self._retry_claimed_after.total_seconds()) from None
-        except NotSent as failure:
+        except NotSent as error:
             outcome = RecordEmailDispatchFailed(
                 registration_id=request.registration_id,
                 serial=request.serial,
                 kind=request.kind,
-                permanent=failure.permanent,
-                failure=failure.failure,
-                provider=failure.provider,
-                attempts=failure.attempts,
-                reply_code=failure.reply_code,
-                reply_status=failure.reply_status,
-                outcome_unknown=failure.outcome_unknown,
+                failure=error.failure,
             )
         else:
             accepted_at = self._clock()
@@ -205,12 +200,10 @@ class MailDelivery:
                 outcome = RecordEmailDispatched(
                     registration_id=request.registration_id,
                     serial=request.serial,
-                    provider=accepted.provider,
-                    attempts=accepted.attempts,
-                    reply_code=accepted.reply_code,
+                    hand_over=accepted,
                 )
         await self._record(outcome, request, read)
-        is_dead = isinstance(outcome, RecordEmailDispatchFailed) and outcome.permanent
+        is_dead = isinstance(outcome, RecordEmailDispatchFailed) and outcome.failure.permanent
         crash_point("worker.before_dead_ack" if is_dead else "worker.before_ack")
 
     def _usual(self, request: MailRequest) -> timedelta:

@@ -21,9 +21,11 @@ from application.commands import (
     ReplaceStaleCode,
     RevokeOtp,
 )
+from domain.mail_outcome import CancelReason, MailKind
 from domain.mail_saga import MailSaga
+from domain.policy import Policy
 from domain.recorded import AnyEvent
-from domain.registration import Policy, Registration
+from domain.registration import Registration
 
 SECOND_LOOK = timedelta(minutes=2)
 """A mail neither dispatched nor failed by then is requested again; the wait doubles with each request."""
@@ -59,7 +61,7 @@ def react(
                 saga = MailSaga.start(
                     registration_id=happened.originator_id,
                     claim_id=UUID(happened.claim_id),
-                    kind="code" if happened.duplicate_of is None else "notice",
+                    kind=MailKind.CODE if happened.duplicate_of is None else MailKind.NOTICE,
                     ends_at=happened.timestamp + policy.registration_ttl,
                     now=now,
                 )
@@ -79,7 +81,7 @@ def react(
             if serial != saga.serial or not saga.awaits_outcome:
                 return saga, []
             if permanent:
-                return saga, _undo(saga, "undeliverable", now)
+                return saga, _undo(saga, CancelReason.UNDELIVERABLE, now)
             if happened.failure == UNTRIED:
                 saga.schedule_retry(look_again_at=now + _untried_delay(saga), untried=True, now=now)
                 return saga, []
@@ -91,7 +93,7 @@ def react(
         case Registration.EmailRetryRequested():
             return saga, _try_again(saga, now, policy)
         case Registration.EmailDiscarded():
-            return saga, _undo(saga, "discarded", now)
+            return saga, _undo(saga, CancelReason.DISCARDED, now)
         case Registration.EmailVerified():
             # It has ended only when the activation is in the log, too.
             return saga, [ActivateAccount(registration_id=saga.registration_id)]
@@ -112,7 +114,7 @@ def _look_again(saga: MailSaga, now: datetime, policy: Policy) -> list[Command]:
     if saga.undoing is not None:
         return _undo(saga, saga.undoing, now)
     if now >= saga.ends_at:
-        return _undo(saga, "expired", now)
+        return _undo(saga, CancelReason.EXPIRED, now)
     if saga.awaits_outcome:
         return _try_again(saga, now, policy)
     return []
@@ -131,7 +133,7 @@ def _try_again(saga: MailSaga, now: datetime, policy: Policy) -> list[Command]:
     return []
 
 
-def _undo(saga: MailSaga, reason: str, now: datetime) -> list[Command]:
+def _undo(saga: MailSaga, reason: CancelReason, now: datetime) -> list[Command]:
     """Compensate, in reverse order of what was done: revoke the code, cancel the registration, free the address.
 
     The last step waits for the cancellation to be in the log: should the registrant have verified in the meantime,

@@ -16,6 +16,7 @@ from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage
 
 from application.ports import MailRequest, WantedMail
+from domain.mail_outcome import MailKind
 from infrastructure.mail.composing import Composer, mailbox
 from infrastructure.mail.rendering import TemplateLetters
 from infrastructure.mail.smtp.pool import CONNECTIONS
@@ -57,7 +58,7 @@ async def faststream(url: str, mails: int) -> float:
     async def publish() -> None:
         async with gate:
             now = datetime.now(UTC)
-            body = encode(MailRequest(WantedMail(uuid4(), 1, "code", now), 1, uuid4(), None))
+            body = encode(MailRequest(WantedMail(uuid4(), 1, MailKind.CODE, now), 1, uuid4(), None))
             await broker.publish(
                 body, exchange=MAIL_EXCHANGE, routing_key=MAIL_REQUESTED, persist=True, message_id=uuid4().hex
             )

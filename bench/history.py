@@ -17,8 +17,10 @@ from eventsourcing.persistence import StoredEvent
 
 from application.ports import Context
 from domain.email_claim import EmailClaim
+from domain.mail_outcome import HandOver, MailKind
 from domain.mail_saga import MailSaga
-from domain.registration import Policy, Registration
+from domain.policy import Policy
+from domain.registration import Registration
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
@@ -109,12 +111,12 @@ def _story() -> list[_Line]:
     record("registration", registration)
     record("claim", EmailClaim.begin(claim_id=_CLAIM, registration_id=_ID, now=now))
     saga = MailSaga.start(
-        registration_id=_ID, claim_id=_CLAIM, kind="code", ends_at=now + policy.registration_ttl, now=now
+        registration_id=_ID, claim_id=_CLAIM, kind=MailKind.CODE, ends_at=now + policy.registration_ttl, now=now
     )
     saga.request_mail(serial=1, issued_at=now, look_again_at=now + timedelta(minutes=2), now=now)
     record("saga", saga)
     now += timedelta(milliseconds=20)
-    registration.record_dispatched(serial=1, provider="mail.example.org:465", attempts=1, reply_code=250, now=now)
+    registration.record_dispatched(serial=1, hand_over=HandOver("mail.example.org:465", 1, 250), now=now)
     record("registration", registration)
     saga.await_end(now=now)
     record("saga", saga)

@@ -54,9 +54,9 @@ class EmailClaim(Aggregate, created_event_name="EmailClaimed"):
         if self.holder == registration_id:
             return
         if self.holder is not None:
-            self._email_released(registration_id=str(self.holder), timestamp=now)
+            self.trigger_event(EmailClaim.EmailReleased, registration_id=str(self.holder), timestamp=now)
         self.trigger_event(
-            self.EmailClaimed,
+            EmailClaim.EmailClaimed,
             originator_topic="email_claim",
             registration_id=str(registration_id),
             timestamp=now,
@@ -65,10 +65,10 @@ class EmailClaim(Aggregate, created_event_name="EmailClaimed"):
     def release(self, *, registration_id: UUID, now: datetime) -> None:
         """Free the address if this registration still holds it."""
         if self.holder == registration_id:
-            self._email_released(registration_id=str(registration_id), timestamp=now)
+            self.trigger_event(EmailClaim.EmailReleased, registration_id=str(registration_id), timestamp=now)
 
     @event(EmailReleased)
-    def _email_released(self, registration_id: str, timestamp: datetime) -> None:
+    def _email_released(self) -> None:
         self.holder = None
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID, uuid5
 
 from eventsourcing.domain import Aggregate, event
 from eventsourcing.utils import register_topic
 
+from domain.mail_outcome import CancelReason, MailKind
 from domain.streams import begin
 
 _NAMESPACE = UUID("6f0f9c5e-0b0e-5c55-9d0a-6d61696c7361")
@@ -20,7 +22,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
     """
 
     class MailSagaStarted(Aggregate.Created):
-        """A registration began; if it is still unverified at `ends_at`, it is undone. `kind`: "code" or "notice"."""
+        """A registration began; if it is still unverified at `ends_at`, it is undone. `kind`: a `MailKind`."""
 
         TOPIC = "mail_saga.started"
         registration_id: str
@@ -93,7 +95,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
     def __init__(self, registration_id: str, claim_id: str, kind: str, ends_at: datetime) -> None:
         self.registration_id = UUID(registration_id)
         self.claim_id = UUID(claim_id)
-        self.kind = kind
+        self.kind = MailKind(kind)
         self.ends_at = ends_at
         self.look_again_at: datetime | None = ends_at
         self.serial = 0
@@ -103,7 +105,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         self.retry_due = False
         self.code_dead = False
         self.awaits_outcome = False
-        self.undoing: str | None = None
+        self.undoing: CancelReason | None = None
         self.ended = False
 
     @staticmethod
@@ -112,7 +114,9 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         return uuid5(_NAMESPACE, registration_id.bytes.hex())
 
     @classmethod
-    def start(cls, *, registration_id: UUID, claim_id: UUID, kind: str, ends_at: datetime, now: datetime) -> MailSaga:
+    def start(
+        cls, *, registration_id: UUID, claim_id: UUID, kind: MailKind, ends_at: datetime, now: datetime
+    ) -> MailSaga:
         """Begin to look after a registration."""
         return begin(
             cls,
@@ -128,14 +132,14 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
 
     def request_mail(self, *, serial: int, issued_at: datetime, look_again_at: datetime, now: datetime) -> None:
         """Ask for the mail of issue `serial`, once more if it was asked for already."""
-        self._mail_requested(
-            registration_id=str(self.registration_id),
+        self._note(
+            MailSaga.MailRequested,
             kind=self.kind,
             serial=serial,
             issued_at=issued_at,
             request=self.requests + 1 if serial == self.serial else 1,
             look_again_at=min(look_again_at, self.ends_at),
-            timestamp=now,
+            now=now,
         )
 
     def schedule_retry(self, *, look_again_at: datetime, now: datetime, untried: bool = False) -> None:
@@ -146,60 +150,50 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         """
         if self.retry_due:
             return
-        self._retry_scheduled(
-            registration_id=str(self.registration_id),
+        self._note(
+            MailSaga.RetryScheduled,
             serial=self.serial,
             failures=self.failures + (not untried),
             look_again_at=min(look_again_at, self.ends_at),
-            timestamp=now,
+            now=now,
         )
 
     def note_dead_code(self, *, now: datetime) -> None:
         """Remember that the current code is of no use any more."""
-        self._code_found_dead(
-            registration_id=str(self.registration_id),
+        self._note(
+            MailSaga.CodeFoundDead,
             serial=self.serial,
             look_again_at=self.look_again_at or self.ends_at,
-            timestamp=now,
+            now=now,
         )
 
     def ask_fresh_code(self, *, look_again_at: datetime, now: datetime) -> None:
         """Note that a new code was asked for; its `OtpIssued` brings the request of its mail."""
-        self._fresh_code_asked(
-            registration_id=str(self.registration_id),
+        self._note(
+            MailSaga.FreshCodeAsked,
             serial=self.serial,
             look_again_at=min(look_again_at, self.ends_at),
-            timestamp=now,
+            now=now,
         )
 
     def await_end(self, *, now: datetime) -> None:
         """The mail is out: look again at the registration's end."""
-        self._end_awaited(
-            registration_id=str(self.registration_id), serial=self.serial, look_again_at=self.ends_at, timestamp=now
-        )
+        self._note(MailSaga.EndAwaited, serial=self.serial, look_again_at=self.ends_at, now=now)
 
-    def undo(self, *, reason: str, look_again_at: datetime, now: datetime) -> None:
+    def undo(self, *, reason: CancelReason, look_again_at: datetime, now: datetime) -> None:
         """The registration is to be undone."""
-        self._undo_decided(
-            registration_id=str(self.registration_id), reason=reason, look_again_at=look_again_at, timestamp=now
-        )
+        self._note(MailSaga.UndoDecided, reason=reason, look_again_at=look_again_at, now=now)
 
     def end(self, *, outcome: str, now: datetime) -> None:
         """Nothing is left to do."""
         if not self.ended:
-            self._ended(registration_id=str(self.registration_id), outcome=outcome, timestamp=now)
+            self._note(MailSaga.MailSagaEnded, outcome=outcome, now=now)
+
+    def _note(self, note: type[Aggregate.Event], *, now: datetime, **fields: Any) -> None:
+        self.trigger_event(note, registration_id=str(self.registration_id), **fields, timestamp=now)
 
     @event(MailRequested)
-    def _mail_requested(
-        self,
-        registration_id: str,
-        kind: str,
-        serial: int,
-        issued_at: datetime,
-        request: int,
-        look_again_at: datetime,
-        timestamp: datetime,
-    ) -> None:
+    def _mail_requested(self, serial: int, issued_at: datetime, request: int, look_again_at: datetime) -> None:
         if serial != self.serial:
             self.code_dead = False
         self.serial = serial
@@ -210,36 +204,32 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         self.look_again_at = look_again_at
 
     @event(RetryScheduled)
-    def _retry_scheduled(
-        self, registration_id: str, serial: int, failures: int, look_again_at: datetime, timestamp: datetime
-    ) -> None:
+    def _retry_scheduled(self, failures: int, look_again_at: datetime) -> None:
         self.failures = failures
         self.retry_due = True
         self.look_again_at = look_again_at
 
     @event(CodeFoundDead)
-    def _code_found_dead(self, registration_id: str, serial: int, look_again_at: datetime, timestamp: datetime) -> None:
+    def _code_found_dead(self) -> None:
         self.code_dead = True
 
     @event(FreshCodeAsked)
-    def _fresh_code_asked(
-        self, registration_id: str, serial: int, look_again_at: datetime, timestamp: datetime
-    ) -> None:
+    def _fresh_code_asked(self, look_again_at: datetime) -> None:
         self.look_again_at = look_again_at
 
     @event(EndAwaited)
-    def _end_awaited(self, registration_id: str, serial: int, look_again_at: datetime, timestamp: datetime) -> None:
+    def _end_awaited(self, look_again_at: datetime) -> None:
         self.awaits_outcome = False
         self.look_again_at = look_again_at
 
     @event(UndoDecided)
-    def _undo_decided(self, registration_id: str, reason: str, look_again_at: datetime, timestamp: datetime) -> None:
-        self.undoing = reason
+    def _undo_decided(self, reason: str, look_again_at: datetime) -> None:
+        self.undoing = CancelReason(reason)
         self.awaits_outcome = False
         self.look_again_at = look_again_at
 
     @event(MailSagaEnded)
-    def _ended(self, registration_id: str, outcome: str, timestamp: datetime) -> None:
+    def _ended(self) -> None:
         self.ended = True
         self.awaits_outcome = False
         self.look_again_at = None

@@ -94,10 +94,10 @@ class StrayMessage(Aggregate, created_event_name="StrayMessageKept"):
     def discard(self, *, now: datetime) -> None:
         """Take it from the list; what was recorded stays."""
         if not self.discarded:
-            self._discarded(timestamp=now)
+            self.trigger_event(StrayMessage.StrayMessageDiscarded, timestamp=now)
 
     @event(StrayMessageDiscarded)
-    def _discarded(self, timestamp: datetime) -> None:
+    def _discarded(self) -> None:
         self.discarded = True
 
 

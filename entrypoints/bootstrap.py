@@ -15,7 +15,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from application.handlers import Handlers
 from application.ports import Unavailable
-from domain.registration import Policy
+from domain.policy import Policy
 from entrypoints.mailing import (
     WORKERS_PACE,
     MakeRelay,

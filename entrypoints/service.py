@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from psycopg_pool import AsyncConnectionPool
 
 from application.handlers import Handlers
-from domain.registration import Policy
+from domain.policy import Policy
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.event_store.reader import LogReader

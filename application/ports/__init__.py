@@ -16,10 +16,7 @@ from application.ports.errors import (
 from application.ports.log import A, Clock, Context, Entry, FollowerMoved, Log, Streams, WrappedKey, entries_of
 from application.ports.mail import (
     CODE_GAP,
-    MAIL_FAILURES,
-    Accepted,
     Letter,
-    MailFailure,
     MailRequest,
     MailServers,
     NotSent,
@@ -32,9 +29,7 @@ from application.ports.secrets import PasswordHasher, Person, Secrets
 
 __all__ = [
     "CODE_GAP",
-    "MAIL_FAILURES",
     "A",
-    "Accepted",
     "BrokerAway",
     "Clock",
     "Conflict",
@@ -44,7 +39,6 @@ __all__ = [
     "ForeignRequest",
     "Letter",
     "Log",
-    "MailFailure",
     "MailRequest",
     "MailServers",
     "MailServersAway",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Protocol, get_args
+from typing import Annotated, ClassVar, Final, NamedTuple, Protocol
 from uuid import UUID
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer
 
+from domain.mail_outcome import DispatchFailure, HandOver, MailKind
 from domain.recorded import Position
 
 
@@ -19,17 +20,13 @@ def _aware(at: datetime) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class WantedMail:
-    """Which mail is wanted: the body of its message, field by field (docs/contract.md). Checked on reading.
-
-    Attributes:
-        kind: "code" or "notice".
-    """
+    """Which mail is wanted: the body of its message, field by field (docs/contract.md). Checked on reading."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     registration_id: UUID
     serial: Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
-    kind: Annotated[str, Field(pattern="^(code|notice)$")]
+    kind: MailKind
     requested_at: Annotated[datetime, AfterValidator(_aware), PlainSerializer(datetime.isoformat)]
 
 
@@ -55,7 +52,7 @@ class MailRequest:
         return self.wanted.serial
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> MailKind:
         return self.wanted.kind
 
     @property
@@ -92,81 +89,28 @@ class Letter:
     code: str | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A mail server took the mail over (reply 250 to the end of data).
-
-    Attributes:
-        provider: `host:port` of the server.
-        attempts: tries used up, 1 to 3.
-        reply_code: the server's reply code.
-    """
-
-    provider: str
-    attempts: int
-    reply_code: int
-
-
-MailFailure = Literal[
-    # At a mail server (`infrastructure.mail.smtp.replies.judge_reply`):
-    "timeout", "connection", "throttled", "greylisted", "mailbox-unknown", "content", "authentication", "tls",
-    "temporary", "permanent",
-    # In the broker, before any was called (`infrastructure.rabbitmq.dead_letters.FAILURES`):
-    "expired", "crashed", "rejected", "overflow",
-]  # fmt: skip
-"""Why a mail was not sent, in classes fit for counting and for acting on."""
-
-MAIL_FAILURES: Final[tuple[str, ...]] = get_args(MailFailure)
-
-
 class NotSent(Exception):
-    """No server took the mail.
+    """No server took the mail."""
 
-    Attributes:
-        failure: one of a mail server's.
-        permanent: trying again is pointless (5xx about this mailbox or this mail).
-        provider: the server tried last, `host:port`.
-        attempts: tries used up.
-        reply_code, reply_status: SMTP reply (550) and enhanced status code (5.1.1, RFC 3463) where there was one;
-            never the reply's text, which may quote the address.
-        outcome_unknown: the connection was lost after the end of data: the server may have taken it.
-    """
-
-    def __init__(
-        self,
-        failure: MailFailure,
-        *,
-        permanent: bool,
-        provider: str,
-        attempts: int,
-        reply_code: int | None = None,
-        reply_status: str | None = None,
-        outcome_unknown: bool = False,
-    ) -> None:
-        super().__init__(f"{failure} at {provider}")
-        self.failure: MailFailure = failure
-        self.permanent = permanent
-        self.provider = provider
-        self.attempts = attempts
-        self.reply_code = reply_code
-        self.reply_status = reply_status
-        self.outcome_unknown = outcome_unknown
+    def __init__(self, failure: DispatchFailure) -> None:
+        super().__init__(f"{failure.failure} at {failure.provider}")
+        self.failure = failure
 
 
 class MailServers(Protocol):
-    async def send(self, letter: Letter, *, until: float | None = None) -> Accepted:
+    async def send(self, letter: Letter, *, until: float | None = None) -> HandOver:
         """Hand the letter to the first server that takes it: up to 3 tries on transient errors.
 
         Args:
             until: by the event loop's clock; no try is begun that may take longer.
 
         Raises:
-            NotSent: see there.
+            NotSent: none took it.
             MailServersAway: no server may be called now.
         """
         ...
 
-    async def probe(self, *, until: float | None = None) -> Accepted:
+    async def probe(self, *, until: float | None = None) -> HandOver:
         """Go all the way of `send` but for the mail itself: what becomes of it is what would become of a mail now.
 
         Args and Raises: as `send`.

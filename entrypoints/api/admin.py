@@ -19,8 +19,8 @@ from starlette.responses import Response
 from application.addresses import MAX_LENGTH, parse_address
 from application.commands import CancelRegistration, Command, EraseRegistration
 from application.handlers import Answer
-from application.ports import MailFailure
 from domain.errors import Refused, UnknownRegistration
+from domain.mail_outcome import CancelReason, MailFailure
 from domain.registration import Status
 from entrypoints import dead_letters as mail_desk
 from entrypoints.api.guard import body_of, context_of
@@ -219,7 +219,7 @@ def _add_acts(add: Callable[..., None], service: Service, reads: ReadModels) -> 
 
     async def cancel(registration_id: UUID, request: Request) -> Response:
         """Undo a registration that is not verified; its address becomes free."""
-        return await do(CancelRegistration(registration_id=registration_id, reason="operator"), request)
+        return await do(CancelRegistration(registration_id=registration_id, reason=CancelReason.OPERATOR), request)
 
     async def erase(registration_id: UUID, request: Request) -> Response:
         """End the registration or account and destroy the person's key: what it sealed cannot be read again."""

@@ -8,8 +8,9 @@ from uuid import UUID, uuid4
 
 import click
 
-from application.ports import MAIL_FAILURES, Conflict, Context, Unavailable
+from application.ports import Conflict, Context, Unavailable
 from domain.errors import Refused
+from domain.mail_outcome import MAIL_FAILURES
 from entrypoints import dead_letters as mail_desk
 from entrypoints.cli.output import note, print_json, print_table
 from entrypoints.queries.registrations import ReadModels, followers_of

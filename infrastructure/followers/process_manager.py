@@ -21,8 +21,9 @@ from application.mail_saga import DeadlineReached, react
 from application.ports import Clock, Conflict, Context, FollowerMoved, Unavailable
 from domain.errors import Refused
 from domain.mail_saga import MailSaga
+from domain.policy import Policy
 from domain.recorded import AnyEvent, Position, Recorded
-from domain.registration import Policy, Registration
+from domain.registration import Registration
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.follow import Chore, follow

@@ -11,7 +11,8 @@ from uuid import UUID
 import structlog
 
 from application.crash_points import crash_point
-from application.ports import BrokerAway, Conflict, MailRequest, MailServersAway, Unavailable, WantedMail
+from application.ports import BrokerAway, MailRequest, MailServersAway, Unavailable, WantedMail
+from domain.mail_outcome import MailKind
 from domain.mail_saga import MailSaga
 from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
@@ -170,9 +171,8 @@ class Relay:
                     return
                 except (MailServersAway, BrokerAway):
                     wait: Callable[[], Awaitable[None]] = self._until_ready
-                except (Unavailable, Conflict) as away:
-                    retry_after = away.retry_after if isinstance(away, Unavailable) else 0.0
-                    wait = partial(asyncio.sleep, max(retry_after, pause.total_seconds()))
+                except Unavailable as away:
+                    wait = partial(asyncio.sleep, max(away.retry_after, pause.total_seconds()))
                     pause = min(pause * 2, timedelta(seconds=10))
                 finally:
                     self._handing_over.discard(task)
@@ -185,7 +185,9 @@ class Relay:
         event = recorded.event
         assert isinstance(event, MailSaga.MailRequested)  # noqa: S101 - only this topic is read
         return MailRequest(
-            wanted=WantedMail(UUID(event.registration_id), event.serial, event.kind, requested_at=event.timestamp),
+            wanted=WantedMail(
+                UUID(event.registration_id), event.serial, MailKind(event.kind), requested_at=event.timestamp
+            ),
             position=recorded.position,
             correlation_id=recorded.correlation_id,
             trace=recorded.trace,

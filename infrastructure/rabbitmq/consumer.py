@@ -17,9 +17,6 @@ from infrastructure.rabbitmq.topology import REPLY_TIMEOUT
 BUG_PAUSE: Final = timedelta(seconds=1)
 """Before a message whose handler failed is given back: it must not become a hot loop."""
 
-CONFLICT_PAUSE: Final = timedelta(milliseconds=100)
-"""Before a command is run again that has lost its races with others."""
-
 Handle = Callable[[RabbitMessage], Coroutine[Any, Any, None]]
 """Handles a message to its end, acknowledgement included. Must not raise."""
 

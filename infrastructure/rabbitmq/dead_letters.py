@@ -18,9 +18,10 @@ from faststream.rabbit import RabbitMessage
 
 from application.commands import Command, KeepStrayMessage, RecordEmailDispatchFailed
 from application.crash_points import crash_point
-from application.ports import Conflict, Context, ForeignRequest, MailFailure, Unavailable, WantedMail
+from application.ports import Context, ForeignRequest, Unavailable, WantedMail
 from domain.errors import UnknownRegistration
-from infrastructure.rabbitmq.consumer import BUG_PAUSE, CONFLICT_PAUSE, Consumer, acknowledge, reject
+from domain.mail_outcome import DispatchFailure, MailFailure
+from infrastructure.rabbitmq.consumer import BUG_PAUSE, Consumer, acknowledge, reject
 from infrastructure.rabbitmq.mail_message import MAX_BODY_BYTES, Malformed, decode
 from infrastructure.rabbitmq.topology import CANARY, FAILED_QUEUE
 
@@ -96,13 +97,9 @@ class DeadLetterConsumer:
                     registration_id=request.registration_id,
                     serial=request.serial,
                     kind=request.kind,
-                    permanent=False,
-                    failure=FAILURES.get(died_of, "rejected"),
-                    provider="broker",
-                    attempts=0,
-                    reply_code=None,
-                    reply_status=None,
-                    outcome_unknown=False,
+                    failure=DispatchFailure(
+                        FAILURES.get(died_of, "rejected"), permanent=False, provider="broker", attempts=0
+                    ),
                     request_position=request.position,
                 ),
                 context,
@@ -117,8 +114,6 @@ class DeadLetterConsumer:
             try:
                 await self._do(command, context)
                 return
-            except Conflict:
-                await asyncio.sleep(CONFLICT_PAUSE.total_seconds())
             except Unavailable:
                 await self._until_database_ready()
 

@@ -11,9 +11,9 @@ import structlog
 from faststream.rabbit import RabbitMessage
 
 from application.mail_delivery import Claimed
-from application.ports import Conflict, ForeignRequest, MailRequest, MailServersAway, Unavailable
+from application.ports import ForeignRequest, MailRequest, MailServersAway, Unavailable
 from domain.errors import UnknownRegistration
-from infrastructure.rabbitmq.consumer import BUG_PAUSE, CONFLICT_PAUSE, Consumer, acknowledge, reject
+from infrastructure.rabbitmq.consumer import BUG_PAUSE, Consumer, acknowledge, reject
 from infrastructure.rabbitmq.mail_message import Malformed, decode
 from infrastructure.rabbitmq.topology import CANARY, MAIL_QUEUE
 
@@ -112,8 +112,6 @@ class MailWorker:
                 wait = asyncio.sleep(claimed.retry_after)
             except Unavailable:
                 wait = self._pause_until(self._until_database_ready)
-            except Conflict:
-                wait = asyncio.sleep(CONFLICT_PAUSE.total_seconds())
             stopped = asyncio.ensure_future(self.consumer.stopping.wait())
             waits = [asyncio.ensure_future(wait), stopped]
             try:

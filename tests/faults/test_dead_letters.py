@@ -16,6 +16,7 @@ import pytest
 
 from application.ports import MailRequest, WantedMail
 from domain.email_claim import EmailClaim
+from domain.mail_outcome import MailKind
 from domain.registration import Registration
 from domain.stray_message import StrayMessage
 from entrypoints.cli import mail as cli_mail
@@ -136,7 +137,7 @@ async def retried(scene: Scene, registration_id: UUID | None) -> None:
 
 def request(kind: str = "code", serial: int = 1, registration_id: UUID | None = None) -> bytes:
     """Somebody's request, of a registration that is not in our log if it is not told which."""
-    wanted = WantedMail(registration_id or uuid4(), serial, kind, datetime.now(UTC))
+    wanted = WantedMail(registration_id or uuid4(), serial, MailKind(kind), datetime.now(UTC))
     return encode(MailRequest(wanted, None, uuid4(), None))
 
 

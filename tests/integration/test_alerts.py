@@ -18,6 +18,7 @@ from tenacity import wait_fixed, wait_none
 
 from application.commands import RecordEmailDispatchFailed
 from application.ports import Context, entries_of
+from domain.mail_outcome import DispatchFailure, MailKind
 from infrastructure.alerts.alerts import NEWS_FOR, UNUSED, Alerts
 from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.event_store.store import EventStore
@@ -96,14 +97,15 @@ async def dead_letters(dsn: str) -> AsyncIterator[DeadLetters]:
                 RecordEmailDispatchFailed(
                     registration_id=registration_id,
                     serial=1,
-                    kind="code",
-                    permanent=True,
-                    failure="mailbox-unknown",
-                    provider="mail.example:25",
-                    attempts=1,
-                    reply_code=550,
-                    reply_status="5.1.1",
-                    outcome_unknown=False,
+                    kind=MailKind.CODE,
+                    failure=DispatchFailure(
+                        "mailbox-unknown",
+                        permanent=True,
+                        provider="mail.example:25",
+                        attempts=1,
+                        reply_code=550,
+                        reply_status="5.1.1",
+                    ),
                 ),
                 Context("mail-worker", uuid4()),
             )

@@ -20,7 +20,8 @@ from pydantic import TypeAdapter
 from starlette.routing import Match
 
 from application.commands import CancelRegistration, RecordEmailDispatchFailed, ReplaceStaleCode
-from application.ports import MAIL_FAILURES, Conflict, Context, MailFailure, Overloaded, entries_of
+from application.ports import Conflict, Context, Overloaded, entries_of
+from domain.mail_outcome import MAIL_FAILURES, CancelReason, DispatchFailure, MailFailure, MailKind
 from domain.recorded import Position
 from entrypoints.api import responses
 from entrypoints.api.app import create_app
@@ -529,7 +530,7 @@ async def failed_mails(api: Api, *failures: MailFailure, permanent: bool = False
     for number, failure in enumerate(failures):
         begun = await api.register(f"ada{number}@example.com")
         ids.append(UUID(begun.json()["registration_id"]))
-        failed = mail_failed(ids[-1], failure).model_copy(update={"permanent": permanent})
+        failed = mail_failed(ids[-1], failure, permanent=permanent)
         await api.service.handlers.handle(failed, Context("dead-letter-consumer", uuid4()))
     return ids
 
@@ -567,7 +568,7 @@ async def test_a_cause_that_no_mail_fails_by_is_refused_and_told_those_there_are
 
 async def test_a_mail_that_cannot_be_of_use_any_more_is_passed_over(idle: Api) -> None:
     ended, gone_on, waits = await failed_mails(idle, "expired", "expired", "expired")
-    await idle.service.handlers.handle(CancelRegistration(registration_id=ended, reason="expired"), CLIENT)
+    await idle.service.handlers.handle(CancelRegistration(registration_id=ended, reason=CancelReason.EXPIRED), CLIENT)
     await followed(idle)
     # The read models do not know this yet.
     await idle.http.post(f"/v1/admin/registrations/{gone_on}/cancel", headers=ADMIN)
@@ -579,18 +580,12 @@ async def test_a_mail_that_cannot_be_of_use_any_more_is_passed_over(idle: Api) -
     assert retried == [waits]
 
 
-def mail_failed(registration_id: UUID, failure: MailFailure) -> RecordEmailDispatchFailed:
+def mail_failed(registration_id: UUID, failure: MailFailure, *, permanent: bool = False) -> RecordEmailDispatchFailed:
     return RecordEmailDispatchFailed(
         registration_id=registration_id,
         serial=1,
-        kind="code",
-        permanent=False,
-        failure=failure,
-        provider="broker",
-        attempts=0,
-        reply_code=None,
-        reply_status=None,
-        outcome_unknown=False,
+        kind=MailKind.CODE,
+        failure=DispatchFailure(failure, permanent=permanent, provider="broker", attempts=0),
     )
 
 

@@ -240,7 +240,7 @@ async def test_a_mail_beyond_the_limit_is_refused(box: Mailbox, post: SmtpServer
     huge = Letter("jo@example.com", Rendered("x", "x" * 300_000, "x"), "<1@x.test>", "en")
     with pytest.raises(NotSent) as refusal:
         await post.send(huge)
-    assert (refusal.value.failure, refusal.value.permanent) == ("content", True)
+    assert (refusal.value.failure.failure, refusal.value.failure.permanent) == ("content", True)
     assert len(box.messages()) == 1
     await post.send(letter())
 
@@ -253,7 +253,11 @@ async def test_a_mail_that_cannot_be_stored_is_not_acknowledged(
     with pytest.raises(NotSent) as refusal:
         await impatient.send(letter())
     await impatient.close()
-    assert (refusal.value.failure, refusal.value.permanent, refusal.value.reply_code) == ("temporary", False, 452)
+    assert (refusal.value.failure.failure, refusal.value.failure.permanent, refusal.value.failure.reply_code) == (
+        "temporary",
+        False,
+        452,
+    )
     (tmp_path / "mail").mkdir()
     await post.send(letter())
 

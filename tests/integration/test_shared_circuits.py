@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from application.ports import Accepted, Letter, MailServersAway, NotSent, Rendered
+from application.ports import Letter, MailServersAway, NotSent, Rendered
+from domain.mail_outcome import HandOver
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.mail.smtp.pool import Limits
@@ -37,9 +38,9 @@ class Worker:
 
     async def send(self) -> str:
         try:
-            accepted: Accepted = await self.servers.send(LETTER)
-        except NotSent as failure:
-            return failure.failure
+            accepted: HandOver = await self.servers.send(LETTER)
+        except NotSent as error:
+            return error.failure.failure
         except MailServersAway:
             return "away"
         return f"accepted {accepted.attempts}"

@@ -19,7 +19,8 @@ import pytest
 import trustme
 from pydantic import SecretStr
 
-from application.ports import Accepted, Letter, MailServersAway, NotSent, Rendered
+from application.ports import Letter, MailServersAway, NotSent, Rendered
+from domain.mail_outcome import DispatchFailure, HandOver
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
@@ -69,19 +70,19 @@ class Post:
         self.pauses.append(seconds)
         self.between_tries()
 
-    async def send(self, letter: Letter = LETTER) -> Accepted:
+    async def send(self, letter: Letter = LETTER) -> HandOver:
         return await self.servers.send(letter)
 
-    async def insist(self, letter: Letter = LETTER) -> Accepted:
+    async def insist(self, letter: Letter = LETTER) -> HandOver:
         """Send it again and again until it is taken, as the saga does."""
         while True:
             with suppress(NotSent):
                 return await self.servers.send(letter)
 
-    async def refused(self, letter: Letter = LETTER) -> NotSent:
+    async def refused(self, letter: Letter = LETTER) -> DispatchFailure:
         with pytest.raises(NotSent) as refusal:
             await self.servers.send(letter)
-        return refusal.value
+        return refusal.value.failure
 
     @property
     def outcomes(self) -> list[str]:
@@ -164,7 +165,7 @@ def unused_port() -> int:
 async def test_a_letter_arrives_as_written(stub: SmtpStub, post: Post) -> None:
     accepted = await post.send()
 
-    assert accepted == Accepted(provider(stub), attempts=1, reply_code=250)
+    assert accepted == HandOver(provider(stub), attempts=1, reply_code=250)
     (mail,) = stub.mails
     assert (mail.sender, mail.recipients) == (b"no-reply@registrar.example", [b"jo.doe+x@example.com"])
     message = email.message_from_bytes(mail.data.replace(b"\r\n..", b"\r\n."), policy=email.policy.default)
@@ -243,9 +244,11 @@ def letter_to(address: str) -> Letter:
     ],
 )
 async def test_what_is_not_one_mailbox_never_reaches_the_wire(stub: SmtpStub, post: Post, address: str) -> None:
-    refusal = await post.refused(letter_to(address))
+    with pytest.raises(NotSent) as refused:
+        await post.send(letter_to(address))
+    refusal = refused.value.failure
     assert (refusal.failure in {"mailbox-unknown", "content"}, refusal.permanent, refusal.attempts) == (True, True, 0)
-    assert refusal.__context__ is None
+    assert refused.value.__context__ is None
     assert stub.sessions == []
 
 
@@ -360,7 +363,11 @@ async def test_a_probe_shares_the_fate_of_a_mail_whose_content_would_be_refused(
 
     with pytest.raises(NotSent) as probed:
         await post.servers.probe()
-    assert (probed.value.failure, probed.value.permanent, probed.value.reply_code) == ("content", False, 554)
+    assert (probed.value.failure.failure, probed.value.failure.permanent, probed.value.failure.reply_code) == (
+        "content",
+        False,
+        554,
+    )
 
     await post.send()
     await post.servers.probe()
@@ -625,7 +632,7 @@ async def test_an_open_circuit_sends_mail_to_the_next_server(
     post = await open_post(stub, second)
     await post.send()
     await post.open_circuit()
-    assert await post.send() == Accepted(provider(second), attempts=1, reply_code=250)
+    assert await post.send() == HandOver(provider(second), attempts=1, reply_code=250)
 
 
 async def test_after_an_outage_the_next_try_goes_to_the_next_server(
@@ -633,7 +640,7 @@ async def test_after_an_outage_the_next_try_goes_to_the_next_server(
 ) -> None:
     post = await open_post(stub, second)
     stub.at("banner", "drop")
-    assert await post.send() == Accepted(provider(second), attempts=2, reply_code=250)
+    assert await post.send() == HandOver(provider(second), attempts=2, reply_code=250)
 
 
 async def test_a_refused_login_costs_no_try_at_the_next_server(
@@ -641,7 +648,7 @@ async def test_a_refused_login_costs_no_try_at_the_next_server(
 ) -> None:
     post = await open_post(stub, second)
     stub.at("mail", "530 log in first")
-    assert await post.send() == Accepted(provider(second), attempts=1, reply_code=250)
+    assert await post.send() == HandOver(provider(second), attempts=1, reply_code=250)
     assert post.pauses == []
 
 
@@ -650,7 +657,7 @@ async def test_a_content_that_a_server_refuses_of_everybody_is_shown_to_the_next
 ) -> None:
     post = await open_post(stub, second)
     stub.at("eod", "554 looks like spam")
-    assert await post.send() == Accepted(provider(second), attempts=2, reply_code=250)
+    assert await post.send() == HandOver(provider(second), attempts=2, reply_code=250)
 
 
 async def test_a_permanent_refusal_is_not_asked_of_the_next_server(
@@ -958,8 +965,8 @@ async def test_a_probe_shares_the_fate_of_a_mail(open_post: OpenPost, stub: Smtp
         await post.servers.probe()
     refused = await post.refused()
 
-    assert (probed.value.failure, probed.value.permanent) == (refused.failure, refused.permanent)
-    assert probed.value.attempts > 0
+    assert (probed.value.failure.failure, probed.value.failure.permanent) == (refused.failure, refused.permanent)
+    assert probed.value.failure.attempts > 0
 
 
 async def test_a_mail_that_is_not_begun_does_not_ask_to_probe_first(stub: SmtpStub, stack: AsyncExitStack) -> None:

@@ -17,9 +17,7 @@ from application.commands import RecordEmailDispatchFailed
 from application.mail_saga import UNTRIED
 from application.ports import (
     CODE_GAP,
-    Accepted,
     Letter,
-    MailFailure,
     MailRequest,
     MailServersAway,
     NotSent,
@@ -28,6 +26,7 @@ from application.ports import (
     Unavailable,
     WrappedKey,
 )
+from domain.mail_outcome import DispatchFailure, HandOver, MailFailure
 from domain.recorded import Position
 from infrastructure.crypto.keyring import Keyring
 from tests.simulation.faults import Faults, Network, Windows, finish
@@ -151,13 +150,13 @@ class SimulatedMailServers:
         self._failures = 0
         self._open_until = 0.0
 
-    async def send(self, letter: Letter, *, until: float | None = None) -> Accepted:
+    async def send(self, letter: Letter, *, until: float | None = None) -> HandOver:
         return await self._through(letter)
 
-    async def probe(self, *, until: float | None = None) -> Accepted:
+    async def probe(self, *, until: float | None = None) -> HandOver:
         return await self._through(None)
 
-    async def _through(self, letter: Letter | None) -> Accepted:
+    async def _through(self, letter: Letter | None) -> HandOver:
         network = self._network
         for attempt in (1, 2, 3):
             if network.loop.now < self._open_until:
@@ -165,12 +164,12 @@ class SimulatedMailServers:
             failure = await self._try(letter, attempt)
             if failure is None:
                 self._failures = 0
-                return Accepted("mx.sim.test:25", attempt, 250)
-            if failure.failure in {"timeout", "connection"}:
+                return HandOver("mx.sim.test:25", attempt, 250)
+            if failure.failure.failure in {"timeout", "connection"}:
                 self._failures += 1
                 if self._failures >= 5:
                     self._open_until = network.loop.now + 30.0
-            if failure.permanent or failure.outcome_unknown or attempt == 3:
+            if failure.failure.permanent or failure.failure.outcome_unknown or attempt == 3:
                 raise failure
             await network.pause(2.0**attempt + self._rng.random())
         raise AssertionError("unreachable")
@@ -184,12 +183,14 @@ class SimulatedMailServers:
             failure: MailFailure, code: int | None = None, *, permanent: bool = False, unknown: bool = False
         ) -> NotSent:
             return NotSent(
-                failure,
-                permanent=permanent,
-                provider="mx.sim.test:25",
-                attempts=attempt,
-                reply_code=code,
-                outcome_unknown=unknown,
+                DispatchFailure(
+                    failure,
+                    permanent=permanent,
+                    provider="mx.sim.test:25",
+                    attempts=attempt,
+                    reply_code=code,
+                    outcome_unknown=unknown,
+                )
             )
 
         internet, network, to = self._internet, self._network, "" if letter is None else letter.to.lower()
@@ -234,13 +235,7 @@ def expired(request: MailRequest) -> RecordEmailDispatchFailed:
         registration_id=request.registration_id,
         serial=request.serial,
         kind=request.kind,
-        permanent=False,
-        failure=UNTRIED,
-        provider="broker",
-        attempts=0,
-        reply_code=None,
-        reply_status=None,
-        outcome_unknown=False,
+        failure=DispatchFailure(UNTRIED, permanent=False, provider="broker", attempts=0),
         request_position=request.position,
     )
 

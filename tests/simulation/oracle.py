@@ -15,8 +15,9 @@ from application.addresses import canonical_address
 from application.ports import Context
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
+from domain.policy import Policy
 from domain.recorded import AnyEvent, Position
-from domain.registration import Policy, Registration
+from domain.registration import Registration
 from infrastructure.event_store.codec import EventCodec
 from tests.simulation.database import LEASE, Database, copy_of
 from tests.simulation.mail import KEYRING, Attempt, Copy

@@ -24,6 +24,7 @@ from application.commands import (
 from application.handlers import Answer, Handlers
 from application.ports import Conflict, Context, Unavailable
 from domain.errors import Refused, WrongCode
+from domain.mail_outcome import CancelReason
 from tests.simulation.faults import Network
 from tests.simulation.mail import KEYRING, Copy
 from tests.simulation.oracle import Oracle
@@ -204,7 +205,7 @@ class People:
         command: Command = {
             "retry": RetryMail(registration_id=registration_id),
             "discard": DiscardMail(registration_id=registration_id),
-            "cancel": CancelRegistration(registration_id=registration_id, reason="operator"),
+            "cancel": CancelRegistration(registration_id=registration_id, reason=CancelReason.OPERATOR),
             "erase": EraseRegistration(registration_id=registration_id),
         }[kind]
         await self.ask("operator", command, tries=self.rng.choice((1, 2)))

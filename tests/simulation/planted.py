@@ -26,7 +26,6 @@ from application.loading import Loaded
 from application.mail_delivery import MailDelivery
 from application.mail_saga import SECOND_LOOK
 from application.ports import (
-    Accepted,
     Conflict,
     Context,
     FollowerMoved,
@@ -38,9 +37,11 @@ from application.ports import (
     Unavailable,
 )
 from domain.errors import Refused
+from domain.mail_outcome import CancelReason, HandOver
 from domain.mail_saga import MailSaga
+from domain.policy import Policy
 from domain.recorded import Position
-from domain.registration import Policy, Registration
+from domain.registration import Registration
 from domain.sign_up import SignUp
 from domain.sign_up import sign_up as registration_sign_up
 from infrastructure.event_store.reader import RecordedRow
@@ -126,7 +127,7 @@ def retries_without_an_end() -> Iterator[Parts]:
 
 @planted("claims", within=20)
 def address_released_before_the_cancellation() -> Iterator[Parts]:
-    def undo(saga: MailSaga, reason: str, now: datetime) -> list[Command]:
+    def undo(saga: MailSaga, reason: CancelReason, now: datetime) -> list[Command]:
         saga.undo(reason=reason, look_again_at=now + SECOND_LOOK, now=now)
         return [
             RevokeOtp(registration_id=saga.registration_id),
@@ -315,11 +316,11 @@ def unknown_outcome_taken_for_a_hand_over() -> Iterator[Parts]:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._servers, name)
 
-        async def send(self, letter: Letter, *, until: float | None = None) -> Accepted:
+        async def send(self, letter: Letter, *, until: float | None = None) -> HandOver:
             try:
                 return await self._servers.send(letter, until=until)
-            except NotSent as failure:
-                return Accepted(failure.provider, failure.attempts, 250)
+            except NotSent as error:
+                return HandOver(error.failure.provider, error.failure.attempts, 250)
 
     class Hopeful(MailDelivery):
         def __init__(self, *, servers: MailServers, **parts: Any) -> None:

@@ -22,8 +22,8 @@ from application.handlers import Answer, Handlers
 from application.mail_delivery import MailDelivery
 from application.ports import Conflict, Context, MailRequest, MailServersAway, Unavailable
 from domain.errors import Refused
+from domain.policy import Policy
 from domain.recorded import AnyEvent, Position
-from domain.registration import Policy
 from infrastructure.followers import process_manager, relay
 from infrastructure.followers.leadership import LostLeadership
 from infrastructure.followers.process_manager import ProcessManager

@@ -22,9 +22,11 @@ from application.mail_saga import DeadlineReached, react
 from application.ports import Context
 from domain.email_claim import EmailClaim
 from domain.errors import Refused
+from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailFailure
 from domain.mail_saga import MailSaga
+from domain.policy import Policy
 from domain.recorded import AnyEvent
-from domain.registration import Policy, Registration
+from domain.registration import Registration
 from domain.sign_up import Seat, sign_up
 from domain.stray_message import StrayMessage
 from tests.support.facts import CLAIM, T0
@@ -150,7 +152,7 @@ class History:
             case "send":
                 self._act("mail-worker", lambda: self._send(registration))
             case "fail for now":
-                failure = self._random.choice(["greylisted", "timeout", "connection"])
+                failure: MailFailure = self._random.choice(["greylisted", "timeout", "connection"])
                 by("mail-worker", lambda: self._fail(registration, failure, permanent=False))
             case "fail for good":
                 by("mail-worker", lambda: self._fail(registration, "mailbox-unknown", permanent=True))
@@ -166,7 +168,7 @@ class History:
             case "discard":
                 by("operator", lambda: registration.discard_mail(now=now))
             case "cancel":
-                by("operator", lambda: registration.cancel(reason="operator", now=now))
+                by("operator", lambda: registration.cancel(reason=CancelReason.OPERATOR, now=now))
             case "erase":
                 by("operator", lambda: registration.erase(now=now))
             case "wait":
@@ -182,25 +184,29 @@ class History:
         before = registration.version
         registration.record_dispatched(
             serial=serial,
-            provider=self._random.choice(["a.example:25", "b.example:25"]),
-            attempts=self._random.randint(1, 3),
-            reply_code=250,
+            hand_over=HandOver(
+                provider=self._random.choice(["a.example:25", "b.example:25"]),
+                attempts=self._random.randint(1, 3),
+                reply_code=250,
+            ),
             now=self._now,
         )
         if owner is not None and registration.version > before:
             owner.record_owner_notified(duplicate_id=registration.id, now=self._now)
         return [registration, *([owner] if owner is not None else [])]
 
-    def _fail(self, registration: Registration, failure: str, *, permanent: bool) -> None:
+    def _fail(self, registration: Registration, failure: MailFailure, *, permanent: bool) -> None:
         registration.record_dispatch_failed(
             serial=registration.serial,
-            permanent=permanent,
-            failure=failure,
-            provider="a.example:25",
-            attempts=1 if permanent else 3,
-            reply_code=550 if permanent else None,
-            reply_status="5.1.1" if permanent else None,
-            outcome_unknown=failure == "connection",
+            failure=DispatchFailure(
+                failure,
+                permanent=permanent,
+                provider="a.example:25",
+                attempts=1 if permanent else 3,
+                reply_code=550 if permanent else None,
+                reply_status="5.1.1" if permanent else None,
+                outcome_unknown=failure == "connection",
+            ),
             now=self._now,
         )
 

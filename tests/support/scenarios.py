@@ -17,8 +17,9 @@ from application.ports import Context, Log, entries_of
 from domain.email_claim import EmailClaim
 from domain.errors import Refused
 from domain.mail_saga import MailSaga
+from domain.policy import Policy
 from domain.recorded import AnyEvent
-from domain.registration import Policy, Registration
+from domain.registration import Registration
 from infrastructure.crypto.keyring import Keyring
 from tests.support.facts import CLIENT, MovableClock
 from tests.support.memory_log import MemoryLog

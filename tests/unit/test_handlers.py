@@ -45,6 +45,7 @@ from domain.errors import (
     UnknownRegistration,
     WrongCode,
 )
+from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailKind
 from domain.recorded import Position
 from domain.registration import Registration, Status
 from domain.stray_message import StrayMessage
@@ -80,22 +81,18 @@ def house() -> House:
 
 def dispatched(registration_id: UUID, serial: int = 1) -> RecordEmailDispatched:
     return RecordEmailDispatched(
-        registration_id=registration_id, serial=serial, provider="mx:25", attempts=1, reply_code=250
+        registration_id=registration_id, serial=serial, hand_over=HandOver("mx:25", attempts=1, reply_code=250)
     )
 
 
-def failed(registration_id: UUID, serial: int = 1, kind: str = "code") -> RecordEmailDispatchFailed:
+def failed(registration_id: UUID, serial: int = 1, kind: MailKind = MailKind.CODE) -> RecordEmailDispatchFailed:
     return RecordEmailDispatchFailed(
         registration_id=registration_id,
         serial=serial,
         kind=kind,
-        permanent=False,
-        failure="greylisted",
-        provider="mx:25",
-        attempts=3,
-        reply_code=451,
-        reply_status="4.7.1",
-        outcome_unknown=False,
+        failure=DispatchFailure(
+            "greylisted", permanent=False, provider="mx:25", attempts=3, reply_code=451, reply_status="4.7.1"
+        ),
     )
 
 
@@ -428,7 +425,7 @@ async def _revoke(house: House) -> Command:
 
 
 async def _cancel(house: House) -> Command:
-    return CancelRegistration(registration_id=await house.registered(), reason="operator")
+    return CancelRegistration(registration_id=await house.registered(), reason=CancelReason.OPERATOR)
 
 
 async def _release(house: House) -> Command:
@@ -669,7 +666,7 @@ async def test_a_failed_mail_is_of_its_registrations_kind(house: House) -> None:
     await house.active()
     duplicate = await house.registered(registers(name="Eve"))
 
-    await house.handle(failed(duplicate, kind="notice"), WORKER)
+    await house.handle(failed(duplicate, kind=MailKind.NOTICE), WORKER)
 
     assert [vars(event)["kind"] for event in house.log.all(Registration.EmailDispatchFailed)] == ["notice"]
 
@@ -682,7 +679,7 @@ async def test_the_failure_of_a_mail_of_another_kind_is_nothing_of_ours_and_reco
     registered = await house.registered(registers(name="Eve") if is_duplicate else registers(email="grace@example.com"))
 
     with pytest.raises(ForeignRequest):
-        await house.handle(failed(registered, kind="code" if is_duplicate else "notice"), WORKER)
+        await house.handle(failed(registered, kind=MailKind.CODE if is_duplicate else MailKind.NOTICE), WORKER)
 
     assert house.log.all(Registration.EmailDispatchFailed) == []
 
@@ -730,7 +727,7 @@ async def test_an_account_is_neither_cancelled_nor_discarded_nor_retried(house: 
     before = len(house.log.events)
 
     for command in (
-        CancelRegistration(registration_id=registration_id, reason="operator"),
+        CancelRegistration(registration_id=registration_id, reason=CancelReason.OPERATOR),
         DiscardMail(registration_id=registration_id),
         RetryMail(registration_id=registration_id),
     ):

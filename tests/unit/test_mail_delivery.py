@@ -11,7 +11,6 @@ import pytest
 
 from application.mail_delivery import Claimed, MailDelivery
 from application.ports import (
-    Accepted,
     Conflict,
     ForeignRequest,
     Letter,
@@ -24,6 +23,7 @@ from application.ports import (
     entries_of,
 )
 from domain.errors import UnknownRegistration
+from domain.mail_outcome import DispatchFailure, HandOver, MailKind
 from domain.registration import Registration
 from infrastructure.mail.rendering import TemplateLetters
 from tests.support.facts import CLIENT, REGISTRATION, T0
@@ -40,16 +40,16 @@ class Servers:
         self.probed = 0
         self.away = False
 
-    async def send(self, letter: Letter, *, until: float | None = None) -> Accepted:
+    async def send(self, letter: Letter, *, until: float | None = None) -> HandOver:
         self.does()
         self.letters.append(letter)
-        return Accepted("mail.example:25", 1, 250)
+        return HandOver("mail.example:25", 1, 250)
 
-    async def probe(self, *, until: float | None = None) -> Accepted:
+    async def probe(self, *, until: float | None = None) -> HandOver:
         self.probed += 1
         if self.away:
-            raise NotSent("connection", permanent=False, provider="mail.example:25", attempts=3)
-        return Accepted("mail.example:25", 1, 250)
+            raise NotSent(DispatchFailure("connection", permanent=False, provider="mail.example:25", attempts=3))
+        return HandOver("mail.example:25", 1, 250)
 
     async def until_ready(self) -> None:
         raise AssertionError("the delivery does not wait")
@@ -115,7 +115,7 @@ class Post:
         self.on_sleep()
 
     async def deliver(self, registration_id: UUID, serial: int = 1, kind: str = "code") -> None:
-        wanted = WantedMail(registration_id, serial, kind, T0)
+        wanted = WantedMail(registration_id, serial, MailKind(kind), T0)
         await self.delivery.deliver(MailRequest(wanted, 1, CLIENT.correlation_id, None))
 
     def count(self, event: type) -> int:
@@ -191,7 +191,9 @@ async def test_a_failure_is_recorded_once_however_long_that_takes(post: Post) ->
 
     def refuse() -> None:
         post.log.errors.extend([Unavailable("away")] * 3)
-        raise NotSent("greylisted", permanent=False, provider="mail.example:25", attempts=3, reply_code=451)
+        raise NotSent(
+            DispatchFailure("greylisted", permanent=False, provider="mail.example:25", attempts=3, reply_code=451)
+        )
 
     post.servers.does = refuse
     await post.deliver(registration_id)

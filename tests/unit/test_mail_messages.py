@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from application.ports import MailRequest, WantedMail
+from domain.mail_outcome import MailKind
 from infrastructure.rabbitmq.dead_letters import stray
 from infrastructure.rabbitmq.mail_message import (
     MAX_BODY_BYTES,
@@ -25,7 +26,7 @@ from tests.support.facts import T0
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 REQUEST = MailRequest(
     wanted=WantedMail(
-        registration_id=UUID("0198c0de-0000-7000-8000-000000000001"), serial=2, kind="code", requested_at=T0
+        registration_id=UUID("0198c0de-0000-7000-8000-000000000001"), serial=2, kind=MailKind.CODE, requested_at=T0
     ),
     position=77,
     correlation_id=UUID("0198c0de-0000-7000-8000-000000000002"),

@@ -28,9 +28,11 @@ from application.commands import (
     RevokeOtp,
 )
 from application.mail_saga import JITTER, RETRY_DELAYS, SECOND_LOOK, UNTRIED, DeadlineReached, react
+from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailKind
 from domain.mail_saga import MailSaga
+from domain.policy import Policy
 from domain.recorded import AnyEvent
-from domain.registration import Policy, Registration, Status
+from domain.registration import Registration, Status
 from infrastructure.followers.process_manager import SOURCES
 from tests.support.facts import (
     CLAIM,
@@ -86,7 +88,7 @@ ENDED = (*AWAITING_END, saga_ended())
 
 
 def cancel(reason: str) -> CancelRegistration:
-    return CancelRegistration(registration_id=REGISTRATION, reason=reason)
+    return CancelRegistration(registration_id=REGISTRATION, reason=CancelReason(reason))
 
 
 def replace(serial: int = 1) -> ReplaceStaleCode:
@@ -379,7 +381,9 @@ def expired(serial: int = 1) -> Fact:
 
 def retry_waits(registration_id: UUID, count: int = len(PLANNED), failed: Fact | None = None) -> list[timedelta]:
     """Waits after each of so many transient failures."""
-    remembered = MailSaga.start(registration_id=registration_id, claim_id=CLAIM, kind="code", ends_at=END, now=T0)
+    remembered = MailSaga.start(
+        registration_id=registration_id, claim_id=CLAIM, kind=MailKind.CODE, ends_at=END, now=T0
+    )
     waits = []
     for request in range(1, count + 1):
         remembered.request_mail(serial=1, issued_at=T0, look_again_at=T0 + SECOND_LOOK, now=T0)
@@ -523,12 +527,13 @@ async def test_a_mail_whose_requests_expire_for_an_hour_is_sent_with_a_code_that
     while house.clock() < until:
         await house.handle(
             RecordEmailDispatchFailed(
-                registration_id=registration_id, kind="code", permanent=False, outcome_unknown=False,
-                serial=house.registration(registration_id).serial, failure=UNTRIED, provider="broker", attempts=0,
-                reply_code=None, reply_status=None,
+                registration_id=registration_id,
+                kind=MailKind.CODE,
+                serial=house.registration(registration_id).serial,
+                failure=DispatchFailure(UNTRIED, permanent=False, provider="broker", attempts=0),
             ),
             WORKER,
-        )  # fmt: skip
+        )
         await house.settle()
         due = house.saga_of(registration_id).look_again_at
         assert due is not None
@@ -643,20 +648,21 @@ def failed(registration_id: UUID, serial: int = 1, *, permanent: bool = False) -
     return RecordEmailDispatchFailed(
         registration_id=registration_id,
         serial=serial,
-        kind="code",
-        permanent=permanent,
-        failure="mailbox-unknown" if permanent else "connection",
-        provider="mx:25",
-        attempts=1,
-        reply_code=550 if permanent else None,
-        reply_status="5.1.1" if permanent else None,
-        outcome_unknown=False,
+        kind=MailKind.CODE,
+        failure=DispatchFailure(
+            "mailbox-unknown" if permanent else "connection",
+            permanent=permanent,
+            provider="mx:25",
+            attempts=1,
+            reply_code=550 if permanent else None,
+            reply_status="5.1.1" if permanent else None,
+        ),
     )
 
 
 def dispatched(registration_id: UUID, serial: int = 1) -> RecordEmailDispatched:
     return RecordEmailDispatched(
-        registration_id=registration_id, serial=serial, provider="mx:25", attempts=1, reply_code=250
+        registration_id=registration_id, serial=serial, hand_over=HandOver("mx:25", attempts=1, reply_code=250)
     )
 
 
@@ -871,7 +877,7 @@ async def test_a_registration_superseded_before_the_saga_saw_it_ends_all_the_sam
 async def test_a_registration_that_an_operator_ends_frees_its_address(house: House, reason: str) -> None:
     registration_id = await house.registered()
     await house.settle()
-    command: Command = CancelRegistration(registration_id=registration_id, reason="operator")
+    command: Command = CancelRegistration(registration_id=registration_id, reason=CancelReason.OPERATOR)
     if reason == "erased":
         command = EraseRegistration(registration_id=registration_id)
 

@@ -1,13 +1,16 @@
 """The rules of one registration: each command succeeds, repeats in silence, or is refused."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from datetime import datetime, timedelta
 from uuid import UUID
 
 import pytest
 
 from domain.errors import CodeExpired, CodeLocked, NotPending, Refused, TooManyRequests, WrongCode
-from domain.registration import Policy, Registration, Status
+from domain.mail_outcome import CancelReason, DispatchFailure, HandOver
+from domain.policy import Policy
+from domain.registration import Registration, Status
 from tests.support.facts import (
     CLAIM,
     REGISTRATION,
@@ -56,24 +59,26 @@ def verify(
 
 
 def dispatch(registration: Registration, serial: int = 1) -> None:
-    registration.record_dispatched(serial=serial, provider="mail.example:25", attempts=1, reply_code=250, now=T0)
+    registration.record_dispatched(serial=serial, hand_over=HandOver("mail.example:25", 1, 250), now=T0)
 
 
 def die(registration: Registration, request_position: int | None, serial: int = 1) -> None:
-    fields = {name: value for name, value in email_dead(request_position, serial).fields.items() if name != "kind"}
-    registration.record_dispatch_failed(**fields, now=T0)
+    recorded_fields = email_dead(request_position, serial).fields
+    failure = DispatchFailure(**{field.name: recorded_fields[field.name] for field in fields(DispatchFailure)})
+    registration.record_dispatch_failed(serial=serial, failure=failure, now=T0, request_position=request_position)
 
 
 def fail(registration: Registration, serial: int = 1, *, permanent: bool = False) -> None:
     registration.record_dispatch_failed(
         serial=serial,
-        permanent=permanent,
-        failure="mailbox-unknown" if permanent else "greylisted",
-        provider="mail.example:25",
-        attempts=1 if permanent else 3,
-        reply_code=550 if permanent else 451,
-        reply_status="5.1.1" if permanent else "4.7.1",
-        outcome_unknown=False,
+        failure=DispatchFailure(
+            "mailbox-unknown" if permanent else "greylisted",
+            permanent=permanent,
+            provider="mail.example:25",
+            attempts=1 if permanent else 3,
+            reply_code=550 if permanent else 451,
+            reply_status="5.1.1" if permanent else "4.7.1",
+        ),
         now=T0,
     )
 
@@ -793,7 +798,7 @@ def test_revoking_is_silent_where_no_code_is_in_force(history: tuple[Fact, ...])
 def test_cancelling_ends_a_pending_registration(history: tuple[Fact, ...], reason: str) -> None:
     registration = given(Registration, *history)
 
-    registration.cancel(reason=reason, now=T0)
+    registration.cancel(reason=CancelReason(reason), now=T0)
 
     assert recorded(registration) == [registration_cancelled(reason)]
     assert registration.status is Status.CANCELLED
@@ -802,7 +807,7 @@ def test_cancelling_ends_a_pending_registration(history: tuple[Fact, ...], reaso
 def test_cancelling_again_records_nothing_even_for_another_reason() -> None:
     registration = given(Registration, *CANCELLED)
 
-    registration.cancel(reason="operator", now=T0)
+    registration.cancel(reason=CancelReason.OPERATOR, now=T0)
 
     assert recorded(registration) == []
 
@@ -812,7 +817,7 @@ def test_an_account_is_not_cancelled(history: tuple[Fact, ...]) -> None:
     registration = given(Registration, *history)
 
     with pytest.raises(NotPending):
-        registration.cancel(reason="expired", now=T0)
+        registration.cancel(reason=CancelReason.EXPIRED, now=T0)
 
     assert recorded(registration) == []
 

@@ -10,7 +10,8 @@ from eventsourcing.domain import Aggregate
 
 from domain.email_claim import EmailClaim
 from domain.errors import AddressTaken, CodeExpired, IdempotencyKeyReused, NotPending
-from domain.registration import Policy, Registration, Status
+from domain.policy import Policy
+from domain.registration import Registration, Status
 from domain.sign_up import Seat, SignUp, sign_up
 from tests.support.facts import (
     T0,

@@ -13,7 +13,7 @@ from typing import Final, Literal, get_args
 
 from aiosmtplib import SMTPException, SMTPResponseException
 
-from application.ports import MailFailure
+from domain.mail_outcome import MailFailure
 
 Stage = Literal["connect", "ehlo", "tls", "login", "mail", "rcpt", "data", "end-of-data"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
@@ -41,7 +41,7 @@ class Verdict:
     """Why a conversation ended without a 250.
 
     Attributes:
-        failure, permanent, reply_code, reply_status, outcome_unknown: as in `NotSent`.
+        failure, permanent, reply_code, reply_status, outcome_unknown: as in `DispatchFailure`.
         outage: the server's fault and not this mail's or this mailbox's: counts for the circuit breaker (but see
             `server.Server` for `too_many`), and the next try goes to another server, if there is one.
         hopeless: no mail can go through this server before an operator has done something: opens its circuit.

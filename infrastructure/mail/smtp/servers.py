@@ -14,8 +14,9 @@ from typing import Final
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
-from application.ports import Accepted, Letter, MailFailure, MailServersAway, NotSent
+from application.ports import Letter, MailServersAway, NotSent
 from application.retrying import with_retries
+from domain.mail_outcome import DispatchFailure, HandOver, MailFailure
 from infrastructure.mail.circuits import Circuit, CircuitOpen, Circuits
 from infrastructure.mail.composing import Composer, mailbox
 from infrastructure.mail.smtp.pool import Limits
@@ -51,13 +52,15 @@ class _Sending:
             raise AssertionError("nothing failed")
         provider, verdict = self.last
         return NotSent(
-            verdict.failure,
-            permanent=verdict.permanent,
-            provider=provider,
-            attempts=self.tries,
-            reply_code=verdict.reply_code,
-            reply_status=verdict.reply_status,
-            outcome_unknown=verdict.outcome_unknown,
+            DispatchFailure(
+                verdict.failure,
+                permanent=verdict.permanent,
+                provider=provider,
+                attempts=self.tries,
+                reply_code=verdict.reply_code,
+                reply_status=verdict.reply_status,
+                outcome_unknown=verdict.outcome_unknown,
+            )
         )
 
 
@@ -115,7 +118,7 @@ class SmtpServers:
         self._now = now
         self._opened: list[Server] = []
 
-    async def send(self, letter: Letter, *, until: float | None = None) -> Accepted:
+    async def send(self, letter: Letter, *, until: float | None = None) -> HandOver:
         to = message = None
         failure: MailFailure = "mailbox-unknown"
         with suppress(ValueError):  # which may quote the address
@@ -124,13 +127,13 @@ class SmtpServers:
             message = self._composer.compose(letter, to, self._now())
         servers = await self._servers()
         if to is None or message is None:
-            raise NotSent(failure, permanent=True, provider=servers[0].provider, attempts=0)
+            raise NotSent(DispatchFailure(failure, permanent=True, provider=servers[0].provider, attempts=0))
         return await self._through(_Sending(to, message, until), servers)
 
-    async def probe(self, *, until: float | None = None) -> Accepted:
+    async def probe(self, *, until: float | None = None) -> HandOver:
         return await self._through(_Sending("", None, until), await self._servers())
 
-    async def _through(self, sending: _Sending, servers: Sequence[Server]) -> Accepted:
+    async def _through(self, sending: _Sending, servers: Sequence[Server]) -> HandOver:
         return await with_retries(
             partial(self._try, sending, servers),
             lambda: AsyncRetrying(
@@ -173,7 +176,7 @@ class SmtpServers:
         """Say goodbye to the servers; call it when nothing is being sent any more."""
         await asyncio.gather(*(server.close() for server in self._opened))
 
-    async def _try(self, sending: _Sending, servers: Sequence[Server]) -> Accepted:
+    async def _try(self, sending: _Sending, servers: Sequence[Server]) -> HandOver:
         """One try, at the first server that lets us."""
         sending.again = False
         retry_after = self._factory.default_ttl
@@ -190,7 +193,7 @@ class SmtpServers:
                 verdict = refusal.verdict
             else:
                 self._report(server, None)
-                return Accepted(server.provider, sending.tries + 1, code)
+                return HandOver(server.provider, sending.tries + 1, code)
             self._report(server, verdict)
             if verdict.hopeless:
                 continue
