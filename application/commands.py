@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 
 from application.addresses import MAX_LENGTH, parse_address
 from application.passwords import MAX_BYTES, parse_password
+from domain.email_claim import ClaimId
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailKind
 
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")
@@ -168,7 +169,7 @@ class ReleaseEmail(Command):
     """Free the address, if this registration still holds it."""
 
     registration_id: UUID
-    claim_id: UUID
+    claim_id: ClaimId
 
 
 # --- The operator -----------------------------------------------------------------------------

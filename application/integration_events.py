@@ -17,6 +17,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from domain.mail_outcome import CancelReason
 from domain.recorded import Position, Recorded
 from domain.registration import Registration
 
@@ -29,10 +30,10 @@ CONTRACT_VERSION: Final = "1.0.0"
 Reason = Literal["unproven", "undeliverable", "withdrawn"]
 
 _REASONS: Final[Mapping[str, Reason]] = {
-    "expired": "unproven",
-    "guessed": "unproven",
-    "undeliverable": "undeliverable",
-    "discarded": "undeliverable",
+    CancelReason.EXPIRED: "unproven",
+    CancelReason.GUESSED: "unproven",
+    CancelReason.UNDELIVERABLE: "undeliverable",
+    CancelReason.DISCARDED: "undeliverable",
 }
 """All others are "withdrawn": whether by an operator, by an erasure or by somebody who registered the same address
 again is nobody else's business."""

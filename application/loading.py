@@ -7,7 +7,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from application.ports import A, ForeignRequest, OtherKind, Streams
-from domain.email_claim import EmailClaim
+from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import UnknownRegistration
 from domain.mail_outcome import MailKind
 from domain.recorded import Position
@@ -54,7 +54,7 @@ def must_be_of_kind(registration: Registration, kind: MailKind) -> None:
         raise ForeignRequest
 
 
-def claimed_address(streams: Streams, claim_id: UUID) -> Seat:
+def claimed_address(streams: Streams, claim_id: ClaimId) -> Seat:
     """A claim, and the registration that holds it."""
     claim = streams.get(EmailClaim, claim_id)
     holder = streams.get(Registration, claim.holder) if claim is not None and claim.holder is not None else None

@@ -30,9 +30,8 @@ from application.ports import (
 )
 from application.retrying import with_retries
 from domain.policy import Policy
+from domain.recorded import Actor
 from domain.registration import Registration
-
-ACTOR = "mail-worker"
 
 NOTICE_SERIAL = 0
 """The serial under which the right to send a notice to an account's owner is claimed; issues count from 1."""
@@ -232,4 +231,4 @@ class MailDelivery:
 
 
 def _context(request: MailRequest) -> Context:
-    return Context(ACTOR, request.correlation_id, request.position, request.trace)
+    return Context(Actor.MAIL_WORKER, request.correlation_id, request.position, request.trace)

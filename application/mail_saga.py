@@ -21,6 +21,7 @@ from application.commands import (
     ReplaceStaleCode,
     RevokeOtp,
 )
+from domain.email_claim import ClaimId
 from domain.mail_outcome import CancelReason, MailKind
 from domain.mail_saga import MailSaga
 from domain.policy import Policy
@@ -60,7 +61,7 @@ def react(
             if saga is None:
                 saga = MailSaga.start(
                     registration_id=happened.originator_id,
-                    claim_id=UUID(happened.claim_id),
+                    claim_id=ClaimId(UUID(happened.claim_id)),
                     kind=MailKind.CODE if happened.duplicate_of is None else MailKind.NOTICE,
                     ends_at=happened.timestamp + policy.registration_ttl,
                     now=now,

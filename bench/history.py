@@ -16,7 +16,7 @@ from eventsourcing.domain import Aggregate
 from eventsourcing.persistence import StoredEvent
 
 from application.ports import Context
-from domain.email_claim import EmailClaim
+from domain.email_claim import ClaimId, EmailClaim
 from domain.mail_outcome import HandOver, MailKind
 from domain.mail_saga import MailSaga
 from domain.policy import Policy
@@ -33,7 +33,7 @@ _BATCH = 100
 
 _CONTEXT = Context("client", UUID("c0000000-0000-4000-8000-000000000001"))
 _ID = UUID("019cab10-0000-7000-8000-000000000001")
-_CLAIM = UUID("c1a10000-0000-8000-8000-000000000001")
+_CLAIM = ClaimId(UUID("c1a10000-0000-8000-8000-000000000001"))
 _BEGUN = datetime(2026, 3, 1, 12, tzinfo=UTC)
 _SEALED = "qUXkXfyHbF8MNXDJ" * 9
 """As long as a sealed person without a password is."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, NewType
 from uuid import UUID
 
 from eventsourcing.domain import Aggregate, CanMutateAggregate, event
 from eventsourcing.utils import register_topic
 
 from domain.streams import begin
+
+ClaimId = NewType("ClaimId", UUID)
+"""Stream of an address's claim: no registration has it."""
 
 
 class EmailClaim(Aggregate, created_event_name="EmailClaimed"):
@@ -43,7 +46,7 @@ class EmailClaim(Aggregate, created_event_name="EmailClaimed"):
         self.holder: UUID | None = None
 
     @classmethod
-    def begin(cls, *, claim_id: UUID, registration_id: UUID, now: datetime) -> EmailClaim:
+    def begin(cls, *, claim_id: ClaimId, registration_id: UUID, now: datetime) -> EmailClaim:
         """Claim an address that nobody ever held."""
         return begin(
             cls, cls.EmailClaimed, name="email_claim", stream_id=claim_id, now=now, registration_id=str(registration_id)

@@ -9,6 +9,7 @@ from uuid import UUID, uuid5
 from eventsourcing.domain import Aggregate, event
 from eventsourcing.utils import register_topic
 
+from domain.email_claim import ClaimId
 from domain.mail_outcome import CancelReason, MailKind
 from domain.streams import begin
 
@@ -94,7 +95,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
 
     def __init__(self, registration_id: str, claim_id: str, kind: str, ends_at: datetime) -> None:
         self.registration_id = UUID(registration_id)
-        self.claim_id = UUID(claim_id)
+        self.claim_id = ClaimId(UUID(claim_id))
         self.kind = MailKind(kind)
         self.ends_at = ends_at
         self.look_again_at: datetime | None = ends_at
@@ -115,7 +116,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
 
     @classmethod
     def start(
-        cls, *, registration_id: UUID, claim_id: UUID, kind: MailKind, ends_at: datetime, now: datetime
+        cls, *, registration_id: UUID, claim_id: ClaimId, kind: MailKind, ends_at: datetime, now: datetime
     ) -> MailSaga:
         """Begin to look after a registration."""
         return begin(

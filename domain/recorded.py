@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
 
@@ -15,6 +16,16 @@ Position = int
 """Place of an event in the log: 1, 2, 3, … in commit order, without gaps; 0 is before the first."""
 
 
+class Actor(StrEnum):
+    """Who does something: never a person's name or address. The log may hold others, of another version."""
+
+    CLIENT = "client"
+    OPERATOR = "operator"
+    MAIL_SAGA = "mail-saga"
+    MAIL_WORKER = "mail-worker"
+    DEAD_LETTER_CONSUMER = "dead-letter-consumer"
+
+
 class Recorded(NamedTuple):
     """An event with what was written beside it.
 
@@ -22,7 +33,7 @@ class Recorded(NamedTuple):
         recorded_at: the database's time of the commit (UTC).
         correlation_id: the same for everything that followed from one request.
         causation_position: position of the event that led to this one, None if it came from outside.
-        actor: who did it: "client", "operator", "mail-saga", "mail-worker", …
+        actor: who did it: an `Actor`, unless another version wrote it.
         trace: W3C `traceparent`, or None.
     """
 

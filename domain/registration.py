@@ -16,6 +16,7 @@ from uuid import UUID
 from eventsourcing.domain import Aggregate, event
 from eventsourcing.utils import register_topic
 
+from domain.email_claim import ClaimId
 from domain.errors import CodeExpired, CodeLocked, NotPending, Refused, TooManyRequests, WrongCode
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, IssueReason, MailKind
 from domain.policy import Policy
@@ -169,7 +170,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self, claim_id: str, fingerprint: str, personal_data: str, locale: str, duplicate_of: str | None
     ) -> None:
         self.status = Status.PENDING
-        self.claim_id = UUID(claim_id)
+        self.claim_id = ClaimId(UUID(claim_id))
         self.fingerprint = fingerprint
         self.personal_data = personal_data
         self.locale = locale
@@ -192,7 +193,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         cls,
         *,
         registration_id: UUID,
-        claim_id: UUID,
+        claim_id: ClaimId,
         fingerprint: str,
         personal_data: str,
         locale: str,

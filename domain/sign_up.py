@@ -8,7 +8,7 @@ from uuid import UUID
 
 from eventsourcing.domain import Aggregate
 
-from domain.email_claim import EmailClaim
+from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import AddressTaken, IdempotencyKeyReused
 from domain.registration import Registration
 
@@ -24,7 +24,7 @@ class Seat:
     same rules, for the second: so they get the same answers, superseding and repeats included.
     """
 
-    claim_id: UUID
+    claim_id: ClaimId
     claim: EmailClaim | None
     holder: Registration | None
 

@@ -14,6 +14,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import tuple_row
 
+from domain.mail_outcome import IssueReason, MailKind
 from domain.recorded import AnyEvent, Recorded
 from domain.registration import Registration
 
@@ -167,7 +168,7 @@ class _Tally:
                 self.under_way[registration_id] = self.changed[registration_id] = begun
                 self._count("registered", event.timestamp, duplicate)
             case Registration.OtpIssued():
-                if event.reason != "registered":
+                if event.reason != IssueReason.REGISTERED:
                     self._pass(f"code_renewed:{event.reason}", event)
             case Registration.EmailDispatched():
                 self._dispatched(event)
@@ -195,7 +196,7 @@ class _Tally:
                 self._end(event.originator_id)
 
     def _dispatched(self, event: Registration.EmailDispatched) -> None:
-        duplicate = event.kind == "notice"
+        duplicate = event.kind == MailKind.NOTICE
         self._count("mail_dispatched", event.timestamp, duplicate)
         row = self.under_way.get(event.originator_id)
         if row is None:

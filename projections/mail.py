@@ -12,6 +12,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import tuple_row
 
+from domain.mail_outcome import CancelReason
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import Registration
@@ -295,7 +296,9 @@ class _Batch:
             case Registration.EmailVerified():
                 self._end(event.originator_id, position, "DROPPED")
             case Registration.RegistrationCancelled():
-                self._end(event.originator_id, position, "FAILED" if event.reason == "expired" else "DROPPED")
+                self._end(
+                    event.originator_id, position, "FAILED" if event.reason == CancelReason.EXPIRED else "DROPPED"
+                )
             case MailSaga.MailRequested():
                 registration_id = UUID(event.registration_id)
                 mail = self._begin(registration_id, event.serial, position, event.kind, event.issued_at)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from eventsourcing.domain import Aggregate
 
+from domain.email_claim import ClaimId
 from domain.recorded import AnyEvent, Position
 
 A = TypeVar("A", bound=Aggregate)
@@ -20,7 +21,7 @@ class Context:
     """Who does this, and because of what: written beside every event.
 
     Attributes:
-        actor: "client", "operator", "mail-saga", "mail-worker", … (never a person's name or address).
+        actor: an `Actor`.
         correlation_id: the same for everything that follows from one request.
         causation_position: position of the event that led to this, None if it came from outside.
         trace: W3C `traceparent`, or None.
@@ -78,7 +79,7 @@ class Log(Protocol):
         """
         ...
 
-    async def load(self, *stream_ids: UUID, holders_of: Sequence[UUID] = ()) -> Streams:
+    async def load(self, *stream_ids: UUID, holders_of: Sequence[ClaimId] = ()) -> Streams:
         """The streams asked for, and those of the present holders of the claims `holders_of`, in one round trip."""
         ...
 

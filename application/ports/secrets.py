@@ -8,6 +8,7 @@ from typing import Protocol
 from uuid import UUID
 
 from application.ports.log import WrappedKey
+from domain.email_claim import ClaimId
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Person:
 class Secrets(Protocol):
     """Everything derived from the service's root secret, and the sealing of personal data."""
 
-    def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> UUID:
+    def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> ClaimId:
         """Stream of the address's claim; with `duplicate`, of the claim among those who only tried."""
         ...
 

@@ -21,6 +21,7 @@ from application.commands import CancelRegistration, Command, EraseRegistration
 from application.handlers import Answer
 from domain.errors import Refused, UnknownRegistration
 from domain.mail_outcome import CancelReason, MailFailure
+from domain.recorded import Actor
 from domain.registration import Status
 from entrypoints import dead_letters as mail_desk
 from entrypoints.api.guard import body_of, context_of
@@ -44,8 +45,6 @@ from entrypoints.queries.registrations import ReadModels
 from entrypoints.service import Service
 from projections.mail import STRAY
 from projections.paging import before
-
-ACTOR: Final = "operator"
 
 MailState = Literal["WAITING", "QUEUED", "RETRYING", "SENT", "WITHHELD", "FAILED", "DISCARDED", "DROPPED", "STRAY"]
 
@@ -211,7 +210,7 @@ _UNKNOWN: Final = "unknown-registration"
 
 def _add_acts(add: Callable[..., None], service: Service, reads: ReadModels) -> None:
     async def do(command: Command, request: Request) -> Response:
-        return told(await service.handlers.handle(command, context_of(request, ACTOR)))
+        return told(await service.handlers.handle(command, context_of(request, Actor.OPERATOR)))
 
     def told(done: Answer) -> Response:
         status = done.status or Status.CANCELLED  # a stray message has none of its own: it is discarded
@@ -227,7 +226,7 @@ def _add_acts(add: Callable[..., None], service: Service, reads: ReadModels) -> 
 
     async def retry(registration_id: UUID, request: Request) -> Response:
         """Try the mail of a pending registration again now."""
-        return told(await mail_desk.retry(service, registration_id, context_of(request, ACTOR)))
+        return told(await mail_desk.retry(service, registration_id, context_of(request, Actor.OPERATOR)))
 
     async def retry_by_cause(request: Request) -> Response:
         """Try the mails again whose last failure is this one, the latest issue first.
@@ -240,14 +239,14 @@ def _add_acts(add: Callable[..., None], service: Service, reads: ReadModels) -> 
         requested = 0
         for registration_id in found.registration_ids:
             with suppress(Refused):  # verified or ended since
-                retried = await mail_desk.retry(service, registration_id, context_of(request, ACTOR))
+                retried = await mail_desk.retry(service, registration_id, context_of(request, Actor.OPERATOR))
                 requested += retried.recorded
         passed_over = len(found.registration_ids) - requested + found.others
         return answer(MailsRetried(requested, passed_over, found.next_cursor))
 
     async def discard(registration_id: UUID, request: Request) -> Response:
         """Give the mail up; the registration is undone. A stray message, by its id, is taken from the list."""
-        return told(await mail_desk.discard(service, registration_id, context_of(request, ACTOR)))
+        return told(await mail_desk.discard(service, registration_id, context_of(request, Actor.OPERATOR)))
 
     refused = (_UNKNOWN, "not-pending")
     add("POST", "/registrations/{registration_id}/cancel", cancel, "Cancel a registration", Done, *refused)

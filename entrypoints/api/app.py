@@ -26,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 
 from application.commands import RegisterUser, RequestNewCode, VerifyEmail
 from domain.errors import UnknownRegistration
+from domain.recorded import Actor
 from domain.registration import Status
 from entrypoints.api.admin import add_admin_routes
 from entrypoints.api.guard import DIRECTLY, Guard, body_of, context_of
@@ -45,8 +46,6 @@ from entrypoints.api.responses import CodeRequested, MailboxMessages, Registered
 from entrypoints.queries.registrations import ReadModels
 from entrypoints.service import Service
 from infrastructure.mail.mailbox import Mailbox, page, page_policy
-
-ACTOR: Final = "client"
 
 DEFAULT_WAIT: Final = timedelta(seconds=2)
 """How long a read with `min_position` waits unless it says otherwise (contract)."""
@@ -252,7 +251,7 @@ def add_registration_routes(app: FastAPI, service: Service, reads: ReadModels) -
         with _Counted(metrics.registration):
             key = _idempotency_key_of(request)
             command = parse(RegisterUser, body_of(request), idempotency_key=key)
-            begun = await handlers.handle(command, context_of(request, ACTOR))
+            begun = await handlers.handle(command, context_of(request, Actor.CLIENT))
         return answer(
             Registered(begun.subject_id, command.email, Status.PENDING, ON_ITS_WAY),
             202,
@@ -280,7 +279,7 @@ def add_registration_routes(app: FastAPI, service: Service, reads: ReadModels) -
         """Prove the address with the code from the mail. Once it is proved, any code gets the same answer."""
         with _Counted(metrics.verification):
             command = parse(VerifyEmail, body_of(request), registration_id=_id_of(request))
-            verified = await handlers.handle(command, context_of(request, ACTOR))
+            verified = await handlers.handle(command, context_of(request, Actor.CLIENT))
         return answer(
             Verification(Status(verified.status).value),  # type: ignore[arg-type]  # one of them, or it was refused
             headers={"Registrar-Position": str(verified.position)},
@@ -289,7 +288,7 @@ def add_registration_routes(app: FastAPI, service: Service, reads: ReadModels) -
     async def request_code(request: Request) -> Response:
         """Replace the code by a new one, at most once a minute and five times an hour."""
         command = RequestNewCode(registration_id=_id_of(request))
-        renewed = await handlers.handle(command, context_of(request, ACTOR))
+        renewed = await handlers.handle(command, context_of(request, Actor.CLIENT))
         return answer(CodeRequested(renewed.subject_id, NEW_CODE), 202, {"Registrar-Position": str(renewed.position)})
 
     def add(method: str, path: str, endpoint: Callable[..., Any], summary: str, **description: Any) -> None:

@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from application.ports import Context
+from domain.recorded import Actor
 from entrypoints.api.admission import PLACE, Place
 from entrypoints.api.problems import Declined, explain
 from infrastructure.telemetry.metrics import Metrics, continued, parse_traceparent, traceparent
@@ -93,7 +94,7 @@ def body_of(request: Request) -> bytes:
     return exchange.body
 
 
-def context_of(request: Request, actor: str) -> Context:
+def context_of(request: Request, actor: Actor) -> Context:
     """What is written beside the events that this request leads to."""
     exchange: Exchange = request.scope[_KEY]
     return Context(actor, exchange.correlation_id, None, exchange.trace)

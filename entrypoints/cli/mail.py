@@ -11,6 +11,7 @@ import click
 from application.ports import Conflict, Context, Unavailable
 from domain.errors import Refused
 from domain.mail_outcome import MAIL_FAILURES
+from domain.recorded import Actor
 from entrypoints import dead_letters as mail_desk
 from entrypoints.cli.output import note, print_json, print_table
 from entrypoints.queries.registrations import ReadModels, followers_of
@@ -127,7 +128,7 @@ async def discard(service: Service, wanted_ids: Sequence[UUID], *, as_json: bool
 
 async def _each(service: Service, act: mail_desk.Act, wanted_ids: Sequence[UUID], *, as_json: bool) -> int:
     """Act on one after the other and report; 1 if any did not have its effect."""
-    context = Context(actor="operator", correlation_id=uuid4())
+    context = Context(Actor.OPERATOR, correlation_id=uuid4())
     reports = [await _report(service, act, wanted_id, context) for wanted_id in wanted_ids]
     if as_json:
         print_json(reports)

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from application.ports import Person, WrappedKey, WrongMasterKey
+from domain.email_claim import ClaimId
 from infrastructure.postgres.connection import Connection
 
 _NONCE = 12
@@ -50,10 +51,10 @@ class Keyring:
         self._message_key = _derive(root_secret, b"message ids")
         self._salt_key = _derive(root_secret, b"password salts")
 
-    def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> UUID:
+    def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> ClaimId:
         """Stream of the address's claim; with `duplicate`, of the claim among those who only tried."""
         label = b"duplicate\0" if duplicate else b"address\0"
-        return _uuid8(hmac.digest(self._address_key, label + canonical_email.encode(), "sha256"))
+        return ClaimId(_uuid8(hmac.digest(self._address_key, label + canonical_email.encode(), "sha256")))
 
     def registration_id_for(self, canonical_email: str, idempotency_key: str) -> UUID:
         """The id of the registration of this address and Idempotency-Key: always the same."""

@@ -22,7 +22,7 @@ from application.ports import Clock, Conflict, Context, FollowerMoved, Unavailab
 from domain.errors import Refused
 from domain.mail_saga import MailSaga
 from domain.policy import Policy
-from domain.recorded import AnyEvent, Position, Recorded
+from domain.recorded import Actor, AnyEvent, Position, Recorded
 from domain.registration import Registration
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.event_store.store import EventStore
@@ -34,8 +34,6 @@ from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Announcements
 
 log = structlog.get_logger(__name__)
-
-ACTOR = "mail-saga"
 
 BATCH = 300
 """Events in a step: small enough that the first mail of a burst need not wait for the decisions on the last."""
@@ -107,7 +105,7 @@ class _Story:
         return isinstance(self.happened[0][0], Registration.UserRegistered)
 
     def add(self, row: RecordedRow, recorded: Recorded) -> None:
-        context = Context(ACTOR, recorded.correlation_id, recorded.position, recorded.trace)
+        context = Context(Actor.MAIL_SAGA, recorded.correlation_id, recorded.position, recorded.trace)
         self.happened.append((recorded.event, context))
         self.rows.append(row)
 
@@ -199,7 +197,7 @@ class ProcessManager:
         for look in due:
             if look.registration_id not in self._parked:
                 deadline = DeadlineReached(look.registration_id)
-                context = Context(ACTOR, look.correlation_id, look.position, look.trace)
+                context = Context(Actor.MAIL_SAGA, look.correlation_id, look.position, look.trace)
                 stories[look.registration_id] = _Story(look.registration_id, happened=[(deadline, context)])
         notes = await self._settle(connection, stories)
         if notes:

@@ -21,13 +21,13 @@ from application.crash_points import crash_point
 from application.ports import Context, ForeignRequest, Unavailable, WantedMail
 from domain.errors import UnknownRegistration
 from domain.mail_outcome import DispatchFailure, MailFailure
+from domain.recorded import Actor
 from infrastructure.rabbitmq.consumer import BUG_PAUSE, Consumer, acknowledge, reject
 from infrastructure.rabbitmq.mail_message import MAX_BODY_BYTES, Malformed, decode
 from infrastructure.rabbitmq.topology import CANARY, FAILED_QUEUE
 
 log = structlog.get_logger(__name__)
 
-ACTOR: Final = "dead-letter-consumer"
 PREFETCH: Final = 16
 
 FAILURES: Final[Mapping[str, MailFailure]] = {
@@ -88,9 +88,11 @@ class DeadLetterConsumer:
         try:
             request = decode(body, headers=headers, correlation_id=correlation_id)
         except Malformed as malformed:
-            await self._do_when_possible(stray(body, malformed.reason, died_of, content_type), Context(ACTOR, uuid4()))
+            await self._do_when_possible(
+                stray(body, malformed.reason, died_of, content_type), Context(Actor.DEAD_LETTER_CONSUMER, uuid4())
+            )
             return
-        context = Context(ACTOR, request.correlation_id, request.position, request.trace)
+        context = Context(Actor.DEAD_LETTER_CONSUMER, request.correlation_id, request.position, request.trace)
         try:
             await self._do_when_possible(
                 RecordEmailDispatchFailed(

@@ -20,7 +20,7 @@ from uuid import UUID
 from eventsourcing.domain import Aggregate, AggregateCreated
 
 from application.ports import Context
-from domain.email_claim import EmailClaim
+from domain.email_claim import ClaimId, EmailClaim
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from domain.registration import Registration
@@ -31,7 +31,7 @@ A = TypeVar("A", bound=Aggregate)
 
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
 REGISTRATION = UUID("019cab10-0000-7000-8000-000000000001")
-CLAIM = UUID("c1a10000-0000-5000-8000-000000000001")
+CLAIM = ClaimId(UUID("c1a10000-0000-5000-8000-000000000001"))
 DIGEST = "5f" * 32
 STRAY = StrayMessage.stream_id(DIGEST)
 CLIENT = Context("client", correlation_id=UUID("c0000000-0000-4000-8000-000000000001"))

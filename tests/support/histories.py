@@ -20,7 +20,7 @@ from application.commands import (
 )
 from application.mail_saga import DeadlineReached, react
 from application.ports import Context
-from domain.email_claim import EmailClaim
+from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import Refused
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailFailure
 from domain.mail_saga import MailSaga
@@ -119,8 +119,8 @@ class History:
     def _register(self) -> Sequence[Aggregate]:
         address = f"address {self._random.randrange(self._addresses)}"
         outcome = sign_up(
-            address=self._seat(uuid5(CLAIM, address)),
-            duplicates=self._seat(uuid5(_DUPLICATES, address)),
+            address=self._seat(ClaimId(uuid5(CLAIM, address))),
+            duplicates=self._seat(ClaimId(uuid5(_DUPLICATES, address))),
             earlier=None,
             registration_id=self._any_id(),
             fingerprint=str(self._any_id()),
@@ -132,7 +132,7 @@ class History:
         self._claims |= {changed.id: changed for changed in outcome.changed if isinstance(changed, EmailClaim)}
         return outcome.changed
 
-    def _seat(self, claim_id: UUID) -> Seat:
+    def _seat(self, claim_id: ClaimId) -> Seat:
         claim = self._claims.get(claim_id)
         holder = None if claim is None or claim.holder is None else self._registrations[claim.holder]
         return Seat(claim_id, claim, holder)

@@ -15,7 +15,7 @@ import pytest
 from eventsourcing.domain import Aggregate
 
 from application.ports import A, Conflict, Context, Entry, FollowerMoved, Log, OtherKind, WrappedKey, entries_of
-from domain.email_claim import EmailClaim
+from domain.email_claim import ClaimId, EmailClaim
 from domain.recorded import AnyEvent, Position
 from domain.registration import Registration
 from infrastructure.event_store.codec import EventCodec
@@ -197,7 +197,7 @@ async def _one_conflict_spoils_the_whole_append(log: Log) -> None:
 
 
 async def _one_of_many_simultaneous_appends_wins(log: Log) -> None:
-    claim, candidates = uuid4(), [uuid4() for _ in range(20)]
+    claim, candidates = ClaimId(uuid4()), [uuid4() for _ in range(20)]
 
     results = await asyncio.gather(
         *(
@@ -219,7 +219,8 @@ async def _one_of_many_simultaneous_appends_wins(log: Log) -> None:
 
 
 async def _loads_claims_with_their_holders(log: Log) -> None:
-    held, holder, freed, former, unknown = (uuid4() for _ in range(5))
+    holder, former = uuid4(), uuid4()
+    held, freed, unknown = (ClaimId(uuid4()) for _ in range(3))
     await log.append(
         entries_of([*stream(holder, registered(), otp_issued()), *stream(held, email_claimed(holder))], CLIENT)
     )

@@ -34,7 +34,7 @@ from application.handlers import CONFLICT_RETRIES, Answer, Handle
 from application.keyed_lock import KeyedLock
 from application.loading import loaded
 from application.ports import Conflict, Context, Entry, FollowerMoved, ForeignRequest, Overloaded, WrappedKey
-from domain.email_claim import EmailClaim
+from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import (
     AddressTaken,
     CodeLocked,
@@ -716,7 +716,7 @@ async def test_erasing_a_superseded_registration_leaves_the_address_with_its_hol
 
 
 async def test_releasing_an_address_that_nobody_ever_held_is_silent(house: House) -> None:
-    answer = await house.handle(ReleaseEmail(registration_id=uuid4(), claim_id=uuid4()))
+    answer = await house.handle(ReleaseEmail(registration_id=uuid4(), claim_id=ClaimId(uuid4())))
 
     assert (answer.position, answer.status, answer.recorded) == (0, None, False)
     assert house.log.events == []

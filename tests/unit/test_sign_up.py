@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from eventsourcing.domain import Aggregate
 
-from domain.email_claim import EmailClaim
+from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import AddressTaken, CodeExpired, IdempotencyKeyReused, NotPending
 from domain.policy import Policy
 from domain.registration import Registration, Status
@@ -30,8 +30,8 @@ from tests.support.facts import (
 )
 from tests.support.facts import given as given_stream
 
-ADDRESS = UUID("c1a10000-0000-5000-8000-00000000000a")
-DUPLICATES = UUID("c1a10000-0000-5000-8000-00000000000d")
+ADDRESS = ClaimId(UUID("c1a10000-0000-5000-8000-00000000000a"))
+DUPLICATES = ClaimId(UUID("c1a10000-0000-5000-8000-00000000000d"))
 FIRST = UUID("019cab10-0000-7000-8000-000000000001")
 SECOND = UUID("019cab10-0000-7000-8000-000000000002")
 THIRD = UUID("019cab10-0000-7000-8000-000000000003")
@@ -48,7 +48,7 @@ FREE_ADDRESS = Seat(ADDRESS, None, None)
 FREE_DUPLICATES = Seat(DUPLICATES, None, None)
 
 
-def seat(claim_id: UUID, holder_id: UUID, *history: Fact, released: bool = False) -> Seat:
+def seat(claim_id: ClaimId, holder_id: UUID, *history: Fact, released: bool = False) -> Seat:
     """A claimed seat and its holder, or one that the holder left."""
     facts = [email_claimed(holder_id), *([email_released(holder_id)] if released else [])]
     claim = given_stream(EmailClaim, *facts, stream_id=claim_id)
