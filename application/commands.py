@@ -63,10 +63,10 @@ class RegisterUser(Command):
 
     @field_validator("password")
     @classmethod
-    def _password_is_acceptable(cls, password: SecretStr | None, others: ValidationInfo) -> SecretStr | None:
-        if password is not None:
-            parse_password(password.get_secret_value(), email=others.data.get("email", ""))
-        return password
+    def _parse_password(cls, typed: SecretStr | None, others: ValidationInfo) -> SecretStr | None:
+        if typed is None:
+            return None
+        return SecretStr(parse_password(typed.get_secret_value(), email=others.data.get("email", "")))
 
 
 class VerifyEmail(Command):

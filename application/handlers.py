@@ -33,7 +33,6 @@ from application.commands import (
 from application.crash_points import crash_point
 from application.keyed_lock import KeyedLock
 from application.loading import Loaded, claimed_address, loaded, must_be_of_kind, require
-from application.passwords import parse_password
 from application.ports import (
     Clock,
     Conflict,
@@ -164,8 +163,7 @@ class Handlers:
         address = canonical_address(command.email)
         password_hash = None
         if command.password is not None:
-            password = parse_password(command.password.get_secret_value())
-            password_hash = await self._hasher.hash(password, address)
+            password_hash = await self._hasher.hash(command.password.get_secret_value(), address)
         # The hash in place of the password: a fast hash of the password itself must not stand in the log.
         fingerprint = secrets.fingerprint(command.email, command.name, password_hash or "", command.locale)
         person = Person(email=command.email, name=command.name, password_hash=password_hash)

@@ -28,10 +28,7 @@ _NONCE = 12
 than the 2**32 messages that random nonces allow."""
 
 
-class _Person(msgspec.Struct):
-    email: str
-    name: str
-    password_hash: str | None
+_PERSON = msgspec.json.Decoder(Person)
 
 
 class Keyring:
@@ -92,7 +89,7 @@ class Keyring:
 
     def seal(self, registration_id: UUID, person: Person) -> tuple[str, WrappedKey]:
         """Seal under a new key of that person's own, bound to the registration's id (AES-256-GCM)."""
-        clear = msgspec.json.encode(_Person(person.email, person.name, person.password_hash))
+        clear = msgspec.json.encode(person)
         drawn = os.urandom(32 + 2 * _NONCE)  # in one call into the kernel
         key = drawn[:32]
         sealed = _encrypt(AESGCM(key), clear, registration_id.bytes, drawn[32:-_NONCE])
@@ -110,8 +107,7 @@ class Keyring:
             clear = _decrypt(AESGCM(key), b64decode(sealed), registration_id.bytes)
         except InvalidTag:
             raise WrongMasterKey(f"the personal data of {registration_id} cannot be opened with this key") from None
-        person = msgspec.json.decode(clear, type=_Person)
-        return Person(email=person.email, name=person.name, password_hash=person.password_hash)
+        return _PERSON.decode(clear)
 
 
 async def open_root_secret(connection: Connection, master_key: bytes) -> bytes:

@@ -343,6 +343,13 @@ def test_a_password_that_is_the_address_is_refused(typed: str) -> None:
     refused(email="ada.lovelace@example.com", password=SecretStr(typed))
 
 
+def test_a_password_travels_in_the_one_form_that_is_hashed() -> None:
+    password = register(password=SecretStr("Zoe\u0308 und die Ｂatterie")).password
+
+    assert password is not None
+    assert password.get_secret_value() == "Zoë und die Batterie"
+
+
 def test_a_password_is_hashed_in_one_form_however_it_is_typed() -> None:
     assert parse_password("Zoe\u0308 und die Ｂatterie") == parse_password("Zoë und die Batterie")
 
