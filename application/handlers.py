@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import inf
 from uuid import UUID
@@ -11,6 +10,7 @@ from uuid import UUID
 from eventsourcing.domain import Aggregate
 
 from application.addresses import canonical_address
+from application.answers import Answer, Around, Handle
 from application.commands import (
     ActivateAccount,
     CancelRegistration,
@@ -54,34 +54,6 @@ from domain.stray_message import StrayMessage
 
 CONFLICT_RETRIES = 3
 """How often a command that lost a race is decided again before that is the caller's to know (docs/house-style.md, rule 9)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a command led to.
-
-    Attributes:
-        subject_id: the registration, or the stray message, that it was about.
-        status: the registration's status now; None if the command was about something else, or read none.
-        position: a read model at this position shows the effect.
-        recorded: did it have an effect? False if that held already.
-    """
-
-    subject_id: UUID
-    status: Status | None
-    position: Position
-    recorded: bool
-
-
-Handle = Callable[[Command, Context], Awaitable[Answer]]
-"""Runs a command: `Handlers.handle`, or what is left of it inside of an `Around`."""
-
-Around = Callable[[Handle, Command, Context], Awaitable[Answer]]
-"""Runs a command by way of the next one, once: the place of whatever is to see all commands (spans, counts, limits).
-
-It sees a command before it is decided and its answer or error after that, and may raise an error of its own instead; a
-lost race is decided again inside.
-"""
 
 
 class Handlers:
@@ -157,7 +129,8 @@ class Handlers:
     async def _register_user(self, command: RegisterUser, context: Context) -> Answer:
         """Begin a registration: one read and one append, whether the address is new, pending or taken.
 
-        With an Idempotency-Key the id follows from address and key, so a repeat after any crash meets itself.
+        With an Idempotency-Key the id follows from address and key, so a repeat after any crash meets itself. Longer
+        than our functions are, as all of it is one decision.
         """
         secrets = self._secrets
         address = canonical_address(command.email)

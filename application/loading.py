@@ -6,13 +6,13 @@ from contextlib import suppress
 from typing import NamedTuple
 from uuid import UUID
 
-from application.ports import A, ForeignRequest, OtherKind, Streams
+from application.ports import A, ForeignRequest, Streams, UnexpectedAggregate
 from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import UnknownRegistration
 from domain.mail_outcome import MailKind
 from domain.recorded import Position
 from domain.registration import Registration
-from domain.sign_up import Seat
+from domain.sign_up import ClaimedAddress
 
 
 class Loaded(NamedTuple):
@@ -37,7 +37,7 @@ def require(kind: type[A], streams: Streams, stream_id: UUID) -> A:
     Raises:
         UnknownRegistration: it is empty, or of another kind: an id of something else is as unknown as one of nothing.
     """
-    with suppress(OtherKind):
+    with suppress(UnexpectedAggregate):
         aggregate = streams.get(kind, stream_id)
         if aggregate is not None:
             return aggregate
@@ -54,8 +54,8 @@ def must_be_of_kind(registration: Registration, kind: MailKind) -> None:
         raise ForeignRequest
 
 
-def claimed_address(streams: Streams, claim_id: ClaimId) -> Seat:
+def claimed_address(streams: Streams, claim_id: ClaimId) -> ClaimedAddress:
     """A claim, and the registration that holds it."""
     claim = streams.get(EmailClaim, claim_id)
     holder = streams.get(Registration, claim.holder) if claim is not None and claim.holder is not None else None
-    return Seat(claim_id, claim, holder)
+    return ClaimedAddress(claim_id, claim, holder)

@@ -11,9 +11,10 @@ from uuid import UUID
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
+from application.answers import Answer
 from application.commands import Command, RecordEmailDispatched, RecordEmailDispatchFailed, WithholdEmail
 from application.crash_points import crash_point
-from application.handlers import Answer, Handlers
+from application.handlers import Handlers
 from application.loading import Loaded, loaded, must_be_of_kind
 from application.ports import (
     Clock,
@@ -45,7 +46,7 @@ class Letters(Protocol):
     def notice(self, *, to: str, locale: str, message_id: str) -> Letter: ...
 
 
-class Claimed(Unavailable):
+class SendInProgress(Unavailable):
     """Somebody may be sending this mail right now; once their lease is over, it can be looked at again."""
 
 
@@ -94,7 +95,7 @@ class MailDelivery:
         """Send the mail if it is still wanted. Returns once what became of it is recorded; safe to repeat.
 
         Raises:
-            Claimed: somebody else may be sending it, or our right to has ended; ask again later.
+            SendInProgress: somebody else may be sending it, or our right to has ended; ask again later.
             MailServersAway: no server may be called now; no try was used up.
             Unavailable: the database is away.
             UnknownRegistration: the request is of another log, or of this one before it was put back from a backup.
@@ -107,7 +108,9 @@ class MailDelivery:
             until = asyncio.get_running_loop().time() + self._give_up_after
         claim = await self._claims.acquire(request.registration_id, request.serial)
         if claim is None:
-            raise Claimed("another worker may be sending it", retry_after=self._retry_claimed_after.total_seconds())
+            raise SendInProgress(
+                "another worker may be sending it", retry_after=self._retry_claimed_after.total_seconds()
+            )
         crash_point("worker.after_claim")
         try:
             await self._deliver_claimed(request, claim, until)
@@ -141,7 +144,9 @@ class MailDelivery:
         """Tell the owner of the address, at the address the owner registered, at most once within the interval."""
         claim = await self._claims.acquire(owner_id, NOTICE_SERIAL)
         if claim is None:
-            raise Claimed("the owner is being told right now", retry_after=self._retry_claimed_after.total_seconds())
+            raise SendInProgress(
+                "the owner is being told right now", retry_after=self._retry_claimed_after.total_seconds()
+            )
         try:
             owner = (await self._log.load(owner_id)).get(Registration, owner_id)
             if owner is None or claim.wrapped is None or not owner.may_notify_owner(self._clock(), self._policy):
@@ -177,7 +182,7 @@ class MailDelivery:
                 )
                 accepted = await sending
         except TimeoutError:
-            raise Claimed("our lease has ended", retry_after=self._retry_claimed_after.total_seconds()) from None
+            raise SendInProgress("our lease has ended", retry_after=self._retry_claimed_after.total_seconds()) from None
         except NotSent as error:
             outcome = RecordEmailDispatchFailed(
                 registration_id=request.registration_id,

@@ -17,7 +17,7 @@ IDEMPOTENCY_TTL = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class ClaimedAddress:
     """An address's claim and who holds it; two of them exist per address.
 
     The first is for the address itself. Those who try to register an address that an account holds compete, by the
@@ -39,8 +39,8 @@ class SignUp:
 
 def sign_up(
     *,
-    address: Seat,
-    duplicates: Seat,
+    address: ClaimedAddress,
+    duplicates: ClaimedAddress,
     earlier: Registration | None,
     registration_id: UUID,
     fingerprint: str,
@@ -72,27 +72,27 @@ def sign_up(
     owner = address.holder if address.holder is not None and address.holder.is_proven else None
     if owner is not None and reveal_duplicates:
         raise AddressTaken
-    seat = address if owner is None else duplicates
+    claimed = address if owner is None else duplicates
 
     changed: list[Aggregate] = []
-    if seat.holder is not None and seat.holder.is_pending:
-        if seat.holder.fingerprint == fingerprint and not seat.holder.is_being_undone:
-            return SignUp(seat.holder, ())
-        seat.holder.supersede(now=now)
-        changed.append(seat.holder)
+    if claimed.holder is not None and claimed.holder.is_pending:
+        if claimed.holder.fingerprint == fingerprint and not claimed.holder.is_being_undone:
+            return SignUp(claimed.holder, ())
+        claimed.holder.supersede(now=now)
+        changed.append(claimed.holder)
 
     registration = Registration.register(
         registration_id=registration_id,
-        claim_id=seat.claim_id,
+        claim_id=claimed.claim_id,
         fingerprint=fingerprint,
         personal_data=personal_data,
         locale=locale,
         duplicate_of=None if owner is None else owner.id,
         now=now,
     )
-    if seat.claim is None:
-        claim = EmailClaim.begin(claim_id=seat.claim_id, registration_id=registration_id, now=now)
+    if claimed.claim is None:
+        claim = EmailClaim.begin(claim_id=claimed.claim_id, registration_id=registration_id, now=now)
     else:
-        claim = seat.claim
+        claim = claimed.claim
         claim.take(registration_id=registration_id, now=now)
     return SignUp(registration, (*changed, registration, claim))

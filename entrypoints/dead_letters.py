@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
+from application.answers import Answer
 from application.commands import DiscardMail, DiscardStrayMessage, RetryMail
-from application.handlers import Answer
 from application.ports import Context
 from domain.errors import UnknownRegistration
 from entrypoints.service import Service

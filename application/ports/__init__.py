@@ -8,12 +8,12 @@ from application.ports.errors import (
     Conflict,
     ForeignRequest,
     MailServersAway,
-    OtherKind,
     Overloaded,
     Unavailable,
+    UnexpectedAggregate,
     WrongMasterKey,
 )
-from application.ports.log import A, Clock, Context, Entry, FollowerMoved, Log, Streams, WrappedKey, entries_of
+from application.ports.log import A, Checkpoint, Clock, Context, Entry, Log, Streams, WrappedKey, entries_of
 from application.ports.mail import (
     CODE_GAP,
     Letter,
@@ -31,11 +31,11 @@ __all__ = [
     "CODE_GAP",
     "A",
     "BrokerAway",
+    "Checkpoint",
     "Clock",
     "Conflict",
     "Context",
     "Entry",
-    "FollowerMoved",
     "ForeignRequest",
     "Letter",
     "Log",
@@ -43,7 +43,6 @@ __all__ = [
     "MailServers",
     "MailServersAway",
     "NotSent",
-    "OtherKind",
     "Overloaded",
     "PasswordHasher",
     "Person",
@@ -53,6 +52,7 @@ __all__ = [
     "SendClaims",
     "Streams",
     "Unavailable",
+    "UnexpectedAggregate",
     "WantedMail",
     "WrappedKey",
     "WrongMasterKey",

@@ -41,7 +41,7 @@ class WrongMasterKey(Exception):
     """The master key is not the one this database's secrets are wrapped with."""
 
 
-class OtherKind(TypeError):
+class UnexpectedAggregate(TypeError):
     """A stream is none of the kind that was asked for."""
 
     def __init__(self, stream_id: UUID, found: type[Aggregate], asked: type[Aggregate]) -> None:

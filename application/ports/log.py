@@ -34,7 +34,7 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
-class FollowerMoved:
+class Checkpoint:
     """A follower's progress, to be saved in the commit of the events that it led to.
 
     The append is a `Conflict` if the follower is not at `since` any more: somebody else leads.
@@ -66,7 +66,7 @@ class Log(Protocol):
     """The event store."""
 
     async def append(
-        self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: FollowerMoved | None = None
+        self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: Checkpoint | None = None
     ) -> Position:
         """Record all of it or nothing; returns the position of the last event. There must be at least one.
 
@@ -91,7 +91,7 @@ class Streams(Protocol):
         """The aggregate of this stream, None if the stream is empty.
 
         Raises:
-            OtherKind: it is the stream of something else.
+            UnexpectedAggregate: it is the stream of something else.
         """
         ...
 

@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from application.addresses import MAX_LENGTH, parse_address
+from application.answers import Answer
 from application.commands import CancelRegistration, Command, EraseRegistration
-from application.handlers import Answer
 from domain.errors import Refused, UnknownRegistration
 from domain.mail_outcome import CancelReason, MailFailure
 from domain.recorded import Actor

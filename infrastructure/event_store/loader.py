@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from application.ports import A, OtherKind, Unavailable
+from application.ports import A, Unavailable, UnexpectedAggregate
 from domain.recorded import Position
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.postgres.batching import Batcher
@@ -47,7 +47,7 @@ class LoadedStreams:
         for version, topic, state, _ in self._rows.get(stream_id, ()):
             aggregate = self._codec.decode(stream_id, version, topic, state).mutate(aggregate)
         if aggregate is not None and not isinstance(aggregate, kind):
-            raise OtherKind(stream_id, type(aggregate), kind)
+            raise UnexpectedAggregate(stream_id, type(aggregate), kind)
         return aggregate
 
     def position(self, stream_id: UUID) -> Position:

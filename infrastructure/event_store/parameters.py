@@ -9,7 +9,7 @@ from uuid import UUID
 
 from eventsourcing.persistence import StoredEvent
 
-from application.ports import Context, FollowerMoved, WrappedKey
+from application.ports import Checkpoint, Context, WrappedKey
 from infrastructure.event_store.chain import event_digest
 from infrastructure.postgres.binary_arrays import Bigints, Byteas, Texts, Uuids
 
@@ -27,7 +27,7 @@ class Append:
 
     entries: Sequence[StoredEntry]
     keys: Sequence[WrappedKey] = ()
-    moved: FollowerMoved | None = None
+    moved: Checkpoint | None = None
     digests: Sequence[bytes] = field(init=False)
 
     def __post_init__(self) -> None:

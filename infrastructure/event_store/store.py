@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from application.ports import Entry, FollowerMoved, WrappedKey
+from application.ports import Checkpoint, Entry, WrappedKey
 from domain.recorded import Position, Recorded
 from infrastructure.event_store.appender import Appender
 from infrastructure.event_store.codec import EventCodec
@@ -84,14 +84,14 @@ class EventStore:
     # --- Writing ------------------------------------------------------------------------------
 
     async def append(
-        self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: FollowerMoved | None = None
+        self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: Checkpoint | None = None
     ) -> Position:
         """See `application.ports.Log.append`."""
         stored = [(self._codec.encode(event), context) for event, context in entries]
         return await self.append_stored(stored, keys=keys, moved=moved)
 
     async def append_stored(
-        self, entries: Sequence[StoredEntry], *, keys: Sequence[WrappedKey] = (), moved: FollowerMoved | None = None
+        self, entries: Sequence[StoredEntry], *, keys: Sequence[WrappedKey] = (), moved: Checkpoint | None = None
     ) -> Position:
         """`append` of events in stored form.
 

@@ -57,7 +57,7 @@ async def lead(leading: Leading, dsn: str, *, statement_timeout: timedelta = tim
 
     A leader of which the server has heard nothing for `statement_timeout` and `LEASE_MARGIN` (it was stopped, its
     machine is gone) is deposed by whoever stands by. It may wake up afterwards: what it then writes elsewhere than in
-    its session is fenced by its position (`FollowerMoved`).
+    its session is fenced by its position (`Checkpoint`).
     """
     pause = STAND_BY.total_seconds()
     away = False

@@ -18,7 +18,7 @@ from application.commands import Command
 from application.crash_points import crash_point
 from application.handlers import Handlers
 from application.mail_saga import DeadlineReached, react
-from application.ports import Clock, Conflict, Context, FollowerMoved, Unavailable
+from application.ports import Checkpoint, Clock, Conflict, Context, Unavailable
 from domain.errors import Refused
 from domain.mail_saga import MailSaga
 from domain.policy import Policy
@@ -182,7 +182,7 @@ class ProcessManager:
         if notes:
             crash_point("pm.before_commit")
             try:
-                await self._store.append(notes, moved=FollowerMoved(self.name, position, seen))
+                await self._store.append(notes, moved=Checkpoint(self.name, position, seen))
             except Conflict:
                 raise LostLeadership(self.name) from None
             self._in_step = True

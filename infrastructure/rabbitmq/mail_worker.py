@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 from faststream.rabbit import RabbitMessage
 
-from application.mail_delivery import Claimed
+from application.mail_delivery import SendInProgress
 from application.ports import ForeignRequest, MailRequest, MailServersAway, Unavailable
 from domain.errors import UnknownRegistration
 from infrastructure.rabbitmq.consumer import BUG_PAUSE, Consumer, acknowledge, reject
@@ -108,8 +108,8 @@ class MailWorker:
                 return True
             except MailServersAway:
                 wait = self._pause_until(self._until_mail_ready)
-            except Claimed as claimed:
-                wait = asyncio.sleep(claimed.retry_after)
+            except SendInProgress as busy:
+                wait = asyncio.sleep(busy.retry_after)
             except Unavailable:
                 wait = self._pause_until(self._until_database_ready)
             stopped = asyncio.ensure_future(self.consumer.stopping.wait())

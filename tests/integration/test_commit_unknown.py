@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from application.ports import Conflict, Context, FollowerMoved, Unavailable
+from application.ports import Checkpoint, Conflict, Context, Unavailable
 from domain.recorded import Position
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
@@ -62,15 +62,15 @@ async def test_each_append_of_a_batch_whose_connection_was_cut_gets_its_own_true
     store: EventStore, proxy: TcpProxy, dsn: str, inject: Inject
 ) -> None:
     taken, contested, a, b, c, d = (happened() for _ in range(6))
-    await append(store, taken, moved=FollowerMoved("saga", 0, 1))
+    await append(store, taken, moved=Checkpoint("saga", 0, 1))
     inject(proxy)
     answers = await asyncio.gather(
         append(store, a),
         append(store, taken),
         append(store, b, contested),
         append(store, contested),  # ends with the very event that its neighbour recorded
-        append(store, happened(), moved=FollowerMoved("saga", 0, 9)),
-        append(store, c, moved=FollowerMoved("saga", 1, 2)),
+        append(store, happened(), moved=Checkpoint("saga", 0, 9)),
+        append(store, c, moved=Checkpoint("saga", 1, 2)),
         append(store, c),  # the same event as its neighbour's
         append(store, d),
         return_exceptions=True,

@@ -12,7 +12,7 @@ from eventsourcing.persistence import DatetimeAsISO, JSONTranscoder, Mapper
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg.conninfo import conninfo_to_dict
 
-from application.ports import Conflict, Context, FollowerMoved, Overloaded, Unavailable, WrappedKey, entries_of
+from application.ports import Checkpoint, Conflict, Context, Overloaded, Unavailable, WrappedKey, entries_of
 from domain.email_claim import EmailClaim
 from domain.registration import Registration, Status
 from infrastructure.event_store.chain import event_digest
@@ -262,8 +262,8 @@ async def follower(dsn: str, name: str = "saga") -> int | None:
 
 async def test_a_follower_moves_in_the_commit_of_the_events(store: EventStore, dsn: str) -> None:
     first, second = happened(), happened()
-    await append(store, first, moved=FollowerMoved("saga", 0, 5))
-    await append(store, second, moved=FollowerMoved("saga", 5, 6))
+    await append(store, first, moved=Checkpoint("saga", 0, 5))
+    await append(store, second, moved=Checkpoint("saga", 5, 6))
 
     assert await follower(dsn) == 6
     assert await log_of(dsn) == placed(first, second)
@@ -271,21 +271,21 @@ async def test_a_follower_moves_in_the_commit_of_the_events(store: EventStore, d
 
 async def test_a_follower_that_was_moved_by_somebody_else_records_nothing(store: EventStore, dsn: str) -> None:
     there = happened()
-    await append(store, there, moved=FollowerMoved("saga", 0, 5))
+    await append(store, there, moved=Checkpoint("saga", 0, 5))
 
     for since in (0, 4, 6):
         with pytest.raises(Conflict):
-            await append(store, happened(), moved=FollowerMoved("saga", since, 7))
+            await append(store, happened(), moved=Checkpoint("saga", since, 7))
     assert await follower(dsn) == 5
     assert await log_of(dsn) == placed(there)
 
 
 async def test_a_follower_stays_when_its_events_conflict(store: EventStore, dsn: str) -> None:
     taken = happened()
-    await append(store, taken, moved=FollowerMoved("saga", 0, 5))
+    await append(store, taken, moved=Checkpoint("saga", 0, 5))
 
     with pytest.raises(Conflict):
-        await append(store, taken, moved=FollowerMoved("saga", 5, 6))
+        await append(store, taken, moved=Checkpoint("saga", 5, 6))
     assert await follower(dsn) == 5
 
 
@@ -295,9 +295,9 @@ async def test_a_follower_stays_when_its_events_lose_to_a_neighbour(store: Event
         store,
         dsn,
         append(store, contested),
-        append(store, contested, moved=FollowerMoved("saga", 0, 1)),
-        append(store, happened(), moved=FollowerMoved("saga", 1, 2)),
-        append(store, happened(), moved=FollowerMoved("other", 0, 1)),
+        append(store, contested, moved=Checkpoint("saga", 0, 1)),
+        append(store, happened(), moved=Checkpoint("saga", 1, 2)),
+        append(store, happened(), moved=Checkpoint("other", 0, 1)),
     )
 
     # The third stood on the second, which was lost.
@@ -309,9 +309,9 @@ async def test_of_two_that_move_a_follower_from_the_same_place_the_earlier_wins(
     answers = await in_one_batch(
         store,
         dsn,
-        append(store, happened(), moved=FollowerMoved("saga", 0, 1)),
-        append(store, happened(), moved=FollowerMoved("saga", 0, 2)),
-        append(store, happened(), moved=FollowerMoved("saga", 1, 3)),
+        append(store, happened(), moved=Checkpoint("saga", 0, 1)),
+        append(store, happened(), moved=Checkpoint("saga", 0, 2)),
+        append(store, happened(), moved=Checkpoint("saga", 1, 3)),
     )
 
     assert [type(answer) for answer in answers] == [int, Conflict, int]

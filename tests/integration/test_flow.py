@@ -21,8 +21,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from pydantic import SecretStr
 
+from application.answers import Answer
 from application.commands import EraseRegistration, RegisterUser, RequestNewCode, VerifyEmail
-from application.handlers import Answer
 from application.ports import Context, entries_of
 from domain.errors import CodeLocked, Refused, TooManyRequests, WrongCode
 from domain.mail_saga import MailSaga

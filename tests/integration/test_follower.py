@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 from eventsourcing.persistence import StoredEvent
 
-from application.ports import FollowerMoved
+from application.ports import Checkpoint
 from domain.recorded import Position, Recorded
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
@@ -398,7 +398,7 @@ async def test_what_was_announced_while_nobody_listened_is_known_afterwards(
     store: EventStore, announcements: Announcements, dsn: str
 ) -> None:
     await end(dsn, "registrar listen")
-    await append(store, happened(), moved=FollowerMoved("saga", 0, 7))
+    await append(store, happened(), moved=Checkpoint("saga", 0, 7))
 
     assert await announcements.beyond(LOG, 0, within=timedelta(seconds=30))
     assert await announcements.beyond("saga", 6, within=timedelta(seconds=30))
@@ -500,7 +500,7 @@ async def test_an_announcement_that_is_no_position_does_not_cost_the_connection(
 async def test_what_was_announced_and_is_not_so_is_forgotten_and_the_truth_is_heard_again(
     store: EventStore, announcements: Announcements, dsn: str, channel: str, payload: str, who: str
 ) -> None:
-    await append(store, claimed(), moved=FollowerMoved("tally", 0, 1))
+    await append(store, claimed(), moved=Checkpoint("tally", 0, 1))
     await query(dsn, "SELECT pg_notify(%s, %s)", channel, payload)  # any role of the database may
 
     assert await announcements.beyond(who, 1, within=timedelta(seconds=30))

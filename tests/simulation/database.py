@@ -20,14 +20,14 @@ from eventsourcing.domain import Aggregate
 
 from application.ports import (
     A,
+    Checkpoint,
     Conflict,
     Context,
     Entry,
-    FollowerMoved,
-    OtherKind,
     Overloaded,
     SendClaim,
     Unavailable,
+    UnexpectedAggregate,
     WrappedKey,
 )
 from domain.email_claim import EmailClaim
@@ -56,7 +56,7 @@ class SimulatedStreams:
         if state is None:
             return None
         if not isinstance(state, kind):
-            raise OtherKind(stream_id, type(state), kind)
+            raise UnexpectedAggregate(stream_id, type(state), kind)
         return copy_of(state)
 
     def position(self, stream_id: UUID) -> Position:
@@ -116,7 +116,7 @@ class Database:
         self,
         events: Sequence[tuple[AnyEvent, Context]],
         keys: Sequence[WrappedKey] = (),
-        moved: FollowerMoved | None = None,
+        moved: Checkpoint | None = None,
     ) -> Position:
         """All of it or nothing."""
         expected: dict[UUID, int] = {}
@@ -289,7 +289,7 @@ class SimulatedStore(DatabasePort):
     """Implements `application.ports.Log`, and of `EventStore` and `LogTail` what the followers use."""
 
     async def append(
-        self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: FollowerMoved | None = None
+        self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: Checkpoint | None = None
     ) -> Position:
         await self.go("append")
         if self.locked() or self._faults.hits("append overloaded"):
@@ -303,7 +303,7 @@ class SimulatedStore(DatabasePort):
         await self.come("append")
         return position
 
-    def _commit_late(self, entries: Sequence[Entry], keys: Sequence[WrappedKey], moved: FollowerMoved | None) -> None:
+    def _commit_late(self, entries: Sequence[Entry], keys: Sequence[WrappedKey], moved: Checkpoint | None) -> None:
         try:
             self.database.commit(entries, keys, moved)
         except Conflict:

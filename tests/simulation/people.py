@@ -11,6 +11,7 @@ from uuid import UUID
 
 from pydantic import SecretStr
 
+from application.answers import Answer
 from application.commands import (
     CancelRegistration,
     Command,
@@ -21,7 +22,7 @@ from application.commands import (
     RetryMail,
     VerifyEmail,
 )
-from application.handlers import Answer, Handlers
+from application.handlers import Handlers
 from application.ports import Conflict, Context, Unavailable
 from domain.errors import Refused, WrongCode
 from domain.mail_outcome import CancelReason

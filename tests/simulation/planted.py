@@ -12,6 +12,7 @@ from unittest.mock import patch
 from uuid import UUID
 
 from application import handlers, mail_saga
+from application.answers import Answer
 from application.commands import (
     ActivateAccount,
     CancelRegistration,
@@ -21,14 +22,14 @@ from application.commands import (
     RevokeOtp,
     VerifyEmail,
 )
-from application.handlers import Answer, Handlers
+from application.handlers import Handlers
 from application.loading import Loaded
 from application.mail_delivery import MailDelivery
 from application.mail_saga import SECOND_LOOK
 from application.ports import (
+    Checkpoint,
     Conflict,
     Context,
-    FollowerMoved,
     Letter,
     MailRequest,
     MailServers,
@@ -221,7 +222,7 @@ def notes_saved_apart_from_the_position() -> Iterator[Parts]:
                 def __getattr__(self, name: str) -> Any:
                     return getattr(store, name)
 
-                async def append(self, events: Any, *, moved: FollowerMoved | None = None) -> Position:
+                async def append(self, events: Any, *, moved: Checkpoint | None = None) -> Position:
                     if moved is not None:
                         await save_position(connection, moved.name, moved.since, moved.to)
                     return await store.append(events)

@@ -18,7 +18,8 @@ from uuid import UUID
 
 import psycopg
 
-from application.handlers import Answer, Handlers
+from application.answers import Answer
+from application.handlers import Handlers
 from application.mail_delivery import MailDelivery
 from application.ports import Conflict, Context, MailRequest, MailServersAway, Unavailable
 from domain.errors import Refused

@@ -27,7 +27,7 @@ from domain.mail_saga import MailSaga
 from domain.policy import Policy
 from domain.recorded import AnyEvent
 from domain.registration import Registration
-from domain.sign_up import Seat, sign_up
+from domain.sign_up import ClaimedAddress, sign_up
 from domain.stray_message import StrayMessage
 from tests.support.facts import CLAIM, T0
 
@@ -119,8 +119,8 @@ class History:
     def _register(self) -> Sequence[Aggregate]:
         address = f"address {self._random.randrange(self._addresses)}"
         outcome = sign_up(
-            address=self._seat(ClaimId(uuid5(CLAIM, address))),
-            duplicates=self._seat(ClaimId(uuid5(_DUPLICATES, address))),
+            address=self._claimed_address(ClaimId(uuid5(CLAIM, address))),
+            duplicates=self._claimed_address(ClaimId(uuid5(_DUPLICATES, address))),
             earlier=None,
             registration_id=self._any_id(),
             fingerprint=str(self._any_id()),
@@ -132,10 +132,10 @@ class History:
         self._claims |= {changed.id: changed for changed in outcome.changed if isinstance(changed, EmailClaim)}
         return outcome.changed
 
-    def _seat(self, claim_id: ClaimId) -> Seat:
+    def _claimed_address(self, claim_id: ClaimId) -> ClaimedAddress:
         claim = self._claims.get(claim_id)
         holder = None if claim is None or claim.holder is None else self._registrations[claim.holder]
-        return Seat(claim_id, claim, holder)
+        return ClaimedAddress(claim_id, claim, holder)
 
     def _live(self, registration: Registration) -> None:
         """One thing happens to a registration."""

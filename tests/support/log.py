@@ -15,7 +15,7 @@ import psycopg
 from eventsourcing.persistence import StoredEvent
 from psycopg.conninfo import conninfo_to_dict
 
-from application.ports import Context, FollowerMoved, WrappedKey
+from application.ports import Checkpoint, Context, WrappedKey
 from domain.recorded import Position
 from infrastructure.crypto.keyring import open_root_secret
 from infrastructure.event_store.store import EventStore
@@ -36,7 +36,7 @@ async def append(
     *events: StoredEvent,
     context: Context = CLIENT,
     keys: Sequence[WrappedKey] = (),
-    moved: FollowerMoved | None = None,
+    moved: Checkpoint | None = None,
 ) -> Position:
     return await store.append_stored([(event, context) for event in events], keys=keys, moved=moved)
 

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import pytest
 from eventsourcing.domain import Aggregate
 
-from application.ports import A, Conflict, Context, Entry, FollowerMoved, Log, OtherKind, WrappedKey, entries_of
+from application.ports import A, Checkpoint, Conflict, Context, Entry, Log, UnexpectedAggregate, WrappedKey, entries_of
 from domain.email_claim import ClaimId, EmailClaim
 from domain.recorded import AnyEvent, Position
 from domain.registration import Registration
@@ -53,7 +53,7 @@ class MemoryStreams:
         for row, _ in self._rows.get(stream_id, ()):
             aggregate = self._codec.decode(*row).mutate(aggregate)
         if aggregate is not None and not isinstance(aggregate, kind):
-            raise OtherKind(stream_id, type(aggregate), kind)
+            raise UnexpectedAggregate(stream_id, type(aggregate), kind)
         return aggregate
 
     def position(self, stream_id: UUID) -> Position:
@@ -75,7 +75,7 @@ class MemoryLog:
         self.loads = 0
 
     async def append(
-        self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: FollowerMoved | None = None
+        self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: Checkpoint | None = None
     ) -> Position:
         await asyncio.sleep(0)
         encoded = [(event, self.codec.encode(event)) for event, _ in entries]
@@ -254,25 +254,23 @@ async def _gives_each_caller_an_aggregate_of_its_own(log: Log) -> None:
         other = streams.get(Registration, name)
         assert other is not None
         assert not other.revoked
-    with pytest.raises(OtherKind):
+    with pytest.raises(UnexpectedAggregate):
         ours.get(EmailClaim, name)
 
 
 async def _keeps_followers_in_step(log: Log) -> None:
     name, follower = uuid4(), f"contract-{uuid4()}"
-    await log.append(entries_of(stream(name, registered()), CLIENT), moved=FollowerMoved(follower, since=0, to=5))
+    await log.append(entries_of(stream(name, registered()), CLIENT), moved=Checkpoint(follower, since=0, to=5))
 
     with pytest.raises(Conflict):
         await log.append(
-            entries_of(stream(name, otp_issued(), after=1), CLIENT), moved=FollowerMoved(follower, since=0, to=6)
+            entries_of(stream(name, otp_issued(), after=1), CLIENT), moved=Checkpoint(follower, since=0, to=6)
         )
     with pytest.raises(Conflict):
-        await log.append(entries_of(stream(name, registered()), CLIENT), moved=FollowerMoved(follower, since=5, to=7))
+        await log.append(entries_of(stream(name, registered()), CLIENT), moved=Checkpoint(follower, since=5, to=7))
 
     assert (await log.load(name)).position(name) > 0
-    await log.append(
-        entries_of(stream(name, otp_issued(), after=1), CLIENT), moved=FollowerMoved(follower, since=5, to=8)
-    )
+    await log.append(entries_of(stream(name, otp_issued(), after=1), CLIENT), moved=Checkpoint(follower, since=5, to=8))
     registration = (await log.load(name)).get(Registration, name)
     assert registration is not None
     assert registration.version == 2

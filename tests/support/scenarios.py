@@ -10,8 +10,9 @@ from uuid import UUID
 
 from pydantic import SecretStr
 
+from application.answers import Answer, Around
 from application.commands import Command, RegisterUser, VerifyEmail
-from application.handlers import Answer, Around, Handlers
+from application.handlers import Handlers
 from application.mail_saga import DeadlineReached, react
 from application.ports import Context, Log, entries_of
 from domain.email_claim import EmailClaim

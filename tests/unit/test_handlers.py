@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from application.answers import Answer, Handle
 from application.commands import (
     ActivateAccount,
     CancelRegistration,
@@ -30,10 +31,10 @@ from application.commands import (
     VerifyEmail,
     WithholdEmail,
 )
-from application.handlers import CONFLICT_RETRIES, Answer, Handle
+from application.handlers import CONFLICT_RETRIES
 from application.keyed_lock import KeyedLock
 from application.loading import loaded
-from application.ports import Conflict, Context, Entry, FollowerMoved, ForeignRequest, Overloaded, WrappedKey
+from application.ports import Checkpoint, Conflict, Context, Entry, ForeignRequest, Overloaded, WrappedKey
 from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import (
     AddressTaken,
@@ -65,7 +66,7 @@ class ContestedLog(MemoryLog):
         self.tries = 0
 
     async def append(
-        self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: FollowerMoved | None = None
+        self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: Checkpoint | None = None
     ) -> Position:
         self.tries += 1
         if self.losses > 0:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from application.mail_delivery import Claimed, MailDelivery
+from application.mail_delivery import MailDelivery, SendInProgress
 from application.ports import (
     Conflict,
     ForeignRequest,
@@ -220,7 +220,7 @@ async def test_what_somebody_else_may_be_sending_is_left_to_them(post: Post) -> 
     registration_id = await post.house.registered()
     await post.claims.acquire(registration_id, 1)
 
-    with pytest.raises(Claimed):
+    with pytest.raises(SendInProgress):
         await post.deliver(registration_id)
 
     assert post.servers.letters == []

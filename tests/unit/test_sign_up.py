@@ -12,7 +12,7 @@ from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import AddressTaken, CodeExpired, IdempotencyKeyReused, NotPending
 from domain.policy import Policy
 from domain.registration import Registration, Status
-from domain.sign_up import Seat, SignUp, sign_up
+from domain.sign_up import ClaimedAddress, SignUp, sign_up
 from tests.support.facts import (
     T0,
     Fact,
@@ -44,21 +44,23 @@ CANCELLED = (*PENDING, otp_revoked(), registration_cancelled())
 ERASED = (*ACTIVE, registration_cancelled("erased"), personal_data_erased())
 DUPLICATE = (registered(claim_id=DUPLICATES, fingerprint="one", duplicate_of=FIRST), otp_issued())
 
-FREE_ADDRESS = Seat(ADDRESS, None, None)
-FREE_DUPLICATES = Seat(DUPLICATES, None, None)
+FREE_ADDRESS = ClaimedAddress(ADDRESS, None, None)
+FREE_DUPLICATES = ClaimedAddress(DUPLICATES, None, None)
 
 
-def seat(claim_id: ClaimId, holder_id: UUID, *history: Fact, released: bool = False) -> Seat:
-    """A claimed seat and its holder, or one that the holder left."""
+def claimed(claim_id: ClaimId, holder_id: UUID, *history: Fact, released: bool = False) -> ClaimedAddress:
+    """A claimed address and its holder, or one that the holder left."""
     facts = [email_claimed(holder_id), *([email_released(holder_id)] if released else [])]
     claim = given_stream(EmailClaim, *facts, stream_id=claim_id)
-    return Seat(claim_id, claim, None if released else given_stream(Registration, *history, stream_id=holder_id))
+    return ClaimedAddress(
+        claim_id, claim, None if released else given_stream(Registration, *history, stream_id=holder_id)
+    )
 
 
 def request(
     *,
-    address: Seat = FREE_ADDRESS,
-    duplicates: Seat = FREE_DUPLICATES,
+    address: ClaimedAddress = FREE_ADDRESS,
+    duplicates: ClaimedAddress = FREE_DUPLICATES,
     earlier: Registration | None = None,
     registration_id: UUID = SECOND,
     fingerprint: str = "one",
@@ -98,7 +100,7 @@ def test_a_new_address_is_registered_and_claimed_together() -> None:
 
 
 def test_a_released_address_is_claimed_anew() -> None:
-    outcome = request(address=seat(ADDRESS, FIRST, released=True))
+    outcome = request(address=claimed(ADDRESS, FIRST, released=True))
 
     assert streams(outcome) == [begun(SECOND, ADDRESS), (ADDRESS, [email_claimed(SECOND)])]
     assert outcome.registration.duplicate_of is None
@@ -106,7 +108,7 @@ def test_a_released_address_is_claimed_anew() -> None:
 
 @pytest.mark.parametrize("history", [CANCELLED, ERASED], ids=["cancelled", "erased"])
 def test_a_cancelled_holder_whose_claim_was_not_released_yet_gives_way(history: tuple[Fact, ...]) -> None:
-    outcome = request(address=seat(ADDRESS, FIRST, *history))
+    outcome = request(address=claimed(ADDRESS, FIRST, *history))
 
     assert streams(outcome) == [
         begun(SECOND, ADDRESS),
@@ -116,7 +118,7 @@ def test_a_cancelled_holder_whose_claim_was_not_released_yet_gives_way(history: 
 
 
 def test_the_holders_late_release_leaves_the_address_with_the_next_one() -> None:
-    outcome = request(address=seat(ADDRESS, FIRST, *CANCELLED))
+    outcome = request(address=claimed(ADDRESS, FIRST, *CANCELLED))
     claim = outcome.changed[-1]
     assert isinstance(claim, EmailClaim)
     claim.collect_events()
@@ -131,14 +133,14 @@ def test_the_holders_late_release_leaves_the_address_with_the_next_one() -> None
 
 
 def test_the_same_payload_while_pending_is_the_same_registration() -> None:
-    outcome = request(address=seat(ADDRESS, FIRST, *PENDING), fingerprint="one")
+    outcome = request(address=claimed(ADDRESS, FIRST, *PENDING), fingerprint="one")
 
     assert outcome.registration.id == FIRST
     assert outcome.changed == ()
 
 
 def test_another_payload_supersedes_the_pending_registration_in_the_same_commit() -> None:
-    outcome = request(address=seat(ADDRESS, FIRST, *PENDING), fingerprint="two", now=LATER)
+    outcome = request(address=claimed(ADDRESS, FIRST, *PENDING), fingerprint="two", now=LATER)
 
     assert outcome.registration.id == SECOND
     assert streams(outcome) == [
@@ -149,7 +151,7 @@ def test_another_payload_supersedes_the_pending_registration_in_the_same_commit(
 
 
 def test_the_code_of_a_superseded_registration_is_dead() -> None:
-    outcome = request(address=seat(ADDRESS, FIRST, *PENDING), fingerprint="two")
+    outcome = request(address=claimed(ADDRESS, FIRST, *PENDING), fingerprint="two")
     superseded = outcome.changed[0]
     assert isinstance(superseded, Registration)
 
@@ -171,7 +173,7 @@ def test_the_same_payload_does_not_get_a_registration_that_is_being_undone(
     being_undone: Fact, left_to_do: list[Fact]
 ) -> None:
     """Between the saga's two steps: nobody would ever get that one's code."""
-    outcome = request(address=seat(ADDRESS, FIRST, *PENDING, being_undone), fingerprint="one")
+    outcome = request(address=claimed(ADDRESS, FIRST, *PENDING, being_undone), fingerprint="one")
 
     assert outcome.registration.id == SECOND
     assert streams(outcome) == [
@@ -189,7 +191,7 @@ def test_the_same_payload_does_not_get_a_registration_that_is_being_undone(
 def test_a_taken_address_leads_to_a_duplicate_with_a_seat_of_its_own(
     history: tuple[Fact, ...], fingerprint: str
 ) -> None:
-    owned = seat(ADDRESS, FIRST, *history)
+    owned = claimed(ADDRESS, FIRST, *history)
 
     outcome = request(address=owned, fingerprint=fingerprint)
 
@@ -204,19 +206,19 @@ def test_a_taken_address_leads_to_a_duplicate_with_a_seat_of_its_own(
 
 
 def test_the_owner_is_told_apart_only_where_the_operator_reveals_it() -> None:
-    owned = seat(ADDRESS, FIRST, *ACTIVE)
+    owned = claimed(ADDRESS, FIRST, *ACTIVE)
 
     with pytest.raises(AddressTaken):
         request(address=owned, reveal_duplicates=True)
 
 
 def test_revealing_tells_nothing_about_a_pending_registration() -> None:
-    outcome = request(address=seat(ADDRESS, FIRST, *PENDING), fingerprint="two", reveal_duplicates=True)
+    outcome = request(address=claimed(ADDRESS, FIRST, *PENDING), fingerprint="two", reveal_duplicates=True)
 
     assert outcome.registration.id == SECOND
 
 
-OWNED = seat(ADDRESS, FIRST, *ACTIVE)
+OWNED = claimed(ADDRESS, FIRST, *ACTIVE)
 
 
 @pytest.mark.parametrize(
@@ -227,22 +229,22 @@ OWNED = seat(ADDRESS, FIRST, *ACTIVE)
             {"address": OWNED},
         ),
         (
-            {"address": seat(ADDRESS, SECOND, *PENDING)},
-            {"address": OWNED, "duplicates": seat(DUPLICATES, SECOND, *DUPLICATE)},
+            {"address": claimed(ADDRESS, SECOND, *PENDING)},
+            {"address": OWNED, "duplicates": claimed(DUPLICATES, SECOND, *DUPLICATE)},
         ),
         (
-            {"address": seat(ADDRESS, SECOND, *PENDING), "fingerprint": "two"},
-            {"address": OWNED, "duplicates": seat(DUPLICATES, SECOND, *DUPLICATE), "fingerprint": "two"},
+            {"address": claimed(ADDRESS, SECOND, *PENDING), "fingerprint": "two"},
+            {"address": OWNED, "duplicates": claimed(DUPLICATES, SECOND, *DUPLICATE), "fingerprint": "two"},
         ),
         (
-            {"address": seat(ADDRESS, SECOND, released=True)},
-            {"address": OWNED, "duplicates": seat(DUPLICATES, SECOND, released=True)},
+            {"address": claimed(ADDRESS, SECOND, released=True)},
+            {"address": OWNED, "duplicates": claimed(DUPLICATES, SECOND, released=True)},
         ),
         (
-            {"address": seat(ADDRESS, SECOND, *CANCELLED)},
+            {"address": claimed(ADDRESS, SECOND, *CANCELLED)},
             {
                 "address": OWNED,
-                "duplicates": seat(DUPLICATES, SECOND, *DUPLICATE, otp_revoked(), registration_cancelled()),
+                "duplicates": claimed(DUPLICATES, SECOND, *DUPLICATE, otp_revoked(), registration_cancelled()),
             },
         ),
     ],
@@ -264,9 +266,9 @@ def _shape(changed: tuple[Aggregate, ...]) -> list[tuple[type, list[type]]]:
 
 
 def test_an_address_whose_owner_was_erased_can_be_registered_again() -> None:
-    left_over = seat(DUPLICATES, SECOND, *DUPLICATE)
+    left_over = claimed(DUPLICATES, SECOND, *DUPLICATE)
 
-    outcome = request(address=seat(ADDRESS, FIRST, released=True), duplicates=left_over, registration_id=THIRD)
+    outcome = request(address=claimed(ADDRESS, FIRST, released=True), duplicates=left_over, registration_id=THIRD)
 
     assert outcome.registration.id == THIRD
     assert outcome.registration.duplicate_of is None
@@ -305,7 +307,7 @@ def test_the_same_key_with_another_payload_is_refused() -> None:
 
 
 def test_a_new_key_with_the_payload_of_a_pending_registration_is_that_registration() -> None:
-    outcome = request(address=seat(ADDRESS, FIRST, *PENDING), registration_id=SECOND)
+    outcome = request(address=claimed(ADDRESS, FIRST, *PENDING), registration_id=SECOND)
 
     assert outcome.registration.id == FIRST
     assert outcome.changed == ()
@@ -320,7 +322,7 @@ def test_who_registers_a_victims_address_first_gets_nothing_of_it() -> None:
     claim = attackers.changed[-1]
     assert isinstance(claim, EmailClaim)
     victims = request(
-        address=Seat(ADDRESS, claim, attackers.registration),
+        address=ClaimedAddress(ADDRESS, claim, attackers.registration),
         registration_id=SECOND,
         fingerprint="the victim's password",
         now=LATER,
