@@ -11,7 +11,6 @@ from typing import Any
 
 import psycopg
 import structlog
-from psycopg_pool import AsyncConnectionPool
 
 from application.handlers import Handlers
 from application.ports import Unavailable
@@ -25,6 +24,12 @@ from entrypoints.mailing import (
     relay_inside,
     relay_to,
 )
+from entrypoints.queries.audit import AuditQueries
+from entrypoints.queries.followers import FollowerQueries, followers_with
+from entrypoints.queries.funnel import FunnelQueries
+from entrypoints.queries.mails import MailQueries
+from entrypoints.queries.queries import Queries
+from entrypoints.queries.registrations import RegistrationQueries
 from entrypoints.service import CannotStart, Reader, Service
 from infrastructure.alerts.alerts import Alerts
 from infrastructure.alerts.webhook import Webhook
@@ -33,20 +38,19 @@ from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
-from infrastructure.event_store.reader import LogReader
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.integration_events import IntegrationEvents
 from infrastructure.followers.leadership import Leading, lead
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.projector import Projector, read_scripts
-from infrastructure.followers.relay import Relay
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.mailbox import Mailbox
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.postgres.connection import Connection, Line, connect, session
+from infrastructure.postgres.connection import Connection, Line, connect
 from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.pool import QueryPool
 from infrastructure.postgres.schema import WrongSchema, bring_up_to_date, check
 from infrastructure.rabbitmq.connection import Broker
 from infrastructure.rabbitmq.topology import Topology
@@ -59,9 +63,6 @@ from projections.mail import Mails
 from projections.registrations import Registrations
 
 log = structlog.get_logger(__name__)
-
-FOLLOWERS = (*(projection.name for projection in PROJECTIONS), ProcessManager.name, Relay.name)
-"""Everything that follows the log, whatever is set."""
 
 REVIVE = timedelta(milliseconds=500)
 """How often the embedded database is looked after."""
@@ -78,11 +79,6 @@ TIME_CHECK = timedelta(seconds=10)
 
 SCHEMA = (*SCRIPTS, *(script for projection in PROJECTIONS for script in read_scripts(projection())))
 """Everything that makes tables and functions, in order."""
-
-
-def followers_with(settings: Settings) -> tuple[str, ...]:
-    """Everything that follows the log under these settings: nobody publishes where there is no broker."""
-    return FOLLOWERS if settings.broker_url is None else (*FOLLOWERS, IntegrationEvents.name)
 
 
 Works = dict[str, Coroutine[Any, Any, None]]
@@ -176,13 +172,10 @@ async def open_reader(settings: Settings) -> AsyncIterator[Reader]:
         )
         async with _connection(dsn, read_only=True) as connection:
             await check(connection, SCHEMA)
-        pool = _pool(dsn, settings, read_only=True)
+        pool = QueryPool(dsn, statement_timeout=settings.statement_timeout, read_only=True)
         await pool.open()
         stack.push_async_callback(pool.close)
-        line = Line(dsn, name="tail", statement_timeout=settings.statement_timeout, read_only=True)
-        log_reader = LogReader(line, EventCodec())
-        stack.push_async_callback(log_reader.close)
-        yield Reader(settings=settings, pool=pool, log=log_reader)
+        yield Reader(settings=settings, pool=pool)
 
 
 @asynccontextmanager
@@ -252,9 +245,19 @@ async def _parts(
     )
     circuits_line = Line(dsn, name="circuits", statement_timeout=settings.statement_timeout)
     stack.push_async_callback(circuits_line.close)
-    pool = _pool(dsn, settings)
+    pool = QueryPool(dsn, statement_timeout=settings.statement_timeout, patience=settings.request_timeout)
     await pool.open()
     stack.push_async_callback(pool.close)
+    announcements = Announcements(dsn)
+    registrations = RegistrationQueries(
+        pool,
+        Line(dsn, name="queries", statement_timeout=settings.statement_timeout),
+        keyring=keyring,
+        policy=policy,
+        announcements=announcements,
+        request_timeout=settings.request_timeout,
+    )
+    stack.push_async_callback(registrations.close)
     service = Service(
         settings=settings,
         policy=policy,
@@ -264,8 +267,15 @@ async def _parts(
         keyring=keyring,
         hasher=hasher,
         handlers=handlers,
-        announcements=Announcements(dsn),
+        announcements=announcements,
         pool=pool,
+        queries=Queries(
+            registrations,
+            MailQueries(pool),
+            AuditQueries(pool, keyring),
+            FunnelQueries(pool, clock),
+            FollowerQueries(pool, clock, followers_with(settings)),
+        ),
         metrics=metrics,
         shared_circuits=SharedCircuits(circuits_line, probe_lasts=2 * settings.send_timeout),
         admin_token=admin_token,
@@ -393,19 +403,6 @@ def _alerts(service: Service, url: str) -> Alerts:
         threshold=service.settings.alert_dead_letters,
         dead_letters=_dead_letters,
         on_attempt=service.metrics.alert,
-    )
-
-
-def _pool(dsn: str, settings: Settings, *, read_only: bool = False) -> AsyncConnectionPool[Connection]:
-    return AsyncConnectionPool(
-        dsn,
-        min_size=1,
-        max_size=8,
-        max_waiting=16,  # docs/reliability.md, B14: twice the pool; beyond it callers are told at once
-        timeout=2.0,
-        reconnect_timeout=0,
-        open=False,
-        kwargs=session(name="queries", statement_timeout=settings.statement_timeout, read_only=read_only),
     )
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from opentelemetry.sdk.trace import TracerProvider
-from psycopg_pool import AsyncConnectionPool
 
 from application.handlers import Handlers
 from domain.policy import Policy
+from entrypoints.queries.queries import Queries
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.crypto.password_hashing import PasswordHashing
-from infrastructure.event_store.reader import LogReader
 from infrastructure.event_store.store import EventStore
 from infrastructure.mail.mailbox import Mailbox
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.pool import QueryPool
 from infrastructure.rabbitmq.connection import Broker
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.metrics import Metrics
@@ -52,7 +51,8 @@ class Service:
     hasher: PasswordHashing
     handlers: Handlers
     announcements: Announcements
-    pool: AsyncConnectionPool[Connection]
+    pool: QueryPool
+    queries: Queries
     metrics: Metrics
     shared_circuits: SharedCircuits
     admin_token: str | None
@@ -71,5 +71,4 @@ class Reader:
     """
 
     settings: Settings
-    pool: AsyncConnectionPool[Connection]
-    log: LogReader
+    pool: QueryPool

@@ -39,9 +39,14 @@ from entrypoints.api.responses import (
     Registrations,
     StatusName,
     StrayMessages,
+    admin_story,
     answer,
+    followers,
+    funnel_buckets,
+    registrations_page,
+    status_name,
 )
-from entrypoints.queries.registrations import ReadModels
+from entrypoints.queries.queries import Queries
 from entrypoints.service import Service
 from projections.mail import STRAY
 from projections.paging import before
@@ -133,7 +138,7 @@ class FunnelQuery(_Query):
     bucket: Literal["hour", "day"] = "hour"
 
 
-def add_admin_routes(app: FastAPI, service: Service, reads: ReadModels) -> None:
+def add_admin_routes(app: FastAPI, service: Service, queries: Queries) -> None:
     """Everything under `/v1/admin`."""
     guarded = [Depends(Operator(service.admin_token))]
 
@@ -151,26 +156,28 @@ def add_admin_routes(app: FastAPI, service: Service, reads: ReadModels) -> None:
             **described,
         )
 
-    _add_questions(add, reads)
-    _add_acts(add, service, reads)
+    _add_questions(add, queries)
+    _add_acts(add, service, queries)
 
 
-def _add_questions(add: Callable[..., None], reads: ReadModels) -> None:
+def _add_questions(add: Callable[..., None], queries: Queries) -> None:
     async def search(query: Annotated[RegistrationsQuery, Query()]) -> Response:
         """Registrations, newest first, with address and name in clear."""
-        found = await reads.search(status=query.status, email=query.email, cursor=query.cursor, limit=query.limit)
-        return answer(found)
+        found = await queries.registrations.search(
+            status=query.status, email=query.email, cursor=query.cursor, limit=query.limit
+        )
+        return answer(registrations_page(found))
 
     async def show(registration_id: UUID) -> Response:
         """One registration, whether it is a duplicate, and every mail of it."""
-        story = await reads.story(registration_id)
+        story = await queries.registrations.story(registration_id)
         if story is None:
             raise UnknownRegistration
-        return answer(story)
+        return answer(admin_story(story))
 
     async def audit(query: Annotated[AuditQuery, Query()]) -> Response:
         """Who did what, when, and because of what; newest first."""
-        found = await reads.audit(
+        found = await queries.audit.search(
             registration_id=query.registration_id,
             email=query.email,
             actor=query.actor,
@@ -186,16 +193,16 @@ def _add_questions(add: Callable[..., None], reads: ReadModels) -> None:
     async def mails(query: Annotated[MailQuery, Query()]) -> Response:
         """Mails, the latest issue first; `state=WAITING` are the dead letters that wait for an operator."""
         if query.state == STRAY:
-            return answer(await reads.strays(cursor=query.cursor, limit=query.limit))
-        return answer(await reads.mails(state=query.state, cursor=query.cursor, limit=query.limit))
+            return answer(await queries.mails.strays(cursor=query.cursor, limit=query.limit))
+        return answer(await queries.mails.search(state=query.state, cursor=query.cursor, limit=query.limit))
 
     async def funnel(query: Annotated[FunnelQuery, Query()]) -> Response:
         """How many registrations reached each stage, and how long it took them."""
-        return answer(await reads.funnel(since=query.since, bucket=query.bucket))
+        return answer(funnel_buckets(await queries.funnel.buckets(since=query.since, bucket=query.bucket)))
 
     async def projections() -> Response:
         """Position, lag and parked streams of every follower of the log."""
-        return answer(await reads.followers())
+        return answer(followers(await queries.followers.progress()))
 
     add("GET", "/registrations", search, "Search registrations", Registrations)
     add("GET", "/registrations/{registration_id}", show, "The full picture", AdminRegistrationStory, _UNKNOWN)
@@ -208,13 +215,13 @@ def _add_questions(add: Callable[..., None], reads: ReadModels) -> None:
 _UNKNOWN: Final = "unknown-registration"
 
 
-def _add_acts(add: Callable[..., None], service: Service, reads: ReadModels) -> None:
+def _add_acts(add: Callable[..., None], service: Service, queries: Queries) -> None:
     async def do(command: Command, request: Request) -> Response:
         return told(await service.handlers.handle(command, context_of(request, Actor.OPERATOR)))
 
     def told(done: Answer) -> Response:
         status = done.status or Status.CANCELLED  # a stray message has none of its own: it is discarded
-        return answer(Done(done.subject_id, status.value), headers={"Registrar-Position": str(done.position)})
+        return answer(Done(done.subject_id, status_name(status)), headers={"Registrar-Position": str(done.position)})
 
     async def cancel(registration_id: UUID, request: Request) -> Response:
         """Undo a registration that is not verified; its address becomes free."""
@@ -235,7 +242,7 @@ def _add_acts(add: Callable[..., None], service: Service, reads: ReadModels) -> 
         in the meantime is passed over.
         """
         wanted = parse(RetryByCause, body_of(request))
-        found = await reads.worth_a_retry(failures=[wanted.failure], cursor=wanted.cursor, limit=wanted.limit)
+        found = await queries.mails.worth_a_retry(failures=[wanted.failure], cursor=wanted.cursor, limit=wanted.limit)
         requested = 0
         for registration_id in found.registration_ids:
             with suppress(Refused):  # verified or ended since

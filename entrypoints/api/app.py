@@ -42,8 +42,16 @@ from entrypoints.api.openapi import (
 )
 from entrypoints.api.problems import explain
 from entrypoints.api.request_body import malformed, parse
-from entrypoints.api.responses import CodeRequested, MailboxMessages, Registered, Verification, answer
-from entrypoints.queries.registrations import ReadModels
+from entrypoints.api.responses import (
+    CodeRequested,
+    MailboxMessages,
+    Registered,
+    Verification,
+    answer,
+    registration_state,
+)
+from entrypoints.queries.queries import Queries
+from entrypoints.queries.registrations import RegistrationQueries
 from entrypoints.service import Service
 from infrastructure.mail.mailbox import Mailbox, page, page_policy
 
@@ -67,15 +75,14 @@ def create_app(service: Service, *, public: bool = True, admin: bool = True) -> 
         public: the registrants' routes, and the mailbox if there is one.
         admin: the operators' routes, the documentation and the metrics.
     """
-    reads = ReadModels(service)
-    checks = HealthChecks(service, reads)
+    queries = service.queries
+    checks = HealthChecks(service, queries)
     tracing = service.tracing
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await checks.close()
-        await reads.close()
 
     guard: dict[str, Any] = {
         "metrics": service.metrics,
@@ -94,11 +101,11 @@ def create_app(service: Service, *, public: bool = True, admin: bool = True) -> 
         middleware=[Middleware(Guard, **guard)],
     )
     app.state.checks = checks
-    _add_routes(app, service, reads, checks, public=public, admin=admin)
+    _add_routes(app, service, queries, checks, public=public, admin=admin)
     app.shortcut = Shortcut(app, Guard(app, **guard))
     if admin:
         add_docs_routes(app)
-        app.openapi = lambda: _document(service, reads, checks)  # type: ignore[method-assign]
+        app.openapi = lambda: _document(service, queries, checks)  # type: ignore[method-assign]
     return app
 
 
@@ -110,22 +117,22 @@ _ABOUT: Final[dict[str, Any]] = {
 
 
 def _add_routes(
-    app: FastAPI, service: Service, reads: ReadModels, checks: HealthChecks, *, public: bool, admin: bool
+    app: FastAPI, service: Service, queries: Queries, checks: HealthChecks, *, public: bool, admin: bool
 ) -> None:
     if public:
-        add_registration_routes(app, service, reads)
+        add_registration_routes(app, service, queries.registrations)
         if service.mailbox is not None:
             add_mailbox_routes(app, service.mailbox)
     add_health_routes(app, checks)
     if admin:
-        add_admin_routes(app, service, reads)
+        add_admin_routes(app, service, queries)
         add_metrics_route(app, service, checks)
 
 
-def _document(service: Service, reads: ReadModels, checks: HealthChecks) -> dict[str, Any]:
+def _document(service: Service, queries: Queries, checks: HealthChecks) -> dict[str, Any]:
     """The OpenAPI document of all routes, whichever listener they are on."""
     everything = FastAPI(**_ABOUT)
-    _add_routes(everything, service, reads, checks, public=True, admin=True)
+    _add_routes(everything, service, queries, checks, public=True, admin=True)
     return describe_problems(everything.openapi())
 
 
@@ -241,7 +248,7 @@ def _idempotency_key_of(request: Request) -> str | None:
     return values[0]
 
 
-def add_registration_routes(app: FastAPI, service: Service, reads: ReadModels) -> None:
+def add_registration_routes(app: FastAPI, service: Service, registrations: RegistrationQueries) -> None:
     """What registrants do."""
     handlers, metrics = service.handlers, service.metrics
     longest_wait = service.settings.request_timeout // timedelta(milliseconds=1)
@@ -268,12 +275,12 @@ def add_registration_routes(app: FastAPI, service: Service, reads: ReadModels) -
         wait = _number_of(request, "wait", longest_wait)
         if min_position:
             patience = DEFAULT_WAIT if wait is None else timedelta(milliseconds=wait)
-            found = await reads.registration_at(registration_id, min_position, patience)
+            found = await registrations.by_id_at(registration_id, min_position, patience)
         else:
-            found = await reads.registration(registration_id)
+            found = await registrations.by_id(registration_id)
         if found is None:
             raise UnknownRegistration
-        return answer(found)
+        return answer(registration_state(found))
 
     async def verify(request: Request) -> Response:
         """Prove the address with the code from the mail. Once it is proved, any code gets the same answer."""
@@ -281,7 +288,7 @@ def add_registration_routes(app: FastAPI, service: Service, reads: ReadModels) -
             command = parse(VerifyEmail, body_of(request), registration_id=_id_of(request))
             verified = await handlers.handle(command, context_of(request, Actor.CLIENT))
         return answer(
-            Verification(Status(verified.status).value),  # type: ignore[arg-type]  # one of them, or it was refused
+            Verification("ACTIVE" if verified.status is Status.ACTIVE else "VERIFIED"),
             headers={"Registrar-Position": str(verified.position)},
         )
 

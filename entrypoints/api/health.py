@@ -14,10 +14,11 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from starlette.responses import Response
 
 from application.ports import BrokerAway, Unavailable
-from entrypoints.api.responses import Health, answer
-from entrypoints.queries.registrations import ReadModels
+from entrypoints.api.responses import Health, answer, followers
+from entrypoints.queries.queries import Queries
 from entrypoints.service import Service
-from infrastructure.postgres.connection import Connection, Line
+from infrastructure.event_store.probe import take_locks_of_an_append
+from infrastructure.postgres.connection import Line
 from infrastructure.telemetry.metrics import CONTENT_TYPE
 
 T = TypeVar("T")
@@ -32,14 +33,6 @@ PATIENCE: Final = timedelta(seconds=1)
 
 WAITING_LONG: Final = timedelta(minutes=5)
 """A mail that is unsent for so long went through retries: something is wrong with the mail servers."""
-
-_LOCKS_OF_AN_APPEND: Final = """
-    DO $$ BEGIN
-        LOCK TABLE events, blocks IN ROW EXCLUSIVE MODE;
-        PERFORM FROM head FOR UPDATE;
-    END $$
-"""
-"""Takes, and commits, what every append takes: fails wherever an append would, on a standby or a full disk too."""
 
 _AWAY = (Unavailable, psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests, OSError)
 
@@ -62,10 +55,10 @@ class HealthChecks:
         stopping: set before the listener closes, so that nobody sends new requests here.
     """
 
-    def __init__(self, service: Service, reads: ReadModels) -> None:
+    def __init__(self, service: Service, queries: Queries) -> None:
         self.stopping = False
         self._service = service
-        self._reads = reads
+        self._followers = queries.followers
         self._line = Line(service.dsn, name="health", statement_timeout=PATIENCE)
         self._under_way: set[asyncio.Task[Any]] = set()
         self._look: asyncio.Task[bool] | None = None
@@ -106,7 +99,7 @@ class HealthChecks:
     async def mail(self) -> Report:
         """The mail servers' circuits, and how long the registrant who has waited longest has had no mail."""
         circuits = await self._circuits()
-        oldest = await self._patiently(self._reads.oldest_unsent())
+        oldest = await self._patiently(self._followers.oldest_unsent())
         status: State = "up"
         if _all_open(circuits) or (oldest is None and not circuits):
             status = "down"
@@ -116,11 +109,12 @@ class HealthChecks:
         return Report(status, {"servers": circuits, "oldest_unsent_seconds": seconds})
 
     async def projections(self) -> Report:
-        followers = await self._patiently(self._reads.followers())
-        if followers is None:
+        progress = await self._patiently(self._followers.progress())
+        if progress is None:
             return Report("down")
-        healthy = all(follower.status == "up" for follower in followers.items)
-        return Report("up" if healthy else "degraded", {"head": followers.head, "followers": followers.items})
+        found = followers(progress)
+        healthy = all(follower.status == "up" for follower in found.items)
+        return Report("up" if healthy else "degraded", {"head": found.head, "followers": found.items})
 
     async def measure(self) -> None:
         """Bring those metrics up to date that nobody counts on the way."""
@@ -130,7 +124,7 @@ class HealthChecks:
             metrics.broker(up=self._service.broker.is_up)
         for name, state in (await self._circuits()).items():
             metrics.circuit(name, state, state)
-        backlog = await self._patiently(self._reads.backlog())
+        backlog = await self._patiently(self._followers.backlog())
         metrics.forget_backlog()  # a follower that is no more would stay for ever
         if backlog is None:
             return
@@ -168,11 +162,8 @@ class HealthChecks:
         return self._look.done() and not self._look.cancelled() and self._look.result()
 
     async def _ask_database(self) -> bool:
-        async def ask(connection: Connection) -> None:
-            await connection.execute(_LOCKS_OF_AN_APPEND)
-
         try:
-            await self._line.ask(ask)
+            await self._line.ask(take_locks_of_an_append)
         except _AWAY:
             self._writable = False
         else:

@@ -1,24 +1,31 @@
-"""What the API answers: one dataclass per shape, which is both what is encoded and what the OpenAPI document shows."""
+"""What the API returns: one dataclass per shape, which is both what is encoded and what the OpenAPI document shows, and
+the one place that makes them from what the queries found."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 import msgspec
 from pydantic import Field
 from starlette.responses import Response
 
+from application.addresses import masked_address
 from domain.recorded import Position
+from domain.registration import Status
+from entrypoints.queries.registrations import OpenedRegistration, Story
+from infrastructure.followers.progress import AllProgress
 from projections.audit import Entry
 from projections.funnel import Bucket, Flow
 from projections.mail import Mail, Stray
+from projections.paging import Page
 
 Id = Annotated[UUID, Field(examples=["019cab10-3b5e-7c31-8f6a-1d2e3f405162"])]
 StatusName = Literal["PENDING", "VERIFIED", "ACTIVE", "CANCELLED"]
+MailName = Literal["QUEUED", "SENT", "FAILED"]
 Time = Annotated[datetime, Field(examples=["2026-03-01T12:00:00Z"])]
 LogPosition = Annotated[Position, Field(description="place in the log", examples=[4711])]
 Cursor = Annotated[str | None, Field(description="brings the next page; null on the last one", examples=["NDcxMQ=="])]
@@ -56,7 +63,7 @@ class RegistrationState:
     registration_id: Id
     status: StatusName
     email: Annotated[str | None, Field(examples=["a•••@example.com"])]
-    mail: Literal["QUEUED", "SENT", "FAILED"]
+    mail: MailName
     otp_expires_at: Time | None
     attempts_left: Annotated[int, Field(examples=[5])]
     created_at: Time
@@ -100,7 +107,7 @@ class AdminRegistration:
     locale: Annotated[str, Field(examples=["en"])]
     duplicate_of: UUID | None
     serial: Annotated[int, Field(examples=[1])]
-    mail: Literal["QUEUED", "SENT", "FAILED"]
+    mail: MailName
     handed_over_at: Time | None
     otp_expires_at: Time | None
     attempts_left: Annotated[int, Field(examples=[5])]
@@ -215,7 +222,76 @@ class MailsRetried:
     next_cursor: Cursor
 
 
-def funnel_bucket(bucket: Bucket) -> dict[str, Any]:
+# --- From what the queries found ----------------------------------------------------------------
+
+
+def status_name(status: str) -> StatusName:
+    """A registration's status as clients know it."""
+    return Status(status).value
+
+
+def registration_state(found: OpenedRegistration) -> RegistrationState:
+    """For its owner; nothing in it depends on whether it is a duplicate."""
+    view = found.view
+    return RegistrationState(
+        registration_id=view.registration_id,
+        status=status_name(view.status),
+        email=None if found.person is None else masked_address(found.person.email),
+        mail=cast("MailName", view.mail),
+        otp_expires_at=found.otp_expires_at,
+        attempts_left=found.attempts_left,
+        created_at=view.created_at,
+        verified_at=view.verified_at,
+        activated_at=view.activated_at,
+        position=view.position,
+    )
+
+
+def admin_registration(found: OpenedRegistration) -> AdminRegistration:
+    """For operators: everything, the person in clear."""
+    view, person = found.view, found.person
+    return AdminRegistration(
+        registration_id=view.registration_id,
+        status=status_name(view.status),
+        email=None if person is None else person.email,
+        name=None if person is None else person.name,
+        locale=view.locale,
+        duplicate_of=view.duplicate_of,
+        serial=view.serial,
+        mail=cast("MailName", view.mail),
+        handed_over_at=view.handed_over_at,
+        otp_expires_at=found.otp_expires_at,
+        attempts_left=found.attempts_left,
+        locked=view.locked,
+        created_at=view.created_at,
+        verified_at=view.verified_at,
+        activated_at=view.activated_at,
+        cancelled_at=view.cancelled_at,
+        cancel_reason=view.cancel_reason,
+        erased=person is None,
+        position=view.position,
+    )
+
+
+def admin_story(story: Story) -> AdminRegistrationStory:
+    return AdminRegistrationStory(admin_registration(story.registration), story.mails)
+
+
+def registrations_page(page: Page[OpenedRegistration]) -> Registrations:
+    return Registrations([admin_registration(found) for found in page.items], page.next_cursor)
+
+
+def followers(found: AllProgress) -> Followers:
+    return Followers(
+        found.head, [FollowerState(**asdict(progress), status=progress.status) for progress in found.items]
+    )
+
+
+def funnel_buckets(buckets: Sequence[Bucket]) -> FunnelBuckets:
+    return FunnelBuckets([_funnel_bucket(bucket) for bucket in buckets])
+
+
+def _funnel_bucket(bucket: Bucket) -> dict[str, Any]:
     """A bucket as JSON knows it: the histogram's last class has no upper end, and JSON no such key."""
     return {
         "start": bucket.start,

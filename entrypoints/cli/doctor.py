@@ -24,14 +24,15 @@ from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from aiosmtplib import SMTP, SMTPException
 
 from application.ports import WrongMasterKey
-from entrypoints.bootstrap import SCHEMA, followers_with
+from entrypoints.bootstrap import SCHEMA
 from entrypoints.cli.output import console, print_json
 from entrypoints.cli.session import log_troubles, read_settings
-from entrypoints.queries.registrations import LAGGING, followers_of
+from entrypoints.queries.followers import followers_with
 from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.crypto.keyring import read_root_secret
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
+from infrastructure.followers.progress import LAGGING, progress_of
 from infrastructure.mail.smtp.replies import Stage, judge_error
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.schema import Outdated, WrongSchema, check
@@ -297,7 +298,7 @@ async def _master_key(connection: Connection, settings: Settings) -> Finding:
 
 
 async def _followers(connection: Connection, settings: Settings) -> AsyncIterator[Finding]:
-    found = (await followers_of(connection, followers_with(settings))).items
+    found = (await progress_of(connection, followers_with(settings))).items
     behind = {one.name: one.lag_events for one in found if one.lag_seconds > LAGGING.total_seconds()}
     if behind:
         says = f"standing still behind the log: {_listed(behind)}"

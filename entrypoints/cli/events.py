@@ -11,34 +11,15 @@ from typing import Any
 from uuid import UUID
 
 import click
-from eventsourcing.persistence import MapperDeserialisationError
-from eventsourcing.utils import TopicError
-from psycopg.rows import class_row
 
 from domain.errors import UnknownRegistration
-from domain.mail_saga import MailSaga
 from domain.recorded import Position
 from domain.registration import PERSONAL_FIELDS, Registration
 from entrypoints.cli.output import note, print_json, print_table, show
-from entrypoints.service import Reader
+from entrypoints.queries.events import EventQueries
 from infrastructure.event_store.codec import event_classes
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.notifications import LOOK_ANYWAY
-
-_SELECT = """
-    SELECT originator_id AS stream_id, originator_version AS version, topic, state, notification_id AS position,
-           recorded_at, correlation_id, causation_position, actor, trace_context AS trace
-    FROM events
-    WHERE notification_id > %(after)s AND notification_id <= %(upto)s
-      AND (%(topics)s::text[] IS NULL OR topic = ANY (%(topics)s))
-"""
-
-# Its own stream, its saga's, and what its address's claim says about it.
-_ABOUT = """
-      AND (originator_id = ANY (%(streams)s)
-           OR (originator_id = %(claim)s
-               AND convert_from(state, 'UTF8')::jsonb ->> 'registration_id' = %(registration)s::text))
-"""
 
 _NOT_DATA = frozenset({"originator_id", "originator_version", "originator_topic", "timestamp"})
 """In columns of their own."""
@@ -76,51 +57,44 @@ def known_types(types: tuple[str, ...]) -> tuple[str, ...]:
 
 
 async def list_events(
-    reader: Reader, wanted: Wanted, *, after: Position | None, limit: int, follow: bool, as_json: bool
+    events: EventQueries, wanted: Wanted, *, after: Position | None, limit: int, follow: bool, as_json: bool
 ) -> int:
     """Print the latest events, or those after a position; with `follow`, go on for ever."""
-    claim = None
-    if wanted.registration is not None:
-        claim = UUID((await _first(reader, wanted.registration)).claim_id)
-    head = await reader.log.head()
-    rows = await _select(reader, wanted, claim, after=after or 0, upto=head, limit=limit, latest=after is None)
+    about = await events.about(wanted.registration) if wanted.registration is not None else None
+    head = await events.head()
+    rows = await events.in_order(
+        after=after or 0, upto=head, limit=limit, latest=after is None, topics=wanted.types, about=about
+    )
     if not follow:
         if as_json:
-            print_json([_entry(reader, row) for row in rows])
+            print_json([_entry(events, row) for row in rows])
         else:
-            _print_entries([_entry(reader, row) for row in rows])
+            _print_entries([_entry(events, row) for row in rows])
         return 0
 
     seen = rows[-1].position if len(rows) == limit else head
     while True:
-        for entry in (_entry(reader, row) for row in rows):
+        for entry in (_entry(events, row) for row in rows):
             if as_json:
                 print_json(entry, one_line=True)
             else:
                 click.echo("  ".join(show(entry[name]) for name in _COLUMNS))
         if seen >= head:
             await asyncio.sleep(LOOK_ANYWAY.total_seconds())
-            head = await reader.log.head()
-        rows = await _select(reader, wanted, claim, after=seen, upto=head, limit=_BATCH)
+            head = await events.head()
+        rows = await events.in_order(after=seen, upto=head, limit=_BATCH, topics=wanted.types, about=about)
         seen = rows[-1].position if len(rows) == _BATCH else head
 
 
 async def show_registration(
-    reader: Reader, registration_id: UUID, *, at: datetime | None, version: int | None, as_json: bool
+    events: EventQueries, registration_id: UUID, *, at: datetime | None, version: int | None, as_json: bool
 ) -> int:
     """Print one registration as folded from its events: all, those up to a time, or the first `version` ones.
 
     Raises:
         UnknownRegistration: there is none with this id, or was none then.
     """
-    await _first(reader, registration_id)
-    async with reader.pool.connection() as connection:
-        cursor = connection.cursor(binary=True, row_factory=class_row(RecordedRow))
-        query = _SELECT + " AND originator_id = %(stream)s ORDER BY originator_version"
-        await cursor.execute(
-            query, {"after": 0, "upto": await reader.log.head(), "topics": None, "stream": registration_id}
-        )
-        rows = await cursor.fetchall()
+    rows = await events.of_registration(registration_id)
     if version is not None and version > len(rows):
         raise click.ClickException(f"This registration has only {len(rows)} events.")
     then = [
@@ -128,8 +102,14 @@ async def show_registration(
     ]
     if not then:
         raise UnknownRegistration(f"This registration began later, at {rows[0].recorded_at.isoformat()}.")
-    state = _fold(reader, then)
-    entries = [_entry(reader, row) for row in then]
+    entries = [_entry(events, row) for row in then]
+    for entry in entries:
+        if entry["data"] is None:
+            raise click.ClickException(
+                f"The event at position {entry['position']} cannot be read by this version of Registrar; "
+                "a newer one wrote it."
+            )
+    state = _state(events.fold(then), then)
     if as_json:
         print_json(state | {"events": entries})
         return 0
@@ -145,17 +125,12 @@ async def show_registration(
     return 0
 
 
-def _fold(reader: Reader, rows: Sequence[RecordedRow]) -> dict[str, Any]:
-    registration: Any = None
-    for row in rows:
-        try:
-            registration = reader.log.decode(row).event.mutate(registration)
-        except (TopicError, MapperDeserialisationError):
-            raise click.ClickException(
-                f"The event at position {row.position} cannot be read by this version of Registrar; "
-                "a newer one wrote it."
-            ) from None
-    assert isinstance(registration, Registration)  # noqa: S101 - the stream begins with its first event
+# --- Showing ----------------------------------------------------------------------------------
+
+_COLUMNS = ("position", "recorded_at", "type", "stream_id", "version", "actor", "correlation_id", "data")
+
+
+def _state(registration: Registration, rows: Sequence[RecordedRow]) -> dict[str, Any]:
     return {
         "registration_id": registration.id,
         "status": registration.status.value,
@@ -178,61 +153,7 @@ def _fold(reader: Reader, rows: Sequence[RecordedRow]) -> dict[str, Any]:
     }
 
 
-async def _first(reader: Reader, registration_id: UUID) -> Registration.UserRegistered:
-    """How a registration began.
-
-    Raises:
-        UnknownRegistration: this is no registration's id.
-    """
-    async with reader.pool.connection() as connection:
-        cursor = connection.cursor(binary=True, row_factory=class_row(RecordedRow))
-        query = _SELECT + " AND originator_id = %(stream)s AND originator_version = 1"
-        await cursor.execute(
-            query, {"after": 0, "upto": await reader.log.head(), "topics": None, "stream": registration_id}
-        )
-        row = await cursor.fetchone()
-    if row is None or row.topic != Registration.UserRegistered.TOPIC:
-        raise UnknownRegistration
-    event = reader.log.decode(row).event
-    assert isinstance(event, Registration.UserRegistered)  # noqa: S101 - its topic says so
-    return event
-
-
-async def _select(
-    reader: Reader,
-    wanted: Wanted,
-    claim: UUID | None,
-    *,
-    after: Position,
-    upto: Position,
-    limit: int,
-    latest: bool = False,
-) -> list[RecordedRow]:
-    """Events in the order of the log: the first ones after a position, or the latest ones."""
-    query = _SELECT + (_ABOUT if wanted.registration else "")
-    query += f" ORDER BY notification_id {'DESC' if latest else 'ASC'} LIMIT %(limit)s"
-    parameters = {
-        "after": after,
-        "upto": upto,
-        "limit": limit,
-        "topics": list(wanted.types) or None,
-        "registration": wanted.registration,
-        "claim": claim,
-        "streams": [wanted.registration, MailSaga.stream_id(wanted.registration)] if wanted.registration else None,
-    }
-    async with reader.pool.connection() as connection:
-        cursor = connection.cursor(binary=True, row_factory=class_row(RecordedRow))
-        await cursor.execute(query, parameters)
-        rows = await cursor.fetchall()
-    return rows[::-1] if latest else rows
-
-
-# --- Showing ----------------------------------------------------------------------------------
-
-_COLUMNS = ("position", "recorded_at", "type", "stream_id", "version", "actor", "correlation_id", "data")
-
-
-def _entry(reader: Reader, row: RecordedRow) -> dict[str, Any]:
+def _entry(events: EventQueries, row: RecordedRow) -> dict[str, Any]:
     return {
         "position": row.position,
         "recorded_at": row.recorded_at,
@@ -243,18 +164,19 @@ def _entry(reader: Reader, row: RecordedRow) -> dict[str, Any]:
         "correlation_id": row.correlation_id,
         "causation_position": row.causation_position,
         "trace": row.trace,
-        "data": _data(reader, row),
+        "data": _data(events, row),
     }
 
 
-def _data(reader: Reader, row: RecordedRow) -> dict[str, Any] | None:
+def _data(events: EventQueries, row: RecordedRow) -> dict[str, Any] | None:
     """The event's own fields, without what is or stands for personal data; None if this version cannot read it."""
-    try:
-        fields = vars(reader.log.decode(row).event)
-    except (TopicError, MapperDeserialisationError):
+    event = events.decode(row)
+    if event is None:
         return None
     return {
-        name: "hidden" if name in PERSONAL_FIELDS else value for name, value in fields.items() if name not in _NOT_DATA
+        name: "hidden" if name in PERSONAL_FIELDS else value
+        for name, value in vars(event).items()
+        if name not in _NOT_DATA
     }
 
 

@@ -14,9 +14,10 @@ from domain.mail_outcome import MAIL_FAILURES
 from domain.recorded import Actor
 from entrypoints import dead_letters as mail_desk
 from entrypoints.cli.output import note, print_json, print_table
-from entrypoints.queries.registrations import ReadModels, followers_of
+from entrypoints.queries.followers import lag_of_mails
+from entrypoints.queries.mails import MailQueries
 from entrypoints.service import Reader, Service
-from projections.mail import WAITING, Mails
+from projections.mail import WAITING
 
 _PAGE = 500
 
@@ -54,9 +55,9 @@ def known_failures(failures: tuple[str, ...]) -> tuple[str, ...]:
 
 async def list_mails(reader: Reader, *, state: str, limit: int, as_json: bool) -> int:
     """Print mails as the read model has them, the latest first."""
-    async with reader.pool.connection() as connection:
-        found = await Mails.search(connection, state=None if state == "all" else state.upper(), limit=limit)
-        strays = await Mails.stray_messages(connection) if state.upper() == WAITING else 0
+    mails = MailQueries(reader.pool)
+    found = await mails.search(state=None if state == "all" else state.upper(), limit=limit)
+    strays = await mails.stray_messages() if state.upper() == WAITING else 0
     if as_json:
         print_json(found.items)
     else:
@@ -79,8 +80,7 @@ async def list_mails(reader: Reader, *, state: str, limit: int, as_json: bool) -
 
 async def list_strays(reader: Reader, *, limit: int, as_json: bool) -> int:
     """Print the messages among the dead letters that are none of ours, the latest first."""
-    async with reader.pool.connection() as connection:
-        found = await Mails.strays(connection, limit=limit)
+    found = await MailQueries(reader.pool).strays(limit=limit)
     if as_json:
         print_json(found.items)
     else:
@@ -101,9 +101,7 @@ async def list_strays(reader: Reader, *, limit: int, as_json: bool) -> int:
 async def _note_what_is_missing(reader: Reader, limit: int, *, there_are_more: bool) -> None:
     if there_are_more:
         note(f"There are more than {limit}; --limit shows more.")
-    async with reader.pool.connection() as connection:
-        behind = (await followers_of(connection, (Mails.name,))).items[0].lag_events
-    if behind:
+    if behind := await lag_of_mails(reader.pool):
         note(f"This list is behind the log by {behind}; does `registrar up` or `registrar process` run?")
 
 
@@ -155,11 +153,11 @@ async def _report(service: Service, act: mail_desk.Act, wanted_id: UUID, context
 
 async def _worth_a_retry(service: Service, failures: Sequence[str]) -> list[UUID]:
     """Registrations that are pending and whose mail has failed, for now or for good; the one that waits longest first."""
-    reads = ReadModels(service)
+    mails = MailQueries(service.pool)
     waiting: list[UUID] = []
     cursor: str | None = None
     while True:
-        found = await reads.worth_a_retry(failures=failures or None, cursor=cursor, limit=_PAGE)
+        found = await mails.worth_a_retry(failures=failures or None, cursor=cursor, limit=_PAGE)
         waiting += found.registration_ids
         cursor = found.next_cursor
         if cursor is None:

@@ -230,11 +230,14 @@ def events_list(
     """List events in the order of the log; --follow with --json prints one object per line."""
     from entrypoints.cli import events as cli_events
     from entrypoints.cli.session import reading
+    from entrypoints.queries.events import EventQueries
 
     wanted = cli_events.Wanted(cli_events.known_types(types), registration)
     return reading(
         data_dir,
-        lambda reader: cli_events.list_events(reader, wanted, after=after, limit=limit, follow=follow, as_json=as_json),
+        lambda reader: cli_events.list_events(
+            EventQueries(reader.pool), wanted, after=after, limit=limit, follow=follow, as_json=as_json
+        ),
     )
 
 
@@ -258,12 +261,15 @@ def events_show(
     """Show the state of one registration, now or then, and the events that led to it."""
     from entrypoints.cli import events as cli_events
     from entrypoints.cli.session import reading
+    from entrypoints.queries.events import EventQueries
 
     if at is not None and version is not None:
         raise click.UsageError("--at and --version exclude each other.", click.get_current_context())
     return reading(
         data_dir,
-        lambda reader: cli_events.show_registration(reader, registration_id, at=at, version=version, as_json=as_json),
+        lambda reader: cli_events.show_registration(
+            EventQueries(reader.pool), registration_id, at=at, version=version, as_json=as_json
+        ),
     )
 
 

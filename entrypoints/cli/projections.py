@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from entrypoints.bootstrap import followers_with
 from entrypoints.cli.output import print_json, print_table
-from entrypoints.queries.registrations import followers_of
+from entrypoints.queries.followers import followers_with
 from entrypoints.service import Reader
+from infrastructure.followers.progress import progress_of
 
 
 async def list_followers(reader: Reader, *, as_json: bool) -> int:
-    """Print every follower that ever ran on this database."""
-    async with reader.pool.connection() as connection:
-        found = await followers_of(connection, followers_with(reader.settings))
+    """Print where every follower is that there should be, also of one that never ran."""
+    names = followers_with(reader.settings)
+    found = await reader.pool.ask(lambda connection: progress_of(connection, names))
     if as_json:
-        print_json([asdict(one) | {"head": found.head} for one in found.items])
+        print_json([asdict(one) | {"status": one.status, "head": found.head} for one in found.items])
         return 0
     print_table(
         ("name", "status", "position", "head", "lag", "lag (s)", "parked streams", "updated at"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -10,6 +10,7 @@ from uuid import UUID
 from application.ports import A, Unavailable, UnexpectedAggregate
 from domain.recorded import Position
 from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.batching import Batcher
 from infrastructure.postgres.connection import Connection, Line
 
@@ -40,6 +41,14 @@ class LoadedStreams:
     def __init__(self, codec: EventCodec, rows: _Rows) -> None:
         self._codec = codec
         self._rows = rows
+
+    @classmethod
+    def of(cls, codec: EventCodec, recorded: Iterable[RecordedRow]) -> LoadedStreams:
+        """From events read elsewhere, those of each stream in its order and from its first on."""
+        rows: _Rows = {}
+        for row in recorded:
+            rows.setdefault(row.stream_id, []).append((row.version, row.topic, row.state, row.position))
+        return cls(codec, rows)
 
     def get(self, kind: type[A], stream_id: UUID) -> A | None:
         """See `application.ports.Streams`."""

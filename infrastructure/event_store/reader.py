@@ -102,13 +102,7 @@ class LogReader:
     async def head(self) -> Position:
         """Position of the last event."""
 
-        async def select(connection: Connection) -> Position:
-            row = await (await connection.execute("SELECT position FROM head")).fetchone()
-            assert row is not None  # noqa: S101 - the schema puts it there
-            position: Position = row[0]
-            return position
-
-        self.end_seen = await self._line.ask(select)
+        self.end_seen = await self._line.ask(head_of)
         return self.end_seen
 
     def decode(self, row: RecordedRow) -> Recorded:
@@ -118,3 +112,11 @@ class LogReader:
         """
         event = self._codec.decode(row.stream_id, row.version, row.topic, row.state)
         return Recorded(event, row.position, row.topic, *row[5:])  # the rest is in the same order
+
+
+async def head_of(connection: Connection) -> Position:
+    """Position of the last event."""
+    row = await (await connection.execute("SELECT position FROM head")).fetchone()
+    assert row is not None  # noqa: S101 - the schema puts it there
+    position: Position = row[0]
+    return position

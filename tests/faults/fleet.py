@@ -31,7 +31,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import psycopg
 
-from entrypoints.bootstrap import followers_with
+from entrypoints.queries.followers import followers_with
 from infrastructure.settings.settings import Settings
 from tests.faults.evidence import MASTER_KEY, HealthSample, Moment, ResourceSample
 from tests.faults.journal import Faults

@@ -13,7 +13,7 @@ import pytest
 
 from application.ports import MailRequest, entries_of
 from domain.mail_saga import MailSaga
-from entrypoints.bootstrap import FOLLOWERS
+from entrypoints.queries.followers import FOLLOWERS
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.relay import Relay

@@ -28,8 +28,8 @@ from psycopg import sql
 from application.ports import Context, entries_of
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
-from entrypoints.bootstrap import FOLLOWERS
 from entrypoints.cli.main import run
+from entrypoints.queries.followers import FOLLOWERS
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore

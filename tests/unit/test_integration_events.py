@@ -14,7 +14,7 @@ from application.integration_events import INTEGRATION_EVENTS, TOPICS, Integrati
 from domain.recorded import Recorded
 from domain.registration import Registration
 from entrypoints.api.asyncapi import document
-from entrypoints.bootstrap import FOLLOWERS, followers_with
+from entrypoints.queries.followers import FOLLOWERS, followers_with
 from infrastructure.settings.settings import Settings
 from tests.faults.canaries import occurs
 from tests.support.facts import (

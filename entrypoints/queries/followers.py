@@ -1,0 +1,94 @@
+"""How far the followers of the log are, and what waits for them or for an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from application.ports import Clock
+from infrastructure.followers.names import names_of_followers
+from infrastructure.followers.progress import LAGGING, AllProgress, progress_of
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.pool import QueryPool
+from infrastructure.settings.settings import Settings
+from projections import PROJECTIONS
+from projections.deadlines import Deadlines
+from projections.mail import Mails
+
+_READ_MODELS: Final = tuple(projection.name for projection in PROJECTIONS)
+
+FOLLOWERS: Final = names_of_followers(_READ_MODELS, publishes=False)
+"""Everything that follows the log, whatever is set."""
+
+
+def followers_with(settings: Settings) -> tuple[str, ...]:
+    """Everything that follows the log under these settings: nobody publishes where there is no broker."""
+    return names_of_followers(_READ_MODELS, publishes=settings.broker_url is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits, or should not.
+
+    Attributes:
+        oldest_unsent: how long the registrant who has waited longest has had no mail; zero if nobody waits.
+        dead_letters: mails that failed for good and wait for an operator.
+        stray_messages: dead letters that are none of ours, and that nobody has discarded.
+        stuck: registrations whose next step is overdue.
+    """
+
+    followers: AllProgress
+    oldest_unsent: timedelta
+    dead_letters: int
+    stray_messages: int
+    stuck: int
+
+
+class FollowerQueries:
+    """
+    Raises (all of them):
+        Unavailable, psycopg.OperationalError, psycopg_pool.PoolTimeout: the database is away.
+    """
+
+    def __init__(self, pool: QueryPool, clock: Clock, names: Sequence[str]) -> None:
+        """
+        Args:
+            names: the followers that there should be; see `followers_with`.
+        """
+        self._pool = pool
+        self._clock = clock
+        self._names = names
+        self._mails, self._deadlines = Mails(), Deadlines()
+
+    async def progress(self) -> AllProgress:
+        """Every follower's position and lag, of one that never ran, too."""
+        return await self._pool.ask(lambda connection: progress_of(connection, self._names))
+
+    async def oldest_unsent(self) -> timedelta:
+        """How long the registrant who has waited longest has had no mail; zero if nobody waits."""
+        return self._age(await self._pool.ask(self._mails.oldest_unsent))
+
+    async def backlog(self) -> Backlog:
+        """All of it, on one connection."""
+
+        async def select(connection: Connection) -> Backlog:
+            return Backlog(
+                await progress_of(connection, self._names),
+                self._age(await self._mails.oldest_unsent(connection)),
+                await self._mails.dead_letters(connection),
+                await self._mails.stray_messages(connection),
+                await self._deadlines.overdue(connection, self._clock() - LAGGING),
+            )
+
+        return await self._pool.ask(select)
+
+    def _age(self, since: datetime | None) -> timedelta:
+        return timedelta(0) if since is None else max(timedelta(0), self._clock() - since)
+
+
+async def lag_of_mails(pool: QueryPool) -> int:
+    """How many events the read model of mails is behind the log."""
+    found = await pool.ask(lambda connection: progress_of(connection, (Mails.name,)))
+    return found.items[0].lag_events

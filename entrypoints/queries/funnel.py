@@ -1,0 +1,27 @@
+"""How many registrations reached each stage, and how long it took them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Literal
+
+from application.ports import Clock
+from infrastructure.postgres.pool import QueryPool
+from projections.funnel import Bucket, Funnel
+
+
+class FunnelQueries:
+    """
+    Raises (all of them):
+        Unavailable, psycopg.OperationalError, psycopg_pool.PoolTimeout: the database is away.
+    """
+
+    def __init__(self, pool: QueryPool, clock: Clock) -> None:
+        self._pool = pool
+        self._clock = clock
+        self._funnel = Funnel()
+
+    async def buckets(self, *, since: datetime | None, bucket: Literal["hour", "day"]) -> list[Bucket]:
+        """From `since` on; by default the last day in hours, the last 30 days in days."""
+        start = since or self._clock() - (timedelta(days=1) if bucket == "hour" else timedelta(days=30))
+        return await self._pool.ask(lambda connection: self._funnel.funnel(connection, start, bucket))

@@ -1,0 +1,22 @@
+"""All queries together, as a listener takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from entrypoints.queries.audit import AuditQueries
+from entrypoints.queries.followers import FollowerQueries
+from entrypoints.queries.funnel import FunnelQueries
+from entrypoints.queries.mails import MailQueries
+from entrypoints.queries.registrations import RegistrationQueries
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """One object for each subject."""
+
+    registrations: RegistrationQueries
+    mails: MailQueries
+    audit: AuditQueries
+    funnel: FunnelQueries
+    followers: FollowerQueries

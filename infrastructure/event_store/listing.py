@@ -1,0 +1,83 @@
+"""Events of the log by what they are about: for people who look at it. A follower reads with `LogReader`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from psycopg.rows import class_row
+
+from domain.mail_saga import MailSaga
+from domain.recorded import Position
+from infrastructure.event_store.reader import RecordedRow
+from infrastructure.postgres.connection import Connection
+
+_SELECT = """
+    SELECT originator_id AS stream_id, originator_version AS version, topic, state, notification_id AS position,
+           recorded_at, correlation_id, causation_position, actor, trace_context AS trace
+    FROM events
+"""
+
+_OF_STREAM = _SELECT + " WHERE originator_id = %(stream)s ORDER BY originator_version LIMIT %(limit)s"
+
+_IN_ORDER = (
+    _SELECT
+    + """
+    WHERE notification_id > %(after)s AND notification_id <= %(upto)s
+      AND (%(topics)s::text[] IS NULL OR topic = ANY (%(topics)s))
+"""
+)
+
+# Its own stream, its saga's, and what its address's claim says about it.
+_ABOUT = """
+      AND (originator_id = ANY (%(streams)s)
+           OR (originator_id = %(claim)s
+               AND convert_from(state, 'UTF8')::jsonb ->> 'registration_id' = %(registration)s::text))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """A registration, and the claim to its address: events about it stand in several streams."""
+
+    registration_id: UUID
+    claim_id: UUID
+
+
+async def events_of_stream(connection: Connection, stream_id: UUID, *, limit: int | None = None) -> list[RecordedRow]:
+    """A stream's events, the first ones if there is a limit."""
+    return await _rows(connection, _OF_STREAM, {"stream": stream_id, "limit": limit})
+
+
+async def events_in_order(
+    connection: Connection,
+    *,
+    after: Position,
+    upto: Position,
+    limit: int,
+    latest: bool = False,
+    topics: Sequence[str] = (),
+    about: About | None = None,
+) -> list[RecordedRow]:
+    """Events in the order of the log, after one position and up to another.
+
+    Args:
+        latest: the latest ones within the limit instead of the first.
+        topics: only events of these, unless it is empty.
+        about: only events about this registration.
+    """
+    query = _IN_ORDER + (_ABOUT if about else "")
+    query += f" ORDER BY notification_id {'DESC' if latest else 'ASC'} LIMIT %(limit)s"
+    parameters: dict[str, object] = {"after": after, "upto": upto, "limit": limit, "topics": list(topics) or None}
+    if about is not None:
+        streams = [about.registration_id, MailSaga.stream_id(about.registration_id)]
+        parameters |= {"registration": about.registration_id, "claim": about.claim_id, "streams": streams}
+    rows = await _rows(connection, query, parameters)
+    return rows[::-1] if latest else rows
+
+
+async def _rows(connection: Connection, query: str, parameters: dict[str, object]) -> list[RecordedRow]:
+    cursor = connection.cursor(binary=True, row_factory=class_row(RecordedRow))
+    await cursor.execute(query.encode(), parameters)
+    return await cursor.fetchall()

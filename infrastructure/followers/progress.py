@@ -1,0 +1,78 @@
+"""Where every follower of the log is, and how far behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from psycopg.rows import tuple_row
+
+from domain.recorded import Position
+from infrastructure.postgres.connection import Connection
+
+LAGGING = timedelta(minutes=1)
+"""A follower that is so far behind, or a next step so long overdue, is something to look at."""
+
+_FOLLOWERS = """
+    SELECT h.position, n.name, coalesce(f.position, 0), h.position - coalesce(f.position, 0),
+           greatest(0, extract(epoch FROM clock_timestamp() - e.recorded_at))::double precision,
+           coalesce(p.streams, 0), f.updated_at
+    FROM head AS h
+    CROSS JOIN unnest(%s::text[]) AS n (name)
+    LEFT JOIN followers AS f ON f.name = n.name
+    LEFT JOIN events AS e ON e.notification_id = coalesce(f.position, 0) + 1
+    LEFT JOIN (
+        SELECT follower, count(DISTINCT stream_id) AS streams FROM parked_events GROUP BY follower
+    ) AS p ON p.follower = n.name
+    ORDER BY n.name
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a follower is.
+
+    Attributes:
+        lag_seconds: age of the first event that it has not applied.
+        updated_at: when it last moved; None if it never ran.
+    """
+
+    name: str
+    position: Position
+    lag_events: int
+    lag_seconds: float
+    parked_streams: int
+    updated_at: datetime | None
+
+    @property
+    def status(self) -> Literal["up", "degraded"]:
+        """ "degraded" while streams are parked, the lag is more than a minute, or it never ran."""
+        troubled = self.parked_streams or self.updated_at is None or self.lag_seconds > LAGGING.total_seconds()
+        return "degraded" if troubled else "up"
+
+
+@dataclass(frozen=True, slots=True)
+class AllProgress:
+    """Every follower, and the end of the log that they follow."""
+
+    head: Position
+    items: list[Progress]
+
+
+async def progress_of(connection: Connection, names: Sequence[str]) -> AllProgress:
+    """Every follower's position and lag, of one that never ran, too. There must be at least one name.
+
+    Positions have no gaps, so the next event is found by its number.
+    """
+    cursor = connection.cursor(row_factory=tuple_row)
+    await cursor.execute(_FOLLOWERS, (list(names),))
+    rows = await cursor.fetchall()
+    return AllProgress(
+        rows[0][0],
+        [
+            Progress(name, position, lag, seconds or 0.0, parked, updated_at)
+            for _, name, position, lag, seconds, parked, updated_at in rows
+        ],
+    )

@@ -1,0 +1,63 @@
+"""Connections for queries: several at the same time, each on a connection that works."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from application.ports import Unavailable
+from infrastructure.postgres.connection import GRACE, Connection, cut_after, session
+
+T = TypeVar("T")
+
+
+class QueryPool(AsyncConnectionPool[Connection]):
+    """Up to eight connections, every one autocommit; made when they are needed, once it is open."""
+
+    def __init__(
+        self, dsn: str, *, statement_timeout: timedelta, patience: timedelta | None = None, read_only: bool = False
+    ) -> None:
+        """
+        Args:
+            patience: how long a query may take in all; by default what a statement may.
+            read_only: the server refuses to change anything.
+        """
+        super().__init__(
+            dsn,
+            min_size=1,
+            max_size=8,
+            max_waiting=16,  # docs/reliability.md, B14: twice the pool; beyond it callers are told at once
+            timeout=2.0,
+            reconnect_timeout=0,
+            open=False,
+            kwargs=session(name="queries", statement_timeout=statement_timeout, read_only=read_only),
+        )
+        longest = statement_timeout + GRACE
+        self._patience = longest if patience is None else min(longest, patience)
+
+    async def ask(self, select: Callable[[Connection], Awaitable[T]]) -> T:
+        """Run a query on a connection of the pool, on another one if that turned out to be broken.
+
+        It takes no longer than a statement may: the pool itself would wait for a silent database for ever.
+
+        Raises:
+            Unavailable, psycopg.OperationalError, psycopg_pool.PoolTimeout: the database is away.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience.total_seconds()
+        for _ in range(self.max_size):
+            try:
+                async with self.connection() as connection:
+                    with cut_after(timedelta(seconds=deadline - loop.time()), connection):
+                        return await select(connection)
+            except (PoolTimeout, PoolClosed, TooManyRequests):
+                raise  # there was no connection at all
+            except (psycopg.OperationalError, psycopg.InterfaceError):
+                if not connection.broken or loop.time() >= deadline:
+                    raise
+        raise Unavailable("the database is away")
