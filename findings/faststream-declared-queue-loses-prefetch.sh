@@ -4,12 +4,13 @@
 #
 # A subscriber with a channel of its own, `channel=Channel(prefetch_count=2)`, consumes on the channel on which its queue
 # was *first declared*: FastStream remembers a declared queue together with that channel, and looks it up by the
-# queue's properties alone. Declaring the queue at start, as the documentation shows, is enough to have the subscriber
-# consume on the broker's default channel, where nothing limits it: one process takes the whole queue.
+# queue's properties alone. Declaring the queue before broker.start() is enough to have the subscriber consume
+# on the broker's default channel, where nothing limits it: one process takes the whole queue.
 #
 # Seen (20 messages wait, the handler does not end):
 #   queue left to the subscriber: 2 messages in its hands
-#   queue declared at start: 20 messages in its hands
+#   queue declared before the start: 20 messages in its hands
+set -euo pipefail
 source "$(dirname "$0")/support/common.sh"
 source "$(dirname "$0")/support/rabbitmq.sh"
 install 'faststream[rabbit]==0.7.8' aio-pika==10.2.1 aiormq==7.2.4
@@ -48,7 +49,7 @@ async def main():
     left = await taken("left", declared=False)
     print(f"queue left to the subscriber: {left} messages in its hands")
     declared = await taken("declared", declared=True)
-    print(f"queue declared at start: {declared} messages in its hands")
+    print(f"queue declared before the start: {declared} messages in its hands")
     assert (left, declared) == (2, 20)
 
 

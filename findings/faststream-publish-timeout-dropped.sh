@@ -12,6 +12,7 @@
 #   aio-pika: TimeoutError
 #   FastStream, broker.publish: confirmed
 #   FastStream, publisher.publish: confirmed
+set -euo pipefail
 source "$(dirname "$0")/support/common.sh"
 source "$(dirname "$0")/support/rabbitmq.sh"
 install 'faststream[rabbit]==0.7.8' aio-pika==10.2.1 aiormq==7.2.4

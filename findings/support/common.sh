@@ -1,5 +1,4 @@
 # Sourced by the scripts: a temporary folder that is gone at the end, and the packages in an environment of its own.
-set -euo pipefail
 
 folder=$(mktemp -d "${TMPDIR:-/tmp}/finding.XXXXXX")
 chmod 755 "$folder"
