@@ -263,6 +263,14 @@ async def test_an_idempotency_key_has_16_to_64_safe_characters(api: Api) -> None
         assert (await api.register(key=key)).status_code == 202
 
 
+async def test_an_idempotency_key_in_the_body_is_refused_with_and_without_one_in_the_header(api: Api) -> None:
+    body = with_ada(idempotency_key="a" * 16)
+    for headers in ({}, {"idempotency_key": "a" * 16}):
+        refused = await post(api, body, **headers)
+        assert (refused.status_code, problem_of(refused)) == (422, "invalid-request")
+        assert [error["field"] for error in refused.json()["errors"]] == ["idempotency_key"]
+
+
 # --- The body as such ---------------------------------------------------------------------------
 
 
