@@ -19,7 +19,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from entrypoints.bootstrap import create_schema
+from entrypoints.bootstrap.database import create_schema
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.postgres.connection import connect
 

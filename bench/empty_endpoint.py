@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from types import SimpleNamespace
 from uuid import UUID
 
 import uvloop
@@ -29,7 +28,6 @@ def _application() -> FastAPI:
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.checks = SimpleNamespace(stopping=False)  # what `Server` expects of an application of ours
 
     @app.post(
         "/empty", status_code=202

@@ -7,25 +7,25 @@ from uuid import UUID
 
 from application.answers import Answer
 from application.commands import DiscardMail, DiscardStrayMessage, RetryMail
+from application.handlers import Handlers
 from application.ports import Context
 from domain.errors import UnknownRegistration
-from entrypoints.service import Service
 
-Act = Callable[[Service, UUID, Context], Awaitable[Answer]]
+Act = Callable[[Handlers, UUID, Context], Awaitable[Answer]]
 """`retry` or `discard`."""
 
 
-async def retry(service: Service, registration_id: UUID, context: Context) -> Answer:
+async def retry(handlers: Handlers, registration_id: UUID, context: Context) -> Answer:
     """Try the mail of a pending registration again now.
 
     Raises:
         UnknownRegistration, NotPending: it is not to be.
         Conflict, Unavailable: worth a repeat.
     """
-    return await service.handlers.handle(RetryMail(registration_id=registration_id), context)
+    return await handlers.handle(RetryMail(registration_id=registration_id), context)
 
 
-async def discard(service: Service, wanted_id: UUID, context: Context) -> Answer:
+async def discard(handlers: Handlers, wanted_id: UUID, context: Context) -> Answer:
     """Give the mail of a registration up, or take a stray message from the list: whichever has this id.
 
     Raises:
@@ -34,6 +34,6 @@ async def discard(service: Service, wanted_id: UUID, context: Context) -> Answer
         Conflict, Unavailable: worth a repeat.
     """
     try:
-        return await service.handlers.handle(DiscardMail(registration_id=wanted_id), context)
+        return await handlers.handle(DiscardMail(registration_id=wanted_id), context)
     except UnknownRegistration:
-        return await service.handlers.handle(DiscardStrayMessage(message_id=wanted_id), context)
+        return await handlers.handle(DiscardStrayMessage(message_id=wanted_id), context)

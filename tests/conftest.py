@@ -20,7 +20,7 @@ import structlog
 from psycopg import sql
 
 from application.crash_points import CRASH_POINTS
-from entrypoints.bootstrap import create_schema
+from entrypoints.bootstrap.database import create_schema
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore

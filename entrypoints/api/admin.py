@@ -19,6 +19,7 @@ from starlette.responses import Response
 from application.addresses import MAX_LENGTH, parse_address
 from application.answers import Answer
 from application.commands import CancelRegistration, Command, EraseRegistration
+from application.handlers import Handlers
 from domain.errors import Refused, UnknownRegistration
 from domain.mail_outcome import CancelReason, MailFailure
 from domain.recorded import Actor
@@ -46,8 +47,8 @@ from entrypoints.api.responses import (
     registrations_page,
     status_name,
 )
+from entrypoints.queries.mails import MailQueries
 from entrypoints.queries.queries import Queries
-from entrypoints.service import Service
 from projections.mail import STRAY
 from projections.paging import before
 
@@ -138,9 +139,13 @@ class FunnelQuery(_Query):
     bucket: Literal["hour", "day"] = "hour"
 
 
-def add_admin_routes(app: FastAPI, service: Service, queries: Queries) -> None:
-    """Everything under `/v1/admin`."""
-    guarded = [Depends(Operator(service.admin_token))]
+def add_admin_routes(app: FastAPI, handlers: Handlers, queries: Queries, *, token: str | None) -> None:
+    """Everything under `/v1/admin`.
+
+    Args:
+        token: what operators prove themselves with; None if nobody can.
+    """
+    guarded = [Depends(Operator(token))]
 
     def add(
         method: str, path: str, endpoint: Callable[..., Any], summary: str, model: Any, *codes: str, **described: Any
@@ -157,7 +162,7 @@ def add_admin_routes(app: FastAPI, service: Service, queries: Queries) -> None:
         )
 
     _add_questions(add, queries)
-    _add_acts(add, service, queries)
+    _add_acts(add, handlers, queries.mails)
 
 
 def _add_questions(add: Callable[..., None], queries: Queries) -> None:
@@ -215,9 +220,9 @@ def _add_questions(add: Callable[..., None], queries: Queries) -> None:
 _UNKNOWN: Final = "unknown-registration"
 
 
-def _add_acts(add: Callable[..., None], service: Service, queries: Queries) -> None:
+def _add_acts(add: Callable[..., None], handlers: Handlers, mails: MailQueries) -> None:
     async def do(command: Command, request: Request) -> Response:
-        return told(await service.handlers.handle(command, context_of(request, Actor.OPERATOR)))
+        return told(await handlers.handle(command, context_of(request, Actor.OPERATOR)))
 
     def told(done: Answer) -> Response:
         status = done.status or Status.CANCELLED  # a stray message has none of its own: it is discarded
@@ -233,7 +238,7 @@ def _add_acts(add: Callable[..., None], service: Service, queries: Queries) -> N
 
     async def retry(registration_id: UUID, request: Request) -> Response:
         """Try the mail of a pending registration again now."""
-        return told(await mail_desk.retry(service, registration_id, context_of(request, Actor.OPERATOR)))
+        return told(await mail_desk.retry(handlers, registration_id, context_of(request, Actor.OPERATOR)))
 
     async def retry_by_cause(request: Request) -> Response:
         """Try the mails again whose last failure is this one, the latest issue first.
@@ -242,18 +247,18 @@ def _add_acts(add: Callable[..., None], service: Service, queries: Queries) -> N
         in the meantime is passed over.
         """
         wanted = parse(RetryByCause, body_of(request))
-        found = await queries.mails.worth_a_retry(failures=[wanted.failure], cursor=wanted.cursor, limit=wanted.limit)
+        found = await mails.worth_a_retry(failures=[wanted.failure], cursor=wanted.cursor, limit=wanted.limit)
         requested = 0
         for registration_id in found.registration_ids:
             with suppress(Refused):  # verified or ended since
-                retried = await mail_desk.retry(service, registration_id, context_of(request, Actor.OPERATOR))
+                retried = await mail_desk.retry(handlers, registration_id, context_of(request, Actor.OPERATOR))
                 requested += retried.recorded
         passed_over = len(found.registration_ids) - requested + found.others
         return answer(MailsRetried(requested, passed_over, found.next_cursor))
 
     async def discard(registration_id: UUID, request: Request) -> Response:
         """Give the mail up; the registration is undone. A stray message, by its id, is taken from the list."""
-        return told(await mail_desk.discard(service, registration_id, context_of(request, Actor.OPERATOR)))
+        return told(await mail_desk.discard(handlers, registration_id, context_of(request, Actor.OPERATOR)))
 
     refused = (_UNKNOWN, "not-pending")
     add("POST", "/registrations/{registration_id}/cancel", cancel, "Cancel a registration", Done, *refused)

@@ -15,11 +15,15 @@ from starlette.responses import Response
 
 from application.ports import BrokerAway, Unavailable
 from entrypoints.api.responses import Health, answer, followers
-from entrypoints.queries.queries import Queries
-from entrypoints.service import Service
+from entrypoints.queries.followers import FollowerQueries
+from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.event_store.probe import take_locks_of_an_append
+from infrastructure.event_store.store import EventStore
+from infrastructure.mail.shared_circuits import SharedCircuits
+from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import Line
-from infrastructure.telemetry.metrics import CONTENT_TYPE
+from infrastructure.rabbitmq.connection import Broker
+from infrastructure.telemetry.metrics import CONTENT_TYPE, Metrics
 
 T = TypeVar("T")
 
@@ -52,14 +56,36 @@ class HealthChecks:
     """Asks the parts how they are.
 
     Attributes:
-        stopping: set before the listener closes, so that nobody sends new requests here.
+        stopping: will the listeners close in a moment?
     """
 
-    def __init__(self, service: Service, queries: Queries) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        store: EventStore,
+        followers: FollowerQueries,
+        shared_circuits: SharedCircuits,
+        servers: SmtpServers | None,
+        broker: Broker | None,
+        hasher: PasswordHashing,
+        metrics: Metrics,
+    ) -> None:
+        """
+        Args:
+            servers: the mail servers, None in a process that does not deliver.
+            broker: None where mail is handed over inside the process.
+            metrics: where `measure` writes what nobody counts on the way.
+        """
         self.stopping = False
-        self._service = service
-        self._followers = queries.followers
-        self._line = Line(service.dsn, name="health", statement_timeout=PATIENCE)
+        self._store = store
+        self._followers = followers
+        self._shared_circuits = shared_circuits
+        self._servers = servers
+        self._broker = broker
+        self._hasher = hasher
+        self._metrics = metrics
+        self._line = Line(dsn, name="health", statement_timeout=PATIENCE)
         self._under_way: set[asyncio.Task[Any]] = set()
         self._look: asyncio.Task[bool] | None = None
         self._writable = False
@@ -71,13 +97,17 @@ class HealthChecks:
         await asyncio.gather(*self._under_way, return_exceptions=True)
         await self._line.close()
 
+    def stop(self) -> None:
+        """Be ready no more, before the listeners close, so that no new requests are sent here."""
+        self.stopping = True
+
     async def ready(self) -> Report:
         """Can this process take registrations? Mail that is away delays them, no more."""
         if self.stopping:
             return Report("down", {"database": "up", "reason": "stopping"})
         if not await self._can_append():
             return Report("down", {"database": "down"})
-        broker = self._service.broker
+        broker = self._broker
         mail_is_away = _all_open(await self._circuits()) or (broker is not None and not broker.is_up)
         return Report("degraded" if mail_is_away else "up", {"database": "up"})
 
@@ -86,7 +116,7 @@ class HealthChecks:
 
     async def rabbitmq(self) -> Report:
         """Do messages get through, and does somebody take them?"""
-        broker = self._service.broker
+        broker = self._broker
         if broker is None:
             return Report("disabled")
         try:
@@ -118,10 +148,10 @@ class HealthChecks:
 
     async def measure(self) -> None:
         """Bring those metrics up to date that nobody counts on the way."""
-        metrics = self._service.metrics
-        metrics.hash_queue(self._service.hasher.waiting)
-        if self._service.broker is not None:
-            metrics.broker(up=self._service.broker.is_up)
+        metrics = self._metrics
+        metrics.hash_queue(self._hasher.waiting)
+        if self._broker is not None:
+            metrics.broker(up=self._broker.is_up)
         for name, state in (await self._circuits()).items():
             metrics.circuit(name, state, state)
         backlog = await self._patiently(self._followers.backlog())
@@ -144,15 +174,15 @@ class HealthChecks:
 
     async def _circuits(self) -> dict[str, str]:
         """As all workers know them; what this process itself knows is newer."""
-        own = await self._service.servers.states() if self._service.servers is not None else {}
-        return self._service.shared_circuits.states | own
+        own = await self._servers.states() if self._servers is not None else {}
+        return self._shared_circuits.states | own
 
     async def _can_append(self) -> bool:
         """Does the database take appends? Asked by all callers together, at most twice a second, and not while
         appends themselves show it."""
-        if self._service.store.refuses:
+        if self._store.refuses:
             return False
-        if self._service.store.accepts:
+        if self._store.accepts:
             return True
         if asyncio.get_running_loop().time() < self._known_until:
             return self._writable
@@ -241,17 +271,18 @@ def add_health_routes(app: FastAPI, checks: HealthChecks) -> None:
         )
 
 
-def add_metrics_route(app: FastAPI, service: Service, checks: HealthChecks) -> None:
+def add_metrics_route(app: FastAPI, metrics: Metrics, checks: HealthChecks) -> None:
     """`/metrics`, in Prometheus' text format."""
 
-    async def metrics() -> Response:
+    async def show() -> Response:
         """Every metric; those that the database knows are missing while it is away."""
         await checks.measure()
-        return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+        return Response(metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     app.add_api_route(
         "/metrics",
-        metrics,
+        show,
+        name="metrics",
         methods=["GET"],
         tags=["health"],
         summary="Metrics",

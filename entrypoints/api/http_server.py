@@ -11,7 +11,7 @@ import re
 import resource
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -58,6 +58,7 @@ class Server:
         *,
         host: str,
         port: int,
+        on_stopping: Callable[[], None] = lambda: None,
         grace: timedelta = timedelta(seconds=30),
         stop_delay: timedelta = timedelta(0),
         trusted_proxies: tuple[Network, ...] = (),
@@ -67,6 +68,7 @@ class Server:
         """
         Args:
             port: 0 for any free one.
+            on_stopping: called first of all when it is to stop: from then on the application should say so.
             grace: how long requests in flight may take at the end; those that take longer are cancelled.
             stop_delay: how long we say that we are not ready and serve on, so that a load balancer hears of it
                 before it is refused a connection.
@@ -77,7 +79,7 @@ class Server:
         admission = Admission(metrics or Metrics())
         self.host = host
         self.port = port
-        self._app = app
+        self._on_stopping = on_stopping
         self._stop_delay = stop_delay.total_seconds()
         self._task: asyncio.Task[None] | None = None
         self._server = _Server(
@@ -117,7 +119,7 @@ class Server:
         """Say that we are not ready any more, take no new connection, and let what is in flight finish."""
         if self._task is None:
             return
-        self._app.state.checks.stopping = True
+        self._on_stopping()
         try:
             # Whoever was told to stop twice is not made to wait.
             await asyncio.wait({self._task}, timeout=self._stop_delay)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from aio_pika.exceptions import AMQPError
 
 from application.ports import Unavailable
+from entrypoints.bootstrap import CannotStart
 from entrypoints.cli.output import print_json, print_table
-from entrypoints.service import CannotStart
 from infrastructure.rabbitmq.inspection import connected
 from infrastructure.rabbitmq.session import REFUSAL_HINT, REFUSALS
 from infrastructure.rabbitmq.topology import FAILED_QUEUE, MAIL_QUEUE, Topology, TopologyMismatch

@@ -24,7 +24,7 @@ from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from aiosmtplib import SMTP, SMTPException
 
 from application.ports import WrongMasterKey
-from entrypoints.bootstrap import SCHEMA
+from entrypoints.bootstrap.database import SCHEMA
 from entrypoints.cli.output import console, print_json
 from entrypoints.cli.session import log_troubles, read_settings
 from entrypoints.queries.followers import followers_with

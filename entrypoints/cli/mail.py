@@ -8,16 +8,16 @@ from uuid import UUID, uuid4
 
 import click
 
+from application.handlers import Handlers
 from application.ports import Conflict, Context, Unavailable
 from domain.errors import Refused
 from domain.mail_outcome import MAIL_FAILURES
 from domain.recorded import Actor
 from entrypoints import dead_letters as mail_desk
+from entrypoints.bootstrap.desk import Desk, Reader
 from entrypoints.cli.output import note, print_json, print_table
-from entrypoints.queries.followers import lag_of_mails
 from entrypoints.queries.mails import MailQueries
-from entrypoints.service import Reader, Service
-from projections.mail import WAITING
+from projections.mail import WAITING, Mails
 
 _PAGE = 500
 
@@ -55,9 +55,8 @@ def known_failures(failures: tuple[str, ...]) -> tuple[str, ...]:
 
 async def list_mails(reader: Reader, *, state: str, limit: int, as_json: bool) -> int:
     """Print mails as the read model has them, the latest first."""
-    mails = MailQueries(reader.pool)
-    found = await mails.search(state=None if state == "all" else state.upper(), limit=limit)
-    strays = await mails.stray_messages() if state.upper() == WAITING else 0
+    found = await reader.mails.search(state=None if state == "all" else state.upper(), limit=limit)
+    strays = await reader.mails.stray_messages() if state.upper() == WAITING else 0
     if as_json:
         print_json(found.items)
     else:
@@ -80,7 +79,7 @@ async def list_mails(reader: Reader, *, state: str, limit: int, as_json: bool) -
 
 async def list_strays(reader: Reader, *, limit: int, as_json: bool) -> int:
     """Print the messages among the dead letters that are none of ours, the latest first."""
-    found = await MailQueries(reader.pool).strays(limit=limit)
+    found = await reader.mails.strays(limit=limit)
     if as_json:
         print_json(found.items)
     else:
@@ -101,33 +100,33 @@ async def list_strays(reader: Reader, *, limit: int, as_json: bool) -> int:
 async def _note_what_is_missing(reader: Reader, limit: int, *, there_are_more: bool) -> None:
     if there_are_more:
         note(f"There are more than {limit}; --limit shows more.")
-    if behind := await lag_of_mails(reader.pool):
+    if behind := await reader.followers.lag_of(Mails.name):
         note(f"This list is behind the log by {behind}; does `registrar up` or `registrar process` run?")
 
 
-async def retry(service: Service, registration_ids: Sequence[UUID], *, as_json: bool) -> int:
+async def retry(desk: Desk, registration_ids: Sequence[UUID], *, as_json: bool) -> int:
     """Have mails tried again now."""
-    return await _each(service, mail_desk.retry, registration_ids, as_json=as_json)
+    return await _each(desk.handlers, mail_desk.retry, registration_ids, as_json=as_json)
 
 
-async def retry_all(service: Service, failures: Sequence[str], *, as_json: bool) -> int:
+async def retry_all(desk: Desk, failures: Sequence[str], *, as_json: bool) -> int:
     """Have all mails tried again now that have failed and whose registration still waits for one.
 
     Args:
         failures: only those whose last failure is one of these, unless it is empty.
     """
-    return await retry(service, await _worth_a_retry(service, failures), as_json=as_json)
+    return await retry(desk, await _worth_a_retry(desk.mails, failures), as_json=as_json)
 
 
-async def discard(service: Service, wanted_ids: Sequence[UUID], *, as_json: bool) -> int:
+async def discard(desk: Desk, wanted_ids: Sequence[UUID], *, as_json: bool) -> int:
     """Give mails up, whose registrations the saga undoes, and take stray messages from the list."""
-    return await _each(service, mail_desk.discard, wanted_ids, as_json=as_json)
+    return await _each(desk.handlers, mail_desk.discard, wanted_ids, as_json=as_json)
 
 
-async def _each(service: Service, act: mail_desk.Act, wanted_ids: Sequence[UUID], *, as_json: bool) -> int:
+async def _each(handlers: Handlers, act: mail_desk.Act, wanted_ids: Sequence[UUID], *, as_json: bool) -> int:
     """Act on one after the other and report; 1 if any did not have its effect."""
     context = Context(Actor.OPERATOR, correlation_id=uuid4())
-    reports = [await _report(service, act, wanted_id, context) for wanted_id in wanted_ids]
+    reports = [await _report(handlers, act, wanted_id, context) for wanted_id in wanted_ids]
     if as_json:
         print_json(reports)
     elif reports:
@@ -139,9 +138,9 @@ async def _each(service: Service, act: mail_desk.Act, wanted_ids: Sequence[UUID]
     return 1 if any(one.outcome in {"refused", "failed"} for one in reports) else 0
 
 
-async def _report(service: Service, act: mail_desk.Act, wanted_id: UUID, context: Context) -> Report:
+async def _report(handlers: Handlers, act: mail_desk.Act, wanted_id: UUID, context: Context) -> Report:
     try:
-        answer = await act(service, wanted_id, context)
+        answer = await act(handlers, wanted_id, context)
     except Refused as refusal:
         return Report(wanted_id, "refused", refusal.code)
     except Conflict:
@@ -151,9 +150,8 @@ async def _report(service: Service, act: mail_desk.Act, wanted_id: UUID, context
     return Report(wanted_id, "done" if answer.recorded else "nothing to do")
 
 
-async def _worth_a_retry(service: Service, failures: Sequence[str]) -> list[UUID]:
+async def _worth_a_retry(mails: MailQueries, failures: Sequence[str]) -> list[UUID]:
     """Registrations that are pending and whose mail has failed, for now or for good; the one that waits longest first."""
-    mails = MailQueries(service.pool)
     waiting: list[UUID] = []
     cursor: str | None = None
     while True:

@@ -1,4 +1,4 @@
-"""The command line: every command with its options and an example. What a command does is in `cli_*.py`.
+"""The command line: every command with its options and an example. What a command does is in the modules beside it.
 
 Exit codes: 0 done; 1 something failed, or was found; 2 wrong usage, or a service that cannot start.
 An error is one line on standard error, never a traceback.
@@ -230,13 +230,12 @@ def events_list(
     """List events in the order of the log; --follow with --json prints one object per line."""
     from entrypoints.cli import events as cli_events
     from entrypoints.cli.session import reading
-    from entrypoints.queries.events import EventQueries
 
     wanted = cli_events.Wanted(cli_events.known_types(types), registration)
     return reading(
         data_dir,
         lambda reader: cli_events.list_events(
-            EventQueries(reader.pool), wanted, after=after, limit=limit, follow=follow, as_json=as_json
+            reader.events, wanted, after=after, limit=limit, follow=follow, as_json=as_json
         ),
     )
 
@@ -261,14 +260,13 @@ def events_show(
     """Show the state of one registration, now or then, and the events that led to it."""
     from entrypoints.cli import events as cli_events
     from entrypoints.cli.session import reading
-    from entrypoints.queries.events import EventQueries
 
     if at is not None and version is not None:
         raise click.UsageError("--at and --version exclude each other.", click.get_current_context())
     return reading(
         data_dir,
         lambda reader: cli_events.show_registration(
-            EventQueries(reader.pool), registration_id, at=at, version=version, as_json=as_json
+            reader.events, registration_id, at=at, version=version, as_json=as_json
         ),
     )
 
@@ -364,11 +362,11 @@ def mail_retry(
         raise click.UsageError("--failure goes with --all.", click.get_current_context())
     failures = cli_mail.known_failures(failures)
     if not everything:
-        return acting(data_dir, lambda service: cli_mail.retry(service, registration_ids, as_json=as_json))
+        return acting(data_dir, lambda desk: cli_mail.retry(desk, registration_ids, as_json=as_json))
     which = f"all mails that failed with {' or '.join(failures)}" if failures else "all failed mails"
     if not yes and sys.stdin.isatty() and not click.confirm(f"Try {which} again?", err=True):
         return 1
-    return acting(data_dir, lambda service: cli_mail.retry_all(service, failures, as_json=as_json))
+    return acting(data_dir, lambda desk: cli_mail.retry_all(desk, failures, as_json=as_json))
 
 
 @mail.command("discard", epilog=_example("registrar mail discard 0198c0de-0000-7000-8000-000000000000"))
@@ -380,4 +378,4 @@ def mail_discard(*, wanted_ids: tuple[UUID, ...], as_json: bool, data_dir: Path 
     from entrypoints.cli import mail as cli_mail
     from entrypoints.cli.session import acting
 
-    return acting(data_dir, lambda service: cli_mail.discard(service, wanted_ids, as_json=as_json))
+    return acting(data_dir, lambda desk: cli_mail.discard(desk, wanted_ids, as_json=as_json))

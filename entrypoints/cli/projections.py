@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from entrypoints.bootstrap.desk import Reader
 from entrypoints.cli.output import print_json, print_table
-from entrypoints.queries.followers import followers_with
-from entrypoints.service import Reader
-from infrastructure.followers.progress import progress_of
 
 
 async def list_followers(reader: Reader, *, as_json: bool) -> int:
     """Print where every follower is that there should be, also of one that never ran."""
-    names = followers_with(reader.settings)
-    found = await reader.pool.ask(lambda connection: progress_of(connection, names))
+    found = await reader.followers.progress()
     if as_json:
         print_json([asdict(one) | {"status": one.status, "head": found.head} for one in found.items])
         return 0

@@ -8,22 +8,21 @@ import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 
 import click
-from fastapi import FastAPI
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from entrypoints.api.app import create_app
+from entrypoints.api.app import Parts, create_app
 from entrypoints.api.http_server import Server, shares
+from entrypoints.bootstrap import CannotStart, roles
 from entrypoints.cli.output import note
 from entrypoints.cli.session import log_everything, log_troubles, opened
-from entrypoints.service import CannotStart, Service
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import Listen
@@ -34,11 +33,11 @@ async def up(settings: Settings) -> int:
     log_troubles(settings)
     with DataDirectory(settings.data_dir).locked(), _until_stopped() as stop:
         async with (
-            opened(settings, follows=True, works=True, mailbox=True) as service,
-            _listening(service) as addresses,
+            opened(roles.up(settings)) as running,
+            _listening(running.api, settings) as addresses,
         ):
             if not stop.is_set():
-                _print_screen(service, addresses)
+                _print_screen(running.api, settings, addresses)
                 log_everything(settings)
             _collect_rarely()
             await stop.wait()
@@ -49,7 +48,7 @@ async def serve(settings: Settings) -> int:
     """The API alone."""
     log_troubles(settings)
     with _until_stopped() as stop:
-        async with opened(settings, follows=False) as service, _listening(service) as addresses:
+        async with opened(roles.serve(settings)) as running, _listening(running.api, settings) as addresses:
             click.echo(f"{'API':<{_LABEL}}{addresses.public}")
             log_everything(settings)
             _collect_rarely()
@@ -65,9 +64,8 @@ async def process(settings: Settings) -> int:
     """
     if settings.broker_url is None:
         _demand_mail_servers(settings)
-    return await _in_the_background(
-        settings, "Following the log; `registrar projections list` shows how far.", follows=True
-    )
+    says = "Following the log; `registrar projections list` shows how far."
+    return await _in_the_background(roles.process(settings), settings, says)
 
 
 async def work(settings: Settings) -> int:
@@ -82,9 +80,8 @@ async def work(settings: Settings) -> int:
         )
         return 0
     _demand_mail_servers(settings)
-    return await _in_the_background(
-        settings, "Taking mails from RabbitMQ; /health/rabbitmq shows how many wait.", works=True
-    )
+    says = "Taking mails from RabbitMQ; /health/rabbitmq shows how many wait."
+    return await _in_the_background(roles.work(settings), settings, says)
 
 
 def _demand_mail_servers(settings: Settings) -> None:
@@ -92,18 +89,17 @@ def _demand_mail_servers(settings: Settings) -> None:
         raise CannotStart("REGISTRAR_SMTP_URLS is not set; set it, or run `registrar up`, which has a mailbox.")
 
 
-async def _in_the_background(settings: Settings, what: str, *, follows: bool = False, works: bool = False) -> int:
+async def _in_the_background(role: AbstractAsyncContextManager[roles.Process], settings: Settings, says: str) -> int:
     """A process that serves nobody, but operators where `ADMIN_LISTEN` is set."""
     log_troubles(settings)
     with _until_stopped() as stop:
-        async with opened(settings, follows=follows, works=works) as service, _servers() as servers:
+        async with opened(role) as running, _servers() as servers:
             if settings.admin_listen is not None:
                 # What this process counts (mails, circuits, time to inbox) is nowhere else.
-                url = await _listen(
-                    service, create_app(service, public=False), settings.admin_listen, "REGISTRAR_ADMIN_LISTEN", servers
-                )
+                operators = _Listener(settings.admin_listen, "REGISTRAR_ADMIN_LISTEN", public=False)
+                url = await _listen(operators, running.api, settings, servers)
                 click.echo(f"{'Metrics':<{_LABEL}}{url}/metrics")
-            click.echo(what)
+            click.echo(says)
             log_everything(settings)
             _collect_rarely()
             await stop.wait()
@@ -168,24 +164,40 @@ class _Addresses:
     admin: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """
+    Attributes:
+        chosen_by: the setting or options that say where.
+        public, admin: whose routes; see `create_app`.
+        connections: see `Server`.
+    """
+
+    where: Listen
+    chosen_by: str
+    public: bool = True
+    admin: bool = True
+    connections: int | None = None
+
+
 @asynccontextmanager
-async def _listening(service: Service) -> AsyncIterator[_Addresses]:
+async def _listening(parts: Parts, settings: Settings) -> AsyncIterator[_Addresses]:
     """Serve HTTP: everything on one address, or what is for operators on its own (`ADMIN_LISTEN`).
 
     At the end no new request is taken, and those in flight are answered.
     """
-    settings, options = service.settings, "--host and --port"
-    main, admin = Listen(settings.host, settings.port), settings.admin_listen
+    main, options = Listen(settings.host, settings.port), "--host and --port"
     async with _servers() as servers:
-        if admin is None:
-            url = await _listen(service, create_app(service), main, options, servers)
+        if settings.admin_listen is None:
+            url = await _listen(_Listener(main, options), parts, settings, servers)
             yield _Addresses(url, url)
         else:
-            registrants, operators = create_app(service, admin=False), create_app(service, public=False)
             most, theirs = shares()
+            operators = _Listener(settings.admin_listen, "REGISTRAR_ADMIN_LISTEN", public=False, connections=theirs)
+            registrants = _Listener(main, options, admin=False, connections=most)
             yield _Addresses(
-                admin=await _listen(service, operators, admin, "REGISTRAR_ADMIN_LISTEN", servers, connections=theirs),
-                public=await _listen(service, registrants, main, options, servers, connections=most),
+                admin=await _listen(operators, parts, settings, servers),
+                public=await _listen(registrants, parts, settings, servers),
             )
 
 
@@ -199,31 +211,26 @@ async def _servers() -> AsyncIterator[list[Server]]:
         await asyncio.gather(*(server.stop() for server in servers))
 
 
-async def _listen(
-    service: Service,
-    app: FastAPI,
-    where: Listen,
-    chosen_by: str,
-    servers: list[Server],
-    *,
-    connections: int | None = None,
-) -> str:
+async def _listen(listener: _Listener, parts: Parts, settings: Settings, servers: list[Server]) -> str:
+    """Begin to serve; returns the base URL."""
+    where = listener.where
     server = Server(
-        app,
+        create_app(parts, public=listener.public, admin=listener.admin),
         host=where.host,
         port=where.port,
-        grace=service.settings.request_timeout,
-        stop_delay=service.settings.stop_delay,
-        trusted_proxies=service.settings.trusted_proxies,
-        metrics=service.metrics,
-        connections=connections,
+        on_stopping=parts.checks.stop,
+        grace=settings.request_timeout,
+        stop_delay=settings.stop_delay,
+        trusted_proxies=settings.trusted_proxies,
+        metrics=parts.metrics,
+        connections=listener.connections,
     )
     try:
         await server.start()
     except OSError as error:
         reason = "another program uses it" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
         raise CannotStart(
-            f"Cannot listen on {where.host}:{where.port}: {reason}; choose another with {chosen_by}."
+            f"Cannot listen on {where.host}:{where.port}: {reason}; choose another with {listener.chosen_by}."
         ) from None
     servers.append(server)
     # Nobody can click on a wildcard.
@@ -237,9 +244,9 @@ _LABEL = 10
 """Width of the labels: a line is the label, padded, and what it names."""
 
 
-def _print_screen(service: Service, addresses: _Addresses) -> None:
+def _print_screen(parts: Parts, settings: Settings, addresses: _Addresses) -> None:
     """Everything a person needs to begin, in one screen; a program reads the same lines without the frame."""
-    lines = _lines(service, addresses)
+    lines = _lines(parts, settings, addresses)
     register = (
         f"curl -i {addresses.public}/v1/registrations -H 'Content-Type: application/json' "
         """-d '{"email": "ada@example.com", "name": "Ada Lovelace"}'"""
@@ -259,16 +266,15 @@ def _print_screen(service: Service, addresses: _Addresses) -> None:
     click.echo(f"\nA first registration:\n\n{register}\n\nCtrl-C stops it; the log follows.\n")
 
 
-def _lines(service: Service, addresses: _Addresses) -> dict[str, str]:
-    settings = service.settings
+def _lines(parts: Parts, settings: Settings, addresses: _Addresses) -> dict[str, str]:
     lines = {"API": addresses.public, "Docs": f"{addresses.admin}/docs"}
-    if service.mailbox is not None:
+    if parts.mailbox is not None:
         lines["Mailbox"] = f"{addresses.public}/mailbox"
     lines |= {"Health": f"{addresses.public}/health/ready", "Metrics": f"{addresses.admin}/metrics"}
     if settings.database_url is None:
         lines["Data"] = str(settings.data_dir.resolve())
-    if service.admin_token is None:
+    if parts.admin_token is None:
         lines["Admin"] = "off; REGISTRAR_ADMIN_TOKEN switches /v1/admin on"
     elif settings.admin_token is None:
-        lines["Admin"] = f"Authorization: Bearer {service.admin_token}"  # made here, and nobody else could tell it
+        lines["Admin"] = f"Authorization: Bearer {parts.admin_token}"  # made here, and nobody else could tell it
     return lines

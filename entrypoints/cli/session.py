@@ -17,9 +17,9 @@ import uvloop
 
 from application.ports import Conflict, Unavailable, WrongMasterKey
 from domain.errors import Refused
-from entrypoints.bootstrap import open_desk, open_reader, open_service
+from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
 from entrypoints.cli.output import waiting
-from entrypoints.service import CannotStart, Reader, Service
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart
 from infrastructure.settings.environment import BadSettings
@@ -74,16 +74,12 @@ def finish(work: Coroutine[Any, Any, int]) -> int:
 
 
 @asynccontextmanager
-async def opened(
-    settings: Settings, *, follows: bool, works: bool = False, mailbox: bool = False
-) -> AsyncIterator[Service]:
-    """`open_service`, with something to look at meanwhile."""
+async def opened(parts: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """What a role or a desk opens, with something to look at meanwhile."""
     async with AsyncExitStack() as stack:
         with waiting("Starting"):
-            service = await stack.enter_async_context(
-                open_service(settings, follows=follows, works=works, mailbox=mailbox)
-            )
-        yield service
+            found = await stack.enter_async_context(parts)
+        yield found
 
 
 def reading(data_dir: Path | None, work: Callable[[Reader], Awaitable[int]]) -> int:
@@ -93,12 +89,12 @@ def reading(data_dir: Path | None, work: Callable[[Reader], Awaitable[int]]) -> 
     Raises:
         CannotStart: there is no embedded database yet. Looking at one is no reason to make one.
     """
-    return _with(read_settings(data_dir=data_dir, with_secrets=False), open_reader, work)
+    return _with(read_settings(data_dir=data_dir, with_secrets=False), reader, work)
 
 
-def acting(data_dir: Path | None, work: Callable[[Service], Awaitable[int]]) -> int:
+def acting(data_dir: Path | None, work: Callable[[Desk], Awaitable[int]]) -> int:
     """`reading`, for a command that records events."""
-    return _with(read_settings(data_dir=data_dir), open_desk, work)
+    return _with(read_settings(data_dir=data_dir), desk, work)
 
 
 def _with(
@@ -114,10 +110,8 @@ def _with(
         )
 
     async def session() -> int:
-        async with AsyncExitStack() as stack:
-            with waiting("Starting"):
-                opened = await stack.enter_async_context(opening(settings))
-            return await work(opened)
+        async with opened(opening(settings)) as parts:
+            return await work(parts)
 
     return finish(session())
 

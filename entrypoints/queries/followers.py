@@ -66,6 +66,11 @@ class FollowerQueries:
         """Every follower's position and lag, of one that never ran, too."""
         return await self._pool.ask(lambda connection: progress_of(connection, self._names))
 
+    async def lag_of(self, name: str) -> int:
+        """How many events this follower is behind the log."""
+        found = await self._pool.ask(lambda connection: progress_of(connection, (name,)))
+        return found.items[0].lag_events
+
     async def oldest_unsent(self) -> timedelta:
         """How long the registrant who has waited longest has had no mail; zero if nobody waits."""
         return self._age(await self._pool.ask(self._mails.oldest_unsent))
@@ -86,9 +91,3 @@ class FollowerQueries:
 
     def _age(self, since: datetime | None) -> timedelta:
         return timedelta(0) if since is None else max(timedelta(0), self._clock() - since)
-
-
-async def lag_of_mails(pool: QueryPool) -> int:
-    """How many events the read model of mails is behind the log."""
-    found = await pool.ask(lambda connection: progress_of(connection, (Mails.name,)))
-    return found.items[0].lag_events

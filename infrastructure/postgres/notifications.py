@@ -26,15 +26,15 @@ _POSITION = re.compile("[0-9]{1,19}")  # no more than a bigint has
 
 
 class Announcements:
-    """One LISTEN connection for the whole process. It reconnects for ever; while it is away, waiters time out.
+    """One LISTEN connection for the whole process. It reconnects for ever; while it is away, waiters time out."""
 
-    Attributes:
-        on_begin: called whenever we begin to listen anew: after a failover, what was known may never have been.
-    """
-
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, on_restart: Callable[[], None] = lambda: None) -> None:
+        """
+        Args:
+            on_restart: called whenever listening begins again: after a failover, what was known may never have been.
+        """
         self._dsn = dsn
-        self.on_begin: Callable[[], None] = lambda: None
+        self._on_restart = on_restart
         self._heard: dict[str, Position] = {}
         self._unproven: dict[str, Position] = {}  # announced to us, and not compared with the tables yet
         self._waiting: dict[str, asyncio.Future[None]] = {}
@@ -87,7 +87,7 @@ class Announcements:
             # beyond that would never wait.
             self._heard.clear()
             self._unproven.clear()
-            self.on_begin()
+            self._on_restart()
             # What was announced before we listened.
             for who, position in (await _positions(connection)).items():
                 self.hear(who, position)

@@ -27,7 +27,7 @@ from psycopg import sql
 from application.addresses import canonical_address
 from domain.recorded import Position, Recorded
 from domain.registration import Registration
-from entrypoints.bootstrap import create_schema
+from entrypoints.bootstrap.database import create_schema
 from infrastructure.crypto.keyring import Keyring, open_root_secret
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import RecordedRow

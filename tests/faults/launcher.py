@@ -70,8 +70,10 @@ def main() -> None:
     if "descriptors" in how:
         resource.setrlimit(resource.RLIMIT_NOFILE, (how["descriptors"], how["descriptors"]))
     for name, seconds in how.get("durations", {}).items():
-        module, _, constant = name.rpartition(".")
-        setattr(importlib.import_module(module), constant, dt.timedelta(seconds=seconds))
+        path, _, constant = name.rpartition(".")
+        module = importlib.import_module(path)
+        assert isinstance(getattr(module, constant), dt.timedelta)  # set where it is not read, it would change nothing
+        setattr(module, constant, dt.timedelta(seconds=seconds))
     cli = importlib.import_module("entrypoints.cli.main")
     sys.exit(cli.run(sys.argv[2:]))
 

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from entrypoints.api.app import create_app
-from entrypoints.bootstrap import open_service
-from entrypoints.service import Service
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.settings.settings import Settings
 from tests.faults.evidence import Evidence, collect, latest_code
@@ -30,6 +28,7 @@ from tests.support.broker import declared
 from tests.support.facts import eventually
 from tests.support.http import client_of
 from tests.support.log import query
+from tests.support.service import Service, open_service
 from tests.support.smtp_stub import SmtpStub
 
 
@@ -86,7 +85,7 @@ class Scene:
         service = await self._stack.enter_async_context(self.within())
         if broker_up:
             await declared(service)
-        http = await self._stack.enter_async_context(client_of(create_app(service)))
+        http = await self._stack.enter_async_context(client_of(create_app(service.api)))
         return Client(self.journal, lambda: str(http.base_url).rstrip("/"), http=http)
 
     @asynccontextmanager

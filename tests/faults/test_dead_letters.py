@@ -132,7 +132,7 @@ async def retried(scene: Scene, registration_id: UUID | None) -> None:
     """An operator wants a mail tried again now."""
     assert registration_id is not None
     async with scene.within() as service:
-        assert await cli_mail.retry(service, [registration_id], as_json=True) == 0
+        assert await cli_mail.retry(service.desk, [registration_id], as_json=True) == 0
 
 
 def request(kind: str = "code", serial: int = 1, registration_id: UUID | None = None) -> bytes:
@@ -285,7 +285,7 @@ async def test_dead_letters_that_an_operator_has_tried_again_twice_are_one_mail_
         await scene.fleet.until_caught_up()
 
         for _ in range(2):
-            assert await cli_mail.retry_all(service, (), as_json=True) == 0
+            assert await cli_mail.retry_all(service.desk, (), as_json=True) == 0
 
         await scene.prove(client, *registered)
         assert set(scene.copies.values()) == {1}

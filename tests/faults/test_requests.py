@@ -38,7 +38,7 @@ async def api(dsn: str) -> AsyncIterator[Api]:
 
 @asynccontextmanager
 async def serving(api: Api) -> AsyncIterator[Server]:
-    server = Server(create_app(api.service), host="127.0.0.1", port=0, metrics=api.service.metrics)
+    server = Server(create_app(api.service.api), host="127.0.0.1", port=0, metrics=api.service.metrics)
     await server.start()
     yield server
     await server.stop()
@@ -508,7 +508,7 @@ async def test_a_password_that_is_refused_costs_no_hash(api: Api, monkeypatch: p
         return hash_it(password, salt)
 
     monkeypatch.setattr(password_hashing, "_hash", counted)
-    async with client_of(create_app(api.service)) as http:
+    async with client_of(create_app(api.service.api)) as http:
         answers = await asyncio.gather(*(http.post("/v1/registrations", json=with_password(n)) for n in range(100)))
 
     statuses = [answer.status_code for answer in answers]

@@ -141,7 +141,7 @@ async def ends_of(dsn: str, registration_id: str) -> bool:
     return bool(over)
 
 
-LEASE = {"entrypoints.bootstrap.SEND_MARGIN": 2.0, "entrypoints.bootstrap.RECORDING": 0.5}
+LEASE = {"entrypoints.bootstrap.delivery.SEND_MARGIN": 2.0, "entrypoints.bootstrap.delivery.RECORDING": 0.5}
 """With half a second for a try the lease of a mail is 3.5 s."""
 
 HELD = {"before the mail was handed over": (b"250 2.1.5", 1), "after it was": (b"250 2.0.0 accepted", 2)}

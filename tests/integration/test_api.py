@@ -653,8 +653,7 @@ async def test_only_the_token_lets_an_operator_in(idle: Api) -> None:
 
 
 async def test_without_a_token_nobody_is_an_operator(idle: Api) -> None:
-    idle.service.admin_token = None
-    async with client_of(create_app(idle.service)) as http:
+    async with client_of(create_app(replace(idle.service.api, admin_token=None))) as http:
         for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": "Bearer None"}, ADMIN):
             assert (await http.get("/v1/admin/mail", headers=headers)).status_code == 401
 
@@ -700,17 +699,17 @@ def routes(app: FastAPI) -> set[str]:
 
 async def test_each_listener_has_its_routes_and_no_others(idle: Api) -> None:
     assert routes(idle.app) == PUBLIC | HEALTH | OPERATORS
-    assert routes(create_app(idle.service, admin=False)) == PUBLIC | HEALTH
-    assert routes(create_app(idle.service, public=False)) == HEALTH | OPERATORS
+    assert routes(create_app(idle.service.api, admin=False)) == PUBLIC | HEALTH
+    assert routes(create_app(idle.service.api, public=False)) == HEALTH | OPERATORS
 
 
 async def test_without_the_embedded_mailbox_there_is_no_mailbox_route(idle: Api) -> None:
-    idle.service.mailbox = None
-    assert not any("mailbox" in route for route in routes(create_app(idle.service)))
+    without = create_app(replace(idle.service.api, mailbox=None))
+    assert not any("mailbox" in route for route in routes(without))
 
 
 async def test_operators_routes_are_not_on_the_public_listener(idle: Api) -> None:
-    async with client_of(create_app(idle.service, admin=False)) as http:
+    async with client_of(create_app(idle.service.api, admin=False)) as http:
         for path in ("/docs", "/openapi.json", "/metrics", "/v1/admin/mail"):
             missing = await http.get(path, headers=ADMIN)
             assert (missing.status_code, problem_of(missing)) == (404, "not-found")
@@ -733,7 +732,7 @@ async def test_a_fault_behind_a_search_is_not_taken_for_a_malformed_cursor(api: 
 async def test_the_document_describes_every_route_with_its_problems(idle: Api) -> None:
     document = (await idle.http.get("/openapi.json")).json()
     described = {f"{method.upper()} {path}" for path, item in document["paths"].items() for method in item}
-    apart = await _document_of(create_app(idle.service, public=False))
+    apart = await _document_of(create_app(idle.service.api, public=False))
 
     assert described == {
         route
@@ -836,7 +835,7 @@ async def test_a_trace_is_continued_and_its_spans_carry_nothing_personal(idle: A
     spans = InMemorySpanExporter()
     tracing = setup_tracing(None, "1", exporter=spans)
     assert tracing is not None
-    async with client_of(create_app(replace(idle.service, tracing=tracing))) as http:
+    async with client_of(create_app(replace(idle.service.api, tracing=tracing))) as http:
         begun = await http.post("/v1/registrations?x=ada@example.com", json=ADA, headers={"traceparent": TRACE})
     tracing.shutdown()
 

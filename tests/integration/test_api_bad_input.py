@@ -439,7 +439,7 @@ async def test_a_failure_inside_is_logged_without_what_was_sent(
         raise RuntimeError(f"about {SECRET}")
 
     monkeypatch.setattr(api.service.store, "load", fail)
-    async with client_of(create_app(api.service)) as http:
+    async with client_of(create_app(api.service.api)) as http:
         failed = await http.post("/v1/registrations", json=ADA | {"name": SECRET})
 
     logged = log.getvalue()

@@ -24,9 +24,9 @@ from structlog.testing import capture_logs
 from tenacity import RetryCallState, wait_fixed
 
 from application.ports import BrokerAway, Unavailable
+from entrypoints.bootstrap import CannotStart
 from entrypoints.cli import broker as cli_broker
 from entrypoints.cli import doctor as cli_doctor
-from entrypoints.service import CannotStart
 from infrastructure.rabbitmq import session as rabbitmq_session
 from infrastructure.rabbitmq.connection import Broker, Unroutable
 from infrastructure.rabbitmq.consumer import Consumer

@@ -28,12 +28,11 @@ from domain.errors import CodeLocked, Refused, TooManyRequests, WrongCode
 from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
 from entrypoints.api.app import create_app
-from entrypoints.bootstrap import open_service
-from entrypoints.service import Service
 from infrastructure.mail.mailbox import MailboxMessage
 from infrastructure.settings.settings import Settings
 from tests.support.facts import CLIENT, REGISTRATION, eventually, registered, stream
 from tests.support.log import query
+from tests.support.service import Service, open_service
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ async def service(dsn: str) -> AsyncIterator[Service]:
                 "REGISTRAR_DATA_DIR": directory,
             }
         )
-        async with open_service(settings, follows=True, mailbox=True) as service:
+        async with open_service(settings, follows=True) as service:
             yield service
 
 
@@ -306,8 +305,8 @@ async def test_one_trace_leads_from_the_request_to_the_mail_server(dsn: str) -> 
                     "REGISTRAR_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
                 }
             )
-            async with open_service(settings, follows=True, mailbox=True) as service:
-                app = create_app(service)
+            async with open_service(settings, follows=True) as service:
+                app = create_app(service.api)
                 transport = httpx.ASGITransport(app)
                 async with httpx.AsyncClient(transport=transport, base_url="http://registrar") as http:
                     body = {"email": "traced@example.com", "name": "Ada"}

@@ -202,7 +202,7 @@ async def test_what_waits_is_measured(dsn: str) -> None:
 
 @pytest.mark.fault("F10")
 async def test_a_service_that_stops_is_not_ready(api: Api) -> None:
-    api.app.state.checks.stopping = True
+    api.service.api.checks.stop()
 
     assert (await health(api))["ready"] == (503, "down")
     assert (await health(api))["live"] == (200, "up")

@@ -20,7 +20,6 @@ from tenacity import wait_fixed
 
 from application.commands import RegisterUser
 from application.ports import Context, entries_of
-from entrypoints.bootstrap import open_service
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.integration_events import IntegrationEvents
@@ -46,6 +45,7 @@ from tests.support.facts import (
     stream,
 )
 from tests.support.rabbitmq import PrivateRabbit
+from tests.support.service import open_service
 
 EXCHANGE = "registrar.events"
 
@@ -229,7 +229,7 @@ async def test_a_service_tells_of_a_registration_and_nothing_of_the_person(
         context = Context("client", uuid4())
         answer = await service.handlers.handle(RegisterUser.model_validate(person), context)
         await eventually(lambda: subscriber.has(1))
-        names = {one.name for one in (await service.queries.followers.progress()).items}
+        names = {one.name for one in (await service.api.queries.followers.progress()).items}
 
     (message,) = subscriber.got
     assert subscriber.bodies[0]["subject"] == str(answer.subject_id)

@@ -19,11 +19,10 @@ from application.commands import DiscardMail, RegisterUser, RequestNewCode, Retr
 from application.ports import Context
 from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
-from entrypoints.bootstrap import open_service
-from entrypoints.service import Service
 from infrastructure.settings.settings import Settings
 from tests.support.facts import MovableClock, eventually
 from tests.support.mail import code_in, message_id_of, recorded, until_recorded
+from tests.support.service import Service, open_service
 from tests.support.smtp_stub import SmtpStub
 
 MASTER_KEY = secrets.token_hex(32)

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from entrypoints.bootstrap import SCHEMA
+from entrypoints.bootstrap.database import SCHEMA
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.parameters import Append, parameters_of
 from infrastructure.event_store.store import EventStore

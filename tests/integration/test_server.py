@@ -74,7 +74,7 @@ async def test_a_port_in_use_is_said_so(api: Api, server: Server) -> None:
 
 @pytest.mark.fault("F10")
 async def test_a_request_in_flight_is_finished_before_the_end(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = Server(api.app, host="127.0.0.1", port=0)
+    server = Server(api.app, host="127.0.0.1", port=0, on_stopping=api.service.api.checks.stop)
     await server.start()
     arrived, go_on, load = asyncio.Event(), asyncio.Event(), api.service.store.load
 
@@ -88,7 +88,7 @@ async def test_a_request_in_flight_is_finished_before_the_end(api: Api, monkeypa
     request = asyncio.create_task(raw(server, post(body, f"Content-Length: {len(body)}")))
     await arrived.wait()
     stopping = asyncio.create_task(server.stop())
-    await eventually(lambda: api.app.state.checks.stopping)
+    await eventually(lambda: api.service.api.checks.stopping)
     go_on.set()
 
     assert (await request).startswith(b"HTTP/1.1 202 ")

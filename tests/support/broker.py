@@ -13,7 +13,6 @@ from aio_pika import Message, connect
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from faststream.rabbit import RabbitExchange
 
-from entrypoints.service import Service
 from infrastructure.rabbitmq.inspection import connected, counts_of
 from infrastructure.rabbitmq.topology import (
     APP_ID,
@@ -26,6 +25,7 @@ from infrastructure.rabbitmq.topology import (
     Topology,
 )
 from tests.support.facts import eventually
+from tests.support.service import Service
 from tests.support.tcp_proxy import TcpProxy
 
 

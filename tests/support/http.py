@@ -15,13 +15,12 @@ from fastapi import FastAPI
 
 from entrypoints.api.app import Api as App
 from entrypoints.api.app import create_app
-from entrypoints.bootstrap import open_service
-from entrypoints.service import Service
 from infrastructure.mail.circuits import Circuits
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.settings.settings import Settings
 from tests.support.facts import eventually
 from tests.support.log import by_way_of
+from tests.support.service import Service, open_service
 from tests.support.tcp_proxy import TcpProxy
 
 MASTER_KEY = "7" * 64
@@ -133,12 +132,11 @@ async def open_api(
             settings(dsn, directory, **more),
             follows=follows,
             works=works,
-            mailbox=True,
             clock=clock,
             sleep=sleep,
             circuits=circuits,
         ) as service:
-            app = create_app(service)
+            app = create_app(service.api)
             async with client_of(app) as http:
                 yield Api(service, app, http)
 

@@ -10,8 +10,8 @@ from uuid import UUID
 import psycopg
 
 from domain.mail_saga import MailSaga
-from entrypoints.service import Service
 from tests.support.facts import MovableClock, eventually
+from tests.support.service import Service
 from tests.support.smtp_stub import Mail
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from application.ports import Conflict, Overloaded, Unavailable, WrongMasterKey
 from domain.errors import NotPending, UnknownRegistration
+from entrypoints.bootstrap import CannotStart
 from entrypoints.cli.main import registrar, run
 from entrypoints.cli.session import explain
-from entrypoints.service import CannotStart
 from infrastructure.settings.environment import BadSettings
 
 Capture = pytest.CaptureFixture[str]

@@ -1,0 +1,43 @@
+"""The mails that were sent to the embedded mailbox: for a try-out, where no mail server is set."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated
+
+from fastapi import FastAPI, Query
+from starlette.responses import HTMLResponse, Response
+
+from entrypoints.api.openapi import problems
+from entrypoints.api.responses import MailboxMessages, answer
+from infrastructure.mail.mailbox import Mailbox, page, page_policy
+
+
+def add_mailbox_routes(app: FastAPI, mailbox: Mailbox) -> None:
+    """A page that shows them, and what it asks."""
+
+    async def show() -> Response:
+        nonce = secrets.token_urlsafe(16)
+        return HTMLResponse(page(nonce), headers={"Content-Security-Policy": page_policy(nonce)})
+
+    async def messages(to: Annotated[str | None, Query(max_length=254)] = None) -> Response:
+        """Mails, newest first; with `to`, those to that address."""
+        return answer(mailbox.messages(to))
+
+    async def clear() -> Response:
+        """Delete all mails."""
+        mailbox.clear()
+        return Response(status_code=204)
+
+    app.add_api_route("/mailbox", show, methods=["GET"], include_in_schema=False)
+    app.add_api_route(
+        "/mailbox/messages",
+        messages,
+        methods=["GET"],
+        tags=["mailbox"],
+        summary="Mails in the mailbox",
+        responses={200: {"model": list[MailboxMessages]}, **problems("invalid-request")},
+    )
+    app.add_api_route(
+        "/mailbox/messages", clear, methods=["DELETE"], status_code=204, tags=["mailbox"], summary="Empty the mailbox"
+    )

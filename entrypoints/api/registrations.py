@@ -1,0 +1,181 @@
+"""What registrants may ask of the API.
+
+Commands go to the handlers, questions to the read models. Nothing on these routes differs for an address that is
+taken: a duplicate takes the same way through the same code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from application.commands import RegisterUser, RequestNewCode, VerifyEmail
+from application.handlers import Handlers
+from domain.errors import UnknownRegistration
+from domain.recorded import Actor
+from domain.registration import Status
+from entrypoints.api.guard import body_of, context_of
+from entrypoints.api.openapi import REGISTER, REQUEST_CODE, VERIFY, show_described
+from entrypoints.api.problems import explain
+from entrypoints.api.request_body import malformed, parse
+from entrypoints.api.responses import CodeRequested, Registered, Verification, answer, registration_state
+from entrypoints.queries.registrations import RegistrationQueries
+from infrastructure.telemetry.metrics import Metrics
+
+DEFAULT_WAIT: Final = timedelta(seconds=2)
+"""How long a read with `min_position` waits unless it says otherwise (contract)."""
+
+LAST_POSITION: Final = 2**63 - 1
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_NUMBER = re.compile(r"[0-9]{1,19}")
+_IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
+
+ON_ITS_WAY: Final = "If this address can be registered, a code is on its way to it."
+NEW_CODE: Final = "A new code is on its way; the one before does not work any more."
+
+
+class ByHand(APIRoute):
+    """A route whose endpoint reads its parameters itself: FastAPI's way costs as much as the rest of the request."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint
+
+
+def add_registration_routes(
+    app: FastAPI,
+    handlers: Handlers,
+    registrations: RegistrationQueries,
+    *,
+    metrics: Metrics,
+    request_timeout: timedelta,
+) -> None:
+    """What registrants do."""
+    longest_wait = request_timeout // timedelta(milliseconds=1)
+
+    def add(method: str, path: str, endpoint: Callable[..., Any], summary: str, **description: Any) -> None:
+        app.router.add_api_route(
+            f"/v1/registrations{path}",
+            endpoint,
+            methods=[method],
+            tags=["registrations"],
+            summary=summary,
+            route_class_override=ByHand,
+            **description,
+        )
+
+    register, verify, request_code = _commands(handlers, metrics)
+    show = _look(registrations, longest_wait)
+    add("POST", "", register, "Register", **REGISTER)
+    add("GET", "/{registration_id}", show, "Look at a registration", **show_described(longest_wait))
+    add("POST", "/{registration_id}/verification", verify, "Verify the address", **VERIFY)
+    add("POST", "/{registration_id}/otp", request_code, "Ask for a new code", **REQUEST_CODE)
+
+
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def _commands(handlers: Handlers, metrics: Metrics) -> tuple[Endpoint, Endpoint, Endpoint]:
+    async def register(request: Request) -> Response:
+        """Begin a registration. The answer is the same whether or not the address is taken."""
+        with _Counted(metrics.registration):
+            key = _idempotency_key_of(request)
+            command = parse(RegisterUser, body_of(request), idempotency_key=key)
+            begun = await handlers.handle(command, context_of(request, Actor.CLIENT))
+        return answer(
+            Registered(begun.subject_id, command.email, Status.PENDING, ON_ITS_WAY),
+            202,
+            {
+                "Location": f"/v1/registrations/{begun.subject_id}",
+                "Registrar-Position": str(begun.position),
+            },
+        )
+
+    async def verify(request: Request) -> Response:
+        """Prove the address with the code from the mail. Once it is proved, any code gets the same answer."""
+        with _Counted(metrics.verification):
+            command = parse(VerifyEmail, body_of(request), registration_id=_id_of(request))
+            verified = await handlers.handle(command, context_of(request, Actor.CLIENT))
+        return answer(
+            Verification("ACTIVE" if verified.status is Status.ACTIVE else "VERIFIED"),
+            headers={"Registrar-Position": str(verified.position)},
+        )
+
+    async def request_code(request: Request) -> Response:
+        """Replace the code by a new one, at most once a minute and five times an hour."""
+        command = RequestNewCode(registration_id=_id_of(request))
+        renewed = await handlers.handle(command, context_of(request, Actor.CLIENT))
+        return answer(CodeRequested(renewed.subject_id, NEW_CODE), 202, {"Registrar-Position": str(renewed.position)})
+
+    return register, verify, request_code
+
+
+def _look(registrations: RegistrationQueries, longest_wait: int) -> Endpoint:
+    async def show(request: Request) -> Response:
+        """The registration's state. With `min_position` of an earlier answer, at least as new as that answer."""
+        registration_id = _id_of(request)
+        min_position = _number_of(request, "min_position", LAST_POSITION)
+        wait = _number_of(request, "wait", longest_wait)
+        if min_position:
+            patience = DEFAULT_WAIT if wait is None else timedelta(milliseconds=wait)
+            found = await registrations.by_id_at(registration_id, min_position, patience)
+        else:
+            found = await registrations.by_id(registration_id)
+        if found is None:
+            raise UnknownRegistration
+        return answer(registration_state(found))
+
+    return show
+
+
+class _Counted:
+    """Counts what becomes of a request: "accepted", or its error code."""
+
+    __slots__ = ("_count",)
+
+    def __init__(self, count: Callable[[str], None]) -> None:
+        self._count = count
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None:
+            self._count("accepted")
+        elif isinstance(error, Exception):
+            self._count(explain(error).code)
+
+
+def _id_of(request: Request) -> UUID:
+    text = request.path_params["registration_id"]
+    if not _ID.fullmatch(text):
+        raise malformed("registration_id", "not a UUID")
+    return UUID(text)
+
+
+def _number_of(request: Request, name: str, most: int) -> int | None:
+    """A whole number from the query, None if it is not there."""
+    values = request.query_params.getlist(name) if request.scope["query_string"] else []
+    if not values:
+        return None
+    if len(values) > 1 or not _NUMBER.fullmatch(values[0]) or int(values[0]) > most:
+        raise malformed(name, f"not one whole number from 0 to {most}")
+    return int(values[0])
+
+
+def _idempotency_key_of(request: Request) -> str | None:
+    values = request.headers.getlist("idempotency-key")
+    if not values:
+        return None
+    if len(values) > 1 or not _IDEMPOTENCY_KEY.fullmatch(values[0]):
+        raise malformed("idempotency-key", "not one key of 16 to 64 letters, digits, '-' and '_'")
+    return values[0]

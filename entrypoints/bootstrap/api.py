@@ -1,0 +1,78 @@
+"""What the HTTP API works with."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from entrypoints.api.app import Parts
+from entrypoints.api.health import HealthChecks
+from entrypoints.bootstrap.core import Core
+from entrypoints.queries.audit import AuditQueries
+from entrypoints.queries.followers import FollowerQueries, followers_with
+from entrypoints.queries.funnel import FunnelQueries
+from entrypoints.queries.mails import MailQueries
+from entrypoints.queries.queries import Queries
+from entrypoints.queries.registrations import RegistrationQueries
+from infrastructure.mail.mailbox import Mailbox
+from infrastructure.mail.smtp.servers import SmtpServers
+from infrastructure.postgres.connection import Line
+from infrastructure.rabbitmq.connection import Broker
+from infrastructure.settings.settings import Settings
+
+
+def queries_of(core: Core, settings: Settings, stack: AsyncExitStack) -> Queries:
+    """Every query; taken down with the stack."""
+    registrations = RegistrationQueries(
+        core.pool,
+        Line(core.database.dsn, name="queries", statement_timeout=settings.statement_timeout),
+        keyring=core.keyring,
+        policy=core.policy,
+        announcements=core.announcements,
+        request_timeout=settings.request_timeout,
+    )
+    stack.push_async_callback(registrations.close)
+    return Queries(
+        registrations,
+        MailQueries(core.pool),
+        AuditQueries(core.pool, core.keyring),
+        FunnelQueries(core.pool, core.clock),
+        FollowerQueries(core.pool, core.clock, followers_with(settings)),
+    )
+
+
+def api_parts(
+    core: Core,
+    settings: Settings,
+    stack: AsyncExitStack,
+    *,
+    broker: Broker | None,
+    servers: SmtpServers | None = None,
+    mailbox: Mailbox | None = None,
+) -> Parts:
+    """What an application is created with; taken down with the stack.
+
+    Args:
+        servers: the mail servers, None in a process that does not deliver.
+    """
+    queries = queries_of(core, settings, stack)
+    checks = HealthChecks(
+        core.database.dsn,
+        store=core.store,
+        followers=queries.followers,
+        shared_circuits=core.shared_circuits,
+        servers=servers,
+        broker=broker,
+        hasher=core.hasher,
+        metrics=core.metrics,
+    )
+    stack.push_async_callback(checks.close)
+    return Parts(
+        handlers=core.handlers,
+        queries=queries,
+        checks=checks,
+        metrics=core.metrics,
+        request_timeout=settings.request_timeout,
+        admin_token=core.database.admin_token,
+        tracing=core.tracing,
+        mailbox=mailbox,
+    )

@@ -1,0 +1,80 @@
+"""What runs in the background from the start of a process to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import structlog
+
+from application.ports import Unavailable
+from entrypoints.bootstrap.core import Core
+from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
+from infrastructure.event_store.store import EventStore
+from infrastructure.followers.leadership import Leading, lead
+from infrastructure.rabbitmq.connection import Broker
+from infrastructure.settings.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+REVIVE = timedelta(milliseconds=500)
+"""How often the embedded database is looked after."""
+
+TIME_CHECK = timedelta(seconds=10)
+"""How often the clock is set by the database when no append does it."""
+
+Works = dict[str, Coroutine[Any, Any, None]]
+"""What runs, by name."""
+
+
+@asynccontextmanager
+async def running(
+    core: Core, settings: Settings, broker: Broker | None, leading: Iterable[Leading] = ()
+) -> AsyncIterator[None]:
+    """Run the core's own works, the broker and what is to be led until the end.
+
+    Then cancel, and wait until all have finished what must not be cut off.
+    """
+    works: Works = {
+        "announcements": core.announcements.run(),
+        "clock": _keep_time(core.store),
+        "circuits": core.shared_circuits.run(),
+    }
+    if core.database.embedded is not None:
+        works["embedded PostgreSQL"] = _keep_running(core.database.embedded)
+    if broker is not None:
+        works["RabbitMQ"] = broker.run()
+    for work in leading:
+        works[work.name] = lead(work, core.database.dsn, statement_timeout=settings.statement_timeout)
+    tasks = [asyncio.create_task(work, name=name) for name, work in works.items()]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task, result in zip(tasks, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
+            if isinstance(result, Exception):
+                log.error("background.failed", work=task.get_name(), error=type(result).__name__)
+
+
+async def _keep_running(postgres: EmbeddedPostgres) -> None:
+    """Bring the embedded database up again when it was killed: nobody else looks after it."""
+    while True:
+        await asyncio.sleep(REVIVE.total_seconds())
+        if postgres.pid is None:
+            log.warning("database.gone", hint="the embedded PostgreSQL has ended; it is started again")
+            try:
+                await asyncio.to_thread(postgres.start)
+            except DatabaseDidNotStart as error:
+                log.error("database.does_not_start", error=type(error).__name__, hint="see postgres.log")  # noqa: TRY400
+
+
+async def _keep_time(store: EventStore) -> None:
+    while True:
+        await asyncio.sleep(TIME_CHECK.total_seconds())
+        with suppress(Unavailable, psycopg.Error):  # the next look comes; until then the monotonic clock carries on
+            await store.ask_time()

@@ -1,0 +1,152 @@
+"""What every process and every acting command has: it records, and asks the database. Nothing of it runs by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import timedelta
+from importlib.metadata import version
+
+from opentelemetry.sdk.trace import TracerProvider
+
+from application.handlers import Handlers
+from domain.policy import Policy
+from entrypoints.bootstrap.database import Database, open_database, prepare
+from infrastructure.crypto.keyring import Keyring
+from infrastructure.crypto.password_hashing import PasswordHashing
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore
+from infrastructure.event_store.tail import LogTail
+from infrastructure.mail.circuits import Circuits
+from infrastructure.mail.shared_circuits import SharedCircuits
+from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.connection import Line
+from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.pool import QueryPool
+from infrastructure.settings.settings import Settings
+from infrastructure.telemetry.metrics import Metrics, setup_tracing
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How a process tells and spends time; tests move it.
+
+    Attributes:
+        clock: what everybody decides by.
+        sleep: waits between the tries of a mail, in seconds.
+        circuits: makes the mail servers' circuits, which have a clock of their own.
+    """
+
+    clock: DatabaseClock = field(default_factory=DatabaseClock)
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    circuits: Callable[..., Circuits] = Circuits
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """
+    Attributes:
+        tail: the log as this process's followers read it.
+        pool: connections for the queries of read models; every one is autocommit.
+        shared_circuits: the mail servers' circuits, as all workers know them.
+        tracing: where spans go; None if tracing is off.
+    """
+
+    database: Database
+    policy: Policy
+    clock: DatabaseClock
+    store: EventStore
+    tail: LogTail
+    announcements: Announcements
+    pool: QueryPool
+    keyring: Keyring
+    hasher: PasswordHashing
+    handlers: Handlers
+    metrics: Metrics
+    shared_circuits: SharedCircuits
+    tracing: TracerProvider | None
+
+
+async def open_core(
+    settings: Settings, stack: AsyncExitStack, timing: Timing, *, pace: timedelta = timedelta(0)
+) -> Core:
+    """The core on a database whose tables are brought up to date before. Taken down with the stack.
+
+    Args:
+        pace: of the batches of appends and loads; see `infrastructure.postgres.batching.Batcher`.
+
+    Raises:
+        CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each, fit to show.
+    """
+    database = await open_database(settings, stack)
+    return await core_on(database, await prepare(database), settings, stack, timing, pace=pace)
+
+
+async def core_on(
+    database: Database,
+    keyring: Keyring,
+    settings: Settings,
+    stack: AsyncExitStack,
+    timing: Timing,
+    *,
+    pace: timedelta = timedelta(0),
+) -> Core:
+    """`open_core` on a database that is as it should be. Long because it is a list, each value made of those above it."""
+    metrics = Metrics()
+    store = EventStore(
+        database.dsn,
+        codec=EventCodec(),
+        clock=timing.clock,
+        statement_timeout=settings.statement_timeout,
+        pace=pace,
+        on_batch=metrics.append_batch,
+        on_append=metrics.append,
+    )
+    await store.open()
+    stack.push_async_callback(store.close)
+    hasher = PasswordHashing(salt_for=keyring.password_salt)
+    stack.callback(hasher.close)
+    circuits_line = Line(database.dsn, name="circuits", statement_timeout=settings.statement_timeout)
+    stack.push_async_callback(circuits_line.close)
+    pool = QueryPool(database.dsn, statement_timeout=settings.statement_timeout, patience=settings.request_timeout)
+    await pool.open()
+    stack.push_async_callback(pool.close)
+    tracing = setup_tracing(settings.otlp_endpoint, version("registrar"))
+    if tracing is not None:
+        stack.push_async_callback(asyncio.to_thread, tracing.shutdown)
+    policy = policy_of(settings)
+    tail = LogTail(store)
+    return Core(
+        database=database,
+        policy=policy,
+        clock=timing.clock,
+        store=store,
+        tail=tail,
+        announcements=Announcements(database.dsn, on_restart=tail.forget),
+        pool=pool,
+        keyring=keyring,
+        hasher=hasher,
+        handlers=Handlers(
+            log=store,
+            clock=timing.clock,
+            secrets=keyring,
+            hasher=hasher,
+            policy=policy,
+            reveal_duplicates=settings.reveal_duplicates,
+        ),
+        metrics=metrics,
+        shared_circuits=SharedCircuits(circuits_line, probe_lasts=2 * settings.send_timeout),
+        tracing=tracing,
+    )
+
+
+def policy_of(settings: Settings) -> Policy:
+    """What of the rules can be set."""
+    return Policy(
+        otp_ttl=settings.otp_ttl,
+        otp_max_attempts=settings.otp_max_attempts,
+        resend_cooldown=settings.resend_cooldown,
+        registration_ttl=settings.registration_ttl,
+    )

@@ -1,0 +1,143 @@
+"""The database and its secrets: the ones that are set, or those of the data directory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import psycopg
+
+from entrypoints.bootstrap import CannotStart
+from infrastructure.crypto.keyring import Keyring, open_root_secret, read_root_secret
+from infrastructure.embedded.data_directory import DataDirectory
+from infrastructure.embedded.postgres import EmbeddedPostgres
+from infrastructure.followers.projector import read_scripts
+from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.schema import WrongSchema, bring_up_to_date, check
+from infrastructure.scripts import SCRIPTS
+from infrastructure.settings.settings import Settings
+from projections import PROJECTIONS
+
+SCHEMA = (*SCRIPTS, *(script for projection in PROJECTIONS for script in read_scripts(projection())))
+"""Everything that makes tables and functions, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """
+    Attributes:
+        admin_token: what operators prove themselves with; None if admin routes are off.
+        embedded: the server, where it is ours to look after.
+    """
+
+    dsn: str = field(repr=False)
+    master_key: bytes = field(repr=False)
+    admin_token: str | None = field(repr=False)
+    embedded: EmbeddedPostgres | None
+
+
+async def open_database(settings: Settings, stack: AsyncExitStack) -> Database:
+    """The database that is set, or the embedded one, started if it does not run.
+
+    Raises:
+        CannotStart, BadDataDirectory, DatabaseDidNotStart: one line each, fit to show.
+    """
+    if settings.database_url is not None:
+        if settings.master_key is None:
+            raise CannotStart("REGISTRAR_MASTER_KEY is not set; set it to what `openssl rand -hex 32` prints.")
+        token = settings.admin_token.get_secret_value() if settings.admin_token else None
+        master_key = settings.master_key.get_secret_value()
+        return Database(settings.database_url.get_secret_value(), master_key, token, embedded=None)
+    directory = DataDirectory(settings.data_dir)
+    if settings.master_key is None:
+        directory.master_key()  # made before there is a database, never beside one
+    postgres = await _started(directory, stack)
+    return Database(
+        postgres.dsn,
+        (settings.master_key or directory.master_key()).get_secret_value(),
+        (settings.admin_token or directory.admin_token()).get_secret_value(),
+        embedded=postgres,
+    )
+
+
+async def dsn_to_read(settings: Settings, stack: AsyncExitStack) -> str:
+    """Where the database is, without a look at its secrets; the embedded one is started if it does not run.
+
+    Raises:
+        BadDataDirectory, DatabaseDidNotStart: one line each, fit to show.
+    """
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    return (await _started(DataDirectory(settings.data_dir), stack)).dsn
+
+
+async def _started(directory: DataDirectory, stack: AsyncExitStack) -> EmbeddedPostgres:
+    postgres = EmbeddedPostgres(directory.path)
+    stack.push_async_callback(asyncio.to_thread, postgres.stop)  # also for a start that is cancelled half-way
+    await asyncio.to_thread(postgres.start)
+    return postgres
+
+
+# --- What is in it ----------------------------------------------------------------------------
+
+
+async def prepare(database: Database) -> Keyring:
+    """Create what is missing; returns what opens and derives secrets there.
+
+    Raises:
+        CannotStart, WrongMasterKey: one line each, fit to show.
+    """
+    async with _connection(database.dsn) as connection:
+        await create_schema(connection)
+        root_secret = await open_root_secret(connection, database.master_key)
+    return Keyring(master_key=database.master_key, root_secret=root_secret)
+
+
+async def keyring_of(database: Database) -> Keyring:
+    """`prepare` where nothing may be created: everything has to be there.
+
+    Raises:
+        CannotStart, WrongMasterKey: one line each, fit to show.
+    """
+    async with _connection(database.dsn, read_only=True) as connection:
+        await check(connection, SCHEMA)
+        root_secret = await read_root_secret(connection, database.master_key)
+    if root_secret is None:
+        raise CannotStart("No service has run on this database yet; start one first (`registrar up`, or `serve`).")
+    return Keyring(master_key=database.master_key, root_secret=root_secret)
+
+
+async def check_schema(dsn: str) -> None:
+    """
+    Raises:
+        CannotStart: this version cannot work with what is there, or it is away.
+    """
+    async with _connection(dsn, read_only=True) as connection:
+        await check(connection, SCHEMA)
+
+
+async def create_schema(connection: Connection) -> None:
+    """Run the scripts that have not been run on this database."""
+    await bring_up_to_date(connection, SCHEMA)
+
+
+@asynccontextmanager
+async def _connection(dsn: str, *, read_only: bool = False) -> AsyncIterator[Connection]:
+    """A connection for the time before anything runs.
+
+    Raises:
+        CannotStart: the database is away, or what is done within finds that it holds what we cannot work with.
+    """
+    try:
+        connection = await connect(dsn, name="setup", statement_timeout=timedelta(seconds=60), read_only=read_only)
+    except (psycopg.Error, OSError, TimeoutError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CannotStart(f"The database cannot be reached: {reason}; check REGISTRAR_DATABASE_URL.") from None
+    async with connection:
+        try:
+            yield connection
+        except WrongSchema as error:
+            raise CannotStart(str(error)) from None

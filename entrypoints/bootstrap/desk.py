@@ -1,0 +1,65 @@
+"""What short commands look and act with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from application.handlers import Handlers
+from entrypoints.bootstrap.core import Timing, core_on
+from entrypoints.bootstrap.database import check_schema, dsn_to_read, keyring_of, open_database
+from entrypoints.queries.events import EventQueries
+from entrypoints.queries.followers import FollowerQueries, followers_with
+from entrypoints.queries.mails import MailQueries
+from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.pool import QueryPool
+from infrastructure.settings.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What a command looks with: queries on connections that the server lets change nothing."""
+
+    events: EventQueries
+    mails: MailQueries
+    followers: FollowerQueries
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What an operator's command acts with."""
+
+    handlers: Handlers
+    mails: MailQueries
+
+
+@asynccontextmanager
+async def reader(settings: Settings) -> AsyncIterator[Reader]:
+    """It starts nothing, makes nothing, and needs no secret.
+
+    Raises:
+        CannotStart, BadDataDirectory, DatabaseDidNotStart: one line each, fit to show.
+    """
+    async with AsyncExitStack() as stack:
+        dsn = await dsn_to_read(settings, stack)
+        await check_schema(dsn)
+        pool = QueryPool(dsn, statement_timeout=settings.statement_timeout, read_only=True)
+        await pool.open()
+        stack.push_async_callback(pool.close)
+        followers = FollowerQueries(pool, DatabaseClock(), followers_with(settings))
+        yield Reader(EventQueries(pool), MailQueries(pool), followers)
+
+
+@asynccontextmanager
+async def desk(settings: Settings) -> AsyncIterator[Desk]:
+    """It records events, and neither changes tables nor runs anything.
+
+    Raises:
+        CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each, fit to show.
+    """
+    async with AsyncExitStack() as stack:
+        database = await open_database(settings, stack)
+        keyring = await keyring_of(database)
+        core = await core_on(database, keyring, settings, stack, Timing())
+        yield Desk(core.handlers, MailQueries(core.pool))

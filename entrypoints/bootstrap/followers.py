@@ -1,0 +1,104 @@
+"""What follows the log, each led by one process at a time: read models, the saga, the relay, integration events."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from entrypoints.bootstrap.core import Core
+from entrypoints.bootstrap.delivery import Delivery, finish_within
+from infrastructure.alerts.alerts import Alerts
+from infrastructure.alerts.webhook import Webhook
+from infrastructure.followers.integration_events import IntegrationEvents
+from infrastructure.followers.leadership import Leading
+from infrastructure.followers.process_manager import ProcessManager
+from infrastructure.followers.projector import Projector
+from infrastructure.followers.relay import Relay
+from infrastructure.postgres.connection import Connection
+from infrastructure.rabbitmq.connection import Broker
+from infrastructure.rabbitmq.mail_publisher import MailPublisher
+from infrastructure.settings.settings import Settings
+from projections import PROJECTIONS
+from projections.deadlines import Deadlines
+from projections.mail import Mails
+from projections.registrations import Registrations
+
+PACE = timedelta(milliseconds=200)
+"""Least time between two batches of a read model that nobody waits for."""
+
+PACE_WAITED_FOR = timedelta(milliseconds=10)
+"""The same for the one that clients wait for: under load it saves half of its transactions (our measurement)."""
+
+PUBLISHING = 128
+"""Requests on their way to the broker at the same time: confirms come in milliseconds, and not one by one."""
+
+
+def followers(core: Core, settings: Settings, relay: Relay, broker: Broker | None) -> list[Leading]:
+    """Everything that follows the log, and the alerts."""
+    leading: list[Leading] = [
+        Projector(
+            projection(),
+            store=core.tail,
+            announcements=core.announcements,
+            # Clients wait for their own registration; the others may be a little late.
+            pace=PACE_WAITED_FOR if projection is Registrations else PACE,
+            announced=projection is Registrations,
+        )
+        for projection in PROJECTIONS
+    ]
+    leading.append(
+        ProcessManager(
+            store=core.store,
+            tail=core.tail,
+            handlers=core.handlers,
+            announcements=core.announcements,
+            clock=core.clock,
+            policy=core.policy,
+            due=Deadlines().due,
+        )
+    )
+    leading.append(relay)
+    if broker is not None:
+        leading.append(IntegrationEvents(tail=core.tail, announcements=core.announcements, broker=broker))
+    if settings.alert_url is not None:
+        leading.append(_alerts(core, settings, settings.alert_url.get_secret_value()))
+    return leading
+
+
+def relay_inside(core: Core, settings: Settings, delivery: Delivery) -> Relay:
+    """A relay that sends the mails itself."""
+    return Relay(
+        tail=core.tail,
+        announcements=core.announcements,
+        hand_over=delivery.deliver,
+        until_ready=delivery.servers.until_ready,
+        finish_within=finish_within(settings),
+        give_back=delivery.give_back_claims,
+    )
+
+
+def relay_to(broker: Broker, core: Core, settings: Settings) -> Relay:
+    """A relay that has the mails sent by the workers behind the broker."""
+    publisher = MailPublisher(broker, message_ttl=settings.message_ttl, circuits=core.shared_circuits)
+    return Relay(
+        tail=core.tail,
+        announcements=core.announcements,
+        hand_over=publisher.hand_over,
+        until_ready=publisher.until_ready,
+        at_once=PUBLISHING,
+    )
+
+
+def _alerts(core: Core, settings: Settings, url: str) -> Alerts:
+    mails = Mails()
+
+    async def dead_letters(connection: Connection) -> int:
+        """What an operator has to look at: mails that failed for good, and messages that are none of ours."""
+        return await mails.dead_letters(connection) + await mails.stray_messages(connection)
+
+    return Alerts(
+        Webhook(url),
+        service=settings.public_url,
+        threshold=settings.alert_dead_letters,
+        dead_letters=dead_letters,
+        on_attempt=core.metrics.alert,
+    )

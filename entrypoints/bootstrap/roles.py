@@ -1,0 +1,94 @@
+"""The four processes, each from its parts in order: `up`, `serve`, `process` and `work`.
+
+Last in, first out: what runs stops before what it runs on. Each may raise CannotStart, BadDataDirectory,
+DatabaseDidNotStart or WrongMasterKey, which are one line each, fit to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from entrypoints.api.app import Parts
+from entrypoints.bootstrap.api import api_parts
+from entrypoints.bootstrap.background import running
+from entrypoints.bootstrap.broker import broker_for, mail_consumers
+from entrypoints.bootstrap.core import Core, Timing, open_core
+from entrypoints.bootstrap.delivery import WORKERS_PACE, Delivery, open_delivery, open_mailbox
+from entrypoints.bootstrap.followers import followers, relay_inside, relay_to
+from infrastructure.rabbitmq.connection import Broker
+from infrastructure.settings.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that runs.
+
+    Attributes:
+        api: what its listeners create their applications with.
+        broker: RabbitMQ, None where mail is handed over inside the process.
+        delivery: the sending of mails, None in a process that does not.
+    """
+
+    core: Core
+    api: Parts
+    broker: Broker | None
+    delivery: Delivery | None = None
+
+
+@asynccontextmanager
+async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
+    """Everything in one process, with a mailbox if no mail server is set."""
+    timing = timing or Timing()
+    async with AsyncExitStack() as stack:
+        core = await open_core(settings, stack, timing)
+        mailbox = await open_mailbox(settings, stack)
+        delivery = await open_delivery(core, settings, stack, timing, mailbox)
+        consumers = mail_consumers(core, delivery, stack) if settings.broker_url else ()
+        broker = broker_for("work", settings, *consumers)
+        relay = relay_to(broker, core, settings) if broker else relay_inside(core, settings, delivery)
+        api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers, mailbox=mailbox)
+        await stack.enter_async_context(running(core, settings, broker, followers(core, settings, relay, broker)))
+        yield Process(core, api, broker, delivery)
+
+
+@asynccontextmanager
+async def serve(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
+    """What the HTTP API alone takes."""
+    async with AsyncExitStack() as stack:
+        core = await open_core(settings, stack, timing or Timing())
+        broker = broker_for("serve", settings)
+        api = api_parts(core, settings, stack, broker=broker)
+        await stack.enter_async_context(running(core, settings, broker))
+        yield Process(core, api, broker)
+
+
+@asynccontextmanager
+async def process(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
+    """The followers; without a broker, with the mail delivery behind them."""
+    timing = timing or Timing()
+    async with AsyncExitStack() as stack:
+        core = await open_core(settings, stack, timing)
+        broker, delivery = broker_for("process", settings), None
+        if broker is None:
+            delivery = await open_delivery(core, settings, stack, timing)
+            relay = relay_inside(core, settings, delivery)
+        else:
+            relay = relay_to(broker, core, settings)
+        api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers if delivery else None)
+        await stack.enter_async_context(running(core, settings, broker, followers(core, settings, relay, broker)))
+        yield Process(core, api, broker, delivery)
+
+
+@asynccontextmanager
+async def work(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
+    """The mail worker and the consumer of dead letters. Without a broker there is nothing that they could take."""
+    timing = timing or Timing()
+    async with AsyncExitStack() as stack:
+        core = await open_core(settings, stack, timing, pace=WORKERS_PACE)
+        delivery = await open_delivery(core, settings, stack, timing)
+        broker = broker_for("work", settings, *mail_consumers(core, delivery, stack))
+        api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers)
+        await stack.enter_async_context(running(core, settings, broker))
+        yield Process(core, api, broker, delivery)
