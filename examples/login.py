@@ -39,7 +39,7 @@ async def login(
         typed = parse_password(password, email=address).encode()
     except ValueError:  # nobody could have registered so
         return None
-    account = await Accounts.by_address(connection, keyring.claim_id(canonical_address(address)))
+    account = await Accounts().by_address(connection, keyring.claim_id(canonical_address(address)))
     expected = None
     if account is not None and account.wrapped is not None:
         expected = keyring.open(account.registration_id, account.sealed, account.wrapped).password_hash

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import psycopg
 from psycopg.rows import tuple_row
 
 from domain.recorded import Recorded
 from domain.registration import Registration
+from projections.table import Connection, Table
 
 # An account's address and personal data are in the first event of its registration: kept as a candidate until the
 # registration turns into an account or ends.
@@ -33,20 +33,24 @@ TABLES = """
     CREATE INDEX IF NOT EXISTS accounts_of_claim ON accounts (claim_id, activated_at);
 """
 
-_ADD_CANDIDATES = """
-    INSERT INTO candidates (registration_id, claim_id, sealed, locale)
-    SELECT * FROM unnest(%b::uuid[], %b::text[]::uuid[], %b::text[], %b::text[])
-"""
+CANDIDATES = Table(
+    "candidates",
+    {"registration_id": "uuid", "claim_id": "uuid", "sealed": "text", "locale": "text"},
+    key="registration_id",
+    as_text=("claim_id",),
+)
 
-_ACTIVATE = """
+ACCOUNTS = Table("accounts", CANDIDATES.columns | {"activated_at": "timestamptz"}, key="registration_id")
+
+_ACTIVATE = f"""
     WITH activated AS (
         DELETE FROM candidates AS c USING unnest(%b::uuid[], %b::timestamptz[]) AS u (registration_id, activated_at)
         WHERE c.registration_id = u.registration_id
         RETURNING c.registration_id, c.claim_id, c.sealed, c.locale, u.activated_at
     )
-    INSERT INTO accounts (registration_id, claim_id, sealed, locale, activated_at) SELECT * FROM activated
+    INSERT INTO accounts ({ACCOUNTS.names}) SELECT * FROM activated
     RETURNING registration_id
-"""
+"""  # noqa: S608 - a constant
 
 _REMOVE = """
     WITH over AS (DELETE FROM candidates WHERE registration_id = ANY (%(ended)b))
@@ -55,13 +59,14 @@ _REMOVE = """
 
 _ACCOUNT = """
     SELECT a.registration_id, a.claim_id, a.sealed, k.wrapped, a.locale, a.activated_at
-    FROM read_accounts.accounts AS a LEFT JOIN public.personal_keys AS k USING (registration_id)
+    FROM {accounts} AS a LEFT JOIN public.personal_keys AS k USING (registration_id)
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """
+    """An active account.
+
     Attributes:
         sealed, wrapped: personal data with the password hash, and the key that opens it, itself wrapped by the
             master key; `wrapped` is None for the moment between an erasure and its arrival here.
@@ -75,66 +80,78 @@ class Account:
     activated_at: datetime
 
 
+class _Batch:
+    """What some events change."""
+
+    def __init__(self) -> None:
+        self.begun: dict[UUID, tuple[UUID, str, str, str]] = {}
+        self.activated: dict[UUID, datetime] = {}
+        self.ended: set[UUID] = set()
+
+    def registered(self, event: Registration.UserRegistered) -> None:
+        if event.duplicate_of is None:  # a duplicate never becomes an account
+            row = (event.originator_id, event.claim_id, event.personal_data, event.locale)
+            self.begun[event.originator_id] = row
+
+    def became_active(self, event: Registration.AccountActivated) -> None:
+        self.activated[event.originator_id] = event.timestamp
+
+    def over(self, event: Registration.RegistrationCancelled | Registration.PersonalDataErased) -> None:
+        self.ended.add(event.originator_id)
+
+
+_CHANGES: dict[Any, Callable[[_Batch, Any], None]] = {
+    Registration.UserRegistered: _Batch.registered,
+    Registration.AccountActivated: _Batch.became_active,
+    Registration.RegistrationCancelled: _Batch.over,
+    Registration.PersonalDataErased: _Batch.over,
+}
+
+
 class Accounts:
     """A row per active account, from its activation until it is erased."""
 
     name = "accounts"
-    topics: tuple[str, ...] | None = (
-        Registration.UserRegistered.TOPIC,
-        Registration.AccountActivated.TOPIC,
-        Registration.RegistrationCancelled.TOPIC,
-        Registration.PersonalDataErased.TOPIC,
-    )
+    topics: tuple[str, ...] | None = tuple(event.TOPIC for event in _CHANGES)
     tables: tuple[str, ...] = (TABLES,)
 
-    async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
+    def __init__(self, schema: str = "read_accounts") -> None:
+        self.schema = schema
+        self._account = _ACCOUNT.format(accounts=ACCOUNTS.within(schema))
+
+    async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:
         """Write what a batch of events changes.
 
         Raises:
             LookupError: an account was activated whose registration never began.
         """
-        begun: dict[UUID, tuple[UUID, str, str, str]] = {}
-        activated: dict[UUID, datetime] = {}
-        ended: set[UUID] = set()
+        batch = _Batch()
         for recorded in events:
-            match recorded.event:
-                # A duplicate never becomes an account.
-                case Registration.UserRegistered(duplicate_of=None) as event:
-                    begun[event.originator_id] = (
-                        event.originator_id, event.claim_id, event.personal_data, event.locale,
-                    )  # fmt: skip
-                case Registration.AccountActivated() as event:
-                    activated[event.originator_id] = event.timestamp
-                case Registration.RegistrationCancelled() | Registration.PersonalDataErased() as event:
-                    ended.add(event.originator_id)
+            _CHANGES[type(recorded.event)](batch, recorded.event)
 
         # In the order of a registration's life, so it does not matter how much of it is in this batch.
         # Not prepared: a plan made and kept while the tables were empty would scan them for ever.
         cursor = connection.cursor(binary=True)
-        if begun:
-            columns = [list(column) for column in zip(*begun.values(), strict=True)]
-            await cursor.execute(_ADD_CANDIDATES, columns)
-        if activated:
+        if batch.begun:
+            await cursor.execute(CANDIDATES.insert, CANDIDATES.arrays(batch.begun.values()))
+        if activated := batch.activated:
             await cursor.execute(_ACTIVATE, (list(activated), list(activated.values())), prepare=False)
             # Fetched, not counted by `rowcount`, which a pipeline does not know yet.
             if (missing := len(activated) - len(await cursor.fetchall())) > 0:
                 raise LookupError(f"{missing} of these accounts never began as a registration")
-        if ended:
-            await cursor.execute(_REMOVE, {"ended": list(ended)}, prepare=False)
+        if batch.ended:
+            await cursor.execute(_REMOVE, {"ended": list(batch.ended)}, prepare=False)
 
-    @staticmethod
-    async def by_address(connection: psycopg.AsyncConnection[Any], claim_id: UUID) -> Account | None:
+    async def by_address(self, connection: Connection, claim_id: UUID) -> Account | None:
         """The account that holds an address."""
-        return await _one(connection, " WHERE a.claim_id = %s ORDER BY a.activated_at DESC LIMIT 1", claim_id)
+        return await self._one(connection, " WHERE a.claim_id = %s ORDER BY a.activated_at DESC LIMIT 1", claim_id)
 
-    @staticmethod
-    async def by_id(connection: psycopg.AsyncConnection[Any], registration_id: UUID) -> Account | None:
+    async def by_id(self, connection: Connection, registration_id: UUID) -> Account | None:
         """The account that this registration became."""
-        return await _one(connection, " WHERE a.registration_id = %s", registration_id)
+        return await self._one(connection, " WHERE a.registration_id = %s", registration_id)
 
-
-async def _one(connection: psycopg.AsyncConnection[Any], where: str, key: UUID) -> Account | None:
-    cursor = connection.cursor(binary=True, row_factory=tuple_row)
-    await cursor.execute(_ACCOUNT + where, (key,))
-    row = await cursor.fetchone()
-    return None if row is None else Account(*row)
+    async def _one(self, connection: Connection, where: str, key: UUID) -> Account | None:
+        cursor = connection.cursor(binary=True, row_factory=tuple_row)
+        await cursor.execute(self._account + where, (key,))
+        row = await cursor.fetchone()
+        return None if row is None else Account(*row)

@@ -9,12 +9,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import psycopg
 from psycopg.rows import tuple_row
 
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import PERSONAL_FIELDS, Registration
 from projections.paging import Page, before, page
+from projections.table import Connection, Table
 
 # `subjects` says whose address a registration is about: an entry is found by address through its registration,
 # whichever stream it stands in.
@@ -45,34 +45,33 @@ TABLES = """
     CREATE INDEX IF NOT EXISTS subjects_of_claim ON subjects (claim_id, registration_id);
 """
 
-_ADD_ENTRIES = """
-    INSERT INTO entries (
-        position, recorded_at, topic, stream_id, version, registration_id,
-        actor, correlation_id, causation_position, trace, details
-    )
-    SELECT u.position, u.recorded_at, u.topic, u.stream_id, u.version, u.registration_id,
-           u.actor, u.correlation_id, u.causation_position, u.trace, u.details::jsonb
-    FROM unnest(
-        %b::bigint[], %b::timestamptz[], %b::text[], %b::uuid[], %b::bigint[], %b::uuid[],
-        %b::text[], %b::uuid[], %b::bigint[], %b::text[], %b::text[]
-    ) AS u (position, recorded_at, topic, stream_id, version, registration_id,
-            actor, correlation_id, causation_position, trace, details)
-"""
+ENTRIES = Table(
+    "entries",
+    {
+        "position": "bigint",
+        "recorded_at": "timestamptz",
+        "topic": "text",
+        "stream_id": "uuid",
+        "version": "bigint",
+        "registration_id": "uuid",
+        "actor": "text",
+        "correlation_id": "uuid",
+        "causation_position": "bigint",
+        "trace": "text",
+        "details": "jsonb",
+    },
+    key="position",
+    as_text=("details",),
+)
 
-_ADD_SUBJECTS = """
-    INSERT INTO subjects (registration_id, claim_id) SELECT * FROM unnest(%b::uuid[], %b::text[]::uuid[])
-"""
-
-_SEARCH = """
-    SELECT position, recorded_at, topic, stream_id, version, registration_id,
-           actor, correlation_id, causation_position, trace, details
-    FROM read_audit.entries WHERE position < %(before)s
-"""
+SUBJECTS = Table(
+    "subjects", {"registration_id": "uuid", "claim_id": "uuid"}, key="registration_id", as_text=("claim_id",)
+)
 
 _FILTERS = {
     "registration_id": "registration_id = %(registration_id)s",
     "claim_ids": "registration_id = ANY (ARRAY("
-    "SELECT s.registration_id FROM read_audit.subjects AS s WHERE s.claim_id = ANY (%(claim_ids)s)))",
+    "SELECT s.registration_id FROM {subjects} AS s WHERE s.claim_id = ANY (%(claim_ids)s)))",
     "actor": "actor = %(actor)s",
     "topic": "topic = %(topic)s",
     "correlation_id": "correlation_id = %(correlation_id)s",
@@ -120,22 +119,29 @@ class Audit:
     topics: tuple[str, ...] | None = None
     tables: tuple[str, ...] = (TABLES,)
 
-    async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
+    def __init__(self, schema: str = "read_audit") -> None:
+        self.schema = schema
+        self._search = f"SELECT {ENTRIES.names} FROM {ENTRIES.within(schema)} WHERE position < %(before)s"  # noqa: S608 - a constant
+        subjects = SUBJECTS.within(schema)
+        self._filters = {name: condition.format(subjects=subjects) for name, condition in _FILTERS.items()}
+
+    async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:
         """Add a batch of events."""
         if not events:
             return
-        rows = [_row(recorded) for recorded in events]
         cursor = connection.cursor(binary=True)
-        await cursor.execute(_ADD_ENTRIES, [list(column) for column in zip(*rows, strict=True)])
-        begun = [r.event for r in events if isinstance(r.event, Registration.UserRegistered)]
+        await cursor.execute(ENTRIES.insert, ENTRIES.arrays(_row(recorded) for recorded in events))
+        begun = [
+            (recorded.event.originator_id, recorded.event.claim_id)
+            for recorded in events
+            if isinstance(recorded.event, Registration.UserRegistered)
+        ]
         if begun:
-            await cursor.execute(
-                _ADD_SUBJECTS, ([event.originator_id for event in begun], [event.claim_id for event in begun])
-            )
+            await cursor.execute(SUBJECTS.insert, SUBJECTS.arrays(begun))
 
-    @staticmethod
     async def search(
-        connection: psycopg.AsyncConnection[Any],
+        self,
+        connection: Connection,
         *,
         registration_id: UUID | None = None,
         claim_ids: Sequence[UUID] | None = None,
@@ -165,10 +171,10 @@ class Audit:
             "since": since,
             "until": until,
         }
-        filters = "".join(f" AND {_FILTERS[name]}" for name, value in wanted.items() if value is not None)
+        filters = "".join(f" AND {self._filters[name]}" for name, value in wanted.items() if value is not None)
         reading = connection.cursor(binary=True, row_factory=tuple_row)
         await reading.execute(
-            _SEARCH + filters + " ORDER BY position DESC LIMIT %(limit)s",
+            self._search + filters + " ORDER BY position DESC LIMIT %(limit)s",
             wanted | {"before": before(cursor), "limit": limit + 1},
             prepare=False,
         )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import psycopg
 from psycopg.rows import tuple_row
 
 from domain.mail_saga import MailSaga
 from domain.recorded import Position, Recorded
+from projections.table import Connection, Table
 
 TABLES = """
     CREATE TABLE IF NOT EXISTS deadlines (
@@ -28,13 +28,18 @@ TRACE = """
     ALTER TABLE deadlines ADD COLUMN IF NOT EXISTS trace text;
 """
 
-_SET = """
-    INSERT INTO deadlines (registration_id, look_again_at, position, correlation_id, trace)
-    SELECT * FROM unnest(%b::text[]::uuid[], %b::timestamptz[], %b::bigint[], %b::uuid[], %b::text[])
-    ON CONFLICT (registration_id) DO UPDATE
-    SET look_again_at = excluded.look_again_at, position = excluded.position, correlation_id = excluded.correlation_id,
-        trace = excluded.trace
-"""
+DEADLINES = Table(
+    "deadlines",
+    {
+        "registration_id": "uuid",
+        "look_again_at": "timestamptz",
+        "position": "bigint",
+        "correlation_id": "uuid",
+        "trace": "text",
+    },
+    key="registration_id",
+    as_text=("registration_id",),
+)
 
 # This and the queries are planned each time: a plan made and kept while the table was empty would scan it for ever.
 _REMOVE = "DELETE FROM deadlines WHERE registration_id = ANY (%b::text[]::uuid[])"
@@ -55,70 +60,89 @@ class DueLook:
     trace: str | None
 
 
+class _Batch:
+    """What some events change, by the registration's id as their text has it."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, tuple[str, datetime, Position, UUID, str | None]] = {}
+        self.ended: set[str] = set()
+
+    def started(self, recorded: Recorded, event: MailSaga.MailSagaStarted) -> None:
+        self._wait(recorded, event.registration_id, event.ends_at)
+
+    def went_on(
+        self,
+        recorded: Recorded,
+        event: MailSaga.MailRequested
+        | MailSaga.RetryScheduled
+        | MailSaga.CodeFoundDead
+        | MailSaga.FreshCodeAsked
+        | MailSaga.EndAwaited
+        | MailSaga.UndoDecided,
+    ) -> None:
+        self._wait(recorded, event.registration_id, event.look_again_at)
+
+    def over(self, _: Recorded, event: MailSaga.MailSagaEnded) -> None:
+        self.waiting.pop(event.registration_id, None)
+        self.ended.add(event.registration_id)
+
+    def _wait(self, recorded: Recorded, key: str, until: datetime) -> None:
+        self.waiting[key] = (key, until, recorded.position, recorded.correlation_id, recorded.trace)
+
+
+_CHANGES: dict[Any, Callable[[_Batch, Recorded, Any], None]] = {
+    MailSaga.MailSagaStarted: _Batch.started,
+    MailSaga.MailRequested: _Batch.went_on,
+    MailSaga.RetryScheduled: _Batch.went_on,
+    MailSaga.CodeFoundDead: _Batch.went_on,
+    MailSaga.FreshCodeAsked: _Batch.went_on,
+    MailSaga.EndAwaited: _Batch.went_on,
+    MailSaga.UndoDecided: _Batch.went_on,
+    MailSaga.MailSagaEnded: _Batch.over,
+}
+
+
 class Deadlines:
     """A row per mail saga that has not ended."""
 
     name = "deadlines"
-    topics: tuple[str, ...] | None = tuple(
-        event.TOPIC
-        for event in (
-            MailSaga.MailSagaStarted,
-            MailSaga.MailRequested,
-            MailSaga.RetryScheduled,
-            MailSaga.CodeFoundDead,
-            MailSaga.FreshCodeAsked,
-            MailSaga.EndAwaited,
-            MailSaga.UndoDecided,
-            MailSaga.MailSagaEnded,
-        )
-    )
+    topics: tuple[str, ...] | None = tuple(event.TOPIC for event in _CHANGES)
     tables: tuple[str, ...] = (TABLES, TRACE)
 
-    async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
+    def __init__(self, schema: str = "read_deadlines") -> None:
+        self.schema = schema
+        self._deadlines = DEADLINES.within(schema)
+
+    async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:
         """Write what a batch of events changes."""
-        waiting: dict[str, tuple[str, datetime, Position, UUID, str | None]] = {}
-        ended: set[str] = set()
+        batch = _Batch()
         for recorded in events:
-            match recorded.event:
-                case MailSaga.MailSagaStarted(registration_id=key, ends_at=at):
-                    waiting[key] = (key, at, recorded.position, recorded.correlation_id, recorded.trace)
-                case MailSaga.MailSagaEnded(registration_id=key):
-                    waiting.pop(key, None)
-                    ended.add(key)
-                case (
-                    MailSaga.MailRequested(registration_id=key, look_again_at=at)
-                    | MailSaga.RetryScheduled(registration_id=key, look_again_at=at)
-                    | MailSaga.CodeFoundDead(registration_id=key, look_again_at=at)
-                    | MailSaga.FreshCodeAsked(registration_id=key, look_again_at=at)
-                    | MailSaga.EndAwaited(registration_id=key, look_again_at=at)
-                    | MailSaga.UndoDecided(registration_id=key, look_again_at=at)
-                ):
-                    waiting[key] = (key, at, recorded.position, recorded.correlation_id, recorded.trace)
+            _CHANGES[type(recorded.event)](batch, recorded, recorded.event)
 
         cursor = connection.cursor(binary=True)
-        if waiting:
-            await cursor.execute(_SET, [list(column) for column in zip(*waiting.values(), strict=True)])
-        if ended:
-            await cursor.execute(_REMOVE, (list(ended),), prepare=False)
+        if batch.waiting:
+            await cursor.execute(DEADLINES.upsert, DEADLINES.arrays(batch.waiting.values()))
+        if batch.ended:
+            await cursor.execute(_REMOVE, (list(batch.ended),), prepare=False)
 
-    @staticmethod
-    async def due(connection: psycopg.AsyncConnection[Any], now: datetime, limit: int) -> list[DueLook]:
+    async def due(self, connection: Connection, now: datetime, limit: int) -> list[DueLook]:
         """The registrations to look at now, the one that has waited longest first."""
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
         await cursor.execute(
-            "SELECT registration_id, correlation_id, position, trace FROM read_deadlines.deadlines"
+            f"SELECT registration_id, correlation_id, position, trace FROM {self._deadlines}"  # noqa: S608 - a constant
             " WHERE look_again_at <= %s ORDER BY look_again_at, registration_id LIMIT %s",
             (now, limit),
             prepare=False,
         )
         return [DueLook(*row) for row in await cursor.fetchall()]
 
-    @staticmethod
-    async def overdue(connection: psycopg.AsyncConnection[Any], before: datetime) -> int:
+    async def overdue(self, connection: Connection, before: datetime) -> int:
         """How many registrations should have been looked at before this time and were not: these are stuck."""
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
         await cursor.execute(
-            "SELECT count(*) FROM read_deadlines.deadlines WHERE look_again_at < %s", (before,), prepare=False
+            f"SELECT count(*) FROM {self._deadlines} WHERE look_again_at < %s",  # noqa: S608 - a constant
+            (before,),
+            prepare=False,
         )
         row = await cursor.fetchone()
         return 0 if row is None else int(row[0])

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from math import inf, isinf
 from typing import Any, Literal
 from uuid import UUID
 
-import psycopg
 from psycopg.rows import tuple_row
 
 from domain.mail_outcome import IssueReason, MailKind
-from domain.recorded import AnyEvent, Recorded
+from domain.recorded import Recorded
 from domain.registration import Registration
+from projections.table import Connection, Table
 
 AT_MOST = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0, 86400.0, inf)
 """Upper ends of the histogram's classes, in seconds; those of a mail that goes straight out, a retry, a code's ten
@@ -51,49 +51,56 @@ TABLES = """
     ) WITH (fillfactor = 70);
 """
 
-# Row by row through the index, on purpose: a plan made and kept while the table was empty would scan it for ever.
-_LOAD = """
-    SELECT w.*
-    FROM unnest(%b::uuid[]) AS wanted (id)
-    CROSS JOIN LATERAL (
-        SELECT registration_id, duplicate, registered_at, handed_over_at, handed_over_serial
-        FROM under_way WHERE registration_id = wanted.id LIMIT 1
-    ) AS w
-"""
+STAGES = Table(
+    "stages",
+    {"hour": "timestamptz", "stage": "text", "duplicate": "boolean", "count": "bigint"},
+    key=("hour", "stage", "duplicate"),
+)
 
-_SAVE = """
-    INSERT INTO under_way (registration_id, duplicate, registered_at, handed_over_at, handed_over_serial)
-    SELECT * FROM unnest(%b::uuid[], %b::boolean[], %b::timestamptz[], %b::timestamptz[], %b::integer[])
-    ON CONFLICT (registration_id) DO UPDATE SET
-        handed_over_at = excluded.handed_over_at, handed_over_serial = excluded.handed_over_serial
-"""
+DURATIONS = Table(
+    "durations",
+    {
+        "hour": "timestamptz",
+        "step": "text",
+        "duplicate": "boolean",
+        "at_most": "double precision",
+        "count": "bigint",
+        "total_us": "bigint",
+        "longest_us": "bigint",
+    },
+    key=("hour", "step", "duplicate", "at_most"),
+)
+
+UNDER_WAY = Table(
+    "under_way",
+    {
+        "registration_id": "uuid",
+        "duplicate": "boolean",
+        "registered_at": "timestamptz",
+        "handed_over_at": "timestamptz",
+        "handed_over_serial": "integer",
+    },
+    key="registration_id",
+)
 
 _END = "DELETE FROM under_way WHERE registration_id = ANY (%b)"
 
-_COUNT = """
-    INSERT INTO stages AS s (hour, stage, duplicate, count)
-    SELECT * FROM unnest(%b::timestamptz[], %b::text[], %b::boolean[], %b::bigint[])
-    ON CONFLICT (hour, stage, duplicate) DO UPDATE SET count = s.count + excluded.count
-"""
+_COUNT = f"{STAGES.insert}{STAGES.on_conflict} count = stages.count + excluded.count"
 
-_MEASURE = """
-    INSERT INTO durations AS d (hour, step, duplicate, at_most, count, total_us, longest_us)
-    SELECT * FROM unnest(
-        %b::timestamptz[], %b::text[], %b::boolean[], %b::double precision[], %b::bigint[], %b::bigint[], %b::bigint[])
-    ON CONFLICT (hour, step, duplicate, at_most) DO UPDATE SET
-        count = d.count + excluded.count, total_us = d.total_us + excluded.total_us,
-        longest_us = greatest(d.longest_us, excluded.longest_us)
+_MEASURE = f"""{DURATIONS.insert}{DURATIONS.on_conflict}
+    count = durations.count + excluded.count, total_us = durations.total_us + excluded.total_us,
+    longest_us = greatest(durations.longest_us, excluded.longest_us)
 """
 
 _FUNNEL = """
     SELECT date_trunc(%(bucket)s, hour, 'UTC') AS start, duplicate, stage AS name, NULL::double precision AS at_most,
            sum(count)::bigint AS count, 0::bigint AS total_us, 0::bigint AS longest_us
-    FROM read_funnel.stages WHERE hour >= date_trunc(%(bucket)s, %(since)s::timestamptz, 'UTC')
+    FROM {stages} WHERE hour >= date_trunc(%(bucket)s, %(since)s::timestamptz, 'UTC')
     GROUP BY start, duplicate, name
     UNION ALL
     SELECT date_trunc(%(bucket)s, hour, 'UTC') AS start, duplicate, step AS name, at_most,
            sum(count)::bigint, sum(total_us)::bigint, max(longest_us)
-    FROM read_funnel.durations WHERE hour >= date_trunc(%(bucket)s, %(since)s::timestamptz, 'UTC')
+    FROM {durations} WHERE hour >= date_trunc(%(bucket)s, %(since)s::timestamptz, 'UTC')
     GROUP BY start, duplicate, name, at_most
     ORDER BY start, name, at_most
 """
@@ -101,7 +108,8 @@ _FUNNEL = """
 
 @dataclass(slots=True)
 class Durations:
-    """
+    """How long some step took.
+
     Attributes:
         total, longest: seconds; the mean is `total / count`.
         histogram: how many took up to that many seconds but more than the class before; None: more than a day.
@@ -115,7 +123,8 @@ class Durations:
 
 @dataclass(slots=True)
 class Flow:
-    """
+    """What happened to some registrations.
+
     Attributes:
         stages: "registered", "code_renewed:<reason>", "mail_dispatched", "mail_withheld", "mail_failed:<failure>",
             "code_rejected", "code_locked", "verified", "activated", "cancelled:<reason>"; one that is missing did
@@ -160,42 +169,46 @@ class _Tally:
         self.stages: Counter[tuple[datetime, str, bool]] = Counter()
         self.durations: dict[tuple[datetime, str, bool, float], tuple[int, int, int]] = {}
 
-    def fold(self, event: AnyEvent) -> None:
-        match event:
-            case Registration.UserRegistered():
-                registration_id, duplicate = event.originator_id, event.duplicate_of is not None
-                begun = _UnderWay(registration_id, duplicate, event.timestamp)
-                self.under_way[registration_id] = self.changed[registration_id] = begun
-                self._count("registered", event.timestamp, duplicate)
-            case Registration.OtpIssued():
-                if event.reason != IssueReason.REGISTERED:
-                    self._pass(f"code_renewed:{event.reason}", event)
-            case Registration.EmailDispatched():
-                self._dispatched(event)
-            case Registration.EmailWithheld():
-                self._pass("mail_withheld", event)
-            case Registration.EmailDispatchFailed():
-                self._pass(f"mail_failed:{event.failure}", event)
-            case Registration.CodeRejected():
-                self._pass("code_rejected", event)
-            case Registration.CodeLocked():
-                self._pass("code_locked", event)
-            case Registration.EmailVerified():
-                row = self._pass("verified", event)
-                if row.handed_over_at is not None and row.handed_over_serial == event.serial:
-                    self._measure("dispatched_to_verified", row.handed_over_at, event.timestamp, row.duplicate)
-            case Registration.AccountActivated():
-                row = self._pass("activated", event)
-                self._measure("registered_to_activated", row.registered_at, event.timestamp, row.duplicate)
-                self._end(event.originator_id)
-            case Registration.RegistrationCancelled():
-                ended = self.under_way.get(event.originator_id)
-                # Only an account goes on after its end: it is erased. A duplicate never becomes one.
-                duplicate = ended is not None and ended.duplicate
-                self._count(f"cancelled:{event.reason}", event.timestamp, duplicate)
-                self._end(event.originator_id)
+    def registered(self, event: Registration.UserRegistered) -> None:
+        registration_id, duplicate = event.originator_id, event.duplicate_of is not None
+        begun = _UnderWay(registration_id, duplicate, event.timestamp)
+        self.under_way[registration_id] = self.changed[registration_id] = begun
+        self._count("registered", event.timestamp, duplicate)
 
-    def _dispatched(self, event: Registration.EmailDispatched) -> None:
+    def issued(self, event: Registration.OtpIssued) -> None:
+        if event.reason != IssueReason.REGISTERED:
+            self._pass(f"code_renewed:{event.reason}", event)
+
+    def withheld(self, event: Registration.EmailWithheld) -> None:
+        self._pass("mail_withheld", event)
+
+    def failed(self, event: Registration.EmailDispatchFailed) -> None:
+        self._pass(f"mail_failed:{event.failure}", event)
+
+    def rejected(self, event: Registration.CodeRejected) -> None:
+        self._pass("code_rejected", event)
+
+    def locked(self, event: Registration.CodeLocked) -> None:
+        self._pass("code_locked", event)
+
+    def verified(self, event: Registration.EmailVerified) -> None:
+        row = self._pass("verified", event)
+        if row.handed_over_at is not None and row.handed_over_serial == event.serial:
+            self._measure("dispatched_to_verified", row.handed_over_at, event.timestamp, row.duplicate)
+
+    def became_active(self, event: Registration.AccountActivated) -> None:
+        row = self._pass("activated", event)
+        self._measure("registered_to_activated", row.registered_at, event.timestamp, row.duplicate)
+        self._end(event.originator_id)
+
+    def cancelled(self, event: Registration.RegistrationCancelled) -> None:
+        ended = self.under_way.get(event.originator_id)
+        # Only an account goes on after its end: it is erased. A duplicate never becomes one.
+        duplicate = ended is not None and ended.duplicate
+        self._count(f"cancelled:{event.reason}", event.timestamp, duplicate)
+        self._end(event.originator_id)
+
+    def dispatched(self, event: Registration.EmailDispatched) -> None:
         duplicate = event.kind == MailKind.NOTICE
         self._count("mail_dispatched", event.timestamp, duplicate)
         row = self.under_way.get(event.originator_id)
@@ -240,28 +253,32 @@ class _Tally:
         self.ended.add(registration_id)
 
 
+_CHANGES: dict[Any, Callable[[_Tally, Any], None]] = {
+    Registration.UserRegistered: _Tally.registered,
+    Registration.OtpIssued: _Tally.issued,
+    Registration.EmailDispatched: _Tally.dispatched,
+    Registration.EmailWithheld: _Tally.withheld,
+    Registration.EmailDispatchFailed: _Tally.failed,
+    Registration.CodeRejected: _Tally.rejected,
+    Registration.CodeLocked: _Tally.locked,
+    Registration.EmailVerified: _Tally.verified,
+    Registration.AccountActivated: _Tally.became_active,
+    Registration.RegistrationCancelled: _Tally.cancelled,
+}
+
+
 class Funnel:
     """Counts and durations per hour of the events' own time."""
 
     name = "funnel"
-    topics: tuple[str, ...] | None = tuple(
-        event.TOPIC
-        for event in (
-            Registration.UserRegistered,
-            Registration.OtpIssued,
-            Registration.EmailDispatched,
-            Registration.EmailWithheld,
-            Registration.EmailDispatchFailed,
-            Registration.CodeRejected,
-            Registration.CodeLocked,
-            Registration.EmailVerified,
-            Registration.AccountActivated,
-            Registration.RegistrationCancelled,
-        )
-    )
+    topics: tuple[str, ...] | None = tuple(event.TOPIC for event in _CHANGES)
     tables: tuple[str, ...] = (TABLES,)
 
-    async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
+    def __init__(self, schema: str = "read_funnel") -> None:
+        self.schema = schema
+        self._funnel = _FUNNEL.format(stages=STAGES.within(schema), durations=DURATIONS.within(schema))
+
+    async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:
         """Add what a batch of events counts.
 
         Raises:
@@ -272,32 +289,25 @@ class Funnel:
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
         under_way: dict[UUID, _UnderWay] = {}
         if known:
-            await cursor.execute(_LOAD, (list(known),))
+            await cursor.execute(UNDER_WAY.load, (list(known),))
             under_way = {row[0]: _UnderWay(*row) for row in await cursor.fetchall()}
         tally = _Tally(under_way)
         for recorded in events:
-            tally.fold(recorded.event)
+            _CHANGES[type(recorded.event)](tally, recorded.event)
 
         if tally.changed:
-            rows = [
-                (row.registration_id, row.duplicate, row.registered_at, row.handed_over_at, row.handed_over_serial)
-                for row in tally.changed.values()
-            ]
-            await cursor.execute(_SAVE, _columns(rows))
+            await cursor.execute(UNDER_WAY.upsert, UNDER_WAY.arrays(tally.changed.values()))
         if ended := tally.ended & known:
             await cursor.execute(_END, (list(ended),), prepare=False)
         if tally.stages:
-            await cursor.execute(_COUNT, _columns([(*key, count) for key, count in tally.stages.items()]))
+            await cursor.execute(_COUNT, STAGES.arrays((*key, count) for key, count in tally.stages.items()))
         if tally.durations:
-            await cursor.execute(_MEASURE, _columns([(*key, *sums) for key, sums in tally.durations.items()]))
+            await cursor.execute(_MEASURE, DURATIONS.arrays((*key, *sums) for key, sums in tally.durations.items()))
 
-    @staticmethod
-    async def funnel(
-        connection: psycopg.AsyncConnection[Any], since: datetime, bucket: Literal["hour", "day"]
-    ) -> list[Bucket]:
+    async def funnel(self, connection: Connection, since: datetime, bucket: Literal["hour", "day"]) -> list[Bucket]:
         """The hours or days (UTC) from the one that `since` falls into, each as a whole, in order."""
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
-        await cursor.execute(_FUNNEL, {"bucket": bucket, "since": since}, prepare=False)
+        await cursor.execute(self._funnel, {"bucket": bucket, "since": since}, prepare=False)
         buckets: dict[datetime, Bucket] = {}
         for start, duplicate, name, at_most, count, total_us, longest_us in await cursor.fetchall():
             in_bucket = buckets.setdefault(start, Bucket(start))
@@ -315,7 +325,3 @@ class Funnel:
 
 def _hour(at: datetime) -> datetime:
     return at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-
-
-def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]

@@ -17,7 +17,8 @@ LAST_POSITION: Position = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """
+    """Some items of a list.
+
     Attributes:
         next_cursor: brings the page after this one; None on the last one.
     """

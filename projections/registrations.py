@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
-import psycopg
 from psycopg.rows import tuple_row
 
-from domain.recorded import AnyEvent, Position, Recorded
+from domain.recorded import Position, Recorded
 from domain.registration import Registration, Status
 from projections.paging import Page, before, page
+from projections.table import Connection, Table
 
 # What never changes stands apart from what changes with each event: writing a short row again is cheap, and most
 # changes touch no index.
@@ -46,42 +46,40 @@ TABLES = """
     CREATE INDEX IF NOT EXISTS progress_in_status ON progress (status, created_position);
 """
 
-# Row by row through the index, on purpose: a plan made and kept while the table was empty would scan it for ever.
-_LOAD = """
-    SELECT p.*
-    FROM unnest(%b::uuid[]) AS wanted (id)
-    CROSS JOIN LATERAL (
-        SELECT registration_id, created_position, position, status, serial, mail, handed_over_at, rejections, locked,
-               verified_at, activated_at, cancelled_at, cancel_reason
-        FROM progress WHERE registration_id = wanted.id LIMIT 1
-    ) AS p
-"""
+REGISTRATIONS = Table(
+    "registrations",
+    {
+        "registration_id": "uuid",
+        "created_position": "bigint",
+        "created_at": "timestamptz",
+        "claim_id": "uuid",
+        "duplicate_of": "uuid",
+        "locale": "text",
+        "sealed": "text",
+    },
+    key="registration_id",
+    as_text=("claim_id", "duplicate_of"),
+)
 
-_BEGIN = """
-    INSERT INTO registrations (
-        registration_id, created_position, created_at, claim_id, duplicate_of, locale, sealed
-    )
-    SELECT * FROM unnest(
-        %b::uuid[], %b::bigint[], %b::timestamptz[], %b::text[]::uuid[], %b::text[]::uuid[], %b::text[], %b::text[])
-"""
-
-_BEGIN_PROGRESS = """
-    INSERT INTO progress (
-        registration_id, created_position, position, status, serial, mail, handed_over_at, rejections, locked,
-        verified_at, activated_at, cancelled_at, cancel_reason
-    )
-    SELECT * FROM unnest(
-        %b::uuid[], %b::bigint[], %b::bigint[], %b::text[], %b::integer[], %b::text[], %b::timestamptz[],
-        %b::integer[], %b::boolean[], %b::timestamptz[], %b::timestamptz[], %b::timestamptz[], %b::text[])
-"""
-
-_PROGRESS = f"""{_BEGIN_PROGRESS}
-    ON CONFLICT (registration_id) DO UPDATE SET
-        position = excluded.position, status = excluded.status, serial = excluded.serial, mail = excluded.mail,
-        handed_over_at = excluded.handed_over_at, rejections = excluded.rejections, locked = excluded.locked,
-        verified_at = excluded.verified_at, activated_at = excluded.activated_at,
-        cancelled_at = excluded.cancelled_at, cancel_reason = excluded.cancel_reason
-"""
+PROGRESS = Table(
+    "progress",
+    {
+        "registration_id": "uuid",
+        "created_position": "bigint",
+        "position": "bigint",
+        "status": "text",
+        "serial": "integer",
+        "mail": "text",
+        "handed_over_at": "timestamptz",
+        "rejections": "integer",
+        "locked": "boolean",
+        "verified_at": "timestamptz",
+        "activated_at": "timestamptz",
+        "cancelled_at": "timestamptz",
+        "cancel_reason": "text",
+    },
+    key="registration_id",
+)
 
 _ERASE = "UPDATE registrations SET sealed = NULL WHERE registration_id = ANY (%b)"
 
@@ -89,46 +87,54 @@ _VIEW = """
     SELECT r.registration_id, p.status, r.claim_id, r.duplicate_of, r.sealed, k.wrapped, r.locale, p.serial, p.mail,
            p.handed_over_at, p.rejections, p.locked, r.created_at, p.verified_at, p.activated_at, p.cancelled_at,
            p.cancel_reason, p.position, r.created_position
-    FROM read_registrations.registrations AS r
-    JOIN read_registrations.progress AS p USING (registration_id)
+    FROM {registrations} AS r
+    JOIN {progress} AS p USING (registration_id)
     LEFT JOIN public.personal_keys AS k USING (registration_id)
 """
 
 # One statement, so rows and position are of one moment; the position comes even where no row does.
-_FIND = f"""
+_FIND = """
     SELECT f.position, v.*
     FROM (
-        SELECT coalesce((SELECT position FROM public.followers WHERE name = 'registrations'), 0) AS position
+        SELECT coalesce((SELECT position FROM public.followers WHERE name = %s), 0) AS position
     ) AS f
     LEFT JOIN (
         unnest(%s::uuid[]) AS wanted (id)
-        CROSS JOIN LATERAL ({_VIEW} WHERE r.registration_id = wanted.id LIMIT 1) AS v
+        CROSS JOIN LATERAL ({view} WHERE r.registration_id = wanted.id LIMIT 1) AS v
     ) ON true
-"""  # noqa: S608 - a constant
+"""
+
+
+MailProgress = Literal["QUEUED", "SENT", "FAILED"]
+"""What a registrant can expect of the current mail.
+
+- QUEUED: no mail server has it yet.
+- SENT: with a mail server; also where the notice to an address's owner was withheld.
+- FAILED: it will not be sent any more.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class RegistrationView:
-    """
+    """A registration, with its personal data sealed.
+
     Attributes:
         sealed, wrapped: personal data and the key that opens it, itself wrapped by the master key; either is None
             once the person was erased.
         serial: the current issue of the code; `mail`, `handed_over_at`, `rejections` and `locked` are about it.
-        mail: "QUEUED" until a mail server has it, "SENT" from then on (also where the notice to an address's owner
-            was withheld), "FAILED" where it will not be sent any more.
         position: of its last event in this model.
         created_position: of its first event; the order of lists.
     """
 
     registration_id: UUID
-    status: str
+    status: Status
     claim_id: UUID
     duplicate_of: UUID | None
     sealed: str | None = field(repr=False)
     wrapped: bytes | None = field(repr=False)
     locale: str
     serial: int
-    mail: str
+    mail: MailProgress
     handed_over_at: datetime | None
     rejections: int
     locked: bool
@@ -150,7 +156,7 @@ class _Progress:
     position: Position
     status: str = Status.PENDING.value
     serial: int = 0
-    mail: str = "QUEUED"
+    mail: MailProgress = "QUEUED"
     handed_over_at: datetime | None = None
     rejections: int = 0
     locked: bool = False
@@ -159,21 +165,13 @@ class _Progress:
     cancelled_at: datetime | None = None
     cancel_reason: str | None = None
 
-    def columns(self) -> tuple[Any, ...]:
-        return (
-            self.registration_id, self.created_position, self.position, self.status, self.serial, self.mail,
-            self.handed_over_at, self.rejections, self.locked, self.verified_at, self.activated_at,
-            self.cancelled_at, self.cancel_reason,
-        )  # fmt: skip
-
-    def fold(self, event: AnyEvent) -> None:
-        change = _CHANGES.get(type(event))
-        if change is not None:
-            change(self, event)
-
     def give_up_mail(self) -> None:
         if self.mail == "QUEUED":
             self.mail = "FAILED"
+
+
+def _of_the_other_table(row: _Progress, event: Any) -> None:
+    """`REGISTRATIONS` keeps it."""
 
 
 def _issued(row: _Progress, event: Any) -> None:
@@ -231,6 +229,7 @@ def _cancelled(row: _Progress, event: Any) -> None:
 
 
 _CHANGES: dict[Any, Callable[[_Progress, Any], None]] = {
+    Registration.UserRegistered: _of_the_other_table,
     Registration.OtpIssued: _issued,
     Registration.EmailDispatched: _handed_over,
     Registration.EmailWithheld: _handed_over,
@@ -243,20 +242,24 @@ _CHANGES: dict[Any, Callable[[_Progress, Any], None]] = {
     Registration.AccountActivated: _activated,
     Registration.OtpRevoked: _mail_given_up,
     Registration.RegistrationCancelled: _cancelled,
+    Registration.PersonalDataErased: _of_the_other_table,
 }
-"""What an event changes; the others (`UserRegistered`, `PersonalDataErased`) are of the other table."""
+"""What each event changes of its registration's progress."""
 
 
 class Registrations:
     """A row per registration."""
 
     name = "registrations"
-    topics: tuple[str, ...] | None = tuple(
-        event.TOPIC for event in (Registration.UserRegistered, *_CHANGES, Registration.PersonalDataErased)
-    )
+    topics: tuple[str, ...] | None = tuple(event.TOPIC for event in _CHANGES)
     tables: tuple[str, ...] = (TABLES,)
 
-    async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[Recorded]) -> None:
+    def __init__(self, schema: str = "read_registrations") -> None:
+        self.schema = schema
+        self._view = _VIEW.format(registrations=REGISTRATIONS.within(schema), progress=PROGRESS.within(schema))
+        self._find = _FIND.format(view=self._view)
+
+    async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:
         """Write what a batch of events changes.
 
         Raises:
@@ -283,7 +286,7 @@ class Registrations:
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
         rows: dict[int, _Progress] = {}
         if known:
-            await cursor.execute(_LOAD, (list(known.values()),))
+            await cursor.execute(PROGRESS.load, (list(known.values()),))
             rows = {columns[0].int: _Progress(*columns) for columns in await cursor.fetchall()}
         for recorded in events:
             event, position = recorded.event, recorded.position
@@ -292,30 +295,28 @@ class Registrations:
                 if event.originator_id.int not in begun:
                     raise LookupError(f"registration {event.originator_id} never began")
                 row = rows[event.originator_id.int] = _Progress(event.originator_id, position, position)
-            row.fold(event)
+            _CHANGES[type(event)](row, event)
             row.position = position
 
         if begun:
-            await cursor.execute(_BEGIN, _columns(begun.values()))
-            await cursor.execute(_BEGIN_PROGRESS, _columns(rows[number].columns() for number in begun))
+            await cursor.execute(REGISTRATIONS.insert, REGISTRATIONS.arrays(begun.values()))
+            await cursor.execute(PROGRESS.insert, PROGRESS.arrays(rows[number] for number in begun))
         if len(rows) > len(begun):
-            await cursor.execute(_PROGRESS, _columns(r.columns() for number, r in rows.items() if number not in begun))
+            changed = (row for number, row in rows.items() if number not in begun)
+            await cursor.execute(PROGRESS.upsert, PROGRESS.arrays(changed))
         if erased:
             await cursor.execute(_ERASE, (list(erased),), prepare=False)
 
-    @staticmethod
-    async def find(
-        connection: psycopg.AsyncConnection[Any], ids: Sequence[UUID]
-    ) -> tuple[dict[UUID, RegistrationView], Position]:
+    async def find(self, connection: Connection, ids: Sequence[UUID]) -> tuple[dict[UUID, RegistrationView], Position]:
         """The registrations with these ids, and the position this model is at, in one round trip."""
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
-        await cursor.execute(_FIND, (list(ids),))
+        await cursor.execute(self._find, (self.name, list(ids)))
         found = await cursor.fetchall()
-        return {row[1]: RegistrationView(*row[1:]) for row in found if row[1] is not None}, found[0][0]
+        return {row[1]: _view(row[1:]) for row in found if row[1] is not None}, found[0][0]
 
-    @staticmethod
     async def search(
-        connection: psycopg.AsyncConnection[Any],
+        self,
+        connection: Connection,
         *,
         status: str | None = None,
         claim_ids: Sequence[UUID] | None = None,
@@ -332,7 +333,7 @@ class Registrations:
         """
         # The created position stands in both tables, so that either's index gives the order.
         created = "r.created_position" if status is None else "p.created_position"
-        query = f"{_VIEW} WHERE {created} < %(before)s"
+        query = f"{self._view} WHERE {created} < %(before)s"
         if status is not None:
             query += " AND p.status = %(status)s"
         if claim_ids is not None:
@@ -345,9 +346,10 @@ class Registrations:
         }
         reading = connection.cursor(binary=True, row_factory=tuple_row)
         await reading.execute(f"{query} ORDER BY {created} DESC LIMIT %(limit)s", parameters, prepare=False)
-        found = [RegistrationView(*row) for row in await reading.fetchall()]
+        found = [_view(row) for row in await reading.fetchall()]
         return page(found, limit, lambda view: view.created_position)
 
 
-def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
+def _view(row: Sequence[Any]) -> RegistrationView:
+    registration_id, status, *others = row
+    return RegistrationView(registration_id, Status(status), *others)

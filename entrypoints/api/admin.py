@@ -22,6 +22,7 @@ from application.commands import CancelRegistration, Command, EraseRegistration
 from application.handlers import Handlers
 from domain.errors import Refused, UnknownRegistration
 from domain.mail_outcome import CancelReason, MailFailure
+from domain.mail_state import STRAY, ListedAs
 from domain.recorded import Actor
 from domain.registration import Status
 from entrypoints import dead_letters as mail_desk
@@ -45,14 +46,10 @@ from entrypoints.api.responses import (
     followers,
     funnel_buckets,
     registrations_page,
-    status_name,
 )
 from entrypoints.queries.mails import MailQueries
 from entrypoints.queries.queries import Queries
-from projections.mail import STRAY
 from projections.paging import before
-
-MailState = Literal["WAITING", "QUEUED", "RETRYING", "SENT", "WITHHELD", "FAILED", "DISCARDED", "DROPPED", "STRAY"]
 
 Address = Annotated[str, Field(max_length=MAX_LENGTH), AfterValidator(parse_address)]
 
@@ -118,7 +115,7 @@ class AuditQuery(_Page):
 
 class MailQuery(_Page):
     state: Annotated[
-        MailState | None,
+        ListedAs | None,
         Field(
             description="WAITING: failed for good, and an operator can still do something about it; FAILED: also those"
             " whose registration has ended since; STRAY: messages that are none of ours"
@@ -226,7 +223,7 @@ def _add_acts(add: Callable[..., None], handlers: Handlers, mails: MailQueries) 
 
     def told(done: Answer) -> Response:
         status = done.status or Status.CANCELLED  # a stray message has none of its own: it is discarded
-        return answer(Done(done.subject_id, status_name(status)), headers={"Registrar-Position": str(done.position)})
+        return answer(Done(done.subject_id, status), headers={"Registrar-Position": str(done.position)})
 
     async def cancel(registration_id: UUID, request: Request) -> Response:
         """Undo a registration that is not verified; its address becomes free."""

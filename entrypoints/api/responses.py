@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
 
 from application.addresses import masked_address
@@ -20,12 +20,14 @@ from entrypoints.queries.registrations import OpenedRegistration, Story
 from infrastructure.followers.progress import AllProgress
 from projections.audit import Entry
 from projections.funnel import Bucket, Flow
-from projections.mail import Mail, Stray
+from projections.mail import Mail
 from projections.paging import Page
+from projections.registrations import MailProgress
+from projections.strays import Stray
 
 Id = Annotated[UUID, Field(examples=["019cab10-3b5e-7c31-8f6a-1d2e3f405162"])]
-StatusName = Literal["PENDING", "VERIFIED", "ACTIVE", "CANCELLED"]
-MailName = Literal["QUEUED", "SENT", "FAILED"]
+StatusName = Annotated[Status, WithJsonSchema({"type": "string", "enum": list(Status)})]
+Proved = Annotated[Status, WithJsonSchema({"type": "string", "enum": [Status.VERIFIED, Status.ACTIVE]})]
 Time = Annotated[datetime, Field(examples=["2026-03-01T12:00:00Z"])]
 LogPosition = Annotated[Position, Field(description="place in the log", examples=[4711])]
 Cursor = Annotated[str | None, Field(description="brings the next page; null on the last one", examples=["NDcxMQ=="])]
@@ -63,7 +65,7 @@ class RegistrationState:
     registration_id: Id
     status: StatusName
     email: Annotated[str | None, Field(examples=["a•••@example.com"])]
-    mail: MailName
+    mail: MailProgress
     otp_expires_at: Time | None
     attempts_left: Annotated[int, Field(examples=[5])]
     created_at: Time
@@ -76,7 +78,7 @@ class RegistrationState:
 class Verification:
     """The address is proved."""
 
-    status: Literal["VERIFIED", "ACTIVE"]
+    status: Proved
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class AdminRegistration:
     locale: Annotated[str, Field(examples=["en"])]
     duplicate_of: UUID | None
     serial: Annotated[int, Field(examples=[1])]
-    mail: MailName
+    mail: MailProgress
     handed_over_at: Time | None
     otp_expires_at: Time | None
     attempts_left: Annotated[int, Field(examples=[5])]
@@ -225,19 +227,14 @@ class MailsRetried:
 # --- From what the queries found ----------------------------------------------------------------
 
 
-def status_name(status: str) -> StatusName:
-    """A registration's status as clients know it."""
-    return Status(status).value
-
-
 def registration_state(found: OpenedRegistration) -> RegistrationState:
     """For its owner; nothing in it depends on whether it is a duplicate."""
     view = found.view
     return RegistrationState(
         registration_id=view.registration_id,
-        status=status_name(view.status),
+        status=view.status,
         email=None if found.person is None else masked_address(found.person.email),
-        mail=cast("MailName", view.mail),
+        mail=view.mail,
         otp_expires_at=found.otp_expires_at,
         attempts_left=found.attempts_left,
         created_at=view.created_at,
@@ -252,13 +249,13 @@ def admin_registration(found: OpenedRegistration) -> AdminRegistration:
     view, person = found.view, found.person
     return AdminRegistration(
         registration_id=view.registration_id,
-        status=status_name(view.status),
+        status=view.status,
         email=None if person is None else person.email,
         name=None if person is None else person.name,
         locale=view.locale,
         duplicate_of=view.duplicate_of,
         serial=view.serial,
-        mail=cast("MailName", view.mail),
+        mail=view.mail,
         handed_over_at=view.handed_over_at,
         otp_expires_at=found.otp_expires_at,
         attempts_left=found.attempts_left,

@@ -21,6 +21,7 @@ from projections import PROJECTIONS
 from projections.deadlines import Deadlines
 from projections.mail import Mails
 from projections.registrations import Registrations
+from projections.strays import Strays
 
 PACE = timedelta(milliseconds=200)
 """Least time between two batches of a read model that nobody waits for."""
@@ -89,11 +90,11 @@ def relay_to(broker: Broker, core: Core, settings: Settings) -> Relay:
 
 
 def _alerts(core: Core, settings: Settings, url: str) -> Alerts:
-    mails = Mails()
+    mails, strays = Mails(), Strays()
 
     async def dead_letters(connection: Connection) -> int:
         """What an operator has to look at: mails that failed for good, and messages that are none of ours."""
-        return await mails.dead_letters(connection) + await mails.stray_messages(connection)
+        return await mails.dead_letters(connection) + await strays.count(connection)
 
     return Alerts(
         Webhook(url),

@@ -12,12 +12,13 @@ from application.handlers import Handlers
 from application.ports import Conflict, Context, Unavailable
 from domain.errors import Refused
 from domain.mail_outcome import MAIL_FAILURES
+from domain.mail_state import WAITING
 from domain.recorded import Actor
 from entrypoints import dead_letters as mail_desk
 from entrypoints.bootstrap.desk import Desk, Reader
 from entrypoints.cli.output import note, print_json, print_table
 from entrypoints.queries.mails import MailQueries
-from projections.mail import WAITING, Mails
+from projections.mail import Mails
 
 _PAGE = 500
 

@@ -16,6 +16,8 @@ from uuid import UUID
 
 import click
 
+from domain.mail_state import STATES, STRAY, WAITING
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -301,10 +303,7 @@ def mail() -> None:
 )
 @click.option(
     "--state",
-    type=click.Choice(
-        ["waiting", "all", "queued", "retrying", "sent", "withheld", "failed", "discarded", "dropped", "stray"],
-        case_sensitive=False,
-    ),
+    type=click.Choice([state.lower() for state in (WAITING, "all", *STATES, STRAY)], case_sensitive=False),
     default="waiting",
     show_default=True,
     help="waiting: failed for good, and you can still do something about it; failed: also those whose registration has "

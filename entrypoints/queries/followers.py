@@ -16,6 +16,7 @@ from infrastructure.settings.settings import Settings
 from projections import PROJECTIONS
 from projections.deadlines import Deadlines
 from projections.mail import Mails
+from projections.strays import Strays
 
 _READ_MODELS: Final = tuple(projection.name for projection in PROJECTIONS)
 
@@ -60,7 +61,7 @@ class FollowerQueries:
         self._pool = pool
         self._clock = clock
         self._names = names
-        self._mails, self._deadlines = Mails(), Deadlines()
+        self._mails, self._strays, self._deadlines = Mails(), Strays(), Deadlines()
 
     async def progress(self) -> AllProgress:
         """Every follower's position and lag, of one that never ran, too."""
@@ -83,7 +84,7 @@ class FollowerQueries:
                 await progress_of(connection, self._names),
                 self._age(await self._mails.oldest_unsent(connection)),
                 await self._mails.dead_letters(connection),
-                await self._mails.stray_messages(connection),
+                await self._strays.count(connection),
                 await self._deadlines.overdue(connection, self._clock() - LAGGING),
             )
 

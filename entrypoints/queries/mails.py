@@ -9,9 +9,10 @@ from uuid import UUID
 from domain.registration import Status
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.pool import QueryPool
-from projections.mail import Mail, Mails, Stray
+from projections.mail import Mail, Mails
 from projections.paging import Page
 from projections.registrations import Registrations
+from projections.strays import Stray, Strays
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class MailQueries:
 
     def __init__(self, pool: QueryPool) -> None:
         self._pool = pool
-        self._mails, self._registrations = Mails(), Registrations()
+        self._mails, self._strays, self._registrations = Mails(), Strays(), Registrations()
 
     async def search(self, *, state: str | None, cursor: str | None = None, limit: int) -> Page[Mail]:
         """Mails, the latest issue first; those in a state, or all."""
@@ -48,11 +49,11 @@ class MailQueries:
 
     async def strays(self, *, cursor: str | None = None, limit: int) -> Page[Stray]:
         """Messages that are none of ours, the latest first."""
-        return await self._pool.ask(lambda connection: self._mails.strays(connection, cursor=cursor, limit=limit))
+        return await self._pool.ask(lambda connection: self._strays.search(connection, cursor=cursor, limit=limit))
 
     async def stray_messages(self) -> int:
         """How many of them wait for an operator."""
-        return await self._pool.ask(self._mails.stray_messages)
+        return await self._pool.ask(self._strays.count)
 
     async def worth_a_retry(self, *, failures: Sequence[str] | None, cursor: str | None, limit: int) -> WorthARetry:
         """Of the next mails that failed, those for which a registration still waits.

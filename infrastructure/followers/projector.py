@@ -43,25 +43,21 @@ class Projection(Protocol):
     """A read model's tables and fold (`projections/`).
 
     Attributes:
+        schema: where the tables are, to write and to read: a copy beside the live ones is an object with another one.
         tables: SQL that makes them, and what later releases changed, in order; each runs once (`postgres.schema`).
     """
 
     name: str
+    schema: str
     topics: tuple[str, ...] | None
     tables: tuple[str, ...]
 
     async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None: ...
 
 
-def read_schema(projection: str) -> str:
-    """The PostgreSQL schema that holds a read model's tables."""
-    return f"read_{projection}"
-
-
 def read_scripts(projection: Projection) -> tuple[Script, ...]:
     """What makes the tables of a read model."""
-    schema = read_schema(projection.name)
-    return numbered(schema, projection.tables, schema=schema)
+    return numbered(projection.schema, projection.tables, schema=projection.schema)
 
 
 class Projector:
@@ -92,7 +88,7 @@ class Projector:
 
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `Leading`."""
-        schema = sql.Identifier(read_schema(self.name))
+        schema = sql.Identifier(self._projection.schema)
         await connection.execute(sql.SQL("SET search_path = {}, public").format(schema))
         # A read model can be folded again: losing its last moments in a crash of the server costs nothing.
         await connection.execute("SET synchronous_commit = off")

@@ -25,6 +25,7 @@ from eventsourcing.utils import TopicError
 from psycopg import sql
 
 from application.addresses import canonical_address
+from domain.mail_state import WAITING
 from domain.recorded import Position, Recorded
 from domain.registration import Registration
 from entrypoints.bootstrap.database import create_schema
@@ -33,12 +34,12 @@ from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import LostLeadership
-from infrastructure.followers.projector import Projector, read_schema
+from infrastructure.followers.projector import Projection, Projector
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import Announcements
 from projections import PROJECTIONS
-from projections.mail import WAITING, Mails
+from projections.mail import Mails
 from tests.faults.journal import NAME, FaultWindow, Journal, Operation
 from tests.support.log import broken_blocks
 from tests.support.smtp_stub import Mail
@@ -194,10 +195,10 @@ async def collect(
             failed = await _all(
                 connection, "SELECT registration_id, serial, failure FROM read_mail.mails WHERE state = 'FAILED'"
             )
-            waits = await Mails.search(connection, state=WAITING, limit=1_000_000)
+            waits = await Mails().search(connection, state=WAITING, limit=1_000_000)
             waiting = {(mail.registration_id, mail.serial) for mail in waits.items}
             entries = await _all(connection, "SELECT position FROM read_audit.entries ORDER BY 1")
-            live = {projection.name: await _hash(connection, projection.name) for projection in PROJECTIONS}
+            live = {projection.name: await _hash(connection, projection()) for projection in PROJECTIONS}
             evidence = Evidence(
                 journal=list(journal),
                 log=log,
@@ -309,11 +310,11 @@ async def _dump(connection: Connection) -> str:
 # --- Read models, folded anew -------------------------------------------------------------------
 
 
-async def _hash(connection: Connection, projection: str) -> str:
+async def _hash(connection: Connection, projection: Projection) -> str:
     """Of every row of every table of a read model, whatever their order on the disk."""
-    schema = read_schema(projection)
+    schema = projection.schema
     tables = await _all(connection, f"SELECT tablename FROM pg_tables WHERE schemaname = '{schema}' ORDER BY tablename")
-    assert tables, f"the read model {projection} has no tables"
+    assert tables, f"the read model {projection.name} has no tables"
     parts = []
     for (table,) in tables:
         query = (
@@ -382,7 +383,7 @@ async def _read_models(
             async with await connect(scratch, name="hash", statement_timeout=_PATIENCE) as connection:
                 assert await _all(connection, "SELECT * FROM parked_events") == []
                 for projection in PROJECTIONS:
-                    hashes[projection.name][way] = await _hash(connection, projection.name)
+                    hashes[projection.name][way] = await _hash(connection, projection())
     return dict(hashes)
 
 

@@ -61,7 +61,7 @@ def alerts(
         Webhook(url, deadline=deadline),
         service=SERVICE,
         threshold=THRESHOLD,
-        dead_letters=Mails.dead_letters,
+        dead_letters=Mails().dead_letters,
         on_attempt=(metrics or Metrics()).alert,
         look_every=timedelta(milliseconds=20),
         settled=settled,
@@ -132,7 +132,7 @@ async def followed(dsn: str, store: EventStore, count: int) -> None:
         async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
 
             async def counted() -> bool:
-                return await Mails.dead_letters(connection) == count
+                return await Mails().dead_letters(connection) == count
 
             await eventually(counted)
     finally:

@@ -26,7 +26,6 @@ from domain.recorded import Position
 from entrypoints.api import responses
 from entrypoints.api.app import create_app
 from entrypoints.api.guard import DIRECTLY
-from infrastructure.followers.projector import read_schema
 from infrastructure.postgres.connection import connect
 from infrastructure.telemetry.metrics import setup_tracing
 from projections.mail import Mails
@@ -106,9 +105,9 @@ async def test_many_who_look_share_their_queries(api: Api, monkeypatch: pytest.M
     sizes: list[int] = []
     find = Registrations.find
 
-    async def counting(connection: Any, ids: Any) -> Any:
+    async def counting(self: Registrations, connection: Any, ids: Any) -> Any:
         sizes.append(len(ids))
-        return await find(connection, ids)
+        return await find(self, connection, ids)
 
     monkeypatch.setattr(Registrations, "find", staticmethod(counting))
     looks = await asyncio.gather(*(api.look(registration_id) for _ in range(64)))
@@ -518,7 +517,7 @@ async def followed(api: Api, after: Position = 0) -> None:
     rows, _ = await api.service.store.read(after, 1000)
     for projection in (Registrations(), Mails()):
         async with await connect(api.service.dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
-            schema = sql.Identifier(read_schema(projection.name))
+            schema = sql.Identifier(projection.schema)
             await connection.execute(sql.SQL("SET search_path = {}, public").format(schema))
             wanted = [api.service.store.decode(row) for row in rows if row.topic in (projection.topics or ())]
             await projection.apply(connection, wanted)

@@ -33,7 +33,6 @@ from entrypoints.queries.followers import FOLLOWERS
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
-from infrastructure.followers.projector import read_schema
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from projections import PROJECTIONS
@@ -394,7 +393,7 @@ class _Desk:
         for kind in PROJECTIONS:
             projection = kind()
             async with await connect(self._dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
-                schema = sql.Identifier(read_schema(projection.name))
+                schema = sql.Identifier(projection.schema)
                 await connection.execute(sql.SQL("SET search_path = {}, public").format(schema))
                 position = await (
                     await connection.execute("SELECT position FROM followers WHERE name = %s", (projection.name,))

@@ -34,6 +34,7 @@ class Tally:
     """Writes down every event that it is given, and by which of us; fails and waits as told."""
 
     name = "tally"
+    schema = "read_tally"
     topics: tuple[str, ...] | None = None
     tables: tuple[str, ...] = (
         "CREATE TABLE IF NOT EXISTS seen (number serial, position bigint, stream_id uuid, who text)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -15,21 +16,23 @@ from psycopg import sql
 
 from application.ports import Context, WrappedKey, entries_of
 from domain.mail_saga import MailSaga
+from domain.mail_state import UNSENT
 from domain.recorded import AnyEvent, Recorded
-from domain.registration import Registration
+from domain.registration import Registration, Status
 from domain.stray_message import StrayMessage
 from infrastructure.event_store.codec import event_classes
 from infrastructure.event_store.store import EventStore
-from infrastructure.followers.projector import Projection, read_schema, read_scripts
+from infrastructure.followers.projector import Projection, read_scripts
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.schema import bring_up_to_date
-from projections import PROJECTIONS
+from projections import PROJECTIONS, strays
 from projections.accounts import Account, Accounts
 from projections.audit import Audit
 from projections.deadlines import Deadlines
 from projections.funnel import AT_MOST, Bucket, Funnel
-from projections.mail import UNSENT, Mail, Mails, Stray
+from projections.mail import Mail, Mails
 from projections.registrations import Registrations, RegistrationView
+from projections.strays import Stray, Strays
 from tests.support.facts import (
     CLAIM,
     CLIENT,
@@ -99,11 +102,9 @@ async def log_of(store: EventStore) -> list[Recorded]:
         recorded += [store.decode(row) for row in rows]
 
 
-async def fold(
-    connection: Connection, projection: Projection, *batches: Sequence[Recorded], schema: str | None = None
-) -> None:
+async def fold(connection: Connection, projection: Projection, *batches: Sequence[Recorded]) -> None:
     """Apply batches of events, the way a follower does."""
-    into = sql.Identifier(schema or read_schema(projection.name))
+    into = sql.Identifier(projection.schema)
     await connection.execute(sql.SQL("SET search_path = {}, public").format(into))
     for batch in batches:
         wanted = [event for event in batch if projection.topics is None or event.topic in projection.topics]
@@ -144,7 +145,7 @@ async def rows_of(connection: Connection, schema: str) -> dict[str, list[str]]:
 
 async def view_after(store: EventStore, connection: Connection, *events: AnyEvent) -> RegistrationView:
     await happened(store, connection, Registrations(), *events)
-    views, _ = await Registrations.find(connection, [REGISTRATION])
+    views, _ = await Registrations().find(connection, [REGISTRATION])
     return views[REGISTRATION]
 
 
@@ -171,7 +172,7 @@ async def test_a_registration_shows_everything_up_to_its_activation(store: Event
 
     assert view == RegistrationView(
         registration_id=REGISTRATION,
-        status="ACTIVE",
+        status=Status.ACTIVE,
         claim_id=CLAIM,
         duplicate_of=None,
         sealed="sealed",
@@ -195,11 +196,11 @@ async def test_a_registration_shows_everything_up_to_its_activation(store: Event
 async def test_finding_tells_the_models_position_even_of_unknown_registrations(
     store: EventStore, connection: Connection
 ) -> None:
-    assert await Registrations.find(connection, [OTHER]) == ({}, 0)
+    assert await Registrations().find(connection, [OTHER]) == ({}, 0)
     await happened(store, connection, Registrations(), *stream(REGISTRATION, registered(), otp_issued()))
-    assert await Registrations.find(connection, [OTHER]) == ({}, 2)
-    assert await Registrations.find(connection, []) == ({}, 2)
-    views, position = await Registrations.find(connection, [OTHER, REGISTRATION])
+    assert await Registrations().find(connection, [OTHER]) == ({}, 2)
+    assert await Registrations().find(connection, []) == ({}, 2)
+    views, position = await Registrations().find(connection, [OTHER, REGISTRATION])
     assert (list(views), position) == ([REGISTRATION], 2)
 
 
@@ -244,7 +245,7 @@ async def test_a_withheld_notice_looks_like_a_mail_that_was_sent(store: EventSto
     for number, facts in enumerate([(registered(), otp_issued(), sent), (duplicate, otp_issued(), withheld)], start=10):
         registration_id = UUID(int=number)
         await happened(store, connection, Registrations(), *stream(registration_id, *facts))
-        view = (await Registrations.find(connection, [registration_id]))[0][registration_id]
+        view = (await Registrations().find(connection, [registration_id]))[0][registration_id]
         shown.append((view.status, view.mail, view.handed_over_at, view.serial, view.rejections, view.locked))
     assert shown[0] == shown[1]
 
@@ -260,7 +261,7 @@ async def test_an_erased_registration_keeps_no_personal_data(store: EventStore, 
 
     at_once = [registered(), otp_issued(), otp_revoked(), registration_cancelled("erased"), personal_data_erased()]
     await happened(store, connection, Registrations(), *stream(OTHER, *at_once))
-    assert (await Registrations.find(connection, [OTHER]))[0][OTHER].sealed is None
+    assert (await Registrations().find(connection, [OTHER]))[0][OTHER].sealed is None
 
 
 async def test_an_event_of_a_registration_that_never_began_is_an_error(
@@ -288,14 +289,14 @@ async def test_registrations_are_listed_newest_first_page_by_page(store: EventSt
         await happened(store, connection, Registrations(), *stream(registration_id, registered(claim_id=claim_id)))
     await happened(store, connection, Registrations(), *stream(ids[0], email_verified(), after=1))
 
-    first = await Registrations.search(connection, limit=2)
-    second = await Registrations.search(connection, limit=2, cursor=first.next_cursor)
-    last = await Registrations.search(connection, limit=2, cursor=second.next_cursor)
+    first = await Registrations().search(connection, limit=2)
+    second = await Registrations().search(connection, limit=2, cursor=first.next_cursor)
+    last = await Registrations().search(connection, limit=2, cursor=second.next_cursor)
     pages = [[view.registration_id for view in page.items] for page in (first, second, last)]
     assert (pages, last.next_cursor) == ([ids[:2:-1], ids[2:0:-1], ids[:1]], None)
 
     async def found(**wanted: Any) -> list[UUID]:
-        return [view.registration_id for view in (await Registrations.search(connection, **wanted)).items]
+        return [view.registration_id for view in (await Registrations().search(connection, **wanted)).items]
 
     assert await found(status="VERIFIED") == [ids[0]]
     assert await found(claim_ids=[CLAIM]) == [ids[3], ids[1]]
@@ -306,7 +307,7 @@ async def test_registrations_are_listed_newest_first_page_by_page(store: EventSt
 @pytest.mark.parametrize("cursor", ["", "1", "MA==", "LTE=", "MDE=", "MQ", "é", "OTk5OTk5OTk5OTk5OTk5OTk5OTk=", "!!!!"])
 async def test_a_malformed_cursor_is_refused(connection: Connection, cursor: str) -> None:
     searches: tuple[Callable[..., Any], ...] = (
-        *(Registrations.search, Mails.search, Mails.failed, Mails.strays, Audit.search),
+        *(Registrations().search, Mails().search, Mails().failed, Strays().search, Audit().search),
     )
     for search in searches:
         with pytest.raises(ValueError, match="not a cursor"):
@@ -320,20 +321,20 @@ async def test_an_account_appears_with_its_activation_and_not_before(store: Even
     accounts = Accounts()
     facts = [registered(personal_data="sealed"), otp_issued(), email_verified()]
     await happened(store, connection, accounts, *stream(REGISTRATION, *facts))
-    assert await Accounts.by_id(connection, REGISTRATION) is None
+    assert await Accounts().by_id(connection, REGISTRATION) is None
 
     await happened(store, connection, accounts, *stream(REGISTRATION, account_activated(at=after(minutes=1)), after=3))
     expected = Account(REGISTRATION, CLAIM, "sealed", None, "en", after(minutes=1))
-    assert await Accounts.by_id(connection, REGISTRATION) == expected
-    assert await Accounts.by_address(connection, CLAIM) == expected
-    assert await Accounts.by_address(connection, OTHER_CLAIM) is None
+    assert await Accounts().by_id(connection, REGISTRATION) == expected
+    assert await Accounts().by_address(connection, CLAIM) == expected
+    assert await Accounts().by_address(connection, OTHER_CLAIM) is None
 
 
 async def test_an_accounts_key_comes_with_it(store: EventStore, connection: Connection) -> None:
     facts = [registered(), otp_issued(), email_verified(), account_activated()]
     await happened(store, connection, Accounts(), *stream(REGISTRATION, *facts))
     await store.append(entries_of(stream(OTHER, registered()), CLIENT), keys=[WrappedKey(REGISTRATION, b"wrapped")])
-    account = await Accounts.by_id(connection, REGISTRATION)
+    account = await Accounts().by_id(connection, REGISTRATION)
     assert account is not None
     assert account.wrapped == b"wrapped"
 
@@ -363,7 +364,7 @@ async def test_nothing_is_kept_of_registrations_that_cannot_become_accounts(
 
 async def mails_after(store: EventStore, connection: Connection, *events: AnyEvent) -> list[Mail]:
     await happened(store, connection, Mails(), *events)
-    return await Mails.of_registration(connection, REGISTRATION)
+    return await Mails().of_registration(connection, REGISTRATION)
 
 
 async def test_a_mail_that_fails_for_now_tells_why_and_when_it_is_tried_again(
@@ -443,29 +444,29 @@ async def test_a_mail_replaced_unsent_is_dropped_and_its_wait_goes_on(
     first, second = await mails_after(store, connection, *stream(REGISTRATION, *facts))
     assert (first.state, second.state, second.kind) == ("DROPPED", "QUEUED", "notice")
     assert (second.requested_at, second.waiting_since) == (after(minutes=11), T0)
-    assert await Mails.oldest_unsent(connection) == T0
+    assert await Mails().oldest_unsent(connection) == T0
 
     facts = [email_dispatched(2), otp_issued(3, "requested", at=after(minutes=20))]
     *_, third = await mails_after(store, connection, *stream(REGISTRATION, *facts, after=3))
-    assert third.waiting_since == await Mails.oldest_unsent(connection) == after(minutes=20)
+    assert third.waiting_since == await Mails().oldest_unsent(connection) == after(minutes=20)
 
 
 async def test_the_dead_letter_desk_lists_counts_and_pages(store: EventStore, connection: Connection) -> None:
-    assert await Mails.oldest_unsent(connection) is None
-    assert await Mails.dead_letters(connection) == 0
+    assert await Mails().oldest_unsent(connection) is None
+    assert await Mails().dead_letters(connection) == 0
     ids = [UUID(int=number) for number in range(1, 6)]
     for registration_id in ids:
         fact = mailbox_unknown() if registration_id.int % 2 else email_dispatched()
         await happened(store, connection, Mails(), *stream(registration_id, registered(), otp_issued(), fact))
 
-    first = await Mails.search(connection, state="FAILED", limit=2)
-    rest = await Mails.search(connection, state="FAILED", limit=2, cursor=first.next_cursor)
+    first = await Mails().search(connection, state="FAILED", limit=2)
+    rest = await Mails().search(connection, state="FAILED", limit=2, cursor=first.next_cursor)
     assert [mail.registration_id for mail in (*first.items, *rest.items)] == [ids[4], ids[2], ids[0]]
     assert rest.next_cursor is None
-    assert len((await Mails.search(connection)).items) == 5
-    counts = await Mails.counts(connection)
+    assert len((await Mails().search(connection)).items) == 5
+    counts = await Mails().counts(connection)
     assert (counts["FAILED"], counts["SENT"], counts["QUEUED"]) == (3, 2, 0)
-    assert await Mails.dead_letters(connection) == 3
+    assert await Mails().dead_letters(connection) == 3
 
 
 @pytest.mark.parametrize(
@@ -492,10 +493,10 @@ async def test_a_mail_that_failed_for_good_waits_until_its_registration_has_ende
 ) -> None:
     mails = await mails_after(store, connection, *stream(REGISTRATION, registered(), otp_issued(), *facts))
 
-    assert [mail.serial for mail in (await Mails.search(connection, state="WAITING")).items] == waits
-    assert await Mails.dead_letters(connection) == len(waits)
+    assert [mail.serial for mail in (await Mails().search(connection, state="WAITING")).items] == waits
+    assert await Mails().dead_letters(connection) == len(waits)
     assert [mail.serial for mail in mails if mail.settled] == settled
-    failed = await Mails.search(connection, state="FAILED")
+    failed = await Mails().search(connection, state="FAILED")
     assert sorted(mail.serial for mail in failed.items) == sorted(waits + settled)
 
 
@@ -525,7 +526,7 @@ async def test_a_read_model_of_the_release_before_is_brought_up_to_date_where_it
 
     # The cancellation is beyond the model's position: it is still to be folded.
     assert await rows_of(connection, "read_mail") == fresh
-    assert [mail.registration_id.int for mail in (await Mails.search(connection, state="WAITING")).items] == [9, 5, 1]
+    assert [mail.registration_id.int for mail in (await Mails().search(connection, state="WAITING")).items] == [9, 5, 1]
 
 
 async def test_what_the_release_before_writes_during_a_rollout_is_settled_too(
@@ -536,9 +537,9 @@ async def test_what_the_release_before_writes_during_a_rollout_is_settled_too(
     await fold(connection, Registrations(), await log_of(store))
     await connection.execute("UPDATE read_mail.mails SET settled = false")
 
-    assert await Mails.dead_letters(connection) == 0
-    assert (await Mails.search(connection, state="WAITING")).items == []
-    [mail] = await Mails.of_registration(connection, REGISTRATION)
+    assert await Mails().dead_letters(connection) == 0
+    assert (await Mails().search(connection, state="WAITING")).items == []
+    [mail] = await Mails().of_registration(connection, REGISTRATION)
     assert (mail.state, mail.settled) == ("FAILED", True)
 
 
@@ -577,7 +578,7 @@ async def test_counting_what_waits_reads_no_more_however_much_has_ever_failed(co
         return int(tuples)
 
     before = await read()
-    assert await Mails.dead_letters(connection) == 3
+    assert await Mails().dead_letters(connection) == 3
     assert await read() - before <= 3
 
 
@@ -605,7 +606,7 @@ async def test_failed_mails_are_found_by_their_last_failure_page_by_page(
     async def found(failures: list[str] | None = None) -> list[UUID]:
         pages, cursor = list[UUID](), None
         while True:
-            page = await Mails.failed(connection, failures=failures, cursor=cursor, limit=2)
+            page = await Mails().failed(connection, failures=failures, cursor=cursor, limit=2)
             pages += [mail.registration_id for mail in page.items]
             cursor = page.next_cursor
             if cursor is None:
@@ -619,7 +620,7 @@ async def test_failed_mails_are_found_by_their_last_failure_page_by_page(
 
 async def test_a_stray_message_is_listed_until_it_is_discarded(store: EventStore, connection: Connection) -> None:
     await happened(store, connection, Mails(), *stream(STRAY, stray_kept(at=after(seconds=5))))
-    assert (await Mails.strays(connection)).items == [
+    assert (await Strays().search(connection)).items == [
         Stray(
             STRAY,
             digest=DIGEST,
@@ -634,12 +635,12 @@ async def test_a_stray_message_is_listed_until_it_is_discarded(store: EventStore
             discarded=False,
         )
     ]
-    assert (await Mails.stray_messages(connection), await Mails.dead_letters(connection)) == (1, 0)
-    assert (await Mails.search(connection)).items == []
+    assert (await Strays().count(connection), await Mails().dead_letters(connection)) == (1, 0)
+    assert (await Mails().search(connection)).items == []
 
     await happened(store, connection, Mails(), *stream(STRAY, stray_discarded(), after=1))
-    assert (await Mails.strays(connection)).items == []
-    assert await Mails.stray_messages(connection) == 0
+    assert (await Strays().search(connection)).items == []
+    assert await Strays().count(connection) == 0
     [row] = (await rows_of(connection, "read_mail"))["strays"]
     assert DIGEST in row
 
@@ -650,8 +651,8 @@ async def test_stray_messages_are_listed_latest_first_page_by_page(store: EventS
     discarded = stream(ids[3], stray_discarded(), after=1)
     await happened(store, connection, Mails(), *(event for one in events for event in one), *discarded)
 
-    first = await Mails.strays(connection, limit=2)
-    rest = await Mails.strays(connection, limit=2, cursor=first.next_cursor)
+    first = await Strays().search(connection, limit=2)
+    rest = await Strays().search(connection, limit=2, cursor=first.next_cursor)
     assert [stray.id for stray in (*first.items, *rest.items)] == [ids[4], ids[2], ids[1], ids[0]]
     assert rest.next_cursor is None
 
@@ -670,7 +671,7 @@ async def test_a_stray_message_that_was_never_kept_cannot_be_discarded(
 
 async def funnel_after(store: EventStore, connection: Connection, *events: AnyEvent) -> list[Bucket]:
     await happened(store, connection, Funnel(), *events)
-    return await Funnel.funnel(connection, T0, "hour")
+    return await Funnel().funnel(connection, T0, "hour")
 
 
 async def test_the_funnel_counts_stages_failures_and_durations(store: EventStore, connection: Connection) -> None:
@@ -749,7 +750,7 @@ async def test_the_funnel_is_told_by_hour_or_day_of_the_events(store: EventStore
         HOUR,
         HOUR + timedelta(hours=2),
     ]
-    days = await Funnel.funnel(connection, after(hours=-20), "day")
+    days = await Funnel().funnel(connection, after(hours=-20), "day")
     midnight = T0.replace(hour=0)
     assert [(day.start, day.registrations.stages) for day in days] == [
         (midnight - timedelta(days=1), {"registered": 1}),
@@ -772,7 +773,7 @@ async def test_the_funnel_keeps_nothing_of_a_registration_that_has_ended(
     await happened(store, connection, Funnel(), *stream(OTHER, account_activated(), after=3))
     assert (await rows_of(connection, "read_funnel"))["under_way"] == []
     await happened(store, connection, Funnel(), *stream(OTHER, registration_cancelled("erased"), after=4))
-    [bucket] = await Funnel.funnel(connection, T0, "hour")
+    [bucket] = await Funnel().funnel(connection, T0, "hour")
     assert bucket.registrations.stages["cancelled:erased"] == 1
 
 
@@ -792,7 +793,7 @@ async def test_the_audit_log_tells_who_did_what_because_of_what(store: EventStor
     )
     await fold(connection, Audit(), await log_of(store))
 
-    requested, started, begun = (await Audit.search(connection)).items
+    requested, started, begun = (await Audit().search(connection)).items
     assert (requested.position, requested.topic, requested.version) == (3, MailSaga.MailRequested.TOPIC, 2)
     assert (requested.stream_id, requested.registration_id) == (SAGA, REGISTRATION)
     assert (requested.actor, requested.correlation_id) == ("mail-saga", correlation_id)
@@ -825,7 +826,7 @@ async def test_the_audit_log_is_searched_by_everything_an_operator_knows(
     await fold(connection, Audit(), events)
 
     async def found(**wanted: Any) -> list[int]:
-        return [entry.position for entry in (await Audit.search(connection, **wanted)).items]
+        return [entry.position for entry in (await Audit().search(connection, **wanted)).items]
 
     assert await found() == [7, 6, 5, 4, 3, 2, 1]
     assert await found(registration_id=REGISTRATION) == [4, 3, 2, 1]
@@ -836,7 +837,7 @@ async def test_the_audit_log_is_searched_by_everything_an_operator_knows(
     assert await found(correlation_id=operator.correlation_id) == [7]
     assert await found(since=events[4].recorded_at) == [7, 6, 5]
     assert await found(until=events[4].recorded_at) == [4, 3, 2, 1]
-    first = await Audit.search(connection, limit=5)
+    first = await Audit().search(connection, limit=5)
     assert await found(cursor=first.next_cursor) == [2, 1]
 
 
@@ -845,7 +846,7 @@ async def test_the_audit_log_tells_of_a_stray_message_by_its_own_id(store: Event
     await store.append(entries_of(stream(STRAY, stray_discarded(), after=1), Context("operator", UUID(int=88))))
     await fold(connection, Audit(), await log_of(store))
 
-    discarded, kept = (await Audit.search(connection, registration_id=STRAY)).items
+    discarded, kept = (await Audit().search(connection, registration_id=STRAY)).items
     assert (kept.topic, kept.actor, kept.stream_id) == ("stray_message.kept", "dead-letter-consumer", STRAY)
     assert kept.details == dict(stray_kept().fields)
     assert (discarded.topic, discarded.actor, discarded.details) == ("stray_message.discarded", "operator", {})
@@ -873,12 +874,12 @@ async def test_there_is_a_deadline_until_the_saga_ends(
     await happened(store, connection, Deadlines(), *stream(SAGA, saga_started()))
     if facts:
         await happened(store, connection, Deadlines(), *stream(SAGA, *facts, after=1))
-    assert [look.registration_id for look in await Deadlines.due(connection, after(days=9), 9)] == (
+    assert [look.registration_id for look in await Deadlines().due(connection, after(days=9), 9)] == (
         [] if at is None else [REGISTRATION]
     )
     if at is not None:
-        assert await Deadlines.overdue(connection, at) == 0
-        assert await Deadlines.overdue(connection, at + timedelta(microseconds=1)) == 1
+        assert await Deadlines().overdue(connection, at) == 0
+        assert await Deadlines().overdue(connection, at + timedelta(microseconds=1)) == 1
 
 
 async def test_what_is_due_comes_in_order_and_no_more_than_asked_for(store: EventStore, connection: Connection) -> None:
@@ -887,14 +888,14 @@ async def test_what_is_due_comes_in_order_and_no_more_than_asked_for(store: Even
         started = saga_started(registration_id, ends_at=after(minutes=minutes))
         await happened(store, connection, Deadlines(), *stream(MailSaga.stream_id(registration_id), started))
 
-    assert await Deadlines.due(connection, T0, 10) == []
-    looks = await Deadlines.due(connection, after(minutes=3), 10)
+    assert await Deadlines().due(connection, T0, 10) == []
+    looks = await Deadlines().due(connection, after(minutes=3), 10)
     assert [look.registration_id for look in looks] == [ids[1], ids[2], ids[0]]
     assert [look.position for look in looks] == [2, 3, 1]
     assert {look.correlation_id for look in looks} == {CLIENT.correlation_id}
-    assert await Deadlines.due(connection, after(minutes=3), 1) == looks[:1]
-    assert await Deadlines.overdue(connection, after(minutes=2)) == 1
-    assert await Deadlines.overdue(connection, after(minutes=2, seconds=1)) == 2
+    assert await Deadlines().due(connection, after(minutes=3), 1) == looks[:1]
+    assert await Deadlines().overdue(connection, after(minutes=2)) == 1
+    assert await Deadlines().overdue(connection, after(minutes=2, seconds=1)) == 2
 
 
 async def test_a_deadline_set_before_its_trace_was_kept_stays_and_the_next_one_has_its_trace(
@@ -907,11 +908,11 @@ async def test_a_deadline_set_before_its_trace_was_kept_stays_and_the_next_one_h
 
     await bring_up_to_date(connection, read_scripts(Deadlines()))
 
-    assert [look.trace for look in await Deadlines.due(connection, after(days=9), 9)] == [None]
+    assert [look.trace for look in await Deadlines().due(connection, after(days=9), 9)] == [None]
     last = await store.append(entries_of(stream(SAGA, mail_requested(), after=1), replace(CLIENT, trace=TRACE)))
     rows, _ = await store.read(last - 1, 1)
     await fold(connection, Deadlines(), [store.decode(row) for row in rows])
-    assert [look.trace for look in await Deadlines.due(connection, after(days=9), 9)] == [TRACE]
+    assert [look.trace for look in await Deadlines().due(connection, after(days=9), 9)] == [TRACE]
 
 
 # --- The rows depend on the events alone ------------------------------------------------------
@@ -938,8 +939,8 @@ async def test_rows_agree_with_the_aggregates(
         await fold(connection, projection, history)
     ids = [r.event.originator_id for r in history if r.topic == Registration.UserRegistered.TOPIC]
     streams = await store.load(*ids, *map(MailSaga.stream_id, ids))
-    views, _ = await Registrations.find(connection, ids)
-    due = {look.registration_id for look in await Deadlines.due(connection, after(days=365), len(ids))}
+    views, _ = await Registrations().find(connection, ids)
+    due = {look.registration_id for look in await Deadlines().due(connection, after(days=365), len(ids))}
 
     for registration_id in ids:
         registration = streams.get(Registration, registration_id)
@@ -951,8 +952,8 @@ async def test_rows_agree_with_the_aggregates(
         assert view.handed_over_at == registration.handed_over_at.get(registration.serial)
         assert (view.rejections, view.locked) == (registration.rejections, registration.locked)
         assert (view.sealed is None) == registration.erased
-        assert (await Accounts.by_id(connection, registration_id) is not None) == (view.status == "ACTIVE")
-        for mail in await Mails.of_registration(connection, registration_id):
+        assert (await Accounts().by_id(connection, registration_id) is not None) == (view.status == "ACTIVE")
+        for mail in await Mails().of_registration(connection, registration_id):
             assert (mail.serial in registration.handed_over_at) == (mail.state in {"SENT", "WITHHELD"})
             assert mail.state not in UNSENT or registration.is_pending
         assert (registration_id in due) == (not saga.ended)
@@ -1007,12 +1008,11 @@ def with_some_streams_parked(events: Sequence[Recorded]) -> Sequence[Sequence[Re
 
 @pytest.mark.parametrize("projection", PROJECTIONS, ids=lambda projection: projection.name)
 async def test_rows_do_not_depend_on_how_the_events_were_delivered(
-    connection: psycopg.AsyncConnection[Any], history: list[Recorded], projection: type[Projection]
+    connection: psycopg.AsyncConnection[Any], history: list[Recorded], projection: type[Any]
 ) -> None:
     model = projection()
-    live = read_schema(model.name)
     await fold(connection, model, history)
-    expected = await rows_of(connection, live)
+    expected = await rows_of(connection, model.schema)
     assert all(expected.values())
 
     for deliver in (
@@ -1022,9 +1022,83 @@ async def test_rows_do_not_depend_on_how_the_events_were_delivered(
         with_everything_delivered_twice,
         with_some_streams_parked,
     ):
-        again = projection()
-        again.name = f"{model.name}_{deliver.__name__}"
+        again = projection(f"{model.schema}_{deliver.__name__}")
         await bring_up_to_date(connection, read_scripts(again))
-        schema = read_schema(again.name)
-        await fold(connection, again, *deliver(history), schema=schema)
-        assert await rows_of(connection, schema) == expected, deliver.__name__
+        await fold(connection, again, *deliver(history))
+        assert await rows_of(connection, again.schema) == expected, deliver.__name__
+
+
+async def test_every_event_that_a_read_model_is_given_is_one_that_it_handles(
+    connection: Connection, history: list[Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for projection in PROJECTIONS:
+        if projection.topics is None:
+            continue  # all of them, and all in one way
+        handled = set[str]()
+
+        def noting(event: Any, change: Callable[..., Any], handled: set[str] = handled) -> Callable[..., Any]:
+            def noted(*args: Any) -> None:
+                handled.add(event.TOPIC)
+                change(*args)
+
+            return noted
+
+        tables = [vars(sys.modules[projection.__module__])["_CHANGES"]]
+        if projection is Mails:
+            tables.append(strays.CHANGES)
+        for changes in tables:
+            for event, change in list(changes.items()):
+                monkeypatch.setitem(changes, event, noting(event, change))
+        await fold(connection, projection(), history)
+        assert handled == set(projection.topics)
+
+
+async def test_a_copy_is_written_and_read_beside_the_live_read_model(
+    store: EventStore, connection: Connection, history: list[Recorded]
+) -> None:
+    live = [projection() for projection in PROJECTIONS]
+    for model in live:
+        await fold(connection, model, history)
+    expected = await shown(connection, *live)
+
+    copies = [
+        Mails("copy_mail", registrations="copy_registrations") if projection is Mails else projection(f"copy_{name}")
+        for projection in PROJECTIONS
+        for name in [projection.name]
+    ]
+    for copy in copies:
+        await bring_up_to_date(connection, read_scripts(copy))
+        await fold(connection, copy, history)
+    for model in live:
+        await connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(model.schema)))
+
+    assert await shown(connection, *copies) == expected
+
+
+async def shown(connection: Connection, *models: Any) -> list[Any]:
+    """What all queries of the read models find."""
+    registrations, accounts, mails, funnel, audit, deadlines = models
+    strays = Strays(mails.schema)
+    entries = (await audit.search(connection, limit=5000)).items
+    ids = list({entry.registration_id for entry in entries})
+    views, _ = await registrations.find(connection, ids)
+    claims = [view.claim_id for view in views.values()]
+    return [
+        views,
+        entries,
+        await audit.search(connection, claim_ids=claims[:5], limit=500),
+        await registrations.search(connection, status="ACTIVE", claim_ids=claims, limit=500),
+        [await accounts.by_id(connection, registration_id) for registration_id in ids],
+        [await accounts.by_address(connection, claim_id) for claim_id in claims],
+        [await mails.of_registration(connection, registration_id) for registration_id in ids],
+        *[await mails.search(connection, state=state, limit=500) for state in (None, "SENT", "WAITING")],
+        await mails.failed(connection, limit=500),
+        await mails.counts(connection),
+        await mails.oldest_unsent(connection),
+        await mails.dead_letters(connection),
+        await strays.search(connection),
+        await strays.count(connection),
+        await funnel.funnel(connection, T0 - timedelta(days=1), "hour"),
+        await deadlines.due(connection, after(days=365), 500),
+        await deadlines.overdue(connection, after(days=365)),
+    ]

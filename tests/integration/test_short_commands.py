@@ -20,7 +20,6 @@ from psycopg.conninfo import conninfo_to_dict
 from entrypoints.cli.main import run
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
-from infrastructure.followers.projector import read_schema
 from infrastructure.postgres.clock import DatabaseClock
 from projections import PROJECTIONS
 from tests.support.facts import CLAIM, CLIENT, REGISTRATION, email_claimed, otp_issued, registered, stream
@@ -98,7 +97,7 @@ def read_only(dsn: str, administration: psycopg.Connection) -> Iterator[str]:
 
     asyncio.run(fill())
     name, role = conninfo_to_dict(dsn)["dbname"], f"reader_{next(_numbers)}"
-    schemas = ", ".join(["public", *(read_schema(projection.name) for projection in PROJECTIONS)])
+    schemas = ", ".join(["public", *(projection().schema for projection in PROJECTIONS)])
     rows(dsn, f"CREATE ROLE {role}")
     rows(dsn, f"GRANT USAGE ON SCHEMA {schemas} TO {role}")
     rows(dsn, f"GRANT SELECT ON ALL TABLES IN SCHEMA {schemas} TO {role}")
