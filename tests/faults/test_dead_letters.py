@@ -137,8 +137,8 @@ async def retried(scene: Scene, registration_id: UUID | None) -> None:
 
 def request(kind: str = "code", serial: int = 1, registration_id: UUID | None = None) -> bytes:
     """Somebody's request, of a registration that is not in our log if it is not told which."""
-    wanted = WantedMail(registration_id or uuid4(), serial, MailKind(kind), datetime.now(UTC))
-    return encode(MailRequest(wanted, None, uuid4(), None))
+    wanted = WantedMail(registration_id or uuid4(), serial, MailKind.CODE, datetime.now(UTC))
+    return encode(MailRequest(wanted, None, uuid4(), None)).replace(MailKind.CODE.encode(), kind.encode())
 
 
 POISON = {

@@ -399,7 +399,13 @@ def expired_code_accepted() -> Iterator[Parts]:
 @planted("I7", within=50)
 def guesses_not_counted_together() -> Iterator[Parts]:
     """The code is never locked."""
-    with patch.object(Registration, "_code_locked", lambda self, **_: None):
+    real = Registration.trigger_event
+
+    def trigger_event(self: Registration, event: type[Registration.Event], **fields: Any) -> None:
+        if event is not Registration.CodeLocked:
+            real(self, event, **fields)
+
+    with patch.object(Registration, "trigger_event", trigger_event):
         yield Parts()
 
 
