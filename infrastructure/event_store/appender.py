@@ -1,4 +1,4 @@
-"""Group commit: appends gathered into batches, and the truth about a commit whose answer was lost."""
+"""Group commit: appends gathered into batches, and the outcome of a commit whose reply was lost."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ MAX_BATCH_EVENTS = 1000
 """Events in one transaction; beyond it the commit's latency grows faster than its throughput."""
 
 RESOLVE_WITHIN = timedelta(seconds=2)
-"""How long an append whose answer was lost is looked up before its caller gets `Unavailable` (docs/reliability.md, B1)."""
+"""How long an append whose reply was lost is looked up before its caller gets `Unavailable` (docs/reliability.md, B1)."""
 
 APPEND = """
     SELECT first_position, lost, now FROM append_batch_v2(
         %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b)
 """
 
-_LOST = "a stream or follower has moved on"
+_LOST_RACE = "a stream or follower has moved on"
 
 
 class Appender:
-    """Records appends over one connection; they are gathered while the batch before commits."""
+    """Records appends over one connection; they are gathered while the previous batch commits."""
 
     def __init__(
         self,
@@ -68,12 +68,12 @@ class Appender:
         )
 
     async def close(self) -> None:
-        """Finish what was taken, then let go."""
+        """Finish the appends already accepted, then close the connection."""
         await self._appends.close()
         await self._line.close()
 
     async def record(self, append: Append) -> Position:
-        """Record it whole or not at all; returns the position of its last event. Raises as `application.ports.Log`."""
+        """Record it atomically; returns the position of its last event. Raises what `application.ports.Log` says."""
         return await self._appends.do(append)
 
     @property
@@ -83,13 +83,13 @@ class Appender:
 
     @property
     def refuses(self) -> bool:
-        """Is the database silent, or did the latest batch or a load fail for want of it, up to two seconds ago?"""
+        """Does the database not respond, or was it unavailable to the latest batch or a load in the last two seconds?"""
         if self._appends.stuck:
             return True
         return self._refused_at is not None and time.monotonic() < self._refused_at + 2
 
     def note_unavailable(self) -> None:
-        """The database was away for somebody else: it would be for an append."""
+        """Another caller found the database unavailable: an append would, too."""
         self._refused_at = time.monotonic()
 
     @property
@@ -119,21 +119,21 @@ class Appender:
             try:
                 first, lost = await self._line.run(lambda connection: self._execute(connection, parameters))  # noqa: B023
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DiskFull) as error:
-                # These two are certain to come before the commit.
+                # These two can only be raised before the commit.
                 raise Unavailable("the log cannot be written now") from error
             except (psycopg.Error, ValueError, TypeError) as error:
-                # The latter two, from making text of what is none; never sent, but it is all the same by now.
+                # ValueError and TypeError come from encoding: nothing was sent, but the batch is resolved the same way.
                 log.warning("append.unanswered", error=type(error).__name__, sqlstate=getattr(error, "sqlstate", None))
-                block = await self._fate(batch_id, deadline)
+                block = await self._resolve(batch_id, deadline)
                 if block is not None:
-                    return _answers(appends, *block)
+                    return _results(appends, *block)
                 # Not recorded, and fenced.
-                if _is_of_the_data(error):
+                if _is_data_error(error):
                     return [error] if len(appends) == 1 else await self._record_one_by_one(appends)
                 if asyncio.get_running_loop().time() >= deadline:
                     raise Unavailable("the database is away") from error
             else:
-                return _answers(appends, first, lost)
+                return _results(appends, first, lost)
 
     async def _record_one_by_one(self, appends: Sequence[Append]) -> Sequence[Position | Exception]:
         """One of them cannot be recorded: find out which, and record the others."""
@@ -146,20 +146,20 @@ class Appender:
         return results
 
     async def _execute(self, connection: Connection, parameters: tuple[Any, ...]) -> tuple[Position, list[int]]:
-        """The batch's first position, and the numbers of its appends that lost."""
+        """Return the batch's first position, and the numbers of its appends that lost a race."""
         cursor = connection.cursor(binary=True)
         asked = time.monotonic()
         await cursor.execute(APPEND, parameters)
         took = timedelta(seconds=time.monotonic() - asked)
         row = await cursor.fetchone()
-        assert row is not None  # noqa: S101 - the function answers a row
+        assert row is not None  # noqa: S101 - the function returns a row
         first, lost, now = row
         self._clock.set(now, asked_ago=took)
         return first, lost
 
-    async def _fate(self, batch_id: UUID, deadline: float) -> tuple[Position, list[int]] | None:
-        """First position of what a batch recorded, and the numbers of its appends that lost; None if it recorded
-        nothing, and never will.
+    async def _resolve(self, batch_id: UUID, deadline: float) -> tuple[Position, list[int]] | None:
+        """Return the first position of what a batch recorded, and the numbers of its appends that lost a race; None
+        if it recorded nothing, and never will.
 
         Raises:
             Unavailable: the database could not be asked in time. The outcome is unknown.
@@ -183,21 +183,21 @@ class Appender:
                 await asyncio.sleep(0.05)
 
 
-def _answers(appends: Sequence[Append], first: Position, lost: Collection[int]) -> list[Position | Exception]:
-    """What a recorded batch has to answer."""
-    answers: list[Position | Exception] = []
+def _results(appends: Sequence[Append], first: Position, lost: Collection[int]) -> list[Position | Exception]:
+    """The result of each append of a recorded batch."""
+    results: list[Position | Exception] = []
     position = first - 1
     for number, append in enumerate(appends, start=1):
         if number in lost:
-            answers.append(Conflict(_LOST))
+            results.append(Conflict(_LOST_RACE))
         else:
             position += len(append.entries)
-            answers.append(position)
-    return answers
+            results.append(position)
+    return results
 
 
-def _is_of_the_data(error: Exception) -> bool:
-    """Would it be refused again? Not if it lies in the circumstances: connection, resources, administrator, fence."""
+def _is_data_error(error: Exception) -> bool:
+    """Would it fail again? Not if the cause is the connection, a resource, an administrator or the fence."""
     sqlstate = getattr(error, "sqlstate", None)
     if sqlstate is None:
         return not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)

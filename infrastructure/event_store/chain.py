@@ -1,4 +1,4 @@
-"""The hash chain: what it keeps of an event. The standard library only, so that a verifier needs nothing of ours."""
+"""The hash chain: the digest of an event. The standard library only, so that a verifier needs no other code of ours."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def event_digest(
     actor: str,
     trace: str | None,
 ) -> bytes:
-    """What the chain keeps of an event: sha256 over all of it but its position and time, which its block's hash covers.
+    """An event in the chain: SHA-256 over all of it except its position and time, which its block's hash covers.
 
-    The same as `event_digest` in log.sql.
+    Equal to `event_digest` in log.sql.
     """
     return sha256(
         stream_id.bytes

@@ -1,4 +1,4 @@
-"""How events stand in the log: the library's JSON, written by msgspec (0.3 µs an event instead of 5.9)."""
+"""How events are stored in the log: the library's JSON, written by msgspec (0.3 µs per event instead of 5.9)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DATETIME = "datetime_iso"  # the library's name of its transcoding of datetimes
 
 class EventTranscoder(Transcoder):
     """Fields are primitive (text, numbers, booleans, null) or datetimes, in the form that the library's own
-    `JSONTranscoder` reads, so a stock application can read our log."""
+    `JSONTranscoder` reads, so an unmodified application of the library can read our log."""
 
     def __init__(self) -> None:
         self._encode = msgspec.json.Encoder().encode
@@ -31,7 +31,7 @@ class EventTranscoder(Transcoder):
 
     def encode(self, obj: Any) -> bytes:
         return self._encode(
-            {key: _written(value) if isinstance(value, datetime) else value for key, value in obj.items()}
+            {key: _transcoded(value) if isinstance(value, datetime) else value for key, value in obj.items()}
         )
 
     def decode(self, data: bytes) -> Any:
@@ -42,25 +42,25 @@ class EventTranscoder(Transcoder):
 
 
 @lru_cache(maxsize=64)
-def _written(value: datetime) -> dict[str, str]:
-    """The events of one moment share it."""
+def _transcoded(value: datetime) -> dict[str, str]:
+    """Cached: events recorded together have the same time."""
     return {"_type_": _DATETIME, "_data_": value.isoformat()}
 
 
 @cache
 def event_classes() -> dict[str, type[AnyEvent]]:
-    """Every event class by its topic; the topics are registered with the library on the way."""
+    """Every event class by its topic; this also registers the topics with the library."""
     classes: dict[str, type[AnyEvent]] = {}
     for aggregate in (Registration, EmailClaim, MailSaga, StrayMessage):
         for member in vars(aggregate).values():
-            # Inherited: the library puts a class of its own in place of each event class that we write.
+            # `hasattr` sees an inherited TOPIC: the library replaces each event class that we write by a subclass.
             if isinstance(member, type) and issubclass(member, CanMutateAggregate) and hasattr(member, "TOPIC"):
                 classes[get_topic(member)] = member
     return classes
 
 
 class EventCodec:
-    """Events to stored form and back, upcasting old versions on the way."""
+    """Converts events to stored form and back, upcasting old versions."""
 
     def __init__(self) -> None:
         event_classes()

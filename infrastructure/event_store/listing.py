@@ -1,4 +1,4 @@
-"""Events of the log by what they are about: for people who look at it. A follower reads with `LogReader`."""
+"""Queries for events by what they concern, for people who inspect the log. Followers read with `LogReader`."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _ABOUT = """
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """A registration, and the claim to its address: events about it stand in several streams."""
+    """A registration, and the claim to its address: the events about it are in several streams."""
 
     registration_id: UUID
     claim_id: UUID
 
 
 async def events_of_stream(connection: Connection, stream_id: UUID, *, limit: int | None = None) -> list[RecordedRow]:
-    """A stream's events, the first ones if there is a limit."""
+    """A stream's events; with a limit, the first ones."""
     return await _rows(connection, _OF_STREAM, {"stream": stream_id, "limit": limit})
 
 

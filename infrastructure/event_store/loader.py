@@ -1,4 +1,4 @@
-"""Whole streams, read in one round trip for everybody who asks at the same time."""
+"""Whole streams, read in one round trip for all callers that ask at the same time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _Rows = dict[UUID, list[tuple[int, str, bytes, Position]]]
 
 
 class LoadedStreams:
-    """Streams as read: rows by stream, turned into aggregates on demand. Belongs to one caller."""
+    """Loaded rows by stream, turned into aggregates on demand. Belongs to one caller."""
 
     def __init__(self, codec: EventCodec, rows: _Rows) -> None:
         self._codec = codec
@@ -66,7 +66,7 @@ class LoadedStreams:
 
 
 class StreamLoader:
-    """Reads streams over one connection; callers' wishes are gathered while the query before is under way."""
+    """Reads streams over one connection; requests are gathered while the previous query is running."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class StreamLoader:
         Args:
             max_waiting: loads that may wait; beyond it callers get `Overloaded`.
             pace: see `infrastructure.postgres.batching.Batcher`.
-            on_unavailable: called when the database was away.
+            on_unavailable: called when a load finds the database unavailable.
         """
         self._line = line
         self._codec = codec
@@ -96,7 +96,7 @@ class StreamLoader:
         return self._loads.stuck
 
     async def close(self) -> None:
-        """Finish what was taken, then let go."""
+        """Finish the loads already accepted, then close the connection."""
         await self._loads.close()
         await self._line.close()
 
@@ -105,10 +105,10 @@ class StreamLoader:
         return await self._loads.do((stream_ids, tuple(holders_of)))
 
     async def _load_batch(
-        self, wishes: Sequence[tuple[tuple[UUID, ...], tuple[UUID, ...]]]
+        self, requests: Sequence[tuple[tuple[UUID, ...], tuple[UUID, ...]]]
     ) -> Sequence[LoadedStreams | Exception]:
-        streams = list({stream for wish, _ in wishes for stream in wish})
-        claims = list({claim for _, wish in wishes for claim in wish})
+        streams = list({stream for stream_ids, _ in requests for stream in stream_ids})
+        claims = list({claim for _, claim_ids in requests for claim in claim_ids})
 
         async def select(connection: Connection) -> _Rows:
             cursor = connection.cursor(binary=True)
@@ -123,5 +123,5 @@ class StreamLoader:
         except Unavailable:
             self._on_unavailable()
             raise
-        # Shared rows, but every caller makes aggregates of its own from them.
-        return [LoadedStreams(self._codec, rows) for _ in wishes]
+        # The rows are shared, but every caller builds its own aggregates from them.
+        return [LoadedStreams(self._codec, rows) for _ in requests]

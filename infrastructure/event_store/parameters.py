@@ -1,4 +1,4 @@
-"""An append, and how a batch of them is told to `append_batch_v2` (`log.sql`)."""
+"""An append, and how a batch of them is passed to `append_batch_v2` (`log.sql`)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from infrastructure.event_store.chain import event_digest
 from infrastructure.postgres.binary_arrays import Bigints, Byteas, Texts, Uuids
 
 StoredEntry = tuple[StoredEvent, Context]
-"""An event in stored form, and what stands beside it."""
+"""An event in stored form, with its context."""
 
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """What is to be recorded whole or not at all.
+    """What is to be recorded atomically.
 
     Attributes:
-        digests: of the events; made with the append, while the batch before is still under way.
+        digests: of the events; computed with the append, while the previous batch is still being recorded.
     """
 
     entries: Sequence[StoredEntry]
@@ -48,15 +48,15 @@ def _digest(event: StoredEvent, context: Context) -> bytes:
 
 
 def _stream_of(event: StoredEvent) -> UUID:
-    """The library allows text; our streams have UUIDs."""
+    """The library allows text as well; all our streams have UUIDs."""
     assert isinstance(event.originator_id, UUID)  # noqa: S101 - narrows the library's type
     return event.originator_id
 
 
 def parameters_of(batch_id: UUID, appends: Sequence[Append]) -> tuple[Any, ...]:
-    """The arguments of `append_batch_v2`: each kind of thing as arrays, one element a row.
+    """The arguments of `append_batch_v2`: one array per column, one element per row.
 
-    Longer than our functions are: twenty arrays filled in one pass, on the path of every append."""
+    Longer than functions here should be: it fills twenty arrays in one pass, on the path of every append."""
     sizes, streams, versions, topics, states = Bigints(), Uuids(), Bigints(), Texts(), Byteas()
     correlations, causations, actors, traces = Uuids(), Bigints(), Texts(), Texts()
     digests: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Does the database take appends?"""
+"""Does the database accept appends?"""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ _LOCKS_OF_AN_APPEND: Final = """
 
 
 async def take_locks_of_an_append(connection: Connection) -> None:
-    """Take, and commit, what every append takes: fails wherever an append would, on a standby or a full disk too."""
+    """Take the locks of an append, and commit: fails wherever an append would, also on a standby or a full disk."""
     await connection.execute(_LOCKS_OF_AN_APPEND)

@@ -19,7 +19,7 @@ _READ = f"""
     FROM events WHERE notification_id > %(after)s AND notification_id <= %(upto)s ORDER BY notification_id
 """  # noqa: S608 - a constant
 
-# The end of the log in the same statement, so of the same moment: between two, an event could be stepped over.
+# The end of the log in the same statement, so from the same snapshot: between two, an event could be skipped.
 _READ_TOPICS = f"""
     SELECT h.position, e.*
     FROM head AS h
@@ -33,7 +33,7 @@ _READ_TOPICS = f"""
 
 
 class RecordedRow(NamedTuple):
-    """An event as it stands in the log, not decoded."""
+    """An event as stored in the log, not decoded."""
 
     stream_id: UUID
     version: int
@@ -48,7 +48,7 @@ class RecordedRow(NamedTuple):
 
 
 class ReadsLog(Protocol):
-    """`LogReader`, or a `LogTail`, which spares a process reading the same events several times."""
+    """`LogReader`, or a `LogTail`, which saves a process from reading the same events several times."""
 
     async def read(
         self, after: Position, limit: int, topics: Sequence[str] | None = None
@@ -75,11 +75,11 @@ class LogReader:
     async def read(
         self, after: Position, limit: int, topics: Sequence[str] | None = None
     ) -> tuple[list[RecordedRow], Position]:
-        """Events after a position in order, and the position up to which nothing is left out.
+        """Return events after a position, in order, and the position up to which they are complete.
 
         Args:
-            limit: greatest number of events.
-            topics: only events of these; the position answered moves on over the others, at most four times as far.
+            limit: maximum number of events.
+            topics: only events of these; the returned position skips the others, and advances by at most 4 * `limit`.
         """
         if topics is None:
             rows = [RecordedRow._make(row) for row in await self._read(_READ, {"after": after, "upto": after + limit})]
@@ -117,6 +117,6 @@ class LogReader:
 async def head_of(connection: Connection) -> Position:
     """Position of the last event."""
     row = await (await connection.execute("SELECT position FROM head")).fetchone()
-    assert row is not None  # noqa: S101 - the schema puts it there
+    assert row is not None  # noqa: S101 - the schema inserts it
     position: Position = row[0]
     return position

@@ -1,7 +1,7 @@
 """The event store: group commit into one PostgreSQL log, and reading back from it.
 
 Positions are 1, 2, 3, … in commit order without gaps: a reader that saw N has seen everything up to N. The SQL side,
-with the hash chain and what is committed together, is `log.sql`.
+with the hash chain and everything that is committed together, is `log.sql`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class EventStore:
             max_waiting: appends that may wait for the next batch; beyond it callers get `Overloaded`.
             pace: of the batches of appends and loads; see `infrastructure.postgres.batching.Batcher`.
             on_batch: called with the number of appends of every batch.
-            on_append: called with the seconds that every append took, its wait included.
+            on_append: called with the duration of every append in seconds, including its wait.
         """
         self._codec = codec
         self._clock = clock
@@ -53,7 +53,7 @@ class EventStore:
 
         self._writing, self._tailing = line("append"), line("tail")
         self._appender = Appender(self._writing, clock, max_waiting=max_waiting, pace=pace, on_batch=on_batch)
-        # Every command begins with a load: when that fails for want of the database, an append would too.
+        # Every command starts with a load: if that finds the database unavailable, an append would, too.
         self._loader = StreamLoader(
             line("load"),
             codec,
@@ -64,7 +64,7 @@ class EventStore:
         self._reader = LogReader(self._tailing, codec)
 
     async def open(self) -> None:
-        """Learn the database's time.
+        """Read the database's time.
 
         Raises:
             Unavailable: the database is away.
@@ -72,7 +72,7 @@ class EventStore:
         await self.ask_time()
 
     async def close(self) -> None:
-        """Finish what was taken, then let go."""
+        """Finish the appends and loads already accepted, then close the connections."""
         await self._appender.close()
         await self._loader.close()
         await self._reader.close()
@@ -93,7 +93,7 @@ class EventStore:
     async def append_stored(
         self, entries: Sequence[StoredEntry], *, keys: Sequence[WrappedKey] = (), moved: Checkpoint | None = None
     ) -> Position:
-        """`append` of events in stored form.
+        """`append` for events that are already in stored form.
 
         Raises:
             ValueError: there is no event.
@@ -113,7 +113,7 @@ class EventStore:
 
     @property
     def refuses(self) -> bool:
-        """Is the database silent, or did the latest batch or a load fail for want of it, up to two seconds ago?"""
+        """Does the database not respond, or was it unavailable to the latest batch or a load in the last two seconds?"""
         return self._loader.stuck or self._appender.refuses
 
     @property

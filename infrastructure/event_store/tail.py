@@ -9,16 +9,16 @@ from domain.recorded import Position, Recorded
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.event_store.store import EventStore
 
-KEPT = 4000
-"""Events kept: a follower that is further behind reads for itself. A few MB."""
+MAX_KEPT_EVENTS = 4000
+"""Events kept in memory, a few MB; a follower that is further behind reads from the database."""
 
-FETCH = 1000
+FETCH_EVENTS = 1000
 
 
 class LogTail:
-    """Reads like `EventStore.read`, from memory where somebody in this process has read the same before.
+    """Reads like `EventStore.read`, from memory where this process has read the same events before.
 
-    At the end of the log all followers want the same events within milliseconds: one query and one decoding serve
+    At the end of the log all followers want the same events within milliseconds, so one query and one decoding serve
     them all.
     """
 
@@ -28,33 +28,33 @@ class LogTail:
         self._end: Position | None = None
         self._decoded: dict[Position, Recorded] = {}
         self._fetching = asyncio.Lock()
-        self._forgotten = 0
+        self._times_forgotten = 0
 
     async def read(
         self, after: Position, limit: int, topics: Sequence[str] | None = None
     ) -> tuple[list[RecordedRow], Position]:
-        """Events after a position in order, and the position up to which nothing is left out.
+        """Return events after a position, in order, and the position up to which they are complete.
 
         Args:
-            limit: greatest number of events.
-            topics: only events of these; the position answered moves on over the others.
+            limit: maximum number of events.
+            topics: only events of these; the returned position skips the others.
 
         Raises:
             Unavailable: the database is away.
         """
-        if after + KEPT < self._store.end_seen:
-            return await self._store.read(after, limit, topics)  # on its way alone, it reads what it needs
+        if after + MAX_KEPT_EVENTS < self._store.end_seen:
+            return await self._store.read(after, limit, topics)  # far behind the others: it reads on its own
         if self._end is None or after >= self._end:
             async with self._fetching:
-                # Somebody else may have fetched while we waited.
+                # Another follower may have fetched while we waited.
                 if self._end is None or after >= self._end:
                     await self._fetch(after)
         assert self._end is not None  # noqa: S101 - fetched above
-        begin = self._end - len(self._rows)
-        if after < begin:
+        start = self._end - len(self._rows)
+        if after < start:
             return await self._store.read(after, limit, topics)
         # Positions have no gaps, so they are indices.
-        rows = self._rows[after - begin : after - begin + limit]
+        rows = self._rows[after - start : after - start + limit]
         seen = rows[-1].position if rows else after
         return rows if topics is None else [row for row in rows if row.topic in topics], seen
 
@@ -68,30 +68,30 @@ class LogTail:
         return found
 
     def _holds(self, row: RecordedRow) -> bool:
-        """Whether it is this very row that is kept: its position alone may hold another event by now."""
+        """Whether this very row is kept: its position alone may belong to another event by now."""
         if self._end is None:
             return False
         index = row.position - 1 - (self._end - len(self._rows))
         return 0 <= index < len(self._rows) and self._rows[index] is row
 
     def forget(self) -> None:
-        """Read anew from the database: after a failover, positions may hold other events than before."""
+        """Drop what is kept: after a failover, positions may hold different events than before."""
         self._rows, self._decoded, self._end = [], {}, None
-        self._forgotten += 1
+        self._times_forgotten += 1
 
     async def _fetch(self, after: Position) -> None:
         while True:
-            since = self._forgotten
-            rows, seen = await self._store.read(after, FETCH)
-            if len(rows) == FETCH:
-                await self._store.head()  # how far is there to go?
-            if since == self._forgotten:  # else these may be the rows of a log that is no more
+            forgotten_before = self._times_forgotten
+            rows, seen = await self._store.read(after, FETCH_EVENTS)
+            if len(rows) == FETCH_EVENTS:
+                await self._store.head()  # updates `end_seen`: there is more to read
+            if forgotten_before == self._times_forgotten:  # otherwise the rows may be from before a failover
                 break
-        if self._end != after:  # a first look, or one beyond what is kept: begin anew from there
+        if self._end != after:  # the first read, or one beyond what is kept: start again from there
             self._rows, self._decoded = [], {}
         self._rows.extend(rows)
         self._end = seen
-        surplus = len(self._rows) - KEPT
+        surplus = len(self._rows) - MAX_KEPT_EVENTS
         if surplus > 0:
             for row in self._rows[:surplus]:
                 self._decoded.pop(row.position, None)
