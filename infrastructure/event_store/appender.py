@@ -83,7 +83,7 @@ class Appender:
 
     @property
     def refuses(self) -> bool:
-        """Does the database not respond, or was it unavailable to the latest batch or a load in the last two seconds?"""
+        """Does the database not respond, or was it unavailable to the latest batch or a load within the last 2 s?"""
         if self._appends.stuck:
             return True
         return self._refused_at is not None and time.monotonic() < self._refused_at + 2

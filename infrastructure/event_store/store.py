@@ -113,7 +113,7 @@ class EventStore:
 
     @property
     def refuses(self) -> bool:
-        """Does the database not respond, or was it unavailable to the latest batch or a load in the last two seconds?"""
+        """Does the database not respond, or was it unavailable to the latest batch or a load within the last 2 s?"""
         return self._loader.stuck or self._appender.refuses
 
     @property

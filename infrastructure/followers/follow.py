@@ -1,4 +1,4 @@
-"""The loop that every follower of the log is made of: read, act, do the chores, wait for more."""
+"""The loop of every follower of the log: read, act, run the chores, wait for more."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ E = TypeVar("E")
 
 
 class Wakes(Protocol):
-    """Says when there is more: `infrastructure.postgres.notifications.Announcements`, for one."""
+    """Wakes a follower when there is more to read, as `infrastructure.postgres.notifications.Announcements` does."""
 
     async def beyond(self, who: str, position: Position, *, within: timedelta) -> bool:
         """Return when `who` is beyond `position`; False if that did not happen in time."""
@@ -27,7 +27,7 @@ class Wakes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Chore:
-    """What is done beside the log, between two batches.
+    """Recurring work beside the log, done between two batches.
 
     Attributes:
         run: returns how long until it is to run again; None: not before the next batch.
@@ -39,7 +39,7 @@ class Chore:
 
 
 def keep_leadership(connection: Connection) -> Chore:
-    """The chore of every follower that leads and does not use its session every second or two anyway."""
+    """The chore of every leader that does not use its session every second or two anyway."""
 
     async def run() -> timedelta:
         await touch(connection)
@@ -65,12 +65,13 @@ async def follow(
     """Follow the log from `position` until cancelled, or until something goes wrong.
 
     Args:
-        read: what comes after a position, and the position up to which nothing is left out.
-        act: does what is to be done about it, and sees to it that the position is saved. It is called with what was
-            read, the position before and the one after, which is always greater.
-        rest: how long to rest at the end of the log after an `act` that took so long.
-        read_ahead_of: so many events behind, the next batch is read while `act` works on this one.
-        chores: one of them is `keep_leadership` if this is led (`infrastructure.followers.leadership.lead`).
+        read: returns what comes after a position, and the position up to which that is complete.
+        act: handles it, and sees to it that the position is saved. It is called with what was read, the position before
+            and the one after, which is always greater.
+        rest: returns how long to rest at the end of the log, given how long `act` took.
+        read_ahead_of: from so many events on, the next batch is read while `act` handles this one.
+        chores: one of them must use the session of a leader (`infrastructure.followers.leadership.lead`) every second or
+            two, as `keep_leadership` does.
     """
     loop = asyncio.get_running_loop()
     timetable = _Timetable(chores)
@@ -80,11 +81,11 @@ async def follow(
             events, seen = await (ahead or read(position))
             ahead = asyncio.create_task(read(seen)) if seen - position >= read_ahead_of else None
             if seen > position:
-                began = loop.time()
+                started = loop.time()
                 await act(events, position, seen)
                 position = seen
                 timetable.wake_idle()
-                if ahead is None and (pause := rest(timedelta(seconds=loop.time() - began))):
+                if ahead is None and (pause := rest(timedelta(seconds=loop.time() - started))):
                     await asyncio.sleep(pause.total_seconds())
             await timetable.run_due()
             if ahead is None:
@@ -103,7 +104,7 @@ class _Timetable:
         self._due = {chore: self._now() + chore.first.total_seconds() for chore in chores}
 
     def wake_idle(self) -> None:
-        """There was a batch: what waited for one is due."""
+        """There was a batch: the chores that waited for one are due."""
         now = self._now()
         self._due = {chore: now if due == inf else due for chore, due in self._due.items()}
 
@@ -114,6 +115,6 @@ class _Timetable:
                 self._due[chore] = inf if again_in is None else self._now() + again_in.total_seconds()
 
     def until_next(self) -> timedelta:
-        """How long there is nothing to do, at most a second: whoever waits for a notification looks anyway."""
+        """How long until a chore is due, at most a second: notifications may be lost, so a follower also polls."""
         next_due = min(self._due.values(), default=inf) - self._now()
         return timedelta(seconds=max(0.0, min(next_due, LOOK_ANYWAY.total_seconds())))

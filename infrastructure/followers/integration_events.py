@@ -24,25 +24,25 @@ from infrastructure.rabbitmq.topology import EVENTS_EXCHANGE
 
 log = structlog.get_logger(__name__)
 
-READ = 200
+BATCH_EVENTS = 200
 """Events published without waiting for each other's confirms: those come in milliseconds, and not one by one."""
 
 PACE = timedelta(milliseconds=100)
-"""Least time between two reads at the end of the log, so that under load one position is saved for many events."""
+"""Minimum time between two reads at the end of the log, so that under load one position is saved for many events."""
 
-LONGEST_PAUSE = timedelta(seconds=30)
-"""Between two tries of an event that a subscriber's full queue refuses: all others get it again each time."""
+MAX_PAUSE = timedelta(seconds=30)
+"""Between two attempts at an event that a subscriber's full queue refuses: the others get a copy each time."""
 
 
 class IntegrationEvents:
-    """Follows the log and publishes what concerns other services; one leads (`infrastructure.followers.leadership.lead`).
+    """Follows the log and publishes what concerns other services; one process leads (`infrastructure.followers.leadership.lead`).
 
-    At least once: the position moves only after the broker has confirmed everything before it, and a copy has the id of
-    the first. Events of one registration arrive in their order, because each waits for the confirm of the one before;
-    those of different registrations may overtake each other by a few. A follower that is new begins at the begin of the
-    log.
+    At least once: the position moves only after the broker has confirmed everything before it, and a copy has the
+    same id as the first. Events of one registration arrive in order, because each waits for the confirm of the one
+    before; those of different registrations may overtake each other by a few. A new follower starts at the beginning of
+    the log.
 
-    An event that cannot be published holds up those behind it. Nothing is parked: what a subscriber gets is in order.
+    An event that cannot be published holds up those behind it. Nothing is parked: subscribers get the events in order.
     """
 
     name = "integration-events"
@@ -55,7 +55,7 @@ class IntegrationEvents:
 
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.Leading`."""
-        await connection.execute("SET synchronous_commit = off")  # a lost position repeats, with the same ids
+        await connection.execute("SET synchronous_commit = off")  # a lost position repeats events, with the same ids
         position = await position_of(connection, self.name)
         await follow(
             position,
@@ -63,12 +63,12 @@ class IntegrationEvents:
             act=partial(self._advance, connection),
             wake=self._announcements,
             rest=lambda took: max(timedelta(0), PACE - took),
-            read_ahead_of=READ,
+            read_ahead_of=BATCH_EVENTS,
             chores=[keep_leadership(connection)],
         )
 
     async def _read(self, position: Position) -> tuple[Sequence[IntegrationEvent], Position]:
-        rows, seen = await self._tail.read(position, READ, TOPICS)
+        rows, seen = await self._tail.read(position, BATCH_EVENTS, TOPICS)
         return [event for row in rows if (event := integration_event(self._tail.decode(row))) is not None], seen
 
     async def _advance(
@@ -85,9 +85,9 @@ class IntegrationEvents:
         async with asyncio.TaskGroup() as group:
             for event in events:
                 before = latest.get(event.subject)
-                latest[event.subject] = group.create_task(self._see_through(event, before))
+                latest[event.subject] = group.create_task(self._publish_until_confirmed(event, before))
 
-    async def _see_through(self, event: IntegrationEvent, before: asyncio.Task[None] | None) -> None:
+    async def _publish_until_confirmed(self, event: IntegrationEvent, before: asyncio.Task[None] | None) -> None:
         """Publish an event after the one before it, however long the broker is away."""
         if before is not None:
             await before
@@ -111,11 +111,11 @@ class IntegrationEvents:
             except Unavailable as refused:
                 self._note_refusal(event)
                 wait = partial(asyncio.sleep, max(refused.retry_after, pause.total_seconds()))
-                pause = min(pause * 2, LONGEST_PAUSE)
+                pause = min(pause * 2, MAX_PAUSE)
             await wait()
 
     def _note_refusal(self, event: IntegrationEvent) -> None:
-        if not self._refused:  # once in all that is published together, not once an event and try
+        if not self._refused:  # once per batch, not once per event and attempt
             log.warning(
                 "integration_events.refused",
                 position=event.data.position,

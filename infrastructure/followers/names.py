@@ -1,4 +1,4 @@
-"""Which followers of the log there are."""
+"""The names of all followers of the log."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from infrastructure.followers.relay import Relay
 
 
 def names_of_followers(read_models: Iterable[str], *, publishes: bool) -> tuple[str, ...]:
-    """Their names: those of the read models, and of what acts.
+    """The names of the projectors (one per read model), and of the followers that act.
 
     Args:
-        publishes: is there a broker to publish integration events to?
+        publishes: whether there is a broker to publish integration events to.
     """
     names = (*read_models, ProcessManager.name, Relay.name)
     return (*names, IntegrationEvents.name) if publishes else names

@@ -1,4 +1,4 @@
-"""Streams put aside: what cannot be applied is parked with its stream, never skipped, while the others go on."""
+"""Parked streams: what cannot be applied is put aside with its stream, never skipped, while the others go on."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from infrastructure.postgres.connection import Connection
 
 log = structlog.get_logger(__name__)
 
-RETRY_PARKED = timedelta(minutes=1)
-"""How often parked streams are tried again, beside every begin of a leadership."""
+PARKED_RETRY_INTERVAL = timedelta(minutes=1)
+"""How often parked streams are tried again, apart from at the start of every leadership."""
 
-TRIES = 3
+ATTEMPTS_BEFORE_PARKING = 3
 """Attempts at an event before its stream is parked."""
 
 
 class ParkedStreams:
-    """The streams that a follower put aside, with every later event of theirs, in order."""
+    """The streams that a follower has put aside, with all their later events, in order."""
 
     def __init__(self, follower: str) -> None:
         self._follower = follower
@@ -39,7 +39,7 @@ class ParkedStreams:
         self._streams = {row[0] for row in await cursor.fetchall()}
 
     async def waiting(self, connection: Connection) -> dict[UUID, list[Position]]:
-        """The positions of what was put aside, in order, by stream."""
+        """The positions of the parked events, in order, by stream."""
         cursor = await connection.execute(
             "SELECT stream_id, position FROM parked_events WHERE follower = %s ORDER BY position", (self._follower,)
         )
@@ -60,7 +60,7 @@ class ParkedStreams:
         self._streams.discard(stream_id)
 
     async def add(self, connection: Connection, stream_id: UUID, position: Position, error: str) -> None:
-        """Put an event aside; `error` is a class of error, never a value."""
+        """Park an event; `error` says which kind of error it was, and never quotes a value."""
         self._streams.add(stream_id)
         await connection.execute(
             "INSERT INTO parked_events (follower, stream_id, position, error) VALUES (%s, %s, %s, %s)"

@@ -1,4 +1,4 @@
-"""How far each follower has come, saved with what it did."""
+"""How far each follower has come, saved together with what it did."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from infrastructure.postgres.connection import Connection
 
 
 async def position_of(connection: Connection, name: str) -> Position:
-    """Where the follower is; its row is made if it is new."""
+    """Return the follower's position; a new follower's row is inserted."""
     await connection.execute("INSERT INTO followers (name) VALUES (%s) ON CONFLICT DO NOTHING", (name,))
     row = await (await connection.execute("SELECT position FROM followers WHERE name = %s", (name,))).fetchone()
     assert row is not None  # noqa: S101 - inserted above
@@ -17,10 +17,10 @@ async def position_of(connection: Connection, name: str) -> Position:
 
 
 async def save_position(connection: Connection, name: str, since: Position, to: Position) -> None:
-    """Move the follower on.
+    """Advance the follower's position.
 
     Raises:
-        LostLeadership: it is not where we left it.
+        LostLeadership: another process has moved it.
     """
     if (await connection.execute(_MOVE, (to, name, since))).rowcount != 1:
         raise LostLeadership(name)

@@ -28,27 +28,27 @@ from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.follow import Chore, follow
 from infrastructure.followers.leadership import LostLeadership, while_touching
-from infrastructure.followers.parked import RETRY_PARKED, TRIES, ParkedStreams
+from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, PARKED_RETRY_INTERVAL, ParkedStreams
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Announcements
 
 log = structlog.get_logger(__name__)
 
-BATCH = 300
-"""Events in a step: small enough that the first mail of a burst need not wait for the decisions on the last."""
+BATCH_EVENTS = 300
+"""Events in one step: few enough that the first mail of a burst need not wait for the decisions on the last."""
 
-DUE = 200
-"""Deadlines looked at in a step; the next step takes the rest."""
+MAX_DUE_LOOKS = 200
+"""Deadlines handled in one step; the next step takes the rest."""
 
-EVERY = timedelta(seconds=1)
-"""How often deadlines are looked at."""
+LOOK_INTERVAL = timedelta(seconds=1)
+"""How often deadlines are checked."""
 
-KEPT = 2000
-"""Sagas kept in memory after a step: most hear the next event within a second, and need not be read again."""
+MAX_CACHED_SAGAS = 2000
+"""Sagas kept in memory after a step: most get their next event within a second, and need not be loaded again."""
 
-AT_ONCE = 32
-"""Commands under way at the same time; those of one registration keep their order."""
+CONCURRENT_REGISTRATIONS = 32
+"""Registrations whose commands run at the same time; the commands of one registration keep their order."""
 
 SOURCES = tuple(
     event.TOPIC
@@ -66,11 +66,11 @@ SOURCES = tuple(
         Registration.RegistrationCancelled,
     )
 )
-"""What the saga reacts to."""
+"""The topics that the saga reacts to."""
 
 
 class Look(Protocol):
-    """A registration whose saga is to look again, with what its date came from."""
+    """A registration due for a second look, with the context of the event that set its date."""
 
     @property
     def registration_id(self) -> UUID: ...
@@ -86,12 +86,12 @@ class Look(Protocol):
 
 
 Due = Callable[[Connection, datetime, int], Awaitable[Sequence[Look]]]
-"""What is due, the longest due first."""
+"""Returns the looks that are due, the longest overdue first."""
 
 
 @dataclass(slots=True)
-class _Story:
-    """What a step does about one registration."""
+class _Inbox:
+    """What one step handles for one registration, and what its saga notes about it."""
 
     registration_id: UUID
     saga: MailSaga | None = None
@@ -100,7 +100,7 @@ class _Story:
     notes: list[tuple[AnyEvent, Context]] = field(default_factory=list)
 
     @property
-    def begins(self) -> bool:
+    def is_new(self) -> bool:
         """Is its first event the registration's first?"""
         return isinstance(self.happened[0][0], Registration.UserRegistered)
 
@@ -111,10 +111,10 @@ class _Story:
 
 
 class ProcessManager:
-    """The mail saga's driver; one leads (`infrastructure.followers.leadership.lead`).
+    """Drives the mail saga; one process leads (`infrastructure.followers.leadership.lead`).
 
     A step runs the commands first, and then saves the saga's notes with the position in one commit. A crash in
-    between repeats the commands, which has no effect. Two leaders by accident: the second commit is refused.
+    between repeats the commands, which has no effect. If two processes lead by accident, the second commit is refused.
     """
 
     name = "mail-saga"
@@ -138,12 +138,12 @@ class ProcessManager:
         self._policy = policy
         self._due = due
         self._parked = ParkedStreams(self.name)
-        self._sagas: dict[int, MailSaga] = {}  # by the registration id's number, the latest last
+        self._cached_sagas: dict[int, MailSaga] = {}  # by the registration id's number, the latest last
         self._in_step = False
 
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.Leading`."""
-        self._sagas.clear()
+        self._cached_sagas.clear()
         self._in_step = False
         await self._parked.load(connection)
         position = await position_of(connection, self.name)
@@ -154,20 +154,19 @@ class ProcessManager:
             act=partial(self._follow, connection),
             wake=self._announcements,
             chores=[
-                Chore(partial(self._retry_parked, connection), first=RETRY_PARKED),
-                Chore(
-                    partial(self._look_again, connection)
-                ),  # uses the session every second, so it keeps the leadership
+                Chore(partial(self._retry_parked, connection), first=PARKED_RETRY_INTERVAL),
+                # This one uses the session every second, so it keeps the leadership.
+                Chore(partial(self._look_again, connection)),
             ],
         )
 
     async def _read(self, position: Position) -> tuple[Sequence[RecordedRow], Position]:
-        return await self._tail.read(position, BATCH, SOURCES)
+        return await self._tail.read(position, BATCH_EVENTS, SOURCES)
 
     async def _follow(
         self, connection: Connection, rows: Sequence[RecordedRow], position: Position, seen: Position
     ) -> None:
-        stories: dict[UUID, _Story] = {}
+        inboxes: dict[UUID, _Inbox] = {}
         for row in rows:
             if row.stream_id in self._parked:
                 await self._parked.add(connection, row.stream_id, row.position, "stream is parked")
@@ -177,8 +176,8 @@ class ProcessManager:
             except Exception as error:  # noqa: BLE001 - kept with the event, logged, counted
                 await self._park(connection, row.stream_id, [row], error)
                 continue
-            stories.setdefault(row.stream_id, _Story(row.stream_id)).add(row, recorded)
-        notes = await self._settle(connection, stories)
+            inboxes.setdefault(row.stream_id, _Inbox(row.stream_id)).add(row, recorded)
+        notes = await self._process(connection, inboxes)
         if notes:
             crash_point("pm.before_commit")
             try:
@@ -188,70 +187,70 @@ class ProcessManager:
             self._in_step = True
         else:
             await save_position(connection, self.name, position, seen)
-        self._keep(stories.values())
+        self._cache(inboxes.values())
 
     async def _look_again(self, connection: Connection) -> timedelta:
-        """Let the sagas whose time has come decide; returns when to look again."""
-        due = await self._due(connection, self._clock(), DUE + len(self._parked))
-        stories: dict[UUID, _Story] = {}
+        """Let the sagas that are due decide; returns how long until the next look."""
+        due = await self._due(connection, self._clock(), MAX_DUE_LOOKS + len(self._parked))
+        inboxes: dict[UUID, _Inbox] = {}
         for look in due:
             if look.registration_id not in self._parked:
                 deadline = DeadlineReached(look.registration_id)
                 context = Context(Actor.MAIL_SAGA, look.correlation_id, look.position, look.trace)
-                stories[look.registration_id] = _Story(look.registration_id, happened=[(deadline, context)])
-        notes = await self._settle(connection, stories)
+                inboxes[look.registration_id] = _Inbox(look.registration_id, happened=[(deadline, context)])
+        notes = await self._process(connection, inboxes)
         if notes:
             crash_point("reconcile.mid")
             try:
                 await self._store.append(notes)
             except Conflict:
                 raise LostLeadership(self.name) from None
-        self._keep(stories.values())
-        return timedelta(0) if len(stories) >= DUE else EVERY
+        self._cache(inboxes.values())
+        return timedelta(0) if len(inboxes) >= MAX_DUE_LOOKS else LOOK_INTERVAL
 
-    async def _settle(self, connection: Connection, stories: dict[UUID, _Story]) -> list[tuple[AnyEvent, Context]]:
-        """Decide and run the commands of all stories; answers the sagas' notes. What fails for good is parked."""
+    async def _process(self, connection: Connection, inboxes: dict[UUID, _Inbox]) -> list[tuple[AnyEvent, Context]]:
+        """Decide and run the commands of all inboxes; returns the sagas' notes. What keeps failing is parked."""
         notes: list[tuple[AnyEvent, Context]] = []
         failed: dict[UUID, Exception] = {}
-        left = list(stories.values())
-        for attempt in range(TRIES):
+        left = list(inboxes.values())
+        for attempt in range(ATTEMPTS_BEFORE_PARKING):
             failed = await self._try(connection, left, again=attempt > 0)
-            notes += [note for story in left if story.registration_id not in failed for note in story.notes]
-            left = [story for story in left if story.registration_id in failed]
+            notes += [note for inbox in left if inbox.registration_id not in failed for note in inbox.notes]
+            left = [inbox for inbox in left if inbox.registration_id in failed]
             if not left:
                 break
         for registration_id, error in failed.items():
-            await self._park(connection, registration_id, stories[registration_id].rows, error)
+            await self._park(connection, registration_id, inboxes[registration_id].rows, error)
         return notes
 
-    async def _try(self, connection: Connection, stories: Sequence[_Story], *, again: bool) -> dict[UUID, Exception]:
-        """Tell each story to its saga; answers the errors by registration.
+    async def _try(self, connection: Connection, inboxes: Sequence[_Inbox], *, again: bool) -> dict[UUID, Exception]:
+        """Pass each inbox to its saga; returns the errors by registration.
 
         Args:
-            again: something went wrong before, so nothing is taken for known.
+            again: an attempt has failed, so nothing is taken from the cache.
 
         Raises:
-            Unavailable, Conflict: the whole step is to be done again, from the same position.
+            Unavailable, Conflict: the whole step has to be repeated, from the same position.
         """
         unknown = {
-            story.registration_id: MailSaga.stream_id(story.registration_id)
-            for story in stories
-            if again or not self._recall(story)
+            inbox.registration_id: MailSaga.stream_id(inbox.registration_id)
+            for inbox in inboxes
+            if again or not self._from_cache(inbox)
         }
         streams = await self._store.load(*unknown.values()) if unknown else None
         failed: dict[UUID, Exception] = {}
-        gate = asyncio.Semaphore(AT_ONCE)
+        gate = asyncio.Semaphore(CONCURRENT_REGISTRATIONS)
         running: dict[UUID, Awaitable[None]] = {}
-        for story in stories:
+        for inbox in inboxes:
             try:
-                if streams is not None and story.registration_id in unknown:
-                    story.saga = streams.get(MailSaga, unknown[story.registration_id])
-                commands = self._decide(story)
-            except Exception as error:  # noqa: BLE001 - answered, and parked if it stays
-                failed[story.registration_id] = error
+                if streams is not None and inbox.registration_id in unknown:
+                    inbox.saga = streams.get(MailSaga, unknown[inbox.registration_id])
+                commands = self._decide(inbox)
+            except Exception as error:  # noqa: BLE001 - returned, and parked if it persists
+                failed[inbox.registration_id] = error
             else:
                 if commands:
-                    running[story.registration_id] = self._run_in_order(commands, gate)
+                    running[inbox.registration_id] = self._run_in_order(commands, gate)
         outcomes: list[BaseException | None] = []
         if running:
             outcomes = await while_touching(connection, asyncio.gather(*running.values(), return_exceptions=True))
@@ -262,52 +261,52 @@ class ProcessManager:
                 failed[registration_id] = outcome
         return failed
 
-    def _recall(self, story: _Story) -> bool:
-        """Is it known what the saga remembers?"""
-        story.saga = self._sagas.pop(story.registration_id.int, None)
-        # A registration's first event is followed once, with its saga's first notes in the same commit. The first step
-        # of a leadership looks all the same: should that have gone wrong, it is where it is mended.
-        return story.saga is not None or (self._in_step and story.begins)
+    def _from_cache(self, inbox: _Inbox) -> bool:
+        """Take the saga from the cache; False if it has to be loaded."""
+        inbox.saga = self._cached_sagas.pop(inbox.registration_id.int, None)
+        # A registration's first event is handled once, with its saga's first notes in the same commit: there is nothing
+        # to load. The first step of a leadership loads all the same, and so repairs it if that ever went wrong.
+        return inbox.saga is not None or (self._in_step and inbox.is_new)
 
-    def _keep(self, stories: Iterable[_Story]) -> None:
-        """What was decided is in the log."""
-        for story in stories:
-            if story.saga is not None and not story.saga.ended and story.registration_id not in self._parked:
-                self._sagas[story.registration_id.int] = story.saga
-        while len(self._sagas) > KEPT:
-            del self._sagas[next(iter(self._sagas))]
+    def _cache(self, inboxes: Iterable[_Inbox]) -> None:
+        """Cache the sagas, whose notes are in the log by now."""
+        for inbox in inboxes:
+            if inbox.saga is not None and not inbox.saga.ended and inbox.registration_id not in self._parked:
+                self._cached_sagas[inbox.registration_id.int] = inbox.saga
+        while len(self._cached_sagas) > MAX_CACHED_SAGAS:
+            del self._cached_sagas[next(iter(self._cached_sagas))]
 
     async def _retry_parked(self, connection: Connection) -> timedelta:
-        """Tell what was put aside, a registration at a time and in order; what still fails stays there."""
+        """Process the parked events, one registration at a time and in order; what still fails stays parked."""
         if not len(self._parked):
-            return RETRY_PARKED
+            return PARKED_RETRY_INTERVAL
         for registration_id, positions in (await self._parked.waiting(connection)).items():
-            story = _Story(registration_id)
+            inbox = _Inbox(registration_id)
             try:
                 for position in positions:
                     rows, _ = await self._tail.read(position - 1, 1) if position else ([], 0)
                     for row in rows:
-                        story.add(row, self._tail.decode(row))
-                failed = await self._try(connection, [story], again=True)
+                        inbox.add(row, self._tail.decode(row))
+                failed = await self._try(connection, [inbox], again=True)
             except (TopicError, MapperDeserialisationError) as error:
                 failed = {registration_id: error}
             if failed:
                 log.warning("follower.still_parked", follower=self.name, stream_id=str(registration_id))
                 continue
-            if story.notes:
-                await self._store.append(story.notes)
+            if inbox.notes:
+                await self._store.append(inbox.notes)
             await self._parked.remove(connection, registration_id)
             self._parked.forget(registration_id)
-        return RETRY_PARKED
+        return PARKED_RETRY_INTERVAL
 
-    def _decide(self, story: _Story) -> list[tuple[list[Command], Context]]:
-        """Let the saga react to all that happened; answers the commands of each event."""
-        story.notes.clear()
+    def _decide(self, inbox: _Inbox) -> list[tuple[list[Command], Context]]:
+        """Let the saga react to all that happened; returns the commands of each event."""
+        inbox.notes.clear()
         decided = []
-        for happened, context in story.happened:
-            story.saga, commands = react(story.saga, happened, self._clock(), self._policy)
-            if story.saga is not None:
-                story.notes.extend((note, context) for note in story.saga.collect_events())
+        for happened, context in inbox.happened:
+            inbox.saga, commands = react(inbox.saga, happened, self._clock(), self._policy)
+            if inbox.saga is not None:
+                inbox.notes.extend((note, context) for note in inbox.saga.collect_events())
             if commands:
                 decided.append((commands, context))
         return decided
@@ -322,7 +321,7 @@ class ProcessManager:
             try:
                 await self._handlers.handle(command, context)
             except Refused as refusal:
-                # A final answer: what happened in the meantime is in the log and will be told next.
+                # Final: what happened in the meantime is in the log, and the saga gets it next.
                 log.info("saga.refused", command=type(command).__name__, refusal=refusal.code)
                 return
 

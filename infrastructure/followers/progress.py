@@ -1,4 +1,4 @@
-"""Where every follower of the log is, and how far behind."""
+"""The position of every follower of the log, and how far behind it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from domain.recorded import Position
 from infrastructure.postgres.connection import Connection
 
 LAGGING = timedelta(minutes=1)
-"""A follower that is so far behind, or a next step so long overdue, is something to look at."""
+"""A follower that lags, or a next step that is overdue, by more than this needs attention."""
 
 _FOLLOWERS = """
     SELECT h.position, n.name, coalesce(f.position, 0), h.position - coalesce(f.position, 0),
@@ -32,7 +32,7 @@ _FOLLOWERS = """
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a follower is.
+    """How far a follower has come.
 
     Attributes:
         lag_seconds: age of the first event that it has not applied.
@@ -55,14 +55,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class AllProgress:
-    """Every follower, and the end of the log that they follow."""
+    """Every follower's progress, and the end of the log that they follow."""
 
     head: Position
     items: list[Progress]
 
 
 async def progress_of(connection: Connection, names: Sequence[str]) -> AllProgress:
-    """Every follower's position and lag, of one that never ran, too. There must be at least one name.
+    """Every follower's position and lag, even of one that never ran. There must be at least one name.
 
     Positions have no gaps, so the next event is found by its number.
     """

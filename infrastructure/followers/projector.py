@@ -16,7 +16,7 @@ from domain.recorded import Position, Recorded
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.followers.follow import Chore, follow, keep_leadership
 from infrastructure.followers.leadership import LostLeadership
-from infrastructure.followers.parked import RETRY_PARKED, TRIES, ParkedStreams
+from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, PARKED_RETRY_INTERVAL, ParkedStreams
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Announcements
@@ -24,27 +24,28 @@ from infrastructure.postgres.schema import Script, numbered
 
 log = structlog.get_logger(__name__)
 
-BATCH = 1000
-"""Events applied in one transaction at most: 40 times the throughput of one each (docs/library-notes.md)."""
+BATCH_EVENTS = 1000
+"""Maximum number of events per transaction: 40 times the throughput of one event each (docs/library-notes.md)."""
 
-REST = 4
+REST_FACTOR = 4
 """A projector at the end of the log writes for a quarter of the time at most: on a busy machine batches grow, and fewer
-of them make the same rows."""
+of them write the same rows."""
 
-LONGEST_REST = timedelta(seconds=1)
-"""Whatever a batch took: one that a stopped database held up says nothing about the next, and a leader whose session
-is silent for long is deposed (`LEASE_MARGIN`)."""
+MAX_REST = timedelta(seconds=1)
+"""However long a batch took: one that a stopped database held up says nothing about the next, and a leader whose
+session is silent for long is deposed (`LEASE_MARGIN`)."""
 
-_NOT_THERE = "RGLST"
-"""SQLSTATE of `move_on_v2` for a follower that somebody else has moved."""
+_POSITION_MOVED = "RGLST"
+"""SQLSTATE of `move_on_v2` for a follower that another process has moved."""
 
 
 class Projection(Protocol):
     """A read model's tables and fold (`projections/`).
 
     Attributes:
-        schema: where the tables are, to write and to read: a copy beside the live ones is an object with another one.
-        tables: SQL that makes them, and what later releases changed, in order; each runs once (`postgres.schema`).
+        schema: where the tables are, for writing and reading; a copy beside the live one has another.
+        tables: SQL scripts that create them, or change them in later releases, in order; each runs once
+            (`postgres.schema`).
     """
 
     name: str
@@ -56,7 +57,7 @@ class Projection(Protocol):
 
 
 def read_scripts(projection: Projection) -> tuple[Script, ...]:
-    """What makes the tables of a read model."""
+    """The scripts that create the tables of a read model."""
     return numbered(projection.schema, projection.tables, schema=projection.schema)
 
 
@@ -74,8 +75,8 @@ class Projector:
     ) -> None:
         """
         Args:
-            pace: least time between the begin of two batches (see `REST` as well): few large transactions are cheaper
-                than many small ones. What comes after a quiet time is applied at once.
+            pace: minimum time between the starts of two batches (see also `REST_FACTOR`): few large transactions are cheaper than
+                many small ones. An event after a quiet time is applied at once.
             announced: other processes wait for this read model, so its progress is announced to them.
         """
         self.name = projection.name
@@ -90,7 +91,7 @@ class Projector:
         """Follow until cancelled; see `Leading`."""
         schema = sql.Identifier(self._projection.schema)
         await connection.execute(sql.SQL("SET search_path = {}, public").format(schema))
-        # A read model can be folded again: losing its last moments in a crash of the server costs nothing.
+        # A read model can be rebuilt: losing its last moments in a crash of the server costs nothing.
         await connection.execute("SET synchronous_commit = off")
         await self._parked.load(connection)
         position = await position_of(connection, self.name)
@@ -101,12 +102,15 @@ class Projector:
             act=partial(self._advance, connection),
             wake=self._announcements,
             rest=partial(rest_after, pace=self._pace),
-            read_ahead_of=BATCH,
-            chores=[Chore(partial(self._retry_parked, connection), first=RETRY_PARKED), keep_leadership(connection)],
+            read_ahead_of=BATCH_EVENTS,
+            chores=[
+                Chore(partial(self._retry_parked, connection), first=PARKED_RETRY_INTERVAL),
+                keep_leadership(connection),
+            ],
         )
 
     async def _read(self, position: Position) -> _Batch:
-        rows, seen = await self._store.read(position, BATCH, self._projection.topics)
+        rows, seen = await self._store.read(position, BATCH_EVENTS, self._projection.topics)
         return [(row, self._decoded(row)) for row in rows], seen
 
     def _decoded(self, row: RecordedRow) -> Recorded | Exception:
@@ -118,13 +122,13 @@ class Projector:
     async def _advance(
         self, connection: Connection, rows: Sequence[_Entry], position: Position, seen: Position
     ) -> None:
-        for attempt in range(TRIES):
+        for attempt in range(ATTEMPTS_BEFORE_PARKING):
             try:
                 await self._move_on(connection, rows, position, seen)
                 self._announcements.hear(self.name, seen)
                 return
             except Exception as error:
-                if not _lies_in_the_event(error):
+                if not _is_event_error(error):
                     raise
                 log.warning(
                     "follower.batch_failed", follower=self.name, attempt=attempt + 1, error=type(error).__name__
@@ -143,7 +147,7 @@ class Projector:
                     "SELECT move_on_v2(%s, %s, %s, %s)", (self.name, position, seen, self._announced)
                 )
         except psycopg.Error as error:
-            if error.sqlstate == _NOT_THERE:
+            if error.sqlstate == _POSITION_MOVED:
                 raise LostLeadership(self.name) from None
             raise
 
@@ -161,9 +165,9 @@ class Projector:
             await self._projection.apply(connection, events)
 
     async def _retry_parked(self, connection: Connection) -> timedelta:
-        """Apply what was put aside, a stream at a time and in order; what still cannot be applied stays there."""
+        """Apply the parked events, one stream at a time and in order; what still cannot be applied stays parked."""
         if not len(self._parked):
-            return RETRY_PARKED
+            return PARKED_RETRY_INTERVAL
         for stream_id, positions in (await self._parked.waiting(connection)).items():
             try:
                 async with connection.transaction():
@@ -172,14 +176,14 @@ class Projector:
                         await self._projection.apply(connection, [self._store.decode(row) for row in rows])
                     await self._parked.remove(connection, stream_id)
             except Exception as error:
-                if not _lies_in_the_event(error):
+                if not _is_event_error(error):
                     raise
                 log.warning(
                     "follower.still_parked", follower=self.name, stream_id=str(stream_id), error=type(error).__name__
                 )
             else:
                 self._parked.forget(stream_id)
-        return RETRY_PARKED
+        return PARKED_RETRY_INTERVAL
 
     async def _advance_one_by_one(
         self, connection: Connection, rows: Sequence[_Entry], position: Position, seen: Position
@@ -196,20 +200,20 @@ class Projector:
 
 
 def rest_after(took: timedelta, pace: timedelta) -> timedelta:
-    """How long to rest after a batch that took so long, with at least `pace` between the starts of two."""
-    return max(timedelta(0), pace - took, min((REST - 1) * took, LONGEST_REST))
+    """How long to rest after a batch that took that long, with at least `pace` between the starts of two."""
+    return max(timedelta(0), pace - took, min((REST_FACTOR - 1) * took, MAX_REST))
 
 
 _Entry = tuple[RecordedRow, Recorded | Exception]
-"""An event as it stands in the log, and decoded or why it cannot be."""
+"""A stored event, with its decoded form or the error that decoding raised."""
 
 _Batch = tuple[Sequence[_Entry], Position]
-"""Events in order, and the position up to which nothing is left out."""
+"""Events in order, and the position up to which they are complete."""
 
 
-def _lies_in_the_event(error: Exception) -> bool:
-    """Is it this event that cannot be applied, or would any other fare the same (a table that is missing, a database
-    that is away or read-only)? Parking is for the former: the latter would park every stream."""
+def _is_event_error(error: Exception) -> bool:
+    """Is it this event that cannot be applied, or would any other fail as well (a missing table, a database that is
+    away or read-only)? Only the former is parked: the latter would park every stream."""
     if isinstance(error, LostLeadership | psycopg.OperationalError | psycopg.InterfaceError):
         return False
     if isinstance(error, psycopg.Error) and error.sqlstate is not None:
@@ -224,7 +228,7 @@ async def _apply_or_park(
         async with connection.transaction():
             await apply()
     except Exception as error:
-        if not _lies_in_the_event(error):
+        if not _is_event_error(error):
             raise
         log.error(  # noqa: TRY400 - the trace could carry values
             "follower.parked",

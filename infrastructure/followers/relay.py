@@ -1,4 +1,4 @@
-"""The relay: hands requested mails on, many at a time, and remembers how far all of them are safe."""
+"""The relay: hands requested mails on, many at a time, and saves the position up to which all of them are safe."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from infrastructure.postgres.notifications import Announcements
 
 log = structlog.get_logger(__name__)
 
-WINDOW = 500
+MAX_UNDER_WAY = 500
 """Mails handed on but not yet safe: one that hangs delays the position, not the mails behind it."""
 
-READ = 200
+BATCH_REQUESTS = 200
 
-SAVE = timedelta(milliseconds=100)
+SAVE_INTERVAL = timedelta(milliseconds=100)
 """How often the position is saved while hand-overs are under way: a crash repeats what came since, without effect."""
 
 
 class Relay:
-    """Follows the saga's requests; one leads (`infrastructure.followers.leadership.lead`).
+    """Follows the saga's requests; one process leads (`infrastructure.followers.leadership.lead`).
 
     `hand_over` returns when the request is safe: its outcome recorded (in process), or confirmed by the broker. The
     position never passes a request that is not, so a crash repeats requests and loses none.
@@ -57,7 +57,8 @@ class Relay:
             until_ready: returns when handing over makes sense again, after `MailServersAway` or `BrokerAway`.
             at_once: hand-overs under way at the same time.
             finish_within: how long a stop waits for them: a mail cut off in the middle may go out twice.
-            give_back: called when it leads no more and none is under way: the next leader waits for what they held.
+            give_back: called when this process no longer leads and no hand-over is under way: the next leader would wait
+                for the claims that they held.
         """
         self._tail = tail
         self._announcements = announcements
@@ -76,13 +77,13 @@ class Relay:
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.Leading`."""
         self._stopping = False
-        await connection.execute("SET synchronous_commit = off")  # a lost position repeats, and repeats are harmless
+        await connection.execute("SET synchronous_commit = off")  # a lost position repeats requests, which is harmless
         self._saved = self._read_up_to = await position_of(connection, self.name)
         try:
             await follow(
                 self._saved,
                 read=self._read,
-                act=self._begin_all,
+                act=self._start_all,
                 wake=self,
                 chores=[Chore(partial(self._save, connection)), keep_leadership(connection)],
             )
@@ -92,26 +93,26 @@ class Relay:
     async def _read(self, position: Position) -> tuple[Sequence[RecordedRow], Position]:
         if self._full:
             return [], position
-        return await self._tail.read(position, READ, (MailSaga.MailRequested.TOPIC,))
+        return await self._tail.read(position, BATCH_REQUESTS, (MailSaga.MailRequested.TOPIC,))
 
-    async def _begin_all(self, rows: Sequence[RecordedRow], _: Position, seen: Position) -> None:
+    async def _start_all(self, rows: Sequence[RecordedRow], _: Position, seen: Position) -> None:
         for row in rows:
             crash_point("relay.batch")
-            self._begin(row)
+            self._start(row)
         self._read_up_to = seen
 
     async def _save(self, connection: Connection) -> timedelta | None:
-        """Save how far everything is safe; returns when to do so again."""
+        """Save the position up to which everything is safe; returns how long until the next save."""
         safe = next(iter(self._under_way), self._read_up_to + 1) - 1
         if safe > self._saved:
             crash_point("relay.before_cursor")
             await save_position(connection, self.name, self._saved, safe)
             self._saved = safe
-        return SAVE if self._under_way else None
+        return SAVE_INTERVAL if self._under_way else None
 
     @property
     def _full(self) -> bool:
-        return len(self._under_way) >= WINDOW
+        return len(self._under_way) >= MAX_UNDER_WAY
 
     async def beyond(self, who: str, position: Position, *, within: timedelta) -> bool:
         """Return when there is more to read and room for it; see `infrastructure.followers.follow.Wakes`."""
@@ -140,13 +141,13 @@ class Relay:
         if self._give_back is not None:
             await self._give_back()
 
-    def _begin(self, row: RecordedRow) -> None:
+    def _start(self, row: RecordedRow) -> None:
         def end(task: asyncio.Task[None]) -> None:
             self._under_way.pop(row.position, None)
             self._room.set()
             error = None if task.cancelled() else task.exception()
             if error is not None:
-                # A bug. Nothing is lost by going on: the saga asks for the mail again until it hears of an outcome.
+                # A bug. Nothing is lost by going on: the saga requests the mail again until there is an outcome.
                 log.error(
                     "relay.gave_up",
                     position=row.position,
@@ -155,11 +156,11 @@ class Relay:
                     hint="this is a bug; report it",
                 )
 
-        task = self._under_way[row.position] = asyncio.create_task(self._see_through(row))
+        task = self._under_way[row.position] = asyncio.create_task(self._hand_over_until_safe(row))
         task.add_done_callback(end)
 
-    async def _see_through(self, row: RecordedRow) -> None:
-        """Hand a request over, however long the world is away."""
+    async def _hand_over_until_safe(self, row: RecordedRow) -> None:
+        """Hand a request over, however long the database, the broker or the mail servers are away."""
         request = self._request(row)
         pause = timedelta(milliseconds=200)
         task = asyncio.current_task()

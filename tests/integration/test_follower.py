@@ -19,7 +19,7 @@ from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.leadership import lead
-from infrastructure.followers.parked import TRIES
+from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING
 from infrastructure.followers.projector import Projector, read_scripts, rest_after
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import LOG, Announcements
@@ -309,7 +309,7 @@ async def test_a_read_model_that_is_locked_for_a_while_is_tried_again_and_nothin
         async with locked(dsn, "LOCK TABLE read_tally.seen IN ACCESS EXCLUSIVE MODE"):
             await append(store, claimed())
             # Failed by the lock timeout and begun again, more often than what is at fault itself would be.
-            await eventually(lambda: tally.attempts > 1 + 2 * TRIES)
+            await eventually(lambda: tally.attempts > 1 + 2 * ATTEMPTS_BEFORE_PARKING)
             assert await place(dsn) == 1
         await until_at(dsn, 2)
 

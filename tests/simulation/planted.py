@@ -200,9 +200,9 @@ def position_saved_before_the_commands_ran() -> Iterator[Parts]:
             await save_position(connection, self.name, position, seen)
             stories: dict[UUID, Any] = {}
             for row in rows:
-                story = stories.setdefault(row.stream_id, process_manager._Story(row.stream_id))
+                story = stories.setdefault(row.stream_id, process_manager._Inbox(row.stream_id))
                 story.add(row, self._tail.decode(row))
-            if notes := await self._settle(connection, stories):
+            if notes := await self._process(connection, stories):
                 await self._store.append(notes)
 
     yield Parts(manager=Hasty)
