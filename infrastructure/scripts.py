@@ -1,7 +1,7 @@
 """Every SQL script outside of the read models, in the order in which they run on a new database.
 
-A change is a new file at the end of its owner's line (`event_store/log_2.sql`): what a release has shipped is recorded
-in databases by its digest, and stays as it is (docs/upgrading.md).
+A change is a new file at the end of its owner's line (`event_store/log_2.sql`): databases record a released script by
+its digest, so it never changes (docs/upgrading.md).
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ async def follow(
             and the one after, which is always greater.
         rest: returns how long to rest at the end of the log, given how long `act` took.
         read_ahead_of: from so many events on, the next batch is read while `act` handles this one.
-        chores: one of them must use the session of a leader (`infrastructure.followers.leadership.lead`) every second or
-            two, as `keep_leadership` does.
+        chores: one of them must use the session of a leader (`infrastructure.followers.leadership.lead`) every second
+            or two, as `keep_leadership` does.
     """
     loop = asyncio.get_running_loop()
     timetable = _Timetable(chores)

@@ -35,7 +35,7 @@ MAX_PAUSE = timedelta(seconds=30)
 
 
 class IntegrationEvents:
-    """Follows the log and publishes what concerns other services; one process leads (`infrastructure.followers.leadership.lead`).
+    """Follows the log and publishes what concerns other services; one process leads (`followers.leadership.lead`).
 
     At least once: the position moves only after the broker has confirmed everything before it, and a copy has the
     same id as the first. Events of one registration arrive in order, because each waits for the confirm of the one

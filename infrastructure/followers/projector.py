@@ -75,8 +75,8 @@ class Projector:
     ) -> None:
         """
         Args:
-            pace: minimum time between the starts of two batches (see also `REST_FACTOR`): few large transactions are cheaper than
-                many small ones. An event after a quiet time is applied at once.
+            pace: minimum time between the starts of two batches (see also `REST_FACTOR`): few large transactions are
+                cheaper than many small ones. An event after a quiet time is applied at once.
             announced: other processes wait for this read model, so its progress is announced to them.
         """
         self.name = projection.name

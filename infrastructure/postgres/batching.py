@@ -1,4 +1,4 @@
-"""Batcher: gathers what callers ask for while the last batch is under way, and does it in one go."""
+"""Batcher: gathers callers' items while a batch is under way, and handles them together in the next one."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from application.ports import Overloaded, Unavailable
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PATIENCE = timedelta(seconds=2)
-"""A batch that takes longer is stuck: who waits behind it is better told so than kept (docs/reliability.md, B1, B8)."""
+BATCH_TIMEOUT = timedelta(seconds=2)
+"""A batch that takes longer is stuck: callers behind it fail at once rather than wait (docs/reliability.md, B1, B8)."""
 
 
 class Batcher(Generic[Item, Result]):
-    """Turns many concurrent single calls into few calls for many.
+    """Turns many concurrent calls for one item each into few calls for many items.
 
-    A lone item goes at once, and batches fill by themselves while the one before is under way and, where there is a pace,
-    for a moment after it. Order is kept. At most one batch is under way at any time.
+    A lone item goes at once; a batch fills while the previous one is under way and, where there is a pace, for a moment
+    after it. Order is kept. At most one batch is under way at any time.
     """
 
     def __init__(
@@ -32,21 +32,21 @@ class Batcher(Generic[Item, Result]):
         max_waiting: int,
         weigh: Callable[[Item], int] = lambda _: 1,
         on_batch: Callable[[int], None] = lambda _: None,
-        patience: timedelta = PATIENCE,
+        patience: timedelta = BATCH_TIMEOUT,
         pace: timedelta = timedelta(0),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """
         Args:
-            run: does a batch; answers a result or an exception for each item, in order. If it raises, every item of
+            run: handles a batch; returns a result or an exception for each item, in order. If it raises, every item of
                 the batch fails with that.
-            max_batch: greatest weight of a batch (a single heavier item goes alone).
+            max_batch: maximum weight of a batch (a single heavier item goes alone).
             max_waiting: items that may wait; beyond it callers get `Overloaded`.
             weigh: weight of an item.
-            on_batch: told the number of items of every batch.
-            patience: for a batch. While one takes longer, whoever waits behind it or comes is refused at once.
-            pace: from the end of a batch to the begin of the next one; for those whom a later answer costs nothing, as
-                few large batches take less of everybody's time than many small ones.
+            on_batch: called with the number of items of every batch.
+            patience: how long a batch may take. While one takes longer, waiting and new items are refused at once.
+            pace: minimum time from the end of a batch to the start of the next one, for callers that can wait: few
+                large batches take less time overall than many small ones.
             sleep: waits, in seconds.
         """
         self._run = run
@@ -60,7 +60,7 @@ class Batcher(Generic[Item, Result]):
         self._sleep = sleep
         self._next_at = 0.0
         self._stuck = False
-        self._waiting: dict[asyncio.Future[Result], Item] = {}  # in order; O(1) for a caller that goes
+        self._waiting: dict[asyncio.Future[Result], Item] = {}  # in order; O(1) to remove a cancelled caller's item
         self._worker: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -71,18 +71,18 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def stuck(self) -> bool:
-        """Has the batch under way had no answer for longer than our patience?"""
+        """Has the batch under way taken longer than `patience`?"""
         return self._stuck
 
     async def do(self, item: Item) -> Result:
-        """Have the item done in the next batch.
+        """Handle the item in the next batch.
 
-        A caller that is cancelled takes its item back if it is still waiting; otherwise it is done all the same.
+        If the caller is cancelled, its item is withdrawn while it still waits; otherwise it is handled all the same.
 
         Raises:
-            Overloaded: too many items are waiting; it was not done.
-            Unavailable: the batcher was closed, or a batch is stuck; it was not done.
-            Exception: whatever `run` answered for this item.
+            Overloaded: too many items are waiting; it was not handled.
+            Unavailable: the batcher was closed, or a batch is stuck; it was not handled.
+            Exception: what `run` returned or raised for this item.
         """
         if self._closed:
             raise Unavailable(f"{self._name} is shutting down")
@@ -100,7 +100,7 @@ class Batcher(Generic[Item, Result]):
             self._waiting.pop(future, None)
 
     async def close(self) -> None:
-        """Refuse new items; finish those that were taken."""
+        """Refuse new items; finish those that were accepted."""
         self._closed = True
         if self._worker is not None:
             await asyncio.wait({self._worker})  # unlike `await`, leaves it alone when we are cancelled
@@ -113,7 +113,7 @@ class Batcher(Generic[Item, Result]):
                     await self._sleep(rest)
                 batch = self._take()
                 if batch:
-                    await self._settle(batch)
+                    await self._resolve(batch)
                     self._next_at = loop.time() + self._pace
         finally:
             self._worker = None
@@ -125,7 +125,7 @@ class Batcher(Generic[Item, Result]):
         seen = []
         weight = 0
         for future, item in self._waiting.items():
-            if not future.done():  # else its caller is just going
+            if not future.done():  # otherwise its caller was cancelled a moment ago
                 weight += self._weigh(item)
                 if batch and weight > self._max_batch:
                     break
@@ -135,21 +135,21 @@ class Batcher(Generic[Item, Result]):
             del self._waiting[future]
         return batch
 
-    def _refuse(self) -> None:
-        """The batch under way is stuck: nobody is to wait for it who need not."""
+    def _refuse_waiting(self) -> None:
+        """The batch under way is stuck: fail the items that wait behind it."""
         self._stuck = True
         for future in self._waiting:
             if not future.done():
                 future.set_exception(Unavailable(f"{self._name} gets no answer"))
 
-    async def _settle(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
-        answers: list[tuple[tuple[Item, asyncio.Future[Result]], Result | Exception]]
-        alarm = asyncio.get_running_loop().call_later(self._patience, self._refuse)
+    async def _resolve(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        results: list[tuple[tuple[Item, asyncio.Future[Result]], Result | Exception]]
+        alarm = asyncio.get_running_loop().call_later(self._patience, self._refuse_waiting)
         try:
             self._on_batch(len(batch))
-            answers = list(zip(batch, await self._run([item for item, _ in batch]), strict=True))
-        except Exception as error:  # noqa: BLE001 - not swallowed: it is every caller's answer
-            answers = [(entry, error) for entry in batch]
+            results = list(zip(batch, await self._run([item for item, _ in batch]), strict=True))
+        except Exception as error:  # noqa: BLE001 - not swallowed: every caller gets it
+            results = [(entry, error) for entry in batch]
         except BaseException:
             for _, future in batch:
                 future.cancel()
@@ -157,10 +157,10 @@ class Batcher(Generic[Item, Result]):
         finally:
             alarm.cancel()
             self._stuck = False
-        for (_, future), answer in answers:
+        for (_, future), result in results:
             if future.done():
                 continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
+            if isinstance(result, Exception):
+                future.set_exception(result)
             else:
-                future.set_result(answer)
+                future.set_result(result)

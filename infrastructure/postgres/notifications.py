@@ -1,6 +1,6 @@
-"""Announcements: hears what commits announce (LISTEN), and wakes those who wait for it.
+"""Announcements: receives what commits announce (LISTEN), and wakes the tasks that wait for it.
 
-Nobody relies on hearing: a lost notification is a delay of at most a second, because every waiter looks again.
+Nothing relies on notifications: a lost one is a delay of at most a second, because every waiter polls as well.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from infrastructure.postgres.connection import Connection, connect
 log = structlog.get_logger(__name__)
 
 LOG = "log"
-"""What the event store announces its head under; a follower's progress is announced under its own name."""
+"""Name under which the event store announces the head of the log; a follower's progress is announced under its own."""
 
 LOOK_ANYWAY = timedelta(seconds=1)
+"""How long to wait for a notification before polling."""
 
 _POSITION = re.compile("[0-9]{1,19}")  # no more than a bigint has
 
@@ -31,12 +32,13 @@ class Announcements:
     def __init__(self, dsn: str, *, on_restart: Callable[[], None] = lambda: None) -> None:
         """
         Args:
-            on_restart: called whenever listening begins again: after a failover, what was known may never have been.
+            on_restart: called whenever listening starts or restarts: after a failover, what was read before may be
+                wrong.
         """
         self._dsn = dsn
         self._on_restart = on_restart
         self._heard: dict[str, Position] = {}
-        self._unproven: dict[str, Position] = {}  # announced to us, and not compared with the tables yet
+        self._unverified: dict[str, Position] = {}  # announced, but not compared with the tables yet
         self._waiting: dict[str, asyncio.Future[None]] = {}
 
     async def run(self) -> None:
@@ -45,9 +47,9 @@ class Announcements:
         while True:
             try:
                 await self._listen()
-            except Exception as error:  # noqa: BLE001 - the loop's edge: whatever it was, it is listened again
+            except Exception as error:  # noqa: BLE001 - the loop's edge: whatever it was, listen again
                 now = asyncio.get_running_loop().time()
-                if now > lost_at + 2 * LOOK_ANYWAY.total_seconds():  # once an outage, not once a second
+                if now > lost_at + 2 * LOOK_ANYWAY.total_seconds():  # once per outage, not once per second
                     log.warning(
                         "announcements.lost", error=type(error).__name__, hint="reconnecting; waiters poll meanwhile"
                     )
@@ -55,7 +57,7 @@ class Announcements:
                 await asyncio.sleep(LOOK_ANYWAY.total_seconds())
 
     async def beyond(self, who: str, position: Position, *, within: timedelta = LOOK_ANYWAY) -> bool:
-        """Wait until `who` was heard to be beyond `position`; False if that did not happen in time."""
+        """Wait until `who` has announced a position beyond `position`; False if that did not happen in time."""
         deadline = asyncio.get_running_loop().time() + within.total_seconds()
         while self._heard.get(who, 0) <= position:
             future = self._waiting.get(who)
@@ -71,7 +73,7 @@ class Announcements:
         return True
 
     def hear(self, who: str, position: Position) -> None:
-        """Take note of a position; also called directly by what commits in this very process."""
+        """Note a position; also called directly by what commits in this very process."""
         if position > self._heard.get(who, 0):
             self._heard[who] = position
             future = self._waiting.pop(who, None)
@@ -83,36 +85,36 @@ class Announcements:
         async with connection:
             await connection.execute("LISTEN registrar_log")
             await connection.execute("LISTEN registrar_follower")
-            # From scratch: after a restore or a failover the log may be shorter than what was heard, and who waits
-            # beyond that would never wait.
+            # From scratch: after a restore or a failover the log may end before what was announced, and a waiter for
+            # a position in between would return at once, for ever.
             self._heard.clear()
-            self._unproven.clear()
+            self._unverified.clear()
             self._on_restart()
-            # What was announced before we listened.
+            # What was announced before we were listening.
             for who, position in (await _positions(connection)).items():
                 self.hear(who, position)
             while True:
                 async for notification in connection.notifies(timeout=LOOK_ANYWAY.total_seconds()):
                     name, _, number = notification.payload.rpartition(":")
                     if _POSITION.fullmatch(number):
-                        self._take_for_true(LOG if notification.channel == "registrar_log" else name, int(number))
-                if self._unproven:
-                    self._take_back(await _positions(connection))
+                        self._trust_for_now(LOG if notification.channel == "registrar_log" else name, int(number))
+                if self._unverified:
+                    self._correct(await _positions(connection))
 
-    def _take_for_true(self, who: str, position: Position) -> None:
-        """Wake who waits for it now; whether it is so is asked within a second, as any role of the database may notify."""
+    def _trust_for_now(self, who: str, position: Position) -> None:
+        """Wake its waiters now, and verify it within a second: any role of the database may notify."""
         if position > self._heard.get(who, 0):
-            self._unproven[who] = position
+            self._unverified[who] = position
             self.hear(who, position)
 
-    def _take_back(self, positions: dict[str, Position]) -> None:
-        """Forget what was announced and is not so: it would let nobody wait."""
-        for who, position in self._unproven.items():
+    def _correct(self, positions: dict[str, Position]) -> None:
+        """Correct what was announced but is not true: with it no waiter would wait any more."""
+        for who, position in self._unverified.items():
             if self._heard[who] == position > positions.get(who, 0):
                 self._heard[who] = positions.get(who, 0)
             if not self._heard[who]:
                 del self._heard[who]
-        self._unproven.clear()
+        self._unverified.clear()
 
 
 async def _positions(connection: Connection) -> dict[str, Position]:

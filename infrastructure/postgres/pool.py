@@ -1,4 +1,4 @@
-"""Connections for queries: several at the same time, each on a connection that works."""
+"""A pool of connections for concurrent queries, which replaces broken ones."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ T = TypeVar("T")
 
 
 class QueryPool(AsyncConnectionPool[Connection]):
-    """Up to eight connections, every one autocommit; made when they are needed, once it is open."""
+    """Up to eight autocommit connections, opened on demand once the pool is open."""
 
     def __init__(
         self, dsn: str, *, statement_timeout: timedelta, patience: timedelta | None = None, read_only: bool = False
     ) -> None:
         """
         Args:
-            patience: how long a query may take in all; by default what a statement may.
+            patience: how long a query may take in all; by default as long as a statement.
             read_only: the server refuses to change anything.
         """
         super().__init__(
             dsn,
             min_size=1,
             max_size=8,
-            max_waiting=16,  # docs/reliability.md, B14: twice the pool; beyond it callers are told at once
+            max_waiting=16,  # docs/reliability.md, B14: twice the pool; beyond it callers are refused at once
             timeout=2.0,
             reconnect_timeout=0,
             open=False,
@@ -41,9 +41,9 @@ class QueryPool(AsyncConnectionPool[Connection]):
         self._patience = longest if patience is None else min(longest, patience)
 
     async def ask(self, select: Callable[[Connection], Awaitable[T]]) -> T:
-        """Run a query on a connection of the pool, on another one if that turned out to be broken.
+        """Run a query on a connection of the pool, and on another one if that turns out to be broken.
 
-        It takes no longer than a statement may: the pool itself would wait for a silent database for ever.
+        It takes no longer than `patience`: the pool itself would wait for an unresponsive database for ever.
 
         Raises:
             Unavailable, psycopg.OperationalError, psycopg_pool.PoolTimeout: the database is away.

@@ -1,7 +1,7 @@
-"""What stands in the database, made and changed by numbered scripts: each runs once, and none is ever taken back.
+"""The database schema, created and changed by numbered scripts: each runs once, and none is ever reverted.
 
-Processes of two releases share a database while one replaces the other. So a script only adds, or takes away what the
-release before does not use any more; and a release that meets the scripts of a later one changes nothing.
+Processes of two releases share a database while one replaces the other. So a script only adds, or removes what the
+previous release no longer uses; and a release that finds the scripts of a later one changes nothing.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ log = structlog.get_logger(__name__)
 PUBLIC = "public"
 
 LOCK_TIMEOUT = timedelta(milliseconds=500)
-"""How long a script waits for a lock. Whoever wants the same table meanwhile queues behind it, and gives up after a
+"""How long a script waits for a lock. Other statements on the same table queue behind it, and give up after a
 second (`connection.session`)."""
 
-PAUSE = timedelta(seconds=1)
-"""Between two tries of a script: the traffic that had queued behind it goes first."""
+RETRY_PAUSE = timedelta(seconds=1)
+"""Between two attempts at a script: the statements that queued behind it go first."""
 
-PATIENCE = timedelta(minutes=2)
-"""How long a lock may be held by others before the start is given up."""
+MAX_LOCK_WAIT = timedelta(minutes=2)
+"""How long others may hold a lock before the start fails."""
 
-NEVER_NUMBERED = {
+RECORDS_OF_0_1_0 = {
     "event store": "1841b673b5320503fbf266aefe39455f43487acd8b766cb5e0d9f8ff72705447",
     "read_registrations": "7969c418d90d1b1d72f4a215387020c3bfce9804fbda18de6f6bcc47e9cc9fe1",
     "read_accounts": "8d0babaaa6d123a4067ce5736de26398583471ebad435e2f831c706b2d857c94",
@@ -42,28 +42,29 @@ NEVER_NUMBERED = {
     "read_audit": "57890c2f18a15997642492ab6fc1dba1eb9964888208cb8043836058bbced68e",
     "read_deadlines": "df02ea5870014cd8ccc711a8fbe81e8416ae3b301a9cac1b842ff0afb8bc6558",
 }
-"""What release 0.1.0 records of its scripts, and runs them again if it does not find: it finds it, in a database made
-by this release, too. One release long."""
+"""What release 0.1.0 records of its scripts, and without which it runs them again: recorded here as well, so that 0.1.0
+can work with a database created by this release. Kept for one release."""
 
 
 class WrongSchema(Exception):
-    """One line: the database does not hold what this release works with, and what to do."""
+    """The schema is not the one that this release works with; the message is one line that says what to do."""
 
 
 class Outdated(WrongSchema):
-    """Scripts of this release have not been run yet, which the start of its service does."""
+    """Scripts of this release have not been run yet; starting its service runs them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A step in what an owner has in the database. Once released it never changes.
+    """A step in the schema of an owner. Once released it never changes.
 
     Attributes:
         owner: whose tables and functions these are: "log", "read_mail".
-        number: 1, 2, 3, … The first one makes what is missing: it is run on a database of release 0.1.0, too.
-        text: SQL, run in one transaction.
-        needs: the least number of this owner that a process must know to work on a database that has this script.
-        schema: where unqualified names are created; made if missing.
+        number: 1, 2, 3, … The first one only creates what is missing: it also runs on a database of release 0.1.0.
+        text: the SQL, run in one transaction.
+        needs: the lowest script number of this owner that a process must know to work with a database in which this
+            script has run.
+        schema: where unqualified names are created; created if missing.
     """
 
     owner: str
@@ -82,53 +83,53 @@ class Script:
 
 
 def numbered(owner: str, texts: Iterable[str], *, schema: str = PUBLIC) -> tuple[Script, ...]:
-    """Scripts of an owner in their order, which everybody can work with."""
+    """An owner's scripts in order, with which every release can work."""
     return tuple(Script(owner, number, text, schema=schema) for number, text in enumerate(texts, start=1))
 
 
 async def check(connection: Connection, scripts: Sequence[Script]) -> None:
-    """Change nothing; return if the database holds what these scripts make.
+    """Return if the database has what these scripts create; changes nothing.
 
     Raises:
-        Outdated: some have not been run.
+        Outdated: some scripts have not been run.
         WrongSchema: a later release has changed the database, and this one cannot work with it.
     """
     recorded = await _recorded(connection)
     missing = _missing(recorded, scripts)
     if missing and not recorded:
         raise Outdated(
-            "There is nothing of Registrar's in this database; start the service first (`registrar up`, or `serve`)."
+            "This database does not contain Registrar's tables; start the service first (`registrar up`, or `serve`)."
         )
     if missing:
         raise Outdated(
-            "An earlier release of Registrar made this database; start the service of this one first, which changes it "
-            f"({', '.join(script.name for script in missing)})."
+            "An earlier release of Registrar created this database; start the service of this release first, which "
+            f"updates it ({', '.join(script.name for script in missing)})."
         )
 
 
 async def bring_up_to_date(connection: Connection, scripts: Sequence[Script]) -> None:
-    """Run, in their order, the scripts that have not been run on this database.
+    """Run, in order, the scripts that have not been run on this database.
 
-    Any number of processes may do this at once, while others work. A process that starts takes no lock on a table when
-    there is nothing to do.
+    Any number of processes may do this at the same time, while others are working. A process that starts locks no table
+    when there is nothing to do.
 
     Raises:
         WrongSchema: a later release has changed the database, and this one cannot work with it; others hold a lock for
-            `PATIENCE`; or this role may not make tables.
+            `MAX_LOCK_WAIT`; or this role may not create tables.
     """
     missing = _missing(await _recorded(connection), scripts)
     if missing:
-        await _when_possible("schema_scripts", partial(_make_records, connection))
+        await _retry_while_locked("schema_scripts", partial(_create_records, connection))
     for script in missing:
-        await _when_possible(script.name, partial(_run_once, connection, script))
-    if missing:  # what was run by others meanwhile is judged, too
+        await _retry_while_locked(script.name, partial(_run_once, connection, script))
+    if missing:  # also check what others have run meanwhile
         _missing(await _recorded(connection), scripts)
 
 
-async def _when_possible(name: str, run: Callable[[], Awaitable[None]]) -> None:
+async def _retry_while_locked(name: str, run: Callable[[], Awaitable[None]]) -> None:
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + PATIENCE.total_seconds()
-    waits = False
+    deadline = loop.time() + MAX_LOCK_WAIT.total_seconds()
+    warned = False
     while True:
         try:
             await run()
@@ -141,26 +142,26 @@ async def _when_possible(name: str, run: Callable[[], Awaitable[None]]) -> None:
                 ) from None
         except psycopg.errors.InsufficientPrivilege:
             raise WrongSchema(
-                f"This role may not run the script {name}; "
-                "start a process first whose role owns what Registrar has in the database."
+                f"This role may not run the script {name}; first start a process whose role owns Registrar's tables."
             ) from None
         except psycopg.errors.ReadOnlySqlTransaction:
             raise WrongSchema(
-                f"The database is read-only, and the script {name} is still to be run; "
+                f"The database is read-only, and the script {name} has not been run yet; "
                 "point REGISTRAR_DATABASE_URL at the primary."
             ) from None
-        if not waits:
+        if not warned:
             log.warning(
-                "schema.waits", script=name, hint="for a lock; is there a long transaction in pg_stat_activity?"
+                "schema.waits", script=name, hint="it needs a lock; is there a long transaction in pg_stat_activity?"
             )
-        waits = True
-        await asyncio.sleep(PAUSE.total_seconds())
+        warned = True
+        await asyncio.sleep(RETRY_PAUSE.total_seconds())
 
 
-async def _make_records(connection: Connection) -> None:
-    """The table of what has been run. Not part of a script: who starts meanwhile reads it, however long one takes."""
+async def _create_records(connection: Connection) -> None:
+    """Create the table of what has been run. Not part of a script: processes that start meanwhile read it, however
+    long a script takes."""
     async with connection.transaction():
-        await _take_turns(connection)
+        await _lock_schema(connection)
         cursor = await connection.execute(
             "SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass('public.schema_scripts')"
         )
@@ -169,11 +170,11 @@ async def _make_records(connection: Connection) -> None:
             await connection.execute(
                 "CREATE TABLE public.schema_scripts (name text PRIMARY KEY, digest text NOT NULL, needs integer)"
             )
-        elif "needs" not in columns:  # release 0.1.0 made it
+        elif "needs" not in columns:  # created by release 0.1.0
             await connection.execute("ALTER TABLE public.schema_scripts ADD COLUMN needs integer")
 
 
-async def _take_turns(connection: Connection) -> None:
+async def _lock_schema(connection: Connection) -> None:
     await connection.execute(
         "SELECT set_config('lock_timeout', %s, true)", (f"{LOCK_TIMEOUT / timedelta(milliseconds=1):.0f}ms",)
     )
@@ -182,23 +183,24 @@ async def _take_turns(connection: Connection) -> None:
 
 async def _run_once(connection: Connection, script: Script) -> None:
     async with connection.transaction():
-        await _take_turns(connection)
+        await _lock_schema(connection)
         recorded = await _recorded(connection)
         if script.name in recorded:
             return
-        former = "event store" if script.owner == "log" else script.owner
-        has_run = former in recorded and recorded[former].digest == script.digest  # by release 0.1.0, the same text
+        former_name = "event store" if script.owner == "log" else script.owner
+        # Has release 0.1.0 run the same text?
+        has_run = former_name in recorded and recorded[former_name].digest == script.digest
         await connection.execute(
             "INSERT INTO public.schema_scripts (name, digest, needs) VALUES (%s, %s, %s)",
             (script.name, script.digest, script.needs),
         )
-        if former in NEVER_NUMBERED:
+        if former_name in RECORDS_OF_0_1_0:
             await connection.execute(
                 "INSERT INTO public.schema_scripts (name, digest) VALUES (%s, %s) ON CONFLICT DO NOTHING",
-                (former, NEVER_NUMBERED[former]),
+                (former_name, RECORDS_OF_0_1_0[former_name]),
             )
         if not has_run:
-            await _execute(connection, script)  # last, so that its locks are held for no further round trip
+            await _execute(connection, script)  # last, so that its locks are not held for another round trip
 
 
 async def _execute(connection: Connection, script: Script) -> None:
@@ -217,7 +219,7 @@ class _Run:
 
 
 async def _recorded(connection: Connection) -> Mapping[str, _Run]:
-    """What has been run, by name; what release 0.1.0 recorded is among it."""
+    """What has been run, by name, including what release 0.1.0 recorded."""
     row = await (await connection.execute("SELECT to_regclass('public.schema_scripts') IS NULL")).fetchone()
     if row is None or row[0]:
         return {}
@@ -229,10 +231,10 @@ async def _recorded(connection: Connection) -> Mapping[str, _Run]:
 
 
 def _missing(recorded: Mapping[str, _Run], scripts: Collection[Script]) -> list[Script]:
-    """Those that have not been run.
+    """The scripts that have not been run.
 
     Raises:
-        WrongSchema: what has been run is not what this release would run, or beyond what it can work with.
+        WrongSchema: what has been run differs from what this release would run, or is too new for it to work with.
     """
     known = {script.owner: script.number for script in scripts}
     for name, run in recorded.items():
@@ -240,7 +242,7 @@ def _missing(recorded: Mapping[str, _Run], scripts: Collection[Script]) -> list[
         if run.needs > known.get(owner, run.needs):
             raise WrongSchema(
                 f"A later release of Registrar has changed this database ({name}), "
-                "and this one cannot work with it any more; run the later one."
+                "and this one can no longer work with it; run the later one."
             )
     for script in scripts:
         if script.name in recorded and recorded[script.name].digest != script.digest:

@@ -21,7 +21,7 @@ from infrastructure.event_store.store import EventStore
 from infrastructure.postgres import schema
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, connect
-from infrastructure.postgres.schema import NEVER_NUMBERED, Outdated, Script, WrongSchema, bring_up_to_date, check
+from infrastructure.postgres.schema import RECORDS_OF_0_1_0, Outdated, Script, WrongSchema, bring_up_to_date, check
 from tests.support.facts import CLIENT, REGISTRATION
 from tests.support.log import append, broken_blocks, happened, locked, log_of, placed, query, until_waiting_for_a_lock
 from tests.support.releases import FORMER_SCRIPTS, make_as_former
@@ -116,7 +116,7 @@ async def append_as_former(dsn: str) -> None:
 
 
 def test_the_frozen_scripts_are_those_whose_digests_release_0_1_0_looks_for() -> None:
-    assert {name: Script(name, 1, text).digest for name, text in FORMER_SCRIPTS.items()} == NEVER_NUMBERED
+    assert {name: Script(name, 1, text).digest for name, text in FORMER_SCRIPTS.items()} == RECORDS_OF_0_1_0
 
 
 async def test_a_database_of_the_release_before_keeps_what_it_has_and_what_its_processes_call(former: str) -> None:
@@ -129,7 +129,7 @@ async def test_a_database_of_the_release_before_keeps_what_it_has_and_what_its_p
     now = await functions(former)
     assert {name: now[name] for name in CALLED_BEFORE} == {name: called[name] for name in CALLED_BEFORE}
     digests = dict(await query(former, "SELECT name, digest FROM schema_scripts"))
-    assert {name: digests[name] for name in NEVER_NUMBERED} == NEVER_NUMBERED
+    assert {name: digests[name] for name in RECORDS_OF_0_1_0} == RECORDS_OF_0_1_0
     store = EventStore(former, codec=EventCodec(), clock=DatabaseClock())
     await store.open()
     assert await append(store, happened()) == 2
@@ -148,7 +148,7 @@ async def test_the_release_before_finds_in_a_new_database_what_it_calls_and_noth
     await append_as_former(dsn)
 
     digests = dict(await query(dsn, "SELECT name, digest FROM schema_scripts"))
-    assert {name: digests[name] for name in NEVER_NUMBERED} == NEVER_NUMBERED
+    assert {name: digests[name] for name in RECORDS_OF_0_1_0} == RECORDS_OF_0_1_0
 
 
 async def test_a_database_of_the_release_before_is_not_ready_to_be_looked_at(former: str) -> None:
@@ -185,7 +185,7 @@ async def in_use(dsn: str) -> str:
 async def test_the_release_before_is_changed_without_waiting_for_anybody_who_writes(
     former: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "PATIENCE", timedelta(0))
+    monkeypatch.setattr(schema, "MAX_LOCK_WAIT", timedelta(0))
     async with locked(former, await in_use(former)):
         await start(former)
 
@@ -281,7 +281,7 @@ async def test_a_script_that_waits_for_a_long_transaction_holds_up_nobody(dsn: s
 
 
 async def test_a_start_that_waits_too_long_says_what_for(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "PATIENCE", timedelta(0))
+    monkeypatch.setattr(schema, "MAX_LOCK_WAIT", timedelta(0))
     async with locked(dsn, "SELECT FROM events"):
         with pytest.raises(WrongSchema, match=r"log/2 .* long transaction"):
             await start(dsn, ADDS_A_COLUMN)
