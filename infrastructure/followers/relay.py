@@ -57,8 +57,8 @@ class Relay:
             until_ready: returns when handing over makes sense again, after `MailServersAway` or `BrokerAway`.
             at_once: hand-overs under way at the same time.
             finish_within: how long a stop waits for them: a mail cut off in the middle may go out twice.
-            give_back: called when this process no longer leads and no hand-over is under way: the next leader would wait
-                for the claims that they held.
+            give_back: called when this process no longer leads and no hand-over is under way: the next leader would
+                wait for the claims that they held.
         """
         self._tail = tail
         self._announcements = announcements

@@ -1,13 +1,13 @@
 """Circuit breakers: purgatory's factory, unit of work, listeners and context manager over states of our own.
 
-purgatory 3.0.1 counts failures in a row (four failures and a success, for ever, never open it), lets everybody through
-when half open, counts a cancellation as a failure and raises one exception object again and again. So `Circuits`
+purgatory 3.0.1 counts failures in a row (four failures and a success, for ever, never open it), lets every call through
+when half open, counts a cancellation as a failure and raises the same exception object every time. So `Circuits`
 creates `Circuit`s where the factory would create its `Context`; everything around them is purgatory's. The rules are
 those of opossum, a Node.js library: more than 50 % of the calls of a minute, five at least, open a circuit for 30 s
 (`docs/contract.md`).
 
 purgatory notifies its listeners of a change when the call that caused it ends; `on_transition` is called at once, and
-with the state before, too.
+gets the previous state as well.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from purgatory.domain.messages.commands import CreateCircuitBreaker
 from purgatory.domain.model import CLOSED, HALF_OPENED, OPENED, Context, ExcludeType, State
 from purgatory.typing import StateName
 
-WINDOW: Final = 60.0
-"""Seconds of calls that are looked at."""
+WINDOW_SECONDS: Final = 60.0
+"""Seconds over which calls are counted."""
 BUCKETS: Final = 10
 """The window moves on in steps of a tenth (opossum's default), so it covers 54 to 60 s."""
-TOLERATED: Final = 0.5
-"""Share of failures up to and including which a circuit stays closed."""
+TOLERATED_RATE: Final = 0.5
+"""Failure rate up to and including which a circuit stays closed."""
 
 OnTransition = Callable[[str, StateName, StateName], None]
 """Called with the circuit's name, its old and its new state: "closed", "half-opened" or "opened". Must not raise."""
 
 
 class CircuitOpen(Exception):
-    """The call was rejected and not made. A new one for each rejection, so that none collects tracebacks.
+    """The call was rejected and not made. Each rejection raises a new object, so that none collects tracebacks.
 
     Attributes:
         retry_after: seconds until the circuit may let a call through; a guess while a probe is running.
@@ -50,7 +50,7 @@ class CircuitOpen(Exception):
 
 
 class Closed(State):
-    """Calls go through and are counted; looked at whenever one fails."""
+    """Calls go through and are counted; the failure rate is checked whenever one fails."""
 
     name = CLOSED
 
@@ -68,11 +68,11 @@ class Closed(State):
         calls = sum(bucket[1] for bucket in self._buckets)
         failures = sum(bucket[2] for bucket in self._buckets)
         context.mark_failure(failures)
-        if calls >= context.threshold and failures > TOLERATED * calls:
+        if calls >= context.threshold and failures > TOLERATED_RATE * calls:
             context.set_state(Opened(_circuit(context).clock(), context.ttl))
 
     def _count(self, context: Context, *, failed: bool) -> None:
-        number = int(_circuit(context).clock() // (WINDOW / BUCKETS))
+        number = int(_circuit(context).clock() // (WINDOW_SECONDS / BUCKETS))
         if not self._buckets or self._buckets[-1][0] != number:
             self._buckets.append([number, 0, 0])
         while self._buckets[0][0] <= number - BUCKETS:
@@ -82,7 +82,7 @@ class Closed(State):
 
 
 class Opened(State):
-    """Nothing goes through before `until`; how calls end that went through earlier says nothing new."""
+    """Nothing goes through before `until`; the outcome of calls that went through earlier says nothing new."""
 
     name = OPENED
 
@@ -104,7 +104,7 @@ class Opened(State):
 
 
 class HalfOpened(State):
-    """One call, the probe, decides; it is known by its task, so that no late call decides in its place."""
+    """One call, the probe, decides; it is identified by its task, so that no late call decides in its place."""
 
     name = HALF_OPENED
 
@@ -135,7 +135,7 @@ class HalfOpened(State):
 
 
 class Circuit(Context):
-    """What is known about the calls to one thing; purgatory's `AsyncCircuitBreaker.context`."""
+    """The state of one circuit breaker; purgatory's `AsyncCircuitBreaker.context`."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class Circuit(Context):
             self.wake()
 
     def open(self, seconds: float | None = None) -> None:
-        """Open now, whatever the counts: one reply, or another worker's report, was enough to know that calls will fail.
+        """Open now, whatever the counts: one reply, or another worker's report, is enough to know that calls will fail.
 
         Args:
             seconds: until a call may go through again; by default what a circuit stays open for.
@@ -186,13 +186,13 @@ class Circuit(Context):
         """Would the next call be the probe?"""
         return isinstance(self._state, Opened) and self.ready_in() <= 0
 
-    def be_due(self) -> None:
-        """Have the next call be the probe, if the circuit is open."""
+    def make_due(self) -> None:
+        """Let the next call be the probe, if the circuit is open."""
         if isinstance(self._state, Opened):
             self._state.until = min(self._state.until, self.clock())
 
     def put_off(self, seconds: float) -> None:
-        """Stay open for so long at least: another worker is probing, or has found by now that it is to stay open."""
+        """Stay open for at least that long: another worker is probing, or has just found that it must stay open."""
         if isinstance(self._state, Opened):
             self._state.until = max(self._state.until, self.clock() + seconds)
 
@@ -218,7 +218,7 @@ class Circuit(Context):
                 self._waiting.discard(changed)
 
     def wake(self) -> None:
-        """Have everybody in `until_ready` look again, as after a change; for a clock that was moved, too."""
+        """Let all callers of `until_ready` check again: after a change, or after the clock has been moved."""
         for changed in self._waiting:
             if not changed.done():
                 changed.set_result(None)
@@ -226,12 +226,12 @@ class Circuit(Context):
 
 def _circuit(context: Context) -> Circuit:
     if not isinstance(context, Circuit):
-        raise TypeError("a state of ours needs a circuit of ours")
+        raise TypeError("these states need a `Circuit`")
     return context
 
 
 class Circuits(AsyncCircuitBreakerFactory):
-    """purgatory's factory, making our circuits: `async with await circuits.get_breaker(name): …`.
+    """purgatory's factory, which creates our circuits: `async with await circuits.get_breaker(name): …`.
 
     The timeout of a call belongs inside the breaker; a cancellation from outside does not count.
 
@@ -254,7 +254,7 @@ class Circuits(AsyncCircuitBreakerFactory):
         super().__init__(default_threshold=minimum_calls, default_ttl=open_for.total_seconds(), exclude=exclude)
         self._clock = clock
         self._on_transition = on_transition
-        self.messagebus.remove_listener(CreateCircuitBreaker, self._register)  # purgatory's: a command has only one
+        self.messagebus.remove_listener(CreateCircuitBreaker, self._register)  # purgatory's own; a command has only one
         self.messagebus.add_listener(CreateCircuitBreaker, self._register)
 
     async def _register(self, command: CreateCircuitBreaker, uow: AsyncAbstractUnitOfWork) -> Circuit:

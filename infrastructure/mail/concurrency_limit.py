@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import Final
 
 RAISE_AFTER: Final = 20
-"""Successes at the limit that raise it by one: a server that takes K gets a call too many once in 10 K. From 1 to 32
-takes 620."""
+"""Successes at the limit that raise it by one: a server that takes K gets one call too many in 10 K. From 1 to 32 takes
+620."""
 
 
 class ConcurrencyLimit:
@@ -24,12 +24,12 @@ class ConcurrencyLimit:
         …
         limit.succeeded(generation)    # or limit.refused(generation)
 
-    First come, first served. The generation separates the calls from before and after the latest decrease: the earlier
-    ones were refused for what has been corrected since, so many refusals at one moment count once.
+    First come, first served. The generation separates the calls before and after the latest decrease: a refusal of an
+    earlier one has been taken into account already, so many refusals at one moment count once.
 
     Args:
-        most: the limit to begin with, and never more.
-        on_change: called with the limit, now and whenever it changes. Must not raise.
+        most: the initial limit, which is never exceeded.
+        on_change: called with the limit, at first and whenever it changes. Must not raise.
     """
 
     def __init__(self, most: int, *, on_change: Callable[[int], None] = lambda _: None) -> None:
@@ -39,7 +39,7 @@ class ConcurrencyLimit:
         self._on_change = on_change
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._generation = 0
-        self._successes = 0  # that count for the next increase
+        self._successes = 0  # that count towards the next increase
         on_change(most)
 
     @property
@@ -57,7 +57,7 @@ class ConcurrencyLimit:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                with suppress(ValueError):  # it was passed over already
+                with suppress(ValueError):  # it was removed already
                     self._waiting.remove(turn)
             else:  # it was our turn already
                 self._leave()
@@ -75,7 +75,7 @@ class ConcurrencyLimit:
                 self._set_limit(self.limit + 1)
 
     def refused(self, generation: int) -> None:
-        """There were too many. One call at a time is always allowed: fewer would be none."""
+        """Too many calls: halve the limit, but always allow one call at a time."""
         if generation == self._generation and self.limit > 1:
             self._generation += 1
             self._successes = 0

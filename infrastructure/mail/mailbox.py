@@ -1,4 +1,4 @@
-"""The embedded mailbox: a real SMTP server on this machine that keeps what it is sent and delivers nothing.
+"""The embedded mailbox: a real SMTP server on this machine that stores what it receives and delivers nothing.
 
 It stands in for a mail server until one is configured. A mail is on disk before it is acknowledged, one file each,
 readable by any mail program; the newest thousand are kept. The mails carry codes: files and directory are readable by
@@ -32,7 +32,7 @@ MAX_MAILS: Final = 1_000
 MAX_MAIL_BYTES: Final = 256 * 1024
 """Ours have about 7 KiB, and 1,000 of the largest still fit into memory."""
 CLIENT_TIMEOUT: Final = 60.0
-"""Seconds that a client may be silent; ours keeps an idle connection for 30 s."""
+"""Seconds for which a client may be silent; ours keeps an idle connection for 30 s."""
 _PAGE: Final = Path(__file__).parent / "templates" / "mailbox_page.html"
 
 
@@ -55,7 +55,7 @@ class MailboxMessage:
 
 
 def page(nonce: str) -> str:
-    """The page `GET /mailbox`, to be served with `page_policy` of the same nonce: random, new for each answer."""
+    """The page `GET /mailbox`, to be served with `page_policy` of the same nonce: random, new for each response."""
     return _PAGE.read_text("utf-8").replace("{{ nonce }}", nonce)
 
 
@@ -71,7 +71,7 @@ class Mailbox:
     """Listens on the loopback interface from `start` to `stop`.
 
     Args:
-        directory: where the mails are; made if it is not there.
+        directory: where the mails are stored; created if missing.
         port: 0 for any free one.
         max_mails: how many are kept.
         now: nanoseconds since the epoch.
@@ -113,7 +113,7 @@ class Mailbox:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stop listening, cut what is connected, and finish what is being written."""
+        """Stop listening, drop all connections, and finish what is being written."""
         if self._server is not None:
             self._server.close()
             for session in tuple(self._sessions):
@@ -132,7 +132,7 @@ class Mailbox:
         return [message for message in newest_first if message.to.lower() == to.lower()]
 
     def clear(self) -> None:
-        """Delete all; a mail that is arriving meanwhile stays."""
+        """Delete all mails; one that is arriving meanwhile stays."""
         self._files.delete(self._messages)
         self._messages.clear()
 
@@ -153,7 +153,7 @@ class Mailbox:
 
 
 class _Session(SMTP):
-    """A client's connection: aiosmtpd's protocol, with our limits, and known to the mailbox while it lasts."""
+    """A client's connection: aiosmtpd's protocol with our limits, registered with the mailbox while it lasts."""
 
     def __init__(self, owner: Mailbox, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -184,7 +184,7 @@ class _Handler:
 
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
         content = envelope.original_content or b""
-        # Shielded: once the dot is read the mail is stored whole, even if the client does not wait for the answer.
+        # Shielded: once the dot is read the mail is stored completely, even if the client does not wait for the reply.
         try:
             await asyncio.shield(self._owner._store(list(envelope.rcpt_tos), content))
         except OSError as error:
@@ -193,7 +193,7 @@ class _Handler:
         return "250 2.0.0 stored"
 
     async def handle_exception(self, error: Exception) -> str:
-        """In place of aiosmtpd's, which tells the client and logs what was sent."""
+        """Replaces aiosmtpd's own, which repeats what was sent in its reply and in the log."""
         log.error("the mailbox broke off a conversation", error=type(error).__name__)
         return "451 4.3.0 something went wrong"
 
@@ -226,7 +226,7 @@ class _Files:
             stored[arrival] = _read(arrival, mail)
         directory = os.open(self._directory, os.O_RDONLY)
         try:
-            os.fsync(directory)  # or a power cut may take the names back
+            os.fsync(directory)  # otherwise a power failure may undo the renaming
         finally:
             os.close(directory)
         return stored

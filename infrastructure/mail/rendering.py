@@ -1,8 +1,8 @@
 """What mails say, in the reader's language, from the templates.
 
-Nothing that a registrant typed is in a mail but the address it goes to: someone who registers another person's address
-must not be able to send them a word (`docs/security.md`, S10 and S13). The subject does not carry the code, so that a
-locked screen does not show it.
+A mail contains nothing that a registrant typed, apart from the address it goes to: someone who registers another
+person's address must not be able to send them a single word (`docs/security.md`, S10 and S13). The subject does not
+contain the code, so that a locked screen does not show it.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ def language_of(locale: str | None) -> Language:
 
 
 def render_code(locale: str | None, ttl: timedelta, public_url: str) -> Rendered:
-    """The mail with a code, whose places are gaps; in the text part the code stands alone on a line.
+    """The mail with a code, with gaps in its place; in the text part the code is alone on its line.
 
     Args:
         ttl: how long the code is valid from now.
-        public_url: where the registrant came from.
+        public_url: the address of the service that the registrant used.
     """
     language = language_of(locale)
     return _render("code", language, code=CODE_GAP, ttl=_duration(ttl, language), public_url=public_url)
 
 
 def render_notice(locale: str | None, public_url: str) -> Rendered:
-    """To the holder of an account, when somebody registers with their address: nothing has happened."""
+    """The mail to the holder of an account when somebody registers with their address: nothing has happened."""
     return _render("notice", language_of(locale), public_url=public_url)
 
 
@@ -66,8 +66,8 @@ class TemplateLetters:
 
     Args:
         ttl: how long a code is valid, counted from its hand-over to a mail server.
-        public_url: where registrants come from.
-        sender: `MAIL_FROM`; the Message-IDs are of its domain.
+        public_url: the address of the service that registrants use.
+        sender: `MAIL_FROM`; Message-IDs use its domain.
     """
 
     def __init__(self, *, ttl: timedelta, public_url: str, sender: str) -> None:
@@ -89,7 +89,7 @@ class TemplateLetters:
 
 @lru_cache(maxsize=64)
 def _render(kind: str, language: Language, **values: str) -> Rendered:
-    """Rendered once and kept: mails of one kind in one language differ by their code alone."""
+    """Rendered once and cached: mails of one kind in one language differ only in their code."""
     subject = _SUBJECTS[kind, language]
     text, html = (
         _TEMPLATES.get_template(f"{kind}.{language}.{suffix}").render(language=language, subject=subject, **values)
@@ -99,7 +99,7 @@ def _render(kind: str, language: Language, **values: str) -> Rendered:
 
 
 def _duration(length: timedelta, language: Language) -> str:
-    """In the largest unit that says it exactly: "10 minutes", "90 seconds"."""
+    """In the largest unit that expresses it exactly: "10 minutes", "90 seconds"."""
     seconds = max(1, int(length.total_seconds()))
     for size, one, many in _UNITS[language]:
         if seconds % size == 0:

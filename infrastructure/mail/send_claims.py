@@ -1,4 +1,4 @@
-"""What a mail worker asks the database for beside the log: the right to send, and with it the personal key."""
+"""What a mail worker needs from the database besides the log: the right to send, and with it the personal key."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _Mail = tuple[UUID, int]
 """Registration and serial of an issue."""
 
 RELEASE_WITHIN = timedelta(seconds=1)
-"""How long a release waits for a claim to go with; far below the first retry of a mail, which is to find no claim of the
-failed try (`application.mail_saga.RETRY_DELAYS`: 30 s, where the lease lasts 45 s)."""
+"""How long a release waits for a claim to share a transaction with; far less than the delay of a mail's first retry,
+which must not find the claim of the failed try (`application.mail_saga.RETRY_DELAYS`: 30 s; the lease lasts 45 s)."""
 
 
 class StoredSendClaims:
-    """Implements `application.ports.SendClaims` by leases in the database, told by its clock.
+    """Implements `application.ports.SendClaims` with leases in the database, timed by its clock.
 
-    A worker that died keeps its claims until their leases end: by then it cannot be sending any more. A release goes
-    with the next claim to be made, which costs no commit of its own. If none is made, it goes alone after a short time.
+    A worker that died keeps its claims until their leases end: by then it cannot be sending any more. A release shares
+    the transaction of the next claim, so it costs no commit of its own. Without one, it is made alone after a moment.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class StoredSendClaims:
         """
         Args:
             lease: longer than sending one mail can take, all tries included.
-            release_within: how long a release waits for the next claim; also the time between two tries of it while
+            release_within: how long a release waits for the next claim; also the time between two attempts at it while
                 the database is away.
             pace: see `infrastructure.postgres.batching.Batcher`.
         """
@@ -60,22 +60,22 @@ class StoredSendClaims:
         return await self._claims.do((registration_id, serial))
 
     async def release(self, registration_id: UUID, serial: int) -> None:
-        """Give a claim back that we hold; one that we took anew after its lease ended is another claim."""
+        """Release a claim that we hold; if we acquired it again after its lease had ended, that is another claim."""
         lease_until = self._held.pop((registration_id, serial), None)
         if lease_until is not None:
             self._released.append((registration_id, serial, lease_until))
             if self._releasing is None or self._releasing.done():
-                self._releasing = asyncio.create_task(self._release_the_idle(), name="send claims releases")
+                self._releasing = asyncio.create_task(self._release_overdue(), name="send claims releases")
 
     async def close(self) -> None:
-        """Give back everything that was released. Not the end: claims may be made afterwards.
+        """Make the pending releases now. Claims may still be made afterwards.
 
         Raises:
             Unavailable: the database is away; the leases end by themselves.
         """
         if self._releasing is not None:
             self._releasing.cancel()
-            await asyncio.wait({self._releasing})  # what it had in hand is among the released again
+            await asyncio.wait({self._releasing})  # the releases that it was making are pending again
         await self._claim([])
 
     async def forget_the_dead(self) -> None:
@@ -86,21 +86,21 @@ class StoredSendClaims:
 
         await self._line.ask(delete)
 
-    async def _release_the_idle(self) -> None:
+    async def _release_overdue(self) -> None:
         """Release what has waited for a whole interval, until nothing is left to release."""
         while self._released:
             oldest = self._released[0]
             await asyncio.sleep(self._release_within)
             if self._released and self._released[0] is oldest:  # no claim was made in the meantime
-                with suppress(Unavailable, psycopg.Error):  # tried again; in the end the leases end by themselves
+                with suppress(Unavailable, psycopg.Error):  # tried again; at worst the leases end by themselves
                     await self._claim([])
 
     async def _claim(self, mails: Sequence[_Mail]) -> Sequence[SendClaim | Exception | None]:
         released, self._released = self._released, []
         wanted = list(dict.fromkeys(mails))
 
-        async def settle(connection: Connection) -> list[tuple[UUID, int, datetime, bytes | None]]:
-            # Both in one transaction, which a pipeline is by itself.
+        async def write(connection: Connection) -> list[tuple[UUID, int, datetime, bytes | None]]:
+            # Both in one transaction, which a pipeline is implicitly.
             async with connection.pipeline():
                 if released:
                     await connection.execute(
@@ -126,12 +126,12 @@ class StoredSendClaims:
             return await cursor.fetchall()
 
         try:
-            got = await self._line.ask(settle)
+            rows = await self._line.ask(write)
         except BaseException:
             self._released += released
             raise
         claims = {}
-        for registration_id, serial, lease_until, wrapped in got:
+        for registration_id, serial, lease_until, wrapped in rows:
             self._held[registration_id, serial] = lease_until
             claims[registration_id, serial] = SendClaim(wrapped)
-        return [claims.pop(mail, None) for mail in mails]  # of two wishes for one mail the earlier gets it
+        return [claims.pop(mail, None) for mail in mails]  # of two requests for one mail the first one gets it

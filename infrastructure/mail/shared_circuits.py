@@ -1,8 +1,8 @@
 """The mail servers' circuits, shared by all workers through the database: one opens it for all, one probes for all.
 
-What each worker counts stays its own; only that a circuit is open, and that it is closed again, is published to the
-others. They read it every second, and so do the relay, which leaves mails in the log while no server can be called, and
-the health checks.
+Each worker counts calls for itself; it only publishes to the others that a circuit has opened, or closed again. They
+read that every second, and so do the relay, which leaves mails in the log while no server can be called, and the health
+checks.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from infrastructure.postgres.connection import Connection, Line
 
 log = structlog.get_logger(__name__)
 
-LOOK_EVERY: Final = timedelta(seconds=1)
+POLL_INTERVAL: Final = timedelta(seconds=1)
 
 FORGOTTEN_AFTER: Final = timedelta(minutes=1)
-"""A server that no worker has named for so long is no longer in use, or its workers are gone."""
+"""A server that no worker has named for that long is no longer in use, or its workers are gone."""
 
-NAME_EVERY: Final = timedelta(seconds=20)
+NAMING_INTERVAL: Final = timedelta(seconds=20)
 
 MAX_PROBE_PERMITS: Final = 64
-"""While every circuit is open, the most mails that go to the workers between two looks, for them to probe with one of
-them: what two workers have in hand."""
+"""While every circuit is open, the maximum number of mails that go to the workers between two polls, for a probe with
+one of them: as many as two workers hold."""
 
-_LOOK = """
+_POLL = """
     SELECT name, state, greatest(0, extract(epoch FROM open_until - clock_timestamp()))::double precision,
            coalesce(probed_until > clock_timestamp(), false), extract(epoch FROM changed_at)::double precision
     FROM circuits WHERE named_at > clock_timestamp() - %s ORDER BY name
@@ -63,13 +63,13 @@ _MAY_PROBE = """
 
 @dataclass(frozen=True, slots=True)
 class SharedCircuit:
-    """What the workers have published of a mail server's circuit.
+    """What the workers have published about a mail server's circuit.
 
     Attributes:
         name: the server's `host:port`.
         open_for: seconds until it may be probed; zero if it is closed, or due.
         probed: a worker is probing it.
-        changed_at: by the database's clock, in seconds since 1970; it only tells changes apart.
+        changed_at: by the database's clock, in seconds since 1970; only used to tell changes apart.
     """
 
     name: str
@@ -80,15 +80,15 @@ class SharedCircuit:
 
     @property
     def shown(self) -> str:
-        """By the names that purgatory gives to the states."""
+        """The state, by purgatory's names."""
         return "half-opened" if self.state == OPENED and self.probed else self.state
 
 
 class SharedCircuits:
-    """Where the state of the circuits is published and read.
+    """Publishes and reads the state of the circuits.
 
     Args:
-        probe_lasts: a probe without an outcome for so long counts as given up: its worker has died.
+        probe_lasts: a probe without an outcome for that long counts as abandoned: its worker has died.
     """
 
     def __init__(self, line: Line, *, probe_lasts: timedelta) -> None:
@@ -107,7 +107,7 @@ class SharedCircuits:
     # --- For processes that send mails ----------------------------------------------------------
 
     def share(self, circuits: Sequence[Circuit]) -> None:
-        """Publish the changes of these, and have them follow what others publish."""
+        """Publish the changes of these circuits, and apply to them what others publish."""
         self._own = circuits
 
     def changed(self, name: str, _old: StateName, new: StateName) -> None:
@@ -119,14 +119,14 @@ class SharedCircuits:
         self._wake.set()
 
     async def may_probe(self, name: str) -> bool:
-        """May we be the one that calls a server whose time of being open is over?
+        """May we probe a server whose circuit has been open for long enough?
 
-        Not if another worker does already, or has published something of it that we have not read.
+        Not if another worker is probing it, or has published a change of it that we have not read yet.
 
         Raises:
             Unavailable: the database is away.
         """
-        await self._publish()  # should we have opened it ourselves
+        await self._publish()  # in case we have opened it ourselves
         if not all(circuit.is_due for circuit in self._own if circuit.name == name):
             return False  # a probe of ours has failed meanwhile
         known = self._applied.get(name)
@@ -136,7 +136,7 @@ class SharedCircuits:
 
         return await self._line.ask(ask)
 
-    # --- For everybody else ---------------------------------------------------------------------
+    # --- For all processes ----------------------------------------------------------------------
 
     @property
     def states(self) -> dict[str, str]:
@@ -149,10 +149,10 @@ class SharedCircuits:
         return bool(self._seen) and all(one.state == OPENED for one in self._seen)
 
     def take_probe_permit(self) -> bool:
-        """Take leave to give the workers a mail: for any while a server can be called, else for a few to probe with.
+        """May a mail be given to the workers? Any mail while a server can be called, otherwise a few for a probe.
 
-        At each look that finds nobody probing the permits are twice as many: after a long outage the first mails are of
-        codes that have been replaced, which are not sent any more and so cannot be probed with.
+        The number of permits doubles at each poll that finds no probe under way: after a long outage the first mails
+        are for codes that have been replaced, which are no longer sent, so they cannot serve as a probe.
         """
         if not self.all_open:
             return True
@@ -160,7 +160,7 @@ class SharedCircuits:
         return self._permits_left >= 0
 
     async def looked(self) -> None:
-        """Return after the next look."""
+        """Return after the next poll."""
         async with self._looked:
             await self._looked.wait()
 
@@ -175,19 +175,19 @@ class SharedCircuits:
                 await self._publish()
                 if self._own and loop.time() >= name_at:
                     await self._name()
-                    name_at = loop.time() + NAME_EVERY.total_seconds()
-                await self._look()
+                    name_at = loop.time() + NAMING_INTERVAL.total_seconds()
+                await self._poll()
             except (Unavailable, psycopg.Error):
-                pass  # nobody sends without the database either; what is known stays
+                pass  # without the database nobody sends either; the known states stay
             async with self._looked:
                 self._looked.notify_all()
             self._wake.clear()
             if not self._to_publish:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_EVERY.total_seconds()):
+                    async with asyncio.timeout(POLL_INTERVAL.total_seconds()):
                         await self._wake.wait()
             else:
-                await asyncio.sleep(LOOK_EVERY.total_seconds())  # it could not be published
+                await asyncio.sleep(POLL_INTERVAL.total_seconds())  # it could not be published
 
     async def _publish(self) -> None:
         while self._to_publish:
@@ -211,9 +211,9 @@ class SharedCircuits:
 
         await self._line.ask(write)
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         async def read(connection: Connection) -> Sequence[SharedCircuit]:
-            cursor = await connection.execute(_LOOK, (FORGOTTEN_AFTER,))
+            cursor = await connection.execute(_POLL, (FORGOTTEN_AFTER,))
             return [SharedCircuit(*row) for row in await cursor.fetchall()]
 
         self._seen = await self._line.ask(read)
@@ -230,7 +230,7 @@ class SharedCircuits:
             self._applying = False
 
     def _apply(self, circuit: Circuit, published: SharedCircuit) -> None:
-        """Have a circuit of ours follow what another worker has published, once."""
+        """Apply to a circuit of ours what another worker has published, once."""
         if self._applied.get(circuit.name) == published.changed_at:
             return
         first, self._applied[circuit.name] = circuit.name not in self._applied, published.changed_at

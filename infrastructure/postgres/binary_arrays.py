@@ -92,7 +92,7 @@ _DUMPERS: dict[type, type[_ArrayDumper]] = {
 
 
 class Byteas(list[bytes | None]):
-    """bytea[], whatever it contains: with a type of its own per list a statement stays the same, and is prepared once."""
+    """bytea[], whatever it contains: with its own type of list a statement stays the same, and is prepared once."""
 
 
 class Texts(list[str | None]):

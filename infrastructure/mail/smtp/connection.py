@@ -1,8 +1,8 @@
 """One SMTP conversation.
 
 aiosmtplib connects, negotiates TLS and logs in. The mail transaction itself is spoken command by command, because
-only then is it known on which side of the final dot a connection was lost, and because `send_message` costs twice
-the CPU.
+only then is it known whether a connection was lost before or after the final dot, and because `send_message` costs
+twice the CPU time.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Progress:
     """How far a try has come.
 
     Attributes:
-        begun: when, by the event loop's clock.
+        started: by the event loop's clock.
     """
 
-    begun: float
+    started: float
     stage: Stage = "connect"
 
 
@@ -40,7 +40,7 @@ class Connection:
     Attributes:
         mails: how many it has carried.
         reset_first: the latest mail was refused; its transaction has to be reset before the next.
-        expiry: ends it while it is idle.
+        expiry: timer that closes it after it has been idle for too long.
     """
 
     client: SMTP
@@ -59,7 +59,7 @@ class Connection:
             use_tls=server.scheme == "smtps",
             start_tls=False,
             tls_context=tls,
-            timeout=None,  # the whole try has one
+            timeout=None,  # the whole try has a timeout
         )
         await client.connect()
         progress.stage = "ehlo"
@@ -91,9 +91,9 @@ class Connection:
         await self._command(b"RSET")
 
     async def send(self, to: str, message: bytes, progress: Progress) -> int:
-        """The rest of a transaction that has begun. Returns the code of the reply by which the server took the mail.
+        """The rest of a transaction after `begin`. Returns the code of the reply by which the server accepted the mail.
 
-        From the first byte of the content on, only that reply tells whether it did.
+        From the first byte of the content on, only that reply tells whether it has.
         """
         progress.stage = "rcpt"
         await self._command(b"RCPT", b"TO:<%b>" % to.encode("ascii"))
@@ -116,7 +116,7 @@ class Connection:
         _abort(self.client)
 
     async def quit(self, timeout: float) -> None:
-        """Say goodbye; the reply decides nothing and is waited for no longer than `timeout` seconds."""
+        """Send QUIT; its reply does not matter and is awaited for at most `timeout` seconds."""
         with suppress(OSError, SMTPException):
             async with asyncio.timeout(timeout):
                 await self.protocol.execute_command(b"QUIT")
@@ -124,7 +124,7 @@ class Connection:
 
 
 def _abort(client: SMTP) -> None:
-    """Drop the connection without waiting: `close` would wait for a TLS peer that may be gone."""
+    """Drop the connection at once: `close` would wait for a TLS peer that may be gone."""
     if client.transport is not None:
         cast("asyncio.WriteTransport", client.transport).abort()
     client.close()

@@ -1,4 +1,4 @@
-"""The connections to one mail server: kept while they are of use, and ended politely."""
+"""The connections to one mail server: reused as far as the server allows, and closed with QUIT."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from infrastructure.mail.smtp.replies import is_plain_refusal, may_be_used_up
 from infrastructure.settings.values import MailServer
 
 CONNECTIONS: Final = 32
-"""Open at once to one server; large providers allow 10 to 50 from one client."""
+"""Maximum number open to one server; large providers allow 10 to 50 from one client."""
 MAILS_PER_CONNECTION: Final = 100
 """Postfix and Exchange Online end a session after 100 to 1,000; a new connection per 100 costs 1 %."""
 LEARNED_FOR: Final = 100
-"""Used-up connections until the server is tested with more mails on one again, which costs each open connection a round
-trip. What was learned by mistake is forgotten that way."""
+"""Used-up connections until the server is tested with more mails per connection again, which costs each open
+connection a round trip. That way a limit learned by mistake is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Limits:
     Attributes:
         timeout: of one try, from the first packet to the last reply (`SEND_TIMEOUT`).
         idle: how long an unused connection is kept.
-        quit_timeout: how long the reply to QUIT is waited for, which decides nothing.
-        connections, mails_per_connection: the most; fewer once a server says that they are too many for it.
+        quit_timeout: how long to wait for the reply to QUIT, which does not matter.
+        connections, mails_per_connection: maximum; fewer once a server says that it is too many.
         learned_for: see `LEARNED_FOR`.
     """
 
@@ -44,27 +44,27 @@ class Limits:
 
 
 class MailsPerConnection:
-    """How many mails a server takes on one connection, learned from when it ends them.
+    """How many mails a server accepts on one connection, learned from when it closes them.
 
-    A server that ends a connection with 421 and takes the mail on a new one may mean the mails that the first has
-    carried. It does if the next one ends after as many.
+    A server that closes a connection with 421 and accepts the mail on a new one may have a limit of mails per
+    connection. It has if it closes the next one after as many.
     """
 
     def __init__(self, limit: int, *, learned_for: int) -> None:
         self.limit = limit
         self._most = limit
         self._learned_for = learned_for
-        self._ended_after: int | None = None  # so many mails, the latest connection that the server ended
+        self._ended_after: int | None = None  # mails on the latest connection that the server closed
         self._used_up = 0  # connections since the limit was learned
 
     def ended(self, mails: int) -> None:
-        """The server ended a connection that had carried so many, and took the next mail on a new one."""
+        """The server closed a connection after that many mails, and accepted the next mail on a new one."""
         if mails == self._ended_after:
             self.limit, self._used_up = mails, 0
         self._ended_after = mails
 
     def used_up(self, mails: int) -> bool:
-        """Has a connection carried all that it may? It is to be ended then."""
+        """Has a connection carried as many mails as it may? Then it has to be closed."""
         if mails < self.limit:
             return False
         self._used_up += 1
@@ -74,12 +74,12 @@ class MailsPerConnection:
 
 
 class ConnectionPool:
-    """Idle connections to one server, for the mails to come.
+    """Idle connections to one server, for the next mails.
 
-    How many may be open at once is not decided here but by `server.Server`, before a mail comes to the pool.
+    The number of open connections is not limited here but by `server.Server`, before a mail gets to the pool.
 
     Args:
-        sender: goes into MAIL FROM; its domain is what the server is greeted with.
+        sender: used in MAIL FROM; its domain is used in EHLO.
     """
 
     def __init__(self, server: MailServer, *, sender: str, tls: ssl.SSLContext, limits: Limits) -> None:
@@ -89,16 +89,16 @@ class ConnectionPool:
         self._tls = tls
         self._idle_seconds = limits.idle.total_seconds()
         self._quit_seconds = limits.quit_timeout.total_seconds()
-        self._stale_seconds = limits.timeout.total_seconds() / 2  # leaves time for a new one
+        self._stale_seconds = limits.timeout.total_seconds() / 2  # leaves time for a new connection
         self._mails_per_connection = MailsPerConnection(limits.mails_per_connection, learned_for=limits.learned_for)
         self._idle: list[Connection] = []
-        self._goodbyes: set[asyncio.Task[None]] = set()
+        self._quitting: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def begin(self, progress: Progress) -> Connection:
         """A connection on which MAIL FROM was accepted: an idle one, or if that has gone stale, a new one.
 
-        It is to be returned by `put_back` or `recycle`.
+        The caller returns it by `put_back` or `recycle`.
         """
         ended_after = None
         if (connection := self._take_idle()) is not None:
@@ -130,9 +130,9 @@ class ConnectionPool:
         return connection
 
     def put_back(self, connection: Connection) -> None:
-        """Keep it for the next mail, unless it has carried its share or the pool is closed."""
+        """Keep it for the next mail, unless it is used up or the pool is closed."""
         if self._mails_per_connection.used_up(connection.mails) or self._closed:
-            self._say_goodbye(connection)
+            self._quit(connection)
             return
         loop = asyncio.get_running_loop()
         connection.expiry = loop.call_later(self._idle_seconds, self._expire, connection)
@@ -141,22 +141,22 @@ class ConnectionPool:
     def recycle(self, connection: Connection, error: BaseException) -> None:
         """Keep the connection after a plain refusal; after anything else its state is unknown, and it is dropped."""
         if is_plain_refusal(error):
-            connection.reset_first = True  # by the next mail: this one's outcome should not wait for it
+            connection.reset_first = True  # before the next mail: this one's outcome should not wait for it
             self.put_back(connection)
         else:
             connection.abort()
 
     async def close(self) -> None:
-        """Say goodbye on every connection that is not in use; the others follow when they are put back."""
+        """Close every idle connection with QUIT; the others follow when they are put back."""
         self._closed = True
         while (connection := self._take_idle()) is not None:
-            self._say_goodbye(connection)
-        while self._goodbyes:
-            await asyncio.wait(self._goodbyes)
+            self._quit(connection)
+        while self._quitting:
+            await asyncio.wait(self._quitting)
 
     def _take_idle(self) -> Connection | None:
         while self._idle:
-            connection = self._idle.pop()  # the one used last; the others may grow old and be closed
+            connection = self._idle.pop()  # the most recently used one; the others may expire
             if connection.expiry is not None:
                 connection.expiry.cancel()
             if connection.protocol.is_connected:
@@ -165,9 +165,9 @@ class ConnectionPool:
 
     def _expire(self, connection: Connection) -> None:
         self._idle.remove(connection)
-        self._say_goodbye(connection)
+        self._quit(connection)
 
-    def _say_goodbye(self, connection: Connection) -> None:
+    def _quit(self, connection: Connection) -> None:
         task = asyncio.create_task(connection.quit(self._quit_seconds))
-        self._goodbyes.add(task)
-        task.add_done_callback(self._goodbyes.discard)
+        self._quitting.add(task)
+        task.add_done_callback(self._quitting.discard)

@@ -1,7 +1,7 @@
 """What a mail server's replies mean: a table of verdicts.
 
-Everything that aiosmtplib raises becomes a `Verdict` here and is then forgotten: its exceptions quote the server's
-reply, and servers quote the address.
+Everything that aiosmtplib raises becomes a `Verdict` here and is then dropped: its exceptions quote the server's reply,
+and servers quote the address.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from domain.mail_outcome import MailFailure
 
 Stage = Literal["connect", "ehlo", "tls", "login", "mail", "rcpt", "data", "end-of-data"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
-"""As a conversation goes through them."""
+"""In the order of a conversation."""
 
 ALARMS: Final = {
     "authentication": (
@@ -26,14 +26,14 @@ ALARMS: Final = {
     ),
     "tls": (
         "mail.not_encrypted",
-        "nothing goes out in clear: there is no TLS, or a certificate that is expired, not trusted or another host's",
+        "no mail is sent unencrypted: there is no TLS, or the certificate is expired, not trusted or another host's",
     ),
     "content": (
         "mail.content_refused",
-        "all our mails say the same: look at that server's filter, at blocklists, at our domain's SPF, DKIM and DMARC",
+        "all our mails are alike: look at that server's filter, at blocklists, at our domain's SPF, DKIM and DMARC",
     ),
 }
-"""Failures that somebody has to do something about: the event that is logged, and what to do. Mails wait meanwhile."""
+"""Failures that an operator has to fix: the log event, and its hint. Mails wait meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class Verdict:
 
     Attributes:
         failure, permanent, reply_code, reply_status, outcome_unknown: as in `DispatchFailure`.
-        outage: the server's fault and not this mail's or this mailbox's: counts for the circuit breaker (but see
+        outage: the fault of the server, not of this mail or mailbox: counts for the circuit breaker (but see
             `server.Server` for `too_many`), and the next try goes to another server, if there is one.
-        hopeless: no mail can go through this server before an operator has done something: opens its circuit.
-        too_many: the server is there, and asks for fewer mails at the same time.
+        hopeless: no mail can go through this server until an operator acts: opens its circuit.
+        too_many: the server works, and asks for fewer mails at the same time.
     """
 
     failure: MailFailure
@@ -59,7 +59,7 @@ class Verdict:
 
     @property
     def alarming(self) -> bool:
-        """Not over by itself."""
+        """Does it take an operator to fix it?"""
         return self.failure in ALARMS and (self.reply_code is None or self.reply_code >= 500)
 
     @property
@@ -71,9 +71,9 @@ class Verdict:
 def judge_reply(stage: Stage, code: int, text: str) -> Verdict:
     """Classify a negative reply by its code (RFC 5321, 4.2), enhanced status (RFC 3463) and stage.
 
-    Permanent is only what is about this mailbox or this mail. A 5xx before RCPT is about us: it would be the same for
-    every mail, an operator fixes it, and then the mail must still go out. Whether a refused content is about one mail
-    or about all of them a single reply does not tell; `ContentHistory` does.
+    Only what is about this mailbox or this mail is permanent. A 5xx before RCPT is about us: it would be the same for
+    every mail, an operator fixes it, and then the mail must still go out. A single reply does not tell whether refused
+    content is about one mail or about all of them; `ContentHistory` does.
     """
     found = re.match(r"([245])\.\d{1,3}\.\d{1,3}(?!\S)", text)
     status = found[0] if found and int(found[1]) == code // 100 else None
@@ -92,7 +92,7 @@ def judge_reply(stage: Stage, code: int, text: str) -> Verdict:
 
     if code == 421:
         return verdict("throttled", outage=True, too_many=status != "4.3.2")  # 4.3.2: it shuts down
-    if code // 100 not in {4, 5}:  # not an answer to what was asked
+    if code // 100 not in {4, 5}:  # not a reply to the command
         return verdict("connection", outage=True, unknown=stage == "end-of-data")
     refused_for_good = code // 100 == 5
     match stage:
@@ -112,7 +112,7 @@ def judge_reply(stage: Stage, code: int, text: str) -> Verdict:
         case "mail":
             if code == 552 or subject == "3":  # 5.3.4: too big
                 return verdict("content", permanent=True)
-            return verdict("authentication", hopeless=True)  # our sender address is not welcome
+            return verdict("authentication", hopeless=True)  # our sender address is refused
         case "rcpt":
             if subject == "7" or code == 530:  # relaying denied, blocked: about us, though perhaps not always
                 return verdict("authentication")
@@ -129,7 +129,7 @@ def judge_reply(stage: Stage, code: int, text: str) -> Verdict:
 
 
 def judge_error(stage: Stage, error: OSError | SMTPException) -> Verdict:
-    """Classify what was raised. Replies first: aiosmtplib has replies that are OSErrors too."""
+    """Classify what was raised. Replies come first: some of aiosmtplib's are OSErrors, too."""
     if isinstance(error, SMTPResponseException):
         return judge_reply(stage, error.code, error.message)
     if stage in {"connect", "ehlo", "tls"} and _is_tls_failure(error):
@@ -144,7 +144,7 @@ def judge_error(stage: Stage, error: OSError | SMTPException) -> Verdict:
 
 
 def _is_tls_failure(error: BaseException | None) -> bool:
-    """A bad certificate or no TLS at all, also as the cause of a failed connect; not a connection lost in between."""
+    """A bad certificate or no TLS at all, also as the cause of a failed connect; not a connection lost meanwhile."""
     while error is not None:
         if isinstance(error, ssl.SSLError):
             return not isinstance(error, ssl.SSLEOFError)
@@ -164,11 +164,11 @@ def may_be_used_up(error: OSError | SMTPException) -> bool:
 
 
 class ContentHistory:
-    """Whether a refused content is about one mail or about all of them.
+    """Whether refused content is about one mail or about all of them.
 
-    Our mails all say the same, so a refusal is about that one mail only if the server took the one before it. A second
-    refusal in a row, or one before any was taken, is about all of them: then it is an outage, and nobody's registration
-    is undone by it.
+    All our mails have the same content, so a refusal is about that one mail only if the server accepted the one before.
+    A second refusal in a row, or one before any was accepted, is about all of them: then it is an outage, and undoes
+    nobody's registration.
     """
 
     def __init__(self) -> None:
@@ -177,7 +177,7 @@ class ContentHistory:
 
     @property
     def refusal(self) -> Verdict | None:
-        """What would become of a mail that is sent now; None if it would be taken, as far as is known."""
+        """The verdict to expect on a mail that is sent now; None if it would be accepted, as far as is known."""
         return self._latest_refusal
 
     def taken(self) -> None:

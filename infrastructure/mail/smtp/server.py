@@ -1,4 +1,4 @@
-"""One mail server: whether it may be called, how often at once, and what one try at it comes to."""
+"""One mail server: whether it may be called, by how many mails at once, and the outcome of one try."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from infrastructure.mail.smtp.replies import STAGES, ContentHistory, Verdict, ju
 from infrastructure.settings.values import MailServer
 
 PROBE_RECHECK: Final = 1.0
-"""Seconds until the next look at a circuit that another worker is probing."""
+"""Seconds until the next check of a circuit that another worker is probing."""
 
 MayProbe = Callable[[str], Awaitable[bool]]
-"""Asked with the server's `host:port` before its open circuit is probed: only one of all workers is to do it."""
+"""Called with the server's `host:port` before its open circuit is probed: only one of all workers may do it."""
 OnConcurrency = Callable[[str, int], None]
 """Called with the provider and how many mails it may be handed at once, whenever that changes. Must not raise."""
 
@@ -43,9 +43,9 @@ class TooLate(Exception):
 class Server:
     """One mail server: its circuit, its throttle, its connections.
 
-    "Too many" is answered by fewer at the same time (`ConcurrencyLimit`). It says nothing against a server that is just
-    taking others of our mails, and a burst of refusals that those few cannot outnumber must not open its circuit. A
-    server that says 421 and takes none is as good as away: then it has nothing to do with how many they are.
+    The reaction to "too many" is fewer mails at the same time (`ConcurrencyLimit`). It does not count against a server
+    that is accepting other mails of ours: a burst of refusals, which those few cannot outnumber, must not open its
+    circuit. A server that says 421 and accepts none is as good as away: then their number is not the reason.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Server:
         """One try, over in `limits.timeout`; returns the reply code. Without a message it ends before the recipient.
 
         Args:
-            until: by the loop's clock, when it must be over; it is not begun if it may take longer.
+            until: by the loop's clock, when it must be over; it is not started if it may take longer.
 
         Raises:
             CircuitOpen, TooLate: it was not made.
@@ -85,10 +85,10 @@ class Server:
         """
         if (seconds := self.circuit.ready_in()) > 0:
             raise CircuitOpen(self.provider, min(seconds, self.circuit.ttl))
-        async with self.concurrency as generation:  # waiting for a turn is no fault of the server: no timeout yet
+        async with self.concurrency as generation:  # waiting for a turn is not the server's fault: no timeout yet
             if until is not None and asyncio.get_running_loop().time() + self._timeout > until:
                 raise TooLate
-            if self.circuit.is_due:  # last: a worker that has the right to probe and does not keeps all others from it
+            if self.circuit.is_due:  # last: a worker that may probe and does not keeps all others from it
                 await self._ask_to_probe()
             return await self._try(to, message, generation)
 
@@ -99,9 +99,9 @@ class Server:
         if not await self._may_probe(self.provider):
             self.circuit.put_off(PROBE_RECHECK)
             raise CircuitOpen(self.provider, PROBE_RECHECK)
-        # Another mail of ours, which asked at the same time, may have been refused and have put it off; but nobody else
-        # may probe now until we have.
-        self.circuit.be_due()
+        # Another mail of ours may have asked at the same time, been refused and called `put_off`; but we have the right
+        # to probe now, and nobody else has.
+        self.circuit.make_due()
 
     async def _try(self, to: str, message: bytes | None, generation: int) -> int:
         progress = Progress(asyncio.get_running_loop().time())
@@ -116,7 +116,7 @@ class Server:
                     self.concurrency.succeeded(generation)
                 if self._content.refusal is None:
                     return code
-                verdict = self._content.refusal  # what would become of a mail
+                verdict = self._content.refusal  # what a mail would get
             except (OSError, SMTPException) as error:
                 verdict = self._content.judge(judge_error(progress.stage, error))
             finally:
@@ -129,12 +129,12 @@ class Server:
                 self.concurrency.refused(generation)
             if is_outage:
                 raise Refused(verdict)
-        raise Refused(verdict)  # the server is well: no failure of its circuit
+        raise Refused(verdict)  # the server works: not a failure of its circuit
 
     def _takes_others(self, refused: Progress) -> bool:
-        """Has it let others of our mails further, or taken one, while it refused this one?"""
+        """Has it let other mails of ours get further, or accepted one, while it refused this one?"""
         reached = STAGES.index(refused.stage)
-        return self._taken_at >= refused.begun or any(STAGES.index(other.stage) > reached for other in self._under_way)
+        return self._taken_at >= refused.started or any(STAGES.index(one.stage) > reached for one in self._under_way)
 
     async def _converse(self, to: str, message: bytes | None, progress: Progress) -> int:
         connection = await self._pool.begin(progress)

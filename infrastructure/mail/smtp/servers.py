@@ -1,4 +1,4 @@
-"""Handing letters to mail servers over SMTP, in order of preference and within three tries."""
+"""Hands letters to mail servers over SMTP, in order of preference and within three tries."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from infrastructure.settings.values import MailServer
 
 log = structlog.get_logger(__name__)
 
-TRIES: Final = 3
+MAX_TRIES: Final = 3
 """Three attempts, 2ⁿ s apart."""
-PAUSE: Final = wait_exponential(multiplier=2) + wait_random(0, 1)
+RETRY_WAIT: Final = wait_exponential(multiplier=2) + wait_random(0, 1)
 """2 s, then 4 s, and up to a second on top, so that mails that failed together do not come back together."""
 
 OnAttempt = Callable[[str, str], None]
@@ -67,23 +67,23 @@ class _Sending:
 class SmtpServers:
     """The mail servers, in order of preference: implements `application.ports.MailServers`.
 
-    A *try* is one conversation with one server; a server that will not talk to us at all (open circuit, no TLS, login
-    refused) is passed over without using one up. Retries happen here and only for what may be different in a few
-    seconds; what takes longer (greylisting, an outage) is the mail saga's.
+    A *try* is one conversation with one server; a server that does not deal with us at all (open circuit, no TLS, login
+    refused) is skipped without using one up. Retries happen here only for what may be different in a few seconds; what
+    takes longer (greylisting, an outage) is left to the mail saga.
 
-    A try that failed through the server's fault is followed by one at another server, if there is one that may be
-    called: a single mail an hour would not open any circuit. A failure that opens the server's circuit at once uses
-    up nothing, as if it had been open before: a wrong password or an expired certificate is no mail's fault. Where the
-    outcome is unknown no further try is made here: it may make a second copy, and the saga's next one comes late
-    enough for the first to be seen.
+    If a try fails through the server's fault, the next one goes to another server, if one may be called: with a single
+    mail an hour no circuit would ever open. A failure that opens the server's circuit at once uses up no try, as if it
+    had been open before: a wrong password or an expired certificate is not a mail's fault. Where the outcome is unknown
+    no further try is made here: it may produce a second copy, and the saga's next try comes late enough for the first
+    copy to be noticed.
 
     Args:
-        sender: `MAIL_FROM`, with or without a name; its domain is what we greet the servers with.
-        circuits: makes one per server, named `host:port`.
+        sender: `MAIL_FROM`, with or without a name; its domain is used in EHLO.
+        circuits: creates one per server, named `host:port`.
         tls: trust in the servers' certificates; the system's if None.
         on_concurrency: called with how many mails each server may be handed at the same time.
         may_probe: asked before a call that would be a circuit's probe.
-        on_opened: called with the circuits once they are made.
+        on_opened: called with the circuits once they are created.
         sleep: waits between tries, in seconds.
         now: for the `Date` header.
     """
@@ -138,8 +138,8 @@ class SmtpServers:
             partial(self._try, sending, servers),
             lambda: AsyncRetrying(
                 sleep=self._sleep,
-                stop=stop_after_attempt(TRIES),
-                wait=PAUSE,
+                stop=stop_after_attempt(MAX_TRIES),
+                wait=RETRY_WAIT,
                 retry=retry_if_exception(lambda _: sending.again),
                 reraise=True,
             ),
@@ -173,11 +173,11 @@ class SmtpServers:
         return {server.provider: server.circuit.state for server in await self._servers()}
 
     async def close(self) -> None:
-        """Say goodbye to the servers; call it when nothing is being sent any more."""
+        """Close the connections; call it when nothing is being sent any more."""
         await asyncio.gather(*(server.close() for server in self._opened))
 
     async def _try(self, sending: _Sending, servers: Sequence[Server]) -> HandOver:
-        """One try, at the first server that lets us."""
+        """One try, at the first server that may be called."""
         sending.again = False
         retry_after = self._factory.default_ttl
         for server in sorted(servers, key=lambda server: server.provider in sending.avoided):
@@ -203,7 +203,7 @@ class SmtpServers:
             if verdict.costs_a_try:
                 sending.tries += 1
                 elsewhere = len(sending.avoided) < len(servers)
-                may_help = elsewhere or verdict.failure != "content"  # which is no other in a few seconds
+                may_help = elsewhere or verdict.failure != "content"  # which will be the same in a few seconds
                 sending.again = may_help and not verdict.permanent and not verdict.outcome_unknown
                 raise sending.failed()
         if sending.last is None:
@@ -218,7 +218,7 @@ class SmtpServers:
             log.error(event, provider=server.provider, reply=verdict.reply_code, status=verdict.reply_status, hint=hint)
 
     async def _servers(self) -> Sequence[Server]:
-        """Made at the first call, as purgatory hands out breakers only to coroutines."""
+        """Created at the first call, as purgatory's `get_breaker` is a coroutine."""
         if not self._opened:
             self._opened = [
                 Server(
