@@ -1,4 +1,4 @@
-"""EmailClaim: who holds an address."""
+"""EmailClaim: which registration holds an address."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from eventsourcing.utils import register_topic
 from domain.streams import begin
 
 ClaimId = NewType("ClaimId", UUID)
-"""Stream of an address's claim: no registration has it."""
+"""Id of the stream of an address's claim; never the id of a registration."""
 
 
 class EmailClaim(Aggregate, created_event_name="EmailClaimed"):
-    """One address's holder. The stream's id is a keyed hash of the address, so the log never names it.
+    """Which registration holds one address. The stream's id is a keyed hash of the address, so the log never names it.
 
-    Saved in the same commit as the registration: the store's primary key lets one of any number of simultaneous
-    claims through.
+    Saved in the same commit as the registration: of any number of simultaneous claims, the store's primary key lets
+    one through.
     """
 
     class EmailClaimed(Aggregate.Created):
-        """The address belongs to this registration from now on; the first such event begins the stream."""
+        """The address belongs to this registration from now on; the first such event starts the stream."""
 
         TOPIC = "email_claim.email_claimed"
         registration_id: str
@@ -47,7 +47,7 @@ class EmailClaim(Aggregate, created_event_name="EmailClaimed"):
 
     @classmethod
     def begin(cls, *, claim_id: ClaimId, registration_id: UUID, now: datetime) -> EmailClaim:
-        """Claim an address that nobody ever held."""
+        """Claim an address that has never been held."""
         return begin(
             cls, cls.EmailClaimed, name="email_claim", stream_id=claim_id, now=now, registration_id=str(registration_id)
         )

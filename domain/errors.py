@@ -1,13 +1,13 @@
-"""Refusals: what the rules do not allow. Each is a final answer; trying the same again changes nothing.
+"""Refusals: what the rules do not allow. Each is final: repeating the same command changes nothing.
 
 Refused
 ├── UnknownRegistration     no registration has this id
 ├── NotPending              it is active, verified or cancelled already
 ├── WrongCode               not the code of the current issue; one try is used up
-├── CodeExpired             the code's time is over, or it was revoked
-├── CodeLocked              the code's tries are used up
-├── TooManyRequests         a new code was asked for too soon or too often
-├── IdempotencyKeyReused    the key came before with another payload
+├── CodeExpired             the code has expired, or it was revoked
+├── CodeLocked              the code has no tries left
+├── TooManyRequests         a new code was requested too soon or too often
+├── IdempotencyKeyReused    the key was used before with another payload
 └── AddressTaken            an account has this address (said only where the operator chose to reveal it)
 """
 
@@ -15,7 +15,7 @@ from datetime import timedelta
 
 
 class Refused(Exception):
-    """A rule says no.
+    """A rule does not allow this.
 
     Attributes:
         code: stable name of the situation, part of the public contract.

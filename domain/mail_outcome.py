@@ -1,6 +1,6 @@
-"""What becomes of a mail, and why a code or a registration begins or ends: the values that events record.
+"""What happened to a mail, why a code was issued, why a registration was undone: the values that events record.
 
-The log holds them as the words they stand for, so their spelling is for ever.
+The log stores these strings, so their spelling never changes.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Final, Literal, get_args
 
 
 class MailKind(StrEnum):
-    """What a registration's mails are: a code, or for a duplicate a notice to the account's owner."""
+    """What a registration's mails contain: a code or, for a duplicate, a notice to the owner of the account."""
 
     CODE = "code"
     NOTICE = "notice"
 
 
 class IssueReason(StrEnum):
-    """Why a code came into force."""
+    """Why a code was issued."""
 
     REGISTERED = "registered"
     REQUESTED = "requested"
@@ -41,21 +41,21 @@ MailFailure = Literal[
     # At a mail server (`infrastructure.mail.smtp.replies.judge_reply`):
     "timeout", "connection", "throttled", "greylisted", "mailbox-unknown", "content", "authentication", "tls",
     "temporary", "permanent",
-    # In the broker, before any was called (`infrastructure.rabbitmq.dead_letters.FAILURES`):
+    # In the broker, before any mail server was called (`infrastructure.rabbitmq.dead_letters.FAILURES`):
     "expired", "crashed", "rejected", "overflow",
 ]  # fmt: skip
-"""Why a mail was not sent, in classes fit for counting and for acting on."""
+"""Why a mail was not sent: classes to count and to act on."""
 
 MAIL_FAILURES: Final[tuple[str, ...]] = get_args(MailFailure)
 
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """A mail server took the mail over (reply 250 to the end of data).
+    """A mail server accepted the mail (reply 250 to the end of data).
 
     Attributes:
         provider: `host:port` of the server.
-        attempts: tries used up, 1 to 3.
+        attempts: number of tries, 1 to 3.
         reply_code: the server's reply code.
     """
 
@@ -66,15 +66,15 @@ class HandOver:
 
 @dataclass(frozen=True, slots=True)
 class DispatchFailure:
-    """No mail server took the mail.
+    """No mail server accepted the mail.
 
     Attributes:
-        permanent: trying again is pointless (5xx about this mailbox or this mail).
-        provider: the server tried last, `host:port`; "broker" if the request died there.
-        attempts: tries used up.
+        permanent: retrying is pointless (5xx about this mailbox or this mail).
+        provider: the server tried last, `host:port`; "broker" if the request became a dead letter.
+        attempts: number of tries.
         reply_code, reply_status: SMTP reply (550) and enhanced status code (5.1.1, RFC 3463) where there was one;
             never the reply's text, which may quote the address.
-        outcome_unknown: the connection was lost after the end of data: the server may have taken it.
+        outcome_unknown: the connection was lost after the end of data: the server may have accepted the mail.
     """
 
     failure: MailFailure

@@ -23,7 +23,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
     """
 
     class MailSagaStarted(Aggregate.Created):
-        """A registration began; if it is still unverified at `ends_at`, it is undone. `kind`: a `MailKind`."""
+        """A registration was made; if it is still unverified at `ends_at`, it is undone. `kind`: a `MailKind`."""
 
         TOPIC = "mail_saga.started"
         registration_id: str
@@ -32,9 +32,9 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         ends_at: datetime
 
     class MailRequested(Aggregate.Event):
-        """The mail of this issue is to be sent: the relay hands it on.
+        """The mail of this issue is to be sent: the relay passes the request on.
 
-        `issued_at` is when the code came into force, `request` counts the requests of this issue from 1.
+        `issued_at` is when the code was issued, `request` counts the requests of this issue from 1.
         """
 
         TOPIC = "mail_saga.mail_requested"
@@ -46,7 +46,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         look_again_at: datetime
 
     class RetryScheduled(Aggregate.Event):
-        """The mail failed for now and is tried again later; `failures` counts over the whole registration."""
+        """The mail failed temporarily and will be retried; `failures` counts over the whole registration."""
 
         TOPIC = "mail_saga.retry_scheduled"
         registration_id: str
@@ -55,7 +55,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         look_again_at: datetime
 
     class CodeFoundDead(Aggregate.Event):
-        """The tries of a code whose hand-over is not certain are used up: its mail would be useless."""
+        """The code was locked before its hand-over was recorded: to send its mail would be useless."""
 
         TOPIC = "mail_saga.code_found_dead"
         registration_id: str
@@ -63,7 +63,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         look_again_at: datetime
 
     class FreshCodeAsked(Aggregate.Event):
-        """The code would have been stale on arrival; a new one was asked for instead."""
+        """The code would have been stale on arrival; a new one was requested instead."""
 
         TOPIC = "mail_saga.fresh_code_asked"
         registration_id: str
@@ -71,7 +71,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         look_again_at: datetime
 
     class EndAwaited(Aggregate.Event):
-        """The mail is with a mail server; the rest is up to the registrant."""
+        """A mail server has accepted the mail; the rest is up to the registrant."""
 
         TOPIC = "mail_saga.end_awaited"
         registration_id: str
@@ -79,7 +79,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         look_again_at: datetime
 
     class UndoDecided(Aggregate.Event):
-        """The registration is to be undone; once its cancellation is in the log, the address is freed."""
+        """The registration is to be undone; once its cancellation is in the log, the address is released."""
 
         TOPIC = "mail_saga.undo_decided"
         registration_id: str
@@ -118,7 +118,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
     def start(
         cls, *, registration_id: UUID, claim_id: ClaimId, kind: MailKind, ends_at: datetime, now: datetime
     ) -> MailSaga:
-        """Begin to look after a registration."""
+        """Start the saga of a registration."""
         return begin(
             cls,
             cls.MailSagaStarted,
@@ -132,7 +132,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         )
 
     def request_mail(self, *, serial: int, issued_at: datetime, look_again_at: datetime, now: datetime) -> None:
-        """Ask for the mail of issue `serial`, once more if it was asked for already."""
+        """Request the mail of issue `serial`, again if it was requested before."""
         self._note(
             MailSaga.MailRequested,
             kind=self.kind,
@@ -144,10 +144,10 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         )
 
     def schedule_retry(self, *, look_again_at: datetime, now: datetime, untried: bool = False) -> None:
-        """Note a failure and when to try again; a request fails once, however often that is reported.
+        """Record a failure and when to retry; a request fails once, however often its failure is reported.
 
         Args:
-            untried: no mail server was called, so it does not count.
+            untried: no mail server was called, so the failure does not count.
         """
         if self.retry_due:
             return
@@ -160,7 +160,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         )
 
     def note_dead_code(self, *, now: datetime) -> None:
-        """Remember that the current code is of no use any more."""
+        """Record that the current code cannot be used any more."""
         self._note(
             MailSaga.CodeFoundDead,
             serial=self.serial,
@@ -169,7 +169,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         )
 
     def ask_fresh_code(self, *, look_again_at: datetime, now: datetime) -> None:
-        """Note that a new code was asked for; its `OtpIssued` brings the request of its mail."""
+        """Record that a new code was requested; its `OtpIssued` leads to the request for its mail."""
         self._note(
             MailSaga.FreshCodeAsked,
             serial=self.serial,
@@ -178,15 +178,15 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         )
 
     def await_end(self, *, now: datetime) -> None:
-        """The mail is out: look again at the registration's end."""
+        """The mail has been handed over: look again at `ends_at`."""
         self._note(MailSaga.EndAwaited, serial=self.serial, look_again_at=self.ends_at, now=now)
 
     def undo(self, *, reason: CancelReason, look_again_at: datetime, now: datetime) -> None:
-        """The registration is to be undone."""
+        """Decide to undo the registration."""
         self._note(MailSaga.UndoDecided, reason=reason, look_again_at=look_again_at, now=now)
 
     def end(self, *, outcome: str, now: datetime) -> None:
-        """Nothing is left to do."""
+        """End the saga: nothing is left to do."""
         if not self.ended:
             self._note(MailSaga.MailSagaEnded, outcome=outcome, now=now)
 

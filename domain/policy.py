@@ -1,4 +1,4 @@
-"""The figures of the rules."""
+"""Policy: the figures behind the rules."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from datetime import timedelta
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How long, how often and how many.
+    """The durations and limits that the rules use.
 
-    An operator can set four of them: `otp_ttl`, `otp_max_attempts`, `resend_cooldown`, `registration_ttl`
-    (`docs/contract.md`, Environment). The others are the service's own.
+    Operators can set four of them: `otp_ttl`, `otp_max_attempts`, `resend_cooldown`, `registration_ttl`
+    (`docs/contract.md`, Environment). The others are fixed.
 
     Attributes:
-        otp_ttl: how long a code holds after its hand-over to the mail server (plan: 10 minutes).
-        otp_max_attempts: wrong tries after which a code is locked.
-        resend_cooldown: least time between two issues of a code.
-        resends_per_hour: how many new codes a registrant may ask for within an hour.
-        registration_ttl: how long after the start an unverified registration is undone.
-        notice_interval: least time between two notices to the owner of an address that others try to register.
-        codes_locked: how many codes may be locked before the registration is undone. With 5 tries each that bounds
-            the guesses at one registration to 25 (docs/security.md, S4), of the 100 that NIST SP 800-63B allows.
+        otp_ttl: how long a code is valid after its hand-over to a mail server (plan: 10 minutes).
+        otp_max_attempts: number of wrong tries after which a code is locked.
+        resend_cooldown: minimum time between two issues of a code.
+        resends_per_hour: how many new codes a registrant may request within an hour.
+        registration_ttl: time after which an unverified registration is undone.
+        notice_interval: minimum time between two notices to the owner of an address that others try to register.
+        codes_locked: number of locked codes after which the registration is undone. With 5 tries each, this limits
+            the guesses at one registration to 25 (docs/security.md, S4); NIST SP 800-63B allows 100.
     """
 
     otp_ttl: timedelta = timedelta(minutes=10)

@@ -1,4 +1,4 @@
-"""An event as it stands in the log."""
+"""An event as it is stored in the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Position = int
 
 
 class Actor(StrEnum):
-    """Who does something: never a person's name or address. The log may hold others, of another version."""
+    """Who does something: never a person's name or address. The log may contain others, written by another version."""
 
     CLIENT = "client"
     OPERATOR = "operator"
@@ -27,7 +27,7 @@ class Actor(StrEnum):
 
 
 class Recorded(NamedTuple):
-    """An event with what was written beside it.
+    """An event with its metadata.
 
     Attributes:
         recorded_at: the database's time of the commit (UTC).

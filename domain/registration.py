@@ -1,7 +1,7 @@
 """Registration: one person's sign-up, from the first request until it is active or undone.
 
-Over 400 lines, as the rules of one aggregate are read together: a third of them the events, which are for ever, then
-what holds, the commands, and last what each event means.
+Over 400 lines, because the rules of one aggregate are best read together: first the events, a third of the file and
+never changed once written, then the queries, the commands, and last how each event changes the state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from domain.policy import Policy
 from domain.streams import begin
 
 PERSONAL_FIELDS = frozenset({"personal_data", "fingerprint"})
-"""Fields of events that are about the person, sealed or hashed: shown nowhere outside of the log."""
+"""Fields of events that are about the person, sealed or hashed: never shown outside the log."""
 
 
 class Status(StrEnum):
@@ -39,8 +39,8 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     PENDING → VERIFIED → ACTIVE, or CANCELLED. A public method is a command: it checks, then records. One whose
     effect already holds records nothing.
 
-    A registration for an address that an account holds already is a `duplicate`: from outside it behaves like any
-    other, but no code ever matches, and what goes out by mail is a notice to the account's owner.
+    A registration for an address that an account already holds is a `duplicate`: seen from outside it behaves like any
+    other, but no code ever matches, and its mail is a notice to the owner of the account.
     """
 
     class UserRegistered(Aggregate.Created):
@@ -59,14 +59,14 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         duplicate_of: str | None
 
     class OtpIssued(Aggregate.Event):
-        """A code came into force; the one before died. `reason`: an `IssueReason`."""
+        """A code was issued; the previous one is no longer valid. `reason`: an `IssueReason`."""
 
         TOPIC = "registration.otp_issued"
         serial: int
         reason: str
 
     class EmailDispatched(Aggregate.Event):
-        """A mail server took the mail of this issue over: a `HandOver`. `kind`: a `MailKind`."""
+        """A mail server accepted the mail of this issue: a `HandOver`. `kind`: a `MailKind`."""
 
         TOPIC = "registration.email_dispatched"
         serial: int
@@ -76,18 +76,19 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         reply_code: int
 
     class EmailWithheld(Aggregate.Event):
-        """The owner of the address had a notice within a day already, so this issue's mail is not sent.
+        """The owner of the address already got a notice within the last day, so this issue's mail is not sent.
 
-        For everybody outside it counts as handed over.
+        Seen from outside, it counts as handed over.
         """
 
         TOPIC = "registration.email_withheld"
         serial: int
 
     class EmailDispatchFailed(Aggregate.Event):
-        """No mail server took the mail of this issue: a `DispatchFailure`. `kind`: a `MailKind`.
+        """No mail server accepted the mail of this issue: a `DispatchFailure`. `kind`: a `MailKind`.
 
-        `request_position`: in the log, of the request if it died in the broker; None where a mail server was called.
+        `request_position`: the position in the log of a request that became a dead letter in the broker; None if a mail
+        server was called.
         """
 
         TOPIC = "registration.email_dispatch_failed"
@@ -108,38 +109,38 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
             state["request_position"] = None
 
     class EmailRetryRequested(Aggregate.Event):
-        """An operator wants the mail tried again now."""
+        """An operator asked to retry the mail now."""
 
         TOPIC = "registration.email_retry_requested"
         serial: int
 
     class EmailDiscarded(Aggregate.Event):
-        """An operator gave the mail up: the registration is to be undone."""
+        """An operator gave up on the mail: the registration is to be undone."""
 
         TOPIC = "registration.email_discarded"
         serial: int
 
     class OwnerNotified(Aggregate.Event):
-        """The owner of this account was told by mail that somebody tried to register the address again."""
+        """The owner of this account was notified by mail that somebody tried to register the address again."""
 
         TOPIC = "registration.owner_notified"
         duplicate_id: str
 
     class CodeRejected(Aggregate.Event):
-        """A wrong code was offered; `attempt` counts from 1 within the issue."""
+        """A wrong code was submitted; `attempt` counts from 1 within the issue."""
 
         TOPIC = "registration.code_rejected"
         serial: int
         attempt: int
 
     class CodeLocked(Aggregate.Event):
-        """The tries of this issue are used up."""
+        """No tries are left for the code of this issue."""
 
         TOPIC = "registration.code_locked"
         serial: int
 
     class EmailVerified(Aggregate.Event):
-        """The registrant proved to read mail at the address."""
+        """The registrant proved that they can read mail sent to the address."""
 
         TOPIC = "registration.email_verified"
         serial: int
@@ -162,7 +163,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         reason: str
 
     class PersonalDataErased(Aggregate.Event):
-        """The person's key was destroyed in this commit; what it sealed cannot be read any more."""
+        """The person's key was destroyed in this commit; what was sealed with it cannot be read any more."""
 
         TOPIC = "registration.personal_data_erased"
 
@@ -200,7 +201,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         duplicate_of: UUID | None,
         now: datetime,
     ) -> Registration:
-        """Begin a registration and issue its first code."""
+        """Start a registration and issue its first code."""
         registration = begin(
             cls,
             cls.UserRegistered,
@@ -216,7 +217,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         registration.trigger_event(Registration.OtpIssued, serial=1, reason=IssueReason.REGISTERED, timestamp=now)
         return registration
 
-    # --- What holds ---------------------------------------------------------------------------
+    # --- Queries ------------------------------------------------------------------------------
 
     @property
     def is_pending(self) -> bool:
@@ -224,7 +225,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
 
     @property
     def is_being_undone(self) -> bool:
-        """Its end is decided, even if not recorded yet: no mail of it is sent any more."""
+        """It is to be undone, even if its cancellation is not recorded yet: its mails are not sent any more."""
         return self.discarded or self.revoked
 
     @property
@@ -234,20 +235,20 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
 
     @property
     def mail_kind(self) -> MailKind:
-        """What its mails are."""
+        """Whether its mails are codes or notices."""
         return MailKind.CODE if self.duplicate_of is None else MailKind.NOTICE
 
     def lacks_mail(self, serial: int) -> bool:
-        """Is this the current issue of a registration that goes on, and not handed over to a mail server yet?"""
+        """Is this the current issue of a pending registration, and its mail not handed over yet?"""
         current = self.is_pending and not self.is_being_undone and serial == self.serial
         return current and serial not in self.handed_over_at
 
     def wants_mail(self, serial: int) -> bool:
-        """Is the mail of this issue still to be sent? Not if its code is of no use any more: then a fresh one is due."""
+        """Is the mail of this issue still to be sent? Not if its code is locked: then a new code is due."""
         return self.lacks_mail(serial) and not self.locked
 
     def may_notify_owner(self, now: datetime, policy: Policy) -> bool:
-        """May the owner of this account be told of a duplicate, or was one within the day?"""
+        """May the owner of this account be notified of a duplicate? Not again within `notice_interval`."""
         if not self.is_proven or self.erased:
             return False
         return self.owner_notified_at is None or now >= self.owner_notified_at + policy.notice_interval
@@ -255,12 +256,12 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     # --- Codes --------------------------------------------------------------------------------
 
     def verify(self, *, offered: str, expected: str, now: datetime, policy: Policy) -> Refused | None:
-        """Accept the proof that the registrant reads mail at the address.
+        """Verify the address with the code from the mail.
 
-        Answers the refusal to give once what was recorded is on disk: a wrong try is an event, so it must not be
-        raised before it is saved. None: the proof holds (now or since earlier).
+        Returns the refusal that the caller has to raise after the append: a wrong try is an event, and would be lost if
+        it were raised here. None: the address is verified, now or since earlier.
 
-        A code's time runs from its hand-over to the mail server; one not recorded as handed over is not expired.
+        A code's lifetime starts with its hand-over to a mail server; a code not recorded as handed over cannot expire.
         """
         if self.is_proven:
             return None
@@ -311,30 +312,30 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     # --- Mail ---------------------------------------------------------------------------------
 
     def record_dispatched(self, *, serial: int, hand_over: HandOver, now: datetime) -> None:
-        """The mail of issue `serial` is with a mail server. A fact, recorded whatever became of the registration."""
+        """Record that a mail server accepted the mail of issue `serial`: a fact, whatever the registration's status."""
         if serial not in self.handed_over_at:
             self.trigger_event(
                 Registration.EmailDispatched,
                 serial=serial,
                 kind=self.mail_kind,
-                provider=hand_over.provider,  # not `asdict`, which nearly doubles the time of all this
+                provider=hand_over.provider,  # not `asdict`, which nearly doubles the time of this method
                 attempts=hand_over.attempts,
                 reply_code=hand_over.reply_code,
                 timestamp=now,
             )
 
     def withhold_mail(self, *, serial: int, now: datetime) -> None:
-        """Do not send the mail of issue `serial`: the address's owner knows already."""
+        """Do not send the mail of issue `serial`: the owner of the address has been notified already."""
         if self.lacks_mail(serial):
             self.trigger_event(Registration.EmailWithheld, serial=serial, timestamp=now)
 
     def record_dispatch_failed(
         self, *, serial: int, failure: DispatchFailure, now: datetime, request_position: int | None = None
     ) -> None:
-        """The mail of issue `serial` could not be handed over; of no interest once it is not wanted any more.
+        """Record that the mail of issue `serial` could not be handed over; ignored once the mail is no longer wanted.
 
-        A request that died on its way does so once, however many copies of it the broker has: the first has told the
-        saga. Two conversations with a mail server are two failures.
+        A request that became a dead letter fails once, however many copies of it the broker has: the saga has seen the
+        first. Two failed SMTP sessions are two failures.
         """
         if self.lacks_mail(serial) and request_position not in self.dead_requests:
             self.trigger_event(
@@ -347,11 +348,11 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
             )
 
     def record_owner_notified(self, *, duplicate_id: UUID, now: datetime) -> None:
-        """The owner was told of the registration `duplicate_id`."""
+        """Record that the owner was notified of the registration `duplicate_id`."""
         self.trigger_event(Registration.OwnerNotified, duplicate_id=str(duplicate_id), timestamp=now)
 
     def retry_mail(self, *, now: datetime) -> None:
-        """Try the current mail again at an operator's wish; silent where it was handed over already.
+        """Retry the current mail at an operator's request; records nothing if it was handed over already.
 
         Raises:
             NotPending: the registration has ended.
@@ -362,9 +363,9 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
             self.trigger_event(Registration.EmailRetryRequested, serial=self.serial, timestamp=now)
 
     def discard_mail(self, *, now: datetime) -> None:
-        """Give the current mail up at an operator's wish; the saga undoes the registration.
+        """Give up on the current mail at an operator's request; the saga undoes the registration.
 
-        Silent where the mail was handed over already: the registrant may be about to enter its code.
+        Records nothing if the mail was handed over already: the registrant may be about to enter its code.
 
         Raises:
             NotPending: the account is verified or active.
@@ -377,17 +378,17 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     # --- Ends ---------------------------------------------------------------------------------
 
     def activate(self, *, now: datetime) -> None:
-        """Open the account once the address is proved."""
+        """Activate the account once the address is verified."""
         if self.status is Status.VERIFIED:
             self.trigger_event(Registration.AccountActivated, timestamp=now)
 
     def revoke_code(self, *, now: datetime) -> None:
-        """Undo the issue of the code: it never verifies again, and no mail of it is sent."""
+        """Revoke the code: it verifies nothing any more, and its mail is not sent."""
         if self.is_pending and not self.revoked:
             self.trigger_event(Registration.OtpRevoked, serial=self.serial, timestamp=now)
 
     def cancel(self, *, reason: CancelReason, now: datetime) -> None:
-        """Undo the registration; its code is dead from here on.
+        """Cancel the registration; its code is no longer valid.
 
         Raises:
             NotPending: the account is verified or active.
@@ -398,19 +399,19 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
             self.trigger_event(Registration.RegistrationCancelled, reason=reason, timestamp=now)
 
     def supersede(self, *, now: datetime) -> None:
-        """Make room for a later registration of the same address: code and password die in its commit."""
+        """Give way to a later registration of the same address: its commit ends this one's code and password."""
         self.revoke_code(now=now)
         self.cancel(reason=CancelReason.SUPERSEDED, now=now)
 
     def erase(self, *, now: datetime) -> None:
-        """End the registration, whatever its state, and declare its personal data gone."""
+        """End the registration, whatever its status, and record that its personal data is destroyed."""
         self.revoke_code(now=now)
         if self.status is not Status.CANCELLED:
             self.trigger_event(Registration.RegistrationCancelled, reason=CancelReason.ERASED, timestamp=now)
         if not self.erased:
             self.trigger_event(Registration.PersonalDataErased, timestamp=now)
 
-    # --- What the events mean: these run again on every replay and check nothing. They name the fields they use. ---
+    # --- State changes: they run again on every replay, so they check nothing. They name the fields they use. ---
 
     @event(OtpIssued)
     def _otp_issued(self, serial: int, reason: str, timestamp: datetime) -> None:

@@ -1,4 +1,4 @@
-"""What a request to register becomes: a registration of its own, an earlier one, or a duplicate."""
+"""What a request to register becomes: a new registration, an earlier one, or a duplicate."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from domain.errors import AddressTaken, IdempotencyKeyReused
 from domain.registration import Registration
 
 IDEMPOTENCY_TTL = timedelta(hours=24)
-"""How long an Idempotency-Key stands for its registration (docs/security.md, S15)."""
+"""How long an Idempotency-Key identifies its registration (docs/security.md, S15)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedAddress:
-    """An address's claim and who holds it; two of them exist per address.
+    """The claim of an address and the registration that holds it; there are two per address.
 
-    The first is for the address itself. Those who try to register an address that an account holds compete, by the
-    same rules, for the second: so they get the same answers, superseding and repeats included.
+    The first is for the address itself. Requests to register an address that an account already holds compete for the
+    second, by the same rules: so they get the same responses, superseding and repeats included.
     """
 
     claim_id: ClaimId
@@ -31,7 +31,7 @@ class ClaimedAddress:
 
 @dataclass(frozen=True, slots=True)
 class SignUp:
-    """The registration to answer with, and what there is to save (nothing for a repeat)."""
+    """The registration to return, and the aggregates to save (none for a repeat)."""
 
     registration: Registration
     changed: tuple[Aggregate, ...]
@@ -51,13 +51,13 @@ def sign_up(
 ) -> SignUp:
     """Decide what a request to register becomes.
 
-    The same payload while its registration is pending is that registration, unless it is being undone already: nobody
-    would get its code. Another payload supersedes the pending one in the same commit, so nobody can squat an address
-    whose mail they cannot read.
+    The same payload again, while its registration is pending, returns that registration, unless it is being undone
+    already and its code would never arrive. Another payload supersedes the pending registration in the same commit, so
+    nobody can squat on an address whose mail they cannot read.
 
     Args:
-        earlier: the registration of the same address and Idempotency-Key, if there is one; it counts for a day.
-        registration_id: of the new one, should it come to that.
+        earlier: the registration of the same address and Idempotency-Key, if there is one; valid for a day.
+        registration_id: id of the new registration, if there is to be one.
         fingerprint: keyed hash of the whole payload.
 
     Raises:

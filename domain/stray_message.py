@@ -1,4 +1,4 @@
-"""StrayMessage: a message among the dead letters that is none of ours, kept for inspection."""
+"""StrayMessage: a foreign message among the dead letters, recorded for inspection."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _NAMESPACE = UUID("2f1c7f3e-56b0-5d0a-8a3c-737472617973")
 
 
 class StrayMessage(Aggregate, created_event_name="StrayMessageKept"):
-    """What is known of a message that nobody can act on. The log holds nothing that a stranger wrote: a message is
-    known by its digest, and described in words of ours."""
+    """What is known of a message that the service cannot process. The log contains nothing that its sender wrote: the
+    message is identified by its digest and described in terms of our own."""
 
     class StrayMessageKept(Aggregate.Created):
-        """A message that is none of ours was taken from the dead letters.
+        """A foreign message was taken from the dead letters.
 
-        `reason` says what it lacks, `died_of` how it came among them; `fields` are those of a mail request that it has,
-        separated by commas, `other_fields` how many more it has at its top; `size` is in bytes.
+        `reason` says why it is foreign, `died_of` why it became a dead letter; `fields` are those fields of a mail
+        request that it has, separated by commas, `other_fields` counts its other top-level fields; `size` is in bytes.
         """
 
         TOPIC = "stray_message.kept"
@@ -34,7 +34,7 @@ class StrayMessage(Aggregate, created_event_name="StrayMessageKept"):
         other_fields: int
 
     class StrayMessageDiscarded(Aggregate.Event):
-        """An operator has looked at it, and needs it no more."""
+        """An operator has seen it and does not need it any more."""
 
         TOPIC = "stray_message.discarded"
 
@@ -59,7 +59,7 @@ class StrayMessage(Aggregate, created_event_name="StrayMessageKept"):
 
     @staticmethod
     def stream_id(digest: str) -> UUID:
-        """The stream of every message with these bytes: however often it comes, it is kept once."""
+        """The stream of every message with these bytes: it is recorded once, however often it arrives."""
         return uuid5(_NAMESPACE, digest)
 
     @classmethod
@@ -75,7 +75,7 @@ class StrayMessage(Aggregate, created_event_name="StrayMessageKept"):
         other_fields: int,
         now: datetime,
     ) -> StrayMessage:
-        """Keep a message that was not seen before."""
+        """Record a message that was not seen before."""
         return begin(
             cls,
             cls.StrayMessageKept,
@@ -92,7 +92,7 @@ class StrayMessage(Aggregate, created_event_name="StrayMessageKept"):
         )
 
     def discard(self, *, now: datetime) -> None:
-        """Take it from the list; what was recorded stays."""
+        """Remove it from the list; what was recorded stays."""
         if not self.discarded:
             self.trigger_event(StrayMessage.StrayMessageDiscarded, timestamp=now)
 

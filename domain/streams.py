@@ -1,4 +1,4 @@
-"""How a stream begins, under a name that outlives the class's path."""
+"""How a stream starts: with a name for its aggregate that does not depend on the class's path."""
 
 from datetime import datetime
 from typing import Any, TypeVar
@@ -12,10 +12,10 @@ A = TypeVar("A", bound=Aggregate)
 def begin(
     kind: type[A], created: type[AggregateCreated], /, *, name: str, stream_id: UUID, now: datetime, **fields: Any
 ) -> A:
-    """The aggregate that its first event makes, with that event pending.
+    """Create an aggregate from its first event, which is then pending.
 
     The library's own `_create` would write the class's path into the event (`originator_topic`); `name` is registered
-    for the class instead, so the class may move.
+    for the class instead, so the class can move.
     """
     first = created(
         originator_topic=name,
