@@ -1,4 +1,4 @@
-"""Mail addresses: what we accept, and the one form under which two of them are the same."""
+"""Mail addresses: which ones are accepted, and the canonical form by which they are compared."""
 
 import re
 from functools import lru_cache
@@ -6,7 +6,7 @@ from functools import lru_cache
 from email_validator import EmailNotValidError, validate_email
 
 MAX_LENGTH = 254
-"""RFC 5321 4.5.3.1.3 (a path of 256 octets, less the angle brackets); checked before anything parses."""
+"""RFC 5321 4.5.3.1.3 (a path of 256 octets, less the angle brackets); checked before parsing."""
 
 MAX_LOCAL = 64
 """RFC 5321 4.5.3.1.1."""
@@ -20,7 +20,7 @@ def parse_address(typed: str) -> str:
     """The address to send to: local part as typed, domain in lower-case ASCII (IDNA 2008).
 
     Raises:
-        ValueError: not an address that we can send to. Non-ASCII local parts are refused: they need SMTPUTF8 on
+        ValueError: not an address that can be sent to. Non-ASCII local parts are refused: they need SMTPUTF8 on
             every server on the way, and look-alike letters in them are an old trick.
     """
     if len(typed) > MAX_LENGTH:
@@ -29,7 +29,7 @@ def parse_address(typed: str) -> str:
     if "=?" in local:  # an encoded word (RFC 2047), which some readers would show as another address
         raise ValueError("not a valid mail address")
     if _DOT_STRING.fullmatch(local):
-        # Nothing is left to be said about such a local part, and most people share a few domains.
+        # Such a local part needs no further check, and most people share a few domains.
         address = f"{local}@{_ascii_domain(domain)}"
     else:
         local, address = _validated(typed)
@@ -48,7 +48,7 @@ def _validated(typed: str) -> tuple[str, str]:
     try:
         address = validate_email(typed, check_deliverability=False, allow_smtputf8=False)
     except EmailNotValidError:
-        # Its messages quote the address.
+        # The library's messages quote the address.
         raise ValueError("not a valid mail address") from None
     if address.ascii_email is None:
         raise ValueError("not a valid mail address")
@@ -56,14 +56,14 @@ def _validated(typed: str) -> tuple[str, str]:
 
 
 def canonical_address(address: str) -> str:
-    """The form under which an address is claimed: `parse_address`'s, all in lower case (ASCII only by then).
+    """The form under which an address is claimed: that of `parse_address` (ASCII only), all in lower case.
 
-    Tags and dots stay: whether `a.b+c@` is `ab@` is known to the mail server of that domain alone.
+    Tags and dots stay: only the mail server of the domain knows whether `a.b+c@` is `ab@`.
     """
     return address.lower()
 
 
 def masked_address(address: str) -> str:
-    """The address as its owner recognises it and a stranger learns little: `a•••@example.com`."""
+    """The address so that its owner recognises it and others learn little: `a•••@example.com`."""
     local, _, domain = address.rpartition("@")
     return f"{local[:1]}•••@{domain}"

@@ -1,4 +1,4 @@
-"""What a command leads to, and what can be put around running one."""
+"""The result of a command, and the type of what wraps every command."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from domain.registration import Status
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a command led to.
+    """The result of a command.
 
     Attributes:
-        subject_id: the registration, or the stray message, that it was about.
-        status: the registration's status now; None if the command was about something else, or read none.
+        subject_id: the registration, or the stray message, that the command was about.
+        status: the registration's status after the command; None if it was about something else, or loaded no
+            registration.
         position: a read model at this position shows the effect.
-        recorded: did it have an effect? False if that held already.
+        recorded: whether events were recorded; False if the effect held already.
     """
 
     subject_id: UUID
@@ -30,11 +31,11 @@ class Answer:
 
 
 Handle = Callable[[Command, Context], Awaitable[Answer]]
-"""Runs a command: `Handlers.handle`, or what is left of it inside of an `Around`."""
+"""Runs a command: `Handlers.handle`, or the rest of the chain inside an `Around`."""
 
 Around = Callable[[Handle, Command, Context], Awaitable[Answer]]
-"""Runs a command by way of the next one, once: the place of whatever is to see all commands (spans, counts, limits).
+"""Middleware for commands: calls the next one once. The place for what concerns every command (spans, metrics, limits).
 
-It sees a command before it is decided and its answer or error after that, and may raise an error of its own instead; a
-lost race is decided again inside.
+It sees the command before it is decided and its result or error afterwards, and may raise an error of its own instead.
+A version conflict is retried further inside.
 """

@@ -1,4 +1,4 @@
-"""Every command: all that can be done to Registrar, parsed once at the edge and passed on unchanged.
+"""Every command: everything that changes Registrar's state, parsed once at the edge and passed on unchanged.
 
 Malformed input raises `pydantic.ValidationError`. Secrets show as `**********` in any representation.
 """
@@ -36,7 +36,7 @@ def _parse_locale(tag: str) -> str:
 
 
 class Command(BaseModel):
-    """Something that somebody wants done. Doing it twice has the effect of doing it once."""
+    """A request to change something. Idempotent: running it twice has the effect of running it once."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
@@ -45,10 +45,10 @@ class Command(BaseModel):
 
 
 class RegisterUser(Command):
-    """Begin a registration; its code goes out by mail.
+    """Start a registration; its code is sent by mail.
 
-    `idempotency_key`: of the request, not of its body. The registration's id follows from it and the address, so that a
-    repeat after any crash meets itself.
+    `idempotency_key` comes from the request's header, not its body. The registration's id is derived from it and the
+    address, so a repeat after a crash finds the registration that the first request made.
     """
 
     email: Annotated[str, Field(max_length=MAX_LENGTH, examples=["ada@example.com"]), AfterValidator(parse_address)] = (
@@ -70,7 +70,7 @@ class RegisterUser(Command):
 
 
 class VerifyEmail(Command):
-    """Prove the address with the code from the mail."""
+    """Verify the address with the code from the mail."""
 
     registration_id: UUID
     code: SecretStr
@@ -84,7 +84,7 @@ class VerifyEmail(Command):
 
 
 class RequestNewCode(Command):
-    """Replace the code by a new one, which goes out by mail."""
+    """Replace the code with a new one, which is sent by mail."""
 
     registration_id: UUID
 
@@ -93,7 +93,7 @@ class RequestNewCode(Command):
 
 
 class RecordEmailDispatched(Command):
-    """A mail server took the mail of this issue over."""
+    """Record that a mail server accepted the mail of this issue."""
 
     registration_id: UUID
     serial: int
@@ -101,10 +101,10 @@ class RecordEmailDispatched(Command):
 
 
 class RecordEmailDispatchFailed(Command):
-    """No mail server took the mail of this issue.
+    """Record that no mail server accepted the mail of this issue.
 
-    `kind`: of the mail that was requested; another than the registration's is refused as no request of ours.
-    `request_position`: of the request, if it died in the broker; the same again is a repeat.
+    `kind`: that of the requested mail; if it is not the registration's, the request is foreign and refused.
+    `request_position`: that of a request which became a dead letter in the broker; the same again is a repeat.
     """
 
     registration_id: UUID
@@ -115,7 +115,7 @@ class RecordEmailDispatchFailed(Command):
 
 
 class WithholdEmail(Command):
-    """Do not send the mail of this issue: the owner of the address had a notice within the day."""
+    """Record that the mail of this issue is not sent: the owner of the address got a notice within the last day."""
 
     registration_id: UUID
     serial: int
@@ -125,7 +125,7 @@ class WithholdEmail(Command):
 
 
 class KeepStrayMessage(Command):
-    """Keep what can be told of a message that is none of ours; its bytes are not among it."""
+    """Record a description of a foreign message, without its bytes."""
 
     digest: str
     reason: str
@@ -147,26 +147,26 @@ class ReplaceStaleCode(Command):
 
 
 class ActivateAccount(Command):
-    """Open the account of a registrant whose address is proved."""
+    """Activate the account of a registrant whose address is verified."""
 
     registration_id: UUID
 
 
 class RevokeOtp(Command):
-    """Undo the issue of the code."""
+    """Revoke the code."""
 
     registration_id: UUID
 
 
 class CancelRegistration(Command):
-    """Undo the registration."""
+    """Cancel the registration."""
 
     registration_id: UUID
     reason: CancelReason
 
 
 class ReleaseEmail(Command):
-    """Free the address, if this registration still holds it."""
+    """Release the address, if this registration still holds it."""
 
     registration_id: UUID
     claim_id: ClaimId
@@ -176,24 +176,24 @@ class ReleaseEmail(Command):
 
 
 class EraseRegistration(Command):
-    """End the registration, free its address and destroy the person's key."""
+    """End the registration, release its address and destroy the person's key."""
 
     registration_id: UUID
 
 
 class RetryMail(Command):
-    """Try the mail of a pending registration again now."""
+    """Retry the mail of a pending registration now."""
 
     registration_id: UUID
 
 
 class DiscardMail(Command):
-    """Give the mail up and undo the registration."""
+    """Give up on the mail and undo the registration."""
 
     registration_id: UUID
 
 
 class DiscardStrayMessage(Command):
-    """Take a message that is none of ours from the list of dead letters."""
+    """Remove a foreign message from the list of dead letters."""
 
     message_id: UUID

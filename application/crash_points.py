@@ -1,8 +1,8 @@
-"""Crash points: places between two steps at which a test lets the process die. They do nothing otherwise.
+"""Crash points: named places between two steps at which a test kills the process. Otherwise they do nothing.
 
     crash_point("worker.after_claim")
 
-Only code that has this process in its hands can arm them; no setting and no input reaches them.
+Only code in the same process can arm them; no setting and no input reaches them.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ _hook: Callable[[CrashPoint], None] | None = None
 
 
 def crash_point(name: CrashPoint) -> None:
-    """Pass a crash point: a test that has armed it here ends the process, or raises."""
+    """Pass a crash point: a test that has armed it kills the process here, or raises."""
     if _hook is not None:
         _hook(name)
 
 
 @contextmanager
 def armed(hook: Callable[[CrashPoint], None]) -> Iterator[None]:
-    """Have `hook` called at every passing, by whichever thread passes, until the end of the block.
+    """Call `hook` each time a crash point is passed, in any thread, until the end of the block.
 
     Raises:
         RuntimeError: the points are armed already.
     """
-    global _hook  # noqa: PLW0603 - one test of None is all that production pays
+    global _hook  # noqa: PLW0603 - one comparison with None is the whole cost in production
     if _hook is not None:
         raise RuntimeError("the crash points are armed already")
     _hook = hook

@@ -53,18 +53,18 @@ from domain.sign_up import sign_up
 from domain.stray_message import StrayMessage
 
 CONFLICT_RETRIES = 3
-"""How often a command that lost a race is decided again before that is the caller's to know (docs/house-style.md, rule 9)."""
+"""How often a command is decided again after a conflict, before the caller sees it (docs/house-style.md, rule 9)."""
 
 
 class Handlers:
     """Runs commands: `handle` is the only way in.
 
-    Every command may be repeated: an effect that holds already is not recorded again.
+    Every command may be repeated: an effect that already holds is not recorded again.
 
-    Raises (all of them):
-        Refused: a rule says no; a final answer.
-        Conflict: lost the race several times over; worth a repeat.
-        Unavailable, Overloaded: worth a repeat later; the outcome may be unknown.
+    Raises (any command):
+        Refused: a rule does not allow it; final.
+        Conflict: it lost several races in a row; repeating makes sense.
+        Unavailable, Overloaded: repeating later makes sense; the outcome may be unknown.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Handlers:
     ) -> None:
         """
         Args:
-            around: what every command passes on its way, the outermost first.
+            around: middleware that every command passes through, the outermost first.
         """
         self._log = log
         self._clock = clock
@@ -113,8 +113,9 @@ class Handlers:
         """Run any command.
 
         Args:
-            read: only for the mail worker's: the registration as the worker has just read it, which spares reading it
-                again; ours from now on. If it has changed since, the append tells, and it is read after all.
+            read: for the mail worker's commands only: the registration that the worker has just loaded, to save loading
+                it again; the caller must not use it any more. If it has changed since, the append conflicts and it is
+                loaded after all.
         """
         run: Handle = self._run if read is None else partial(self._run, read=read)
         for around in self._around:
@@ -127,17 +128,17 @@ class Handlers:
     # --- The registrant -----------------------------------------------------------------------
 
     async def _register_user(self, command: RegisterUser, context: Context) -> Answer:
-        """Begin a registration: one read and one append, whether the address is new, pending or taken.
+        """Start a registration: one read and one append, whether the address is new, pending or taken.
 
-        With an Idempotency-Key the id follows from address and key, so a repeat after any crash meets itself. Longer
-        than our functions are, as all of it is one decision.
+        With an Idempotency-Key the id is derived from address and key, so a repeat after a crash finds the registration
+        that the first request made. Longer than other functions here, because all of it is one decision.
         """
         secrets = self._secrets
         address = canonical_address(command.email)
         password_hash = None
         if command.password is not None:
             password_hash = await self._hasher.hash(command.password.get_secret_value(), address)
-        # The hash in place of the password: a fast hash of the password itself must not stand in the log.
+        # The hash in place of the password: a fast hash of the password itself must not be stored in the log.
         fingerprint = secrets.fingerprint(command.email, command.name, password_hash or "", command.locale)
         person = Person(email=command.email, name=command.name, password_hash=password_hash)
         claim_id = secrets.claim_id(address)
@@ -151,7 +152,7 @@ class Handlers:
             )
             now = self._clock()
             earlier = streams.get(Registration, repeatable_id) if repeatable_id else None
-            # A key whose day is over names a stream that has begun: what comes now needs another.
+            # The key may be older than a day: its stream exists, so the new registration needs another id.
             fresh = repeatable_id if earlier is None else None
             registration_id = fresh or secrets.new_registration_id(now)
             sealed, key = secrets.seal(registration_id, person)
@@ -193,8 +194,8 @@ class Handlers:
 
     # --- The mail worker ----------------------------------------------------------------------
 
-    # Facts about mails: a race that is lost is decided again for as long as it takes, since what they say has happened
-    # and would be forgotten otherwise. It ends, as each loss is somebody else's event on the same stream.
+    # Facts about mails: decided again after a conflict for as long as it takes, since they have happened and would be
+    # lost otherwise. It ends, because each conflict is an event that somebody else recorded on the same stream.
 
     async def _record_email_dispatched(
         self, command: RecordEmailDispatched, context: Context, read: Loaded | None = None
@@ -253,7 +254,7 @@ class Handlers:
 
         async def decide() -> Answer:
             streams = await self._log.load(message_id)
-            if streams.get(StrayMessage, message_id) is not None:  # also one that was discarded: it was looked at
+            if streams.get(StrayMessage, message_id) is not None:  # also if discarded: an operator has seen it
                 return _answer(message_id, None, None, streams.position(message_id))
             described = command.model_dump(exclude={"fields"})
             message = StrayMessage.keep(now=self._clock(), fields=",".join(command.fields), **described)
@@ -294,7 +295,7 @@ class Handlers:
     # --- The operator -------------------------------------------------------------------------
 
     async def _erase_registration(self, command: EraseRegistration, context: Context) -> Answer:
-        """End, free and destroy in one commit: no moment in which the key is gone and the event is not there."""
+        """End, release and destroy in one commit: the key is never gone without the event that says so."""
 
         async def decide() -> Answer:
             registration, position = await self._load(command.registration_id)
@@ -344,10 +345,10 @@ class Handlers:
         *,
         losses: float = CONFLICT_RETRIES,
     ) -> Answer:
-        """Load a registration, change it, append; then raise the refusal that the change returned, if it did.
+        """Load a registration, change it, append; then raise the refusal, if the change returned one.
 
-        A refusal that is itself recorded (a wrong code) comes back from the change and is raised once that is saved.
-        One that the change raises leaves nothing behind.
+        A refusal that is itself recorded (a wrong code) is returned by the change and raised here after the append.
+        A refusal that the change raises records nothing.
         """
 
         async def decide() -> Answer:
@@ -364,14 +365,14 @@ class Handlers:
     async def _save(
         self, *aggregates: Aggregate, context: Context, keys: tuple[WrappedKey, ...] = ()
     ) -> Position | None:
-        """Append what the aggregates recorded; None if that is nothing."""
+        """Append the events that the aggregates recorded; None if there are none."""
         events = [event for aggregate in aggregates for event in aggregate.collect_events()]
         return await self._log.append(entries_of(events, context), keys=keys) if events else None
 
     async def _in_turn(
         self, key: UUID, decide: Callable[[], Awaitable[Answer]], *, losses: float = CONFLICT_RETRIES
     ) -> Answer:
-        """Decide when nothing else here is being decided about the same; again after a lost race, at most so often."""
+        """Decide, one at a time per key in this process; again after a conflict, at most `losses` times."""
 
         async def decide_again() -> Answer:
             lost = 0
@@ -387,5 +388,5 @@ class Handlers:
 
 
 def _answer(subject_id: UUID, status: Status | None, saved: Position | None, before: Position) -> Answer:
-    """The answer to a command; `before` is where its subject stood if nothing was saved."""
+    """The result of a command; `before` is the position of its subject if nothing was saved."""
     return Answer(subject_id, status, before if saved is None else saved, recorded=saved is not None)

@@ -1,10 +1,10 @@
-"""What other services hear of a registration: our public contract, as CloudEvents 1.0 (https://cloudevents.io).
+"""Integration events: what is published for other services, as CloudEvents 1.0 (https://cloudevents.io).
 
-It is not the log: a few facts, nothing personal, no code, and nothing by which a registration for an address that is
-taken already could be told from any other. Who needs to know more asks for it, by the registration's id.
+A public contract, and not the log: a few facts, nothing personal, no code, and nothing by which a registration for an
+address that is already taken could be told apart from any other. A service that needs more queries the API by id.
 
-Of a type nothing is taken away and nothing changes its meaning; what is added may be passed over. Anything else is a
-type of the next version, published beside the old one.
+Within a type, no field is removed and none changes its meaning; subscribers must ignore fields that they do not know.
+Any other change is a new version of the type, published beside the old one.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from domain.recorded import Position, Recorded
 from domain.registration import Registration
 
 CONTENT_TYPE: Final = "application/cloudevents+json"
-"""Structured mode: the attributes stand in the body, so that they outlive any broker's headers."""
+"""Structured mode: the attributes are in the body, so they survive brokers that drop headers."""
 
 CONTRACT_VERSION: Final = "1.0.0"
-"""Of all the types together: the second figure counts what was added, the first what was replaced."""
+"""Of all types together: the second number counts additions, the first replacements."""
 
 Reason = Literal["unproven", "undeliverable", "withdrawn"]
 
@@ -35,22 +35,22 @@ _REASONS: Final[Mapping[str, Reason]] = {
     CancelReason.UNDELIVERABLE: "undeliverable",
     CancelReason.DISCARDED: "undeliverable",
 }
-"""All others are "withdrawn": whether by an operator, by an erasure or by somebody who registered the same address
-again is nobody else's business."""
+"""All others are "withdrawn": other services do not need to know whether that was an operator, an erasure or somebody
+who registered the same address again."""
 
 
 # --- The data -------------------------------------------------------------------------------------
 
 
 class RegistrationReference(BaseModel):
-    """Which registration, and since when."""
+    """Which registration, and the event's position in the log."""
 
     model_config = ConfigDict(frozen=True)
 
     registration_id: UUID = Field(description="the same in all events of one registration")
     position: Position = Field(
         ge=1,
-        description="rises from event to event; `GET /v1/registrations/{id}?min_position=` waits until the answer"
+        description="increases from event to event; `GET /v1/registrations/{id}?min_position=` waits until the response"
         " includes this one",
     )
 
@@ -59,8 +59,8 @@ class Cancellation(RegistrationReference):
     """Which registration, and why it was undone."""
 
     reason: Reason = Field(
-        description="`unproven`: the address was not proved in time, or not within the tries;"
-        " `undeliverable`: no mail server took the mail; `withdrawn`: anything else"
+        description="`unproven`: the address was not verified in time, or not within the allowed tries;"
+        " `undeliverable`: no mail server accepted the mail; `withdrawn`: anything else"
     )
 
 
@@ -79,30 +79,30 @@ class IntegrationEvent(BaseModel):
     ROUTING_KEY: ClassVar[str]
 
     specversion: Literal["1.0"]
-    id: str = Field(description="the same for every copy of one event: what was seen before is to be passed over")
+    id: str = Field(description="the same for every copy of one event: ignore ids that you have seen before")
     source: Literal["/registrar"]
     type: str
     subject: UUID = Field(description="the registration's id")
-    time: datetime = Field(description="when it was recorded; order is told by `position`")
+    time: datetime = Field(description="when it was recorded; the order is that of `position`")
     datacontenttype: Literal["application/json"]
     correlationid: UUID = Field(description="the same for everything that followed from one request")
     traceparent: str | SkipJsonSchema[None] = Field(
         default=None,
-        description="W3C Trace Context of the request, where it has one",
+        description="W3C Trace Context of the request, if it has one",
         json_schema_extra=_without_default,
     )
     data: RegistrationReference
 
 
 class RegistrationAccepted(IntegrationEvent):
-    """Somebody asked for an account. The address is not proved, and may never be."""
+    """Somebody asked for an account. The address is not verified, and may never be."""
 
     ROUTING_KEY = "registration.accepted"
     type: Literal["registrar.registration.accepted.v1"]
 
 
 class RegistrationVerified(IntegrationEvent):
-    """The registrant proved to read mail at the address."""
+    """The registrant proved that they can read mail sent to the address."""
 
     ROUTING_KEY = "registration.verified"
     type: Literal["registrar.registration.verified.v1"]
@@ -116,7 +116,7 @@ class RegistrationActivated(IntegrationEvent):
 
 
 class RegistrationCancelled(IntegrationEvent):
-    """The registration was undone; of an account, if it was active, because it is being erased."""
+    """The registration was undone. An active account is cancelled only because it is being erased."""
 
     ROUTING_KEY = "registration.cancelled"
     type: Literal["registrar.registration.cancelled.v1"]
@@ -124,7 +124,7 @@ class RegistrationCancelled(IntegrationEvent):
 
 
 class RegistrationErased(IntegrationEvent):
-    """The personal data is destroyed: whoever has copied some is to delete it as well."""
+    """The personal data is destroyed: services that have copies must delete them as well."""
 
     ROUTING_KEY = "registration.erased"
     type: Literal["registrar.registration.erased.v1"]
@@ -145,11 +145,11 @@ TOPICS: Final = (
     Registration.RegistrationCancelled.TOPIC,
     Registration.PersonalDataErased.TOPIC,
 )
-"""Of the domain events that others hear of."""
+"""Topics of the domain events that have an integration event."""
 
 
 def integration_event(recorded: Recorded) -> IntegrationEvent | None:
-    """What others hear of a domain event; None if it is not for them. The same event gives the same bytes."""
+    """The integration event for a domain event, None if it has none. The same event gives the same bytes."""
     match recorded.event:
         case Registration.UserRegistered():
             return RegistrationAccepted(type="registrar.registration.accepted.v1", **_envelope(recorded))
@@ -178,7 +178,7 @@ def _envelope(recorded: Recorded) -> dict[str, Any]:
     registration_id = recorded.event.originator_id
     return {
         "specversion": "1.0",
-        # Not the position alone: after a restore of older data it may be another registration's.
+        # Not the position alone: after a restore from a backup it may be that of another registration.
         "id": f"{registration_id}.{recorded.position}",
         "source": "/registrar",
         "subject": registration_id,

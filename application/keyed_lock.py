@@ -1,4 +1,4 @@
-"""One at a time for each key, within this process."""
+"""A lock per key, within this process."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ T = TypeVar("T")
 
 
 class KeyedLock:
-    """Lets work on the same key run one after the other, in the order in which it came.
+    """Runs work on the same key one at a time, first come, first served.
 
-    Only a courtesy: the store's versions keep order across processes. But a hundred callers who push the same button
-    here would otherwise spend their retries against each other.
+    Only an optimisation: the store's versions decide between processes. But a hundred callers in this process with the
+    same key would otherwise use up their retries against each other.
     """
 
     def __init__(self) -> None:
         self._queues: dict[UUID, deque[asyncio.Future[None]]] = {}
 
     async def run(self, key: UUID, work: Callable[[], Awaitable[T]]) -> T:
-        """Do the work once nothing else runs under this key."""
+        """Run the work once no other work runs under this key."""
         queue = self._queues.get(key)
         if queue is None:
             self._queues[key] = deque()
@@ -32,7 +32,7 @@ class KeyedLock:
             try:
                 await turn
             except asyncio.CancelledError:
-                if not turn.cancelled():  # it was given to us while we were called off
+                if not turn.cancelled():  # the lock was passed to this task while it was being cancelled
                     self._pass_on(key)
                 raise
         try:

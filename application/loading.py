@@ -1,4 +1,4 @@
-"""From what `Log.load` read to what the rules are about."""
+"""From the streams that `Log.load` returns to the aggregates that the rules need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from domain.sign_up import ClaimedAddress
 
 
 class Loaded(NamedTuple):
-    """A registration as it was just read, and the position of its last event. Belongs to one caller."""
+    """A registration that was just loaded, and the position of its last event. Never shared between callers."""
 
     registration: Registration
     position: Position
@@ -35,7 +35,7 @@ def require(kind: type[A], streams: Streams, stream_id: UUID) -> A:
     """The aggregate of this stream.
 
     Raises:
-        UnknownRegistration: it is empty, or of another kind: an id of something else is as unknown as one of nothing.
+        UnknownRegistration: the stream is empty, or that of something else.
     """
     with suppress(UnexpectedAggregate):
         aggregate = streams.get(kind, stream_id)
@@ -45,7 +45,7 @@ def require(kind: type[A], streams: Streams, stream_id: UUID) -> A:
 
 
 def must_be_of_kind(registration: Registration, kind: MailKind) -> None:
-    """Check what a request says of the mail that it asks for.
+    """Check that a request is for the kind of mail that this registration gets.
 
     Raises:
         ForeignRequest: this registration's mails are of another kind.

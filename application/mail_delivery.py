@@ -1,4 +1,4 @@
-"""Sending one requested mail: is it still wanted, render, hand over, record what became of it."""
+"""Sending one requested mail: check that it is still wanted, render it, hand it over, record the outcome."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from domain.recorded import Actor
 from domain.registration import Registration
 
 NOTICE_SERIAL = 0
-"""The serial under which the right to send a notice to an account's owner is claimed; issues count from 1."""
+"""The serial of the send claim for a notice to an account's owner; issues count from 1."""
 
 
 class Letters(Protocol):
-    """Renders mails; no text in them comes from a registrant."""
+    """Renders mails; none of their text comes from a registrant."""
 
     def code(self, *, to: str, locale: str, code: str, message_id: str) -> Letter: ...
 
@@ -47,11 +47,11 @@ class Letters(Protocol):
 
 
 class SendInProgress(Unavailable):
-    """Somebody may be sending this mail right now; once their lease is over, it can be looked at again."""
+    """Another worker may be sending this mail right now; try again after its lease has ended."""
 
 
 class MailDelivery:
-    """Delivers requested mails. The same code behind the in-process relay and behind a broker's queue."""
+    """Delivers requested mails. Used by the in-process relay and by the worker of a broker's queue alike."""
 
     def __init__(
         self,
@@ -71,11 +71,12 @@ class MailDelivery:
     ) -> None:
         """
         Args:
-            retry_claimed_after: when a mail that somebody else may be sending is worth another look.
-            give_up_after: when sending ends, whatever it is waiting for; shorter than the lease of a claim. A process
-                that was stopped for longer must not go on where it was: another may have sent the mail meanwhile.
-            on_first_mail: told the time from a registration's first event until a mail server accepted its first mail.
-            sleep: waits, in seconds.
+            retry_claimed_after: when to try again a mail that another worker may be sending.
+            give_up_after: deadline for sending, whatever it waits for; shorter than the lease of a send claim. A
+                process that was suspended for longer must not continue: another worker may have sent the mail by then.
+            on_first_mail: called with the time from a registration's first event until a mail server accepted its first
+                mail.
+            sleep: waits for a number of seconds.
         """
         self._log = log
         self._handlers = handlers
@@ -92,17 +93,17 @@ class MailDelivery:
         self._took: deque[timedelta] = deque(maxlen=64)  # by the latest hand-overs
 
     async def deliver(self, request: MailRequest) -> None:
-        """Send the mail if it is still wanted. Returns once what became of it is recorded; safe to repeat.
+        """Send the mail if it is still wanted. Returns once the outcome is recorded; safe to repeat.
 
         Raises:
-            SendInProgress: somebody else may be sending it, or our right to has ended; ask again later.
-            MailServersAway: no server may be called now; no try was used up.
+            SendInProgress: another worker may be sending it, or this one's claim has ended; try again later.
+            MailServersAway: no server may be called now; this does not count as a try.
             Unavailable: the database is away.
-            UnknownRegistration: the request is of another log, or of this one before it was put back from a backup.
+            UnknownRegistration: the request belongs to another log, or to this one before a restore from a backup.
             ForeignRequest: the request is for another kind of mail than the registration's.
         """
         crash_point("worker.before_claim")
-        # By the monotonic clock, which goes on while a process is stopped, and from before the lease began.
+        # By the monotonic clock, which also runs while a process is suspended, and from before the lease began.
         until = None
         if self._give_up_after is not None:
             until = asyncio.get_running_loop().time() + self._give_up_after
@@ -128,7 +129,7 @@ class MailDelivery:
             await self._deliver_notice(request, read, registration.duplicate_of, until)
             return
         if claim.wrapped is None:
-            return  # erased, and its cancellation just not read yet
+            return  # erased after the stream was loaded
         person = self._secrets.open(registration.id, registration.personal_data, claim.wrapped)
         letter = self._letters.code(
             to=person.email,
@@ -141,7 +142,7 @@ class MailDelivery:
     async def _deliver_notice(
         self, request: MailRequest, duplicate: Loaded, owner_id: UUID, until: float | None
     ) -> None:
-        """Tell the owner of the address, at the address the owner registered, at most once within the interval."""
+        """Notify the owner, at the address as the owner registered it, at most once within the interval."""
         claim = await self._claims.acquire(owner_id, NOTICE_SERIAL)
         if claim is None:
             raise SendInProgress(
@@ -168,10 +169,10 @@ class MailDelivery:
         letter: Letter | None,
         until: float | None,
     ) -> None:
-        """Send the letter, or withhold it (None), and record what became of it.
+        """Send the letter, or withhold it (None), and record the outcome.
 
-        Who registers must not see that nothing was sent: a withheld mail shares the fate of one that is sent now,
-        and takes as long as one of the latest did.
+        The registrant must not be able to tell that nothing was sent: a withheld mail fails when one sent now would
+        fail, and takes as long as a recent hand-over did.
         """
         begun = self._clock()
         outcome: RecordEmailDispatched | RecordEmailDispatchFailed | WithholdEmail
@@ -211,16 +212,17 @@ class MailDelivery:
         crash_point("worker.before_dead_ack" if is_dead else "worker.before_ack")
 
     def _usual(self, request: MailRequest) -> timedelta:
-        """What one of the latest hand-overs took: by the id, so as different from another's as real ones are."""
+        """The duration of one of the latest hand-overs, chosen by the id: they vary as much as real ones do."""
         return self._took[request.registration_id.int % len(self._took)] if self._took else timedelta(0)
 
     async def _record(self, outcome: Command, request: MailRequest, read: Loaded) -> None:
-        """Record what became of the mail, however long the database is away.
+        """Record the outcome, however long the database is away.
 
-        Only this is repeated, never the sending: the mail is out, or the try is used up, whatever the database says.
+        Only this is retried, never the sending: the mail was handed over, or its try used up, whatever the database
+        says.
         """
         context = _context(request)
-        known = [read]  # nearly always it still holds; what is recorded on it once is not to be used again
+        known = [read]  # for the first try only: an aggregate that has recorded something must not be used again
 
         async def record() -> Answer:
             return await self._handlers.handle(outcome, context, read=known.pop() if known else None)

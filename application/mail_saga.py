@@ -1,8 +1,8 @@
-"""The mail saga's decisions: a pure function of what it remembers, what happened, and the time.
+"""The mail saga's decisions: a pure function of its state, an event or deadline, and the time.
 
-It only issues commands, all of them idempotent, and notes in its own stream what it decided. The driver
-(`infrastructure/followers/process_manager.py`) runs the commands first and saves the notes with its position after them, so a
-crash in between repeats commands without effect.
+It only issues commands, all of them idempotent, and records its decisions in a stream of its own. The process manager
+(`infrastructure/followers/process_manager.py`) runs the commands first and then saves those events together with its
+position; after a crash in between, the commands are repeated without effect.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from domain.recorded import AnyEvent
 from domain.registration import Registration
 
 SECOND_LOOK = timedelta(minutes=2)
-"""A mail neither dispatched nor failed by then is requested again; the wait doubles with each request."""
+"""A mail neither dispatched nor failed by then is requested again; the delay doubles with each request."""
 
 RETRY_DELAYS = tuple(timedelta(seconds=s) for s in (30, 120, 360, 900, 3600))
-"""Waits after a transient failure; from the last one on it is hourly until the registration's end. Chosen to outlast
-a greylisting (5 minutes) while the first code still holds, and an outage of hours without burning anything."""
+"""Delays after transient failures; the last one repeats until the registration ends. Chosen to outlast a greylisting
+(5 minutes) while the first code is still valid, and an outage of hours without undoing anything."""
 
 UNTRIED: Final = "expired"
-"""Failure of a request that waited too long in the broker: no mail server was called, so it uses up no try."""
+"""Failure of a request that waited too long in the broker: no mail server was called, so it does not count as a try."""
 
 JITTER = 0.2
-"""A retry comes up to this part earlier or later, so that an outage's backlog does not return as one wave."""
+"""A retry comes earlier or later by up to this fraction, so that an outage's backlog does not return as one wave."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeadlineReached:
-    """It is time to look again."""
+    """The saga's `look_again_at` has passed."""
 
     registration_id: UUID
 
@@ -54,7 +54,7 @@ def react(
 ) -> tuple[MailSaga | None, list[Command]]:
     """Decide what follows from an event or a deadline.
 
-    Answers the saga (new on the first event, with its notes pending) and the commands to run, in order.
+    Returns the saga (new on the first event), with its decisions as pending events, and the commands to run, in order.
     """
     match happened:
         case Registration.UserRegistered():
@@ -96,13 +96,13 @@ def react(
         case Registration.EmailDiscarded():
             return saga, _undo(saga, CancelReason.DISCARDED, now)
         case Registration.EmailVerified():
-            # It has ended only when the activation is in the log, too.
+            # The saga ends only once the activation is in the log, too.
             return saga, [ActivateAccount(registration_id=saga.registration_id)]
         case Registration.AccountActivated():
             saga.end(outcome="active", now=now)
             return saga, []
         case Registration.RegistrationCancelled(reason=reason):
-            # By our own compensation, an operator or a superseding registration: the address is still to be freed.
+            # By the saga's compensation, an operator or a superseding registration: the address is still claimed.
             saga.end(outcome=reason, now=now)
             return saga, [ReleaseEmail(registration_id=saga.registration_id, claim_id=saga.claim_id)]
         case _:
@@ -122,10 +122,10 @@ def _look_again(saga: MailSaga, now: datetime, policy: Policy) -> list[Command]:
 
 
 def _try_again(saga: MailSaga, now: datetime, policy: Policy) -> list[Command]:
-    """Request the current mail again, or a fresh code where the current one would be stale on arrival."""
+    """Request the current mail again, or a new code if the current one would be stale on arrival."""
     if not saga.awaits_outcome or saga.issued_at is None:
         return []
-    # Twice the wait with each request: a long outage must not pile up requests of one mail.
+    # The delay doubles with each request: a long outage must not pile up requests for one mail.
     wait = min(SECOND_LOOK * 2 ** min(saga.requests, 5), RETRY_DELAYS[-1])
     if saga.code_dead or now >= saga.issued_at + policy.otp_ttl:
         saga.ask_fresh_code(look_again_at=now + wait, now=now)
@@ -135,10 +135,10 @@ def _try_again(saga: MailSaga, now: datetime, policy: Policy) -> list[Command]:
 
 
 def _undo(saga: MailSaga, reason: CancelReason, now: datetime) -> list[Command]:
-    """Compensate, in reverse order of what was done: revoke the code, cancel the registration, free the address.
+    """Compensate, in reverse order: revoke the code, cancel the registration, release the address.
 
-    The last step waits for the cancellation to be in the log: should the registrant have verified in the meantime,
-    the cancellation is refused, and the address must stay the account's.
+    The last step waits until the cancellation is in the log: if the registrant has verified in the meantime, the
+    cancellation is refused, and the address must stay with the account.
     """
     saga.undo(reason=reason, look_again_at=now + SECOND_LOOK, now=now)
     return [
@@ -152,12 +152,12 @@ def _retry_delay(saga: MailSaga) -> timedelta:
 
 
 def _untried_delay(saga: MailSaga) -> timedelta:
-    """Twice as long with each request: workers that are too few must not be given each mail ever more often."""
+    """Doubled with each request: too few workers must not be given each mail ever more often."""
     return _jittered(min(RETRY_DELAYS[0] * 2 ** min(saga.requests - 1, 10), RETRY_DELAYS[-1]), saga, saga.requests)
 
 
 def _jittered(delay: timedelta, saga: MailSaga, number: int) -> timedelta:
-    # From the ids instead of a random source: the same decision on every machine and in every replay of a test.
+    # Derived from the ids instead of random: the same decision on every machine and in every replay of a test.
     digest = blake2b(saga.registration_id.bytes + number.to_bytes(4, "big"), digest_size=8).digest()
     part = int.from_bytes(digest, "big") / 2**64
     return delay * (1 + JITTER * (2 * part - 1))

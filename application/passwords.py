@@ -1,4 +1,4 @@
-"""Which passwords we take (NIST SP 800-63-4: length and a blocklist, no rules of composition)."""
+"""Which passwords are accepted (NIST SP 800-63-4: length and a blocklist, no composition rules)."""
 
 import unicodedata
 
@@ -111,7 +111,7 @@ def parse_password(typed: str, *, email: str = "") -> str:
     """The password in NFKC, as it is hashed.
 
     Raises:
-        ValueError: too short, too long, among the most used ones, or the address itself; the message is fit to show.
+        ValueError: too short, too long, among the most used ones, or the address itself; the message can be shown.
     """
     if len(typed) > MAX_CHARACTERS or len(typed.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise ValueError(f"too long: at most {MAX_CHARACTERS} characters")
@@ -122,7 +122,7 @@ def parse_password(typed: str, *, email: str = "") -> str:
     password = unicodedata.normalize("NFKC", typed)
     if "\x00" in password:
         raise ValueError("contains a NUL character")
-    # As typed, too: NFKC makes up to eighteen characters of one.
+    # Also as typed: NFKC may turn one character into up to eighteen.
     if min(len(typed), len(password)) < MIN_CHARACTERS:
         raise ValueError(f"too short: at least {MIN_CHARACTERS} characters")
     lowered = password.lower()

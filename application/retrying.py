@@ -1,4 +1,4 @@
-"""Trying again, at no cost to what succeeds at once."""
+"""Retries that cost nothing when the first try succeeds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ T = TypeVar("T")
 
 
 async def with_retries(work: Callable[[], Awaitable[T]], retrying: Callable[[], AsyncRetrying]) -> T:
-    """As `retrying()(work)`, but tenacity comes in only once the first attempt has failed, and is given that failure.
+    """Like `retrying()(work)`, but tenacity is used only once the first attempt has failed, and is given that failure.
 
-    Nearly none fails, and its objects for each mail took a twentieth of the whole process's time (our measurement).
+    Failures are rare, and tenacity's objects took a twentieth of the CPU time of a process that sends mail (measured).
     """
     try:
         return await work()
-    except Exception as error:  # noqa: BLE001 - given to tenacity, which knows what is to be raised
+    except Exception as error:  # noqa: BLE001 - passed to tenacity, which knows what to raise
         failed = [error]
 
     async def attempt() -> T:

@@ -1,6 +1,6 @@
-"""What the application needs from the world, as Protocols and the few words they speak.
+"""Ports: what the application needs from the outside world, as protocols, their values and their errors.
 
-Adapters (`infrastructure/`) implement these; `entrypoints/bootstrap.py` joins the two.
+Adapters (`infrastructure/`) implement them; `entrypoints/bootstrap` connects the two.
 """
 
 from application.ports.errors import (

@@ -1,4 +1,4 @@
-"""The few words for what goes wrong in the world, as opposed to what a rule refuses (`domain.errors`)."""
+"""Errors of the outside world, as opposed to refusals by a rule (`domain.errors`)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from eventsourcing.domain import Aggregate
 
 
 class Unavailable(Exception):
-    """The world is away: try again later.
+    """Something that is needed cannot be reached: try again later.
 
     Attributes:
-        retry_after: seconds after which a repeat makes sense.
+        retry_after: seconds after which a retry makes sense.
     """
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
@@ -24,34 +24,35 @@ class Overloaded(Unavailable):
 
 
 class Conflict(Exception):
-    """Somebody else appended to one of the streams first; nothing was recorded. Reload and decide again."""
+    """A version conflict: somebody else appended to one of the streams first; nothing was recorded. Reload and decide
+    again."""
 
 
 class ForeignRequest(Exception):
-    """A request for a mail of another kind than its registration's: none that the saga made. Nothing was done.
+    """A request for another kind of mail than its registration gets, so the saga did not make it. Nothing was done.
 
     Attributes:
-        code: stable name of the situation, by which such a message is kept.
+        code: stable name of the situation, recorded with the stray message.
     """
 
     code = "other-kind"
 
 
 class WrongMasterKey(Exception):
-    """The master key is not the one this database's secrets are wrapped with."""
+    """The master key is not the one that this database's secrets are wrapped with."""
 
 
 class UnexpectedAggregate(TypeError):
-    """A stream is none of the kind that was asked for."""
+    """A stream is not of the expected kind."""
 
     def __init__(self, stream_id: UUID, found: type[Aggregate], asked: type[Aggregate]) -> None:
         super().__init__(f"stream {stream_id} is a {found.__name__}, not a {asked.__name__}")
 
 
 class MailServersAway(Unavailable):
-    """Every mail server's circuit is open, or was opened now by a refusal that has nothing to do with the mail (login,
-    certificate), or the time that was given was used up by waiting for a turn: no try is used up."""
+    """No mail server may be called: every circuit is open, or was opened now by a refusal that has nothing to do with
+    the mail (login, certificate), or the deadline passed while the mail waited for its turn. Not counted as a try."""
 
 
 class BrokerAway(Unavailable):
-    """The message broker cannot be reached, or does not answer in time. What was published may arrive all the same."""
+    """The message broker cannot be reached, or does not reply in time. What was published may still arrive."""

@@ -1,4 +1,4 @@
-"""The event store, and what is written beside every event."""
+"""The event store, and the metadata of every event."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ A = TypeVar("A", bound=Aggregate)
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Who does this, and because of what: written beside every event.
+    """Who does this, and why: the metadata recorded with every event.
 
     Attributes:
         actor: an `Actor`.
@@ -35,9 +35,9 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A follower's progress, to be saved in the commit of the events that it led to.
+    """A follower's progress, to be saved in the same commit as the events that it led to.
 
-    The append is a `Conflict` if the follower is not at `since` any more: somebody else leads.
+    The append is a `Conflict` if the follower is no longer at `since`: another process leads now.
     """
 
     name: str
@@ -54,11 +54,11 @@ class WrappedKey:
 
 
 Entry = tuple[AnyEvent, Context]
-"""An event to be recorded, and what is to stand beside it."""
+"""An event to be recorded, and its metadata."""
 
 
 def entries_of(events: Iterable[AnyEvent], context: Context) -> list[Entry]:
-    """Events that have their context in common."""
+    """Pair each event with the same context."""
     return [(event, context) for event in events]
 
 
@@ -73,14 +73,14 @@ class Log(Protocol):
         Every stream's first new event must follow the stream's last recorded one.
 
         Raises:
-            Conflict: a stream has moved on, or the follower has; nothing was recorded.
+            Conflict: a stream has newer events, or the follower has moved; nothing was recorded.
             Overloaded: too many appends are waiting; nothing was recorded.
             Unavailable: the database is away. Whether it was recorded may be unknown: repeat the command.
         """
         ...
 
     async def load(self, *stream_ids: UUID, holders_of: Sequence[ClaimId] = ()) -> Streams:
-        """The streams asked for, and those of the present holders of the claims `holders_of`, in one round trip."""
+        """The given streams, and the claims `holders_of` with their current holders' streams, in one round trip."""
         ...
 
 
@@ -91,7 +91,7 @@ class Streams(Protocol):
         """The aggregate of this stream, None if the stream is empty.
 
         Raises:
-            UnexpectedAggregate: it is the stream of something else.
+            UnexpectedAggregate: the stream is of another kind.
         """
         ...
 
@@ -101,6 +101,6 @@ class Streams(Protocol):
 
 
 class Clock(Protocol):
-    """The database's clock (UTC): the one that expiry and deadlines go by, on every machine."""
+    """The database's clock (UTC), which decides about expiry and deadlines on every machine."""
 
     def __call__(self) -> datetime: ...

@@ -1,4 +1,4 @@
-"""Mails: what is wanted, what is sent, what became of it, and the right to send it."""
+"""Mails: the request, the letter, the outcome, and the right to send it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from domain.recorded import Position
 
 
 def _aware(at: datetime) -> datetime:
-    """A time without a zone is meant as UTC."""
+    """A time without a zone is taken as UTC."""
     return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
@@ -32,10 +32,10 @@ class WantedMail:
 
 @dataclass(frozen=True, slots=True)
 class MailRequest:
-    """ "Send the mail of this issue": all that ever travels between saga and worker.
+    """ "Send the mail of this issue": all that is passed from the saga to a worker.
 
     Attributes:
-        position: of the request in the log; None if the message that brought it has lost it.
+        position: of the request in the log; None if its message lacks it.
     """
 
     wanted: WantedMail
@@ -61,11 +61,11 @@ class MailRequest:
 
 
 CODE_GAP: Final = "\x1a"
-"""Stands for the code in what was rendered: SUBSTITUTE, which no template has, and no URL."""
+"""Placeholder for the code in a rendered mail: the character SUBSTITUTE, which no template and no URL contains."""
 
 
 class Rendered(NamedTuple):
-    """What a mail says. Mails of one kind and language share it: a code is not filled in, its places are `CODE_GAP`."""
+    """The text of a mail, shared by all mails of one kind and language: `CODE_GAP` stands where the code goes."""
 
     subject: str
     text: str
@@ -78,8 +78,8 @@ class Letter:
 
     Attributes:
         to: the validated address, as typed.
-        message_id: whole `<…@…>`, the same for every copy of one issue's mail.
-        code: what the gaps are filled with, None if there are none.
+        message_id: complete, `<…@…>`; the same for every copy of one issue's mail.
+        code: what replaces `CODE_GAP`, None if the text has none.
     """
 
     to: str = field(repr=False)
@@ -90,7 +90,7 @@ class Letter:
 
 
 class NotSent(Exception):
-    """No server took the mail."""
+    """No server accepted the mail."""
 
     def __init__(self, failure: DispatchFailure) -> None:
         super().__init__(f"{failure.failure} at {failure.provider}")
@@ -99,35 +99,35 @@ class NotSent(Exception):
 
 class MailServers(Protocol):
     async def send(self, letter: Letter, *, until: float | None = None) -> HandOver:
-        """Hand the letter to the first server that takes it: up to 3 tries on transient errors.
+        """Hand the letter to the first server that accepts it: up to 3 tries on transient errors.
 
         Args:
-            until: by the event loop's clock; no try is begun that may take longer.
+            until: deadline by the event loop's clock; a try that may take longer is not started.
 
         Raises:
-            NotSent: none took it.
+            NotSent: no server accepted it.
             MailServersAway: no server may be called now.
         """
         ...
 
     async def probe(self, *, until: float | None = None) -> HandOver:
-        """Go all the way of `send` but for the mail itself: what becomes of it is what would become of a mail now.
+        """Do all that `send` does except sending the mail: the outcome is that of a mail sent now.
 
         Args and Raises: as `send`.
         """
         ...
 
     async def until_ready(self) -> None:
-        """Return when at least one server's circuit lets a call through."""
+        """Return once the circuit of at least one server lets a call through."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SendClaim:
-    """The right to send one issue's mail, and what opening its address takes.
+    """The right to send one issue's mail, and the key that its address is sealed with.
 
     Attributes:
-        wrapped: the personal key of the registration, wrapped; None if it was destroyed.
+        wrapped: the registration's personal key, wrapped; None if it was destroyed.
     """
 
     wrapped: bytes | None = field(repr=False)
@@ -137,7 +137,7 @@ class SendClaims(Protocol):
     """The right to send one issue's mail: at most one holder at a time, over all workers."""
 
     async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
-        """The right, ours until released or until the lease ends; None: somebody may be sending it now."""
+        """The claim, until it is released or its lease ends; None: another worker may be sending the mail now."""
         ...
 
     async def release(self, registration_id: UUID, serial: int) -> None: ...

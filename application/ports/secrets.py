@@ -13,10 +13,10 @@ from domain.email_claim import ClaimId
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """What is sealed: the only place where an address, a name or a password hash is in clear.
+    """The personal data that is sealed: the only place where an address, a name or a password hash is in clear text.
 
     Attributes:
-        email: as typed, validated; mail goes here.
+        email: as typed, validated; mail is sent here.
         password_hash: argon2id in PHC string format, None if the registration had no password.
     """
 
@@ -29,7 +29,7 @@ class Secrets(Protocol):
     """Everything derived from the service's root secret, and the sealing of personal data."""
 
     def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> ClaimId:
-        """Stream of the address's claim; with `duplicate`, of the claim among those who only tried."""
+        """Stream of the address's claim; with `duplicate`, of the claim for which duplicates compete."""
         ...
 
     def registration_id_for(self, canonical_email: str, idempotency_key: str) -> UUID: ...
@@ -41,7 +41,7 @@ class Secrets(Protocol):
         ...
 
     def code(self, registration_id: UUID, serial: int) -> str:
-        """The six digits of an issue: HOTP (RFC 4226), never stored anywhere."""
+        """The six-digit code of an issue: HOTP (RFC 4226), never stored."""
         ...
 
     def message_id(self, registration_id: UUID, serial: int) -> str:
@@ -49,7 +49,7 @@ class Secrets(Protocol):
         ...
 
     def seal(self, registration_id: UUID, person: Person) -> tuple[str, WrappedKey]:
-        """Seal under a new key of that person's own; the key comes wrapped, to be stored in the same commit."""
+        """Seal with a new key for this person; returns the key wrapped, to be stored in the same commit."""
         ...
 
     def open(self, registration_id: UUID, sealed: str, wrapped: bytes) -> Person: ...
