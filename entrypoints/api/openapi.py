@@ -1,4 +1,4 @@
-"""The API's description of itself: `/openapi.json`, and `/docs` without a request to anybody else."""
+"""The API's description of itself: `/openapi.json`, and `/docs` without requests to other hosts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PAGE: Final = b"""<!doctype html>
 </html>
 """
 
-# The bundled Swagger UI stops at the number 3.1; what we use of OpenAPI 3.1 it shows nevertheless.
+# The bundled Swagger UI refuses the version number 3.1, but shows all that is used of OpenAPI 3.1 here.
 _START: Final = b"""fetch("/openapi.json").then((answer) => answer.json()).then((spec) => {
   SwaggerUIBundle({
     spec: {...spec, openapi: "3.0.3"},
@@ -51,7 +51,7 @@ _POLICY: Final = (
 
 
 def add_docs_routes(app: FastAPI) -> None:
-    """`/docs` and its files; the files are those of a package, served from this machine."""
+    """`/docs` and its files, which come from an installed package."""
 
     async def page() -> Response:
         return Response(_PAGE, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
@@ -106,7 +106,7 @@ def describe_problems(document: dict[str, Any]) -> dict[str, Any]:
 
 
 BODY_PROBLEMS: Final = ("request-timeout", "payload-too-large", "unsupported-media-type")
-"""What a body can be refused for before it is read."""
+"""Why a body can be refused before it is read."""
 
 
 def body_described(kind: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,13 +145,13 @@ _KEY: Final = _parameter(
     "Idempotency-Key",
     "header",
     {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}$", "examples": ["0b6f7c1e-5f0c-4a7e-9a39-b1de4cf2c0de"]},
-    "The same key and payload for the same address is the same registration, however often it is sent, also while the "
-    "first request is under way: each is answered with that registration. So this version never sends 409 "
-    "`idempotency-key-in-use`, which stays reserved; a client that gets it repeats the request.",
+    "Requests with the same key, address and payload return the same registration, however often they are sent, also "
+    "while the first one is in progress. So this version never returns 409 `idempotency-key-in-use`, which stays "
+    "reserved; a client that receives it repeats the request.",
 )
 _POSITION: Final = {
     "Registrar-Position": {
-        "description": "`min_position` of a read that is to show the effect",
+        "description": "use it as `min_position` in a read that has to show the effect",
         "schema": {"type": "integer"},
     }
 }
@@ -162,7 +162,7 @@ REGISTER: Final[dict[str, Any]] = {
     "responses": {
         202: {
             "model": Registered,
-            "description": "Accepted; a code goes out by mail",
+            "description": "Accepted; a code is sent by mail",
             "headers": _POSITION | {"Location": {"schema": {"type": "string"}}},
         },
         **problems(*_BODY, "idempotency-key-reused", "idempotency-key-in-use", "address-taken"),
@@ -198,7 +198,7 @@ REQUEST_CODE: Final[dict[str, Any]] = {
 
 
 def show_described(longest_wait: int) -> dict[str, Any]:
-    """The description of the read; `longest_wait` in milliseconds."""
+    """The description of the read; `longest_wait` is in milliseconds."""
     return {
         "responses": {
             200: {"model": RegistrationState},
@@ -210,13 +210,13 @@ def show_described(longest_wait: int) -> dict[str, Any]:
                 "min_position",
                 "query",
                 {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
-                "Answer only once everything up to this position of the log is visible.",
+                "Respond only once the read model includes the log up to this position.",
             ),
             _parameter(
                 "wait",
                 "query",
                 {"type": "integer", "minimum": 0, "maximum": longest_wait, "default": 2000},
-                "Milliseconds to wait for `min_position`.",
+                "Maximum time to wait for `min_position`, in milliseconds.",
             ),
         ),
     }

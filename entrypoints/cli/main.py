@@ -1,6 +1,6 @@
 """The command line: every command with its options and an example. What a command does is in the modules beside it.
 
-Exit codes: 0 done; 1 something failed, or was found; 2 wrong usage, or a service that cannot start.
+Exit codes: 0 done; 1 something failed, or a problem was found; 2 wrong usage, or the service cannot start.
 An error is one line on standard error, never a traceback.
 """
 
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; answers the exit code."""
+    """Run one command; returns the exit code."""
     try:
         code = registrar.main(args=list(arguments), prog_name="registrar", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         return _complain(error.format_message(), error.exit_code)
     except click.Abort:
         return 130
-    except Exception as error:  # noqa: BLE001 - the edge of the process: explained in one line, a bug with its place
+    except Exception as error:  # noqa: BLE001 - the edge of the process: one line per error, a bug with its place
         from entrypoints.cli.session import explain
 
         return _complain(*explain(error))
@@ -97,8 +97,8 @@ def _parse_time(ctx: click.Context, param: click.Parameter, value: str | None) -
 def registrar() -> None:
     """Event-sourced registration: a sign-up, a code by mail, an account.
 
-    Settings are environment variables with the prefix REGISTRAR_ (README.md lists them). With none set, everything
-    runs on its own: an embedded PostgreSQL, and a mailbox to read the mails in.
+    Settings are environment variables with the prefix REGISTRAR_ (README.md lists them). With none set, nothing else
+    is needed: there is an embedded PostgreSQL, and a mailbox in which to read the mails.
     """
 
 
@@ -108,8 +108,8 @@ def registrar() -> None:
 def up(host: str | None, port: int | None, data_dir: Path | None) -> int:
     """Run everything in one process.
 
-    An embedded PostgreSQL, the HTTP API, the followers, mail delivery, and a mailbox to read the mails in; with
-    REGISTRAR_DATABASE_URL or REGISTRAR_SMTP_URLS that database and those mail servers instead.
+    An embedded PostgreSQL, the HTTP API, the followers, mail delivery, and a mailbox in which to read the mails. With
+    REGISTRAR_DATABASE_URL or REGISTRAR_SMTP_URLS, that database and those mail servers are used instead.
     """
     from entrypoints.cli import run as cli_up
     from entrypoints.cli.session import finish, read_settings
@@ -133,7 +133,7 @@ def serve(host: str | None, port: int | None, data_dir: Path | None) -> int:
 def process(data_dir: Path | None) -> int:
     """Run projections, mail saga, deadlines, delivery.
 
-    Any number of copies: for each task one leads, the others stand by. Needs REGISTRAR_SMTP_URLS.
+    Any number of copies: one leads each task, the others stand by. Needs REGISTRAR_SMTP_URLS.
     """
     from entrypoints.cli import run as cli_up
     from entrypoints.cli.session import finish, read_settings
@@ -160,7 +160,7 @@ def work(data_dir: Path | None) -> int:
 def doctor(data_dir: Path | None, *, as_json: bool) -> int:
     """Check everything the service depends on.
 
-    Says of every dependency and setting what is wrong and what to do. Changes nothing and starts nothing. Exit code 1 if a check failed; warnings are not failures.
+    Says for each dependency and setting what is wrong and what to do. Changes nothing and starts nothing. Exit code 1 if a check failed; warnings are not failures.
     """
     from entrypoints.cli import doctor as cli_doctor
     from entrypoints.cli.session import finish
@@ -170,17 +170,17 @@ def doctor(data_dir: Path | None, *, as_json: bool) -> int:
 
 @registrar.group(epilog=_example("registrar broker declare"))
 def broker() -> None:
-    """Set up what RabbitMQ has to hold for us."""
+    """Set up RabbitMQ's exchanges and queues."""
 
 
 @broker.command("declare", epilog=_example("registrar broker declare", "registrar broker declare --anew"))
-@click.option("--anew", is_flag=True, help="Delete the queues first: for properties that have changed.")
+@click.option("--anew", is_flag=True, help="Delete the queues first, to change their properties.")
 @_as_json
 @_data_dir
 def broker_declare(*, anew: bool, as_json: bool, data_dir: Path | None) -> int:
     """Declare exchanges, queues and bindings, and send a message through them.
 
-    Repeatable, and done by `process` and `work` at their start. With --anew, messages that wait in the queues are lost; the mails that they stand for are asked for again within minutes.
+    Can be repeated; `process` and `work` do it when they start. With --anew, messages waiting in the queues are lost; their mails are requested again within minutes.
     """
     from entrypoints.cli import broker as cli_broker
     from entrypoints.cli.session import finish, log_troubles, read_settings
@@ -212,11 +212,11 @@ def events() -> None:
     default=50,
     show_default=True,
     metavar="N",
-    help="At most N events: the latest ones, with --after the next ones.",
+    help="At most N events: the latest ones, or with --after the next ones.",
 )
 @click.option("--type", "types", multiple=True, metavar="T", help="Only events of this type; may be repeated.")
-@click.option("--registration", type=click.UUID, metavar="ID", help="Only what is about this registration.")
-@click.option("--follow", is_flag=True, help="Go on with new events as they come, until Ctrl-C.")
+@click.option("--registration", type=click.UUID, metavar="ID", help="Only events about this registration.")
+@click.option("--follow", is_flag=True, help="Continue with new events as they are recorded, until Ctrl-C.")
 @_as_json
 @_data_dir
 def events_list(
@@ -229,7 +229,7 @@ def events_list(
     as_json: bool,
     data_dir: Path | None,
 ) -> int:
-    """List events in the order of the log; --follow with --json prints one object per line."""
+    """List events in log order; --follow with --json prints one object per line."""
     from entrypoints.cli import events as cli_events
     from entrypoints.cli.session import reading
 
@@ -251,7 +251,7 @@ def events_list(
 )
 @click.argument("registration_id", type=click.UUID, metavar="ID")
 @click.option(
-    "--at", callback=_parse_time, metavar="TIME", help="As it was at this time (ISO 8601; UTC if it has no offset)."
+    "--at", callback=_parse_time, metavar="TIME", help="As it was at this time (ISO 8601; UTC without an offset)."
 )
 @click.option("--version", type=click.IntRange(min=1), metavar="N", help="As it was after its N-th event.")
 @_as_json
@@ -259,7 +259,7 @@ def events_list(
 def events_show(
     *, registration_id: UUID, at: datetime | None, version: int | None, as_json: bool, data_dir: Path | None
 ) -> int:
-    """Show the state of one registration, now or then, and the events that led to it."""
+    """Show the state of one registration, now or in the past, and the events that led to it."""
     from entrypoints.cli import events as cli_events
     from entrypoints.cli.session import reading
 
@@ -275,26 +275,26 @@ def events_show(
 
 @registrar.group(epilog=_example("registrar projections list"))
 def projections() -> None:
-    """See how far the followers of the log are."""
+    """See how far the log's followers have read."""
 
 
 @projections.command("list", epilog=_example("registrar projections list"))
 @_as_json
 @_data_dir
 def projections_list(*, as_json: bool, data_dir: Path | None) -> int:
-    """List every follower: where it is, how far behind, and the streams it had to park."""
+    """List every follower: its position, its lag, and the streams it has parked."""
     from entrypoints.cli import projections as cli_projections
     from entrypoints.cli.session import reading
 
     return reading(data_dir, lambda reader: cli_projections.list_followers(reader, as_json=as_json))
 
 
-# --- The dead-letter desk ---------------------------------------------------------------------
+# --- Dead letters -----------------------------------------------------------------------------
 
 
 @registrar.group(epilog=_example("registrar mail list"))
 def mail() -> None:
-    """See what became of the mails; retry, discard."""
+    """See what happened to mails; retry or discard."""
 
 
 @mail.command(
@@ -306,14 +306,17 @@ def mail() -> None:
     type=click.Choice([state.lower() for state in (WAITING, "all", *STATES, STRAY)], case_sensitive=False),
     default="waiting",
     show_default=True,
-    help="waiting: failed for good, and you can still do something about it; failed: also those whose registration has "
-    "ended since; stray: the dead letters that are none of ours.",
+    help="waiting: failed permanently, and you can still act on it; failed: also those whose registration has ended "
+    "since; stray: foreign messages among the dead letters.",
 )
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="At most N.")
 @_as_json
 @_data_dir
 def mail_list(*, state: str, limit: int, as_json: bool, data_dir: Path | None) -> int:
-    """List the mails that wait for you, or those in another state, the latest first."""
+    """List mails, latest first.
+
+    Those that wait for an operator, or those in another state.
+    """
     from entrypoints.cli import mail as cli_mail
     from entrypoints.cli.session import reading
 
@@ -331,15 +334,17 @@ def mail_list(*, state: str, limit: int, as_json: bool, data_dir: Path | None) -
     ),
 )
 @click.argument("registration_ids", type=click.UUID, metavar="ID...", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Every unsent mail with a failure whose registration waits.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Every unsent mail that failed and whose registration is pending."
+)
 @click.option(
     "--failure",
     "failures",
     multiple=True,
     metavar="NAME",
-    help="With --all: only mails whose last failure is this one; may be repeated.",
+    help="With --all: only mails that last failed for this reason; may be repeated.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask before --all.")
+@click.option("--yes", is_flag=True, help="With --all: do not ask for confirmation.")
 @_as_json
 @_data_dir
 def mail_retry(
@@ -351,7 +356,7 @@ def mail_retry(
     as_json: bool,
     data_dir: Path | None,
 ) -> int:
-    """Try the mail of these registrations again now."""
+    """Retry the mail of these registrations now."""
     from entrypoints.cli import mail as cli_mail
     from entrypoints.cli.session import acting
 
@@ -373,7 +378,10 @@ def mail_retry(
 @_as_json
 @_data_dir
 def mail_discard(*, wanted_ids: tuple[UUID, ...], as_json: bool, data_dir: Path | None) -> int:
-    """Give the mail of these registrations up, and undo them; take these stray messages from the list."""
+    """Give up on mails and undo their registrations.
+
+    The id of a stray message removes it from the list.
+    """
     from entrypoints.cli import mail as cli_mail
     from entrypoints.cli.session import acting
 
