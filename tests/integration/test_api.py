@@ -109,7 +109,7 @@ async def test_many_who_look_share_their_queries(api: Api, monkeypatch: pytest.M
         sizes.append(len(ids))
         return await find(self, connection, ids)
 
-    monkeypatch.setattr(Registrations, "find", staticmethod(counting))
+    monkeypatch.setattr(Registrations, "find", counting)
     looks = await asyncio.gather(*(api.look(registration_id) for _ in range(64)))
 
     assert {look.status_code for look in looks} == {200}
