@@ -82,28 +82,14 @@ SETTLE = """
 MAILS = Table(
     "mails",
     {
-        "registration_id": "uuid",
-        "serial": "integer",
-        "created_position": "bigint",
-        "position": "bigint",
-        "kind": "text",
-        "state": "text",
-        "requested_at": "timestamptz",
-        "waiting_since": "timestamptz",
-        "requests": "integer",
-        "failures": "integer",
-        "failure": "text",
-        "provider": "text",
-        "attempts": "integer",
-        "reply_code": "integer",
-        "reply_status": "text",
-        "last_attempt_at": "timestamptz",
-        "dispatched_at": "timestamptz",
-        "look_again_at": "timestamptz",
-        "settled": "boolean",
+        "registration_id": "uuid", "serial": "integer", "created_position": "bigint", "position": "bigint",
+        "kind": "text", "state": "text", "requested_at": "timestamptz", "waiting_since": "timestamptz",
+        "requests": "integer", "failures": "integer", "failure": "text", "provider": "text", "attempts": "integer",
+        "reply_code": "integer", "reply_status": "text", "last_attempt_at": "timestamptz",
+        "dispatched_at": "timestamptz", "look_again_at": "timestamptz", "settled": "boolean",
     },
     key=("registration_id", "serial"),
-)
+)  # fmt: skip
 
 # The read model `registrations` is asked, too: a leader of the release before, which may still lead while a new version
 # is rolled out, settles nothing. Row by row through the index, whatever the planner knows of either table: OFFSET 0
@@ -299,10 +285,7 @@ class Mails:
     tables: tuple[str, ...] = (TABLES + strays.TABLES, SETTLED, WAITING_INDEX, SETTLE)
 
     def __init__(self, schema: str = "read_mail", *, registrations: str = "read_registrations") -> None:
-        """
-        Args:
-            registrations: the schema of read model `registrations`.
-        """
+        """Tables in `schema`; those of read model `registrations`, which is asked, too, in `registrations`."""
         self.schema = schema
         progress = PROGRESS.within(registrations)
         self._mails = MAILS.within(schema)
@@ -406,8 +389,8 @@ class Mails:
         """How many mails have failed for good and wait for an operator, as `search` lists them with `WAITING`."""
         reading = connection.cursor(binary=True, row_factory=tuple_row)
         await reading.execute(f"SELECT count(*) FROM {self._mails} WHERE {self._waits}", prepare=False)  # noqa: S608
-        row = await reading.fetchone()
-        return 0 if row is None else int(row[0])
+        [(count,)] = await reading.fetchall()
+        return int(count)
 
 
 def _registration_of(event: AnyEvent) -> UUID:
