@@ -1,7 +1,7 @@
-"""RabbitMQ as the parts of a process see it: a connection that is made again for ever.
+"""RabbitMQ as the parts of a process see it: a connection that is re-established for ever.
 
 The broker only wakes workers: whatever it loses, the saga requests again. So nothing here waits for it for ever, and
-everything that was never answered counts as unknown.
+the outcome of everything that was not confirmed counts as unknown.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ from infrastructure.rabbitmq.topology import EVENTS_EXCHANGE, Topology, Topology
 
 log = structlog.get_logger(__name__)
 
-LOOK_TIMEOUT: Final = timedelta(seconds=2)
+HEALTH_TIMEOUT: Final = timedelta(seconds=2)
 """For a health check, round trip and counts together."""
 
 PUBLISH_TIMEOUT: Final = timedelta(seconds=5)
-"""A confirm is a matter of milliseconds; what comes later is unknown, and published again with the same id."""
+"""A confirm takes milliseconds; without one in time the outcome is unknown, and the same id is published again."""
 
 STABLE_AFTER: Final = timedelta(seconds=10)
-"""A connection that is lost sooner was no success: the next try waits as after a failed one."""
+"""A connection that is lost sooner does not count as a success: the next attempt waits as after a failed one."""
 
-TRIES: Final = 5
-PAUSES: Final = wait_chain(*(wait_fixed(min(30, 2**n)) for n in range(TRIES - 1)), wait_fixed(5)) + wait_random(0, 1)
-"""Five tries, 1 s · 2ⁿ, at most 30 s, jittered; from then on every 5 s, as nobody waits for it."""
+ATTEMPTS_BEFORE_ALARM: Final = 5
+RECONNECT_WAIT: Final = wait_chain(
+    *(wait_fixed(min(30, 2**n)) for n in range(ATTEMPTS_BEFORE_ALARM - 1)), wait_fixed(5)
+) + wait_random(0, 1)
+"""Five attempts, 1 s · 2ⁿ apart, at most 30 s, with jitter; from then on every 5 s, as nothing waits for it."""
 
 
 class Unroutable(Unavailable):
-    """No queue takes the message: exchange, binding or queue is missing. It is declared again with the connection."""
+    """No queue takes the message: exchange, binding or queue is missing. It is declared again on reconnecting."""
 
 
 class Broker:
@@ -48,11 +50,11 @@ class Broker:
     Args:
         url: `amqp://` or `amqps://`, with its credentials.
         name: shown in the broker's lists.
-        topology: declared and proved with each connection. None: nothing is declared but our own queue for the messages
-            to ourselves, and the others are only looked at: no right to them is needed.
+        topology: declared and tested on each connection. None: only our own queue, for messages to ourselves, is
+            declared, and the others are only inspected, which takes no permissions on them.
         finish_within: how long a stop waits for messages in hand.
-        pauses: waits between tries, in tenacity's terms.
-        check_interval: between two looks at the queues.
+        pauses: waits between attempts, in tenacity's terms.
+        check_interval: between two checks of the queues.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Broker:
         topology: Topology | None,
         consumers: Sequence[Consumer] = (),
         finish_within: timedelta = timedelta(seconds=15),
-        pauses: Any = PAUSES,
+        pauses: Any = RECONNECT_WAIT,
         check_interval: timedelta = CHECK_INTERVAL,
     ) -> None:
         self._url = url
@@ -79,7 +81,7 @@ class Broker:
 
     @property
     def is_up(self) -> bool:
-        """Connected, declared, proved by a message to ourselves."""
+        """Connected, declared, and tested by a message to ourselves."""
         return self.trouble is None
 
     @property
@@ -87,18 +89,18 @@ class Broker:
         """Why it is not up, in a word; None while it is.
 
         "connecting" for the first time, "away", "unauthorized" (user, password, virtual host or rights), or "topology":
-        something exists with other properties, or, where we only look, a queue is missing.
+        something exists with other properties, or, where we only inspect, a queue is missing.
         """
         if self._session is None:
             return self._trouble
         return None if self._session.is_complete else "topology"
 
     async def until_up(self) -> None:
-        """Return when it is connected, and what is ours to declare is declared."""
+        """Return when it is connected, and the topology (if we declare it) is declared."""
         await self._up.wait()
 
     async def run(self) -> None:
-        """Stay connected until cancelled: a loss is followed by the next try, for ever."""
+        """Stay connected until cancelled; reconnects for ever."""
         retrying = AsyncRetrying(wait=self._pauses, before_sleep=self._note_failure)
         try:
             while True:
@@ -120,11 +122,11 @@ class Broker:
         expiration: timedelta | None = None,
         content_type: str = "application/json",
     ) -> None:
-        """Publish, persistent and mandatory, and return when the broker has confirmed that it has it.
+        """Publish, persistent and mandatory, and return when the broker has confirmed the message.
 
         Raises:
-            BrokerAway: no confirm came; it may arrive all the same.
-            Unroutable, Unavailable: no queue takes it, or a full one refuses it.
+            BrokerAway: it was not confirmed; it may arrive all the same.
+            Unroutable, Unavailable: no queue is bound for it, or a full one refuses it.
         """
         session = self._session
         if session is None:
@@ -146,7 +148,7 @@ class Broker:
         await self._confirmed(publishing, session)
 
     async def _confirmed(self, publishing: Awaitable[object], session: Session) -> None:
-        """Wait for the confirm; its absence in the port's words, see `publish`."""
+        """Wait for the confirm; translates its absence into the port's errors, see `publish`."""
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT.total_seconds()):
                 await publishing
@@ -169,13 +171,13 @@ class Broker:
         """What `/health/rabbitmq` shows: the queues, and how long a message to ourselves took.
 
         Raises:
-            BrokerAway: there is no answer in time.
+            BrokerAway: it does not respond in time.
         """
         session = self._session
         if session is None:
             raise BrokerAway("RabbitMQ is away")
         try:
-            async with asyncio.timeout(LOOK_TIMEOUT.total_seconds()):
+            async with asyncio.timeout(HEALTH_TIMEOUT.total_seconds()):
                 took = await session.round_trip()
                 return {"queues": await session.counts(), "loop_seconds": took.total_seconds()}
         except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
@@ -184,7 +186,7 @@ class Broker:
             raise BrokerAway("RabbitMQ does not answer, or a queue is missing") from None
 
     async def _connect_once(self) -> None:
-        """Make a connection and keep it until it is lost.
+        """Open a connection and keep it until it is lost.
 
         Raises:
             Exception: no connection could be made, or it was lost at once.
@@ -202,21 +204,21 @@ class Broker:
             self._session = session
             self._up.set()
             log.info("broker.connected")
-            begun, error = asyncio.get_running_loop().time(), None
+            started, error = asyncio.get_running_loop().time(), None
             try:
                 await session.watch()
             except (AMQPError, OSError, RuntimeError, TimeoutError) as found:
                 error = type(found).__name__
             log.warning("broker.lost", error=error, hint="reconnecting; mails wait in the log meanwhile")
-            if asyncio.get_running_loop().time() < begun + STABLE_AFTER.total_seconds():
+            if asyncio.get_running_loop().time() < started + STABLE_AFTER.total_seconds():
                 raise BrokerAway("the connection was lost at once")
         finally:
             self._forget(session)
             await session.end(self._finish_within)
 
     def _lose(self, session: Session) -> None:
-        """Connect again. Not up from here on: the library fails at once on a lost connection, so a caller that loops
-        over `until_up` would spin without letting anything else run."""
+        """Reconnect. It is not up from here on: the library fails at once on a lost connection, so a caller that loops
+        over `until_up` would spin and block the event loop."""
         session.lost.set()
         self._forget(session)
 
@@ -226,22 +228,22 @@ class Broker:
             self._up.clear()
 
     def _note_failure(self, state: RetryCallState) -> None:
-        reraise_cancellation()  # swallowed by a try that failed then: the next one would begin, and so on
+        reraise_cancellation()  # if a failed attempt has swallowed it, the next one would start, and so on
         error = state.outcome.exception() if state.outcome is not None else None
         if error is not None:
-            # The frames hold what could not connect, which the library closes when nobody holds it any more: not to be
-            # left to the garbage collector, which may come when there is no loop to do it in.
+            # The frames hold the failed connection, which the library closes when nothing refers to it any more. That
+            # is not left to the garbage collector, which may run when there is no event loop to do it in.
             traceback.clear_frames(error.__traceback__)
         before, self._trouble = self._trouble, "away"
         if isinstance(error, TopologyMismatch):
             self._trouble = "topology"
-            if before != self._trouble:  # not at each of the tries that go on until somebody has mended it
+            if before != self._trouble:  # not at every attempt until somebody has fixed it
                 log.error("broker.other_topology", hint=str(error))
         elif isinstance(error, REFUSALS):
             self._trouble = "unauthorized"
             if before != self._trouble:
                 log.error("broker.unauthorized", hint=REFUSAL_HINT)
-        elif state.attempt_number == TRIES:
+        elif state.attempt_number == ATTEMPTS_BEFORE_ALARM:
             log.error(
                 "broker.away",
                 error=type(error).__name__,

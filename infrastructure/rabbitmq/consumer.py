@@ -1,4 +1,4 @@
-"""Taking messages from a queue, over all the connections of a `Broker`."""
+"""Consumes a queue, across all the connections of a `Broker`."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
 from infrastructure.rabbitmq.topology import REPLY_TIMEOUT
 
 BUG_PAUSE: Final = timedelta(seconds=1)
-"""Before a message whose handler failed is given back: it must not become a hot loop."""
+"""Before a message whose handler failed is requeued: it must not cause a busy loop."""
 
 Handle = Callable[[RabbitMessage], Coroutine[Any, Any, None]]
 """Handles a message to its end, acknowledgement included. Must not raise."""
 
 
 class Consumer:
-    """Takes messages from one of the queues, over all connections of a `Broker`; can be paused.
+    """Consumes one of the queues, across all connections of a `Broker`; can be paused.
 
     Attributes:
-        stopping: set once no more messages will be taken: a handler that only waits should let go of its message.
+        stopping: set once no more messages will be taken: a handler that only waits should give up its message.
     """
 
     def __init__(self, queue: str, handle: Handle, *, prefetch: int) -> None:
         """
         Args:
-            prefetch: messages in hand at most; each has a task of its own.
+            prefetch: maximum number of messages in hand; each has a task of its own.
         """
         self.queue = queue
         self.stopping = asyncio.Event()
@@ -63,25 +63,25 @@ class Consumer:
         await self._sync_consumption()
 
     async def started(self, on_loss: Callable[[], None]) -> None:
-        """The connection is started: it consumes from here on, unless we are paused.
+        """The connection has started: consume from here on, unless paused.
 
         Args:
-            on_loss: called when the broker takes the queue or the channel from us, while others may still have theirs.
+            on_loss: called when the broker cancels the consumer or closes the channel, even if the connection lives.
         """
         assert self._subscription is not None  # noqa: S101 - attached
         await self._subscription.watch(on_loss)
         await self._sync_consumption()
 
     async def finish(self, within: timedelta) -> None:
-        """Take no more messages from this connection and let the handlers of those in hand end."""
-        self._finishing = True  # no pause: a pause or resume that comes meanwhile is meant for the next connection, too
+        """Take no more messages from this connection, and wait for the handlers of those in hand."""
+        self._finishing = True  # not a pause: a pause or resume meanwhile applies to the next connection, too
         await self._sync_consumption()
         self.stopping.set()
         if self._in_hand:
             await asyncio.wait(self._in_hand, timeout=within.total_seconds())
 
     async def end(self, within: timedelta) -> None:
-        """`finish` for good, also what is in hand from connections that were lost, and give up what is not finished."""
+        """`finish` for good, including messages from connections that were lost, and cancel what does not finish."""
         if not self._finishing:
             await self.finish(within)
         rest = list(self._in_hand)
@@ -90,12 +90,12 @@ class Consumer:
         await asyncio.gather(*rest, return_exceptions=True)
 
     def detach(self) -> None:
-        """The connection is gone. The handlers of what is in hand go on all the same; its messages come again."""
+        """The connection is gone. The handlers of messages in hand go on; the messages are delivered again."""
         self._subscription = None
         self.stopping.set()
 
     async def _sync_consumption(self) -> None:
-        """Consume or not, as it should be now. The connection may go at any moment; the next one starts afresh."""
+        """Start or cancel consuming, as it should be now. A lost connection is ignored: the next one starts afresh."""
         async with self._lock:
             subscription = self._subscription
             if subscription is None or not subscription.is_started:
@@ -109,8 +109,8 @@ class Consumer:
                         await subscription.consume()
 
     async def _take(self, message: RabbitMessage) -> None:
-        # In a task of its own: the library cancels the one we are in when the channel goes, and a mail that is cut off
-        # after its content has to go out again.
+        # In a task of its own: the library cancels the current one when the channel closes, and a mail that is cut off
+        # after its content has to be sent again.
         task = asyncio.create_task(self._handle(message))
         self._in_hand.add(task)
         task.add_done_callback(self._in_hand.discard)
@@ -120,8 +120,9 @@ class _Subscription:
     """A FastStream subscriber on one connection, whose consumption can be cancelled and started again.
 
     The only class that uses what FastStream 0.7.8 keeps private: a subscriber's `running`, `_consumer_tag` and
-    `_queue_obj`. Its public `stop` waits for handlers first and cancels then, so that each message that comes meanwhile
-    costs a delivery (docs/library-notes.md). tests/integration/test_subscription.py fails when a new version changes them.
+    `_queue_obj`. Its public `stop` waits for handlers first and cancels then, so that each message that arrives
+    meanwhile uses up a delivery (docs/library-notes.md). tests/integration/test_subscription.py fails when a new
+    version changes them.
     """
 
     def __init__(self, broker: RabbitBroker, queue: str, take: Handle, *, prefetch: int) -> None:
@@ -169,13 +170,13 @@ async def _undecoded(message: RabbitMessage) -> RabbitMessage:
 
 
 async def acknowledge(message: RabbitMessage) -> None:
-    """If the connection is gone, the message comes again, and is recognised."""
+    """Acknowledge it. If the connection is gone, the message is delivered again, and recognised."""
     with suppress(AMQPError, OSError, RuntimeError):
         await message.ack()
 
 
 async def reject(message: RabbitMessage, *, requeue: bool = False) -> None:
-    """Make it a dead letter, or with `requeue` give it back; not `nack`, which RabbitMQ 4 does not count as a delivery.
-    If the connection is gone, the message comes again."""
+    """Dead-letter it, or requeue it; not by `nack`, which RabbitMQ 4 does not count as a delivery. If the connection is
+    gone, the message is delivered again."""
     with suppress(AMQPError, OSError, RuntimeError):
         await message.reject(requeue=requeue)

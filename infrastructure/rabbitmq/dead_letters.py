@@ -1,4 +1,4 @@
-"""The consumer of dead letters: what died on its way to a worker."""
+"""The consumer of dead letters: messages that died on their way to a worker."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FAILURES: Final[Mapping[str, MailFailure]] = {
     "rejected": "rejected",
     "maxlen": "overflow",
 }
-"""A mail's failure by RabbitMQ's reason for the death of its message."""
+"""A mail's failure, by RabbitMQ's reason for dead-lettering its message."""
 
 _CONTENT_TYPE: Final = re.compile(r"[a-z]{1,20}/[a-z0-9.+-]{1,40}")
 _OUR_FIELDS: Final = frozenset(field.name for field in fields(WantedMail))
@@ -47,7 +47,7 @@ class DeadLetterConsumer:
 
     Args:
         do: runs a command (`application.handlers.Handlers.handle`).
-        until_database_ready: returns when the database answers again.
+        until_database_ready: returns when the database is available again.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class DeadLetterConsumer:
         try:
             request = decode(body, headers=headers, correlation_id=correlation_id)
         except Malformed as malformed:
-            await self._do_when_possible(
+            await self._do_when_available(
                 stray(body, malformed.reason, died_of, content_type), Context(Actor.DEAD_LETTER_CONSUMER, uuid4())
             )
             return
         context = Context(Actor.DEAD_LETTER_CONSUMER, request.correlation_id, request.position, request.trace)
         try:
-            await self._do_when_possible(
+            await self._do_when_available(
                 RecordEmailDispatchFailed(
                     registration_id=request.registration_id,
                     serial=request.serial,
@@ -107,11 +107,11 @@ class DeadLetterConsumer:
                 context,
             )
         except (UnknownRegistration, ForeignRequest) as error:
-            # Of another installation, of a database restored from a backup, or by a user who may publish here.
-            await self._do_when_possible(stray(body, error.code, died_of, content_type), context)
+            # From another installation, for a database since restored from a backup, or by a user who may publish here.
+            await self._do_when_available(stray(body, error.code, died_of, content_type), context)
 
-    async def _do_when_possible(self, command: Command, context: Context) -> None:
-        """Run a command, however long the database is away: meanwhile the message is in hand, and so safe."""
+    async def _do_when_available(self, command: Command, context: Context) -> None:
+        """Run a command, however long the database is away: meanwhile the message is not acknowledged, and so safe."""
         while True:
             try:
                 await self._do(command, context)
@@ -121,7 +121,7 @@ class DeadLetterConsumer:
 
 
 def _cause_of_death(headers: Mapping[str, Any]) -> str:
-    """RabbitMQ's word for it; "unknown" for a message that was published to this queue directly."""
+    """RabbitMQ's reason; "unknown" for a message that was published to this queue directly."""
     deaths = headers.get("x-death")
     latest = deaths[0] if isinstance(deaths, list) and deaths else None
     reason = latest.get("reason") if isinstance(latest, Mapping) else None
@@ -129,7 +129,7 @@ def _cause_of_death(headers: Mapping[str, Any]) -> str:
 
 
 def stray(body: bytes, reason: str, died_of: str, content_type: str | None) -> KeepStrayMessage:
-    """What can be said of a message without repeating anything that its author wrote."""
+    """Describe a message without repeating anything that its author wrote."""
     known: list[str] = []
     others = 0
     with suppress(ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""RabbitMQ from the command line: declare once, compare with what exists, count what waits."""
+"""RabbitMQ from the command line: declare, compare with what exists, count messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from infrastructure.rabbitmq.topology import EXCHANGES, Topology, TopologyMismat
 
 @asynccontextmanager
 async def connected(url: str, topology: Topology, *, delete: Sequence[str] = ()) -> AsyncIterator[Session]:
-    """One connection for a command, with the topology declared; without a second try.
+    """One connection for a command, with the topology declared; without retries.
 
     Args:
         delete: see `Session.begin`.
@@ -43,9 +43,10 @@ async def counts_of(url: str) -> dict[str, dict[str, int]]:
 
 
 async def compare(url: str, topology: Topology) -> bool:
-    """Is what exists what we would declare? On a connection of its own, which changes nothing: what is missing stays so.
+    """Compare what exists with what we would declare, on a connection of its own. Changes nothing: what is missing
+    stays missing.
 
-    Returns whether we may declare what is there. Where we may not, RabbitMQ does not show us its properties.
+    Returns False if we may not declare all of it: then RabbitMQ does not let us see its properties.
 
     Raises:
         TopologyMismatch: something exists with other properties.
@@ -58,7 +59,7 @@ async def compare(url: str, topology: Topology) -> bool:
         for exchange in EXCHANGES:
             mismatch = TopologyMismatch.of_exchange(exchange)
             async with _comparing(connection, exchange.name, mismatch, refused) as channel:
-                for passive in (True, False):  # looked for first: what is missing must not be made
+                for passive in (True, False):  # passively first: what is missing must not be created
                     await channel.declare_exchange(
                         exchange.name, exchange.type.value, durable=exchange.durable, passive=passive
                     )
@@ -75,11 +76,11 @@ async def compare(url: str, topology: Topology) -> bool:
 async def _comparing(
     connection: AbstractConnection, name: str, mismatch: TopologyMismatch, refused: list[str]
 ) -> AsyncIterator[AbstractChannel]:
-    """A channel to ask about one thing, as a refusal closes it.
+    """A channel to compare one thing, as a refusal closes it.
 
     Args:
         mismatch: raised if its properties are not those asked for.
-        refused: gets its name if it is not ours to declare.
+        refused: its name is added if we may not declare it.
     """
     channel = await connection.channel(publisher_confirms=False)
     try:

@@ -1,4 +1,4 @@
-"""The message that stands for a requested mail: it says which, and nothing about whom it is for (docs/contract.md)."""
+"""The message for a requested mail: it identifies the mail, and says nothing about its recipient (docs/contract.md)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from infrastructure.telemetry.metrics import parse_traceparent
 MESSAGE_TYPE: Final = "registrar.mail.requested"
 
 MAX_BODY_BYTES: Final = 4096
-"""Ours have about 170."""
+"""Our messages have about 170."""
 
 _BODY: Final = TypeAdapter(WantedMail)
 
 
 class Malformed(Exception):
-    """Not a message of ours. `reason` is one of a fixed set of words: nothing of the message is in it."""
+    """Not a message of ours. `reason` is one of a fixed set of words, and quotes nothing of the message."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -48,7 +48,7 @@ def message_id_of(request: MailRequest) -> str:
 
 
 def decode(body: bytes, *, headers: Mapping[str, Any], correlation_id: str | None) -> MailRequest:
-    """The request that a message stands for. Headers that are missing or wrong cost the trace, not the mail.
+    """The request that a message stands for. Missing or wrong headers lose the trace, not the mail.
 
     Raises:
         Malformed: it is not a message of ours.

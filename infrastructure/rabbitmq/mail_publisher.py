@@ -17,8 +17,8 @@ class MailPublisher:
 
     Args:
         message_ttl: how long a request may wait there (`MESSAGE_TTL`).
-        circuits: say when no mail server can be called; then mails wait in the log, where they neither expire nor become
-            dead letters.
+        circuits: tell whether any mail server can be called; while none can, mails wait in the log, where they neither
+            expire nor become dead letters.
     """
 
     def __init__(self, broker: Broker, *, message_ttl: timedelta, circuits: SharedCircuits) -> None:
@@ -36,7 +36,7 @@ class MailPublisher:
         """
         Raises:
             MailServersAway: the mail servers are away.
-            Unavailable: the broker is away, or refuses it; whether it arrives may be unknown.
+            Unavailable: the broker is away, or refuses it; whether it arrived may be unknown.
         """
         if not self._circuits.take_probe_permit():
             raise MailServersAway("no mail server may be called now")

@@ -1,4 +1,4 @@
-"""The worker behind the mail queue. A message only wakes it: what the database says counts."""
+"""The worker behind the mail queue. A message only wakes it: the database decides."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from infrastructure.rabbitmq.topology import CANARY, MAIL_QUEUE
 log = structlog.get_logger(__name__)
 
 PREFETCH: Final = 64
-"""Mails in hand of a worker: twice as many as it has connections to a mail server (`infrastructure.mail.smtp.pool.CONNECTIONS`),
-so that some are claimed and recorded while others are on the wire. 32: 640 mails a second, 64: 900, 128: 930 (2 cores,
+"""Mails that a worker holds: twice as many as it has connections to a mail server (`mail.smtp.pool.CONNECTIONS`), so
+that some are claimed and recorded while others are on the wire. 32: 640 mails a second, 64: 900, 128: 930 (2 cores,
 2026-11-25)."""
 
 HANDLER_TIMEOUT: Final = timedelta(seconds=60)
@@ -32,13 +32,13 @@ it for lost (docs/reliability.md, C16). Then it is acknowledged: nothing was tri
 class MailWorker:
     """Handles the messages of the mail queue: `deliver`, then acknowledge.
 
-    While no mail can be sent, or the database is away, it takes no more messages and holds those in hand: no mail loses
-    a try, no message a delivery.
+    While no mail can be sent, or the database is away, it takes no more messages and holds those in hand: no mail uses
+    up a try, and no message a delivery.
 
     Args:
         deliver: returns when the outcome of the mail is recorded.
         until_mail_ready: returns when a mail server may be called again.
-        until_database_ready: returns when the database answers again.
+        until_database_ready: returns when the database is available again.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class MailWorker:
             await acknowledge(message)
 
     async def _deliver_or_hold(self, request: MailRequest) -> bool:
-        """Deliver, however often the world is away, as long as a message may be held.
+        """Deliver, however often something is away, for as long as a message may be held.
 
-        Returns False if it is to go back into the queue, as we are stopping, or the connection is lost, whose end does
-        that.
+        Returns False if the message is to go back into the queue because we are stopping or the connection is lost; the
+        end of the connection does that.
         """
         until = asyncio.get_running_loop().time() + self._hold.total_seconds()
         while True:
@@ -127,13 +127,13 @@ class MailWorker:
                 return False
 
     async def _pause_until(self, ready: Callable[[], Awaitable[None]]) -> None:
-        """Take no messages until it is ready; all messages in hand that wait for the same share one wait."""
+        """Take no messages until `ready` returns; messages in hand that wait for the same thing share one wait."""
         task = self._pauses.get(ready)
         if task is None:
-            task = self._pauses[ready] = asyncio.create_task(self._hold_back(ready))
+            task = self._pauses[ready] = asyncio.create_task(self._pause(ready))
         await asyncio.shield(task)
 
-    async def _hold_back(self, ready: Callable[[], Awaitable[None]]) -> None:
+    async def _pause(self, ready: Callable[[], Awaitable[None]]) -> None:
         try:
             await self.consumer.pause()
             await ready()

@@ -1,7 +1,7 @@
-"""One connection to RabbitMQ, from its making to its loss.
+"""One connection to RabbitMQ, from opening it to losing it.
 
-FastStream consumes and publishes. What its connection would restore by itself after a loss is made again from the
-topology on instead: one way to start, and it is the one that is tested at every start.
+FastStream consumes and publishes. Its own recovery after a loss is not used; everything is set up again, from the
+topology on: so there is one way to start, and every start tests it.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ LOOP_QUEUES: Final = "registrar.loop."
 CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 
 CHECK_INTERVAL: Final = timedelta(seconds=5)
-"""Between two looks at the queues and their consumers."""
+"""Between two checks of the queues and their consumers."""
 
 HEARTBEAT: Final = 10
-"""Seconds; a broker that says nothing for twice as long is gone."""
+"""Seconds; a broker that is silent for twice as long counts as gone."""
 
 REFUSALS: Final = (ProbableAuthenticationError, InvalidFrameError, ChannelAccessRefused)
-"""What is raised where RabbitMQ refuses us: over the password, over a virtual host that is not there or not for us (it
-closes where it should open, which the library takes for a wrong frame), and over a right that is missing."""
+"""What is raised where RabbitMQ refuses us: because of the password, of a virtual host that does not exist or is closed
+to us (it closes where it should open, which the library takes for an invalid frame), or of a missing permission."""
 
 REFUSAL_HINT: Final = (
     "correct user, password or virtual host in REGISTRAR_BROKER_URL, or that user's rights in RabbitMQ"
@@ -63,11 +63,11 @@ REFUSAL_HINT: Final = (
 
 
 class Session:
-    """One connection, from its making to its loss.
+    """One connection, from opening it to losing it.
 
     Attributes:
         lost: set when the connection, or what it needs on it, is gone.
-        is_complete: no queue was missing at the latest look at them.
+        is_complete: no queue was missing at the latest check.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Session:
         address = URL(url)
         self.broker = RabbitBroker(
             str(address.update_query(heartbeat=str(HEARTBEAT), name=f"registrar {name}")),
-            reconnect_interval=3600,  # we connect again ourselves, with everything
+            reconnect_interval=3600,  # we reconnect ourselves, and set everything up again
             timeout=CONNECT_TIMEOUT.total_seconds(),
             default_channel=Channel(on_return_raises=True),
             on_close=[lambda *_: self.lost.set()],
@@ -101,7 +101,7 @@ class Session:
         self._own_queue = ""
 
     async def begin(self, *, delete: Sequence[str] = ()) -> None:
-        """Connect, declare, prove that messages get through, consume; without a topology, connect and look.
+        """Connect, declare, test that messages get through, consume; without a topology, only connect and inspect.
 
         Args:
             delete: queues to delete before they are declared.
@@ -127,14 +127,14 @@ class Session:
 
     async def _connect(self) -> RobustConnection:
         """Connect within the library's deadline. If we cut it off earlier it would go on in the background, where it
-        cannot be cancelled: the process could not end."""
+        cannot be cancelled: the process could not exit."""
         connecting = asyncio.create_task(self.broker.connect())
-        patience = 2 * CONNECT_TIMEOUT.total_seconds()
+        library_deadline = 2 * CONNECT_TIMEOUT.total_seconds()
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(library_deadline):
                 return await asyncio.shield(connecting)
         except asyncio.CancelledError:
-            await asyncio.wait({asyncio.gather(connecting, return_exceptions=True)}, timeout=patience)
+            await asyncio.wait({asyncio.gather(connecting, return_exceptions=True)}, timeout=library_deadline)
             raise
         finally:
             connecting.cancel()
@@ -157,17 +157,17 @@ class Session:
         async with asyncio.timeout(2 * CONNECT_TIMEOUT.total_seconds()):
             await declare(self.broker, topology)
         for queue, exchange in topology.bindings:
-            await self._prove(topology, exchange, queue)
+            await self._test_queue(topology, exchange, queue)
 
     async def round_trip(self) -> timedelta:
-        """Send a message to ourselves; returns how long it took.
+        """Send a message to ourselves; returns how long that took.
 
         Raises:
             AMQPError, OSError, TimeoutError: it did not arrive.
         """
         name = uuid4().hex
         returned = self._round_trips[name] = asyncio.get_running_loop().create_future()
-        begun = asyncio.get_running_loop().time()
+        started = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(REPLY_TIMEOUT.total_seconds()):
                 await self._own_channel.default_exchange.publish(
@@ -176,15 +176,17 @@ class Session:
                 await returned
         finally:
             self._round_trips.pop(name, None)
-        return timedelta(seconds=asyncio.get_running_loop().time() - begun)
+        return timedelta(seconds=asyncio.get_running_loop().time() - started)
 
     async def _returned(self, message: AbstractIncomingMessage) -> None:
         returned = self._round_trips.get(message.message_id or "")
         if returned is not None and not returned.done():
             returned.set_result(None)
 
-    async def _prove(self, topology: Topology, exchange: RabbitExchange, queue: RabbitQueue) -> None:
-        """A quorum queue whose broker died within a second of its declaration is dead for ever: it confirms nothing, or
+    async def _test_queue(self, topology: Topology, exchange: RabbitExchange, queue: RabbitQueue) -> None:
+        """Test that the queue accepts messages, and replace it if it is dead.
+
+        A quorum queue whose broker died within a second of its declaration is dead for ever: it confirms nothing, or
         refuses everything though it is empty. If other messages do get through, that is what has happened: the queue is
         deleted and declared again; what it held is requested again."""
         try:
@@ -194,11 +196,11 @@ class Session:
             raise
         except DeliveryError:
             if (await self.counts())[queue.name]["messages"]:
-                # It lives, and is full; only those who consume from it can change that.
+                # It works, and is full; only its consumers can change that.
                 log.warning("broker.queue_is_full", queue=queue.name, hint="mails wait in the log until it has room")
                 return
         except TimeoutError:
-            await self.round_trip()  # else the broker is slow or blocked, and the queue may be well
+            await self.round_trip()  # otherwise the broker is slow or blocked, and the queue may be fine
         log.warning("broker.queue_is_dead", queue=queue.name, hint="it is deleted and declared again")
         await self._delete(queue.name)
         async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
@@ -218,7 +220,7 @@ class Session:
     async def _delete(self, queue: str) -> None:
         assert self._connection is not None  # noqa: S101 - connected
         channel = await self._connection.channel()
-        with suppress(AMQPError, TimeoutError):  # INTERNAL_ERROR where it has no leader: it is gone all the same
+        with suppress(AMQPError, TimeoutError):  # INTERNAL_ERROR where it has no leader: it is deleted all the same
             await channel.queue_delete(queue, timeout=CONNECT_TIMEOUT.total_seconds())
         with suppress(AMQPError, OSError):
             await channel.close()
@@ -239,7 +241,7 @@ class Session:
 
         Raises:
             ChannelNotFoundEntity: a queue that we declare is gone, or has lost our consumer.
-            AMQPError, OSError, TimeoutError: the broker does not answer.
+            AMQPError, OSError, TimeoutError: the broker does not respond.
         """
         while not self.lost.is_set():
             reraise_cancellation()
@@ -258,7 +260,7 @@ class Session:
                     raise ChannelNotFoundEntity(f"nobody consumes from {consumer.queue}")
 
     async def end(self, finish_within: timedelta) -> None:
-        """Close in good order as far as the broker answers."""
+        """Close in order, as far as the broker responds."""
         if not self.lost.is_set():
             await asyncio.gather(*(consumer.finish(finish_within) for consumer in self._consumers))
         for consumer in self._consumers:
@@ -269,8 +271,8 @@ class Session:
 
 
 def reraise_cancellation() -> None:
-    """Raise the cancellation that was requested of this task, should the library have swallowed it: the process could
-    not end."""
+    """Raise the cancellation that was requested of this task, in case the library has swallowed it: otherwise the
+    process could not exit."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -28,24 +28,24 @@ DELIVERY_LIMIT: Final = 3
 
 DEAD_DELIVERY_LIMIT: Final = 20
 """The same for a dead letter, which is then dropped: what cannot be decoded on the wire ends the connection of every
-consumer that it is delivered to, before any code of ours sees it. RabbitMQ 4's own default; the saga requests a mail of
-ours again."""
+consumer that it is delivered to, before any code of ours sees it. RabbitMQ 4's own default; if it was a mail of ours,
+the saga requests it again."""
 
 MAX_QUEUE_LENGTH: Final = 100_000
-"""Messages in a queue at most: beyond it publishing is refused, and mails wait in the log, where they lose nothing."""
+"""Maximum number of messages in a queue: beyond it publishing is refused, and mails wait in the log, without loss."""
 
 APP_ID: Final = "registrar"
 
 CANARY: Final = "registrar.canary"
-"""Type of the messages that prove at the start of a connection that the queues accept messages."""
+"""Type of the messages that test at the start of a connection whether the queues accept messages."""
 
 REPLY_TIMEOUT: Final = timedelta(seconds=3)
-"""A queue that does not confirm a message for so long is dead or blocked (docs/reliability.md, C3)."""
+"""A queue that does not confirm a message for that long is dead or blocked (docs/reliability.md, C3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The two queues of the mail, as they are declared."""
+    """The two mail queues, as they are declared."""
 
     mail: RabbitQueue
     failed: RabbitQueue
@@ -96,21 +96,21 @@ class TopologyMismatch(Exception):
     @classmethod
     def of_queues(cls) -> TopologyMismatch:
         return cls(
-            f"{MAIL_QUEUE} or {FAILED_QUEUE} exists with other properties than it is to have "
+            f"{MAIL_QUEUE} or {FAILED_QUEUE} exists with other properties than it should have "
             "(REGISTRAR_QUEUE_TTL is one of them); `registrar broker declare --anew` deletes the queues and declares "
-            "them: what they held is asked for again within minutes."
+            "them again; what they held is requested again within minutes."
         )
 
     @classmethod
     def of_exchange(cls, exchange: RabbitExchange) -> TopologyMismatch:
         return cls(
-            f"The exchange {exchange.name} exists with other properties than it is to have (topic, durable); "
-            "find out who uses it, delete it, and `registrar broker declare` makes it."
+            f"The exchange {exchange.name} exists with other properties than it should have (topic, durable); "
+            "find out who uses it, delete it, and let `registrar broker declare` create it."
         )
 
 
 async def declare(broker: RabbitBroker, topology: Topology) -> None:
-    """Declare exchanges, queues and bindings; repeatable.
+    """Declare exchanges, queues and bindings; idempotent.
 
     Raises:
         TopologyMismatch: something exists with other properties.
@@ -137,7 +137,7 @@ async def declare_exchanges(broker: RabbitBroker) -> None:
 
 
 async def queue_counts(connection: AbstractConnection) -> dict[str, dict[str, int]]:
-    """Messages that wait in each of our queues, and its consumers; changes nothing.
+    """The number of waiting messages and of consumers of each of our queues; changes nothing.
 
     Raises:
         ChannelNotFoundEntity: a queue is missing.
