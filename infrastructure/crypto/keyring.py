@@ -23,7 +23,7 @@ from application.ports import Person, WrappedKey, WrongMasterKey
 from domain.email_claim import ClaimId
 from infrastructure.postgres.connection import Connection
 
-_NONCE = 12
+_NONCE_BYTES = 12
 """Bytes of an AES-GCM nonce (NIST SP 800-38D), random: each personal key seals once, the master key wraps far fewer
 than the 2**32 messages that random nonces allow."""
 
@@ -38,7 +38,7 @@ class Keyring:
         """
         Args:
             master_key: 32 bytes, from the operator.
-            root_secret: 32 bytes, as `open_root_secret` answers them.
+            root_secret: 32 bytes, as `open_root_secret` returns them.
         """
         self._master = AESGCM(master_key)
         self._address_key = _derive(root_secret, b"address claim")
@@ -49,24 +49,24 @@ class Keyring:
         self._salt_key = _derive(root_secret, b"password salts")
 
     def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> ClaimId:
-        """Stream of the address's claim; with `duplicate`, of the claim among those who only tried."""
+        """The stream of the address's claim; with `duplicate`, of the claim that decides among duplicates."""
         label = b"duplicate\0" if duplicate else b"address\0"
         return ClaimId(_uuid8(hmac.digest(self._address_key, label + canonical_email.encode(), "sha256")))
 
     def registration_id_for(self, canonical_email: str, idempotency_key: str) -> UUID:
-        """The id of the registration of this address and Idempotency-Key: always the same."""
+        """The id of the registration with this address and Idempotency-Key: always the same."""
         message = canonical_email.encode() + b"\0" + idempotency_key.encode()
         return _uuid8(hmac.digest(self._idempotency_key, message, "sha256"))
 
     def new_registration_id(self, now: datetime) -> UUID:
-        """A UUIDv7 (RFC 9562): 48 bits of milliseconds, 74 bits that nobody guesses."""
+        """A UUIDv7 (RFC 9562): 48 bits of milliseconds, 74 random bits."""
         milliseconds = int(now.timestamp() * 1000)
         value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
         value = value & ~(0xF << 76) | (7 << 76)
         return UUID(int=value & ~(0b11 << 62) | (0b10 << 62))
 
     def fingerprint(self, *parts: str) -> str:
-        """Keyed hash of the parts, in hexadecimal; each part's length is hashed, too, so none can flow over."""
+        """Keyed hash of the parts, in hexadecimal; each part's length is hashed with it, so that boundaries count."""
         message = b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
         return hmac.digest(self._fingerprint_key, message, "sha256").hex()
 
@@ -79,28 +79,28 @@ class Keyring:
         return f"{number % 1_000_000:06d}"
 
     def message_id(self, registration_id: UUID, serial: int) -> str:
-        """Left part of the Message-ID of an issue's mail: the same for every copy, and telling nothing."""
+        """Left part of the Message-ID of an issue's mail: the same for every copy, and it reveals nothing."""
         message = registration_id.bytes + serial.to_bytes(8, "big")
         return hmac.digest(self._message_key, message, "sha256")[:16].hex()
 
     def password_salt(self, canonical_email: str) -> bytes:
-        """16 bytes that belong to the address: a repeat of a registration gives the same hash, and is recognised."""
+        """16 bytes derived from the address: a repeated registration has the same hash, and is recognised."""
         return hmac.digest(self._salt_key, canonical_email.encode(), "sha256")[:16]
 
     def seal(self, registration_id: UUID, person: Person) -> tuple[str, WrappedKey]:
-        """Seal under a new key of that person's own, bound to the registration's id (AES-256-GCM)."""
+        """Encrypt with a new personal key, bound to the registration's id (AES-256-GCM)."""
         clear = msgspec.json.encode(person)
-        drawn = os.urandom(32 + 2 * _NONCE)  # in one call into the kernel
+        drawn = os.urandom(32 + 2 * _NONCE_BYTES)  # one system call for all three
         key = drawn[:32]
-        sealed = _encrypt(AESGCM(key), clear, registration_id.bytes, drawn[32:-_NONCE])
-        wrapped = _encrypt(self._master, key, b"personal key" + registration_id.bytes, drawn[-_NONCE:])
+        sealed = _encrypt(AESGCM(key), clear, registration_id.bytes, drawn[32:-_NONCE_BYTES])
+        wrapped = _encrypt(self._master, key, b"personal key" + registration_id.bytes, drawn[-_NONCE_BYTES:])
         return b64encode(sealed).decode(), WrappedKey(registration_id, wrapped)
 
     def open(self, registration_id: UUID, sealed: str, wrapped: bytes) -> Person:
-        """What was sealed.
+        """Decrypt what `seal` returned.
 
         Raises:
-            WrongMasterKey: the key or the seal was made with another master key, or for another registration.
+            WrongMasterKey: the key or the sealed data was made with another master key, or for another registration.
         """
         try:
             key = _decrypt(self._master, wrapped, b"personal key" + registration_id.bytes)
@@ -111,7 +111,7 @@ class Keyring:
 
 
 async def open_root_secret(connection: Connection, master_key: bytes) -> bytes:
-    """The database's root secret; made at the first start, by whichever process comes first.
+    """The database's root secret; created at the first start, by the first process.
 
     Raises:
         WrongMasterKey: it is wrapped with another master key.
@@ -120,7 +120,7 @@ async def open_root_secret(connection: Connection, master_key: bytes) -> bytes:
     if found is None:
         await connection.execute(
             "INSERT INTO service_secrets (name, wrapped) VALUES ('root', %b) ON CONFLICT DO NOTHING",
-            (_encrypt(AESGCM(master_key), os.urandom(32), b"root secret", os.urandom(_NONCE)),),
+            (_encrypt(AESGCM(master_key), os.urandom(32), b"root secret", os.urandom(_NONCE_BYTES)),),
         )
         found = await read_root_secret(connection, master_key)
     assert found is not None  # noqa: S101 - inserted above
@@ -151,11 +151,11 @@ def _encrypt(cipher: AESGCM, clear: bytes, bound_to: bytes, nonce: bytes) -> byt
 
 
 def _decrypt(cipher: AESGCM, sealed: bytes, bound_to: bytes) -> bytes:
-    return cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], bound_to)
+    return cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], bound_to)
 
 
 def _uuid8(digest: bytes) -> UUID:
-    """A UUID of version 8 (RFC 9562: content of one's own) from the first 122 bits that fit."""
+    """A UUID of version 8 (RFC 9562: custom content) from 122 of the first 128 bits."""
     value = int.from_bytes(digest[:16], "big")
     value = value & ~(0xF << 76) | (8 << 76)
     return UUID(int=value & ~(0b11 << 62) | (0b10 << 62))

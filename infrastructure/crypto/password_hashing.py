@@ -1,4 +1,4 @@
-"""argon2id in a pool as wide as the cores, off the event loop, with a short queue."""
+"""argon2id in a pool of one thread per core, off the event loop, with a short queue."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from application.ports import Overloaded
 
 MEMORY = 19 * 1024 * 1024
 PASSES = 2
-"""OWASP's first choice for argon2id: 19 MiB, two passes, one lane. 12 ms a hash with libsodium (docs/library-notes.md)."""
+"""OWASP's first choice for argon2id: 19 MiB, two passes, one lane. 12 ms with libsodium (docs/library-notes.md)."""
 
 MAX_WAITING = 16
-"""Hashes that may wait: about 100 ms on two cores. Beyond it the answer is 503, not a longer wait."""
+"""Hashes that may wait: about 100 ms on two cores. Beyond that the response is 503, not a longer wait."""
 
 
 class PasswordHashing:
-    """Implements `application.ports.PasswordHasher`; libsodium releases the interpreter's lock while it hashes."""
+    """Implements `application.ports.PasswordHasher`; libsodium releases the GIL while it hashes."""
 
     def __init__(self, *, salt_for: Callable[[str], bytes], workers: int | None = None) -> None:
         self._salt_for = salt_for
@@ -42,7 +42,7 @@ class PasswordHashing:
         salt = self._salt_for(canonical_email)
         self._under_way += 1
         work = asyncio.get_running_loop().run_in_executor(self._pool, _hash, password, salt)
-        # Counted until the thread is done, even if the caller leaves earlier.
+        # Counted until the thread is done, even if the caller is cancelled earlier.
         work.add_done_callback(lambda _: self._done())
         crash_point("api.hashing")
         return await asyncio.shield(work)
