@@ -1,6 +1,6 @@
-"""Settings read from the environment, and what is wrong with them in one line.
+"""Reads settings from the environment, and says in one line what is wrong with them.
 
-Knows nothing of any one setting but the master key, which may come from a file.
+Independent of any single setting except the master key, which may come from a file.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Model = TypeVar("Model", bound=BaseModel)
 class BadSettings(Exception):
     """The settings cannot be used; the message is one line that names the variable and what to do about it.
 
-    It never holds a value, which could be a secret, only names.
+    It never contains a value, which could be a secret, only names.
     """
 
 
 def read(model: type[Model], environ: Mapping[str, str], *, options: Mapping[str, object]) -> Model:
-    """Make a `model` of the `REGISTRAR_` variables of `environ` and of `options` by field name, which win.
+    """Create a `model` from the `REGISTRAR_` variables of `environ`, and from `options` (by field name), which win.
 
     An empty variable counts as unset.
 
@@ -45,7 +45,7 @@ def read(model: type[Model], environ: Mapping[str, str], *, options: Mapping[str
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        # Not chained: the cause holds the values.
+        # Not chained: the cause contains the values.
         raise BadSettings(_explanation(error, model, given=values, options=options)) from None
 
 

@@ -1,6 +1,6 @@
 """What an operator can set: every `REGISTRAR_` variable with its type, its default and its meaning.
 
-`Settings.from_environment(os.environ)` is the only way in for a process; nothing else reads the environment.
+A process gets them from `Settings.from_environment(os.environ)`; nothing else reads the environment.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ class Settings(BaseModel):
     )
     alert_url: AlertUrl | None = Field(
         default=None,
-        description="webhook that is told of dead letters and of mail servers' circuits; None: nobody is",
+        description="webhook to call about dead letters and mail servers' circuits; None: no alerts",
         examples=["https://alerts.example.org/hook?token=secret"],
     )
     alert_dead_letters: int = Field(
-        default=10, ge=1, le=1_000_000_000, description="dead letters that `alert_url` is told of", examples=["10"]
+        default=10, ge=1, le=1_000_000_000, description="dead letters at which `alert_url` is called", examples=["10"]
     )
 
     host: str = Field(
@@ -153,11 +153,11 @@ class Settings(BaseModel):
     )
     stop_delay: Duration = Field(
         default=timedelta(seconds=1),
-        description="seconds for which a process that was told to stop says that it is not ready, before it stops listening",
+        description="seconds for which a stopping process reports that it is not ready, before it stops listening",
     )
 
     reveal_duplicates: bool = Field(
-        default=False, description="tell who registers that the address is taken", examples=["false"]
+        default=False, description="tell registrants that the address is taken", examples=["false"]
     )
     log_format: Literal["console", "json"] | None = Field(
         default=None, description="None: console on a terminal, else json", examples=["json"]
@@ -172,11 +172,11 @@ class Settings(BaseModel):
     def from_environment(cls, environ: Mapping[str, str], *, with_secrets: bool = True, **overrides: object) -> Self:
         """Read and check the `REGISTRAR_` variables of `environ`; everything else in it is ignored.
 
-        An empty variable counts as unset. `overrides` are options of the command line, by field name; they win,
-        and None means that the option was not given.
+        An empty variable counts as unset. `overrides` are command line options, by field name; they win, and None
+        means that the option was not given.
 
         Args:
-            with_secrets: False for a process that only looks at the database, and does without the master key.
+            with_secrets: False for a process that only reads the database, and does not need the master key.
 
         Raises:
             BadSettings: an unknown name, or the first value that cannot be used.

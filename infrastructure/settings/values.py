@@ -1,4 +1,4 @@
-"""What an operator may write as the value of a setting: one type for each kind, which parses and checks it.
+"""What an operator may write as the value of a setting: one type for each kind of value, which parses and checks it.
 
 A ValueError completes the sentence "REGISTRAR_… <message>", and never repeats the value, which could be a secret.
 """
@@ -46,7 +46,7 @@ class MailServer:
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """Read `smtps://user:password@host:port` or `smtp://…[?starttls=never|required]`.
+        """Parse `smtps://user:password@host:port` or `smtp://…[?starttls=never|required]`.
 
         User and password may be percent-encoded, and must be where they contain one of `@ : / ? # % ,`.
 
@@ -236,9 +236,7 @@ def _networks(value: object) -> object:
         except ValueError:
             network = None
         if text.strip() == "*" or (network is not None and network.prefixlen == 0):
-            raise ValueError(
-                "would trust everyone, so that anyone could pretend any address; list the proxies' networks"
-            )
+            raise ValueError("would trust everyone, so that anyone could forge any address; list the proxies' networks")
         if network is None:
             raise ValueError(f"entry {number} is not a network like 10.0.0.0/8 (no bits set beyond the prefix)")
         networks.append(network)
