@@ -7,10 +7,10 @@ How to log::
     log.info("mail handed over", registration_id=id, server="mail.example.org", attempt=2)
     log.exception("follower stopped, it starts again in 1 s", follower="mail-saga")  # inside an except block
 
-The event is a fixed text, what varies goes into fields. Fields hold ids, numbers, times and short texts of ours;
-anything else (models, bytes, unknown objects) shows its type only. A field whose name speaks of a person or a secret
-(`email`, `name`, `code`, `token`, …) shows "[redacted]", so call a follower's name `follower` and a refusal's code `reason`.
-Of an exception only the class and the places in the code are written: its text may quote what a person typed.
+The event is a fixed text; what varies goes into fields. Fields hold ids, numbers, times and short texts of ours;
+anything else (models, bytes, unknown objects) is shown by its type only. A field whose name suggests a person or a
+secret (`email`, `name`, `code`, `token`, …) shows "[redacted]": call a follower's name `follower` and a refusal's code
+`reason`. Of an exception only the class and the places in the code are written: its text may quote what a person typed.
 `structlog.contextvars.bind_contextvars(correlation_id=…)` adds a field to every line of a task.
 """
 
@@ -36,7 +36,7 @@ from uuid import UUID
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-LONGEST_FIELD = 256
+MAX_FIELD_LENGTH = 256
 """Characters of a text that are written; docs/security.md, S17."""
 
 REDACTED = "[redacted]"
@@ -44,11 +44,11 @@ REDACTED = "[redacted]"
 _OURS = ("application", "domain", "entrypoints", "infrastructure", "projections")
 _LIBRARIES = {
     "uvicorn.access": logging.CRITICAL,  # its lines hold paths with query strings; requests are counted in metrics
-    "mail.log": logging.ERROR,  # aiosmtpd: below that it tells who writes to whom
+    "mail.log": logging.ERROR,  # aiosmtpd: below that it logs who writes to whom
     "aiosmtpd": logging.ERROR,
-    "aio_pika": logging.CRITICAL,  # `infrastructure.rabbitmq.connection` says what is to be said of a connection
+    "aio_pika": logging.CRITICAL,  # `infrastructure.rabbitmq.connection` logs what matters about a connection
     "aiormq": logging.CRITICAL,
-    "psycopg": logging.WARNING,  # these two are turned down by `eventsourcing.postgres` when something imports it
+    "psycopg": logging.WARNING,  # `eventsourcing.postgres` lowers the level of these two when it is imported
     "psycopg.pool": logging.WARNING,
 }
 
@@ -70,10 +70,10 @@ def configure_logging(
     messages_of: tuple[type[BaseException], ...] = (),
     stream: TextIO | None = None,
 ) -> None:
-    """Send every log line of the process, structlog's and the standard library's, through one door. Repeatable.
+    """Send every log line of the process, structlog's and the standard library's, through one handler. Idempotent.
 
-    Our own packages log from INFO on, libraries from WARNING on. uvicorn must be told `log_config=None`, or it opens
-    doors of its own. What would end a thread or the process is logged too, instead of printed with its values.
+    Our own packages log from INFO on, libraries from WARNING on. uvicorn needs `log_config=None`, or it installs
+    handlers of its own. An exception that ends a thread or the process is logged too, not printed with its values.
 
     Args:
         log_format: None means console on a terminal, else json.
@@ -114,13 +114,13 @@ def configure_logging(
         logging.getLogger(name).setLevel(logging.INFO)
     for name, level in _LIBRARIES.items():
         logging.getLogger(name).setLevel(level)
-    sys.excepthook = _log_the_end
-    threading.excepthook = lambda end: _log_the_end(end.exc_type, end.exc_value, end.exc_traceback)
+    sys.excepthook = _log_unhandled
+    threading.excepthook = lambda end: _log_unhandled(end.exc_type, end.exc_value, end.exc_traceback)
 
 
 class _Handler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
-        """Say that a line is missing, without its values (the standard library would print them), and go on."""
+        """Report that a line was lost, without its values (the standard library would print them), and go on."""
         try:
             self.stream.write(
                 f'{{"level": "error", "event": "a log line was lost", "logger": {json.dumps(record.name)}}}\n'
@@ -129,7 +129,7 @@ class _Handler(logging.StreamHandler[TextIO]):
             return  # the stream itself is gone; the service is not
 
 
-def _log_the_end(kind: type[BaseException], end: BaseException | None, trace: TracebackType | None) -> None:
+def _log_unhandled(kind: type[BaseException], end: BaseException | None, trace: TracebackType | None) -> None:
     if end is None or issubclass(kind, KeyboardInterrupt | SystemExit):
         return
     structlog.get_logger("infrastructure.telemetry.logs").critical(
@@ -173,7 +173,7 @@ class _Exceptions:
 
 
 class _Trusted(str):
-    """A text made here, of parts that are clean and bounded already."""
+    """A text composed here, of parts that are already clean and bounded."""
 
     __slots__ = ()
 
@@ -193,7 +193,7 @@ def _short(filename: str) -> str:
 
 
 def _first_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    # asyncio, for one, puts the exception's repr on the second line of its messages.
+    # asyncio, for example, puts the exception's repr on the second line of its messages.
     event["event"] = str(event["event"]).split("\n", 1)[0]
     return event
 
@@ -201,7 +201,7 @@ def _first_line(_logger: WrappedLogger, _method: str, event: EventDict) -> Event
 def _clean(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     first = {key: event.pop(key, None) for key in ("timestamp", "level", "logger", "event")}
     first["event"] = _text(str(first["event"]))
-    # ProcessorFormatter carries the record under names of its own through the event.
+    # ProcessorFormatter passes the record along in the event, under keys of its own.
     rest = {key: value if key.startswith("_") else _field(key, value) for key, value in event.items()}
     return first | {key if key.startswith("_") else _text(key): value for key, value in rest.items()}
 
@@ -245,12 +245,12 @@ def _value(value: object, depth: int) -> object:
 
 def _text(text: str) -> str:
     """One printable line of at most 256 characters, without mail addresses."""
-    text = text[: 4 * LONGEST_FIELD]
+    text = text[: 4 * MAX_FIELD_LENGTH]
     if "@" in text:
         text = _ADDRESS.sub(REDACTED, text)
     if not text.isprintable():
         text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
-    return text if len(text) <= LONGEST_FIELD else f"{text[: LONGEST_FIELD - 1]}…"
+    return text if len(text) <= MAX_FIELD_LENGTH else f"{text[: MAX_FIELD_LENGTH - 1]}…"
 
 
 def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:

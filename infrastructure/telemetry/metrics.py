@@ -1,4 +1,4 @@
-"""Telemetry: the metrics of the contract, and spans without anything personal in them."""
+"""Telemetry: the metrics of the contract, and spans without personal data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from application.ports import MailRequest
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-"""Of what `Metrics.render` answers (Prometheus text format)."""
+"""Of what `Metrics.render` returns (Prometheus text format)."""
 
 CIRCUIT_STATES: Final = {"closed": 0, "half-opened": 1, "opened": 2}
 """What `registrar_circuit_state` shows for purgatory's names."""
@@ -34,11 +34,11 @@ _APPEND_BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 # A mail that goes straight out, one with retries, a code's ten minutes, an outage of hours.
 _INBOX_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 21600, 86400)
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody needs
 
 
 class Metrics:
-    """Every metric of the contract, in a registry of its own. Labels are of small, fixed sets; never ids or addresses."""
+    """Every metric of the contract, in a registry of its own. Labels come from small, fixed sets; never ids."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -75,7 +75,7 @@ class Metrics:
         self._lag_seconds = Gauge(
             "registrar_follower_lag_seconds", "Age of the first event not applied yet", ["follower"], registry=registry
         )
-        self._parked = Gauge("registrar_parked_streams", "Streams put aside", ["follower"], registry=registry)
+        self._parked = Gauge("registrar_parked_streams", "Parked streams", ["follower"], registry=registry)
         self._transitions = Counter(
             "registrar_circuit_transitions", "Changes of a circuit", ["name", "state"], registry=registry
         )
@@ -83,12 +83,12 @@ class Metrics:
         self._dead_letters = Gauge(
             "registrar_dead_letters", "Mails that failed for good and wait for an operator", registry=registry
         )
-        self._broker_up = Gauge("registrar_broker_up", "1 while it takes messages", ["broker"], registry=registry)
+        self._broker_up = Gauge("registrar_broker_up", "1 while it accepts messages", ["broker"], registry=registry)
         self._stray_messages = Gauge(
-            "registrar_stray_messages", "Dead letters that are none of ours, not discarded yet", registry=registry
+            "registrar_stray_messages", "Dead letters that are not Registrar's, not discarded yet", registry=registry
         )
         self._oldest_unsent = Gauge(
-            "registrar_oldest_unsent_seconds", "How long the mail has waited that waits longest", registry=registry
+            "registrar_oldest_unsent_seconds", "How long the longest waiting mail has waited", registry=registry
         )
         self._stuck = Gauge(
             "registrar_stuck_registrations", "Registrations whose next step is overdue", registry=registry
@@ -100,16 +100,14 @@ class Metrics:
             buckets=_REQUEST_SECONDS,
             registry=registry,
         )
-        self._request_series: dict[
-            tuple[str, int], Histogram
-        ] = {}  # of every request: to find one in the metric is slow
+        self._request_series: dict[tuple[str, int], Histogram] = {}  # looked up at every request: `labels` is slow
         self._shed = Counter(
-            "registrar_shed_total", "Requests refused to stay able to work", ["reason"], registry=registry
+            "registrar_shed_total", "Requests refused because of overload", ["reason"], registry=registry
         )
         self._alerts = Counter(
             "registrar_alerts_total", "Calls of the alert webhook, by outcome", ["alert", "outcome"], registry=registry
         )
-        # Of every refusal, which should cost next to nothing.
+        # Called at every refusal, which should cost next to nothing.
         self._registrations_by, self._shed_for = cache(self._registrations.labels), cache(self._shed.labels)
         self._hash_queue = Gauge("registrar_hash_queue_depth", "Passwords that wait to be hashed", registry=registry)
 
@@ -158,7 +156,7 @@ class Metrics:
         """See `infrastructure.alerts.alerts.OnAttempt`."""
         self._alerts.labels(alert, outcome).inc()
 
-    # --- What is looked up when somebody asks ---------------------------------------------------
+    # --- Collected at every scrape --------------------------------------------------------------
 
     def hash_queue(self, depth: int) -> None:
         self._hash_queue.set(depth)
@@ -169,7 +167,7 @@ class Metrics:
         self._parked.labels(name).set(parked_streams)
 
     def broker(self, *, up: bool) -> None:
-        """Is RabbitMQ there? Not told, and not shown, where none is set."""
+        """Is RabbitMQ up? Not called, and not shown, where none is configured."""
         self._broker_up.labels("rabbitmq").set(up)
 
     def backlog(
@@ -181,7 +179,7 @@ class Metrics:
         self._stuck.set(stuck)
 
     def forget_backlog(self) -> None:
-        """The database is away: no figure is better than an old one."""
+        """The database is away: no value is better than a stale one."""
         for gauge in (self._lag_events, self._lag_seconds, self._parked):
             gauge.clear()
         self.backlog(dead_letters=math.nan, stray_messages=math.nan, oldest_unsent_seconds=math.nan, stuck=math.nan)
@@ -219,7 +217,7 @@ def parse_traceparent(header: bytes | None) -> str | None:
 
 
 def traceparent(span: Span) -> str:
-    """The span as W3C `traceparent`, for those who continue its trace."""
+    """The span as W3C `traceparent`, to continue its trace elsewhere."""
     context = span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
@@ -229,8 +227,8 @@ def continued(parent: str | None) -> Context | None:
     return TraceContextTextMapPropagator().extract({"traceparent": parent}) if parent else None
 
 
-class _Allowing(SpanExporter):
-    """Passes spans on with allowed attributes only, and without events, whose texts nobody checked."""
+class _AttributeFilter(SpanExporter):
+    """Exports spans with allowed attributes only, and without events, whose texts are unchecked."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
@@ -264,11 +262,11 @@ def _allowed(span: ReadableSpan) -> ReadableSpan:
 def setup_tracing(
     otlp_endpoint: str | None, service_version: str, *, exporter: SpanExporter | None = None
 ) -> TracerProvider | None:
-    """Where spans go; None, and nothing at all is done, without an endpoint. The caller ends it with `shutdown()`.
+    """Set up the export of spans; does nothing and returns None without an endpoint. The caller calls `shutdown()`.
 
     Args:
         otlp_endpoint: base URL of an OTLP/HTTP collector.
-        exporter: in place of one to `otlp_endpoint`.
+        exporter: used instead of one to `otlp_endpoint`.
     """
     if exporter is None:
         if not otlp_endpoint:
@@ -276,14 +274,14 @@ def setup_tracing(
         exporter = OTLPSpanExporter(endpoint=f"{otlp_endpoint.rstrip('/')}/v1/traces", timeout=5)
     resource = Resource.create({"service.name": "registrar", "service.version": service_version})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(_Allowing(exporter)))
+    provider.add_span_processor(BatchSpanProcessor(_AttributeFilter(exporter)))
     return provider
 
 
 def traced(
     tracing: TracerProvider | None, deliver: Callable[[MailRequest], Awaitable[None]]
 ) -> Callable[[MailRequest], Awaitable[None]]:
-    """The delivery of mails with a span each, in the trace of the request that led to it."""
+    """Wrap the delivery of mails in a span each, in the trace of the request that led to it."""
     if tracing is None:
         return deliver
     tracer = tracing.get_tracer("registrar")
