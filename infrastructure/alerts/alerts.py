@@ -1,13 +1,13 @@
-"""Alerts: tells an operator's webhook when dead letters gather or a mail server's circuit opens, and when that is over.
+"""Alerts: calls an operator's webhook when dead letters gather or a mail server's circuit opens, and when that is over.
 
-An occasion is a row, from its begin until its end has been told. So a crash, a new leader or a webhook that is away
-neither loses one nor tells it as new, and one call may come twice, with the same `Idempotency-Key`. A call is
+An incident is a row, from its start until its end has been delivered. So a crash, a new leader or a webhook that is
+away neither loses one nor reports it as new; a call may be repeated, with the same `Idempotency-Key`. A call is
 
     POST, Content-Type: application/json, Idempotency-Key: <id>-<state>
     {"id", "alert", "state": "firing" | "resolved", "service": our public URL, "at", "details"}
 
-with the same `id` for both states of an occasion. Of `details`, see `docs/alerts.md`: counts, times and the addresses of
-mail servers, never anything of a person.
+with the same `id` for both states of an incident. For `details`, see `docs/alerts.md`: counts, times and the addresses
+of mail servers, never personal data.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ log = structlog.get_logger(__name__)
 DEAD_LETTERS: Final = "dead-letters"
 CIRCUIT_OPEN: Final = "circuit-open"
 
-LOOK_EVERY: Final = timedelta(seconds=5)
+CHECK_INTERVAL: Final = timedelta(seconds=5)
 
 SETTLED: Final = timedelta(seconds=30)
-"""A circuit is closed for so long before that is told: one that opens again at once is the same trouble."""
+"""How long a circuit must be closed before that is reported: one that opens again at once is the same incident."""
 
 UNUSED: Final = timedelta(minutes=10)
-"""A server that no worker has named for so long was taken out of service; a restart takes less."""
+"""A server that no worker has named for that long was taken out of service; a restart takes less."""
 
 NEWS_FOR: Final = timedelta(hours=1)
-"""An occasion that was over for so long before anyone could be told of its begin is given up: a webhook that comes back
-after a day is not to be flooded with the day."""
+"""An incident that has been over for that long before its start could be delivered is dropped: a webhook that comes
+back after a day must not be flooded with all of that day."""
 
-PAUSES: Final = wait_exponential(multiplier=1, max=300) + wait_random(0, 1)
-"""Between two tries of a call: from a second up to five minutes, and so on for ever."""
+RETRY_WAIT: Final = wait_exponential(multiplier=1, max=300) + wait_random(0, 1)
+"""Between two attempts at a call: from a second up to five minutes, then every five minutes for ever."""
 
 State = Literal["firing", "resolved"]
 
-_BEGIN = """
+_FIRE = """
     INSERT INTO alerts (alert, subject, firing) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING
     RETURNING alert_id
 """
 
-_END = """
+_RESOLVE = """
     UPDATE alerts SET resolved = %s, resolved_at = clock_timestamp()
     WHERE alert = %s AND subject = %s AND resolved_at IS NULL
     RETURNING alert_id
 """
 
-# A call that failed may have been taken all the same, by a webhook whose answer was lost. So of an occasion whose begin was
-# tried the end is told, and only others are forgotten.
-_TELL_ITS_END_ONLY = """
+# A call that failed may have been accepted all the same, by a webhook whose response was lost. So if the start of an
+# incident was tried, its end is delivered; only other incidents are deleted.
+_REPORT_END_ONLY = """
     UPDATE alerts SET firing_told = true
     WHERE NOT firing_told AND firing_tried AND resolved_at < clock_timestamp() - %s
     RETURNING alert_id, alert
@@ -80,7 +80,7 @@ _CIRCUITS = """
     FROM circuits ORDER BY name
 """
 
-# What is to be told next, noted as tried before it is.
+# The next notice to deliver, marked as tried beforehand.
 _NEXT = """
     WITH next AS (
         SELECT alert_id, alert,
@@ -100,7 +100,7 @@ class Notice:
     """One call to be made.
 
     Attributes:
-        alert_id: of the occasion, the same for its begin and its end.
+        alert_id: of the incident, the same for its start and its end.
         at: when it began or ended, by the database's clock.
     """
 
@@ -113,7 +113,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A call that is being made until it is taken."""
+    """A call that is being made until it is accepted."""
 
     notice: Notice
     task: asyncio.Task[None]
@@ -124,14 +124,14 @@ class _Call:
 
 
 OnAttempt = Callable[[str, Literal["told", "failed"]], None]
-"""Told the alert and what became of one call."""
+"""Called with the alert and the outcome of each call."""
 
 
 class Alerts:
-    """Looks for what operators should know, and calls them; one leads (`infrastructure.followers.leadership.lead`).
+    """Detects what operators should know, and calls them; one process leads (`followers.leadership.lead`).
 
-    Each occasion is told once as "firing" and once as "resolved", in order, and again only where an answer was lost.
-    Whoever may have taken a "firing" is told "resolved" in the end.
+    Each incident is reported once as "firing" and once as "resolved", in order, and again only where a response was
+    lost. A "firing" that may have been received is followed by a "resolved" in the end.
     """
 
     name = "alerts"
@@ -144,17 +144,17 @@ class Alerts:
         threshold: int,
         dead_letters: Callable[[Connection], Awaitable[int]],
         on_attempt: OnAttempt = lambda *_: None,
-        look_every: timedelta = LOOK_EVERY,
+        look_every: timedelta = CHECK_INTERVAL,
         settled: timedelta = SETTLED,
-        pauses: Any = PAUSES,
+        pauses: Any = RETRY_WAIT,
     ) -> None:
         """
         Args:
-            service: names us to whoever is called by several services.
-            threshold: so many dead letters fire; half of it, rounded down, or fewer resolve.
+            service: identifies us to a webhook that several services call.
+            threshold: that many dead letters fire; half of it, rounded down, or fewer resolve.
             dead_letters: how many there are now.
             settled: see `SETTLED`.
-            pauses: waits between the tries of a call, in tenacity's terms.
+            pauses: waits between the attempts at a call, in tenacity's terms.
         """
         self._webhook = webhook
         self._service = service
@@ -166,28 +166,28 @@ class Alerts:
         self._pauses = pauses
 
     async def work(self, connection: Connection) -> None:
-        """Look and call until cancelled; see `infrastructure.followers.leadership.Leading`.
+        """Check and call until cancelled; see `infrastructure.followers.leadership.Leading`.
 
-        The call is made beside the session, which a webhook that hangs must not keep silent.
+        The call is made concurrently: a webhook that hangs must not keep the session from being used.
         """
         loop = asyncio.get_running_loop()
-        look_at = loop.time()
+        check_at = loop.time()
         call: _Call | None = None
         try:
             while True:
-                if loop.time() >= look_at:
-                    given_up = await self._look(connection)
+                if loop.time() >= check_at:
+                    given_up = await self._check(connection)
                     if call is not None and call.notice.alert_id in given_up:
                         await call.cancel()
                         call = None
-                    look_at = loop.time() + self._look_every.total_seconds()
+                    check_at = loop.time() + self._look_every.total_seconds()
                 if call is not None and call.task.done():
                     call.task.result()
-                    await _told(connection, call.notice)
+                    await _mark_delivered(connection, call.notice)
                     call = None
                 if call is None:
                     notice = await _next(connection)
-                    call = None if notice is None else _Call(notice, asyncio.create_task(self._tell(notice)))
+                    call = None if notice is None else _Call(notice, asyncio.create_task(self._deliver(notice)))
                 else:
                     await touch(connection)
                 rest = min(TOUCH, self._look_every).total_seconds()
@@ -199,41 +199,41 @@ class Alerts:
             if call is not None:
                 await call.cancel()
 
-    # --- What there is to tell ------------------------------------------------------------------
+    # --- Detection ------------------------------------------------------------------------------
 
-    async def _look(self, connection: Connection) -> set[UUID]:
-        """Begin and end occasions. Edges, not levels: what has begun already begins no second time.
+    async def _check(self, connection: Connection) -> set[UUID]:
+        """Start and end incidents, by edges, not levels: one that is firing already does not fire again.
 
-        Returns the occasions of whose begin nobody is to be told any more.
+        Returns the incidents whose start is no longer to be delivered.
         """
         dead_letters = await self._dead_letters(connection)
         details: dict[str, Any] = {"dead_letters": dead_letters, "threshold": self._threshold}
         if dead_letters >= self._threshold:
-            await _begin(connection, DEAD_LETTERS, "", details)
+            await _fire(connection, DEAD_LETTERS, "", details)
         elif dead_letters <= self._threshold // 2:
-            await _end(connection, DEAD_LETTERS, "", details)
+            await _resolve(connection, DEAD_LETTERS, "", details)
         cursor = await connection.execute(_CIRCUITS, {"unused": UNUSED, "settled": self._settled})
         for server, changed_at, used, opened, settled in await cursor.fetchall():
             details = {"server": server, "since": changed_at.isoformat()}
             if not used:
-                await _end(connection, CIRCUIT_OPEN, server, {"server": server, "reason": "unused"})
+                await _resolve(connection, CIRCUIT_OPEN, server, {"server": server, "reason": "unused"})
             elif opened:
-                await _begin(connection, CIRCUIT_OPEN, server, details)
+                await _fire(connection, CIRCUIT_OPEN, server, details)
             elif settled:
-                await _end(connection, CIRCUIT_OPEN, server, {**details, "reason": "closed"})
+                await _resolve(connection, CIRCUIT_OPEN, server, {**details, "reason": "closed"})
         given_up = [
             row
-            for give_up in (_TELL_ITS_END_ONLY, _FORGET)
-            for row in await (await connection.execute(give_up, (NEWS_FOR,))).fetchall()
+            for query in (_REPORT_END_ONLY, _FORGET)
+            for row in await (await connection.execute(query, (NEWS_FOR,))).fetchall()
         ]
         for _, alert in given_up:
-            log.error("alert.given_up", alert=alert, hint="it was over for an hour; mend the webhook")
+            log.error("alert.given_up", alert=alert, hint="it was over for an hour; repair the webhook")
         return {alert_id for alert_id, _ in given_up}
 
-    # --- Telling it -----------------------------------------------------------------------------
+    # --- Delivery -------------------------------------------------------------------------------
 
-    async def _tell(self, notice: Notice) -> None:
-        """Call until the notice is taken."""
+    async def _deliver(self, notice: Notice) -> None:
+        """Call until the notice is accepted."""
 
         async def call() -> None:
             await self._webhook.post(self._body(notice), _headers(notice))
@@ -277,13 +277,13 @@ def _headers(notice: Notice) -> Mapping[str, str]:
     }
 
 
-async def _begin(connection: Connection, alert: str, subject: str, details: Mapping[str, Any]) -> None:
-    if (await connection.execute(_BEGIN, (alert, subject, Jsonb(details)))).rowcount:
+async def _fire(connection: Connection, alert: str, subject: str, details: Mapping[str, Any]) -> None:
+    if (await connection.execute(_FIRE, (alert, subject, Jsonb(details)))).rowcount:
         log.warning("alert.firing", alert=alert, **details)
 
 
-async def _end(connection: Connection, alert: str, subject: str, details: Mapping[str, Any]) -> None:
-    if (await connection.execute(_END, (Jsonb(details), alert, subject))).rowcount:
+async def _resolve(connection: Connection, alert: str, subject: str, details: Mapping[str, Any]) -> None:
+    if (await connection.execute(_RESOLVE, (Jsonb(details), alert, subject))).rowcount:
         log.info("alert.resolved", alert=alert, **details)
 
 
@@ -292,7 +292,7 @@ async def _next(connection: Connection) -> Notice | None:
     return None if row is None else Notice(*row)
 
 
-async def _told(connection: Connection, notice: Notice) -> None:
+async def _mark_delivered(connection: Connection, notice: Notice) -> None:
     if notice.state == "resolved":
         await connection.execute("DELETE FROM alerts WHERE alert_id = %s", (notice.alert_id,))
     else:

@@ -1,7 +1,7 @@
-"""Webhook: one HTTP request to an address that an operator has set, answered in time or not taken.
+"""Webhook: one HTTP request to an address that an operator has configured; it succeeds in time or counts as failed.
 
-h11 on a stream of ours, because every wait then has one deadline and can be cancelled; a client in a thread has neither.
-Redirects are not followed: they would carry what the address holds to somewhere nobody set. Nor is a proxy used.
+h11 on our own stream, so that all waits share one deadline and can be cancelled; a client in a thread allows neither.
+Redirects are not followed: they would send the address's secrets to a host that nobody configured. No proxy is used.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from urllib.parse import unquote, urlsplit
 import h11
 
 DEADLINE: Final = timedelta(seconds=10)
-"""For one call, from the look-up of the host to the status of the answer."""
+"""For one call, from the look-up of the host to the status of the response."""
 
-READ: Final = 8192
-"""Bytes taken in at once; of an answer only its head is read, and h11 refuses one over 16 KiB."""
+READ_BYTES: Final = 8192
+"""Bytes read at once; only the head of a response is read, and h11 refuses one over 16 KiB."""
 
 
 class NotTaken(Exception):
-    """The call had no answer, or not a 2xx; whether it was heard is unknown.
+    """The call got no response, or not a 2xx; whether it was received is unknown.
 
     Attributes:
-        failure: why, in a word of ours, fit for logs: nothing that the other side said but its status.
+        failure: why, in our own words and safe to log: nothing from the other side but its status.
     """
 
     def __init__(self, failure: str) -> None:
@@ -37,11 +37,11 @@ class NotTaken(Exception):
 
 
 class Webhook:
-    """What is at one address.
+    """A client for the webhook at one address.
 
     Args:
         url: `http://` or `https://`; user, password, path and query may hold secrets, and are never shown.
-        tls: whom to trust; by default the system's certificate authorities.
+        tls: which certificates to trust; by default those of the system's authorities.
     """
 
     def __init__(self, url: str, *, deadline: timedelta = DEADLINE, tls: ssl.SSLContext | None = None) -> None:
@@ -59,7 +59,7 @@ class Webhook:
 
     @property
     def where(self) -> str:
-        """`host:port`: what of the address may be shown."""
+        """`host:port`: the part of the address that may be shown."""
         return f"{f'[{self._host}]' if ':' in self._host else self._host}:{self._port}"
 
     @property
@@ -67,7 +67,7 @@ class Webhook:
         return self._encrypts
 
     async def post(self, body: bytes, headers: Mapping[str, str]) -> None:
-        """Hand `body` over; returns once a 2xx has said that it was taken.
+        """Send `body`; returns once a 2xx has confirmed it.
 
         Raises:
             NotTaken: anything else.
@@ -78,10 +78,10 @@ class Webhook:
             raise NotTaken(f"status {status}")
 
     async def reach(self) -> None:
-        """Connect, encrypted if the address says so, and leave without a call.
+        """Connect, encrypted if the address says so, and disconnect without a call.
 
         Raises:
-            NotTaken: that did not succeed.
+            NotTaken: it did not succeed.
         """
         async with self._connected():
             pass
@@ -95,12 +95,12 @@ class Webhook:
                 try:
                     yield reader, writer
                 finally:
-                    writer.transport.abort()  # to say good-bye would be one more wait
+                    writer.transport.abort()  # an orderly end would be one more wait
         except TimeoutError:
             raise NotTaken(f"no answer within {self._deadline.total_seconds():g} s") from None
         except ssl.SSLError:
             raise NotTaken("no trustworthy encryption") from None
-        except (OSError, UnicodeError):  # the latter from a host that no look-up can be made of
+        except (OSError, UnicodeError):  # UnicodeError: a host name that cannot be looked up
             raise NotTaken("no connection") from None
         except h11.RemoteProtocolError:
             raise NotTaken("no HTTP answer") from None
@@ -108,7 +108,7 @@ class Webhook:
     async def _converse(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes, headers: Mapping[str, str]
     ) -> int:
-        """Send the request, and answer the status of what comes back."""
+        """Send the request; returns the status of the response."""
         connection = h11.Connection(h11.CLIENT)
         request = h11.Request(
             method="POST",
@@ -119,10 +119,10 @@ class Webhook:
             writer.write(connection.send(part) or b"")
         await writer.drain()
         while True:
-            answer = connection.next_event()
-            if answer is h11.NEED_DATA:
-                connection.receive_data(await reader.read(READ))
-            elif isinstance(answer, h11.Response):
-                return answer.status_code
-            elif not isinstance(answer, h11.InformationalResponse):
-                raise NotTaken("no HTTP answer")  # cut off before it said anything
+            response = connection.next_event()
+            if response is h11.NEED_DATA:
+                connection.receive_data(await reader.read(READ_BYTES))
+            elif isinstance(response, h11.Response):
+                return response.status_code
+            elif not isinstance(response, h11.InformationalResponse):
+                raise NotTaken("no HTTP answer")  # closed before any response
