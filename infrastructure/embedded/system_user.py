@@ -1,4 +1,4 @@
-"""The system user that the embedded PostgreSQL runs as when root starts it, and what is let within its reach."""
+"""The system user that the embedded PostgreSQL runs as when root starts it, and what is made accessible to it."""
 
 # ruff: noqa: S603 - the program is the system's own, called with a list of arguments
 from __future__ import annotations
@@ -19,7 +19,7 @@ class NoSystemUser(Exception):
 
 
 def system_user(name: str) -> tuple[int, int]:
-    """User and group id of the system user `name`, made if missing (PostgreSQL refuses to run as root)."""
+    """User and group id of the system user `name`, created if missing (PostgreSQL refuses to run as root)."""
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
@@ -27,7 +27,7 @@ def system_user(name: str) -> tuple[int, int]:
         command = [program, "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", name]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-            entry = pwd.getpwnam(name)  # whoever made it: another process may have been faster
+            entry = pwd.getpwnam(name)  # even after an error: another process may have created it meanwhile
             log.info("made a system user for the embedded database", user=name)
         except (OSError, KeyError) as error:
             said = (
@@ -43,7 +43,7 @@ def system_user(name: str) -> tuple[int, int]:
 
 
 def let_traverse(path: Path, user: tuple[int, int]) -> None:
-    """Let `user` pass through the directories above `path`: through, not look into them."""
+    """Let `user` traverse the directories above `path`, without listing them."""
     for directory in path.parents:
         found = directory.stat()
         bit = stat.S_IXUSR if found.st_uid == user[0] else stat.S_IXGRP if found.st_gid == user[1] else stat.S_IXOTH
@@ -53,7 +53,7 @@ def let_traverse(path: Path, user: tuple[int, int]) -> None:
 
 
 def let_read(tree: Path) -> None:
-    """Let everyone read the installed programs of PostgreSQL, which a strict umask may have closed. Nothing secret there."""
+    """Let everyone read the installed programs of PostgreSQL, in spite of a strict umask. They contain no secrets."""
     for path in [tree, *tree.rglob("*")] if tree.exists() else []:
         found = path.lstat()
         mode = stat.S_IMODE(found.st_mode)
