@@ -26,7 +26,8 @@ from application.ports import Context
 from domain.recorded import Actor
 from entrypoints.api.admission import PLACE, Place
 from entrypoints.api.problems import Declined, explain
-from infrastructure.telemetry.metrics import Metrics, continued, parse_traceparent, traceparent
+from infrastructure.telemetry.metrics import Metrics
+from infrastructure.telemetry.tracing import continued, parse_traceparent, traceparent
 
 log = structlog.get_logger(__name__)
 

@@ -26,7 +26,8 @@ from infrastructure.postgres.connection import Line
 from infrastructure.postgres.notifications import Announcements
 from infrastructure.postgres.pool import QueryPool
 from infrastructure.settings.settings import Settings
-from infrastructure.telemetry.metrics import Metrics, setup_tracing
+from infrastructure.telemetry.metrics import Metrics
+from infrastructure.telemetry.tracing import setup_tracing
 
 
 @dataclass(frozen=True, slots=True)

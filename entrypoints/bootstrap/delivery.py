@@ -28,7 +28,7 @@ from infrastructure.postgres.connection import Connection, Line
 from infrastructure.postgres.notifications import LOOK_ANYWAY
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import MailServer
-from infrastructure.telemetry.metrics import traced
+from infrastructure.telemetry.tracing import traced
 
 log = structlog.get_logger(__name__)
 

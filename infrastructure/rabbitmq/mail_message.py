@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from pydantic import TypeAdapter, ValidationError
 
 from application.ports import MailRequest, WantedMail
-from infrastructure.telemetry.metrics import parse_traceparent
+from infrastructure.telemetry.tracing import parse_traceparent
 
 MESSAGE_TYPE: Final = "registrar.mail.requested"
 

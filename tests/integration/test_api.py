@@ -27,7 +27,7 @@ from entrypoints.api import responses
 from entrypoints.api.app import create_app
 from entrypoints.api.guard import DIRECTLY
 from infrastructure.postgres.connection import connect
-from infrastructure.telemetry.metrics import setup_tracing
+from infrastructure.telemetry.tracing import setup_tracing
 from projections.mail import Mails
 from projections.registrations import Registrations
 from tests.support.facts import CLIENT, DIGEST, STRAY, MovableClock, eventually, stray_kept, stream
