@@ -46,7 +46,7 @@ async def faststream(url: str, mails: int) -> float:
         MAIL_EXCHANGE,
         channel=Channel(prefetch_count=PREFETCH),
         ack_policy=AckPolicy.MANUAL,
-        decoder=_as_it_is,
+        decoder=_undecoded,
         no_reply=True,
     )
     subscriber(take)
@@ -71,7 +71,7 @@ async def faststream(url: str, mails: int) -> float:
     return mails / took
 
 
-async def _as_it_is(message: RabbitMessage) -> RabbitMessage:
+async def _undecoded(message: RabbitMessage) -> RabbitMessage:
     return message
 
 

@@ -30,7 +30,7 @@ from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.projector import Projector
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
-from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.notifications import Notifications
 from projections.registrations import Registrations
 
 _TOPICS = list(Registrations.topics or ())
@@ -41,12 +41,12 @@ async def ours(dsn: str) -> float:
     store = EventStore(dsn, codec=EventCodec(), clock=DatabaseClock())
     await store.open()
     head = await store.head()
-    announcements = Announcements(dsn)
-    projector = Projector(Registrations(), store=LogTail(store), announcements=announcements)
+    notifications = Notifications(dsn)
+    projector = Projector(Registrations(), store=LogTail(store), notifications=notifications)
     async with await connect(dsn, name="fold", statement_timeout=timedelta(seconds=10)) as connection:
         started = time.perf_counter()
-        works = [asyncio.create_task(projector.work(connection)), asyncio.create_task(announcements.run())]
-        while not await announcements.beyond("registrations", head - 1):
+        works = [asyncio.create_task(projector.work(connection)), asyncio.create_task(notifications.run())]
+        while not await notifications.wait_past("registrations", head - 1):
             for work in works:
                 if work.done():
                     work.result()

@@ -22,7 +22,7 @@ from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.projector import Projector
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
-from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.notifications import Notifications
 from projections.registrations import Registrations
 
 CALLERS = 64
@@ -36,8 +36,8 @@ async def measure(dsn: str, first: int, looks: int) -> dict[str, Any]:
     """First appends in a closed loop, then, at a calm rate (open loop), the read model's lag after each append."""
     store = EventStore(dsn, codec=EventCodec(), clock=DatabaseClock())
     await store.open()
-    announcements = Announcements(dsn)
-    projector = Projector(Registrations(), store=LogTail(store), announcements=announcements)
+    notifications = Notifications(dsn)
+    projector = Projector(Registrations(), store=LogTail(store), notifications=notifications)
     numbers = iter(range(first, first + 10**9))
 
     async def append() -> int:
@@ -63,14 +63,14 @@ async def measure(dsn: str, first: int, looks: int) -> dict[str, Any]:
         begun = time.perf_counter()
         position = await append()
         appended = time.perf_counter()
-        await announcements.beyond("registrations", position - 1)
+        await notifications.wait_past("registrations", position - 1)
         lags.append(time.perf_counter() - appended)
         appends.append(appended - begun)
         lateness.append(begun - planned)
 
     async with await connect(dsn, name="fold", statement_timeout=timedelta(seconds=10)) as connection:
-        works = [asyncio.create_task(projector.work(connection)), asyncio.create_task(announcements.run())]
-        await announcements.beyond("registrations", await store.head() - 1, within=timedelta(seconds=60))
+        works = [asyncio.create_task(projector.work(connection)), asyncio.create_task(notifications.run())]
+        await notifications.wait_past("registrations", await store.head() - 1, within=timedelta(seconds=60))
         begun = time.perf_counter() + 0.5
         tasks = []
         for number in range(looks):

@@ -28,7 +28,7 @@ from domain.registration import Status
 from entrypoints import dead_letters as mail_desk
 from entrypoints.api.guard import body_of, context_of
 from entrypoints.api.openapi import BODY_PROBLEMS, body_described, problems
-from entrypoints.api.problems import Declined
+from entrypoints.api.problems import HttpProblem
 from entrypoints.api.request_body import parse
 from entrypoints.api.responses import (
     AdminRegistrationStory,
@@ -69,7 +69,7 @@ class Operator:
     ) -> None:
         offered = "" if credentials is None else credentials.credentials
         if not hmac.compare_digest(_digest(offered), self._expected):
-            raise Declined("unauthorized", headers={"WWW-Authenticate": 'Bearer realm="registrar"'})
+            raise HttpProblem("unauthorized", headers={"WWW-Authenticate": 'Bearer realm="registrar"'})
 
 
 def _digest(token: str) -> bytes:

@@ -36,7 +36,7 @@ CALM: Final = timedelta(seconds=1)
 ROUTE: Final = "/v1/registrations"
 
 PLACE: Final = "registrar.place"
-"""Under this name the ASGI scope of a registration holds its `Place`."""
+"""Under this name the ASGI scope of a registration holds its `AdmissionSlot`."""
 
 
 class Admission:
@@ -66,11 +66,11 @@ class Admission:
             or (self._slow_since is not None and now > self._slow_since + HICCUP.total_seconds())
         )
 
-    def begun(self) -> None:
+    def acquire(self) -> None:
         """A registration is under way."""
         self.under_way += 1
 
-    def ended(self, took: float) -> None:
+    def release(self, took: float) -> None:
         """It is not any more, after so many seconds."""
         self.under_way -= 1
         if took <= PATIENCE.total_seconds() or not self.under_way:  # with nobody left, what comes next begins anew
@@ -89,8 +89,8 @@ class Admission:
         self._metrics.shed("connections")
 
 
-class Place:
-    """One registration's place: from its last byte, so that who sends slowly keeps nobody out, to its answer."""
+class AdmissionSlot:
+    """One registration's place: held from its last byte to its answer, so that a slow sender keeps nobody out."""
 
     __slots__ = ("_admission", "_over", "_since")
 
@@ -103,10 +103,10 @@ class Place:
         """Repeatable; without effect once it was left."""
         if self._since is None and not self._over:
             self._since = self._admission.clock()
-            self._admission.begun()
+            self._admission.acquire()
 
     def leave(self) -> None:
         """Repeatable."""
         if self._since is not None and not self._over:
-            self._admission.ended(self._admission.clock() - self._since)
+            self._admission.release(self._admission.clock() - self._since)
         self._over = True

@@ -23,7 +23,7 @@ from entrypoints.api.guard import DIRECTLY, Guard
 from entrypoints.api.health import HealthChecks, add_health_routes, add_metrics_route
 from entrypoints.api.mailbox import add_mailbox_routes
 from entrypoints.api.openapi import add_docs_routes, describe_problems
-from entrypoints.api.problems import explain
+from entrypoints.api.problems import to_problem
 from entrypoints.api.registrations import ByHand, add_registration_routes
 from entrypoints.queries.queries import Queries
 from infrastructure.mail.mailbox import Mailbox
@@ -112,7 +112,7 @@ def _document(parts: Parts) -> dict[str, Any]:
 
 
 async def _problem(_: Request, error: Exception) -> Response:
-    return explain(error).response()
+    return to_problem(error).response()
 
 
 class Shortcut:

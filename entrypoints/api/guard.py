@@ -1,6 +1,6 @@
-"""The guard around the application: limits, deadlines, ids and headers of every HTTP exchange, and its errors.
+"""The guard around the application: limits, deadlines, ids and headers of every HTTP state, and its errors.
 
-Plain ASGI: what it does is done once for each exchange, and costs microseconds.
+Plain ASGI: what it does is done once for each state, and costs microseconds.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from application.ports import Context
 from domain.recorded import Actor
-from entrypoints.api.admission import PLACE, Place
-from entrypoints.api.problems import Declined, explain
+from entrypoints.api.admission import PLACE, AdmissionSlot
+from entrypoints.api.problems import HttpProblem, to_problem
 from infrastructure.telemetry.metrics import Metrics
 from infrastructure.telemetry.tracing import continued, parse_traceparent, traceparent
 
@@ -64,7 +64,7 @@ SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
-_KEY = "registrar.exchange"
+_KEY = "registrar.state"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -73,7 +73,7 @@ DIRECTLY: Final = "registrar.endpoint"
 
 
 @dataclass(slots=True)
-class Exchange:
+class RequestState:
     """What is known of a request beside what it asks.
 
     Attributes:
@@ -91,14 +91,14 @@ class Exchange:
 
 def body_of(request: Request) -> bytes:
     """The request's body. It is read before the application is called: `Request.body` would wait for ever."""
-    exchange: Exchange = request.scope[_KEY]
-    return exchange.body
+    state: RequestState = request.scope[_KEY]
+    return state.body
 
 
 def context_of(request: Request, actor: Actor) -> Context:
     """What is written beside the events that this request leads to."""
-    exchange: Exchange = request.scope[_KEY]
-    return Context(actor, exchange.correlation_id, None, exchange.trace)
+    state: RequestState = request.scope[_KEY]
+    return Context(actor, state.correlation_id, None, state.trace)
 
 
 class Guard:
@@ -131,34 +131,34 @@ class Guard:
             return
         started = time.perf_counter()
         headers, size = _read_headers(scope)
-        exchange = scope[_KEY] = Exchange(
+        state = scope[_KEY] = RequestState(
             _correlation_id(headers.get(b"x-request-id")), parse_traceparent(headers.get(b"traceparent"))
         )
-        span = self._begin_span(scope, exchange) if self._tracer is not None else None
+        span = self._begin_span(scope, state) if self._tracer is not None else None
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                exchange.status = message["status"]
-                message["headers"] = _guarded(message["headers"], exchange)
+                state.status = message["status"]
+                message["headers"] = _guarded(message["headers"], state)
             await send(message)
 
         try:
-            await self._answer(scope, receive, send_guarded, exchange, headers, size)
+            await self._answer(scope, receive, send_guarded, state, headers, size)
         finally:
-            place: Place | None = scope.get(PLACE)
+            place: AdmissionSlot | None = scope.get(PLACE)
             if place is not None:
                 place.leave()
             route = getattr(scope.get("route"), "path", UNMATCHED)
-            self._metrics.request(route, exchange.status or 499, time.perf_counter() - started)
+            self._metrics.request(route, state.status or 499, time.perf_counter() - started)
             if span is not None:
-                _end_span(span, route, exchange)
+                _end_span(span, route, state)
 
     async def _answer(
         self,
         scope: Scope,
         receive: Receive,
         send: Send,
-        exchange: Exchange,
+        state: RequestState,
         headers: dict[bytes, bytes],
         size: int,
     ) -> None:
@@ -172,7 +172,7 @@ class Guard:
             async with deadline:
                 _check_size(size)
                 if has_body:
-                    exchange.body = await self._read_body(receive, headers)
+                    state.body = await self._read_body(receive, headers)
                 if reading:
                     reading = False
                     deadline.reschedule(until)
@@ -184,43 +184,43 @@ class Guard:
         except Exception as error:  # noqa: BLE001 - the edge: every error becomes an answer, a bug is logged
             if isinstance(error, TimeoutError) and deadline.expired():
                 error = (
-                    Declined("request-timeout", headers={"Connection": "close"})
+                    HttpProblem("request-timeout", headers={"Connection": "close"})
                     if reading
-                    else Declined("timeout", headers={"Retry-After": "1"})
+                    else HttpProblem("timeout", headers={"Retry-After": "1"})
                 )
-            await self._answer_error(error, scope, receive, send, exchange)
+            await self._answer_error(error, scope, receive, send, state)
 
     async def _answer_error(
-        self, error: Exception, scope: Scope, receive: Receive, send: Send, exchange: Exchange
+        self, error: Exception, scope: Scope, receive: Receive, send: Send, state: RequestState
     ) -> None:
-        explained = explain(error)
+        explained = to_problem(error)
         if explained.code == "overloaded":
             self._metrics.shed("queue-full")
         if explained.code == "internal-error":
             log.error(
                 "request.failed",
                 route=getattr(scope.get("route"), "path", UNMATCHED),
-                correlation_id=str(exchange.correlation_id),
+                correlation_id=str(state.correlation_id),
                 error=type(error).__name__,
                 exc_info=error,
                 hint="this is a bug; report it",
             )
-        if not exchange.status:  # once an answer has begun, all that is left is to break it off
+        if not state.status:  # once an answer has begun, all that is left is to break it off
             await explained.response()(scope, receive, send)
 
     async def _read_body(self, receive: Receive, headers: dict[bytes, bytes]) -> bytes:
         """The request's body.
 
         Raises:
-            Declined: it is too large, or not JSON.
+            HttpProblem: it is too large, or not JSON.
         """
         refusal = None
         if not _JSON.fullmatch(headers.get(b"content-type", b"")) or b"content-encoding" in headers:
-            refusal = Declined("unsupported-media-type", headers={"Accept-Post": "application/json"})
+            refusal = HttpProblem("unsupported-media-type", headers={"Accept-Post": "application/json"})
         body, size = bytearray(), 0
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:12]) > DRAIN_LIMIT:
-            raise _and_close(refusal or Declined("payload-too-large"))
+            raise _and_close(refusal or HttpProblem("payload-too-large"))
         more = True
         while more:
             message = await receive()
@@ -233,25 +233,25 @@ class Guard:
             elif size > DRAIN_LIMIT:
                 break
         if size > BODY_LIMIT:
-            refusal = _and_close(refusal or Declined("payload-too-large"))
+            refusal = _and_close(refusal or HttpProblem("payload-too-large"))
         if refusal is not None:
             raise refusal
         return bytes(body)
 
     # --- Tracing ------------------------------------------------------------------------------
 
-    def _begin_span(self, scope: Scope, exchange: Exchange) -> Span:
+    def _begin_span(self, scope: Scope, state: RequestState) -> Span:
         assert self._tracer is not None  # noqa: S101 - the caller looked
         span = self._tracer.start_span(
             scope["method"],
-            context=continued(exchange.trace),
+            context=continued(state.trace),
             kind=SpanKind.SERVER,
             attributes={
                 "http.request.method": scope["method"],
-                "registrar.correlation_id": str(exchange.correlation_id),
+                "registrar.correlation_id": str(state.correlation_id),
             },
         )
-        exchange.trace = traceparent(span)
+        state.trace = traceparent(span)
         return span
 
 
@@ -261,20 +261,20 @@ class _Gone(Exception):
 
 def _check_size(of_headers: int) -> None:
     if of_headers > HEADERS_LIMIT:
-        raise Declined("headers-too-large", headers={"Connection": "close"})
+        raise HttpProblem("headers-too-large", headers={"Connection": "close"})
 
 
-def _and_close(refusal: Declined) -> Declined:
+def _and_close(refusal: HttpProblem) -> HttpProblem:
     """The rest of the body may still be on its way: it is not read, so nothing can follow it."""
     refusal.headers["Connection"] = "close"
     return refusal
 
 
-def _end_span(span: Span, route: str, exchange: Exchange) -> None:
+def _end_span(span: Span, route: str, state: RequestState) -> None:
     span.update_name(route)
     span.set_attribute("http.route", route)
-    span.set_attribute("http.response.status_code", exchange.status)
-    if exchange.status >= 500 or not exchange.status:
+    span.set_attribute("http.response.status_code", state.status)
+    if state.status >= 500 or not state.status:
         span.set_status(StatusCode.ERROR)
     span.end()
 
@@ -300,8 +300,8 @@ def _correlation_id(header: bytes | None) -> UUID:
 _random = partial(random.getrandbits, 128)
 
 
-def _guarded(headers: list[tuple[bytes, bytes]], exchange: Exchange) -> list[tuple[bytes, bytes]]:
-    guarded = [*headers, *SECURITY_HEADERS, (b"registrar-request-id", str(exchange.correlation_id).encode())]
+def _guarded(headers: list[tuple[bytes, bytes]], state: RequestState) -> list[tuple[bytes, bytes]]:
+    guarded = [*headers, *SECURITY_HEADERS, (b"registrar-request-id", str(state.correlation_id).encode())]
     if not any(name == POLICY[0] for name, _ in headers):
         guarded.append(POLICY)
     return guarded

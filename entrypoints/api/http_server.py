@@ -24,9 +24,9 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from application.ports import Overloaded
-from entrypoints.api.admission import PLACE, ROUTE, Admission, Place
+from entrypoints.api.admission import PLACE, ROUTE, Admission, AdmissionSlot
 from entrypoints.api.guard import POLICY, SECURITY_HEADERS
-from entrypoints.api.problems import explain
+from entrypoints.api.problems import to_problem
 from infrastructure.settings.values import Network
 from infrastructure.telemetry.metrics import Metrics
 
@@ -146,14 +146,14 @@ def _spare() -> int:
     return sys.maxsize if descriptors == resource.RLIM_INFINITY else max(8, descriptors - RESERVED)
 
 
-def _ready_made() -> tuple[bytes, bytes]:
+def _overload_response() -> tuple[bytes, bytes]:
     """The refusal's headers and its body, as the application and `Guard` would make them but for the request's id."""
-    response = explain(Overloaded("too many registrations are under way")).response()
+    response = to_problem(Overloaded("too many registrations are under way")).response()
     headers = [*response.raw_headers, *SECURITY_HEADERS, POLICY]
     return b"".join(b"%b: %b\r\n" % header for header in headers), bytes(response.body)
 
 
-_REFUSAL: Final = _ready_made()
+_REFUSAL: Final = _overload_response()
 
 _PLAIN_HEAD: Final = re.compile(rb"POST %b HTTP/1\.1\r\n(?:[A-Za-z0-9-]+:[ -~]*\r\n)+\r\n" % re.escape(ROUTE.encode()))
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:([^\r]*)", re.IGNORECASE)
@@ -235,7 +235,7 @@ class _Protocol(HttpToolsProtocol):
             return
         self._end_patience()
         if registers:
-            self.scope[PLACE] = Place(self._admission)  # type: ignore[typeddict-unknown-key]
+            self.scope[PLACE] = AdmissionSlot(self._admission)  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -253,7 +253,7 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_complete()
         # A request that was sent before the answer to the one before it has no place, as it is not begun: one at a
         # time of each connection.
-        place: Place | None = self.cycle.scope.get(PLACE)  # type: ignore[assignment]
+        place: AdmissionSlot | None = self.cycle.scope.get(PLACE)  # type: ignore[assignment]
         if place is not None and not self.pipeline:
             place.take()
 

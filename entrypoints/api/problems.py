@@ -81,7 +81,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}")
 _PLACES = frozenset({"body", "path", "query", "header"})
 
 
-class Declined(Exception):
+class HttpProblem(Exception):
     """The request is answered with a problem that is about HTTP, not about a rule of the domain."""
 
     def __init__(
@@ -119,7 +119,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
+class ProblemResponse:
     """An error's code, and what its answer carries beside it."""
 
     code: str
@@ -140,35 +140,37 @@ class Explained:
         return Response(msgspec.json.encode(body), self.status, dict(self.headers), MEDIA_TYPE)
 
 
-def explain(error: Exception) -> Explained:
+def to_problem(error: Exception) -> ProblemResponse:
     """What to tell a client of any exception; `internal-error` where it is nothing that we expect."""
     match error:
-        case Declined():
-            return Explained(error.code, error.headers, error.errors)
+        case HttpProblem():
+            return ProblemResponse(error.code, error.headers, error.errors)
         case WrongCode():
-            return Explained(error.code, attempts_left=error.attempts_left)
+            return ProblemResponse(error.code, attempts_left=error.attempts_left)
         case TooManyRequests():
-            return Explained(error.code, _retry_after(error.retry_after.total_seconds()))
+            return ProblemResponse(error.code, _retry_after(error.retry_after.total_seconds()))
         case Refused():
-            return Explained(error.code)
+            return ProblemResponse(error.code)
         case ValidationError():
-            return Explained("invalid-request", errors=_fields(error.errors(include_url=False, include_input=False)))
+            return ProblemResponse(
+                "invalid-request", errors=_fields(error.errors(include_url=False, include_input=False))
+            )
         case RequestValidationError():
-            return Explained("invalid-request", errors=_fields(error.errors()))
+            return ProblemResponse("invalid-request", errors=_fields(error.errors()))
         case Overloaded():
-            return Explained("overloaded", _retry_after(error.retry_after))
+            return ProblemResponse("overloaded", _retry_after(error.retry_after))
         case PoolOverloaded():
-            return Explained("overloaded", _retry_after(1))
+            return ProblemResponse("overloaded", _retry_after(1))
         case Unavailable():
-            return Explained("unavailable", _retry_after(error.retry_after))
+            return ProblemResponse("unavailable", _retry_after(error.retry_after))
         case Conflict() | psycopg.OperationalError() | psycopg.InterfaceError() | PoolTimeout() | PoolClosed():
-            return Explained("unavailable", _retry_after(1))
+            return ProblemResponse("unavailable", _retry_after(1))
         case HTTPException(status_code=404):
-            return Explained("not-found")
+            return ProblemResponse("not-found")
         case HTTPException(status_code=405):
-            return Explained("method-not-allowed", dict(error.headers or {}))
+            return ProblemResponse("method-not-allowed", dict(error.headers or {}))
         case _:
-            return Explained("internal-error")
+            return ProblemResponse("internal-error")
 
 
 def _retry_after(seconds: float) -> dict[str, str]:

@@ -24,7 +24,7 @@ from domain.recorded import Actor
 from domain.registration import Status
 from entrypoints.api.guard import body_of, context_of
 from entrypoints.api.openapi import REGISTER, REQUEST_CODE, VERIFY, show_described
-from entrypoints.api.problems import explain
+from entrypoints.api.problems import to_problem
 from entrypoints.api.request_body import malformed, parse
 from entrypoints.api.responses import CodeRequested, Registered, Verification, answer, registration_state
 from entrypoints.queries.registrations import RegistrationQueries
@@ -152,7 +152,7 @@ class _Counted:
         if error is None:
             self._count("accepted")
         elif isinstance(error, Exception):
-            self._count(explain(error).code)
+            self._count(to_problem(error).code)
 
 
 def _id_of(request: Request) -> UUID:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from entrypoints.api.problems import Declined, FieldError
+from entrypoints.api.problems import FieldError, HttpProblem
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -19,7 +19,7 @@ def parse(kind: type[M], body: bytes, **known: object) -> M:
         known: fields that come from elsewhere, and therefore may not be in the body.
 
     Raises:
-        Declined, pydantic.ValidationError: it is malformed.
+        HttpProblem, pydantic.ValidationError: it is malformed.
     """
     try:
         fields = _json.decode(body.decode())
@@ -32,9 +32,9 @@ def parse(kind: type[M], body: bytes, **known: object) -> M:
     return kind.model_validate(fields | known)
 
 
-def malformed(field: str, message: str) -> Declined:
+def malformed(field: str, message: str) -> HttpProblem:
     """The refusal of a request with a field that is not what it should be."""
-    return Declined("invalid-request", errors=[FieldError(field, message)])
+    return HttpProblem("invalid-request", errors=[FieldError(field, message)])
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def queries_of(core: Core, settings: Settings, stack: AsyncExitStack) -> Queries
         Line(core.database.dsn, name="queries", statement_timeout=settings.statement_timeout),
         keyring=core.keyring,
         policy=core.policy,
-        announcements=core.announcements,
+        notifications=core.notifications,
         request_timeout=settings.request_timeout,
     )
     stack.push_async_callback(registrations.close)

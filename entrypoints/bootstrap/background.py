@@ -15,7 +15,7 @@ from application.ports import Unavailable
 from entrypoints.bootstrap.core import Core
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
 from infrastructure.event_store.store import EventStore
-from infrastructure.followers.leadership import Leading, lead
+from infrastructure.followers.leadership import LeaderTask, lead
 from infrastructure.rabbitmq.connection import Broker
 from infrastructure.settings.settings import Settings
 
@@ -33,14 +33,14 @@ Works = dict[str, Coroutine[Any, Any, None]]
 
 @asynccontextmanager
 async def running(
-    core: Core, settings: Settings, broker: Broker | None, leading: Iterable[Leading] = ()
+    core: Core, settings: Settings, broker: Broker | None, leading: Iterable[LeaderTask] = ()
 ) -> AsyncIterator[None]:
     """Run the core's own works, the broker and what is to be led until the end.
 
     Then cancel, and wait until all have finished what must not be cut off.
     """
     works: Works = {
-        "announcements": core.announcements.run(),
+        "notifications": core.notifications.run(),
         "clock": _keep_time(core.store),
         "circuits": core.shared_circuits.run(),
     }

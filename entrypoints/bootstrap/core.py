@@ -23,7 +23,7 @@ from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Line
-from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.notifications import Notifications
 from infrastructure.postgres.pool import QueryPool
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.metrics import Metrics
@@ -60,7 +60,7 @@ class Core:
     clock: DatabaseClock
     store: EventStore
     tail: LogTail
-    announcements: Announcements
+    notifications: Notifications
     pool: QueryPool
     keyring: Keyring
     hasher: PasswordHashing
@@ -125,7 +125,7 @@ async def core_on(
         clock=timing.clock,
         store=store,
         tail=tail,
-        announcements=Announcements(database.dsn, on_restart=tail.forget),
+        notifications=Notifications(database.dsn, on_restart=tail.forget),
         pool=pool,
         keyring=keyring,
         hasher=hasher,

@@ -9,7 +9,7 @@ from entrypoints.bootstrap.delivery import Delivery, finish_within
 from infrastructure.alerts.alerts import Alerts
 from infrastructure.alerts.webhook import Webhook
 from infrastructure.followers.integration_events import IntegrationEvents
-from infrastructure.followers.leadership import Leading
+from infrastructure.followers.leadership import LeaderTask
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.projector import Projector
 from infrastructure.followers.relay import Relay
@@ -33,13 +33,13 @@ PUBLISHING = 128
 """Requests on their way to the broker at the same time: confirms come in milliseconds, and not one by one."""
 
 
-def followers(core: Core, settings: Settings, relay: Relay, broker: Broker | None) -> list[Leading]:
+def followers(core: Core, settings: Settings, relay: Relay, broker: Broker | None) -> list[LeaderTask]:
     """Everything that follows the log, and the alerts."""
-    leading: list[Leading] = [
+    leading: list[LeaderTask] = [
         Projector(
             projection(),
             store=core.tail,
-            announcements=core.announcements,
+            notifications=core.notifications,
             # Clients wait for their own registration; the others may be a little late.
             pace=PACE_WAITED_FOR if projection is Registrations else PACE,
             announced=projection is Registrations,
@@ -51,7 +51,7 @@ def followers(core: Core, settings: Settings, relay: Relay, broker: Broker | Non
             store=core.store,
             tail=core.tail,
             handlers=core.handlers,
-            announcements=core.announcements,
+            notifications=core.notifications,
             clock=core.clock,
             policy=core.policy,
             due=Deadlines().due,
@@ -59,7 +59,7 @@ def followers(core: Core, settings: Settings, relay: Relay, broker: Broker | Non
     )
     leading.append(relay)
     if broker is not None:
-        leading.append(IntegrationEvents(tail=core.tail, announcements=core.announcements, broker=broker))
+        leading.append(IntegrationEvents(tail=core.tail, notifications=core.notifications, broker=broker))
     if settings.alert_url is not None:
         leading.append(_alerts(core, settings, settings.alert_url.get_secret_value()))
     return leading
@@ -69,7 +69,7 @@ def relay_inside(core: Core, settings: Settings, delivery: Delivery) -> Relay:
     """A relay that sends the mails itself."""
     return Relay(
         tail=core.tail,
-        announcements=core.announcements,
+        notifications=core.notifications,
         hand_over=delivery.deliver,
         until_ready=delivery.servers.until_ready,
         finish_within=finish_within(settings),
@@ -82,7 +82,7 @@ def relay_to(broker: Broker, core: Core, settings: Settings) -> Relay:
     publisher = MailPublisher(broker, message_ttl=settings.message_ttl, circuits=core.shared_circuits)
     return Relay(
         tail=core.tail,
-        announcements=core.announcements,
+        notifications=core.notifications,
         hand_over=publisher.hand_over,
         until_ready=publisher.until_ready,
         at_once=PUBLISHING,

@@ -15,7 +15,7 @@ from domain.recorded import Position
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.postgres.batching import Batcher
 from infrastructure.postgres.connection import Connection, Line
-from infrastructure.postgres.notifications import LOOK_ANYWAY, Announcements
+from infrastructure.postgres.notifications import LOOK_ANYWAY, Notifications
 from infrastructure.postgres.pool import QueryPool
 from projections.mail import Mail, Mails
 from projections.paging import Page
@@ -25,7 +25,7 @@ MARGIN = timedelta(milliseconds=500)
 """What a wait for the read model leaves of the request's time, so that its answer is ours and not the timeout's."""
 
 
-class Behind(Unavailable):
+class ReadModelBehind(Unavailable):
     """The read model has not got as far as the caller wants to see."""
 
 
@@ -66,7 +66,7 @@ class RegistrationQueries:
         *,
         keyring: Keyring,
         policy: Policy,
-        announcements: Announcements,
+        notifications: Notifications,
         request_timeout: timedelta,
     ) -> None:
         """
@@ -79,7 +79,7 @@ class RegistrationQueries:
         self._line = line
         self._keyring = keyring
         self._policy = policy
-        self._announcements = announcements
+        self._notifications = notifications
         self._longest_wait = max(timedelta(0), request_timeout - MARGIN)
         self._registrations, self._mails = Registrations(), Mails()
         self._finds: Batcher[UUID, tuple[RegistrationView | None, Position]] = Batcher(
@@ -101,18 +101,20 @@ class RegistrationQueries:
         """`by_id`, once the read model shows everything up to `min_position`.
 
         Raises:
-            Behind: that did not happen within `wait`.
+            ReadModelBehind: that did not happen within `wait`.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(wait, self._longest_wait).total_seconds()
         while True:
             remaining = timedelta(seconds=max(0.0, deadline - loop.time()))
-            await self._announcements.beyond(Registrations.name, min_position - 1, within=min(remaining, LOOK_ANYWAY))
+            await self._notifications.wait_past(
+                Registrations.name, min_position - 1, within=min(remaining, LOOK_ANYWAY)
+            )
             view, position = await self._finds.do(registration_id)
             if position >= min_position:
                 return None if view is None else self._opened(view)
             if loop.time() >= deadline:
-                raise Behind("the read model is behind")
+                raise ReadModelBehind("the read model is behind")
 
     async def story(self, registration_id: UUID) -> Story | None:
         """The registration with every mail of it; None if the read model has none of this id."""

@@ -166,7 +166,7 @@ class Alerts:
         self._pauses = pauses
 
     async def work(self, connection: Connection) -> None:
-        """Check and call until cancelled; see `infrastructure.followers.leadership.Leading`.
+        """Check and call until cancelled; see `infrastructure.followers.leadership.LeaderTask`.
 
         The call is made concurrently: a webhook that hangs must not keep the session from being used.
         """

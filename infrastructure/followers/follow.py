@@ -12,15 +12,15 @@ from typing import Any, Never, Protocol, TypeVar
 from domain.recorded import Position
 from infrastructure.followers.leadership import TOUCH, touch
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.notifications import LOG, LOOK_ANYWAY
+from infrastructure.postgres.notifications import HEAD, LOOK_ANYWAY
 
 E = TypeVar("E")
 
 
 class Wakes(Protocol):
-    """Wakes a follower when there is more to read, as `infrastructure.postgres.notifications.Announcements` does."""
+    """Wakes a follower when there is more to read, as `infrastructure.postgres.notifications.Notifications` does."""
 
-    async def beyond(self, who: str, position: Position, *, within: timedelta) -> bool:
+    async def wait_past(self, who: str, position: Position, *, within: timedelta) -> bool:
         """Return when `who` is beyond `position`; False if that did not happen in time."""
         ...
 
@@ -89,7 +89,7 @@ async def follow(
                     await asyncio.sleep(pause.total_seconds())
             await timetable.run_due()
             if ahead is None:
-                await wake.beyond(LOG, position, within=timetable.until_next())
+                await wake.wait_past(HEAD, position, within=timetable.until_next())
     finally:
         if ahead is not None:
             ahead.cancel()

@@ -18,7 +18,7 @@ from infrastructure.followers.follow import follow, keep_leadership
 from infrastructure.followers.leadership import while_touching
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.notifications import Notifications
 from infrastructure.rabbitmq.connection import Broker
 from infrastructure.rabbitmq.topology import EVENTS_EXCHANGE
 
@@ -47,21 +47,21 @@ class IntegrationEvents:
 
     name = "integration-events"
 
-    def __init__(self, *, tail: ReadsLog, announcements: Announcements, broker: Broker) -> None:
+    def __init__(self, *, tail: ReadsLog, notifications: Notifications, broker: Broker) -> None:
         self._tail = tail
-        self._announcements = announcements
+        self._notifications = notifications
         self._broker = broker
         self._refused = False
 
     async def work(self, connection: Connection) -> None:
-        """Follow until cancelled; see `infrastructure.followers.leadership.Leading`."""
+        """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
         await connection.execute("SET synchronous_commit = off")  # a lost position repeats events, with the same ids
         position = await position_of(connection, self.name)
         await follow(
             position,
             read=self._read,
             act=partial(self._advance, connection),
-            wake=self._announcements,
+            wake=self._notifications,
             rest=lambda took: max(timedelta(0), PACE - took),
             read_ahead_of=BATCH_EVENTS,
             chores=[keep_leadership(connection)],

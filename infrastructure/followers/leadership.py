@@ -35,11 +35,11 @@ _AWAY = (
 )
 
 
-class LostLeadership(Exception):
+class NotLeader(Exception):
     """The follower's position was moved by somebody else: another process leads."""
 
 
-class Leading(Protocol):
+class LeaderTask(Protocol):
     """A piece of work for one process at a time."""
 
     name: str
@@ -52,7 +52,7 @@ class Leading(Protocol):
         ...
 
 
-async def lead(leading: Leading, dsn: str, *, statement_timeout: timedelta = timedelta(seconds=10)) -> None:
+async def lead(leading: LeaderTask, dsn: str, *, statement_timeout: timedelta = timedelta(seconds=10)) -> None:
     """Run `leading` whenever this process is its leader, for ever: whatever goes wrong, it is begun again.
 
     A leader of which the server has heard nothing for `statement_timeout` and `LEASE_MARGIN` (it was stopped, its
@@ -78,7 +78,7 @@ async def lead(leading: Leading, dsn: str, *, statement_timeout: timedelta = tim
                 log.warning("follower.database_away", follower=leading.name, error=type(error).__name__)
             away = True
             await asyncio.sleep(STAND_BY.total_seconds())
-        except (LostLeadership, Conflict) as error:
+        except (NotLeader, Conflict) as error:
             log.warning("follower.lost_a_race", follower=leading.name, error=type(error).__name__)
             await asyncio.sleep(STAND_BY.total_seconds())
         except Exception:

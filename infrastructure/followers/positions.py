@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from domain.recorded import Position
-from infrastructure.followers.leadership import LostLeadership
+from infrastructure.followers.leadership import NotLeader
 from infrastructure.postgres.connection import Connection
 
 
@@ -20,10 +20,10 @@ async def save_position(connection: Connection, name: str, since: Position, to: 
     """Advance the follower's position.
 
     Raises:
-        LostLeadership: another process has moved it.
+        NotLeader: another process has moved it.
     """
     if (await connection.execute(_MOVE, (to, name, since))).rowcount != 1:
-        raise LostLeadership(name)
+        raise NotLeader(name)
 
 
 _MOVE = "UPDATE followers SET position = %s, updated_at = clock_timestamp() WHERE name = %s AND position = %s"

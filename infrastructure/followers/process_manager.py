@@ -27,11 +27,11 @@ from domain.registration import Registration
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.follow import Chore, follow
-from infrastructure.followers.leadership import LostLeadership, while_touching
+from infrastructure.followers.leadership import NotLeader, while_touching
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, PARKED_RETRY_INTERVAL, ParkedStreams
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.notifications import Notifications
 
 log = structlog.get_logger(__name__)
 
@@ -125,7 +125,7 @@ class ProcessManager:
         store: EventStore,
         tail: ReadsLog,
         handlers: Handlers,
-        announcements: Announcements,
+        notifications: Notifications,
         clock: Clock,
         policy: Policy,
         due: Due,
@@ -133,7 +133,7 @@ class ProcessManager:
         self._store = store
         self._tail = tail
         self._handlers = handlers
-        self._announcements = announcements
+        self._notifications = notifications
         self._clock = clock
         self._policy = policy
         self._due = due
@@ -142,7 +142,7 @@ class ProcessManager:
         self._in_step = False
 
     async def work(self, connection: Connection) -> None:
-        """Follow until cancelled; see `infrastructure.followers.leadership.Leading`."""
+        """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
         self._cached_sagas.clear()
         self._in_step = False
         await self._parked.load(connection)
@@ -152,7 +152,7 @@ class ProcessManager:
             position,
             read=self._read,
             act=partial(self._follow, connection),
-            wake=self._announcements,
+            wake=self._notifications,
             chores=[
                 Chore(partial(self._retry_parked, connection), first=PARKED_RETRY_INTERVAL),
                 # This one uses the session every second, so it keeps the leadership.
@@ -183,7 +183,7 @@ class ProcessManager:
             try:
                 await self._store.append(notes, moved=Checkpoint(self.name, position, seen))
             except Conflict:
-                raise LostLeadership(self.name) from None
+                raise NotLeader(self.name) from None
             self._in_step = True
         else:
             await save_position(connection, self.name, position, seen)
@@ -204,7 +204,7 @@ class ProcessManager:
             try:
                 await self._store.append(notes)
             except Conflict:
-                raise LostLeadership(self.name) from None
+                raise NotLeader(self.name) from None
         self._cache(inboxes.values())
         return timedelta(0) if len(inboxes) >= MAX_DUE_LOOKS else LOOK_INTERVAL
 

@@ -15,11 +15,11 @@ from application.crash_points import crash_point
 from domain.recorded import Position, Recorded
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.followers.follow import Chore, follow, keep_leadership
-from infrastructure.followers.leadership import LostLeadership
+from infrastructure.followers.leadership import NotLeader
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, PARKED_RETRY_INTERVAL, ParkedStreams
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.notifications import Notifications
 from infrastructure.postgres.schema import Script, numbered
 
 log = structlog.get_logger(__name__)
@@ -69,7 +69,7 @@ class Projector:
         projection: Projection,
         *,
         store: ReadsLog,
-        announcements: Announcements,
+        notifications: Notifications,
         pace: timedelta = timedelta(0),
         announced: bool = False,
     ) -> None:
@@ -82,13 +82,13 @@ class Projector:
         self.name = projection.name
         self._projection = projection
         self._store = store
-        self._announcements = announcements
+        self._notifications = notifications
         self._pace = pace
         self._announced = announced
         self._parked = ParkedStreams(projection.name)
 
     async def work(self, connection: Connection) -> None:
-        """Follow until cancelled; see `Leading`."""
+        """Follow until cancelled; see `LeaderTask`."""
         schema = sql.Identifier(self._projection.schema)
         await connection.execute(sql.SQL("SET search_path = {}, public").format(schema))
         # A read model can be rebuilt: losing its last moments in a crash of the server costs nothing.
@@ -100,7 +100,7 @@ class Projector:
             position,
             read=self._read,
             act=partial(self._advance, connection),
-            wake=self._announcements,
+            wake=self._notifications,
             rest=partial(rest_after, pace=self._pace),
             read_ahead_of=BATCH_EVENTS,
             chores=[
@@ -125,7 +125,7 @@ class Projector:
         for attempt in range(ATTEMPTS_BEFORE_PARKING):
             try:
                 await self._move_on(connection, rows, position, seen)
-                self._announcements.hear(self.name, seen)
+                self._notifications.note_position(self.name, seen)
                 return
             except Exception as error:
                 if not _is_event_error(error):
@@ -148,7 +148,7 @@ class Projector:
                 )
         except psycopg.Error as error:
             if error.sqlstate == _POSITION_MOVED:
-                raise LostLeadership(self.name) from None
+                raise NotLeader(self.name) from None
             raise
 
     async def _apply(self, connection: Connection, rows: Sequence[_Entry]) -> None:
@@ -196,7 +196,7 @@ class Projector:
                 await save_position(connection, self.name, position, row.position)
             position = row.position
         await self._move_on(connection, (), position, seen)
-        self._announcements.hear(self.name, seen)
+        self._notifications.note_position(self.name, seen)
 
 
 def rest_after(took: timedelta, pace: timedelta) -> timedelta:
@@ -214,7 +214,7 @@ _Batch = tuple[Sequence[_Entry], Position]
 def _is_event_error(error: Exception) -> bool:
     """Is it this event that cannot be applied, or would any other fail as well (a missing table, a database that is
     away or read-only)? Only the former is parked: the latter would park every stream."""
-    if isinstance(error, LostLeadership | psycopg.OperationalError | psycopg.InterfaceError):
+    if isinstance(error, NotLeader | psycopg.OperationalError | psycopg.InterfaceError):
         return False
     if isinstance(error, psycopg.Error) and error.sqlstate is not None:
         return error.sqlstate[:2] in {"21", "22", "23"}  # cardinality, data, integrity

@@ -19,7 +19,7 @@ from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.followers.follow import Chore, follow, keep_leadership
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.notifications import Notifications
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +45,7 @@ class Relay:
         self,
         *,
         tail: ReadsLog,
-        announcements: Announcements,
+        notifications: Notifications,
         hand_over: Callable[[MailRequest], Awaitable[None]],
         until_ready: Callable[[], Awaitable[None]],
         at_once: int = 32,
@@ -61,7 +61,7 @@ class Relay:
                 wait for the claims that they held.
         """
         self._tail = tail
-        self._announcements = announcements
+        self._notifications = notifications
         self._hand_over = hand_over
         self._until_ready = until_ready
         self._gate = asyncio.Semaphore(at_once)
@@ -75,7 +75,7 @@ class Relay:
         self._stopping = False
 
     async def work(self, connection: Connection) -> None:
-        """Follow until cancelled; see `infrastructure.followers.leadership.Leading`."""
+        """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
         self._stopping = False
         await connection.execute("SET synchronous_commit = off")  # a lost position repeats requests, which is harmless
         self._saved = self._read_up_to = await position_of(connection, self.name)
@@ -114,10 +114,10 @@ class Relay:
     def _full(self) -> bool:
         return len(self._under_way) >= MAX_UNDER_WAY
 
-    async def beyond(self, who: str, position: Position, *, within: timedelta) -> bool:
+    async def wait_past(self, who: str, position: Position, *, within: timedelta) -> bool:
         """Return when there is more to read and room for it; see `infrastructure.followers.follow.Wakes`."""
         if not self._full:
-            return await self._announcements.beyond(who, position, within=within)
+            return await self._notifications.wait_past(who, position, within=within)
         self._room.clear()
         try:
             async with asyncio.timeout(within.total_seconds()):

@@ -1,4 +1,4 @@
-"""Announcements: receives what commits announce (LISTEN), and wakes the tasks that wait for it.
+"""Notifications: receives what commits announce (LISTEN), and wakes the tasks that wait for it.
 
 Nothing relies on notifications: a lost one is a delay of at most a second, because every waiter polls as well.
 """
@@ -17,7 +17,7 @@ from infrastructure.postgres.connection import Connection, connect
 
 log = structlog.get_logger(__name__)
 
-LOG = "log"
+HEAD = "log"
 """Name under which the event store announces the head of the log; a follower's progress is announced under its own."""
 
 LOOK_ANYWAY = timedelta(seconds=1)
@@ -26,7 +26,7 @@ LOOK_ANYWAY = timedelta(seconds=1)
 _POSITION = re.compile("[0-9]{1,19}")  # no more than a bigint has
 
 
-class Announcements:
+class Notifications:
     """One LISTEN connection for the whole process. It reconnects for ever; while it is away, waiters time out."""
 
     def __init__(self, dsn: str, *, on_restart: Callable[[], None] = lambda: None) -> None:
@@ -56,7 +56,7 @@ class Announcements:
                 lost_at = now
                 await asyncio.sleep(LOOK_ANYWAY.total_seconds())
 
-    async def beyond(self, who: str, position: Position, *, within: timedelta = LOOK_ANYWAY) -> bool:
+    async def wait_past(self, who: str, position: Position, *, within: timedelta = LOOK_ANYWAY) -> bool:
         """Wait until `who` has announced a position beyond `position`; False if that did not happen in time."""
         deadline = asyncio.get_running_loop().time() + within.total_seconds()
         while self._heard.get(who, 0) <= position:
@@ -72,7 +72,7 @@ class Announcements:
                 return False
         return True
 
-    def hear(self, who: str, position: Position) -> None:
+    def note_position(self, who: str, position: Position) -> None:
         """Note a position; also called directly by what commits in this very process."""
         if position > self._heard.get(who, 0):
             self._heard[who] = position
@@ -92,12 +92,12 @@ class Announcements:
             self._on_restart()
             # What was announced before we were listening.
             for who, position in (await _positions(connection)).items():
-                self.hear(who, position)
+                self.note_position(who, position)
             while True:
                 async for notification in connection.notifies(timeout=LOOK_ANYWAY.total_seconds()):
                     name, _, number = notification.payload.rpartition(":")
                     if _POSITION.fullmatch(number):
-                        self._trust_for_now(LOG if notification.channel == "registrar_log" else name, int(number))
+                        self._trust_for_now(HEAD if notification.channel == "registrar_log" else name, int(number))
                 if self._unverified:
                     self._correct(await _positions(connection))
 
@@ -105,7 +105,7 @@ class Announcements:
         """Wake its waiters now, and verify it within a second: any role of the database may notify."""
         if position > self._heard.get(who, 0):
             self._unverified[who] = position
-            self.hear(who, position)
+            self.note_position(who, position)
 
     def _correct(self, positions: dict[str, Position]) -> None:
         """Correct what was announced but is not true: with it no waiter would wait any more."""
@@ -119,6 +119,6 @@ class Announcements:
 
 async def _positions(connection: Connection) -> dict[str, Position]:
     cursor = await connection.execute(
-        "SELECT %s, position FROM head UNION ALL SELECT name, position FROM followers", (LOG,)
+        "SELECT %s, position FROM head UNION ALL SELECT name, position FROM followers", (HEAD,)
     )
     return dict(await cursor.fetchall())

@@ -33,11 +33,11 @@ from infrastructure.crypto.keyring import Keyring, open_root_secret
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.event_store.store import EventStore
-from infrastructure.followers.leadership import LostLeadership
+from infrastructure.followers.leadership import NotLeader
 from infrastructure.followers.projector import Projection, Projector
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, connect
-from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.notifications import Notifications
 from projections import PROJECTIONS
 from projections.mail import Mails
 from tests.faults.journal import NAME, FaultWindow, Journal, Operation
@@ -353,11 +353,11 @@ class _FromMemory:
 class _AlwaysNews:
     """Announces again and again, whether or not there is anything new."""
 
-    async def beyond(self, who: str, position: Position, *, within: timedelta = timedelta(0)) -> bool:
+    async def wait_past(self, who: str, position: Position, *, within: timedelta = timedelta(0)) -> bool:
         await asyncio.sleep(0)
         return True
 
-    def hear(self, who: str, position: Position) -> None:
+    def note_position(self, who: str, position: Position) -> None:
         pass
 
 
@@ -391,13 +391,13 @@ async def _fold(dsn: str, projection: Any, rows: Sequence[RecordedRow], *, limit
     store = EventStore(dsn, codec=EventCodec(), clock=DatabaseClock())
     log = _FromMemory(rows, store, limit=limit, end=end)
     while True:
-        projector = Projector(projection, store=log, announcements=cast("Announcements", _AlwaysNews()))
+        projector = Projector(projection, store=log, notifications=cast("Notifications", _AlwaysNews()))
         async with await connect(dsn, name="fold", statement_timeout=_PATIENCE) as connection:
             try:
                 await projector.work(connection)
             except _Told:
                 return
-            except (LostLeadership, psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable):
+            except (NotLeader, psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable):
                 continue  # the other one went first
 
 

@@ -17,7 +17,7 @@ from entrypoints.queries.followers import FOLLOWERS
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.relay import Relay
-from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.notifications import Notifications
 from tests.faults.scene import Scene
 from tests.integration.test_follower import running
 from tests.support.facts import CLIENT, REGISTRATION, eventually, mail_requested, saga_started, stream
@@ -137,9 +137,9 @@ async def test_a_relay_that_waits_for_a_hand_over_goes_on_using_the_session_that
         under_way.set()
         await asyncio.get_running_loop().create_future()
 
-    announcements = Announcements(dsn)
-    relay = Relay(tail=store, announcements=announcements, hand_over=hand_over, until_ready=never, finish_within=NOW)
-    async with running(announcements.run()), running(lead(relay, dsn)):
+    notifications = Notifications(dsn)
+    relay = Relay(tail=store, notifications=notifications, hand_over=hand_over, until_ready=never, finish_within=NOW)
+    async with running(notifications.run()), running(lead(relay, dsn)):
         await under_way.wait()
         for _ in range(2):
             before = await query(dsn, last_used, "registrar relay")

@@ -26,7 +26,7 @@ from infrastructure.followers.leadership import lead
 from infrastructure.followers.projector import Projector
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.postgres.connection import Line, connect
-from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.notifications import Notifications
 from infrastructure.telemetry.metrics import Metrics
 from projections.mail import Mails
 from tests.support.facts import STRAY, eventually, stray_kept, stream
@@ -127,7 +127,7 @@ async def dead_letters(dsn: str) -> AsyncIterator[DeadLetters]:
 
 async def followed(dsn: str, store: EventStore, count: int) -> None:
     """Let the read model take up in one batch what has happened."""
-    task = asyncio.create_task(lead(Projector(Mails(), store=store, announcements=Announcements(dsn)), dsn))
+    task = asyncio.create_task(lead(Projector(Mails(), store=store, notifications=Notifications(dsn)), dsn))
     try:
         async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
 

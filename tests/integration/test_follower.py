@@ -22,7 +22,7 @@ from infrastructure.followers.leadership import lead
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING
 from infrastructure.followers.projector import Projector, read_scripts, rest_after
 from infrastructure.postgres.connection import Connection, connect
-from infrastructure.postgres.notifications import LOG, Announcements
+from infrastructure.postgres.notifications import HEAD, Notifications
 from infrastructure.postgres.schema import bring_up_to_date
 from tests.support.facts import email_claimed, email_released, eventually, stream
 from tests.support.log import append, happened, locked, query
@@ -67,11 +67,11 @@ async def _tables(dsn: str) -> None:
 
 
 @pytest.fixture
-async def announcements(dsn: str) -> AsyncIterator[Announcements]:
-    announcements = Announcements(dsn)
-    async with running(announcements.run()):
+async def notifications(dsn: str) -> AsyncIterator[Notifications]:
+    notifications = Notifications(dsn)
+    async with running(notifications.run()):
         await eventually(lambda: query(dsn, SESSION, "registrar listen"))
-        yield announcements
+        yield notifications
 
 
 @asynccontextmanager
@@ -86,9 +86,9 @@ async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 def following(
-    tally: Tally, store: EventStore, announcements: Announcements, dsn: str, *, announced: bool = False
+    tally: Tally, store: EventStore, notifications: Notifications, dsn: str, *, announced: bool = False
 ) -> Coroutine[Any, Any, None]:
-    return lead(Projector(tally, store=store, announcements=announcements, announced=announced), dsn)
+    return lead(Projector(tally, store=store, notifications=notifications, announced=announced), dsn)
 
 
 async def positions(dsn: str) -> list[Position]:
@@ -135,11 +135,11 @@ def claimed(stream_id: UUID | None = None, version: int = 1) -> StoredEvent:
 
 
 async def test_all_there_was_and_all_that_comes_is_applied_once_and_in_order(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
     await append(store, *(claimed() for _ in range(1200)))
     tally = Tally()
-    async with running(following(tally, store, announcements, dsn)):
+    async with running(following(tally, store, notifications, dsn)):
         await until_at(dsn, 1200)
         assert tally.attempts == 2  # a thousand at a time
         await asyncio.gather(*(append(store, claimed()) for _ in range(50)))
@@ -150,24 +150,24 @@ async def test_all_there_was_and_all_that_comes_is_applied_once_and_in_order(
 
 
 async def test_a_projection_of_some_topics_moves_on_over_the_others(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
     stream_id = uuid4()
     await append(store, claimed(stream_id), claimed(stream_id, 2), claimed(), happened())
     tally = Tally()
     tally.topics = ("email_claim.email_released",)
-    async with running(following(tally, store, announcements, dsn)):
+    async with running(following(tally, store, notifications, dsn)):
         await until_at(dsn, 4)
 
     assert await positions(dsn) == [2]
 
 
-async def test_a_follower_goes_on_where_it_was(store: EventStore, announcements: Announcements, dsn: str) -> None:
+async def test_a_follower_goes_on_where_it_was(store: EventStore, notifications: Notifications, dsn: str) -> None:
     await append(store, claimed(), claimed())
-    async with running(following(Tally(), store, announcements, dsn)):
+    async with running(following(Tally(), store, notifications, dsn)):
         await until_at(dsn, 2)
     await append(store, claimed())
-    async with running(following(Tally("again"), store, announcements, dsn)):
+    async with running(following(Tally("again"), store, notifications, dsn)):
         await until_at(dsn, 3)
 
     assert await positions(dsn) == [1, 2, 3]
@@ -179,13 +179,13 @@ async def test_a_follower_goes_on_where_it_was(store: EventStore, announcements:
 
 @pytest.mark.fault("B21")
 async def test_when_the_leaders_session_is_killed_the_other_takes_over(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(running(following(Tally("one"), store, announcements, dsn)))
+        await stack.enter_async_context(running(following(Tally("one"), store, notifications, dsn)))
         await append(store, claimed())
         await until_at(dsn, 1)
-        await stack.enter_async_context(running(following(Tally("two"), store, announcements, dsn)))
+        await stack.enter_async_context(running(following(Tally("two"), store, notifications, dsn)))
         for number in range(2, 20):
             await append(store, claimed())
             await until_at(dsn, number)
@@ -202,12 +202,12 @@ async def test_when_the_leaders_session_is_killed_the_other_takes_over(
 
 
 async def test_a_leader_that_is_killed_in_the_middle_of_a_batch_leaves_nothing_of_it(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
     tally = Tally()
     tally.gate.clear()
     await append(store, claimed(), claimed())
-    async with running(following(tally, store, announcements, dsn)):
+    async with running(following(tally, store, notifications, dsn)):
         await eventually(lambda: tally.attempts == 1)
         await end(dsn, "registrar tally")
         tally.gate.set()
@@ -219,12 +219,12 @@ async def test_a_leader_that_is_killed_in_the_middle_of_a_batch_leaves_nothing_o
 
 @pytest.mark.fault("B21")
 async def test_a_leader_that_slept_while_somebody_else_moved_on_applies_nothing_twice(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
     sleeper = Tally("sleeper")
     sleeper.gate.clear()
     await append(store, claimed(), claimed())
-    async with running(following(sleeper, store, announcements, dsn)):
+    async with running(following(sleeper, store, notifications, dsn)):
         await eventually(lambda: sleeper.attempts == 1)
         # Somebody else applies the same batch, as one does who took over meanwhile.
         await query(dsn, "INSERT INTO read_tally.seen (position, who) VALUES (1, 'other'), (2, 'other')")
@@ -242,13 +242,13 @@ async def test_a_leader_that_slept_while_somebody_else_moved_on_applies_nothing_
 
 
 async def test_what_cannot_be_applied_parks_its_stream_and_the_others_go_on(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
     poisoned, other = uuid4(), uuid4()
     tally = Tally()
     tally.fails = lambda event: event.event.originator_id == poisoned and event.event.originator_version == 2
     await append(store, claimed(other), claimed(poisoned), claimed(poisoned, 2), claimed(other, 2), claimed())
-    async with running(following(tally, store, announcements, dsn)):
+    async with running(following(tally, store, notifications, dsn)):
         await until_at(dsn, 5)
         assert await parked(dsn) == [(poisoned, 3, "ZeroDivisionError")]
 
@@ -260,7 +260,7 @@ async def test_what_cannot_be_applied_parks_its_stream_and_the_others_go_on(
     # It stays parked, in order, for who comes after, as long as it cannot be applied.
     again = Tally("again")
     again.fails = lambda event: event.event.originator_id == poisoned
-    async with running(following(again, store, announcements, dsn)):
+    async with running(following(again, store, notifications, dsn)):
         await append(store, claimed(poisoned, 5), claimed(other, 4))
         await until_at(dsn, 10)
     assert await positions(dsn) == [1, 2, 4, 5, 7, 10]
@@ -271,12 +271,12 @@ async def test_what_cannot_be_applied_parks_its_stream_and_the_others_go_on(
 
 
 async def test_what_this_version_cannot_read_parks_its_stream(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
     of_the_future, broken = happened(topic="email_claim.email_lent"), claimed()
     broken = StoredEvent(broken.originator_id, 1, broken.topic, b"{not json")
     await append(store, claimed(), of_the_future, broken, claimed())
-    async with running(following(Tally(), store, announcements, dsn)):
+    async with running(following(Tally(), store, notifications, dsn)):
         await until_at(dsn, 4)
 
     assert await positions(dsn) == [1, 4]
@@ -285,12 +285,12 @@ async def test_what_this_version_cannot_read_parks_its_stream(
 
 
 async def test_what_fails_twice_and_then_succeeds_is_not_parked(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
     tally = Tally()
     tally.fails = lambda _: tally.attempts < 3
     await append(store, claimed(), claimed())
-    async with running(following(tally, store, announcements, dsn)):
+    async with running(following(tally, store, notifications, dsn)):
         await until_at(dsn, 2)
 
     assert tally.attempts == 3
@@ -299,11 +299,11 @@ async def test_what_fails_twice_and_then_succeeds_is_not_parked(
 
 
 async def test_a_read_model_that_is_locked_for_a_while_is_tried_again_and_nothing_is_parked(
-    store: EventStore, announcements: Announcements, dsn: str, monkeypatch: pytest.MonkeyPatch
+    store: EventStore, notifications: Notifications, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infrastructure.followers.leadership.STAND_BY", timedelta(seconds=0.05))
     tally = Tally()
-    async with running(following(tally, store, announcements, dsn)):
+    async with running(following(tally, store, notifications, dsn)):
         await append(store, claimed())
         await until_at(dsn, 1)
         async with locked(dsn, "LOCK TABLE read_tally.seen IN ACCESS EXCLUSIVE MODE"):
@@ -317,7 +317,7 @@ async def test_a_read_model_that_is_locked_for_a_while_is_tried_again_and_nothin
     assert await parked(dsn) == []
 
 
-# --- Announcements ----------------------------------------------------------------------------
+# --- Notifications ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_a_projector_rests_by_what_a_batch_took_and_never_for_long(took: float, 
 
 
 async def test_a_follower_that_never_hears_anything_looks_all_the_same(store: EventStore, dsn: str) -> None:
-    async with running(following(Tally(), store, Announcements(dsn), dsn)):
+    async with running(following(Tally(), store, Notifications(dsn), dsn)):
         await append(store, claimed())
         await until_at(dsn, 1)
         await append(store, claimed())
@@ -378,9 +378,9 @@ async def test_what_was_read_before_a_failover_is_not_taken_for_what_the_log_hol
 
 
 async def test_a_follower_whose_announcements_are_cut_off_catches_up_and_they_come_back(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
-    async with running(following(Tally(), store, announcements, dsn)):
+    async with running(following(Tally(), store, notifications, dsn)):
         await append(store, claimed())
         await until_at(dsn, 1)
         await end(dsn, "registrar listen")
@@ -389,27 +389,27 @@ async def test_a_follower_whose_announcements_are_cut_off_catches_up_and_they_co
 
         # The line is made again, and carries.
         await eventually(lambda: query(dsn, SESSION, "registrar listen"))
-        hearing = asyncio.create_task(announcements.beyond(LOG, 2, within=timedelta(seconds=30)))
+        hearing = asyncio.create_task(notifications.wait_past(HEAD, 2, within=timedelta(seconds=30)))
         await append(store, claimed())
         assert await hearing
         await until_at(dsn, 3)
 
 
 async def test_what_was_announced_while_nobody_listened_is_known_afterwards(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
     await end(dsn, "registrar listen")
     await append(store, happened(), moved=Checkpoint("saga", 0, 7))
 
-    assert await announcements.beyond(LOG, 0, within=timedelta(seconds=30))
-    assert await announcements.beyond("saga", 6, within=timedelta(seconds=30))
+    assert await notifications.wait_past(HEAD, 0, within=timedelta(seconds=30))
+    assert await notifications.wait_past("saga", 6, within=timedelta(seconds=30))
 
 
 async def test_an_append_wakes_everybody_who_waits_for_it_at_once(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
-    waiting = [asyncio.create_task(announcements.beyond(LOG, 0, within=timedelta(seconds=30))) for _ in range(5)]
-    patient = asyncio.create_task(announcements.beyond(LOG, 1, within=timedelta(seconds=30)))
+    waiting = [asyncio.create_task(notifications.wait_past(HEAD, 0, within=timedelta(seconds=30))) for _ in range(5)]
+    patient = asyncio.create_task(notifications.wait_past(HEAD, 1, within=timedelta(seconds=30)))
     gone, *others = waiting
     await asyncio.sleep(0)
     gone.cancel()
@@ -422,26 +422,26 @@ async def test_an_append_wakes_everybody_who_waits_for_it_at_once(
 
 
 async def test_a_followers_progress_is_announced_to_other_processes(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
-    other_process = Announcements(dsn)
+    other_process = Notifications(dsn)
     async with running(following(Tally(), store, other_process, dsn, announced=True)):
         await append(store, claimed())
-        assert await announcements.beyond("tally", 0, within=timedelta(seconds=30))
+        assert await notifications.wait_past("tally", 0, within=timedelta(seconds=30))
 
 
-async def test_nobody_waits_longer_than_told(announcements: Announcements) -> None:
-    assert not await announcements.beyond(LOG, 99, within=timedelta(seconds=0.05))
-    assert not await announcements.beyond(LOG, 99, within=timedelta(0))
+async def test_nobody_waits_longer_than_told(notifications: Notifications) -> None:
+    assert not await notifications.wait_past(HEAD, 99, within=timedelta(seconds=0.05))
+    assert not await notifications.wait_past(HEAD, 99, within=timedelta(0))
 
 
 async def test_a_read_model_whose_table_is_missing_parks_nothing_and_goes_on_once_it_is_there(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
     await append(store, claimed(), claimed())
     await query(dsn, "ALTER TABLE read_tally.seen RENAME TO elsewhere")
     tally = Tally()
-    async with running(following(tally, store, announcements, dsn)):
+    async with running(following(tally, store, notifications, dsn)):
         await eventually(lambda: tally.attempts >= 2)
         assert await parked(dsn) == []
         await query(dsn, "ALTER TABLE read_tally.elsewhere RENAME TO seen")
@@ -451,20 +451,20 @@ async def test_a_read_model_whose_table_is_missing_parks_nothing_and_goes_on_onc
 
 
 async def test_what_was_parked_is_applied_in_order_once_it_can_be(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
     stream_id = uuid4()
     await append(store, claimed(stream_id))
     tally = Tally()
     tally.fails = lambda _: True
-    async with running(following(tally, store, announcements, dsn)):
+    async with running(following(tally, store, notifications, dsn)):
         await until_at(dsn, 1)
         await append(store, claimed(stream_id, version=2))
         await until_at(dsn, 2)
     assert [position for _, position, _ in await parked(dsn)] == [1, 2]
 
     mended = Tally()
-    async with running(following(mended, store, announcements, dsn)):
+    async with running(following(mended, store, notifications, dsn)):
 
         async def nothing_is_parked() -> bool:
             return await parked(dsn) == []
@@ -478,64 +478,64 @@ async def test_what_was_parked_is_applied_in_order_once_it_can_be(
 
 @pytest.mark.parametrize("payload", ["not a number", "", "\u0667", "9" * 20, "9" * 5000])
 async def test_an_announcement_that_is_no_position_does_not_cost_the_connection(
-    store: EventStore, announcements: Announcements, dsn: str, payload: str
+    store: EventStore, notifications: Notifications, dsn: str, payload: str
 ) -> None:
     [(listening,)] = await query(dsn, SESSION, "registrar listen")
     await query(dsn, "SELECT pg_notify('registrar_log', %s)", payload)
     await append(store, claimed())
 
-    assert await announcements.beyond(LOG, 0, within=timedelta(seconds=30))
+    assert await notifications.wait_past(HEAD, 0, within=timedelta(seconds=30))
     assert await query(dsn, SESSION, "registrar listen") == [(listening,)]
-    assert not await announcements.beyond(LOG, 1, within=timedelta(0))
+    assert not await notifications.wait_past(HEAD, 1, within=timedelta(0))
 
 
 @pytest.mark.parametrize(
     ("channel", "payload", "who"),
     [
-        pytest.param("registrar_log", str(2**63 - 1), LOG, id="far beyond the log"),
-        pytest.param("registrar_log", "2", LOG, id="one beyond the log"),
+        pytest.param("registrar_log", str(2**63 - 1), HEAD, id="far beyond the log"),
+        pytest.param("registrar_log", "2", HEAD, id="one beyond the log"),
         pytest.param("registrar_follower", "tally:2", "tally", id="beyond a follower"),
         pytest.param("registrar_follower", "nobody:2", "nobody", id="a follower that is none"),
     ],
 )
 async def test_what_was_announced_and_is_not_so_is_forgotten_and_the_truth_is_heard_again(
-    store: EventStore, announcements: Announcements, dsn: str, channel: str, payload: str, who: str
+    store: EventStore, notifications: Notifications, dsn: str, channel: str, payload: str, who: str
 ) -> None:
     await append(store, claimed(), moved=Checkpoint("tally", 0, 1))
     await query(dsn, "SELECT pg_notify(%s, %s)", channel, payload)  # any role of the database may
 
-    assert await announcements.beyond(who, 1, within=timedelta(seconds=30))
-    await eventually(lambda: not_beyond(announcements, who, 1))
-    hearing = asyncio.create_task(announcements.beyond(LOG, 1, within=timedelta(seconds=30)))
+    assert await notifications.wait_past(who, 1, within=timedelta(seconds=30))
+    await eventually(lambda: not_beyond(notifications, who, 1))
+    hearing = asyncio.create_task(notifications.wait_past(HEAD, 1, within=timedelta(seconds=30)))
     await append(store, claimed())
     assert await hearing
     await query(dsn, "SELECT move_on('tally', 1, 2, true)")
-    assert await announcements.beyond("tally", 1, within=timedelta(seconds=30))
+    assert await notifications.wait_past("tally", 1, within=timedelta(seconds=30))
 
 
 async def test_what_this_process_knows_for_itself_is_not_taken_back(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
     await query(dsn, "NOTIFY registrar_log, '2'")
-    assert await announcements.beyond(LOG, 1, within=timedelta(seconds=30))
-    announcements.hear(LOG, 3)
+    assert await notifications.wait_past(HEAD, 1, within=timedelta(seconds=30))
+    notifications.note_position(HEAD, 3)
     await query(dsn, "NOTIFY registrar_follower, 'nobody:1'")
-    assert await announcements.beyond("nobody", 0, within=timedelta(seconds=30))
-    await eventually(lambda: not_beyond(announcements, "nobody", 0))
+    assert await notifications.wait_past("nobody", 0, within=timedelta(seconds=30))
+    await eventually(lambda: not_beyond(notifications, "nobody", 0))
 
-    assert await announcements.beyond(LOG, 2, within=timedelta(0))
+    assert await notifications.wait_past(HEAD, 2, within=timedelta(0))
 
 
 async def test_after_a_reconnect_nobody_goes_by_a_position_that_the_log_does_not_have(
-    store: EventStore, announcements: Announcements, dsn: str
+    store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
     await append(store, claimed())
-    announcements.hear(LOG, 999_999_999)  # it was so until a failover, or a restore
+    notifications.note_position(HEAD, 999_999_999)  # it was so until a failover, or a restore
     await end(dsn, "registrar listen")
 
-    await eventually(lambda: not_beyond(announcements, LOG, 1))
-    assert await announcements.beyond(LOG, 0, within=timedelta(seconds=30))
+    await eventually(lambda: not_beyond(notifications, HEAD, 1))
+    assert await notifications.wait_past(HEAD, 0, within=timedelta(seconds=30))
 
 
-async def not_beyond(announcements: Announcements, who: str, position: Position) -> bool:
-    return not await announcements.beyond(who, position, within=timedelta(0))
+async def not_beyond(notifications: Notifications, who: str, position: Position) -> bool:
+    return not await notifications.wait_past(who, position, within=timedelta(0))

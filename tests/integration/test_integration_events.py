@@ -25,7 +25,7 @@ from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.integration_events import IntegrationEvents
 from infrastructure.followers.leadership import lead
 from infrastructure.postgres.connection import connect
-from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.notifications import Notifications
 from infrastructure.rabbitmq.connection import Broker
 from infrastructure.rabbitmq.topology import Topology
 from infrastructure.settings.settings import Settings
@@ -55,10 +55,10 @@ EXCHANGE = "registrar.events"
 
 @asynccontextmanager
 async def publishing(dsn: str, store: EventStore, url: str) -> AsyncIterator[None]:
-    announcements = Announcements(dsn)
+    notifications = Notifications(dsn)
     broker = Broker(url, name="test", topology=Topology.of(queue_ttl=timedelta(minutes=5)), pauses=wait_fixed(0.2))
-    events = IntegrationEvents(tail=LogTail(store), announcements=announcements, broker=broker)
-    tasks = [asyncio.create_task(work) for work in (announcements.run(), broker.run(), lead(events, dsn))]
+    events = IntegrationEvents(tail=LogTail(store), notifications=notifications, broker=broker)
+    tasks = [asyncio.create_task(work) for work in (notifications.run(), broker.run(), lead(events, dsn))]
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.relay import Relay
 from infrastructure.postgres.connection import connect
-from infrastructure.postgres.notifications import Announcements
+from infrastructure.postgres.notifications import Notifications
 from tests.support.facts import CLIENT, REGISTRATION, eventually, mail_requested, saga_started, stream
 
 
@@ -28,7 +28,7 @@ async def test_a_stop_does_not_wait_for_servers_that_turn_out_to_be_away(dsn: st
 
     relay = Relay(
         tail=LogTail(store),
-        announcements=Announcements(dsn),
+        notifications=Notifications(dsn),
         hand_over=hand_over,
         until_ready=never,
         finish_within=timedelta(hours=1),

@@ -422,7 +422,7 @@ class Session(DatabasePort):
         yield
 
 
-class Announcements:
+class Notifications:
     """Wakes those who wait for news of the log, and the saga when a deadline may be due; some news is lost, which
     costs a second. So nobody has to look every second, though it comes to the same."""
 
@@ -440,7 +440,7 @@ class Announcements:
             lost = self._faults.hits("news lost")
             self._loop.later(self._rng.random() * (1.0 if lost else 0.04), finish, future)
 
-    async def beyond(self, who: str, position: Position, *, within: timedelta = timedelta(seconds=1)) -> bool:
+    async def wait_past(self, who: str, position: Position, *, within: timedelta = timedelta(seconds=1)) -> bool:
         await asyncio.sleep(0)
         if self._database.head > position:
             return True

@@ -26,13 +26,13 @@ from domain.errors import Refused
 from domain.policy import Policy
 from domain.recorded import AnyEvent, Position
 from infrastructure.followers import process_manager, relay
-from infrastructure.followers.leadership import LostLeadership
+from infrastructure.followers.leadership import NotLeader
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.relay import Relay
 from projections.deadlines import DueLook
 from tests.simulation.database import (
-    Announcements,
     Database,
+    Notifications,
     Session,
     SimulatedClaims,
     SimulatedStore,
@@ -170,7 +170,7 @@ class World:
         database.on_moved = self._on_moved
         database.announce = self._announce
         self._internet.on_copy = self._on_copy
-        self._listening: list[Announcements] = []
+        self._listening: list[Notifications] = []
         self._broker = BrokerLine(self._network, rng, faults) if rng.random() < 0.3 else None
         self._processes: list[Process] = []
         self._leaders: dict[str, Process] = {}
@@ -352,8 +352,8 @@ class World:
         self.people.deliver(copy)
 
     def _announce(self) -> None:
-        for announcements in self._listening:
-            announcements.tell()
+        for notifications in self._listening:
+            notifications.tell()
 
     # --- Processes: start, crash, freeze ------------------------------------------------------
 
@@ -380,14 +380,14 @@ class World:
             self._apis[name] = _Api(process, handlers)
             return
         self._leaders[name] = process
-        announcements = Announcements(self._database, self.loop, self._rng, self._faults, deadlines=name == "saga")
-        self._listening.append(announcements)
+        notifications = Notifications(self._database, self.loop, self._rng, self._faults, deadlines=name == "saga")
+        self._listening.append(notifications)
         if name == "saga":
             manager = self.parts.manager(
                 store=cast("Any", store),
                 tail=store,
                 handlers=handlers,
-                announcements=cast("Any", announcements),
+                notifications=cast("Any", notifications),
                 clock=clock,
                 policy=self._policy,
                 due=cast("Any", self._due),
@@ -422,7 +422,7 @@ class World:
             return
         hands_on = self.parts.relay(
             tail=store,
-            announcements=cast("Any", announcements),
+            notifications=cast("Any", notifications),
             hand_over=attempt if self._broker is None else self._broker.publish,
             until_ready=servers.until_ready,
         )
@@ -437,7 +437,7 @@ class World:
         while self._leaders[process.name] is process:
             try:
                 await work(Session(*port))
-            except (psycopg.OperationalError, Unavailable, LostLeadership, Conflict) as error:
+            except (psycopg.OperationalError, Unavailable, NotLeader, Conflict) as error:
                 self.note(f"begins again: {type(error).__name__}")
                 await self._network.pause(1.0)
             except Exception as error:  # noqa: BLE001 - a bug

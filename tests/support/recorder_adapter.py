@@ -22,7 +22,7 @@ from application.ports import Conflict
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.postgres.notifications import LOG, Announcements
+from infrastructure.postgres.notifications import HEAD, Notifications
 from tests.support.facts import CLIENT
 
 T = TypeVar("T")
@@ -83,12 +83,12 @@ class StoreAggregateRecorder(AggregateRecorder):
 
 
 class StoreApplicationRecorder(StoreAggregateRecorder, ApplicationRecorder):
-    """With the log, and the announcements of its growth."""
+    """With the log, and the notifications of its growth."""
 
     def __init__(self, dsn: str) -> None:
         super().__init__(dsn)
-        self.announcements = Announcements(dsn)
-        self._announcing = self.start(self.announcements.run())
+        self.notifications = Notifications(dsn)
+        self._announcing = self.start(self.notifications.run())
 
     def close(self) -> None:
         self._announcing.cancel()
@@ -133,7 +133,7 @@ class StoreApplicationRecorder(StoreAggregateRecorder, ApplicationRecorder):
 
 
 class StoreSubscription(ListenNotifySubscription[StoreApplicationRecorder]):
-    """Woken by our announcements."""
+    """Woken by our notifications."""
 
     def __init__(self, recorder: StoreApplicationRecorder, gt: int | None, topics: Sequence[str]) -> None:
         super().__init__(recorder, gt, topics)
@@ -146,6 +146,6 @@ class StoreSubscription(ListenNotifySubscription[StoreApplicationRecorder]):
     async def _listen(self) -> None:
         position = 0
         while True:
-            if await self._recorder.announcements.beyond(LOG, position):
+            if await self._recorder.notifications.wait_past(HEAD, position):
                 position = await self._recorder.store.head()
                 self._has_been_notified.set()

@@ -62,7 +62,7 @@ def wrong_code(registration_id: UUID, serial: int = 1) -> str:
     return f"{(int(right_code(registration_id, serial)) + 1) % 1_000_000:06d}"
 
 
-class House:
+class InMemoryService:
     """The service without I/O. Events reach the saga when `follow` is called, deadlines when `look_again` is."""
 
     def __init__(

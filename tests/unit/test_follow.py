@@ -36,7 +36,7 @@ class Numbers:
     async def act(self, events: Sequence[int], position: int, seen: int) -> None:
         self.acts.append((list(events), position, seen))
 
-    async def beyond(self, who: str, position: int, *, within: timedelta) -> bool:
+    async def wait_past(self, who: str, position: int, *, within: timedelta) -> bool:
         self.waits.append(within)
         self.grown.clear()
         try:

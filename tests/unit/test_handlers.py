@@ -52,7 +52,16 @@ from domain.registration import Registration, Status
 from domain.stray_message import StrayMessage
 from tests.support.facts import CLIENT, DIGEST, STRAY, stray_kept, stream
 from tests.support.memory_log import MemoryLog, log_contract
-from tests.support.scenarios import KEYRING, OPERATOR, WORKER, House, registers, right_code, verifies, wrong_code
+from tests.support.scenarios import (
+    KEYRING,
+    OPERATOR,
+    WORKER,
+    InMemoryService,
+    registers,
+    right_code,
+    verifies,
+    wrong_code,
+)
 
 KEY = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
 
@@ -76,8 +85,8 @@ class ContestedLog(MemoryLog):
 
 
 @pytest.fixture
-def house() -> House:
-    return House()
+def house() -> InMemoryService:
+    return InMemoryService()
 
 
 def dispatched(registration_id: UUID, serial: int = 1) -> RecordEmailDispatched:
@@ -116,7 +125,9 @@ async def test_the_log_in_memory_keeps_the_promises_of_the_port() -> None:
 # --- Registering ------------------------------------------------------------------------------
 
 
-async def test_registering_records_the_registration_its_code_and_its_claim_in_one_append(house: House) -> None:
+async def test_registering_records_the_registration_its_code_and_its_claim_in_one_append(
+    house: InMemoryService,
+) -> None:
     answer = await house.handle(registers())
 
     assert house.log.appends == [["UserRegistered", "OtpIssued", "EmailClaimed"]]
@@ -125,7 +136,7 @@ async def test_registering_records_the_registration_its_code_and_its_claim_in_on
     assert house.log.contexts == [CLIENT] * 3
 
 
-async def test_what_was_registered_is_sealed_with_the_persons_own_key(house: House) -> None:
+async def test_what_was_registered_is_sealed_with_the_persons_own_key(house: InMemoryService) -> None:
     registration_id = await house.registered(registers("Ada@Example.com", name="Ada Lovelace"))
 
     sealed = house.registration(registration_id).personal_data
@@ -136,7 +147,7 @@ async def test_what_was_registered_is_sealed_with_the_persons_own_key(house: Hou
     assert person.password_hash.startswith("$argon2id$")
 
 
-async def test_nothing_in_the_log_shows_address_name_or_password(house: House) -> None:
+async def test_nothing_in_the_log_shows_address_name_or_password(house: InMemoryService) -> None:
     await house.active(registers("ada.canary@example.com", name="Canary", password="canary battery"))
     await house.registered(registers("ada.canary@example.com", name="Canary", password="other canary"))
 
@@ -147,14 +158,14 @@ async def test_nothing_in_the_log_shows_address_name_or_password(house: House) -
     assert right_code(next(iter(house.log.keys))).encode() not in states
 
 
-async def test_registering_without_a_password_stores_none(house: House) -> None:
+async def test_registering_without_a_password_stores_none(house: InMemoryService) -> None:
     registration_id = await house.registered(registers(password=None))
 
     sealed = house.registration(registration_id).personal_data
     assert KEYRING.open(registration_id, sealed, house.log.keys[registration_id]).password_hash is None
 
 
-async def test_the_same_request_again_is_the_same_registration_at_its_present_position(house: House) -> None:
+async def test_the_same_request_again_is_the_same_registration_at_its_present_position(house: InMemoryService) -> None:
     first = await house.handle(registers())
     await house.handle(dispatched(first.subject_id), WORKER)
 
@@ -165,7 +176,7 @@ async def test_the_same_request_again_is_the_same_registration_at_its_present_po
     assert len(house.log.keys) == 1
 
 
-async def test_addresses_that_differ_in_case_only_are_the_same_address(house: House) -> None:
+async def test_addresses_that_differ_in_case_only_are_the_same_address(house: InMemoryService) -> None:
     await house.registered(registers("ada@example.com"))
 
     await house.registered(registers("ADA@EXAMPLE.COM"))
@@ -174,7 +185,7 @@ async def test_addresses_that_differ_in_case_only_are_the_same_address(house: Ho
     assert len({event.originator_id for event in house.log.all(EmailClaim.EmailClaimed)}) == 1
 
 
-async def test_another_payload_supersedes_the_pending_registration_in_one_append(house: House) -> None:
+async def test_another_payload_supersedes_the_pending_registration_in_one_append(house: InMemoryService) -> None:
     first = await house.registered()
 
     second = await house.registered(registers(password="another horse battery"))
@@ -186,7 +197,7 @@ async def test_another_payload_supersedes_the_pending_registration_in_one_append
     assert house.claim().holder == second
 
 
-async def test_a_taken_address_is_answered_like_a_new_one(house: House) -> None:
+async def test_a_taken_address_is_answered_like_a_new_one(house: InMemoryService) -> None:
     owner = await house.active()
     before = len(house.log.events)
 
@@ -201,7 +212,7 @@ async def test_a_taken_address_is_answered_like_a_new_one(house: House) -> None:
     assert house.claim(duplicate=True).holder == answer.subject_id
 
 
-async def test_a_duplicate_repeats_and_is_superseded_as_any_registration(house: House) -> None:
+async def test_a_duplicate_repeats_and_is_superseded_as_any_registration(house: InMemoryService) -> None:
     await house.active()
     first = await house.registered(registers(name="Eve"))
 
@@ -221,7 +232,7 @@ async def test_a_duplicate_repeats_and_is_superseded_as_any_registration(house: 
     ]
 
 
-async def test_the_derived_code_of_a_duplicate_is_wrong(house: House) -> None:
+async def test_the_derived_code_of_a_duplicate_is_wrong(house: InMemoryService) -> None:
     await house.active()
     duplicate = await house.registered(registers(name="Eve"))
 
@@ -232,7 +243,7 @@ async def test_the_derived_code_of_a_duplicate_is_wrong(house: House) -> None:
 
 
 async def test_a_taken_address_is_revealed_only_where_the_operator_chose_to() -> None:
-    house = House(reveal_duplicates=True)
+    house = InMemoryService(reveal_duplicates=True)
     await house.active()
     before = len(house.log.events)
 
@@ -245,7 +256,9 @@ async def test_a_taken_address_is_revealed_only_where_the_operator_chose_to() ->
 # --- Idempotency-Key --------------------------------------------------------------------------
 
 
-async def test_the_same_key_and_payload_meet_the_same_registration_even_once_it_is_an_account(house: House) -> None:
+async def test_the_same_key_and_payload_meet_the_same_registration_even_once_it_is_an_account(
+    house: InMemoryService,
+) -> None:
     first = await house.handle(registers(key=KEY))
     await house.handle(verifies(first.subject_id, right_code(first.subject_id)))
     await house.settle()
@@ -257,7 +270,7 @@ async def test_the_same_key_and_payload_meet_the_same_registration_even_once_it_
     assert len(house.log.events) == before
 
 
-async def test_the_same_key_with_another_payload_is_refused(house: House) -> None:
+async def test_the_same_key_with_another_payload_is_refused(house: InMemoryService) -> None:
     await house.handle(registers(key=KEY))
 
     with pytest.raises(IdempotencyKeyReused):
@@ -266,7 +279,7 @@ async def test_the_same_key_with_another_payload_is_refused(house: House) -> Non
     assert len(house.log.appends) == 1
 
 
-async def test_the_same_key_for_another_address_is_another_request(house: House) -> None:
+async def test_the_same_key_for_another_address_is_another_request(house: InMemoryService) -> None:
     first = await house.handle(registers(key=KEY))
 
     other = await house.handlers.handle(registers("eve@example.com", key=KEY), CLIENT)
@@ -274,7 +287,9 @@ async def test_the_same_key_for_another_address_is_another_request(house: House)
     assert other.subject_id != first.subject_id
 
 
-async def test_fifty_simultaneous_requests_with_one_key_are_one_registration_across_processes(house: House) -> None:
+async def test_fifty_simultaneous_requests_with_one_key_are_one_registration_across_processes(
+    house: InMemoryService,
+) -> None:
     processes = [house.process(house.log) for _ in range(4)]
 
     answers = await asyncio.gather(*(processes[n % 4].handle(registers(key=KEY), CLIENT) for n in range(50)))
@@ -283,7 +298,7 @@ async def test_fifty_simultaneous_requests_with_one_key_are_one_registration_acr
     assert len(house.log.events) == 3
 
 
-async def test_a_key_that_two_payloads_race_for_belongs_to_one_of_them(house: House) -> None:
+async def test_a_key_that_two_payloads_race_for_belongs_to_one_of_them(house: InMemoryService) -> None:
     results = await asyncio.gather(
         *(house.process(house.log).handle(registers(name=name, key=KEY), CLIENT) for name in ("Ada", "Eve")),
         return_exceptions=True,
@@ -296,7 +311,7 @@ async def test_a_key_that_two_payloads_race_for_belongs_to_one_of_them(house: Ho
 # --- Crowds -----------------------------------------------------------------------------------
 
 
-async def test_two_hundred_simultaneous_equal_requests_are_one_registration(house: House) -> None:
+async def test_two_hundred_simultaneous_equal_requests_are_one_registration(house: InMemoryService) -> None:
     answers = await asyncio.gather(*(house.handle(registers()) for _ in range(200)))
 
     assert len({answer.subject_id for answer in answers}) == 1
@@ -304,7 +319,7 @@ async def test_two_hundred_simultaneous_equal_requests_are_one_registration(hous
 
 
 async def test_two_hundred_simultaneous_requests_of_different_people_leave_one_holder_and_no_error(
-    house: House,
+    house: InMemoryService,
 ) -> None:
     answers = await asyncio.gather(*(house.handle(registers(name=f"Person {n}")) for n in range(200)))
 
@@ -315,7 +330,7 @@ async def test_two_hundred_simultaneous_requests_of_different_people_leave_one_h
     assert house.registration(holder).status is Status.PENDING
 
 
-async def test_two_hundred_simultaneous_wrong_guesses_are_five_tries(house: House) -> None:
+async def test_two_hundred_simultaneous_wrong_guesses_are_five_tries(house: InMemoryService) -> None:
     registration_id = await house.registered()
     guess = verifies(registration_id, wrong_code(registration_id))
 
@@ -327,7 +342,7 @@ async def test_two_hundred_simultaneous_wrong_guesses_are_five_tries(house: Hous
     assert len(house.log.all(Registration.CodeLocked)) == 1
 
 
-async def test_the_right_code_is_refused_after_five_wrong_ones(house: House) -> None:
+async def test_the_right_code_is_refused_after_five_wrong_ones(house: InMemoryService) -> None:
     registration_id = await house.registered()
     for _ in range(5):
         with pytest.raises(WrongCode):
@@ -339,7 +354,7 @@ async def test_the_right_code_is_refused_after_five_wrong_ones(house: House) -> 
     assert house.log.all(Registration.EmailVerified) == []
 
 
-async def test_wrong_guesses_from_many_processes_never_get_a_sixth_try(house: House) -> None:
+async def test_wrong_guesses_from_many_processes_never_get_a_sixth_try(house: InMemoryService) -> None:
     """Without turns between them: whoever loses the race more often than it is retried learns nothing of the code."""
     registration_id = await house.registered()
     guess = verifies(registration_id, wrong_code(registration_id))
@@ -353,7 +368,7 @@ async def test_wrong_guesses_from_many_processes_never_get_a_sixth_try(house: Ho
     assert outcomes[WrongCode] == len(house.log.all(Registration.CodeRejected)) <= 5
 
 
-async def test_fifty_simultaneous_right_codes_are_one_proof(house: House) -> None:
+async def test_fifty_simultaneous_right_codes_are_one_proof(house: InMemoryService) -> None:
     registration_id = await house.registered()
     proof = verifies(registration_id, right_code(registration_id))
 
@@ -367,7 +382,7 @@ async def test_fifty_simultaneous_right_codes_are_one_proof(house: House) -> Non
     assert len(house.log.all(Registration.EmailVerified)) == 1
 
 
-async def test_of_a_right_code_among_wrong_ones_in_a_crowd_the_order_of_arrival_decides(house: House) -> None:
+async def test_of_a_right_code_among_wrong_ones_in_a_crowd_the_order_of_arrival_decides(house: InMemoryService) -> None:
     registration_id = await house.registered()
     offers = [wrong_code(registration_id)] * 3 + [right_code(registration_id)] + [wrong_code(registration_id)] * 50
 
@@ -381,76 +396,76 @@ async def test_of_a_right_code_among_wrong_ones_in_a_crowd_the_order_of_arrival_
 
 # --- Every handler ----------------------------------------------------------------------------
 
-Prepare = Callable[[House], Awaitable[Command]]
+Prepare = Callable[[InMemoryService], Awaitable[Command]]
 
 
-async def _register(house: House) -> Command:
+async def _register(house: InMemoryService) -> Command:
     return registers()
 
 
-async def _verify(house: House) -> Command:
+async def _verify(house: InMemoryService) -> Command:
     registration_id = await house.registered()
     return verifies(registration_id, right_code(registration_id))
 
 
-async def _new_code(house: House) -> Command:
+async def _new_code(house: InMemoryService) -> Command:
     registration_id = await house.registered()
     house.move(timedelta(minutes=1))
     return RequestNewCode(registration_id=registration_id)
 
 
-async def _dispatched(house: House) -> Command:
+async def _dispatched(house: InMemoryService) -> Command:
     return dispatched(await house.registered())
 
 
-async def _failed(house: House) -> Command:
+async def _failed(house: InMemoryService) -> Command:
     return failed(await house.registered())
 
 
-async def _withheld(house: House) -> Command:
+async def _withheld(house: InMemoryService) -> Command:
     return WithholdEmail(registration_id=await house.registered(), serial=1)
 
 
-async def _stale(house: House) -> Command:
+async def _stale(house: InMemoryService) -> Command:
     return ReplaceStaleCode(registration_id=await house.registered(), serial=1)
 
 
-async def _activate(house: House) -> Command:
+async def _activate(house: InMemoryService) -> Command:
     registration_id = await house.registered()
     await house.handle(verifies(registration_id, right_code(registration_id)))
     return ActivateAccount(registration_id=registration_id)
 
 
-async def _revoke(house: House) -> Command:
+async def _revoke(house: InMemoryService) -> Command:
     return RevokeOtp(registration_id=await house.registered())
 
 
-async def _cancel(house: House) -> Command:
+async def _cancel(house: InMemoryService) -> Command:
     return CancelRegistration(registration_id=await house.registered(), reason=CancelReason.OPERATOR)
 
 
-async def _release(house: House) -> Command:
+async def _release(house: InMemoryService) -> Command:
     registration_id = await house.registered()
     return ReleaseEmail(registration_id=registration_id, claim_id=house.registration(registration_id).claim_id)
 
 
-async def _erase(house: House) -> Command:
+async def _erase(house: InMemoryService) -> Command:
     return EraseRegistration(registration_id=await house.active())
 
 
-async def _retry(house: House) -> Command:
+async def _retry(house: InMemoryService) -> Command:
     return RetryMail(registration_id=await house.registered())
 
 
-async def _discard(house: House) -> Command:
+async def _discard(house: InMemoryService) -> Command:
     return DiscardMail(registration_id=await house.registered())
 
 
-async def _keep_stray(house: House) -> Command:
+async def _keep_stray(house: InMemoryService) -> Command:
     return keeps_stray()
 
 
-async def _discard_stray(house: House) -> Command:
+async def _discard_stray(house: InMemoryService) -> Command:
     return DiscardStrayMessage(message_id=(await house.handle(keeps_stray())).subject_id)
 
 
@@ -478,14 +493,14 @@ BY_NAME = [pytest.param(*row, id=command.__name__) for command, row in EVERY.ite
 def test_every_command_has_a_row_in_the_table() -> None:
     commands = set(Command.__subclasses__())
 
-    handled = set(House().handlers._table)
+    handled = set(InMemoryService().handlers._table)
 
     assert handled == commands == set(EVERY)
 
 
 @pytest.mark.parametrize(("prepare", "events"), BY_NAME)
 async def test_a_command_records_its_effect_in_one_append(prepare: Prepare, events: list[str]) -> None:
-    house = House()
+    house = InMemoryService()
     command = await prepare(house)
     before = len(house.log.appends)
 
@@ -506,7 +521,7 @@ ONCE = {RequestNewCode, RecordEmailDispatchFailed, RetryMail}
     [pytest.param(*row, id=command.__name__) for command, row in EVERY.items() if command not in ONCE],
 )
 async def test_a_command_whose_effect_holds_records_nothing(prepare: Prepare, events: list[str]) -> None:
-    house = House()
+    house = InMemoryService()
     command = await prepare(house)
     first = await house.handle(command)
     before = len(house.log.events)
@@ -518,7 +533,7 @@ async def test_a_command_whose_effect_holds_records_nothing(prepare: Prepare, ev
     assert (again.subject_id, again.status) == (first.subject_id, first.status)
 
 
-async def test_the_death_of_one_request_is_recorded_once_and_that_of_the_next_one_again(house: House) -> None:
+async def test_the_death_of_one_request_is_recorded_once_and_that_of_the_next_one_again(house: InMemoryService) -> None:
     died = failed(await house.registered()).model_copy(update={"request_position": 3})
     await house.handle(died)
     before = len(house.log.events)
@@ -531,7 +546,7 @@ async def test_the_death_of_one_request_is_recorded_once_and_that_of_the_next_on
     assert len(house.log.events) == before + 1
 
 
-async def test_asking_for_a_new_code_twice_is_refused_by_the_cooldown(house: House) -> None:
+async def test_asking_for_a_new_code_twice_is_refused_by_the_cooldown(house: InMemoryService) -> None:
     command = await _new_code(house)
     await house.handle(command)
 
@@ -544,7 +559,7 @@ async def test_asking_for_a_new_code_twice_is_refused_by_the_cooldown(house: Hou
 @pytest.mark.parametrize(("prepare", "events"), BY_NAME)
 async def test_a_command_that_loses_the_race_three_times_is_decided_anew(prepare: Prepare, events: list[str]) -> None:
     log = ContestedLog()
-    house = House(log=log)
+    house = InMemoryService(log=log)
     command = await prepare(house)
     log.losses, log.tries, before = CONFLICT_RETRIES, 0, len(log.appends)
 
@@ -561,7 +576,7 @@ FACTS = (RecordEmailDispatched, RecordEmailDispatchFailed, WithholdEmail, KeepSt
 @pytest.mark.parametrize("command", [command for command in EVERY if command not in FACTS])
 async def test_a_command_that_loses_the_race_four_times_is_a_conflict(command: type[Command]) -> None:
     log = ContestedLog()
-    house = House(log=log)
+    house = InMemoryService(log=log)
     prepared = await EVERY[command][0](house)
     log.losses, log.tries, before = 10, 0, len(log.appends)
 
@@ -576,7 +591,7 @@ async def test_a_command_that_loses_the_race_four_times_is_a_conflict(command: t
 async def test_a_fact_is_decided_anew_until_it_is_recorded(command: type[Command]) -> None:
     prepare, events = EVERY[command]
     log = ContestedLog()
-    house = House(log=log)
+    house = InMemoryService(log=log)
     prepared = await prepare(house)
     log.losses, before = 10, len(log.appends)
 
@@ -592,7 +607,7 @@ BEGINS = {RegisterUser, ReleaseEmail, KeepStrayMessage}
 
 @pytest.mark.parametrize("command", [command for command in EVERY if command not in BEGINS])
 async def test_a_command_about_an_unknown_registration_is_refused(command: type[Command]) -> None:
-    house = House()
+    house = InMemoryService()
     prepared = await EVERY[command][0](house)
     name = "message_id" if command is DiscardStrayMessage else "registration_id"
     unknown = prepared.model_copy(update={name: uuid4()})
@@ -608,7 +623,7 @@ async def test_a_command_about_an_unknown_registration_is_refused(command: type[
 async def test_twenty_simultaneous_repeats_of_a_command_get_a_true_answer_each(
     prepare: Prepare, events: list[str]
 ) -> None:
-    house = House()
+    house = InMemoryService()
     command = await prepare(house)
 
     results = await asyncio.gather(*(house.handle(command) for _ in range(20)), return_exceptions=True)
@@ -617,7 +632,7 @@ async def test_twenty_simultaneous_repeats_of_a_command_get_a_true_answer_each(
     assert any(isinstance(result, Answer) for result in results)
 
 
-async def test_a_wrong_try_is_on_disk_before_it_is_answered(house: House) -> None:
+async def test_a_wrong_try_is_on_disk_before_it_is_answered(house: InMemoryService) -> None:
     registration_id = await house.registered()
 
     with pytest.raises(WrongCode) as refusal:
@@ -629,7 +644,7 @@ async def test_a_wrong_try_is_on_disk_before_it_is_answered(house: House) -> Non
 
 async def test_a_wrong_try_that_cannot_be_recorded_is_not_answered() -> None:
     log = ContestedLog()
-    house = House(log=log)
+    house = InMemoryService(log=log)
     registration_id = await house.registered()
     log.losses = 10
 
@@ -639,7 +654,7 @@ async def test_a_wrong_try_that_cannot_be_recorded_is_not_answered() -> None:
     assert log.history(registration_id) == ["UserRegistered", "OtpIssued"]
 
 
-async def test_the_code_of_the_issue_before_is_wrong_after_a_new_one(house: House) -> None:
+async def test_the_code_of_the_issue_before_is_wrong_after_a_new_one(house: InMemoryService) -> None:
     registration_id = await house.registered()
     house.move(timedelta(minutes=1))
     await house.handle(RequestNewCode(registration_id=registration_id))
@@ -651,7 +666,9 @@ async def test_the_code_of_the_issue_before_is_wrong_after_a_new_one(house: Hous
     assert answer.status is Status.VERIFIED
 
 
-async def test_the_notice_of_a_duplicate_is_recorded_on_the_owners_stream_in_the_same_append(house: House) -> None:
+async def test_the_notice_of_a_duplicate_is_recorded_on_the_owners_stream_in_the_same_append(
+    house: InMemoryService,
+) -> None:
     owner = await house.active()
     duplicate = await house.registered(registers(name="Eve"))
 
@@ -663,7 +680,7 @@ async def test_the_notice_of_a_duplicate_is_recorded_on_the_owners_stream_in_the
     assert [vars(event)["kind"] for event in house.log.all(Registration.EmailDispatched)][-1:] == ["notice"]
 
 
-async def test_a_failed_mail_is_of_its_registrations_kind(house: House) -> None:
+async def test_a_failed_mail_is_of_its_registrations_kind(house: InMemoryService) -> None:
     await house.active()
     duplicate = await house.registered(registers(name="Eve"))
 
@@ -674,7 +691,7 @@ async def test_a_failed_mail_is_of_its_registrations_kind(house: House) -> None:
 
 @pytest.mark.parametrize("is_duplicate", [False, True])
 async def test_the_failure_of_a_mail_of_another_kind_is_nothing_of_ours_and_records_nothing(
-    house: House, is_duplicate: bool
+    house: InMemoryService, is_duplicate: bool
 ) -> None:
     await house.active()
     registered = await house.registered(registers(name="Eve") if is_duplicate else registers(email="grace@example.com"))
@@ -685,7 +702,7 @@ async def test_the_failure_of_a_mail_of_another_kind_is_nothing_of_ours_and_reco
     assert house.log.all(Registration.EmailDispatchFailed) == []
 
 
-async def test_the_notice_of_a_duplicate_reported_twice_is_recorded_once(house: House) -> None:
+async def test_the_notice_of_a_duplicate_reported_twice_is_recorded_once(house: InMemoryService) -> None:
     await house.active()
     duplicate = await house.registered(registers(name="Eve"))
 
@@ -694,7 +711,7 @@ async def test_the_notice_of_a_duplicate_reported_twice_is_recorded_once(house: 
     assert len(house.log.all(Registration.OwnerNotified)) == 1
 
 
-async def test_erasing_ends_frees_and_destroys_in_one_append(house: House) -> None:
+async def test_erasing_ends_frees_and_destroys_in_one_append(house: InMemoryService) -> None:
     registration_id = await house.active()
 
     answer = await house.handle(EraseRegistration(registration_id=registration_id), OPERATOR)
@@ -705,7 +722,7 @@ async def test_erasing_ends_frees_and_destroys_in_one_append(house: House) -> No
     assert house.claim().holder is None
 
 
-async def test_erasing_a_superseded_registration_leaves_the_address_with_its_holder(house: House) -> None:
+async def test_erasing_a_superseded_registration_leaves_the_address_with_its_holder(house: InMemoryService) -> None:
     first = await house.registered()
     second = await house.registered(registers(name="Eve"))
 
@@ -716,14 +733,14 @@ async def test_erasing_a_superseded_registration_leaves_the_address_with_its_hol
     assert set(house.log.keys) == {second}
 
 
-async def test_releasing_an_address_that_nobody_ever_held_is_silent(house: House) -> None:
+async def test_releasing_an_address_that_nobody_ever_held_is_silent(house: InMemoryService) -> None:
     answer = await house.handle(ReleaseEmail(registration_id=uuid4(), claim_id=ClaimId(uuid4())))
 
     assert (answer.position, answer.status, answer.recorded) == (0, None, False)
     assert house.log.events == []
 
 
-async def test_an_account_is_neither_cancelled_nor_discarded_nor_retried(house: House) -> None:
+async def test_an_account_is_neither_cancelled_nor_discarded_nor_retried(house: InMemoryService) -> None:
     registration_id = await house.active()
     before = len(house.log.events)
 
@@ -738,7 +755,7 @@ async def test_an_account_is_neither_cancelled_nor_discarded_nor_retried(house: 
     assert len(house.log.events) == before
 
 
-async def test_a_hand_over_is_recorded_on_what_the_worker_has_read_already(house: House) -> None:
+async def test_a_hand_over_is_recorded_on_what_the_worker_has_read_already(house: InMemoryService) -> None:
     registration_id = await house.registered()
     read = loaded(await house.log.load(registration_id), registration_id)
 
@@ -750,7 +767,7 @@ async def test_a_hand_over_is_recorded_on_what_the_worker_has_read_already(house
     assert house.log.loads == before
 
 
-async def test_a_repeat_on_what_the_worker_has_read_already_says_where_it_stands(house: House) -> None:
+async def test_a_repeat_on_what_the_worker_has_read_already_says_where_it_stands(house: InMemoryService) -> None:
     registration_id = await house.registered()
     first = await house.handle(dispatched(registration_id), WORKER)
     read = loaded(await house.log.load(registration_id), registration_id)
@@ -762,7 +779,7 @@ async def test_a_repeat_on_what_the_worker_has_read_already_says_where_it_stands
     assert house.log.loads == before
 
 
-async def test_a_hand_over_on_what_somebody_has_written_to_since_is_decided_anew(house: House) -> None:
+async def test_a_hand_over_on_what_somebody_has_written_to_since_is_decided_anew(house: InMemoryService) -> None:
     registration_id = await house.registered()
     read = loaded(await house.log.load(registration_id), registration_id)
     await house.handle(dispatched(registration_id), WORKER)
@@ -775,7 +792,7 @@ async def test_a_hand_over_on_what_somebody_has_written_to_since_is_decided_anew
 # --- Stray messages ---------------------------------------------------------------------------
 
 
-async def test_a_stray_message_is_kept_in_words_of_ours(house: House) -> None:
+async def test_a_stray_message_is_kept_in_words_of_ours(house: InMemoryService) -> None:
     answer = await house.handle(keeps_stray(), WORKER)
 
     assert (answer.subject_id, answer.status) == (STRAY, None)
@@ -783,13 +800,13 @@ async def test_a_stray_message_is_kept_in_words_of_ours(house: House) -> None:
     assert house.log.contexts == [WORKER]
 
 
-async def test_a_stray_message_that_comes_to_many_consumers_is_kept_once(house: House) -> None:
+async def test_a_stray_message_that_comes_to_many_consumers_is_kept_once(house: InMemoryService) -> None:
     await asyncio.gather(*(house.process(house.log).handle(keeps_stray(), WORKER) for _ in range(4)))
 
     assert house.log.appends == [["StrayMessageKept"]]
 
 
-async def test_a_stray_message_that_comes_again_after_it_was_discarded_stays_discarded(house: House) -> None:
+async def test_a_stray_message_that_comes_again_after_it_was_discarded_stays_discarded(house: InMemoryService) -> None:
     await house.handle(await _discard_stray(house), OPERATOR)
 
     await house.handle(keeps_stray(), WORKER)
@@ -798,7 +815,7 @@ async def test_a_stray_message_that_comes_again_after_it_was_discarded_stays_dis
     assert house.log.of(StrayMessage, STRAY).discarded
 
 
-async def test_what_is_no_stray_message_is_not_discarded_as_one(house: House) -> None:
+async def test_what_is_no_stray_message_is_not_discarded_as_one(house: InMemoryService) -> None:
     registration_id = await house.registered()
 
     for wrong in (uuid4(), registration_id, house.registration(registration_id).claim_id):
@@ -808,7 +825,7 @@ async def test_what_is_no_stray_message_is_not_discarded_as_one(house: House) ->
     assert house.log.history(registration_id) == ["UserRegistered", "OtpIssued"]
 
 
-async def test_the_id_of_something_else_is_no_registrations(house: House) -> None:
+async def test_the_id_of_something_else_is_no_registrations(house: InMemoryService) -> None:
     registration_id = await house.registered()
     stray = (await house.handle(keeps_stray())).subject_id
     before = len(house.log.events)
@@ -832,7 +849,7 @@ async def test_the_id_of_something_else_is_no_registrations(house: House) -> Non
 
 @pytest.mark.parametrize(("prepare", "events"), BY_NAME)
 async def test_every_command_passes_what_is_around_the_handlers(prepare: Prepare, events: list[str]) -> None:
-    house = House()
+    house = InMemoryService()
     command = await prepare(house)
     seen: list[object] = []
 
@@ -854,7 +871,7 @@ async def test_every_command_passes_what_is_around_the_handlers(prepare: Prepare
 
 async def test_what_is_around_the_handlers_sees_one_command_and_its_refusal_however_often_it_is_decided() -> None:
     log = ContestedLog()
-    house = House(log=log)
+    house = InMemoryService(log=log)
     registration_id = await house.registered()
     seen: list[object] = []
 
@@ -873,7 +890,7 @@ async def test_what_is_around_the_handlers_sees_one_command_and_its_refusal_howe
     assert log.history(registration_id)[-1] == "CodeRejected"
 
 
-async def test_what_is_around_the_handlers_can_turn_a_command_away(house: House) -> None:
+async def test_what_is_around_the_handlers_can_turn_a_command_away(house: InMemoryService) -> None:
     async def shed(handle: Handle, command: Command, context: Context) -> Answer:
         raise Overloaded("full")
 
@@ -884,7 +901,7 @@ async def test_what_is_around_the_handlers_can_turn_a_command_away(house: House)
     assert house.log.loads == 0
 
 
-async def test_what_the_worker_has_read_goes_along_with_its_command(house: House) -> None:
+async def test_what_the_worker_has_read_goes_along_with_its_command(house: InMemoryService) -> None:
     registration_id = await house.registered()
     read = loaded(await house.log.load(registration_id), registration_id)
     before = house.log.loads
@@ -967,7 +984,7 @@ async def test_a_turn_that_comes_together_with_a_cancellation_is_passed_on() -> 
     assert lock._queues == {}
 
 
-async def test_a_refusal_does_not_hold_up_the_next_in_turn(house: House) -> None:
+async def test_a_refusal_does_not_hold_up_the_next_in_turn(house: InMemoryService) -> None:
     registration_id = await house.registered()
 
     with pytest.raises(Refused):

@@ -28,7 +28,7 @@ from domain.registration import Registration
 from infrastructure.mail.rendering import TemplateLetters
 from tests.support.facts import CLIENT, REGISTRATION, T0
 from tests.support.memory_log import MemoryLog
-from tests.support.scenarios import KEYRING, House, registers
+from tests.support.scenarios import KEYRING, InMemoryService, registers
 
 
 class Servers:
@@ -88,7 +88,7 @@ class Post:
 
     def __init__(self) -> None:
         self.log = Trouble()
-        self.house = House(log=self.log)
+        self.house = InMemoryService(log=self.log)
         self.servers = Servers()
         self.claims = Claims(self.log)
         self.slept: list[float] = []

@@ -67,7 +67,7 @@ from tests.support.facts import (
     stream,
     undo_decided,
 )
-from tests.support.scenarios import OPERATOR, WORKER, House, registers, right_code, verifies, wrong_code
+from tests.support.scenarios import OPERATOR, WORKER, InMemoryService, registers, right_code, verifies, wrong_code
 
 POLICY = Policy()
 SECOND = timedelta(seconds=1)
@@ -519,7 +519,7 @@ def test_an_expired_request_is_not_made_again_beyond_the_end() -> None:
 
 
 async def test_a_mail_whose_requests_expire_for_an_hour_is_sent_with_a_code_that_works() -> None:
-    house = House()
+    house = InMemoryService()
     registration_id = await house.registered()
     await house.settle()
     until = house.clock() + HOUR
@@ -640,8 +640,8 @@ def _memory(remembered: MailSaga) -> dict[str, object]:
 
 
 @pytest.fixture
-def house() -> House:
-    return House()
+def house() -> InMemoryService:
+    return InMemoryService()
 
 
 def failed(registration_id: UUID, serial: int = 1, *, permanent: bool = False) -> RecordEmailDispatchFailed:
@@ -666,7 +666,7 @@ def dispatched(registration_id: UUID, serial: int = 1) -> RecordEmailDispatched:
     )
 
 
-async def test_a_registration_that_goes_well_becomes_an_account(house: House) -> None:
+async def test_a_registration_that_goes_well_becomes_an_account(house: InMemoryService) -> None:
     registration_id = await house.registered()
     await house.settle()
     await house.handle(dispatched(registration_id), WORKER)
@@ -690,7 +690,7 @@ async def test_a_registration_that_goes_well_becomes_an_account(house: House) ->
     assert house.claim().holder == registration_id
 
 
-async def test_after_a_permanent_failure_everything_is_undone_in_reverse_order(house: House) -> None:
+async def test_after_a_permanent_failure_everything_is_undone_in_reverse_order(house: InMemoryService) -> None:
     registration_id = await house.registered()
     await house.settle()
     await house.handle(failed(registration_id, permanent=True), WORKER)
@@ -708,7 +708,7 @@ async def test_after_a_permanent_failure_everything_is_undone_in_reverse_order(h
     assert house.saga_of(registration_id).ended
 
 
-async def test_the_address_is_freed_only_once_the_cancellation_was_seen(house: House) -> None:
+async def test_the_address_is_freed_only_once_the_cancellation_was_seen(house: InMemoryService) -> None:
     registration_id = await house.registered()
     await house.settle()
     await house.handle(failed(registration_id, permanent=True), WORKER)
@@ -721,7 +721,7 @@ async def test_the_address_is_freed_only_once_the_cancellation_was_seen(house: H
     assert house.claim().holder is None
 
 
-async def test_who_verified_meanwhile_keeps_the_address(house: House) -> None:
+async def test_who_verified_meanwhile_keeps_the_address(house: InMemoryService) -> None:
     """The failure was recorded, then the registrant proved the address, and only then did the saga look."""
     registration_id = await house.registered()
     await house.settle()
@@ -737,7 +737,7 @@ async def test_who_verified_meanwhile_keeps_the_address(house: House) -> None:
     assert house.log.history(MailSaga.stream_id(registration_id))[-2:] == ["UndoDecided", "MailSagaEnded"]
 
 
-async def test_who_verifies_at_the_very_end_keeps_the_address(house: House) -> None:
+async def test_who_verifies_at_the_very_end_keeps_the_address(house: InMemoryService) -> None:
     registration_id = await house.registered()
     await house.settle()
     await house.handle(dispatched(registration_id, 1), WORKER)
@@ -755,7 +755,7 @@ async def test_who_verifies_at_the_very_end_keeps_the_address(house: House) -> N
     assert house.saga_of(registration_id).ended
 
 
-async def test_a_registration_nobody_verifies_is_undone_at_its_end(house: House) -> None:
+async def test_a_registration_nobody_verifies_is_undone_at_its_end(house: InMemoryService) -> None:
     registration_id = await house.registered()
     await house.settle()
     await house.handle(dispatched(registration_id), WORKER)
@@ -771,7 +771,7 @@ async def test_a_registration_nobody_verifies_is_undone_at_its_end(house: House)
     await house.registered(registers(name="Somebody else"))
 
 
-async def test_a_late_mail_carries_a_code_that_works(house: House) -> None:
+async def test_a_late_mail_carries_a_code_that_works(house: InMemoryService) -> None:
     """Mail servers away for hours: whatever is sent in the end is the mail of a code in force."""
     registration_id = await house.registered()
     await house.settle()
@@ -796,7 +796,7 @@ async def test_a_late_mail_carries_a_code_that_works(house: House) -> None:
     assert request.failures <= 12
 
 
-async def test_a_code_whose_tries_were_used_up_before_its_mail_went_out_is_replaced(house: House) -> None:
+async def test_a_code_whose_tries_were_used_up_before_its_mail_went_out_is_replaced(house: InMemoryService) -> None:
     registration_id = await house.registered()
     await house.settle()
     for _ in range(5):
@@ -814,7 +814,7 @@ async def test_a_code_whose_tries_were_used_up_before_its_mail_went_out_is_repla
     assert answer.status is Status.VERIFIED
 
 
-async def test_an_operators_retry_asks_for_the_mail_at_once(house: House) -> None:
+async def test_an_operators_retry_asks_for_the_mail_at_once(house: InMemoryService) -> None:
     registration_id = await house.registered()
     await house.settle()
     await house.handle(failed(registration_id), WORKER)
@@ -826,7 +826,7 @@ async def test_an_operators_retry_asks_for_the_mail_at_once(house: House) -> Non
     assert house.saga_of(registration_id).requests == 2
 
 
-async def test_an_operators_retry_of_a_stale_mail_brings_a_new_code(house: House) -> None:
+async def test_an_operators_retry_of_a_stale_mail_brings_a_new_code(house: InMemoryService) -> None:
     registration_id = await house.registered()
     await house.settle()
     await house.handle(failed(registration_id), WORKER)
@@ -840,7 +840,7 @@ async def test_an_operators_retry_of_a_stale_mail_brings_a_new_code(house: House
     assert house.registration(registration_id).wants_mail(2)
 
 
-async def test_an_operators_discard_undoes_the_registration(house: House) -> None:
+async def test_an_operators_discard_undoes_the_registration(house: InMemoryService) -> None:
     registration_id = await house.registered()
     await house.settle()
 
@@ -851,7 +851,9 @@ async def test_an_operators_discard_undoes_the_registration(house: House) -> Non
     assert house.claim().holder is None
 
 
-async def test_a_superseded_registrations_saga_ends_and_leaves_the_address_with_the_new_one(house: House) -> None:
+async def test_a_superseded_registrations_saga_ends_and_leaves_the_address_with_the_new_one(
+    house: InMemoryService,
+) -> None:
     first = await house.registered()
     await house.settle()
 
@@ -863,7 +865,7 @@ async def test_a_superseded_registrations_saga_ends_and_leaves_the_address_with_
     assert not house.saga_of(second).ended
 
 
-async def test_a_registration_superseded_before_the_saga_saw_it_ends_all_the_same(house: House) -> None:
+async def test_a_registration_superseded_before_the_saga_saw_it_ends_all_the_same(house: InMemoryService) -> None:
     first = await house.registered()
     second = await house.registered(registers(name="Somebody else"))
 
@@ -874,7 +876,7 @@ async def test_a_registration_superseded_before_the_saga_saw_it_ends_all_the_sam
 
 
 @pytest.mark.parametrize("reason", ["operator", "erased"])
-async def test_a_registration_that_an_operator_ends_frees_its_address(house: House, reason: str) -> None:
+async def test_a_registration_that_an_operator_ends_frees_its_address(house: InMemoryService, reason: str) -> None:
     registration_id = await house.registered()
     await house.settle()
     command: Command = CancelRegistration(registration_id=registration_id, reason=CancelReason.OPERATOR)
@@ -888,7 +890,7 @@ async def test_a_registration_that_an_operator_ends_frees_its_address(house: Hou
     assert house.claim().holder is None
 
 
-async def test_an_account_that_is_erased_after_its_saga_ended_frees_its_address(house: House) -> None:
+async def test_an_account_that_is_erased_after_its_saga_ended_frees_its_address(house: InMemoryService) -> None:
     registration_id = await house.active()
 
     await house.handle(EraseRegistration(registration_id=registration_id), OPERATOR)
@@ -897,7 +899,7 @@ async def test_an_account_that_is_erased_after_its_saga_ended_frees_its_address(
     assert house.claim().holder is None
 
 
-async def test_a_duplicate_is_undone_like_any_other_and_the_owner_keeps_the_address(house: House) -> None:
+async def test_a_duplicate_is_undone_like_any_other_and_the_owner_keeps_the_address(house: InMemoryService) -> None:
     owner = await house.active()
     duplicate = await house.registered(registers(name="Eve"))
     await house.settle()
@@ -911,7 +913,7 @@ async def test_a_duplicate_is_undone_like_any_other_and_the_owner_keeps_the_addr
     assert house.claim().holder == owner
 
 
-async def test_an_undoing_that_died_half_way_is_finished_at_the_next_look(house: House) -> None:
+async def test_an_undoing_that_died_half_way_is_finished_at_the_next_look(house: InMemoryService) -> None:
     registration_id = await house.registered()
     await house.settle()
     await house.handle(failed(registration_id, permanent=True), WORKER)
@@ -926,11 +928,11 @@ async def test_an_undoing_that_died_half_way_is_finished_at_the_next_look(house:
 @pytest.mark.parametrize("ending", ["verified", "undeliverable", "expired", "discarded"])
 async def test_crashes_between_commands_and_notes_have_no_double_effect(ending: str) -> None:
     """Every step is done twice: once by a saga that dies before it saves its notes, once by its successor."""
-    smooth, rough = House(), House()
+    smooth, rough = InMemoryService(), InMemoryService()
     histories = []
     for house in (smooth, rough):
 
-        async def step(house: House = house) -> None:
+        async def step(house: InMemoryService = house) -> None:
             while house.followed < len(house.log.events):
                 if house is rough:
                     await house.follow(crash=True)
@@ -956,7 +958,7 @@ async def test_crashes_between_commands_and_notes_have_no_double_effect(ending: 
     assert histories[0] == histories[1]
 
 
-async def test_a_whole_history_seen_again_has_no_effect(house: House) -> None:
+async def test_a_whole_history_seen_again_has_no_effect(house: InMemoryService) -> None:
     registration_id = await house.active()
     before = list(house.log.events)
 
@@ -968,7 +970,9 @@ async def test_a_whole_history_seen_again_has_no_effect(house: House) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-async def test_events_seen_again_half_way_have_no_effect_on_the_registration(house: House, steps: int) -> None:
+async def test_events_seen_again_half_way_have_no_effect_on_the_registration(
+    house: InMemoryService, steps: int
+) -> None:
     registration_id = await house.registered()
     await house.settle()
     for command in (failed(registration_id), dispatched(registration_id))[: steps - 1]:
@@ -988,7 +992,7 @@ async def test_events_seen_again_half_way_have_no_effect_on_the_registration(hou
     )
 
 
-async def test_a_deadline_and_the_registrant_at_the_same_moment_end_in_one_truth(house: House) -> None:
+async def test_a_deadline_and_the_registrant_at_the_same_moment_end_in_one_truth(house: InMemoryService) -> None:
     registration_id = await house.registered()
     await house.settle()
     house.move(24 * HOUR)

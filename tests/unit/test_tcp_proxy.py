@@ -56,7 +56,7 @@ class Client:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def hear(self, count: int) -> bytes:
+    async def note_position(self, count: int) -> bytes:
         async with asyncio.timeout(5):
             return await self.reader.readexactly(count)
 
@@ -82,7 +82,7 @@ async def client(proxy: TcpProxy) -> AsyncIterator[Client]:
 
 async def test_without_a_fault_it_is_not_there(client: Client, echo: Echo, proxy: TcpProxy) -> None:
     await client.say(b"hello")
-    assert await client.hear(5) == b"HELLO"
+    assert await client.note_position(5) == b"HELLO"
     client.writer.write_eof()
     assert await client.reader.read() == b""
     assert not proxy.is_effective
@@ -90,7 +90,7 @@ async def test_without_a_fault_it_is_not_there(client: Client, echo: Echo, proxy
 
 async def test_a_new_connection_is_refused_and_an_old_one_lives_on(client: Client, proxy: TcpProxy) -> None:
     await client.say(b"a")
-    assert await client.hear(1) == b"A"
+    assert await client.note_position(1) == b"A"
     proxy.refuse()
     assert not proxy.is_effective
     refused = Client(*await asyncio.open_connection("127.0.0.1", proxy.port))
@@ -98,12 +98,12 @@ async def test_a_new_connection_is_refused_and_an_old_one_lives_on(client: Clien
     refused.writer.transport.abort()
     assert proxy.is_effective
     await client.say(b"b")
-    assert await client.hear(1) == b"B"
+    assert await client.note_position(1) == b"B"
 
 
 async def test_a_reset_is_heard_by_the_client(client: Client, proxy: TcpProxy) -> None:
     await client.say(b"a")
-    await client.hear(1)
+    await client.note_position(1)
     proxy.reset()
     assert proxy.is_effective
     assert await client.is_cut_off()
@@ -119,13 +119,13 @@ async def test_what_is_held_is_delivered_when_it_heals(
     assert await client.is_silent()
     assert echo.heard == (b"" if direction == TO_SERVER else b"late")
     proxy.heal()
-    assert await client.hear(4) == b"LATE"
+    assert await client.note_position(4) == b"LATE"
 
 
 async def test_what_is_held_arrives_although_its_client_went(client: Client, echo: Echo, proxy: TcpProxy) -> None:
     proxy.hold(TO_SERVER, b"held")
     await client.say(b"ok")
-    assert await client.hear(2) == b"OK"
+    assert await client.note_position(2) == b"OK"
     await client.say(b"held")
     await eventually(lambda: proxy.is_effective)
     client.writer.transport.abort()
@@ -138,7 +138,7 @@ async def test_a_delay_delays_in_both_directions(client: Client, proxy: TcpProxy
     proxy.delay(0.05)
     started = loop.time()
     await client.say(b"a")
-    assert await client.hear(1) == b"A"
+    assert await client.note_position(1) == b"A"
     assert loop.time() - started >= 0.1
     assert proxy.is_effective
 
@@ -157,7 +157,7 @@ async def test_a_pattern_cuts_once_also_when_it_comes_in_pieces(
     inject, heard, answered = cut
     inject(proxy)
     await client.say(b"a:")
-    assert await client.hear(2) == answered
+    assert await client.note_position(2) == answered
     await client.say(b"now:z")
     assert await client.is_cut_off()
     assert proxy.is_effective
@@ -165,5 +165,5 @@ async def test_a_pattern_cuts_once_also_when_it_comes_in_pieces(
 
     again = Client(*await asyncio.open_connection("127.0.0.1", proxy.port))
     await again.say(b"now")
-    assert await again.hear(3) == b"NOW"
+    assert await again.note_position(3) == b"NOW"
     again.writer.transport.abort()
