@@ -407,36 +407,36 @@ def test_a_burst_is_let_in_and_a_queue_is_not() -> None:
     # a burst: many at once, none of which has waited yet
     for _ in range(BURST):
         assert not admission.full
-        admission.begun()
+        admission.acquire()
     assert admission.full
 
     # a hiccup of the disk: some waited too long, and then no more
-    admission.ended(0.3)
+    admission.release(0.3)
     now = 0.4
     assert not admission.full
-    admission.ended(0.1)
+    admission.release(0.1)
 
     # an idle service: what was slow before says nothing about now
     while admission.under_way:
-        admission.ended(0.3)
+        admission.release(0.3)
     now = 100.0
     for _ in range(BURST):
         assert not admission.full
-        admission.begun()
+        admission.acquire()
 
     # a queue: those that come out waited too long, and again, so none comes in before it is short
-    admission.ended(0.3)
+    admission.release(0.3)
     now = 101.0
     while admission.under_way > STEADY:
         assert admission.full
-        admission.ended(0.3)
-    admission.ended(0.3)
+        admission.release(0.3)
+    admission.release(0.3)
     assert not admission.full
 
     # whoever was refused is the sign that it is not over
-    admission.begun()
-    admission.ended(0.01)
-    admission.begun()
+    admission.acquire()
+    admission.release(0.01)
+    admission.acquire()
     assert not admission.full
     admission.refused()
     assert admission.full
