@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 import msgspec
-import psycopg
 from fastapi.exceptions import RequestValidationError
-from psycopg_pool import PoolClosed, PoolTimeout
 from psycopg_pool import TooManyRequests as PoolOverloaded
 from pydantic import Field, ValidationError
 from starlette.exceptions import HTTPException
@@ -22,6 +20,7 @@ from starlette.responses import Response
 
 from application.ports import Conflict, Overloaded, Unavailable
 from domain.errors import Refused, TooManyRequests, WrongCode
+from infrastructure.postgres.connection import AWAY
 
 PREFIX: Final = "urn:registrar:problem:"
 """What stands before the code in a problem's `type`."""
@@ -163,7 +162,9 @@ def to_problem(error: Exception) -> ProblemResponse:
             return ProblemResponse("overloaded", _retry_after(1))
         case Unavailable():
             return ProblemResponse("unavailable", _retry_after(error.retry_after))
-        case Conflict() | psycopg.OperationalError() | psycopg.InterfaceError() | PoolTimeout() | PoolClosed():
+        case Conflict():
+            return ProblemResponse("unavailable", _retry_after(1))
+        case _ if isinstance(error, AWAY):
             return ProblemResponse("unavailable", _retry_after(1))
         case HTTPException(status_code=404):
             return ProblemResponse("not-found")

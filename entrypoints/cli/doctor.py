@@ -35,7 +35,7 @@ from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgr
 from infrastructure.followers.progress import LAGGING, progress_of
 from infrastructure.mail.smtp.replies import Stage, judge_error
 from infrastructure.postgres.connection import Connection, connect
-from infrastructure.postgres.schema import Outdated, WrongSchema, check
+from infrastructure.postgres.schema import Outdated, WrongSchema, check, check_encoding
 from infrastructure.rabbitmq.inspection import compare, counts_of
 from infrastructure.rabbitmq.session import REFUSAL_HINT, REFUSALS
 from infrastructure.rabbitmq.topology import Topology, TopologyMismatch
@@ -259,6 +259,10 @@ async def _server(connection: Connection) -> Finding:
         return Finding(
             "database", "fail", f"{version}, a read-only standby", "Point REGISTRAR_DATABASE_URL at the primary."
         )
+    try:
+        check_encoding(connection)
+    except WrongSchema as error:
+        return Finding("database", "fail", f"{version}, in SQL_ASCII", str(error))
     for setting in ("fsync", "synchronous_commit", "full_page_writes"):
         if await _value(connection, f"SHOW {setting}") == "off":
             return Finding(

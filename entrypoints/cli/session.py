@@ -11,7 +11,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psycopg
 import structlog
 import uvloop
 
@@ -22,6 +21,7 @@ from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
 from entrypoints.cli.output import waiting
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart
+from infrastructure.postgres.connection import AWAY
 from infrastructure.settings.environment import BadSettings
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.logs import configure_logging
@@ -136,7 +136,7 @@ def explain(error: Exception) -> tuple[str, int]:
             return "Somebody else changed it at the same time; try again.", 1
         case Unavailable():
             return f"{str(error)[:1].upper()}{str(error)[1:]}; try again in a moment, `registrar doctor` says more.", 1
-        case psycopg.OperationalError():
+        case _ if isinstance(error, AWAY):
             return "The database does not answer as it should; `registrar doctor` says more.", 1
         case OSError() if error.strerror:
             return f"{error.strerror}{f': {error.filename}' if error.filename else ''}.", 2

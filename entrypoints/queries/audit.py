@@ -15,7 +15,7 @@ from projections.paging import Page
 class AuditQueries:
     """
     Raises (all of them):
-        Unavailable, psycopg.OperationalError, psycopg_pool.PoolTimeout: the database is away.
+        Unavailable, one of `AWAY`: see `infrastructure.postgres.pool.QueryPool.ask`.
     """
 
     def __init__(self, pool: QueryPool, keyring: Keyring) -> None:

@@ -21,7 +21,7 @@ from infrastructure.postgres.pool import QueryPool
 class EventQueries:
     """
     Raises (all of them):
-        Unavailable, psycopg.OperationalError, psycopg_pool.PoolTimeout: the database is away.
+        Unavailable, one of `AWAY`: see `infrastructure.postgres.pool.QueryPool.ask`.
     """
 
     def __init__(self, pool: QueryPool) -> None:

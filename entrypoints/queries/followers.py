@@ -50,7 +50,7 @@ class Backlog:
 class FollowerQueries:
     """
     Raises (all of them):
-        Unavailable, psycopg.OperationalError, psycopg_pool.PoolTimeout: the database is away.
+        Unavailable, one of `AWAY`: see `infrastructure.postgres.pool.QueryPool.ask`.
     """
 
     def __init__(self, pool: QueryPool, clock: Clock, names: Sequence[str]) -> None:

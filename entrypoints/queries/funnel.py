@@ -13,7 +13,7 @@ from projections.funnel import Bucket, Funnel
 class FunnelQueries:
     """
     Raises (all of them):
-        Unavailable, psycopg.OperationalError, psycopg_pool.PoolTimeout: the database is away.
+        Unavailable, one of `AWAY`: see `infrastructure.postgres.pool.QueryPool.ask`.
     """
 
     def __init__(self, pool: QueryPool, clock: Clock) -> None:

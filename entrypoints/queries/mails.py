@@ -34,7 +34,7 @@ class MailQueries:
     """
     Raises (all of them):
         ValueError: malformed cursor.
-        Unavailable, psycopg.OperationalError, psycopg_pool.PoolTimeout: the database is away.
+        Unavailable, one of `AWAY`: see `infrastructure.postgres.pool.QueryPool.ask`.
     """
 
     def __init__(self, pool: QueryPool) -> None:

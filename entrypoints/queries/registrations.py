@@ -56,7 +56,7 @@ class Story:
 class RegistrationQueries:
     """
     Raises (all of them):
-        Unavailable, psycopg.OperationalError, psycopg_pool.PoolTimeout: the database is away.
+        Unavailable, one of `AWAY`: see `infrastructure.postgres.pool.QueryPool.ask`.
     """
 
     def __init__(

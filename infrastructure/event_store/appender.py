@@ -17,7 +17,7 @@ from domain.recorded import Position
 from infrastructure.event_store.parameters import Append, parameters_of
 from infrastructure.postgres.batching import Batcher
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.postgres.connection import Connection, Line
+from infrastructure.postgres.connection import AWAY, Connection, Line
 
 log = structlog.get_logger(__name__)
 
@@ -197,8 +197,9 @@ def _results(appends: Sequence[Append], first: Position, lost: Collection[int]) 
 
 
 def _is_data_error(error: Exception) -> bool:
-    """Would it fail again? Not if the cause is the connection, a resource, an administrator or the fence."""
+    """Would it fail again? Not if the cause is the connection, a resource, the state of the transaction or server,
+    an administrator or the fence."""
     sqlstate = getattr(error, "sqlstate", None)
     if sqlstate is None:
-        return not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return sqlstate[:2] not in {"08", "40", "53", "55", "57", "58"}
+        return not isinstance(error, AWAY)
+    return sqlstate[:2] not in {"08", "25", "40", "53", "55", "57", "58"}

@@ -7,11 +7,10 @@ from collections.abc import Awaitable
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
-import psycopg
 import structlog
 
 from application.ports import Conflict, Unavailable
-from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.connection import AWAY, Connection, connect
 
 log = structlog.get_logger(__name__)
 
@@ -25,14 +24,6 @@ LEASE_MARGIN = timedelta(seconds=2)
 
 TOUCH = timedelta(seconds=1)
 """How often the session that holds a leadership is used, at least: a silent one is deposed."""
-
-_AWAY = (
-    psycopg.OperationalError,
-    psycopg.InterfaceError,
-    # A session that was silent for too long, though it was we who slept.
-    psycopg.errors.TransactionTimeout,
-    psycopg.errors.IdleInTransactionSessionTimeout,
-)
 
 
 class NotLeader(Exception):
@@ -73,7 +64,7 @@ async def lead(leading: LeaderTask, dsn: str, *, statement_timeout: timedelta = 
                 elif await _depose_silent(connection, leading.name, statement_timeout + LEASE_MARGIN):
                     log.warning("follower.deposed_leader", follower=leading.name, hint="it was silent; is it stopped?")
             await asyncio.sleep(STAND_BY.total_seconds())
-        except (*_AWAY, Unavailable, OSError, TimeoutError) as error:
+        except (*AWAY, Unavailable, OSError, TimeoutError) as error:
             if not away:  # once an outage, not once a second and follower
                 log.warning("follower.database_away", follower=leading.name, error=type(error).__name__)
             away = True

@@ -18,7 +18,7 @@ from infrastructure.followers.follow import Chore, follow, keep_leadership
 from infrastructure.followers.leadership import NotLeader
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, PARKED_RETRY_INTERVAL, ParkedStreams
 from infrastructure.followers.positions import position_of, save_position
-from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.connection import AWAY, Connection
 from infrastructure.postgres.notifications import Notifications
 from infrastructure.postgres.schema import Script, numbered
 
@@ -214,7 +214,7 @@ _Batch = tuple[Sequence[_Entry], Position]
 def _is_event_error(error: Exception) -> bool:
     """Is it this event that cannot be applied, or would any other fail as well (a missing table, a database that is
     away or read-only)? Only the former is parked: the latter would park every stream."""
-    if isinstance(error, NotLeader | psycopg.OperationalError | psycopg.InterfaceError):
+    if isinstance(error, (NotLeader, *AWAY)):
         return False
     if isinstance(error, psycopg.Error) and error.sqlstate is not None:
         return error.sqlstate[:2] in {"21", "22", "23"}  # cardinality, data, integrity

@@ -23,8 +23,24 @@ Connection = psycopg.AsyncConnection[TupleRow]
 
 log = structlog.get_logger(__name__)
 
+AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    # Of SQLSTATE class 25, which the driver takes for bugs in the database: the server ended a session that took too
+    # long, or does not write for now.
+    psycopg.errors.TransactionTimeout,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.ReadOnlySqlTransaction,
+)
+"""The database is away or cannot do it for now; any other `psycopg.Error` lies in the statement."""
+
 CONNECT_TIMEOUT = timedelta(seconds=2)
 """A database that does not answer for that long counts as away; libpq takes no less than 2 s."""
+
+READ_AS = {"DateStyle": "ISO", "IntervalStyle": "postgres", "TimeZone": "UTC"}
+"""The form in which values are sent to us as text. The driver reads times and intervals in no other one: it raises
+`NotImplementedError`, which is no `psycopg.Error`. (Either form of `bytea_output` is read, and no text of a statement
+depends on `standard_conforming_strings`.)"""
 
 GRACE = timedelta(seconds=1)
 """What a server that gives up a statement by itself has to say so, before we cut the connection."""
@@ -94,12 +110,12 @@ class Line:
         """
         try:
             return await self.run(use)
-        except (psycopg.OperationalError, psycopg.InterfaceError) as first:
+        except AWAY as first:
             if self._connection is not None:  # it is sound: a repeat would wait as long once more, for the same
                 raise Unavailable("the database is busy") from first
             try:
                 return await self.run(use)
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            except AWAY as error:
                 raise Unavailable("the database is away") from error
 
     async def close(self) -> None:
@@ -140,7 +156,7 @@ async def connect(
     lock_timeout: timedelta = timedelta(seconds=1),
     read_only: bool = False,
 ) -> Connection:
-    """An autocommit connection with the timeouts of this service, in UTC.
+    """A connection as `session` describes it, with a limit for transactions.
 
     Raises:
         psycopg.Error, OSError, TimeoutError: the database is away.
@@ -153,8 +169,13 @@ async def connect(
                     name=name, statement_timeout=statement_timeout, lock_timeout=lock_timeout, read_only=read_only
                 ),
             )
-            if connection.info.server_version >= 170000:
-                await _limit_transactions(connection, TRANSACTION * statement_timeout)
+            try:
+                await overrule_environment(connection)
+                if connection.info.server_version >= 170000:
+                    await _limit_transactions(connection, TRANSACTION * statement_timeout)
+            except BaseException:
+                await connection.close()  # nobody else knows of it yet
+                raise
     except (psycopg.Error, TimeoutError) as error:
         # The frames of a connect that got no answer hold its socket, and the error holds the frames: through an outage
         # they would pile up until the garbage collector looks, which it seldom does in a service.
@@ -170,11 +191,19 @@ async def _limit_transactions(connection: Connection, most: timedelta) -> None:
     Whoever is stopped between two messages of a pipeline neither runs a statement nor is idle for the server: no other
     timeout ever ends such a session, with the locks that it has (measured on 18.4).
     """
-    try:
-        await connection.execute("SELECT set_config('transaction_timeout', %s, false)", (str(_milliseconds(most)),))
-    except BaseException:
-        await connection.close()  # nobody else knows of it yet
-        raise
+    await connection.execute("SELECT set_config('transaction_timeout', %s, false)", (str(_milliseconds(most)),))
+
+
+async def overrule_environment(connection: Connection) -> None:
+    """Have values sent as we read them although PGDATESTYLE or PGTZ is set.
+
+    libpq sends these two beside `options`, and with the server they win. What it reports of itself at the connect
+    shows whether they are set, so no one else pays for a round trip.
+    """
+    for name, value in READ_AS.items():
+        reported = connection.info.parameter_status(name)
+        if reported is not None and reported.partition(",")[0] != value:  # "ISO, DMY"
+            await connection.execute("SELECT set_config(%s, %s, false)", (name, value))
 
 
 def session(
@@ -186,19 +215,23 @@ def session(
 ) -> dict[str, Any]:
     """How every session of this service is opened: what `psycopg.AsyncConnection.connect` takes beside the address.
 
-    Our tables are those in `public`, whatever the role's own search_path begins with.
+    Our tables are those in `public`, whatever the role's own search_path begins with. Nor does it matter in which form
+    the role, the database or the environment (but for `overrule_environment`) want values to be sent. Text is UTF8; with
+    SQL_ASCII it would be `bytes`. Floats have all their digits: a circuit's time is compared with what was read of it.
     """
+    read_as = "".join(f" -c {name}={value}" for name, value in READ_AS.items())
     return {
         "autocommit": True,
         "connect_timeout": int(CONNECT_TIMEOUT.total_seconds()),
         "application_name": f"registrar {name}",
+        "client_encoding": "UTF8",
         "tcp_user_timeout": 5000,
         "keepalives_idle": 5,
         "keepalives_interval": 2,
         "keepalives_count": 3,
         "options": f"-c statement_timeout={_milliseconds(statement_timeout)}"
         f" -c lock_timeout={_milliseconds(lock_timeout)}"
-        f" -c idle_in_transaction_session_timeout=5000 -c timezone=UTC -c search_path=public"
+        f" -c idle_in_transaction_session_timeout=5000 -c search_path=public -c extra_float_digits=1{read_as}"
         + (" -c default_transaction_read_only=on" if read_only else ""),
     }
 

@@ -7,11 +7,10 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TypeVar
 
-import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from application.ports import Unavailable
-from infrastructure.postgres.connection import GRACE, Connection, cut_after, session
+from infrastructure.postgres.connection import AWAY, GRACE, Connection, cut_after, overrule_environment, session
 
 T = TypeVar("T")
 
@@ -35,6 +34,7 @@ class QueryPool(AsyncConnectionPool[Connection]):
             timeout=2.0,
             reconnect_timeout=0,
             open=False,
+            configure=overrule_environment,
             kwargs=session(name="queries", statement_timeout=statement_timeout, read_only=read_only),
         )
         longest = statement_timeout + GRACE
@@ -46,7 +46,7 @@ class QueryPool(AsyncConnectionPool[Connection]):
         It takes no longer than `patience`: the pool itself would wait for an unresponsive database for ever.
 
         Raises:
-            Unavailable, psycopg.OperationalError, psycopg_pool.PoolTimeout: the database is away.
+            Unavailable, one of `AWAY`: the database is away.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._patience.total_seconds()
@@ -57,7 +57,7 @@ class QueryPool(AsyncConnectionPool[Connection]):
                         return await select(connection)
             except (PoolTimeout, PoolClosed, TooManyRequests):
                 raise  # there was no connection at all
-            except (psycopg.OperationalError, psycopg.InterfaceError):
+            except AWAY:
                 if not connection.broken or loop.time() >= deadline:
                     raise
         raise Unavailable("the database is away")

@@ -87,13 +87,27 @@ def numbered(owner: str, texts: Iterable[str], *, schema: str = PUBLIC) -> tuple
     return tuple(Script(owner, number, text, schema=schema) for number, text in enumerate(texts, start=1))
 
 
+def check_encoding(connection: Connection) -> None:
+    """
+    Raises:
+        WrongSchema: the database takes any bytes for text: it cannot turn what we write into JSON, nor tell its letters.
+    """
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        raise WrongSchema(
+            "This database is in SQL_ASCII, which knows no letters beyond ASCII; "
+            "make one in UTF8 (CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8') for Registrar."
+        )
+
+
 async def check(connection: Connection, scripts: Sequence[Script]) -> None:
     """Return if the database has what these scripts create; changes nothing.
 
     Raises:
         Outdated: some scripts have not been run.
-        WrongSchema: a later release has changed the database, and this one cannot work with it.
+        WrongSchema: a later release has changed the database, and this one cannot work with it; or the database is in
+            SQL_ASCII.
     """
+    check_encoding(connection)
     recorded = await _recorded(connection)
     missing = _missing(recorded, scripts)
     if missing and not recorded:
@@ -115,8 +129,9 @@ async def bring_up_to_date(connection: Connection, scripts: Sequence[Script]) ->
 
     Raises:
         WrongSchema: a later release has changed the database, and this one cannot work with it; others hold a lock for
-            `MAX_LOCK_WAIT`; or this role may not create tables.
+            `MAX_LOCK_WAIT`; this role may not create tables; or the database is in SQL_ASCII.
     """
+    check_encoding(connection)
     missing = _missing(await _recorded(connection), scripts)
     if missing:
         await _retry_while_locked("schema_scripts", partial(_create_records, connection))

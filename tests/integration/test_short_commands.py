@@ -18,12 +18,14 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from entrypoints.cli.main import run
+from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 from projections import PROJECTIONS
 from tests.support.facts import CLAIM, CLIENT, REGISTRATION, email_claimed, otp_issued, registered, stream
 from tests.support.log import keep_root_secret, query
+from tests.support.postgres import database_of
 from tests.support.releases import make_as_former
 
 MASTER_KEY = "ab" * 32
@@ -110,6 +112,17 @@ def read_only(dsn: str, administration: psycopg.Connection) -> Iterator[str]:
     rows(dsn, f"DROP ROLE {role}")
 
 
+@pytest.fixture
+def in_sql_ascii(postgres: EmbeddedPostgres, administration: psycopg.Connection) -> Iterator[str]:
+    """An empty database that takes any bytes for text, as `initdb` makes them where no locale is set."""
+    name = f"ascii_{next(_numbers)}"
+    administration.execute(
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C'".encode()
+    )
+    yield database_of(postgres, name)
+    administration.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
 def rows(dsn: str, statement: str) -> list[tuple[Any, ...]]:
     return asyncio.run(query(dsn, statement))
 
@@ -188,6 +201,26 @@ def test_tables_of_a_later_release_are_said_in_one_line_and_stay_as_they_are(
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
     assert "later release" in done.err
     assert what_is_there(dsn) == before
+
+
+@pytest.mark.parametrize("short", [LOOKS[0], ACTS[0], ("serve",), ("process",)], ids=" ".join)
+def test_a_database_in_sql_ascii_is_refused_in_one_line_that_says_what_to_do(
+    command: Command, in_sql_ascii: str, short: tuple[str, ...]
+) -> None:
+    done = command(*short, DATABASE_URL=in_sql_ascii, MASTER_KEY=MASTER_KEY, SMTP_URLS="smtp://127.0.0.1:1")
+
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
+    assert "CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8'" in done.err
+    assert what_is_there(in_sql_ascii) == []
+
+
+def test_the_doctor_refuses_a_database_in_sql_ascii(command: Command, in_sql_ascii: str) -> None:
+    done = command("doctor", "--json", DATABASE_URL=in_sql_ascii, MASTER_KEY=MASTER_KEY)
+
+    (found,) = [one for one in done.json["checks"] if one["check"] == "database"]
+    assert found["state"] == "fail"
+    assert "in SQL_ASCII" in found["says"]
+    assert "CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8'" in found["advice"]
 
 
 def test_nobody_acts_before_a_service_has_run(command: Command, dsn: str) -> None:

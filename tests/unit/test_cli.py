@@ -135,6 +135,10 @@ def test_without_a_broker_there_is_no_work(capsys: Capture) -> None:
         (Unavailable("the database is away"), "The database is away", 1),
         (Overloaded("too much"), "Too much", 1),
         (psycopg.OperationalError("consuming input failed"), "The database does not answer", 1),
+        (psycopg.InterfaceError("the connection is closed"), "The database does not answer", 1),
+        (psycopg.errors.TransactionTimeout(), "The database does not answer", 1),
+        (psycopg.errors.IdleInTransactionSessionTimeout(), "The database does not answer", 1),
+        (psycopg.errors.ReadOnlySqlTransaction(), "The database does not answer", 1),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
