@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("domain", "application", "projections", "infrastructure", "entrypoints", "tests", "bench")
+FOLDERS = ("domain", "application", "projections", "infrastructure", "entrypoints", "tests", "bench", "findings")
 OTHERS = ("docs", "examples", "deploy", "scripts", ".ci")
 TEXT = {"", ".conf", ".html", ".md", ".py", ".service", ".sh", ".sql", ".toml", ".txt", ".yaml"}
 

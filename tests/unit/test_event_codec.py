@@ -6,6 +6,7 @@ changed, but that the meaning of an old one gains what its upcaster adds. A new 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from eventsourcing.persistence import (
 )
 from eventsourcing.utils import TopicError
 
+import domain
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
@@ -349,3 +351,19 @@ def test_a_new_version_is_written_with_its_number() -> None:
     assert stored.topic == "parcel.weighed"
     assert json.loads(stored.state)["class_version"] == 3
     assert EventCodec().decode(REGISTRATION, 2, stored.topic, stored.state) == written
+
+
+# --- What an event does -----------------------------------------------------------------------
+
+
+def test_no_event_method_has_a_default() -> None:
+    # Where the event class lacks a field for an argument, the library drops the argument, and a default takes its place.
+    named = {
+        f"{path.name}: {method.name}": ast.unparse(method.args)
+        for path in Path(domain.__path__[0]).rglob("*.py")
+        for method in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef)
+        and any("event" in ast.unparse(one).split("(")[0].split(".") for one in method.decorator_list)
+    }
+    assert len(named) > 20
+    assert {method: arguments for method, arguments in named.items() if "=" in arguments} == {}
