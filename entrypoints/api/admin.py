@@ -223,7 +223,7 @@ def _add_acts(add: Callable[..., None], handlers: Handlers, mails: MailQueries) 
 
     def told(done: Answer) -> Response:
         status = done.status or Status.CANCELLED  # a stray message has none of its own: it is discarded
-        return answer(Done(done.subject_id, status), headers={"Registrar-Position": str(done.position)})
+        return answer(Done(done.subject_id, status.value), headers={"Registrar-Position": str(done.position)})
 
     async def cancel(registration_id: UUID, request: Request) -> Response:
         """Undo a registration that is not verified; its address becomes free."""

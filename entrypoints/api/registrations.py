@@ -106,7 +106,7 @@ def _commands(handlers: Handlers, metrics: Metrics) -> tuple[Endpoint, Endpoint,
             command = parse(VerifyEmail, body_of(request), registration_id=_id_of(request))
             verified = await handlers.handle(command, context_of(request, Actor.CLIENT))
         return answer(
-            Verification(Status.ACTIVE if verified.status is Status.ACTIVE else Status.VERIFIED),
+            Verification("ACTIVE" if verified.status is Status.ACTIVE else "VERIFIED"),
             headers={"Registrar-Position": str(verified.position)},
         )
 
