@@ -158,11 +158,16 @@ def add_admin_routes(app: FastAPI, handlers: Handlers, queries: Queries, *, toke
             **described,
         )
 
-    _add_questions(add, queries)
-    _add_acts(add, handlers, queries.mails)
+    _add_questions_about_registrations(add, queries)
+    _add_questions_about_the_service(add, queries)
+    _add_acts_on_registrations(add, handlers)
+    _add_acts_on_mails(add, handlers, queries.mails)
 
 
-def _add_questions(add: Callable[..., None], queries: Queries) -> None:
+_UNKNOWN: Final = "unknown-registration"
+
+
+def _add_questions_about_registrations(add: Callable[..., None], queries: Queries) -> None:
     async def search(query: Annotated[RegistrationsQuery, Query()]) -> Response:
         """Registrations, newest first, with address and name in clear."""
         found = await queries.registrations.search(
@@ -192,6 +197,12 @@ def _add_questions(add: Callable[..., None], queries: Queries) -> None:
         )
         return answer(found)
 
+    add("GET", "/registrations", search, "Search registrations", Registrations)
+    add("GET", "/registrations/{registration_id}", show, "The full picture", AdminRegistrationStory, _UNKNOWN)
+    add("GET", "/audit", audit, "Search the audit log", AuditEntries)
+
+
+def _add_questions_about_the_service(add: Callable[..., None], queries: Queries) -> None:
     async def mails(query: Annotated[MailQuery, Query()]) -> Response:
         """Mails, the latest issue first; `state=WAITING` are the dead letters that wait for an operator."""
         if query.state == STRAY:
@@ -206,24 +217,22 @@ def _add_questions(add: Callable[..., None], queries: Queries) -> None:
         """Position, lag and parked streams of every follower of the log."""
         return answer(followers(await queries.followers.progress()))
 
-    add("GET", "/registrations", search, "Search registrations", Registrations)
-    add("GET", "/registrations/{registration_id}", show, "The full picture", AdminRegistrationStory, _UNKNOWN)
-    add("GET", "/audit", audit, "Search the audit log", AuditEntries)
     add("GET", "/mail", mails, "The mail desk", Mails | StrayMessages)
     add("GET", "/funnel", funnel, "The funnel", FunnelBuckets)
     add("GET", "/projections", projections, "Followers and read models", Followers)
 
 
-_UNKNOWN: Final = "unknown-registration"
+_REFUSALS: Final = (_UNKNOWN, "not-pending")
 
 
-def _add_acts(add: Callable[..., None], handlers: Handlers, mails: MailQueries) -> None:
+def _done(done: Answer) -> Response:
+    status = done.status or Status.CANCELLED  # a stray message has none of its own: it is discarded
+    return answer(Done(done.subject_id, status.value), headers={"Registrar-Position": str(done.position)})
+
+
+def _add_acts_on_registrations(add: Callable[..., None], handlers: Handlers) -> None:
     async def do(command: Command, request: Request) -> Response:
-        return told(await handlers.handle(command, context_of(request, Actor.OPERATOR)))
-
-    def told(done: Answer) -> Response:
-        status = done.status or Status.CANCELLED  # a stray message has none of its own: it is discarded
-        return answer(Done(done.subject_id, status.value), headers={"Registrar-Position": str(done.position)})
+        return _done(await handlers.handle(command, context_of(request, Actor.OPERATOR)))
 
     async def cancel(registration_id: UUID, request: Request) -> Response:
         """Undo a registration that is not verified; its address becomes free."""
@@ -233,9 +242,14 @@ def _add_acts(add: Callable[..., None], handlers: Handlers, mails: MailQueries) 
         """End the registration or account and destroy the person's key: what it sealed cannot be read again."""
         return await do(EraseRegistration(registration_id=registration_id), request)
 
+    add("POST", "/registrations/{registration_id}/cancel", cancel, "Cancel a registration", Done, *_REFUSALS)
+    add("POST", "/registrations/{registration_id}/erase", erase, "Erase a person", Done, _UNKNOWN)
+
+
+def _add_acts_on_mails(add: Callable[..., None], handlers: Handlers, mails: MailQueries) -> None:
     async def retry(registration_id: UUID, request: Request) -> Response:
         """Try the mail of a pending registration again now."""
-        return told(await mail_desk.retry(handlers, registration_id, context_of(request, Actor.OPERATOR)))
+        return _done(await mail_desk.retry(handlers, registration_id, context_of(request, Actor.OPERATOR)))
 
     async def retry_by_cause(request: Request) -> Response:
         """Try the mails again whose last failure is this one, the latest issue first.
@@ -255,14 +269,11 @@ def _add_acts(add: Callable[..., None], handlers: Handlers, mails: MailQueries) 
 
     async def discard(registration_id: UUID, request: Request) -> Response:
         """Give the mail up; the registration is undone. A stray message, by its id, is taken from the list."""
-        return told(await mail_desk.discard(handlers, registration_id, context_of(request, Actor.OPERATOR)))
+        return _done(await mail_desk.discard(handlers, registration_id, context_of(request, Actor.OPERATOR)))
 
-    refused = (_UNKNOWN, "not-pending")
-    add("POST", "/registrations/{registration_id}/cancel", cancel, "Cancel a registration", Done, *refused)
-    add("POST", "/registrations/{registration_id}/erase", erase, "Erase a person", Done, _UNKNOWN)
-    add("POST", "/mail/{registration_id}/retry", retry, "Retry a mail", Done, *refused)
+    add("POST", "/mail/{registration_id}/retry", retry, "Retry a mail", Done, *_REFUSALS)
     add(
         *("POST", "/mail/retry", retry_by_cause, "Retry mails by cause", MailsRetried, *BODY_PROBLEMS),
         openapi_extra=body_described(RetryByCause, {"failure": "expired"}),
     )
-    add("POST", "/mail/{registration_id}/discard", discard, "Discard a mail", Done, *refused)
+    add("POST", "/mail/{registration_id}/discard", discard, "Discard a mail", Done, *_REFUSALS)

@@ -83,19 +83,11 @@ class Server:
         self._stop_delay = stop_delay.total_seconds()
         self._task: asyncio.Task[None] | None = None
         self._server = _Server(
-            uvicorn.Config(
+            _config(
                 app,
-                http=partial(_Protocol, admission, _spare() if connections is None else connections),  # type: ignore[arg-type]  # it is only called
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                backlog=BACKLOG,
-                timeout_keep_alive=int(KEEP_ALIVE.total_seconds()),
-                timeout_graceful_shutdown=max(1, int(grace.total_seconds())),
-                proxy_headers=bool(trusted_proxies),
-                forwarded_allow_ips=[str(network) for network in trusted_proxies],
+                partial(_Protocol, admission, _spare() if connections is None else connections),
+                grace=grace,
+                trusted_proxies=trusted_proxies,
             )
         )
 
@@ -127,6 +119,25 @@ class Server:
             self._server.should_exit = True
         await self._task
         self._task = None
+
+
+def _config(
+    app: FastAPI, protocol: Callable[..., HttpToolsProtocol], *, grace: timedelta, trusted_proxies: tuple[Network, ...]
+) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=protocol,  # type: ignore[arg-type]  # it is only called
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=int(KEEP_ALIVE.total_seconds()),
+        timeout_graceful_shutdown=max(1, int(grace.total_seconds())),
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=[str(network) for network in trusted_proxies],
+    )
 
 
 def shares() -> tuple[int, int]:

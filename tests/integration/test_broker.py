@@ -27,6 +27,7 @@ from application.ports import BrokerAway, Unavailable
 from entrypoints.bootstrap import CannotStart
 from entrypoints.cli import broker as cli_broker
 from entrypoints.cli import doctor as cli_doctor
+from entrypoints.cli.checks.finding import Finding
 from infrastructure.rabbitmq import session as rabbitmq_session
 from infrastructure.rabbitmq.connection import Broker, Unroutable
 from infrastructure.rabbitmq.consumer import Consumer
@@ -476,7 +477,7 @@ async def test_who_may_not_consume_is_refused_and_comes_up_once_the_right_is_giv
 # --- The doctor -----------------------------------------------------------------------------------
 
 
-async def examined(monkeypatch: pytest.MonkeyPatch, directory: Path, url: str) -> cli_doctor.Finding:
+async def examined(monkeypatch: pytest.MonkeyPatch, directory: Path, url: str) -> Finding:
     """What the doctor says of RabbitMQ."""
     monkeypatch.setenv("REGISTRAR_BROKER_URL", url)
     [finding] = [one async for one in cli_doctor.examine(directory) if one.check == "rabbitmq"]
