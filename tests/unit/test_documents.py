@@ -89,3 +89,12 @@ def test_every_line_of_help_fits_a_terminal() -> None:
     described = re.findall(r"^([a-z-]+):.*## (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert {target for target, words in described if 14 + len(words) > 80} == set()
     assert len(described) > 10
+
+
+def test_every_decision_is_in_the_table_of_its_document_once() -> None:
+    text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    titles = [f"{day} {title}" for day, title in re.findall(r"^\*\*2026-11-(\d\d) · (.*?)\*\*", text, re.MULTILINE)]
+    rows = re.findall(r"^\| [^|]+ \| (\d\d [^|]+) \|", text, re.MULTILINE)
+    listed = [beginning for row in rows for beginning in row.strip().split(" · ")]
+    assert [title for title in titles if sum(title.startswith(beginning) for beginning in listed) != 1] == []
+    assert [one for one in listed if not any(title.startswith(one) for title in titles)] == []
