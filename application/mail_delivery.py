@@ -98,7 +98,7 @@ class MailDelivery:
         Raises:
             SendInProgress: another worker may be sending it, or this one's claim has ended; try again later.
             MailServersAway: no server may be called now; this does not count as a try.
-            Unavailable: the database is away.
+            Unavailable: the database cannot be reached.
             UnknownRegistration: the request belongs to another log, or to this one before a restore from a backup.
             ForeignRequest: the request is for another kind of mail than the registration's.
         """
@@ -146,7 +146,7 @@ class MailDelivery:
         claim = await self._claims.acquire(owner_id, NOTICE_SERIAL)
         if claim is None:
             raise SendInProgress(
-                "the owner is being told right now", retry_after=self._retry_claimed_after.total_seconds()
+                "the owner is being notified right now", retry_after=self._retry_claimed_after.total_seconds()
             )
         try:
             owner = (await self._log.load(owner_id)).get(Registration, owner_id)
@@ -183,7 +183,7 @@ class MailDelivery:
                 )
                 accepted = await sending
         except TimeoutError:
-            raise SendInProgress("our lease has ended", retry_after=self._retry_claimed_after.total_seconds()) from None
+            raise SendInProgress("the lease has ended", retry_after=self._retry_claimed_after.total_seconds()) from None
         except NotSent as error:
             outcome = RecordEmailDispatchFailed(
                 registration_id=request.registration_id,
@@ -216,7 +216,7 @@ class MailDelivery:
         return self._took[request.registration_id.int % len(self._took)] if self._took else timedelta(0)
 
     async def _record(self, outcome: Command, request: MailRequest, read: Loaded) -> None:
-        """Record the outcome, however long the database is away.
+        """Record the outcome, however long the database cannot be reached.
 
         Only this is retried, never the sending: the mail was handed over, or its try used up, whatever the database
         says.

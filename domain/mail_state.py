@@ -1,4 +1,4 @@
-"""What a mail can be, as operators see it."""
+"""The states of a mail, as operators see them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from typing import Final, Literal, get_args
 
 MailState = Literal["QUEUED", "RETRYING", "SENT", "WITHHELD", "FAILED", "DISCARDED", "DROPPED"]
 """
-- QUEUED: to be sent, no try has failed.
-- RETRYING: every try so far failed, another follows.
-- SENT: with a mail server.
-- WITHHELD: the address's owner had a notice within the day, so this one is not sent.
-- FAILED: a dead letter: refused for good, or not delivered by the registration's end. It waits for an operator until it
-  is settled.
-- DISCARDED: given up by an operator.
-- DROPPED: not wanted any more: a later issue took its place, or its registration went on or ended without it.
+- QUEUED: to be sent; no try has failed yet.
+- RETRYING: every try so far has failed; another one follows.
+- SENT: accepted by a mail server.
+- WITHHELD: not sent, because the owner of the address got a notice within the last day.
+- FAILED: a dead letter: refused permanently, or not handed over when the registration ended. It waits for an operator
+  until it is settled.
+- DISCARDED: an operator gave up on it.
+- DROPPED: no longer wanted: a later issue replaced it, or its registration was verified or ended without it.
 """
 
 Waiting = Literal["WAITING"]
-"""In place of a mail's state: FAILED and not settled, so that an operator can still do something about it."""
+"""In place of a mail's state: FAILED and not settled, so an operator can still act on it."""
 
 Stray = Literal["STRAY"]
-"""In place of a mail's state: the dead letters that are none of ours, and so no mails."""
+"""In place of a mail's state: foreign messages among the dead letters, which are no mails."""
 
 ListedAs = Literal[Waiting, MailState, Stray]
-"""What a list of mails can be asked for."""
+"""By what a list of mails can be filtered."""
 
 STATES: Final[tuple[MailState, ...]] = get_args(MailState)
 WAITING: Final[Waiting] = "WAITING"

@@ -75,7 +75,8 @@ class Log(Protocol):
         Raises:
             Conflict: a stream has newer events, or the follower has moved; nothing was recorded.
             Overloaded: too many appends are waiting; nothing was recorded.
-            Unavailable: the database is away. Whether it was recorded may be unknown: repeat the command.
+            Unavailable: the database cannot be reached. Whether the events were recorded may be unknown: repeat the
+                command.
         """
         ...
 

@@ -21,7 +21,7 @@ from infrastructure.event_store.probe import take_locks_of_an_append
 from infrastructure.event_store.store import EventStore
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.mail.smtp.servers import SmtpServers
-from infrastructure.postgres.connection import Line
+from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.rabbitmq.connection import Broker
 from infrastructure.telemetry.metrics import CONTENT_TYPE, Metrics
 
@@ -85,7 +85,7 @@ class HealthChecks:
         self._broker = broker
         self._hasher = hasher
         self._metrics = metrics
-        self._line = Line(dsn, name="health", statement_timeout=PATIENCE)
+        self._connection = ReconnectingConnection(dsn, name="health", statement_timeout=PATIENCE)
         self._under_way: set[asyncio.Task[Any]] = set()
         self._look: asyncio.Task[bool] | None = None
         self._writable = False
@@ -95,7 +95,7 @@ class HealthChecks:
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
-        await self._line.close()
+        await self._connection.close()
 
     def stop(self) -> None:
         """Be ready no more, before the listeners close, so that no new requests are sent here."""
@@ -193,7 +193,7 @@ class HealthChecks:
 
     async def _ask_database(self) -> bool:
         try:
-            await self._line.ask(take_locks_of_an_append)
+            await self._connection.execute_idempotent(take_locks_of_an_append)
         except _AWAY:
             self._writable = False
         else:

@@ -15,7 +15,7 @@ from entrypoints.queries.queries import Queries
 from entrypoints.queries.registrations import RegistrationQueries
 from infrastructure.mail.mailbox import Mailbox
 from infrastructure.mail.smtp.servers import SmtpServers
-from infrastructure.postgres.connection import Line
+from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.rabbitmq.connection import Broker
 from infrastructure.settings.settings import Settings
 
@@ -24,7 +24,7 @@ def queries_of(core: Core, settings: Settings, stack: AsyncExitStack) -> Queries
     """Every query; taken down with the stack."""
     registrations = RegistrationQueries(
         core.pool,
-        Line(core.database.dsn, name="queries", statement_timeout=settings.statement_timeout),
+        ReconnectingConnection(core.database.dsn, name="queries", statement_timeout=settings.statement_timeout),
         keyring=core.keyring,
         policy=core.policy,
         notifications=core.notifications,

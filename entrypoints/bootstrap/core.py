@@ -22,7 +22,7 @@ from infrastructure.event_store.tail import LogTail
 from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.postgres.connection import Line
+from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.postgres.notifications import Notifications
 from infrastructure.postgres.pool import QueryPool
 from infrastructure.settings.settings import Settings
@@ -109,7 +109,7 @@ async def core_on(
     stack.push_async_callback(store.close)
     hasher = PasswordHashing(salt_for=keyring.password_salt)
     stack.callback(hasher.close)
-    circuits_line = Line(database.dsn, name="circuits", statement_timeout=settings.statement_timeout)
+    circuits_line = ReconnectingConnection(database.dsn, name="circuits", statement_timeout=settings.statement_timeout)
     stack.push_async_callback(circuits_line.close)
     pool = QueryPool(database.dsn, statement_timeout=settings.statement_timeout, patience=settings.request_timeout)
     await pool.open()

@@ -24,7 +24,7 @@ from infrastructure.mail.rendering import TemplateLetters
 from infrastructure.mail.send_claims import StoredSendClaims
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
-from infrastructure.postgres.connection import Connection, Line
+from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from infrastructure.postgres.notifications import LOOK_ANYWAY
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import MailServer
@@ -49,7 +49,7 @@ class Delivery:
 
     servers: SmtpServers
     claims: StoredSendClaims
-    line: Line
+    connection: ReconnectingConnection
     deliver: Callable[[MailRequest], Awaitable[None]]
 
     async def until_database_ready(self) -> None:
@@ -61,7 +61,7 @@ class Delivery:
         while True:
             await asyncio.sleep(LOOK_ANYWAY.total_seconds())
             with suppress(Unavailable, psycopg.Error):
-                await self.line.ask(ask)
+                await self.connection.execute_idempotent(ask)
                 return
 
     async def give_back_claims(self) -> None:
@@ -90,11 +90,11 @@ async def open_delivery(
     """
     servers = _servers(core, settings, timing, _mail_servers(settings, mailbox))
     stack.push_async_callback(servers.close)
-    line = Line(core.database.dsn, name="mail", statement_timeout=settings.statement_timeout)
-    stack.push_async_callback(line.close)
+    connection = ReconnectingConnection(core.database.dsn, name="mail", statement_timeout=settings.statement_timeout)
+    stack.push_async_callback(connection.close)
     lease = 3 * settings.send_timeout + SEND_MARGIN
     pace = timedelta(0) if settings.broker_url is None else WORKERS_PACE
-    claims = StoredSendClaims(line, lease=lease, pace=pace)
+    claims = StoredSendClaims(connection, lease=lease, pace=pace)
     sending = MailDelivery(
         log=core.store,
         handlers=core.handlers,
@@ -109,7 +109,7 @@ async def open_delivery(
         sleep=timing.sleep,
         on_first_mail=core.metrics.time_to_inbox,
     )
-    delivery = Delivery(servers, claims, line, traced(core.tracing, sending.deliver))
+    delivery = Delivery(servers, claims, connection, traced(core.tracing, sending.deliver))
     stack.push_async_callback(delivery.give_back_claims)
     if settings.database_url is None and stack.enter_context(DataDirectory(settings.data_dir).following()):
         await claims.forget_the_dead()

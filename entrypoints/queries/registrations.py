@@ -14,7 +14,7 @@ from domain.policy import Policy
 from domain.recorded import Position
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.postgres.batching import Batcher
-from infrastructure.postgres.connection import Connection, Line
+from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from infrastructure.postgres.notifications import LOOK_ANYWAY, Notifications
 from infrastructure.postgres.pool import QueryPool
 from projections.mail import Mail, Mails
@@ -62,7 +62,7 @@ class RegistrationQueries:
     def __init__(
         self,
         pool: QueryPool,
-        line: Line,
+        connection: ReconnectingConnection,
         *,
         keyring: Keyring,
         policy: Policy,
@@ -71,12 +71,12 @@ class RegistrationQueries:
     ) -> None:
         """
         Args:
-            line: for the queries by id, which are gathered while the one before is under way. It is never waited for
+            connection: for the queries by id, which are gathered while the one before is under way. It is never waited for
                 longer than its statements may take: a batch that hung would hold up every later one.
             request_timeout: no wait for the read model lasts longer.
         """
         self._pool = pool
-        self._line = line
+        self._connection = connection
         self._keyring = keyring
         self._policy = policy
         self._notifications = notifications
@@ -88,7 +88,7 @@ class RegistrationQueries:
 
     async def close(self) -> None:
         await self._finds.close()
-        await self._line.close()
+        await self._connection.close()
 
     async def by_id(self, registration_id: UUID) -> OpenedRegistration | None:
         """None if the read model has none of this id."""
@@ -148,7 +148,7 @@ class RegistrationQueries:
         return Page([self._opened(view) for view in page.items], page.next_cursor)
 
     async def _find(self, wanted: Sequence[UUID]) -> Sequence[tuple[RegistrationView | None, Position] | Exception]:
-        views, position = await self._line.ask(
+        views, position = await self._connection.execute_idempotent(
             lambda connection: self._registrations.find(connection, list(set(wanted)))
         )
         return [(views.get(registration_id), position) for registration_id in wanted]

@@ -17,7 +17,7 @@ from domain.recorded import Position
 from infrastructure.event_store.parameters import Append, parameters_of
 from infrastructure.postgres.batching import Batcher
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.postgres.connection import AWAY, Connection, Line
+from infrastructure.postgres.connection import AWAY, Connection, ReconnectingConnection
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +40,7 @@ class Appender:
 
     def __init__(
         self,
-        line: Line,
+        connection: ReconnectingConnection,
         clock: DatabaseClock,
         *,
         max_waiting: int,
@@ -53,7 +53,7 @@ class Appender:
             pace: see `infrastructure.postgres.batching.Batcher`.
             on_batch: called with the number of appends of every batch.
         """
-        self._line = line
+        self._connection = connection
         self._clock = clock
         self._refused_at: float | None = None
         self._accepted_at: float | None = None
@@ -70,7 +70,7 @@ class Appender:
     async def close(self) -> None:
         """Finish the appends already accepted, then close the connection."""
         await self._appends.close()
-        await self._line.close()
+        await self._connection.close()
 
     async def record(self, append: Append) -> Position:
         """Record it atomically; returns the position of its last event. Raises what `application.ports.Log` says."""
@@ -117,7 +117,7 @@ class Appender:
             batch_id = uuid4()
             parameters = parameters_of(batch_id, appends)
             try:
-                first, lost = await self._line.run(lambda connection: self._execute(connection, parameters))  # noqa: B023
+                first, lost = await self._connection.execute(lambda connection: self._execute(connection, parameters))  # noqa: B023
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DiskFull) as error:
                 # These two can only be raised before the commit.
                 raise Unavailable("the log cannot be written now") from error
@@ -176,7 +176,7 @@ class Appender:
 
         while True:
             try:
-                return await self._line.run(ask)
+                return await self._connection.execute(ask)
             except (Unavailable, psycopg.Error) as error:
                 if asyncio.get_running_loop().time() >= deadline:
                     raise Unavailable("the database is away; whether it was recorded is unknown") from error

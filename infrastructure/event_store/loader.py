@@ -12,7 +12,7 @@ from domain.recorded import Position
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.batching import Batcher
-from infrastructure.postgres.connection import Connection, Line
+from infrastructure.postgres.connection import Connection, ReconnectingConnection
 
 # The streams asked for, the claims, and the streams of the registrations that hold the claims now.
 _LOAD = """
@@ -70,7 +70,7 @@ class StreamLoader:
 
     def __init__(
         self,
-        line: Line,
+        connection: ReconnectingConnection,
         codec: EventCodec,
         *,
         max_waiting: int,
@@ -83,7 +83,7 @@ class StreamLoader:
             pace: see `infrastructure.postgres.batching.Batcher`.
             on_unavailable: called when a load finds the database unavailable.
         """
-        self._line = line
+        self._connection = connection
         self._codec = codec
         self._on_unavailable = on_unavailable
         self._loads: Batcher[tuple[tuple[UUID, ...], tuple[UUID, ...]], LoadedStreams] = Batcher(
@@ -98,7 +98,7 @@ class StreamLoader:
     async def close(self) -> None:
         """Finish the loads already accepted, then close the connection."""
         await self._loads.close()
-        await self._line.close()
+        await self._connection.close()
 
     async def load(self, *stream_ids: UUID, holders_of: Sequence[UUID] = ()) -> LoadedStreams:
         """See `application.ports.Log.load`."""
@@ -119,7 +119,7 @@ class StreamLoader:
             return rows
 
         try:
-            rows = await self._line.ask(select)
+            rows = await self._connection.execute_idempotent(select)
         except Unavailable:
             self._on_unavailable()
             raise

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from domain.recorded import Position, Recorded
 from infrastructure.event_store.codec import EventCodec
-from infrastructure.postgres.connection import Connection, Line
+from infrastructure.postgres.connection import Connection, ReconnectingConnection
 
 _COLUMNS = """originator_id, originator_version, topic, state, notification_id, recorded_at, correlation_id,
            causation_position, actor, trace_context"""
@@ -64,13 +64,13 @@ class LogReader:
         end_seen: the end of the log as the latest `read` found it.
     """
 
-    def __init__(self, line: Line, codec: EventCodec) -> None:
+    def __init__(self, connection: ReconnectingConnection, codec: EventCodec) -> None:
         self.end_seen: Position = 0
-        self._line = line
+        self._connection = connection
         self._codec = codec
 
     async def close(self) -> None:
-        await self._line.close()
+        await self._connection.close()
 
     async def read(
         self, after: Position, limit: int, topics: Sequence[str] | None = None
@@ -97,12 +97,12 @@ class LogReader:
             await cursor.execute(query, parameters)
             return await cursor.fetchall()
 
-        return await self._line.ask(select)
+        return await self._connection.execute_idempotent(select)
 
     async def head(self) -> Position:
         """Position of the last event."""
 
-        self.end_seen = await self._line.ask(head_of)
+        self.end_seen = await self._connection.execute_idempotent(head_of)
         return self.end_seen
 
     def decode(self, row: RecordedRow) -> Recorded:

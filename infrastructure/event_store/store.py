@@ -19,7 +19,7 @@ from infrastructure.event_store.loader import LoadedStreams, StreamLoader
 from infrastructure.event_store.parameters import Append, StoredEntry
 from infrastructure.event_store.reader import LogReader, RecordedRow
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.postgres.connection import Line
+from infrastructure.postgres.connection import ReconnectingConnection
 
 
 class EventStore:
@@ -48,14 +48,14 @@ class EventStore:
         self._clock = clock
         self._on_append = on_append
 
-        def line(name: str) -> Line:
-            return Line(dsn, name=name, statement_timeout=statement_timeout)
+        def connection(name: str) -> ReconnectingConnection:
+            return ReconnectingConnection(dsn, name=name, statement_timeout=statement_timeout)
 
-        self._writing, self._tailing = line("append"), line("tail")
+        self._writing, self._tailing = connection("append"), connection("tail")
         self._appender = Appender(self._writing, clock, max_waiting=max_waiting, pace=pace, on_batch=on_batch)
         # Every command starts with a load: if that finds the database unavailable, an append would, too.
         self._loader = StreamLoader(
-            line("load"),
+            connection("load"),
             codec,
             max_waiting=max_waiting,
             pace=pace,

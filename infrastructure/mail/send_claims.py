@@ -12,7 +12,7 @@ import psycopg
 
 from application.ports import SendClaim, Unavailable
 from infrastructure.postgres.batching import Batcher
-from infrastructure.postgres.connection import Connection, Line
+from infrastructure.postgres.connection import Connection, ReconnectingConnection
 
 _Mail = tuple[UUID, int]
 """Registration and serial of an issue."""
@@ -31,7 +31,7 @@ class StoredSendClaims:
 
     def __init__(
         self,
-        line: Line,
+        connection: ReconnectingConnection,
         *,
         lease: timedelta,
         release_within: timedelta = RELEASE_WITHIN,
@@ -44,7 +44,7 @@ class StoredSendClaims:
                 the database is away.
             pace: see `infrastructure.postgres.batching.Batcher`.
         """
-        self._line = line
+        self._connection = connection
         self._lease = lease
         self._release_within = release_within.total_seconds()
         self._holder = uuid4()
@@ -84,7 +84,7 @@ class StoredSendClaims:
         async def delete(connection: Connection) -> None:
             await connection.execute("DELETE FROM send_claims")
 
-        await self._line.ask(delete)
+        await self._connection.execute_idempotent(delete)
 
     async def _release_overdue(self) -> None:
         """Release what has waited for a whole interval, until nothing is left to release."""
@@ -126,7 +126,7 @@ class StoredSendClaims:
             return await cursor.fetchall()
 
         try:
-            rows = await self._line.ask(write)
+            rows = await self._connection.execute_idempotent(write)
         except BaseException:
             self._released += released
             raise

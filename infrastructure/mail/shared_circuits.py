@@ -21,7 +21,7 @@ from purgatory.typing import StateName
 
 from application.ports import Unavailable
 from infrastructure.mail.circuits import Circuit
-from infrastructure.postgres.connection import Connection, Line
+from infrastructure.postgres.connection import Connection, ReconnectingConnection
 
 log = structlog.get_logger(__name__)
 
@@ -91,8 +91,8 @@ class SharedCircuits:
         probe_lasts: a probe without an outcome for that long counts as abandoned: its worker has died.
     """
 
-    def __init__(self, line: Line, *, probe_lasts: timedelta) -> None:
-        self._line = line
+    def __init__(self, connection: ReconnectingConnection, *, probe_lasts: timedelta) -> None:
+        self._connection = connection
         self._probe_lasts = probe_lasts
         self._own: Sequence[Circuit] = ()
         self._applied: dict[str, float] = {}
@@ -134,7 +134,7 @@ class SharedCircuits:
         async def ask(connection: Connection) -> bool:
             return (await connection.execute(_MAY_PROBE, (self._probe_lasts, name, known))).rowcount == 1
 
-        return await self._line.ask(ask)
+        return await self._connection.execute_idempotent(ask)
 
     # --- For all processes ----------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class SharedCircuits:
                 row = await (await connection.execute(_PUBLISH, change)).fetchone()
                 return float(row[0]) if row is not None else 0.0
 
-            self._applied[name] = await self._line.ask(write)
+            self._applied[name] = await self._connection.execute_idempotent(write)
             if self._to_publish.get(name) == (state, seconds):
                 del self._to_publish[name]
 
@@ -209,14 +209,14 @@ class SharedCircuits:
         async def write(connection: Connection) -> None:
             await connection.execute(_NAME, (names,))
 
-        await self._line.ask(write)
+        await self._connection.execute_idempotent(write)
 
     async def _poll(self) -> None:
         async def read(connection: Connection) -> Sequence[SharedCircuit]:
             cursor = await connection.execute(_POLL, (FORGOTTEN_AFTER,))
             return [SharedCircuit(*row) for row in await cursor.fetchall()]
 
-        self._seen = await self._line.ask(read)
+        self._seen = await self._connection.execute_idempotent(read)
         awaits_probe = self.all_open and any(one.open_for <= 0 and not one.probed for one in self._seen)
         self._permits = min(max(1, 2 * self._permits), MAX_PROBE_PERMITS) if awaits_probe else 0
         self._permits_left = self._permits

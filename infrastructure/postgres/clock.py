@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 
-from infrastructure.postgres.connection import Connection, Line
+from infrastructure.postgres.connection import Connection, ReconnectingConnection
 
 
 class DatabaseClock:
@@ -21,11 +21,11 @@ class DatabaseClock:
     def __call__(self) -> datetime:
         return self._reading + timedelta(seconds=time.monotonic() - self._read_at)
 
-    async def set_by(self, line: Line) -> None:
+    async def set_by(self, connection: ReconnectingConnection) -> None:
         """Read the time from the database.
 
         Raises:
-            Unavailable, psycopg.Error: see `infrastructure.postgres.connection.Line.run`.
+            Unavailable, psycopg.Error: see `infrastructure.postgres.connection.ReconnectingConnection.execute`.
         """
 
         async def ask(connection: Connection) -> datetime:
@@ -35,7 +35,7 @@ class DatabaseClock:
             return reading
 
         asked = time.monotonic()
-        reading = await line.run(ask)
+        reading = await connection.execute(ask)
         self.set(reading, asked_ago=timedelta(seconds=time.monotonic() - asked))
 
     def set(self, reading: datetime, *, asked_ago: timedelta = timedelta(0)) -> None:

@@ -1,4 +1,4 @@
-"""Line: one database connection that is made again when it breaks, and never hangs."""
+"""ReconnectingConnection: one database connection that is made again when it breaks, and never hangs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FAIL_FAST = timedelta(milliseconds=250)
 """After a failed connect, calls are refused at once for that long instead of each waiting for a connect of its own."""
 
 
-class Line:
+class ReconnectingConnection:
     """One connection, for one call at a time.
 
     A call that gets no answer within its time has its connection cut at the socket: cancelling would ask the very
@@ -84,7 +84,7 @@ class Line:
         self._refuse_until = 0.0
         self._busy = asyncio.Lock()
 
-    async def run(self, use: Callable[[Connection], Awaitable[T]]) -> T:
+    async def execute(self, use: Callable[[Connection], Awaitable[T]]) -> T:
         """Call `use` with the connection (autocommit); a broken one is dropped, and the next call makes a new one.
 
         Raises:
@@ -101,20 +101,20 @@ class Line:
                     await self._drop()
                 raise
 
-    async def ask(self, use: Callable[[Connection], Awaitable[T]]) -> T:
-        """`run` for what may be done twice: repeated once if the connection turned out to be broken.
+    async def execute_idempotent(self, use: Callable[[Connection], Awaitable[T]]) -> T:
+        """`execute` for what may be done twice: repeated once if the connection turned out to be broken.
 
         Raises:
             Unavailable: the database is away, or does not get to it in time (a lock, a statement too slow).
             psycopg.Error: the statement is at fault.
         """
         try:
-            return await self.run(use)
+            return await self.execute(use)
         except AWAY as first:
             if self._connection is not None:  # it is sound: a repeat would wait as long once more, for the same
                 raise Unavailable("the database is busy") from first
             try:
-                return await self.run(use)
+                return await self.execute(use)
             except AWAY as error:
                 raise Unavailable("the database is away") from error
 

@@ -25,7 +25,7 @@ from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.projector import Projector
 from infrastructure.mail.shared_circuits import SharedCircuits
-from infrastructure.postgres.connection import Line, connect
+from infrastructure.postgres.connection import ReconnectingConnection, connect
 from infrastructure.postgres.notifications import Notifications
 from infrastructure.telemetry.metrics import Metrics
 from projections.mail import Mails
@@ -144,8 +144,8 @@ async def followed(dsn: str, store: EventStore, count: int) -> None:
 @asynccontextmanager
 async def worker(dsn: str) -> AsyncIterator[SharedCircuits]:
     """The circuits as a process that sends has them; `changed` publishes a change."""
-    line = Line(dsn, name="circuits", statement_timeout=timedelta(seconds=10))
-    circuits = SharedCircuits(line, probe_lasts=timedelta(seconds=20))
+    connection = ReconnectingConnection(dsn, name="circuits", statement_timeout=timedelta(seconds=10))
+    circuits = SharedCircuits(connection, probe_lasts=timedelta(seconds=20))
     task = asyncio.create_task(circuits.run())
     try:
         yield circuits
@@ -153,7 +153,7 @@ async def worker(dsn: str) -> AsyncIterator[SharedCircuits]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        await line.close()
+        await connection.close()
 
 
 async def told(stub: WebhookStub, *expected: tuple[str, str]) -> None:

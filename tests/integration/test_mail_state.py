@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from infrastructure.mail.send_claims import StoredSendClaims
-from infrastructure.postgres.connection import Line
+from infrastructure.postgres.connection import ReconnectingConnection
 from tests.support.facts import eventually
 from tests.support.log import by_way_of, proxy_to, query
 
@@ -19,21 +19,23 @@ LEASE = timedelta(minutes=1)
 
 
 @pytest.fixture
-async def line(dsn: str) -> AsyncIterator[Line]:
-    line = Line(dsn, name="mail", statement_timeout=timedelta(seconds=10))
-    yield line
-    await line.close()
+async def connection(dsn: str) -> AsyncIterator[ReconnectingConnection]:
+    connection = ReconnectingConnection(dsn, name="mail", statement_timeout=timedelta(seconds=10))
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture
-async def other_line(dsn: str) -> AsyncIterator[Line]:
-    line = Line(dsn, name="mail of another worker", statement_timeout=timedelta(seconds=10))
-    yield line
-    await line.close()
+async def other_connection(dsn: str) -> AsyncIterator[ReconnectingConnection]:
+    connection = ReconnectingConnection(dsn, name="mail of another worker", statement_timeout=timedelta(seconds=10))
+    yield connection
+    await connection.close()
 
 
-async def test_of_many_who_want_to_send_a_mail_one_gets_the_right(line: Line, other_line: Line) -> None:
-    one, other = StoredSendClaims(line, lease=LEASE), StoredSendClaims(other_line, lease=LEASE)
+async def test_of_many_who_want_to_send_a_mail_one_gets_the_right(
+    connection: ReconnectingConnection, other_connection: ReconnectingConnection
+) -> None:
+    one, other = StoredSendClaims(connection, lease=LEASE), StoredSendClaims(other_connection, lease=LEASE)
     mail = uuid4()
     got = await asyncio.gather(*(worker.acquire(mail, 1) for worker in (one, other) for _ in range(10)))
     assert sum(claim is not None for claim in got) == 1
@@ -41,8 +43,10 @@ async def test_of_many_who_want_to_send_a_mail_one_gets_the_right(line: Line, ot
     assert await other.acquire(uuid4(), 1)
 
 
-async def test_a_claim_that_was_given_back_can_be_had_by_others(line: Line, other_line: Line) -> None:
-    one, other = StoredSendClaims(line, lease=LEASE), StoredSendClaims(other_line, lease=LEASE)
+async def test_a_claim_that_was_given_back_can_be_had_by_others(
+    connection: ReconnectingConnection, other_connection: ReconnectingConnection
+) -> None:
+    one, other = StoredSendClaims(connection, lease=LEASE), StoredSendClaims(other_connection, lease=LEASE)
     mail = uuid4()
     assert await one.acquire(mail, 1)
     await one.release(mail, 1)
@@ -54,9 +58,9 @@ async def test_a_claim_that_was_given_back_can_be_had_by_others(line: Line, othe
 
 @pytest.mark.parametrize("serial", [pytest.param(1, id="a mail"), pytest.param(0, id="the owner's notice")])
 async def test_a_claim_that_was_given_back_can_soon_be_had_by_others_though_no_other_is_made(
-    line: Line, other_line: Line, serial: int
+    connection: ReconnectingConnection, other_connection: ReconnectingConnection, serial: int
 ) -> None:
-    one, other = StoredSendClaims(line, lease=LEASE), StoredSendClaims(other_line, lease=LEASE)
+    one, other = StoredSendClaims(connection, lease=LEASE), StoredSendClaims(other_connection, lease=LEASE)
     mail = uuid4()
     assert await one.acquire(mail, serial)
     for giver, taker in ((one, other), (other, one)):
@@ -65,13 +69,15 @@ async def test_a_claim_that_was_given_back_can_soon_be_had_by_others_though_no_o
 
 
 async def test_claims_given_back_while_the_database_is_away_can_be_had_by_others_once_it_is_back(
-    dsn: str, other_line: Line
+    dsn: str, other_connection: ReconnectingConnection
 ) -> None:
     mail = uuid4()
     async with proxy_to(dsn) as proxy:
-        line = Line(by_way_of(proxy, dsn), name="mail by way of a proxy", statement_timeout=timedelta(seconds=10))
-        one = StoredSendClaims(line, lease=LEASE, release_within=timedelta(milliseconds=20))
-        other = StoredSendClaims(other_line, lease=LEASE)
+        connection = ReconnectingConnection(
+            by_way_of(proxy, dsn), name="mail by way of a proxy", statement_timeout=timedelta(seconds=10)
+        )
+        one = StoredSendClaims(connection, lease=LEASE, release_within=timedelta(milliseconds=20))
+        other = StoredSendClaims(other_connection, lease=LEASE)
         assert await one.acquire(mail, 1)
         proxy.refuse()
         proxy.reset()
@@ -82,12 +88,14 @@ async def test_claims_given_back_while_the_database_is_away_can_be_had_by_others
         proxy.heal()
         await eventually(lambda: other.acquire(mail, 1))
         await one.close()
-        await line.close()
+        await connection.close()
 
 
-async def test_a_dead_workers_claim_ends_with_its_lease(line: Line, other_line: Line) -> None:
-    dead = StoredSendClaims(line, lease=timedelta(milliseconds=300))
-    heir = StoredSendClaims(other_line, lease=LEASE)
+async def test_a_dead_workers_claim_ends_with_its_lease(
+    connection: ReconnectingConnection, other_connection: ReconnectingConnection
+) -> None:
+    dead = StoredSendClaims(connection, lease=timedelta(milliseconds=300))
+    heir = StoredSendClaims(other_connection, lease=LEASE)
     mail = uuid4()
     assert await dead.acquire(mail, 1)
     await eventually(lambda: heir.acquire(mail, 1))
@@ -97,8 +105,10 @@ async def test_a_dead_workers_claim_ends_with_its_lease(line: Line, other_line: 
     assert not await dead.acquire(mail, 1)
 
 
-async def test_giving_back_an_ended_claim_leaves_the_one_that_was_taken_since(line: Line, dsn: str) -> None:
-    worker = StoredSendClaims(line, lease=timedelta(milliseconds=100))
+async def test_giving_back_an_ended_claim_leaves_the_one_that_was_taken_since(
+    connection: ReconnectingConnection, dsn: str
+) -> None:
+    worker = StoredSendClaims(connection, lease=timedelta(milliseconds=100))
     mail = uuid4()
     assert await worker.acquire(mail, 1)
     [(first,)] = await query(dsn, "SELECT lease_until FROM send_claims")
@@ -109,18 +119,20 @@ async def test_giving_back_an_ended_claim_leaves_the_one_that_was_taken_since(li
     assert second > first
 
 
-async def test_a_process_that_is_alone_forgets_the_dead(line: Line, other_line: Line) -> None:
-    dead, alone = StoredSendClaims(line, lease=LEASE), StoredSendClaims(other_line, lease=LEASE)
+async def test_a_process_that_is_alone_forgets_the_dead(
+    connection: ReconnectingConnection, other_connection: ReconnectingConnection
+) -> None:
+    dead, alone = StoredSendClaims(connection, lease=LEASE), StoredSendClaims(other_connection, lease=LEASE)
     mail = uuid4()
     assert await dead.acquire(mail, 1)
     await alone.forget_the_dead()
     assert await alone.acquire(mail, 1)
 
 
-async def test_a_claim_brings_the_personal_key_if_there_is_one(line: Line, dsn: str) -> None:
+async def test_a_claim_brings_the_personal_key_if_there_is_one(connection: ReconnectingConnection, dsn: str) -> None:
     there, destroyed = uuid4(), uuid4()
     await query(dsn, "INSERT INTO personal_keys VALUES (%s, 'wrapped')", there)
-    worker = StoredSendClaims(line, lease=LEASE)
+    worker = StoredSendClaims(connection, lease=LEASE)
     first, second, third = await asyncio.gather(
         *(worker.acquire(*mail) for mail in ((there, 1), (there, 2), (destroyed, 1)))
     )

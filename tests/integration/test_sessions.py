@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from application.ports import Unavailable
 from infrastructure.event_store.store import EventStore
-from infrastructure.postgres.connection import Connection, Line
+from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from infrastructure.postgres.pool import QueryPool
 from tests.support.facts import eventually
 from tests.support.http import ADMIN, open_api, problem_of
@@ -61,10 +61,10 @@ async def test_a_session_reads_alike_whatever_it_is_told_by(told_otherwise: str)
         noon.replace(microsecond=123456), timedelta(days=1, seconds=2), "é", b"\x00\xff", 1795780800.123456, [noon],
         "UTC",
     )  # fmt: skip
-    line = Line(told_otherwise, name="test", statement_timeout=timedelta(seconds=5))
+    line = ReconnectingConnection(told_otherwise, name="test", statement_timeout=timedelta(seconds=5))
     async with QueryPool(told_otherwise, statement_timeout=timedelta(seconds=5)) as pool:
         assert await pool.ask(a_row) == expected
-    assert await line.ask(a_row) == expected
+    assert await line.execute_idempotent(a_row) == expected
     await line.close()
 
 
@@ -88,7 +88,7 @@ ENDS = {
 
 @pytest.mark.parametrize("timeout", ENDS)
 async def test_a_session_that_the_servers_timeout_ends_is_an_outage_and_made_again(dsn: str, timeout: str) -> None:
-    line = Line(dsn, name="test", statement_timeout=timedelta(seconds=10))
+    line = ReconnectingConnection(dsn, name="test", statement_timeout=timedelta(seconds=10))
     pids = []
 
     async def take_too_long(connection: Connection) -> None:
@@ -100,10 +100,10 @@ async def test_a_session_that_the_servers_timeout_ends_is_an_outage_and_made_aga
             await connection.execute("SELECT 1")
 
     with pytest.raises(Unavailable, match="away"):
-        await line.ask(take_too_long)
+        await line.execute_idempotent(take_too_long)
 
     assert len(set(pids)) == 2  # repeated once, in another session
-    assert await line.ask(a_row) is not None
+    assert await line.execute_idempotent(a_row) is not None
     await line.close()
 
 

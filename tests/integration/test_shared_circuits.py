@@ -14,7 +14,7 @@ from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
-from infrastructure.postgres.connection import Line
+from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.settings.values import MailServer
 from tests.support.facts import eventually
 from tests.support.log import query
@@ -48,8 +48,8 @@ class Worker:
 
 @asynccontextmanager
 async def worker(dsn: str, stub: SmtpStub) -> AsyncIterator[Worker]:
-    line = Line(dsn, name="circuits", statement_timeout=timedelta(seconds=10))
-    shared = SharedCircuits(line, probe_lasts=timedelta(seconds=20))
+    connection = ReconnectingConnection(dsn, name="circuits", statement_timeout=timedelta(seconds=10))
+    shared = SharedCircuits(connection, probe_lasts=timedelta(seconds=20))
     made: Worker
 
     async def at_once(_seconds: float) -> None:
@@ -73,7 +73,7 @@ async def worker(dsn: str, stub: SmtpStub) -> AsyncIterator[Worker]:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await servers.close()
-        await line.close()
+        await connection.close()
 
 
 @contextmanager
