@@ -112,7 +112,7 @@ class DataDirectory:
 
     @contextmanager
     def following(self) -> Iterator[bool]:
-        """Take part in delivering this directory's mail; True if no other process does, so that none can be under way."""
+        """Take part in delivering this directory's mail; True if no other process does, so none can be under way."""
         with explained(f"The data directory {self.path}", BadDataDirectory):
             lock = open_private(self.path / "following.lock", os.O_RDWR)
         try:

@@ -1,4 +1,4 @@
-"""Leadership: one process at a time does a piece of work, any number stand by."""
+"""Leadership: one process at a time does a task, any number of others stand by."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STAND_BY = timedelta(seconds=1)
 """How often a standby tries to become the leader."""
 
 LEASE_MARGIN = timedelta(seconds=2)
-"""What a silent leader is given beside a statement's time: its session is silent while it waits for another one."""
+"""Added to the statement timeout before a silent leader is deposed: it may be waiting for another session meanwhile."""
 
 TOUCH = timedelta(seconds=1)
 """How often the session that holds a leadership is used, at least: a silent one is deposed."""
@@ -38,17 +38,17 @@ class LeaderTask(Protocol):
     async def work(self, connection: Connection) -> None:
         """Work until cancelled, or until something goes wrong.
 
-        `connection` holds the leadership: it is to be used every second or two, or a standby takes it for dead.
+        `connection` holds the leadership: it must be used every second or two, or a standby takes it for dead.
         """
         ...
 
 
 async def lead(leading: LeaderTask, dsn: str, *, statement_timeout: timedelta = timedelta(seconds=10)) -> None:
-    """Run `leading` whenever this process is its leader, for ever: whatever goes wrong, it is begun again.
+    """Run `leading` whenever this process is its leader, for ever: whatever goes wrong, it is started again.
 
-    A leader of which the server has heard nothing for `statement_timeout` and `LEASE_MARGIN` (it was stopped, its
-    machine is gone) is deposed by whoever stands by. It may wake up afterwards: what it then writes elsewhere than in
-    its session is fenced by its position (`Checkpoint`).
+    A leader whose session has been silent for `statement_timeout` and `LEASE_MARGIN` (it was stopped, its machine is
+    gone) is deposed by a standby. It may wake up afterwards: what it then writes outside of its session is fenced by
+    its position (`Checkpoint`).
     """
     pause = STAND_BY.total_seconds()
     away = False
@@ -73,7 +73,7 @@ async def lead(leading: LeaderTask, dsn: str, *, statement_timeout: timedelta = 
             log.warning("follower.lost_a_race", follower=leading.name, error=type(error).__name__)
             await asyncio.sleep(STAND_BY.total_seconds())
         except Exception:
-            # The edge of the loop: a follower never stops. It begins again, slower each time.
+            # The loop's edge: a follower never stops. It starts again, slower each time.
             log.exception("follower.failed", follower=leading.name, again_in=pause, hint="this is a bug; report it")
             await asyncio.sleep(pause)
             pause = min(pause * 2, 30.0)
@@ -87,10 +87,10 @@ async def _is_leader(connection: Connection, name: str) -> bool:
 
 
 async def _depose_silent(connection: Connection, name: str, lease: timedelta) -> bool:
-    """End the leader's session if the server waits for its next message for longer than `lease`.
+    """End the leader's session if the server has waited for its next message for longer than `lease`.
 
-    The server's own timeouts for idle sessions do not see all of them: none is running in the middle of a pipeline, nor
-    after one, until the next statement outside (measured: psycopg 3.3.9, PostgreSQL 18.4).
+    The server's own timeouts for idle sessions do not cover every case: none runs in the middle of a pipeline, nor after
+    one until the next statement outside (measured: psycopg 3.3.9, PostgreSQL 18.4).
     """
     cursor = await connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)"
@@ -103,12 +103,12 @@ async def _depose_silent(connection: Connection, name: str, lease: timedelta) ->
 
 
 async def touch(connection: Connection) -> None:
-    """Prove that the leadership is still ours, and let a lost connection be noticed."""
+    """Use the session, to keep the leadership, and to notice a lost connection."""
     await connection.execute("SELECT 1")
 
 
 async def while_touching(connection: Connection, work: Awaitable[T]) -> T:
-    """See `work` through, and use the session meanwhile; a leadership that is lost ends both."""
+    """Wait for `work`, and use the session meanwhile; losing the leadership ends both."""
     task = asyncio.ensure_future(work)
     try:
         while not (await asyncio.wait({task}, timeout=TOUCH.total_seconds()))[0]:

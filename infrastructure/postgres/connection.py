@@ -1,4 +1,4 @@
-"""ReconnectingConnection: one database connection that is made again when it breaks, and never hangs."""
+"""One database connection that reconnects after a failure, and never hangs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AWAY = (
 """The database is away or cannot do it for now; any other `psycopg.Error` lies in the statement."""
 
 CONNECT_TIMEOUT = timedelta(seconds=2)
-"""A database that does not answer for that long counts as away; libpq takes no less than 2 s."""
+"""A database that does not respond for that long counts as away; libpq's minimum is 2 s."""
 
 READ_AS = {"DateStyle": "ISO", "IntervalStyle": "postgres", "TimeZone": "UTC"}
 """The form in which values are sent to us as text. The driver reads times and intervals in no other one: it raises
@@ -43,20 +43,20 @@ READ_AS = {"DateStyle": "ISO", "IntervalStyle": "postgres", "TimeZone": "UTC"}
 depends on `standard_conforming_strings`.)"""
 
 GRACE = timedelta(seconds=1)
-"""What a server that gives up a statement by itself has to say so, before we cut the connection."""
+"""How long a server may take to report that it has cancelled a statement, before we cut the connection."""
 
 TRANSACTION = 3
-"""How many statements' time a transaction may take."""
+"""A transaction may take that many times a statement's timeout."""
 
 FAIL_FAST = timedelta(milliseconds=250)
-"""After a failed connect, calls are refused at once for that long instead of each waiting for a connect of its own."""
+"""After a failed connect, calls are refused at once for that long, instead of each trying to connect."""
 
 
 class ReconnectingConnection:
     """One connection, for one call at a time.
 
-    A call that gets no answer within its time has its connection cut at the socket: cancelling would ask the very
-    server that does not answer, and wait for it.
+    If a call gets no response in time, its connection is cut at the socket: a cancellation would have to be sent to the
+    very server that does not respond, and wait for it.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ReconnectingConnection:
     ) -> None:
         """
         Args:
-            name: shown as application_name in the server's lists.
+            name: the application_name, after "registrar".
             statement_timeout: enforced by the server; `GRACE` later we cut the connection ourselves.
             lock_timeout: how long a statement waits for a lock.
             read_only: the server refuses to change anything.
@@ -89,7 +89,7 @@ class ReconnectingConnection:
 
         Raises:
             Unavailable: no connection could be made; `use` was not called.
-            psycopg.Error: from `use`. If the connection is gone afterwards, what became of the statement is unknown.
+            psycopg.Error: from `use`. If the connection is lost, the outcome of the statement is unknown.
         """
         async with self._busy:
             connection = await self._connected()
@@ -105,7 +105,7 @@ class ReconnectingConnection:
         """`execute` for what may be done twice: repeated once if the connection turned out to be broken.
 
         Raises:
-            Unavailable: the database is away, or does not get to it in time (a lock, a statement too slow).
+            Unavailable: the database is away, or busy (waiting for a lock, or the statement is too slow).
             psycopg.Error: the statement is at fault.
         """
         try:
@@ -188,8 +188,8 @@ async def connect(
 async def _limit_transactions(connection: Connection, most: timedelta) -> None:
     """Let the server end the session if a transaction takes longer.
 
-    Whoever is stopped between two messages of a pipeline neither runs a statement nor is idle for the server: no other
-    timeout ever ends such a session, with the locks that it has (measured on 18.4).
+    To the server, a client that stops between two messages of a pipeline neither runs a statement nor is idle: no other
+    timeout ever ends such a session, with the locks that it holds (measured on 18.4).
     """
     await connection.execute("SELECT set_config('transaction_timeout', %s, false)", (str(_milliseconds(most)),))
 
@@ -238,7 +238,7 @@ def session(
 
 @contextmanager
 def cut_after(patience: timedelta, connection: Connection) -> Iterator[None]:
-    """Cut the connection at the socket if what is done within takes longer: it fails then, instead of hanging."""
+    """Cut the connection at the socket if the block takes longer: it then fails, instead of hanging."""
     alarm = asyncio.get_running_loop().call_later(patience.total_seconds(), _cut, connection)
     try:
         yield
