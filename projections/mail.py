@@ -65,8 +65,9 @@ WAITING_INDEX = """
 
 SETTLE = """
     -- What was settled before there was the column, as a fold up to this model's position has it; once only, so it may
-    -- take its time.
+    -- take its time. (A server before PostgreSQL 17 has no transaction_timeout.)
     SET LOCAL statement_timeout = 0;
+    SELECT set_config('transaction_timeout', '0', true) FROM pg_settings WHERE name = 'transaction_timeout';
     UPDATE mails SET settled = true
     WHERE state = 'FAILED' AND NOT settled AND (
         EXISTS (

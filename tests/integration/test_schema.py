@@ -235,6 +235,22 @@ async def test_mails_are_read_and_written_while_the_old_ones_are_settled(former:
     assert mails == [(1, True), (2, False), (3, False)]
 
 
+async def test_the_old_mails_are_settled_however_long_it_takes(former: str) -> None:
+    *before, settle = [script for script in SCHEMA if script.owner == "read_mail"]
+    limits = "SELECT current_setting('statement_timeout'), current_setting('transaction_timeout', true)"
+    async with await _connect(former) as connection:
+        await bring_up_to_date(connection, before)
+        limited = await (await connection.execute(limits.encode())).fetchone()
+        async with connection.transaction():
+            await connection.execute("SET LOCAL search_path = read_mail, public")
+            await connection.execute(settle.text.encode())
+            unlimited = await (await connection.execute(limits.encode())).fetchone()
+        assert await (await connection.execute(limits.encode())).fetchone() == limited
+    assert limited is not None
+    assert unlimited == tuple(None if limit is None else "0" for limit in limited)
+    assert "0" not in limited
+
+
 # --- Every start --------------------------------------------------------------------------------
 
 
