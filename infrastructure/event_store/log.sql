@@ -2,7 +2,8 @@
 --
 -- A first script makes what is missing, and is run on databases of the release before, too; a change is a script of its
 -- own (infrastructure/scripts.py, docs/upgrading.md). Names are qualified: a role's search_path may begin elsewhere.
--- What running processes call has a version in its name, so that a changed function stands beside its predecessor.
+-- What running processes call has a version in its name, so that a changed function stands beside its predecessor; the
+-- functions that release 0.1.0 calls, too, are left as they are.
 
 -- The first five columns are, by name and type, those of the library `eventsourcing`, whose own recorder can read
 -- this table; the rest is ours.
@@ -52,12 +53,14 @@ CREATE TABLE IF NOT EXISTS public.fenced_batches (
 );
 
 -- What was recorded stays: not even a slip in our own code may change or remove it.
-CREATE OR REPLACE FUNCTION public.refuse_change_of_history() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    RAISE EXCEPTION '% on % is refused: what was recorded stays', TG_OP, TG_TABLE_NAME
-        USING ERRCODE = 'insufficient_privilege';
-END $$;
 DO $$ BEGIN
+    IF to_regprocedure('public.refuse_change_of_history()') IS NULL THEN
+        CREATE FUNCTION public.refuse_change_of_history() RETURNS trigger LANGUAGE plpgsql AS $body$
+        BEGIN
+            RAISE EXCEPTION '% on % is refused: what was recorded stays', TG_OP, TG_TABLE_NAME
+                USING ERRCODE = 'insufficient_privilege';
+        END $body$;
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'public.events'::regclass AND tgname = 'events_are_for_ever')
     THEN
         CREATE TRIGGER events_are_for_ever BEFORE UPDATE OR DELETE OR TRUNCATE ON public.events
@@ -70,29 +73,37 @@ DO $$ BEGIN
     END IF;
 END $$;
 
--- A field as the hash chain reads it: its length, then its bytes; NULL is the length -1.
-CREATE OR REPLACE FUNCTION public.chain_field(field bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE WHEN field IS NULL THEN int4send(-1) ELSE int4send(octet_length(field)) || field END
-$$;
+DO $$ BEGIN
+    -- A field as the hash chain reads it: its length, then its bytes; NULL is the length -1.
+    IF to_regprocedure('public.chain_field(bytea)') IS NULL THEN
+        CREATE FUNCTION public.chain_field(field bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $body$
+            SELECT CASE WHEN field IS NULL THEN int4send(-1) ELSE int4send(octet_length(field)) || field END
+        $body$;
+    END IF;
 
--- What the hash chain keeps of an event: all of it but its position and time, which the block's hash covers.
--- `event_digest` in infrastructure/event_store/store.py computes the same before the event is sent.
-CREATE OR REPLACE FUNCTION public.event_digest(event public.events) RETURNS bytea LANGUAGE sql STABLE AS $$
-    SELECT sha256(uuid_send(event.originator_id) || int8send(event.originator_version)
-        || public.chain_field(convert_to(event.topic, 'UTF8')) || public.chain_field(event.state)
-        || uuid_send(event.correlation_id) || public.chain_field(int8send(event.causation_position))
-        || public.chain_field(convert_to(event.actor, 'UTF8'))
-        || public.chain_field(convert_to(event.trace_context, 'UTF8')))
-$$;
+    -- What the hash chain keeps of an event: all of it but its position and time, which the block's hash covers.
+    -- `event_digest` in infrastructure/event_store/chain.py computes the same before the event is sent.
+    IF to_regprocedure('public.event_digest(public.events)') IS NULL THEN
+        CREATE FUNCTION public.event_digest(event public.events) RETURNS bytea LANGUAGE sql STABLE AS $body$
+            SELECT sha256(uuid_send(event.originator_id) || int8send(event.originator_version)
+                || public.chain_field(convert_to(event.topic, 'UTF8')) || public.chain_field(event.state)
+                || uuid_send(event.correlation_id) || public.chain_field(int8send(event.causation_position))
+                || public.chain_field(convert_to(event.actor, 'UTF8'))
+                || public.chain_field(convert_to(event.trace_context, 'UTF8')))
+        $body$;
+    END IF;
 
--- A block's hash: over the previous one, its first position, the time of its events in microseconds since 1970, and the
--- digests of its events in order.
-CREATE OR REPLACE FUNCTION public.block_hash(
-    previous bytea, first_position bigint, recorded_at timestamptz, digests bytea
-) RETURNS bytea LANGUAGE sql STABLE AS $$
-    SELECT sha256(previous || int8send(first_position)
-        || int8send((extract(epoch FROM recorded_at) * 1000000)::bigint) || digests)
-$$;
+    -- A block's hash: over the previous one, its first position, the time of its events in microseconds since 1970, and
+    -- the digests of its events in order.
+    IF to_regprocedure('public.block_hash(bytea, bigint, timestamptz, bytea)') IS NULL THEN
+        CREATE FUNCTION public.block_hash(
+            previous bytea, first_position bigint, recorded_at timestamptz, digests bytea
+        ) RETURNS bytea LANGUAGE sql STABLE AS $body$
+            SELECT sha256(previous || int8send(first_position)
+                || int8send((extract(epoch FROM recorded_at) * 1000000)::bigint) || digests)
+        $body$;
+    END IF;
+END $$;
 
 -- Records a batch of appends, each of them whole or not at all. Answers the batch's first position, the numbers
 -- (from 1) of the appends that lost to an earlier one, and the time; the others follow each other from that position.
@@ -211,10 +222,14 @@ BEGIN
 END $$;
 
 -- For every event the number of its append, from 1.
-CREATE OR REPLACE FUNCTION public.numbered(sizes bigint[]) RETURNS integer[] LANGUAGE sql IMMUTABLE AS $$
-    SELECT coalesce(array_agg(s.append::integer ORDER BY s.append), '{}')
-    FROM unnest(sizes) WITH ORDINALITY AS s (size, append) CROSS JOIN LATERAL generate_series(1, s.size)
-$$;
+DO $$ BEGIN
+    IF to_regprocedure('public.numbered(bigint[])') IS NULL THEN
+        CREATE FUNCTION public.numbered(sizes bigint[]) RETURNS integer[] LANGUAGE sql IMMUTABLE AS $body$
+            SELECT coalesce(array_agg(s.append::integer ORDER BY s.append), '{}')
+            FROM unnest(sizes) WITH ORDINALITY AS s (size, append) CROSS JOIN LATERAL generate_series(1, s.size)
+        $body$;
+    END IF;
+END $$;
 
 -- The appends of a batch that must not be recorded; settled one by one and in order, and the followers of the others
 -- moved.

@@ -15,6 +15,9 @@ DOCUMENT = re.compile(r'(?<![\w./:"-])((?:\.\./)*(?:[\w-]+/)*[\w-]+\.md|docs/[\w
 ROWS = re.compile(r"(docs/\w+\.md), ((?:row )?[A-Z]\d+(?:(?:, | and | to )[A-Z]\d+)*)")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?\)")
 SOURCE = re.compile(r"`((?:[\w.-]+/)+(?:[\w@-]+\.(?:py|sql|yaml|conf|service))?)(?:::(\w+))?`")
+PATH = re.compile(rf"(?<![\w./:-])((?:{'|'.join(FOLDERS)})/(?:[\w-]+/)*[\w-]+\.(?:py|sql))\b")
+NAME_IN = re.compile(rf"`(\w+)` in {PATH.pattern}")
+OF_EARLIER_RELEASES = ROOT / "tests" / "releases"
 
 
 def texts() -> Iterator[tuple[Path, str]]:
@@ -82,6 +85,21 @@ def test_every_source_and_test_that_a_document_names_exists() -> None:
             source = found(name, file)
             if source is None or (function and f"def {function}(" not in source.read_text(encoding="utf-8")):
                 missing.add(f"{file.relative_to(ROOT)}: {name}::{function}")
+    assert missing == set()
+
+
+def test_every_source_that_code_names_exists_and_defines_what_it_is_named_for() -> None:
+    missing = set()
+    for file, text in texts():
+        if file.suffix not in {".py", ".sql"} or OF_EARLIER_RELEASES in file.parents:
+            continue
+        missing |= {f"{file.relative_to(ROOT)}: {name}" for name in PATH.findall(text) if not (ROOT / name).exists()}
+        for name, source in NAME_IN.findall(text):
+            definition = re.compile(
+                rf"\b(?:def|class|FUNCTION|TABLE) (?:public\.)?{name}\b|^{name}\b.* = ", re.MULTILINE
+            )
+            if not definition.search((ROOT / source).read_text(encoding="utf-8")):
+                missing.add(f"{file.relative_to(ROOT)}: `{name}` in {source}")
     assert missing == set()
 
 
