@@ -31,7 +31,7 @@ from application.commands import (
     VerifyEmail,
     WithholdEmail,
 )
-from application.handlers import CONFLICT_RETRIES
+from application.handlers import AT_ONCE, CONFLICT_RETRIES
 from application.keyed_lock import KeyedLock
 from application.loading import loaded
 from application.ports import Checkpoint, Conflict, Context, Entry, ForeignRequest, Overloaded, WrappedKey
@@ -50,7 +50,7 @@ from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailKin
 from domain.recorded import Position
 from domain.registration import Registration, Status
 from domain.stray_message import StrayMessage
-from tests.support.facts import CLIENT, DIGEST, STRAY, stray_kept, stream
+from tests.support.facts import CLIENT, DIGEST, STRAY, eventually, stray_kept, stream
 from tests.support.memory_log import MemoryLog, log_contract
 from tests.support.scenarios import (
     KEYRING,
@@ -599,6 +599,22 @@ async def test_a_fact_is_decided_anew_until_it_is_recorded(command: type[Command
 
     assert log.appends[before:] == [events]
     assert answer.recorded
+
+
+@pytest.mark.parametrize("command", FACTS)
+async def test_a_fact_that_conflicts_for_ever_leaves_the_processor_to_others(command: type[Command]) -> None:
+    log = ContestedLog()
+    house = InMemoryService(log=log)
+    prepared = await EVERY[command][0](house)
+    log.losses, log.tries = 1_000, 0
+
+    deciding = asyncio.create_task(house.handle(prepared, WORKER))
+    await eventually(lambda: log.tries > AT_ONCE)
+
+    assert not deciding.done()
+    deciding.cancel()
+    await asyncio.wait({deciding})
+    assert deciding.cancelled()
 
 
 BEGINS = {RegisterUser, ReleaseEmail, KeepStrayMessage}
