@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 import psycopg
+import structlog
 
 from application.ports import SendClaim, Unavailable
 from infrastructure.postgres.batching import Batcher
-from infrastructure.postgres.connection import Connection, ReconnectingConnection
+from infrastructure.postgres.connection import AWAY, Connection, ReconnectingConnection
+
+log = structlog.get_logger(__name__)
 
 _Mail = tuple[UUID, int]
 """Registration and serial of an issue."""
@@ -87,13 +89,27 @@ class StoredSendClaims:
         await self._connection.execute_idempotent(delete)
 
     async def _release_overdue(self) -> None:
-        """Release what has waited for a whole interval, until nothing is left to release."""
+        """Release what has waited for a whole interval, until nothing is left to release.
+
+        What fails is tried again; at worst the leases end by themselves.
+        """
+        told = False
         while self._released:
             oldest = self._released[0]
             await asyncio.sleep(self._release_within)
             if self._released and self._released[0] is oldest:  # no claim was made in the meantime
-                with suppress(Unavailable, psycopg.Error):  # tried again; at worst the leases end by themselves
+                try:
                     await self._claim([])
+                except (*AWAY, Unavailable):
+                    pass
+                except psycopg.Error as error:  # no outage: it stays until somebody does something about it
+                    if not told:
+                        log.error(  # noqa: TRY400 - without a trace, which could contain parts of the statement
+                            "mail.claims_not_released",
+                            error=type(error).__name__,
+                            hint="may this process's role delete from send_claims? retries wait for the claims to end",
+                        )
+                    told = True
 
     async def _claim(self, mails: Sequence[_Mail]) -> Sequence[SendClaim | Exception | None]:
         released, self._released = self._released, []

@@ -9,6 +9,7 @@ from functools import partial
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from infrastructure.mail.send_claims import StoredSendClaims
 from infrastructure.postgres.connection import ReconnectingConnection
@@ -89,6 +90,30 @@ async def test_claims_given_back_while_the_database_is_away_can_be_had_by_others
         await eventually(lambda: other.acquire(mail, 1))
         await one.close()
         await connection.close()
+
+
+async def test_a_worker_that_may_not_release_claims_says_so_once_and_releases_them_when_it_may(
+    connection: ReconnectingConnection, other_connection: ReconnectingConnection, dsn: str
+) -> None:
+    one = StoredSendClaims(connection, lease=LEASE, release_within=timedelta(milliseconds=1))
+    other = StoredSendClaims(other_connection, lease=LEASE)
+    mail = uuid4()
+    assert await one.acquire(mail, 1)
+    await query(
+        dsn,
+        "CREATE SEQUENCE refused; CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " PERFORM nextval('refused'); RAISE insufficient_privilege; END $$;"
+        " CREATE TRIGGER refuse BEFORE DELETE ON send_claims FOR EACH STATEMENT EXECUTE FUNCTION refuse()",
+    )
+    with capture_logs() as logged:
+        await one.release(mail, 1)
+        await eventually(lambda: query(dsn, "SELECT 1 FROM refused WHERE last_value > 2"))
+        await query(dsn, "DROP TRIGGER refuse ON send_claims")
+        await eventually(lambda: other.acquire(mail, 1))
+    await one.close()
+
+    assert [entry["event"] for entry in logged] == ["mail.claims_not_released"]
+    assert logged[0]["error"] == "InsufficientPrivilege"
 
 
 async def test_a_dead_workers_claim_ends_with_its_lease(
