@@ -20,7 +20,7 @@ from nacl.exceptions import InvalidkeyError
 
 from application.addresses import canonical_address, parse_address
 from application.passwords import parse_password
-from infrastructure.crypto.keyring import Keyring, open_root_secret
+from infrastructure.crypto.keyring import Keyring, read_root_secret
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.settings.settings import Settings
@@ -59,8 +59,11 @@ async def main(email: str, password: str) -> int:
             stack.callback(embedded.stop)
             embedded.start()  # joins the one that `registrar up` runs
         url = settings.database_url.get_secret_value() if settings.database_url else embedded.dsn
-        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-            root_secret = await open_root_secret(connection, key.get_secret_value())
+        read_only = "-c default_transaction_read_only=on"
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True, options=read_only) as connection:
+            root_secret = await read_root_secret(connection, key.get_secret_value())
+            if root_secret is None:
+                sys.exit("no service has run on this database yet")
             keyring = Keyring(master_key=key.get_secret_value(), root_secret=root_secret)
             account = await login(connection, keyring, email, password)
     print(account.registration_id if account else "wrong address or password")

@@ -112,3 +112,10 @@ async def test_a_login_service_takes_the_accounts_own_password_only(dsn: str) ->
     ]
 
     assert tries == [(0, registration_id), *[(1, "wrong address or password")] * 3]
+
+
+async def test_a_login_service_writes_nothing_where_no_service_has_run(dsn: str) -> None:
+    tried = await run("login.py", "ada@example.com", typed=PASSWORD, DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY)
+
+    assert tried == (1, "")
+    assert await query(dsn, "SELECT name FROM service_secrets") == []
