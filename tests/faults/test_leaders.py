@@ -11,17 +11,32 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from application.ports import MailRequest, entries_of
+from application.answers import Answer, Handle
+from application.commands import Command
+from application.ports import Context, MailRequest, entries_of
 from domain.mail_saga import MailSaga
 from entrypoints.queries.followers import FOLLOWERS
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import lead
+from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.relay import Relay
 from infrastructure.postgres.notifications import Notifications
+from projections.deadlines import Deadlines
 from tests.faults.scene import Scene
-from tests.integration.test_follower import running
-from tests.support.facts import CLIENT, REGISTRATION, eventually, mail_requested, saga_started, stream
+from tests.integration.test_follower import end, running
+from tests.support.facts import (
+    CLIENT,
+    REGISTRATION,
+    email_verified,
+    eventually,
+    mail_requested,
+    otp_issued,
+    registered,
+    saga_started,
+    stream,
+)
 from tests.support.log import query
+from tests.support.scenarios import InMemoryService
 from tests.support.smtp_stub import SmtpStub
 
 LEADERS = (
@@ -148,6 +163,51 @@ async def test_a_relay_that_waits_for_a_hand_over_goes_on_using_the_session_that
                 return bool(await query(dsn, last_used, "registrar relay") > before)
 
             await eventually(is_used)
+
+
+@pytest.mark.fault("B21")
+@pytest.mark.parametrize("recorded", [False, True], ids=["not yet recorded", "recorded"])
+async def test_a_saga_that_loses_its_session_while_a_command_runs_has_its_effect_once(
+    dsn: str, store: EventStore, recorded: bool
+) -> None:
+    await store.append(entries_of(stream(REGISTRATION, registered(), otp_issued(), email_verified()), CLIENT))
+    runs, under_way, cancelled = 0, asyncio.Event(), asyncio.Event()
+
+    async def hold_the_first(handle: Handle, command: Command, context: Context) -> Answer:
+        nonlocal runs
+        runs += 1
+        if runs > 1:
+            return await handle(command, context)
+        if recorded:
+            await handle(command, context)
+        under_way.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        raise AssertionError("nobody ends this wait")
+
+    service, notifications = InMemoryService(), Notifications(dsn)
+    saga = ProcessManager(
+        store=store,
+        tail=store,
+        handlers=service.process(store, around=[hold_the_first]),
+        notifications=notifications,
+        clock=service.clock,
+        policy=service.policy,
+        due=Deadlines().due,
+    )
+    activated = "SELECT 1 FROM events WHERE topic = 'registration.account_activated'"
+    async with running(notifications.run()), running(lead(saga, dsn)):
+        await under_way.wait()
+        assert bool(await query(dsn, activated)) == recorded
+
+        await end(dsn, "registrar mail-saga")
+
+        await cancelled.wait()
+        await eventually(lambda: query(dsn, "SELECT 1 FROM followers WHERE name = 'mail-saga' AND position > 0"))
+    assert runs == 2
+    assert await query(dsn, activated) == [(1,)]
 
 
 NOW = timedelta(0)
