@@ -139,7 +139,9 @@ class Handlers:
         """Start a registration: one read and one append, whether the address is new, pending or taken.
 
         With an Idempotency-Key the id is derived from address and key, so a repeat after a crash finds the registration
-        that the first request made. Longer than other functions here, because all of it is one decision.
+        that the first request made.
+
+        Over 40 lines, because all of it is one decision.
         """
         secrets = self._secrets
         address = canonical_address(command.email)

@@ -55,6 +55,8 @@ def react(
     """Decide what follows from an event or a deadline.
 
     Returns the saga (new on the first event), with its decisions as pending events, and the commands to run, in order.
+
+    Over 40 lines, because it is one table of cases, best read in one piece.
     """
     match happened:
         case Registration.UserRegistered():

@@ -94,7 +94,10 @@ async def core_on(
     *,
     pace: timedelta = timedelta(0),
 ) -> Core:
-    """`open_core` on a database that is as it should be. Long because it is a list, each value made of those above it."""
+    """`open_core` on a database that is as it should be.
+
+    Over 40 lines, because it is a list, each value made of those above it.
+    """
     metrics = Metrics()
     store = EventStore(
         database.dsn,

@@ -56,7 +56,8 @@ def _stream_of(event: StoredEvent) -> UUID:
 def parameters_of(batch_id: UUID, appends: Sequence[Append]) -> tuple[Any, ...]:
     """The arguments of `append_batch_v2`: one array per column, one element per row.
 
-    Longer than functions here should be: it fills twenty arrays in one pass, on the path of every append."""
+    One pass fills all twenty arrays, because this is on the path of every append.
+    """
     sizes, streams, versions, topics, states = Bigints(), Uuids(), Bigints(), Texts(), Byteas()
     correlations, causations, actors, traces = Uuids(), Bigints(), Texts(), Texts()
     digests: list[bytes] = []

@@ -28,7 +28,7 @@ class Metrics:
     """Every metric of the contract, in a registry of its own. Labels come from small, fixed sets; never ids."""
 
     def __init__(self) -> None:
-        """Longer than our functions are: a list of all metrics, each with its name, help and labels."""
+        """Over 40 lines, because it is the list of all metrics, each with its name, help and labels."""
         self._registry = registry = CollectorRegistry()
         self._registrations = Counter(
             "registrar_registrations_total", "Requests to register, by outcome", ["outcome"], registry=registry

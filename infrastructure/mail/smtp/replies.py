@@ -74,6 +74,8 @@ def judge_reply(stage: Stage, code: int, text: str) -> Verdict:
     Only what is about this mailbox or this mail is permanent. A 5xx before RCPT is about us: it would be the same for
     every mail, an operator fixes it, and then the mail must still go out. A single reply does not tell whether refused
     content is about one mail or about all of them; `ContentHistory` does.
+
+    Over 40 lines, because it is one table of cases, whose order matters.
     """
     found = re.match(r"([245])\.\d{1,3}\.\d{1,3}(?!\S)", text)
     status = found[0] if found and int(found[1]) == code // 100 else None
