@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import sys
 import time
@@ -19,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 from application.ports import Context
 from bench.history import registered, registration_id
 from bench.report import percentile
+from entrypoints.cli.garbage_collection import collect_rarely
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
@@ -93,9 +93,7 @@ def stock(job: dict[str, Any]) -> list[float]:
 def main() -> None:
     """Arguments in and outcome out as JSON."""
     job = json.loads(sys.argv[1])
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)  # the service's (entrypoints/cli/run.py), for both sides
+    collect_rarely()  # as the service does, for both sides
     taken = sorted(uvloop.run(ours(job)) if job["who"] == "ours" else stock(job))
     rate = len(taken) / job["seconds"]
     print(json.dumps({"rate": rate, "p50": percentile(taken, 0.5), "p99": percentile(taken, 0.99)}))

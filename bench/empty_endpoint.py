@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from entrypoints.api.http_server import Server
-from entrypoints.cli.run import _collect_rarely  # the service's own, so that the comparison is fair
+from entrypoints.cli.garbage_collection import collect_rarely
 
 
 class Body(BaseModel):
@@ -48,7 +48,7 @@ async def _main() -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     print("listening", server.port, flush=True)
-    _collect_rarely()
+    collect_rarely()  # as the service does, so that the comparison is fair
     await stop.wait()
     await server.stop()
 

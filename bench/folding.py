@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import sys
 import time
@@ -24,6 +23,7 @@ from psycopg.sql import SQL, Identifier
 
 from bench.history import numbered
 from domain.registration import Registration
+from entrypoints.cli.garbage_collection import collect_rarely
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
@@ -187,9 +187,7 @@ def _peak_mib() -> float:
 def main() -> None:
     """Arguments in and outcome out as JSON."""
     job = json.loads(sys.argv[1])
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)  # the service's (entrypoints/cli/run.py), for all sides
+    collect_rarely()  # as the service does, for all sides
     match job["who"]:
         case "ours":
             took = uvloop.run(ours(job["dsn"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import sys
 import time
@@ -16,6 +15,7 @@ from application.ports import Context
 from bench.folding import ours as fold
 from bench.history import registered, registration_id
 from bench.report import percentile
+from entrypoints.cli.garbage_collection import collect_rarely
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
@@ -94,9 +94,7 @@ async def measure(dsn: str, first: int, looks: int) -> dict[str, Any]:
 def main() -> None:
     """Arguments in and outcome out as JSON."""
     job = json.loads(sys.argv[1])
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)  # the service's (entrypoints/cli/run.py)
+    collect_rarely()  # as the service does
     if job["what"] == "fold":
         print(json.dumps({"seconds": uvloop.run(fold(job["dsn"]))}))
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +20,7 @@ from rich.text import Text
 from entrypoints.api.app import Parts, create_app
 from entrypoints.api.http_server import Server, shares
 from entrypoints.bootstrap import CannotStart, roles
+from entrypoints.cli.garbage_collection import collect_rarely
 from entrypoints.cli.output import note
 from entrypoints.cli.session import log_everything, log_troubles, opened
 from infrastructure.embedded.data_directory import DataDirectory
@@ -39,7 +39,7 @@ async def up(settings: Settings) -> int:
             if not stop.is_set():
                 _print_screen(running.api, settings, addresses)
                 log_everything(settings)
-            _collect_rarely()
+            collect_rarely()
             await stop.wait()
     return _stopped()
 
@@ -51,7 +51,7 @@ async def serve(settings: Settings) -> int:
         async with opened(roles.serve(settings)) as running, _listening(running.api, settings) as addresses:
             click.echo(f"{'API':<{_LABEL}}{addresses.public}")
             log_everything(settings)
-            _collect_rarely()
+            collect_rarely()
             await stop.wait()
     return _stopped()
 
@@ -101,7 +101,7 @@ async def _in_the_background(role: AbstractAsyncContextManager[roles.Process], s
                 click.echo(f"{'Metrics':<{_LABEL}}{url}/metrics")
             click.echo(says)
             log_everything(settings)
-            _collect_rarely()
+            collect_rarely()
             await stop.wait()
     return _stopped()
 
@@ -109,17 +109,6 @@ async def _in_the_background(role: AbstractAsyncContextManager[roles.Process], s
 def _stopped() -> int:
     click.echo("stopped")
     return 0
-
-
-def _collect_rarely() -> None:
-    """Let the garbage collector look seldom, and never at what lives as long as the process.
-
-    Nearly everything a request makes dies by reference count. With Python's own thresholds the collector took a
-    third of the time of a registration: 1,735/s became 2,300/s (medians of two pairs, 64 connections, 2026-11-23).
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)
 
 
 @contextmanager
