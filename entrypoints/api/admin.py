@@ -25,7 +25,7 @@ from domain.mail_outcome import CancelReason, MailFailure
 from domain.mail_state import STRAY, ListedAs
 from domain.recorded import Actor
 from domain.registration import Status
-from entrypoints import dead_letters as mail_desk
+from entrypoints import dead_letters
 from entrypoints.api.guard import body_of, context_of
 from entrypoints.api.openapi import BODY_PROBLEMS, body_described, problems
 from entrypoints.api.problems import HttpProblem
@@ -249,7 +249,7 @@ def _add_acts_on_registrations(add: Callable[..., None], handlers: Handlers) -> 
 def _add_acts_on_mails(add: Callable[..., None], handlers: Handlers, mails: MailQueries) -> None:
     async def retry(registration_id: UUID, request: Request) -> Response:
         """Try the mail of a pending registration again now."""
-        return _done(await mail_desk.retry(handlers, registration_id, context_of(request, Actor.OPERATOR)))
+        return _done(await dead_letters.retry(handlers, registration_id, context_of(request, Actor.OPERATOR)))
 
     async def retry_by_cause(request: Request) -> Response:
         """Try the mails again whose last failure is this one, the latest issue first.
@@ -262,14 +262,14 @@ def _add_acts_on_mails(add: Callable[..., None], handlers: Handlers, mails: Mail
         requested = 0
         for registration_id in found.registration_ids:
             with suppress(Refused):  # verified or ended since
-                retried = await mail_desk.retry(handlers, registration_id, context_of(request, Actor.OPERATOR))
+                retried = await dead_letters.retry(handlers, registration_id, context_of(request, Actor.OPERATOR))
                 requested += retried.recorded
         passed_over = len(found.registration_ids) - requested + found.others
         return answer(MailsRetried(requested, passed_over, found.next_cursor))
 
     async def discard(registration_id: UUID, request: Request) -> Response:
         """Give the mail up; the registration is undone. A stray message, by its id, is taken from the list."""
-        return _done(await mail_desk.discard(handlers, registration_id, context_of(request, Actor.OPERATOR)))
+        return _done(await dead_letters.discard(handlers, registration_id, context_of(request, Actor.OPERATOR)))
 
     add("POST", "/mail/{registration_id}/retry", retry, "Retry a mail", Done, *_REFUSALS)
     add(

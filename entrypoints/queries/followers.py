@@ -20,9 +20,6 @@ from projections.strays import Strays
 
 _READ_MODELS: Final = tuple(projection.name for projection in PROJECTIONS)
 
-FOLLOWERS: Final = names_of_followers(_READ_MODELS, publishes=False)
-"""Everything that follows the log, whatever is set."""
-
 
 def followers_with(settings: Settings) -> tuple[str, ...]:
     """Everything that follows the log under these settings: nobody publishes where there is no broker."""

@@ -45,7 +45,7 @@ depends on `standard_conforming_strings`.)"""
 GRACE = timedelta(seconds=1)
 """How long a server may take to report that it has cancelled a statement, before we cut the connection."""
 
-TRANSACTION = 3
+TRANSACTION_STATEMENTS = 3
 """A transaction may take that many times a statement's timeout."""
 
 FAIL_FAST = timedelta(milliseconds=250)
@@ -172,7 +172,7 @@ async def connect(
             try:
                 await overrule_environment(connection)
                 if connection.info.server_version >= 170000:
-                    await _limit_transactions(connection, TRANSACTION * statement_timeout)
+                    await _limit_transactions(connection, TRANSACTION_STATEMENTS * statement_timeout)
             except BaseException:
                 await connection.close()  # nobody else knows of it yet
                 raise

@@ -15,12 +15,13 @@ from application.answers import Answer, Handle
 from application.commands import Command
 from application.ports import Context, MailRequest, entries_of
 from domain.mail_saga import MailSaga
-from entrypoints.queries.followers import FOLLOWERS
+from entrypoints.queries.followers import followers_with
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.relay import Relay
 from infrastructure.postgres.notifications import Notifications
+from infrastructure.settings.settings import Settings
 from projections.deadlines import Deadlines
 from tests.faults.scene import Scene
 from tests.integration.test_follower import end, running
@@ -38,6 +39,8 @@ from tests.support.facts import (
 from tests.support.log import query
 from tests.support.scenarios import InMemoryService
 from tests.support.smtp_stub import SmtpStub
+
+FOLLOWERS = followers_with(Settings.from_environment({}))
 
 LEADERS = (
     "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = hashtext('registrar follower')::oid"

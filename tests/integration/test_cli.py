@@ -29,12 +29,13 @@ from application.ports import Context, entries_of
 from domain.mail_saga import MailSaga
 from domain.recorded import AnyEvent
 from entrypoints.cli.main import run
-from entrypoints.queries.followers import FOLLOWERS
+from entrypoints.queries.followers import followers_with
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
+from infrastructure.settings.settings import Settings
 from projections import PROJECTIONS
 from tests.support.commands import PATIENCE, clean_environment, started, stop
 from tests.support.facts import (
@@ -532,7 +533,7 @@ def test_a_reader_that_goes_away_is_no_error(desk: _Desk) -> None:
 
 def test_every_follower_is_listed_with_its_lag(desk: _Desk) -> None:
     listed = {one["name"]: one for one in desk("projections", "list", "--json").json}
-    assert set(listed) == set(FOLLOWERS)
+    assert set(listed) == set(followers_with(Settings.from_environment({})))
     assert (listed["relay"]["status"], listed["relay"]["updated_at"]) == ("degraded", None)
     assert (listed["mail"]["position"], listed["mail"]["head"], listed["mail"]["lag_events"]) == (6, 6, 0)
     assert desk("mail", "retry", str(REGISTRATION)).code == 0
