@@ -520,7 +520,7 @@ async def test_only_what_was_recorded_or_lost_a_race_shows_that_the_log_takes_ap
         await append(store, taken)
     assert store.accepts
 
-    store._appender._accepted_at = None
+    await eventually(lambda: not store.accepts)  # an append shows it for a second
     await query(dsn, "ALTER FUNCTION append_batch_v2 RENAME TO elsewhere")
     with pytest.raises(psycopg.errors.UndefinedFunction):
         await append(store, happened())
@@ -536,9 +536,9 @@ async def test_closing_finishes_what_was_taken_and_refuses_the_rest(dsn: str) ->
         others = [asyncio.create_task(append(store, event)) for event in events[1:]]
         await eventually(lambda: store.waiting == 2)
         closing = asyncio.create_task(store.close())
-        await eventually(lambda: store._appender._appends._closed)
+        late = asyncio.create_task(append(store, happened()))  # tasks begin in this order
         with pytest.raises(Unavailable):
-            await append(store, happened())
+            await late
     await closing
 
     assert await asyncio.gather(first, *others) == [1, 2, 3]
