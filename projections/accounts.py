@@ -123,7 +123,7 @@ class Accounts:
         """Write what a batch of events changes.
 
         Raises:
-            LookupError: an account was activated whose registration never began.
+            LookupError: an account was activated whose registration never started.
         """
         batch = _Batch()
         for recorded in events:
@@ -138,7 +138,7 @@ class Accounts:
             await cursor.execute(_ACTIVATE, (list(activated), list(activated.values())), prepare=False)
             # Fetched, not counted by `rowcount`, which a pipeline does not know yet.
             if (missing := len(activated) - len(await cursor.fetchall())) > 0:
-                raise LookupError(f"{missing} of these accounts never began as a registration")
+                raise LookupError(f"{missing} of these accounts never started as a registration")
         if batch.ended:
             await cursor.execute(_REMOVE, {"ended": list(batch.ended)}, prepare=False)
 

@@ -282,7 +282,7 @@ class Funnel:
         """Add what a batch of events counts.
 
         Raises:
-            LookupError: an event's registration never began.
+            LookupError: an event's registration never started.
         """
         begun = {r.event.originator_id for r in events if isinstance(r.event, Registration.UserRegistered)}
         known = {r.event.originator_id for r in events} - begun

@@ -1,4 +1,4 @@
-"""Read model `mail`: every mail and what became of it, the dead letters among them, and those that are none of ours."""
+"""Read model `mail`: every mail and what became of it, the dead letters among them, and foreign messages."""
 
 from __future__ import annotations
 

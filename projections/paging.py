@@ -31,7 +31,7 @@ def before(cursor: str | None) -> Position:
     """The page's items are those whose position is less than this.
 
     Raises:
-        ValueError: no page of ours ever gave this cursor.
+        ValueError: the cursor is not from one of our pages.
     """
     if cursor is None:
         return LAST_POSITION

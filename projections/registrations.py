@@ -263,7 +263,7 @@ class Registrations:
         """Write what a batch of events changes.
 
         Raises:
-            LookupError: an event's registration never began.
+            LookupError: an event's registration never started.
         """
         # By the ids' numbers: a UUID's own hash and comparison are Python code, twenty times as slow.
         begun: dict[int, tuple[Any, ...]] = {}
@@ -293,7 +293,7 @@ class Registrations:
             row = rows.get(event.originator_id.int)
             if row is None:
                 if event.originator_id.int not in begun:
-                    raise LookupError(f"registration {event.originator_id} never began")
+                    raise LookupError(f"registration {event.originator_id} never started")
                 row = rows[event.originator_id.int] = _Progress(event.originator_id, position, position)
             _CHANGES[type(event)](row, event)
             row.position = position

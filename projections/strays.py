@@ -1,4 +1,4 @@
-"""Of read model `mail`: the messages among the dead letters that are none of ours."""
+"""Part of read model `mail`: the foreign messages among the dead letters."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _DISCARD = "UPDATE strays SET discarded = true WHERE id = ANY (%b::uuid[]) RETUR
 
 @dataclass(frozen=True, slots=True)
 class Stray:
-    """A message among the dead letters that is none of ours, in words of ours: nothing that somebody else wrote.
+    """A foreign message among the dead letters, described in our words: nothing that somebody else wrote.
 
     Attributes:
         digest: SHA-256 of its bytes, in hexadecimal.

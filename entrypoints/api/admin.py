@@ -55,7 +55,7 @@ Address = Annotated[str, Field(max_length=MAX_LENGTH), AfterValidator(parse_addr
 
 
 class Operator:
-    """Lets those in who know the token; nobody where there is none.
+    """Lets in those who know the token; if there is no token, nobody.
 
     Compared in constant time, also in the length of what was sent: two hashes are always of the same length.
     """
@@ -77,7 +77,7 @@ def _digest(token: str) -> bytes:
 
 
 class _Query(BaseModel):
-    """A name that we do not know is refused: a filter with a typing error would show everything."""
+    """An unknown name is refused: a mistyped filter would show everything."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -118,7 +118,7 @@ class MailQuery(_Page):
         ListedAs | None,
         Field(
             description="WAITING: failed for good, and an operator can still do something about it; FAILED: also those"
-            " whose registration has ended since; STRAY: messages that are none of ours"
+            " whose registration has ended since; STRAY: foreign messages"
         ),
     ] = None
 

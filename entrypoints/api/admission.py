@@ -1,6 +1,6 @@
 """Admission: how many registrations one process works on at a time.
 
-A service that takes in more than it can do answers everybody late, and does less: it spends its time on requests
+A service that takes in more than it can do responds late to everybody, and does less: it spends its time on requests
 whose clients have gone. So it is decided at the door (`entrypoints.api.http_server`), before anything is spent on a request.
 What ends a registration (a code, a look at it) and what operators need (health, metrics) is always let in.
 """
@@ -43,7 +43,7 @@ class Admission:
     """Counts what is under way.
 
     Attributes:
-        under_way: registrations that were let in and are not answered yet.
+        under_way: registrations that were let in and have no response yet.
         clock: monotonic seconds.
     """
 
@@ -73,7 +73,7 @@ class Admission:
     def release(self, took: float) -> None:
         """It is not any more, after so many seconds."""
         self.under_way -= 1
-        if took <= PATIENCE.total_seconds() or not self.under_way:  # with nobody left, what comes next begins anew
+        if took <= PATIENCE.total_seconds() or not self.under_way:  # with nobody left, what comes next starts afresh
             self._slow_since = None
         elif self._slow_since is None:
             self._slow_since = self.clock()
@@ -90,7 +90,7 @@ class Admission:
 
 
 class AdmissionSlot:
-    """One registration's place: held from its last byte to its answer, so that a slow sender keeps nobody out."""
+    """One registration's place: held from its last byte to its response, so that a slow sender keeps nobody out."""
 
     __slots__ = ("_admission", "_over", "_since")
 

@@ -32,7 +32,7 @@ from infrastructure.telemetry.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an application works with; those of a process's listeners share them.
+    """The parts of an application; the listeners of a process share them.
 
     Attributes:
         admin_token: what operators prove themselves with; None if nobody can.
@@ -137,7 +137,7 @@ class Shortcut:
                     self._show = route
 
     def found(self, scope: Scope) -> bool:
-        """Is it one of them? Then the scope tells the guard where to go."""
+        """Is it one of them? Then the scope says where the guard is to pass it."""
         if scope["type"] != "http":
             return False
         path, method = scope["path"], scope["method"]

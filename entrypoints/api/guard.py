@@ -38,13 +38,13 @@ HEADERS_LIMIT: Final = 8 * 1024
 """Bytes of all headers (docs/security.md, S23)."""
 
 DRAIN_LIMIT: Final = 1024 * 1024
-"""Bytes of a body that are read though it is too large: many clients do not read an answer before they have sent."""
+"""Bytes of a body that are read though it is too large: many clients do not read a response before they have sent all of it."""
 
 BODY_DEADLINE: Final = timedelta(seconds=5)
 """For the whole body, so that nobody holds a connection by sending a byte now and then."""
 
 UNMATCHED: Final = "unmatched"
-"""The route in metrics of a path that is none of ours."""
+"""The route in metrics of an unknown path."""
 
 _WANTED = frozenset(
     {
@@ -80,7 +80,7 @@ class RequestState:
         correlation_id: the client's own if it sent a UUID as `X-Request-Id`.
         trace: W3C `traceparent` of our span, or the client's where tracing is off.
         body: the whole of it, at most `BODY_LIMIT` bytes.
-        status: of the answer, 0 until it has begun.
+        status: of the response, 0 until it has started.
     """
 
     correlation_id: UUID
@@ -96,13 +96,13 @@ def body_of(request: Request) -> bytes:
 
 
 def context_of(request: Request, actor: Actor) -> Context:
-    """What is written beside the events that this request leads to."""
+    """The metadata of the events that this request leads to."""
     state: RequestState = request.scope[_KEY]
     return Context(actor, state.correlation_id, None, state.trace)
 
 
 class Guard:
-    """ASGI middleware; see the module's text."""
+    """ASGI middleware; see the module's docstring."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Guard:
     ) -> None:
         """
         Args:
-            request_timeout: after which the answer is 504, whatever the application is doing.
+            request_timeout: after which the response is 504, whatever the application is doing.
             body_deadline: None means `BODY_DEADLINE`.
             tracer: None means that tracing is off.
         """
@@ -181,7 +181,7 @@ class Guard:
                 await app(scope, receive, send)
         except _Gone:
             return
-        except Exception as error:  # noqa: BLE001 - the edge: every error becomes an answer, a bug is logged
+        except Exception as error:  # noqa: BLE001 - the edge: every error becomes a response, a bug is logged
             if isinstance(error, TimeoutError) and deadline.expired():
                 error = (
                     HttpProblem("request-timeout", headers={"Connection": "close"})
@@ -205,7 +205,7 @@ class Guard:
                 exc_info=error,
                 hint="this is a bug; report it",
             )
-        if not state.status:  # once an answer has begun, all that is left is to break it off
+        if not state.status:  # once a response has started, all that is left is to break it off
             await explained.response()(scope, receive, send)
 
     async def _read_body(self, receive: Receive, headers: dict[bytes, bytes]) -> bytes:
@@ -256,7 +256,7 @@ class Guard:
 
 
 class _Gone(Exception):
-    """The client has left: nobody is there to answer."""
+    """The client has left: nobody is there to respond to."""
 
 
 def _check_size(of_headers: int) -> None:

@@ -33,7 +33,7 @@ FRESH: Final = timedelta(milliseconds=500)
 """How long what is known about the database is taken as true."""
 
 PATIENCE: Final = timedelta(seconds=1)
-"""A database that does not answer within that is down for us."""
+"""A database that does not respond within that time counts as down."""
 
 WAITING_LONG: Final = timedelta(minutes=5)
 """A mail that is unsent for so long went through retries: something is wrong with the mail servers."""
@@ -53,7 +53,7 @@ class Report:
 
 
 class HealthChecks:
-    """Asks the parts how they are.
+    """Checks the parts of the process.
 
     Attributes:
         stopping: will the listeners close in a moment?
@@ -75,7 +75,7 @@ class HealthChecks:
         Args:
             servers: the mail servers, None in a process that does not deliver.
             broker: None where mail is handed over inside the process.
-            metrics: where `measure` writes what nobody counts on the way.
+            metrics: where `measure` writes what is not counted as it happens.
         """
         self.stopping = False
         self._store = store
@@ -98,7 +98,7 @@ class HealthChecks:
         await self._connection.close()
 
     def stop(self) -> None:
-        """Be ready no more, before the listeners close, so that no new requests are sent here."""
+        """Report "not ready" before the listeners close, so that no new requests are sent here."""
         self.stopping = True
 
     async def ready(self) -> Report:
@@ -147,7 +147,7 @@ class HealthChecks:
         return Report("up" if healthy else "degraded", {"head": found.head, "followers": found.items})
 
     async def measure(self) -> None:
-        """Bring those metrics up to date that nobody counts on the way."""
+        """Update the metrics that are not counted as things happen."""
         metrics = self._metrics
         metrics.hash_queue(self._hasher.waiting)
         if self._broker is not None:
@@ -155,7 +155,7 @@ class HealthChecks:
         for name, state in (await self._circuits()).items():
             metrics.circuit(name, state, state)
         backlog = await self._patiently(self._followers.backlog())
-        metrics.forget_backlog()  # a follower that is no more would stay for ever
+        metrics.forget_backlog()  # a follower that no longer exists would stay for ever
         if backlog is None:
             return
         for follower in backlog.followers.items:
@@ -202,9 +202,9 @@ class HealthChecks:
         return self._writable
 
     async def _patiently(self, query: Coroutine[Any, Any, T]) -> T | None:
-        """The query's answer; None if the database is away or does not answer in time.
+        """The query's result; None if the database is away or does not respond in time.
 
-        A query without an answer is left to itself: to cancel it would take the very answer that does not come.
+        A query without a response is left alone: to cancel it would take the very response that does not come.
         """
         task = self._start(query)
         await asyncio.wait({task}, timeout=PATIENCE.total_seconds())
@@ -224,7 +224,7 @@ class HealthChecks:
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
         if not task.cancelled():
-            task.exception()  # seen by whoever still waited
+            task.exception()  # callers that still waited have seen it
 
 
 def _all_open(circuits: dict[str, str]) -> bool:

@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn on a socket of ours, started and stopped by whoever owns the process.
+"""The HTTP server: uvicorn on our own socket, started and stopped by the code that owns the process.
 
 At its door is decided who comes in: no more connections than there are file descriptors to spare, no more
 registrations at once than can be worked on. A refusal there costs a twentieth of a registration.
@@ -113,7 +113,7 @@ class Server:
             return
         self._on_stopping()
         try:
-            # Whoever was told to stop twice is not made to wait.
+            # After a second request to stop, nothing is waited for.
             await asyncio.wait({self._task}, timeout=self._stop_delay)
         finally:
             self._server.should_exit = True
@@ -188,7 +188,7 @@ def _is_a_registration(data: bytes) -> bool:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with an end to waiting (it gives a client for ever to begin a request, and any number of bytes) and
+    """uvicorn's, with an end to waiting (it gives a client for ever to start a request, and any number of bytes) and
     with the decision who is let in."""
 
     def __init__(self, admission: Admission, connections: int, *args: Any, **kwargs: Any) -> None:
@@ -223,8 +223,8 @@ class _Protocol(HttpToolsProtocol):
             self._head_bytes += len(data)
         super().data_received(data)
         if self._patience is None and self.timeout_keep_alive_task is None and not self._is_at_work():
-            self._await_head()  # an empty line between two requests: it ended the one wait and began no other
-        # Not before: what came in one piece with the rest of its request is the guard's to judge.
+            self._await_head()  # an empty line between two requests: it ended the one wait and started no other
+        # Not before: a head that came together with the rest of its request is left to the guard.
         if self._patience is not None and self._head_bytes > HEAD_LIMIT:
             self._give_up()
 
@@ -262,8 +262,8 @@ class _Protocol(HttpToolsProtocol):
             self._refuse(keep=self.parser.should_keep_alive())
             return
         super().on_message_complete()
-        # A request that was sent before the answer to the one before it has no place, as it is not begun: one at a
-        # time of each connection.
+        # A request that was sent before the response to the previous one has no place, as it has not been started: a
+        # connection has one at a time.
         place: AdmissionSlot | None = self.cycle.scope.get(PLACE)  # type: ignore[assignment]
         if place is not None and not self.pipeline:
             place.take()
@@ -276,7 +276,7 @@ class _Protocol(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def _is_at_rest(self) -> bool:
-        """Between two requests, the first of which was read to its end and answered."""
+        """Between two requests, the first of which was read to its end and got its response."""
         return self.timeout_keep_alive_task is not None and not self._in_message
 
     def _is_at_work(self) -> bool:
@@ -330,7 +330,7 @@ class _Server(uvicorn.Server):
         try:
             await super().startup(sockets)
         except SystemExit:
-            # It would end the loop that we are a guest of.
+            # It would end the event loop, which is not ours.
             raise RuntimeError("the application did not come up") from None
         self.begun.set()
 

@@ -14,7 +14,7 @@ from infrastructure.mail.mailbox import Mailbox, page, page_policy
 
 
 def add_mailbox_routes(app: FastAPI, mailbox: Mailbox) -> None:
-    """A page that shows them, and what it asks."""
+    """A page that shows them, and the routes that it calls."""
 
     async def show() -> Response:
         nonce = secrets.token_urlsafe(16)

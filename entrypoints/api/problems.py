@@ -81,7 +81,7 @@ _PLACES = frozenset({"body", "path", "query", "header"})
 
 
 class HttpProblem(Exception):
-    """The request is answered with a problem that is about HTTP, not about a rule of the domain."""
+    """The response is a problem that is about HTTP, not about a rule of the domain."""
 
     def __init__(
         self, code: str, *, errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
@@ -119,7 +119,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ProblemResponse:
-    """An error's code, and what its answer carries beside it."""
+    """An error's code, and what else its response contains."""
 
     code: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -140,7 +140,7 @@ class ProblemResponse:
 
 
 def to_problem(error: Exception) -> ProblemResponse:
-    """What to tell a client of any exception; `internal-error` where it is nothing that we expect."""
+    """What a client is shown of any exception; `internal-error` where it is nothing that we expect."""
     match error:
         case HttpProblem():
             return ProblemResponse(error.code, error.headers, error.errors)
@@ -175,7 +175,7 @@ def to_problem(error: Exception) -> ProblemResponse:
 
 
 def _retry_after(seconds: float) -> dict[str, str]:
-    """Whole seconds, rounded up: who comes back then is not too early."""
+    """Whole seconds, rounded up: a client that comes back then is not too early."""
     return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 

@@ -86,7 +86,7 @@ Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 def _commands(handlers: Handlers, metrics: Metrics) -> tuple[Endpoint, Endpoint, Endpoint]:
     async def register(request: Request) -> Response:
-        """Begin a registration. The answer is the same whether or not the address is taken."""
+        """Start a registration. The response is the same whether or not the address is taken."""
         with _Counted(metrics.registration):
             key = _idempotency_key_of(request)
             command = parse(RegisterUser, body_of(request), idempotency_key=key)
@@ -101,7 +101,7 @@ def _commands(handlers: Handlers, metrics: Metrics) -> tuple[Endpoint, Endpoint,
         )
 
     async def verify(request: Request) -> Response:
-        """Prove the address with the code from the mail. Once it is proved, any code gets the same answer."""
+        """Prove the address with the code from the mail. Once it is proved, any code gets the same response."""
         with _Counted(metrics.verification):
             command = parse(VerifyEmail, body_of(request), registration_id=_id_of(request))
             verified = await handlers.handle(command, context_of(request, Actor.CLIENT))
@@ -121,7 +121,7 @@ def _commands(handlers: Handlers, metrics: Metrics) -> tuple[Endpoint, Endpoint,
 
 def _look(registrations: RegistrationQueries, longest_wait: int) -> Endpoint:
     async def show(request: Request) -> Response:
-        """The registration's state. With `min_position` of an earlier answer, at least as new as that answer."""
+        """The registration's state. With `min_position` of an earlier response, at least as new as that response."""
         registration_id = _id_of(request)
         min_position = _number_of(request, "min_position", LAST_POSITION)
         wait = _number_of(request, "wait", longest_wait)

@@ -97,7 +97,7 @@ class AdminRegistration:
 
     Attributes:
         email, name: in clear; null once the person was erased.
-        duplicate_of: the account that held the address already; what the public routes show does not tell.
+        duplicate_of: the account that held the address already; the public routes do not show it.
         serial: of the current code; `mail`, `handed_over_at`, `attempts_left` and `locked` are about it.
     """
 
@@ -148,7 +148,7 @@ class Mails:
 
 @dataclass(frozen=True, slots=True)
 class StrayMessages:
-    """A page of the messages among the dead letters that are none of ours, the latest first."""
+    """A page of the foreign messages among the dead letters, the latest first."""
 
     items: list[Stray]
     next_cursor: Cursor

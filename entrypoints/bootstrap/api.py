@@ -1,4 +1,4 @@
-"""What the HTTP API works with."""
+"""The parts of the HTTP API: its queries and its health checks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def api_parts(
     servers: SmtpServers | None = None,
     mailbox: Mailbox | None = None,
 ) -> Parts:
-    """What an application is created with; taken down with the stack.
+    """The parts that an application is created with; taken down with the stack.
 
     Args:
         servers: the mail servers, None in a process that does not deliver.

@@ -62,7 +62,7 @@ async def running(
 
 
 async def _keep_running(postgres: EmbeddedPostgres) -> None:
-    """Bring the embedded database up again when it was killed: nobody else looks after it."""
+    """Restart the embedded database when it was killed: nothing else looks after it."""
     while True:
         await asyncio.sleep(REVIVE.total_seconds())
         if postgres.pid is None:

@@ -1,4 +1,4 @@
-"""RabbitMQ, and what this process takes from its queues."""
+"""The connection to RabbitMQ, and the consumers of its queues."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def broker_for(role: Literal["serve", "process", "work"], settings: Settings, *c
 
 
 def mail_consumers(core: Core, delivery: Delivery, stack: AsyncExitStack) -> tuple[Consumer, Consumer]:
-    """What consumes from the queues: the mail worker, and the consumer of dead letters. Taken down with the stack."""
+    """The consumers of the queues: the mail worker, and that of dead letters. Taken down with the stack."""
     worker = MailWorker(
         deliver=delivery.deliver,
         until_mail_ready=delivery.servers.until_ready,

@@ -1,4 +1,4 @@
-"""What every process and every acting command has: it records, and asks the database. Nothing of it runs by itself."""
+"""The core of every process and acting command: it records events and queries the database. Nothing in it runs by itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from infrastructure.telemetry.tracing import setup_tracing
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How a process tells and spends time; tests move it.
+    """How a process reads the time and waits; tests replace it.
 
     Attributes:
         clock: what everybody decides by.
@@ -94,7 +94,7 @@ async def core_on(
     *,
     pace: timedelta = timedelta(0),
 ) -> Core:
-    """`open_core` on a database that is as it should be.
+    """`open_core` on a prepared database.
 
     Over 40 lines, because it is a list, each value made of those above it.
     """
@@ -147,7 +147,7 @@ async def core_on(
 
 
 def policy_of(settings: Settings) -> Policy:
-    """What of the rules can be set."""
+    """The rules that can be set."""
     return Policy(
         otp_ttl=settings.otp_ttl,
         otp_max_attempts=settings.otp_max_attempts,

@@ -1,4 +1,4 @@
-"""The database and its secrets: the ones that are set, or those of the data directory."""
+"""The database and its secrets: from the settings, or from the data directory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Database:
     """
     Attributes:
         admin_token: what operators prove themselves with; None if admin routes are off.
-        embedded: the server, where it is ours to look after.
+        embedded: the server, where this process looks after it.
     """
 
     dsn: str = field(repr=False)

@@ -53,7 +53,7 @@ class Delivery:
     deliver: Callable[[MailRequest], Awaitable[None]]
 
     async def until_database_ready(self) -> None:
-        """Return when the database answers (again)."""
+        """Return when the database responds (again)."""
 
         async def ask(connection: Connection) -> None:
             await connection.execute("SELECT 1")
@@ -83,7 +83,7 @@ async def open_mailbox(settings: Settings, stack: AsyncExitStack) -> Mailbox | N
 async def open_delivery(
     core: Core, settings: Settings, stack: AsyncExitStack, timing: Timing, mailbox: Mailbox | None = None
 ) -> Delivery:
-    """Everything that sending a mail takes; taken down with the stack.
+    """Everything that sending a mail needs; taken down with the stack.
 
     Raises:
         CannotStart: there is no mail server.
@@ -148,9 +148,9 @@ def _mail_servers(settings: Settings, mailbox: Mailbox | None) -> tuple[MailServ
 
 
 def _telling(core: Core) -> OnTransition:
-    """Count a circuit's change, tell the other workers of it, and the log."""
+    """Count a circuit's change, log it, and pass it on to the other workers."""
 
-    def tell(name: str, old: StateName, new: StateName) -> None:
+    def announce(name: str, old: StateName, new: StateName) -> None:
         core.metrics.circuit(name, old, new)
         core.shared_circuits.changed(name, old, new)
         if new == OPENED:
@@ -160,4 +160,4 @@ def _telling(core: Core) -> OnTransition:
         elif new == CLOSED:
             log.info("mail.circuit_closed", provider=name)
 
-    return tell
+    return announce

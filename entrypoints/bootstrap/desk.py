@@ -1,4 +1,4 @@
-"""What short commands look and act with."""
+"""The parts of short commands: for those that only read, and for those that act."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from infrastructure.settings.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What a command looks with: queries on connections that the server lets change nothing."""
+    """For a command that only reads: queries on connections that the server keeps read-only."""
 
     events: EventQueries
     mails: MailQueries
@@ -28,7 +28,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What an operator's command acts with."""
+    """For an operator's command that acts."""
 
     handlers: Handlers
     mails: MailQueries

@@ -1,4 +1,4 @@
-"""What follows the log, each led by one process at a time: read models, the saga, the relay, integration events."""
+"""The followers of the log, each led by one process at a time: read models, the saga, the relay, integration events."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _alerts(core: Core, settings: Settings, url: str) -> Alerts:
     mails, strays = Mails(), Strays()
 
     async def dead_letters(connection: Connection) -> int:
-        """What an operator has to look at: mails that failed for good, and messages that are none of ours."""
+        """What an operator has to look at: mails that failed for good, and foreign messages."""
         return await mails.dead_letters(connection) + await strays.count(connection)
 
     return Alerts(

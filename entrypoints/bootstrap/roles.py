@@ -55,7 +55,7 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
 
 @asynccontextmanager
 async def serve(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
-    """What the HTTP API alone takes."""
+    """The HTTP API alone."""
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing or Timing())
         broker = broker_for("serve", settings)
@@ -83,7 +83,7 @@ async def process(settings: Settings, timing: Timing | None = None) -> AsyncIter
 
 @asynccontextmanager
 async def work(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
-    """The mail worker and the consumer of dead letters. Without a broker there is nothing that they could take."""
+    """The mail worker and the consumer of dead letters. Without a broker there is nothing for them to consume."""
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing, pace=WORKERS_PACE)

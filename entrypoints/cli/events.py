@@ -101,7 +101,7 @@ async def show_registration(
         row for row in rows if (at is None or row.recorded_at <= at) and (version is None or row.version <= version)
     ]
     if not then:
-        raise UnknownRegistration(f"This registration began later, at {rows[0].recorded_at.isoformat()}.")
+        raise UnknownRegistration(f"This registration started later, at {rows[0].recorded_at.isoformat()}.")
     entries = [_entry(events, row) for row in then]
     for entry in entries:
         if entry["data"] is None:

@@ -73,13 +73,13 @@ async def list_mails(reader: Reader, *, state: str, limit: int, as_json: bool) -
             ),
         )
     if strays:
-        note(f"Messages that are none of ours wait, too: {strays}; --state stray shows them.")
+        note(f"Foreign messages wait, too: {strays}; --state stray shows them.")
     await _note_what_is_missing(reader, limit, there_are_more=found.next_cursor is not None)
     return 0
 
 
 async def list_strays(reader: Reader, *, limit: int, as_json: bool) -> int:
-    """Print the messages among the dead letters that are none of ours, the latest first."""
+    """Print the foreign messages among the dead letters, the latest first."""
     found = await reader.mails.strays(limit=limit)
     if as_json:
         print_json(found.items)

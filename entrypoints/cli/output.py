@@ -55,11 +55,11 @@ def show(value: object) -> str:
 
 
 def waiting(what: str) -> AbstractContextManager[object]:
-    """Show a person that something is under way; a program is told nothing."""
+    """Show a person that something is under way; a program is shown nothing."""
     screen = Console(stderr=True)
     return screen.status(what) if screen.is_terminal else nullcontext()
 
 
 def note(message: str) -> None:
-    """A word to the person, out of the way of the data."""
+    """A remark for a person, on standard error, apart from the data."""
     click.echo(message, err=True)

@@ -1,4 +1,4 @@
-"""The commands that stay: `up`, `serve`, `process` and `work`, from the first line on the screen to the last."""
+"""The commands that keep running: `up`, `serve`, `process` and `work`, from the first line on the screen to the last."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class _Listener:
 async def _listening(parts: Parts, settings: Settings) -> AsyncIterator[_Addresses]:
     """Serve HTTP: everything on one address, or what is for operators on its own (`ADMIN_LISTEN`).
 
-    At the end no new request is taken, and those in flight are answered.
+    At the end no new request is taken, and those in flight are finished.
     """
     main, options = Listen(settings.host, settings.port), "--host and --port"
     async with _servers() as servers:
@@ -192,7 +192,7 @@ async def _listening(parts: Parts, settings: Settings) -> AsyncIterator[_Address
 
 @asynccontextmanager
 async def _servers() -> AsyncIterator[list[Server]]:
-    """For those that are started in the block; they stop together, as whoever waits for one waits for all."""
+    """For those that are started in the block; they stop together, as a wait for one is a wait for all."""
     servers: list[Server] = []
     try:
         yield servers
@@ -201,7 +201,7 @@ async def _servers() -> AsyncIterator[list[Server]]:
 
 
 async def _listen(listener: _Listener, parts: Parts, settings: Settings, servers: list[Server]) -> str:
-    """Begin to serve; returns the base URL."""
+    """Start to serve; returns the base URL."""
     where = listener.where
     server = Server(
         create_app(parts, public=listener.public, admin=listener.admin),
@@ -234,7 +234,7 @@ _LABEL = 10
 
 
 def _print_screen(parts: Parts, settings: Settings, addresses: _Addresses) -> None:
-    """Everything a person needs to begin, in one screen; a program reads the same lines without the frame."""
+    """Everything a person needs to start, in one screen; a program reads the same lines without the frame."""
     lines = _lines(parts, settings, addresses)
     register = (
         f"curl -i {addresses.public}/v1/registrations -H 'Content-Type: application/json' "
@@ -265,5 +265,5 @@ def _lines(parts: Parts, settings: Settings, addresses: _Addresses) -> dict[str,
     if parts.admin_token is None:
         lines["Admin"] = "off; REGISTRAR_ADMIN_TOKEN switches /v1/admin on"
     elif settings.admin_token is None:
-        lines["Admin"] = f"Authorization: Bearer {parts.admin_token}"  # made here, and nobody else could tell it
+        lines["Admin"] = f"Authorization: Bearer {parts.admin_token}"  # made here, and shown nowhere else
     return lines

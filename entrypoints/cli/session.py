@@ -1,4 +1,4 @@
-"""What every command goes through: settings, the event loop, a service for a moment, and errors in one line."""
+"""What every command uses: settings, the event loop, a service for its duration, and errors in one line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def log_troubles(settings: Settings | None = None) -> None:
 
 
 def finish(work: Coroutine[Any, Any, int]) -> int:
-    """Run a command to its end on a loop of its own; answers its exit code. SIGTERM ends it as Ctrl-C does."""
+    """Run a command to its end on a loop of its own; returns its exit code. SIGTERM ends it as Ctrl-C does."""
 
     async def until_told_otherwise() -> int:
         task = asyncio.current_task()
@@ -137,9 +137,9 @@ def explain(error: Exception) -> tuple[str, int]:
         case Unavailable():
             return f"{str(error)[:1].upper()}{str(error)[1:]}; try again in a moment, `registrar doctor` says more.", 1
         case _ if isinstance(error, AWAY):
-            return "The database does not answer as it should; `registrar doctor` says more.", 1
+            return "The database does not respond as it should; `registrar doctor` says more.", 1
         case OSError() if error.strerror:
             return f"{error.strerror}{f': {error.filename}' if error.filename else ''}.", 2
     log_everything()
     log.error("command failed", exc_info=error)
-    return f"This is a bug ({type(error).__name__}); the line above tells where it happened, please report it.", 1
+    return f"This is a bug ({type(error).__name__}); the line above says where it happened, please report it.", 1

@@ -33,7 +33,7 @@ class Backlog:
     Attributes:
         oldest_unsent: how long the registrant who has waited longest has had no mail; zero if nobody waits.
         dead_letters: mails that failed for good and wait for an operator.
-        stray_messages: dead letters that are none of ours, and that nobody has discarded.
+        stray_messages: foreign messages among the dead letters that nobody has discarded.
         stuck: registrations whose next step is overdue.
     """
 

@@ -1,4 +1,4 @@
-"""Mails as the read model has them, and the messages among the dead letters that are none of ours."""
+"""Mails as the read model has them, and the foreign messages among the dead letters."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class MailQueries:
         )
 
     async def strays(self, *, cursor: str | None = None, limit: int) -> Page[Stray]:
-        """Messages that are none of ours, the latest first."""
+        """Foreign messages, the latest first."""
         return await self._pool.ask(lambda connection: self._strays.search(connection, cursor=cursor, limit=limit))
 
     async def stray_messages(self) -> int:

@@ -22,11 +22,11 @@ from projections.paging import Page
 from projections.registrations import Registrations, RegistrationView
 
 MARGIN = timedelta(milliseconds=500)
-"""What a wait for the read model leaves of the request's time, so that its answer is ours and not the timeout's."""
+"""What a wait for the read model leaves of the request's time, so that the response comes from here and not from the timeout."""
 
 
 class ReadModelBehind(Unavailable):
-    """The read model has not got as far as the caller wants to see."""
+    """The read model has not reached the position that the caller asked for."""
 
 
 @dataclass(frozen=True, slots=True)

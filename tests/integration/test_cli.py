@@ -495,7 +495,7 @@ def test_a_registration_is_shown_as_it_is_and_as_it_was(desk: _Desk) -> None:
         (["events", "show", str(CLAIM)], "unknown-registration"),
         (["events", "list", "--registration", NOBODY], "unknown-registration"),
         (["events", "show", str(REGISTRATION), "--version", "4"], "only 3 events"),
-        (["events", "show", str(REGISTRATION), "--at", "2020-01-01T00:00:00Z"], "began later"),
+        (["events", "show", str(REGISTRATION), "--at", "2020-01-01T00:00:00Z"], "started later"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -568,10 +568,10 @@ def test_the_list_is_of_the_mails_that_an_operator_can_still_do_something_about(
     assert desk("mail", "list", "--json").json == []
 
 
-def test_the_list_of_what_waits_tells_of_messages_that_are_none_of_ours(desk: _Desk) -> None:
-    assert "none of ours" not in desk("mail", "list").err
+def test_the_list_of_what_waits_mentions_foreign_messages(desk: _Desk) -> None:
+    assert "Foreign messages" not in desk("mail", "list").err
     desk.happened(*stream(STRAY, stray_kept()))
-    assert "none of ours wait, too: 1" in desk("mail", "list").err
+    assert "Foreign messages wait, too: 1" in desk("mail", "list").err
 
 
 def test_a_retry_is_an_event_of_the_operator_and_reported_for_each(desk: _Desk) -> None:

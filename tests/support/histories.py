@@ -211,7 +211,7 @@ class History:
         )
 
     def _find_a_stray(self) -> None:
-        """A message that is none of ours is among the dead letters; some day an operator has seen the one before."""
+        """A foreign message is among the dead letters; some day an operator has seen the one before."""
         if self._strays and self._random.random() < 0.5:
             self._act("operator", lambda: self._discarded(self._strays.pop()))
         self._strays.append(

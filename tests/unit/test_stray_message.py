@@ -1,4 +1,4 @@
-"""What is kept of a message that is none of ours: once, however often it comes, until an operator has seen it."""
+"""What is kept of a foreign message: once, however often it comes, until an operator has seen it."""
 
 from uuid import uuid4
 

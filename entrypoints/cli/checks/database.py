@@ -57,8 +57,8 @@ async def _database(settings: Settings) -> AsyncIterator[Connection]:
         try:
             connection = await connect(dsn, name="doctor", statement_timeout=PATIENCE, read_only=True)
         except (psycopg.Error, OSError, TimeoutError) as error:
-            told = str(error).strip().partition("\n")[0]
-            raise _NoDatabase("fail", told or "it does not answer", advice) from None
+            message = str(error).strip().partition("\n")[0]
+            raise _NoDatabase("fail", message or "it does not respond", advice) from None
         yield await stack.enter_async_context(connection)
 
 
@@ -90,7 +90,7 @@ async def _in_database(connection: Connection, settings: Settings) -> AsyncItera
         async for finding in _followers(connection, settings):
             yield finding
     except (psycopg.Error, OSError) as error:
-        says = f"it failed to answer ({type(error).__name__})"
+        says = f"it failed to respond ({type(error).__name__})"
         yield Finding("database", "fail", says, "Check the server's log and the rights of the role.")
 
 
@@ -99,7 +99,7 @@ async def _schema(connection: Connection) -> Finding:
         await check(connection, SCHEMA)
     except WrongSchema as error:
         state: State = "warn" if isinstance(error, Outdated) else "fail"
-        return Finding("schema", state, str(error), "docs/upgrading.md tells the order of an upgrade.")
+        return Finding("schema", state, str(error), "docs/upgrading.md has the order of an upgrade.")
     head = await _value(connection, "SELECT position FROM head")
     return Finding("schema", "ok", f"there, with {head} events")
 

@@ -20,7 +20,7 @@ NEARLY_FULL = 2 * 2**30
 
 
 def python() -> Finding:
-    if sys.version_info < (3, 11):  # noqa: UP036 - whoever runs it with an older one should be told
+    if sys.version_info < (3, 11):  # noqa: UP036 - with an older one the check should say so
         return Finding("python", "fail", platform.python_version(), "Install Python 3.11 or newer.")
     return Finding("python", "ok", platform.python_version())
 

@@ -88,7 +88,7 @@ def _encrypts(server: MailServer) -> bool:
 
 
 async def _greet(server: MailServer) -> str | None:
-    """Connect, say EHLO, and encrypt as the setting demands; answers what went wrong."""
+    """Connect, say EHLO, and encrypt as the setting demands; returns what went wrong."""
     client = SMTP(
         hostname=server.host,
         port=server.port,
@@ -107,9 +107,9 @@ async def _greet(server: MailServer) -> str | None:
                 await client.starttls()
                 await client.ehlo()
     except (OSError, SMTPException) as error:
-        told = {"timeout": f"no answer within {PATIENCE.total_seconds():g} s", "tls": "no trustworthy encryption"}
+        shown = {"timeout": f"no answer within {PATIENCE.total_seconds():g} s", "tls": "no trustworthy encryption"}
         failure = judge_error(stage, error).failure
-        return told.get(failure, f"{failure} failed" if failure == "connection" else failure)
+        return shown.get(failure, f"{failure} failed" if failure == "connection" else failure)
     finally:
         client.close()
     return None
@@ -119,7 +119,7 @@ async def _greet(server: MailServer) -> str | None:
 
 
 async def look_at_webhook(url: str) -> Finding:
-    """Can the webhook be reached? It is not called: whoever listens there would take it for an alert."""
+    """Can the webhook be reached? It is not called: the receiver would take the call for an alert."""
     webhook = Webhook(url, deadline=PATIENCE)
     try:
         await webhook.reach()
