@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from math import inf
@@ -36,7 +35,6 @@ from application.keyed_lock import KeyedLock
 from application.loading import Loaded, claimed_address, loaded, must_be_of_kind, require
 from application.ports import (
     Clock,
-    Conflict,
     Context,
     Log,
     PasswordHasher,
@@ -45,6 +43,7 @@ from application.ports import (
     WrappedKey,
     entries_of,
 )
+from application.retrying import decided_again
 from domain.email_claim import EmailClaim
 from domain.errors import Refused
 from domain.policy import Policy
@@ -55,13 +54,6 @@ from domain.stray_message import StrayMessage
 
 CONFLICT_RETRIES = 3
 """How often a command is decided again after a conflict, before the caller sees it (docs/house-style.md, rule 9)."""
-
-AT_ONCE = 10
-"""How many races a fact may lose before it is decided again only after a pause; nobody is seen to lose so many, except
-through a bug, which must not keep a processor busy."""
-
-MAX_PAUSE = 1.0
-"""Seconds; the pauses before it double from a hundredth of one."""
 
 
 class Handlers:
@@ -206,7 +198,7 @@ class Handlers:
 
     # Facts about mails: decided again after a conflict for as long as it takes, since they have happened and would be
     # lost otherwise. It ends, because each conflict is an event that somebody else recorded on the same stream; should
-    # a bug keep it from ending, it pauses (`AT_ONCE`).
+    # a bug keep it from ending, it pauses (`decided_again`).
 
     async def _record_email_dispatched(
         self, command: RecordEmailDispatched, context: Context, read: Loaded | None = None
@@ -383,26 +375,8 @@ class Handlers:
     async def _in_turn(
         self, key: UUID, decide: Callable[[], Awaitable[Answer]], *, losses: float = CONFLICT_RETRIES
     ) -> Answer:
-        """Decide, one at a time per key in this process; again after a conflict, at most `losses` times.
-
-        From `AT_ONCE` conflicts on only after a pause, each twice as long as the last one.
-        """
-
-        async def decide_again() -> Answer:
-            lost = 0
-            pause = 0.01
-            while True:
-                try:
-                    return await decide()
-                except Conflict:
-                    lost += 1
-                    if lost > losses:
-                        raise
-                if lost >= AT_ONCE:
-                    await asyncio.sleep(pause)
-                    pause = min(pause * 2, MAX_PAUSE)
-
-        return await self._lock.run(key, decide_again)
+        """Decide, one at a time per key in this process; again after a conflict, at most `losses` times."""
+        return await self._lock.run(key, partial(decided_again, decide, losses))
 
 
 def _answer(subject_id: UUID, status: Status | None, saved: Position | None, before: Position) -> Answer:

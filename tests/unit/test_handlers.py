@@ -31,10 +31,11 @@ from application.commands import (
     VerifyEmail,
     WithholdEmail,
 )
-from application.handlers import AT_ONCE, CONFLICT_RETRIES
+from application.handlers import CONFLICT_RETRIES
 from application.keyed_lock import KeyedLock
 from application.loading import loaded
 from application.ports import Checkpoint, Conflict, Context, Entry, ForeignRequest, Overloaded, WrappedKey
+from application.retrying import AT_ONCE
 from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import (
     AddressTaken,
