@@ -38,7 +38,7 @@ HEADERS_LIMIT: Final = 8 * 1024
 """Bytes of all headers (docs/security.md, S23)."""
 
 DRAIN_LIMIT: Final = 1024 * 1024
-"""Bytes of a body that are read though it is too large: many clients do not read a response before they have sent all of it."""
+"""Bytes that are read of a body that is too large: many clients read no response before they have sent it all."""
 
 BODY_DEADLINE: Final = timedelta(seconds=5)
 """For the whole body, so that nobody holds a connection by sending a byte now and then."""

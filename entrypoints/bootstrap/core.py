@@ -1,4 +1,4 @@
-"""The core of every process and acting command: it records events and queries the database. Nothing in it runs by itself."""
+"""The core of every process and acting command: it records events, and queries. Nothing in it runs by itself."""
 
 from __future__ import annotations
 

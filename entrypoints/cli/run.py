@@ -1,4 +1,4 @@
-"""The commands that keep running: `up`, `serve`, `process` and `work`, from the first line on the screen to the last."""
+"""The commands that keep running: `up`, `serve`, `process` and `work`, from their first line to their last."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from projections.paging import Page
 from projections.registrations import Registrations, RegistrationView
 
 MARGIN = timedelta(milliseconds=500)
-"""What a wait for the read model leaves of the request's time, so that the response comes from here and not from the timeout."""
+"""What a wait for the read model leaves of the request's time, so that its own response comes before the timeout's."""
 
 
 class ReadModelBehind(Unavailable):
