@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from entrypoints.api.http_server import Server
-from entrypoints.cli.garbage_collection import collect_rarely
+from entrypoints.cli.garbage_collection import collect_rarely, keep_what_is_there
 
 
 class Body(BaseModel):
@@ -49,6 +49,7 @@ async def _main() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     print("listening", server.port, flush=True)
     collect_rarely()  # as the service does, so that the comparison is fair
+    keep_what_is_there()
     await stop.wait()
     await server.stop()
 

@@ -23,7 +23,7 @@ from psycopg.sql import SQL, Identifier
 
 from bench.history import numbered
 from domain.registration import Registration
-from entrypoints.cli.garbage_collection import collect_rarely
+from entrypoints.cli.garbage_collection import collect_rarely, keep_what_is_there
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
@@ -188,6 +188,7 @@ def main() -> None:
     """Arguments in and outcome out as JSON."""
     job = json.loads(sys.argv[1])
     collect_rarely()  # as the service does, for all sides
+    keep_what_is_there()
     match job["who"]:
         case "ours":
             took = uvloop.run(ours(job["dsn"]))

@@ -15,7 +15,7 @@ from application.ports import Context
 from bench.folding import ours as fold
 from bench.history import registered, registration_id
 from bench.report import percentile
-from entrypoints.cli.garbage_collection import collect_rarely
+from entrypoints.cli.garbage_collection import collect_rarely, keep_what_is_there
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
@@ -95,6 +95,7 @@ def main() -> None:
     """Arguments in and outcome out as JSON."""
     job = json.loads(sys.argv[1])
     collect_rarely()  # as the service does
+    keep_what_is_there()
     if job["what"] == "fold":
         print(json.dumps({"seconds": uvloop.run(fold(job["dsn"]))}))
     else:

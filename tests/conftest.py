@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import os
 import sys
 import tempfile
 import threading
@@ -30,6 +31,10 @@ from tests.faults import reached
 from tests.support.facts import MovableClock
 from tests.support.postgres import SHARED, database_of, server
 from tests.support.rabbitmq import PrivateRabbit, SharedRabbit, demand, node
+
+# Tests start hundreds of processes. Where bytecode is not to be written (containers often say so), each of them would
+# compile our modules again, which is a sixth of its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 _TEMPLATE = "registrar_template"
 _numbers = count(1)

@@ -20,7 +20,7 @@ from rich.text import Text
 from entrypoints.api.app import Parts, create_app
 from entrypoints.api.http_server import Server, shares
 from entrypoints.bootstrap import CannotStart, roles
-from entrypoints.cli.garbage_collection import collect_rarely
+from entrypoints.cli.garbage_collection import keep_what_is_there
 from entrypoints.cli.output import note
 from entrypoints.cli.session import log_everything, log_troubles, opened
 from infrastructure.embedded.data_directory import DataDirectory
@@ -39,7 +39,7 @@ async def up(settings: Settings) -> int:
             if not stop.is_set():
                 _print_screen(running.api, settings, addresses)
                 log_everything(settings)
-            collect_rarely()
+            keep_what_is_there()
             await stop.wait()
     return _stopped()
 
@@ -51,7 +51,7 @@ async def serve(settings: Settings) -> int:
         async with opened(roles.serve(settings)) as running, _listening(running.api, settings) as addresses:
             click.echo(f"{'API':<{_LABEL}}{addresses.public}")
             log_everything(settings)
-            collect_rarely()
+            keep_what_is_there()
             await stop.wait()
     return _stopped()
 
@@ -101,7 +101,7 @@ async def _in_the_background(role: AbstractAsyncContextManager[roles.Process], s
                 click.echo(f"{'Metrics':<{_LABEL}}{url}/metrics")
             click.echo(says)
             log_everything(settings)
-            collect_rarely()
+            keep_what_is_there()
             await stop.wait()
     return _stopped()
 

