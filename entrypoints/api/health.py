@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import psycopg
 from fastapi import FastAPI
@@ -22,8 +22,10 @@ from infrastructure.event_store.store import EventStore
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import ReconnectingConnection
-from infrastructure.rabbitmq.connection import Broker
 from infrastructure.telemetry.metrics import CONTENT_TYPE, Metrics
+
+if TYPE_CHECKING:
+    from infrastructure.rabbitmq.connection import Broker
 
 T = TypeVar("T")
 

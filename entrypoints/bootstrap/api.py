@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from entrypoints.api.app import Parts
 from entrypoints.api.health import HealthChecks
@@ -16,8 +17,10 @@ from entrypoints.queries.registrations import RegistrationQueries
 from infrastructure.mail.mailbox import Mailbox
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import ReconnectingConnection
-from infrastructure.rabbitmq.connection import Broker
 from infrastructure.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from infrastructure.rabbitmq.connection import Broker
 
 
 def queries_of(core: Core, settings: Settings, stack: AsyncExitStack) -> Queries:

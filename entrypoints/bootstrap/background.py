@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import structlog
@@ -16,8 +16,10 @@ from entrypoints.bootstrap.core import Core
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import LeaderTask, lead
-from infrastructure.rabbitmq.connection import Broker
 from infrastructure.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from infrastructure.rabbitmq.connection import Broker
 
 log = structlog.get_logger(__name__)
 

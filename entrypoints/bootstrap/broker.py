@@ -1,24 +1,36 @@
-"""The connection to RabbitMQ, and the consumers of its queues."""
+"""The connection to RabbitMQ, what is published there, and the consumers of its queues.
 
+FastStream and aio-pika are a sixth of the start of a process (our measurement): only a process with a broker imports
+them.
+"""
+
+# ruff: noqa: PLC0415 - see above
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.delivery import Delivery, finish_within
-from infrastructure.rabbitmq.connection import Broker
-from infrastructure.rabbitmq.consumer import Consumer
-from infrastructure.rabbitmq.dead_letters import DeadLetterConsumer
-from infrastructure.rabbitmq.mail_worker import MailWorker
-from infrastructure.rabbitmq.topology import Topology
+from infrastructure.followers.integration_events import PublishesEvents
+from infrastructure.followers.relay import Relay
 from infrastructure.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from infrastructure.rabbitmq.connection import Broker
+    from infrastructure.rabbitmq.consumer import Consumer
+
+PUBLISHING = 128
+"""Requests on their way to the broker at the same time: confirms come in milliseconds, and not one by one."""
 
 
 def broker_for(role: Literal["serve", "process", "work"], settings: Settings, *consumers: Consumer) -> Broker | None:
     """The connection to RabbitMQ, which runs later; None where none is set, and mail is handed over inside the process."""
     if settings.broker_url is None:
         return None
+    from infrastructure.rabbitmq.connection import Broker
+    from infrastructure.rabbitmq.topology import Topology
+
     return Broker(
         settings.broker_url.get_secret_value(),
         name=role,
@@ -31,6 +43,9 @@ def broker_for(role: Literal["serve", "process", "work"], settings: Settings, *c
 
 def mail_consumers(core: Core, delivery: Delivery, stack: AsyncExitStack) -> tuple[Consumer, Consumer]:
     """The consumers of the queues: the mail worker, and that of dead letters. Taken down with the stack."""
+    from infrastructure.rabbitmq.dead_letters import DeadLetterConsumer
+    from infrastructure.rabbitmq.mail_worker import MailWorker
+
     worker = MailWorker(
         deliver=delivery.deliver,
         until_mail_ready=delivery.servers.until_ready,
@@ -39,3 +54,26 @@ def mail_consumers(core: Core, delivery: Delivery, stack: AsyncExitStack) -> tup
     stack.push_async_callback(worker.close)
     dead_letters = DeadLetterConsumer(do=core.handlers.handle, until_database_ready=delivery.until_database_ready)
     return worker.consumer, dead_letters.consumer
+
+
+def relay_to(broker: Broker, core: Core, settings: Settings) -> Relay:
+    """A relay that has the mails sent by the workers behind the broker."""
+    from infrastructure.rabbitmq.mail_publisher import MailPublisher
+
+    publisher = MailPublisher(broker, message_ttl=settings.message_ttl, circuits=core.shared_circuits)
+    return Relay(
+        tail=core.tail,
+        notifications=core.notifications,
+        hand_over=publisher.hand_over,
+        until_ready=publisher.until_ready,
+        at_once=PUBLISHING,
+    )
+
+
+def publisher_to(broker: Broker | None) -> PublishesEvents | None:
+    """The integration events' way out, None without a broker."""
+    if broker is None:
+        return None
+    from infrastructure.rabbitmq.event_publisher import EventPublisher
+
+    return EventPublisher(broker)

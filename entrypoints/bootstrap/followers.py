@@ -8,14 +8,12 @@ from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.delivery import Delivery, finish_within
 from infrastructure.alerts.alerts import Alerts
 from infrastructure.alerts.webhook import Webhook
-from infrastructure.followers.integration_events import IntegrationEvents
+from infrastructure.followers.integration_events import IntegrationEvents, PublishesEvents
 from infrastructure.followers.leadership import LeaderTask
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.projector import Projector
 from infrastructure.followers.relay import Relay
 from infrastructure.postgres.connection import Connection
-from infrastructure.rabbitmq.connection import Broker
-from infrastructure.rabbitmq.mail_publisher import MailPublisher
 from infrastructure.settings.settings import Settings
 from projections import PROJECTIONS
 from projections.deadlines import Deadlines
@@ -29,12 +27,13 @@ PACE = timedelta(milliseconds=200)
 PACE_WAITED_FOR = timedelta(milliseconds=10)
 """The same for the one that clients wait for: under load it saves half of its transactions (our measurement)."""
 
-PUBLISHING = 128
-"""Requests on their way to the broker at the same time: confirms come in milliseconds, and not one by one."""
 
+def followers(core: Core, settings: Settings, relay: Relay, publisher: PublishesEvents | None) -> list[LeaderTask]:
+    """Everything that follows the log, and the alerts.
 
-def followers(core: Core, settings: Settings, relay: Relay, broker: Broker | None) -> list[LeaderTask]:
-    """Everything that follows the log, and the alerts."""
+    Args:
+        publisher: of integration events; None without a broker.
+    """
     leading: list[LeaderTask] = [
         Projector(
             projection(),
@@ -58,8 +57,8 @@ def followers(core: Core, settings: Settings, relay: Relay, broker: Broker | Non
         )
     )
     leading.append(relay)
-    if broker is not None:
-        leading.append(IntegrationEvents(tail=core.tail, notifications=core.notifications, broker=broker))
+    if publisher is not None:
+        leading.append(IntegrationEvents(tail=core.tail, notifications=core.notifications, publisher=publisher))
     if settings.alert_url is not None:
         leading.append(_alerts(core, settings, settings.alert_url.get_secret_value()))
     return leading
@@ -74,18 +73,6 @@ def relay_inside(core: Core, settings: Settings, delivery: Delivery) -> Relay:
         until_ready=delivery.servers.until_ready,
         finish_within=finish_within(settings),
         give_back=delivery.give_back_claims,
-    )
-
-
-def relay_to(broker: Broker, core: Core, settings: Settings) -> Relay:
-    """A relay that has the mails sent by the workers behind the broker."""
-    publisher = MailPublisher(broker, message_ttl=settings.message_ttl, circuits=core.shared_circuits)
-    return Relay(
-        tail=core.tail,
-        notifications=core.notifications,
-        hand_over=publisher.hand_over,
-        until_ready=publisher.until_ready,
-        at_once=PUBLISHING,
     )
 
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from entrypoints.api.app import Parts
 from entrypoints.bootstrap.api import api_parts
 from entrypoints.bootstrap.background import running
-from entrypoints.bootstrap.broker import broker_for, mail_consumers
+from entrypoints.bootstrap.broker import broker_for, mail_consumers, publisher_to, relay_to
 from entrypoints.bootstrap.core import Core, Timing, open_core
 from entrypoints.bootstrap.delivery import WORKERS_PACE, Delivery, open_delivery, open_mailbox
-from entrypoints.bootstrap.followers import followers, relay_inside, relay_to
-from infrastructure.rabbitmq.connection import Broker
+from entrypoints.bootstrap.followers import followers, relay_inside
 from infrastructure.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from infrastructure.rabbitmq.connection import Broker
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,8 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
         broker = broker_for("work", settings, *consumers)
         relay = relay_to(broker, core, settings) if broker else relay_inside(core, settings, delivery)
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers, mailbox=mailbox)
-        await stack.enter_async_context(running(core, settings, broker, followers(core, settings, relay, broker)))
+        leading = followers(core, settings, relay, publisher_to(broker))
+        await stack.enter_async_context(running(core, settings, broker, leading))
         yield Process(core, api, broker, delivery)
 
 
@@ -77,7 +81,8 @@ async def process(settings: Settings, timing: Timing | None = None) -> AsyncIter
         else:
             relay = relay_to(broker, core, settings)
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers if delivery else None)
-        await stack.enter_async_context(running(core, settings, broker, followers(core, settings, relay, broker)))
+        leading = followers(core, settings, relay, publisher_to(broker))
+        await stack.enter_async_context(running(core, settings, broker, leading))
         yield Process(core, api, broker, delivery)
 
 

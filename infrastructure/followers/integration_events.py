@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
+from typing import Protocol
 from uuid import UUID
 
 import structlog
 
-from application.integration_events import CONTENT_TYPE, TOPICS, IntegrationEvent, encode, integration_event
+from application.integration_events import TOPICS, IntegrationEvent, integration_event
 from application.ports import BrokerAway, Unavailable
 from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog
@@ -19,8 +20,6 @@ from infrastructure.followers.leadership import while_touching
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
-from infrastructure.rabbitmq.connection import Broker
-from infrastructure.rabbitmq.topology import EVENTS_EXCHANGE
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +31,21 @@ PACE = timedelta(milliseconds=100)
 
 MAX_PAUSE = timedelta(seconds=30)
 """Between two attempts at an event that a subscriber's full queue refuses: the others get a copy each time."""
+
+
+class PublishesEvents(Protocol):
+    """The broker, as far as this follower needs it."""
+
+    async def publish(self, event: IntegrationEvent) -> None:
+        """Return when the broker has confirmed it.
+
+        Raises:
+            BrokerAway: it was not confirmed; it may arrive all the same.
+            Unavailable: a subscriber's full queue refuses it.
+        """
+
+    async def until_up(self) -> None:
+        """Return when it makes sense to try again."""
 
 
 class IntegrationEvents:
@@ -47,10 +61,10 @@ class IntegrationEvents:
 
     name = "integration-events"
 
-    def __init__(self, *, tail: ReadsLog, notifications: Notifications, broker: Broker) -> None:
+    def __init__(self, *, tail: ReadsLog, notifications: Notifications, publisher: PublishesEvents) -> None:
         self._tail = tail
         self._notifications = notifications
-        self._broker = broker
+        self._publisher = publisher
         self._refused = False
 
     async def work(self, connection: Connection) -> None:
@@ -94,20 +108,10 @@ class IntegrationEvents:
         pause = timedelta(milliseconds=200)
         while True:
             try:
-                await self._broker.publish(
-                    encode(event),
-                    exchange=EVENTS_EXCHANGE,
-                    routing_key=event.ROUTING_KEY,
-                    message_id=event.id,
-                    correlation_id=str(event.correlationid),
-                    message_type=event.type,
-                    timestamp=event.time,
-                    headers={} if event.traceparent is None else {"traceparent": event.traceparent},
-                    content_type=CONTENT_TYPE,
-                )
+                await self._publisher.publish(event)
                 return
             except BrokerAway:
-                wait: Callable[[], Awaitable[None]] = self._broker.until_up
+                wait: Callable[[], Awaitable[None]] = self._publisher.until_up
             except Unavailable as refused:
                 self._note_refusal(event)
                 wait = partial(asyncio.sleep, max(refused.retry_after, pause.total_seconds()))

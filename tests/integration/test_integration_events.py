@@ -27,6 +27,7 @@ from infrastructure.followers.leadership import lead
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Notifications
 from infrastructure.rabbitmq.connection import Broker
+from infrastructure.rabbitmq.event_publisher import EventPublisher
 from infrastructure.rabbitmq.topology import Topology
 from infrastructure.settings.settings import Settings
 from tests.faults.canaries import occurs
@@ -57,7 +58,7 @@ EXCHANGE = "registrar.events"
 async def publishing(dsn: str, store: EventStore, url: str) -> AsyncIterator[None]:
     notifications = Notifications(dsn)
     broker = Broker(url, name="test", topology=Topology.of(queue_ttl=timedelta(minutes=5)), pauses=wait_fixed(0.2))
-    events = IntegrationEvents(tail=LogTail(store), notifications=notifications, broker=broker)
+    events = IntegrationEvents(tail=LogTail(store), notifications=notifications, publisher=EventPublisher(broker))
     tasks = [asyncio.create_task(work) for work in (notifications.run(), broker.run(), lead(events, dsn))]
     try:
         yield
