@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import timedelta
 from importlib.metadata import version
 from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from opentelemetry.sdk.trace import TracerProvider
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from application.handlers import Handlers
 from entrypoints.api.admin import add_admin_routes
 from entrypoints.api.guard import DIRECTLY, Guard
-from entrypoints.api.health import HealthChecks, add_health_routes, add_metrics_route
+from entrypoints.api.health import add_health_routes, add_metrics_route
 from entrypoints.api.mailbox import add_mailbox_routes
 from entrypoints.api.openapi import add_docs_routes, describe_problems
+from entrypoints.api.parts import Parts
 from entrypoints.api.problems import to_problem
 from entrypoints.api.registrations import ByHand, add_registration_routes
-from entrypoints.queries.queries import Queries
-from infrastructure.mail.mailbox import Mailbox
-from infrastructure.telemetry.metrics import Metrics
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The parts of an application; the listeners of a process share them.
-
-    Attributes:
-        admin_token: what operators prove themselves with; None if nobody can.
-        tracing: where spans go; None if tracing is off.
-        mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
-    """
-
-    handlers: Handlers
-    queries: Queries
-    checks: HealthChecks
-    metrics: Metrics
-    request_timeout: timedelta
-    admin_token: str | None
-    tracing: TracerProvider | None
-    mailbox: Mailbox | None
 
 
 def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:

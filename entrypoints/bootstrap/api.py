@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from entrypoints.api.app import Parts
-from entrypoints.api.health import HealthChecks
+from entrypoints.api.parts import Parts
 from entrypoints.bootstrap.core import Core
 from entrypoints.queries.audit import AuditQueries
 from entrypoints.queries.followers import FollowerQueries, followers_with
 from entrypoints.queries.funnel import FunnelQueries
+from entrypoints.queries.health import HealthChecks
 from entrypoints.queries.mails import MailQueries
 from entrypoints.queries.queries import Queries
 from entrypoints.queries.registrations import RegistrationQueries

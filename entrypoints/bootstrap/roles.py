@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from entrypoints.api.app import Parts
+from entrypoints.api.parts import Parts
 from entrypoints.bootstrap.api import api_parts
 from entrypoints.bootstrap.background import running
 from entrypoints.bootstrap.broker import broker_for, mail_consumers, publisher_to, relay_to

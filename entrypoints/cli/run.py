@@ -1,15 +1,19 @@
-"""The commands that keep running: `up`, `serve`, `process` and `work`, from their first line to their last."""
+"""The commands that keep running: `up`, `serve`, `process` and `work`, from their first line to their last.
+
+FastAPI is a quarter of a start (our measurement): only a process that listens loads it.
+"""
+
+# ruff: noqa: PLC0415 - see above
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -17,24 +21,27 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from entrypoints.api.app import Parts, create_app
-from entrypoints.api.http_server import Server, shares
 from entrypoints.bootstrap import CannotStart, roles
 from entrypoints.cli.garbage_collection import keep_what_is_there
 from entrypoints.cli.output import note
 from entrypoints.cli.session import log_everything, log_troubles, opened
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.settings.settings import Settings
-from infrastructure.settings.values import Listen
+
+if TYPE_CHECKING:
+    from entrypoints.api.parts import Parts
+    from entrypoints.cli.listening import Addresses
 
 
 async def up(settings: Settings) -> int:
     """Everything in one process, on one data directory that is this process's alone until it ends."""
+    from entrypoints.cli.listening import listening
+
     log_troubles(settings)
     with DataDirectory(settings.data_dir).locked(), _until_stopped() as stop:
         async with (
             opened(roles.up(settings)) as running,
-            _listening(running.api, settings) as addresses,
+            listening(running.api, settings) as addresses,
         ):
             if not stop.is_set():
                 _print_screen(running.api, settings, addresses)
@@ -46,9 +53,11 @@ async def up(settings: Settings) -> int:
 
 async def serve(settings: Settings) -> int:
     """The API alone."""
+    from entrypoints.cli.listening import listening
+
     log_troubles(settings)
     with _until_stopped() as stop:
-        async with opened(roles.serve(settings)) as running, _listening(running.api, settings) as addresses:
+        async with opened(roles.serve(settings)) as running, listening(running.api, settings) as addresses:
             click.echo(f"{'API':<{_LABEL}}{addresses.public}")
             log_everything(settings)
             keep_what_is_there()
@@ -93,12 +102,14 @@ async def _in_the_background(role: AbstractAsyncContextManager[roles.Process], s
     """A process that serves nobody, but operators where `ADMIN_LISTEN` is set."""
     log_troubles(settings)
     with _until_stopped() as stop:
-        async with opened(role) as running, _servers() as servers:
+        async with AsyncExitStack() as stack:
+            running = await stack.enter_async_context(opened(role))
             if settings.admin_listen is not None:
+                from entrypoints.cli.listening import listening_for_operators
+
                 # What this process counts (mails, circuits, time to inbox) is nowhere else.
-                operators = _Listener(settings.admin_listen, "REGISTRAR_ADMIN_LISTEN", public=False)
-                url = await _listen(operators, running.api, settings, servers)
-                click.echo(f"{'Metrics':<{_LABEL}}{url}/metrics")
+                listening = listening_for_operators(running.api, settings, settings.admin_listen)
+                click.echo(f"{'Metrics':<{_LABEL}}{await stack.enter_async_context(listening)}/metrics")
             click.echo(says)
             log_everything(settings)
             keep_what_is_there()
@@ -142,98 +153,13 @@ def _until_stopped() -> Iterator[asyncio.Event]:
     yield stop
 
 
-# --- Listening --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Addresses:
-    """Base URLs of what clients reach, and of what operators reach."""
-
-    public: str
-    admin: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Listener:
-    """
-    Attributes:
-        chosen_by: the setting or options that say where.
-        public, admin: whose routes; see `create_app`.
-        connections: see `Server`.
-    """
-
-    where: Listen
-    chosen_by: str
-    public: bool = True
-    admin: bool = True
-    connections: int | None = None
-
-
-@asynccontextmanager
-async def _listening(parts: Parts, settings: Settings) -> AsyncIterator[_Addresses]:
-    """Serve HTTP: everything on one address, or what is for operators on its own (`ADMIN_LISTEN`).
-
-    At the end no new request is taken, and those in flight are finished.
-    """
-    main, options = Listen(settings.host, settings.port), "--host and --port"
-    async with _servers() as servers:
-        if settings.admin_listen is None:
-            url = await _listen(_Listener(main, options), parts, settings, servers)
-            yield _Addresses(url, url)
-        else:
-            most, theirs = shares()
-            operators = _Listener(settings.admin_listen, "REGISTRAR_ADMIN_LISTEN", public=False, connections=theirs)
-            registrants = _Listener(main, options, admin=False, connections=most)
-            yield _Addresses(
-                admin=await _listen(operators, parts, settings, servers),
-                public=await _listen(registrants, parts, settings, servers),
-            )
-
-
-@asynccontextmanager
-async def _servers() -> AsyncIterator[list[Server]]:
-    """For those that are started in the block; they stop together, as a wait for one is a wait for all."""
-    servers: list[Server] = []
-    try:
-        yield servers
-    finally:
-        await asyncio.gather(*(server.stop() for server in servers))
-
-
-async def _listen(listener: _Listener, parts: Parts, settings: Settings, servers: list[Server]) -> str:
-    """Start to serve; returns the base URL."""
-    where = listener.where
-    server = Server(
-        create_app(parts, public=listener.public, admin=listener.admin),
-        host=where.host,
-        port=where.port,
-        on_stopping=parts.checks.stop,
-        grace=settings.request_timeout,
-        stop_delay=settings.stop_delay,
-        trusted_proxies=settings.trusted_proxies,
-        metrics=parts.metrics,
-        connections=listener.connections,
-    )
-    try:
-        await server.start()
-    except OSError as error:
-        reason = "another program uses it" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-        raise CannotStart(
-            f"Cannot listen on {where.host}:{where.port}: {reason}; choose another with {listener.chosen_by}."
-        ) from None
-    servers.append(server)
-    # Nobody can click on a wildcard.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(where.host, where.host)  # noqa: S104 - compared, not bound
-    return f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
-
-
 # --- The screen -------------------------------------------------------------------------------
 
 _LABEL = 10
 """Width of the labels: a line is the label, padded, and what it names."""
 
 
-def _print_screen(parts: Parts, settings: Settings, addresses: _Addresses) -> None:
+def _print_screen(parts: Parts, settings: Settings, addresses: Addresses) -> None:
     """Everything a person needs to start, in one screen; a program reads the same lines without the frame."""
     lines = _lines(parts, settings, addresses)
     register = (
@@ -255,7 +181,7 @@ def _print_screen(parts: Parts, settings: Settings, addresses: _Addresses) -> No
     click.echo(f"\nA first registration:\n\n{register}\n\nCtrl-C stops it; the log follows.\n")
 
 
-def _lines(parts: Parts, settings: Settings, addresses: _Addresses) -> dict[str, str]:
+def _lines(parts: Parts, settings: Settings, addresses: Addresses) -> dict[str, str]:
     lines = {"API": addresses.public, "Docs": f"{addresses.admin}/docs"}
     if parts.mailbox is not None:
         lines["Mailbox"] = f"{addresses.public}/mailbox"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pydantic import SecretStr
 
 from application.handlers import Handlers
-from entrypoints.api.app import Parts
+from entrypoints.api.parts import Parts
 from entrypoints.bootstrap.core import Timing
 from entrypoints.bootstrap.delivery import open_mailbox
 from entrypoints.bootstrap.desk import Desk

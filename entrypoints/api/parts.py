@@ -1,0 +1,34 @@
+"""What an application is created with: without the framework, because not every process creates one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from opentelemetry.sdk.trace import TracerProvider
+
+from application.handlers import Handlers
+from entrypoints.queries.health import HealthChecks
+from entrypoints.queries.queries import Queries
+from infrastructure.mail.mailbox import Mailbox
+from infrastructure.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of an application; the listeners of a process share them.
+
+    Attributes:
+        admin_token: what operators prove themselves with; None if nobody can.
+        tracing: where spans go; None if tracing is off.
+        mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
+    """
+
+    handlers: Handlers
+    queries: Queries
+    checks: HealthChecks
+    metrics: Metrics
+    request_timeout: timedelta
+    admin_token: str | None
+    tracing: TracerProvider | None
+    mailbox: Mailbox | None

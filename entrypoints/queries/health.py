@@ -1,0 +1,228 @@
+"""The health of a process: what works, what waits. No check takes longer than two seconds, whatever hangs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+import psycopg
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+
+from application.ports import BrokerAway, Unavailable
+from entrypoints.queries.followers import FollowerQueries
+from infrastructure.crypto.password_hashing import PasswordHashing
+from infrastructure.event_store.probe import take_locks_of_an_append
+from infrastructure.event_store.store import EventStore
+from infrastructure.mail.shared_circuits import SharedCircuits
+from infrastructure.mail.smtp.servers import SmtpServers
+from infrastructure.postgres.connection import ReconnectingConnection
+from infrastructure.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from infrastructure.rabbitmq.connection import Broker
+
+T = TypeVar("T")
+
+State = Literal["up", "down", "degraded", "disabled"]
+
+FRESH: Final = timedelta(milliseconds=500)
+"""How long what is known about the database is taken as true."""
+
+PATIENCE: Final = timedelta(seconds=1)
+"""A database that does not respond within that time counts as down."""
+
+WAITING_LONG: Final = timedelta(minutes=5)
+"""A mail that is unsent for so long went through retries: something is wrong with the mail servers."""
+
+_AWAY = (Unavailable, psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A check's outcome."""
+
+    status: State
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class HealthChecks:
+    """Checks the parts of the process.
+
+    Attributes:
+        stopping: will the listeners close in a moment?
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        store: EventStore,
+        followers: FollowerQueries,
+        shared_circuits: SharedCircuits,
+        servers: SmtpServers | None,
+        broker: Broker | None,
+        hasher: PasswordHashing,
+        metrics: Metrics,
+    ) -> None:
+        """
+        Args:
+            servers: the mail servers, None in a process that does not deliver.
+            broker: None where mail is handed over inside the process.
+            metrics: where `measure` writes what is not counted as it happens.
+        """
+        self.stopping = False
+        self._store = store
+        self._followers = followers
+        self._shared_circuits = shared_circuits
+        self._servers = servers
+        self._broker = broker
+        self._hasher = hasher
+        self._metrics = metrics
+        self._connection = ReconnectingConnection(dsn, name="health", statement_timeout=PATIENCE)
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._look: asyncio.Task[bool] | None = None
+        self._writable = False
+        self._known_until = 0.0
+
+    async def close(self) -> None:
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await self._connection.close()
+
+    def stop(self) -> None:
+        """Report "not ready" before the listeners close, so that no new requests are sent here."""
+        self.stopping = True
+
+    async def ready(self) -> Report:
+        """Can this process take registrations? Mail that is away delays them, no more."""
+        if self.stopping:
+            return Report("down", {"database": "up", "reason": "stopping"})
+        if not await self._can_append():
+            return Report("down", {"database": "down"})
+        broker = self._broker
+        mail_is_away = _all_open(await self._circuits()) or (broker is not None and not broker.is_up)
+        return Report("degraded" if mail_is_away else "up", {"database": "up"})
+
+    async def database(self) -> Report:
+        return Report("up" if await self._can_append() else "down")
+
+    async def rabbitmq(self) -> Report:
+        """Do messages get through, and does somebody take them?"""
+        broker = self._broker
+        if broker is None:
+            return Report("disabled")
+        try:
+            seen = await broker.look()
+        except BrokerAway:
+            return Report("down", {"reason": broker.trouble or "no answer"})
+        taken = all(queue["consumers"] for queue in seen["queues"].values())
+        return Report("up" if taken else "degraded", seen)
+
+    async def mail(self) -> Report:
+        """The mail servers' circuits, and how long the registrant who has waited longest has had no mail."""
+        circuits = await self._circuits()
+        oldest = await self._patiently(self._followers.oldest_unsent())
+        status: State = "up"
+        if _all_open(circuits) or (oldest is None and not circuits):
+            status = "down"
+        elif any(state != "closed" for state in circuits.values()) or (oldest is not None and oldest > WAITING_LONG):
+            status = "degraded"
+        seconds = None if oldest is None else oldest.total_seconds()
+        return Report(status, {"servers": circuits, "oldest_unsent_seconds": seconds})
+
+    async def projections(self) -> Report:
+        progress = await self._patiently(self._followers.progress())
+        if progress is None:
+            return Report("down")
+        healthy = all(follower.status == "up" for follower in progress.items)
+        found = [{**asdict(follower), "status": follower.status} for follower in progress.items]
+        return Report("up" if healthy else "degraded", {"head": progress.head, "followers": found})
+
+    async def measure(self) -> None:
+        """Update the metrics that are not counted as things happen."""
+        metrics = self._metrics
+        metrics.hash_queue(self._hasher.waiting)
+        if self._broker is not None:
+            metrics.broker(up=self._broker.is_up)
+        for name, state in (await self._circuits()).items():
+            metrics.circuit(name, state, state)
+        backlog = await self._patiently(self._followers.backlog())
+        metrics.forget_backlog()  # a follower that no longer exists would stay for ever
+        if backlog is None:
+            return
+        for follower in backlog.followers.items:
+            metrics.follower(
+                follower.name,
+                lag_events=follower.lag_events,
+                lag_seconds=follower.lag_seconds,
+                parked_streams=follower.parked_streams,
+            )
+        metrics.backlog(
+            dead_letters=backlog.dead_letters,
+            stray_messages=backlog.stray_messages,
+            oldest_unsent_seconds=backlog.oldest_unsent.total_seconds(),
+            stuck=backlog.stuck,
+        )
+
+    async def _circuits(self) -> dict[str, str]:
+        """As all workers know them; what this process itself knows is newer."""
+        own = await self._servers.states() if self._servers is not None else {}
+        return self._shared_circuits.states | own
+
+    async def _can_append(self) -> bool:
+        """Does the database take appends? Asked by all callers together, at most twice a second, and not while
+        appends themselves show it."""
+        if self._store.refuses:
+            return False
+        if self._store.accepts:
+            return True
+        if asyncio.get_running_loop().time() < self._known_until:
+            return self._writable
+        if self._look is None or self._look.done():
+            self._look = self._start(self._ask_database())
+        await asyncio.wait({self._look}, timeout=PATIENCE.total_seconds())
+        return self._look.done() and not self._look.cancelled() and self._look.result()
+
+    async def _ask_database(self) -> bool:
+        try:
+            await self._connection.execute_idempotent(take_locks_of_an_append)
+        except _AWAY:
+            self._writable = False
+        else:
+            self._writable = True
+        self._known_until = asyncio.get_running_loop().time() + FRESH.total_seconds()
+        return self._writable
+
+    async def _patiently(self, query: Coroutine[Any, Any, T]) -> T | None:
+        """The query's result; None if the database is away or does not respond in time.
+
+        A query without a response is left alone: to cancel it would take the very response that does not come.
+        """
+        task = self._start(query)
+        await asyncio.wait({task}, timeout=PATIENCE.total_seconds())
+        if not task.done():
+            return None
+        try:
+            return task.result()
+        except _AWAY:
+            return None
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # callers that still waited have seen it
+
+
+def _all_open(circuits: dict[str, str]) -> bool:
+    """Can no mail be sent? Not even while a server is probed."""
+    return bool(circuits) and all(state != "closed" for state in circuits.values())
