@@ -15,7 +15,7 @@ from infrastructure.crypto.keyring import Keyring, open_root_secret, read_root_s
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.followers.projector import read_scripts
-from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.connection import Connection, closing, connect
 from infrastructure.postgres.schema import WrongSchema, bring_up_to_date, check
 from infrastructure.scripts import SCRIPTS
 from infrastructure.settings.settings import Settings
@@ -136,7 +136,7 @@ async def _connection(dsn: str, *, read_only: bool = False) -> AsyncIterator[Con
     except (psycopg.Error, OSError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CannotStart(f"The database cannot be reached: {reason}; check REGISTRAR_DATABASE_URL.") from None
-    async with connection:
+    async with closing(connection):
         try:
             yield connection
         except WrongSchema as error:

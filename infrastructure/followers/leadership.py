@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from application.ports import Conflict, Unavailable
-from infrastructure.postgres.connection import AWAY, Connection, connect
+from infrastructure.postgres.connection import AWAY, Connection, closing, connect
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +55,7 @@ async def lead(leading: LeaderTask, dsn: str, *, statement_timeout: timedelta = 
     while True:
         try:
             connection = await connect(dsn, name=leading.name, statement_timeout=statement_timeout)
-            async with connection:
+            async with closing(connection):
                 if await _is_leader(connection, leading.name):
                     log.info("follower.leads", follower=leading.name)
                     away = False

@@ -18,7 +18,7 @@ from infrastructure.followers.follow import Chore, follow, keep_leadership
 from infrastructure.followers.leadership import NotLeader
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, PARKED_RETRY_INTERVAL, ParkedStreams
 from infrastructure.followers.positions import position_of, save_position
-from infrastructure.postgres.connection import AWAY, Connection
+from infrastructure.postgres.connection import AWAY, Connection, pipeline
 from infrastructure.postgres.notifications import Notifications
 from infrastructure.postgres.schema import Script, numbered
 
@@ -140,7 +140,7 @@ class Projector:
     ) -> None:
         """Apply the events and save the position in one transaction, sent without waiting for each statement."""
         try:
-            async with connection.pipeline(), connection.transaction():
+            async with pipeline(connection), connection.transaction():
                 await self._apply(connection, rows)
                 crash_point("projector.mid")
                 await connection.execute(

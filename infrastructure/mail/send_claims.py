@@ -12,7 +12,7 @@ import structlog
 
 from application.ports import SendClaim, Unavailable
 from infrastructure.postgres.batching import Batcher
-from infrastructure.postgres.connection import AWAY, Connection, ReconnectingConnection
+from infrastructure.postgres.connection import AWAY, Connection, ReconnectingConnection, pipeline
 
 log = structlog.get_logger(__name__)
 
@@ -117,7 +117,7 @@ class StoredSendClaims:
 
         async def write(connection: Connection) -> list[tuple[UUID, int, datetime, bytes | None]]:
             # Both in one transaction, which a pipeline is implicitly.
-            async with connection.pipeline():
+            async with pipeline(connection):
                 if released:
                     await connection.execute(
                         "DELETE FROM send_claims AS c"

@@ -6,8 +6,8 @@ import asyncio
 import os
 import socket
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -234,6 +234,38 @@ def session(
         f" -c idle_in_transaction_session_timeout=5000 -c search_path=public -c extra_float_digits=1{read_as}"
         + (" -c default_transaction_read_only=on" if read_only else ""),
     }
+
+
+@asynccontextmanager
+async def closing(connection: Connection) -> AsyncIterator[None]:
+    """Close it at the end of the block, and with it what the block leaves open.
+
+    The driver's own `async with connection` commits or rolls back first, for which an autocommit session has no use,
+    and leaves the connection open if it is cancelled there.
+    """
+    try:
+        yield
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def pipeline(connection: Connection) -> AsyncIterator[None]:
+    """`connection.pipeline()` that leaves nothing behind when it is interrupted; not to be used inside another one.
+
+    If the wait for its end is cancelled, the driver drops the generator that it waited for. That is finalized with the
+    traceback, as a rule after the connection was closed: it tries to fetch what it still expects, and fails where nobody
+    can catch it. One that expects nothing just ends (psycopg 3.3.9: findings/psycopg-cancelled-under-load.sh).
+    """
+    expected = None
+    try:
+        async with connection.pipeline() as entered:
+            expected = entered.result_queue
+            yield
+    except BaseException:
+        if expected is not None:
+            expected.clear()
+        raise
 
 
 @contextmanager

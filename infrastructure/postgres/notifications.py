@@ -13,7 +13,7 @@ from datetime import timedelta
 import structlog
 
 from domain.recorded import Position
-from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.connection import Connection, closing, connect
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +82,7 @@ class Notifications:
 
     async def _listen(self) -> None:
         connection = await connect(self._dsn, name="listen", statement_timeout=timedelta(seconds=10))
-        async with connection:
+        async with closing(connection):
             await connection.execute("LISTEN registrar_log")
             await connection.execute("LISTEN registrar_follower")
             # From scratch: after a restore or a failover the log may end before what was announced, and a waiter for

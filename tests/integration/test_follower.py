@@ -25,6 +25,7 @@ from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import HEAD, Notifications
 from infrastructure.postgres.schema import bring_up_to_date
 from tests.support.facts import email_claimed, email_released, eventually, stream
+from tests.support.interruptions import interrupt, nothing_left_behind, wait_as_under_load
 from tests.support.log import append, happened, locked, query
 
 SESSION = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
@@ -236,6 +237,37 @@ async def test_a_leader_that_slept_while_somebody_else_moved_on_applies_nothing_
     assert await positions(dsn) == [1, 2, 3]
     assert await appliers(dsn) == ["other", "other", "sleeper"]
     assert await parked(dsn) == []
+
+
+class NothingMore(Notifications):
+    """Stops a follower where it would wait for more."""
+
+    reached = False
+
+    async def wait_past(self, who: str, position: Position, *, within: timedelta = timedelta(0)) -> bool:
+        self.reached = True
+        raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_leader_stops_wherever_it_is_told_to_and_leaves_nothing_behind(
+    store: EventStore, dsn: str, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    monkeypatch.setattr("infrastructure.followers.leadership.STAND_BY", timedelta(seconds=0.01))
+    await append(store, claimed())
+    wait_as_under_load(monkeypatch)
+    with nothing_left_behind(monkeypatch):
+        for at in count(1):
+            await query(dsn, "TRUNCATE followers, read_tally.seen")
+            end = NothingMore(dsn)
+            interrupted = await interrupt(following(Tally(), store, end, dsn), at=at, times=times)
+            assert interrupted != end.reached
+            assert len(await positions(dsn)) == await place(dsn)  # both or neither
+            if end.reached:
+                break
+
+    assert at > 20  # it waits around each message of the session and of the batch
+    assert await positions(dsn) == [1]
 
 
 # --- What cannot be applied -------------------------------------------------------------------

@@ -23,7 +23,7 @@ from domain.stray_message import StrayMessage
 from infrastructure.event_store.codec import event_classes
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.projector import Projection, read_scripts
-from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.connection import Connection, connect, pipeline
 from infrastructure.postgres.schema import bring_up_to_date
 from projections import PROJECTIONS, strays
 from projections.accounts import Account, Accounts
@@ -109,7 +109,7 @@ async def fold(connection: Connection, projection: Projection, *batches: Sequenc
     for batch in batches:
         wanted = [event for event in batch if projection.topics is None or event.topic in projection.topics]
         if wanted:
-            async with connection.pipeline(), connection.transaction():
+            async with pipeline(connection), connection.transaction():
                 await projection.apply(connection, wanted)
     await connection.execute("RESET search_path")
 
