@@ -97,7 +97,7 @@ class ReconnectingConnection:
                 with cut_after(self._statement_timeout + GRACE, connection):
                     return await use(connection)
             except BaseException:
-                if connection.closed or connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                if connection.closed or not _is_at_rest(connection):
                     await self._drop()
                 raise
 
@@ -276,6 +276,13 @@ def cut_after(patience: timedelta, connection: Connection) -> Iterator[None]:
         yield
     finally:
         alarm.cancel()
+
+
+def _is_at_rest(connection: Connection) -> bool:
+    """Is it as before the first statement? If a task was cancelled on entering a pipeline, the connection stays in it:
+    later statements would succeed and never be committed (findings/psycopg-cancelled-under-load.sh)."""
+    info, pq = connection.info, psycopg.pq
+    return (info.transaction_status, info.pipeline_status) == (pq.TransactionStatus.IDLE, pq.PipelineStatus.OFF)
 
 
 def _milliseconds(duration: timedelta) -> int:

@@ -10,10 +10,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from application.ports import Unavailable
 from infrastructure.event_store.store import EventStore
-from infrastructure.postgres.connection import Connection, ReconnectingConnection
+from infrastructure.postgres.connection import Connection, ReconnectingConnection, pipeline
 from infrastructure.postgres.pool import QueryPool
 from tests.support.facts import eventually
 from tests.support.http import ADMIN, open_api, problem_of
+from tests.support.interruptions import interrupt, nothing_left_behind, wait_as_under_load
 from tests.support.log import append, happened, locked, log_of, placed, query
 
 OF_A_DATABASE = {
@@ -76,6 +77,38 @@ async def test_the_service_starts_and_works_whatever_its_sessions_are_told_by(to
         for route in ("/v1/admin/mail", "/v1/admin/audit", "/v1/admin/funnel"):
             assert (await api.http.get(route, headers=ADMIN)).status_code == 200, route
         assert (await api.http.get("/health/ready")).status_code == 200
+
+
+# --- Sessions that are interrupted ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_what_comes_after_an_interrupted_pipeline_is_committed(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    await query(dsn, "CREATE TABLE done (number integer)")
+    line = ReconnectingConnection(dsn, name="test", statement_timeout=timedelta(seconds=10))
+    wait_as_under_load(monkeypatch)
+
+    async def in_a_pipeline(connection: Connection) -> None:
+        async with pipeline(connection):
+            await connection.execute("SELECT 1")
+            await connection.execute("SELECT 2")
+
+    async def after(connection: Connection) -> None:
+        await connection.execute("INSERT INTO done VALUES (%s)", (at,))
+
+    with nothing_left_behind(monkeypatch):
+        interrupted, at = True, 0
+        while interrupted:
+            at += 1
+            await line.execute(a_row)  # there is a session
+            interrupted = await interrupt(line.execute(in_a_pipeline), at=at, times=times)
+            await line.execute(after)
+            assert await query(dsn, "SELECT max(number) FROM done") == [(at,)]
+        await line.close()
+
+    assert at > 5  # it waits around each message
 
 
 # --- Sessions that the server ends --------------------------------------------------------------
