@@ -505,6 +505,15 @@ def test_what_is_not_in_the_log_is_said_in_one_line(desk: _Desk, arguments: list
     assert says in done.err
 
 
+@pytest.fixture
+def in_the_background() -> Iterator[None]:
+    """These tests run as a shell without job control runs them behind `&`: they ignore Ctrl-C."""
+    as_it_was = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, as_it_was)
+
+
+@pytest.mark.usefixtures("in_the_background")
 def test_new_events_are_followed_until_ctrl_c(desk: _Desk) -> None:
     settings = {name: os.environ[f"REGISTRAR_{name}"] for name in ("DATABASE_URL", "MASTER_KEY")}
     with running("events", "list", "--follow", "--json", until='"position":6,', **settings) as (process, _):
