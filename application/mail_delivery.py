@@ -123,7 +123,7 @@ class MailDelivery:
         read = loaded(await self._log.load(request.registration_id), request.registration_id)
         registration = read.registration
         must_be_of_kind(registration, request.kind)
-        if not registration.wants_mail(request.serial):
+        if not registration.wants_mail(request.serial) or _was_tried(request, read):
             return
         if registration.duplicate_of is not None:
             await self._deliver_notice(request, read, registration.duplicate_of, until)
@@ -235,6 +235,16 @@ class MailDelivery:
                 sleep=self._sleep,
             ),
         )
+
+
+def _was_tried(request: MailRequest, read: Loaded) -> bool:
+    """Has a try failed since the request was made? Then the saga requests the mail again, when it is time to.
+
+    During an outage the requests of one mail pile up. If each were a try, a mail whose outcome is unknown would be sent
+    again at once, before anybody can use the first copy, and one that is refused for now would not wait.
+    """
+    since = request.position is not None and request.position < read.position
+    return since and read.registration.latest_try_failed
 
 
 def _context(request: MailRequest) -> Context:

@@ -181,6 +181,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self.requested_at: list[datetime] = []
         self.handed_over_at: dict[int, datetime] = {}
         self.dead_requests: set[int] = set()
+        self.failed_version = 0
         self.rejections = 0
         self.locked = False
         self.locks = 0
@@ -246,6 +247,11 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     def wants_mail(self, serial: int) -> bool:
         """Is the mail of this issue still to be sent? Not if its code is locked: then a new code is due."""
         return self.lacks_mail(serial) and not self.locked
+
+    @property
+    def latest_try_failed(self) -> bool:
+        """Is the last that happened to it a try of its mail that failed? When the next one is made is up to the saga."""
+        return self.failed_version == self.version
 
     def may_notify_owner(self, now: datetime, policy: Policy) -> bool:
         """May the owner of this account be notified of a duplicate? Not again within `notice_interval`."""
@@ -431,9 +437,11 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self.handed_over_at[serial] = timestamp
 
     @event(EmailDispatchFailed)
-    def _email_dispatch_failed(self, request_position: int | None) -> None:
+    def _email_dispatch_failed(self, request_position: int | None, originator_version: int) -> None:
         if request_position is not None:
             self.dead_requests.add(request_position)
+        else:
+            self.failed_version = originator_version
 
     @event(EmailDiscarded)
     def _email_discarded(self) -> None:

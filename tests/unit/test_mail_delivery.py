@@ -114,9 +114,11 @@ class Post:
         self.slept.append(seconds)
         self.on_sleep()
 
-    async def deliver(self, registration_id: UUID, serial: int = 1, kind: str = "code") -> None:
+    async def deliver(
+        self, registration_id: UUID, serial: int = 1, kind: str = "code", position: int | None = 1
+    ) -> None:
         wanted = WantedMail(registration_id, serial, MailKind(kind), T0)
-        await self.delivery.deliver(MailRequest(wanted, 1, CLIENT.correlation_id, None))
+        await self.delivery.deliver(MailRequest(wanted, position, CLIENT.correlation_id, None))
 
     def count(self, event: type) -> int:
         return sum(isinstance(one, event) for one in self.log.events)
@@ -199,6 +201,52 @@ async def test_a_failure_is_recorded_once_however_long_that_takes(post: Post) ->
     await post.deliver(registration_id)
 
     assert post.count(Registration.EmailDispatchFailed) == 1
+
+
+@pytest.mark.fault("E9")
+async def test_of_requests_that_piled_up_one_is_tried_and_after_its_failure_only_what_is_requested_anew(
+    post: Post,
+) -> None:
+    registration_id = await post.house.registered()
+    earlier, later = 1, 2
+
+    def accept_and_hang() -> None:
+        raise NotSent(
+            DispatchFailure("timeout", permanent=False, provider="mail.example:25", attempts=1, outcome_unknown=True)
+        )
+
+    post.servers.does = accept_and_hang
+    await post.deliver(registration_id, position=later)
+    post.servers.does = lambda: None
+    for request in (later, earlier):
+        await post.deliver(registration_id, position=request)
+
+    assert post.servers.letters == []
+    assert post.claims.held == set()
+
+    await post.deliver(registration_id, position=len(post.log.events) + 1)
+
+    assert len(post.servers.letters) == 1
+    assert post.count(Registration.EmailDispatchFailed) == post.count(Registration.EmailDispatched) == 1
+
+
+@pytest.mark.parametrize("position", [None, 1])
+async def test_a_request_is_tried_unless_the_latest_news_of_its_registration_is_a_failed_try(
+    post: Post, position: int | None
+) -> None:
+    registration_id = await post.house.registered()
+    dead = DispatchFailure("expired", permanent=False, provider="broker", attempts=0)
+    tried = DispatchFailure("greylisted", permanent=False, provider="mail.example:25", attempts=3)
+    registration = post.house.registration(registration_id)
+    if position is None:  # a message without its header
+        registration.record_dispatch_failed(serial=1, failure=tried, now=T0)
+    else:  # another request died in the broker: nothing was tried
+        registration.record_dispatch_failed(serial=1, failure=dead, now=T0, request_position=7)
+    await post.log.append(entries_of(registration.collect_events(), CLIENT))
+
+    await post.deliver(registration_id, position=position)
+
+    assert len(post.servers.letters) == 1
 
 
 @pytest.mark.fault("E22", "E25")
