@@ -170,14 +170,31 @@ def empty(postgres: EmbeddedPostgres, administration: psycopg.Connection) -> Ite
 
 @pytest.fixture(scope="session")
 def rabbit(pytestconfig: pytest.Config) -> PrivateRabbit:
-    """The node that the tests share. A test that does something to a node starts one of its own (`own_rabbit`)."""
+    """The node that the tests share. A test that does something to a node takes another one (`killable_rabbit`)."""
     demand(pytestconfig)
     return SharedRabbit(reached.directory_of(pytestconfig)).joined()
 
 
+@pytest.fixture(scope="session")
+def _node_to_kill(pytestconfig: pytest.Config) -> Iterator[PrivateRabbit]:
+    demand(pytestconfig)
+    with node() as rabbit:
+        yield rabbit
+
+
+@pytest.fixture
+def killable_rabbit(_node_to_kill: PrivateRabbit) -> PrivateRabbit:
+    """A node that runs, whatever the test before did to it, and keeps what it confirmed however it is killed; `start()`
+    revives it. The tests of a worker have it one after the other, each on a virtual host of its own: a first start takes
+    more CPU than ten minutes of rest."""
+    if not _node_to_kill.is_running:
+        _node_to_kill.start()
+    return _node_to_kill
+
+
 @pytest.fixture
 def own_rabbit(pytestconfig: pytest.Config) -> Iterator[PrivateRabbit]:
-    """A node for this test alone, which keeps what it confirmed however it is killed. `start()` revives it."""
+    """As `killable_rabbit`, for this test alone and with nothing in it."""
     demand(pytestconfig)
     with node() as rabbit:
         yield rabbit

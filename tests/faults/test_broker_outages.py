@@ -1,14 +1,11 @@
-"""A node of RabbitMQ that is stopped, killed, wiped or blocked, and queues that are dead: mails come late, none is lost.
-
-One node for all of them, on which each test leaves a running broker behind.
-"""
+"""A node of RabbitMQ that is stopped, killed, wiped or blocked, and queues that are dead: mails come late, none is lost."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,7 +22,7 @@ from tests.faults.scene import Scene
 from tests.support.broker import channel_to, put, until_empty, until_lost, until_up, vhost_of, waiting
 from tests.support.facts import eventually
 from tests.support.mail import until_recorded
-from tests.support.rabbitmq import PrivateRabbit, demand, node
+from tests.support.rabbitmq import PrivateRabbit
 from tests.support.smtp_stub import SmtpStub
 
 WITHOUT_CLOCKS = sorted(INVARIANTS.keys() - {"I13"})
@@ -34,36 +31,19 @@ WITHOUT_CLOCKS = sorted(INVARIANTS.keys() - {"I13"})
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def node_of_ours(pytestconfig: pytest.Config) -> Iterator[PrivateRabbit]:
-    demand(pytestconfig)
-    with node() as rabbit:
-        yield rabbit
-
-
-@pytest.fixture
-def outage_node(node_of_ours: PrivateRabbit) -> PrivateRabbit:
-    """The node, which runs, whatever the test before did to it."""
-    if not node_of_ours.is_running:
-        node_of_ours.start()
-    return node_of_ours
-
-
 @pytest.fixture
 async def scene_on_node(
-    dsn: str, outage_node: PrivateRabbit, sink: SmtpStub, tmp_path: Path, reached_directory: Path
+    dsn: str, killable_rabbit: PrivateRabbit, sink: SmtpStub, tmp_path: Path, reached_directory: Path
 ) -> AsyncIterator[Scene]:
     """As `scene_over_broker`, on a virtual host of the node that may be killed."""
-    fleet = Fleet(dsn, sink.port, directory=tmp_path, reached=reached_directory, broker_url=outage_node.vhost())
+    fleet = Fleet(dsn, sink.port, directory=tmp_path, reached=reached_directory, broker_url=killable_rabbit.vhost())
     async with Scene.on(fleet, sink) as scene:
         yield scene
 
 
 def configure(rabbit: PrivateRabbit, **settings: int) -> None:
     """Set what the node reads when a channel or a queue begins; its next start forgets it."""
-    rabbit.control(
-        "eval", ",".join(f"application:set_env(rabbit, {name}, {to})" for name, to in settings.items()) + "."
-    )
+    rabbit.evaluate(", ".join(f"ok = application:set_env(rabbit, {name}, {to})" for name, to in settings.items()))
 
 
 def url_of(scene: Scene) -> str:
@@ -79,20 +59,20 @@ class Later(DatabaseClock):
 
 @pytest.mark.fault("C1")
 async def test_while_the_broker_is_stopped_registrations_are_taken_and_mailed_once_it_is_back(
-    scene_on_node: Scene, outage_node: PrivateRabbit
+    scene_on_node: Scene, killable_rabbit: PrivateRabbit
 ) -> None:
     scene = scene_on_node
     client = await scene.client_within()
     async with scene.within(follows=True, works=True) as service:
         await until_up(service)
         with scene.faults.during("broker stopped", "broker"):
-            await asyncio.to_thread(outage_node.kill, signal.SIGTERM)
+            await asyncio.to_thread(killable_rabbit.kill, signal.SIGTERM)
             registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(20)]
             await until_lost(service)
             assert (await client.health("ready"))["status"] == "degraded"
             assert (await client.health("rabbitmq"))["status"] == "down"
             assert scene.sink.mails == []
-            await asyncio.to_thread(outage_node.start)
+            await asyncio.to_thread(killable_rabbit.start)
 
         await scene.prove(client, *registered, within=60)
         assert set(scene.copies.values()) == {1}
@@ -109,7 +89,7 @@ async def eventually_up(client: Client) -> None:
 
 @pytest.mark.fault("C2")
 async def test_a_broker_that_is_killed_under_load_costs_no_mail_and_doubles_none(
-    scene_on_node: Scene, outage_node: PrivateRabbit
+    scene_on_node: Scene, killable_rabbit: PrivateRabbit
 ) -> None:
     scene = scene_on_node
     client = await scene.client_within()
@@ -127,12 +107,12 @@ async def test_a_broker_that_is_killed_under_load_costs_no_mail_and_doubles_none
         load = asyncio.create_task(crowd())
         await eventually(lambda: len(scene.sink.mails) >= 20)
         with scene.faults.during("broker killed", "broker"):
-            await asyncio.to_thread(outage_node.kill)
+            await asyncio.to_thread(killable_rabbit.kill)
             during = len(registered)
             await eventually(lambda: len(registered) >= during + 20)
             enough.set()
             await load
-            await asyncio.to_thread(outage_node.start)
+            await asyncio.to_thread(killable_rabbit.start)
 
         await eventually(lambda: len(scene.copies) >= len(registered), within=60)
         await scene.prove(client, *registered[::10])
@@ -142,7 +122,7 @@ async def test_a_broker_that_is_killed_under_load_costs_no_mail_and_doubles_none
 
 @pytest.mark.fault("C2")
 async def test_mails_that_a_worker_has_in_hand_when_the_broker_is_killed_are_seen_through_and_not_sent_again(
-    scene_on_node: Scene, outage_node: PrivateRabbit
+    scene_on_node: Scene, killable_rabbit: PrivateRabbit
 ) -> None:
     scene = scene_on_node
     client = await scene.client_within()
@@ -152,11 +132,11 @@ async def test_mails_that_a_worker_has_in_hand_when_the_broker_is_killed_are_see
         registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(9)]
         await eventually(lambda: len(scene.sink.mails) == 9)
         with scene.faults.during("broker killed", "broker"):
-            await asyncio.to_thread(outage_node.kill)
+            await asyncio.to_thread(killable_rabbit.kill)
             await until_lost(service)
             scene.sink.go_on.set()
             await until_recorded(scene.fleet.dsn, "registration.email_dispatched", 9)
-            await asyncio.to_thread(outage_node.start)
+            await asyncio.to_thread(killable_rabbit.start)
 
         await until_up(service)
         await until_empty(url_of(scene))
@@ -167,14 +147,14 @@ async def test_mails_that_a_worker_has_in_hand_when_the_broker_is_killed_are_see
 
 @pytest.mark.fault("C3")
 async def test_a_broker_that_is_killed_right_after_its_queues_were_declared_serves_again(
-    scene_on_node: Scene, outage_node: PrivateRabbit
+    scene_on_node: Scene, killable_rabbit: PrivateRabbit
 ) -> None:
     scene = scene_on_node
     client = await scene.client_within(broker_up=True)
     with scene.faults.during("broker killed", "broker"):
-        await asyncio.to_thread(outage_node.kill)  # milliseconds after the declaration
+        await asyncio.to_thread(killable_rabbit.kill)  # milliseconds after the declaration
         registered = await scene.accepted(client, "ada@example.com")
-        await asyncio.to_thread(outage_node.start)
+        await asyncio.to_thread(killable_rabbit.start)
 
     async with scene.within(follows=True, works=True):
         await scene.prove(client, registered, within=60)
@@ -185,14 +165,14 @@ async def test_a_broker_that_is_killed_right_after_its_queues_were_declared_serv
 @pytest.mark.parametrize("queue", [MAIL_QUEUE, FAILED_QUEUE])
 @pytest.mark.fault("C3")
 async def test_a_queue_that_takes_nothing_is_found_by_the_canary_and_made_anew(
-    scene_on_node: Scene, outage_node: PrivateRabbit, log: io.StringIO, queue: str
+    scene_on_node: Scene, killable_rabbit: PrivateRabbit, log: io.StringIO, queue: str
 ) -> None:
     scene = scene_on_node
     client = await scene.client_within(broker_up=True)
     with scene.faults.during("queue dead", "broker"):
         # Without its server it has no leader that could confirm: what such a kill leaves behind.
         server = f"{{'{vhost_of(url_of(scene))}_{queue}', node()}}"
-        await asyncio.to_thread(outage_node.control, "eval", f"ok = ra:stop_server(quorum_queues, {server}).")
+        await asyncio.to_thread(killable_rabbit.evaluate, f"ok = ra:stop_server(quorum_queues, {server})")
         registered = await scene.accepted(client, "ada@example.com")
         async with scene.within(follows=True, works=True):
             await scene.prove(client, registered, within=60)
@@ -203,10 +183,10 @@ async def test_a_queue_that_takes_nothing_is_found_by_the_canary_and_made_anew(
 
 @pytest.mark.fault("C4")
 async def test_a_broker_that_comes_back_empty_is_declared_anew_and_everything_pending_is_asked_for_again(
-    dsn: str, outage_node: PrivateRabbit, sink: SmtpStub, tmp_path: Path, reached_directory: Path
+    dsn: str, killable_rabbit: PrivateRabbit, sink: SmtpStub, tmp_path: Path, reached_directory: Path
 ) -> None:
     # The only virtual host that a fresh node has.
-    fleet = Fleet(dsn, sink.port, directory=tmp_path, reached=reached_directory, broker_url=outage_node.url())
+    fleet = Fleet(dsn, sink.port, directory=tmp_path, reached=reached_directory, broker_url=killable_rabbit.url())
     async with Scene.on(fleet, sink) as scene:
         client = await scene.client_within(broker_up=True)
         async with scene.within(follows=True) as service:
@@ -218,9 +198,9 @@ async def test_a_broker_that_comes_back_empty_is_declared_anew_and_everything_pe
 
             await eventually(published, every=0.2)
             with scene.faults.during("broker wiped", "broker"):
-                await asyncio.to_thread(outage_node.kill)
-                outage_node.forget()
-                await asyncio.to_thread(outage_node.start)
+                await asyncio.to_thread(killable_rabbit.kill)
+                killable_rabbit.forget()
+                await asyncio.to_thread(killable_rabbit.start)
                 await until_up(service)
         assert await waiting(url_of(scene)) < len(registered)  # what was confirmed is gone
 
@@ -233,22 +213,23 @@ async def test_a_broker_that_comes_back_empty_is_declared_anew_and_everything_pe
 
 @pytest.mark.fault("C8")
 async def test_a_broker_that_blocks_its_publishers_for_memory_delays_mails_and_says_so(
-    scene_on_node: Scene, outage_node: PrivateRabbit
+    scene_on_node: Scene, killable_rabbit: PrivateRabbit
 ) -> None:
     scene = scene_on_node
+    watermark = "ok = vm_memory_monitor:set_vm_memory_high_watermark({})"
     client = await scene.client_within(broker_up=True)
     async with scene.within(follows=True, works=True) as service:
         await until_up(service)
         with scene.faults.during("broker out of memory", "broker"):
             try:
-                await asyncio.to_thread(outage_node.control, "set_vm_memory_high_watermark", "0.0001")
-                assert "memory" in await asyncio.to_thread(outage_node.control, "eval", "rabbit_alarm:get_alarms().")
+                await asyncio.to_thread(killable_rabbit.evaluate, watermark.format(0.0001))
+                assert "memory" in await asyncio.to_thread(killable_rabbit.evaluate, "rabbit_alarm:get_alarms()")
                 registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(5)]
                 await until_lost(service)
                 assert (await client.health("rabbitmq"))["status"] == "down"
                 assert (await client.health("ready"))["status"] == "degraded"
             finally:
-                await asyncio.to_thread(outage_node.control, "set_vm_memory_high_watermark", "0.6")
+                await asyncio.to_thread(killable_rabbit.evaluate, watermark.format(0.6))
 
         await scene.prove(client, *registered, within=60)
         assert set(scene.copies.values()) == {1}
@@ -257,10 +238,12 @@ async def test_a_broker_that_blocks_its_publishers_for_memory_delays_mails_and_s
 
 @pytest.mark.fault("C15")
 async def test_a_message_that_dies_while_there_is_no_queue_for_the_dead_is_kept_until_there_is(
-    outage_node: PrivateRabbit,
+    killable_rabbit: PrivateRabbit,
 ) -> None:
-    configure(outage_node, dead_letter_worker_publisher_confirm_timeout=1000)  # looks again after 3 minutes otherwise
-    url = outage_node.vhost()
+    configure(
+        killable_rabbit, dead_letter_worker_publisher_confirm_timeout=1000
+    )  # looks again after 3 minutes otherwise
+    url = killable_rabbit.vhost()
     topology = Topology.of(queue_ttl=timedelta(minutes=5))
     async with connected(url, topology):
         pass
@@ -281,18 +264,18 @@ async def test_a_message_that_dies_while_there_is_no_queue_for_the_dead_is_kept_
 
 @pytest.mark.fault("C16")
 async def test_a_message_that_is_held_for_too_long_comes_again_and_is_mailed_once(
-    scene_on_node: Scene, outage_node: PrivateRabbit
+    scene_on_node: Scene, killable_rabbit: PrivateRabbit
 ) -> None:
     scene = scene_on_node
     client = await scene.client_within(broker_up=True)
-    configure(outage_node, consumer_timeout=3000, channel_tick_interval=500)  # 30 minutes, looked at once a minute
+    configure(killable_rabbit, consumer_timeout=3000, channel_tick_interval=500)  # 30 minutes, looked at once a minute
     try:
         scene.sink.at("rcpt", "hang", times=1)
         async with scene.within(follows=True, works=True, send_timeout="30") as service:
             await until_up(service)
             registered = await scene.accepted(client, "ada@example.com")
             await eventually(lambda: scene.sink.faults["rcpt"] == 1)
-            await eventually(lambda: "timed out" in outage_node.log, within=60, every=0.2)
+            await eventually(lambda: "timed out" in killable_rabbit.log, within=60, every=0.2)
             scene.sink.drop_connections()
 
             await scene.prove(client, registered, within=60)
@@ -300,4 +283,4 @@ async def test_a_message_that_is_held_for_too_long_comes_again_and_is_mailed_onc
             assert scene.copies == {b"ada@example.com": 1}
             await scene.must_hold()
     finally:
-        configure(outage_node, consumer_timeout=1_800_000)
+        configure(killable_rabbit, consumer_timeout=1_800_000)

@@ -35,10 +35,14 @@ async def test_a_worker_that_is_told_to_stop_finishes_what_it_has_in_hand_and_co
 
         def consuming() -> int:
             """By the worker's channel: the queue counts a consumer until its last message is acknowledged."""
-            channels = rabbit.ask("GET", f"vhosts/{vhost_of(broker_url)}/channels")
-            return sum(one["consumer_count"] for one in channels if one["prefetch_count"] == PREFETCH)
+            told = rabbit.evaluate(
+                "lists:sum([Consumers || [{consumer_count, Consumers}, {prefetch_count, Prefetch}, {vhost, Host}] <-"
+                " rabbit_channel:info_all([consumer_count, prefetch_count, vhost]),"
+                f' Prefetch =:= {PREFETCH}, Host =:= <<"{vhost_of(broker_url)}">>])'
+            )
+            return int(told)
 
-        await eventually(lambda: consuming() == 1, every=0.2)  # told every five seconds
+        await eventually(lambda: consuming() == 1, every=0.2)
         worker.signal(signal.SIGTERM)
         await eventually(lambda: consuming() == 0, every=0.2)
         assert (worker.is_running, scene.sink.mails) == (True, [])

@@ -191,7 +191,7 @@ class Town:
 
 
 @pytest.fixture
-async def town(dsn: str, own_rabbit: PrivateRabbit, clock: MovableClock) -> AsyncIterator[Town]:
+async def town(dsn: str, killable_rabbit: PrivateRabbit, clock: MovableClock) -> AsyncIterator[Town]:
     async with (
         SmtpStub() as sink,
         TcpProxy(("127.0.0.1", sink.port)) as way,
@@ -201,7 +201,7 @@ async def town(dsn: str, own_rabbit: PrivateRabbit, clock: MovableClock) -> Asyn
             clock=clock,
             sleep=at_once,
             circuits=partial(Circuits, open_for=timedelta(seconds=1)),
-            broker_url=own_rabbit.url(),
+            broker_url=killable_rabbit.vhost(),
             smtp_urls=f"smtp://127.0.0.1:{way.port}?starttls=never",
             # Seconds that no machine needs, see above: mail servers are away here or they accept, and none hangs.
             send_timeout="60",
@@ -209,7 +209,7 @@ async def town(dsn: str, own_rabbit: PrivateRabbit, clock: MovableClock) -> Asyn
             queue_ttl="600",
         ) as api,
     ):
-        yield Town(api, clock, own_rabbit, sink, way)
+        yield Town(api, clock, killable_rabbit, sink, way)
 
 
 async def at_once(_seconds: float) -> None:

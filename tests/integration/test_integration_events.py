@@ -244,18 +244,19 @@ async def test_a_service_tells_of_a_registration_and_nothing_of_the_person(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_a_broker_that_is_killed_in_between_loses_no_event(
-    dsn: str, store: EventStore, own_rabbit: PrivateRabbit
+    dsn: str, store: EventStore, killable_rabbit: PrivateRabbit
 ) -> None:
-    subscriber = Subscriber(own_rabbit.url())
+    url = killable_rabbit.vhost()
+    subscriber = Subscriber(url)
     await subscriber.subscribe()
-    async with publishing(dsn, store, own_rabbit.url()):
+    async with publishing(dsn, store, url):
         before = await many_lives(store, 1, 200)
         await eventually(lambda: subscriber.has(1))
 
-        await asyncio.to_thread(own_rabbit.kill)
+        await asyncio.to_thread(killable_rabbit.kill)
         meanwhile = await many_lives(store, 1001, 50)
         assert await position(dsn) < 1000
-        await asyncio.to_thread(own_rabbit.start)
+        await asyncio.to_thread(killable_rabbit.start)
 
         await eventually(lambda: subscriber.has(750), within=60)
         await eventually(lambda: _is_at(dsn, 1000))
