@@ -241,10 +241,12 @@ def copy_of(mail: Mail) -> Copy:
     )
 
 
-def latest_code(mails: Iterable[Mail], address: str) -> str | None:
+def latest_code(mails: Sequence[Mail], address: str) -> str | None:
     """The code in the newest mail to an address; None if there is none yet."""
-    codes = [copy.code for copy in map(copy_of, mails) if copy.to == canonical_address(address) and copy.code]
-    return codes[-1] if codes else None
+    to = canonical_address(address)
+    # Only theirs are parsed: that takes milliseconds each, and tests look every ten.
+    theirs = (mail for mail in reversed(mails) if [canonical_address(one.decode()) for one in mail.recipients] == [to])
+    return next((code for mail in theirs if (code := copy_of(mail).code)), None)
 
 
 async def _all(connection: Connection, statement: str) -> list[tuple[Any, ...]]:
