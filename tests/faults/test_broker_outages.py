@@ -240,9 +240,8 @@ async def test_a_broker_that_blocks_its_publishers_for_memory_delays_mails_and_s
 async def test_a_message_that_dies_while_there_is_no_queue_for_the_dead_is_kept_until_there_is(
     killable_rabbit: PrivateRabbit,
 ) -> None:
-    configure(
-        killable_rabbit, dead_letter_worker_publisher_confirm_timeout=1000
-    )  # looks again after 3 minutes otherwise
+    # It looks again after 3 minutes otherwise.
+    configure(killable_rabbit, dead_letter_worker_publisher_confirm_timeout=1000)
     url = killable_rabbit.vhost()
     topology = Topology.of(queue_ttl=timedelta(minutes=5))
     async with connected(url, topology):
