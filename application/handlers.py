@@ -45,7 +45,7 @@ from application.ports import (
 )
 from application.retrying import decided_again
 from domain.email_claim import EmailClaim
-from domain.errors import Refused
+from domain.errors import NotPending, Refused
 from domain.policy import Policy
 from domain.recorded import Position
 from domain.registration import Registration, Status
@@ -113,9 +113,8 @@ class Handlers:
         """Run any command.
 
         Args:
-            read: for the mail worker's commands only: the registration that the worker has just loaded, to save loading
-                it again; the caller must not use it any more. If it has changed since, the append conflicts and it is
-                loaded after all.
+            read: for the mail worker's commands only: the registration that it has just loaded, to save loading it again;
+                the caller must not use it any more. If it has changed since, the append conflicts, and it is loaded.
         """
         run: Handle = self._run if read is None else partial(self._run, read=read)
         for around in self._around:
@@ -242,13 +241,10 @@ class Handlers:
         return await self._change(command.registration_id, context, fail, read, losses=inf)
 
     async def _withhold_email(self, command: WithholdEmail, context: Context, read: Loaded | None = None) -> Answer:
-        return await self._change(
-            command.registration_id,
-            context,
-            lambda r: r.withhold_mail(serial=command.serial, now=self._clock()),
-            read,
-            losses=inf,
-        )
+        def withhold(registration: Registration) -> None:
+            registration.withhold_mail(serial=command.serial, now=self._clock())
+
+        return await self._change(command.registration_id, context, withhold, read, losses=inf)
 
     # --- The consumer of dead letters ---------------------------------------------------------
 
@@ -285,10 +281,12 @@ class Handlers:
 
     async def _release_email(self, command: ReleaseEmail, context: Context) -> Answer:
         async def decide() -> Answer:
-            streams = await self._log.load(command.claim_id)
+            streams = await self._log.load(command.claim_id, command.registration_id)
             claim = streams.get(EmailClaim, command.claim_id)
+            registration = streams.get(Registration, command.registration_id)
             saved = None
-            if claim is not None:
+            # A saga that repeats its step after a crash must not take the address from one that was reopened since.
+            if claim is not None and not (registration is not None and registration.is_pending):
                 claim.release(registration_id=command.registration_id, now=self._clock())
                 saved = await self._save(claim, context=context)
             return _answer(command.registration_id, None, saved, streams.position(command.claim_id))
@@ -319,7 +317,25 @@ class Handlers:
         return await self._in_turn(command.registration_id, decide)
 
     async def _retry_mail(self, command: RetryMail, context: Context) -> Answer:
-        return await self._change(command.registration_id, context, lambda r: r.retry_mail(now=self._clock()))
+        """Request the mail again; if the registration was undone for want of it, reopen that first."""
+
+        async def decide() -> Answer:
+            registration, position = await self._load(command.registration_id)
+            changed: list[Aggregate] = [registration]
+            if registration.may_be_reopened:
+                claim_id = registration.claim_id
+                claim = require(EmailClaim, await self._log.load(claim_id), claim_id)
+                if claim.holder is not None:  # by a later registration, or the compensation is still under way
+                    raise NotPending
+                registration.reopen(now=self._clock())
+                claim.take(registration_id=registration.id, now=self._clock())
+                changed.append(claim)
+            else:
+                registration.retry_mail(now=self._clock())
+            saved = await self._save(*changed, context=context)
+            return _answer(registration.id, registration.status, saved, position)
+
+        return await self._in_turn(command.registration_id, decide)
 
     async def _discard_mail(self, command: DiscardMail, context: Context) -> Answer:
         return await self._change(command.registration_id, context, lambda r: r.discard_mail(now=self._clock()))

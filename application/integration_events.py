@@ -95,7 +95,8 @@ class IntegrationEvent(BaseModel):
 
 
 class RegistrationAccepted(IntegrationEvent):
-    """Somebody asked for an account. The address is not verified, and may never be."""
+    """Somebody asked for an account, or an operator has reopened a registration that was cancelled. The address is not
+    verified, and may never be."""
 
     ROUTING_KEY = "registration.accepted"
     type: Literal["registrar.registration.accepted.v1"]
@@ -143,6 +144,7 @@ TOPICS: Final = (
     Registration.EmailVerified.TOPIC,
     Registration.AccountActivated.TOPIC,
     Registration.RegistrationCancelled.TOPIC,
+    Registration.RegistrationReopened.TOPIC,
     Registration.PersonalDataErased.TOPIC,
 )
 """Topics of the domain events that have an integration event."""
@@ -151,7 +153,7 @@ TOPICS: Final = (
 def integration_event(recorded: Recorded) -> IntegrationEvent | None:
     """The integration event for a domain event, None if it has none. The same event gives the same bytes."""
     match recorded.event:
-        case Registration.UserRegistered():
+        case Registration.UserRegistered() | Registration.RegistrationReopened():
             return RegistrationAccepted(type="registrar.registration.accepted.v1", **_envelope(recorded))
         case Registration.EmailVerified():
             return RegistrationVerified(type="registrar.registration.verified.v1", **_envelope(recorded))

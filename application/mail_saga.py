@@ -69,6 +69,9 @@ def react(
                     now=now,
                 )
             return saga, []
+        case Registration.RegistrationReopened() if saga is not None:
+            saga.reopen(ends_at=happened.timestamp + policy.registration_ttl, now=now)
+            return saga, []
         case _ if saga is None or saga.ended:
             return saga, []
         case DeadlineReached():

@@ -23,6 +23,7 @@ class IssueReason(StrEnum):
     REGISTERED = "registered"
     REQUESTED = "requested"
     STALE = "stale"
+    REOPENED = "reopened"
 
 
 class CancelReason(StrEnum):
@@ -39,7 +40,7 @@ class CancelReason(StrEnum):
 
 MailFailure = Literal[
     # At a mail server (`infrastructure.mail.smtp.replies.judge_reply`):
-    "timeout", "connection", "throttled", "greylisted", "mailbox-unknown", "content", "authentication", "tls",
+    "timeout", "connection", "throttled", "greylisted", "mailbox-unknown", "refused", "content", "authentication", "tls",
     "temporary", "permanent",
     # In the broker, before any mail server was called (`infrastructure.rabbitmq.dead_letters.FAILURES`):
     "expired", "crashed", "rejected", "overflow",

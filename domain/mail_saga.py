@@ -86,6 +86,13 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         reason: str
         look_again_at: datetime
 
+    class MailSagaReopened(Aggregate.Event):
+        """The registration was reopened after its end; if it is still unverified at `ends_at`, it is undone."""
+
+        TOPIC = "mail_saga.reopened"
+        registration_id: str
+        ends_at: datetime
+
     class MailSagaEnded(Aggregate.Event):
         """Nothing is left to do. `outcome`: "active", or the reason why the registration was undone."""
 
@@ -185,6 +192,10 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         """Decide to undo the registration."""
         self._note(MailSaga.UndoDecided, reason=reason, look_again_at=look_again_at, now=now)
 
+    def reopen(self, *, ends_at: datetime, now: datetime) -> None:
+        """Begin again, after the end."""
+        self._note(MailSaga.MailSagaReopened, ends_at=ends_at, now=now)
+
     def end(self, *, outcome: str, now: datetime) -> None:
         """End the saga: nothing is left to do."""
         if not self.ended:
@@ -228,6 +239,14 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         self.undoing = CancelReason(reason)
         self.awaits_outcome = False
         self.look_again_at = look_again_at
+
+    @event(MailSagaReopened)
+    def _reopened(self, ends_at: datetime) -> None:
+        self.ends_at = self.look_again_at = ends_at
+        self.failures = 0
+        self.retry_due = False
+        self.undoing = None
+        self.ended = False
 
     @event(MailSagaEnded)
     def _ended(self) -> None:

@@ -36,7 +36,7 @@ class Status(StrEnum):
 class Registration(Aggregate, created_event_name="UserRegistered"):
     """One person's sign-up, until it is active or undone.
 
-    PENDING → VERIFIED → ACTIVE, or CANCELLED. A public method is a command: it checks, then records. One whose
+    PENDING → VERIFIED → ACTIVE, or CANCELLED, from where an operator may reopen it. A public method is a command: it checks, then records. One whose
     effect already holds records nothing.
 
     A registration for an address that an account already holds is a `duplicate`: seen from outside it behaves like any
@@ -162,6 +162,19 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         TOPIC = "registration.registration_cancelled"
         reason: str
 
+    class RegistrationReopened(Aggregate.Event):
+        """An operator has revived a registration that was undone although its registrant never got a mail.
+
+        The address is claimed again in the same commit. It repeats what `UserRegistered` said, for those who forgot it
+        when the registration was cancelled.
+        """
+
+        TOPIC = "registration.registration_reopened"
+        claim_id: str
+        personal_data: str
+        locale: str
+        duplicate_of: str | None
+
     class PersonalDataErased(Aggregate.Event):
         """The person's key was destroyed in this commit; what was sealed with it cannot be read any more."""
 
@@ -187,6 +200,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self.locks = 0
         self.discarded = False
         self.revoked = False
+        self.cancel_reason: str | None = None
         self.owner_notified_at: datetime | None = None
         self.erased = False
 
@@ -238,6 +252,12 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     def mail_kind(self) -> MailKind:
         """Whether its mails are codes or notices."""
         return MailKind.CODE if self.duplicate_of is None else MailKind.NOTICE
+
+    @property
+    def may_be_reopened(self) -> bool:
+        """Was it undone because no mail could be sent, for whatever reason?"""
+        undone = self.cancel_reason in {CancelReason.UNDELIVERABLE, CancelReason.EXPIRED}
+        return undone and not self.erased and self.serial not in self.handed_over_at
 
     def lacks_mail(self, serial: int) -> bool:
         """Is this the current issue of a pending registration, and its mail not handed over yet?"""
@@ -404,6 +424,24 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         if self.is_pending:
             self.trigger_event(Registration.RegistrationCancelled, reason=reason, timestamp=now)
 
+    def reopen(self, *, now: datetime) -> None:
+        """Undo its cancellation at an operator's request: it is pending again, with a new code.
+
+        Raises:
+            NotPending: see `may_be_reopened`.
+        """
+        if not self.may_be_reopened:
+            raise NotPending
+        self.trigger_event(
+            Registration.RegistrationReopened,
+            claim_id=str(self.claim_id),
+            personal_data=self.personal_data,
+            locale=self.locale,
+            duplicate_of=str(self.duplicate_of) if self.duplicate_of else None,
+            timestamp=now,
+        )
+        self.trigger_event(Registration.OtpIssued, serial=self.serial + 1, reason=IssueReason.REOPENED, timestamp=now)
+
     def supersede(self, *, now: datetime) -> None:
         """Give way to a later registration of the same address: its commit ends this one's code and password."""
         self.revoke_code(now=now)
@@ -473,8 +511,16 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self.revoked = True
 
     @event(RegistrationCancelled)
-    def _registration_cancelled(self) -> None:
+    def _registration_cancelled(self, reason: str) -> None:
         self.status = Status.CANCELLED
+        self.cancel_reason = reason
+
+    @event(RegistrationReopened)
+    def _registration_reopened(self) -> None:
+        self.status = Status.PENDING
+        self.cancel_reason = None
+        self.revoked = False
+        self.discarded = False
 
     @event(PersonalDataErased)
     def _personal_data_erased(self) -> None:

@@ -87,11 +87,17 @@ class _Batch:
         self.begun: dict[UUID, tuple[UUID, str, str, str]] = {}
         self.activated: dict[UUID, datetime] = {}
         self.ended: set[UUID] = set()
+        self.reopened = False
 
-    def registered(self, event: Registration.UserRegistered) -> None:
+    def registered(self, event: Registration.UserRegistered | Registration.RegistrationReopened) -> None:
         if event.duplicate_of is None:  # a duplicate never becomes an account
             row = (event.originator_id, event.claim_id, event.personal_data, event.locale)
             self.begun[event.originator_id] = row
+
+    def began_again(self, event: Registration.RegistrationReopened) -> None:
+        self.registered(event)
+        self.ended.discard(event.originator_id)
+        self.reopened = True
 
     def became_active(self, event: Registration.AccountActivated) -> None:
         self.activated[event.originator_id] = event.timestamp
@@ -104,6 +110,7 @@ _CHANGES: dict[Any, Callable[[_Batch, Any], None]] = {
     Registration.UserRegistered: _Batch.registered,
     Registration.AccountActivated: _Batch.became_active,
     Registration.RegistrationCancelled: _Batch.over,
+    Registration.RegistrationReopened: _Batch.began_again,
     Registration.PersonalDataErased: _Batch.over,
 }
 
@@ -133,7 +140,9 @@ class Accounts:
         # Not prepared: a plan made and kept while the tables were empty would scan them for ever.
         cursor = connection.cursor(binary=True)
         if batch.begun:
-            await cursor.execute(CANDIDATES.insert, CANDIDATES.arrays(batch.begun.values()))
+            # The end of one that began again may be in this batch, too: then its row is still there.
+            write = CANDIDATES.upsert if batch.reopened else CANDIDATES.insert
+            await cursor.execute(write, CANDIDATES.arrays(batch.begun.values()))
         if activated := batch.activated:
             await cursor.execute(_ACTIVATE, (list(activated), list(activated.values())), prepare=False)
             # Fetched, not counted by `rowcount`, which a pipeline does not know yet.

@@ -70,6 +70,10 @@ class _Batch:
     def started(self, recorded: Recorded, event: MailSaga.MailSagaStarted) -> None:
         self._wait(recorded, event.registration_id, event.ends_at)
 
+    def began_again(self, recorded: Recorded, event: MailSaga.MailSagaReopened) -> None:
+        self.ended.discard(event.registration_id)
+        self._wait(recorded, event.registration_id, event.ends_at)
+
     def went_on(
         self,
         recorded: Recorded,
@@ -98,6 +102,7 @@ _CHANGES: dict[Any, Callable[[_Batch, Recorded, Any], None]] = {
     MailSaga.FreshCodeAsked: _Batch.went_on,
     MailSaga.EndAwaited: _Batch.went_on,
     MailSaga.UndoDecided: _Batch.went_on,
+    MailSaga.MailSagaReopened: _Batch.began_again,
     MailSaga.MailSagaEnded: _Batch.over,
 }
 

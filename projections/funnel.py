@@ -127,7 +127,7 @@ class Flow:
 
     Attributes:
         stages: "registered", "code_renewed:<reason>", "mail_dispatched", "mail_withheld", "mail_failed:<failure>",
-            "code_rejected", "code_locked", "verified", "activated", "cancelled:<reason>"; one that is missing did
+            "code_rejected", "code_locked", "verified", "activated", "cancelled:<reason>", "reopened"; one that is missing did
             not happen.
         durations: "registered_to_dispatched" (the first mail), "dispatched_to_verified" (the mail with the code that
             was used), "registered_to_activated"; counted when they ended.
@@ -174,6 +174,13 @@ class _Tally:
         begun = _UnderWay(registration_id, duplicate, event.timestamp)
         self.under_way[registration_id] = self.changed[registration_id] = begun
         self._count("registered", event.timestamp, duplicate)
+
+    def reopened(self, event: Registration.RegistrationReopened) -> None:
+        registration_id, duplicate = event.originator_id, event.duplicate_of is not None
+        begun = _UnderWay(registration_id, duplicate, event.timestamp)
+        self.under_way[registration_id] = self.changed[registration_id] = begun
+        self.ended.discard(registration_id)
+        self._count("reopened", event.timestamp, duplicate)
 
     def issued(self, event: Registration.OtpIssued) -> None:
         if event.reason != IssueReason.REGISTERED:
@@ -264,6 +271,7 @@ _CHANGES: dict[Any, Callable[[_Tally, Any], None]] = {
     Registration.EmailVerified: _Tally.verified,
     Registration.AccountActivated: _Tally.became_active,
     Registration.RegistrationCancelled: _Tally.cancelled,
+    Registration.RegistrationReopened: _Tally.reopened,
 }
 
 

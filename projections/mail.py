@@ -129,8 +129,7 @@ class Mail:
         failure: what the last of these was.
         provider, attempts, reply_code, reply_status: of the last outcome, good or bad.
         next_try_at: when the saga looks at it again, while it is unsent.
-        settled: failed for good, and nobody can do anything about it any more: its registration has ended, or has a
-            later code.
+        settled: failed for good, and nobody has to do anything: its registration has ended, or has a later code.
     """
 
     registration_id: UUID
@@ -251,7 +250,8 @@ class _Batch:
 
     def _end(self, registration_id: UUID, position: Position, unsent: MailState) -> None:
         """The registration is over: its unsent mails are now this, and nothing is left to do about any that failed."""
-        for mail in self._of[registration_id].values():
+        # (A later mail is there already if the registration was reopened, and this stream was parked before that.)
+        for mail in [one for one in self._of[registration_id].values() if one.created_position <= position]:
             if mail.state in UNSENT:
                 self._change(registration_id, mail.serial, position).state = unsent
             self._settle(mail)
@@ -286,7 +286,7 @@ class Mails:
     tables: tuple[str, ...] = (TABLES + strays.TABLES, SETTLED, WAITING_INDEX, SETTLE)
 
     def __init__(self, schema: str = "read_mail", *, registrations: str = "read_registrations") -> None:
-        """Tables in `schema`; those of read model `registrations`, which is asked, too, in `registrations`."""
+        """Tables in `schema`; in `registrations` those of the read model of that name, which is asked, too."""
         self.schema = schema
         progress = PROGRESS.within(registrations)
         self._mails = MAILS.within(schema)
@@ -383,8 +383,8 @@ class Mails:
         """Since when the registrant who has waited longest has had no mail; None if nobody waits."""
         reading = connection.cursor(binary=True, row_factory=tuple_row)
         await reading.execute(f"SELECT min(waiting_since) FROM {self._mails} WHERE state IN ('QUEUED', 'RETRYING')")  # noqa: S608
-        row = await reading.fetchone()
-        return None if row is None else row[0]
+        [(since,)] = await reading.fetchall()
+        return since  # type: ignore[no-any-return]
 
     async def dead_letters(self, connection: Connection) -> int:
         """How many mails have failed for good and wait for an operator, as `search` lists them with `WAITING`."""

@@ -228,6 +228,12 @@ def _cancelled(row: _Progress, event: Any) -> None:
     row.give_up_mail()
 
 
+def _reopened(row: _Progress, _: Any) -> None:
+    row.status = Status.PENDING.value
+    row.cancelled_at = None
+    row.cancel_reason = None
+
+
 _CHANGES: dict[Any, Callable[[_Progress, Any], None]] = {
     Registration.UserRegistered: _of_the_other_table,
     Registration.OtpIssued: _issued,
@@ -242,6 +248,7 @@ _CHANGES: dict[Any, Callable[[_Progress, Any], None]] = {
     Registration.AccountActivated: _activated,
     Registration.OtpRevoked: _mail_given_up,
     Registration.RegistrationCancelled: _cancelled,
+    Registration.RegistrationReopened: _reopened,
     Registration.PersonalDataErased: _of_the_other_table,
 }
 """What each event changes of its registration's progress."""

@@ -64,6 +64,7 @@ SOURCES = tuple(
         Registration.EmailVerified,
         Registration.AccountActivated,
         Registration.RegistrationCancelled,
+        Registration.RegistrationReopened,
     )
 )
 """The topics that the saga reacts to."""

@@ -272,6 +272,11 @@ def registration_cancelled(reason: str = "expired", *, at: datetime = T0) -> Fac
     return Fact(Registration.RegistrationCancelled, {"reason": reason}, at)
 
 
+def registration_reopened(*, duplicate_of: UUID | None = None, at: datetime = T0) -> Fact:
+    said = registered(duplicate_of=duplicate_of).fields
+    return Fact(Registration.RegistrationReopened, {name: said[name] for name in said if name != "fingerprint"}, at)
+
+
 def personal_data_erased(*, at: datetime = T0) -> Fact:
     return Fact(Registration.PersonalDataErased, {}, at)
 
@@ -384,6 +389,12 @@ def undo_decided(
     at: datetime = T0,
 ) -> Fact:
     return _looking_again(MailSaga.UndoDecided, registration_id, look_again_at, at, reason=reason)
+
+
+def saga_reopened(
+    registration_id: UUID = REGISTRATION, *, ends_at: datetime = T0 + timedelta(hours=24), at: datetime = T0
+) -> Fact:
+    return Fact(MailSaga.MailSagaReopened, {"registration_id": str(registration_id), "ends_at": ends_at}, at)
 
 
 def saga_ended(registration_id: UUID = REGISTRATION, *, outcome: str = "active", at: datetime = T0) -> Fact:

@@ -64,6 +64,7 @@ class History:
         self._claims: dict[UUID, EmailClaim] = {}
         self._sagas: dict[UUID, MailSaga] = {}
         self._strays: list[StrayMessage] = []
+        self._undone: list[Registration] = []
         for number in range(registrations):
             if number % 10 == 0:
                 self._find_a_stray()
@@ -110,6 +111,7 @@ class History:
             case CancelRegistration(reason=reason):
                 with suppress(Refused):
                     registration.cancel(reason=reason, now=self._now)
+                    self._undone.append(registration)
             case ReplaceStaleCode(serial=serial):
                 registration.replace_stale_code(serial=serial, now=self._now)
         return registration
@@ -164,7 +166,7 @@ class History:
             case "renew":
                 by("client", lambda: registration.request_new_code(now=now, policy=policy))
             case "retry":
-                by("operator", lambda: registration.retry_mail(now=now))
+                self._act("operator", lambda: self._retry(registration))
             case "discard":
                 by("operator", lambda: registration.discard_mail(now=now))
             case "cancel":
@@ -194,6 +196,18 @@ class History:
         if owner is not None and registration.version > before:
             owner.record_owner_notified(duplicate_id=registration.id, now=self._now)
         return [registration, *([owner] if owner is not None else [])]
+
+    def _retry(self, registration: Registration) -> Sequence[Aggregate]:
+        """An operator has this one's mail retried, or that of the latest one that was undone."""
+        if self._undone and self._random.random() < 0.5:
+            registration = self._undone.pop()
+        claim = self._claims[registration.claim_id]
+        if not registration.may_be_reopened or claim.holder is not None:
+            registration.retry_mail(now=self._now)
+            return [registration]
+        registration.reopen(now=self._now)
+        claim.take(registration_id=registration.id, now=self._now)
+        return [registration, claim]
 
     def _fail(self, registration: Registration, failure: MailFailure, *, permanent: bool) -> None:
         registration.record_dispatch_failed(

@@ -48,6 +48,7 @@ mail_saga.end_awaited v1: registration_id: str, serial: int, look_again_at: date
 mail_saga.ended v1: registration_id: str, outcome: str
 mail_saga.fresh_code_asked v1: registration_id: str, serial: int, look_again_at: datetime
 mail_saga.mail_requested v1: registration_id: str, kind: str, serial: int, issued_at: datetime, request: int, look_again_at: datetime
+mail_saga.reopened v1: registration_id: str, ends_at: datetime
 mail_saga.retry_scheduled v1: registration_id: str, serial: int, failures: int, look_again_at: datetime
 mail_saga.started v1: registration_id: str, claim_id: str, kind: str, ends_at: datetime
 mail_saga.undo_decided v1: registration_id: str, reason: str, look_again_at: datetime
@@ -65,6 +66,7 @@ registration.otp_revoked v1: serial: int
 registration.owner_notified v1: duplicate_id: str
 registration.personal_data_erased v1:
 registration.registration_cancelled v1: reason: str
+registration.registration_reopened v1: claim_id: str, personal_data: str, locale: str, duplicate_of: str | None
 registration.user_registered v1: claim_id: str, fingerprint: str, personal_data: str, locale: str, duplicate_of: str | None
 stray_message.discarded v1:
 stray_message.kept v1: digest: str, reason: str, died_of: str, size: int, content_type: str | None, fields: str, other_fields: int

@@ -447,6 +447,7 @@ async def _cancel(house: InMemoryService) -> Command:
 
 async def _release(house: InMemoryService) -> Command:
     registration_id = await house.registered()
+    await house.handle(CancelRegistration(registration_id=registration_id, reason=CancelReason.EXPIRED))
     return ReleaseEmail(registration_id=registration_id, claim_id=house.registration(registration_id).claim_id)
 
 
@@ -748,6 +749,65 @@ async def test_erasing_a_superseded_registration_leaves_the_address_with_its_hol
     assert house.log.appends[-1] == ["PersonalDataErased"]
     assert house.claim().holder == second
     assert set(house.log.keys) == {second}
+
+
+async def _undone(house: InMemoryService, reason: CancelReason = CancelReason.UNDELIVERABLE) -> UUID:
+    """A registration whose compensation is complete."""
+    registration_id = await house.registered()
+    await house.handle(failed(registration_id))
+    await house.handle(CancelRegistration(registration_id=registration_id, reason=reason))
+    await house.handle(
+        ReleaseEmail(registration_id=registration_id, claim_id=house.registration(registration_id).claim_id)
+    )
+    return registration_id
+
+
+@pytest.mark.parametrize("reason", [CancelReason.UNDELIVERABLE, CancelReason.EXPIRED])
+async def test_a_registration_that_was_undone_for_want_of_a_mail_is_reopened_by_a_retry(
+    house: InMemoryService, reason: CancelReason
+) -> None:
+    registration_id = await _undone(house, reason)
+
+    answer = await house.handle(RetryMail(registration_id=registration_id), OPERATOR)
+
+    assert answer.status is Status.PENDING
+    assert house.log.appends[-1] == ["RegistrationReopened", "OtpIssued", "EmailClaimed"]
+    assert house.claim().holder == registration_id
+    await house.handle(verifies(registration_id, right_code(registration_id, serial=2)))
+    assert house.registration(registration_id).status is Status.VERIFIED
+
+
+async def test_a_saga_that_repeats_its_last_step_does_not_take_the_address_from_a_reopened_registration(
+    house: InMemoryService,
+) -> None:
+    registration_id = await _undone(house)
+    await house.handle(RetryMail(registration_id=registration_id))
+
+    await house.handle(
+        ReleaseEmail(registration_id=registration_id, claim_id=house.registration(registration_id).claim_id)
+    )
+
+    assert house.claim().holder == registration_id
+
+
+async def test_a_registration_is_not_reopened_while_somebody_holds_its_address(house: InMemoryService) -> None:
+    undone = await _undone(house)
+    other = await house.registered()
+
+    with pytest.raises(NotPending):
+        await house.handle(RetryMail(registration_id=undone))
+
+    assert house.claim().holder == other
+    assert house.registration(undone).status is Status.CANCELLED
+
+
+async def test_a_registration_is_not_reopened_before_its_address_was_released(house: InMemoryService) -> None:
+    registration_id = await house.registered()
+    await house.handle(failed(registration_id))
+    await house.handle(CancelRegistration(registration_id=registration_id, reason=CancelReason.UNDELIVERABLE))
+
+    with pytest.raises(NotPending):
+        await house.handle(RetryMail(registration_id=registration_id))
 
 
 async def test_releasing_an_address_that_nobody_ever_held_is_silent(house: InMemoryService) -> None:

@@ -37,6 +37,7 @@ from tests.support.facts import (
     personal_data_erased,
     registered,
     registration_cancelled,
+    registration_reopened,
     saga_started,
     stream,
 )
@@ -142,8 +143,12 @@ def test_what_happens_in_between_is_nobody_elses_business(fact: Fact) -> None:
 
 def test_every_topic_that_is_read_is_told_of_under_a_routing_key_of_its_own() -> None:
     assert [heard(fact).ROUTING_KEY for fact in HEARD_OF.values()] == [f"registration.{what}" for what in HEARD_OF]
-    assert {recorded(fact).topic for fact in HEARD_OF.values()} == set(TOPICS)
+    assert {recorded(fact).topic for fact in (*HEARD_OF.values(), registration_reopened())} == set(TOPICS)
     assert {type(heard(fact)) for fact in HEARD_OF.values()} == set(INTEGRATION_EVENTS)
+
+
+def test_a_reopened_registration_is_accepted_once_more() -> None:
+    assert heard(registration_reopened()).ROUTING_KEY == "registration.accepted"
 
 
 def test_nothing_of_the_person_and_nothing_internal_is_told() -> None:

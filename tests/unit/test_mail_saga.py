@@ -61,8 +61,10 @@ from tests.support.facts import (
     recorded,
     registered,
     registration_cancelled,
+    registration_reopened,
     retry_scheduled,
     saga_ended,
+    saga_reopened,
     saga_started,
     stream,
     undo_decided,
@@ -85,6 +87,8 @@ RETRYING = (*REQUESTED, retry_scheduled())
 AWAITING_END = (*REQUESTED, end_awaited())
 UNDOING = (*REQUESTED, undo_decided(reason="undeliverable"))
 ENDED = (*AWAITING_END, saga_ended())
+UNDONE = (*UNDOING, saga_ended(outcome="undeliverable"))
+REOPENED = (*UNDONE, saga_reopened())
 
 
 def cancel(reason: str) -> CancelRegistration:
@@ -141,6 +145,9 @@ TABLE = [
     ("cancelled by an operator", REQUESTED, registration_cancelled("operator"), [saga_ended(outcome="operator")], [RELEASE]),
     ("superseded", REQUESTED, registration_cancelled("superseded"), [saga_ended(outcome="superseded")], [RELEASE]),
     ("erased while pending", REQUESTED, registration_cancelled("erased"), [saga_ended(outcome="erased")], [RELEASE]),
+    ("reopened", UNDONE, registration_reopened(at=T0 + HOUR), [saga_reopened(ends_at=END + HOUR)], []),
+    ("a code is issued once it is reopened", REOPENED, otp_issued(2, "reopened"), [mail_requested(serial=2)], []),
+    ("failed for good once more", (*REOPENED, mail_requested(serial=2)), mailbox_unknown(2), [undo_decided(reason="undeliverable")], [REVOKE, cancel("undeliverable")]),
 ]  # fmt: skip
 
 NOTHING = [
@@ -186,7 +193,10 @@ def test_the_saga_has_nothing_to_do(history: tuple[Fact, ...], fact: Fact) -> No
     assert issued == []
 
 
-@pytest.mark.parametrize("fact", [row[2] for row in TABLE if row[2].event is not Registration.UserRegistered])
+BEGIN = {Registration.UserRegistered, Registration.RegistrationReopened}
+
+
+@pytest.mark.parametrize("fact", [row[2] for row in TABLE if row[2].event not in BEGIN])
 def test_an_ended_saga_does_nothing_any_more(fact: Fact) -> None:
     reacted, noted, issued = decide(saga(*ENDED), fact)
 

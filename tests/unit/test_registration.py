@@ -35,6 +35,7 @@ from tests.support.facts import (
     recorded,
     registered,
     registration_cancelled,
+    registration_reopened,
 )
 
 OWNER = UUID("019cab10-0000-7000-8000-00000000000a")
@@ -674,6 +675,46 @@ def test_a_retry_is_refused_once_the_registration_has_ended(history: tuple[Fact,
 
     with pytest.raises(NotPending):
         registration.retry_mail(now=T0)
+
+    assert recorded(registration) == []
+
+
+UNDELIVERABLE = (*PENDING, mailbox_unknown(), otp_revoked(), registration_cancelled("undeliverable"))
+
+
+@pytest.mark.parametrize(
+    "history",
+    [UNDELIVERABLE, (*PENDING, email_dispatch_failed(), otp_revoked(), registration_cancelled("expired"))],
+    ids=["undeliverable", "expired without a mail"],
+)
+def test_what_was_undone_for_want_of_a_mail_is_reopened_with_a_new_code(history: tuple[Fact, ...]) -> None:
+    registration = given(Registration, *history)
+
+    registration.reopen(now=T0)
+
+    assert recorded(registration) == [registration_reopened(), otp_issued(2, "reopened")]
+    assert registration.is_pending
+    assert registration.wants_mail(2)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        PENDING,
+        ACTIVE,
+        (*PENDING, registration_cancelled("superseded")),
+        (*PENDING, registration_cancelled("operator")),
+        (*PENDING, email_dispatched(), otp_revoked(), registration_cancelled("expired")),
+        (*UNDELIVERABLE, personal_data_erased()),
+        (*UNDELIVERABLE, registration_reopened(), otp_issued(2, "reopened")),
+    ],
+    ids=["pending", "active", "superseded", "cancelled by an operator", "had its mail", "erased", "reopened already"],
+)
+def test_nothing_else_is_reopened(history: tuple[Fact, ...]) -> None:
+    registration = given(Registration, *history)
+
+    with pytest.raises(NotPending):
+        registration.reopen(now=T0)
 
     assert recorded(registration) == []
 
