@@ -123,16 +123,21 @@ class HealthChecks:
         return Report("up" if taken else "degraded", seen)
 
     async def mail(self) -> Report:
-        """The mail servers' circuits, and how long the registrant who has waited longest has had no mail."""
-        circuits = await self._circuits()
+        """The mail servers' circuits, which of them take none of our mails though they may be called, and how long the
+        registrant who has waited longest has had no mail."""
+        circuits, troubles = await self._circuits(), self._shared_circuits.troubles
         oldest = await self._patiently(self._followers.oldest_unsent())
         status: State = "up"
         if _all_open(circuits) or (oldest is None and not circuits):
             status = "down"
-        elif any(state != "closed" for state in circuits.values()) or (oldest is not None and oldest > WAITING_LONG):
+        elif (
+            troubles
+            or any(state != "closed" for state in circuits.values())
+            or (oldest is not None and oldest > WAITING_LONG)
+        ):
             status = "degraded"
         seconds = None if oldest is None else oldest.total_seconds()
-        return Report(status, {"servers": circuits, "oldest_unsent_seconds": seconds})
+        return Report(status, {"servers": circuits, "troubles": troubles, "oldest_unsent_seconds": seconds})
 
     async def projections(self) -> Report:
         progress = await self._patiently(self._followers.progress())

@@ -26,12 +26,16 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.followers.leadership import TOUCH, touch
+from infrastructure.mail.shared_circuits import DEFERRING, REFUSING, TROUBLE
+from infrastructure.mail.smtp.evidence import ONLY_DEFERRED
 from infrastructure.postgres.connection import Connection
 
 log = structlog.get_logger(__name__)
 
 DEAD_LETTERS: Final = "dead-letters"
 CIRCUIT_OPEN: Final = "circuit-open"
+MAIL_REFUSED: Final = "mail-refused"
+MAIL_DEFERRED: Final = "mail-deferred"
 
 CHECK_INTERVAL: Final = timedelta(seconds=5)
 
@@ -79,6 +83,12 @@ _CIRCUITS = """
            changed_at <= clock_timestamp() - %(settled)s
     FROM circuits ORDER BY name
 """
+
+_TROUBLES = f"""
+    SELECT name, named_at > clock_timestamp() - %(unused)s, {TROUBLE}, refused_since, deferred_since, failure,
+           reply_code, reply_status
+    FROM circuits JOIN mail_standings USING (name) ORDER BY name
+"""  # noqa: S608 - a constant
 
 # The next notice to deliver, marked as tried beforehand.
 _NEXT = """
@@ -146,6 +156,7 @@ class Alerts:
         on_attempt: OnAttempt = lambda *_: None,
         look_every: timedelta = CHECK_INTERVAL,
         settled: timedelta = SETTLED,
+        only_deferred: timedelta = ONLY_DEFERRED,
         pauses: Any = RETRY_WAIT,
     ) -> None:
         """
@@ -154,6 +165,7 @@ class Alerts:
             threshold: that many dead letters fire; half of it, rounded down, or fewer resolve.
             dead_letters: how many there are now.
             settled: see `SETTLED`.
+            only_deferred: see `infrastructure.mail.smtp.evidence.ONLY_DEFERRED`.
             pauses: waits between the attempts at a call, in tenacity's terms.
         """
         self._webhook = webhook
@@ -163,6 +175,7 @@ class Alerts:
         self._on_attempt = on_attempt
         self._look_every = look_every
         self._settled = settled
+        self._only_deferred = only_deferred
         self._pauses = pauses
 
     async def work(self, connection: Connection) -> None:
@@ -221,6 +234,7 @@ class Alerts:
                 await _fire(connection, CIRCUIT_OPEN, server, details)
             elif settled:
                 await _resolve(connection, CIRCUIT_OPEN, server, {**details, "reason": "closed"})
+        await self._check_troubles(connection)
         given_up = [
             row
             for query in (_REPORT_END_ONLY, _FORGET)
@@ -229,6 +243,21 @@ class Alerts:
         for _, alert in given_up:
             log.error("alert.given_up", alert=alert, hint="it was over for an hour; repair the webhook")
         return {alert_id for alert_id, _ in given_up}
+
+    async def _check_troubles(self, connection: Connection) -> None:
+        """Servers that take none of our mails though they may be called."""
+        cursor = await connection.execute(_TROUBLES, {"unused": UNUSED, "only_deferred": self._only_deferred})
+        for server, used, trouble, refused_since, deferred_since, failure, code, status in await cursor.fetchall():
+            reply = {"failure": failure, "reply_code": code, "reply_status": status}
+            for alert, of, since in (
+                (MAIL_REFUSED, REFUSING, refused_since),
+                (MAIL_DEFERRED, DEFERRING, deferred_since),
+            ):
+                if used and trouble == of:
+                    await _fire(connection, alert, server, {"server": server, "since": since.isoformat(), **reply})
+                else:
+                    reason = "taken" if used else "unused"
+                    await _resolve(connection, alert, server, {"server": server, "reason": reason})
 
     # --- Delivery -------------------------------------------------------------------------------
 

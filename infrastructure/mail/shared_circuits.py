@@ -1,8 +1,11 @@
-"""The mail servers' circuits, shared by all workers through the database: one opens it for all, one probes for all.
+"""What the workers know of the mail servers, shared through the database: one opens a circuit for all, one probes for all.
 
 Each worker counts calls for itself; it only publishes to the others that a circuit has opened, or closed again. They
 read that every second, and so do the relay, which leaves mails in the log while no server can be called, and the health
 checks.
+
+They also share what each server did with our mails: so that of a row of refusals at most one undoes a registration,
+whichever worker gets it (`smtp.evidence`), and health checks and alerts know of a server that takes nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from purgatory.typing import StateName
 
 from application.ports import Unavailable
 from infrastructure.mail.circuits import Circuit
+from infrastructure.mail.smtp.evidence import ONLY_DEFERRED, Evidence, Standing
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 
 log = structlog.get_logger(__name__)
@@ -36,15 +40,59 @@ MAX_PROBE_PERMITS: Final = 64
 """While every circuit is open, the maximum number of mails that go to the workers between two polls, for a probe with
 one of them: as many as two workers hold."""
 
-_POLL = """
+REFUSING: Final = "refusing"
+DEFERRING: Final = "deferring"
+
+TROUBLE: Final = f"""
+    CASE WHEN refused_since > coalesce(taken_at, '-infinity') AND (failure <> 'refused' OR refusals > 1)
+         THEN '{REFUSING}'
+         WHEN deferred_since > coalesce(taken_at, '-infinity')
+              AND deferred_since <= clock_timestamp() - %(only_deferred)s
+         THEN '{DEFERRING}'
+    END
+"""
+"""SQL: what is wrong with a server whose circuit may be closed; NULL if nothing is. One mailbox that it does not know, and
+does not say so, is nothing yet."""
+
+_POLL = f"""
     SELECT name, state, greatest(0, extract(epoch FROM open_until - clock_timestamp()))::double precision,
-           coalesce(probed_until > clock_timestamp(), false), extract(epoch FROM changed_at)::double precision
-    FROM circuits WHERE named_at > clock_timestamp() - %s ORDER BY name
+           coalesce(probed_until > clock_timestamp(), false), extract(epoch FROM changed_at)::double precision,
+           {TROUBLE}
+    FROM circuits LEFT JOIN mail_standings USING (name)
+    WHERE named_at > clock_timestamp() - %(forgotten_after)s ORDER BY name
+"""  # noqa: S608 - a constant
+
+# Of two workers' rows of refusals the older one counts, as long as nobody has had a mail taken since.
+_NAME = """
+    WITH named AS (
+        INSERT INTO circuits (name) SELECT unnest(%(names)s::text[])
+        ON CONFLICT (name) DO UPDATE SET named_at = clock_timestamp()
+    )
+    INSERT INTO mail_standings AS s
+        (name, taken_at, refused_since, deferred_since, refusals, failure, reply_code, reply_status)
+    SELECT w.name, clock_timestamp() - w.taken, clock_timestamp() - w.refused, clock_timestamp() - w.deferred,
+           w.refusals, w.failure, w.reply_code, w.reply_status
+    FROM unnest(%(names)s::text[], %(taken)s::interval[], %(refused)s::interval[], %(deferred)s::interval[],
+                %(refusals)s::integer[], %(failures)s::text[], %(codes)s::integer[], %(statuses)s::text[])
+        AS w (name, taken, refused, deferred, refusals, failure, reply_code, reply_status)
+    ON CONFLICT (name) DO UPDATE SET
+        taken_at = greatest(s.taken_at, excluded.taken_at),
+        refused_since = CASE WHEN s.refused_since > coalesce(greatest(s.taken_at, excluded.taken_at), '-infinity')
+            THEN least(s.refused_since, excluded.refused_since) ELSE excluded.refused_since END,
+        refusals = CASE WHEN s.refused_since > coalesce(greatest(s.taken_at, excluded.taken_at), '-infinity')
+            THEN greatest(s.refusals, excluded.refusals) ELSE excluded.refusals END,
+        deferred_since = CASE WHEN s.deferred_since > coalesce(greatest(s.taken_at, excluded.taken_at), '-infinity')
+            THEN least(s.deferred_since, excluded.deferred_since) ELSE excluded.deferred_since END,
+        failure = coalesce(excluded.failure, s.failure),
+        reply_code = CASE WHEN excluded.failure IS NULL THEN s.reply_code ELSE excluded.reply_code END,
+        reply_status = CASE WHEN excluded.failure IS NULL THEN s.reply_status ELSE excluded.reply_status END
 """
 
-_NAME = """
-    INSERT INTO circuits (name) SELECT unnest(%s::text[])
-    ON CONFLICT (name) DO UPDATE SET named_at = clock_timestamp()
+_BELIEVE = """
+    UPDATE mail_standings SET believed_at = clock_timestamp()
+    WHERE name = %(name)s
+      AND coalesce(believed_at, '-infinity') < clock_timestamp() - %(ago)s
+      AND coalesce(refused_since, '-infinity') < clock_timestamp() - %(ago)s
 """
 
 _PUBLISH = """
@@ -70,6 +118,7 @@ class SharedCircuit:
         open_for: seconds until it may be probed; zero if it is closed, or due.
         probed: a worker is probing it.
         changed_at: by the database's clock, in seconds since 1970; only used to tell changes apart.
+        trouble: `REFUSING` or `DEFERRING` if the server takes none of our mails though it may be called.
     """
 
     name: str
@@ -77,6 +126,7 @@ class SharedCircuit:
     open_for: float
     probed: bool
     changed_at: float
+    trouble: str | None = None
 
     @property
     def shown(self) -> str:
@@ -89,12 +139,22 @@ class SharedCircuits:
 
     Args:
         probe_lasts: a probe without an outcome for that long counts as abandoned: its worker has died.
+        only_deferred: see `infrastructure.mail.smtp.evidence.ONLY_DEFERRED`.
     """
 
-    def __init__(self, connection: ReconnectingConnection, *, probe_lasts: timedelta) -> None:
+    def __init__(
+        self,
+        connection: ReconnectingConnection,
+        *,
+        probe_lasts: timedelta,
+        only_deferred: timedelta = ONLY_DEFERRED,
+    ) -> None:
         self._connection = connection
         self._probe_lasts = probe_lasts
+        self._only_deferred = only_deferred
         self._own: Sequence[Circuit] = ()
+        self._evidence: Sequence[Evidence] = ()
+        self._name_at = 0.0
         self._applied: dict[str, float] = {}
         self._applying = False
         self._to_publish: dict[str, tuple[str, timedelta]] = {}
@@ -106,9 +166,30 @@ class SharedCircuits:
 
     # --- For processes that send mails ----------------------------------------------------------
 
-    def share(self, circuits: Sequence[Circuit]) -> None:
-        """Publish the changes of these circuits, and apply to them what others publish."""
-        self._own = circuits
+    def share(self, circuits: Sequence[Circuit], evidence: Sequence[Evidence] = ()) -> None:
+        """Publish the changes of these circuits, and apply to them what others publish; publish the evidence."""
+        self._own, self._evidence = circuits, evidence
+
+    def standing_changed(self) -> None:
+        """Publish the evidence at once."""
+        self._name_at = 0.0
+        self._wake.set()
+
+    async def may_believe(self, name: str, ago: float) -> bool:
+        """May we take a refusal to be about one mail, as the server took another `ago` seconds ago?
+
+        Not if any worker has seen it refuse mails since, or believed one already; nor while the database is away.
+        """
+        try:
+            await self._name()  # the server may be new
+
+            async def ask(connection: Connection) -> bool:
+                when = {"name": name, "ago": timedelta(seconds=ago)}
+                return (await connection.execute(_BELIEVE, when)).rowcount == 1
+
+            return await self._connection.execute_idempotent(ask)
+        except (Unavailable, psycopg.Error):
+            return False
 
     def changed(self, name: str, _old: StateName, new: StateName) -> None:
         """A circuit of ours has changed: publish it (see `infrastructure.mail.circuits.OnTransition`)."""
@@ -144,6 +225,11 @@ class SharedCircuits:
         return {one.name: one.shown for one in self._seen}
 
     @property
+    def troubles(self) -> dict[str, str]:
+        """Servers that take none of our mails though they may be called, by name: `REFUSING` or `DEFERRING`."""
+        return {one.name: one.trouble for one in self._seen if one.trouble is not None}
+
+    @property
     def all_open(self) -> bool:
         """Can no mail be sent? False while nothing is known."""
         return bool(self._seen) and all(one.state == OPENED for one in self._seen)
@@ -169,13 +255,12 @@ class SharedCircuits:
     async def run(self) -> None:
         """Read and publish until cancelled."""
         loop = asyncio.get_running_loop()
-        name_at = loop.time()
         while True:
             try:
                 await self._publish()
-                if self._own and loop.time() >= name_at:
+                if self._own and loop.time() >= self._name_at:
+                    self._name_at = loop.time() + NAMING_INTERVAL.total_seconds()
                     await self._name()
-                    name_at = loop.time() + NAMING_INTERVAL.total_seconds()
                 await self._poll()
             except (Unavailable, psycopg.Error):
                 pass  # without the database nobody sends either; the known states stay
@@ -204,16 +289,20 @@ class SharedCircuits:
                 del self._to_publish[name]
 
     async def _name(self) -> None:
-        names = [circuit.name for circuit in self._own]
+        now = asyncio.get_running_loop().time()
+        standings = {one.provider: one.standing for one in self._evidence}
+        rows = [_published(circuit.name, standings.get(circuit.name, Standing()), now) for circuit in self._own]
+        columns = {name: [row[name] for row in rows] for name in _published("", Standing(), now)}
 
         async def write(connection: Connection) -> None:
-            await connection.execute(_NAME, (names,))
+            await connection.execute(_NAME, columns)
 
         await self._connection.execute_idempotent(write)
 
     async def _poll(self) -> None:
         async def read(connection: Connection) -> Sequence[SharedCircuit]:
-            cursor = await connection.execute(_POLL, (FORGOTTEN_AFTER,))
+            when = {"only_deferred": self._only_deferred, "forgotten_after": FORGOTTEN_AFTER}
+            cursor = await connection.execute(_POLL, when)
             return [SharedCircuit(*row) for row in await cursor.fetchall()]
 
         self._seen = await self._connection.execute_idempotent(read)
@@ -238,3 +327,22 @@ class SharedCircuits:
             circuit.open(published.open_for)
         elif not first:
             circuit.close()
+
+
+def _published(name: str, standing: Standing, now: float) -> dict[str, object]:
+    """A server's row, with how long ago everything was: the clocks of two machines differ."""
+
+    def ago(at: float | None) -> timedelta | None:
+        return None if at is None else timedelta(seconds=now - at)
+
+    latest = standing.latest
+    return {
+        "names": name,
+        "taken": ago(standing.taken_at),
+        "refused": ago(standing.refused_since),
+        "deferred": ago(standing.deferred_since),
+        "refusals": standing.refusals,
+        "failures": None if latest is None else latest.failure,
+        "codes": None if latest is None else latest.reply_code,
+        "statuses": None if latest is None else latest.reply_status,
+    }

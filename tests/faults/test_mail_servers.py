@@ -29,7 +29,7 @@ from infrastructure.mail.smtp.server import PROBE_RECHECK
 from infrastructure.mail.smtp.servers import SmtpServers
 from tests.faults.canaries import occurs, shown
 from tests.support.facts import MovableClock, eventually
-from tests.support.http import Api, open_api, problem_of
+from tests.support.http import ADMIN, Api, open_api, problem_of
 from tests.support.mail import code_in, message_id_of, move_to_next_look, recorded, until_recorded
 from tests.support.smtp_stub import Mail, SmtpStub, Stage
 
@@ -537,7 +537,7 @@ async def test_a_mailbox_that_does_not_exist_is_undone_at_once_and_nobody_outsid
 async def test_a_content_refused_between_others_that_are_taken_undoes_only_its_own_registration(post: Post) -> None:
     await post.register("before.canary@example.com")
     await post.until(DISPATCHED)
-    post.stub.at("eod", "554 5.7.1 <ada.canary@example.com>: looks like spam", times=1)
+    post.stub.at("eod", "554 5.6.0 <ada.canary@example.com>: looks like spam", times=1)
 
     refused = await post.register()
     await post.until(RELEASED)
@@ -548,7 +548,7 @@ async def test_a_content_refused_between_others_that_are_taken_undoes_only_its_o
     assert (await post.registration(refused)).status is Status.CANCELLED
     assert await post.count("registration.registration_cancelled") == 1
     [alarm] = post.logged("mail.content_refused")
-    assert (alarm["level"], alarm["reply"], alarm["status"]) == ("error", 554, "5.7.1")
+    assert (alarm["level"], alarm["reply"], alarm["status"]) == ("error", 554, "5.6.0")
     assert "filter" in alarm["hint"]
     assert post.outcomes() == {"accepted": 2, "content": 1}
     assert post.circuit.state == "closed"
@@ -556,7 +556,7 @@ async def test_a_content_refused_between_others_that_are_taken_undoes_only_its_o
 
 
 @pytest.mark.fault("E21")
-@pytest.mark.parametrize("reply", ["552 5.2.3 too long", "554 5.7.1 looks like spam"])
+@pytest.mark.parametrize("reply", ["552 5.2.3 too long", "554 5.6.0 looks like spam"])
 async def test_contents_refused_of_everybody_open_the_circuit_and_undo_nobody_more(post: Post, reply: str) -> None:
     await post.register("before.canary@example.com")
     await post.until(DISPATCHED)
@@ -594,6 +594,58 @@ async def test_contents_refused_of_everybody_open_the_circuit_and_undo_nobody_mo
 
 
 # --- A server that refuses us ---------------------------------------------------------------------
+
+
+@pytest.mark.fault("E30")
+@pytest.mark.parametrize(
+    ("stage", "reply", "alarm", "costs"),
+    [
+        ("rcpt", "550 Invalid recipient: <ada.canary@example.com>", "mail.recipients_refused", 1),
+        ("rcpt", "554 <ada.canary@example.com>: relay access denied", "mail.recipients_refused", 1),
+        ("rcpt", "553 5.1.8 <no-reply@registrar.test>: domain does not exist", "mail.unauthorized", 0),
+        ("rcpt", "513 Relaying denied.", "mail.unauthorized", 0),
+        ("rcpt", "550 5.4.5 daily sending quota exceeded", "mail.limit_reached", 0),
+        ("eod", "550 5.7.1 <ada.canary@example.com>: blocked", "mail.content_refused", 0),
+    ],
+)
+async def test_a_row_of_refusals_is_ours_and_whoever_it_cost_is_revived_by_the_operator(
+    post: Post, stage: Stage, reply: str, alarm: str, costs: int
+) -> None:
+    await post.register("before.canary@example.com")
+    await post.until(DISPATCHED)
+    post.stub.at(stage, reply)
+
+    waiting = [await post.register(f"canary{number}@example.com") for number in range(6)]
+    await post.until(FAILED, 4)
+    await post.until(RELEASED, costs)
+
+    assert {one["level"] for one in post.logged(alarm)} == {"error"}
+
+    async def told() -> bool:
+        health = (await post.api.http.get("/health/mail")).json()
+        return health["status"] in {"degraded", "down"} and set(health["troubles"].values()) == {"refusing"}
+
+    await eventually(told)
+    undone = [one for one in waiting if (await post.registration(one)).status is Status.CANCELLED]
+    assert len(undone) == costs
+    assert await post.count("registration.registration_cancelled") == costs
+
+    post.stub.heal()
+    for one in undone:
+        answer = await post.api.http.post(f"/v1/admin/mail/{one}/retry", headers=ADMIN)
+        assert answer.json()["status"] == "PENDING", answer.text
+    post.thirty_seconds_pass()
+    for one in waiting:
+        await post.until_handed_over(one)
+    for one in undone:
+        mail = next(mail for mail in post.stub.mails if mail.recipients == [post.addresses[one].encode()])
+        assert await post.verifies(one, mail)
+    await post.prove()
+
+    async def well() -> bool:
+        return not (await post.api.http.get("/health/mail")).json()["troubles"]
+
+    await eventually(well)
 
 
 @pytest.mark.fault("E22")

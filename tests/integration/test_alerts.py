@@ -7,7 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
@@ -24,7 +24,10 @@ from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.projector import Projector
+from infrastructure.mail.circuits import Circuit, Circuits
 from infrastructure.mail.shared_circuits import SharedCircuits
+from infrastructure.mail.smtp.evidence import ONLY_DEFERRED, Evidence
+from infrastructure.mail.smtp.replies import Verdict, judge_reply
 from infrastructure.postgres.connection import ReconnectingConnection, connect
 from infrastructure.postgres.notifications import Notifications
 from infrastructure.telemetry.metrics import Metrics
@@ -55,6 +58,7 @@ def alerts(
     deadline: timedelta = timedelta(minutes=1),
     metrics: Metrics | None = None,
     settled: timedelta = timedelta(0),
+    only_deferred: timedelta = ONLY_DEFERRED,
     pauses: Any = None,
 ) -> Alerts:
     return Alerts(
@@ -65,6 +69,7 @@ def alerts(
         on_attempt=(metrics or Metrics()).alert,
         look_every=timedelta(milliseconds=20),
         settled=settled,
+        only_deferred=only_deferred,
         pauses=pauses or wait_none(),
     )
 
@@ -195,6 +200,37 @@ async def test_dead_letters_are_told_once_when_they_gather_and_once_when_they_ar
         await told(stub, OPEN, FIRING, CLOSED_AGAIN, RESOLVED)
         await dead_letters(THRESHOLD)
         await told(stub, OPEN, FIRING, CLOSED_AGAIN, RESOLVED, FIRING)
+
+
+@pytest.mark.parametrize(
+    ("reply", "alert", "failure", "status"),
+    [
+        (judge_reply("rcpt", 553, "5.1.8 domain of sender does not exist"), "mail-refused", "authentication", "5.1.8"),
+        (judge_reply("rcpt", 454, "4.7.1 relay access denied"), "mail-deferred", "authentication", "4.7.1"),
+    ],
+)
+async def test_a_server_that_takes_nothing_is_told_of_until_it_does(
+    dsn: str, stub: WebhookStub, reply: Verdict, alert: str, failure: str, status: str
+) -> None:
+    async with watching(dsn, alerts(stub.url, only_deferred=timedelta(0))), worker(dsn) as circuits:
+        evidence = Evidence(SERVER, may_believe=circuits.may_believe, only_deferred=timedelta(0))
+        circuits.share([cast("Circuit", (await Circuits().get_breaker(SERVER)).context)], [evidence])
+        await evidence.judge(reply, "ada@example.com")
+        circuits.standing_changed()
+        await told(stub, (alert, "firing"))
+        evidence.taken("ada@example.com")
+        circuits.standing_changed()
+        await told(stub, (alert, "firing"), (alert, "resolved"))
+
+    begin, end = (call.json["details"] for call in stub.calls)
+    assert {name: begin[name] for name in begin if name != "since"} == {
+        "server": SERVER,
+        "failure": failure,
+        "reply_code": reply.reply_code,
+        "reply_status": status,
+    }
+    assert datetime.fromisoformat(begin["since"]).tzinfo is not None
+    assert end == {"server": SERVER, "reason": "taken"}
 
 
 async def test_a_call_says_what_who_when_and_nothing_personal(

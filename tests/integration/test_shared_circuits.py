@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from application.ports import Letter, MailServersAway, NotSent, Rendered
 from domain.mail_outcome import HandOver
 from infrastructure.mail.circuits import Circuits
-from infrastructure.mail.shared_circuits import SharedCircuits
+from infrastructure.mail.shared_circuits import DEFERRING, REFUSING, SharedCircuits
+from infrastructure.mail.smtp.evidence import ONLY_DEFERRED
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import ReconnectingConnection
@@ -21,6 +22,7 @@ from tests.support.log import query
 from tests.support.smtp_stub import SmtpStub
 
 LETTER = Letter("ada@example.com", Rendered("Your code", "123456", "<p>123456</p>"), "<1@registrar.test>", "en")
+OTHER = replace(LETTER, to="eve@example.com")
 
 
 @dataclass
@@ -36,9 +38,9 @@ class Worker:
     now: float = 0.0
     outcomes: list[str] = field(default_factory=list)
 
-    async def send(self) -> str:
+    async def send(self, letter: Letter = LETTER) -> str:
         try:
-            accepted: HandOver = await self.servers.send(LETTER)
+            accepted: HandOver = await self.servers.send(letter)
         except NotSent as error:
             return error.failure.failure
         except MailServersAway:
@@ -47,9 +49,9 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker(dsn: str, stub: SmtpStub) -> AsyncIterator[Worker]:
+async def worker(dsn: str, stub: SmtpStub, *, only_deferred: timedelta = ONLY_DEFERRED) -> AsyncIterator[Worker]:
     connection = ReconnectingConnection(dsn, name="circuits", statement_timeout=timedelta(seconds=10))
-    shared = SharedCircuits(connection, probe_lasts=timedelta(seconds=20))
+    shared = SharedCircuits(connection, probe_lasts=timedelta(seconds=20), only_deferred=only_deferred)
     made: Worker
 
     async def at_once(_seconds: float) -> None:
@@ -61,6 +63,8 @@ async def worker(dsn: str, stub: SmtpStub) -> AsyncIterator[Worker]:
         circuits=Circuits(on_transition=shared.changed, clock=lambda: made.now),
         limits=Limits(timeout=timedelta(seconds=2)),
         may_probe=shared.may_probe,
+        may_believe=shared.may_believe,
+        on_standing=shared.standing_changed,
         on_opened=shared.share,
         sleep=at_once,
     )
@@ -166,3 +170,48 @@ async def test_as_long_as_nobody_probes_the_workers_get_more_and_more_mails_to_p
         # when: somebody has found one to probe with
         assert await one.circuits.may_probe(f"127.0.0.1:{stub.port}")
         assert await handed_over() == 0
+
+
+async def test_of_a_row_of_refusals_one_is_believed_whichever_workers_get_them(dsn: str) -> None:
+    async with SmtpStub() as stub, worker(dsn, stub) as one, worker(dsn, stub) as other:
+        for number in range(3):
+            assert [await one.send(OTHER), await other.send(OTHER)] == ["accepted 1", "accepted 1"], number
+            stub.at("rcpt", "550 no such user")
+            assert [await one.send(), await other.send()] == ["mailbox-unknown", "refused"], number
+            assert [await one.send(), await other.send()] == ["refused", "refused"], number
+            stub.heal()
+
+
+async def test_everybody_knows_that_a_server_refuses_and_that_it_takes_mails_again(dsn: str) -> None:
+    async with SmtpStub() as stub, worker(dsn, stub) as one, worker(dsn, stub) as other:
+        name = f"127.0.0.1:{stub.port}"
+        stub.at("rcpt", "550 no such user")
+        assert [await one.send(), await one.send(OTHER)] == ["refused", "refused"]
+        await eventually(lambda: other.circuits.troubles == {name: REFUSING})
+        assert other.circuits.states == {name: "closed"}
+
+        # and: that the other has a mail taken is known to the one that had them refused
+        stub.heal()
+        assert await other.send() == "accepted 1"
+        await one.send()
+        await eventually(lambda: (one.circuits.troubles, other.circuits.troubles) == ({}, {}))
+
+
+async def test_one_mailbox_that_a_server_does_not_know_is_no_trouble(dsn: str) -> None:
+    async with SmtpStub() as stub, worker(dsn, stub) as one:
+        stub.at("rcpt", "550 no such user")
+        assert [await one.send(), await one.send()] == ["refused", "refused"]
+        one.circuits.standing_changed()
+        await one.circuits.looked()
+        await one.circuits.looked()
+        assert one.circuits.troubles == {}
+
+
+async def test_a_server_that_only_defers_is_trouble_after_a_while(dsn: str) -> None:
+    async with SmtpStub() as stub, worker(dsn, stub, only_deferred=timedelta(0)) as one, worker(dsn, stub) as patient:
+        stub.at("rcpt", "454 4.7.1 relay access denied")
+        assert await one.send() == "authentication"
+        one.circuits.standing_changed()
+        await eventually(lambda: one.circuits.troubles == {f"127.0.0.1:{stub.port}": DEFERRING})
+        await patient.circuits.looked()
+        assert patient.circuits.troubles == {}

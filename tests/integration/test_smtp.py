@@ -34,6 +34,7 @@ RENDERED = Rendered(
     html="<p style='color:#000'>Grüße: <b>123456</b></p>\r\n.\r\nQUIT\r\n",
 )
 LETTER = Letter("jo.doe+x@example.com", RENDERED, message_id="<0192f0aa.1@registrar.example>", locale="de")
+OTHER = Letter("eve@example.com", RENDERED, message_id="<0192f0aa.2@registrar.example>", locale="de")
 QUICK = Limits(timeout=timedelta(seconds=0.3))
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 
@@ -288,11 +289,8 @@ async def test_a_body_cannot_end_the_mail_early(stub: SmtpStub, post: Post) -> N
     ("stage", "reply", "failure"),
     [
         ("rcpt", "550 5.1.1 no such user", "mailbox-unknown"),
-        ("rcpt", "550 no such user", "mailbox-unknown"),
-        ("rcpt", "551 moved", "mailbox-unknown"),
         ("rcpt", "553 5.1.3 bad syntax", "mailbox-unknown"),
         ("rcpt", "556 5.1.10 null MX", "mailbox-unknown"),
-        ("rcpt", "550 5.4.1 recipient address rejected", "mailbox-unknown"),
         ("rcpt", "552 5.2.2 mailbox full", "permanent"),
         ("rcpt", "550 5.2.1 mailbox disabled", "permanent"),
         ("eod", "550 5.1.1 no such user after all", "mailbox-unknown"),
@@ -311,12 +309,62 @@ async def test_a_refusal_of_a_mailbox_is_permanent_and_no_outage(
     assert await post.servers.states() == {provider(stub): "closed"}
 
 
+BARE = pytest.mark.parametrize(
+    "reply",
+    [
+        "550 no such user",
+        "550 Invalid recipient: <ada@example.com>",
+        "551 moved",
+        "554 relay access denied",
+        "550 5.4.1 recipient address rejected",
+        "553 5.3.0 rejected",
+    ],
+)
+
+
+@pytest.mark.fault("E30")
+@BARE
+async def test_a_recipient_refused_without_a_reason_is_unknown_if_others_were_just_taken(
+    stub: SmtpStub, post: Post, reply: str
+) -> None:
+    for _ in range(3):
+        await post.send(OTHER)
+        stub.at("rcpt", reply, times=1)
+        refusal = await post.refused()
+        assert (refusal.failure, refusal.permanent, refusal.attempts) == ("mailbox-unknown", True, 1)
+        assert refusal.reply_code == int(reply[:3])
+
+
+@pytest.mark.fault("E30")
+@BARE
+async def test_a_row_of_refused_recipients_is_about_us_and_costs_the_first_one_at_most(
+    stub: SmtpStub, second: SmtpStub, open_post: OpenPost, reply: str
+) -> None:
+    post = await open_post(stub)
+    await post.send(OTHER)
+    stub.at("rcpt", reply)
+    refusals = [await post.refused() for _ in range(12)]
+    assert [refusal.permanent for refusal in refusals] == [True] + 11 * [False]
+    assert {refusal.failure for refusal in refusals[1:]} == {"refused"}
+    assert post.pauses == [], "the same would be refused again"
+    assert await post.servers.states() == {provider(stub): "closed"}
+    with pytest.raises(NotSent):
+        await post.servers.probe()
+
+    backed_up = await open_post(stub, second)
+    assert await backed_up.send() == HandOver(provider(second), attempts=1, reply_code=250)
+
+    stub.heal()
+    assert (await post.send()).attempts == 1
+    await post.servers.probe()
+
+
 CONTENT_REFUSED = pytest.mark.parametrize(
     ("stage", "reply"),
     [
-        ("data", "554 5.7.1 no"),
+        ("data", "554 no"),
         ("eod", "554 looks like spam"),
-        ("eod", "550 5.7.1 looks like spam"),
+        ("eod", "550 5.6.0 looks like spam"),
         ("eod", "552 too big"),
         ("mail", "552 5.3.4 too big"),
     ],
@@ -604,10 +652,23 @@ async def test_an_unwelcome_sender_is_our_configuration(stub: SmtpStub, post: Po
     assert await post.servers.states() == {provider(stub): "opened"}
 
 
-async def test_relaying_denied_is_not_the_mailboxs_fault(stub: SmtpStub, post: Post) -> None:
-    stub.at("rcpt", "554 5.7.1 relay access denied")
+@pytest.mark.fault("E30")
+@pytest.mark.parametrize(
+    ("reply", "failure"),
+    [
+        ("554 5.7.1 relay access denied", "authentication"),
+        ("553 5.1.8 domain of sender address does not exist", "authentication"),
+        ("513 Relaying denied.", "authentication"),
+        ("454 4.7.1 relay access denied", "authentication"),
+        ("450 4.1.8 sender address rejected", "authentication"),
+        ("550 5.4.5 daily sending quota exceeded", "throttled"),
+    ],
+)
+async def test_what_is_about_us_is_no_mailboxs_fault(stub: SmtpStub, post: Post, reply: str, failure: str) -> None:
+    await post.send()
+    stub.at("rcpt", reply)
     refusal = await post.refused()
-    assert (refusal.failure, refusal.permanent, refusal.attempts) == ("authentication", False, 0)
+    assert (refusal.failure, refusal.permanent, refusal.attempts) == (failure, False, 0)
     assert await post.servers.states() == {provider(stub): "closed"}
 
 

@@ -32,8 +32,26 @@ ALARMS: Final = {
         "mail.content_refused",
         "all our mails are alike: look at that server's filter, at blocklists, at our domain's SPF, DKIM and DMARC",
     ),
+    "refused": (
+        "mail.recipients_refused",
+        "nothing shows that these mailboxes do not exist: may we relay through that server, and is our sender known there?",
+    ),
+    "throttled": (
+        "mail.limit_reached",
+        "our account there may send no more for now: raise its limit, or add a server to REGISTRAR_SMTP_URLS",
+    ),
 }
-"""Failures that an operator has to fix: the log event, and its hint. Mails wait meanwhile."""
+"""Failures that an operator has to fix, if the reply is a 5xx or there is none: the log event, and its hint. Mails wait
+meanwhile."""
+
+_SENDER: Final = frozenset({"1.7", "1.8"})
+"""Details (RFC 3463, RFC 5248) that are about our sender address."""
+_NO_MAILBOX: Final = frozenset({"1.1", "1.2", "1.3", "1.6", "1.10"})
+"""Details that say that there is no such mailbox: nobody there, no such domain, no address, moved, no mail at all."""
+_LIMIT: Final = "4.5"
+"""System congestion; what providers with a limit per day reply when it is reached."""
+_ABOUT_US: Final = frozenset({*range(500, 505), 513, 521, 530, 535, 538, 555})
+"""Codes of a server that does not take this command, or nothing at all, from us (RFC 4954, 5321, 7504; 513: Courier)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +62,14 @@ class Verdict:
         failure, permanent, reply_code, reply_status, outcome_unknown: as in `DispatchFailure`.
         outage: the fault of the server, not of this mail or mailbox: counts for the circuit breaker (but see
             `server.Server` for `too_many`), and the next try goes to another server, if there is one.
+        on_evidence: `permanent` only if the server takes other mails of ours; see `evidence.Evidence`.
         hopeless: no mail can go through this server until an operator acts: opens its circuit.
         too_many: the server works, and asks for fewer mails at the same time.
     """
 
     failure: MailFailure
     permanent: bool = False
+    on_evidence: bool = False
     outage: bool = False
     hopeless: bool = False
     reply_code: int | None = None
@@ -59,75 +79,87 @@ class Verdict:
 
     @property
     def alarming(self) -> bool:
-        """Does it take an operator to fix it?"""
+        """Does it take an operator to fix it, or may it be the first of many that do?"""
         return self.failure in ALARMS and (self.reply_code is None or self.reply_code >= 500)
+
+    @property
+    def about_us(self) -> bool:
+        """Would it be the same for every mail, until an operator acts?"""
+        return self.alarming and not self.permanent
 
     @property
     def costs_a_try(self) -> bool:
         """False where the server refuses us rather than the mail: another server may be willing."""
-        return self.failure not in {"authentication", "tls"}
+        if self.failure == "throttled":
+            return not self.about_us
+        return self.failure not in {"authentication", "refused", "tls"}
 
 
 def judge_reply(stage: Stage, code: int, text: str) -> Verdict:
     """Classify a negative reply by its code (RFC 5321, 4.2), enhanced status (RFC 3463) and stage.
 
-    Only what is about this mailbox or this mail is permanent. A 5xx before RCPT is about us: it would be the same for
-    every mail, an operator fixes it, and then the mail must still go out. A single reply does not tell whether refused
-    content is about one mail or about all of them; `ContentHistory` does.
-
-    Over 40 lines, because it is one table of cases, whose order matters.
+    Only what is about this mailbox or this mail is permanent. Servers word a reply that is about us just as one about a
+    mailbox (OpenSMTPD's "550 Invalid recipient" says either), so without an enhanced status that says so a mailbox is
+    not taken for unknown by the reply alone; nor does a single reply tell whether refused content is about one mail or
+    about all of them. For these, `evidence.Evidence` decides.
     """
-    found = re.match(r"([245])\.\d{1,3}\.\d{1,3}(?!\S)", text)
-    status = found[0] if found and int(found[1]) == code // 100 else None
-    subject = status.split(".")[1] if status else None
-
-    def verdict(
-        failure: MailFailure,
-        *,
-        permanent: bool = False,
-        outage: bool = False,
-        hopeless: bool = False,
-        unknown: bool = False,
-        too_many: bool = False,
-    ) -> Verdict:
-        return Verdict(failure, permanent, outage or hopeless, hopeless, code, status, unknown, too_many)
-
+    found = re.match(r"([245])\.(\d{1,3}\.\d{1,3})(?!\S)", text)
+    status, detail = (found[0], found[2]) if found and int(found[1]) == code // 100 else (None, "")
     if code == 421:
-        return verdict("throttled", outage=True, too_many=status != "4.3.2")  # 4.3.2: it shuts down
-    if code // 100 not in {4, 5}:  # not a reply to the command
-        return verdict("connection", outage=True, unknown=stage == "end-of-data")
-    refused_for_good = code // 100 == 5
+        # 4.3.2: it shuts down
+        verdict = Verdict("throttled", outage=True, too_many=status != "4.3.2")
+    elif code // 100 not in {4, 5}:  # not a reply to the command
+        verdict = Verdict("connection", outage=True, outcome_unknown=stage == "end-of-data")
+    elif stage in {"connect", "ehlo", "tls", "login"}:
+        verdict = _before_the_mail(stage, refused_for_good=code // 100 == 5)
+    elif code // 100 == 4:
+        verdict = _for_now(code, detail)
+    else:
+        verdict = _for_good(stage, code, detail)
+    return replace(verdict, reply_code=code, reply_status=status)
+
+
+def _before_the_mail(stage: Stage, *, refused_for_good: bool) -> Verdict:
     match stage:
-        case "connect" | "ehlo":
-            return verdict("connection" if refused_for_good else "temporary", outage=True)
         case "tls":
-            return verdict("tls", outage=True, hopeless=refused_for_good)
+            return Verdict("tls", outage=True, hopeless=refused_for_good)
         case "login":
-            return verdict("authentication", outage=True, hopeless=refused_for_good)
-    if not refused_for_good:
-        if status == "4.7.0":
-            return verdict("throttled", too_many=True)
-        if status == "4.7.1" or (code in {450, 451} and subject != "3"):  # X.3: the server's own trouble
-            return verdict("greylisted")
-        return verdict("temporary")
-    match stage:
-        case "mail":
-            if code == 552 or subject == "3":  # 5.3.4: too big
-                return verdict("content", permanent=True)
-            return verdict("authentication", hopeless=True)  # our sender address is refused
-        case "rcpt":
-            if subject == "7" or code == 530:  # relaying denied, blocked: about us, though perhaps not always
-                return verdict("authentication")
-            if subject == "1" or (subject is None and code in {550, 551, 553, 556}):
-                return verdict("mailbox-unknown", permanent=True)
-            if code in {550, 551, 553} and subject != "2":  # 5.2: it exists, but is full or disabled
-                return verdict("mailbox-unknown", permanent=True)
-        case "data" | "end-of-data":
-            if subject == "1":
-                return verdict("mailbox-unknown", permanent=True)
-            if subject in {"6", "7"} or code in {552, 554}:
-                return verdict("content", permanent=True)
-    return verdict("permanent", permanent=True)
+            return Verdict("authentication", outage=True, hopeless=refused_for_good)
+        case _:
+            return Verdict("connection" if refused_for_good else "temporary", outage=True)
+
+
+def _for_now(code: int, detail: str) -> Verdict:
+    if detail in _SENDER or (code == 454 and detail != "7.0"):  # 454: Postfix's relaying denied, with soft_bounce
+        return Verdict("authentication")
+    if detail == "7.0":
+        return Verdict("throttled", too_many=True)
+    if detail == "7.1" or (code in {450, 451} and not detail.startswith("3.")):  # X.3: the server's own trouble
+        return Verdict("greylisted")
+    return Verdict("temporary")
+
+
+def _for_good(stage: Stage, code: int, detail: str) -> Verdict:
+    """What a 5xx to MAIL, RCPT, DATA or the content means."""
+    content = Verdict("content", permanent=True, on_evidence=True)
+    if detail == _LIMIT:
+        return Verdict("throttled")
+    if stage == "mail":
+        too_big = code == 552 or detail.startswith("3.")
+        return content if too_big else Verdict("authentication", outage=True, hopeless=True)
+    if detail in _SENDER or code in _ABOUT_US:
+        return Verdict("authentication")
+    if detail in _NO_MAILBOX:
+        return Verdict("mailbox-unknown", permanent=True)
+    if detail.startswith("2.") and detail != "2.3":  # the mailbox exists, but is disabled or full
+        return Verdict("permanent", permanent=True)
+    if detail.startswith("7."):  # blocked, denied, taken for spam: our mails are all alike
+        return Verdict("authentication") if stage == "rcpt" else Verdict("content", outage=True)
+    if stage != "rcpt" or detail.startswith("6.") or detail == "2.3":
+        return content
+    if code // 10 == 55:
+        return Verdict("mailbox-unknown", permanent=True, on_evidence=True)
+    return Verdict("refused")
 
 
 def judge_error(stage: Stage, error: OSError | SMTPException) -> Verdict:
@@ -163,32 +195,3 @@ def may_be_used_up(error: OSError | SMTPException) -> bool:
     """May the server have ended this connection, idle until now, because of the mails that it has carried?"""
     verdict = judge_error("mail", error)
     return verdict.reply_code == 421 and verdict.reply_status not in {"4.3.2", "4.4.2"}  # shuts down, waited too long
-
-
-class ContentHistory:
-    """Whether refused content is about one mail or about all of them.
-
-    All our mails have the same content, so a refusal is about that one mail only if the server accepted the one before.
-    A second refusal in a row, or one before any was accepted, is about all of them: then it is an outage, and undoes
-    nobody's registration.
-    """
-
-    def __init__(self) -> None:
-        self._latest_was_taken = False
-        self._latest_refusal: Verdict | None = None
-
-    @property
-    def refusal(self) -> Verdict | None:
-        """The verdict to expect on a mail that is sent now; None if it would be accepted, as far as is known."""
-        return self._latest_refusal
-
-    def taken(self) -> None:
-        self._latest_was_taken, self._latest_refusal = True, None
-
-    def judge(self, verdict: Verdict) -> Verdict:
-        """The verdict on this mail. Only one on its content counts here; any other stays as it is."""
-        if verdict.failure != "content":
-            return verdict
-        about_this_mail, self._latest_was_taken = self._latest_was_taken, False
-        self._latest_refusal = replace(verdict, permanent=False, outage=True)
-        return replace(self._latest_refusal, permanent=about_this_mail)

@@ -15,8 +15,9 @@ from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
 from infrastructure.mail.circuits import Circuit, CircuitOpen
 from infrastructure.mail.concurrency_limit import ConcurrencyLimit
 from infrastructure.mail.smtp.connection import Progress
+from infrastructure.mail.smtp.evidence import Evidence
 from infrastructure.mail.smtp.pool import ConnectionPool, Limits
-from infrastructure.mail.smtp.replies import STAGES, ContentHistory, Verdict, judge_error
+from infrastructure.mail.smtp.replies import STAGES, Verdict, judge_error
 from infrastructure.settings.values import MailServer
 
 PROBE_RECHECK: Final = 1.0
@@ -58,14 +59,15 @@ class Server:
         limits: Limits,
         may_probe: MayProbe,
         on_concurrency: OnConcurrency,
+        evidence: Evidence,
     ) -> None:
-        self.provider = f"{server.host}:{server.port}"
+        self.provider = evidence.provider
+        self.evidence = evidence
         self.concurrency = ConcurrencyLimit(limits.connections, on_change=partial(on_concurrency, self.provider))
         self._breaker = breaker
         self._timeout = limits.timeout.total_seconds()
         self._may_probe = may_probe
         self._pool = ConnectionPool(server, sender=sender, tls=tls, limits=limits)
-        self._content = ContentHistory()
         self._under_way: set[Progress] = set()
         self._taken_at = -math.inf
 
@@ -111,17 +113,19 @@ class Server:
                 async with asyncio.timeout(self._timeout):
                     code = await self._converse(to, message, progress)
                 if message is not None:
-                    self._content.taken()
+                    self.evidence.taken(to)
                     self._taken_at = asyncio.get_running_loop().time()
                     self.concurrency.succeeded(generation)
-                if self._content.refusal is None:
+                if self.evidence.expected is None:
                     return code
-                verdict = self._content.refusal  # what a mail would get
+                verdict = self.evidence.expected  # what a mail would get
             except (OSError, SMTPException) as error:
-                verdict = self._content.judge(judge_error(progress.stage, error))
+                verdict = judge_error(progress.stage, error)
             finally:
                 self._under_way.discard(progress)
-            # Raised outside of the except clause: the refusal must not carry the reply's text in its context.
+            # Outside of the except clause: the refusal must not carry the reply's text in its context.
+            if message is not None:
+                verdict = await self.evidence.judge(verdict, to)
             if verdict.hopeless:
                 self.circuit.open()
             is_outage = verdict.outage and not (verdict.too_many and self._takes_others(progress))

@@ -19,6 +19,7 @@ from application.retrying import with_retries
 from domain.mail_outcome import DispatchFailure, HandOver, MailFailure
 from infrastructure.mail.circuits import Circuit, CircuitOpen, Circuits
 from infrastructure.mail.composing import Composer, mailbox
+from infrastructure.mail.smtp.evidence import Evidence, MayBelieve
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.replies import ALARMS, Verdict
 from infrastructure.mail.smtp.server import MayProbe, OnConcurrency, Refused, Server, TooLate
@@ -31,6 +32,7 @@ MAX_TRIES: Final = 3
 RETRY_WAIT: Final = wait_exponential(multiplier=2) + wait_random(0, 1)
 """2 s, then 4 s, and up to a second on top, so that mails that failed together do not come back together."""
 
+OnOpened = Callable[[Sequence[Circuit], Sequence[Evidence]], None]
 OnAttempt = Callable[[str, str], None]
 """Called with the provider (`host:port`) and "accepted" or the failure class of each conversation. Must not raise."""
 
@@ -83,7 +85,9 @@ class SmtpServers:
         tls: trust in the servers' certificates; the system's if None.
         on_concurrency: called with how many mails each server may be handed at the same time.
         may_probe: asked before a call that would be a circuit's probe.
-        on_opened: called with the circuits once they are created.
+        may_believe: asked before a refusal that does not say why is taken to be about one mail.
+        on_standing: called when what is known of a server should be published at once; see `Evidence`.
+        on_opened: called with each server's circuit and evidence once they are created.
         sleep: waits between tries, in seconds.
         now: for the `Date` header.
     """
@@ -99,7 +103,9 @@ class SmtpServers:
         on_attempt: OnAttempt | None = None,
         on_concurrency: OnConcurrency = lambda *_: None,
         may_probe: MayProbe | None = None,
-        on_opened: Callable[[Sequence[Circuit]], None] = lambda _: None,
+        may_believe: MayBelieve | None = None,
+        on_standing: Callable[[], None] = lambda: None,
+        on_opened: OnOpened = lambda *_: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -113,6 +119,8 @@ class SmtpServers:
         self._on_attempt = on_attempt
         self._on_concurrency = on_concurrency
         self._may_probe = may_probe or _always_allowed
+        self._may_believe = may_believe or _always_allowed
+        self._on_standing = on_standing
         self._on_opened = on_opened
         self._sleep = sleep
         self._now = now
@@ -213,9 +221,20 @@ class SmtpServers:
     def _report(self, server: Server, verdict: Verdict | None) -> None:
         if self._on_attempt is not None:
             self._on_attempt(server.provider, "accepted" if verdict is None else verdict.failure)
-        if verdict is not None and verdict.alarming:
+        if verdict is None:
+            return
+        if verdict.alarming:
             event, hint = ALARMS[verdict.failure]
             log.error(event, provider=server.provider, reply=verdict.reply_code, status=verdict.reply_status, hint=hint)
+        if server.evidence.is_to_be_told():
+            log.error(
+                "mail.only_deferred",
+                provider=server.provider,
+                failure=verdict.failure,
+                reply=verdict.reply_code,
+                status=verdict.reply_status,
+                hint="it has taken none of our mails for ten minutes, and only put them off: look at its log",
+            )
 
     async def _servers(self) -> Sequence[Server]:
         """Created at the first call, as purgatory's `get_breaker` is a coroutine."""
@@ -223,18 +242,19 @@ class SmtpServers:
             self._opened = [
                 Server(
                     server,
-                    await self._factory.get_breaker(f"{server.host}:{server.port}"),
+                    await self._factory.get_breaker(provider),
                     self._composer.sender,
                     tls=self._tls,
                     limits=self._limits,
                     may_probe=self._may_probe,
                     on_concurrency=self._on_concurrency,
+                    evidence=Evidence(provider, may_believe=self._may_believe, on_change=self._on_standing),
                 )
-                for server in self._settings
+                for server, provider in ((one, f"{one.host}:{one.port}") for one in self._settings)
             ]
-            self._on_opened(self.circuits)
+            self._on_opened(self.circuits, [one.evidence for one in self._opened])
         return self._opened
 
 
-async def _always_allowed(_provider: str) -> bool:
+async def _always_allowed(*_: object) -> bool:
     return True

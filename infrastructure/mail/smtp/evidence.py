@@ -1,0 +1,152 @@
+"""What a mail server's latest replies show: whether a refusal is about one mail, or about all of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final
+
+from infrastructure.mail.smtp.replies import Verdict
+
+RECENT: Final = timedelta(days=1)
+"""How long a mail that a server has taken shows that it takes ours. After a night without mails the first mistyped
+address should not look like an outage; and the first refusal of one costs a single registration, which `mail retry`
+revives."""
+
+ONLY_DEFERRED: Final = timedelta(minutes=10)
+"""After that long of nothing but deferrals an operator has to look: greylisting ends earlier. Postfix, for one, may well
+answer to a relay that it will never do by a 454, for a day, until every registration has expired."""
+
+MayBelieve = Callable[[str, float], Awaitable[bool]]
+"""Called with the server's `host:port` and the seconds since it took a mail of ours, before a refusal is taken to be
+about one mail. False: another worker has seen it refuse mails since."""
+
+
+@dataclass(slots=True, eq=False)
+class Standing:
+    """What a server has done with our mails, for health checks and alerts. Times are the event loop's.
+
+    Attributes:
+        taken_at: when it last took one.
+        refused_since: since when it has refused us and taken none.
+        deferred_since: since when it has put our mails off and taken none.
+        refusals: how many different mails it has refused since.
+        latest: the latest of these refusals or deferrals.
+    """
+
+    taken_at: float | None = None
+    refused_since: float | None = None
+    deferred_since: float | None = None
+    refusals: int = 0
+    latest: Verdict | None = None
+
+
+class Evidence:
+    """Judges one server's refusals by what it did before.
+
+    All our mails are alike but for the recipient. So a refusal that does not say why is about that one mail only if the
+    server has just taken somebody else's. The next one in a row, or one before any was taken, is about all of them: it
+    undoes nobody's registration.
+
+    Args:
+        provider: the server's `host:port`.
+        on_change: called when the others should know at once: the first two mails of a row were refused, or the server
+            takes mails again.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        *,
+        may_believe: MayBelieve,
+        on_change: Callable[[], None] = lambda: None,
+        recent: timedelta = RECENT,
+        only_deferred: timedelta = ONLY_DEFERRED,
+    ) -> None:
+        self.provider = provider
+        self.standing = Standing()
+        self._may_believe = may_believe
+        self._on_change = on_change
+        self._recent = recent.total_seconds()
+        self._only_deferred = only_deferred.total_seconds()
+        self._told_at = -math.inf  # when it was last said that it only defers
+        self._taken: tuple[int, float] | None = None  # whose mail, and when; None once a refusal was judged by it
+        self._refused: set[int] = set()
+        self._expected: Verdict | None = None
+
+    @property
+    def expected(self) -> Verdict | None:
+        """The verdict to expect on a mail that is sent now; None if it would be accepted, as far as is known."""
+        return self._expected
+
+    @property
+    def only_defers(self) -> bool:
+        """Has it put off all our mails for so long that this is no greylisting?"""
+        since = self.standing.deferred_since
+        return since is not None and _now() - since >= self._only_deferred
+
+    def is_to_be_told(self) -> bool:
+        """Is it time to say (again) that it only defers? Not more often than it takes to find out."""
+        if not self.only_defers or _now() - self._told_at < self._only_deferred:
+            return False
+        self._told_at = _now()
+        return True
+
+    def taken(self, to: str) -> None:
+        """The server accepted a mail."""
+        was_in_trouble, now = self.standing.refused_since is not None or self.only_defers, _now()
+        self._taken, self._expected = (hash(to), now), None
+        self._refused.clear()
+        self.standing = Standing(taken_at=now)
+        if was_in_trouble:
+            self._on_change()
+
+    async def judge(self, verdict: Verdict, to: str) -> Verdict:
+        """The verdict on this mail, in which `on_evidence` is settled."""
+        if verdict.failure == "content":
+            self._expected = replace(verdict, permanent=False, on_evidence=False, outage=True)
+        if verdict.on_evidence:
+            if await self._is_about_this_mail(verdict, to):
+                verdict = replace(verdict, on_evidence=False)
+            elif verdict.failure == "content":
+                verdict = replace(verdict, permanent=False, on_evidence=False)
+            else:
+                verdict = replace(verdict, failure="refused", permanent=False, on_evidence=False)
+        if verdict.about_us:
+            self._refuses(verdict, to)
+        elif not verdict.permanent and verdict.reply_code is not None:
+            self._defers(verdict)
+        # All contents are alike: even one that was about this mail makes the circuit count, and the next server is asked.
+        return replace(verdict, outage=True) if verdict.failure == "content" else verdict
+
+    async def _is_about_this_mail(self, verdict: Verdict, to: str) -> bool:
+        taken, self._taken = self._taken, None
+        if taken is None or (taken[0] == hash(to) and verdict.failure != "content"):
+            return False
+        ago = _now() - taken[1]
+        return ago <= self._recent and await self._may_believe(self.provider, ago)
+
+    def _refuses(self, verdict: Verdict, to: str) -> None:
+        standing, known = self.standing, len(self._refused)
+        self._refused.add(hash(to))
+        standing.refusals, standing.latest = len(self._refused), verdict
+        if standing.refused_since is None:
+            standing.refused_since = _now()
+        if not verdict.hopeless:  # of those the withheld mail finds out by itself
+            self._expected = verdict
+        if known < len(self._refused) <= 2:
+            self._on_change()
+
+    def _defers(self, verdict: Verdict) -> None:
+        standing = self.standing
+        if standing.refused_since is None:
+            standing.latest = verdict
+        if standing.deferred_since is None:
+            standing.deferred_since = _now()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
