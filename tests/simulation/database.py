@@ -182,7 +182,7 @@ class Database:
         match event:
             case MailSaga.MailSagaEnded():
                 look: datetime | None = None
-            case MailSaga.MailSagaStarted():
+            case MailSaga.MailSagaStarted() | MailSaga.MailSagaReopened():
                 look = event.ends_at
             case _:
                 look = event.look_again_at  # type: ignore[attr-defined]

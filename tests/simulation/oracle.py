@@ -113,7 +113,7 @@ class Oracle:
             elif isinstance(event, Registration.Event):
                 self._registration(self.seen[event.originator_id], event, position)
         for event in events:
-            if isinstance(event, Registration.UserRegistered):
+            if isinstance(event, Registration.UserRegistered | Registration.RegistrationReopened):
                 seen = self.seen[event.originator_id]
                 holder = self.holders.get(seen.claim_id)
                 self._must(holder == seen.registration_id, "I3", "begins without holding its address", seen)
@@ -191,10 +191,21 @@ class Oracle:
                 must(may, "I3", f"cancelled ({event.reason}) while {seen.status}", seen)
                 seen.status, seen.ended_at, seen.reason = "CANCELLED", position, event.reason
                 self._unended[seen.claim_id].discard(seen.registration_id)
-
+            case Registration.RegistrationReopened():
+                self._reopened(seen)
             case Registration.PersonalDataErased():
                 must(seen.status == "CANCELLED", "claims", f"erased while {seen.status}", seen)
                 seen.erased = True
+
+    def _reopened(self, seen: Seen) -> None:
+        without_mail = seen.reason in {"undeliverable", "expired"} and seen.serial not in seen.handed_over
+        self._must(seen.status == "CANCELLED" and without_mail, "I3", f"reopened, {seen.status} {seen.reason}", seen)
+        self._must(not seen.erased, "claims", "reopened after its erasure", seen)
+        seen.status, seen.ended_at, seen.reason = "PENDING", None, None
+        seen.revoked = seen.discarded = False
+        unended = self._unended[seen.claim_id]
+        unended.add(seen.registration_id)
+        self._must(len(unended) == 1, "I3", "two unended registrations of one address", seen)
 
     def _verified(self, seen: Seen, event: Registration.EmailVerified) -> None:
         must, serial = self._must, event.serial
