@@ -127,7 +127,7 @@ def _servers(core: Core, settings: Settings, timing: Timing, mail_servers: tuple
         sender=settings.mail_from,
         circuits=timing.circuits(on_transition=_telling(core)),
         may_probe=core.shared_circuits.may_probe,
-        may_believe=core.shared_circuits.may_believe,
+        beliefs=core.shared_circuits,
         on_standing=core.shared_circuits.standing_changed,
         on_opened=core.shared_circuits.share,
         limits=Limits(timeout=settings.send_timeout),

@@ -57,7 +57,7 @@ does not say so, is nothing yet."""
 _POLL = f"""
     SELECT name, state, greatest(0, extract(epoch FROM open_until - clock_timestamp()))::double precision,
            coalesce(probed_until > clock_timestamp(), false), extract(epoch FROM changed_at)::double precision,
-           {TROUBLE}
+           {TROUBLE}, extract(epoch FROM believed_at)::double precision
     FROM circuits LEFT JOIN mail_standings USING (name)
     WHERE named_at > clock_timestamp() - %(forgotten_after)s ORDER BY name
 """  # noqa: S608 - a constant
@@ -91,8 +91,9 @@ _NAME = """
 _BELIEVE = """
     UPDATE mail_standings SET believed_at = clock_timestamp()
     WHERE name = %(name)s
-      AND coalesce(believed_at, '-infinity') < clock_timestamp() - %(ago)s
-      AND coalesce(refused_since, '-infinity') < clock_timestamp() - %(ago)s
+      AND extract(epoch FROM believed_at)::double precision IS NOT DISTINCT FROM %(known)s
+      AND coalesce(refused_since <= taken_at, true)
+    RETURNING extract(epoch FROM believed_at)::double precision
 """
 
 _PUBLISH = """
@@ -119,6 +120,7 @@ class SharedCircuit:
         probed: a worker is probing it.
         changed_at: by the database's clock, in seconds since 1970; only used to tell changes apart.
         trouble: `REFUSING` or `DEFERRING` if the server takes none of our mails though it may be called.
+        believed_at: when a refusal was last taken to be about one mail; only used to tell them apart.
     """
 
     name: str
@@ -127,6 +129,7 @@ class SharedCircuit:
     probed: bool
     changed_at: float
     trouble: str | None = None
+    believed_at: float | None = None
 
     @property
     def shown(self) -> str:
@@ -154,6 +157,7 @@ class SharedCircuits:
         self._only_deferred = only_deferred
         self._own: Sequence[Circuit] = ()
         self._evidence: Sequence[Evidence] = ()
+        self._believed: dict[str, float] = {}
         self._name_at = 0.0
         self._applied: dict[str, float] = {}
         self._applying = False
@@ -175,21 +179,27 @@ class SharedCircuits:
         self._name_at = 0.0
         self._wake.set()
 
-    async def may_believe(self, name: str, ago: float) -> bool:
-        """May we take a refusal to be about one mail, as the server took another `ago` seconds ago?
+    def latest(self, provider: str) -> float | None:
+        """See `infrastructure.mail.smtp.evidence.Beliefs`."""
+        return self._believed.get(provider)
 
-        Not if any worker has seen it refuse mails since, or believed one already; nor while the database is away.
-        """
+    async def may_believe(self, provider: str, known: float | None) -> bool:
+        """See `infrastructure.mail.smtp.evidence.Beliefs`. Not while the database is away."""
+
+        async def ask(connection: Connection) -> float | None:
+            cursor = await connection.execute(_BELIEVE, {"name": provider, "known": known})
+            row = await cursor.fetchone()
+            return None if row is None else float(row[0])
+
         try:
-            await self._name()  # the server may be new
-
-            async def ask(connection: Connection) -> bool:
-                when = {"name": name, "ago": timedelta(seconds=ago)}
-                return (await connection.execute(_BELIEVE, when)).rowcount == 1
-
-            return await self._connection.execute_idempotent(ask)
+            await self._name()  # so that others' refusals are compared with the mail that it took from us
+            believed_at = await self._connection.execute(ask)
         except (Unavailable, psycopg.Error):
             return False
+        if believed_at is None:
+            return False
+        self._believed[provider] = believed_at
+        return True
 
     def changed(self, name: str, _old: StateName, new: StateName) -> None:
         """A circuit of ours has changed: publish it (see `infrastructure.mail.circuits.OnTransition`)."""
@@ -306,6 +316,7 @@ class SharedCircuits:
             return [SharedCircuit(*row) for row in await cursor.fetchall()]
 
         self._seen = await self._connection.execute_idempotent(read)
+        self._believed |= {one.name: one.believed_at for one in self._seen if one.believed_at is not None}
         awaits_probe = self.all_open and any(one.open_for <= 0 and not one.probed for one in self._seen)
         self._permits = min(max(1, 2 * self._permits), MAX_PROBE_PERMITS) if awaits_probe else 0
         self._permits_left = self._permits

@@ -132,6 +132,8 @@ def _apply(one: _Seen, recorded: Recorded) -> None:
             one.status = "ACTIVE"
         case Registration.RegistrationCancelled():
             one.status = "CANCELLED"
+        case Registration.RegistrationReopened():
+            one.status, one.failed_for_good = "PENDING", False
         case Registration.PersonalDataErased():
             one.erased = True
 

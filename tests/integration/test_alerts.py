@@ -213,7 +213,7 @@ async def test_a_server_that_takes_nothing_is_told_of_until_it_does(
     dsn: str, stub: WebhookStub, reply: Verdict, alert: str, failure: str, status: str
 ) -> None:
     async with watching(dsn, alerts(stub.url, only_deferred=timedelta(0))), worker(dsn) as circuits:
-        evidence = Evidence(SERVER, may_believe=circuits.may_believe, only_deferred=timedelta(0))
+        evidence = Evidence(SERVER, beliefs=circuits, only_deferred=timedelta(0))
         circuits.share([cast("Circuit", (await Circuits().get_breaker(SERVER)).context)], [evidence])
         await evidence.judge(reply, "ada@example.com")
         circuits.standing_changed()

@@ -63,7 +63,7 @@ async def worker(dsn: str, stub: SmtpStub, *, only_deferred: timedelta = ONLY_DE
         circuits=Circuits(on_transition=shared.changed, clock=lambda: made.now),
         limits=Limits(timeout=timedelta(seconds=2)),
         may_probe=shared.may_probe,
-        may_believe=shared.may_believe,
+        beliefs=shared,
         on_standing=shared.standing_changed,
         on_opened=shared.share,
         sleep=at_once,

@@ -25,13 +25,15 @@ class Server:
     def __init__(self, *, others_agree: bool = True, only_deferred: timedelta = timedelta(minutes=10)) -> None:
         self.asked: list[str] = []
         self.changes = 0
+        self.believed = 17.0
         self._others_agree = others_agree
-        self.evidence = Evidence(
-            "mx:25", may_believe=self._may_believe, on_change=self._changed, only_deferred=only_deferred
-        )
+        self.evidence = Evidence("mx:25", beliefs=self, on_change=self._changed, only_deferred=only_deferred)
 
-    async def _may_believe(self, provider: str, ago: float) -> bool:
-        assert ago >= 0
+    def latest(self, provider: str) -> float | None:
+        return self.believed
+
+    async def may_believe(self, provider: str, known: float | None) -> bool:
+        assert known == self.believed, "what was known when the server took the mail"
         self.asked.append(provider)
         return self._others_agree
 

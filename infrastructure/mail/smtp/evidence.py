@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Final
+from typing import Final, Protocol
 
 from infrastructure.mail.smtp.replies import Verdict
 
@@ -20,9 +20,27 @@ ONLY_DEFERRED: Final = timedelta(minutes=10)
 """After that long of nothing but deferrals an operator has to look: greylisting ends earlier. Postfix, for one, may well
 answer to a relay that it will never do by a 454, for a day, until every registration has expired."""
 
-MayBelieve = Callable[[str, float], Awaitable[bool]]
-"""Called with the server's `host:port` and the seconds since it took a mail of ours, before a refusal is taken to be
-about one mail. False: another worker has seen it refuse mails since."""
+
+class Beliefs(Protocol):
+    """Which refusals were taken to be about one mail, over all workers, by the server's `host:port`."""
+
+    def latest(self, provider: str) -> float | None:
+        """Identifies the latest, as far as this worker knows; None if there was none."""
+        ...
+
+    async def may_believe(self, provider: str, known: float | None) -> bool:
+        """May this one be? Not if any worker has believed one after the `known` one, or has seen a row of refusals."""
+        ...
+
+
+class Alone:
+    """The beliefs of a process that is the only one."""
+
+    def latest(self, provider: str) -> float | None:  # noqa: ARG002 - the protocol's
+        return None
+
+    async def may_believe(self, provider: str, known: float | None) -> bool:  # noqa: ARG002 - the protocol's
+        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -61,19 +79,19 @@ class Evidence:
         self,
         provider: str,
         *,
-        may_believe: MayBelieve,
+        beliefs: Beliefs,
         on_change: Callable[[], None] = lambda: None,
         recent: timedelta = RECENT,
         only_deferred: timedelta = ONLY_DEFERRED,
     ) -> None:
         self.provider = provider
         self.standing = Standing()
-        self._may_believe = may_believe
+        self._beliefs = beliefs
         self._on_change = on_change
         self._recent = recent.total_seconds()
         self._only_deferred = only_deferred.total_seconds()
         self._told_at = -math.inf  # when it was last said that it only defers
-        self._taken: tuple[int, float] | None = None  # whose mail, and when; None once a refusal was judged by it
+        self._taken: tuple[int, float | None] | None = None  # whose, and `latest`; None once a refusal was judged by it
         self._refused: set[int] = set()
         self._expected: Verdict | None = None
 
@@ -98,7 +116,7 @@ class Evidence:
     def taken(self, to: str) -> None:
         """The server accepted a mail."""
         was_in_trouble, now = self.standing.refused_since is not None or self.only_defers, _now()
-        self._taken, self._expected = (hash(to), now), None
+        self._taken, self._expected = (hash(to), self._beliefs.latest(self.provider)), None
         self._refused.clear()
         self.standing = Standing(taken_at=now)
         if was_in_trouble:
@@ -126,8 +144,9 @@ class Evidence:
         taken, self._taken = self._taken, None
         if taken is None or (taken[0] == hash(to) and verdict.failure != "content"):
             return False
-        ago = _now() - taken[1]
-        return ago <= self._recent and await self._may_believe(self.provider, ago)
+        taken_at = self.standing.taken_at
+        is_recent = taken_at is not None and _now() - taken_at <= self._recent
+        return is_recent and await self._beliefs.may_believe(self.provider, taken[1])
 
     def _refuses(self, verdict: Verdict, to: str) -> None:
         standing, known = self.standing, len(self._refused)

@@ -19,7 +19,7 @@ from application.retrying import with_retries
 from domain.mail_outcome import DispatchFailure, HandOver, MailFailure
 from infrastructure.mail.circuits import Circuit, CircuitOpen, Circuits
 from infrastructure.mail.composing import Composer, mailbox
-from infrastructure.mail.smtp.evidence import Evidence, MayBelieve
+from infrastructure.mail.smtp.evidence import Alone, Beliefs, Evidence
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.replies import ALARMS, Verdict
 from infrastructure.mail.smtp.server import MayProbe, OnConcurrency, Refused, Server, TooLate
@@ -85,7 +85,7 @@ class SmtpServers:
         tls: trust in the servers' certificates; the system's if None.
         on_concurrency: called with how many mails each server may be handed at the same time.
         may_probe: asked before a call that would be a circuit's probe.
-        may_believe: asked before a refusal that does not say why is taken to be about one mail.
+        beliefs: asked before a refusal that does not say why is taken to be about one mail.
         on_standing: called when what is known of a server should be published at once; see `Evidence`.
         on_opened: called with each server's circuit and evidence once they are created.
         sleep: waits between tries, in seconds.
@@ -103,7 +103,7 @@ class SmtpServers:
         on_attempt: OnAttempt | None = None,
         on_concurrency: OnConcurrency = lambda *_: None,
         may_probe: MayProbe | None = None,
-        may_believe: MayBelieve | None = None,
+        beliefs: Beliefs | None = None,
         on_standing: Callable[[], None] = lambda: None,
         on_opened: OnOpened = lambda *_: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -119,7 +119,7 @@ class SmtpServers:
         self._on_attempt = on_attempt
         self._on_concurrency = on_concurrency
         self._may_probe = may_probe or _always_allowed
-        self._may_believe = may_believe or _always_allowed
+        self._beliefs = beliefs or Alone()
         self._on_standing = on_standing
         self._on_opened = on_opened
         self._sleep = sleep
@@ -248,7 +248,7 @@ class SmtpServers:
                     limits=self._limits,
                     may_probe=self._may_probe,
                     on_concurrency=self._on_concurrency,
-                    evidence=Evidence(provider, may_believe=self._may_believe, on_change=self._on_standing),
+                    evidence=Evidence(provider, beliefs=self._beliefs, on_change=self._on_standing),
                 )
                 for server, provider in ((one, f"{one.host}:{one.port}") for one in self._settings)
             ]
