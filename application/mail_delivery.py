@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Protocol
 from uuid import UUID
@@ -72,8 +73,9 @@ class MailDelivery:
         """
         Args:
             retry_claimed_after: when to try again a mail that another worker may be sending.
-            give_up_after: deadline for sending, whatever it waits for; shorter than the lease of a send claim. A
-                process that was suspended for longer must not continue: another worker may have sent the mail by then.
+            give_up_after: deadline until a mail's content was sent, whatever that waits for; shorter than the lease of
+                a send claim. A process that was suspended for longer must not continue: another worker may have sent
+                the mail by then. While a server takes its time over the content, the claim is extended.
             on_first_mail: called with the time from a registration's first event until a mail server accepted its first
                 mail.
             sleep: waits for a number of seconds.
@@ -137,7 +139,7 @@ class MailDelivery:
             code=self._secrets.code(registration.id, request.serial),
             message_id=self._secrets.message_id(registration.id, request.serial),
         )
-        await self._attempt(request, read, letter, until)
+        await self._attempt(request, read, letter, until, (request.registration_id, request.serial))
 
     async def _deliver_notice(
         self, request: MailRequest, duplicate: Loaded, owner_id: UUID, until: float | None
@@ -158,7 +160,8 @@ class MailDelivery:
                 locale=owner.locale,
                 message_id=self._secrets.message_id(request.registration_id, request.serial),
             )
-            await self._attempt(request, duplicate, letter, until)
+            held = (request.registration_id, request.serial), (owner_id, NOTICE_SERIAL)
+            await self._attempt(request, duplicate, letter, until, *held)
         finally:
             await self._claims.release(owner_id, NOTICE_SERIAL)
 
@@ -168,20 +171,24 @@ class MailDelivery:
         read: Loaded,
         letter: Letter | None,
         until: float | None,
+        *claims: tuple[UUID, int],
     ) -> None:
         """Send the letter, or withhold it (None), and record the outcome.
 
         The registrant must not be able to tell that nothing was sent: a withheld mail fails when one sent now would
         fail, and takes as long as a recent hand-over did.
+
+        Args:
+            claims: those that it is sent by.
         """
         begun = self._clock()
         outcome: RecordEmailDispatched | RecordEmailDispatchFailed | WithholdEmail
         try:
-            async with asyncio.timeout_at(until):
-                sending = (
-                    self._servers.probe(until=until) if letter is None else self._servers.send(letter, until=until)
-                )
-                accepted = await sending
+            async with asyncio.timeout_at(until) as limit, self._keeping(claims, limit) as content_sent:
+                if letter is None:
+                    accepted = await self._servers.probe(until=until)
+                else:
+                    accepted = await self._servers.send(letter, until=until, on_content=content_sent)
         except TimeoutError:
             raise SendInProgress("the lease has ended", retry_after=self._retry_claimed_after.total_seconds()) from None
         except NotSent as error:
@@ -210,6 +217,25 @@ class MailDelivery:
         await self._record(outcome, request, read)
         is_dead = isinstance(outcome, RecordEmailDispatchFailed) and outcome.failure.permanent
         crash_point("worker.before_dead_ack" if is_dead else "worker.before_ack")
+
+    @asynccontextmanager
+    async def _keeping(
+        self, claims: Sequence[tuple[UUID, int]], limit: asyncio.Timeout
+    ) -> AsyncIterator[Callable[[], None]]:
+        """What is yielded is to be called when a server has the content: from then on it may take its time."""
+        keepers: list[asyncio.Task[None]] = []
+
+        def content_sent() -> None:
+            if not keepers and not limit.expired():
+                limit.reschedule(None)
+                keepers.extend(asyncio.create_task(self._claims.keep(*claim)) for claim in claims)
+
+        try:
+            yield content_sent
+        finally:
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
 
     def _usual(self, request: MailRequest) -> timedelta:
         """The duration of one of the latest hand-overs, chosen by the id: they vary as much as real ones do."""

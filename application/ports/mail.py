@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Final, NamedTuple, Protocol
@@ -98,11 +99,14 @@ class NotSent(Exception):
 
 
 class MailServers(Protocol):
-    async def send(self, letter: Letter, *, until: float | None = None) -> HandOver:
+    async def send(
+        self, letter: Letter, *, until: float | None = None, on_content: Callable[[], None] = lambda: None
+    ) -> HandOver:
         """Hand the letter to the first server that accepts it: up to 3 tries on transient errors.
 
         Args:
-            until: deadline by the event loop's clock; a try that may take longer is not started.
+            until: deadline by the event loop's clock; a try whose content may be sent later is not started.
+            on_content: called whenever a server has the whole content and its reply is awaited, for minutes perhaps.
 
         Raises:
             NotSent: no server accepted it.
@@ -113,7 +117,7 @@ class MailServers(Protocol):
     async def probe(self, *, until: float | None = None) -> HandOver:
         """Do all that `send` does except sending the mail: the outcome is that of a mail sent now.
 
-        Args and Raises: as `send`.
+        Args, Raises: as `send`.
         """
         ...
 
@@ -138,6 +142,10 @@ class SendClaims(Protocol):
 
     async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
         """The claim, until it is released or its lease ends; None: another worker may be sending the mail now."""
+        ...
+
+    async def keep(self, registration_id: UUID, serial: int) -> None:
+        """Extend the claim again and again, until cancelled, or until it was lost."""
         ...
 
     async def release(self, registration_id: UUID, serial: int) -> None: ...

@@ -130,7 +130,7 @@ def _servers(core: Core, settings: Settings, timing: Timing, mail_servers: tuple
         beliefs=core.shared_circuits,
         on_standing=core.shared_circuits.standing_changed,
         on_opened=core.shared_circuits.share,
-        limits=Limits(timeout=settings.send_timeout),
+        limits=Limits(timeout=settings.send_timeout, content_timeout=settings.accept_timeout),
         on_attempt=core.metrics.mail,
         on_concurrency=core.metrics.mail_concurrency,
         sleep=timing.sleep,

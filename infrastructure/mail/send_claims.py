@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID, uuid4
 
 import psycopg
@@ -60,6 +62,27 @@ class StoredSendClaims:
     async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
         """See `application.ports.SendClaims`."""
         return await self._claims.do((registration_id, serial))
+
+    async def keep(self, registration_id: UUID, serial: int) -> None:
+        """See `application.ports.SendClaims`."""
+        mail = registration_id, serial
+        while (lease_until := self._held.get(mail)) is not None:
+            await asyncio.sleep(self._lease.total_seconds() / 3)
+            with suppress(Unavailable, psycopg.Error):  # tried again, as long as the lease lasts
+                extended = await self._connection.execute_idempotent(partial(self._extend, mail, lease_until))
+                if extended is None:
+                    return
+                self._held[mail] = extended
+
+    async def _extend(self, mail: _Mail, lease_until: datetime, connection: Connection) -> datetime | None:
+        cursor = await connection.execute(
+            "UPDATE send_claims SET lease_until = clock_timestamp() + %s"
+            " WHERE registration_id = %s AND serial = %s AND holder = %s AND lease_until >= %s"
+            " RETURNING lease_until",
+            (self._lease, *mail, self._holder, lease_until),
+        )
+        row = await cursor.fetchone()
+        return None if row is None else row[0]
 
     async def release(self, registration_id: UUID, serial: int) -> None:
         """Release a claim that we hold; if we acquired it again after its lease had ended, that is another claim."""

@@ -149,7 +149,11 @@ class Settings(BaseModel):
         default=timedelta(seconds=300), description="seconds any message may wait in the mail queue"
     )
     send_timeout: Duration = Field(
-        default=timedelta(seconds=10), description="seconds one attempt to hand over a mail may take"
+        default=timedelta(seconds=10),
+        description="seconds one attempt to hand over a mail may take until the server has all of it",
+    )
+    accept_timeout: Duration = Field(
+        default=timedelta(minutes=10), description="seconds a mail server may then take to accept it"
     )
     stop_delay: Duration = Field(
         default=timedelta(seconds=1),

@@ -43,6 +43,7 @@ SETTINGS: Final = {
     "request_timeout": f"{REQUEST_TIMEOUT:g}",
     "statement_timeout": "5",
     "send_timeout": "2",
+    "accept_timeout": "2",
     "resend_cooldown": "3",
 }
 A_SECOND: Final = 2.5

@@ -222,7 +222,9 @@ OpenPost = Callable[..., Any]
 @pytest.fixture
 def open_post(dsn: str, clock: MovableClock, log: io.StringIO) -> OpenPost:
     @asynccontextmanager
-    async def opened(stub: SmtpStub, *, url: str | None = None, send_timeout: float = 10) -> AsyncIterator[Post]:
+    async def opened(
+        stub: SmtpStub, *, url: str | None = None, send_timeout: float = 10, accept_timeout: float | None = None
+    ) -> AsyncIterator[Post]:
         seconds, pauses = Seconds(), list[float]()
 
         async def pause(length: float) -> None:
@@ -235,6 +237,7 @@ def open_post(dsn: str, clock: MovableClock, log: io.StringIO) -> OpenPost:
             circuits=partial(Circuits, clock=seconds),
             smtp_urls=url or f"smtp://127.0.0.1:{stub.port}",
             send_timeout=str(send_timeout),
+            accept_timeout=str(accept_timeout or send_timeout),
         ) as api:
             yield Post(api, dsn, stub, clock, log, seconds, pauses)
 

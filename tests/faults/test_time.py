@@ -161,7 +161,9 @@ async def test_who_was_stopped_for_longer_than_its_lease_does_not_send_what_anot
         proxy = await stack.enter_async_context(TcpProxy(("127.0.0.1", sink.port)))
         api = await stack.enter_async_context(serve(dsn))
         http = await stack.enter_async_context(api.client())
-        paused = await stack.enter_async_context(process(dsn, proxy.port, how={"durations": LEASE}, send_timeout="0.5"))
+        paused = await stack.enter_async_context(
+            process(dsn, proxy.port, how={"durations": LEASE}, send_timeout="0.5", accept_timeout="0.5")
+        )
         proxy.hold(TO_CLIENT, reply)
         registration_id = (await http.post("/v1/registrations", json=ADA)).json()["registration_id"]
         await eventually(lambda: proxy.effects[f"hold {TO_CLIENT}"] == 1, within=60)
@@ -172,7 +174,9 @@ async def test_who_was_stopped_for_longer_than_its_lease_does_not_send_what_anot
         await query(dsn, "SELECT pg_terminate_backend(pid) FROM unnest(%s::integer[]) AS pid", sessions)
         stack.push_async_callback(heal, proxy)
         other = {"durations": LEASE}
-        await stack.enter_async_context(process(dsn, sink.port, how=other, send_timeout="0.5", leads=False))
+        await stack.enter_async_context(
+            process(dsn, sink.port, how=other, send_timeout="0.5", accept_timeout="0.5", leads=False)
+        )
         await mailed(http, registration_id)
         assert len(sink.mails) == copies
         assert paused.resources.status() == "stopped"

@@ -45,6 +45,7 @@ def running(
                     "REGISTRAR_DATA_DIR": directory,
                     "REGISTRAR_SMTP_URLS": f"smtp://127.0.0.1:{stub.port}",
                     "REGISTRAR_SEND_TIMEOUT": "2",
+                    "REGISTRAR_ACCEPT_TIMEOUT": "2",
                 }
             )
             async with open_service(settings, follows=follows, clock=clock, sleep=at_once) as service:

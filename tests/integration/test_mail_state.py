@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from infrastructure.mail.send_claims import StoredSendClaims
 from infrastructure.postgres.connection import ReconnectingConnection
-from tests.support.facts import eventually
+from tests.support.facts import REGISTRATION, eventually
 from tests.support.log import by_way_of, proxy_to, query
 
 LEASE = timedelta(minutes=1)
@@ -128,6 +128,45 @@ async def test_a_dead_workers_claim_ends_with_its_lease(
     await dead.release(mail, 1)
     await dead.close()
     assert not await dead.acquire(mail, 1)
+
+
+@pytest.mark.fault("E31")
+async def test_a_claim_that_is_kept_outlasts_its_lease_until_it_is_given_back(
+    connection: ReconnectingConnection, other_connection: ReconnectingConnection, dsn: str
+) -> None:
+    lease = timedelta(seconds=2)
+    one, other = StoredSendClaims(connection, lease=lease), StoredSendClaims(other_connection, lease=LEASE)
+    assert await one.acquire(REGISTRATION, 1)
+    [(first,)] = await query(dsn, "SELECT lease_until FROM send_claims")
+    keeping = asyncio.create_task(one.keep(REGISTRATION, 1))
+
+    async def outlasts_it() -> bool:
+        [(until, now)] = await query(dsn, "SELECT lease_until, clock_timestamp() FROM send_claims")
+        return bool(until > now > first)
+
+    await eventually(outlasts_it)
+    assert await other.acquire(REGISTRATION, 1) is None
+
+    keeping.cancel()
+    await asyncio.wait({keeping})
+    await one.release(REGISTRATION, 1)
+    await one.close()
+    assert await other.acquire(REGISTRATION, 1)
+
+
+async def test_a_claim_that_was_lost_is_not_kept(
+    connection: ReconnectingConnection, other_connection: ReconnectingConnection, dsn: str
+) -> None:
+    one = StoredSendClaims(connection, lease=timedelta(milliseconds=30))
+    other = StoredSendClaims(other_connection, lease=LEASE)
+    assert await one.acquire(REGISTRATION, 1)
+
+    async def taken() -> bool:
+        return await other.acquire(REGISTRATION, 1) is not None
+
+    await eventually(taken)
+    await one.keep(REGISTRATION, 1)
+    assert await query(dsn, "SELECT lease_until > clock_timestamp() + interval '1 s' FROM send_claims") == [(True,)]
 
 
 async def test_giving_back_an_ended_claim_leaves_the_one_that_was_taken_since(

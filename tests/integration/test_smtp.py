@@ -35,7 +35,7 @@ RENDERED = Rendered(
 )
 LETTER = Letter("jo.doe+x@example.com", RENDERED, message_id="<0192f0aa.1@registrar.example>", locale="de")
 OTHER = Letter("eve@example.com", RENDERED, message_id="<0192f0aa.2@registrar.example>", locale="de")
-QUICK = Limits(timeout=timedelta(seconds=0.3))
+QUICK = Limits(timeout=timedelta(seconds=0.3), content_timeout=timedelta(seconds=0.3))
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 
 
@@ -539,6 +539,20 @@ async def test_nobody_listening_is_an_outage(open_post: OpenPost) -> None:
 async def test_a_try_takes_no_longer_than_allowed_in_all(stub: SmtpStub, post: Post) -> None:
     stub.at("rcpt", "hang", times=1)
     assert (await post.send()).attempts == 2
+
+
+@pytest.mark.fault("E31")
+async def test_a_server_may_take_its_time_over_the_content(stub: SmtpStub, open_post: OpenPost) -> None:
+    post = await open_post(stub, limits=Limits(timeout=timedelta(seconds=0.3), content_timeout=timedelta(minutes=1)))
+    stub.at("eod", "wait")
+    sent: list[float] = []
+    loop = asyncio.get_running_loop()
+    sending = asyncio.create_task(post.servers.send(LETTER, on_content=lambda: sent.append(loop.time())))
+    await eventually(lambda: bool(sent) and loop.time() > sent[0] + 0.6)
+    assert not sending.done()
+    stub.go_on.set()
+    assert await sending == HandOver(provider(stub), attempts=1, reply_code=250)
+    assert len(stub.mails) == 1
 
 
 async def test_a_cancelled_send_leaves_no_connection_and_counts_for_nothing(stub: SmtpStub, post: Post) -> None:

@@ -150,7 +150,9 @@ class SimulatedMailServers:
         self._failures = 0
         self._open_until = 0.0
 
-    async def send(self, letter: Letter, *, until: float | None = None) -> HandOver:
+    async def send(
+        self, letter: Letter, *, until: float | None = None, on_content: Callable[[], None] = lambda: None
+    ) -> HandOver:
         return await self._through(letter)
 
     async def probe(self, *, until: float | None = None) -> HandOver:

@@ -317,9 +317,11 @@ def unknown_outcome_taken_for_a_hand_over() -> Iterator[Parts]:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._servers, name)
 
-        async def send(self, letter: Letter, *, until: float | None = None) -> HandOver:
+        async def send(
+            self, letter: Letter, *, until: float | None = None, on_content: Callable[[], None] = lambda: None
+        ) -> HandOver:
             try:
-                return await self._servers.send(letter, until=until)
+                return await self._servers.send(letter, until=until, on_content=on_content)
             except NotSent as error:
                 return HandOver(error.failure.provider, error.failure.attempts, 250)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -26,7 +27,7 @@ from domain.errors import UnknownRegistration
 from domain.mail_outcome import DispatchFailure, HandOver, MailKind
 from domain.registration import Registration
 from infrastructure.mail.rendering import TemplateLetters
-from tests.support.facts import CLIENT, REGISTRATION, T0
+from tests.support.facts import CLIENT, REGISTRATION, T0, eventually
 from tests.support.memory_log import MemoryLog
 from tests.support.scenarios import KEYRING, InMemoryService, registers
 
@@ -37,12 +38,18 @@ class Servers:
     def __init__(self) -> None:
         self.letters: list[Letter] = []
         self.does: Callable[[], None] = lambda: None
+        self.accepts: asyncio.Event | None = None
         self.probed = 0
         self.away = False
 
-    async def send(self, letter: Letter, *, until: float | None = None) -> HandOver:
+    async def send(
+        self, letter: Letter, *, until: float | None = None, on_content: Callable[[], None] = lambda: None
+    ) -> HandOver:
         self.does()
         self.letters.append(letter)
+        if self.accepts is not None:
+            on_content()
+            await self.accepts.wait()
         return HandOver("mail.example:25", 1, 250)
 
     async def probe(self, *, until: float | None = None) -> HandOver:
@@ -58,6 +65,7 @@ class Servers:
 class Claims:
     def __init__(self, log: MemoryLog) -> None:
         self.held: set[tuple[UUID, int]] = set()
+        self.kept: list[tuple[UUID, int]] = []
         self._log = log
 
     async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
@@ -65,6 +73,9 @@ class Claims:
             return None
         self.held.add((registration_id, serial))
         return SendClaim(self._log.keys.get(registration_id))
+
+    async def keep(self, registration_id: UUID, serial: int) -> None:
+        self.kept.append((registration_id, serial))
 
     async def release(self, registration_id: UUID, serial: int) -> None:
         self.held.remove((registration_id, serial))
@@ -172,6 +183,23 @@ async def test_a_wanted_mail_is_sent_once_and_recorded(post: Post) -> None:
     await post.deliver(registration_id)
 
     assert [letter.to for letter in post.servers.letters] == ["ada@example.com"]
+    assert post.count(Registration.EmailDispatched) == 1
+    assert post.claims.held == set()
+
+
+async def test_a_claim_is_kept_while_a_server_takes_its_time_over_the_content(post: Post) -> None:
+    registration_id = await post.house.registered()
+    post.servers.accepts = asyncio.Event()
+    post.delivery._give_up_after = 0.05
+
+    delivering = asyncio.create_task(post.deliver(registration_id))
+    began = asyncio.get_running_loop().time()
+    await eventually(lambda: post.claims.kept and asyncio.get_running_loop().time() > began + 0.1)
+    assert not delivering.done()
+    assert post.claims.kept == [(registration_id, 1)]
+    post.servers.accepts.set()
+    await delivering
+
     assert post.count(Registration.EmailDispatched) == 1
     assert post.claims.held == set()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast
@@ -27,10 +28,12 @@ class Progress:
 
     Attributes:
         started: by the event loop's clock.
+        on_content: called when the content was sent, and only the server's reply to it is awaited.
     """
 
     started: float
     stage: Stage = "connect"
+    on_content: Callable[[], None] = field(default=lambda: None, repr=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +62,7 @@ class Connection:
             use_tls=server.scheme == "smtps",
             start_tls=False,
             tls_context=tls,
-            timeout=None,  # the whole try has a timeout
+            timeout=None,  # the try has one
         )
         await client.connect()
         progress.stage = "ehlo"
@@ -101,6 +104,7 @@ class Connection:
         await self._command(b"DATA", expected=3)
         self.protocol.write(message)
         progress.stage = "end-of-data"
+        progress.on_content()
         crash_point("worker.before_eod_reply")
         code, text = await self.protocol.read_response()
         if code // 100 != 2:

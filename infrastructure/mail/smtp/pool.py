@@ -28,7 +28,9 @@ class Limits:
     """How long a try may take, and how connections are kept.
 
     Attributes:
-        timeout: of one try, from the first packet to the last reply (`SEND_TIMEOUT`).
+        timeout: of one try, from the first packet to the end of the content (`SEND_TIMEOUT`).
+        content_timeout: then for the reply to it (`ACCEPT_TIMEOUT`): RFC 5321, 4.5.3.2.6. A server that scans mails for viruses takes
+            seconds; a mail whose reply was not waited for is sent again, and arrives as often as it is tried.
         idle: how long an unused connection is kept.
         quit_timeout: how long to wait for the reply to QUIT, which does not matter.
         connections, mails_per_connection: maximum; fewer once a server says that it is too many.
@@ -36,6 +38,7 @@ class Limits:
     """
 
     timeout: timedelta = timedelta(seconds=10)
+    content_timeout: timedelta = timedelta(minutes=10)
     idle: timedelta = timedelta(seconds=30)
     quit_timeout: timedelta = timedelta(seconds=2)
     connections: int = CONNECTIONS

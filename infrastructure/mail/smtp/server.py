@@ -66,6 +66,7 @@ class Server:
         self.concurrency = ConcurrencyLimit(limits.connections, on_change=partial(on_concurrency, self.provider))
         self._breaker = breaker
         self._timeout = limits.timeout.total_seconds()
+        self._content_timeout = limits.content_timeout.total_seconds()
         self._may_probe = may_probe
         self._pool = ConnectionPool(server, sender=sender, tls=tls, limits=limits)
         self._under_way: set[Progress] = set()
@@ -75,11 +76,19 @@ class Server:
     def circuit(self) -> Circuit:
         return cast("Circuit", self._breaker.context)
 
-    async def hand_over(self, to: str, message: bytes | None, until: float | None) -> int:
-        """One try, over in `limits.timeout`; returns the reply code. Without a message it ends before the recipient.
+    async def hand_over(
+        self,
+        to: str,
+        message: bytes | None,
+        until: float | None,
+        on_content: Callable[[], None] = lambda: None,
+    ) -> int:
+        """One try; returns the reply code. Without a message it ends before the recipient.
 
         Args:
-            until: by the loop's clock, when it must be over; it is not started if it may take longer.
+            until: by the loop's clock, when the content must have been sent; the try is not started if that may take
+                longer.
+            on_content: called when it was: `limits.content_timeout` begins.
 
         Raises:
             CircuitOpen, TooLate: it was not made.
@@ -92,7 +101,7 @@ class Server:
                 raise TooLate
             if self.circuit.is_due:  # last: a worker that may probe and does not keeps all others from it
                 await self._ask_to_probe()
-            return await self._try(to, message, generation)
+            return await self._try(to, message, generation, on_content)
 
     async def close(self) -> None:
         await self._pool.close()
@@ -105,12 +114,13 @@ class Server:
         # to probe now, and nobody else has.
         self.circuit.make_due()
 
-    async def _try(self, to: str, message: bytes | None, generation: int) -> int:
+    async def _try(self, to: str, message: bytes | None, generation: int, on_content: Callable[[], None]) -> int:
         progress = Progress(asyncio.get_running_loop().time())
         async with self._breaker:
             self._under_way.add(progress)
             try:
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(self._timeout) as deadline:
+                    progress.on_content = partial(self._await_acceptance, deadline, on_content)
                     code = await self._converse(to, message, progress)
                 if message is not None:
                     self.evidence.taken(to)
@@ -134,6 +144,11 @@ class Server:
             if is_outage:
                 raise Refused(verdict)
         raise Refused(verdict)  # the server works: not a failure of its circuit
+
+    def _await_acceptance(self, deadline: asyncio.Timeout, on_content: Callable[[], None]) -> None:
+        if not deadline.expired():
+            deadline.reschedule(asyncio.get_running_loop().time() + self._content_timeout)
+        on_content()
 
     def _takes_others(self, refused: Progress) -> bool:
         """Has it let other mails of ours get further, or accepted one, while it refused this one?"""

@@ -44,6 +44,7 @@ class _Sending:
     to: str
     message: bytes | None
     until: float | None
+    on_content: Callable[[], None] = lambda: None
     tries: int = 0
     again: bool = False
     avoided: set[str] = field(default_factory=set)
@@ -126,7 +127,9 @@ class SmtpServers:
         self._now = now
         self._opened: list[Server] = []
 
-    async def send(self, letter: Letter, *, until: float | None = None) -> HandOver:
+    async def send(
+        self, letter: Letter, *, until: float | None = None, on_content: Callable[[], None] = lambda: None
+    ) -> HandOver:
         to = message = None
         failure: MailFailure = "mailbox-unknown"
         with suppress(ValueError):  # which may quote the address
@@ -136,7 +139,7 @@ class SmtpServers:
         servers = await self._servers()
         if to is None or message is None:
             raise NotSent(DispatchFailure(failure, permanent=True, provider=servers[0].provider, attempts=0))
-        return await self._through(_Sending(to, message, until), servers)
+        return await self._through(_Sending(to, message, until, on_content), servers)
 
     async def probe(self, *, until: float | None = None) -> HandOver:
         return await self._through(_Sending("", None, until), await self._servers())
@@ -190,7 +193,7 @@ class SmtpServers:
         retry_after = self._factory.default_ttl
         for server in sorted(servers, key=lambda server: server.provider in sending.avoided):
             try:
-                code = await server.hand_over(sending.to, sending.message, sending.until)
+                code = await server.hand_over(sending.to, sending.message, sending.until, sending.on_content)
             except CircuitOpen as rejection:
                 retry_after = min(retry_after, rejection.retry_after)
                 continue
