@@ -48,7 +48,7 @@ def data_directory(settings: Settings) -> Finding:
         if not path.exists():
             return Finding("data directory", "ok", f"{path} is not there yet; `registrar up` makes it")
         if any(path.iterdir()):  # an empty one may be adjusted by the check, and that is for `up` to do
-            DataDirectory(path)
+            DataDirectory(path, adjust=False)
         for secret in (path / "master.key", path / "admin.token"):
             if secret.exists() and _is_open(secret):
                 return Finding("data directory", "fail", f"{secret} can be read by others", f"`chmod 600 {secret}`")
