@@ -543,7 +543,7 @@ async def test_the_doctor_finds_an_exchange_with_other_properties(
 
 @pytest.mark.parametrize(
     ("refused", "says"),
-    zip(list(REFUSED_AT.values())[:4], ["user or password"] * 2 + ["virtual host"] * 2, strict=True),
+    list(zip(REFUSED_AT.values(), ["user or password"] * 2 + ["virtual host"] * 2, strict=False)),
     ids=list(REFUSED_AT)[:4],
 )
 async def test_the_doctor_knows_a_refusal_from_an_outage(
