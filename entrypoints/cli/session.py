@@ -63,7 +63,7 @@ def begin(settings: Settings) -> None:
     log_troubles(settings)
     if links := links_in(os.environ):
         hint = "Kubernetes or Docker set them for a service named like ours; they are no settings"
-        log.warning("settings.ignored", names=links, hint=hint)
+        log.warning("settings.ignored", variables=", ".join(links), hint=hint)
     for one in cautions(settings):
         log.warning("settings.caution", says=one.says, hint=one.advice)
 

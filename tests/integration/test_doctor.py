@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import socket
 import ssl
 from pathlib import Path
@@ -14,6 +15,7 @@ from entrypoints.cli.checks.finding import Finding
 from entrypoints.cli.checks.machine import look_at_settings
 from entrypoints.cli.checks.services import look_at_mail_servers
 from entrypoints.cli.doctor import examine
+from entrypoints.cli.session import begin
 from infrastructure.settings.settings import Settings
 from tests.support.smtp_stub import SmtpStub
 
@@ -132,3 +134,15 @@ def test_a_key_that_others_can_read_is_warned_of(key_file: Path, mode: int, *, w
 def test_what_an_orchestrator_has_set_is_noted() -> None:
     (noted, *_) = look_at_settings(Settings(), {"REGISTRAR_PORT": "tcp://10.0.0.1:8000"})
     assert (noted.state, "REGISTRAR_PORT" in noted.says) == ("ok", True)
+
+
+def test_a_start_notes_what_is_ignored_and_warns_of_what_should_not_be_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REGISTRAR_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("REGISTRAR_PORT", "tcp://10.0.0.1:8000")
+    begin(Settings.from_environment({"REGISTRAR_ADMIN_TOKEN": PASSWORD, "REGISTRAR_LOG_FORMAT": "json"}))
+
+    ignored, weak = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (ignored["event"], ignored["variables"]) == ("settings.ignored", "REGISTRAR_PORT, REGISTRAR_SERVICE_HOST")
+    assert (weak["event"], weak["says"]) == ("settings.caution", "REGISTRAR_ADMIN_TOKEN is easy to guess")
