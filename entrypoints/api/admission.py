@@ -45,10 +45,12 @@ class Admission:
     Attributes:
         under_way: registrations that were let in and have no response yet.
         clock: monotonic seconds.
+        paths: of registrations, with and without the prefix of `PUBLIC_URL`, which a proxy may take off or pass on.
     """
 
-    def __init__(self, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, metrics: Metrics, *, prefix: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         self.under_way = 0
+        self.paths = {ROUTE.encode(), f"{prefix}{ROUTE}".encode()}
         self._metrics = metrics
         self.clock = clock
         self._crowded_until = 0.0

@@ -47,6 +47,7 @@ def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:
         middleware=[Middleware(Guard, **guard)],
     )
     _add_routes(app, parts, public=public, admin=admin)
+    app.prefix = parts.prefix
     app.shortcut = Shortcut(app, Guard(app, **guard))
     if admin:
         add_docs_routes(app)
@@ -69,6 +70,7 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> Non
             parts.queries.registrations,
             metrics=parts.metrics,
             request_timeout=parts.request_timeout,
+            prefix=parts.prefix,
         )
         if parts.mailbox is not None:
             add_mailbox_routes(app, parts.mailbox)
@@ -80,7 +82,7 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> Non
 
 def _document(parts: Parts) -> dict[str, Any]:
     """The OpenAPI document of all routes, whichever listener they are on."""
-    everything = FastAPI(**_ABOUT)
+    everything = FastAPI(**_ABOUT, servers=[{"url": parts.prefix}] if parts.prefix else None)
     _add_routes(everything, parts, public=True, admin=True)
     return describe_problems(everything.openapi())
 
@@ -131,11 +133,18 @@ class Shortcut:
 
 
 class Api(FastAPI):
-    """The application, with a shortcut to its most used routes."""
+    """The application, with a shortcut to its most used routes.
 
+    Attributes:
+        prefix: of paths, where `PUBLIC_URL` has one. A proxy may take it off or pass it on: both are understood.
+    """
+
+    prefix = ""
     shortcut: Shortcut | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.prefix and scope["type"] == "http" and scope["path"].startswith(f"{self.prefix}/"):
+            scope["path"] = scope["path"][len(self.prefix) :]
         if self.shortcut is not None and self.shortcut.found(scope):
             await self.shortcut.guard(scope, receive, send)
         else:

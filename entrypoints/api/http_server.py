@@ -64,6 +64,7 @@ class Server:
         trusted_proxies: tuple[Network, ...] = (),
         metrics: Metrics | None = None,
         connections: int | None = None,
+        prefix: str = "",
     ) -> None:
         """
         Args:
@@ -75,8 +76,9 @@ class Server:
             trusted_proxies: whose `X-Forwarded-For` is believed.
             metrics: where what is refused at the door is counted.
             connections: that clients may have open; None: as many as the process can spare, this being its only server.
+            prefix: of paths, see `Admission`.
         """
-        admission = Admission(metrics or Metrics())
+        admission = Admission(metrics or Metrics(), prefix=prefix)
         self.host = host
         self.port = port
         self._on_stopping = on_stopping
@@ -286,7 +288,7 @@ class _Protocol(HttpToolsProtocol):
         if self.parser.get_method() != b"POST":
             return False
         path = httptools.parse_url(self.url).path
-        return (unquote_to_bytes(path) if b"%" in path else path) == ROUTE.encode()
+        return (unquote_to_bytes(path) if b"%" in path else path) in self._admission.paths
 
     def _refuse(self, *, keep: bool) -> None:
         if self.flow.write_paused:  # somebody who asks on and on, and does not read

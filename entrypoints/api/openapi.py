@@ -16,24 +16,25 @@ from entrypoints.api.responses import CodeRequested, Registered, RegistrationSta
 
 _FILES: Final = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
 
+# Addresses are relative: a proxy may show the page below a path of its own.
 _PAGE: Final = b"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <title>Registrar API</title>
-<link rel="stylesheet" href="/docs/swagger-ui.css">
-<link rel="icon" type="image/png" href="/docs/favicon-32x32.png">
+<link rel="stylesheet" href="docs/swagger-ui.css">
+<link rel="icon" type="image/png" href="docs/favicon-32x32.png">
 </head>
 <body>
 <div id="swagger-ui"></div>
-<script src="/docs/swagger-ui-bundle.js"></script>
-<script src="/docs/start.js"></script>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
 </body>
 </html>
 """
 
 # The bundled Swagger UI refuses the version number 3.1, but shows all that is used of OpenAPI 3.1 here.
-_START: Final = b"""fetch("/openapi.json").then((answer) => answer.json()).then((spec) => {
+_START: Final = b"""fetch("openapi.json").then((answer) => answer.json()).then((spec) => {
   SwaggerUIBundle({
     spec: {...spec, openapi: "3.0.3"},
     dom_id: "#swagger-ui",

@@ -21,6 +21,7 @@ class Parts:
     Attributes:
         admin_token: what operators prove themselves with; None if nobody can.
         tracing: where spans go; None if tracing is off.
+        prefix: path of `PUBLIC_URL`, such as "/accounts"; "" if it has none.
         mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
     """
 
@@ -32,3 +33,4 @@ class Parts:
     admin_token: str | None
     tracing: TracerProvider | None
     mailbox: Mailbox | None
+    prefix: str = ""

@@ -58,8 +58,13 @@ def add_registration_routes(
     *,
     metrics: Metrics,
     request_timeout: timedelta,
+    prefix: str = "",
 ) -> None:
-    """What registrants do."""
+    """What registrants do.
+
+    Args:
+        prefix: of the paths that clients are told.
+    """
     longest_wait = request_timeout // timedelta(milliseconds=1)
 
     def add(method: str, path: str, endpoint: Callable[..., Any], summary: str, **description: Any) -> None:
@@ -73,7 +78,7 @@ def add_registration_routes(
             **description,
         )
 
-    register, verify, request_code = _commands(handlers, metrics)
+    register, verify, request_code = _commands(handlers, metrics, prefix)
     show = _look(registrations, longest_wait)
     add("POST", "", register, "Register", **REGISTER)
     add("GET", "/{registration_id}", show, "Look at a registration", **show_described(longest_wait))
@@ -84,7 +89,7 @@ def add_registration_routes(
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-def _commands(handlers: Handlers, metrics: Metrics) -> tuple[Endpoint, Endpoint, Endpoint]:
+def _commands(handlers: Handlers, metrics: Metrics, prefix: str) -> tuple[Endpoint, Endpoint, Endpoint]:
     async def register(request: Request) -> Response:
         """Start a registration. The response is the same whether or not the address is taken."""
         with _Counted(metrics.registration):
@@ -95,7 +100,7 @@ def _commands(handlers: Handlers, metrics: Metrics) -> tuple[Endpoint, Endpoint,
             Registered(begun.subject_id, command.email, Status.PENDING, ON_ITS_WAY),
             202,
             {
-                "Location": f"/v1/registrations/{begun.subject_id}",
+                "Location": f"{prefix}/v1/registrations/{begun.subject_id}",
                 "Registrar-Position": str(begun.position),
             },
         )

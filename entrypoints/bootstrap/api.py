@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from entrypoints.api.parts import Parts
 from entrypoints.bootstrap.core import Core
@@ -78,4 +79,5 @@ def api_parts(
         admin_token=core.database.admin_token,
         tracing=core.tracing,
         mailbox=mailbox,
+        prefix=urlsplit(settings.public_url).path,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -40,10 +41,14 @@ async def examine(data_dir: Path | None) -> AsyncIterator[Finding]:
     try:
         settings = read_settings(data_dir=data_dir)
     except BadSettings as error:
-        yield Finding("settings", "fail", str(error))
+        for fault in error.faults:
+            yield Finding("settings", "fail", fault)
         return
-    for finding in (*look_at_settings(settings), data_directory(settings), disk(settings)):
+    for finding in look_at_settings(settings, os.environ):
         yield finding
+    if settings.database_url is None or not settings.mail_servers:  # nothing else is kept there
+        yield data_directory(settings)
+        yield disk(settings)
     async for finding in look_at_database(settings):
         yield finding
     async for finding in look_at_broker(settings):

@@ -91,6 +91,7 @@ async def _listen(listener: _Listener, parts: Parts, settings: Settings, servers
         trusted_proxies=settings.trusted_proxies,
         metrics=parts.metrics,
         connections=listener.connections,
+        prefix=parts.prefix,
     )
     try:
         await server.start()

@@ -17,15 +17,8 @@ from uuid import UUID
 import click
 
 from domain.mail_state import STATES, STRAY, WAITING
-from entrypoints.cli.garbage_collection import collect_rarely
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def main() -> None:
-    """The console script `registrar`."""
-    collect_rarely()
-    sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:

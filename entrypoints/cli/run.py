@@ -24,7 +24,7 @@ from rich.text import Text
 from entrypoints.bootstrap import CannotStart, roles
 from entrypoints.cli.garbage_collection import keep_what_is_there
 from entrypoints.cli.output import note
-from entrypoints.cli.session import log_everything, log_troubles, opened
+from entrypoints.cli.session import begin, log_everything, opened
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.settings.settings import Settings
 
@@ -37,7 +37,7 @@ async def up(settings: Settings) -> int:
     """Everything in one process, on one data directory that is this process's alone until it ends."""
     from entrypoints.cli.listening import listening
 
-    log_troubles(settings)
+    begin(settings)
     with DataDirectory(settings.data_dir).locked(), _until_stopped() as stop:
         async with (
             opened(roles.up(settings)) as running,
@@ -55,7 +55,7 @@ async def serve(settings: Settings) -> int:
     """The API alone."""
     from entrypoints.cli.listening import listening
 
-    log_troubles(settings)
+    begin(settings)
     with _until_stopped() as stop:
         async with opened(roles.serve(settings)) as running, listening(running.api, settings) as addresses:
             click.echo(f"{'API':<{_LABEL}}{addresses.public}")
@@ -100,7 +100,7 @@ def _demand_mail_servers(settings: Settings) -> None:
 
 async def _in_the_background(role: AbstractAsyncContextManager[roles.Process], settings: Settings, says: str) -> int:
     """A process that serves nobody, but operators where `ADMIN_LISTEN` is set."""
-    log_troubles(settings)
+    begin(settings)
     with _until_stopped() as stop:
         async with AsyncExitStack() as stack:
             running = await stack.enter_async_context(opened(role))

@@ -22,7 +22,8 @@ from entrypoints.cli.output import waiting
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart
 from infrastructure.postgres.connection import AWAY
-from infrastructure.settings.environment import BadSettings
+from infrastructure.settings.cautions import cautions
+from infrastructure.settings.environment import BadSettings, links_in
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.logs import configure_logging
 
@@ -55,6 +56,16 @@ def log_troubles(settings: Settings | None = None) -> None:
     log_everything(settings)
     for package in _OURS:
         logging.getLogger(package).setLevel(logging.WARNING)
+
+
+def begin(settings: Settings) -> None:
+    """What a service says before it starts: only what an operator should change."""
+    log_troubles(settings)
+    if links := links_in(os.environ):
+        hint = "Kubernetes or Docker set them for a service named like ours; they are no settings"
+        log.warning("settings.ignored", variables=", ".join(links), hint=hint)
+    for one in cautions(settings):
+        log.warning("settings.caution", says=one.says, hint=one.advice)
 
 
 def finish(work: Coroutine[Any, Any, int]) -> int:

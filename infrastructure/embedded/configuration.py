@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-WHO_MAY_CONNECT = """\
+_WHO_MAY_CONNECT = """\
 # Written at every start. On the socket the kernel says who calls (pg_ident.conf: the server's own user and root);
 # over TCP, where that is switched on at all, it takes a password, and no role has one unless it is given one.
 local  all          all                peer           map=registrar
@@ -16,6 +16,19 @@ local  replication  all                peer           map=registrar
 host   all          all  127.0.0.1/32  scram-sha-256
 host   all          all  ::1/128       scram-sha-256
 """
+
+
+def who_may_connect(*, with_names: bool) -> str:
+    """The content of pg_hba.conf.
+
+    Args:
+        with_names: whether the system knows a name for the server's user. Without one the kernel's word is of no use to
+            the server, which compares names only; then whoever reaches the socket is let in. That is the same user and
+            root: its directory is theirs alone.
+    """
+    peer = "peer           map=registrar"
+    return _WHO_MAY_CONNECT if with_names else _WHO_MAY_CONNECT.replace(peer, "trust")
+
 
 _CONFIGURATION = {
     "cluster_name": "registrar",

@@ -14,7 +14,15 @@ from pathlib import Path
 import structlog
 from pydantic import SecretBytes, SecretStr
 
-from infrastructure.embedded.files import exclusively, explained, open_private, sync, user_name, write
+from infrastructure.embedded.files import (
+    exclusively,
+    explained,
+    is_opened_to_our_group,
+    open_private,
+    sync,
+    user_name,
+    write,
+)
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -27,18 +35,22 @@ class DataDirectory:
     """The directory that holds everything an all-in-one service keeps: created if missing, checked otherwise.
 
     A directory created here is open to its owner only. One that exists is left as it is, but refused where others
-    could put a key or a database of theirs into it.
+    could put a key or a database of theirs into it. Two that were meant for us are closed to others instead: an empty
+    one, and one that an orchestrator has opened to a group of ours (Kubernetes' `fsGroup`, at each start).
+
+    Args:
+        adjust: False leaves those as they are, too.
 
     Raises:
         BadDataDirectory: it cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, adjust: bool = True) -> None:
         self.path = path.absolute()
         with explained(f"The data directory {path}", BadDataDirectory):
             self._make()
             self.path = self.path.resolve()
-            self._check()
+            self._check(adjust=adjust)
 
     def _make(self) -> None:
         if self.path.exists():
@@ -46,14 +58,15 @@ class DataDirectory:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         sync(self.path.parent)
 
-    def _check(self) -> None:
+    def _check(self, *, adjust: bool) -> None:
         found = self.path.stat()
         if not stat.S_ISDIR(found.st_mode):
             raise BadDataDirectory(f"The data directory {self.path} is a file; name a directory with --data-dir.")
         if os.geteuid() not in {0, found.st_uid}:
             raise BadDataDirectory(
                 f"The data directory {self.path} belongs to {user_name(found.st_uid)}; "
-                f"run as {user_name(found.st_uid)}, or name another directory with --data-dir."
+                f"run as {user_name(found.st_uid)}, or name another directory with --data-dir, "
+                "such as one inside of it that does not exist yet."
             )
         if not os.access(self.path, os.R_OK | os.W_OK | os.X_OK):
             raise BadDataDirectory(
@@ -61,12 +74,14 @@ class DataDirectory:
             )
         if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             # Empty and without the sticky bit, it was meant for us (and is not a /tmp): restricting it does no harm.
-            if found.st_mode & stat.S_ISVTX or any(self.path.iterdir()):
+            is_new = not found.st_mode & stat.S_ISVTX and not any(self.path.iterdir())
+            if not is_new and not is_opened_to_our_group(found, owner=os.geteuid()):
                 raise BadDataDirectory(
                     f"The data directory {self.path} is writable by others, who could replace its keys; "
                     "`chmod go-w` it, or name another with --data-dir."
                 )
-            self.path.chmod(stat.S_IMODE(found.st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+            if adjust:
+                self.path.chmod(stat.S_IMODE(found.st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

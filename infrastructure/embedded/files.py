@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pwd
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,20 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"user {uid}"
+
+
+def is_opened_to_our_group(found: os.stat_result, *, owner: int) -> bool:
+    """Has an orchestrator opened this directory of `owner` to a group of ours?
+
+    Kubernetes does it to everything in a volume when a container starts (`fsGroup`): the group is changed, and may
+    write; what is made there is to belong to it, too.
+    """
+    opened = stat.S_ISGID | stat.S_IWGRP
+    return (
+        found.st_mode & (opened | stat.S_IWOTH) == opened
+        and found.st_uid == owner
+        and found.st_gid in {os.getegid(), *os.getgroups()}
+    )
 
 
 def open_private(file: Path, flags: int) -> int:

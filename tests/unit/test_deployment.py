@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from infrastructure.settings.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = Settings()
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 
 
 def text(name: str) -> str:
@@ -34,7 +38,7 @@ def test_every_setting_that_is_named_there_exists(name: str) -> None:
 
 
 def test_the_image_holds_every_package() -> None:
-    setuptools = tomllib.loads(text("pyproject.toml"))["tool"]["setuptools"]
+    setuptools = PYPROJECT["tool"]["setuptools"]
     packages = [pattern.removesuffix("*") for pattern in setuptools["packages"]["find"]["include"]]
     assert re.findall(r"^COPY (\w+) \1$", text("Dockerfile"), re.MULTILINE) == packages
     assert {f"!{package}" for package in packages} < set(text(".dockerignore").splitlines())
@@ -43,6 +47,67 @@ def test_the_image_holds_every_package() -> None:
 def test_no_secret_gets_into_the_image_or_a_commit() -> None:
     assert text(".dockerignore").splitlines()[1] == "*"
     assert ".env" in text(".gitignore").splitlines()
+
+
+def test_the_image_is_of_one_python_that_we_promise_and_cannot_change_behind_its_tag() -> None:
+    bases = re.findall(r"^FROM (\S+)", text("Dockerfile"), re.MULTILINE)
+    assert len(bases) == 2
+    assert len(set(bases)) == 1
+    found = re.fullmatch(r"python:(3\.\d+)-slim@sha256:[0-9a-f]{64}", bases[0])
+    assert found
+    assert f"Programming Language :: Python :: {found[1]}" in PROJECT["classifiers"]
+
+
+def test_the_image_has_neither_the_embedded_database_nor_what_installs() -> None:
+    (embedded,) = PROJECT["optional-dependencies"]["embedded"]
+    name = embedded.partition("==")[0]
+    assert f"{name}==" in text("requirements.lock")
+    assert f"{name}==" not in text("requirements-image.lock")
+    assert "COPY requirements-image.lock ." in text("Dockerfile")
+    copied = [line for line in text("Dockerfile").rpartition("FROM ")[2].splitlines() if line.startswith("COPY")]
+    assert copied == ["COPY --from=build /app/.venv /app/.venv"]
+    assert "venv --without-pip" in text("Dockerfile")
+    assert (
+        text("Dockerfile").count("uninstall --yes setuptools") == text("Dockerfile").count("uninstall --yes pip") == 1
+    )
+
+
+def test_the_image_has_the_versions_that_are_tested() -> None:
+    def pinned(name: str) -> set[str]:
+        return set(re.findall(r"^([a-z0-9.-]+==\S+)", text(name), re.MULTILINE))
+
+    assert pinned("requirements-image.lock") < pinned("requirements.lock") < pinned("requirements-dev.lock")
+
+
+def test_the_image_tells_whether_its_process_lives() -> None:
+    (check,) = re.findall(r"^HEALTHCHECK .* CMD (\[.*\])$", text("Dockerfile"), re.MULTILINE)
+    python, option, program = json.loads(check)
+    compile(program, "HEALTHCHECK", "exec")
+    assert (python, option) == ("python", "-c")
+    assert f"'{DEFAULTS.port}'" in program
+    assert "REGISTRAR_ADMIN_LISTEN" in program
+
+
+UNIT = "deploy/registrar@.service"
+
+
+def test_a_service_that_cannot_start_is_not_restarted_for_ever() -> None:
+    assert {"Restart=always", "RestartPreventExitStatus=2"} <= set(text(UNIT).splitlines())
+
+
+def test_the_service_is_locked_up_as_systemd_judges_it() -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("no systemd-analyze here")
+    done = subprocess.run(
+        [program, "security", "--offline=true", "--no-pager", "--threshold=15", ROOT / UNIT],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "offline" in done.stderr and "unrecognized" in done.stderr:
+        pytest.skip("this systemd-analyze judges running services only")
+    assert done.returncode == 0, done.stdout[-200:] + done.stderr  # 1.5 of 10 at most
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
-from infrastructure.settings.environment import BadSettings
+from infrastructure.settings.environment import BadSettings, links_in
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import Listen, MailServer
 
@@ -55,6 +55,71 @@ def test_an_empty_value_counts_as_unset() -> None:
     assert read(PORT="", DATABASE_URL="", BROKER_URL=" ", SMTP_URLS="", OTP_TTL="") == Settings.from_environment({})
 
 
+LINKS = {
+    "SERVICE_HOST": "10.0.0.1",
+    "SERVICE_PORT": "8000",
+    "SERVICE_PORT_HTTP": "8000",
+    "PORT": "tcp://10.0.0.1:8000",
+    "PORT_8000_TCP": "tcp://10.0.0.1:8000",
+    "PORT_8000_TCP_PROTO": "tcp",
+    "PORT_8000_TCP_PORT": "8000",
+    "PORT_8000_TCP_ADDR": "10.0.0.1",
+    "PORT_53_UDP": "udp://[fd00::1]:53",
+    "SMTP_SERVICE_HOST": "10.0.0.2",
+    "SMTP_SERVICE_PORT_SUBMISSION": "587",
+    "SMTP_PORT": "tcp://10.0.0.2:587",
+    "SMTP_PORT_587_TCP_ADDR": "10.0.0.2",
+    "NAME": "/api/registrar",
+    "ENV_POSTGRES_PASSWORD": "hunter2-canary",
+    "PORT_5432_TCP_START": "tcp://172.17.0.2:5432",
+}
+"""What Kubernetes sets for Services `registrar` and `registrar-smtp`, and Docker for a container linked as `registrar`."""
+
+
+def test_what_an_orchestrator_says_about_services_of_our_name_is_no_setting() -> None:
+    environ = {f"REGISTRAR_{name}": value for name, value in LINKS.items()}
+
+    assert Settings.from_environment(environ) == Settings.from_environment({})
+    assert links_in(environ | {"REGISTRAR_HOST": "::1", "OTHER_SERVICE_HOST": "x"}) == sorted(environ)
+    assert read(PORT="8001").port == 8001
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("SERVICE_HSOT", "10.0.0.1"),
+        ("PORT", "http://10.0.0.1:8000"),
+        ("SMTP_PORT", "587"),
+        ("NAME", "registrar"),
+        ("PORT_TCP", "x"),
+        ("DATABSE_URL", "tcp://10.0.0.1:5432"),
+    ],
+)
+def test_what_only_looks_like_it_is_refused(name: str, text: str) -> None:
+    assert f"REGISTRAR_{name} " in refusal(**{name: text})
+
+
+def test_everything_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(BadSettings) as refused:
+        Settings.from_environment(
+            {
+                "REGISTRAR_DATABSE_URL": "x",
+                "REGISTRAR_DATABASE_URL": "postgresql://host/db",
+                "REGISTRAR_HOST": "a b",
+                "REGISTRAR_OTP_TTL": "never",
+                "REGISTRAR_ADMIN_TOKEN_FILE": "/nowhere",
+            },
+            port=70000,
+        )
+
+    faults = [fault.split()[0] for fault in refused.value.faults]
+    assert faults == [
+        *("REGISTRAR_DATABSE_URL", "REGISTRAR_ADMIN_TOKEN_FILE", "REGISTRAR_HOST", "--port"),
+        *("REGISTRAR_OTP_TTL", "REGISTRAR_MASTER_KEY"),
+    ]
+    assert str(refused.value) == " ".join(refused.value.faults)
+
+
 def test_other_peoples_variables_are_ignored() -> None:
     assert Settings.from_environment({"PATH": "/bin", "NOT_REGISTRAR_X": "1"}) == Settings.from_environment({})
 
@@ -75,7 +140,49 @@ def test_a_duration_is_written_in_seconds_whole_or_fractional(text: str, meaning
     assert read(OTP_TTL=text).otp_ttl == timedelta(seconds=meaning)
 
 
-@pytest.mark.parametrize("text", ["-1", "0", "10m", "nan", "inf", "1e3", "1_0", "PT10S", "99999999999", "٣"])
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("600s", {"minutes": 10}),
+        ("10m", {"minutes": 10}),
+        ("1h30m", {"hours": 1, "minutes": 30}),
+        ("1.5h", {"minutes": 90}),
+        ("500ms", {"milliseconds": 500}),
+        ("1s500ms", {"milliseconds": 1500}),
+        ("1d", {"days": 1}),
+        ("1d2h3m4s5ms", {"days": 1, "hours": 2, "minutes": 3, "seconds": 4, "milliseconds": 5}),
+    ],
+)
+def test_a_duration_may_have_units(text: str, meaning: dict[str, int]) -> None:
+    assert read(OTP_TTL=text).otp_ttl == timedelta(**meaning)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-1",
+        "0",
+        "0s",
+        "nan",
+        "inf",
+        "1e3",
+        "1_0",
+        "PT10S",
+        "99999999999",
+        "٣",
+        "10M",
+        "10 m",
+        "m",
+        "30m1h",
+        "10m10m",
+        "10min",
+        "1h30",
+        "-10m",
+        "5w",
+        "99999d",
+        "999999999999d",
+    ],
+)
 def test_a_duration_that_makes_no_sense_is_refused(text: str) -> None:
     assert "REGISTRAR_OTP_TTL" in refusal(OTP_TTL=text)
 
@@ -169,6 +276,52 @@ def test_a_master_key_is_32_bytes_as_hex_or_base64(text: str) -> None:
 
     assert key is not None
     assert key.get_secret_value() in {KEY, bytes([0xFB] * 32)}
+
+
+SECRETS = {
+    "DATABASE_URL": "postgresql://u:hunter2-canary@host/db",
+    "BROKER_URL": "amqp://u:hunter2-canary@host/",
+    "SMTP_URLS": "smtps://u:hunter2-canary@host",
+    "MASTER_KEY": KEY.hex(),
+    "ADMIN_TOKEN": "hunter2-canary",
+    "ALERT_URL": "https://host/hunter2-canary",
+}
+
+
+def test_every_secret_can_come_from_a_file(tmp_path: Path) -> None:
+    secret = {name for name, info in Settings.model_fields.items() if "Secret" in str(info.annotation)}
+    assert secret == {name.lower() for name in SECRETS} | {"rate_limit_url"}
+    for name, value in SECRETS.items():
+        (tmp_path / name).write_text(f"\ufeff{value}\r\n", encoding="utf-8")
+
+    found = read(**{f"{name}_FILE": str(tmp_path / name) for name in SECRETS})
+
+    for name in SECRETS:
+        assert getattr(found, name.lower()) == getattr(read(**SECRETS), name.lower())
+        assert getattr(found, f"{name.lower()}_file") == tmp_path / name
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_and_a_file_with_it_are_one_too_many(name: str) -> None:
+    message = refusal(**{"MASTER_KEY": KEY.hex(), name: SECRETS[name], f"{name}_FILE": "/nowhere"})
+    assert message == f"REGISTRAR_{name} and REGISTRAR_{name}_FILE are both set; unset one of them."
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("content", [b"", b" \n", b"\xff\xfe", b"hunter2 canary", b"a" * 70_000, None])
+def test_a_file_that_holds_no_such_value_is_refused_by_the_name_of_its_variable(
+    name: str, content: bytes | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+
+    message = refusal(**{"MASTER_KEY": KEY.hex() if name != "MASTER_KEY" else "", f"{name}_FILE": str(file)})
+
+    assert message.startswith(f"REGISTRAR_{name}_FILE ")
+    assert message.count("REGISTRAR_") == 1
+    assert "unset it" in message
+    assert "hunter2" not in message
 
 
 def test_a_master_key_can_come_from_a_file(tmp_path: Path) -> None:
@@ -283,6 +436,39 @@ def test_a_bad_mail_server_is_refused_without_repeating_its_password(url: str) -
 
     assert message.startswith("REGISTRAR_SMTP_URLS entry ")
     assert CANARY not in message
+
+
+SCHEMES = {"DATABASE_URL": "postgresql", "BROKER_URL": "amqp", "SMTP_URLS": "smtp", "ALERT_URL": "https"}
+
+
+@pytest.mark.parametrize("password", ["hunter@2", "hunter/2", "hunter#2", "hunter?2", "hunter%2", "hu@n/ter2", "1%zz"])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_an_unescaped_character_in_a_password_is_told_and_nothing_of_it_shown(name: str, password: str) -> None:
+    message = refusal(MASTER_KEY=KEY.hex(), **{name: f"{SCHEMES[name]}://ada:{password}@host.example.org/"})
+
+    assert message.startswith(f"REGISTRAR_{name} ")
+    assert "percent-encode" in message
+    assert not any(part in message for part in ("hunter", "hu@", "ter2", "zz", "ada"))
+
+
+@pytest.mark.parametrize("password", ["1234/5", "1234#5", "1234?5"])
+@pytest.mark.parametrize("name", ["DATABASE_URL", "BROKER_URL", "SMTP_URLS"])
+def test_what_is_left_of_a_password_is_not_taken_for_a_port(name: str, password: str) -> None:
+    assert "percent-encode" in refusal(MASTER_KEY=KEY.hex(), **{name: f"{SCHEMES[name]}://ada:{password}@host"})
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("DATABASE_URL", "postgresql://u:a%40b:c@h1,h2:5433/db?user=ada@tenant"),
+        ("DATABASE_URL", "postgresql:///db?host=/tmp&application_name=a@b"),
+        ("DATABASE_URL", "postgresql://u:p@[::1]:5432/db"),
+        ("BROKER_URL", "amqp://u:a:b%2F@host:5672/%2F"),
+        ("ALERT_URL", "https://host:8443/@name?mail=a@b"),
+    ],
+)
+def test_a_url_that_means_one_thing_is_taken(name: str, url: str) -> None:
+    assert getattr(read(MASTER_KEY=KEY.hex(), **{name: url}), name.lower()).get_secret_value() == url
 
 
 @pytest.mark.parametrize(

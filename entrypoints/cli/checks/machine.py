@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import stat
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 from entrypoints.cli.checks.finding import Finding
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
+from infrastructure.settings.cautions import cautions, is_open_to_others
+from infrastructure.settings.environment import links_in
 from infrastructure.settings.settings import Settings
 
 FULL = 200 * 2**20
@@ -25,9 +25,11 @@ def python() -> Finding:
     return Finding("python", "ok", platform.python_version())
 
 
-def look_at_settings(settings: Settings) -> Iterator[Finding]:
+def look_at_settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
     """What is legal, and probably not meant."""
-    odd = []
+    if links := links_in(environ):
+        yield Finding("settings", "ok", f"ignored, as they come from Kubernetes or Docker: {', '.join(links)}")
+    odd = [(one.says, one.advice) for one in cautions(settings)]
     if settings.database_url is not None and settings.admin_token is None:
         odd.append(("REGISTRAR_ADMIN_TOKEN is not set", "Without it the admin routes are off."))
     if settings.mail_servers and "mail_from" not in settings.model_fields_set:
@@ -48,19 +50,15 @@ def data_directory(settings: Settings) -> Finding:
         if not path.exists():
             return Finding("data directory", "ok", f"{path} is not there yet; `registrar up` makes it")
         if any(path.iterdir()):  # an empty one may be adjusted by the check, and that is for `up` to do
-            DataDirectory(path)
+            DataDirectory(path, adjust=False)
         for secret in (path / "master.key", path / "admin.token"):
-            if secret.exists() and _is_open(secret):
+            if secret.exists() and is_open_to_others(secret):
                 return Finding("data directory", "fail", f"{secret} can be read by others", f"`chmod 600 {secret}`")
     except BadDataDirectory as error:
         return Finding("data directory", "fail", str(error))
     except OSError as error:
         return Finding("data directory", "fail", f"{path}: {error.strerror}", "Run as its owner, or name another.")
     return Finding("data directory", "ok", str(path.resolve()))
-
-
-def _is_open(secret: Path) -> bool:
-    return bool(stat.S_IMODE(secret.stat().st_mode) & 0o077)
 
 
 def disk(settings: Settings) -> Finding:

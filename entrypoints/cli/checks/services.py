@@ -6,9 +6,11 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 
-from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
-from aiosmtplib import SMTP, SMTPException
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, ProbableAuthenticationError
+from aiormq.exceptions import InvalidFrameError
+from aiosmtplib import SMTP, SMTPException, SMTPResponseException, SMTPServerDisconnected
 
+from entrypoints.cli.checks.causes import cause_of
 from entrypoints.cli.checks.finding import PATIENCE, Finding, State
 from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.mail.smtp.replies import Stage, judge_error
@@ -43,12 +45,16 @@ async def look_at_broker(settings: Settings) -> AsyncIterator[Finding]:
             "our queues are not there",
             "`registrar broker declare` makes them, as `process` and `work` do.",
         )
+    except ProbableAuthenticationError:
+        yield Finding("rabbitmq", "fail", "it refuses user or password", "Correct them in REGISTRAR_BROKER_URL.")
+    except InvalidFrameError:
+        says = "it refuses the virtual host: there is none of that name, or it is closed to the user"
+        yield Finding("rabbitmq", "fail", says, "Correct it in REGISTRAR_BROKER_URL, or make it (README.md).")
     except REFUSALS:
         yield Finding("rabbitmq", "fail", "it refuses us", f"{REFUSAL_HINT[:1].upper()}{REFUSAL_HINT[1:]}.")
     except (AMQPError, OSError, TimeoutError) as error:
-        yield Finding(
-            "rabbitmq", "fail", f"no answer ({type(error).__name__})", "Check REGISTRAR_BROKER_URL and the broker."
-        )
+        says = cause_of(error) or f"no answer ({type(error).__name__})"
+        yield Finding("rabbitmq", "fail", says, "Check REGISTRAR_BROKER_URL and the broker.")
 
 
 def _queues(counts: dict[str, dict[str, int]]) -> Finding:
@@ -70,11 +76,11 @@ async def look_at_mail_servers(settings: Settings) -> AsyncIterator[Finding]:
         advice = None if embedded else "`registrar process` needs REGISTRAR_SMTP_URLS."
         yield Finding("mail", "ok" if embedded else "warn", "the embedded mailbox of `registrar up`", advice)
         return
-    failures = await asyncio.gather(*(_greet(server) for server in servers))
+    failures = await asyncio.gather(*(_log_in(server, _domain(settings.mail_from)) for server in servers))
     for server, failure in zip(servers, failures, strict=True):
         where = f"{server.host}:{server.port}"
         if failure is None:
-            yield Finding("mail", "ok", f"{where} greets us{', encrypted' if _encrypts(server) else ', in clear text'}")
+            yield Finding("mail", "ok", f"{where} {_welcome(server)}")
         else:
             # One that works is enough to deliver.
             state: State = "fail" if all(failures) else "warn"
@@ -83,15 +89,23 @@ async def look_at_mail_servers(settings: Settings) -> AsyncIterator[Finding]:
             )
 
 
-def _encrypts(server: MailServer) -> bool:
-    return server.scheme == "smtps" or server.starttls == "required"
+def _welcome(server: MailServer) -> str:
+    encrypts = server.scheme == "smtps" or server.starttls == "required"
+    does = "greets us" if server.username is None else "lets us in"
+    return f"{does}, {'encrypted' if encrypts else 'in clear text'}"
 
 
-async def _greet(server: MailServer) -> str | None:
-    """Connect, say EHLO, and encrypt as the setting demands; returns what went wrong."""
+def _domain(sender: str) -> str:
+    """What we call ourselves there, as when we send."""
+    return sender.rpartition("@")[2].rstrip(">")
+
+
+async def _log_in(server: MailServer, greeting: str) -> str | None:
+    """Connect, encrypt as the setting demands, and log in; returns what went wrong."""
     client = SMTP(
         hostname=server.host,
         port=server.port,
+        local_hostname=greeting,
         use_tls=server.scheme == "smtps",
         start_tls=False,
         tls_context=ssl.create_default_context(),
@@ -101,15 +115,21 @@ async def _greet(server: MailServer) -> str | None:
     try:
         async with asyncio.timeout(PATIENCE.total_seconds()):
             await client.connect()
+            stage = "ehlo"
             await client.ehlo()
             if server.scheme == "smtp" and server.starttls == "required":
                 stage = "tls"
                 await client.starttls()
                 await client.ehlo()
+            if server.username is not None:
+                stage = "login"
+                await client.login(server.username, server.password.get_secret_value() if server.password else "")
     except (OSError, SMTPException) as error:
-        shown = {"timeout": f"no answer within {PATIENCE.total_seconds():g} s", "tls": "no trustworthy encryption"}
-        failure = judge_error(stage, error).failure
-        return shown.get(failure, f"{failure} failed" if failure == "connection" else failure)
+        if stage == "login" and isinstance(error, SMTPResponseException):
+            return f"it refuses user or password ({error.code})"
+        if stage == "login" and not isinstance(error, OSError | SMTPServerDisconnected):
+            return "it offers no login"
+        return cause_of(error) or {"tls": "no encryption"}.get(stage, f"{judge_error(stage, error).failure} failed")
     finally:
         client.close()
     return None

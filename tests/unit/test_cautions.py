@@ -1,0 +1,43 @@
+"""Tokens that are easy to guess."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+
+from infrastructure.settings.cautions import cautions, is_easy_to_guess
+from infrastructure.settings.settings import Settings
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        *(
+            "a",
+            "hunter2",
+            "changeme",
+            "change-me-please-change-me-now",
+            "123456789012345678901234",
+        ),
+        *("a" * 64, "0123456789abcdef" * 4, "abcdefghijklmnopqrstuvwxyz0123456789", "supersecretsupersecret42XY!"),
+        *("admin-token-for-production-2026", "your-admin-token-here-0f8c2d", "deadbeefdeadbeefdeadbeefdeadbeef"),
+    ],
+)
+def test_what_people_make_up_is_easy_to_guess(token: str) -> None:
+    assert is_easy_to_guess(token)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: secrets.token_hex(32), lambda: secrets.token_urlsafe(32), lambda: secrets.token_hex(16)]
+)
+def test_what_is_random_is_not(make: object) -> None:
+    assert callable(make)
+    guessable = sum(is_easy_to_guess(make()) for _ in range(1000))
+    assert guessable <= 3  # a word may stand in it by chance, or a digit too often
+
+
+def test_a_warning_does_not_repeat_the_token() -> None:
+    (one,) = cautions(Settings.from_environment({"REGISTRAR_ADMIN_TOKEN": "hunter2"}))
+    assert "hunter2" not in repr(one)
+    assert "openssl rand" in one.advice
