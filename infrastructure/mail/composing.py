@@ -6,6 +6,7 @@ import binascii
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from email.header import Header
 from email.message import EmailMessage
 from email.policy import SMTP as SMTP_POLICY
 from email.utils import format_datetime
@@ -16,6 +17,7 @@ from typing import Final
 import idna
 
 from application.ports import CODE_GAP, Letter, Rendered
+from infrastructure.settings.sender import split_sender
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _MAILBOX = re.compile(rf"(?=.{{3,254}}\Z){_ATOM}(\.{_ATOM})*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\Z")
@@ -23,6 +25,12 @@ _MESSAGE_ID = re.compile(rf"<{_ATOM}(\.{_ATOM})*@[A-Za-z0-9.-]+>\Z")
 _CODE = re.compile(r"[A-Za-z0-9]{0,32}\Z")
 _LANGUAGE_TAG = re.compile(r"[A-Za-z0-9-]{2,35}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+_PHRASE = re.compile(rf"{_ATOM}( {_ATOM})*\Z")
+_PLAIN_NAME = re.compile(r"(?!.*=\?)[ -~]{1,60}\Z")
+"""A name that needs no encoded word, and would not be taken for one."""
+_LINE: Final = 78  # RFC 5322, 2.1.1
+_WORD: Final = 75  # RFC 2047, 2
+_FOLD: Final = "\r\n "
 _UNFOLDED = SMTP_POLICY.clone(max_line_length=998)  # RFC 5322's limit; folding would encode a long Message-ID
 _BOUNDARY: Final = "=_registrar"  # "=_" cannot occur in quoted-printable (RFC 2045, 6.7), so no body contains it
 
@@ -54,27 +62,43 @@ def parse_sender(sender: str) -> str:
     Raises:
         ValueError: it is not exactly one mailbox.
     """
-    head = EmailMessage(policy=_UNFOLDED)
-    head["From"] = sender
-    (author,) = head["From"].addresses
-    return mailbox(author.addr_spec)
+    return mailbox(split_sender(sender)[1])
+
+
+def from_header(sender: str) -> str:
+    """The header with the sender and their name, folded, and without the end of its last line.
+
+    The library's own objects for this header keep a name as long as it is in one encoded word, where RFC 2047 (2)
+    allows 75 characters.
+
+    Raises:
+        ValueError: see `parse_sender`.
+    """
+    address = parse_sender(sender)
+    name = split_sender(sender)[0]
+    if not name:
+        return f"From: {address}"
+    if not _PLAIN_NAME.match(name):
+        header = "From: " + Header(name, "utf-8", header_name="From", maxlinelen=_WORD).encode(linesep="\r\n")
+    elif _PHRASE.match(name):
+        header = f"From: {name}"
+    else:
+        header = 'From: "' + re.sub(r'(["\\])', r"\\\1", name) + '"'
+    last_line = header.rpartition("\r\n")[2]
+    return f"{header}{' ' if len(last_line) + len(address) + 3 <= _LINE else _FOLD}<{address}>"
 
 
 class Composer:
     """Composes the bytes of a mail.
 
-    Sender and subjects, of which there are few, go through `EmailMessage`, once each. The rest is appended by hand: a
-    mail of 5 KiB took 1.7 ms as an `EmailMessage`, and 0.4 ms with only its headers in one. What mails of one kind have
+    Subjects, of which there are few, go through `EmailMessage`, once each. The rest is appended by hand: a mail of 5 KiB took 1.7 ms as an `EmailMessage`, and 0.4 ms with only its headers in one. What mails of one kind have
     in common is cached: that takes 14 µs instead of 58, a tenth of a mail worker's time.
     """
 
     def __init__(self, sender: str) -> None:
         self.sender = parse_sender(sender)
-        head = EmailMessage(policy=_UNFOLDED)
-        head["From"] = sender
-        head["Auto-Submitted"] = "auto-generated"
-        head["MIME-Version"] = "1.0"
-        self._static_headers = head.as_bytes().removesuffix(b"\r\n")
+        headers = f"{from_header(sender)}\r\nAuto-Submitted: auto-generated\r\nMIME-Version: 1.0\r\n"
+        self._static_headers = headers.encode("ascii")
 
     def compose(self, letter: Letter, to: str, date: datetime) -> bytes:
         """Everything between the reply to DATA and the final dot, the dot included.

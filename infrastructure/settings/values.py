@@ -14,10 +14,11 @@ from datetime import timedelta
 from typing import Annotated, Final, Literal, NamedTuple, Self
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-import email_validator
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, SecretStr
+
+from infrastructure.settings.sender import split_sender
 
 
 class Listen(NamedTuple):
@@ -258,18 +259,7 @@ def _listen(value: object) -> object:
 
 def _sender(value: object) -> object:
     if isinstance(value, str):
-        try:
-            # What matters is that it fits a header. `registrar.localhost` and the like are fine for a first try, but no
-            # option of the library accepts them.
-            email_validator.validate_email(
-                re.sub(r"\.localhost(?=>?$)", ".example", value),
-                allow_display_name=True,
-                allow_smtputf8=False,
-                check_deliverability=False,
-                globally_deliverable=False,
-            )
-        except email_validator.EmailNotValidError:
-            raise ValueError("is not a mail address, with or without a name before it") from None
+        split_sender(value)
     return value
 
 

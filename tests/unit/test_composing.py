@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import email
 import email.policy
+import re
 from datetime import UTC, datetime, timedelta
+from email.header import decode_header, make_header
 
 import pytest
 
@@ -101,11 +103,65 @@ def test_a_gap_without_a_code_is_in_no_mail(code: str | None) -> None:
         Composer("no-reply@registrar.example").compose(letter, "jo@x.test", NEW_YEAR)
 
 
-def test_the_sender_may_have_a_name() -> None:
-    assert Composer("Grüße <no-reply@registrar.example>").sender == "no-reply@registrar.example"
+@pytest.mark.parametrize(
+    ("sender", "name", "address"),
+    [
+        ("no-reply@registrar.example", "", "no-reply@registrar.example"),
+        ("<no-reply@registrar.example>", "", "no-reply@registrar.example"),
+        ("Registrar <no-reply@registrar.localhost>", "Registrar", "no-reply@registrar.localhost"),
+        ("Müller <no-reply@registrar.example>", "Müller", "no-reply@registrar.example"),
+        ("Acme Inc. <no-reply@registrar.example>", "Acme Inc.", "no-reply@registrar.example"),
+        ("Acme, Inc. <no-reply@registrar.example>", "Acme, Inc.", "no-reply@registrar.example"),
+        (' "Acme, Inc."  < no-reply@registrar.example > ', "Acme, Inc.", "no-reply@registrar.example"),
+        (r'"The \"best\" <Acme> \\" <a@registrar.example>', 'The "best" <Acme> \\', "a@registrar.example"),
+        ("Team: Accounts (EU) [1] <a@registrar.example>", "Team: Accounts (EU) [1]", "a@registrar.example"),
+        ("=?utf-8?q?M=C3=BCller?= <a@registrar.example>", "Müller", "a@registrar.example"),
+        ("Bücher <post@Bücher.example>", "Bücher", "post@xn--bcher-kva.example"),
+        ("post@例え.example", "", "post@xn--r8jz45g.example"),
+        ("登録" * 60 + " <a@registrar.example>", "登録" * 60, "a@registrar.example"),
+        ("Dept. of Ünits " * 20 + "<a@registrar.example>", ("Dept. of Ünits " * 20).strip(), "a@registrar.example"),
+        ("x" * 1200 + " <a@registrar.example>", "x" * 1200, "a@registrar.example"),
+        (f"Ü <{'a' * 64}@{'b' * 60}.{'c' * 60}.example>", "Ü", f"{'a' * 64}@{'b' * 60}.{'c' * 60}.example"),
+    ],
+)
+def test_a_sender_and_their_name_are_in_the_header_as_written_and_within_its_limits(
+    sender: str, name: str, address: str
+) -> None:
+    letter = Letter("jo@x.test", Rendered("Code", "text", "<p>html</p>"), "<1@registrar.example>", "en")
+
+    composer = Composer(sender)
+    head = composer.compose(letter, "jo@x.test", NEW_YEAR).partition(b"\r\n\r\n")[0].decode("ascii")
+
+    header = re.search(r"^From: (.*?)\r\n(?! )", head, re.DOTALL | re.MULTILINE)
+    assert header is not None
+    assert composer.sender == address
+    shown, _, addressed = str(make_header(decode_header(header[1]))).rpartition("<")
+    if shown.startswith('"'):
+        shown = re.sub(r"\\(.)", r"\1", shown.strip()[1:-1])
+    assert (shown.strip(), addressed.removesuffix(">")) == (name, address)
+    assert all(len(word) <= 75 for word in re.findall(r"=\?\S*?\?[qb]\?\S*?\?=", header[1]))  # RFC 2047, 2
+    for line in header[0].splitlines():
+        assert len(line) <= max(78, len(address) + 3)  # RFC 5322, 2.1.1; an address cannot be folded
 
 
-@pytest.mark.parametrize("sender", ["", "nobody", "a@x.test, b@x.test", "a@x.test\r\nBcc: b@x.test", "Ä@x.test"])
+@pytest.mark.parametrize(
+    "sender",
+    [
+        "",
+        "nobody",
+        "a@x.test, b@x.test",
+        "A <a@x.test>, B <b@x.test>",
+        "a@x.test, B <b@x.test>",
+        "a@x.test\r\nBcc: b@x.test",
+        "A\u200b <a@x.test>",
+        "=?utf-8?q?A=0D=0AB?= <a@x.test>",
+        "=?no-such?q?A?= <a@x.test>",
+        "A <a@x.test> B",
+        "Ä@x.test",
+        '"a b"@x.test',
+        "=?utf-8?q?a?=@x.test",
+    ],
+)
 def test_a_sender_that_is_not_one_mailbox_fails_at_start(sender: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         Composer(sender)

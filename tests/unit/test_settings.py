@@ -255,7 +255,16 @@ DEFAULT_SENDER = Settings.model_fields["mail_from"].default
 
 
 @pytest.mark.parametrize(
-    "text", ["Registrar <no-reply@example.org>", "no-reply@example.org", '"A, B" <x@example.org>', DEFAULT_SENDER]
+    "text",
+    [
+        "Registrar <no-reply@example.org>",
+        "no-reply@example.org",
+        '"A, B" <x@example.org>',
+        "Müller <no-reply@example.org>",
+        "Acme Inc. <no-reply@example.org>",
+        "Bücher <post@bücher.example>",
+        DEFAULT_SENDER,
+    ],
 )
 def test_a_sender_may_have_a_name(text: str) -> None:
     assert read(MAIL_FROM=text).mail_from == text
