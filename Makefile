@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel simulate chaos bench check check-fast \
-        asyncapi format lock clean
+.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam simulate chaos bench check \
+        check-fast asyncapi format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,6 +40,10 @@ test-unit: setup-dev  ## the tests without I/O: no services needed
 
 test-wheel: setup-dev  ## the wheel in an empty environment, with each Python there is
 	$(BIN)/pytest -rs tests/e2e/test_wheel.py --every-python $(ARGS)
+
+test-spam: setup-dev  ## our mails' scores in SpamAssassin, which it installs
+	@scripts/spamassassin
+	$(BIN)/pytest -rs tests/integration/test_spam_score.py $(ARGS)
 
 services:
 	@scripts/services $(WITHOUT)

@@ -7,18 +7,16 @@ contain the code, so that a locked screen does not show it.
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from application.ports import CODE_GAP, Letter, Rendered
 from infrastructure.mail.composing import parse_sender
-
-Language = Literal["en", "de"]
+from infrastructure.mail.languages import Language, language_of
 
 _SUBJECTS: Final[dict[tuple[str, Language], str]] = {
     ("code", "en"): "Your confirmation code",
@@ -38,11 +36,6 @@ _TEMPLATES = Environment(
     keep_trailing_newline=True,
     auto_reload=False,
 )
-
-
-def language_of(locale: str | None) -> Language:
-    """The language that we write in for `locale`, a BCP 47 tag: German, or English for everything else."""
-    return "de" if locale is not None and re.match(r"de(?![^-_])", locale, re.IGNORECASE) else "en"
 
 
 def render_code(locale: str | None, ttl: timedelta, public_url: str) -> Rendered:

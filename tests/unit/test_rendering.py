@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 from application.ports import CODE_GAP, Rendered
 from infrastructure.mail import rendering
-from infrastructure.mail.rendering import TemplateLetters, language_of, render_code, render_notice
+from infrastructure.mail.languages import language_of
+from infrastructure.mail.rendering import TemplateLetters, render_code, render_notice
 
 URL = "https://registrar.example"
 TEN_MINUTES = timedelta(minutes=10)
@@ -57,7 +59,13 @@ def test_the_code_stands_alone_on_a_line_of_the_text(locale: str) -> None:
 def test_neither_subject_nor_preview_shows_the_code(locale: str) -> None:
     rendered = render_code(locale, TEN_MINUTES, URL)
     assert CODE_GAP not in rendered.subject
-    assert CODE_GAP not in rendered.html.split("<table", 1)[0]
+    shown = html.unescape(re.sub(r"<[^>]+>", " ", rendered.html.partition("<body")[2].partition(">")[2]))
+    assert " ".join(shown.split()).index(CODE_GAP) > 140  # characters that mail programs and locked screens show
+
+
+@pytest.mark.parametrize("rendered", ALL)
+def test_nothing_in_a_mail_is_hidden(rendered: Rendered) -> None:
+    assert not re.search(r"display:\s*none|visibility:|font-size:\s*[01]px|mso-hide|opacity", rendered.html)
 
 
 @pytest.mark.parametrize(
