@@ -140,7 +140,15 @@ def test_the_proxy_shows_nothing_but_the_public_routes() -> None:
 
 def test_the_proxy_answers_in_the_apis_words() -> None:
     answers = re.findall(r"return (\d+) '(.*)';", text("deploy/nginx.conf"))
-    assert len(answers) == 5
+    assert len(answers) == 6
     for status, body in answers:
         problem = json.loads(body.replace(r"\'", "'"))
         assert problem["status"] == int(status) == STATUS_OF[problem["type"].removeprefix(PREFIX)]
+
+
+def test_the_proxy_has_pages_only_for_what_nginx_answers() -> None:
+    pages = {
+        int(code) for codes in re.findall(r"error_page ([\d ]+) =", text("deploy/nginx.conf")) for code in codes.split()
+    }
+    # 408, 444 and 499 close the connection without an answer (`ngx_http_finalize_request`).
+    assert pages == {404, 405, 413, 429, 494, 502, 504}
