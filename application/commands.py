@@ -5,34 +5,26 @@ Malformed input raises `pydantic.ValidationError`. Secrets show as `**********` 
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 
 from application.addresses import MAX_LENGTH, parse_address
 from application.passwords import MAX_BYTES, parse_password
+from application.typed_text import LOCALE_LENGTH, parse_code, parse_locale, parse_name, trimmed
 from domain.email_claim import ClaimId
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailKind
-
-_LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")
-
-
-def _parse_name(typed: str) -> str:
-    name = unicodedata.normalize("NFC", typed).strip()
-    if not name:
-        raise ValueError("must not be empty")
-    if any(unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in name):
-        raise ValueError("contains control characters")
-    return name
-
-
-def _parse_locale(tag: str) -> str:
-    if not _LOCALE.fullmatch(tag):
-        raise ValueError("not a language tag (BCP 47), such as 'en' or 'de-AT'")
-    return tag
 
 
 class Command(BaseModel):
@@ -51,14 +43,25 @@ class RegisterUser(Command):
     address, so a repeat after a crash finds the registration that the first request made.
     """
 
-    email: Annotated[str, Field(max_length=MAX_LENGTH, examples=["ada@example.com"]), AfterValidator(parse_address)] = (
-        Field(repr=False)
-    )
-    name: Annotated[str, Field(max_length=200, examples=["Ada Lovelace"]), AfterValidator(_parse_name)] = Field(
-        repr=False
-    )
+    email: Annotated[
+        str,
+        BeforeValidator(trimmed),  # what is around it does not count for its length
+        Field(max_length=MAX_LENGTH, examples=["ada@example.com"]),
+        AfterValidator(parse_address),
+    ] = Field(repr=False)
+    name: Annotated[
+        str,
+        StringConstraints(strip_whitespace=True, max_length=200),
+        Field(examples=["Ada Lovelace"]),
+        AfterValidator(parse_name),
+    ] = Field(repr=False)
     password: Annotated[SecretStr | None, Field(max_length=MAX_BYTES, examples=["correct horse battery"])] = None
-    locale: Annotated[str, Field(max_length=35, examples=["en"]), AfterValidator(_parse_locale)] = "en"
+    locale: Annotated[
+        str,
+        StringConstraints(strip_whitespace=True, max_length=LOCALE_LENGTH),
+        Field(examples=["en"]),
+        AfterValidator(parse_locale),
+    ] = "en"
     idempotency_key: str | None = Field(default=None, repr=False)
 
     @field_validator("password")
@@ -77,10 +80,8 @@ class VerifyEmail(Command):
 
     @field_validator("code")
     @classmethod
-    def _is_six_digits(cls, code: SecretStr) -> SecretStr:
-        if not re.fullmatch(r"[0-9]{6}", code.get_secret_value()):
-            raise ValueError("a code has six digits")
-        return code
+    def _parse_code(cls, typed: SecretStr) -> SecretStr:
+        return SecretStr(parse_code(typed.get_secret_value()))
 
 
 class RequestNewCode(Command):

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from fastapi import Depends, FastAPI, Query
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,6 +20,7 @@ from application.addresses import MAX_LENGTH, parse_address
 from application.answers import Answer
 from application.commands import CancelRegistration, Command, EraseRegistration
 from application.handlers import Handlers
+from application.typed_text import trimmed
 from domain.errors import Refused, UnknownRegistration
 from domain.mail_outcome import CancelReason, MailFailure
 from domain.mail_state import STRAY, ListedAs
@@ -51,7 +52,7 @@ from entrypoints.queries.mails import MailQueries
 from entrypoints.queries.queries import Queries
 from projections.paging import before
 
-Address = Annotated[str, Field(max_length=MAX_LENGTH), AfterValidator(parse_address)]
+Address = Annotated[str, BeforeValidator(trimmed), Field(max_length=MAX_LENGTH), AfterValidator(parse_address)]
 
 
 class Operator:

@@ -145,10 +145,14 @@ _ID: Final = _parameter("registration_id", "path", {"type": "string", "format": 
 _KEY: Final = _parameter(
     "Idempotency-Key",
     "header",
-    {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}$", "examples": ["0b6f7c1e-5f0c-4a7e-9a39-b1de4cf2c0de"]},
+    {
+        "type": "string",
+        "pattern": '^("?)[A-Za-z0-9_-]{16,64}\\1$',
+        "examples": ["0b6f7c1e-5f0c-4a7e-9a39-b1de4cf2c0de"],
+    },
     "Requests with the same key, address and payload return the same registration, however often they are sent, also "
     "while the first one is in progress. So this version never returns 409 `idempotency-key-in-use`, which stays "
-    "reserved; a client that receives it repeats the request.",
+    "reserved; a client that receives it repeats the request. In double quotes it is the same key.",
 )
 _POSITION: Final = {
     "Registrar-Position": {

@@ -28,6 +28,7 @@ from entrypoints.api.problems import to_problem
 from entrypoints.api.request_body import malformed, parse
 from entrypoints.api.responses import CodeRequested, Registered, Verification, answer, registration_state
 from entrypoints.queries.registrations import RegistrationQueries
+from infrastructure.mail.languages import language_of
 from infrastructure.telemetry.metrics import Metrics
 
 DEFAULT_WAIT: Final = timedelta(seconds=2)
@@ -37,7 +38,7 @@ LAST_POSITION: Final = 2**63 - 1
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,19}")
-_IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
+_IDEMPOTENCY_KEY = re.compile(r'(?P<quote>"?)(?P<key>[A-Za-z0-9_-]{16,64})(?P=quote)')
 
 ON_ITS_WAY: Final = "If this address can be registered, a code is on its way to it."
 NEW_CODE: Final = "A new code is on its way; the one before does not work any more."
@@ -97,7 +98,7 @@ def _commands(handlers: Handlers, metrics: Metrics, prefix: str) -> tuple[Endpoi
             command = parse(RegisterUser, body_of(request), idempotency_key=key)
             begun = await handlers.handle(command, context_of(request, Actor.CLIENT))
         return answer(
-            Registered(begun.subject_id, command.email, Status.PENDING, ON_ITS_WAY),
+            Registered(begun.subject_id, command.email, Status.PENDING, ON_ITS_WAY, language_of(command.locale)),
             202,
             {
                 "Location": f"{prefix}/v1/registrations/{begun.subject_id}",
@@ -178,9 +179,11 @@ def _number_of(request: Request, name: str, most: int) -> int | None:
 
 
 def _idempotency_key_of(request: Request) -> str | None:
+    """The key, in quotes (draft-ietf-httpapi-idempotency-key-header makes it a string, RFC 9651) or bare: the same."""
     values = request.headers.getlist("idempotency-key")
     if not values:
         return None
-    if len(values) > 1 or not _IDEMPOTENCY_KEY.fullmatch(values[0]):
+    found = _IDEMPOTENCY_KEY.fullmatch(values[0])
+    if len(values) > 1 or found is None:
         raise malformed("idempotency-key", "not one key of 16 to 64 letters, digits, '-' and '_'")
-    return values[0]
+    return found["key"]

@@ -17,6 +17,7 @@ from application.addresses import masked_address
 from domain.recorded import Position
 from entrypoints.queries.registrations import OpenedRegistration, Story
 from infrastructure.followers.progress import AllProgress
+from infrastructure.mail.languages import Language
 from projections.audit import Entry
 from projections.funnel import Bucket, Flow
 from projections.mail import Mail
@@ -44,12 +45,17 @@ def answer(content: object, status: int = 200, headers: Mapping[str, str] | None
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """The same for a new address and one that is taken."""
+    """The same for a new address and one that is taken.
+
+    Attributes:
+        mail_language: in which the mail is written: English, where we have none in the language of `locale`.
+    """
 
     registration_id: Id
     email: Annotated[str, Field(examples=["ada@example.com"])]
     status: Annotated[str, Field(examples=["PENDING"])]
     message: Annotated[str, Field(examples=["If this address can be registered, a code is on its way to it."])]
+    mail_language: Language
 
 
 @dataclass(frozen=True, slots=True)

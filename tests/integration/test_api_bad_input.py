@@ -124,8 +124,9 @@ MALFORMED_CODES = [
     '{"code": null}',
     '{"code": "12345"}',
     '{"code": "1234567"}',
-    '{"code": "12345\N{FULLWIDTH DIGIT SIX}"}',
+    '{"code": "12345\N{FULLWIDTH LATIN SMALL LETTER A}"}',
     '{"code": "12345\\n"}',
+    '{"code": "123.456"}',
     '{"code": "123456", "code": "123457"}',
     '{"code": "123456", "serial": 1}',
     f'{{"code": "123456", "registration_id": "{ID}"}}',
@@ -255,12 +256,21 @@ async def test_the_first_and_the_last_day_can_be_asked_for(api: Api) -> None:
 
 
 async def test_an_idempotency_key_has_16_to_64_safe_characters(api: Api) -> None:
-    for key in ("a" * 15, "a" * 65, "a" * 16 + " ", "a" * 16 + "\t.", "ä" * 20, ""):
+    bad = ["a" * 15, "a" * 65, "a" * 16 + " ", "a" * 16 + "\t.", "ä" * 20, ""]
+    bad += ['"' + "a" * 15 + '"', '"' + "a" * 16, "a" * 16 + '"', "'" + "a" * 16 + "'", '""' + "a" * 16 + '""', '""']
+    for key in bad:
         refused = await api.http.post("/v1/registrations", json=ADA, headers=[(b"Idempotency-Key", key.encode())])
         assert (refused.status_code, problem_of(refused)) == (422, "invalid-request"), key
         assert refused.json()["errors"][0]["field"] == "idempotency-key"
-    for key in ("a" * 16, "a" * 64, "Az09_-" * 5):
+    for key in ("a" * 16, "a" * 64, "Az09_-" * 5, '"' + "a" * 64 + '"'):
         assert (await api.register(key=key)).status_code == 202
+
+
+async def test_an_idempotency_key_in_quotes_is_the_same_key(api: Api) -> None:
+    key = "8e03978e-40d5-43e8-bc93-6894a57f9324"
+    bare, quoted = await api.register(key=key), await api.register(key=f'"{key}"')
+    assert quoted.json() == bare.json()
+    assert problem_of(await api.register(key=f'"{key}"', name="Eve")) == "idempotency-key-reused"
 
 
 async def test_an_idempotency_key_in_the_body_is_refused_with_and_without_one_in_the_header(api: Api) -> None:
@@ -376,7 +386,7 @@ async def test_a_path_that_is_none_of_ours_is_a_problem(api: Api) -> None:
 
 
 async def test_a_method_that_is_not_for_a_path_is_a_problem(api: Api) -> None:
-    for method, path in [("GET", "/v1/registrations"), ("DELETE", f"/v1/registrations/{ID}"), ("OPTIONS", "/metrics")]:
+    for method, path in [("GET", "/v1/registrations"), ("DELETE", f"/v1/registrations/{ID}"), ("PATCH", "/metrics")]:
         refused = await api.http.request(method, path)
         assert (refused.status_code, problem_of(refused)) == (405, "method-not-allowed")
         assert refused.headers["allow"]
