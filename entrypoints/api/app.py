@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from entrypoints.api.admin import add_admin_routes
@@ -42,7 +44,7 @@ def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        exception_handlers={HTTPException: _problem, RequestValidationError: _problem},
+        exception_handlers={HTTPException: _problem, 405: _other_method, RequestValidationError: _problem},
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the guard's, which knows what is personal
         middleware=[Middleware(Guard, **guard)],
     )
@@ -89,6 +91,21 @@ def _document(parts: Parts) -> dict[str, Any]:
 
 async def _problem(_: Request, error: Exception) -> Response:
     return to_problem(error).response()
+
+
+async def _other_method(request: Request, error: Exception) -> Response:
+    """The refusal of a method that the path's routes do not have, or what OPTIONS asks: which ones they have."""
+    methods = {"OPTIONS"}
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods
+    if "GET" in methods:
+        methods.add("HEAD")
+    allow = {"Allow": ", ".join(sorted(methods))}
+    if request.method == "OPTIONS":
+        return Response(status_code=204, headers=allow)
+    problem = to_problem(error)
+    return replace(problem, headers={**problem.headers, **allow}).response()
 
 
 class Shortcut:
@@ -145,6 +162,9 @@ class Api(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.prefix and scope["type"] == "http" and scope["path"].startswith(f"{self.prefix}/"):
             scope["path"] = scope["path"][len(self.prefix) :]
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            # Answered as GET is (RFC 9110, 9.3.2); the server, which knows better, leaves the body out.
+            scope = {**scope, "method": "GET"}
         if self.shortcut is not None and self.shortcut.found(scope):
             await self.shortcut.guard(scope, receive, send)
         else:

@@ -27,6 +27,7 @@ from application.ports import Overloaded
 from entrypoints.api.admission import PLACE, ROUTE, Admission, AdmissionSlot
 from entrypoints.api.guard import POLICY, SECURITY_HEADERS
 from entrypoints.api.problems import to_problem
+from entrypoints.api.request_parser import RequestParser
 from infrastructure.settings.values import Network
 from infrastructure.telemetry.metrics import Metrics
 
@@ -195,6 +196,7 @@ class _Protocol(HttpToolsProtocol):
 
     def __init__(self, admission: Admission, connections: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.parser: RequestParser = RequestParser(self)  # type: ignore[assignment]  # all that is called of it
         self._admission = admission
         self._most_connections = connections
         self._head_bytes = 0
@@ -239,6 +241,8 @@ class _Protocol(HttpToolsProtocol):
             self._await_head()
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         registers = self._registers()
         if registers and self._admission.full and (self.cycle is None or self.cycle.response_complete):
             # Read to its end, with a head's patience, so that the client hears it and can keep the connection.
@@ -256,6 +260,8 @@ class _Protocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._in_message = False
         if self._turned_away:
             self._turned_away = False
@@ -269,6 +275,12 @@ class _Protocol(HttpToolsProtocol):
         place: AdmissionSlot | None = self.cycle.scope.get(PLACE)  # type: ignore[assignment]
         if place is not None and not self.pipeline:
             place.take()
+
+    def head_without_upgrade(self) -> bytes:
+        """What was read last, a whole head, but for its `Upgrade`."""
+        line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        headers = (b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
+        return b"".join((line, *headers, b"\r\n"))
 
     def timeout_keep_alive_handler(self) -> None:
         idle_until = self._answered_at + self.timeout_keep_alive

@@ -169,7 +169,7 @@ def to_problem(error: Exception) -> ProblemResponse:
         case HTTPException(status_code=404):
             return ProblemResponse("not-found")
         case HTTPException(status_code=405):
-            return ProblemResponse("method-not-allowed", dict(error.headers or {}))
+            return ProblemResponse("method-not-allowed")
         case _:
             return ProblemResponse("internal-error")
 

@@ -182,3 +182,112 @@ async def test_a_request_that_takes_its_time_after_its_head_is_not_cut_off(
             "/v1/registrations/00000000-0000-7000-8000-000000000000", params={"min_position": head + 1, "wait": 900}
         )
     assert late.status_code == 503
+
+
+# --- What clients ask for beside their request ----------------------------------------------------
+
+BODY = json.dumps(ADA).encode()
+LENGTH = f"Content-Length: {len(BODY)}"
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA"],
+        ["Connection: upgrade", "Upgrade: websocket"],
+        ["Connection: close, Upgrade", "Upgrade: h2c"],
+        ["connection:  upgrade ,close", "UPGRADE: TLS/1.0, HTTP/2.0"],
+        ["Connection: upgrade", "Upgrade: h2c", "Upgrade: websocket"],
+    ],
+)
+async def test_a_request_with_an_offer_to_upgrade_is_answered_as_if_it_had_none(
+    server: Server, offer: list[str]
+) -> None:
+    head = ["POST /v1/registrations HTTP/1.1", "Host: registrar.test", "Content-Type: application/json", *offer]
+    whole = "\r\n".join([*head, LENGTH, "", ""]).encode() + BODY
+    in_chunks = "\r\n".join([*head, "Transfer-Encoding: chunked", "", ""]).encode()
+    in_chunks += b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in (BODY[:9], BODY[9:])) + b"0\r\n\r\n"
+    last = b"GET /health/live HTTP/1.1\r\nConnection: close\r\n\r\n"
+
+    for request in (whole, in_chunks):
+        assert b"HTTP/1.1 202 Accepted\r\n" in await raw(server, request + last), request
+        # A byte at a time, as networks may.
+        assert b"HTTP/1.1 202 Accepted\r\n" in await raw(server, *(bytes([byte]) for byte in request + last)), request
+
+
+async def test_many_offers_in_one_read_are_answered_one_by_one(server: Server) -> None:
+    request = b"GET /health/live HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+    last = b"GET /health/live HTTP/1.1\r\nConnection: close\r\n\r\n"
+
+    answers = await raw(server, 1500 * request + last)
+
+    assert answers.count(b"HTTP/1.1 200 OK\r\n") == 1501
+
+
+async def test_a_body_that_follows_an_offer_is_no_request(server: Server) -> None:
+    hidden = b"GET /health/live HTTP/1.1\r\n\r\n"
+    offer = ("Connection: close, upgrade", "Upgrade: h2c", f"Content-Length: {len(hidden)}")
+
+    answers = await raw(server, post(hidden, *offer))
+
+    assert answers.count(b"HTTP/1.1 ") == 1
+    assert b" 422 " in answers
+
+
+@pytest.mark.parametrize("target", [b"registrar.test:443", b"/v1/registrations"])
+async def test_a_tunnel_is_refused(server: Server, target: bytes) -> None:
+    answer = await raw(server, b"CONNECT %b HTTP/1.1\r\nHost: registrar.test\r\nConnection: close\r\n\r\n" % target)
+    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 405 "))
+
+
+async def test_who_waits_for_100_continue_gets_it(server: Server) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        writer.write(post(b"", "Expect: 100-continue", "Connection: upgrade", "Upgrade: h2c", LENGTH))
+        async with asyncio.timeout(10):
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(BODY)
+            assert (await reader.read()).startswith(b"HTTP/1.1 202 Accepted\r\n")
+    finally:
+        writer.close()
+
+
+# --- HEAD and OPTIONS -----------------------------------------------------------------------------
+
+
+async def test_head_answers_as_get_without_the_body(api: Api, server: Server) -> None:
+    registration = (await api.register()).headers["location"]
+    paths = [
+        registration,
+        "/health/live",
+        "/health/database",
+        "/mailbox",
+        "/mailbox/messages",
+        "/docs",
+        "/openapi.json",
+    ]
+    paths += ["/v1/admin/mail", "/nowhere", "/v1/registrations", f"{registration}/otp", registration + "?wait=x"]
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as http:
+        for path in paths:
+            got, head = await http.get(path), await http.head(path)
+            assert (head.status_code, head.content) == (got.status_code, b""), path
+            for name in ("content-type", "allow", "www-authenticate"):
+                assert head.headers.get(name) == got.headers.get(name), path
+            assert int(head.headers["content-length"]) > 0, path
+        assert (await http.head("/metrics")).status_code == 200
+
+
+async def test_a_refused_method_and_options_name_those_that_there_are(api: Api) -> None:
+    registration = (await api.register()).headers["location"]
+    for path, allowed in [
+        ("/v1/registrations", "OPTIONS, POST"),
+        (registration, "GET, HEAD, OPTIONS"),
+        (f"{registration}/verification", "OPTIONS, POST"),
+        ("/mailbox/messages", "DELETE, GET, HEAD, OPTIONS"),
+        ("/openapi.json", "GET, HEAD, OPTIONS"),
+    ]:
+        refused = await api.http.put(path)
+        assert (refused.status_code, refused.headers["allow"]) == (405, allowed), path
+        asked = await api.http.options(path)
+        assert (asked.status_code, asked.headers["allow"], asked.content) == (204, allowed, b""), path
+    assert (await api.http.options("/nowhere")).status_code == 404
