@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused
 
-from infrastructure.rabbitmq.session import CONNECT_TIMEOUT, Session
+from infrastructure.rabbitmq.session import CONNECT_TIMEOUT, Session, telling_refusals
 from infrastructure.rabbitmq.topology import EXCHANGES, Topology, TopologyMismatch, queue_counts
 
 
@@ -36,8 +36,9 @@ async def connected(url: str, topology: Topology, *, delete: Sequence[str] = ())
 
 async def counts_of(url: str) -> dict[str, dict[str, int]]:
     """See `queue_counts`; on a connection of its own."""
-    async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
-        connection = await connect(url)
+    with telling_refusals():
+        async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
+            connection = await connect(url)
     async with connection:
         return await queue_counts(connection)
 
@@ -52,8 +53,9 @@ async def compare(url: str, topology: Topology) -> bool:
         TopologyMismatch: something exists with other properties.
         AMQPError, OSError, TimeoutError: the broker is away, or refuses us (`session.REFUSALS`).
     """
-    async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
-        connection = await connect(url)
+    with telling_refusals():
+        async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
+            connection = await connect(url)
     refused: list[str] = []
     async with connection, asyncio.timeout(2 * CONNECT_TIMEOUT.total_seconds()):
         for exchange in EXCHANGES:

@@ -7,9 +7,10 @@ topology on: so there is one way to start, and every start tests it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from traceback import walk_tb
 from typing import Final
 from uuid import uuid4
 
@@ -26,6 +27,7 @@ from aio_pika.exceptions import (
 )
 from aiormq.exceptions import ChannelAccessRefused
 from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitQueue
+from pamqp.commands import Connection
 from yarl import URL
 
 from infrastructure.rabbitmq.consumer import Consumer
@@ -52,14 +54,33 @@ CHECK_INTERVAL: Final = timedelta(seconds=5)
 HEARTBEAT: Final = 10
 """Seconds; a broker that is silent for twice as long counts as gone."""
 
-REFUSALS: Final = (ProbableAuthenticationError, InvalidFrameError, ChannelAccessRefused)
+REFUSALS: Final = (ProbableAuthenticationError, ChannelAccessRefused)
 """What is raised where RabbitMQ refuses us: because of the password, of a virtual host that does not exist or is closed
-to us (it closes where it should open, which the library takes for an invalid frame), or of a missing permission."""
+to us (see `telling_refusals`), or of a missing permission."""
 
 REFUSAL_HINT: Final = (
     "correct user, password or virtual host in REGISTRAR_BROKER_URL, or that user's rights in RabbitMQ"
 )
 """What to do about them."""
+
+
+@contextmanager
+def telling_refusals() -> Iterator[None]:
+    """For making a connection: raises one of `REFUSALS` where RabbitMQ closes it because we may not use it.
+
+    What it sends where it should open a virtual host, the library takes for an invalid frame, whatever it is: a reason
+    that is about us, or that the broker is shutting down; and so it takes what a connection cut short leaves behind.
+    The frame itself is only in the traceback.
+    """
+    try:
+        yield
+    except InvalidFrameError as error:
+        received = [value for frame, _ in walk_tb(error.__traceback__) for value in frame.f_locals.values()]
+        for close in received:
+            # 530 is also said where there are as many connections as there may be, which passes.
+            if isinstance(close, Connection.Close) and close.reply_code == 530 and "limit" not in close.reply_text:
+                raise ProbableAuthenticationError("the virtual host is not open to us") from None
+        raise
 
 
 class Session:
@@ -131,8 +152,9 @@ class Session:
         connecting = asyncio.create_task(self.broker.connect())
         library_deadline = 2 * CONNECT_TIMEOUT.total_seconds()
         try:
-            async with asyncio.timeout(library_deadline):
-                return await asyncio.shield(connecting)
+            with telling_refusals():
+                async with asyncio.timeout(library_deadline):
+                    return await asyncio.shield(connecting)
         except asyncio.CancelledError:
             await asyncio.wait({asyncio.gather(connecting, return_exceptions=True)}, timeout=library_deadline)
             raise

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from uuid import uuid4
 import pytest
 from aio_pika import ExchangeType, Message
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage, AbstractQueue
+from aio_pika.exceptions import AMQPError
 from aiormq.exceptions import ChannelAccessRefused
 from faststream.rabbit import RabbitExchange, RabbitMessage
+from pamqp import commands, frame, heartbeat
 from structlog.testing import capture_logs
 from tenacity import RetryCallState, wait_fixed
 
@@ -32,7 +35,7 @@ from infrastructure.rabbitmq import session as rabbitmq_session
 from infrastructure.rabbitmq.connection import Broker, Unroutable
 from infrastructure.rabbitmq.consumer import Consumer
 from infrastructure.rabbitmq.inspection import connected, counts_of
-from infrastructure.rabbitmq.session import CHECK_INTERVAL, LOOP_QUEUES, Session
+from infrastructure.rabbitmq.session import CHECK_INTERVAL, LOOP_QUEUES, REFUSALS, Session
 from infrastructure.rabbitmq.topology import (
     CANARY,
     EVENTS_EXCHANGE,
@@ -451,6 +454,48 @@ async def test_who_is_refused_is_told_so_once_and_what_to_do_about_it(
     assert "REGISTRAR_BROKER_URL" in said["hint"]
     with pytest.raises(CannotStart, match="REGISTRAR_BROKER_URL"):
         await cli_broker.declare(settings(url), anew=False, as_json=True)
+
+
+async def says_at_open(reply: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A broker that takes the credentials, and then says this where it should open the virtual host."""
+    await reader.readexactly(8)
+    writer.write(frame.marshal(commands.Connection.Start(server_properties={}), 0))
+    for answer in (frame.marshal(commands.Connection.Tune(), 0), b"", reply):
+        _, _, size = frame.frame_parts(await reader.readexactly(7))
+        await reader.readexactly((size or 0) + 1)
+        writer.write(answer)
+    writer.close()
+
+
+GOING_DOWN = "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        frame.marshal(commands.Connection.Close(320, GOING_DOWN, 0, 0), 0),
+        frame.marshal(commands.Connection.Close(541, "INTERNAL_ERROR", 0, 0), 0),
+        frame.marshal(heartbeat.Heartbeat(), 0),
+        b"\x07\x00\x00\x00\x00\x00\x01\x00\xce",
+        b"\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00",
+        b"",
+    ],
+    ids=["shutdown", "internal error", "heartbeat", "no frame", "half a frame", "nothing"],
+)
+async def test_a_connection_that_dies_while_it_is_made_is_no_refusal(reply: bytes) -> None:
+    async with await asyncio.start_server(partial(says_at_open, reply), "127.0.0.1", 0) as dying:
+        url = f"amqp://guest:guest@127.0.0.1:{dying.sockets[0].getsockname()[1]}/"
+        for attempt in (counts_of(url), cli_broker.declare(settings(url), anew=False, as_json=True)):
+            with pytest.raises((AMQPError, Unavailable)) as error:
+                await attempt
+            assert not isinstance(error.value, REFUSALS)
+
+
+async def test_no_room_for_another_connection_is_no_refusal(rabbit: PrivateRabbit, broker_url: str) -> None:
+    rabbit.ask("PUT", f"vhost-limits/{vhost_of(broker_url)}/max-connections", {"value": 0})
+    with pytest.raises(AMQPError) as error:
+        await counts_of(broker_url)
+    assert not isinstance(error.value, REFUSALS)
 
 
 async def test_who_may_not_consume_is_refused_and_comes_up_once_the_right_is_given(
