@@ -20,6 +20,7 @@ from starlette.responses import Response
 from application.commands import RegisterUser, RequestNewCode, VerifyEmail
 from application.handlers import Handlers
 from domain.errors import UnknownRegistration
+from domain.languages import language_of
 from domain.recorded import Actor
 from domain.registration import Status
 from entrypoints.api.guard import body_of, context_of
@@ -28,7 +29,6 @@ from entrypoints.api.problems import to_problem
 from entrypoints.api.request_body import malformed, parse
 from entrypoints.api.responses import CodeRequested, Registered, Verification, answer, registration_state
 from entrypoints.queries.registrations import RegistrationQueries
-from infrastructure.mail.languages import language_of
 from infrastructure.telemetry.metrics import Metrics
 
 DEFAULT_WAIT: Final = timedelta(seconds=2)

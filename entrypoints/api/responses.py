@@ -14,10 +14,10 @@ from pydantic import Field
 from starlette.responses import Response
 
 from application.addresses import masked_address
+from domain.languages import Language
 from domain.recorded import Position
 from entrypoints.queries.registrations import OpenedRegistration, Story
 from infrastructure.followers.progress import AllProgress
-from infrastructure.mail.languages import Language
 from projections.audit import Entry
 from projections.funnel import Bucket, Flow
 from projections.mail import Mail

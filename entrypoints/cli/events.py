@@ -15,7 +15,8 @@ import click
 from domain.errors import UnknownRegistration
 from domain.recorded import Position
 from domain.registration import PERSONAL_FIELDS, Registration
-from entrypoints.cli.output import note, print_json, print_table, show
+from entrypoints.cli.output import note, print_json, print_table, show, terminal_width
+from entrypoints.cli.streams import is_read
 from entrypoints.queries.events import EventQueries
 from infrastructure.event_store.codec import event_classes
 from infrastructure.event_store.reader import RecordedRow
@@ -59,7 +60,7 @@ def known_types(types: tuple[str, ...]) -> tuple[str, ...]:
 async def list_events(
     events: EventQueries, wanted: Wanted, *, after: Position | None, limit: int, follow: bool, as_json: bool
 ) -> int:
-    """Print the latest events, or those after a position; with `follow`, go on for ever."""
+    """Print the latest events, or those after a position; with `follow`, go on for as long as somebody reads it."""
     about = await events.about(wanted.registration) if wanted.registration is not None else None
     head = await events.head()
     rows = await events.in_order(
@@ -73,17 +74,18 @@ async def list_events(
         return 0
 
     seen = rows[-1].position if len(rows) == limit else head
-    while True:
+    while is_read():
         for entry in (_entry(events, row) for row in rows):
             if as_json:
                 print_json(entry, one_line=True)
             else:
-                click.echo("  ".join(show(entry[name]) for name in _COLUMNS))
+                click.echo("  ".join(show(entry[name]) for name in _COLUMNS)[: terminal_width()])
         if seen >= head:
             await asyncio.sleep(LOOK_ANYWAY.total_seconds())
             head = await events.head()
         rows = await events.in_order(after=seen, upto=head, limit=_BATCH, topics=wanted.types, about=about)
         seen = rows[-1].position if len(rows) == _BATCH else head
+    return 0
 
 
 async def show_registration(

@@ -8,17 +8,15 @@ An error is one line on standard error, never a traceback.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
 from uuid import UUID
 
 import click
 
 from domain.mail_state import STATES, STRAY, WAITING
-
-F = TypeVar("F", bound=Callable[..., Any])
+from entrypoints.cli import options
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -47,46 +45,12 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
-# --- Options ----------------------------------------------------------------------------------
-
-
-def _data_dir(command: F) -> F:
-    return click.option(
-        "--data-dir",
-        type=click.Path(path_type=Path),
-        help="Directory of the embedded services.  [default: .registrar]",
-    )(command)
-
-
-def _as_json(command: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
-
-
-def _listen(command: F) -> F:
-    command = click.option("--port", type=int, help="TCP port of the API; 0: any free one.  [default: 8000]")(command)
-    return click.option("--host", help="Address the API listens on.  [default: 127.0.0.1]")(command)
-
-
-def _example(*lines: str) -> str:
-    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def _parse_time(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
-    if value is None:
-        return None
-    try:
-        time = datetime.fromisoformat(value)
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise click.BadParameter(f"'{value}' is not a time like 2026-01-31T12:00:00Z.", ctx, param) from None
-
-
 # --- Running the service ----------------------------------------------------------------------
 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=_example("registrar up"),
+    epilog=options.example("registrar up"),
 )
 @click.version_option(package_name="registrar", message="registrar %(version)s")
 def registrar() -> None:
@@ -97,9 +61,9 @@ def registrar() -> None:
     """
 
 
-@registrar.command(epilog=_example("registrar up --port 8001"))
-@_listen
-@_data_dir
+@registrar.command(epilog=options.example("registrar up --port 8001"))
+@options.listen
+@options.data_dir
 def up(host: str | None, port: int | None, data_dir: Path | None) -> int:
     """Run everything in one process.
 
@@ -112,9 +76,9 @@ def up(host: str | None, port: int | None, data_dir: Path | None) -> int:
     return finish(cli_up.up(read_settings(host=host, port=port, data_dir=data_dir)))
 
 
-@registrar.command(epilog=_example("registrar serve --host 0.0.0.0 --port 8000"))
-@_listen
-@_data_dir
+@registrar.command(epilog=options.example("registrar serve --host 0.0.0.0 --port 8000"))
+@options.listen
+@options.data_dir
 def serve(host: str | None, port: int | None, data_dir: Path | None) -> int:
     """Run the HTTP API only; any number of copies."""
     from entrypoints.cli import run as cli_up
@@ -123,8 +87,8 @@ def serve(host: str | None, port: int | None, data_dir: Path | None) -> int:
     return finish(cli_up.serve(read_settings(host=host, port=port, data_dir=data_dir)))
 
 
-@registrar.command(epilog=_example("registrar process"))
-@_data_dir
+@registrar.command(epilog=options.example("registrar process"))
+@options.data_dir
 def process(data_dir: Path | None) -> int:
     """Run projections, mail saga, deadlines, delivery.
 
@@ -136,8 +100,8 @@ def process(data_dir: Path | None) -> int:
     return finish(cli_up.process(read_settings(data_dir=data_dir)))
 
 
-@registrar.command(epilog=_example("registrar work"))
-@_data_dir
+@registrar.command(epilog=options.example("registrar work"))
+@options.data_dir
 def work(data_dir: Path | None) -> int:
     """Run the mail worker and the dead-letter consumer.
 
@@ -149,9 +113,9 @@ def work(data_dir: Path | None) -> int:
     return finish(cli_up.work(read_settings(data_dir=data_dir)))
 
 
-@registrar.command(epilog=_example("registrar doctor", "registrar doctor --json"))
-@_as_json
-@_data_dir
+@registrar.command(epilog=options.example("registrar doctor", "registrar doctor --json"))
+@options.as_json
+@options.data_dir
 def doctor(data_dir: Path | None, *, as_json: bool) -> int:
     """Check everything the service depends on.
 
@@ -163,15 +127,16 @@ def doctor(data_dir: Path | None, *, as_json: bool) -> int:
     return finish(cli_doctor.doctor(data_dir, as_json=as_json))
 
 
-@registrar.group(epilog=_example("registrar broker declare"))
+@registrar.group(epilog=options.example("registrar broker declare"))
 def broker() -> None:
     """Set up RabbitMQ's exchanges and queues."""
 
 
-@broker.command("declare", epilog=_example("registrar broker declare", "registrar broker declare --anew"))
+@broker.command("declare", epilog=options.example("registrar broker declare", "registrar broker declare --anew"))
 @click.option("--anew", is_flag=True, help="Delete the queues first, to change their properties.")
-@_as_json
-@_data_dir
+@options.wide
+@options.as_json
+@options.data_dir
 def broker_declare(*, anew: bool, as_json: bool, data_dir: Path | None) -> int:
     """Declare exchanges, queues and bindings, and send a message through them.
 
@@ -188,14 +153,14 @@ def broker_declare(*, anew: bool, as_json: bool, data_dir: Path | None) -> int:
 # --- The log ----------------------------------------------------------------------------------
 
 
-@registrar.group(epilog=_example("registrar events list --limit 20"))
+@registrar.group(epilog=options.example("registrar events list --limit 20"))
 def events() -> None:
     """Read the log; personal data stays sealed."""
 
 
 @events.command(
     "list",
-    epilog=_example(
+    epilog=options.example(
         "registrar events list --limit 20",
         "registrar events list --after 1200 --type registration.email_dispatch_failed --json",
     ),
@@ -212,8 +177,9 @@ def events() -> None:
 @click.option("--type", "types", multiple=True, metavar="T", help="Only events of this type; may be repeated.")
 @click.option("--registration", type=click.UUID, metavar="ID", help="Only events about this registration.")
 @click.option("--follow", is_flag=True, help="Continue with new events as they are recorded, until Ctrl-C.")
-@_as_json
-@_data_dir
+@options.wide
+@options.as_json
+@options.data_dir
 def events_list(
     *,
     after: int | None,
@@ -239,18 +205,22 @@ def events_list(
 
 @events.command(
     "show",
-    epilog=_example(
+    epilog=options.example(
         "registrar events show 0198c0de-0000-7000-8000-000000000000",
         "registrar events show 0198c0de-0000-7000-8000-000000000000 --at 2026-01-31T12:00:00Z",
     ),
 )
 @click.argument("registration_id", type=click.UUID, metavar="ID")
 @click.option(
-    "--at", callback=_parse_time, metavar="TIME", help="As it was at this time (ISO 8601; UTC without an offset)."
+    "--at",
+    callback=options.parse_time,
+    metavar="TIME",
+    help="As it was at this time (ISO 8601; UTC without an offset).",
 )
 @click.option("--version", type=click.IntRange(min=1), metavar="N", help="As it was after its N-th event.")
-@_as_json
-@_data_dir
+@options.wide
+@options.as_json
+@options.data_dir
 def events_show(
     *, registration_id: UUID, at: datetime | None, version: int | None, as_json: bool, data_dir: Path | None
 ) -> int:
@@ -268,14 +238,15 @@ def events_show(
     )
 
 
-@registrar.group(epilog=_example("registrar projections list"))
+@registrar.group(epilog=options.example("registrar projections list"))
 def projections() -> None:
     """See how far the log's followers have read."""
 
 
-@projections.command("list", epilog=_example("registrar projections list"))
-@_as_json
-@_data_dir
+@projections.command("list", epilog=options.example("registrar projections list"))
+@options.wide
+@options.as_json
+@options.data_dir
 def projections_list(*, as_json: bool, data_dir: Path | None) -> int:
     """List every follower: its position, its lag, and the streams it has parked."""
     from entrypoints.cli import projections as cli_projections
@@ -287,14 +258,16 @@ def projections_list(*, as_json: bool, data_dir: Path | None) -> int:
 # --- Dead letters -----------------------------------------------------------------------------
 
 
-@registrar.group(epilog=_example("registrar mail list"))
+@registrar.group(epilog=options.example("registrar mail list"))
 def mail() -> None:
     """See what happened to mails; retry or discard."""
 
 
 @mail.command(
     "list",
-    epilog=_example("registrar mail list", "registrar mail list --state failed", "registrar mail list --state stray"),
+    epilog=options.example(
+        "registrar mail list", "registrar mail list --state failed", "registrar mail list --state stray"
+    ),
 )
 @click.option(
     "--state",
@@ -305,8 +278,9 @@ def mail() -> None:
     "since; stray: foreign messages among the dead letters.",
 )
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="At most N.")
-@_as_json
-@_data_dir
+@options.wide
+@options.as_json
+@options.data_dir
 def mail_list(*, state: str, limit: int, as_json: bool, data_dir: Path | None) -> int:
     """List mails, latest first.
 
@@ -322,7 +296,7 @@ def mail_list(*, state: str, limit: int, as_json: bool, data_dir: Path | None) -
 
 @mail.command(
     "retry",
-    epilog=_example(
+    epilog=options.example(
         "registrar mail retry 0198c0de-0000-7000-8000-000000000000",
         "registrar mail retry --all --yes",
         "registrar mail retry --all --failure expired --failure crashed",
@@ -340,8 +314,9 @@ def mail_list(*, state: str, limit: int, as_json: bool, data_dir: Path | None) -
     help="With --all: only mails that last failed for this reason; may be repeated.",
 )
 @click.option("--yes", is_flag=True, help="With --all: do not ask for confirmation.")
-@_as_json
-@_data_dir
+@options.wide
+@options.as_json
+@options.data_dir
 def mail_retry(
     *,
     registration_ids: tuple[UUID, ...],
@@ -368,10 +343,11 @@ def mail_retry(
     return acting(data_dir, lambda desk: cli_mail.retry_all(desk, failures, as_json=as_json))
 
 
-@mail.command("discard", epilog=_example("registrar mail discard 0198c0de-0000-7000-8000-000000000000"))
+@mail.command("discard", epilog=options.example("registrar mail discard 0198c0de-0000-7000-8000-000000000000"))
 @click.argument("wanted_ids", type=click.UUID, metavar="ID...", nargs=-1, required=True)
-@_as_json
-@_data_dir
+@options.wide
+@options.as_json
+@options.data_dir
 def mail_discard(*, wanted_ids: tuple[UUID, ...], as_json: bool, data_dir: Path | None) -> int:
     """Give up on mails and undo their registrations.
 

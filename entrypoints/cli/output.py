@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime
+from datetime import UTC, datetime
 
 import click
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from entrypoints.cli.options import WIDE
 
 
 def console() -> Console:
@@ -25,17 +30,45 @@ def print_json(value: object, *, one_line: bool = False) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Aligned columns under their names; None shows as "-"."""
+    """Aligned columns under their names; None shows as "-".
+
+    On a terminal, unless `--wide` is given, only those columns that fit, in their order: a folded id cannot be copied.
+    """
+    width = terminal_width()
+    shown = show if width is None else _show_briefly
+    cells = [[shown(value) for value in row] for row in rows]
+    fitting = _fitting([max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)], width)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(show(value)) for value in row))
+    for index in fitting:
+        table.add_column(columns[index], overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(row[index]) for index in fitting))
     screen = console()
     with screen.capture() as printed:
         screen.print(table)
     for line in printed.get().splitlines():
         click.echo(line.rstrip())
+    if len(fitting) < len(columns):
+        note(f"Left out: {', '.join(name for index, name in enumerate(columns) if index not in fitting)} (--wide).")
+
+
+def _fitting(widths: Sequence[int], width: int | None) -> list[int]:
+    """Which columns fit, with two spaces between them; the first one always does."""
+    chosen: list[int] = []
+    left = sys.maxsize if width is None else width
+    for index, needed in enumerate(widths):
+        if not chosen or needed + 2 <= left:
+            left -= needed + (2 if chosen else 0)
+            chosen.append(index)
+    return chosen
+
+
+def terminal_width() -> int | None:
+    """How wide a table may be; None if that does not matter: to a program, and with `--wide`."""
+    context = click.get_current_context(silent=True)
+    if not sys.stdout.isatty() or (context is not None and context.meta.get(WIDE)):
+        return None
+    return shutil.get_terminal_size().columns
 
 
 def show(value: object) -> str:
@@ -52,6 +85,12 @@ def show(value: object) -> str:
         case _:
             text = str(value)
             return text if text.isprintable() else ascii(text)
+
+
+def _show_briefly(value: object) -> str:
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
+    return show(value)
 
 
 def waiting(what: str) -> AbstractContextManager[object]:

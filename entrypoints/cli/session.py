@@ -19,6 +19,7 @@ from domain.errors import Refused
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
 from entrypoints.cli.output import waiting
+from entrypoints.cli.streams import CannotPrint
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart
 from infrastructure.postgres.connection import AWAY
@@ -149,6 +150,8 @@ def explain(error: Exception) -> tuple[str, int]:
             return f"{str(error)[:1].upper()}{str(error)[1:]}; try again in a moment, `registrar doctor` says more.", 1
         case _ if isinstance(error, AWAY):
             return "The database does not respond as it should; `registrar doctor` says more.", 1
+        case CannotPrint():
+            return f"Cannot write to standard output: {error.strerror}.", 1
         case OSError() if error.strerror:
             return f"{error.strerror}{f': {error.filename}' if error.filename else ''}.", 2
     log_everything()

@@ -18,6 +18,9 @@ def main() -> None:
     try:
         # Not before the handler is installed: this is what takes its time.
         from entrypoints.cli.garbage_collection import collect_rarely  # noqa: PLC0415
+        from entrypoints.cli.streams import secure_standard_streams  # noqa: PLC0415
+
+        secure_standard_streams()
         from entrypoints.cli.main import run  # noqa: PLC0415
 
         collect_rarely()

@@ -15,8 +15,8 @@ from typing import Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from application.ports import CODE_GAP, Letter, Rendered
+from domain.languages import Language, language_of
 from infrastructure.mail.composing import parse_sender
-from infrastructure.mail.languages import Language, language_of
 
 _SUBJECTS: Final[dict[tuple[str, Language], str]] = {
     ("code", "en"): "Your confirmation code",

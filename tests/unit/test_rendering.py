@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from application.ports import CODE_GAP, Rendered
+from domain.languages import language_of
 from infrastructure.mail import rendering
-from infrastructure.mail.languages import language_of
 from infrastructure.mail.rendering import TemplateLetters, render_code, render_notice
 
 URL = "https://registrar.example"

@@ -1,0 +1,55 @@
+"""Options that several commands have, and how their helps give examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+WIDE: Final = "registrar.wide"
+"""Under this name the context of a command says that `--wide` was given."""
+
+
+def data_dir(command: F) -> F:
+    return click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path),
+        help="Directory of the embedded services.  [default: .registrar]",
+    )(command)
+
+
+def as_json(command: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+
+
+def wide(command: F) -> F:
+    def note(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        ctx.meta[WIDE] = value
+
+    return click.option(
+        "--wide", is_flag=True, expose_value=False, callback=note, help="Show all columns, on narrow terminals too."
+    )(command)
+
+
+def listen(command: F) -> F:
+    command = click.option("--port", type=int, help="TCP port of the API; 0: any free one.  [default: 8000]")(command)
+    return click.option("--host", help="Address the API listens on.  [default: 127.0.0.1]")(command)
+
+
+def example(*lines: str) -> str:
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def parse_time(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        time = datetime.fromisoformat(value)
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"'{value}' is not a time like 2026-01-31T12:00:00Z.", ctx, param) from None
