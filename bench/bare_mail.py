@@ -17,12 +17,13 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitMessage
 
 from application.ports import MailRequest, WantedMail
 from domain.mail_outcome import MailKind
-from infrastructure.mail.composing import Composer, mailbox
+from infrastructure.mail.composing import Composer
 from infrastructure.mail.rendering import TemplateLetters
 from infrastructure.mail.smtp.pool import CONNECTIONS
 from infrastructure.rabbitmq.mail_message import encode
 from infrastructure.rabbitmq.mail_worker import PREFETCH
 from infrastructure.rabbitmq.topology import MAIL_EXCHANGE, MAIL_REQUESTED, Topology, declare
+from infrastructure.settings.sender import mailbox
 
 PUBLISHING = 128
 

@@ -14,13 +14,10 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
-import idna
-
 from application.ports import CODE_GAP, Letter, Rendered
-from infrastructure.settings.sender import split_sender
+from infrastructure.settings.sender import mailbox, split_sender
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
-_MAILBOX = re.compile(rf"(?=.{{3,254}}\Z){_ATOM}(\.{_ATOM})*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\Z")
 _MESSAGE_ID = re.compile(rf"<{_ATOM}(\.{_ATOM})*@[A-Za-z0-9.-]+>\Z")
 _CODE = re.compile(r"[A-Za-z0-9]{0,32}\Z")
 _LANGUAGE_TAG = re.compile(r"[A-Za-z0-9-]{2,35}\Z")
@@ -33,27 +30,6 @@ _WORD: Final = 75  # RFC 2047, 2
 _FOLD: Final = "\r\n "
 _UNFOLDED = SMTP_POLICY.clone(max_line_length=998)  # RFC 5322's limit; folding would encode a long Message-ID
 _BOUNDARY: Final = "=_registrar"  # "=_" cannot occur in quoted-printable (RFC 2045, 6.7), so no body contains it
-
-
-def mailbox(address: str) -> str:
-    """The address as it goes on the wire: a dot-string at a domain in ASCII (RFC 5321, 4.1.2), nothing else.
-
-    Checked again here, at the last moment: aiosmtplib turns `v@x.test\\r\\nRCPT TO:<e@x>` into `v@x.test` and sends it.
-
-    Raises:
-        ValueError: it is not such an address; the message does not repeat it.
-    """
-    local, at, domain = address.rpartition("@")
-    if not domain.isascii():
-        try:
-            domain = idna.encode(domain, uts46=True).decode("ascii")
-        except idna.IDNAError:
-            raise ValueError("not a domain name") from None
-    wire = f"{local}{at}{domain}"
-    # An encoded word (RFC 2047) is not allowed in an address, but a program that decodes it would show another one.
-    if not _MAILBOX.match(wire) or len(local) > 64 or "=?" in wire:
-        raise ValueError("not a mailbox")
-    return wire
 
 
 def parse_sender(sender: str) -> str:

@@ -16,10 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.test_cli import REGISTRAR, REGISTRATION, STRAY, _Desk
+from tests.integration.test_cli import REGISTRAR, _Desk
 from tests.integration.test_cli import desk as desk  # noqa: PLC0414 - a fixture
 from tests.support.commands import PATIENCE, clean_environment, started, stop
-from tests.support.facts import stray_kept, stream
+from tests.support.facts import REGISTRATION, STRAY, stray_kept, stream
 
 NO_DATABASE = ["--help", "work", "doctor --json", "nope"]
 

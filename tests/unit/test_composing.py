@@ -11,8 +11,9 @@ from email.header import decode_header, make_header
 import pytest
 
 from application.ports import CODE_GAP, Letter, Rendered
-from infrastructure.mail.composing import Composer, mailbox
+from infrastructure.mail.composing import Composer
 from infrastructure.mail.rendering import TemplateLetters
+from infrastructure.settings.sender import mailbox
 
 NEW_YEAR = datetime(2025, 1, 2, tzinfo=UTC)
 

@@ -263,6 +263,8 @@ DEFAULT_SENDER = Settings.model_fields["mail_from"].default
         "Müller <no-reply@example.org>",
         "Acme Inc. <no-reply@example.org>",
         "Bücher <post@bücher.example>",
+        "Registrar <no-reply@mail.local>",
+        "no-reply@registrar.test",
         DEFAULT_SENDER,
     ],
 )

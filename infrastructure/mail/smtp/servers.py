@@ -18,11 +18,12 @@ from application.ports import Letter, MailServersAway, NotSent
 from application.retrying import with_retries
 from domain.mail_outcome import DispatchFailure, HandOver, MailFailure
 from infrastructure.mail.circuits import Circuit, CircuitOpen, Circuits
-from infrastructure.mail.composing import Composer, mailbox
+from infrastructure.mail.composing import Composer
 from infrastructure.mail.smtp.evidence import Alone, Beliefs, Evidence
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.replies import ALARMS, Verdict
 from infrastructure.mail.smtp.server import MayProbe, OnConcurrency, Refused, Server, TooLate
+from infrastructure.settings.sender import mailbox
 from infrastructure.settings.values import MailServer
 
 log = structlog.get_logger(__name__)
