@@ -13,12 +13,13 @@ from datetime import UTC, datetime
 from typing import Final
 
 from tests.ground import mail_scenarios
+from tests.ground.between import BETWEEN
 from tests.ground.running import NEEDS, RunningServer
 from tests.ground.table import Cell, as_markdown, misses
 from tests.support.postgres import SHARED, server
 
 MAIL_SERVERS: Final = ("postfix", "exim", "opensmtpd", "sendmail", "courier", "maildev", "haraka")
-ALL: Final = MAIL_SERVERS
+ALL: Final = (*MAIL_SERVERS, *BETWEEN)
 
 
 def main() -> int:
@@ -50,6 +51,11 @@ async def _until_told_otherwise(chosen: Sequence[str], scenarios: Sequence[str])
     table: dict[str, dict[str, Cell]] = {}
     with server(SHARED, prefix="registrar-ground-") as postgres:
         for name in chosen:
+            if name in BETWEEN:
+                version, cells = await BETWEEN[name](postgres)
+                table[f"{name} {version}"] = cells
+                say(f"{name}: {cells}")
+                continue
             async with RunningServer(name) as running:
                 row = table.setdefault(f"{name} {running.version}", {})
                 for scenario in scenarios:

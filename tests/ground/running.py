@@ -11,6 +11,7 @@ import re
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -129,37 +130,21 @@ class RunningServer:
 
     async def start(self) -> None:
         await self.call("start")
-        await eventually(self._greets, within=60, every=0.1)
+        await eventually(partial(listens, self.port), within=60, every=0.1)
 
     async def stop(self) -> None:
         """Its way of stopping, and until nobody listens any more."""
         await self.call("stop")
 
         async def silent() -> bool:
-            return not await self._greets()
+            return not await listens(self.port)
 
         await eventually(silent, within=60, every=0.1)
 
     async def restart(self) -> None:
-        if await self._greets():
+        if await listens(self.port):
             await self.stop()
         await self.start()
-
-    async def _greets(self) -> bool:
-        writer = None
-        with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(5):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                if not self._boxes.startswith("/"):  # speaks no SMTP
-                    return True
-                if not (await reader.readline()).startswith(b"220"):
-                    return False
-                writer.write(b"QUIT\r\n")
-                await reader.read()
-                return True
-        if writer is not None:
-            writer.close()
-        return False
 
     def letters(self) -> list[Letter]:
         """Everything that it put into mailboxes: files of one mail each, or one after another as in an mbox."""
@@ -172,6 +157,17 @@ class RunningServer:
                         letter for part in re.split(rb"(?m)^From .*\n", file.read_bytes()) if (letter := _read(part))
                     ]
         return found
+
+
+async def listens(port: int) -> bool:
+    """Does somebody take connections there, on 127.0.0.1?"""
+    try:
+        async with asyncio.timeout(5):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
 
 
 def _read(data: bytes) -> Letter | None:

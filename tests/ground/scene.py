@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import socket
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import Any, Final
 
@@ -20,7 +23,7 @@ from entrypoints.bootstrap.database import create_schema
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.postgres.connection import connect
 from infrastructure.telemetry.logs import configure_logging
-from tests.ground.running import Letter, RunningServer
+from tests.ground.running import Letter, RunningServer, listens
 from tests.support.facts import eventually
 from tests.support.http import ADMIN, Api, open_api
 from tests.support.log import query
@@ -55,6 +58,7 @@ class Scene:
     """One scenario: a server, a database of its own, and what the product wrote to its log."""
 
     server: RunningServer
+    postgres: EmbeddedPostgres
     dsn: str
     log: io.StringIO
 
@@ -62,12 +66,16 @@ class Scene:
     async def set(cls, server: RunningServer, postgres: EmbeddedPostgres) -> Scene:
         log = io.StringIO()
         configure_logging("json", stream=log)
-        return cls(server, await fresh_database(postgres), log)
+        return cls(server, postgres, await fresh_database(postgres), log)
 
     @asynccontextmanager
-    async def product(self, *, follows: bool = True, sender: str = SENDER) -> AsyncIterator[Api]:
+    async def product(self, *, follows: bool = True, sender: str = SENDER, url: str = "") -> AsyncIterator[Api]:
+        """
+        Args:
+            url: of another mail server.
+        """
         mail_from = f"Registrar <{sender}>"
-        async with open_api(self.dsn, follows=follows, smtp_urls=self.server.url, mail_from=mail_from) as api:
+        async with open_api(self.dsn, follows=follows, smtp_urls=url or self.server.url, mail_from=mail_from) as api:
             yield api
 
     async def statuses(self) -> Counter[str]:
@@ -103,6 +111,21 @@ class Scene:
         """Its error lines about mail."""
         lines = [json.loads(line) for line in self.log.getvalue().splitlines() if line.startswith("{")]
         return [line for line in lines if line.get("level") == "error" and line["event"].startswith("mail.")]
+
+
+@asynccontextmanager
+async def sink() -> AsyncIterator[str]:
+    """URL of a mail server in a process of its own that takes everything and forgets it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "aiosmtpd", "-n", "-l", f"127.0.0.1:{port}", "-c", "aiosmtpd.handlers.Sink"]
+    process = await asyncio.create_subprocess_exec(*command)
+    try:
+        assert await comes_true(partial(listens, port), within=30)
+        yield f"smtp://127.0.0.1:{port}?starttls=never"
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def register(api: Api, people: Sequence[str], *, at_once: int = 16) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -23,6 +24,16 @@ class Cell:
 
 
 NOT_APPLICABLE: Final = Cell("-", "")
+
+
+async def guarded(scenario: Awaitable[Cell]) -> Cell:
+    """What is an error in a scenario is a miss, and the others go on."""
+    try:
+        return await scenario
+    except Exception as error:  # noqa: BLE001
+        traceback.print_exc()
+        return Cell("MISS", f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " "))
+
 
 Table = Mapping[str, Mapping[str, Cell]]
 """The cells of each server, by the names of server and scenario."""
