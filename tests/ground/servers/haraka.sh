@@ -16,7 +16,7 @@ setup() {
     echo ground.example >host_list
     echo mail.ground.example >me
     echo "listen=127.0.0.1:$port" >smtp.ini
-    echo "level=warn" >log.ini
+    echo "level=debug" >log.ini
 }
 
 start() {

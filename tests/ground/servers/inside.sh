@@ -9,8 +9,8 @@ users=600
 . "$here/$name.sh"
 
 own_folders() {
-    local resolver part
-    resolver=$(cat /etc/resolv.conf)
+    local names part
+    names=$(cat /etc/resolv.conf)
     mkdir -p "$directory/memory"
     mount -t tmpfs -o mode=755 ground "$directory/memory"
     for part in etc usr var; do
@@ -21,7 +21,7 @@ own_folders() {
     mount -t tmpfs -o mode=755 ground /run
     mkdir -m 1777 /run/lock
     rm -f /etc/resolv.conf
-    echo "$resolver" >/etc/resolv.conf  # the system's, until everything is installed
+    echo "$names" >/etc/resolv.conf  # the system's, until everything is installed
 }
 
 own_name() {
@@ -55,22 +55,20 @@ own_users() {
 
 # The domains of senders and recipients exist; nowhere.example, and all else, does not.
 own_names() {
-    local domain records=()
+    local domain records=() resolver=127.0.1.$((port - 2500))
     for domain in ground elsewhere sender; do
         records+=("--host-record=$domain.example,127.0.0.1" "--mx-host=$domain.example,mail.ground.example")
     done
-    dnsmasq --listen-address=127.0.0.153 --bind-interfaces --no-resolv --no-hosts --local=/#/ --user=root \
+    dnsmasq --listen-address=$resolver --bind-interfaces --no-resolv --no-hosts --local=/#/ --user=root \
         --pid-file=/run/dnsmasq.pid --host-record=mail.ground.example,127.0.0.1 "${records[@]}"
-    echo "nameserver 127.0.0.153" >/etc/resolv.conf
+    echo "nameserver $resolver" >/etc/resolv.conf
 }
 
 own_folders
 own_name
-if [ -n "$packages" ]; then
-    installed $packages dnsmasq-base
-    own_users
-    own_names
-fi
+installed $packages dnsmasq-base
+own_users
+own_names
 if [ -n "$folder" ]; then
     cp -a "$folder" "$folder.shipped"
 fi
