@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from entrypoints.bootstrap import CannotStart
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from tests.ground.running import ROOT, RunningServer
 from tests.ground.scene import HOME, SENDER, comes_true, fresh_database, register
@@ -23,7 +25,8 @@ from tests.support.log import proxy_to, query
 from tests.support.mail import code_in
 from tests.support.smtp_stub import SmtpStub
 
-TIMEOUTS: Final = ("statement_timeout", "idle_in_transaction_session_timeout", "lock_timeout")
+TIMEOUTS: Final = ("statement_timeout",)
+"""What ends a session's work that takes too long, wherever it came from."""
 
 
 def through(port: int, dsn: str) -> str:
@@ -40,7 +43,15 @@ async def pgbouncer(postgres: EmbeddedPostgres) -> tuple[str, dict[str, Cell]]:
         async def ten_in(mode: str) -> Cell:
             dsn = await _in_mode(running, mode, postgres)
             async with open_api(dsn) as api:
-                return Cell.of([], await _ten_verified(api))
+                return Cell.of(await _without_timeouts(api), await _ten_verified(api))
+
+        async def as_it_is_shipped() -> Cell:
+            """Older than 1.20 it may refuse the parameter itself: then that has to be said."""
+            try:
+                return await ten_in("session_mode")
+            except CannotStart as refusal:
+                complaints = [] if "options" in str(refusal) else ["refused, nothing says why"]
+                return Cell.of(complaints, f"does not start: {refusal}")
 
         async def refused() -> Cell:
             dsn = await _in_mode(running, "transaction_mode", postgres)
@@ -50,7 +61,7 @@ async def pgbouncer(postgres: EmbeddedPostgres) -> tuple[str, dict[str, Cell]]:
             return Cell.of(complaints, f"exit {code}: {said.strip().splitlines()[-1][:160] if said.strip() else ''}")
 
         return running.version, {
-            "session mode": await guarded(ten_in("session_mode")),
+            "session mode": await guarded(as_it_is_shipped()),
             "session mode, options ignored": await guarded(ten_in("ignore_options")),
             "transaction mode": await guarded(refused()),
         }
@@ -64,6 +75,7 @@ async def haproxy(postgres: EmbeddedPostgres) -> tuple[str, dict[str, Cell]]:
         other = await stack.enter_async_context(proxy_to(postgres.dsn))
         running = RunningServer("haproxy", FIRST=str(one.port), SECOND=str(other.port))
         await stack.enter_async_context(running)
+        await running.reset()
         await running.start()
         database = await guarded(_database_fails_over(running, postgres, first.aclose))
     async with AsyncExitStack() as stack:
@@ -71,6 +83,7 @@ async def haproxy(postgres: EmbeddedPostgres) -> tuple[str, dict[str, Cell]]:
         stubs = await first.enter_async_context(SmtpStub()), await stack.enter_async_context(SmtpStub())
         running = RunningServer("haproxy", FIRST=str(stubs[0].port), SECOND=str(stubs[1].port))
         await stack.enter_async_context(running)
+        await running.reset()
         await running.start()
         mail = await guarded(_mail_fails_over(running, postgres, stubs, first.aclose))
     return running.version, {"PostgreSQL, failover": database, "mail servers, failover": mail}
@@ -88,6 +101,13 @@ async def _in_mode(running: RunningServer, mode: str, postgres: EmbeddedPostgres
     await running.call(mode)
     await running.restart()
     return through(running.port, await fresh_database(postgres))
+
+
+async def _without_timeouts(api: Api) -> list[str]:
+    async def shown(connection: psycopg.AsyncConnection) -> dict[str, str]:
+        return {name: (await (await connection.execute(f"SHOW {name}".encode())).fetchall())[0][0] for name in TIMEOUTS}
+
+    return [f"{name} is 0" for name, value in (await api.service.pool.ask(shown)).items() if value == "0"]
 
 
 async def _ten_verified(api: Api, names: str = "u") -> str:

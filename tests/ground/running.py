@@ -11,7 +11,6 @@ import re
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -92,7 +91,8 @@ class RunningServer:
 
     def _said_that_it_is_ready(self) -> re.Match[str] | None:
         log = self._log.read_text(errors="replace")
-        assert self._process.poll() is None, f"{self.name} ended at its start, see {self._log}: {log[-300:]}"
+        if self._process.poll() is not None:  # no AssertionError, which would be taken for "not yet"
+            raise RuntimeError(f"{self.name} ended at its start, see {self._log}: {log[-300:]}")
         return re.search(r"^ready: (\d+) (\S+) (\S*) (.*)$", log, re.MULTILINE)
 
     async def __aexit__(
@@ -130,7 +130,11 @@ class RunningServer:
 
     async def start(self) -> None:
         await self.call("start")
-        await eventually(partial(listens, self.port), within=60, every=0.1)
+
+        async def up() -> bool:
+            return await listens(self.port)
+
+        await eventually(up, within=60, every=0.1)
 
     async def stop(self) -> None:
         """Its way of stopping, and until nobody listens any more."""

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from itertools import count
 from typing import Any, Final
 
@@ -121,7 +120,7 @@ async def sink() -> AsyncIterator[str]:
     command = [sys.executable, "-m", "aiosmtpd", "-n", "-l", f"127.0.0.1:{port}", "-c", "aiosmtpd.handlers.Sink"]
     process = await asyncio.create_subprocess_exec(*command)
     try:
-        assert await comes_true(partial(listens, port), within=30)
+        assert await comes_true(lambda: listens(port), within=30)
         yield f"smtp://127.0.0.1:{port}?starttls=never"
     finally:
         process.kill()

@@ -20,7 +20,7 @@ start() {
     exim4 -bd -q1m
 }
 
-stop() { pkill -x exim4; }
+stop() { kill "$(cat /run/exim4/exim.pid)"; }  # the daemon: what it has begun goes on
 
 refuse_elsewhere() { :; }
 accept_elsewhere() { ours dc_other_hostnames "ground.example:elsewhere.example"; }

@@ -35,7 +35,7 @@ installed() {
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d  # started by us, not by its package
     chmod +x /usr/sbin/policy-rc.d
     mkdir -p "$directory/archives/partial"
-    local install=(apt-get install --yes --quiet --no-install-recommends
+    local install=(flock "$directory/archives" apt-get install --yes --quiet --no-install-recommends
         -o "Dir::Cache::archives=$directory/archives" -o APT::Keep-Downloaded-Packages=true
         -o APT::Sandbox::User=root -o Dpkg::Use-Pty=0)
     export DEBIAN_FRONTEND=noninteractive

@@ -17,7 +17,7 @@ listen_addr = 127.0.0.1
 listen_port = $port
 auth_type = any
 unix_socket_dir =
-pidfile = /run/pgbouncer.pid
+pidfile = /run/pgbouncer/pid
 logfile = /var/log/pgbouncer.log
 user = registrar
 max_client_conn = 200
@@ -33,8 +33,8 @@ transaction_mode() { configuration "pool_mode = transaction
 ignore_startup_parameters = options"; }
 
 start() {
-    touch /run/pgbouncer.pid /var/log/pgbouncer.log
-    chown registrar /run/pgbouncer.pid /var/log/pgbouncer.log
+    install -d -o registrar /run/pgbouncer
+    install -o registrar /dev/null /var/log/pgbouncer.log
     pgbouncer --daemon /etc/pgbouncer/pgbouncer.ini
 }
 
