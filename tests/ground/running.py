@@ -29,15 +29,22 @@ CACHE: Final = ROOT / ".ground"
 NEEDS: Final = ("setpriv", "unshare", "nsenter", "mount", "apt-get", "npm")
 
 _TO: Final = re.compile(rb"^To:\s+(?:.*<)?([^\s<>]+@[^\s<>]+)", re.MULTILINE)
+_RECEIVED: Final = re.compile(rb"^Received:(?:.|\n[ \t])*?\bid (\S+?);?\s", re.MULTILINE)
 _MESSAGE_ID: Final = re.compile(rb"^Message-ID:\s+(<[^>]+>)", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A mail of ours in somebody's mailbox."""
+    """A mail of ours in somebody's mailbox.
+
+    Attributes:
+        acceptance: the server's own name for the transaction that brought it; empty if it tells none. A server that is
+            stopped amid a delivery delivers again what it accepted once.
+    """
 
     to: str
     message_id: str
+    acceptance: str
     data: bytes
 
     @property
@@ -175,7 +182,10 @@ async def listens(port: int) -> bool:
 
 
 def _read(data: bytes) -> Letter | None:
-    to, message_id = _TO.search(data), _MESSAGE_ID.search(data)
+    to, message_id, received = _TO.search(data), _MESSAGE_ID.search(data), _RECEIVED.search(data)
     if to is None or message_id is None:
         return None
-    return Letter(to[1].decode(), message_id[1].decode(), data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    acceptance = received[1].decode() if received else ""
+    return Letter(
+        to[1].decode(), message_id[1].decode(), acceptance, data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    )
