@@ -89,6 +89,7 @@ class RunningServer:
             ready = await eventually(self._said_that_it_is_ready, within=600, every=0.2)
             self.port, self._boxes, self._functions = int(ready[1]), ready[2], frozenset(ready[3].split(","))
             self.version = ready[4]
+            assert not await listens(self.port), f"port {self.port}, where {self.name} is to listen, is taken"
             (inside,) = psutil.Process(self._process.pid).children()
             self._pid = inside.pid
         except BaseException:
