@@ -51,7 +51,7 @@ async def arrives(scene: Scene) -> Cell:
     """Twenty registrations: each mail in its mailbox once, and each code works."""
     async with scene.product() as api:
         registered = await register(api, people(20))
-        await scene.until_arrived(registered, within=120)
+        await scene.until_arrived([*registered], within=120)
         letters = scene.letters_to(registered)
         codes = {letter.to: letter.code for letter in letters}
         verified = [await api.verify(registered[to], code) for to, code in codes.items()]
