@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from infrastructure.embedded.postgres import EmbeddedPostgres
@@ -220,6 +221,16 @@ async def _status(api: Api, registration_id: str) -> str:
     return status
 
 
+async def _saga_has_decided(scene: Scene) -> bool:
+    """About all failures so far: its commands run before its position is moved past their events."""
+    rows = await query(
+        scene.dsn,
+        "SELECT coalesce(max(notification_id), 0) <= (SELECT position FROM followers WHERE name = 'mail-saga')"
+        " FROM events WHERE topic = 'registration.email_dispatch_failed'",
+    )
+    return bool(rows[0][0])
+
+
 async def _nobody_undone_and_told(scene: Scene, api: Api, concerned: Sequence[str]) -> tuple[list[str], str]:
     """Complaints and what was seen, once each mail was tried or the operators told. Of deferrals they are told after ten
     minutes: `only_deferred`."""
@@ -230,7 +241,7 @@ async def _nobody_undone_and_told(scene: Scene, api: Api, concerned: Sequence[st
 
     await comes_true(all_tried, within=60)
     await comes_true(scene.alarms, within=5)
-    await asyncio.sleep(3)  # and what comes of it: nothing shows that nobody will be undone
+    await comes_true(partial(_saga_has_decided, scene), within=60)
     numbers, seen = await scene.statuses(), await replies(api)
     complaints = _unless(numbers["undone"] == 0, f"{numbers['undone']} of {len(concerned)} undone")
     complaints += _unless(not numbers["sent"], "it was not refused")

@@ -39,4 +39,4 @@ async def _send(port: int, sender: str, waiting: deque[tuple[str, bytes]]) -> No
                         waiting.append((to, content))
                         raise
             continue
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)  # as a plain client does before it tries a server again that refuses it

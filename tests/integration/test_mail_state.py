@@ -138,7 +138,7 @@ async def test_a_claim_that_is_kept_outlasts_its_lease_until_it_is_given_back(
     one, other = StoredSendClaims(connection, lease=lease), StoredSendClaims(other_connection, lease=LEASE)
     assert await one.acquire(REGISTRATION, 1)
     [(first,)] = await query(dsn, "SELECT lease_until FROM send_claims")
-    keeping = asyncio.create_task(one.keep(REGISTRATION, 1))
+    one.keep(REGISTRATION, 1)
 
     async def outlasts_it() -> bool:
         [(until, now)] = await query(dsn, "SELECT lease_until, clock_timestamp() FROM send_claims")
@@ -147,8 +147,6 @@ async def test_a_claim_that_is_kept_outlasts_its_lease_until_it_is_given_back(
     await eventually(outlasts_it)
     assert await other.acquire(REGISTRATION, 1) is None
 
-    keeping.cancel()
-    await asyncio.wait({keeping})
     await one.release(REGISTRATION, 1)
     await one.close()
     assert await other.acquire(REGISTRATION, 1)
@@ -165,7 +163,13 @@ async def test_a_claim_that_was_lost_is_not_kept(
         return await other.acquire(REGISTRATION, 1) is not None
 
     await eventually(taken)
-    await one.keep(REGISTRATION, 1)
+    one.keep(REGISTRATION, 1)
+    keeping = one._keeping
+    assert keeping is not None
+    extended = await one._extend([(REGISTRATION, 1, one._held[REGISTRATION, 1])], await connection._connected())
+    assert extended == []
+    await one.release(REGISTRATION, 1)
+    await asyncio.wait({keeping})  # nothing is left to keep
     assert await query(dsn, "SELECT lease_until > clock_timestamp() + interval '1 s' FROM send_claims") == [(True,)]
 
 

@@ -130,7 +130,7 @@ def _before_the_mail(stage: Stage, *, refused_for_good: bool) -> Verdict:
 
 
 def _for_now(code: int, detail: str) -> Verdict:
-    if detail in _SENDER or (code == 454 and detail != "7.0"):  # 454: Postfix's relaying denied, with soft_bounce
+    if detail in _SENDER or (code == 454 and detail != "7.0"):  # 454: relaying denied, by Debian's Postfix
         return Verdict("authentication")
     if detail == "7.0":
         return Verdict("throttled", too_many=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -70,7 +69,6 @@ class Server:
         self._may_probe = may_probe
         self._pool = ConnectionPool(server, sender=sender, tls=tls, limits=limits)
         self._under_way: set[Progress] = set()
-        self._taken_at = -math.inf
 
     @property
     def circuit(self) -> Circuit:
@@ -124,7 +122,6 @@ class Server:
                     code = await self._converse(to, message, progress)
                 if message is not None:
                     self.evidence.taken(to)
-                    self._taken_at = asyncio.get_running_loop().time()
                     self.concurrency.succeeded(generation)
                 if self.evidence.expected is None:
                     return code
@@ -152,8 +149,9 @@ class Server:
 
     def _takes_others(self, refused: Progress) -> bool:
         """Has it let other mails of ours get further, or accepted one, while it refused this one?"""
-        reached = STAGES.index(refused.stage)
-        return self._taken_at >= refused.started or any(STAGES.index(one.stage) > reached for one in self._under_way)
+        reached, taken_at = STAGES.index(refused.stage), self.evidence.standing.taken_at
+        has_taken = taken_at is not None and taken_at >= refused.started
+        return has_taken or any(STAGES.index(one.stage) > reached for one in self._under_way)
 
     async def _converse(self, to: str, message: bytes | None, progress: Progress) -> int:
         connection = await self._pool.begin(progress)
