@@ -56,6 +56,7 @@ class StoredSendClaims:
         self._releasing: asyncio.Task[None] | None = None
         self._kept: set[_Mail] = set()
         self._keeping: asyncio.Task[None] | None = None
+        self._extending = asyncio.Lock()  # held from the statement until its answer is noted
         self._claims: Batcher[_Mail, SendClaim | None] = Batcher(
             self._claim, name="send claims", max_batch=500, max_waiting=5000, pace=pace
         )
@@ -88,10 +89,10 @@ class StoredSendClaims:
         Raises:
             Unavailable: the database is away; the leases end by themselves.
         """
-        for task in (self._keeping, self._releasing):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait({task})  # the releases that it was making are pending again
+        async with self._extending:  # cut off, it would leave claims with ends that we do not know, so cannot release
+            self._kept.clear()
+            await _end(self._keeping)
+        await _end(self._releasing)  # the releases that it was making are pending again
         await self._claim([])
 
     async def forget_the_dead(self) -> None:
@@ -106,23 +107,27 @@ class StoredSendClaims:
         """Extend the leases of claims that are kept, all in one statement, for as long as there are any."""
         while self._kept:
             await asyncio.sleep(self._lease.total_seconds() / 3)
-            leases = [(*mail, self._held[mail]) for mail in self._kept if mail in self._held]
-            try:
-                extended = await self._connection.execute_idempotent(partial(self._extend, leases)) if leases else []
-            except (*AWAY, Unavailable):
-                continue  # tried again, while the leases last
-            except psycopg.Error as error:
-                log.error(  # noqa: TRY400 - without a trace, which could contain parts of the statement
-                    "mail.claims_not_kept",
-                    error=type(error).__name__,
-                    hint="may this process's role update send_claims? mails that take long may be sent twice",
-                )
-                continue
-            for registration_id, serial, lease_until in extended:
-                if (registration_id, serial) in self._held:
-                    self._held[registration_id, serial] = lease_until
-                else:  # released meanwhile, with its lease of before
-                    self._release((registration_id, serial), lease_until)
+            async with self._extending:
+                await self._extend_kept()
+
+    async def _extend_kept(self) -> None:
+        leases = [(*mail, self._held[mail]) for mail in self._kept if mail in self._held]
+        try:
+            extended = await self._connection.execute_idempotent(partial(self._extend, leases)) if leases else []
+        except (*AWAY, Unavailable):
+            return  # tried again, while the leases last
+        except psycopg.Error as error:
+            log.error(  # noqa: TRY400 - without a trace, which could contain parts of the statement
+                "mail.claims_not_kept",
+                error=type(error).__name__,
+                hint="may this process's role update send_claims? mails that take long may be sent twice",
+            )
+            return
+        for registration_id, serial, lease_until in extended:
+            if (registration_id, serial) in self._held:
+                self._held[registration_id, serial] = lease_until
+            else:  # released meanwhile, with its lease of before
+                self._release((registration_id, serial), lease_until)
 
     async def _extend(
         self, leases: Sequence[tuple[UUID, int, datetime]], connection: Connection
@@ -202,3 +207,9 @@ class StoredSendClaims:
             self._held[registration_id, serial] = lease_until
             claims[registration_id, serial] = SendClaim(wrapped)
         return [claims.pop(mail, None) for mail in mails]  # of two requests for one mail the first one gets it
+
+
+async def _end(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.wait({task})

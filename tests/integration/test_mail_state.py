@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from structlog.testing import capture_logs
 
 from infrastructure.mail.send_claims import StoredSendClaims
-from infrastructure.postgres.connection import ReconnectingConnection
+from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from tests.support.facts import REGISTRATION, eventually
 from tests.support.log import by_way_of, proxy_to, query
 
@@ -134,7 +135,7 @@ async def test_a_dead_workers_claim_ends_with_its_lease(
 async def test_a_claim_that_is_kept_outlasts_its_lease_until_it_is_given_back(
     connection: ReconnectingConnection, other_connection: ReconnectingConnection, dsn: str
 ) -> None:
-    lease = timedelta(seconds=2)
+    lease = timedelta(seconds=5)
     one, other = StoredSendClaims(connection, lease=lease), StoredSendClaims(other_connection, lease=LEASE)
     assert await one.acquire(REGISTRATION, 1)
     [(first,)] = await query(dsn, "SELECT lease_until FROM send_claims")
@@ -149,6 +150,34 @@ async def test_a_claim_that_is_kept_outlasts_its_lease_until_it_is_given_back(
 
     await one.release(REGISTRATION, 1)
     await one.close()
+    assert await other.acquire(REGISTRATION, 1)
+
+
+async def test_a_claim_whose_extension_is_under_way_when_the_worker_ends_is_given_back(
+    connection: ReconnectingConnection, other_connection: ReconnectingConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (
+        StoredSendClaims(connection, lease=timedelta(seconds=1)),
+        StoredSendClaims(other_connection, lease=LEASE),
+    )
+    assert await one.acquire(REGISTRATION, 1)
+
+    extended, noted = asyncio.Event(), asyncio.Event()
+    execute = connection.execute_idempotent
+
+    async def answer_late(use: Callable[[Connection], Awaitable[Any]]) -> Any:
+        answer = await execute(use)
+        extended.set()
+        await noted.wait()
+        return answer
+
+    monkeypatch.setattr(connection, "execute_idempotent", answer_late)
+    one.keep(REGISTRATION, 1)
+    await extended.wait()
+    await one.release(REGISTRATION, 1)
+    closing = asyncio.create_task(one.close())
+    asyncio.get_running_loop().call_soon(noted.set)
+    await closing
     assert await other.acquire(REGISTRATION, 1)
 
 
