@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel simulate chaos bench check check-fast \
+.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-ground simulate chaos bench check check-fast \
         asyncapi format lock clean
 
 help:  ## list the targets
@@ -40,6 +40,9 @@ test-unit: setup-dev  ## the tests without I/O: no services needed
 
 test-wheel: setup-dev  ## the wheel in an empty environment, with each Python there is
 	$(BIN)/pytest -rs tests/e2e/test_wheel.py --every-python $(ARGS)
+
+test-ground: setup-dev  ## against real servers, as root; ARGS="--only exim,sendmail"
+	$(BIN)/python -m tests.ground $(ARGS)
 
 services:
 	@scripts/services $(WITHOUT)
