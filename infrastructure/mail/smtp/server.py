@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final, cast
 
@@ -36,6 +37,10 @@ class Refused(Exception):
         self.verdict = verdict
 
 
+class _Crowded(Exception):
+    """The server takes no further session of ours; those that it has work."""
+
+
 class TooLate(Exception):
     """The time that was left for a mail was used up by waiting for its turn."""
 
@@ -62,7 +67,9 @@ class Server:
     ) -> None:
         self.provider = evidence.provider
         self.evidence = evidence
-        self.concurrency = ConcurrencyLimit(limits.connections, on_change=partial(on_concurrency, self.provider))
+        self.concurrency = ConcurrencyLimit(
+            limits.connections, start=limits.first_connections, on_change=partial(on_concurrency, self.provider)
+        )
         self._breaker = breaker
         self._timeout = limits.timeout.total_seconds()
         self._content_timeout = limits.content_timeout.total_seconds()
@@ -94,12 +101,14 @@ class Server:
         """
         if (seconds := self.circuit.ready_in()) > 0:
             raise CircuitOpen(self.provider, min(seconds, self.circuit.ttl))
-        async with self.concurrency as generation:  # waiting for a turn is not the server's fault: no timeout yet
-            if until is not None and asyncio.get_running_loop().time() + self._timeout > until:
-                raise TooLate
-            if self.circuit.is_due:  # last: a worker that may probe and does not keeps all others from it
-                await self._ask_to_probe()
-            return await self._try(to, message, generation, on_content)
+        while True:
+            async with self.concurrency as generation:  # waiting for a turn is not the server's fault: no timeout yet
+                if until is not None and asyncio.get_running_loop().time() + self._timeout > until:
+                    raise TooLate
+                if self.circuit.is_due:  # last: a worker that may probe and does not keeps all others from it
+                    await self._ask_to_probe()
+                with suppress(_Crowded):  # another turn comes when a session that works is free
+                    return await self._try(to, message, generation, on_content)
 
     async def close(self) -> None:
         await self._pool.close()
@@ -131,21 +140,34 @@ class Server:
             finally:
                 self._under_way.discard(progress)
             # Outside of the except clause: the refusal must not carry the reply's text in its context.
-            if message is not None:
+            takes_others = self._takes_others(progress)
+            is_crowded = takes_others and progress.stage in {"connect", "ehlo"} and verdict.failure != "tls"
+            if is_crowded:
+                self._pool.keep_sessions()
+                self.concurrency.refused(generation, works=self._sessions_at_work)
+            elif message is not None:
                 verdict = await self.evidence.judge(verdict, to)
             if verdict.hopeless:
                 self.circuit.open()
-            is_outage = verdict.outage and not (verdict.too_many and self._takes_others(progress))
-            if verdict.too_many and not is_outage:
+            is_outage = verdict.outage and not (is_crowded or (verdict.too_many and takes_others))
+            if verdict.too_many and not is_outage and not is_crowded:
                 self.concurrency.refused(generation)
             if is_outage:
                 raise Refused(verdict)
-        raise Refused(verdict)  # the server works: not a failure of its circuit
+        # The server works: not a failure of its circuit.
+        if is_crowded:
+            raise _Crowded
+        raise Refused(verdict)
 
     def _await_acceptance(self, deadline: asyncio.Timeout, on_content: Callable[[], None]) -> None:
         if not deadline.expired():
             deadline.reschedule(asyncio.get_running_loop().time() + self._content_timeout)
         on_content()
+
+    @property
+    def _sessions_at_work(self) -> int:
+        opened = STAGES.index("login")
+        return sum(STAGES.index(one.stage) > opened for one in self._under_way) + self._pool.idle
 
     def _takes_others(self, refused: Progress) -> bool:
         """Has it let other mails of ours get further, or accepted one, while it refused this one?"""
@@ -155,6 +177,7 @@ class Server:
 
     async def _converse(self, to: str, message: bytes | None, progress: Progress) -> int:
         connection = await self._pool.begin(progress)
+        began = asyncio.get_running_loop().time()
         try:
             if message is None:
                 await connection.reset()
@@ -162,7 +185,7 @@ class Server:
             else:
                 code = await connection.send(to, message, progress)
         except BaseException as error:
-            self._pool.recycle(connection, error)
+            self._pool.recycle(connection, error, took=asyncio.get_running_loop().time() - began)
             raise
         self._pool.put_back(connection)
         return code
