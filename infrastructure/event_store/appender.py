@@ -118,8 +118,12 @@ class Appender:
             parameters = parameters_of(batch_id, appends)
             try:
                 first, lost = await self._connection.execute(lambda connection: self._execute(connection, parameters))  # noqa: B023
-            except (psycopg.errors.LockNotAvailable, psycopg.errors.DiskFull) as error:
-                # These two can only be raised before the commit.
+            except (
+                psycopg.errors.LockNotAvailable,
+                psycopg.errors.DiskFull,
+                psycopg.errors.ReadOnlySqlTransaction,
+            ) as error:
+                # These can only be raised before the commit.
                 raise Unavailable("the log cannot be written now") from error
             except (psycopg.Error, ValueError, TypeError) as error:
                 # ValueError and TypeError come from encoding: nothing was sent, but the batch is resolved the same way.
