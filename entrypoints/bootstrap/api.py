@@ -60,7 +60,6 @@ def api_parts(
     """
     queries = queries_of(core, settings, stack)
     checks = HealthChecks(
-        core.database.dsn,
         store=core.store,
         followers=queries.followers,
         shared_circuits=core.shared_circuits,

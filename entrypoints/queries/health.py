@@ -14,11 +14,9 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from application.ports import BrokerAway, Unavailable
 from entrypoints.queries.followers import FollowerQueries
 from infrastructure.crypto.password_hashing import PasswordHashing
-from infrastructure.event_store.probe import take_locks_of_an_append
 from infrastructure.event_store.store import EventStore
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.mail.smtp.servers import SmtpServers
-from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -57,7 +55,6 @@ class HealthChecks:
 
     def __init__(
         self,
-        dsn: str,
         *,
         store: EventStore,
         followers: FollowerQueries,
@@ -81,7 +78,6 @@ class HealthChecks:
         self._broker = broker
         self._hasher = hasher
         self._metrics = metrics
-        self._connection = ReconnectingConnection(dsn, name="health", statement_timeout=PATIENCE)
         self._under_way: set[asyncio.Task[Any]] = set()
         self._look: asyncio.Task[bool] | None = None
         self._writable = False
@@ -91,7 +87,6 @@ class HealthChecks:
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
-        await self._connection.close()
 
     def stop(self) -> None:
         """Report "not ready" before the listeners close, so that no new requests are sent here."""
@@ -194,7 +189,7 @@ class HealthChecks:
 
     async def _ask_database(self) -> bool:
         try:
-            await self._connection.execute_idempotent(take_locks_of_an_append)
+            await self._store.try_append()
         except _AWAY:
             self._writable = False
         else:

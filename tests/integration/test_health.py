@@ -141,7 +141,7 @@ async def test_a_database_that_takes_no_writes_is_down(api: Api, dsn: str) -> No
         connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'.encode())
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = %s AND application_name = 'registrar health'",
+            " WHERE datname = %s AND application_name = 'registrar append'",
             (name,),
         )
 
