@@ -16,7 +16,7 @@ from application.ports import Unavailable
 from infrastructure.postgres import binary_arrays
 from infrastructure.postgres.addresses import ReachedConnection
 from infrastructure.postgres.cutting import cut_after
-from infrastructure.postgres.session import Terms, UnfitSession
+from infrastructure.postgres.session import Terms, UnfitSession, check_pooling
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[TupleRow]
@@ -138,7 +138,7 @@ class ReconnectingConnection:
             if isinstance(error, UnfitSession) and str(error) != self._told:
                 log.error("database.unfit", session=self._name, hint=str(error))  # noqa: TRY400 - says it all
                 self._told = str(error)
-            raise Unavailable("the database is away") from error
+            raise Unavailable(str(error) if isinstance(error, UnfitSession) else "the database is away") from error
         self._connection, self._told = connection, ""
         return connection
 
@@ -172,6 +172,24 @@ async def connect(
     )
     connection = await ReachedConnection.connect(dsn, terms=terms, **parameters(name))
     binary_arrays.register(connection)
+    return connection
+
+
+async def connect_first(dsn: str, *, name: str, statement_timeout: timedelta, read_only: bool = False) -> Connection:
+    """`connect` for the first session of a process, which also looks whether a session is ours for as long as we keep it.
+
+    Raises:
+        UnfitSession: it is not; or see `connect`.
+        psycopg.Error, OSError: the database is away.
+    """
+    connection = await connect(dsn, name=name, statement_timeout=statement_timeout, read_only=read_only)
+    try:
+        other = await connect(dsn, name=name, statement_timeout=statement_timeout, read_only=read_only)
+        async with closing(other):
+            await check_pooling(connection, other)
+    except BaseException:
+        await connection.close()
+        raise
     return connection
 
 

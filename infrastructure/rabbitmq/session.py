@@ -46,6 +46,9 @@ LOOP_QUEUES: Final = "registrar.loop."
 
 CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 
+NEXT_ADDRESS: Final = timedelta(milliseconds=250)
+"""As RFC 8305 recommends."""
+
 CHECK_INTERVAL: Final = timedelta(seconds=5)
 """Between two checks of the queues and their consumers."""
 
@@ -60,6 +63,12 @@ REFUSAL_HINT: Final = (
     "correct user, password or virtual host in REGISTRAR_BROKER_URL, or that user's rights in RabbitMQ"
 )
 """What to do about them."""
+
+
+def by_any_address(url: str) -> str:
+    """The URL, so that the library tries the next address of the host when one has not answered for a moment (RFC 8305),
+    and does not give all its time to one without a route."""
+    return str(URL(url).update_query(happy_eyeballs_delay=str(NEXT_ADDRESS.total_seconds())))
 
 
 class Session:
@@ -85,7 +94,7 @@ class Session:
         self._consumers = consumers
         self._check_interval = check_interval
         self._round_trips: dict[str, asyncio.Future[None]] = {}
-        address = URL(url)
+        address = URL(by_any_address(url))
         self.broker = RabbitBroker(
             str(address.update_query(heartbeat=str(HEARTBEAT), name=f"registrar {name}")),
             reconnect_interval=3600,  # we reconnect ourselves, and set everything up again
