@@ -67,6 +67,7 @@ def api_parts(
         broker=broker,
         hasher=core.hasher,
         metrics=core.metrics,
+        broken=core.broken,
     )
     stack.push_async_callback(checks.close)
     return Parts(

@@ -63,12 +63,14 @@ class HealthChecks:
         broker: Broker | None,
         hasher: PasswordHashing,
         metrics: Metrics,
+        broken: asyncio.Event,
     ) -> None:
         """
         Args:
             servers: the mail servers, None in a process that does not deliver.
             broker: None where mail is handed over inside the process.
             metrics: where `measure` writes what is not counted as it happens.
+            broken: set if something that this process does in the background has ended.
         """
         self.stopping = False
         self._store = store
@@ -78,6 +80,7 @@ class HealthChecks:
         self._broker = broker
         self._hasher = hasher
         self._metrics = metrics
+        self._broken = broken
         self._under_way: set[asyncio.Task[Any]] = set()
         self._look: asyncio.Task[bool] | None = None
         self._writable = False
@@ -96,6 +99,8 @@ class HealthChecks:
         """Can this process take registrations? Mail that is away delays them, no more."""
         if self.stopping:
             return Report("down", {"database": "up", "reason": "stopping"})
+        if self._broken.is_set():
+            return Report("down", {"database": "up", "reason": "broken"})
         if not await self._can_append():
             return Report("down", {"database": "down"})
         broker = self._broker

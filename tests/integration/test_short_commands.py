@@ -17,6 +17,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from entrypoints.bootstrap import background
 from entrypoints.cli.main import run
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
@@ -265,3 +266,17 @@ def test_the_doctor_says_whose_tables_these_are(command: Command, empty: str, ds
     assert (earlier["state"], later["state"]) == ("warn", "fail")
     assert "earlier release" in earlier["says"]
     assert "later release" in later["says"]
+
+
+def test_a_process_whose_background_work_ends_ends_with_an_exit_code(
+    command: Command, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(background, "_keep_time", dies)
+
+    done = command("process", DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY, SMTP_URLS="smtp://127.0.0.1:1")
+
+    assert done.code == 1
+    assert "a part of it has ended by itself" in done.err
