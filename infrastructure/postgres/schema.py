@@ -208,34 +208,40 @@ async def _retry_while_locked(connection: Connection, name: str, run: Callable[[
                     f"The script {name} waits for a lock that others hold; "
                     "look for a long transaction in pg_stat_activity, then start again."
                 ) from None
-        except psycopg.errors.InsufficientPrivilege:
-            raise WrongSchema(
-                f"This role may not run the script {name}; first start a process whose role owns Registrar's tables, "
-                "or let this one make them (GRANT CREATE ON DATABASE … and ON SCHEMA public)."
-            ) from None
-        except psycopg.errors.ReadOnlySqlTransaction:
-            raise WrongSchema(
-                f"The database is read-only, and the script {name} has not been run yet; "
-                "point REGISTRAR_DATABASE_URL at the primary."
-            ) from None
-        except psycopg.OperationalError as error:
-            if not connection.closed:
-                raise
-            raise WrongSchema(
-                f"The script {name} gets no answer ({type(error).__name__}); does the server wait for a synchronous "
-                "standby that is away (synchronous_standby_names)?"
-            ) from None
-        except psycopg.ProgrammingError as error:
-            raise WrongSchema(
-                f"The script {name} does not fit what is in this database ({first_line(error)}); "
-                "give Registrar a database of its own (CREATE DATABASE), or restore what was changed."
-            ) from None
+        except (psycopg.OperationalError, psycopg.ProgrammingError, psycopg.errors.ReadOnlySqlTransaction) as error:
+            raise _obstacle(connection, name, error) from None
         if not warned:
             log.warning(
                 "schema.waits", script=name, hint="it needs a lock; is there a long transaction in pg_stat_activity?"
             )
         warned = True
         await asyncio.sleep(RETRY_PAUSE.total_seconds())
+
+
+def _obstacle(connection: Connection, name: str, error: psycopg.Error) -> Exception:
+    """What is in the way of a script, in one line; any other error as it is."""
+    match error:
+        case psycopg.errors.InsufficientPrivilege():
+            return WrongSchema(
+                f"This role may not run the script {name}; first start a process whose role owns Registrar's tables, "
+                "or let this one make them (GRANT CREATE ON DATABASE … and ON SCHEMA public)."
+            )
+        case psycopg.errors.ReadOnlySqlTransaction():
+            return WrongSchema(
+                f"The database is read-only, and the script {name} has not been run yet; "
+                "point REGISTRAR_DATABASE_URL at the primary."
+            )
+        case psycopg.ProgrammingError():
+            return WrongSchema(
+                f"The script {name} does not fit what is in this database ({first_line(error)}); "
+                "give Registrar a database of its own (CREATE DATABASE), or restore what was changed."
+            )
+        case _ if connection.closed:
+            return WrongSchema(
+                f"The script {name} gets no answer ({type(error).__name__}); does the server wait for a synchronous "
+                "standby that is away (synchronous_standby_names)?"
+            )
+    return error
 
 
 async def _create_records(connection: Connection) -> None:
