@@ -28,6 +28,7 @@ from aiormq.exceptions import ChannelAccessRefused
 from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitQueue
 from yarl import URL
 
+from infrastructure.rabbitmq.addresses import ReachedRobustConnection
 from infrastructure.rabbitmq.consumer import Consumer
 from infrastructure.rabbitmq.topology import (
     APP_ID,
@@ -46,9 +47,6 @@ LOOP_QUEUES: Final = "registrar.loop."
 
 CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 
-NEXT_ADDRESS: Final = timedelta(milliseconds=250)
-"""As RFC 8305 recommends."""
-
 CHECK_INTERVAL: Final = timedelta(seconds=5)
 """Between two checks of the queues and their consumers."""
 
@@ -63,12 +61,6 @@ REFUSAL_HINT: Final = (
     "correct user, password or virtual host in REGISTRAR_BROKER_URL, or that user's rights in RabbitMQ"
 )
 """What to do about them."""
-
-
-def by_any_address(url: str) -> str:
-    """The URL, so that the library tries the next address of the host when one has not answered for a moment (RFC 8305),
-    and does not give all its time to one without a route."""
-    return str(URL(url).update_query(happy_eyeballs_delay=str(NEXT_ADDRESS.total_seconds())))
 
 
 class Session:
@@ -94,7 +86,7 @@ class Session:
         self._consumers = consumers
         self._check_interval = check_interval
         self._round_trips: dict[str, asyncio.Future[None]] = {}
-        address = URL(by_any_address(url))
+        address = URL(url)
         self.broker = RabbitBroker(
             str(address.update_query(heartbeat=str(HEARTBEAT), name=f"registrar {name}")),
             reconnect_interval=3600,  # we reconnect ourselves, and set everything up again
@@ -106,6 +98,8 @@ class Session:
             apply_types=False,
             logger=None,
         )
+        # What FastStream hands to aio-pika, which takes it; FastStream itself does not (tests/integration/test_broker.py).
+        self.broker._connection_kwargs["connection_class"] = ReachedRobustConnection
         self._connection: RobustConnection | None = None
         self._own_queue = ""
 
