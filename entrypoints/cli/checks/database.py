@@ -91,14 +91,13 @@ async def _running_embedded(directory: Path, stack: AsyncExitStack) -> str:
 
 async def _in_database(connection: Connection, dsn: str, settings: Settings) -> AsyncIterator[Finding]:
     try:
-        server = await _server(connection)
-        yield server
+        yield await _server(connection)
         yield await _clock(connection)
         schema = await _schema(connection)
         yield schema
         if await _value(connection, "SELECT to_regclass('public.events') IS NULL"):
             return
-        if (server.state, schema.state) == ("ok", "ok"):
+        if schema.state == "ok":
             yield await _appends(dsn)
         yield await _guards(connection)
         yield await _master_key(connection, settings)
