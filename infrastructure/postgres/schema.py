@@ -28,7 +28,7 @@ PUBLIC = "public"
 
 LOCK_TIMEOUT = timedelta(milliseconds=500)
 """How long a script waits for a lock. Other statements on the same table queue behind it, and give up after a
-second (`connection.session`)."""
+second (`session.Terms`)."""
 
 RETRY_PAUSE = timedelta(seconds=1)
 """Between two attempts at a script: the statements that queued behind it go first."""

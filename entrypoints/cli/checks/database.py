@@ -98,7 +98,7 @@ async def _in_database(connection: Connection, dsn: str, settings: Settings) -> 
         if await _value(connection, "SELECT to_regclass('public.events') IS NULL"):
             return
         if schema.state == "ok":
-            yield await _appends(dsn)
+            yield await _appends(connection, dsn)
         yield await _guards(connection)
         yield await _master_key(connection, settings)
         async for finding in _followers(connection, settings):
@@ -129,21 +129,24 @@ async def _schema(connection: Connection) -> Finding:
     return Finding("schema", "ok", f"there, with {head} events")
 
 
-async def _appends(dsn: str) -> Finding:
+async def _appends(looking: Connection, dsn: str) -> Finding:
     """Does the database take appends, and confirm them? As `/health/ready` asks; nothing is recorded."""
     try:
         connection = await connect(dsn, name="doctor", statement_timeout=CONFIRM)
         async with closing(connection):
             with cut_after(CONFIRM, connection):
                 await take_locks_of_an_append(connection)
-    except psycopg.errors.LockNotAvailable:
-        return Finding("appends", "fail", "the log is locked", "Look for a long transaction in pg_stat_activity.")
     except (UnfitSession, psycopg.errors.InsufficientPrivilege) as error:
         return Finding("appends", "fail", *_halves(error))
-    except (psycopg.Error, OSError):
+    except (psycopg.Error, OSError) as error:
+        # Whoever waits for the standby has the log locked meanwhile: what we find may be that lock.
+        if await _value(looking, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"):
+            says = "no commit is confirmed: they wait for a synchronous standby"
+            return Finding("appends", "fail", says, "Bring it back, or change synchronous_standby_names.")
+        if isinstance(error, psycopg.errors.LockNotAvailable):
+            return Finding("appends", "fail", "the log is locked", "Look for a long transaction in pg_stat_activity.")
         says = f"no commit is confirmed within {CONFIRM.total_seconds():g} s"
-        advice = "Is the disk full, or a synchronous standby away (synchronous_standby_names)?"
-        return Finding("appends", "fail", says, advice)
+        return Finding("appends", "fail", says, "Look at the server's disk, and at its log.")
     return Finding("appends", "ok", "taken and confirmed")
 
 
