@@ -55,6 +55,7 @@ OLDEST_SERVER = 140000
 CONFIRM_WITHIN = timedelta(seconds=10)
 """How long the first commit of ours may take. No timeout of the server's ends the wait for a synchronous standby."""
 
+_IN_UTF8 = "make one in UTF8 (CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8') for Registrar."
 _LOG = {"events", "head", "blocks"}
 _TABLE_OF_PUBLIC = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?public\.(\w+)")
 
@@ -115,19 +116,19 @@ def check_server(connection: Connection) -> None:
             f"This server is PostgreSQL {connection.info.server_version // 10000}; Registrar needs 14 or newer."
         )
     if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-        raise WrongSchema(
-            "This database is in SQL_ASCII, which knows no letters beyond ASCII; "
-            "make one in UTF8 (CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8') for Registrar."
-        )
+        raise WrongSchema(f"This database is in SQL_ASCII, which knows no letters beyond ASCII; {_IN_UTF8}")
 
 
 async def check_ground(connection: Connection, scripts: Sequence[Script]) -> None:
     """For a database in which none of our scripts has been run.
 
     Raises:
-        WrongSchema: there is a log in another schema than the one that we look in, which a second, empty one would hide;
+        WrongSchema: it is not in UTF8, and so would lack letters some day; there is a log in another schema than the one that we look in, which a second, empty one would hide;
             or something that we have not made has the name of a table of ours.
     """
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise WrongSchema(f"This database is in {encoding}, which does not know all letters; {_IN_UTF8}")
     names = sorted({name for script in scripts for name in _TABLE_OF_PUBLIC.findall(script.text)})
     cursor = await connection.execute(
         "SELECT n.nspname::text, array_agg(c.relname::text ORDER BY c.relname)"

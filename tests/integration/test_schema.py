@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from entrypoints.bootstrap.database import SCHEMA
 from infrastructure.event_store.codec import EventCodec
@@ -286,6 +286,16 @@ async def test_a_table_of_somebody_else_is_told_and_nothing_is_made_beside_it(em
             with pytest.raises(WrongSchema, match=f"{table} is in this database, and Registrar has not made it"):
                 await look(connection, SCHEMA)
     assert await query(empty, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'") == [(table,)]
+
+
+async def test_a_new_database_has_to_be_in_utf8(administration: psycopg.Connection, empty: str) -> None:
+    name = f"latin_{next(_numbers)}"
+    administration.execute(
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C'".encode()
+    )
+    with pytest.raises(WrongSchema, match=r"is in LATIN1, .* ENCODING 'UTF8'"):
+        await start(make_conninfo(empty, dbname=name))
+    administration.execute(f"DROP DATABASE {name}".encode())
 
 
 async def test_a_schema_named_like_the_role_changes_nothing(dsn: str) -> None:
