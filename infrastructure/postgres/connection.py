@@ -134,11 +134,14 @@ class ReconnectingConnection:
                 read_only=self._read_only,
             )
         except (psycopg.Error, OSError) as error:
-            self._refuse_until = asyncio.get_running_loop().time() + FAIL_FAST.total_seconds()
-            if isinstance(error, UnfitSession) and str(error) != self._told:
+            unfit = isinstance(error, UnfitSession)
+            failed_at = asyncio.get_running_loop().time()
+            if not unfit or failed_at - now > FAIL_FAST.total_seconds():  # one that says no at once may be asked again
+                self._refuse_until = failed_at + FAIL_FAST.total_seconds()
+            if unfit and str(error) != self._told:
                 log.error("database.unfit", session=self._name, hint=str(error))  # noqa: TRY400 - says it all
                 self._told = str(error)
-            raise Unavailable(str(error) if isinstance(error, UnfitSession) else "the database is away") from error
+            raise Unavailable(str(error) if unfit else "the database is away") from error
         self._connection, self._told = connection, ""
         return connection
 
