@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam simulate chaos bench check \
-        check-fast asyncapi format lock clean
+.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-ground simulate chaos bench \
+        check check-fast asyncapi format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,7 +25,7 @@ setup-dev: $(VENV)/.ready-dev  ## the same with the tools of tests and checks
 run: setup  ## start everything, embedded; ARGS="--port 8001" passes options on
 	@exec $(BIN)/registrar up $(ARGS)
 
-# WORKERS=1 runs one test at a time; WITHOUT=rabbitmq skips what needs it, where it cannot be installed.
+# WORKERS=1 runs one test at a time; WITHOUT='rabbitmq pgbouncer' skips what needs them, where they cannot be installed.
 WORKERS ?= 3
 WITHOUT ?=
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal $(addprefix --without=,$(WITHOUT))
@@ -44,6 +44,9 @@ test-wheel: setup-dev  ## the wheel in an empty environment, with each Python th
 test-spam: setup-dev  ## our mails' scores in SpamAssassin, which it installs
 	@scripts/spamassassin
 	$(BIN)/pytest -rs tests/integration/test_spam_score.py $(ARGS)
+
+test-ground: setup-dev  ## against real servers, as root; ARGS="--only exim,sendmail"
+	$(BIN)/python -m tests.ground $(ARGS)
 
 services:
 	@scripts/services $(WITHOUT)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Protocol
 from uuid import UUID
@@ -31,6 +30,7 @@ from application.ports import (
     Unavailable,
 )
 from application.retrying import with_retries
+from domain.mail_outcome import HandOver
 from domain.policy import Policy
 from domain.recorded import Actor
 from domain.registration import Registration
@@ -179,18 +179,12 @@ class MailDelivery:
         fail, and takes as long as a recent hand-over did.
 
         Args:
-            claims: those that it is sent by.
+            claims: those that it is sent by, to be extended while a server takes its time over the content.
         """
         begun = self._clock()
         outcome: RecordEmailDispatched | RecordEmailDispatchFailed | WithholdEmail
         try:
-            async with asyncio.timeout_at(until) as limit, self._keeping(claims, limit) as content_sent:
-                if letter is None:
-                    accepted = await self._servers.probe(until=until)
-                else:
-                    accepted = await self._servers.send(letter, until=until, on_content=content_sent)
-        except TimeoutError:
-            raise SendInProgress("the lease has ended", retry_after=self._retry_claimed_after.total_seconds()) from None
+            accepted = await self._hand_over(letter, until, claims)
         except NotSent as error:
             outcome = RecordEmailDispatchFailed(
                 registration_id=request.registration_id,
@@ -218,24 +212,29 @@ class MailDelivery:
         is_dead = isinstance(outcome, RecordEmailDispatchFailed) and outcome.failure.permanent
         crash_point("worker.before_dead_ack" if is_dead else "worker.before_ack")
 
-    @asynccontextmanager
-    async def _keeping(
-        self, claims: Sequence[tuple[UUID, int]], limit: asyncio.Timeout
-    ) -> AsyncIterator[Callable[[], None]]:
-        """What is yielded is to be called when a server has the content: from then on it may take its time."""
-        keepers: list[asyncio.Task[None]] = []
+    async def _hand_over(
+        self, letter: Letter | None, until: float | None, claims: Sequence[tuple[UUID, int]]
+    ) -> HandOver:
+        """Send the letter, or go as far as one would be sent (None).
 
-        def content_sent() -> None:
-            if not keepers and not limit.expired():
+        Raises:
+            NotSent: see `application.ports.MailServers`.
+            SendInProgress: the lease has ended.
+        """
+
+        def content_sent() -> None:  # from now on the server may take its time
+            if not limit.expired():
                 limit.reschedule(None)
-                keepers.extend(asyncio.create_task(self._claims.keep(*claim)) for claim in claims)
+            for claim in claims:
+                self._claims.keep(*claim)
 
         try:
-            yield content_sent
-        finally:
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            async with asyncio.timeout_at(until) as limit:
+                if letter is None:
+                    return await self._servers.probe(until=until)
+                return await self._servers.send(letter, until=until, on_content=content_sent)
+        except TimeoutError:
+            raise SendInProgress("the lease has ended", retry_after=self._retry_claimed_after.total_seconds()) from None
 
     def _usual(self, request: MailRequest) -> timedelta:
         """The duration of one of the latest hand-overs, chosen by the id: they vary as much as real ones do."""

@@ -19,6 +19,7 @@ SCRIPTS = (
     *_of("keys", "crypto/keys.sql"),
     *_of("followers", "followers/followers.sql"),
     *_of("log", "event_store/log.sql"),
+    *_of("guard", "event_store/guard.sql"),
     *_of("mail", "mail/mail.sql", "mail/mail_2.sql"),
     *_of("alerts", "alerts/alerts.sql"),
 )

@@ -45,7 +45,9 @@ _UNREACHED = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--without", action="append", default=[], choices=["rabbitmq"], help="skip what needs this server")
+    parser.addoption(
+        "--without", action="append", default=[], choices=["rabbitmq", "pgbouncer"], help="skip what needs it"
+    )
     parser.addoption("--every-python", action="store_true", help="install the wheel with every Python there is")
 
 

@@ -144,8 +144,8 @@ class SendClaims(Protocol):
         """The claim, until it is released or its lease ends; None: another worker may be sending the mail now."""
         ...
 
-    async def keep(self, registration_id: UUID, serial: int) -> None:
-        """Extend the claim again and again, until cancelled, or until it was lost."""
+    def keep(self, registration_id: UUID, serial: int) -> None:
+        """Extend the claim again and again, until it is released or lost."""
         ...
 
     async def release(self, registration_id: UUID, serial: int) -> None: ...

@@ -60,7 +60,6 @@ def api_parts(
     """
     queries = queries_of(core, settings, stack)
     checks = HealthChecks(
-        core.database.dsn,
         store=core.store,
         followers=queries.followers,
         shared_circuits=core.shared_circuits,
@@ -68,6 +67,7 @@ def api_parts(
         broker=broker,
         hasher=core.hasher,
         metrics=core.metrics,
+        broken=core.broken,
     )
     stack.push_async_callback(checks.close)
     return Parts(

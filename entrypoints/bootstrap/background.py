@@ -39,7 +39,8 @@ async def running(
 ) -> AsyncIterator[None]:
     """Run the core's own works, the broker and what is to be led until the end.
 
-    Then cancel, and wait until all have finished what must not be cut off.
+    Then cancel, and wait until all have finished what must not be cut off. None of them ends before: if one does, that
+    is logged, and `core.broken` set.
     """
     works: Works = {
         "notifications": core.notifications.run(),
@@ -53,14 +54,24 @@ async def running(
     for work in leading:
         works[work.name] = lead(work, core.database.dsn, statement_timeout=settings.statement_timeout)
     tasks = [asyncio.create_task(work, name=name) for name, work in works.items()]
+    for task in tasks:
+        task.add_done_callback(lambda ended: _note_end(ended, core.broken))
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
-        for task, result in zip(tasks, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
-            if isinstance(result, Exception):
-                log.error("background.failed", work=task.get_name(), error=type(result).__name__)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _note_end(task: asyncio.Task[None], broken: asyncio.Event) -> None:
+    if task.cancelled():
+        return
+    hint = "this process is not ready any more, and ends; start it again, and report this bug"
+    error = task.exception()
+    says = "it returned" if error is None else type(error).__name__
+    log.error("background.failed", work=task.get_name(), error=says, exc_info=error, hint=hint)
+    broken.set()
 
 
 async def _keep_running(postgres: EmbeddedPostgres) -> None:

@@ -53,6 +53,7 @@ class Core:
         pool: connections for the queries of read models; every one is autocommit.
         shared_circuits: the mail servers' circuits, as all workers know them.
         tracing: where spans go; None if tracing is off.
+        broken: set when something that runs in the background until the end has ended before.
     """
 
     database: Database
@@ -68,6 +69,7 @@ class Core:
     metrics: Metrics
     shared_circuits: SharedCircuits
     tracing: TracerProvider | None
+    broken: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 async def open_core(

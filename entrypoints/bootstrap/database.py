@@ -15,7 +15,8 @@ from infrastructure.crypto.keyring import Keyring, open_root_secret, read_root_s
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.followers.projector import read_scripts
-from infrastructure.postgres.connection import Connection, closing, connect
+from infrastructure.postgres.circumstances import why_unreachable, why_unusable
+from infrastructure.postgres.connection import AWAY, Connection, closing, connect_first
 from infrastructure.postgres.schema import WrongSchema, bring_up_to_date, check
 from infrastructure.scripts import SCRIPTS
 from infrastructure.settings.settings import Settings
@@ -132,12 +133,18 @@ async def _connection(dsn: str, *, read_only: bool = False) -> AsyncIterator[Con
         CannotStart: the database is away, or what is done within finds that it holds what we cannot work with.
     """
     try:
-        connection = await connect(dsn, name="setup", statement_timeout=timedelta(seconds=60), read_only=read_only)
-    except (psycopg.Error, OSError, TimeoutError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CannotStart(f"The database cannot be reached: {reason}; check REGISTRAR_DATABASE_URL.") from None
+        connection = await connect_first(
+            dsn, name="setup", statement_timeout=timedelta(seconds=60), read_only=read_only
+        )
+    except (psycopg.Error, OSError) as error:
+        raise CannotStart(why_unreachable(error)) from None
     async with closing(connection):
         try:
             yield connection
         except WrongSchema as error:
             raise CannotStart(str(error)) from None
+        except psycopg.Error as error:
+            reason = why_unusable(error) or (why_unreachable(error) if isinstance(error, AWAY) else None)
+            if reason is None:
+                raise
+            raise CannotStart(reason) from None

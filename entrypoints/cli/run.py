@@ -30,6 +30,7 @@ from infrastructure.settings.settings import Settings
 
 if TYPE_CHECKING:
     from entrypoints.api.parts import Parts
+    from entrypoints.bootstrap.core import Core
     from entrypoints.cli.listening import Addresses
 
 
@@ -47,8 +48,8 @@ async def up(settings: Settings) -> int:
                 _print_screen(running.api, settings, addresses)
                 log_everything(settings)
             keep_what_is_there()
-            await stop.wait()
-    return _stopped()
+            ended_well = await _until(stop, running.core)
+    return _stopped(ended_well=ended_well)
 
 
 async def serve(settings: Settings) -> int:
@@ -61,8 +62,8 @@ async def serve(settings: Settings) -> int:
             click.echo(f"{'API':<{_LABEL}}{addresses.public}")
             log_everything(settings)
             keep_what_is_there()
-            await stop.wait()
-    return _stopped()
+            ended_well = await _until(stop, running.core)
+    return _stopped(ended_well=ended_well)
 
 
 async def process(settings: Settings) -> int:
@@ -113,11 +114,25 @@ async def _in_the_background(role: AbstractAsyncContextManager[roles.Process], s
             click.echo(says)
             log_everything(settings)
             keep_what_is_there()
-            await stop.wait()
-    return _stopped()
+            ended_well = await _until(stop, running.core)
+    return _stopped(ended_well=ended_well)
 
 
-def _stopped() -> int:
+async def _until(stop: asyncio.Event, core: Core) -> bool:
+    """Wait until the process is told to stop, or is broken; was it told?"""
+    waits = [asyncio.create_task(event.wait()) for event in (stop, core.broken)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in waits:
+            one.cancel()
+    return not core.broken.is_set()
+
+
+def _stopped(*, ended_well: bool) -> int:
+    if not ended_well:
+        note("stopped, as a part of it has ended by itself; the log says which")
+        return 1
     click.echo("stopped")
     return 0
 

@@ -22,6 +22,7 @@ from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart
+from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.postgres.connection import AWAY
 from infrastructure.settings.cautions import cautions
 from infrastructure.settings.environment import BadSettings, links_in
@@ -134,6 +135,8 @@ def _holds_a_database(directory: Path) -> bool:
 
 def explain(error: Exception) -> tuple[str, int]:
     """An error in one line that says what to do, and the exit code."""
+    if (reason := why_unusable(error.__cause__ if isinstance(error, Unavailable) else error)) is not None:
+        return reason, 2
     match error:
         case BadSettings() | BadDataDirectory() | DatabaseDidNotStart() | CannotStart():
             return str(error), 2

@@ -14,11 +14,9 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from application.ports import BrokerAway, Unavailable
 from entrypoints.queries.followers import FollowerQueries
 from infrastructure.crypto.password_hashing import PasswordHashing
-from infrastructure.event_store.probe import take_locks_of_an_append
 from infrastructure.event_store.store import EventStore
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.mail.smtp.servers import SmtpServers
-from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -57,7 +55,6 @@ class HealthChecks:
 
     def __init__(
         self,
-        dsn: str,
         *,
         store: EventStore,
         followers: FollowerQueries,
@@ -66,12 +63,14 @@ class HealthChecks:
         broker: Broker | None,
         hasher: PasswordHashing,
         metrics: Metrics,
+        broken: asyncio.Event,
     ) -> None:
         """
         Args:
             servers: the mail servers, None in a process that does not deliver.
             broker: None where mail is handed over inside the process.
             metrics: where `measure` writes what is not counted as it happens.
+            broken: set if something that this process does in the background has ended.
         """
         self.stopping = False
         self._store = store
@@ -81,7 +80,7 @@ class HealthChecks:
         self._broker = broker
         self._hasher = hasher
         self._metrics = metrics
-        self._connection = ReconnectingConnection(dsn, name="health", statement_timeout=PATIENCE)
+        self._broken = broken
         self._under_way: set[asyncio.Task[Any]] = set()
         self._look: asyncio.Task[bool] | None = None
         self._writable = False
@@ -91,7 +90,6 @@ class HealthChecks:
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
-        await self._connection.close()
 
     def stop(self) -> None:
         """Report "not ready" before the listeners close, so that no new requests are sent here."""
@@ -101,6 +99,8 @@ class HealthChecks:
         """Can this process take registrations? Mail that is away delays them, no more."""
         if self.stopping:
             return Report("down", {"database": "up", "reason": "stopping"})
+        if self._broken.is_set():
+            return Report("down", {"database": "up", "reason": "broken"})
         if not await self._can_append():
             return Report("down", {"database": "down"})
         broker = self._broker
@@ -194,7 +194,7 @@ class HealthChecks:
 
     async def _ask_database(self) -> bool:
         try:
-            await self._connection.execute_idempotent(take_locks_of_an_append)
+            await self._store.try_append()
         except _AWAY:
             self._writable = False
         else:

@@ -15,9 +15,11 @@ import structlog
 from application.ports import Conflict, Unavailable
 from domain.recorded import Position
 from infrastructure.event_store.parameters import Append, parameters_of
-from infrastructure.postgres.batching import Batcher
+from infrastructure.event_store.probe import take_locks_of_an_append
+from infrastructure.postgres.batching import BATCH_TIMEOUT, Batcher
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import AWAY, Connection, ReconnectingConnection
+from infrastructure.postgres.cutting import cut_after
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +78,19 @@ class Appender:
         """Record it atomically; returns the position of its last event. Raises what `application.ports.Log` says."""
         return await self._appends.do(append)
 
+    async def try_locks(self) -> None:
+        """Take the locks of an append, and commit.
+
+        Raises:
+            Unavailable, psycopg.Error: an append would fail, too.
+        """
+
+        async def take(connection: Connection) -> None:
+            with cut_after(BATCH_TIMEOUT, connection):
+                await take_locks_of_an_append(connection)
+
+        await self._connection.execute_idempotent(take)
+
     @property
     def waiting(self) -> int:
         """How many appends wait for the next batch."""
@@ -118,8 +133,12 @@ class Appender:
             parameters = parameters_of(batch_id, appends)
             try:
                 first, lost = await self._connection.execute(lambda connection: self._execute(connection, parameters))  # noqa: B023
-            except (psycopg.errors.LockNotAvailable, psycopg.errors.DiskFull) as error:
-                # These two can only be raised before the commit.
+            except (
+                psycopg.errors.LockNotAvailable,
+                psycopg.errors.DiskFull,
+                psycopg.errors.ReadOnlySqlTransaction,
+            ) as error:
+                # These can only be raised before the commit.
                 raise Unavailable("the log cannot be written now") from error
             except (psycopg.Error, ValueError, TypeError) as error:
                 # ValueError and TypeError come from encoding: nothing was sent, but the batch is resolved the same way.

@@ -11,8 +11,9 @@ from application.ports import A, Unavailable, UnexpectedAggregate
 from domain.recorded import Position
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import RecordedRow
-from infrastructure.postgres.batching import Batcher
+from infrastructure.postgres.batching import BATCH_TIMEOUT, Batcher
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
+from infrastructure.postgres.cutting import cut_after
 
 # The streams asked for, the claims, and the streams of the registrations that hold the claims now.
 _LOAD = """
@@ -99,6 +100,19 @@ class StreamLoader:
         """Finish the loads already accepted, then close the connection."""
         await self._loads.close()
         await self._connection.close()
+
+    async def touch(self) -> None:
+        """Use the connection, or make a new one.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+
+        async def ask(connection: Connection) -> None:
+            with cut_after(BATCH_TIMEOUT, connection):
+                await connection.execute("SELECT 1")
+
+        await self._connection.execute_idempotent(ask)
 
     async def load(self, *stream_ids: UUID, holders_of: Sequence[UUID] = ()) -> LoadedStreams:
         """See `application.ports.Log.load`."""

@@ -47,6 +47,17 @@ class RecordedRow(NamedTuple):
     trace: str | None
 
 
+class UnreadableLog(Exception):
+    """What was read is not the log as it was written: to go on would step over events."""
+
+
+def _readable(columns: Sequence[Any]) -> RecordedRow:
+    row = RecordedRow._make(columns)
+    if type(row.topic) is not str:  # bytes, in a session of another encoding: it would be no topic that anybody follows
+        raise UnreadableLog(f"the topic of event {row.position} is no text")
+    return row
+
+
 class ReadsLog(Protocol):
     """`LogReader`, or a `LogTail`, which saves a process from reading the same events several times."""
 
@@ -80,14 +91,20 @@ class LogReader:
         Args:
             limit: maximum number of events.
             topics: only events of these; the returned position skips the others, and advances by at most 4 * `limit`.
+
+        Raises:
+            UnreadableLog: events are missing, or cannot be told by their topics.
         """
         if topics is None:
-            rows = [RecordedRow._make(row) for row in await self._read(_READ, {"after": after, "upto": after + limit})]
-            return rows, rows[-1].position if rows else after
+            rows = [_readable(row) for row in await self._read(_READ, {"after": after, "upto": after + limit})]
+            seen = rows[-1].position if rows else after
+            if seen - after != len(rows):
+                raise UnreadableLog(f"positions are missing between {after} and {seen}")
+            return rows, seen
         upto = after + 4 * limit
         found = await self._read(_READ_TOPICS, {"after": after, "upto": upto, "limit": limit, "topics": list(topics)})
         self.end_seen = found[0][0]
-        rows = [RecordedRow._make(row[1:]) for row in found if row[1] is not None]
+        rows = [_readable(row[1:]) for row in found if row[1] is not None]
         seen = rows[-1].position if len(rows) == limit else min(self.end_seen, upto)
         return rows, max(after, seen)
 

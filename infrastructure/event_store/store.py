@@ -121,6 +121,16 @@ class EventStore:
         """Was the latest batch recorded, less than a second ago?"""
         return self._appender.accepts
 
+    async def try_append(self) -> None:
+        """Do what a registration does, on the very connections that it would use, and record nothing: load, and take
+        the locks of an append. Another connection could find a server that these have lost, or have yet to lose.
+
+        Raises:
+            Unavailable, psycopg.Error: an append would fail, too.
+        """
+        await self._loader.touch()
+        await self._appender.try_locks()
+
     # --- Reading ------------------------------------------------------------------------------
 
     async def load(self, *stream_ids: UUID, holders_of: Sequence[UUID] = ()) -> LoadedStreams:

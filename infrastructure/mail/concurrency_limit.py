@@ -1,7 +1,9 @@
 """How many calls may be in flight at once, when the other side says "too many" but not how many it takes.
 
-Additive increase, multiplicative decrease (AIMD), as TCP does it: "too many" halves the limit, calls that succeed while
-it is reached raise it one by one.
+As TCP does it: a slow start, in which each call that succeeds while the limit is reached raises it by one, so it doubles
+with each round; from the first "too many" on additive increase, multiplicative decrease (AIMD): "too many" halves the
+limit, and a number of successes raises it by one. Who knows how many calls work at that moment says so instead: then the
+limit is that many, and each attempt to raise it that fails makes the next one come later.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ RAISE_AFTER: Final = 20
 """Successes at the limit that raise it by one: a server that takes K gets one call too many in 10 K. From 1 to 32 takes
 620."""
 
+MOST_RAISE_AFTER: Final = 64 * RAISE_AFTER
+"""Maximum, where attempts to raise it fail: a server that takes ten connections in ten minutes refuses them all."""
+
 
 class ConcurrencyLimit:
     """Use it as a context manager around a call, and report how the call ended.
@@ -28,19 +33,24 @@ class ConcurrencyLimit:
     earlier one has been taken into account already, so many refusals at one moment count once.
 
     Args:
-        most: the initial limit, which is never exceeded.
+        most: the limit is never higher.
+        start: the initial limit.
         on_change: called with the limit, at first and whenever it changes. Must not raise.
     """
 
-    def __init__(self, most: int, *, on_change: Callable[[int], None] = lambda _: None) -> None:
-        self.limit = most
+    def __init__(
+        self, most: int, *, start: int | None = None, on_change: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self.limit = most if start is None else min(start, most)
         self.in_flight = 0
         self._most = most
         self._on_change = on_change
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._generation = 0
         self._successes = 0  # that count towards the next increase
-        on_change(most)
+        self._starting = True
+        self._raise_after = RAISE_AFTER
+        on_change(self.limit)
 
     @property
     def waiting(self) -> int:
@@ -70,16 +80,26 @@ class ConcurrencyLimit:
     def succeeded(self, generation: int) -> None:
         if self.limit < self._most and generation == self._generation and self.in_flight >= self.limit:
             self._successes += 1
-            if self._successes == RAISE_AFTER:
+            if self._starting or self._successes >= self._raise_after:
                 self._successes = 0
+                self._raise_after = max(RAISE_AFTER, self._raise_after // 2)
                 self._set_limit(self.limit + 1)
 
-    def refused(self, generation: int) -> None:
-        """Too many calls: halve the limit, but always allow one call at a time."""
+    def refused(self, generation: int, works: int | None = None) -> None:
+        """Too many calls: lower the limit, but always allow one call at a time.
+
+        Args:
+            works: how many calls work now, if that is known.
+        """
         if generation == self._generation and self.limit > 1:
             self._generation += 1
             self._successes = 0
-            self._set_limit(self.limit // 2)
+            self._starting = False
+            if works is None:
+                self._set_limit(self.limit // 2)
+            else:
+                self._raise_after = min(4 * self._raise_after, MOST_RAISE_AFTER)  # a raise halves it
+                self._set_limit(max(1, min(works, self.limit - 1)))
 
     def _set_limit(self, limit: int) -> None:
         self.limit = limit

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID, uuid4
@@ -55,6 +54,9 @@ class StoredSendClaims:
         self._held: dict[_Mail, datetime] = {}
         self._released: list[tuple[UUID, int, datetime]] = []
         self._releasing: asyncio.Task[None] | None = None
+        self._kept: set[_Mail] = set()
+        self._keeping: asyncio.Task[None] | None = None
+        self._extending = asyncio.Lock()  # held from the statement until its answer is noted
         self._claims: Batcher[_Mail, SendClaim | None] = Batcher(
             self._claim, name="send claims", max_batch=500, max_waiting=5000, pace=pace
         )
@@ -63,34 +65,23 @@ class StoredSendClaims:
         """See `application.ports.SendClaims`."""
         return await self._claims.do((registration_id, serial))
 
-    async def keep(self, registration_id: UUID, serial: int) -> None:
+    def keep(self, registration_id: UUID, serial: int) -> None:
         """See `application.ports.SendClaims`."""
-        mail = registration_id, serial
-        while (lease_until := self._held.get(mail)) is not None:
-            await asyncio.sleep(self._lease.total_seconds() / 3)
-            with suppress(Unavailable, psycopg.Error):  # tried again, as long as the lease lasts
-                extended = await self._connection.execute_idempotent(partial(self._extend, mail, lease_until))
-                if extended is None:
-                    return
-                self._held[mail] = extended
-
-    async def _extend(self, mail: _Mail, lease_until: datetime, connection: Connection) -> datetime | None:
-        cursor = await connection.execute(
-            "UPDATE send_claims SET lease_until = clock_timestamp() + %s"
-            " WHERE registration_id = %s AND serial = %s AND holder = %s AND lease_until >= %s"
-            " RETURNING lease_until",
-            (self._lease, *mail, self._holder, lease_until),
-        )
-        row = await cursor.fetchone()
-        return None if row is None else row[0]
+        self._kept.add((registration_id, serial))
+        if self._keeping is None or self._keeping.done():
+            self._keeping = asyncio.create_task(self._keep(), name="send claims kept")
 
     async def release(self, registration_id: UUID, serial: int) -> None:
         """Release a claim that we hold; if we acquired it again after its lease had ended, that is another claim."""
+        self._kept.discard((registration_id, serial))
         lease_until = self._held.pop((registration_id, serial), None)
         if lease_until is not None:
-            self._released.append((registration_id, serial, lease_until))
-            if self._releasing is None or self._releasing.done():
-                self._releasing = asyncio.create_task(self._release_overdue(), name="send claims releases")
+            self._release((registration_id, serial), lease_until)
+
+    def _release(self, mail: _Mail, lease_until: datetime) -> None:
+        self._released.append((*mail, lease_until))
+        if self._releasing is None or self._releasing.done():
+            self._releasing = asyncio.create_task(self._release_overdue(), name="send claims releases")
 
     async def close(self) -> None:
         """Make the pending releases now. Claims may still be made afterwards.
@@ -98,9 +89,10 @@ class StoredSendClaims:
         Raises:
             Unavailable: the database is away; the leases end by themselves.
         """
-        if self._releasing is not None:
-            self._releasing.cancel()
-            await asyncio.wait({self._releasing})  # the releases that it was making are pending again
+        async with self._extending:  # cut off, it would leave claims with ends that we do not know, so cannot release
+            self._kept.clear()
+            await _end(self._keeping)
+        await _end(self._releasing)  # the releases that it was making are pending again
         await self._claim([])
 
     async def forget_the_dead(self) -> None:
@@ -110,6 +102,47 @@ class StoredSendClaims:
             await connection.execute("DELETE FROM send_claims")
 
         await self._connection.execute_idempotent(delete)
+
+    async def _keep(self) -> None:
+        """Extend the leases of claims that are kept, all in one statement, for as long as there are any."""
+        while self._kept:
+            await asyncio.sleep(self._lease.total_seconds() / 3)
+            async with self._extending:
+                await self._extend_kept()
+
+    async def _extend_kept(self) -> None:
+        leases = [(*mail, self._held[mail]) for mail in self._kept if mail in self._held]
+        try:
+            extended = await self._connection.execute_idempotent(partial(self._extend, leases)) if leases else []
+        except (*AWAY, Unavailable):
+            return  # tried again, while the leases last
+        except psycopg.Error as error:
+            log.error(  # noqa: TRY400 - without a trace, which could contain parts of the statement
+                "mail.claims_not_kept",
+                error=type(error).__name__,
+                hint="may this process's role update send_claims? mails that take long may be sent twice",
+            )
+            return
+        for registration_id, serial, lease_until in extended:
+            if (registration_id, serial) in self._held:
+                self._held[registration_id, serial] = lease_until
+            else:  # released meanwhile, with its lease of before
+                self._release((registration_id, serial), lease_until)
+
+    async def _extend(
+        self, leases: Sequence[tuple[UUID, int, datetime]], connection: Connection
+    ) -> Sequence[tuple[UUID, int, datetime]]:
+        """Those that nobody else has taken since; a repeat extends them again."""
+        cursor = connection.cursor(binary=True)
+        await cursor.execute(
+            "UPDATE send_claims AS c SET lease_until = clock_timestamp() + %b"
+            " FROM unnest(%b::uuid[], %b::integer[], %b::timestamptz[]) AS w (registration_id, serial, lease_until)"
+            " WHERE c.registration_id = w.registration_id AND c.serial = w.serial"
+            " AND c.lease_until >= w.lease_until AND c.holder = %b"
+            " RETURNING c.registration_id, c.serial, c.lease_until",
+            (self._lease, *(list(column) for column in zip(*leases, strict=True)), self._holder),
+        )
+        return await cursor.fetchall()
 
     async def _release_overdue(self) -> None:
         """Release what has waited for a whole interval, until nothing is left to release.
@@ -174,3 +207,9 @@ class StoredSendClaims:
             self._held[registration_id, serial] = lease_until
             claims[registration_id, serial] = SendClaim(wrapped)
         return [claims.pop(mail, None) for mail in mails]  # of two requests for one mail the first one gets it
+
+
+async def _end(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.wait({task})

@@ -57,7 +57,8 @@ does not say so, is nothing yet."""
 _POLL = f"""
     SELECT name, state, greatest(0, extract(epoch FROM open_until - clock_timestamp()))::double precision,
            coalesce(probed_until > clock_timestamp(), false), extract(epoch FROM changed_at)::double precision,
-           {TROUBLE}, extract(epoch FROM believed_at)::double precision
+           {TROUBLE}, extract(epoch FROM believed_at)::double precision,
+           extract(epoch FROM clock_timestamp() - taken_at)::double precision
     FROM circuits LEFT JOIN mail_standings USING (name)
     WHERE named_at > clock_timestamp() - %(forgotten_after)s ORDER BY name
 """  # noqa: S608 - a constant
@@ -121,6 +122,7 @@ class SharedCircuit:
         changed_at: by the database's clock, in seconds since 1970; only used to tell changes apart.
         trouble: `REFUSING` or `DEFERRING` if the server takes none of our mails though it may be called.
         believed_at: when a refusal was last taken to be about one mail; only used to tell them apart.
+        taken_ago: seconds since it last took a mail of any worker's.
     """
 
     name: str
@@ -130,6 +132,7 @@ class SharedCircuit:
     changed_at: float
     trouble: str | None = None
     believed_at: float | None = None
+    taken_ago: float | None = None
 
     @property
     def shown(self) -> str:
@@ -321,6 +324,9 @@ class SharedCircuits:
         self._permits = min(max(1, 2 * self._permits), MAX_PROBE_PERMITS) if awaits_probe else 0
         self._permits_left = self._permits
         published = {one.name: one for one in self._seen}
+        for evidence in self._evidence:
+            if (one := published.get(evidence.provider)) is not None and one.taken_ago is not None:
+                evidence.taken_from_another(one.taken_ago)
         self._applying = True
         try:
             for circuit in self._own:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -17,6 +14,9 @@ from psycopg.rows import TupleRow
 
 from application.ports import Unavailable
 from infrastructure.postgres import binary_arrays
+from infrastructure.postgres.addresses import ReachedConnection
+from infrastructure.postgres.cutting import cut_after
+from infrastructure.postgres.session import Terms, UnfitSession, check_pooling
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[TupleRow]
@@ -34,13 +34,9 @@ AWAY = (
 )
 """The database is away or cannot do it for now; any other `psycopg.Error` lies in the statement."""
 
-CONNECT_TIMEOUT = timedelta(seconds=2)
-"""A database that does not respond for that long counts as away; libpq's minimum is 2 s."""
-
-READ_AS = {"DateStyle": "ISO", "IntervalStyle": "postgres", "TimeZone": "UTC"}
-"""The form in which values are sent to us as text. The driver reads times and intervals in no other one: it raises
-`NotImplementedError`, which is no `psycopg.Error`. (Either form of `bytea_output` is read, and no text of a statement
-depends on `standard_conforming_strings`.)"""
+_READ_ONLY = psycopg.errors.ReadOnlySqlTransaction
+"""Ends a session, too. It may have inherited that, and keep it though the server takes writes by now; and the primary
+may be elsewhere."""
 
 GRACE = timedelta(seconds=1)
 """How long a server may take to report that it has cancelled a statement, before we cut the connection."""
@@ -82,6 +78,7 @@ class ReconnectingConnection:
         self._read_only = read_only
         self._connection: Connection | None = None
         self._refuse_until = 0.0
+        self._told = ""  # why a session could not be had, since the last one that could
         self._busy = asyncio.Lock()
 
     async def execute(self, use: Callable[[Connection], Awaitable[T]]) -> T:
@@ -96,8 +93,8 @@ class ReconnectingConnection:
             try:
                 with cut_after(self._statement_timeout + GRACE, connection):
                     return await use(connection)
-            except BaseException:
-                if connection.closed or not _is_at_rest(connection):
+            except BaseException as error:
+                if connection.closed or not _is_at_rest(connection) or isinstance(error, _READ_ONLY):
                     await self._drop()
                 raise
 
@@ -136,10 +133,16 @@ class ReconnectingConnection:
                 lock_timeout=self._lock_timeout,
                 read_only=self._read_only,
             )
-        except (psycopg.Error, OSError, TimeoutError) as error:
-            self._refuse_until = asyncio.get_running_loop().time() + FAIL_FAST.total_seconds()
-            raise Unavailable("the database is away") from error
-        self._connection = connection
+        except (psycopg.Error, OSError) as error:
+            unfit = isinstance(error, UnfitSession)
+            failed_at = asyncio.get_running_loop().time()
+            if not unfit or failed_at - now > FAIL_FAST.total_seconds():  # one that says no at once may be asked again
+                self._refuse_until = failed_at + FAIL_FAST.total_seconds()
+            if unfit and str(error) != self._told:
+                log.error("database.unfit", session=self._name, hint=str(error))  # noqa: TRY400 - says it all
+                self._told = str(error)
+            raise Unavailable(str(error) if unfit else "the database is away") from error
+        self._connection, self._told = connection, ""
         return connection
 
     async def _drop(self) -> None:
@@ -156,83 +159,56 @@ async def connect(
     lock_timeout: timedelta = timedelta(seconds=1),
     read_only: bool = False,
 ) -> Connection:
-    """A connection as `session` describes it, with a limit for transactions.
+    """A session for one task, with a limit for transactions.
 
     Raises:
-        psycopg.Error, OSError, TimeoutError: the database is away.
+        UnfitSession: it cannot have what our sessions rest on; a line that says what to do.
+        psycopg.Error, OSError: the database is away.
     """
-    try:
-        async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds() + 1):
-            connection = await psycopg.AsyncConnection.connect(
-                dsn,
-                **session(
-                    name=name, statement_timeout=statement_timeout, lock_timeout=lock_timeout, read_only=read_only
-                ),
-            )
-            try:
-                await overrule_environment(connection)
-                if connection.info.server_version >= 170000:
-                    await _limit_transactions(connection, TRANSACTION_STATEMENTS * statement_timeout)
-            except BaseException:
-                await connection.close()  # nobody else knows of it yet
-                raise
-    except (psycopg.Error, TimeoutError) as error:
-        # The frames of a connect that got no answer hold its socket, and the error holds the frames: through an outage
-        # they would pile up until the garbage collector looks, which it seldom does in a service.
-        traceback.clear_frames(error.__traceback__)
-        raise
+    terms = Terms(
+        "look" if read_only else "write",
+        statement_timeout,
+        lock_timeout,
+        # To the server, a client that stops between two messages of a pipeline neither runs a statement nor is idle: no
+        # other timeout ever ends such a session, with the locks that it holds (measured on 18.4).
+        transaction_timeout=TRANSACTION_STATEMENTS * statement_timeout,
+    )
+    connection = await ReachedConnection.connect(dsn, terms=terms, **parameters(name))
     binary_arrays.register(connection)
     return connection
 
 
-async def _limit_transactions(connection: Connection, most: timedelta) -> None:
-    """Let the server end the session if a transaction takes longer.
+async def connect_first(dsn: str, *, name: str, statement_timeout: timedelta, read_only: bool = False) -> Connection:
+    """`connect` for the first session of a process, which also looks whether a session is ours for as long as we keep it.
 
-    To the server, a client that stops between two messages of a pipeline neither runs a statement nor is idle: no other
-    timeout ever ends such a session, with the locks that it holds (measured on 18.4).
+    Raises:
+        UnfitSession: it is not; or see `connect`.
+        psycopg.Error, OSError: the database is away.
     """
-    await connection.execute("SELECT set_config('transaction_timeout', %s, false)", (str(_milliseconds(most)),))
+    connection = await connect(dsn, name=name, statement_timeout=statement_timeout, read_only=read_only)
+    try:
+        other = await connect(dsn, name=name, statement_timeout=statement_timeout, read_only=read_only)
+        async with closing(other):
+            await check_pooling(connection, other)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
 
 
-async def overrule_environment(connection: Connection) -> None:
-    """Have values sent as we read them although PGDATESTYLE or PGTZ is set.
+def parameters(name: str) -> dict[str, Any]:
+    """How every connection of this service is made: what libpq takes beside the address.
 
-    libpq sends these two beside `options`, and with the server they win. What it reports of itself at the connect
-    shows whether they are set, so no one else pays for a round trip.
+    No `options`: PgBouncer refuses or drops them, and the URL may have some. See `infrastructure.postgres.session`.
     """
-    for name, value in READ_AS.items():
-        reported = connection.info.parameter_status(name)
-        if reported is not None and reported.partition(",")[0] != value:  # "ISO, DMY"
-            await connection.execute("SELECT set_config(%s, %s, false)", (name, value))
-
-
-def session(
-    *,
-    name: str,
-    statement_timeout: timedelta,
-    lock_timeout: timedelta = timedelta(seconds=1),
-    read_only: bool = False,
-) -> dict[str, Any]:
-    """How every session of this service is opened: what `psycopg.AsyncConnection.connect` takes beside the address.
-
-    Our tables are those in `public`, whatever the role's own search_path begins with. Nor does it matter in which form
-    the role, the database or the environment (but for `overrule_environment`) want values to be sent. Text is UTF8; with
-    SQL_ASCII it would be `bytes`. Floats have all their digits: a circuit's time is compared with what was read of it.
-    """
-    read_as = "".join(f" -c {name}={value}" for name, value in READ_AS.items())
     return {
         "autocommit": True,
-        "connect_timeout": int(CONNECT_TIMEOUT.total_seconds()),
         "application_name": f"registrar {name}",
         "client_encoding": "UTF8",
         "tcp_user_timeout": 5000,
         "keepalives_idle": 5,
         "keepalives_interval": 2,
         "keepalives_count": 3,
-        "options": f"-c statement_timeout={_milliseconds(statement_timeout)}"
-        f" -c lock_timeout={_milliseconds(lock_timeout)}"
-        f" -c idle_in_transaction_session_timeout=5000 -c search_path=public -c extra_float_digits=1{read_as}"
-        + (" -c default_transaction_read_only=on" if read_only else ""),
     }
 
 
@@ -268,29 +244,8 @@ async def pipeline(connection: Connection) -> AsyncIterator[None]:
         raise
 
 
-@contextmanager
-def cut_after(patience: timedelta, connection: Connection) -> Iterator[None]:
-    """Cut the connection at the socket if the block takes longer: it then fails, instead of hanging."""
-    alarm = asyncio.get_running_loop().call_later(patience.total_seconds(), _cut, connection)
-    try:
-        yield
-    finally:
-        alarm.cancel()
-
-
 def _is_at_rest(connection: Connection) -> bool:
     """Is it as before the first statement? If a task was cancelled on entering a pipeline, the connection stays in it:
     later statements would succeed and never be committed (findings/psycopg-cancelled-under-load.sh)."""
     info, pq = connection.info, psycopg.pq
     return (info.transaction_status, info.pipeline_status) == (pq.TransactionStatus.IDLE, pq.PipelineStatus.OFF)
-
-
-def _milliseconds(duration: timedelta) -> int:
-    return int(duration.total_seconds() * 1000)
-
-
-def _cut(connection: Connection) -> None:
-    log.warning("database.no_answer", hint="the connection is cut; look at the database server")
-    # A duplicate, so that closing it leaves libpq's own descriptor alone.
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.pgconn.socket)) as line:
-        line.shutdown(socket.SHUT_RDWR)

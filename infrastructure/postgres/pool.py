@@ -10,12 +10,15 @@ from typing import TypeVar
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from application.ports import Unavailable
-from infrastructure.postgres.connection import AWAY, GRACE, Connection, cut_after, overrule_environment, session
+from infrastructure.postgres.addresses import ReachedConnection
+from infrastructure.postgres.connection import AWAY, GRACE, Connection, parameters
+from infrastructure.postgres.cutting import cut_after
+from infrastructure.postgres.session import Terms
 
 T = TypeVar("T")
 
 
-class QueryPool(AsyncConnectionPool[Connection]):
+class QueryPool(AsyncConnectionPool[ReachedConnection]):
     """Up to eight autocommit connections, opened on demand once the pool is open."""
 
     def __init__(
@@ -34,8 +37,8 @@ class QueryPool(AsyncConnectionPool[Connection]):
             timeout=2.0,
             reconnect_timeout=0,
             open=False,
-            configure=overrule_environment,
-            kwargs=session(name="queries", statement_timeout=statement_timeout, read_only=read_only),
+            connection_class=ReachedConnection,
+            kwargs={"terms": Terms("look" if read_only else "read", statement_timeout), **parameters("queries")},
         )
         longest = statement_timeout + GRACE
         self._patience = longest if patience is None else min(longest, patience)

@@ -7,6 +7,7 @@ previous release no longer uses; and a release that finds the scripts of a later
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +18,9 @@ import psycopg
 import structlog
 from psycopg import sql
 
+from infrastructure.postgres.addresses import first_line
 from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.cutting import cut_after
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +28,7 @@ PUBLIC = "public"
 
 LOCK_TIMEOUT = timedelta(milliseconds=500)
 """How long a script waits for a lock. Other statements on the same table queue behind it, and give up after a
-second (`connection.session`)."""
+second (`session.Terms`)."""
 
 RETRY_PAUSE = timedelta(seconds=1)
 """Between two attempts at a script: the statements that queued behind it go first."""
@@ -46,12 +49,27 @@ RECORDS_OF_0_1_0 = {
 can work with a database created by this release. Kept for one release."""
 
 
+OLDEST_SERVER = 140000
+"""PostgreSQL 14, the first with CREATE OR REPLACE TRIGGER, which our schema uses."""
+
+CONFIRM_WITHIN = timedelta(seconds=10)
+"""How long the first commit of ours may take. No timeout of the server's ends the wait for a synchronous standby."""
+
+_IN_UTF8 = "make one in UTF8 (CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8') for Registrar."
+_LOG = {"events", "head", "blocks"}
+_TABLE_OF_PUBLIC = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?public\.(\w+)")
+
+
 class WrongSchema(Exception):
     """The schema is not the one that this release works with; the message is one line that says what to do."""
 
 
 class Outdated(WrongSchema):
     """Scripts of this release have not been run yet; starting its service runs them."""
+
+
+class NothingThere(Outdated):
+    """None of our scripts has been run here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +105,48 @@ def numbered(owner: str, texts: Iterable[str], *, schema: str = PUBLIC) -> tuple
     return tuple(Script(owner, number, text, schema=schema) for number, text in enumerate(texts, start=1))
 
 
-def check_encoding(connection: Connection) -> None:
+def check_server(connection: Connection) -> None:
     """
     Raises:
-        WrongSchema: the database takes any bytes for text: it cannot turn what we write into JSON, nor tell its letters.
+        WrongSchema: the server is too old; or the database takes any bytes for text: it cannot turn what we write into
+            JSON, nor tell its letters.
     """
-    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+    if connection.info.server_version < OLDEST_SERVER:
         raise WrongSchema(
-            "This database is in SQL_ASCII, which knows no letters beyond ASCII; "
-            "make one in UTF8 (CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8') for Registrar."
+            f"This server is PostgreSQL {connection.info.server_version // 10000}; Registrar needs 14 or newer."
         )
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        raise WrongSchema(f"This database is in SQL_ASCII, which knows no letters beyond ASCII; {_IN_UTF8}")
+
+
+async def check_ground(connection: Connection, scripts: Sequence[Script]) -> None:
+    """For a database in which none of our scripts has been run.
+
+    Raises:
+        WrongSchema: it is not in UTF8, and so would lack letters some day; there is a log in another schema than the one that we look in, which a second, empty one would hide;
+            or something that we have not made has the name of a table of ours.
+    """
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise WrongSchema(f"This database is in {encoding}, which does not know all letters; {_IN_UTF8}")
+    names = sorted({name for script in scripts for name in _TABLE_OF_PUBLIC.findall(script.text)})
+    cursor = await connection.execute(
+        "SELECT n.nspname::text, array_agg(c.relname::text ORDER BY c.relname)"
+        " FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+        " WHERE c.relkind = ANY ('{r,p,v,m,f}') AND n.nspname !~ '^pg_' AND c.relname = ANY (%s) GROUP BY 1",
+        (names,),
+    )
+    for where, found in await cursor.fetchall():
+        if where == PUBLIC:
+            raise WrongSchema(
+                f"public.{found[0]} is in this database, and Registrar has not made it; "
+                "give Registrar a database of its own (CREATE DATABASE)."
+            )
+        if set(found) >= _LOG:
+            raise WrongSchema(
+                f'A log of Registrar is in the schema "{where}" of this database, where this release does not look: '
+                "move all that is Registrar's to public (ALTER TABLE … SET SCHEMA public), or use another database."
+            )
 
 
 async def check(connection: Connection, scripts: Sequence[Script]) -> None:
@@ -105,13 +155,14 @@ async def check(connection: Connection, scripts: Sequence[Script]) -> None:
     Raises:
         Outdated: some scripts have not been run.
         WrongSchema: a later release has changed the database, and this one cannot work with it; or the database is in
-            SQL_ASCII.
+            SQL_ASCII; or what is there is not ours.
     """
-    check_encoding(connection)
+    check_server(connection)
     recorded = await _recorded(connection)
     missing = _missing(recorded, scripts)
     if missing and not recorded:
-        raise Outdated(
+        await check_ground(connection, scripts)
+        raise NothingThere(
             "This database does not contain Registrar's tables; start the service first (`registrar up`, or `serve`)."
         )
     if missing:
@@ -129,19 +180,22 @@ async def bring_up_to_date(connection: Connection, scripts: Sequence[Script]) ->
 
     Raises:
         WrongSchema: a later release has changed the database, and this one cannot work with it; others hold a lock for
-            `MAX_LOCK_WAIT`; this role may not create tables; or the database is in SQL_ASCII.
+            `MAX_LOCK_WAIT`; this role may not create tables; the database is in SQL_ASCII; or what is there is not ours.
     """
-    check_encoding(connection)
-    missing = _missing(await _recorded(connection), scripts)
+    check_server(connection)
+    recorded = await _recorded(connection)
+    missing = _missing(recorded, scripts)
+    if missing and not recorded:
+        await check_ground(connection, scripts)
     if missing:
-        await _retry_while_locked("schema_scripts", partial(_create_records, connection))
+        await _retry_while_locked(connection, "schema_scripts", partial(_create_records, connection))
     for script in missing:
-        await _retry_while_locked(script.name, partial(_run_once, connection, script))
+        await _retry_while_locked(connection, script.name, partial(_run_once, connection, script))
     if missing:  # also check what others have run meanwhile
         _missing(await _recorded(connection), scripts)
 
 
-async def _retry_while_locked(name: str, run: Callable[[], Awaitable[None]]) -> None:
+async def _retry_while_locked(connection: Connection, name: str, run: Callable[[], Awaitable[None]]) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + MAX_LOCK_WAIT.total_seconds()
     warned = False
@@ -155,15 +209,8 @@ async def _retry_while_locked(name: str, run: Callable[[], Awaitable[None]]) -> 
                     f"The script {name} waits for a lock that others hold; "
                     "look for a long transaction in pg_stat_activity, then start again."
                 ) from None
-        except psycopg.errors.InsufficientPrivilege:
-            raise WrongSchema(
-                f"This role may not run the script {name}; first start a process whose role owns Registrar's tables."
-            ) from None
-        except psycopg.errors.ReadOnlySqlTransaction:
-            raise WrongSchema(
-                f"The database is read-only, and the script {name} has not been run yet; "
-                "point REGISTRAR_DATABASE_URL at the primary."
-            ) from None
+        except (psycopg.OperationalError, psycopg.ProgrammingError, psycopg.errors.ReadOnlySqlTransaction) as error:
+            raise _obstacle(connection, name, error) from None
         if not warned:
             log.warning(
                 "schema.waits", script=name, hint="it needs a lock; is there a long transaction in pg_stat_activity?"
@@ -172,9 +219,40 @@ async def _retry_while_locked(name: str, run: Callable[[], Awaitable[None]]) -> 
         await asyncio.sleep(RETRY_PAUSE.total_seconds())
 
 
+def _obstacle(connection: Connection, name: str, error: psycopg.Error) -> Exception:
+    """What is in the way of a script, in one line; any other error as it is."""
+    match error:
+        case psycopg.errors.InsufficientPrivilege():
+            return WrongSchema(
+                f"This role may not run the script {name}; first start a process whose role owns Registrar's tables, "
+                "or let this one make them (GRANT CREATE ON DATABASE … and ON SCHEMA public)."
+            )
+        case psycopg.errors.ReadOnlySqlTransaction():
+            return WrongSchema(
+                f"The database is read-only, and the script {name} has not been run yet; "
+                "point REGISTRAR_DATABASE_URL at the primary."
+            )
+        case psycopg.ProgrammingError():
+            return WrongSchema(
+                f"The script {name} does not fit what is in this database ({first_line(error)}); "
+                "give Registrar a database of its own (CREATE DATABASE), or restore what was changed."
+            )
+        case _ if connection.closed:
+            return WrongSchema(
+                f"The script {name} gets no answer ({type(error).__name__}); does the server wait for a synchronous "
+                "standby that is away (synchronous_standby_names)?"
+            )
+    return error
+
+
 async def _create_records(connection: Connection) -> None:
     """Create the table of what has been run. Not part of a script: processes that start meanwhile read it, however
     long a script takes."""
+    with cut_after(CONFIRM_WITHIN, connection):
+        await _create_records_in_time(connection)
+
+
+async def _create_records_in_time(connection: Connection) -> None:
     async with connection.transaction():
         await _lock_schema(connection)
         cursor = await connection.execute(
@@ -238,6 +316,16 @@ async def _recorded(connection: Connection) -> Mapping[str, _Run]:
     row = await (await connection.execute("SELECT to_regclass('public.schema_scripts') IS NULL")).fetchone()
     if row is None or row[0]:
         return {}
+    try:
+        return await _runs(connection)
+    except psycopg.errors.UndefinedColumn:
+        raise WrongSchema(
+            "public.schema_scripts is in this database, and Registrar has not made it; "
+            "give Registrar a database of its own (CREATE DATABASE)."
+        ) from None
+
+
+async def _runs(connection: Connection) -> Mapping[str, _Run]:
     # (As JSON: in a database of release 0.1.0 the column is not there yet.)
     cursor = await connection.execute(
         "SELECT s.name, s.digest, (to_jsonb(s) ->> 'needs')::integer FROM public.schema_scripts AS s"

@@ -12,6 +12,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused
 
+from infrastructure.rabbitmq.addresses import ReachedConnection
 from infrastructure.rabbitmq.session import CONNECT_TIMEOUT, Session, telling_refusals
 from infrastructure.rabbitmq.topology import EXCHANGES, Topology, TopologyMismatch, queue_counts
 
@@ -38,7 +39,7 @@ async def counts_of(url: str) -> dict[str, dict[str, int]]:
     """See `queue_counts`; on a connection of its own."""
     with telling_refusals():
         async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
-            connection = await connect(url)
+            connection = await connect(url, connection_class=ReachedConnection)
     async with connection:
         return await queue_counts(connection)
 
@@ -55,7 +56,7 @@ async def compare(url: str, topology: Topology) -> bool:
     """
     with telling_refusals():
         async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
-            connection = await connect(url)
+            connection = await connect(url, connection_class=ReachedConnection)
     refused: list[str] = []
     async with connection, asyncio.timeout(2 * CONNECT_TIMEOUT.total_seconds()):
         for exchange in EXCHANGES:

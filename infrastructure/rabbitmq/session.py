@@ -30,6 +30,7 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitQueue
 from pamqp.commands import Connection
 from yarl import URL
 
+from infrastructure.rabbitmq.addresses import ReachedRobustConnection
 from infrastructure.rabbitmq.consumer import Consumer
 from infrastructure.rabbitmq.topology import (
     APP_ID,
@@ -118,6 +119,8 @@ class Session:
             apply_types=False,
             logger=None,
         )
+        # What FastStream hands to aio-pika, which takes it; FastStream itself does not (tests/integration/test_broker.py).
+        self.broker._connection_kwargs["connection_class"] = ReachedRobustConnection
         self._connection: RobustConnection | None = None
         self._own_queue = ""
 

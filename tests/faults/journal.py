@@ -44,6 +44,7 @@ class Operation:
         registration_id: the one asked about, or of a registration the one answered.
         body: fingerprint of the body, None if there was none.
         code: the code offered.
+        waits: does it ask for a position that the read model may not have reached yet?
         timeout: seconds within which the service owes an answer.
         outcome: "invoked" while it is under way.
         problem: error code of a problem, or the class of the error in place of an answer.
@@ -59,6 +60,7 @@ class Operation:
     body: str | None = None
     code: str | None = field(default=None, repr=False)
     registration_id: UUID | None = None
+    waits: bool = False
     outcome: Outcome = "invoked"
     ended: datetime | None = None
     took: float = 0.0
@@ -137,7 +139,7 @@ class Client:
         return await self._do(operation, "POST", "", body, {"Idempotency-Key": key} if key is not None else {})
 
     async def look(self, registration_id: UUID, **query: int) -> Operation:
-        operation = self._operation("look", None, registration_id=registration_id)
+        operation = self._operation("look", None, registration_id=registration_id, waits="min_position" in query)
         return await self._do(operation, "GET", f"/{registration_id}", None, {}, query)
 
     async def verify(self, registration_id: UUID, code: str) -> Operation:

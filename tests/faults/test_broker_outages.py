@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from infrastructure.mail.smtp.pool import FIRST_CONNECTIONS
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.rabbitmq.inspection import connected
 from infrastructure.rabbitmq.topology import FAILED_QUEUE, MAIL_QUEUE, Topology
@@ -129,19 +130,21 @@ async def test_mails_that_a_worker_has_in_hand_when_the_broker_is_killed_are_see
     async with scene.within(follows=True, works=True, send_timeout="60") as service:
         await until_up(service)
         scene.sink.at("eod", "wait")
-        registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(9)]
-        await eventually(lambda: len(scene.sink.mails) == 9)
+        registered = [
+            await scene.accepted(client, f"person-{number}@example.com") for number in range(FIRST_CONNECTIONS)
+        ]
+        await eventually(lambda: len(scene.sink.mails) == FIRST_CONNECTIONS)
         with scene.faults.during("broker killed", "broker"):
             await asyncio.to_thread(killable_rabbit.kill)
             await until_lost(service)
             scene.sink.go_on.set()
-            await until_recorded(scene.fleet.dsn, "registration.email_dispatched", 9)
+            await until_recorded(scene.fleet.dsn, "registration.email_dispatched", FIRST_CONNECTIONS)
             await asyncio.to_thread(killable_rabbit.start)
 
         await until_up(service)
         await until_empty(url_of(scene))
         await scene.prove(client, *registered)
-        assert scene.copies == {f"person-{number}@example.com".encode(): 1 for number in range(9)}
+        assert scene.copies == {f"person-{number}@example.com".encode(): 1 for number in range(FIRST_CONNECTIONS)}
         await scene.must_hold()
 
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from infrastructure.mail.smtp.pool import CONNECTIONS
+from infrastructure.mail.smtp.pool import FIRST_CONNECTIONS
 from infrastructure.rabbitmq.mail_worker import PREFETCH
 from infrastructure.rabbitmq.topology import MAIL_QUEUE
 from tests.faults.scene import Scene
@@ -29,9 +29,9 @@ async def test_a_worker_that_is_told_to_stop_finishes_what_it_has_in_hand_and_co
         # given: a worker whose hands are full of mails for which the server's reply is still on its way, and more
         proxy.hold(TO_CLIENT)
         registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(PREFETCH + more)]
-        await eventually(lambda: proxy.effects[f"hold {TO_CLIENT}"] == CONNECTIONS)
+        await eventually(lambda: proxy.effects[f"hold {TO_CLIENT}"] == FIRST_CONNECTIONS)
 
-        assert len(scene.sink.sessions) == CONNECTIONS
+        assert len(scene.sink.sessions) == FIRST_CONNECTIONS
 
         def consuming() -> int:
             """By the worker's channel: the queue counts a consumer until its last message is acknowledged."""

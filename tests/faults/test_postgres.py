@@ -26,7 +26,7 @@ from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.postgres.connection import connect, session
+from infrastructure.postgres.connection import closing, connect
 from tests.faults.crowd import LANES, Crowd, check_log, id_of, registered
 from tests.faults.database import (
     ANSWER_LOST,
@@ -427,17 +427,21 @@ async def test_a_process_stopped_in_the_middle_of_a_pipeline_does_not_hold_the_l
 
 @pytest.mark.fault("B12", "B13")
 async def test_every_session_of_the_service_has_its_timeouts_wherever_the_server_is(dsn: str) -> None:
-    limits = "SELECT name, setting FROM pg_settings WHERE source = 'client' AND name LIKE '%\\_timeout' ORDER BY name"
+    limits = (
+        "SELECT name, setting FROM pg_settings WHERE name IN ('statement_timeout', 'lock_timeout',"
+        " 'idle_in_transaction_session_timeout', 'idle_session_timeout') ORDER BY name"
+    )
     async with open_api(dsn, follows=False, **SHORT) as api:
         async with api.service.pool.connection() as connection:
             pooled: dict[str, str] = dict(await (await connection.execute(limits)).fetchall())
-        async with await psycopg.AsyncConnection.connect(
-            dsn, **session(name="test", statement_timeout=api.service.settings.statement_timeout)
-        ) as connection:
-            own = dict(await (await connection.execute(limits)).fetchall())
+        timeout = api.service.settings.statement_timeout
+        line = await connect(dsn, name="test", statement_timeout=timeout)
+        async with closing(line):
+            own: dict[str, str] = dict(await (await line.execute(limits)).fetchall())
     assert pooled == own
     assert own == {
         "idle_in_transaction_session_timeout": "5000",
+        "idle_session_timeout": "0",
         "lock_timeout": "1000",
         "statement_timeout": "1000",
     }

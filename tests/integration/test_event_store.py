@@ -415,7 +415,8 @@ async def test_the_hash_chain_shows_any_change(store: EventStore, dsn: str, posi
     ]
     async with await psycopg.AsyncConnection.connect(dsn) as connection:
         for change in changes:
-            await connection.execute("SET LOCAL session_replication_role = replica")  # a superuser passes triggers
+            await connection.execute("ALTER TABLE events DISABLE TRIGGER USER")  # an owner passes triggers
+            await connection.execute("ALTER TABLE blocks DISABLE TRIGGER USER")
             cursor = await connection.execute(change.encode(), (position,))
             assert cursor.rowcount >= 1, change
             assert await broken_blocks(connection), change

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -11,6 +12,7 @@ import httpx
 import psycopg
 import pytest
 
+from entrypoints.bootstrap import background
 from infrastructure.rabbitmq.inspection import connected
 from infrastructure.rabbitmq.topology import Topology
 from infrastructure.telemetry.metrics import Metrics
@@ -141,7 +143,7 @@ async def test_a_database_that_takes_no_writes_is_down(api: Api, dsn: str) -> No
         connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'.encode())
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = %s AND application_name = 'registrar health'",
+            " WHERE datname = %s AND application_name = 'registrar append'",
             (name,),
         )
 
@@ -235,3 +237,24 @@ async def test_a_service_that_could_not_append_just_now_is_not_ready(api: Api, d
 
     await eventually(accepts)
     assert (await health(api))["ready"][0] == 200
+
+
+async def test_a_background_work_that_ends_is_an_error_line_and_not_ready(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, log: io.StringIO
+) -> None:
+    async def dies(_: object) -> None:
+        raise NotImplementedError("no such DateStyle")
+
+    monkeypatch.setattr(background, "_keep_time", dies)
+    async with open_api(dsn, follows=False) as api:
+
+        async def told() -> bool:
+            answer = await api.http.get("/health/ready")
+            return (answer.status_code, answer.json().get("reason")) == (503, "broken")
+
+        await eventually(told)
+        assert (await api.http.get("/health/live")).status_code == 200
+
+    (line,) = [line for line in log.getvalue().splitlines() if "background.failed" in line]
+    assert '"work": "clock"' in line
+    assert "NotImplementedError" in line

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from structlog.testing import capture_logs
 
 from infrastructure.mail.send_claims import StoredSendClaims
-from infrastructure.postgres.connection import ReconnectingConnection
+from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from tests.support.facts import REGISTRATION, eventually
 from tests.support.log import by_way_of, proxy_to, query
 
@@ -134,11 +135,11 @@ async def test_a_dead_workers_claim_ends_with_its_lease(
 async def test_a_claim_that_is_kept_outlasts_its_lease_until_it_is_given_back(
     connection: ReconnectingConnection, other_connection: ReconnectingConnection, dsn: str
 ) -> None:
-    lease = timedelta(seconds=2)
+    lease = timedelta(seconds=5)
     one, other = StoredSendClaims(connection, lease=lease), StoredSendClaims(other_connection, lease=LEASE)
     assert await one.acquire(REGISTRATION, 1)
     [(first,)] = await query(dsn, "SELECT lease_until FROM send_claims")
-    keeping = asyncio.create_task(one.keep(REGISTRATION, 1))
+    one.keep(REGISTRATION, 1)
 
     async def outlasts_it() -> bool:
         [(until, now)] = await query(dsn, "SELECT lease_until, clock_timestamp() FROM send_claims")
@@ -147,10 +148,36 @@ async def test_a_claim_that_is_kept_outlasts_its_lease_until_it_is_given_back(
     await eventually(outlasts_it)
     assert await other.acquire(REGISTRATION, 1) is None
 
-    keeping.cancel()
-    await asyncio.wait({keeping})
     await one.release(REGISTRATION, 1)
     await one.close()
+    assert await other.acquire(REGISTRATION, 1)
+
+
+async def test_a_claim_whose_extension_is_under_way_when_the_worker_ends_is_given_back(
+    connection: ReconnectingConnection, other_connection: ReconnectingConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (
+        StoredSendClaims(connection, lease=timedelta(seconds=1)),
+        StoredSendClaims(other_connection, lease=LEASE),
+    )
+    assert await one.acquire(REGISTRATION, 1)
+
+    extended, noted = asyncio.Event(), asyncio.Event()
+    execute = connection.execute_idempotent
+
+    async def answer_late(use: Callable[[Connection], Awaitable[Any]]) -> Any:
+        answer = await execute(use)
+        extended.set()
+        await noted.wait()
+        return answer
+
+    monkeypatch.setattr(connection, "execute_idempotent", answer_late)
+    one.keep(REGISTRATION, 1)
+    await extended.wait()
+    await one.release(REGISTRATION, 1)
+    closing = asyncio.create_task(one.close())
+    asyncio.get_running_loop().call_soon(noted.set)
+    await closing
     assert await other.acquire(REGISTRATION, 1)
 
 
@@ -165,7 +192,13 @@ async def test_a_claim_that_was_lost_is_not_kept(
         return await other.acquire(REGISTRATION, 1) is not None
 
     await eventually(taken)
-    await one.keep(REGISTRATION, 1)
+    one.keep(REGISTRATION, 1)
+    keeping = one._keeping
+    assert keeping is not None
+    extended = await one._extend([(REGISTRATION, 1, one._held[REGISTRATION, 1])], await connection._connected())
+    assert extended == []
+    await one.release(REGISTRATION, 1)
+    await asyncio.wait({keeping})  # nothing is left to keep
     assert await query(dsn, "SELECT lease_until > clock_timestamp() + interval '1 s' FROM send_claims") == [(True,)]
 
 

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from entrypoints.bootstrap.database import SCHEMA
 from infrastructure.event_store.codec import EventCodec
@@ -171,6 +171,10 @@ GET_A_COLUMN = ("public.alerts", "read_deadlines.deadlines", "read_mail.mails")
 """Tables of release 0.1.0 that cannot be changed beside a transaction that uses them; only followers write there."""
 
 
+GET_A_GUARD = ("public.blocks", "public.events")
+"""Their triggers are made to fire always, once, for which PostgreSQL knows no weaker lock. Appends take milliseconds."""
+
+
 async def in_use(dsn: str) -> str:
     """Locks what transactions of the release before have locked at one time or another: the end of the log, and every
     other table for writing. What a script does beside that keeps nobody waiting either."""
@@ -179,7 +183,7 @@ async def in_use(dsn: str) -> str:
         "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
         " WHERE schemaname = 'public' OR schemaname LIKE 'read%'",
     )
-    used = {name for (name,) in tables} - set(GET_A_COLUMN) - {"public.schema_scripts"}
+    used = {name for (name,) in tables} - set(GET_A_COLUMN) - set(GET_A_GUARD) - {"public.schema_scripts"}
     return f"LOCK TABLE {', '.join(sorted(used))} IN ROW EXCLUSIVE MODE; UPDATE head SET hash = hash"
 
 
@@ -250,6 +254,67 @@ async def test_the_old_mails_are_settled_however_long_it_takes(former: str) -> N
     assert limited is not None
     assert unlimited == tuple(None if limit is None else "0" for limit in limited)
     assert "0" not in limited
+
+
+async def test_nothing_recorded_can_be_changed_even_by_a_session_in_which_triggers_do_not_fire(former: str) -> None:
+    await append_as_former(former)
+    recorded = await log_of(former)
+    await start(former)
+    for change in ("UPDATE events SET actor = ''", "DELETE FROM blocks", "TRUNCATE events", "DELETE FROM events"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="what was recorded stays"):
+            await query(former, f"SET session_replication_role = replica; {change}")
+    assert await log_of(former) == recorded
+
+
+# --- What else is there ---------------------------------------------------------------------------
+
+
+async def test_a_log_in_another_schema_is_told_and_no_second_one_is_made(former: str) -> None:
+    await query(former, "ALTER SCHEMA public RENAME TO registrar; CREATE SCHEMA public")
+    for look in (bring_up_to_date, check):
+        async with await _connect(former) as connection:
+            with pytest.raises(WrongSchema, match='schema "registrar"'):
+                await look(connection, SCHEMA)
+    assert await query(former, "SELECT 1 FROM pg_tables WHERE schemaname = 'public'") == []
+
+
+@pytest.mark.parametrize("table", ["events", "followers", "head", "schema_scripts"])
+async def test_a_table_of_somebody_else_is_told_and_nothing_is_made_beside_it(empty: str, table: str) -> None:
+    await query(empty, f"CREATE TABLE public.{table} (id bigint)")
+    for look in (bring_up_to_date, check):
+        async with await _connect(empty) as connection:
+            with pytest.raises(WrongSchema, match=f"{table} is in this database, and Registrar has not made it"):
+                await look(connection, SCHEMA)
+    assert await query(empty, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'") == [(table,)]
+
+
+async def test_a_new_database_has_to_be_in_utf8(administration: psycopg.Connection, empty: str) -> None:
+    name = f"latin_{next(_numbers)}"
+    administration.execute(
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C'".encode()
+    )
+    with pytest.raises(WrongSchema, match=r"is in LATIN1, .* ENCODING 'UTF8'"):
+        await start(make_conninfo(empty, dbname=name))
+    administration.execute(f"DROP DATABASE {name}".encode())
+
+
+async def test_a_schema_named_like_the_role_changes_nothing(dsn: str) -> None:
+    await query(dsn, "CREATE SCHEMA registrar")
+    before = await shape(dsn)
+    await start(dsn)
+    store = EventStore(dsn, codec=EventCodec(), clock=DatabaseClock())
+    event = happened()
+    await append(store, event)
+    await store.close()
+    assert await log_of(dsn) == placed(event)
+    assert await shape(dsn) == before
+    assert await query(dsn, "SELECT 1 FROM pg_tables WHERE schemaname = 'registrar'") == []
+
+
+async def test_a_server_that_is_too_old_is_told(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "OLDEST_SERVER", 990000)
+    with pytest.raises(WrongSchema, match="needs 14 or newer"):
+        await start(dsn)
 
 
 # --- Every start --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -9,9 +10,13 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from application.ports import Unavailable
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.reader import UnreadableLog
 from infrastructure.event_store.store import EventStore
+from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, ReconnectingConnection, pipeline
 from infrastructure.postgres.pool import QueryPool
+from infrastructure.postgres.session import UnfitSession
 from tests.support.facts import eventually
 from tests.support.http import ADMIN, open_api, problem_of
 from tests.support.interruptions import interrupt, nothing_left_behind, wait_as_under_load
@@ -181,3 +186,137 @@ async def test_a_query_that_the_servers_timeout_ends_is_a_503_and_the_next_one_i
                 assert int(answer.headers["retry-after"]) >= 1
 
         assert (await api.look(registration_id)).status_code == 200
+
+
+# --- Sessions that cannot be as they have to be ----------------------------------------------------
+
+
+def as_ever(dsn: str) -> str:
+    """For sessions to which what the tests set does not apply."""
+    return make_conninfo(dsn, options="-c default_transaction_read_only=off -c role=none -c statement_timeout=0")
+
+
+async def altered(dsn: str, setting: str) -> None:
+    await query(as_ever(dsn), f"ALTER DATABASE {conninfo_to_dict(dsn)['dbname']} {setting}")
+
+
+def fresh(dsn: str) -> ReconnectingConnection:
+    return ReconnectingConnection(dsn, name="test", statement_timeout=timedelta(seconds=5))
+
+
+async def setting(dsn: str, name: str) -> str:
+    async def ask(connection: Connection) -> str:
+        row = await (await connection.execute(f"SHOW {name}".encode())).fetchone()
+        assert row is not None
+        return str(row[0])
+
+    line = fresh(dsn)
+    try:
+        return await line.execute(ask)
+    finally:
+        await line.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "had"),
+    [("off", "on"), ("local", "on"), ("remote_write", "on"), ("on", "on"), ("remote_apply", "remote_apply")],
+)
+async def test_a_commit_is_on_disk_whatever_the_role_asks_for_and_stricter_if_it_does(
+    dsn: str, asked: str, had: str
+) -> None:
+    await altered(dsn, f"SET synchronous_commit = {asked}")
+    assert await setting(dsn, "synchronous_commit") == had
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "had"),
+    [
+        ("array_nulls", "off", "on"),
+        ("default_transaction_isolation", "serializable", "read committed"),
+        ("idle_in_transaction_session_timeout", "0", "5s"),
+        ("idle_session_timeout", "1s", "0"),
+        ("lock_timeout", "0", "1s"),
+        ("row_security", "on", "off"),
+        ("search_path", "pg_catalog", "public"),
+        ("statement_timeout", "100", "5s"),
+    ],
+)
+async def test_a_session_has_what_we_rest_on_whatever_the_database_asks_for(
+    dsn: str, name: str, asked: str, had: str
+) -> None:
+    await altered(dsn, f"SET {name} = '{asked}'")
+    assert await setting(dsn, name) == had
+
+
+async def test_the_options_of_the_url_stay(dsn: str) -> None:
+    url = make_conninfo(dsn, options="-c work_mem=7MB -c lock_timeout=9s")
+    assert (await setting(url, "work_mem"), await setting(url, "lock_timeout")) == ("7MB", "1s")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [("session_replication_role = replica", "RESET session_replication_role"),
+     ("default_transaction_read_only = on", "default_transaction_read_only")],
+)  # fmt: skip
+async def test_a_session_that_cannot_be_had_is_refused_in_one_line_and_had_again_without_a_restart(
+    dsn: str, log: io.StringIO, asked: str, told: str
+) -> None:
+    line = fresh(dsn)
+    await altered(dsn, f"SET {asked}")
+
+    async def refused() -> bool:  # by the server, not because it has just been
+        with pytest.raises(Unavailable) as caught:
+            await line.execute(a_row)
+        return isinstance(caught.value.__cause__, UnfitSession)
+
+    await eventually(refused)
+    await eventually(refused)
+    (said,) = [one for one in log.getvalue().splitlines() if "database.unfit" in one]
+    assert told in said
+
+    await altered(dsn, f"RESET {asked.partition(' ')[0]}")
+
+    async def had() -> bool:
+        try:
+            return await line.execute(a_row) is not None
+        except Unavailable:
+            return False
+
+    await eventually(had)
+    await line.close()
+
+
+async def test_a_service_takes_registrations_again_when_the_database_does(dsn: str) -> None:
+    async with open_api(dsn, follows=False) as api:
+        assert (await api.register("before@example.com")).status_code == 202
+        await altered(dsn, "SET default_transaction_read_only = on")
+        await query(dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ '^registrar '"
+                         " AND datname = current_database()")  # fmt: skip
+
+        async def answers(code: int, ready: int) -> bool:
+            answer = await api.register("during@example.com")
+            return (answer.status_code, (await api.http.get("/health/ready")).status_code) == (code, ready)
+
+        await eventually(lambda: answers(503, 503))
+        await altered(dsn, "RESET default_transaction_read_only")
+        await eventually(lambda: answers(202, 200))
+
+
+async def test_a_row_that_a_policy_hides_is_an_error_and_no_event_stepped_over(store: EventStore, dsn: str) -> None:
+    await append(store, happened(), happened())
+    role = f"reader_{conninfo_to_dict(dsn)['dbname']}"
+    await query(dsn, f"CREATE ROLE {role}; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    await query(dsn, "ALTER TABLE events ENABLE ROW LEVEL SECURITY")
+    await altered(dsn, f"SET role = {role}")
+    other = EventStore(dsn, codec=EventCodec(), clock=DatabaseClock())
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+        await other.read(0, 10)
+    await other.close()
+    await query(as_ever(dsn), f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_a_reader_that_finds_a_gap_fails(store: EventStore, dsn: str) -> None:
+    await append(store, happened(), happened(), happened())
+    await query(dsn, "ALTER TABLE events DISABLE TRIGGER USER; DELETE FROM events WHERE notification_id = 2")
+    with pytest.raises(UnreadableLog, match="between 0 and 3"):
+        await store.read(0, 10)

@@ -215,3 +215,18 @@ async def test_a_server_that_only_defers_is_trouble_after_a_while(dsn: str) -> N
         await eventually(lambda: one.circuits.troubles == {f"127.0.0.1:{stub.port}": DEFERRING})
         await patient.circuits.looked()
         assert patient.circuits.troubles == {}
+
+
+async def test_a_worker_whose_mails_alone_are_refused_again_is_heard_again(dsn: str) -> None:
+    async with SmtpStub() as stub, worker(dsn, stub) as one, worker(dsn, stub) as other:
+        trouble = {f"127.0.0.1:{stub.port}": REFUSING}
+        stub.at("rcpt", "550 5.7.1 relaying denied")
+        assert await one.send() == "authentication"
+        await eventually(lambda: other.circuits.troubles == trouble)
+        stub.heal()
+        assert await other.send() == "accepted 1"
+        await eventually(lambda: (one.circuits.troubles, other.circuits.troubles) == ({}, {}))
+
+        stub.at("rcpt", "550 5.7.1 relaying denied")
+        assert await one.send() == "authentication"
+        await eventually(lambda: other.circuits.troubles == trouble)

@@ -17,6 +17,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from entrypoints.bootstrap import background
 from entrypoints.cli.main import run
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
@@ -265,3 +266,44 @@ def test_the_doctor_says_whose_tables_these_are(command: Command, empty: str, ds
     assert (earlier["state"], later["state"]) == ("warn", "fail")
     assert "earlier release" in earlier["says"]
     assert "later release" in later["says"]
+
+
+def test_a_process_whose_background_work_ends_ends_with_an_exit_code(
+    command: Command, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(background, "_keep_time", dies)
+
+    done = command("process", DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY, SMTP_URLS="smtp://127.0.0.1:1")
+
+    assert done.code == 1
+    assert "a part of it has ended by itself" in done.err
+
+
+def test_a_role_without_rights_is_told_what_to_grant_by_the_start_and_the_doctor(command: Command, empty: str) -> None:
+    name, role = conninfo_to_dict(empty)["dbname"], f"nobody_{next(_numbers)}"
+    rows(empty, f"CREATE ROLE {role}")
+    rows(empty, f"ALTER DATABASE {name} SET role = {role}")
+
+    started = command("process", DATABASE_URL=empty, MASTER_KEY=MASTER_KEY, SMTP_URLS="smtp://127.0.0.1:1")
+    looked = command("doctor", "--json", DATABASE_URL=empty, MASTER_KEY=MASTER_KEY)
+
+    assert (started.code, started.err.count("\n")) == (2, 1), started.err
+    assert "GRANT CREATE ON DATABASE" in started.err
+    (found,) = [one for one in looked.json["checks"] if one["check"] == "schema"]
+    assert (found["state"], "GRANT CREATE" in found["advice"]) == ("fail", True)
+
+
+@pytest.mark.parametrize(
+    ("instead_of", "other", "says"),
+    [("/test_", "/nowhere_", "CREATE DATABASE"), ("//registrar@", "//nobody@", "REGISTRAR_DATABASE_URL")],
+)
+def test_who_is_not_let_in_is_told_what_to_do(
+    command: Command, dsn: str, instead_of: str, other: str, says: str
+) -> None:
+    done = command("events", "list", DATABASE_URL=dsn.replace(instead_of, other))
+
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
+    assert says in done.err

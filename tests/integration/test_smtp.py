@@ -36,6 +36,7 @@ RENDERED = Rendered(
 LETTER = Letter("jo.doe+x@example.com", RENDERED, message_id="<0192f0aa.1@registrar.example>", locale="de")
 OTHER = Letter("eve@example.com", RENDERED, message_id="<0192f0aa.2@registrar.example>", locale="de")
 QUICK = Limits(timeout=timedelta(seconds=0.3), content_timeout=timedelta(seconds=0.3))
+WIDE = Limits(connections=32, first_connections=32)
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 
 
@@ -846,7 +847,7 @@ def copies(stub: SmtpStub) -> Counter[bytes]:
 async def test_a_server_gets_as_many_mails_at_once_as_it_takes_and_more_when_it_takes_more(
     stub: SmtpStub, open_post: OpenPost, reply: str
 ) -> None:
-    post = await open_post(stub, limits=Limits(connections=32))
+    post = await open_post(stub, limits=WIDE)
     stub.bears, stub.throttle = 3, reply
 
     await asyncio.gather(*(post.insist(letter) for letter in numbered(300)))  # fails if its circuit opens
@@ -879,7 +880,7 @@ async def test_a_server_gets_as_many_mails_at_once_as_it_takes_and_more_when_it_
 async def test_a_server_that_says_421_to_everybody_gets_no_more_tries_than_one_that_is_away(
     stub: SmtpStub, open_post: OpenPost, stage: Stage, action: str
 ) -> None:
-    post = await open_post(stub, limits=Limits(connections=32))
+    post = await open_post(stub, limits=WIDE)
     stub.at(stage, action)
 
     failures = await asyncio.gather(*(post.send(letter) for letter in numbered(100)), return_exceptions=True)
@@ -896,7 +897,7 @@ async def test_a_server_that_says_421_to_everybody_gets_no_more_tries_than_one_t
 async def test_too_many_says_nothing_against_a_server_that_is_just_taking_another_mail(
     stub: SmtpStub, open_post: OpenPost, stage: Stage
 ) -> None:
-    post = await open_post(stub, limits=Limits(connections=64))
+    post = await open_post(stub, limits=Limits(connections=64, first_connections=64))
     stub.at("data", "hang", times=1)
     taken = asyncio.create_task(post.send())
     await stub.until(lambda: stub.faults["data"] == 1)
@@ -911,24 +912,65 @@ async def test_too_many_says_nothing_against_a_server_that_is_just_taking_anothe
     await asyncio.gather(taken, return_exceptions=True)
 
 
+def open_now(stub: SmtpStub) -> int:
+    return sum(not session.over for session in stub.sessions)
+
+
+CROWDED = {
+    "421, six at once": ("421 4.7.0 too many connections", lambda stub: open_now(stub) > 5),
+    "closed, six at once": ("drop", lambda stub: open_now(stub) > 5),
+    "554, six at once": ("554 5.7.1 no more for you", lambda stub: open_now(stub) > 5),
+    "421 4.3.2, eleven in all": ("421 4.3.2 connection rate limit exceeded", lambda stub: len(stub.sessions) > 10),
+    "closed, three in all": ("drop", lambda stub: len(stub.sessions) > 2),
+}
+
+
 @pytest.mark.fault("E26")
-async def test_a_server_that_takes_a_few_connections_only_is_called_by_no_more_and_never_given_up(
-    stub: SmtpStub, open_post: OpenPost
+@pytest.mark.parametrize("kind", CROWDED)
+async def test_a_server_that_takes_no_further_session_gets_all_mails_by_those_that_it_has(
+    stub: SmtpStub, open_post: OpenPost, kind: str
 ) -> None:
-    def over_five() -> str | None:
-        return "421 4.7.0 too many connections" if sum(not session.over for session in stub.sessions) > 5 else None
+    action, is_crowded = CROWDED[kind]
+    stub.at("banner", lambda: action if is_crowded(stub) else None)
+    post = await open_post(stub, limits=Limits())
 
-    stub.at("banner", over_five)
-    post = await open_post(stub, limits=Limits(connections=32))
+    sent = await asyncio.gather(*(post.send(letter) for letter in numbered(300)))
 
-    await asyncio.gather(*(post.insist(letter) for letter in numbered(300)))  # fails if its circuit opens
-
-    assert stub.faults["banner"] > 0
-    assert post.outcomes.count("throttled") < 100
-    assert post.concurrency[-1] <= 10
-    assert set(copies(stub).values()) == {1}
-    assert len(stub.mails) == 300
+    assert {one.attempts for one in sent} == {1}, "it costs no try"
+    assert set(post.outcomes) == {"accepted"}
+    assert 0 < stub.faults["banner"] < 30
+    assert copies(stub) == Counter({letter.to.encode(): 1 for letter in numbered(300)})
     assert await post.servers.states() == {provider(stub): "closed"}
+
+
+@pytest.mark.fault("E26")
+async def test_sessions_are_kept_while_the_server_takes_no_further_one(stub: SmtpStub, open_post: OpenPost) -> None:
+    post = await open_post(stub, limits=Limits(mails_per_connection=5, idle=timedelta(milliseconds=1)))
+    stub.at("banner", lambda: "drop" if len(stub.sessions) > 2 else None)
+
+    for _ in range(2):
+        await asyncio.gather(*(post.send(letter) for letter in numbered(60)))
+
+    assert max(session.mails for session in stub.sessions) > 5
+    assert len(stub.mails) == 120
+
+
+async def test_connections_are_opened_as_they_are_needed(stub: SmtpStub, open_post: OpenPost) -> None:
+    post = await open_post(stub, limits=Limits())
+    await asyncio.gather(*(post.send(letter) for letter in numbered(300)))
+    assert post.concurrency == list(range(4, 33)), "by one with each mail, while mails wait and none is refused"
+
+
+@pytest.mark.fault("E26")
+async def test_the_mail_after_a_slow_refusal_gets_another_session(
+    stub: SmtpStub, open_post: OpenPost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infrastructure.mail.smtp.pool.SLOW_REFUSAL", timedelta(0))
+    post = await open_post(stub, limits=Limits())
+    stub.at("rcpt", "550 5.1.1 no such user", times=1)
+    await post.refused()
+    await post.send()
+    assert len(stub.sessions) == 2
 
 
 async def test_a_mail_whose_time_was_used_up_by_waiting_for_its_turn_is_not_begun(
@@ -968,7 +1010,7 @@ async def test_a_server_that_ends_connections_after_so_many_mails_gets_no_more_o
     await stub.until(lambda: sum(session.over for session in stub.sessions) == 4)
     assert [session.commands[-1] for session in stub.sessions[2:4]] == [b"QUIT"] * 2
     assert set(copies(stub).values()) == {1}
-    assert post.concurrency == [32]
+    assert post.concurrency == [4]
 
 
 async def test_what_a_server_takes_on_one_connection_is_tested_again_now_and_then(

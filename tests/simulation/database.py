@@ -343,7 +343,7 @@ class SimulatedClaims(DatabasePort):
     async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
         return await self._claims.do((registration_id, serial))
 
-    async def keep(self, registration_id: UUID, serial: int) -> None:
+    def keep(self, registration_id: UUID, serial: int) -> None:
         """No mail server here takes its time over the content."""
 
     async def release(self, registration_id: UUID, serial: int) -> None:

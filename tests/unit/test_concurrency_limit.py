@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-from infrastructure.mail.concurrency_limit import RAISE_AFTER, ConcurrencyLimit
+from infrastructure.mail.concurrency_limit import MOST_RAISE_AFTER, RAISE_AFTER, ConcurrencyLimit
 from tests.support.facts import eventually
 
 
@@ -175,3 +175,48 @@ async def test_one_at_a_time_is_always_allowed() -> None:
     assert limits == [3, 1]
     await succeed(limit, times=RAISE_AFTER)
     assert limits == [3, 1, 2]
+
+
+async def test_a_slow_start_doubles_with_each_round_until_the_first_refusal() -> None:
+    limit = ConcurrencyLimit(32, start=4)
+    assert limit.limit == 4
+    await succeed(limit, taking=4, times=4)
+    assert limit.limit == 5, "only the first of them was at the limit"
+    for now in range(5, 9):
+        await succeed(limit, taking=now)
+    assert limit.limit == 9
+
+    await refuse(limit)
+    assert limit.limit == 4
+    await succeed(limit, taking=4, times=RAISE_AFTER - 1)
+    assert limit.limit == 4
+    await succeed(limit, taking=4)
+    assert limit.limit == 5
+
+
+async def test_when_it_is_known_how_many_calls_work_the_limit_is_that_many() -> None:
+    limit = ConcurrencyLimit(32)
+    async with limit as generation:
+        limit.refused(generation, works=10)
+        limit.refused(generation, works=3)
+    assert limit.limit == 10, "what is refused at the same time counts once"
+
+
+async def test_each_attempt_to_raise_it_that_fails_makes_the_next_one_come_later() -> None:
+    limit, waits = ConcurrencyLimit(32), []
+    async with limit as generation:
+        limit.refused(generation, works=10)
+    for _ in range(9):
+        took = 0
+        while limit.limit == 10:
+            await succeed(limit, taking=10)
+            took += 1
+        waits.append(took)
+        async with limit as generation:
+            limit.refused(generation, works=10)
+    assert waits == sorted(waits)
+    assert waits[0] < waits[-1] == MOST_RAISE_AFTER
+
+    while limit.limit < 32:  # and: it comes sooner again where they succeed
+        await succeed(limit, taking=limit.limit)
+    assert limit._raise_after < MOST_RAISE_AFTER

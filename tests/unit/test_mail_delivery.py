@@ -74,7 +74,7 @@ class Claims:
         self.held.add((registration_id, serial))
         return SendClaim(self._log.keys.get(registration_id))
 
-    async def keep(self, registration_id: UUID, serial: int) -> None:
+    def keep(self, registration_id: UUID, serial: int) -> None:
         self.kept.append((registration_id, serial))
 
     async def release(self, registration_id: UUID, serial: int) -> None:

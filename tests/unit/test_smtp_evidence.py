@@ -112,6 +112,9 @@ async def test_while_mails_are_refused_so_would_be_the_next_and_for_nobodys_faul
     await server.replies(refusal, refusal, UNKNOWN)
     assert server.evidence.expected is not None
     assert (server.evidence.expected.permanent, server.evidence.expected.about_us) == (False, True)
+    assert server.evidence.expected.outage == (refusal.failure == "content"), (
+        "a withheld mail must not close the circuit"
+    )
     await server.replies(None)
     assert server.evidence.expected is None
 
@@ -137,3 +140,21 @@ async def test_that_a_server_only_defers_is_told_once_in_that_time_and_not_while
     patient = Server()
     await patient.replies(GREYLISTED, GREYLISTED)
     assert not patient.evidence.is_to_be_told(), "greylisting is nothing to call an operator for"
+
+
+async def test_a_row_ends_when_another_workers_mail_was_taken_since_and_may_begin_again() -> None:
+    server = Server()
+    await server.replies(NO_RELAY, GREYLISTED)
+    began = server.evidence.standing.refused_since
+    assert began is not None
+    server.evidence.taken_from_another(ago=3600)
+    assert server.evidence.standing.refused_since == began, "that was before"
+
+    server.evidence.taken_from_another(ago=-1)
+    standing = server.evidence.standing
+    assert (standing.refused_since, standing.deferred_since, standing.refusals) == (None, None, 0)
+    assert server.evidence.expected is None
+    await server.replies(NO_RELAY)
+    assert standing.refused_since is not None
+    assert standing.refused_since >= began
+    assert [one.failure for one in await server.replies(NOBODY)] == ["refused"], "it is no evidence for ours"

@@ -17,13 +17,21 @@ from entrypoints.queries.followers import followers_with
 from infrastructure.crypto.keyring import read_root_secret
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
+from infrastructure.event_store.probe import take_locks_of_an_append
 from infrastructure.followers.progress import LAGGING, progress_of
-from infrastructure.postgres.connection import Connection, connect
-from infrastructure.postgres.schema import Outdated, WrongSchema, check, check_encoding
+from infrastructure.postgres.addresses import first_line
+from infrastructure.postgres.circumstances import unreachable
+from infrastructure.postgres.connection import Connection, closing, connect, connect_first
+from infrastructure.postgres.cutting import cut_after
+from infrastructure.postgres.schema import OLDEST_SERVER, NothingThere, Outdated, WrongSchema, check, check_server
+from infrastructure.postgres.session import UnfitSession
 from infrastructure.settings.settings import Settings
 
-OLDEST_DATABASE = 140000
-"""PostgreSQL 14, the first with CREATE OR REPLACE TRIGGER, which our schema uses."""
+IN_ALL = timedelta(seconds=20)
+"""For all that is asked of the database, whatever it waits for."""
+
+CONFIRM = timedelta(seconds=3)
+"""For a commit. No timeout of the server's ends the wait for a synchronous standby."""
 
 CLOCK_OFF = timedelta(seconds=2)
 """Deadlines go by the database's clock; a difference beyond this shows in logs and traces."""
@@ -33,12 +41,13 @@ async def look_at_database(settings: Settings) -> AsyncIterator[Finding]:
     """Everything in it; what cannot be looked at because something before failed is left out."""
     async with AsyncExitStack() as stack:
         try:
-            connection = await stack.enter_async_context(_database(settings))
+            connection, dsn = await stack.enter_async_context(_database(settings))
         except _NoDatabase as reason:
             yield reason.finding
         else:
-            async for finding in _in_database(connection, settings):
-                yield finding
+            with cut_after(IN_ALL, connection):
+                async for finding in _in_database(connection, dsn, settings):
+                    yield finding
 
 
 class _NoDatabase(Exception):
@@ -47,19 +56,21 @@ class _NoDatabase(Exception):
 
 
 @asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[Connection]:
-    """A connection to the database that is set, or to the embedded one if it runs."""
+async def _database(settings: Settings) -> AsyncIterator[tuple[Connection, str]]:
+    """A connection to the database that is set, or to the embedded one if it runs; and its URL."""
     async with AsyncExitStack() as stack:
+        embedded = settings.database_url is None
         if settings.database_url is not None:
-            dsn, advice = settings.database_url.get_secret_value(), "Check REGISTRAR_DATABASE_URL and the server."
+            dsn = settings.database_url.get_secret_value()
         else:
-            dsn, advice = await _running_embedded(settings.data_dir, stack), "Look into postgres.log."
+            dsn = await _running_embedded(settings.data_dir, stack)
         try:
-            connection = await connect(dsn, name="doctor", statement_timeout=PATIENCE, read_only=True)
-        except (psycopg.Error, OSError, TimeoutError) as error:
-            message = str(error).strip().partition("\n")[0]
-            raise _NoDatabase("fail", message or "it does not respond", advice) from None
-        yield await stack.enter_async_context(connection)
+            connection = await connect_first(dsn, name="doctor", statement_timeout=PATIENCE, read_only=True)
+        except (psycopg.Error, OSError) as error:
+            says, advice = unreachable(error)
+            raise _NoDatabase("fail", says, "Look into postgres.log." if embedded else _sentence(advice)) from None
+        await stack.enter_async_context(closing(connection))
+        yield connection, dsn
 
 
 async def _running_embedded(directory: Path, stack: AsyncExitStack) -> str:
@@ -78,17 +89,22 @@ async def _running_embedded(directory: Path, stack: AsyncExitStack) -> str:
     return postgres.dsn
 
 
-async def _in_database(connection: Connection, settings: Settings) -> AsyncIterator[Finding]:
+async def _in_database(connection: Connection, dsn: str, settings: Settings) -> AsyncIterator[Finding]:
     try:
         yield await _server(connection)
         yield await _clock(connection)
+        schema = await _schema(connection)
+        yield schema
         if await _value(connection, "SELECT to_regclass('public.events') IS NULL"):
-            yield Finding("schema", "warn", "nothing there yet", "The first start of the service makes it.")
             return
-        yield await _schema(connection)
+        if schema.state == "ok":
+            yield await _appends(connection, dsn)
+        yield await _guards(connection)
         yield await _master_key(connection, settings)
         async for finding in _followers(connection, settings):
             yield finding
+    except psycopg.errors.InsufficientPrivilege as error:
+        yield Finding("database", "fail", first_line(error), "Grant that to the role, or use the one that owns it.")
     except (psycopg.Error, OSError) as error:
         says = f"it failed to respond ({type(error).__name__})"
         yield Finding("database", "fail", says, "Check the server's log and the rights of the role.")
@@ -97,11 +113,69 @@ async def _in_database(connection: Connection, settings: Settings) -> AsyncItera
 async def _schema(connection: Connection) -> Finding:
     try:
         await check(connection, SCHEMA)
+    except NothingThere:
+        may = await _value(
+            connection,
+            "SELECT has_database_privilege(current_database(), 'CREATE') AND has_schema_privilege('public', 'CREATE')",
+        )
+        if may:
+            return Finding("schema", "warn", "nothing there yet", "The first start of the service makes it.")
+        says = "nothing there yet, and this role may not make it"
+        return Finding("schema", "fail", says, "GRANT CREATE ON DATABASE … and ON SCHEMA public to it.")
     except WrongSchema as error:
         state: State = "warn" if isinstance(error, Outdated) else "fail"
         return Finding("schema", state, str(error), "docs/upgrading.md has the order of an upgrade.")
     head = await _value(connection, "SELECT position FROM head")
     return Finding("schema", "ok", f"there, with {head} events")
+
+
+async def _appends(looking: Connection, dsn: str) -> Finding:
+    """Does the database take appends, and confirm them? As `/health/ready` asks; nothing is recorded."""
+    try:
+        connection = await connect(dsn, name="doctor", statement_timeout=CONFIRM)
+        async with closing(connection):
+            with cut_after(CONFIRM, connection):
+                await take_locks_of_an_append(connection)
+    except (UnfitSession, psycopg.errors.InsufficientPrivilege) as error:
+        return Finding("appends", "fail", *_halves(error))
+    except (psycopg.Error, OSError) as error:
+        # Whoever waits for the standby has the log locked meanwhile: what we find may be that lock.
+        if await _value(looking, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"):
+            says = "no commit is confirmed: they wait for a synchronous standby"
+            return Finding("appends", "fail", says, "Bring it back, or change synchronous_standby_names.")
+        if isinstance(error, psycopg.errors.LockNotAvailable):
+            return Finding("appends", "fail", "the log is locked", "Look for a long transaction in pg_stat_activity.")
+        says = f"no commit is confirmed within {CONFIRM.total_seconds():g} s"
+        return Finding("appends", "fail", says, "Look at the server's disk, and at its log.")
+    return Finding("appends", "ok", "taken and confirmed")
+
+
+def _halves(error: psycopg.Error) -> tuple[str, str]:
+    if isinstance(error, UnfitSession):
+        says, advice = unreachable(error)
+        return says, _sentence(advice)
+    return first_line(error), "Grant that to the role, or use the one that owns Registrar's tables."
+
+
+def _sentence(advice: str) -> str:
+    return f"{advice[:1].upper()}{advice[1:]}."
+
+
+async def _guards(connection: Connection) -> Finding:
+    """Do the triggers that keep what was recorded from being changed fire, in every session?"""
+    guards = await _value(
+        connection,
+        "SELECT count(*) FROM pg_trigger WHERE tgname IN ('events_are_for_ever', 'blocks_are_for_ever')"
+        " AND tgrelid IN ('public.events'::regclass, to_regclass('public.blocks')) AND tgenabled = 'A'",
+    )
+    if guards == 2:
+        return Finding("guards", "ok", "nothing that was recorded can be changed")
+    return Finding(
+        "guards",
+        "warn",
+        "a trigger that keeps what was recorded is missing or switched off",
+        "ALTER TABLE … ENABLE ALWAYS TRIGGER events_are_for_ever (and blocks_are_for_ever), then verify the log.",
+    )
 
 
 async def _value(connection: Connection, query: str) -> object:
@@ -111,17 +185,17 @@ async def _value(connection: Connection, query: str) -> object:
 
 async def _server(connection: Connection) -> Finding:
     version = f"PostgreSQL {await _value(connection, 'SHOW server_version')}"
-    if connection.info.server_version < OLDEST_DATABASE:
+    if connection.info.server_version < OLDEST_SERVER:
         return Finding("database", "fail", version, "Use PostgreSQL 14 or newer.")
     if await _value(connection, "SELECT pg_is_in_recovery()"):
         return Finding(
             "database", "fail", f"{version}, a read-only standby", "Point REGISTRAR_DATABASE_URL at the primary."
         )
     try:
-        check_encoding(connection)
+        check_server(connection)
     except WrongSchema as error:
         return Finding("database", "fail", f"{version}, in SQL_ASCII", str(error))
-    for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+    for setting in ("fsync", "full_page_writes"):  # the rest each session sets for itself
         if await _value(connection, f"SHOW {setting}") == "off":
             return Finding(
                 "database", "fail", f"{version} with {setting} off", f"Turn {setting} on: a crash loses data."

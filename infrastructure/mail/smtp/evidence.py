@@ -122,23 +122,32 @@ class Evidence:
         if was_in_trouble:
             self._on_change()
 
+    def taken_from_another(self, ago: float) -> None:
+        """The server accepted a mail of another worker so many seconds ago: what it refused before is no row of now."""
+        standing, at = self.standing, _now() - ago
+        if standing.refused_since is not None and standing.refused_since < at:
+            standing.refused_since, standing.refusals, self._expected = None, 0, None
+            self._refused.clear()
+        if standing.deferred_since is not None and standing.deferred_since < at:
+            standing.deferred_since = None
+
     async def judge(self, verdict: Verdict, to: str) -> Verdict:
         """The verdict on this mail, in which `on_evidence` is settled."""
-        if verdict.failure == "content":
-            self._expected = replace(verdict, permanent=False, on_evidence=False, outage=True)
+        is_content = verdict.failure == "content"
+        if (
+            is_content
+        ):  # all are alike: even one that is about this mail counts for the circuit, and is asked of the next
+            verdict = replace(verdict, outage=True)
+            self._expected = replace(verdict, permanent=False, on_evidence=False)
         if verdict.on_evidence:
-            if await self._is_about_this_mail(verdict, to):
-                verdict = replace(verdict, on_evidence=False)
-            elif verdict.failure == "content":
-                verdict = replace(verdict, permanent=False, on_evidence=False)
-            else:
-                verdict = replace(verdict, failure="refused", permanent=False, on_evidence=False)
+            is_about_it = await self._is_about_this_mail(verdict, to)
+            failure = verdict.failure if is_content or is_about_it else "refused"
+            verdict = replace(verdict, failure=failure, permanent=is_about_it, on_evidence=False)
         if verdict.about_us:
             self._refuses(verdict, to)
         elif not verdict.permanent and verdict.reply_code is not None:
             self._defers(verdict)
-        # All contents are alike: even one that was about this mail makes the circuit count, and the next server is asked.
-        return replace(verdict, outage=True) if verdict.failure == "content" else verdict
+        return verdict
 
     async def _is_about_this_mail(self, verdict: Verdict, to: str) -> bool:
         taken, self._taken = self._taken, None

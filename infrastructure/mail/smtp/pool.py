@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,11 +17,20 @@ from infrastructure.settings.values import MailServer
 
 CONNECTIONS: Final = 32
 """Maximum number open to one server; large providers allow 10 to 50 from one client."""
+FIRST_CONNECTIONS: Final = 4
+"""Open at first. A server that refuses the eleventh in ten minutes, or closes the sixth, has not been asked for 32."""
 MAILS_PER_CONNECTION: Final = 100
 """Postfix and Exchange Online end a session after 100 to 1,000; a new connection per 100 costs 1 %."""
 LEARNED_FOR: Final = 100
 """Used-up connections until the server is tested with more mails per connection again, which costs each open
 connection a round trip. That way a limit learned by mistake is forgotten."""
+SCARCE_FOR: Final = timedelta(minutes=10)
+"""How long sessions are kept after a server has refused a further one: Sendmail counts connections per that time."""
+SCARCE_IDLE: Final = timedelta(minutes=4)
+"""How long they are then kept without a mail; RFC 5321, 4.5.3.2.7, has servers wait for five minutes."""
+SLOW_REFUSAL: Final = timedelta(seconds=2)
+"""A server that takes longer over a refusal punishes this session: Courier waits 8, 16, 32, … s at each unknown mailbox.
+The next mail gets another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,7 @@ class Limits:
         idle: how long an unused connection is kept.
         quit_timeout: how long to wait for the reply to QUIT, which does not matter.
         connections, mails_per_connection: maximum; fewer once a server says that it is too many.
+        first_connections: open at first; see `infrastructure.mail.concurrency_limit`.
         learned_for: see `LEARNED_FOR`.
     """
 
@@ -42,6 +53,7 @@ class Limits:
     idle: timedelta = timedelta(seconds=30)
     quit_timeout: timedelta = timedelta(seconds=2)
     connections: int = CONNECTIONS
+    first_connections: int = FIRST_CONNECTIONS
     mails_per_connection: int = MAILS_PER_CONNECTION
     learned_for: int = LEARNED_FOR
 
@@ -97,6 +109,20 @@ class ConnectionPool:
         self._idle: list[Connection] = []
         self._quitting: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._scarce_until = -math.inf
+
+    @property
+    def idle(self) -> int:
+        """How many sessions wait for a mail."""
+        return len(self._idle)
+
+    def keep_sessions(self) -> None:
+        """The server has refused a further one: those that there are will be needed."""
+        self._scarce_until = asyncio.get_running_loop().time() + SCARCE_FOR.total_seconds()
+
+    @property
+    def _is_scarce(self) -> bool:
+        return asyncio.get_running_loop().time() < self._scarce_until
 
     async def begin(self, progress: Progress) -> Connection:
         """A connection on which MAIL FROM was accepted: an idle one, or if that has gone stale, a new one.
@@ -134,16 +160,23 @@ class ConnectionPool:
 
     def put_back(self, connection: Connection) -> None:
         """Keep it for the next mail, unless it is used up or the pool is closed."""
-        if self._mails_per_connection.used_up(connection.mails) or self._closed:
+        is_scarce = self._is_scarce
+        if self._closed or (not is_scarce and self._mails_per_connection.used_up(connection.mails)):
             self._quit(connection)
             return
-        loop = asyncio.get_running_loop()
-        connection.expiry = loop.call_later(self._idle_seconds, self._expire, connection)
+        idle = max(self._idle_seconds, SCARCE_IDLE.total_seconds()) if is_scarce else self._idle_seconds
+        connection.expiry = asyncio.get_running_loop().call_later(idle, self._expire, connection)
         self._idle.append(connection)
 
-    def recycle(self, connection: Connection, error: BaseException) -> None:
-        """Keep the connection after a plain refusal; after anything else its state is unknown, and it is dropped."""
-        if is_plain_refusal(error):
+    def recycle(self, connection: Connection, error: BaseException, *, took: float = 0.0) -> None:
+        """Keep the connection after a plain refusal; after anything else its state is unknown, and it is dropped.
+
+        Args:
+            took: seconds that the server took over the refusal.
+        """
+        if is_plain_refusal(error) and took > SLOW_REFUSAL.total_seconds():
+            self._quit(connection)
+        elif is_plain_refusal(error):
             connection.reset_first = True  # before the next mail: this one's outcome should not wait for it
             self.put_back(connection)
         else:

@@ -105,9 +105,8 @@ def judge_reply(stage: Stage, code: int, text: str) -> Verdict:
     """
     found = re.match(r"([245])\.(\d{1,3}\.\d{1,3})(?!\S)", text)
     status, detail = (found[0], found[2]) if found and int(found[1]) == code // 100 else (None, "")
-    if code == 421:
-        # 4.3.2: it shuts down
-        verdict = Verdict("throttled", outage=True, too_many=status != "4.3.2")
+    if code == 421:  # also 4.3.2, by which Sendmail means "too many", too: who takes others does not shut down
+        verdict = Verdict("throttled", outage=True, too_many=True)
     elif code // 100 not in {4, 5}:  # not a reply to the command
         verdict = Verdict("connection", outage=True, outcome_unknown=stage == "end-of-data")
     elif stage in {"connect", "ehlo", "tls", "login"}:
@@ -130,7 +129,7 @@ def _before_the_mail(stage: Stage, *, refused_for_good: bool) -> Verdict:
 
 
 def _for_now(code: int, detail: str) -> Verdict:
-    if detail in _SENDER or (code == 454 and detail != "7.0"):  # 454: Postfix's relaying denied, with soft_bounce
+    if detail in _SENDER or (code == 454 and detail != "7.0"):  # 454: relaying denied, by Debian's Postfix
         return Verdict("authentication")
     if detail == "7.0":
         return Verdict("throttled", too_many=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final, cast
 
@@ -37,6 +37,10 @@ class Refused(Exception):
         self.verdict = verdict
 
 
+class _Crowded(Exception):
+    """The server takes no further session of ours; those that it has work."""
+
+
 class TooLate(Exception):
     """The time that was left for a mail was used up by waiting for its turn."""
 
@@ -63,14 +67,15 @@ class Server:
     ) -> None:
         self.provider = evidence.provider
         self.evidence = evidence
-        self.concurrency = ConcurrencyLimit(limits.connections, on_change=partial(on_concurrency, self.provider))
+        self.concurrency = ConcurrencyLimit(
+            limits.connections, start=limits.first_connections, on_change=partial(on_concurrency, self.provider)
+        )
         self._breaker = breaker
         self._timeout = limits.timeout.total_seconds()
         self._content_timeout = limits.content_timeout.total_seconds()
         self._may_probe = may_probe
         self._pool = ConnectionPool(server, sender=sender, tls=tls, limits=limits)
         self._under_way: set[Progress] = set()
-        self._taken_at = -math.inf
 
     @property
     def circuit(self) -> Circuit:
@@ -96,12 +101,14 @@ class Server:
         """
         if (seconds := self.circuit.ready_in()) > 0:
             raise CircuitOpen(self.provider, min(seconds, self.circuit.ttl))
-        async with self.concurrency as generation:  # waiting for a turn is not the server's fault: no timeout yet
-            if until is not None and asyncio.get_running_loop().time() + self._timeout > until:
-                raise TooLate
-            if self.circuit.is_due:  # last: a worker that may probe and does not keeps all others from it
-                await self._ask_to_probe()
-            return await self._try(to, message, generation, on_content)
+        while True:
+            async with self.concurrency as generation:  # waiting for a turn is not the server's fault: no timeout yet
+                if until is not None and asyncio.get_running_loop().time() + self._timeout > until:
+                    raise TooLate
+                if self.circuit.is_due:  # last: a worker that may probe and does not keeps all others from it
+                    await self._ask_to_probe()
+                with suppress(_Crowded):  # another turn comes when a session that works is free
+                    return await self._try(to, message, generation, on_content)
 
     async def close(self) -> None:
         await self._pool.close()
@@ -124,7 +131,6 @@ class Server:
                     code = await self._converse(to, message, progress)
                 if message is not None:
                     self.evidence.taken(to)
-                    self._taken_at = asyncio.get_running_loop().time()
                     self.concurrency.succeeded(generation)
                 if self.evidence.expected is None:
                     return code
@@ -134,29 +140,44 @@ class Server:
             finally:
                 self._under_way.discard(progress)
             # Outside of the except clause: the refusal must not carry the reply's text in its context.
-            if message is not None:
+            takes_others = self._takes_others(progress)
+            is_crowded = takes_others and progress.stage in {"connect", "ehlo"} and verdict.failure != "tls"
+            if is_crowded:
+                self._pool.keep_sessions()
+                self.concurrency.refused(generation, works=self._sessions_at_work)
+            elif message is not None:
                 verdict = await self.evidence.judge(verdict, to)
             if verdict.hopeless:
                 self.circuit.open()
-            is_outage = verdict.outage and not (verdict.too_many and self._takes_others(progress))
-            if verdict.too_many and not is_outage:
+            is_outage = verdict.outage and not (is_crowded or (verdict.too_many and takes_others))
+            if verdict.too_many and not is_outage and not is_crowded:
                 self.concurrency.refused(generation)
             if is_outage:
                 raise Refused(verdict)
-        raise Refused(verdict)  # the server works: not a failure of its circuit
+        # The server works: not a failure of its circuit.
+        if is_crowded:
+            raise _Crowded
+        raise Refused(verdict)
 
     def _await_acceptance(self, deadline: asyncio.Timeout, on_content: Callable[[], None]) -> None:
         if not deadline.expired():
             deadline.reschedule(asyncio.get_running_loop().time() + self._content_timeout)
         on_content()
 
+    @property
+    def _sessions_at_work(self) -> int:
+        opened = STAGES.index("login")
+        return sum(STAGES.index(one.stage) > opened for one in self._under_way) + self._pool.idle
+
     def _takes_others(self, refused: Progress) -> bool:
         """Has it let other mails of ours get further, or accepted one, while it refused this one?"""
-        reached = STAGES.index(refused.stage)
-        return self._taken_at >= refused.started or any(STAGES.index(one.stage) > reached for one in self._under_way)
+        reached, taken_at = STAGES.index(refused.stage), self.evidence.standing.taken_at
+        has_taken = taken_at is not None and taken_at >= refused.started
+        return has_taken or any(STAGES.index(one.stage) > reached for one in self._under_way)
 
     async def _converse(self, to: str, message: bytes | None, progress: Progress) -> int:
         connection = await self._pool.begin(progress)
+        began = asyncio.get_running_loop().time()
         try:
             if message is None:
                 await connection.reset()
@@ -164,7 +185,7 @@ class Server:
             else:
                 code = await connection.send(to, message, progress)
         except BaseException as error:
-            self._pool.recycle(connection, error)
+            self._pool.recycle(connection, error, took=asyncio.get_running_loop().time() - began)
             raise
         self._pool.put_back(connection)
         return code

@@ -1,0 +1,55 @@
+"""Ordinary circumstances in which the database cannot serve us, each in one line that says what to do."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import psycopg
+
+from infrastructure.postgres.addresses import first_line
+from infrastructure.postgres.session import UnfitSession
+
+_AT_THE_DOOR: Final = (
+    ("too many", "let other sessions go, or allow more of them (of the server, the database, the role or the pooler)"),
+    ("remaining connection slots", "let other sessions go, or raise max_connections"),
+    ("no more connections allowed", "let other sessions go, or raise max_client_conn of the pooler"),
+    ("password authentication failed", "correct user and password in REGISTRAR_DATABASE_URL"),
+    ("no password supplied", "put user and password into REGISTRAR_DATABASE_URL"),
+    ("role", "create the role, allow it to log in, or correct REGISTRAR_DATABASE_URL"),
+    ("database", "create the database (CREATE DATABASE), or correct REGISTRAR_DATABASE_URL"),
+    ("pg_hba.conf", "let this machine in (pg_hba.conf)"),
+    ("starting up", "try again in a moment"),
+    ("shutting down", "try again in a moment"),
+)
+"""What an English server says when it lets nobody in, and what to do; the first that fits."""
+
+
+def unreachable(error: Exception) -> tuple[str, str]:
+    """Why no session could be had, and what to do."""
+    if isinstance(error, UnfitSession):
+        says, _, advice = str(error).rpartition("; ")
+        return says, advice
+    says = first_line(error)
+    refusal = says.partition("FATAL:")[2]
+    fitting = (advice for words, advice in _AT_THE_DOOR if words in refusal)
+    return says, next(fitting, "check REGISTRAR_DATABASE_URL and the server")
+
+
+def why_unreachable(error: Exception) -> str:
+    """The same as a sentence."""
+    says, advice = unreachable(error)
+    return f"The database cannot be {'used' if isinstance(error, UnfitSession) else 'reached'}: {says}; {advice}."
+
+
+def why_unusable(error: BaseException | None) -> str | None:
+    """Why a statement of ours, or a session for it, is refused; None: for no reason that we know."""
+    match error:
+        case UnfitSession():
+            return why_unreachable(error)
+        case psycopg.errors.InsufficientPrivilege():
+            return (
+                f"This role lacks a right in the database ({first_line(error)}); grant it, "
+                "or let REGISTRAR_DATABASE_URL name the role that owns Registrar's tables."
+            )
+        case _:
+            return None
