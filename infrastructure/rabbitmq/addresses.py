@@ -1,19 +1,16 @@
-"""A connection to whichever of the broker's addresses answers: each has a share of the time."""
+"""A connection to whichever of the broker's addresses answers."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 
 from aio_pika import Connection, RobustConnection
 from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-REACH_WITHIN: Final = timedelta(seconds=4)
-"""For all addresses together; the rest of `session.CONNECT_TIMEOUT` is for the protocol."""
+from infrastructure.reach import reach
 
 
 class _ByAnyAddress(TransportFactory):
@@ -26,32 +23,10 @@ class _ByAnyAddress(TransportFactory):
         tls = await more["ssl_context_provider"].get_context() if url.scheme == "amqps" else None
         assert url.host is not None  # noqa: S101 - settings demand one
         try:
-            line = await _reach(url.host, url.port or 5672)
+            line = await reach(url.host, url.port or 5672)
             return await asyncio.open_connection(sock=line, ssl=tls, server_hostname=url.host if tls else None)
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
-
-
-async def _reach(host: str, port: int) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + REACH_WITHIN.total_seconds()
-    failure: OSError = OSError(f"no address of {host}")
-    addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    for number, (family, kind, protocol, _, address) in enumerate(addresses):
-        line = socket.socket(family, kind, protocol)
-        line.setblocking(False)
-        try:
-            async with asyncio.timeout((deadline - loop.time()) / (len(addresses) - number)):
-                await loop.sock_connect(line, address)
-        except OSError as error:  # a TimeoutError, too
-            line.close()
-            failure = error
-        except BaseException:
-            line.close()
-            raise
-        else:
-            return line
-    raise failure
 
 
 class ReachedConnection(Connection):

@@ -1,10 +1,10 @@
-"""Hosts whose first addresses are dead: the database and the broker are reached all the same."""
+"""Hosts whose first addresses are dead: database, broker and mail server are reached all the same."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -15,12 +15,18 @@ import pytest
 import uvloop
 from psycopg.conninfo import conninfo_to_dict
 
+from application.ports import Letter, Rendered
+from infrastructure.mail.smtp.pool import Limits
+from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import closing, connect
 from infrastructure.rabbitmq.inspection import connected, counts_of
 from infrastructure.rabbitmq.topology import MAIL_QUEUE, Topology
+from infrastructure.settings.values import MailServer
 from tests.support.http import open_api
+from tests.support.smtp_stub import SmtpStub
 
 DEAD = "127.0.0.2"
+LETTER = Letter("ada@example.com", Rendered("A", "b", "<p>b"), message_id="<1@registrar.example>", locale="en")
 
 
 @contextmanager
@@ -106,3 +112,46 @@ def test_a_broker_is_reached_by_the_loop_of_the_service(broker_url: str) -> None
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(reach())
+
+
+async def test_a_mail_server_whose_first_address_is_dead_is_reached(
+    monkeypatch: pytest.MonkeyPatch, stub: SmtpStub, servers: SmtpServers
+) -> None:
+    resolves_to(monkeypatch, DEAD, "127.0.0.1")
+    with dead(stub.port):
+        await servers.send(LETTER)
+    assert len(stub.mails) == 1
+
+
+async def test_an_address_of_a_mail_server_that_takes_connections_and_says_nothing_is_tried_last(
+    monkeypatch: pytest.MonkeyPatch, stub: SmtpStub, servers: SmtpServers
+) -> None:
+    resolves_to(monkeypatch, "127.0.0.2", "127.0.0.3", "127.0.0.1")
+    with (
+        socket.create_server(("127.0.0.2", stub.port)),
+        socket.create_server(("127.0.0.3", stub.port)) as last,
+    ):
+        await servers.send(LETTER)  # at its third try
+        assert len(stub.mails) == 1
+        last.setblocking(False)
+        last.accept()[0].close()  # it was tried
+        with pytest.raises(BlockingIOError):
+            last.accept()
+
+
+@pytest.fixture
+async def stub() -> AsyncIterator[SmtpStub]:
+    async with SmtpStub() as stub:
+        yield stub
+
+
+@pytest.fixture
+async def servers(stub: SmtpStub) -> AsyncIterator[SmtpServers]:
+    servers = SmtpServers(
+        [MailServer("smtp", "smtp.test", stub.port, starttls="never")],
+        sender="Registrar <no-reply@registrar.example>",
+        limits=Limits(timeout=timedelta(seconds=2)),
+        sleep=lambda _: asyncio.sleep(0),
+    )
+    yield servers
+    await servers.close()

@@ -8,15 +8,17 @@ from collections.abc import AsyncIterator
 
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, ProbableAuthenticationError
 from aiormq.exceptions import InvalidFrameError
-from aiosmtplib import SMTP, SMTPException, SMTPResponseException, SMTPServerDisconnected
+from aiosmtplib import SMTPException, SMTPResponseException, SMTPServerDisconnected
 
 from entrypoints.cli.checks.causes import cause_of
 from entrypoints.cli.checks.finding import PATIENCE, Finding, State
 from infrastructure.alerts.webhook import NotTaken, Webhook
-from infrastructure.mail.smtp.replies import Stage, judge_error
+from infrastructure.mail.smtp.connection import Connection, Progress
+from infrastructure.mail.smtp.replies import judge_error
 from infrastructure.rabbitmq.inspection import compare, counts_of
 from infrastructure.rabbitmq.session import REFUSAL_HINT, REFUSALS
 from infrastructure.rabbitmq.topology import Topology, TopologyMismatch
+from infrastructure.reach import reach
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import MailServer
 
@@ -102,36 +104,20 @@ def _domain(sender: str) -> str:
 
 async def _log_in(server: MailServer, greeting: str) -> str | None:
     """Connect, encrypt as the setting demands, and log in; returns what went wrong."""
-    client = SMTP(
-        hostname=server.host,
-        port=server.port,
-        local_hostname=greeting,
-        use_tls=server.scheme == "smtps",
-        start_tls=False,
-        tls_context=ssl.create_default_context(),
-        timeout=None,
-    )
-    stage: Stage = "connect"
+    progress = Progress(started=asyncio.get_running_loop().time())
     try:
         async with asyncio.timeout(PATIENCE.total_seconds()):
-            await client.connect()
-            stage = "ehlo"
-            await client.ehlo()
-            if server.scheme == "smtp" and server.starttls == "required":
-                stage = "tls"
-                await client.starttls()
-                await client.ehlo()
-            if server.username is not None:
-                stage = "login"
-                await client.login(server.username, server.password.get_secret_value() if server.password else "")
+            line = await reach(server.host, server.port)
+            connection = await Connection.open(line, server, greeting, ssl.create_default_context(), progress)
     except (OSError, SMTPException) as error:
-        if stage == "login" and isinstance(error, SMTPResponseException):
+        if progress.stage == "login" and isinstance(error, SMTPResponseException):
             return f"it refuses user or password ({error.code})"
-        if stage == "login" and not isinstance(error, OSError | SMTPServerDisconnected):
+        if progress.stage == "login" and not isinstance(error, OSError | SMTPServerDisconnected):
             return "it offers no login"
-        return cause_of(error) or {"tls": "no encryption"}.get(stage, f"{judge_error(stage, error).failure} failed")
-    finally:
-        client.close()
+        return cause_of(error) or {"tls": "no encryption"}.get(
+            progress.stage, f"{judge_error(progress.stage, error).failure} failed"
+        )
+    connection.abort()
     return None
 
 

@@ -8,6 +8,7 @@ twice the CPU time.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
@@ -53,18 +54,27 @@ class Connection:
     expiry: asyncio.TimerHandle | None = field(default=None, repr=False)
 
     @classmethod
-    async def open(cls, server: MailServer, greeting: str, tls: ssl.SSLContext, progress: Progress) -> Connection:
-        progress.stage = "connect"
+    async def open(
+        cls, line: socket.socket, server: MailServer, greeting: str, tls: ssl.SSLContext, progress: Progress
+    ) -> Connection:
+        """
+        Args:
+            line: to the server; it is the connection's from now on.
+        """
         client = SMTP(
             hostname=server.host,
-            port=server.port,
+            sock=line,
             local_hostname=greeting,
             use_tls=server.scheme == "smtps",
             start_tls=False,
             tls_context=tls,
             timeout=None,  # the try has one
         )
-        await client.connect()
+        try:
+            await client.connect()
+        except BaseException:
+            line.close()
+            raise
         progress.stage = "ehlo"
         try:
             await client.ehlo()

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from aiosmtplib import SMTPException
+from aiosmtplib import SMTPException, SMTPResponseException
 
 from infrastructure.mail.smtp.connection import Connection, Progress
 from infrastructure.mail.smtp.replies import is_plain_refusal, may_be_used_up
+from infrastructure.reach import reach
 from infrastructure.settings.values import MailServer
 
 CONNECTIONS: Final = 32
@@ -110,6 +111,7 @@ class ConnectionPool:
         self._quitting: set[asyncio.Task[None]] = set()
         self._closed = False
         self._scarce_until = -math.inf
+        self._silent: dict[str, float] = {}  # when an address last took a connection and did not open a session on it
 
     @property
     def idle(self) -> int:
@@ -147,7 +149,7 @@ class ConnectionPool:
             except BaseException:
                 connection.abort()
                 raise
-        connection = await Connection.open(self._server, self._greeting, self._tls, progress)
+        connection = await self._open(progress)
         progress.stage = "mail"
         try:
             await connection.begin(self._sender)
@@ -156,6 +158,20 @@ class ConnectionPool:
             raise
         if ended_after is not None:
             self._mails_per_connection.ended(ended_after)
+        return connection
+
+    async def _open(self, progress: Progress) -> Connection:
+        progress.stage = "connect"
+        line = await reach(self._server.host, self._server.port, rank=lambda address: self._silent.get(address, 0.0))
+        address = str(line.getpeername()[0])
+        try:
+            connection = await Connection.open(line, self._server, self._greeting, self._tls, progress)
+        except SMTPResponseException:  # it does answer
+            raise
+        except BaseException:
+            self._silent[address] = asyncio.get_running_loop().time()
+            raise
+        self._silent.pop(address, None)
         return connection
 
     def put_back(self, connection: Connection) -> None:
