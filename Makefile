@@ -42,7 +42,7 @@ test-wheel: setup-dev  ## the wheel in an empty environment, with each Python th
 	$(BIN)/pytest -rs tests/e2e/test_wheel.py --every-python $(ARGS)
 
 test-spam: setup-dev  ## our mails' scores in SpamAssassin, which it installs
-	@scripts/spamassassin
+	@command -v spamassassin >/dev/null || scripts/install spamassassin
 	$(BIN)/pytest -rs tests/integration/test_spam_score.py $(ARGS)
 
 test-ground: setup-dev  ## against real servers, as root; ARGS="--only exim,sendmail"

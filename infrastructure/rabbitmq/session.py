@@ -65,6 +65,10 @@ REFUSAL_HINT: Final = (
 """What to do about them."""
 
 
+class VirtualHostRefused(ProbableAuthenticationError):
+    """There is no virtual host of this name, or it is closed to the user."""
+
+
 @contextmanager
 def telling_refusals() -> Iterator[None]:
     """For making a connection: raises one of `REFUSALS` where RabbitMQ closes it because we may not use it.
@@ -80,7 +84,7 @@ def telling_refusals() -> Iterator[None]:
         for close in received:
             # 530 is also said where there are as many connections as there may be, which passes.
             if isinstance(close, Connection.Close) and close.reply_code == 530 and "limit" not in close.reply_text:
-                raise ProbableAuthenticationError("the virtual host is not open to us") from None
+                raise VirtualHostRefused("the virtual host is not open to us") from None
         raise
 
 

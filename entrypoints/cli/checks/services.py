@@ -7,7 +7,6 @@ import ssl
 from collections.abc import AsyncIterator
 
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, ProbableAuthenticationError
-from aiormq.exceptions import InvalidFrameError
 from aiosmtplib import SMTPException, SMTPResponseException, SMTPServerDisconnected
 
 from entrypoints.cli.checks.causes import cause_of
@@ -16,7 +15,7 @@ from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.mail.smtp.connection import Connection, Progress
 from infrastructure.mail.smtp.replies import judge_error
 from infrastructure.rabbitmq.inspection import compare, counts_of
-from infrastructure.rabbitmq.session import REFUSAL_HINT, REFUSALS
+from infrastructure.rabbitmq.session import REFUSAL_HINT, REFUSALS, VirtualHostRefused
 from infrastructure.rabbitmq.topology import Topology, TopologyMismatch
 from infrastructure.reach import reach
 from infrastructure.settings.settings import Settings
@@ -47,11 +46,11 @@ async def look_at_broker(settings: Settings) -> AsyncIterator[Finding]:
             "our queues are not there",
             "`registrar broker declare` makes them, as `process` and `work` do.",
         )
-    except ProbableAuthenticationError:
-        yield Finding("rabbitmq", "fail", "it refuses user or password", "Correct them in REGISTRAR_BROKER_URL.")
-    except InvalidFrameError:
+    except VirtualHostRefused:
         says = "it refuses the virtual host: there is none of that name, or it is closed to the user"
         yield Finding("rabbitmq", "fail", says, "Correct it in REGISTRAR_BROKER_URL, or make it (README.md).")
+    except ProbableAuthenticationError:
+        yield Finding("rabbitmq", "fail", "it refuses user or password", "Correct them in REGISTRAR_BROKER_URL.")
     except REFUSALS:
         yield Finding("rabbitmq", "fail", "it refuses us", f"{REFUSAL_HINT[:1].upper()}{REFUSAL_HINT[1:]}.")
     except (AMQPError, OSError, TimeoutError) as error:
