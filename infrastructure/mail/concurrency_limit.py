@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 RAISE_AFTER: Final = 20
@@ -43,6 +43,7 @@ class ConcurrencyLimit:
     ) -> None:
         self.limit = most if start is None else min(start, most)
         self.in_flight = 0
+        self._exempt = 0
         self._most = most
         self._on_change = on_change
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -57,8 +58,12 @@ class ConcurrencyLimit:
         """How many calls wait for their turn."""
         return len(self._waiting)
 
+    @property
+    def _is_free(self) -> bool:
+        return self.in_flight - self._exempt < self.limit and self.in_flight < self._most
+
     async def __aenter__(self) -> int:
-        if self.in_flight < self.limit:  # then no call waits
+        if self._is_free:  # then no call waits
             self.in_flight += 1
             return self._generation
         turn = asyncio.get_running_loop().create_future()
@@ -77,8 +82,26 @@ class ConcurrencyLimit:
     async def __aexit__(self, *_: object) -> None:
         self._leave()
 
+    @contextmanager
+    def exempting(self) -> Iterator[Callable[[], None]]:
+        """Around a part of a call: from when what it yields is called on, the limit is that of the others, while there
+        are no more than the maximum in all."""
+        is_exempt = False
+
+        def exempt() -> None:
+            nonlocal is_exempt
+            if not is_exempt:
+                is_exempt = True
+                self._exempt += 1
+                self._let_in()
+
+        try:
+            yield exempt
+        finally:
+            self._exempt -= is_exempt
+
     def succeeded(self, generation: int) -> None:
-        if self.limit < self._most and generation == self._generation and self.in_flight >= self.limit:
+        if self.limit < self._most and generation == self._generation and self.in_flight - self._exempt >= self.limit:
             self._successes += 1
             if self._starting or self._successes >= self._raise_after:
                 self._successes = 0
@@ -111,7 +134,7 @@ class ConcurrencyLimit:
         self._let_in()
 
     def _let_in(self) -> None:
-        while self._waiting and self.in_flight < self.limit:
+        while self._waiting and self._is_free:
             turn = self._waiting.popleft()
             if not turn.cancelled():
                 self.in_flight += 1

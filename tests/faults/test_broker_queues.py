@@ -13,6 +13,7 @@ import pytest
 
 from application.commands import RequestNewCode
 from application.ports import Context
+from infrastructure.mail.smtp.pool import FIRST_CONNECTIONS
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.rabbitmq.topology import MAIL_EXCHANGE, MAIL_QUEUE, MAIL_REQUESTED
 from tests.faults.scene import Scene
@@ -49,14 +50,14 @@ async def test_a_queue_that_is_deleted_while_it_is_consumed_is_declared_again_an
         await scene.prove(client, await scene.accepted(client, "before@example.com"))
 
         scene.sink.at("eod", "wait")
-        in_hand = [await scene.accepted(client, f"in-hand-{number}@example.com") for number in range(5)]
-        await eventually(lambda: len(scene.sink.mails) == 6)
+        in_hand = [await scene.accepted(client, f"in-hand-{number}@example.com") for number in range(FIRST_CONNECTIONS)]
+        await eventually(lambda: len(scene.sink.mails) == FIRST_CONNECTIONS + 1)
         with scene.faults.during("mail queue deleted", "broker"):
             rabbit.ask("DELETE", f"queues/{vhost_of(broker_url)}/{MAIL_QUEUE}")
             await until_lost(service)
         await until_up(service)
         scene.sink.go_on.set()
-        await until_recorded(scene.fleet.dsn, "registration.email_dispatched", 6)
+        await until_recorded(scene.fleet.dsn, "registration.email_dispatched", FIRST_CONNECTIONS + 1)
         await scene.prove(client, *in_hand)
         registered = [await scene.accepted(client, f"person-{number}@example.com") for number in range(5)]
 

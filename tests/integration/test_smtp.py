@@ -22,7 +22,8 @@ from pydantic import SecretStr
 from application.ports import Letter, MailServersAway, NotSent, Rendered
 from domain.mail_outcome import DispatchFailure, HandOver
 from infrastructure.mail.circuits import Circuits
-from infrastructure.mail.smtp.pool import Limits
+from infrastructure.mail.smtp.evidence import Evidence
+from infrastructure.mail.smtp.pool import FIRST_CONNECTIONS, Limits
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.settings.values import MailServer
 from tests.support.facts import eventually
@@ -55,6 +56,7 @@ class Post:
         self.pauses: list[float] = []
         self.attempts: list[tuple[str, str]] = []
         self.concurrency: list[int] = []
+        self.evidence: list[Evidence] = []
         self.between_tries: Callable[[], None] = lambda: None
         self.servers = SmtpServers(
             servers,
@@ -64,6 +66,7 @@ class Post:
             tls=tls,
             on_attempt=lambda *attempt: self.attempts.append(attempt),
             on_concurrency=lambda _, mails: self.concurrency.append(mails),
+            on_opened=lambda _, evidence: self.evidence.extend(evidence),
             sleep=self._sleep,
             now=lambda: NOON,
         )
@@ -941,6 +944,73 @@ async def test_a_server_that_takes_no_further_session_gets_all_mails_by_those_th
     assert 0 < stub.faults["banner"] < 30
     assert copies(stub) == Counter({letter.to.encode(): 1 for letter in numbered(300)})
     assert await post.servers.states() == {provider(stub): "closed"}
+
+
+@pytest.mark.fault("E26")
+@pytest.mark.parametrize("action", ["drop", "421 4.7.0 too many", "554 5.7.1 no more"])
+@pytest.mark.parametrize("takes", [1, 2, 3])
+async def test_a_refusal_that_comes_before_the_others_are_greeted_is_no_outage(
+    stub: SmtpStub, open_post: OpenPost, action: str, takes: int
+) -> None:
+    refused_one = asyncio.Event()
+
+    def greeting() -> str | None:
+        if open_now(stub) > takes:
+            refused_one.set()
+            asyncio.get_running_loop().call_later(0.02, stub.go_on.set)
+            return action
+        return None if stub.go_on.is_set() else "wait"
+
+    stub.at("banner", greeting)
+    post = await open_post(stub, limits=Limits())
+    sent = await asyncio.gather(*(post.send(letter) for letter in numbered(120)))
+
+    assert refused_one.is_set()
+    assert {one.attempts for one in sent} == {1}
+    assert post.concurrency[1] == takes, "it is known at once how many it takes"
+    assert min(post.concurrency) == takes
+    assert await post.servers.states() == {provider(stub): "closed"}
+
+
+@pytest.mark.fault("E26")
+async def test_a_worker_that_gets_no_session_waits_while_the_server_takes_mails_of_others(
+    stub: SmtpStub, open_post: OpenPost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infrastructure.mail.smtp.server.CROWDED_PAUSE", 0.01)
+    stub.at("banner", lambda: "drop" if open_now(stub) > 2 else None)
+    one, other = await open_post(stub, limits=Limits()), await open_post(stub, limits=Limits())
+    await asyncio.gather(*(one.send(letter) for letter in numbered(20)))
+    await other.servers.states()  # makes what is known of the servers
+    other.evidence[0].taken_from_another(0.0)
+
+    refused = stub.faults["banner"]
+    sending = [asyncio.create_task(other.send(letter)) for letter in numbered(20)]
+    await stub.until(lambda: stub.faults["banner"] > refused + 10)
+    await one.servers.close()
+    sent = await asyncio.gather(*sending)
+
+    assert {one.attempts for one in sent} == {1}
+    assert await other.servers.states() == {provider(stub): "closed"}
+
+
+@pytest.mark.fault("E31")
+@pytest.mark.parametrize("hung", [1, 60])
+async def test_mails_that_a_server_has_and_does_not_answer_keep_no_other_from_the_next_server(
+    stub: SmtpStub, stack: AsyncExitStack, open_post: OpenPost, hung: int
+) -> None:
+    other = await stack.enter_async_context(SmtpStub())
+    post = await open_post(stub, other, limits=replace(QUICK, content_timeout=timedelta(minutes=10)))
+    stub.at("eod", "hang", times=hung)
+    first = [asyncio.create_task(post.send(letter)) for letter in numbered(hung)]
+    await stub.until(lambda: stub.faults["eod"] >= min(hung, FIRST_CONNECTIONS))
+    stub.at("banner", "hang")
+
+    sent = await asyncio.gather(*(post.send(letter) for letter in numbered(200)[-20:]))
+
+    assert {one.provider for one in sent} == {provider(other)}
+    for task in first:
+        task.cancel()
+    await asyncio.gather(*first, return_exceptions=True)
 
 
 @pytest.mark.fault("E26")

@@ -38,6 +38,9 @@ def test_an_unresolvable_name_is_a_connection_problem() -> None:
         ("rcpt", 550, "5.4.5 daily sending quota exceeded", "throttled"),
         ("end-of-data", 550, "5.4.5 daily sending quota exceeded", "throttled"),
         ("mail", 550, "5.4.5 daily sending quota exceeded", "throttled"),
+        ("mail", 550, "5.2.254 sender throttled", "throttled"),
+        ("end-of-data", 550, "5.2.251 sender throttled", "throttled"),
+        ("rcpt", 550, "5.1.90 daily limit for recipients reached", "throttled"),
         ("mail", 553, "5.1.8 sender address rejected", "authentication"),
         ("rcpt", 511, "not here", "refused"),
     ],
@@ -90,8 +93,34 @@ def test_other_refusals_of_a_recipient_need_evidence(code: int, text: str) -> No
 
 @pytest.mark.parametrize(
     ("code", "text"),
-    [(550, "no"), (554, "looks like spam"), (552, "too big"), (550, "5.6.0 no"), (554, "5.3.4 too big")],
+    [
+        (550, "no"),
+        (554, "looks like spam"),
+        (552, "too big"),
+        (550, "5.6.0 no"),
+        (554, "5.3.4 too big"),
+        (554, "5.2.2 the sender's mailbox is full"),
+        (554, "5.2.0 cannot store a copy"),
+    ],
 )
 def test_other_refusals_after_the_final_dot_need_evidence_too(code: int, text: str) -> None:
     verdict = judge_reply("end-of-data", code, text)
     assert (verdict.failure, verdict.permanent, verdict.on_evidence) == ("content", True, True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "code", "text"),
+    [
+        # Amazon SES, Exchange Online, Postfix with a limit per session, Gmail, as they word it.
+        ("data", 454, "Throttling failure: Maximum sending rate exceeded"),
+        ("end-of-data", 454, "Throttling failure: Maximum sending rate exceeded"),
+        ("mail", 432, "4.3.2 concurrent connections limit exceeded"),
+        ("end-of-data", 432, "4.3.2 concurrent connections limit exceeded"),
+        ("mail", 452, "4.5.3 too many mails in this session"),
+        ("rcpt", 450, "4.7.0 too fast"),
+        ("rcpt", 421, "4.7.0 too many"),
+    ],
+)
+def test_a_server_that_asks_for_less_is_known_by_its_reply(stage: Stage, code: int, text: str) -> None:
+    verdict = judge_reply(stage, code, text)
+    assert (verdict.failure, verdict.too_many, verdict.permanent) == ("throttled", True, False)

@@ -23,18 +23,35 @@ from infrastructure.mail.smtp.replies import Stage
 from infrastructure.settings.values import MailServer
 
 
-@dataclass(slots=True, eq=False)
 class Progress:
     """How far a try has come.
 
     Attributes:
-        started: by the event loop's clock.
+        started, moved_at: when it began, and when it reached its stage; by the event loop's clock.
         on_content: called when the content was sent, and only the server's reply to it is awaited.
     """
 
-    started: float
-    stage: Stage = "connect"
-    on_content: Callable[[], None] = field(default=lambda: None, repr=False)
+    __slots__ = ("_on_move", "_stage", "moved_at", "on_content", "started")
+
+    def __init__(self, started: float, *, on_move: Callable[[], None] = lambda: None) -> None:
+        """
+        Args:
+            on_move: called whenever it reaches a stage.
+        """
+        self.started = self.moved_at = started
+        self.on_content: Callable[[], None] = lambda: None
+        self._stage: Stage = "connect"
+        self._on_move = on_move
+
+    @property
+    def stage(self) -> Stage:
+        return self._stage
+
+    @stage.setter
+    def stage(self, stage: Stage) -> None:
+        self._stage = stage
+        self.moved_at = asyncio.get_running_loop().time()
+        self._on_move()
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +61,7 @@ class Connection:
     Attributes:
         mails: how many it has carried.
         reset_first: the latest mail was refused; its transaction has to be reset before the next.
+        refused_after: seconds that the server took over its latest refusal of a command of a mail.
         expiry: timer that closes it after it has been idle for too long.
     """
 
@@ -51,6 +69,7 @@ class Connection:
     protocol: SMTPProtocol
     mails: int = 0
     reset_first: bool = False
+    refused_after: float = 0.0
     expiry: asyncio.TimerHandle | None = field(default=None, repr=False)
 
     @classmethod
@@ -70,6 +89,7 @@ class Connection:
             tls_context=tls,
             timeout=None,  # the try has one
         )
+        progress.stage = "greeting"
         try:
             await client.connect()
         except BaseException:
@@ -118,12 +138,16 @@ class Connection:
         crash_point("worker.before_eod_reply")
         code, text = await self.protocol.read_response()
         if code // 100 != 2:
+            self.refused_after = 0.0  # it looked at the content
             raise SMTPResponseException(code, text)
         return code
 
     async def _command(self, *words: bytes, expected: int = 2) -> None:
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
         code, text = await self.protocol.execute_command(*words)
         if code // 100 != expected:
+            self.refused_after = loop.time() - asked
             raise SMTPResponseException(code, text)
 
     def abort(self) -> None:

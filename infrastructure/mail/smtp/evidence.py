@@ -69,6 +69,9 @@ class Evidence:
     server has just taken somebody else's. The next one in a row, or one before any was taken, is about all of them: it
     undoes nobody's registration.
 
+    Attributes:
+        taken_elsewhere_at: when the server last took a mail of another worker, as far as this one knows.
+
     Args:
         provider: the server's `host:port`.
         on_change: called when the others should know at once: the first two mails of a row were refused, or the server
@@ -86,6 +89,7 @@ class Evidence:
     ) -> None:
         self.provider = provider
         self.standing = Standing()
+        self.taken_elsewhere_at: float | None = None
         self._beliefs = beliefs
         self._on_change = on_change
         self._recent = recent.total_seconds()
@@ -123,8 +127,11 @@ class Evidence:
             self._on_change()
 
     def taken_from_another(self, ago: float) -> None:
-        """The server accepted a mail of another worker so many seconds ago: what it refused before is no row of now."""
+        """The server accepted a mail, as a rule another worker's, so many seconds ago: what it refused before is no row
+        of now."""
         standing, at = self.standing, _now() - ago
+        if standing.taken_at is None or at > standing.taken_at + 1.0:  # otherwise it may be the one that we told of
+            self.taken_elsewhere_at = at
         if standing.refused_since is not None and standing.refused_since < at:
             standing.refused_since, standing.refusals, self._expected = None, 0, None
             self._refused.clear()

@@ -121,6 +121,14 @@ class ConnectionPool:
     def keep_sessions(self) -> None:
         """The server has refused a further one: those that there are will be needed."""
         self._scarce_until = asyncio.get_running_loop().time() + SCARCE_FOR.total_seconds()
+        for connection in self._idle:
+            self._let_expire(connection)
+
+    def _let_expire(self, connection: Connection) -> None:
+        if connection.expiry is not None:
+            connection.expiry.cancel()
+        idle = max(self._idle_seconds, SCARCE_IDLE.total_seconds()) if self._is_scarce else self._idle_seconds
+        connection.expiry = asyncio.get_running_loop().call_later(idle, self._expire, connection)
 
     @property
     def _is_scarce(self) -> bool:
@@ -163,7 +171,11 @@ class ConnectionPool:
     async def _open(self, progress: Progress) -> Connection:
         progress.stage = "connect"
         line = await reach(self._server.host, self._server.port, rank=lambda address: self._silent.get(address, 0.0))
-        address = str(line.getpeername()[0])
+        try:
+            address = str(line.getpeername()[0])
+        except OSError:  # it was reset already
+            line.close()
+            raise
         try:
             connection = await Connection.open(line, self._server, self._greeting, self._tls, progress)
         except SMTPResponseException:  # it does answer
@@ -176,21 +188,15 @@ class ConnectionPool:
 
     def put_back(self, connection: Connection) -> None:
         """Keep it for the next mail, unless it is used up or the pool is closed."""
-        is_scarce = self._is_scarce
-        if self._closed or (not is_scarce and self._mails_per_connection.used_up(connection.mails)):
+        if self._closed or (not self._is_scarce and self._mails_per_connection.used_up(connection.mails)):
             self._quit(connection)
             return
-        idle = max(self._idle_seconds, SCARCE_IDLE.total_seconds()) if is_scarce else self._idle_seconds
-        connection.expiry = asyncio.get_running_loop().call_later(idle, self._expire, connection)
         self._idle.append(connection)
+        self._let_expire(connection)
 
-    def recycle(self, connection: Connection, error: BaseException, *, took: float = 0.0) -> None:
-        """Keep the connection after a plain refusal; after anything else its state is unknown, and it is dropped.
-
-        Args:
-            took: seconds that the server took over the refusal.
-        """
-        if is_plain_refusal(error) and took > SLOW_REFUSAL.total_seconds():
+    def recycle(self, connection: Connection, error: BaseException) -> None:
+        """Keep the connection after a plain refusal; after anything else its state is unknown, and it is dropped."""
+        if is_plain_refusal(error) and connection.refused_after > SLOW_REFUSAL.total_seconds():
             self._quit(connection)
         elif is_plain_refusal(error):
             connection.reset_first = True  # before the next mail: this one's outcome should not wait for it

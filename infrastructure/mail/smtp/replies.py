@@ -15,9 +15,11 @@ from aiosmtplib import SMTPException, SMTPResponseException
 
 from domain.mail_outcome import MailFailure
 
-Stage = Literal["connect", "ehlo", "tls", "login", "mail", "rcpt", "data", "end-of-data"]
+Stage = Literal["connect", "greeting", "ehlo", "tls", "login", "mail", "rcpt", "data", "end-of-data"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 """In the order of a conversation."""
+OPENING: Final = frozenset(STAGES[: STAGES.index("mail")])
+"""Those of a session that cannot take a mail yet."""
 
 ALARMS: Final = {
     "authentication": (
@@ -48,8 +50,15 @@ _SENDER: Final = frozenset({"1.7", "1.8"})
 """Details (RFC 3463, RFC 5248) that are about our sender address."""
 _NO_MAILBOX: Final = frozenset({"1.1", "1.2", "1.3", "1.6", "1.10"})
 """Details that say that there is no such mailbox: nobody there, no such domain, no address, moved, no mail at all."""
-_LIMIT: Final = "4.5"
-"""System congestion; what providers with a limit per day reply when it is reached."""
+_MAILBOX_CLOSED: Final = frozenset({"2.1", "2.2", "2.4"})
+"""Details that say that the mailbox exists, but is disabled or full, or a list that does not expand. At other stages they
+may be about ours (Exchange Online: 554 5.2.2 when the sender's mailbox is full), as others may be at any (5.2.25x)."""
+_LIMITS: Final = frozenset({"4.5", "1.90", *(f"2.25{digit}" for digit in range(1, 6))})
+"""System congestion, by which providers mean a limit per day; Exchange Online's limit of recipients per day, and its
+throttling of senders who made too many errors."""
+_TOO_MANY: Final = frozenset({"3.2", "5.3", "7.0"})
+"""Details of a 4xx that ask for less: of the connections that send (Exchange Online), of the mails of one session, and of
+whatever a policy counts."""
 _ABOUT_US: Final = frozenset({*range(500, 505), 513, 521, 530, 535, 538, 555})
 """Codes of a server that does not take this command, or nothing at all, from us (RFC 4954, 5321, 7504; 513: Courier)."""
 
@@ -109,10 +118,10 @@ def judge_reply(stage: Stage, code: int, text: str) -> Verdict:
         verdict = Verdict("throttled", outage=True, too_many=True)
     elif code // 100 not in {4, 5}:  # not a reply to the command
         verdict = Verdict("connection", outage=True, outcome_unknown=stage == "end-of-data")
-    elif stage in {"connect", "ehlo", "tls", "login"}:
+    elif stage in OPENING:
         verdict = _before_the_mail(stage, refused_for_good=code // 100 == 5)
     elif code // 100 == 4:
-        verdict = _for_now(code, detail)
+        verdict = _for_now(stage, code, detail)
     else:
         verdict = _for_good(stage, code, detail)
     return replace(verdict, reply_code=code, reply_status=status)
@@ -128,11 +137,11 @@ def _before_the_mail(stage: Stage, *, refused_for_good: bool) -> Verdict:
             return Verdict("connection" if refused_for_good else "temporary", outage=True)
 
 
-def _for_now(code: int, detail: str) -> Verdict:
-    if detail in _SENDER or (code == 454 and detail != "7.0"):  # 454: relaying denied, by Debian's Postfix
-        return Verdict("authentication")
-    if detail == "7.0":
+def _for_now(stage: Stage, code: int, detail: str) -> Verdict:
+    if detail in _TOO_MANY or (code == 454 and stage != "rcpt"):  # 454: "Throttling failure", by Amazon's SES
         return Verdict("throttled", too_many=True)
+    if detail in _SENDER or code == 454:  # 454: relaying denied, by Debian's Postfix
+        return Verdict("authentication")
     if detail == "7.1" or (code in {450, 451} and not detail.startswith("3.")):  # X.3: the server's own trouble
         return Verdict("greylisted")
     return Verdict("temporary")
@@ -141,7 +150,7 @@ def _for_now(code: int, detail: str) -> Verdict:
 def _for_good(stage: Stage, code: int, detail: str) -> Verdict:
     """What a 5xx to MAIL, RCPT, DATA or the content means."""
     content = Verdict("content", permanent=True, on_evidence=True)
-    if detail == _LIMIT:
+    if detail in _LIMITS:
         return Verdict("throttled")
     if stage == "mail":
         too_big = code == 552 or detail.startswith("3.")
@@ -150,7 +159,7 @@ def _for_good(stage: Stage, code: int, detail: str) -> Verdict:
         return Verdict("authentication")
     if detail in _NO_MAILBOX:
         return Verdict("mailbox-unknown", permanent=True)
-    if detail.startswith("2.") and detail != "2.3":  # the mailbox exists, but is disabled or full
+    if detail in _MAILBOX_CLOSED and stage == "rcpt":
         return Verdict("permanent", permanent=True)
     if detail.startswith("7."):  # blocked, denied, taken for spam: our mails are all alike
         return Verdict("authentication") if stage == "rcpt" else Verdict("content", outage=True)
@@ -165,7 +174,7 @@ def judge_error(stage: Stage, error: OSError | SMTPException) -> Verdict:
     """Classify what was raised. Replies come first: some of aiosmtplib's are OSErrors, too."""
     if isinstance(error, SMTPResponseException):
         return judge_reply(stage, error.code, error.message)
-    if stage in {"connect", "ehlo", "tls"} and _is_tls_failure(error):
+    if stage in OPENING - {"login"} and _is_tls_failure(error):
         return Verdict("tls", outage=True, hopeless=True)
     if not isinstance(error, OSError):  # aiosmtplib's own "not supported by this server"
         if stage == "tls":
