@@ -40,18 +40,15 @@ AS_GOOD: Final = 0.8
 ALARM_BY: Final = 11 * 60.0
 """Seconds after which a server that has only deferred has to be an alarm: ten minutes, and one to notice."""
 
-_MAILBOXES = iter(range(10_000))
-"""Each scenario has mailboxes of its own."""
-
-
-def people(number: int, domain: str = HOME) -> list[str]:
-    return [f"u{next(_MAILBOXES)}@{domain}" for _ in range(number)]
+def people(scene: Scene, number: int, domain: str = HOME) -> list[str]:
+    """Nobody of an earlier scenario."""
+    return [f"{next(scene.server.mailboxes)}@{domain}" for _ in range(number)]
 
 
 async def arrives(scene: Scene) -> Cell:
     """Twenty registrations: each mail in its mailbox once, and each code works."""
     async with scene.product() as api:
-        registered = await register(api, people(20))
+        registered = await register(api, people(scene, 20))
         await scene.until_arrived([*registered], within=120)
         letters = scene.letters_to(registered)
         codes = {letter.to: letter.code for letter in letters}
@@ -66,7 +63,7 @@ async def arrives(scene: Scene) -> Cell:
 
 async def unknown_user(scene: Scene) -> Cell:
     """A mailbox that does not exist, among others that do: it is undone, or kept if nothing says why; nobody else is."""
-    before, after, unknown = people(5), people(5), f"nosuch@{HOME}"
+    before, after, unknown = people(scene, 5), people(scene, 5), f"nosuch@{HOME}"
     async with scene.product() as api:
         registered = await register(api, before)
         await scene.until_sent(5, within=60)
@@ -90,7 +87,7 @@ async def unknown_user(scene: Scene) -> Cell:
 
 async def relaying_refused(scene: Scene) -> Cell:
     """A server that does not do what we need: nobody is undone, operators learn of it, and once it does, all go out."""
-    elsewhere = people(5, "elsewhere.example")
+    elsewhere = people(scene, 5, "elsewhere.example")
     await scene.server.call("refuse_elsewhere")
     await scene.server.restart()
     async with scene.product() as api:
@@ -112,7 +109,7 @@ async def sender_refused(scene: Scene) -> Cell:
     """A sender whose domain does not exist: nobody is undone."""
     await scene.server.call("check_senders")
     await scene.server.restart()
-    home = people(5)
+    home = people(scene, 5)
     async with scene.product(sender="registrar@nowhere.example") as api:
         await register(api, home)
         complaints, seen = await _nobody_undone_and_told(scene, api, home)
@@ -123,7 +120,7 @@ async def only_deferred(scene: Scene) -> Cell:
     """Ten minutes of nothing but deferrals are an alarm. For those servers that defer what they will never do."""
     await scene.server.call("refuse_elsewhere")
     await scene.server.restart()
-    elsewhere = people(3, "elsewhere.example")
+    elsewhere = people(scene, 3, "elsewhere.example")
     async with scene.product() as api:
         await register(api, elsewhere)
 
@@ -140,7 +137,7 @@ async def only_deferred(scene: Scene) -> Cell:
 async def burst(scene: Scene) -> Cell:
     """300 registrations wait: all are sent, as fast as by the best client with a fixed number of connections, or as fast
     as by ourselves to a server that only takes and forgets: whichever is less, as the plain client records nothing."""
-    everybody = people(BURST)
+    everybody = people(scene, BURST)
     async with scene.product(follows=False) as api:
         await register(api, everybody)
     async with scene.product() as api:
@@ -164,7 +161,7 @@ async def burst(scene: Scene) -> Cell:
 async def restarted(scene: Scene) -> Cell:
     """The server goes down and comes back in the middle of a hundred mails: all arrive, copies only where the outcome of
     a try was unknown."""
-    everybody = people(100)
+    everybody = people(scene, 100)
     async with scene.product(follows=False) as api:
         await register(api, everybody)
     async with scene.product() as api:

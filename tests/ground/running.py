@@ -26,6 +26,9 @@ SERVERS: Final = Path(__file__).with_name("servers")
 CACHE: Final = ROOT / ".ground"
 """Packages that were fetched, logs of the servers; git does not see it."""
 
+MAILBOXES: Final = 600
+"""Of a server; all scenarios together use fewer."""
+
 NEEDS: Final = ("setpriv", "unshare", "nsenter", "mount", "apt-get", "npm")
 
 _TO: Final = re.compile(rb"^To:\s+(?:.*<)?([^\s<>]+@[^\s<>]+)", re.MULTILINE)
@@ -58,6 +61,7 @@ class RunningServer:
     Attributes:
         port: where it listens, on 127.0.0.1.
         version: of its package.
+        mailboxes: names of some that nobody has used.
     """
 
     def __init__(self, name: str, **environment: str) -> None:
@@ -68,6 +72,7 @@ class RunningServer:
         self.name = name
         self.port = 0
         self.version = ""
+        self.mailboxes = (f"u{number}" for number in range(MAILBOXES))
         self._environment = environment
         self._boxes = ""
         self._functions: frozenset[str] = frozenset()
@@ -80,7 +85,7 @@ class RunningServer:
             *("setpriv", "--pdeathsig", "KILL"),  # nothing outlasts this process, however it ends
             *("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"),
             *("env", *(f"{name}={value}" for name, value in self._environment.items())),
-            *("bash", SERVERS / "inside.sh", self.name, CACHE),
+            *("bash", SERVERS / "inside.sh", self.name, CACHE, str(MAILBOXES)),
         ]
         with self._log.open("wb") as log:
             # By the main thread: the kernel takes the thread that started it for the parent.

@@ -1,11 +1,10 @@
 # What every server stands on. The first process of namespaces of its own (mounts, host name, processes): whatever is
 # done to /etc, /usr, /var and /run stays in memory, and ends with it, as does every process.
 #
-#     inside.sh NAME DIRECTORY    DIRECTORY keeps what was fetched, for the next run
+#     inside.sh NAME DIRECTORY USERS    DIRECTORY keeps what was fetched, for the next run; so many mailboxes
 set -euo pipefail
-name=$1 directory=$2
+name=$1 directory=$2 users=$3
 here=$(dirname "$0")
-users=600
 . "$here/$name.sh"
 
 own_folders() {
