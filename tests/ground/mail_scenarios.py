@@ -40,6 +40,7 @@ AS_GOOD: Final = 0.8
 ALARM_BY: Final = 11 * 60.0
 """Seconds after which a server that has only deferred has to be an alarm: ten minutes, and one to notice."""
 
+
 def people(scene: Scene, number: int, domain: str = HOME) -> list[str]:
     """Nobody of an earlier scenario."""
     return [f"{next(scene.server.mailboxes)}@{domain}" for _ in range(number)]
