@@ -26,7 +26,7 @@ SERVERS: Final = Path(__file__).with_name("servers")
 CACHE: Final = ROOT / ".ground"
 """Packages that were fetched, logs of the servers; git does not see it."""
 
-MAILBOXES: Final = 600
+MAILBOXES: Final = 2000
 """Of a server; all scenarios together use fewer."""
 
 NEEDS: Final = ("setpriv", "unshare", "nsenter", "mount", "apt-get", "npm")

@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import socket
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import Any, Final
+from unittest.mock import patch
 
 import psycopg
 from psycopg import sql
 
+from entrypoints.bootstrap import delivery
 from entrypoints.bootstrap.database import create_schema
 from infrastructure.embedded.postgres import EmbeddedPostgres
+from infrastructure.mail.smtp.pool import Limits
 from infrastructure.postgres.connection import connect
 from infrastructure.telemetry.logs import configure_logging
-from tests.ground.running import Letter, RunningServer, listens
+from tests.ground.running import Letter, RunningServer
 from tests.support.facts import eventually
 from tests.support.http import ADMIN, Api, open_api
 from tests.support.log import query
@@ -67,15 +69,25 @@ class Scene:
         configure_logging("json", stream=log)
         return cls(server, postgres, await fresh_database(postgres), log)
 
+    async def anew(self) -> Scene:
+        """Another database beside the same server."""
+        return await Scene.set(self.server, self.postgres)
+
     @asynccontextmanager
-    async def product(self, *, follows: bool = True, sender: str = SENDER, url: str = "") -> AsyncIterator[Api]:
+    async def product(
+        self, *, follows: bool = True, sender: str = SENDER, connections: int | None = None
+    ) -> AsyncIterator[Api]:
         """
         Args:
-            url: of another mail server.
+            connections: to the server, from the beginning and at most.
         """
         mail_from = f"Registrar <{sender}>"
-        async with open_api(self.dsn, follows=follows, smtp_urls=url or self.server.url, mail_from=mail_from) as api:
-            yield api
+        limits = Limits
+        if connections is not None:
+            limits = partial(Limits, connections=connections, first_connections=connections)  # type: ignore[assignment]
+        with patch.object(delivery, "Limits", limits):
+            async with open_api(self.dsn, follows=follows, smtp_urls=self.server.url, mail_from=mail_from) as api:
+                yield api
 
     async def statuses(self) -> Counter[str]:
         """How many registrations have which status, by the events that say so."""
@@ -117,21 +129,6 @@ class Scene:
 
 def _mailbox(address: str) -> str:
     return address.partition("@")[0]
-
-
-@asynccontextmanager
-async def sink() -> AsyncIterator[str]:
-    """URL of a mail server in a process of its own that takes everything and forgets it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "aiosmtpd", "-n", "-l", f"127.0.0.1:{port}", "-c", "aiosmtpd.handlers.Sink"]
-    process = await asyncio.create_subprocess_exec(*command)
-    try:
-        assert await comes_true(lambda: listens(port), within=30)
-        yield f"smtp://127.0.0.1:{port}?starttls=never"
-    finally:
-        process.kill()
-        await process.wait()
 
 
 async def register(api: Api, people: Sequence[str], *, at_once: int = 16) -> dict[str, str]:
