@@ -17,7 +17,8 @@ from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.followers.projector import read_scripts
 from infrastructure.postgres.circumstances import why_unreachable, why_unusable
 from infrastructure.postgres.connection import AWAY, Connection, closing, connect_first
-from infrastructure.postgres.schema import WrongSchema, bring_up_to_date, check
+from infrastructure.postgres.cutting import cut_after
+from infrastructure.postgres.schema import CONFIRM_WITHIN, WrongSchema, bring_up_to_date, check
 from infrastructure.scripts import SCRIPTS
 from infrastructure.settings.settings import Settings
 from projections import PROJECTIONS
@@ -93,7 +94,8 @@ async def prepare(database: Database) -> Keyring:
     """
     async with _connection(database.dsn) as connection:
         await create_schema(connection)
-        root_secret = await open_root_secret(connection, database.master_key)
+        with cut_after(CONFIRM_WITHIN, connection):
+            root_secret = await open_root_secret(connection, database.master_key)
     return Keyring(master_key=database.master_key, root_secret=root_secret)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -53,7 +54,7 @@ OLDEST_SERVER = 140000
 """PostgreSQL 14, the first with CREATE OR REPLACE TRIGGER, which our schema uses."""
 
 CONFIRM_WITHIN = timedelta(seconds=10)
-"""How long the first commit of ours may take. No timeout of the server's ends the wait for a synchronous standby."""
+"""How long a commit may take. No timeout of the server's ends the wait for a synchronous standby."""
 
 _IN_UTF8 = "make one in UTF8 (CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8') for Registrar."
 _LOG = {"events", "head", "blocks"}
@@ -123,8 +124,9 @@ async def check_ground(connection: Connection, scripts: Sequence[Script]) -> Non
     """For a database in which none of our scripts has been run.
 
     Raises:
-        WrongSchema: it is not in UTF8, and so would lack letters some day; there is a log in another schema than the one that we look in, which a second, empty one would hide;
-            or something that we have not made has the name of a table of ours.
+        WrongSchema: it is not in UTF8, and so would lack letters some day; there is a log in another schema than that
+            which we look in, and a second, empty one would hide it; or something that we have not made has the name of
+            a table of ours.
     """
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
@@ -180,7 +182,8 @@ async def bring_up_to_date(connection: Connection, scripts: Sequence[Script]) ->
 
     Raises:
         WrongSchema: a later release has changed the database, and this one cannot work with it; others hold a lock for
-            `MAX_LOCK_WAIT`; this role may not create tables; the database is in SQL_ASCII; or what is there is not ours.
+            `MAX_LOCK_WAIT`; a commit is not confirmed within `CONFIRM_WITHIN`; this role may not create tables; the
+            database is in SQL_ASCII; or what is there is not ours.
     """
     check_server(connection)
     recorded = await _recorded(connection)
@@ -248,12 +251,7 @@ def _obstacle(connection: Connection, name: str, error: psycopg.Error) -> Except
 async def _create_records(connection: Connection) -> None:
     """Create the table of what has been run. Not part of a script: processes that start meanwhile read it, however
     long a script takes."""
-    with cut_after(CONFIRM_WITHIN, connection):
-        await _create_records_in_time(connection)
-
-
-async def _create_records_in_time(connection: Connection) -> None:
-    async with connection.transaction():
+    async with _transaction(connection):
         await _lock_schema(connection)
         cursor = await connection.execute(
             "SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass('public.schema_scripts')"
@@ -274,8 +272,17 @@ async def _lock_schema(connection: Connection) -> None:
     await connection.execute("SELECT pg_advisory_xact_lock(hashtext('registrar schema'))")
 
 
+@asynccontextmanager
+async def _transaction(connection: Connection) -> AsyncIterator[None]:
+    """One that takes as long as it takes, but for its COMMIT: `CONFIRM_WITHIN`."""
+    with ExitStack() as committing:
+        async with connection.transaction():
+            yield
+            committing.enter_context(cut_after(CONFIRM_WITHIN, connection))
+
+
 async def _run_once(connection: Connection, script: Script) -> None:
-    async with connection.transaction():
+    async with _transaction(connection):
         await _lock_schema(connection)
         recorded = await _recorded(connection)
         if script.name in recorded:

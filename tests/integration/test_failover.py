@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap import database as bootstrap
+from entrypoints.bootstrap.database import SCHEMA
 from entrypoints.cli.checks.database import look_at_database
 from entrypoints.cli.checks.finding import Finding
 from infrastructure.embedded.postgres import EmbeddedPostgres
+from infrastructure.postgres import schema
+from infrastructure.postgres.connection import closing, connect
+from infrastructure.postgres.schema import Script, WrongSchema, bring_up_to_date
 from tests.support.facts import eventually
 from tests.support.http import open_api, settings
 from tests.support.log import query
 from tests.support.postgres import SURVIVES_KILLS, database_of_either, server, standby_of, stopped
+from tests.support.releases import make_as_former
 
 
 @dataclass(frozen=True)
@@ -89,8 +96,7 @@ async def test_the_doctor_says_in_time_that_no_commit_is_confirmed(tmp_path: Pat
         async with open_api(postgres.dsn, follows=False):
             pass
         assert (await appends(postgres.dsn, tmp_path)).state == "ok"
-        await query(postgres.dsn, "ALTER SYSTEM SET synchronous_standby_names = 'gone'")
-        await query(postgres.dsn, "SELECT pg_reload_conf()")
+        await without_its_standby(postgres.dsn)
 
         async def found() -> bool:
             return (await appends(postgres.dsn, tmp_path)).state == "fail"
@@ -99,6 +105,46 @@ async def test_the_doctor_says_in_time_that_no_commit_is_confirmed(tmp_path: Pat
         said = await appends(postgres.dsn, tmp_path)
     assert "no commit is confirmed" in said.says
     assert "synchronous_standby_names" in (said.advice or "")
+
+
+async def test_an_upgrade_while_the_synchronous_standby_is_away_ends_and_says_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(schema, "CONFIRM_WITHIN", timedelta(seconds=1))
+    with server(SURVIVES_KILLS) as postgres:
+        with psycopg.connect(postgres.dsn, autocommit=True) as connection:
+            make_as_former(connection)
+        await upgrade(postgres.dsn, SCHEMA[:1])  # what records the scripts has its column
+        await without_its_standby(postgres.dsn)
+        with pytest.raises(WrongSchema, match=r"synchronous_standby_names"):
+            await upgrade(postgres.dsn, SCHEMA)
+
+
+async def test_a_first_start_while_the_synchronous_standby_is_away_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "CONFIRM_WITHIN", timedelta(seconds=1))
+    with server(SURVIVES_KILLS) as postgres:
+        await upgrade(postgres.dsn, SCHEMA)
+        await without_its_standby(postgres.dsn)
+        with pytest.raises(CannotStart):
+            async with open_api(postgres.dsn, follows=False):
+                pass
+
+
+async def upgrade(dsn: str, scripts: Sequence[Script]) -> None:
+    connection = await connect(dsn, name="setup", statement_timeout=timedelta(seconds=10))
+    async with closing(connection):
+        await bring_up_to_date(connection, scripts)
+
+
+async def without_its_standby(dsn: str) -> None:
+    """From now on every commit waits for a standby that is away."""
+    await query(dsn, "ALTER SYSTEM SET synchronous_standby_names = 'gone'")
+    await query(dsn, "SELECT pg_reload_conf()")
+
+    async def waits() -> bool:
+        return await query(dsn, "SHOW synchronous_standby_names") == [("gone",)]
+
+    await eventually(waits)
 
 
 async def appends(dsn: str, directory: Path) -> Finding:
