@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Final
 
-from aiohappyeyeballs import start_connection
+from aiohappyeyeballs import AddrInfoType, start_connection
 
 HEAD_START: Final = timedelta(milliseconds=250)
 """Of each address before the next; RFC 8305, section 5, recommends it."""
+
+
+NO_HOST_NAME: Final = "a part of the name between two dots is empty or too long"
+
+
+async def look_up(host: str, port: int | str, *, flags: int = 0) -> Sequence[AddrInfoType]:
+    """The host's addresses for TCP, as `getaddrinfo` has them.
+
+    Raises:
+        OSError: it has none; also for what is no host name, of which Python itself says `UnicodeError`.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=flags)
+    except UnicodeError:
+        raise socket.gaierror(socket.EAI_NONAME, NO_HOST_NAME) from None
 
 
 async def reach(host: str, port: int, *, rank: Callable[[str], float] = lambda _: 0.0) -> socket.socket:
@@ -23,7 +39,6 @@ async def reach(host: str, port: int, *, rank: Callable[[str], float] = lambda _
     Raises:
         OSError: none answers, or there is none.
     """
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    found = await look_up(host, port)
     addresses = sorted(found, key=lambda one: rank(str(one[4][0])))
     return await start_connection(addresses, happy_eyeballs_delay=HEAD_START.total_seconds())

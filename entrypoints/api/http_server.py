@@ -28,6 +28,7 @@ from entrypoints.api.admission import PLACE, ROUTE, Admission, AdmissionSlot
 from entrypoints.api.guard import POLICY, SECURITY_HEADERS
 from entrypoints.api.problems import to_problem
 from entrypoints.api.request_parser import RequestParser
+from infrastructure.reach import look_up
 from infrastructure.settings.values import Network
 from infrastructure.telemetry.metrics import Metrics
 
@@ -354,9 +355,7 @@ class _Server(uvicorn.Server):
 
 
 async def _bind(host: str, port: int) -> socket.socket:
-    found = await asyncio.get_running_loop().getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
-    )
+    found = await look_up(host, port, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV)
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     try:
