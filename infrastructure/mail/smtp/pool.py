@@ -40,8 +40,9 @@ class Limits:
 
     Attributes:
         timeout: of one try, from the first packet to the end of the content (`SEND_TIMEOUT`).
-        content_timeout: then for the reply to it (`ACCEPT_TIMEOUT`): RFC 5321, 4.5.3.2.6. A server that scans mails for viruses takes
-            seconds; a mail whose reply was not waited for is sent again, and arrives as often as it is tried.
+        content_timeout: then for the reply to it (`ACCEPT_TIMEOUT`): RFC 5321, 4.5.3.2.6. A server that scans mails for
+            viruses takes seconds; a mail whose reply was not waited for is sent again, and arrives as often as it is
+            tried.
         idle: how long an unused connection is kept.
         quit_timeout: how long to wait for the reply to QUIT, which does not matter.
         connections, mails_per_connection: maximum; fewer once a server says that it is too many.
