@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import traceback
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from infrastructure.postgres.cutting import cut_after
 from infrastructure.postgres.session import Terms, UnfitSession, settle
+from infrastructure.reach import NO_HOST_NAME, look_up
 
 CONNECT_TIMEOUT: Final = timedelta(seconds=3)
-"""A database that has not let us in by then, at any of its addresses, counts as away."""
+"""A database that has not let us in by then counts as away, unless it has more addresses than that gives `SHARE`."""
+
+SHARE: Final = timedelta(seconds=1)
+"""The least that each address has for all of it: TCP, TLS, the password, and the settings of the session."""
+
+LOOK_UP: Final = CONNECT_TIMEOUT / 3
+"""For the addresses of a name: one that nobody resolves leaves time for the others."""
 
 
 class _Address(NamedTuple):
@@ -25,6 +31,14 @@ class _Address(NamedTuple):
     host: str
     port: str
     hostaddr: str
+
+    @property
+    def shown(self) -> str:
+        where = self.hostaddr or self.host
+        return f"{f'[{where}]' if ':' in where else where}:{self.port}"
+
+
+_LEFT_TO_LIBPQ: Final = _Address("", "", "")
 
 
 class ReachedConnection(psycopg.AsyncConnection[TupleRow]):
@@ -48,26 +62,30 @@ class ReachedConnection(psycopg.AsyncConnection[TupleRow]):
             psycopg.Error, OSError: it is away.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + CONNECT_TIMEOUT.total_seconds()
-        failures: dict[str, psycopg.Error] = {}
-        addresses = await cls._in_order(conninfo, deadline)
+        began = loop.time()
+        addresses = await cls._in_order(conninfo)
+        deadline = max(began + CONNECT_TIMEOUT.total_seconds(), loop.time() + len(addresses) * SHARE.total_seconds())
+        failures: list[tuple[str, psycopg.Error]] = []
         for number, address in enumerate(addresses):
             ends = loop.time() + (deadline - loop.time()) / (len(addresses) - number)
             try:
                 connection = await cls._try(conninfo, address, ends, terms, parameters)
             except psycopg.Error as error:
-                # The frames of a connect that got no answer hold its socket, and the error holds the frames: through an
-                # outage they would pile up until the garbage collector looks, which it seldom does in a service.
-                traceback.clear_frames(error.__traceback__)
-                failures[address.hostaddr or address.host] = error
+                # Without its frames, which hold what was tried: see below.
+                failures.append((address.shown, error.with_traceback(None)))
             else:
                 cls._reached[conninfo] = address
                 return connection
-        raise _summary(failures)
+        try:
+            raise _summary(failures)
+        finally:
+            # An error holds the frame that raises it. Were it held by that in turn, then it would stay until the garbage
+            # collector looks, which it seldom does in a service.
+            failures.clear()
 
     @classmethod
-    async def _in_order(cls, conninfo: str, deadline: float) -> list[_Address]:
-        addresses = await _addresses(conninfo, deadline)
+    async def _in_order(cls, conninfo: str) -> list[_Address]:
+        addresses = await _addresses(conninfo)
         first = cls._reached.get(conninfo)
         return sorted(addresses, key=lambda one: one != first)
 
@@ -75,63 +93,83 @@ class ReachedConnection(psycopg.AsyncConnection[TupleRow]):
     async def _try(
         cls, conninfo: str, address: _Address, ends: float, terms: Terms, parameters: dict[str, Any]
     ) -> Self:
-        where = {name: value for name, value in address._asdict().items() if value}
+        where = {} if address == _LEFT_TO_LIBPQ else address._asdict()
         loop = asyncio.get_running_loop()
-        try:
+        connection: Self | None = None
+        with suppress(TimeoutError):
             async with asyncio.timeout_at(ends):
-                connection = await super().connect(conninfo, **(parameters | where))
-        except TimeoutError:
-            raise psycopg.errors.ConnectionTimeout("no answer in time") from None
+                connection = await cls._connect(conninfo, **(parameters | where))
+        if connection is None:
+            # Raised where the TimeoutError is gone: it would be the context of ours, and keep the socket open.
+            raise psycopg.errors.ConnectionTimeout("no answer in time")
         try:
             with cut_after(timedelta(seconds=ends - loop.time()), connection):
                 await settle(connection, terms)
-        except UnfitSession:
-            await connection.close()
-            raise
         except BaseException as error:
             await connection.close()  # nobody else knows of it yet
-            if isinstance(error, psycopg.Error) and loop.time() >= ends:
-                raise UnfitSession(
-                    "it lets us in, but answers no query; is every connection of the pooler, or the server, taken?"
-                ) from None
-            raise
-        return connection
+            if isinstance(error, UnfitSession) or not isinstance(error, psycopg.Error) or loop.time() < ends:
+                raise
+        else:
+            return connection
+        raise UnfitSession(
+            "it lets us in, but answers no query", "is every connection of the pooler, or the server, taken?"
+        )
+
+    @classmethod
+    async def _connect(cls, conninfo: str, **parameters: Any) -> Self:
+        try:
+            return await super().connect(conninfo, **parameters)
+        except UnicodeError:
+            raise psycopg.OperationalError(f"failed to resolve host: {NO_HOST_NAME}") from None
 
 
-async def _addresses(conninfo: str, deadline: float) -> list[_Address]:
+async def _addresses(conninfo: str) -> list[_Address]:
     """Every address of every host; one that cannot be looked up is left to libpq, which says so."""
-    given = conninfo_to_dict(conninfo)
-    if not given.get("host") or given.get("hostaddr"):
-        return [_Address("", "", "")]
-    hosts = str(given["host"]).split(",")
-    ports = str(given.get("port") or "5432").split(",")
-    if len(ports) not in {1, len(hosts)}:
-        return [_Address("", "", "")]  # libpq refuses that, with a reason
-    pairs = zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=False)
-    found = await asyncio.gather(*(_resolved(host, port or "5432", deadline) for host, port in pairs))
+    hosts, hostaddrs, ports = _given(conninfo)
+    count = max(len(hosts), len(hostaddrs))
+    if len(ports) == 1:
+        ports *= count
+    if not count or {len(hosts), len(hostaddrs), len(ports)} - {0} != {count}:
+        return [_LEFT_TO_LIBPQ]  # which has a place of its own to look, or refuses it with a reason
+    every = zip(hosts or [""] * count, ports, hostaddrs or [""] * count, strict=True)
+    found = await asyncio.gather(*(_resolved(_Address(host, port or "5432", to)) for host, port, to in every))
     return [address for addresses in found for address in addresses]
 
 
-async def _resolved(host: str, port: str, deadline: float) -> list[_Address]:
-    if not host or host.startswith(("/", "@")):
-        return [_Address(host, port, "")]
-    loop = asyncio.get_running_loop()
+def _given(conninfo: str) -> tuple[list[str], list[str], list[str]]:
+    """Hosts, their addresses and their ports: of the URL, or as libpq finds them (a service file, PGHOST, PGPORT)."""
+    # Only a connection shows what libpq makes of a service. This one fails before anything is connected to.
+    looking = psycopg.pq.PGconn.connect_start(make_conninfo(conninfo, sslmode="none of its modes").encode())
+    found = {option.keyword: (option.val or b"").decode() for option in looking.info}
+    looking.finish()
+    hosts, hostaddrs, ports = (
+        found[name].split(",") if found[name] else [] for name in (b"host", b"hostaddr", b"port")
+    )
+    return hosts, hostaddrs, ports
+
+
+async def _resolved(address: _Address) -> list[_Address]:
+    host, port, hostaddr = address
+    if hostaddr or not host or host.startswith(("/", "@")):
+        return [address]
     try:
-        # A third, so that one name that nobody resolves leaves time for the others.
-        async with asyncio.timeout((deadline - loop.time()) / 3):
-            infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        async with asyncio.timeout(LOOK_UP.total_seconds()):
+            infos = await look_up(host, port)
     except (OSError, TimeoutError):
-        return [_Address(host, port, "")]
+        return [address]
     return [_Address(host, port, str(info[4][0])) for info in infos]
 
 
-def _summary(failures: dict[str, psycopg.Error]) -> psycopg.Error:
-    """The one failure, or all of them in one line; unfit if any server answered, as the others say less."""
+def _summary(failures: list[tuple[str, psycopg.Error]]) -> psycopg.Error:
+    """The one failure, or all of them in one line; unfit if any server answered, and then with its advice, as the others
+    say less."""
     if len(failures) == 1:
-        return next(iter(failures.values()))
-    unfit = [error for error in failures.values() if isinstance(error, UnfitSession)]
-    line = "; ".join(f"{where}: {first_line(error)}" for where, error in failures.items())
-    return UnfitSession(line) if unfit else psycopg.OperationalError(line)
+        return failures[0][1]
+    line = "; ".join(
+        f"{where}: {error.says if isinstance(error, UnfitSession) else first_line(error)}" for where, error in failures
+    )
+    advice = dict.fromkeys(error.advice for _, error in failures if isinstance(error, UnfitSession))
+    return UnfitSession(line, "; ".join(advice)) if advice else psycopg.OperationalError(line)
 
 
 def first_line(error: BaseException) -> str:

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, ClassVar, Self, TypeVar
 
 import psycopg
 import structlog
@@ -16,7 +17,7 @@ from application.ports import Unavailable
 from infrastructure.postgres import binary_arrays
 from infrastructure.postgres.addresses import ReachedConnection
 from infrastructure.postgres.cutting import cut_after
-from infrastructure.postgres.session import Terms, UnfitSession, check_pooling
+from infrastructure.postgres.session import Terms, UnfitSession, Use, check_pooling
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[TupleRow]
@@ -41,11 +42,31 @@ may be elsewhere."""
 GRACE = timedelta(seconds=1)
 """How long a server may take to report that it has cancelled a statement, before we cut the connection."""
 
-TRANSACTION_STATEMENTS = 3
-"""A transaction may take that many times a statement's timeout."""
-
 FAIL_FAST = timedelta(milliseconds=250)
 """After a failed connect, calls are refused at once for that long, instead of each trying to connect."""
+
+
+class ToldConnection(ReachedConnection):
+    """One that tells why it cannot be had, so that nobody has to look for it behind an outage: in the log, once for all
+    sessions of its kind until one of them can be had."""
+
+    _told: ClassVar[dict[tuple[str, Use], set[str]]] = {}
+
+    @classmethod
+    async def connect(  # type: ignore[override]  # see above it
+        cls, conninfo: str = "", *, terms: Terms, **parameters: Any
+    ) -> Self:
+        told = cls._told.setdefault((conninfo, terms.use), set())
+        try:
+            connection = await super().connect(conninfo, terms=terms, **parameters)
+        except UnfitSession as error:
+            if str(error) not in told:
+                told.add(str(error))
+                session = parameters.get("application_name")
+                log.error("database.unfit", session=session, hint=str(error))  # noqa: TRY400 - says it all
+            raise
+        told.clear()
+        return connection
 
 
 class ReconnectingConnection:
@@ -78,7 +99,6 @@ class ReconnectingConnection:
         self._read_only = read_only
         self._connection: Connection | None = None
         self._refuse_until = 0.0
-        self._told = ""  # why a session could not be had, since the last one that could
         self._busy = asyncio.Lock()
 
     async def execute(self, use: Callable[[Connection], Awaitable[T]]) -> T:
@@ -138,11 +158,8 @@ class ReconnectingConnection:
             failed_at = asyncio.get_running_loop().time()
             if not unfit or failed_at - now > FAIL_FAST.total_seconds():  # one that says no at once may be asked again
                 self._refuse_until = failed_at + FAIL_FAST.total_seconds()
-            if unfit and str(error) != self._told:
-                log.error("database.unfit", session=self._name, hint=str(error))  # noqa: TRY400 - says it all
-                self._told = str(error)
             raise Unavailable(str(error) if unfit else "the database is away") from error
-        self._connection, self._told = connection, ""
+        self._connection = connection
         return connection
 
     async def _drop(self) -> None:
@@ -158,36 +175,38 @@ async def connect(
     statement_timeout: timedelta,
     lock_timeout: timedelta = timedelta(seconds=1),
     read_only: bool = False,
+    quiet: bool = False,
 ) -> Connection:
-    """A session for one task, with a limit for transactions.
+    """A session for one task.
+
+    Args:
+        quiet: whoever asked shows the error; the log says nothing.
 
     Raises:
         UnfitSession: it cannot have what our sessions rest on; a line that says what to do.
         psycopg.Error, OSError: the database is away.
     """
-    terms = Terms(
-        "look" if read_only else "write",
-        statement_timeout,
-        lock_timeout,
-        # To the server, a client that stops between two messages of a pipeline neither runs a statement nor is idle: no
-        # other timeout ever ends such a session, with the locks that it holds (measured on 18.4).
-        transaction_timeout=TRANSACTION_STATEMENTS * statement_timeout,
-    )
-    connection = await ReachedConnection.connect(dsn, terms=terms, **parameters(name))
+    terms = Terms("look" if read_only else "write", statement_timeout, lock_timeout)
+    kind = ReachedConnection if quiet else ToldConnection
+    connection = await kind.connect(dsn, terms=terms, **parameters(name))
     binary_arrays.register(connection)
     return connection
 
 
 async def connect_first(dsn: str, *, name: str, statement_timeout: timedelta, read_only: bool = False) -> Connection:
-    """`connect` for the first session of a process, which also looks whether a session is ours for as long as we keep it.
+    """`connect`, quietly, for the first session of a process; it also looks whether a session is ours for as long as we
+    keep it.
 
     Raises:
         UnfitSession: it is not; or see `connect`.
         psycopg.Error, OSError: the database is away.
     """
-    connection = await connect(dsn, name=name, statement_timeout=statement_timeout, read_only=read_only)
+    connect_quietly = partial(
+        connect, dsn, name=name, statement_timeout=statement_timeout, read_only=read_only, quiet=True
+    )
+    connection = await connect_quietly()
     try:
-        other = await connect(dsn, name=name, statement_timeout=statement_timeout, read_only=read_only)
+        other = await connect_quietly()
         async with closing(other):
             await check_pooling(connection, other)
     except BaseException:

@@ -10,15 +10,14 @@ from typing import TypeVar
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from application.ports import Unavailable
-from infrastructure.postgres.addresses import ReachedConnection
-from infrastructure.postgres.connection import AWAY, GRACE, Connection, parameters
+from infrastructure.postgres.connection import AWAY, GRACE, Connection, ToldConnection, parameters
 from infrastructure.postgres.cutting import cut_after
 from infrastructure.postgres.session import Terms
 
 T = TypeVar("T")
 
 
-class QueryPool(AsyncConnectionPool[ReachedConnection]):
+class QueryPool(AsyncConnectionPool[ToldConnection]):
     """Up to eight autocommit connections, opened on demand once the pool is open."""
 
     def __init__(
@@ -37,7 +36,7 @@ class QueryPool(AsyncConnectionPool[ReachedConnection]):
             timeout=2.0,
             reconnect_timeout=0,
             open=False,
-            connection_class=ReachedConnection,
+            connection_class=ToldConnection,
             kwargs={"terms": Terms("look" if read_only else "read", statement_timeout), **parameters("queries")},
         )
         longest = statement_timeout + GRACE

@@ -42,6 +42,9 @@ ALWAYS: Final = {
 others, and a pooler may drop what is asked for as a session begins; so none is sent there, and the URL's own `options`
 stay."""
 
+TRANSACTION_STATEMENTS: Final = 3
+"""A transaction may take that many times a statement's timeout."""
+
 _SETTLE: Final = """
     SELECT name, pg_catalog.set_config(name, CASE
         WHEN name = 'synchronous_commit' AND pg_catalog.current_setting(name) = 'remote_apply' THEN 'remote_apply'
@@ -54,7 +57,17 @@ _SETTLE: Final = """
 
 
 class UnfitSession(psycopg.OperationalError):
-    """A session cannot have what we rest on. The message is one line that says what to do."""
+    """A session cannot have what we rest on. The message is one line that says what to do.
+
+    Attributes:
+        says: what is wrong.
+        advice: what to do.
+    """
+
+    def __init__(self, says: str, advice: str) -> None:
+        super().__init__(f"{says}; {advice}")
+        self.says = says
+        self.advice = advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +77,11 @@ class Terms:
     Attributes:
         statement_timeout: enforced by the server.
         lock_timeout: how long a statement waits for a lock.
-        transaction_timeout: enforced by the server from PostgreSQL 17 on; None: no limit of ours.
     """
 
     use: Use
     statement_timeout: timedelta
     lock_timeout: timedelta = timedelta(seconds=1)
-    transaction_timeout: timedelta | None = None
 
     def settings(self, server_version: int) -> dict[str, str]:
         """All settings, as this server shows them."""
@@ -80,8 +91,10 @@ class Terms:
         }
         if self.use == "look":
             settings["default_transaction_read_only"] = "on"
-        if self.transaction_timeout is not None and server_version >= 170000:
-            settings["transaction_timeout"] = shown(self.transaction_timeout)
+        if server_version >= 170000:
+            # To the server, a client that stops between two messages of a pipeline neither runs a statement nor is idle:
+            # no other timeout ever ends such a session, with the locks that it holds (measured on 18.4).
+            settings["transaction_timeout"] = shown(TRANSACTION_STATEMENTS * self.statement_timeout)
         return settings
 
 
@@ -98,20 +111,20 @@ async def settle(connection: psycopg.AsyncConnection[Any], terms: Terms) -> None
     for name, value in wanted.items():
         if found[name] != value and (name, found[name]) != ("synchronous_commit", "remote_apply"):
             raise UnfitSession(
-                f"a session is not given {name} = {value}, but {found[name]}; "
-                "look at what lies between us and PostgreSQL"
+                f"a session is not given {name} = {value}, but {found[name]}",
+                "look at what lies between us and PostgreSQL",
             )
     if found["session_replication_role"] == "replica":
         raise UnfitSession(
-            "session_replication_role is replica, so nothing guards what was recorded; "
-            "take it from the role (ALTER ROLE … RESET session_replication_role)"
+            "session_replication_role is replica, so nothing guards what was recorded",
+            "take it from the role (ALTER ROLE … RESET session_replication_role)",
         )
     if terms.use != "look" and found["is standby"] == "true":
-        raise UnfitSession("it is a standby, which is read-only; point REGISTRAR_DATABASE_URL at the primary")
+        raise UnfitSession("it is a standby, which is read-only", "point REGISTRAR_DATABASE_URL at the primary")
     if terms.use == "write" and found["transaction_read_only"] == "on":
         raise UnfitSession(
-            "it is read-only (default_transaction_read_only); "
-            "take that from the server, the database and the role, or point REGISTRAR_DATABASE_URL at the primary"
+            "it is read-only (default_transaction_read_only)",
+            "take that from the server, the database and the role, or point REGISTRAR_DATABASE_URL at the primary",
         )
 
 
@@ -129,7 +142,8 @@ async def check_pooling(one: psycopg.AsyncConnection[Any], other: psycopg.AsyncC
     if len(ours) > 1 or len(theirs) > 1 or ours & theirs:
         raise UnfitSession(
             "a pooler in transaction mode lies between us and PostgreSQL, where no session is ours for longer than a "
-            "transaction; set pool_mode = session there, or point REGISTRAR_DATABASE_URL at PostgreSQL itself"
+            "transaction",
+            "set pool_mode = session there, or point REGISTRAR_DATABASE_URL at PostgreSQL itself",
         )
 
 

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 import uvloop
-from psycopg.conninfo import conninfo_to_dict
+from fastapi import FastAPI
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from application.ports import Letter, Rendered
+from entrypoints.api.http_server import Server
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
+from infrastructure.postgres import addresses
+from infrastructure.postgres.circumstances import unreachable
 from infrastructure.postgres.connection import closing, connect
+from infrastructure.postgres.session import UnfitSession
 from infrastructure.rabbitmq.inspection import connected, counts_of
 from infrastructure.rabbitmq.topology import MAIL_QUEUE, Topology
+from infrastructure.reach import reach
 from infrastructure.settings.values import MailServer
+from tests.support.facts import eventually
 from tests.support.http import open_api
+from tests.support.log import by_way_of, proxy_to, query
 from tests.support.smtp_stub import SmtpStub
 
 DEAD = "127.0.0.2"
@@ -69,8 +80,8 @@ async def test_a_name_whose_first_address_is_silent_leads_to_the_second(monkeypa
         resolves_to(monkeypatch, "127.0.0.1", "127.0.0.3")
         with pytest.raises(psycopg.OperationalError) as caught:
             await connect(f"postgresql://db.test:{port}/x", name="test", statement_timeout=timedelta(seconds=5))
-    assert "127.0.0.1: no answer in time" in str(caught.value)
-    assert "127.0.0.3: connection failed" in str(caught.value)
+    assert f"127.0.0.1:{port}: no answer in time" in str(caught.value)
+    assert f"127.0.0.3:{port}: connection failed" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -81,6 +92,117 @@ async def test_the_address_that_worked_is_tried_first(dsn: str) -> None:
         first = await connect(url, name="test", statement_timeout=timedelta(seconds=5))
         async with closing(first), asyncio.timeout(1):  # less than the share of the silent one
             await (await connect(url, name="test", statement_timeout=timedelta(seconds=5))).close()
+
+
+@pytest.fixture(params=["hostaddr", "its environment", "a service", "a service of its environment", "host alone"])
+async def behind_a_silent_one(
+    request: pytest.FixtureRequest, dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> AsyncIterator[str]:
+    """A URL of the database at the second of two addresses, which are given in one of the ways that libpq knows."""
+    to = conninfo_to_dict(dsn)
+    what = f"user={to['user']} dbname={to['dbname']} sslmode=disable gssencmode=disable"
+    async with proxy_to(dsn) as proxy:
+        with ExitStack() as stack:
+            stack.enter_context(socket.create_server((DEAD, proxy.port)))
+            monkeypatch.setenv("PGPORT", str(proxy.port))
+            monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+            (tmp_path / "services").write_text(f"[two]\nhost={DEAD},127.0.0.1\n")
+            match request.param:
+                case "hostaddr":
+                    yield f"{what} hostaddr={DEAD},127.0.0.1"
+                case "its environment":
+                    monkeypatch.setenv("PGHOST", f"{DEAD},127.0.0.1")
+                    yield what
+                case "a service":
+                    yield f"{what} service=two"
+                case "a service of its environment":
+                    monkeypatch.setenv("PGSERVICE", "two")
+                    yield what
+                case "host alone":
+                    yield f"{what} host={DEAD},127.0.0.1"
+
+
+async def test_a_silent_address_has_no_more_than_its_share_wherever_it_is_given(behind_a_silent_one: str) -> None:
+    await (await connect(behind_a_silent_one, name="test", statement_timeout=timedelta(seconds=5))).close()
+
+
+async def test_one_of_many_addresses_has_time_for_a_slow_server(dsn: str) -> None:
+    async with proxy_to(dsn) as proxy:
+        to = conninfo_to_dict(by_way_of(proxy, dsn))
+        with silent() as port:
+            hosts, ports = ",".join(["127.0.0.1"] * 6), ",".join([str(to["port"]), *[str(port)] * 5])
+            proxy.delay(0.15)  # of a message: the first answer, and that to the settings, take 0.6 s
+
+            async def reached() -> bool:
+                url = make_conninfo(dsn, host=hosts, port=ports, sslmode="disable", gssencmode="disable")
+                try:
+                    await (await connect(url, name="test", statement_timeout=timedelta(seconds=5))).close()
+                except psycopg.OperationalError:
+                    return False
+                return True
+
+            await eventually(reached)
+            assert proxy.is_effective
+
+
+async def test_addresses_that_say_nothing_leave_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "CONNECT_TIMEOUT", timedelta(milliseconds=200))
+    monkeypatch.setattr(addresses, "SHARE", timedelta(milliseconds=100))
+
+    async def open_after(url: str) -> int:
+        with pytest.raises(psycopg.OperationalError, match="no answer in time"):
+            await connect(url, name="test", statement_timeout=timedelta(seconds=5))
+        return int(psutil.Process().num_fds())
+
+    gc.collect()
+    gc.disable()
+    try:
+        with silent() as one, silent() as other:
+            urls = (
+                f"postgresql://u@127.0.0.1:{one}/x?sslmode=disable",
+                f"postgresql://u@/x?host=127.0.0.1,127.0.0.1&port={one},{other}&sslmode=disable",
+            )
+            first = await open_after(urls[0])
+            assert [await open_after(url) for url in urls * 5] == [first] * 10
+    finally:
+        gc.enable()
+
+
+async def test_two_servers_of_one_address_are_told_apart_and_the_unfit_one_gives_the_advice(dsn: str) -> None:
+    to = conninfo_to_dict(dsn)
+    await query(dsn, f"ALTER DATABASE {to['dbname']} SET session_replication_role = replica")
+    async with proxy_to(dsn) as proxy:
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            port = closed.getsockname()[1]
+        url = make_conninfo(by_way_of(proxy, dsn), host="127.0.0.1,127.0.0.1", port=f"{proxy.port},{port}")
+        with pytest.raises(UnfitSession) as caught:
+            await connect(url, name="test", statement_timeout=timedelta(seconds=5))
+    says, advice = unreachable(caught.value)
+    assert f"127.0.0.1:{proxy.port}: session_replication_role is replica" in says
+    assert f"127.0.0.1:{port}: connection failed" in says
+    assert advice == "take it from the role (ALTER ROLE … RESET session_replication_role)"
+
+
+NO_NAMES = ["db..example.com", f"{'a' * 64}.example.com"]
+
+
+@pytest.mark.parametrize("host", NO_NAMES)
+async def test_a_database_at_what_is_no_host_name_is_away(host: str) -> None:
+    with pytest.raises(psycopg.OperationalError, match="empty or too long"):
+        await connect(f"postgresql://u@{host}/x", name="test", statement_timeout=timedelta(seconds=5))
+
+
+@pytest.mark.parametrize("host", NO_NAMES)
+async def test_a_mail_server_or_broker_at_what_is_no_host_name_is_away(host: str) -> None:
+    with pytest.raises(OSError, match="empty or too long"):
+        await reach(host, 25)
+
+
+@pytest.mark.parametrize("host", NO_NAMES)
+async def test_nobody_listens_at_what_is_no_host_name(host: str) -> None:
+    server = Server(FastAPI(), host=host, port=0)
+    with pytest.raises(OSError, match="empty or too long"):
+        await server.start()
 
 
 def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import PoolTimeout
 
 from application.ports import Unavailable
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import UnreadableLog
 from infrastructure.event_store.store import EventStore
+from infrastructure.followers.leadership import lead
+from infrastructure.postgres import addresses, session
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.postgres.connection import Connection, ReconnectingConnection, pipeline
+from infrastructure.postgres.connection import Connection, ReconnectingConnection, connect, pipeline
+from infrastructure.postgres.notifications import Notifications
 from infrastructure.postgres.pool import QueryPool
-from infrastructure.postgres.session import UnfitSession
+from infrastructure.postgres.session import Terms, UnfitSession
 from tests.support.facts import eventually
 from tests.support.http import ADMIN, open_api, problem_of
 from tests.support.interruptions import interrupt, nothing_left_behind, wait_as_under_load
@@ -172,14 +179,14 @@ async def test_an_append_that_the_servers_timeout_ends_is_unavailable_and_the_ne
     assert await log_of(dsn) == placed(event)
 
 
-async def test_a_query_that_the_servers_timeout_ends_is_a_503_and_the_next_one_is_answered(dsn: str) -> None:
-    await query(dsn, f"ALTER DATABASE {conninfo_to_dict(dsn)['dbname']} SET transaction_timeout = '300ms'")
+async def test_a_query_that_the_servers_timeout_ends_is_a_503_and_the_next_one_is_answered(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with open_api(dsn) as api:
         registration_id = await api.registered()
-        async with locked(
-            make_conninfo(dsn, options="-c transaction_timeout=0"),
-            "LOCK TABLE read_registrations.registrations IN ACCESS EXCLUSIVE MODE",
-        ):
+    monkeypatch.setattr(session, "TRANSACTION_STATEMENTS", 0.03)  # 300 ms: the first of the timeouts
+    async with open_api(dsn) as api:
+        async with locked(dsn, "LOCK TABLE read_registrations.registrations IN ACCESS EXCLUSIVE MODE"):
             for route in (f"/v1/registrations/{registration_id}", "/v1/admin/registrations"):
                 answer = await api.http.get(route, headers=ADMIN)
                 assert (answer.status_code, problem_of(answer)) == (503, "unavailable"), route
@@ -228,6 +235,16 @@ async def test_a_commit_is_on_disk_whatever_the_role_asks_for_and_stricter_if_it
     assert await setting(dsn, "synchronous_commit") == had
 
 
+async def test_a_query_has_the_time_that_it_is_given_whatever_the_role_asks_for(dsn: str) -> None:
+    await altered(dsn, "SET transaction_timeout = '300ms'")
+
+    async def ask(connection: Connection) -> list[tuple[object, ...]]:
+        return await (await connection.execute("SHOW transaction_timeout")).fetchall()
+
+    async with QueryPool(dsn, statement_timeout=timedelta(seconds=5)) as pool:
+        assert await pool.ask(ask) == [("15s",)]
+
+
 @pytest.mark.parametrize(
     ("name", "asked", "had"),
     [
@@ -239,6 +256,7 @@ async def test_a_commit_is_on_disk_whatever_the_role_asks_for_and_stricter_if_it
         ("row_security", "on", "off"),
         ("search_path", "pg_catalog", "public"),
         ("statement_timeout", "100", "5s"),
+        ("transaction_timeout", "300", "15s"),
     ],
 )
 async def test_a_session_has_what_we_rest_on_whatever_the_database_asks_for(
@@ -284,6 +302,75 @@ async def test_a_session_that_cannot_be_had_is_refused_in_one_line_and_had_again
 
     await eventually(had)
     await line.close()
+
+
+@pytest.mark.parametrize("name", ["search_path", "statement_timeout"])
+async def test_a_session_that_is_not_given_what_it_asks_for_is_refused(dsn: str, name: str) -> None:
+    await query(
+        dsn,
+        # In place of something between us and the server: a server that takes a setting, and does not have it then.
+        "CREATE FUNCTION pg_catalog.really_set_config(text, text, boolean) RETURNS text LANGUAGE internal"
+        " AS 'set_config_by_name';"
+        "CREATE OR REPLACE FUNCTION pg_catalog.set_config(text, text, boolean) RETURNS text LANGUAGE sql AS $$"
+        f"  SELECT CASE $1 WHEN '{name}' THEN pg_catalog.current_setting($1)"
+        "   ELSE pg_catalog.really_set_config($1, $2, $3) END $$",
+    )
+    there = (await query(dsn, f"SHOW {name}"))[0][0]
+    with pytest.raises(UnfitSession, match=f"is not given {name} = .*, but ") as caught:
+        await connect(dsn, name="test", statement_timeout=timedelta(seconds=5))
+    assert caught.value.says.endswith(f", but {there}")
+    assert caught.value.advice == "look at what lies between us and PostgreSQL"
+
+
+class Idle:
+    """A task of a leader that does nothing."""
+
+    name = "idle"
+
+    async def work(self, connection: Connection) -> None:
+        await asyncio.Event().wait()
+
+
+async def ask_pool(dsn: str) -> None:
+    async with QueryPool(dsn, statement_timeout=timedelta(seconds=5)) as pool:
+        while True:
+            with suppress(PoolTimeout):
+                await pool.ask(a_row)
+                return
+
+
+@pytest.mark.parametrize(
+    "use",
+    [lambda dsn: lead(Idle(), dsn), lambda dsn: Notifications(dsn).run(), ask_pool],
+    ids=["lead", "listen", "ask"],
+)
+async def test_whoever_cannot_have_a_session_says_why_once_until_it_can(
+    dsn: str, log: io.StringIO, monkeypatch: pytest.MonkeyPatch, use: Callable[[str], Awaitable[None]]
+) -> None:
+    outcomes: list[str] = []
+    settle = session.settle
+
+    async def watched(connection: Connection, terms: Terms) -> None:
+        try:
+            await settle(connection, terms)
+        except UnfitSession:
+            outcomes.append("refused")
+            raise
+        outcomes.append("had")
+
+    monkeypatch.setattr(addresses, "settle", watched)
+    for times in (1, 2):
+        outcomes.clear()
+        await altered(dsn, "SET session_replication_role = replica")
+        task = asyncio.ensure_future(use(dsn))
+        await eventually(lambda: outcomes.count("refused") > 2)
+        said = [line for line in log.getvalue().splitlines() if "database.unfit" in line]
+        assert len(said) == times
+        assert "RESET session_replication_role" in said[-1]
+        await altered(dsn, "RESET session_replication_role")
+        await eventually(lambda: "had" in outcomes)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_service_takes_registrations_again_when_the_database_does(dsn: str) -> None:

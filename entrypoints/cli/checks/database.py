@@ -132,7 +132,7 @@ async def _schema(connection: Connection) -> Finding:
 async def _appends(looking: Connection, dsn: str) -> Finding:
     """Does the database take appends, and confirm them? As `/health/ready` asks; nothing is recorded."""
     try:
-        connection = await connect(dsn, name="doctor", statement_timeout=CONFIRM)
+        connection = await connect(dsn, name="doctor", statement_timeout=CONFIRM, quiet=True)
         async with closing(connection):
             with cut_after(CONFIRM, connection):
                 await take_locks_of_an_append(connection)
