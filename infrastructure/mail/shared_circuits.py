@@ -277,6 +277,8 @@ class SharedCircuits:
                 await self._poll()
             except (Unavailable, psycopg.Error):
                 pass  # without the database nobody sends either; the known states stay
+            for evidence in self._evidence:
+                evidence.tell_if_it_only_defers()
             async with self._looked:
                 self._looked.notify_all()
             self._wake.clear()

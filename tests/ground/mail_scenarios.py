@@ -251,15 +251,10 @@ async def _nobody_undone_and_told(scene: Scene, api: Api, concerned: Sequence[st
     numbers, seen = await scene.statuses(), await replies(api)
     complaints = _unless(numbers["undone"] == 0, f"{numbers['undone']} of {len(concerned)} undone")
     complaints += _unless(not numbers["sent"], "it was not refused")
-    if not _is_deferral(seen):
+    if not await _only_defers(scene):
         more, told = _told(scene, concerned, await mail_health(api))
         return complaints + more, f"{told} ({seen})"
     return complaints, f"deferred ({seen})"
-
-
-def _is_deferral(seen: str) -> bool:
-    """Only 4xx replies leave these outcomes alone."""
-    return all(outcome.split()[0] in {"greylisted", "temporary"} for outcome in seen.split(", "))
 
 
 def _told(scene: Scene, concerned: Sequence[str], health: str) -> tuple[list[str], str]:
@@ -307,6 +302,16 @@ def _readdressed(content: bytes, person: str) -> bytes:
         head,
     )
     return head + b"\r\n\r\n" + body
+
+
+async def _only_defers(scene: Scene) -> bool:
+    """Were all its refusals 4xx?"""
+    rows = await query(
+        scene.dsn,
+        "SELECT count(*) FILTER (WHERE convert_from(state, 'UTF8')::jsonb ->> 'reply_code' NOT LIKE '4%')"
+        " FROM events WHERE topic = 'registration.email_dispatch_failed'",
+    )
+    return not rows[0][0]
 
 
 async def _unknown_outcomes(scene: Scene) -> int:

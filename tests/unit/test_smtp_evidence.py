@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from infrastructure.mail.smtp.evidence import Evidence
 from infrastructure.mail.smtp.replies import Verdict, judge_reply
@@ -129,17 +130,22 @@ async def test_the_others_are_told_of_the_first_two_mails_of_a_row_and_of_its_en
     assert server.evidence.standing.refused_since is None
 
 
-async def test_that_a_server_only_defers_is_told_once_in_that_time_and_not_while_it_takes_mails() -> None:
-    at_once = Server(only_deferred=timedelta(0))
-    assert not at_once.evidence.is_to_be_told()
-    await at_once.replies(GREYLISTED)
-    assert at_once.evidence.is_to_be_told()
-    await at_once.replies(None)
-    assert not at_once.evidence.is_to_be_told()
+async def test_that_a_server_only_defers_is_told_and_not_while_it_takes_mails() -> None:
+    at_once, patient = Server(only_deferred=timedelta(0)), Server()
 
-    patient = Server()
+    def told(server: Server) -> list[tuple[object, object]]:
+        with capture_logs() as lines:
+            server.evidence.tell_if_it_only_defers()
+        return [(line["event"], line["reply"]) for line in lines]
+
+    assert told(at_once) == []
+    await at_once.replies(GREYLISTED)
+    assert told(at_once) == [("mail.only_deferred", GREYLISTED.reply_code)]
+    await at_once.replies(None)
+    assert told(at_once) == []
+
     await patient.replies(GREYLISTED, GREYLISTED)
-    assert not patient.evidence.is_to_be_told(), "greylisting is nothing to call an operator for"
+    assert told(patient) == [], "greylisting is nothing to call an operator for"
 
 
 async def test_a_row_ends_when_another_workers_mail_was_taken_since_and_may_begin_again() -> None:

@@ -9,7 +9,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final, Protocol
 
+import structlog
+
 from infrastructure.mail.smtp.replies import Verdict
+
+log = structlog.get_logger(__name__)
 
 RECENT: Final = timedelta(days=1)
 """How long a mail that a server has taken shows that it takes ours. After a night without mails the first mistyped
@@ -110,12 +114,20 @@ class Evidence:
         since = self.standing.deferred_since
         return since is not None and _now() - since >= self._only_deferred
 
-    def is_to_be_told(self) -> bool:
-        """Is it time to say (again) that it only defers? Not more often than it takes to find out."""
-        if not self.only_defers or _now() - self._told_at < self._only_deferred:
-            return False
+    def tell_if_it_only_defers(self) -> None:
+        """Say so, and (again) not more often than it takes to find out."""
+        latest = self.standing.latest
+        if latest is None or not self.only_defers or _now() - self._told_at < self._only_deferred:
+            return
         self._told_at = _now()
-        return True
+        log.error(
+            "mail.only_deferred",
+            provider=self.provider,
+            failure=latest.failure,
+            reply=latest.reply_code,
+            status=latest.reply_status,
+            hint="it has taken none of our mails for ten minutes, and only put them off: look at its log",
+        )
 
     def taken(self, to: str) -> None:
         """The server accepted a mail."""

@@ -230,15 +230,6 @@ class SmtpServers:
         if verdict.alarming:
             event, hint = ALARMS[verdict.failure]
             log.error(event, provider=server.provider, reply=verdict.reply_code, status=verdict.reply_status, hint=hint)
-        if server.evidence.is_to_be_told():
-            log.error(
-                "mail.only_deferred",
-                provider=server.provider,
-                failure=verdict.failure,
-                reply=verdict.reply_code,
-                status=verdict.reply_status,
-                hint="it has taken none of our mails for ten minutes, and only put them off: look at its log",
-            )
 
     async def _servers(self) -> Sequence[Server]:
         """Created at the first call, as purgatory's `get_breaker` is a coroutine."""
