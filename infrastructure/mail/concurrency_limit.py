@@ -1,7 +1,8 @@
 """How many calls may be in flight at once, when the other side says "too many" but not how many it takes.
 
 As TCP does it: a slow start, in which each call that succeeds while the limit is reached raises it by one, so it doubles
-with each round; from the first "too many" on additive increase, multiplicative decrease (AIMD): "too many" halves the
+with each round, until calls take twice as long as at first, so that more of them bring nothing (as in HyStart, RFC 9406);
+from then, or from the first "too many" on, additive increase, multiplicative decrease (AIMD): "too many" halves the
 limit, and a number of successes raises it by one. Who knows how many calls work at that moment says so instead: then the
 limit is that many, and each attempt to raise it that fails makes the next one come later.
 """
@@ -20,6 +21,13 @@ RAISE_AFTER: Final = 20
 
 MOST_RAISE_AFTER: Final = 64 * RAISE_AFTER
 """Maximum, where attempts to raise it fail: a server that takes ten connections in ten minutes refuses them all."""
+
+
+SLOWER: Final = 2.0
+"""Times as long as the first calls: what further calls at once do to a machine that is busy already."""
+
+SETTLED: Final = 8
+"""Calls whose mean duration is compared: the first ones', and then a moving mean with that weight."""
 
 
 class ConcurrencyLimit:
@@ -50,6 +58,8 @@ class ConcurrencyLimit:
         self._generation = 0
         self._successes = 0  # that count towards the next increase
         self._starting = True
+        self._first: list[float] = []
+        self._mean = 0.0
         self._raise_after = RAISE_AFTER
         on_change(self.limit)
 
@@ -83,24 +93,36 @@ class ConcurrencyLimit:
         self._leave()
 
     @contextmanager
-    def exempting(self) -> Iterator[Callable[[], None]]:
-        """Around a part of a call: from when what it yields is called on, the limit is that of the others, while there
+    def exempting(self, after: float) -> Iterator[Callable[[], None]]:
+        """Around a part of a call: so many seconds after what it yields is called, that call does not count any more. There
         are no more than the maximum in all."""
+        timer: asyncio.TimerHandle | None = None
         is_exempt = False
 
         def exempt() -> None:
             nonlocal is_exempt
-            if not is_exempt:
-                is_exempt = True
-                self._exempt += 1
-                self._let_in()
+            is_exempt = True
+            self._exempt += 1
+            self._let_in()
+
+        def begin() -> None:
+            nonlocal timer
+            timer = asyncio.get_running_loop().call_later(after, exempt)
 
         try:
-            yield exempt
+            yield begin
         finally:
+            if timer is not None:
+                timer.cancel()
             self._exempt -= is_exempt
 
-    def succeeded(self, generation: int) -> None:
+    def succeeded(self, generation: int, took: float = 0.0) -> None:
+        """
+        Args:
+            took: seconds.
+        """
+        if self._starting:
+            self._starting = not self._takes_longer(took)
         if self.limit < self._most and generation == self._generation and self.in_flight - self._exempt >= self.limit:
             self._successes += 1
             if self._starting or self._successes >= self._raise_after:
@@ -123,6 +145,14 @@ class ConcurrencyLimit:
             else:
                 self._raise_after = min(4 * self._raise_after, MOST_RAISE_AFTER)  # a raise halves it
                 self._set_limit(max(1, min(works, self.limit - 1)))
+
+    def _takes_longer(self, took: float) -> bool:
+        if len(self._first) < SETTLED:
+            self._first.append(took)
+            self._mean = sum(self._first) / len(self._first)
+            return False
+        self._mean += (took - self._mean) / SETTLED
+        return self._mean > SLOWER * sum(self._first) / SETTLED
 
     def _set_limit(self, limit: int) -> None:
         self.limit = limit

@@ -220,3 +220,41 @@ async def test_each_attempt_to_raise_it_that_fails_makes_the_next_one_come_later
     while limit.limit < 32:  # and: it comes sooner again where they succeed
         await succeed(limit, taking=limit.limit)
     assert limit._raise_after < MOST_RAISE_AFTER
+
+
+async def test_the_start_is_over_when_more_calls_only_make_each_of_them_longer() -> None:
+    busy, idle = ConcurrencyLimit(64, start=4), ConcurrencyLimit(64, start=4)
+    for number in range(40):
+        for limit, took in ((busy, busy.limit), (idle, 3 + number % 3)):
+            async with AsyncExitStack() as others:
+                for _ in range(limit.limit - 1):
+                    await others.enter_async_context(limit)
+                async with limit as generation:
+                    limit.succeeded(generation, took)
+    assert idle.limit == 44, "one more with each call, whatever each of them takes"
+    assert 8 < busy.limit < 25
+
+
+async def test_a_call_that_waits_for_long_counts_no_more_until_it_ends() -> None:
+    limit = ConcurrencyLimit(3, start=1)
+    calls = Calls(limit)
+    async with limit:
+        with limit.exempting(after=0.0) as exempt:
+            exempt()
+            calls.begin(3)
+            await calls.until_begun(0)
+            await calls.until_waiting(2)
+            assert limit.in_flight == 2, "one that counts and one that does not"
+        calls.let_go(0, 1, 2)
+    await asyncio.gather(*calls.tasks)
+    assert calls.begun == [0, 1, 2]
+
+    async with limit:
+        with limit.exempting(after=0.0) as exempt:
+            exempt()  # and ends before
+        await asyncio.sleep(0.01)  # the time is over
+        later = Calls(limit)
+        later.begin(1)
+        await later.until_waiting(1)
+    later.let_go(0)
+    await asyncio.gather(*later.tasks)

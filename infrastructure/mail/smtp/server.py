@@ -159,13 +159,13 @@ class Server:
         async with self._breaker:
             self._under_way.add(progress)
             try:
-                with self.concurrency.exempting() as exempt:
+                with self.concurrency.exempting(after=self._timeout) as exempt:
                     async with asyncio.timeout(self._timeout) as deadline:
                         progress.on_content = partial(self._await_acceptance, deadline, exempt, on_content)
                         code = await self._converse(to, message, progress)
                 if message is not None:
                     self.evidence.taken(to)
-                    self.concurrency.succeeded(generation)
+                    self.concurrency.succeeded(generation, asyncio.get_running_loop().time() - progress.started)
                 if self.evidence.expected is None:
                     return code
                 verdict = self.evidence.expected  # what a mail would get
@@ -197,10 +197,9 @@ class Server:
         self, deadline: asyncio.Timeout, exempt: Callable[[], None], on_content: Callable[[], None]
     ) -> None:
         """The server may take its time now; but a mail that it takes long over keeps no other one waiting."""
-        loop = asyncio.get_running_loop()
         if not deadline.expired():
-            deadline.reschedule(loop.time() + self._content_timeout)
-        loop.call_later(self._timeout, exempt)
+            deadline.reschedule(asyncio.get_running_loop().time() + self._content_timeout)
+        exempt()
         on_content()
 
     @property
