@@ -87,7 +87,11 @@ def telling_refusals() -> Iterator[None]:
     except InvalidFrameError as error:
         received = [value for frame, _ in walk_tb(error.__traceback__) for value in frame.f_locals.values()]
         for close in received:
-            if isinstance(close, Connection.Close) and close.reply_code == 530 and not _NO_ROOM.search(close.reply_text):
+            if (
+                isinstance(close, Connection.Close)
+                and close.reply_code == 530
+                and not _NO_ROOM.search(close.reply_text)
+            ):
                 raise VirtualHostRefused("the virtual host is not open to us") from None
         raise
 

@@ -493,9 +493,7 @@ async def test_a_connection_that_dies_while_it_is_made_is_no_refusal(reply: byte
 
 
 @pytest.mark.parametrize("full", ["virtual host", "user"])
-async def test_no_room_for_another_connection_is_no_refusal(
-    rabbit: PrivateRabbit, broker_url: str, full: str
-) -> None:
+async def test_no_room_for_another_connection_is_no_refusal(rabbit: PrivateRabbit, broker_url: str, full: str) -> None:
     url = rabbit.user(broker_url, (ALL, ALL, ALL))
     limited = f"vhost-limits/{vhost_of(url)}" if full == "virtual host" else f"user-limits/{urlsplit(url).username}"
     rabbit.ask("PUT", f"{limited}/max-connections", {"value": 0})
