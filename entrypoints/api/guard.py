@@ -26,6 +26,7 @@ from application.ports import Context
 from domain.recorded import Actor
 from entrypoints.api.admission import PLACE, AdmissionSlot
 from entrypoints.api.problems import HttpProblem, to_problem
+from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.telemetry.metrics import Metrics
 from infrastructure.telemetry.tracing import continued, parse_traceparent, traceparent
 
@@ -196,14 +197,15 @@ class Guard:
         explained = to_problem(error)
         if explained.code == "overloaded":
             self._metrics.shed("queue-full")
-        if explained.code == "internal-error":
+        circumstance = why_unusable(error)
+        if explained.code == "internal-error" or circumstance is not None:
             log.error(
                 "request.failed",
                 route=getattr(scope.get("route"), "path", UNMATCHED),
                 correlation_id=str(state.correlation_id),
                 error=type(error).__name__,
                 exc_info=error,
-                hint="this is a bug; report it",
+                hint=circumstance or "this is a bug; report it",
             )
         if not state.status:  # once a response has started, all that is left is to break it off
             await explained.response()(scope, receive, send)
