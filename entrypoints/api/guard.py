@@ -57,7 +57,8 @@ _WANTED = frozenset(
         b"traceparent",
     }
 )
-_JSON = re.compile(rb"application/json *(; *charset *= *\"?utf-8\"? *)?", re.IGNORECASE)
+# A parameter may be left out after its ";" (RFC 9110, 5.6.6), and the encoding's other name is understood everywhere.
+_JSON = re.compile(rb"application/json[ \t]*(;[ \t]*(charset[ \t]*=[ \t]*(utf-?8|\"utf-?8\")[ \t]*)?)*", re.IGNORECASE)
 _UUID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 SECURITY_HEADERS = (
@@ -217,7 +218,11 @@ class Guard:
             HttpProblem: it is too large, or not JSON.
         """
         refusal = None
-        if not _JSON.fullmatch(headers.get(b"content-type", b"")) or b"content-encoding" in headers:
+        if (
+            not _JSON.fullmatch(headers.get(b"content-type", b""))
+            or b"content-encoding" in headers
+            or headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked"  # what else there is was not undone
+        ):
             refusal = HttpProblem("unsupported-media-type", headers={"Accept-Post": "application/json"})
         body, size = bytearray(), 0
         declared = headers.get(b"content-length", b"")
@@ -236,7 +241,7 @@ class Guard:
                 break
         if size > BODY_LIMIT:
             refusal = _and_close(refusal or HttpProblem("payload-too-large"))
-        if refusal is not None:
+        if refusal is not None and size:  # of no body it does not matter what it is called
             raise refusal
         return bytes(body)
 

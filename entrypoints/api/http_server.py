@@ -251,6 +251,9 @@ class _Protocol(HttpToolsProtocol):
             self._head_bytes = 0
             self._await_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value.rstrip(b" \t"))  # no part of it (RFC 9110, 5.5), and the parser leaves it there
+
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             return

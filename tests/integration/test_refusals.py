@@ -17,7 +17,7 @@ from entrypoints.cli.session import explain
 from infrastructure.postgres.circumstances import REFUSALS, why_unusable
 from projections import PROJECTIONS
 from tests.support.facts import eventually
-from tests.support.http import Api, open_api, problem_of
+from tests.support.http import open_api, problem_of
 from tests.support.log import query
 
 REFUSED = {
