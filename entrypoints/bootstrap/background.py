@@ -66,7 +66,8 @@ async def running(
 
 
 def note_end(broken: asyncio.Event, task: asyncio.Task[None]) -> None:
-    """Say that a task that runs until the end has ended before, and set `broken`; without effect if it was cancelled."""
+    """Say that a task that runs until the end has ended before, and set `broken`; without effect if it was
+    cancelled."""
     if task.cancelled():
         return
     hint = "this process is not ready any more, and ends; start it again, and report this bug"

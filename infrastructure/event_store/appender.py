@@ -28,7 +28,8 @@ MAX_BATCH_EVENTS = 1000
 """Events in one transaction; beyond it the commit's latency grows faster than its throughput."""
 
 RESOLVE_WITHIN = timedelta(seconds=2)
-"""How long an append whose reply was lost is looked up before its caller gets `Unavailable` (docs/reliability.md, B1)."""
+"""How long an append whose reply was lost is looked up before its caller gets `Unavailable` (docs/reliability.md,
+B1)."""
 
 APPEND = """
     SELECT first_position, lost, now FROM append_batch_v2(

@@ -131,7 +131,8 @@ class Session:
             apply_types=False,
             logger=None,
         )
-        # What FastStream hands to aio-pika, which takes it; FastStream itself does not (tests/integration/test_broker.py).
+        # What FastStream hands to aio-pika, which takes it; FastStream itself does not
+        # (tests/integration/test_broker.py).
         self.broker._connection_kwargs["connection_class"] = ReachedRobustConnection
         self._connection: RobustConnection | None = None
         self._own_queue = ""

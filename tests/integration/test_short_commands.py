@@ -1,4 +1,5 @@
-"""Short commands on a database: those that look can change nothing, those that act change no table, the doctor neither."""
+"""Short commands on a database: those that look can change nothing, those that act change no table, the doctor
+neither."""
 
 from __future__ import annotations
 
