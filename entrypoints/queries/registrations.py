@@ -72,8 +72,7 @@ class RegistrationQueries:
         """
         Args:
             connection: for the queries by id, which are gathered while the one before is under way. It is never waited
-            for
-                longer than its statements may take: a batch that hung would hold up every later one.
+                for longer than its statements may take: a batch that hung would hold up every later one.
             request_timeout: no wait for the read model lasts longer.
         """
         self._pool = pool

@@ -67,10 +67,6 @@ def why_unusable(error: BaseException | None) -> str | None:
                 f"This role lacks a right in the database ({first_line(error)}); grant it, "
                 "or let REGISTRAR_DATABASE_URL name the role that owns Registrar's tables."
             )
-        case errors.ReadOnlySqlTransaction():
-            return (
-                "The database is read-only for now; let it take writes, or point REGISTRAR_DATABASE_URL at the primary."
-            )
         case errors.DiskFull():
             return f"The database's disk is full; make room there: {first_line(error)}."
         case _ if isinstance(error, _DAMAGED):

@@ -10,7 +10,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 
 from entrypoints.cli.session import explain
@@ -129,7 +128,7 @@ async def test_a_missing_right_is_said_once_by_who_appends(dsn: str, role: str, 
     assert "permission denied for table events" in lines[0]["hint"]
 
 
-@pytest.mark.parametrize("refusal", [*REFUSALS, errors.ReadOnlySqlTransaction])
+@pytest.mark.parametrize("refusal", REFUSALS)
 def test_nothing_that_an_operator_can_remove_is_called_a_bug(refusal: type[psycopg.Error]) -> None:
     error = refusal(f"{'x' * 300}\nLINE 1: SELECT 'ada@example.com'")
     said = why_unusable(error)
