@@ -106,7 +106,7 @@ class Webhook:
             raise NotTaken(f"no answer within {self._deadline.total_seconds():g} s") from None
         except ssl.SSLError:
             raise NotTaken("no trustworthy encryption") from None
-        except (OSError, UnicodeError):  # UnicodeError: a host name that cannot be looked up
+        except OSError:
             raise NotTaken("no connection") from None
         except h11.RemoteProtocolError:
             raise NotTaken("no HTTP answer") from None

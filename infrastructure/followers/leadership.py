@@ -91,8 +91,8 @@ async def _is_leader(connection: Connection, name: str) -> bool:
 async def _depose_silent(connection: Connection, name: str, lease: timedelta) -> bool:
     """End the leader's session if the server has waited for its next message for longer than `lease`.
 
-    The server's own timeouts for idle sessions do not cover every case: none runs in the middle of a pipeline, nor after
-    one until the next statement outside (measured: psycopg 3.3.9, PostgreSQL 18.4).
+    The server's own timeouts for idle sessions do not cover every case: none runs in the middle of a pipeline, nor
+    after one until the next statement outside (measured: psycopg 3.3.9, PostgreSQL 18.4).
     """
     cursor = await connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)"
