@@ -113,8 +113,8 @@ class Handlers:
         """Run any command.
 
         Args:
-            read: for the mail worker's commands only: the registration that it has just loaded, to save loading it again;
-                the caller must not use it any more. If it has changed since, the append conflicts, and it is loaded.
+            read: for the mail worker's commands only: the registration that it has just loaded, which saves a load; it
+                must not use it any more. If it has changed since, the append conflicts, and it is loaded.
         """
         run: Handle = self._run if read is None else partial(self._run, read=read)
         for around in self._around:

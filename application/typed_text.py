@@ -28,7 +28,8 @@ _MARKS: Final = frozenset({"Mn", "Mc", "Me"})
 """Accents, variation selectors and joiners: to be seen on something only."""
 
 _DASHES: Final = "\u2212\u30fc\uff70"
-"""Besides what Unicode calls dashes: the minus sign, and the sound mark on the key of Japanese keyboards that has `-`."""
+"""Besides what Unicode calls dashes: the minus sign, and the sound mark on the key of Japanese keyboards that has
+`-`."""
 
 _GRANDFATHERED: Final = (
     "en-gb-oed|i-(?:ami|bnn|default|enochian|hak|klingon|lux|mingo|navajo|pwn|tao|tay|tsu)"

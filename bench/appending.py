@@ -1,4 +1,5 @@
-"""Callers who append one registration's three events, over and over, in a process of their own: ours or the library's."""
+"""Callers who append one registration's three events, over and over, in a process of their own: ours or the
+library's."""
 
 from __future__ import annotations
 

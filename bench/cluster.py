@@ -1,4 +1,5 @@
-"""A PostgreSQL of the benchmark's own, with everything that makes an acknowledgement true, and fresh databases in it."""
+"""A PostgreSQL of the benchmark's own, with everything that makes an acknowledgement true, and fresh databases in
+it."""
 
 # ruff: noqa: S603 - the programs are the wheel's, called with lists of arguments
 from __future__ import annotations

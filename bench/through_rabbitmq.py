@@ -90,8 +90,8 @@ def _mails_a_second(cluster: Cluster, rabbit: PrivateRabbit, *, mails: int, repe
 def _drain(cluster: Cluster, rabbit: PrivateRabbit, *, workers: int, mails: int) -> tuple[float, dict[str, float]]:
     """Let a backlog wait in the queue, then time the workers from the first mail that is accepted to the last.
 
-    The workers are alone with PostgreSQL, RabbitMQ and the mail server, as the bare loops are: who publishes and follows
-    the log has ended. What it costs to have all of it on two cores, the whole way shows.
+    The workers are alone with PostgreSQL, RabbitMQ and the mail server, as the bare loops are: who publishes and
+    follows the log has ended. What it costs to have all of it on two cores, the whole way shows.
     """
     with ExitStack() as stack:
         dsn = stack.enter_context(cluster.fresh())

@@ -36,8 +36,8 @@ class Status(StrEnum):
 class Registration(Aggregate, created_event_name="UserRegistered"):
     """One person's sign-up, until it is active or undone.
 
-    PENDING → VERIFIED → ACTIVE, or CANCELLED, from where an operator may reopen it. A public method is a command: it checks, then records. One whose
-    effect already holds records nothing.
+    PENDING → VERIFIED → ACTIVE, or CANCELLED, from where an operator may reopen it. A public method is a command: it
+    checks, then records. One whose effect already holds records nothing.
 
     A registration for an address that an account already holds is a `duplicate`: seen from outside it behaves like any
     other, but no code ever matches, and its mail is a notice to the owner of the account.
@@ -270,7 +270,8 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
 
     @property
     def latest_try_failed(self) -> bool:
-        """Is the last that happened to it a try of its mail that failed? When the next one is made is up to the saga."""
+        """Is the last that happened to it a try of its mail that failed? When the next one is made is up to the
+        saga."""
         return self.failed_version == self.version
 
     def may_notify_owner(self, now: datetime, policy: Policy) -> bool:

@@ -127,8 +127,8 @@ class Flow:
 
     Attributes:
         stages: "registered", "code_renewed:<reason>", "mail_dispatched", "mail_withheld", "mail_failed:<failure>",
-            "code_rejected", "code_locked", "verified", "activated", "cancelled:<reason>", "reopened"; one that is missing did
-            not happen.
+            "code_rejected", "code_locked", "verified", "activated", "cancelled:<reason>", "reopened"; one that is
+            missing did not happen.
         durations: "registered_to_dispatched" (the first mail), "dispatched_to_verified" (the mail with the code that
             was used), "registered_to_activated"; counted when they ended.
     """

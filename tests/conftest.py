@@ -84,8 +84,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes goes first, the longest first of all: the other workers do the rest meanwhile, and nobody waits
-    for it at the end."""
+    """What takes minutes goes first, the longest first of all: the other workers do the rest meanwhile, and nobody
+    waits for it at the end."""
     items.sort(key=lambda item: (item.get_closest_marker("minutes") is None, item.get_closest_marker("slow") is None))
 
 
@@ -187,8 +187,8 @@ def _node_to_kill(pytestconfig: pytest.Config) -> Iterator[PrivateRabbit]:
 @pytest.fixture
 def killable_rabbit(_node_to_kill: PrivateRabbit) -> PrivateRabbit:
     """A node that runs, whatever the test before did to it, and keeps what it confirmed however it is killed; `start()`
-    revives it. The tests of a worker have it one after the other, each on a virtual host of its own: a first start takes
-    more CPU than ten minutes of rest."""
+    revives it. The tests of a worker have it one after the other, each on a virtual host of its own: a first start
+    takes more CPU than ten minutes of rest."""
     if not _node_to_kill.is_running:
         _node_to_kill.start()
     return _node_to_kill

@@ -1,8 +1,8 @@
 """Admission: how many registrations one process works on at a time.
 
 A service that takes in more than it can do responds late to everybody, and does less: it spends its time on requests
-whose clients have gone. So it is decided at the door (`entrypoints.api.http_server`), before anything is spent on a request.
-What ends a registration (a code, a look at it) and what operators need (health, metrics) is always let in.
+whose clients have gone. So it is decided at the door (`entrypoints.api.http_server`), before anything is spent on a
+request. What ends a registration (a code, a look at it) and what operators need (health, metrics) is always let in.
 """
 
 from __future__ import annotations

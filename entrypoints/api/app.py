@@ -89,7 +89,9 @@ def _document(parts: Parts) -> dict[str, Any]:
     return describe_problems(everything.openapi())
 
 
-async def _problem(_: Request, error: Exception) -> Response:
+async def _problem(request: Request, error: Exception) -> Response:
+    if request.method == "OPTIONS" and request.scope["path"] == "*":
+        return Response(status_code=204)  # about the server as such: it is there (RFC 9110, 9.3.7)
     return to_problem(error).response()
 
 

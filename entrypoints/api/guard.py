@@ -26,6 +26,7 @@ from application.ports import Context
 from domain.recorded import Actor
 from entrypoints.api.admission import PLACE, AdmissionSlot
 from entrypoints.api.problems import HttpProblem, to_problem
+from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.telemetry.metrics import Metrics
 from infrastructure.telemetry.tracing import continued, parse_traceparent, traceparent
 
@@ -56,7 +57,8 @@ _WANTED = frozenset(
         b"traceparent",
     }
 )
-_JSON = re.compile(rb"application/json *(; *charset *= *\"?utf-8\"? *)?", re.IGNORECASE)
+# A parameter may be left out after its ";" (RFC 9110, 5.6.6), and the encoding's other name is understood everywhere.
+_JSON = re.compile(rb"application/json[ \t]*(;[ \t]*(charset[ \t]*=[ \t]*(utf-?8|\"utf-?8\")[ \t]*)?)*", re.IGNORECASE)
 _UUID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 SECURITY_HEADERS = (
@@ -196,14 +198,15 @@ class Guard:
         explained = to_problem(error)
         if explained.code == "overloaded":
             self._metrics.shed("queue-full")
-        if explained.code == "internal-error":
+        circumstance = why_unusable(error)
+        if explained.code == "internal-error" or circumstance is not None:
             log.error(
                 "request.failed",
                 route=getattr(scope.get("route"), "path", UNMATCHED),
                 correlation_id=str(state.correlation_id),
                 error=type(error).__name__,
                 exc_info=error,
-                hint="this is a bug; report it",
+                hint=circumstance or "this is a bug; report it",
             )
         if not state.status:  # once a response has started, all that is left is to break it off
             await explained.response()(scope, receive, send)
@@ -215,7 +218,11 @@ class Guard:
             HttpProblem: it is too large, or not JSON.
         """
         refusal = None
-        if not _JSON.fullmatch(headers.get(b"content-type", b"")) or b"content-encoding" in headers:
+        if (
+            not _JSON.fullmatch(headers.get(b"content-type", b""))
+            or b"content-encoding" in headers
+            or headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked"  # what else there is was not undone
+        ):
             refusal = HttpProblem("unsupported-media-type", headers={"Accept-Post": "application/json"})
         body, size = bytearray(), 0
         declared = headers.get(b"content-length", b"")
@@ -234,7 +241,7 @@ class Guard:
                 break
         if size > BODY_LIMIT:
             refusal = _and_close(refusal or HttpProblem("payload-too-large"))
-        if refusal is not None:
+        if refusal is not None and size:  # of no body it does not matter what it is called
             raise refusal
         return bytes(body)
 

@@ -61,6 +61,7 @@ class Server:
         host: str,
         port: int,
         on_stopping: Callable[[], None] = lambda: None,
+        on_ended: Callable[[asyncio.Task[None]], None] = lambda _: None,
         grace: timedelta = timedelta(seconds=30),
         stop_delay: timedelta = timedelta(0),
         trusted_proxies: tuple[Network, ...] = (),
@@ -72,6 +73,7 @@ class Server:
         Args:
             port: 0 for any free one.
             on_stopping: called first of all when it is to stop: from then on the application should say so.
+            on_ended: called with the task that served if that has ended though nobody stopped it.
             grace: how long requests in flight may take at the end; those that take longer are cancelled.
             stop_delay: how long we say that we are not ready and serve on, so that a load balancer hears of it
                 before it is refused a connection.
@@ -84,6 +86,8 @@ class Server:
         self.host = host
         self.port = port
         self._on_stopping = on_stopping
+        self._on_ended = on_ended
+        self._stops = False
         self._stop_delay = stop_delay.total_seconds()
         self._task: asyncio.Task[None] | None = None
         self._server = _Server(
@@ -110,11 +114,13 @@ class Server:
         if self._task.done():
             listener.close()
             await self._task
+        self._task.add_done_callback(self._note_end)
 
     async def stop(self) -> None:
         """Say that we are not ready any more, take no new connection, and let what is in flight finish."""
-        if self._task is None:
+        if self._task is None or self._task.done():
             return
+        self._stops = True
         self._on_stopping()
         try:
             # After a second request to stop, nothing is waited for.
@@ -123,6 +129,10 @@ class Server:
             self._server.should_exit = True
         await self._task
         self._task = None
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        if not self._stops:
+            self._on_ended(task)
 
 
 def _config(
@@ -241,6 +251,9 @@ class _Protocol(HttpToolsProtocol):
             self._head_bytes = 0
             self._await_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value.rstrip(b" \t"))  # no part of it (RFC 9110, 5.5), and the parser leaves it there
+
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             return
@@ -340,6 +353,14 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.begun = asyncio.Event()
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().serve(sockets)
+        except Exception:
+            if self.started:
+                await self.shutdown(sockets)  # it would leave all connections and the application as they are
+            raise
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:

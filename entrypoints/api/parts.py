@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -22,6 +23,7 @@ class Parts:
         admin_token: what operators prove themselves with; None if nobody can.
         tracing: where spans go; None if tracing is off.
         prefix: path of `PUBLIC_URL`, such as "/accounts"; "" if it has none.
+        broken: set when something that runs until the end of the process has ended before.
         mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
     """
 
@@ -33,4 +35,5 @@ class Parts:
     admin_token: str | None
     tracing: TracerProvider | None
     mailbox: Mailbox | None
+    broken: asyncio.Event
     prefix: str = ""

@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from application.ports import Conflict, Overloaded, Unavailable
 from domain.errors import Refused, TooManyRequests, WrongCode
+from infrastructure.postgres.circumstances import REFUSALS
 from infrastructure.postgres.connection import AWAY
 
 PREFIX: Final = "urn:registrar:problem:"
@@ -164,7 +165,7 @@ def to_problem(error: Exception) -> ProblemResponse:
             return ProblemResponse("unavailable", _retry_after(error.retry_after))
         case Conflict():
             return ProblemResponse("unavailable", _retry_after(1))
-        case _ if isinstance(error, AWAY):
+        case _ if isinstance(error, (*AWAY, *REFUSALS)):
             return ProblemResponse("unavailable", _retry_after(1))
         case HTTPException(status_code=404):
             return ProblemResponse("not-found")

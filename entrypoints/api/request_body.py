@@ -22,7 +22,7 @@ def parse(kind: type[M], body: bytes, **known: object) -> M:
         HttpProblem, pydantic.ValidationError: it is malformed.
     """
     try:
-        fields = _json.decode(body.decode())
+        fields = _json.decode(body.decode("utf-8-sig"))  # a byte order mark may be ignored (RFC 8259, 8.1)
     except (ValueError, RecursionError):
         raise malformed("(body)", "not valid JSON, or a key comes twice") from None
     if not isinstance(fields, dict):

@@ -35,7 +35,8 @@ class RequestParser:
         self.should_keep_alive = parser.should_keep_alive
 
     def should_upgrade(self) -> bool:
-        """Is this a request with that header, whose head is to come again? CONNECT, the other kind, is refused as it is."""
+        """Is this a request with that header, whose head is to come again? CONNECT, the other kind, is refused as it
+        is."""
         return self._is_upgrade() and self.get_method() != b"CONNECT"
 
     def feed_data(self, data: bytes) -> None:

@@ -79,5 +79,6 @@ def api_parts(
         admin_token=core.database.admin_token,
         tracing=core.tracing,
         mailbox=mailbox,
+        broken=core.broken,
         prefix=urlsplit(settings.public_url).path,
     )

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -55,7 +56,7 @@ async def running(
         works[work.name] = lead(work, core.database.dsn, statement_timeout=settings.statement_timeout)
     tasks = [asyncio.create_task(work, name=name) for name, work in works.items()]
     for task in tasks:
-        task.add_done_callback(lambda ended: _note_end(ended, core.broken))
+        task.add_done_callback(partial(note_end, core.broken))
     try:
         yield
     finally:
@@ -64,7 +65,9 @@ async def running(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _note_end(task: asyncio.Task[None], broken: asyncio.Event) -> None:
+def note_end(broken: asyncio.Event, task: asyncio.Task[None]) -> None:
+    """Say that a task that runs until the end has ended before, and set `broken`; without effect if it was
+    cancelled."""
     if task.cancelled():
         return
     hint = "this process is not ready any more, and ends; start it again, and report this bug"

@@ -25,7 +25,8 @@ PUBLISHING = 128
 
 
 def broker_for(role: Literal["serve", "process", "work"], settings: Settings, *consumers: Consumer) -> Broker | None:
-    """The connection to RabbitMQ, which runs later; None where none is set, and mail is handed over inside the process."""
+    """The connection to RabbitMQ, which runs later; None where none is set, and mail is handed over inside the
+    process."""
     if settings.broker_url is None:
         return None
     from infrastructure.rabbitmq.connection import Broker

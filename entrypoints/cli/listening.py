@@ -7,11 +7,13 @@ import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from entrypoints.api.app import create_app
 from entrypoints.api.http_server import Server, shares
 from entrypoints.api.parts import Parts
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.background import note_end
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import Listen
 
@@ -86,6 +88,7 @@ async def _listen(listener: _Listener, parts: Parts, settings: Settings, servers
         host=where.host,
         port=where.port,
         on_stopping=parts.checks.stop,
+        on_ended=partial(note_end, parts.broken),
         grace=settings.request_timeout,
         stop_delay=settings.stop_delay,
         trusted_proxies=settings.trusted_proxies,

@@ -152,7 +152,8 @@ async def _report(handlers: Handlers, act: mail_desk.Act, wanted_id: UUID, conte
 
 
 async def _worth_a_retry(mails: MailQueries, failures: Sequence[str]) -> list[UUID]:
-    """Registrations that are pending and whose mail has failed, for now or for good; the one that waits longest first."""
+    """Registrations that are pending and whose mail has failed, for now or for good; the one that waits longest
+    first."""
     waiting: list[UUID] = []
     cursor: str | None = None
     while True:

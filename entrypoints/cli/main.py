@@ -105,7 +105,8 @@ def process(data_dir: Path | None) -> int:
 def work(data_dir: Path | None) -> int:
     """Run the mail worker and the dead-letter consumer.
 
-    Any number of copies. They take mails from RabbitMQ (REGISTRAR_BROKER_URL) and hand them to the mail servers (REGISTRAR_SMTP_URLS).
+    Any number of copies. They take mails from RabbitMQ (REGISTRAR_BROKER_URL) and hand them to the mail servers
+    (REGISTRAR_SMTP_URLS).
     """
     from entrypoints.cli import run as cli_up
     from entrypoints.cli.session import finish, read_settings
@@ -119,7 +120,8 @@ def work(data_dir: Path | None) -> int:
 def doctor(data_dir: Path | None, *, as_json: bool) -> int:
     """Check everything the service depends on.
 
-    Says for each dependency and setting what is wrong and what to do. Changes nothing and starts nothing. Exit code 1 if a check failed; warnings are not failures.
+    Says for each dependency and setting what is wrong and what to do. Changes nothing and starts nothing. Exit code 1
+    if a check failed; warnings are not failures.
     """
     from entrypoints.cli import doctor as cli_doctor
     from entrypoints.cli.session import finish
@@ -140,7 +142,8 @@ def broker() -> None:
 def broker_declare(*, anew: bool, as_json: bool, data_dir: Path | None) -> int:
     """Declare exchanges, queues and bindings, and send a message through them.
 
-    Can be repeated; `process` and `work` do it when they start. With --anew, messages waiting in the queues are lost; their mails are requested again within minutes.
+    Can be repeated; `process` and `work` do it when they start. With --anew, messages waiting in the queues are lost;
+    their mails are requested again within minutes.
     """
     from entrypoints.cli import broker as cli_broker
     from entrypoints.cli.session import finish, log_troubles, read_settings

@@ -71,8 +71,8 @@ class RegistrationQueries:
     ) -> None:
         """
         Args:
-            connection: for the queries by id, which are gathered while the one before is under way. It is never waited for
-                longer than its statements may take: a batch that hung would hold up every later one.
+            connection: for the queries by id, which are gathered while the one before is under way. It is never waited
+                for longer than its statements may take: a batch that hung would hold up every later one.
             request_timeout: no wait for the read model lasts longer.
         """
         self._pool = pool

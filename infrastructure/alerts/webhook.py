@@ -17,6 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 import h11
 
+from infrastructure.reach import reach
+
 DEADLINE: Final = timedelta(seconds=10)
 """For one call, from the look-up of the host to the status of the response."""
 
@@ -91,7 +93,11 @@ class Webhook:
         """A connection for the time of the block, which ends at the deadline."""
         try:
             async with asyncio.timeout(self._deadline.total_seconds()):
-                reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
+                reader, writer = await asyncio.open_connection(
+                    sock=await reach(self._host, self._port),
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls else None,
+                )
                 try:
                     yield reader, writer
                 finally:
@@ -100,7 +106,7 @@ class Webhook:
             raise NotTaken(f"no answer within {self._deadline.total_seconds():g} s") from None
         except ssl.SSLError:
             raise NotTaken("no trustworthy encryption") from None
-        except (OSError, UnicodeError):  # UnicodeError: a host name that cannot be looked up
+        except OSError:
             raise NotTaken("no connection") from None
         except h11.RemoteProtocolError:
             raise NotTaken("no HTTP answer") from None

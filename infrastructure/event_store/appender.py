@@ -17,6 +17,7 @@ from domain.recorded import Position
 from infrastructure.event_store.parameters import Append, parameters_of
 from infrastructure.event_store.probe import take_locks_of_an_append
 from infrastructure.postgres.batching import BATCH_TIMEOUT, Batcher
+from infrastructure.postgres.circumstances import TellingRefusals
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import AWAY, Connection, ReconnectingConnection
 from infrastructure.postgres.cutting import cut_after
@@ -27,7 +28,8 @@ MAX_BATCH_EVENTS = 1000
 """Events in one transaction; beyond it the commit's latency grows faster than its throughput."""
 
 RESOLVE_WITHIN = timedelta(seconds=2)
-"""How long an append whose reply was lost is looked up before its caller gets `Unavailable` (docs/reliability.md, B1)."""
+"""How long an append whose reply was lost is looked up before its caller gets `Unavailable` (docs/reliability.md,
+B1)."""
 
 APPEND = """
     SELECT first_position, lost, now FROM append_batch_v2(
@@ -57,6 +59,7 @@ class Appender:
         """
         self._connection = connection
         self._clock = clock
+        self._refusals = TellingRefusals("append")
         self._refused_at: float | None = None
         self._accepted_at: float | None = None
         self._appends: Batcher[Append, Position] = Batcher(
@@ -132,13 +135,12 @@ class Appender:
             batch_id = uuid4()
             parameters = parameters_of(batch_id, appends)
             try:
-                first, lost = await self._connection.execute(lambda connection: self._execute(connection, parameters))  # noqa: B023
-            except (
-                psycopg.errors.LockNotAvailable,
-                psycopg.errors.DiskFull,
-                psycopg.errors.ReadOnlySqlTransaction,
-            ) as error:
-                # These can only be raised before the commit.
+                with self._refusals:  # which can only be raised before the commit
+                    first, lost = await self._connection.execute(
+                        lambda connection: self._execute(connection, parameters)  # noqa: B023
+                    )
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.ReadOnlySqlTransaction) as error:
+                # These, too.
                 raise Unavailable("the log cannot be written now") from error
             except (psycopg.Error, ValueError, TypeError) as error:
                 # ValueError and TypeError come from encoding: nothing was sent, but the batch is resolved the same way.

@@ -12,6 +12,7 @@ from domain.recorded import Position
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.batching import BATCH_TIMEOUT, Batcher
+from infrastructure.postgres.circumstances import TellingRefusals
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from infrastructure.postgres.cutting import cut_after
 
@@ -87,6 +88,7 @@ class StreamLoader:
         self._connection = connection
         self._codec = codec
         self._on_unavailable = on_unavailable
+        self._refusals = TellingRefusals("load")
         self._loads: Batcher[tuple[tuple[UUID, ...], tuple[UUID, ...]], LoadedStreams] = Batcher(
             self._load_batch, name="load", max_batch=200, max_waiting=max_waiting, pace=pace
         )
@@ -133,7 +135,8 @@ class StreamLoader:
             return rows
 
         try:
-            rows = await self._connection.execute_idempotent(select)
+            with self._refusals:
+                rows = await self._connection.execute_idempotent(select)
         except Unavailable:
             self._on_unavailable()
             raise

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from application.ports import Conflict, Unavailable
+from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.postgres.connection import AWAY, Connection, closing, connect
 
 log = structlog.get_logger(__name__)
@@ -72,9 +73,10 @@ async def lead(leading: LeaderTask, dsn: str, *, statement_timeout: timedelta = 
         except (NotLeader, Conflict) as error:
             log.warning("follower.lost_a_race", follower=leading.name, error=type(error).__name__)
             await asyncio.sleep(STAND_BY.total_seconds())
-        except Exception:
+        except Exception as error:
             # The loop's edge: a follower never stops. It starts again, slower each time.
-            log.exception("follower.failed", follower=leading.name, again_in=pause, hint="this is a bug; report it")
+            hint = why_unusable(error) or "this is a bug; report it"
+            log.exception("follower.failed", follower=leading.name, again_in=pause, hint=hint)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 30.0)
 
@@ -89,8 +91,8 @@ async def _is_leader(connection: Connection, name: str) -> bool:
 async def _depose_silent(connection: Connection, name: str, lease: timedelta) -> bool:
     """End the leader's session if the server has waited for its next message for longer than `lease`.
 
-    The server's own timeouts for idle sessions do not cover every case: none runs in the middle of a pipeline, nor after
-    one until the next statement outside (measured: psycopg 3.3.9, PostgreSQL 18.4).
+    The server's own timeouts for idle sessions do not cover every case: none runs in the middle of a pipeline, nor
+    after one until the next statement outside (measured: psycopg 3.3.9, PostgreSQL 18.4).
     """
     cursor = await connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)"

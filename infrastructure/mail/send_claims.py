@@ -13,6 +13,7 @@ import structlog
 
 from application.ports import SendClaim, Unavailable
 from infrastructure.postgres.batching import Batcher
+from infrastructure.postgres.circumstances import TellingRefusals
 from infrastructure.postgres.connection import AWAY, Connection, ReconnectingConnection, pipeline
 
 log = structlog.get_logger(__name__)
@@ -50,6 +51,7 @@ class StoredSendClaims:
         self._connection = connection
         self._lease = lease
         self._release_within = release_within.total_seconds()
+        self._refusals = TellingRefusals("send claims")
         self._holder = uuid4()
         self._held: dict[_Mail, datetime] = {}
         self._released: list[tuple[UUID, int, datetime]] = []
@@ -63,7 +65,8 @@ class StoredSendClaims:
 
     async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
         """See `application.ports.SendClaims`."""
-        return await self._claims.do((registration_id, serial))
+        with self._refusals:
+            return await self._claims.do((registration_id, serial))
 
     def keep(self, registration_id: UUID, serial: int) -> None:
         """See `application.ports.SendClaims`."""

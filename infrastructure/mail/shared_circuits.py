@@ -1,4 +1,5 @@
-"""What the workers know of the mail servers, shared through the database: one opens a circuit for all, one probes for all.
+"""What the workers know of the mail servers, shared through the database: one opens a circuit for all, one probes for
+all.
 
 Each worker counts calls for itself; it only publishes to the others that a circuit has opened, or closed again. They
 read that every second, and so do the relay, which leaves mails in the log while no server can be called, and the health
@@ -51,8 +52,8 @@ TROUBLE: Final = f"""
          THEN '{DEFERRING}'
     END
 """
-"""SQL: what is wrong with a server whose circuit may be closed; NULL if nothing is. One mailbox that it does not know, and
-does not say so, is nothing yet."""
+"""SQL: what is wrong with a server whose circuit may be closed; NULL if nothing is. One mailbox that it does not know,
+and does not say so, is nothing yet."""
 
 _POLL = f"""
     SELECT name, state, greatest(0, extract(epoch FROM open_until - clock_timestamp()))::double precision,

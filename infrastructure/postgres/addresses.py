@@ -79,8 +79,8 @@ class ReachedConnection(psycopg.AsyncConnection[TupleRow]):
         try:
             raise _summary(failures)
         finally:
-            # An error holds the frame that raises it. Were it held by that in turn, then it would stay until the garbage
-            # collector looks, which it seldom does in a service.
+            # An error holds the frame that raises it. Were it held by that in turn, then it would stay until the
+            # garbage collector looks, which it seldom does in a service.
             failures.clear()
 
     @classmethod
@@ -161,8 +161,8 @@ async def _resolved(address: _Address) -> list[_Address]:
 
 
 def _summary(failures: list[tuple[str, psycopg.Error]]) -> psycopg.Error:
-    """The one failure, or all of them in one line; unfit if any server answered, and then with its advice, as the others
-    say less."""
+    """The one failure, or all of them in one line; unfit if any server answered, and then with its advice, as the
+    others say less."""
     if len(failures) == 1:
         return failures[0][1]
     line = "; ".join(

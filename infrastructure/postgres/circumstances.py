@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
-import psycopg
+import structlog
+from psycopg import errors
 
+from application.ports import Unavailable
 from infrastructure.postgres.addresses import first_line
 from infrastructure.postgres.session import UnfitSession
+
+log = structlog.get_logger(__name__)
 
 AT_THE_DOOR: Final = (
     ("too many", "let other sessions go, or allow more of them (of the server, the database, the role or the pooler)"),
@@ -58,10 +62,58 @@ def why_unusable(error: BaseException | None) -> str | None:
     match error:
         case UnfitSession():
             return why_unreachable(error)
-        case psycopg.errors.InsufficientPrivilege():
+        case errors.InsufficientPrivilege():
             return (
                 f"This role lacks a right in the database ({first_line(error)}); grant it, "
                 "or let REGISTRAR_DATABASE_URL name the role that owns Registrar's tables."
             )
+        case errors.DiskFull():
+            return f"The database's disk is full; make room there: {first_line(error)}."
+        case _ if isinstance(error, _DAMAGED):
+            return f"The database finds its files damaged; see its log, restore it from a backup: {first_line(error)}."
+        case _ if isinstance(error, _MISSING):
+            # Last what may be long: a line of the log has an end.
+            return (
+                "Something that Registrar made in the database is missing or was changed; restore it from a backup, "
+                f"a read model also with `registrar projections rebuild`: {first_line(error)}."
+            )
         case _:
             return None
+
+
+_MISSING: Final = (
+    errors.UndefinedTable,
+    errors.UndefinedColumn,
+    errors.UndefinedFunction,
+    errors.UndefinedObject,
+    errors.InvalidSchemaName,
+)
+_DAMAGED: Final = (errors.DataCorrupted, errors.IndexCorrupted)
+
+REFUSALS: Final = (errors.InsufficientPrivilege, errors.DiskFull, *_MISSING, *_DAMAGED)
+"""A statement of ours is refused until somebody does something about it, and nothing is wrong with the statement."""
+
+
+class TellingRefusals:
+    """For statements of one kind: raises `Unavailable` for `REFUSALS`, and says once in the log what to do."""
+
+    def __init__(self, session: str) -> None:
+        """
+        Args:
+            session: whose statements these are, in the log.
+        """
+        self._session = session
+        self._told: str | None = None  # since the last statement that was not refused
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None:
+            self._told = None
+        elif isinstance(error, REFUSALS):
+            hint = why_unusable(error)
+            if hint != self._told:
+                log.error("database.refused", session=self._session, error=type(error).__name__, hint=hint)
+                self._told = hint
+            raise Unavailable("the database refuses it") from error

@@ -249,8 +249,8 @@ async def pipeline(connection: Connection) -> AsyncIterator[None]:
     """`connection.pipeline()` that leaves nothing behind when it is interrupted; not to be used inside another one.
 
     If the wait for its end is cancelled, the driver drops the generator that it waited for. That is finalized with the
-    traceback, as a rule after the connection was closed: it tries to fetch what it still expects, and fails where nobody
-    can catch it. One that expects nothing just ends (psycopg 3.3.9: findings/psycopg-cancelled-under-load.sh).
+    traceback, as a rule after the connection was closed: it tries to fetch what it still expects, and fails where
+    nobody can catch it. One that expects nothing just ends (psycopg 3.3.9: findings/psycopg-cancelled-under-load.sh).
     """
     expected = None
     try:

@@ -92,8 +92,8 @@ class Terms:
         if self.use == "look":
             settings["default_transaction_read_only"] = "on"
         if server_version >= 170000:
-            # To the server, a client that stops between two messages of a pipeline neither runs a statement nor is idle:
-            # no other timeout ever ends such a session, with the locks that it holds (measured on 18.4).
+            # To the server, a client that stops between two messages of a pipeline neither runs a statement nor is
+            # idle: no other timeout ever ends such a session, with the locks that it holds (measured on 18.4).
             settings["transaction_timeout"] = shown(TRANSACTION_STATEMENTS * self.statement_timeout)
         return settings
 
@@ -148,7 +148,8 @@ async def check_pooling(one: psycopg.AsyncConnection[Any], other: psycopg.AsyncC
 
 
 _LOOKS: Final = 3
-"""A pooler that takes the session used longest ago shows itself at the second look, any other one at the other client."""
+"""A pooler that takes the session used longest ago shows itself at the second look, any other one at the other
+client."""
 
 
 async def _backend_of(connection: psycopg.AsyncConnection[Any]) -> int:

@@ -24,8 +24,8 @@ def split_sender(sender: str) -> tuple[str, str]:
     text = sender.strip()
     if not text.isprintable():
         raise ValueError("contains a control character or an invisible one")
-    head, _, tail = text.rpartition("<")
-    if not tail.endswith(">"):
+    head, opening, tail = text.rpartition("<")
+    if not (opening and tail.endswith(">")):
         return "", _checked(text)
     return _name(head.strip()), _checked(tail.removesuffix(">").strip())
 

@@ -35,7 +35,8 @@ def occurs(text: str, secrets: Iterable[str]) -> list[str]:
 
 
 def shown(codes: Iterable[str], text: str) -> list[str]:
-    """The codes that stand in a text by themselves; six digits also stand in times, ids and sums, which do not count."""
+    """The codes that stand in a text by themselves; six digits also stand in times, ids and sums, which do not
+    count."""
     text = re.sub(r"\d\d:\d\d:\d\d\.\d+", "", text)
     numbers = set(re.findall(r"(?<![\w.-])\d{6}(?![\w.-])", text))
     return [code for code in codes if code in numbers]

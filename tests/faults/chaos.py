@@ -251,7 +251,8 @@ async def _calm_down(scene: Scene) -> None:
 
 
 def _complaints(scene: Scene) -> list[Violation]:
-    """What the nodes themselves call an error, and events that could not be applied: there is nothing wrong with any."""
+    """What the nodes themselves call an error, and events that could not be applied: there is nothing wrong with
+    any."""
     found = Counter(
         (one.name, entry["event"])
         for one in scene.fleet.nodes

@@ -344,7 +344,8 @@ def bounded_duplicates(evidence: Evidence) -> Iterator[str]:
 
 
 def _may_hide_an_outcome(window: FaultWindow, senders: str) -> bool:
-    """Can it keep a mail's sender from learning or recording what became of it? A broker loses wake-ups, no outcomes."""
+    """Can it keep a mail's sender from learning or recording what became of it? A broker loses wake-ups, no
+    outcomes."""
     if window.node:
         return window.node.startswith(f"{senders}-")
     return not window.hits <= {"api", "broker"}

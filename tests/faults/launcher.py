@@ -2,7 +2,8 @@
 
 Everything is done to the process before it has imported any of ours:
 
-* `shifts`: its wall clock is wrong by so many seconds; with several, by one after the other, a quarter of a second each.
+* `shifts`: its wall clock is wrong by so many seconds; with several, by one after the other, a quarter of a second
+  each.
 * `descriptors`: it may open so many files.
 * `durations`: constants of ours, by module and name, in seconds, so that a test need not wait for them.
 """

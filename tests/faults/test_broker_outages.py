@@ -1,4 +1,5 @@
-"""A node of RabbitMQ that is stopped, killed, wiped or blocked, and queues that are dead: mails come late, none is lost."""
+"""A node of RabbitMQ that is stopped, killed, wiped or blocked, and queues that are dead: mails come late, none is
+lost."""
 
 from __future__ import annotations
 

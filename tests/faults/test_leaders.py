@@ -1,4 +1,5 @@
-"""Two that follow the log, and the leader is stopped: the other takes over, and the old one does nothing twice (B21)."""
+"""Two that follow the log, and the leader is stopped: the other takes over, and the old one does nothing twice
+(B21)."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ The saga's clock is moved, not waited for. RabbitMQ, its connections and what th
 servers are real, so an open circuit stays open for a second here, instead of thirty.
 
 Real time may pass as slowly or as fast as it likes: on a busy machine a mail server that works may take seconds for a
-reply, and RabbitMQ a minute to come back. So what is timed by it must not run out here: a try that is given up after its
-content would be a second copy of a mail, and a message that expires would be a retry of its own. How often the mail
+reply, and RabbitMQ a minute to come back. So what is timed by it must not run out here: a try that is given up after
+its content would be a second copy of a mail, and a message that expires would be a retry of its own. How often the mail
 servers are probed during the first of the minutes is up to the machine as well, and with it which mails fail, and how
 often; what is promised to a mail depends on that.
 """
@@ -43,12 +43,13 @@ BACK_WITHIN: Final = 90.0
 takes long for its first answers on a busy machine."""
 
 MOST_MINUTES: Final = 40
-"""Until the last mail must be there: the longest wait between two tries that anybody is due by then, and a code's life."""
+"""Until the last mail must be there: the longest wait between two tries that anybody is due by then, and a code's
+life."""
 
 THIRD_LOOK: Final = 14 * MINUTE
 """From a code's issue to the saga's third look for its mail (2 + 4 + 8 minutes), if no try of it has failed: the first
-look at which the code is older than its ten minutes, and so is replaced. Until then it may still go out: its life begins
-with the hand-over."""
+look at which the code is older than its ten minutes, and so is replaced. Until then it may still go out: its life
+begins with the hand-over."""
 
 KEPT_FOR: Final = (THIRD_LOOK, 12 * MINUTE, 10 * MINUTE)
 """For how long at least a code is not replaced, by how many tries of its mail have failed: none, one, two or more. A

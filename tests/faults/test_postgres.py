@@ -1,4 +1,5 @@
-"""PostgreSQL dies, hangs, refuses, is locked or slow: nothing acknowledged is lost, nobody waits in vain (B1 to B14, B18, B20).
+"""PostgreSQL dies, hangs, refuses, is locked or slow: nothing acknowledged is lost, nobody waits in vain (B1 to B14,
+B18, B20).
 
 The rows about the commit itself are in tests/integration/test_commit_unknown.py, about order in test_ordering.py.
 """

@@ -1,4 +1,5 @@
-"""A release replaces the one before while people register: both on one database, in either order, and nothing is lost."""
+"""A release replaces the one before while people register: both on one database, in either order, and nothing is
+lost."""
 
 from __future__ import annotations
 
@@ -99,8 +100,8 @@ async def _roll_there_and_back(scene: Scene, former: tuple[str, ...]) -> None:
         await people
         await traffic.client.close()
 
-    # Nobody is turned away, not even with "try again". (No answer at all: the process stopped before it took the request.
-    # A look that waits for a position is told so when its wait is over, and between two leaders it may be.)
+    # Nobody is turned away, not even with "try again". (No answer at all: the process stopped before it took the
+    # request. A look that waits for a position is told so when its wait is over, and between two leaders it may be.)
     errors = [operation for operation in scene.journal if (operation.status or 0) >= 500]
     assert [operation for operation in errors if (operation.waits, operation.status) != (True, 503)] == []
     assert len([operation for operation in scene.journal if operation.status is not None]) > 100

@@ -1,4 +1,5 @@
-"""`python -m tests.ground`: run the product against real servers, each on this machine and by itself, and print a table."""
+"""`python -m tests.ground`: run the product against real servers, each on this machine and by itself, and print a
+table."""
 
 from __future__ import annotations
 

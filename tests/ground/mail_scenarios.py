@@ -62,7 +62,8 @@ async def arrives(scene: Scene) -> Cell:
 
 
 async def unknown_user(scene: Scene) -> Cell:
-    """A mailbox that does not exist, among others that do: it is undone, or kept if nothing says why; nobody else is."""
+    """A mailbox that does not exist, among others that do: it is undone, or kept if nothing says why; nobody else
+    is."""
     before, after, unknown = people(scene, 5), people(scene, 5), f"nosuch@{HOME}"
     async with scene.product() as api:
         registered = await register(api, before)
@@ -135,8 +136,8 @@ async def only_deferred(scene: Scene) -> Cell:
 
 
 async def burst(scene: Scene) -> Cell:
-    """300 registrations wait: all are sent, as fast as by ourselves with the best of some fixed numbers of connections. What
-    a client is able to that does nothing else is told, too; it leaves the server both cores."""
+    """300 registrations wait: all are sent, as fast as by ourselves with the best of some fixed numbers of connections.
+    What a client is able to that does nothing else is told, too; it leaves the server both cores."""
     everybody = people(scene, BURST)
     rate, seen, complaints = await _rate_of(scene, everybody)
     await scene.until_arrived(everybody, within=120)
@@ -168,8 +169,8 @@ async def _rate_of(
 
 
 async def restarted(scene: Scene) -> Cell:
-    """The server goes down and comes back in the middle of a hundred mails: all arrive, copies only where the outcome of
-    a try was unknown."""
+    """The server goes down and comes back in the middle of a hundred mails: all arrive, copies only where the outcome
+    of a try was unknown."""
     everybody = people(scene, 100)
     async with scene.product(follows=False) as api:
         await register(api, everybody)
@@ -238,8 +239,8 @@ async def _saga_has_decided(scene: Scene) -> bool:
 
 
 async def _nobody_undone_and_told(scene: Scene, api: Api, concerned: Sequence[str]) -> tuple[list[str], str]:
-    """Complaints and what was seen, once each mail was tried or the operators told. Of deferrals they are told after ten
-    minutes: `only_deferred`."""
+    """Complaints and what was seen, once each mail was tried or the operators told. Of deferrals they are told after
+    ten minutes: `only_deferred`."""
     tried = "SELECT count(DISTINCT originator_id) FROM events WHERE topic = 'registration.email_dispatch_failed'"
 
     async def all_tried() -> bool:

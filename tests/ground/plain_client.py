@@ -1,4 +1,5 @@
-"""What a server can take: a client with nothing but a fixed number of connections, each kept for as long as it lasts."""
+"""What a server can take: a client with nothing but a fixed number of connections, each kept for as long as it
+lasts."""
 
 from __future__ import annotations
 

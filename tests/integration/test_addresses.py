@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
@@ -15,12 +16,14 @@ from urllib.parse import urlsplit
 import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
+import trustme
 import uvloop
 from fastapi import FastAPI
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from application.ports import Letter, Rendered
 from entrypoints.api.http_server import Server
+from infrastructure.alerts.webhook import Webhook
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres import addresses
@@ -35,6 +38,7 @@ from tests.support.facts import eventually
 from tests.support.http import open_api
 from tests.support.log import by_way_of, proxy_to, query
 from tests.support.smtp_stub import SmtpStub
+from tests.support.webhook_stub import WebhookStub
 
 DEAD = "127.0.0.2"
 LETTER = Letter("ada@example.com", Rendered("A", "b", "<p>b"), message_id="<1@registrar.example>", locale="en")
@@ -243,6 +247,29 @@ async def test_a_mail_server_whose_first_address_is_dead_is_reached(
     with dead(stub.port):
         await servers.send(LETTER)
     assert len(stub.mails) == 1
+
+
+@pytest.mark.parametrize("encrypts", [False, True])
+async def test_a_webhook_whose_first_address_is_dead_is_called(monkeypatch: pytest.MonkeyPatch, encrypts: bool) -> None:
+    authority, of_the_stub = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("webhook.test").configure_cert(of_the_stub)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    resolves_to(monkeypatch, DEAD, "127.0.0.1")
+    async with WebhookStub(tls=of_the_stub if encrypts else None) as stub:
+        with dead(stub.port):
+            await Webhook(stub.url.replace("127.0.0.1", "webhook.test"), tls=trust).post(b"{}", {})
+        assert len(stub.calls) == 1
+
+
+def test_a_webhook_is_called_by_the_loop_of_the_service() -> None:
+    async def call() -> None:
+        async with WebhookStub() as stub:
+            await Webhook(stub.url).post(b"{}", {})
+            assert len(stub.calls) == 1
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(call())
 
 
 async def test_an_address_of_a_mail_server_that_takes_connections_and_says_nothing_is_tried_last(

@@ -53,7 +53,7 @@ MALFORMED: dict[str, bytes | str] = {
     "a key twice, written otherwise": b'{"email": "ada@example.com", "name": "Ada", "\\u0065mail": "eve@example.com"}',
     "not UTF-8": b'{"email": "ada@example.com", "name": "\xff\xfe"}',
     "UTF-16": '{"email": "ada@example.com", "name": "Ada"}'.encode("utf-16"),
-    "a byte order mark": b'\xef\xbb\xbf{"email": "ada@example.com", "name": "Ada"}',
+    "two byte order marks": b'\xef\xbb\xbf\xef\xbb\xbf{"email": "ada@example.com", "name": "Ada"}',
     "a control character": b'{"email": "ada@example.com", "name": "A\nda"}',
     "missing fields": b"{}",
     "no name": with_ada(name=""),
@@ -325,6 +325,9 @@ NOT_JSON = [
     "application/json; charset=latin-1",
     "application/json; charset=utf-8; x=y",
     "application/json, text/plain",
+    "application/json charset=utf-8",
+    "application/json;; charset=utf-16",
+    'application/json; charset="utf-8',
 ]
 
 
@@ -340,9 +343,27 @@ async def test_json_may_name_its_encoding(api: Api) -> None:
         "Application/JSON",
         "application/json; charset=utf-8",
         'application/json;charset="UTF-8"',
+        "application/json; charset=utf8",
+        "application/json;",
+        "application/json;\tcharset=utf-8 ;",
     ):
         answered = await api.http.post("/v1/registrations", content=with_ada(), headers={"Content-Type": kind})
         assert answered.status_code == 202, kind
+
+
+async def test_json_may_begin_with_a_byte_order_mark(api: Api) -> None:
+    assert (await post(api, b"\xef\xbb\xbf" + with_ada().encode())).status_code == 202
+
+
+async def test_no_body_may_be_called_anything(api: Api) -> None:
+    async def nothing() -> AsyncIterator[bytes]:
+        return
+        yield b""
+
+    registration = (await api.register()).headers["location"]
+    for length in ({"Transfer-Encoding": "chunked"}, {"Content-Length": "00"}, {"Content-Length": "0"}):
+        answered = await api.http.post(f"{registration}/otp", content=nothing(), headers=length)
+        assert problem_of(answered) == "too-many-requests", length
 
 
 @pytest.mark.fault("F3")

@@ -422,6 +422,7 @@ REFUSED_AT = {
     "a user that there is not": lambda rabbit, url: url.replace("guest:guest", "nobody:guest"),
     "a wrong password": lambda rabbit, url: url.replace("guest:guest", "guest:wrong"),
     "a virtual host that there is not": lambda rabbit, url: rabbit.url("nowhere"),
+    "a virtual host that there is not, named after a limit": lambda rabbit, url: rabbit.url("connection limits"),
     "a virtual host of others": lambda rabbit, url: rabbit.user(url, None),
     "no right to configure": lambda rabbit, url: rabbit.user(url, ("^registrar.loop", ALL, ALL)),
     "no right to write": lambda rabbit, url: rabbit.user(url, (ALL, "^amq.default$", ALL)),
@@ -491,10 +492,13 @@ async def test_a_connection_that_dies_while_it_is_made_is_no_refusal(reply: byte
             assert not isinstance(error.value, REFUSALS)
 
 
-async def test_no_room_for_another_connection_is_no_refusal(rabbit: PrivateRabbit, broker_url: str) -> None:
-    rabbit.ask("PUT", f"vhost-limits/{vhost_of(broker_url)}/max-connections", {"value": 0})
+@pytest.mark.parametrize("full", ["virtual host", "user"])
+async def test_no_room_for_another_connection_is_no_refusal(rabbit: PrivateRabbit, broker_url: str, full: str) -> None:
+    url = rabbit.user(broker_url, (ALL, ALL, ALL))
+    limited = f"vhost-limits/{vhost_of(url)}" if full == "virtual host" else f"user-limits/{urlsplit(url).username}"
+    rabbit.ask("PUT", f"{limited}/max-connections", {"value": 0})
     with pytest.raises(AMQPError) as error:
-        await counts_of(broker_url)
+        await counts_of(url)
     assert not isinstance(error.value, REFUSALS)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
+import uvicorn
 
 from entrypoints.bootstrap import background
+from entrypoints.cli.listening import listening
 from infrastructure.rabbitmq.inspection import connected
 from infrastructure.rabbitmq.topology import Topology
 from infrastructure.telemetry.metrics import Metrics
@@ -239,13 +241,26 @@ async def test_a_service_that_could_not_append_just_now_is_not_ready(api: Api, d
     assert (await health(api))["ready"][0] == 200
 
 
-async def test_a_background_work_that_ends_is_an_error_line_and_not_ready(
-    dsn: str, monkeypatch: pytest.MonkeyPatch, log: io.StringIO
-) -> None:
-    async def dies(_: object) -> None:
-        raise NotImplementedError("no such DateStyle")
+async def raises(_: object) -> None:
+    raise NotImplementedError("no such DateStyle")
 
-    monkeypatch.setattr(background, "_keep_time", dies)
+
+async def returns(_: object) -> None:
+    pass
+
+
+ENDS = pytest.mark.parametrize(("ends", "says"), [(raises, "NotImplementedError"), (returns, "it returned")])
+
+
+@ENDS
+async def test_a_background_work_that_ends_is_an_error_line_and_not_ready(
+    dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+    log: io.StringIO,
+    ends: Callable[[object], Awaitable[None]],
+    says: str,
+) -> None:
+    monkeypatch.setattr(background, "_keep_time", ends)
     async with open_api(dsn, follows=False) as api:
 
         async def told() -> bool:
@@ -257,4 +272,46 @@ async def test_a_background_work_that_ends_is_an_error_line_and_not_ready(
 
     (line,) = [line for line in log.getvalue().splitlines() if "background.failed" in line]
     assert '"work": "clock"' in line
-    assert "NotImplementedError" in line
+    assert says in line
+
+
+@ENDS
+async def test_a_listener_that_ends_is_an_error_line_and_not_ready_at_the_other(
+    dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+    log: io.StringIO,
+    ends: Callable[[object], Awaitable[None]],
+    says: str,
+) -> None:
+    async with open_api(dsn, follows=False, port="0", admin_listen="127.0.0.1:0") as api:
+        started, listeners, loop = asyncio.Event(), iter(["operators", "registrants"]), uvicorn.Server.main_loop
+
+        async def one_ends(server: uvicorn.Server) -> None:
+            if next(listeners) == "operators":
+                await loop(server)
+            else:
+                await started.wait()
+                await ends(server)
+
+        monkeypatch.setattr(uvicorn.Server, "main_loop", one_ends)
+        async with listening(api.service.api, api.service.settings) as addresses:
+            started.set()
+            async with httpx.AsyncClient(base_url=addresses.admin) as http:
+
+                async def told() -> bool:
+                    answer = await http.get("/health/ready")
+                    return (answer.status_code, answer.json().get("reason")) == (503, "broken")
+
+                await eventually(told)
+
+    (line,) = [line for line in log.getvalue().splitlines() if "background.failed" in line]
+    assert '"work": "http 127.0.0.1:' in line
+    assert says in line
+
+
+async def test_a_listener_that_is_stopped_has_not_failed(dsn: str, log: io.StringIO) -> None:
+    async with open_api(dsn, follows=False, port="0") as api:
+        async with listening(api.service.api, api.service.settings):
+            pass
+        assert not api.service.process.core.broken.is_set()
+    assert "background.failed" not in log.getvalue()

@@ -172,7 +172,8 @@ GET_A_COLUMN = ("public.alerts", "read_deadlines.deadlines", "read_mail.mails")
 
 
 GET_A_GUARD = ("public.blocks", "public.events")
-"""Their triggers are made to fire always, once, for which PostgreSQL knows no weaker lock. Appends take milliseconds."""
+"""Their triggers are made to fire always, once, for which PostgreSQL knows no weaker lock. Appends take
+milliseconds."""
 
 
 async def in_use(dsn: str) -> str:

@@ -252,6 +252,37 @@ async def test_who_waits_for_100_continue_gets_it(server: Server) -> None:
         writer.close()
 
 
+async def test_spaces_around_the_value_of_a_header_are_no_part_of_it(server: Server) -> None:
+    registration_id, key = "019cab10-0000-7000-8000-00000000dead", "8e03978e-40d5-43e8-bc93-6894a57f9324"
+    for space in ("", " ", "\t ", " \t"):
+        headers = (f"Idempotency-Key:{space}{key}{space}", f"X-Request-Id:{space}{registration_id}{space}")
+        answer = await raw(server, post(BODY, *headers, f"{LENGTH}{space}"))
+        assert answer.startswith(b"HTTP/1.1 202 "), (space, answer)
+        assert f"registrar-request-id: {registration_id}\r\n".encode() in answer, space
+
+
+async def test_a_body_in_an_encoding_that_is_not_undone_is_refused(server: Server) -> None:
+    in_chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+    for encoding, status in [("chunked", 202), ("Chunked", 202), ("gzip, chunked", 415), ("deflate,chunked", 415)]:
+        answer = await raw(server, post(in_chunks, f"Transfer-Encoding: {encoding}"))
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode()), encoding
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"POST http://registrar.test/v1/registrations HTTP/1.1",
+        b"POST HTTPS://REGISTRAR.TEST:443/v1/registrations?from=here HTTP/1.1",
+        b"POST /v1/%72egistrations HTTP/1.1",
+        b"POST /v1/registrations? HTTP/1.1",
+        b"POST /v1/registrations HTTP/1.0",
+    ],
+)
+async def test_a_request_in_any_form_that_http_allows_is_understood(server: Server, line: bytes) -> None:
+    request = post(BODY, LENGTH, "Accept: text/html, application/xml;q=0.9").partition(b"\r\n")[2]
+    assert (await raw(server, line + b"\r\n" + request)).startswith(b"HTTP/1.1 202 ")
+
+
 # --- HEAD and OPTIONS -----------------------------------------------------------------------------
 
 
@@ -291,3 +322,9 @@ async def test_a_refused_method_and_options_name_those_that_there_are(api: Api) 
         asked = await api.http.options(path)
         assert (asked.status_code, asked.headers["allow"], asked.content) == (204, allowed, b""), path
     assert (await api.http.options("/nowhere")).status_code == 404
+
+
+async def test_options_of_the_server_as_such_is_answered(server: Server) -> None:
+    for method, status in ((b"OPTIONS", b"204"), (b"GET", b"404")):
+        answer = await raw(server, method + b" * HTTP/1.1\r\nHost: registrar.test\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 %b " % status)

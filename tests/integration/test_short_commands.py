@@ -1,4 +1,5 @@
-"""Short commands on a database: those that look can change nothing, those that act change no table, the doctor neither."""
+"""Short commands on a database: those that look can change nothing, those that act change no table, the doctor
+neither."""
 
 from __future__ import annotations
 
@@ -7,13 +8,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import psycopg
 import pytest
+import uvicorn
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
@@ -268,17 +270,52 @@ def test_the_doctor_says_whose_tables_these_are(command: Command, empty: str, ds
     assert "later release" in later["says"]
 
 
-def test_a_process_whose_background_work_ends_ends_with_an_exit_code(
-    command: Command, dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def dies(_: object) -> None:
-        raise NotImplementedError
+async def raises(_: object) -> None:
+    raise NotImplementedError
 
-    monkeypatch.setattr(background, "_keep_time", dies)
+
+async def returns(_: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize("ends", [raises, returns])
+def test_a_process_whose_background_work_ends_ends_with_an_exit_code(
+    command: Command, dsn: str, monkeypatch: pytest.MonkeyPatch, ends: Callable[[object], Awaitable[None]]
+) -> None:
+    monkeypatch.setattr(background, "_keep_time", ends)
 
     done = command("process", DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY, SMTP_URLS="smtp://127.0.0.1:1")
 
     assert done.code == 1
+    assert "background.failed" in done.err
+    assert "a part of it has ended by itself" in done.err
+
+
+@pytest.mark.parametrize("ends", [raises, returns])
+@pytest.mark.parametrize("which", [0, 1], ids=["operators", "registrants"])
+def test_a_process_that_does_not_listen_any_more_ends_with_an_exit_code(
+    command: Command,
+    dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+    ends: Callable[[object], Awaitable[None]],
+    which: int,
+) -> None:
+    started, listeners, loop = asyncio.Event(), count(), uvicorn.Server.main_loop
+
+    async def one_ends(server: uvicorn.Server) -> None:
+        if next(listeners) == which:
+            await started.wait()
+            await ends(server)
+        else:
+            await loop(server)
+
+    monkeypatch.setattr(uvicorn.Server, "main_loop", one_ends)
+    monkeypatch.setattr("entrypoints.cli.run.keep_what_is_there", started.set)
+
+    done = command("serve", DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY, PORT="0", ADMIN_LISTEN="127.0.0.1:0")
+
+    assert done.code == 1
+    assert "background.failed" in done.err
     assert "a part of it has ended by itself" in done.err
 
 

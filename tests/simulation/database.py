@@ -385,7 +385,8 @@ class Cursor:
 
 
 class Session(DatabasePort):
-    """A follower's own connection: understands the statements of `infrastructure/followers/projector.py`, and no others."""
+    """A follower's own connection: understands the statements of `infrastructure/followers/projector.py`, and no
+    others."""
 
     lost = False
 

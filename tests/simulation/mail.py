@@ -244,8 +244,8 @@ def expired(request: MailRequest) -> RecordEmailDispatchFailed:
 
 @dataclass(slots=True)
 class BrokerLine:
-    """A broker's queue: only a wake-up line. It loses, doubles, delays and so reorders; what waits too long dies, and is
-    taken as a dead letter; what a dead worker held comes again.
+    """A broker's queue: only a wake-up line. It loses, doubles, delays and so reorders; what waits too long dies, and
+    is taken as a dead letter; what a dead worker held comes again.
 
     Attributes:
         queue, held: requests, and whether they are dead letters.

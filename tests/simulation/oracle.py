@@ -1,5 +1,5 @@
-"""What must hold: docs/reliability.md, I3 to I7, and what follows from the saga's rules. Knows nothing of the code it judges:
-it folds the events by itself and derives codes from the reference keyring."""
+"""What must hold: docs/reliability.md, I3 to I7, and what follows from the saga's rules. Knows nothing of the code it
+judges: it folds the events by itself and derives codes from the reference keyring."""
 
 from __future__ import annotations
 

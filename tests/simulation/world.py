@@ -433,7 +433,8 @@ class World:
         return self._database.due(now, limit)
 
     async def _lead(self, process: Process, port: Any, work: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
-        """`infrastructure.followers.leadership.lead` on sessions of ours; whoever took over in the meantime keeps the lead."""
+        """`infrastructure.followers.leadership.lead` on sessions of ours; whoever took over in the meantime keeps the
+        lead."""
         while self._leaders[process.name] is process:
             try:
                 await work(Session(*port))

@@ -23,8 +23,8 @@ def clean_environment(**settings: str) -> dict[str, str]:
 
 @contextmanager
 def _heeding_ctrl_c() -> Iterator[None]:
-    """What is started in the block heeds SIGINT as in the foreground of a terminal. A shell without job control has what
-    it starts with `&` ignore it: where the tests run like that, their commands would inherit it."""
+    """What is started in the block heeds SIGINT as in the foreground of a terminal. A shell without job control has
+    what it starts with `&` ignore it: where the tests run like that, their commands would inherit it."""
     as_it_was = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

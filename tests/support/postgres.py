@@ -63,7 +63,8 @@ def standby_of(primary: EmbeddedPostgres, settings: Mapping[str, str]) -> Iterat
 
 @contextmanager
 def stopped(postgres: EmbeddedPostgres) -> Iterator[None]:
-    """The server answers nothing and closes nothing, as a machine without power. Sessions are accepted by the kernel."""
+    """The server answers nothing and closes nothing, as a machine without power. Sessions are accepted by the
+    kernel."""
     postmaster = psutil.Process(postgres.pid)
     processes = [postmaster, *postmaster.children(recursive=True)]
     for process in processes:

@@ -222,7 +222,8 @@ class PrivateRabbit:
         return done.stdout
 
     def evaluate(self, expressions: str) -> str:
-        """What Erlang expressions give in the node: `rabbitmqctl eval` in milliseconds, and without the second of CPU."""
+        """What Erlang expressions give in the node: `rabbitmqctl eval` in milliseconds, and without the second of
+        CPU."""
         done = subprocess.run(
             [_ERL_CALL, "-sname", self._name, "-e"],
             env=self._environment(),

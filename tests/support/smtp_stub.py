@@ -103,7 +103,8 @@ class SmtpStub:
         self._changed = asyncio.Event()
 
     def at(self, stage: Stage, action: Action, *, times: int | None = None) -> Self:
-        """From now on do `action` at `stage`: "hang", "drop", "wait", a reply or what it answers; `times=None`: until `heal`."""
+        """From now on do `action` at `stage`: "hang", "drop", "wait", a reply or what it answers; `times=None`: until
+        `heal`."""
         if times is None:
             self._always[stage] = action
         else:

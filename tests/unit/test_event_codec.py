@@ -1,7 +1,8 @@
 """How events stand in the log: what was ever written must be read for ever, byte by byte.
 
 `tests/golden/` keeps one stored event of each topic and version as it was first written. These files are never
-changed, but that the meaning of an old one gains what its upcaster adds. A new version of an event class gets an upcaster, a new file beside the old ones, and a new line below.
+changed, but that the meaning of an old one gains what its upcaster adds. A new version of an event class gets an
+upcaster, a new file beside the old ones, and a new line below.
 """
 
 from __future__ import annotations
@@ -360,7 +361,8 @@ def test_a_new_version_is_written_with_its_number() -> None:
 
 
 def test_no_event_method_has_a_default() -> None:
-    # Where the event class lacks a field for an argument, the library drops the argument, and a default takes its place.
+    # Where the event class lacks a field for an argument, the library drops the argument, and a default takes its
+    # place.
     named = {
         f"{path.name}: {method.name}": ast.unparse(method.args)
         for path in Path(domain.__path__[0]).rglob("*.py")

@@ -1,9 +1,9 @@
 """Names that somebody outside of the code relies on: no restructuring may change one by accident.
 
-`tests/golden/names/` has the approved ones; `tests/support/approved.py` says how to approve a change. Names are found by
-walking through the product, not in fixed modules. Pinned elsewhere: topics and fields of events (`test_event_codec.py`),
-the integration events (`docs/asyncapi.json`, `test_integration_events.py`). What needs a database is in
-`tests/integration/test_names_that_stay.py`.
+`tests/golden/names/` has the approved ones; `tests/support/approved.py` says how to approve a change. Names are found
+by walking through the product, not in fixed modules. Pinned elsewhere: topics and fields of events
+(`test_event_codec.py`), the integration events (`docs/asyncapi.json`, `test_integration_events.py`). What needs a
+database is in `tests/integration/test_names_that_stay.py`.
 """
 
 from __future__ import annotations

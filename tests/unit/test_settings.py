@@ -73,7 +73,8 @@ LINKS = {
     "ENV_POSTGRES_PASSWORD": "hunter2-canary",
     "PORT_5432_TCP_START": "tcp://172.17.0.2:5432",
 }
-"""What Kubernetes sets for Services `registrar` and `registrar-smtp`, and Docker for a container linked as `registrar`."""
+"""What Kubernetes sets for Services `registrar` and `registrar-smtp`, and Docker for a container linked as
+`registrar`."""
 
 
 def test_what_an_orchestrator_says_about_services_of_our_name_is_no_setting() -> None:

@@ -12,6 +12,7 @@ from aiosmtplib import SMTPException, SMTPResponseException, SMTPServerDisconnec
 from entrypoints.cli.checks.causes import cause_of
 from entrypoints.cli.checks.finding import PATIENCE, Finding, State
 from infrastructure.alerts.webhook import NotTaken, Webhook
+from infrastructure.mail.composing import parse_sender
 from infrastructure.mail.smtp.connection import Connection, Progress
 from infrastructure.mail.smtp.replies import judge_error
 from infrastructure.rabbitmq.inspection import compare, counts_of
@@ -98,7 +99,7 @@ def _welcome(server: MailServer) -> str:
 
 def _domain(sender: str) -> str:
     """What we call ourselves there, as when we send."""
-    return sender.rpartition("@")[2].rstrip(">")
+    return parse_sender(sender).rpartition("@")[2]
 
 
 async def _log_in(server: MailServer, greeting: str) -> str | None:

@@ -21,8 +21,8 @@ address should not look like an outage; and the first refusal of one costs a sin
 revives."""
 
 ONLY_DEFERRED: Final = timedelta(minutes=10)
-"""After that long of nothing but deferrals an operator has to look: greylisting ends earlier. Postfix, for one, may well
-answer to a relay that it will never do by a 454, for a day, until every registration has expired."""
+"""After that long of nothing but deferrals an operator has to look: greylisting ends earlier. Postfix, for one, may
+well answer to a relay that it will never do by a 454, for a day, until every registration has expired."""
 
 
 class Beliefs(Protocol):
