@@ -1,10 +1,10 @@
 """How many calls may be in flight at once, when the other side says "too many" but not how many it takes.
 
-As TCP does it: a slow start, in which each call that succeeds while the limit is reached raises it by one, so it doubles
-with each round, until calls take twice as long as at first, so that more of them bring nothing (as in HyStart, RFC 9406);
-from then, or from the first "too many" on, additive increase, multiplicative decrease (AIMD): "too many" halves the
-limit, and a number of successes raises it by one. Who knows how many calls work at that moment says so instead: then the
-limit is that many, and each attempt to raise it that fails makes the next one come later.
+As TCP does it: a slow start, in which each call that succeeds while the limit is reached raises it by one, so it
+doubles with each round, until calls take twice as long as at first, so that more of them bring nothing (as in HyStart,
+RFC 9406); from then, or from the first "too many" on, additive increase, multiplicative decrease (AIMD): "too many"
+halves the limit, and a number of successes raises it by one. Who knows how many calls work at that moment says so
+instead: then the limit is that many, and each attempt to raise it that fails makes the next one come later.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ class ConcurrencyLimit:
 
     @contextmanager
     def exempting(self, after: float) -> Iterator[Callable[[], None]]:
-        """Around a part of a call: so many seconds after what it yields is called, that call does not count any more. There
-        are no more than the maximum in all."""
+        """Around a part of a call: so many seconds after what it yields is called, that call does not count any more.
+        There are no more than the maximum in all."""
         timer: asyncio.TimerHandle | None = None
         is_exempt = False
 

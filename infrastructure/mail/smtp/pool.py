@@ -30,8 +30,8 @@ SCARCE_FOR: Final = timedelta(minutes=10)
 SCARCE_IDLE: Final = timedelta(minutes=4)
 """How long they are then kept without a mail; RFC 5321, 4.5.3.2.7, has servers wait for five minutes."""
 SLOW_REFUSAL: Final = timedelta(seconds=2)
-"""A server that takes longer over a refusal punishes this session: Courier waits 8, 16, 32, … s at each unknown mailbox.
-The next mail gets another one."""
+"""A server that takes longer over a refusal punishes this session: Courier waits 8, 16, 32, … s at each unknown
+mailbox. The next mail gets another one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,16 +51,18 @@ _SENDER: Final = frozenset({"1.7", "1.8"})
 _NO_MAILBOX: Final = frozenset({"1.1", "1.2", "1.3", "1.6", "1.10"})
 """Details that say that there is no such mailbox: nobody there, no such domain, no address, moved, no mail at all."""
 _MAILBOX_CLOSED: Final = frozenset({"2.1", "2.2", "2.4"})
-"""Details that say that the mailbox exists, but is disabled or full, or a list that does not expand. At other stages they
-may be about ours (Exchange Online: 554 5.2.2 when the sender's mailbox is full), as others may be at any (5.2.25x)."""
+"""Details that say that the mailbox exists, but is disabled or full, or a list that does not expand. At other stages
+they may be about ours (Exchange Online: 554 5.2.2 when the sender's mailbox is full), as others may be at any
+(5.2.25x)."""
 _LIMITS: Final = frozenset({"4.5", "1.90", *(f"2.25{digit}" for digit in range(1, 6))})
 """System congestion, by which providers mean a limit per day; Exchange Online's limit of recipients per day, and its
 throttling of senders who made too many errors."""
 _TOO_MANY: Final = frozenset({"3.2", "5.3", "7.0"})
-"""Details of a 4xx that ask for less: of the connections that send (Exchange Online), of the mails of one session, and of
-whatever a policy counts."""
+"""Details of a 4xx that ask for less: of the connections that send (Exchange Online), of the mails of one session, and
+of whatever a policy counts."""
 _ABOUT_US: Final = frozenset({*range(500, 505), 513, 521, 530, 535, 538, 555})
-"""Codes of a server that does not take this command, or nothing at all, from us (RFC 4954, 5321, 7504; 513: Courier)."""
+"""Codes of a server that does not take this command, or nothing at all, from us (RFC 4954, 5321, 7504; 513:
+Courier)."""
 
 
 @dataclass(frozen=True, slots=True)

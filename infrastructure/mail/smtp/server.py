@@ -28,8 +28,8 @@ CROWDED_PAUSE: Final = 5.0
 """Seconds until a worker without a session asks again for one, while the server takes mails of other workers only."""
 
 TAKES_OTHERS_FOR: Final = 30.0
-"""Seconds for which a mail that another worker had taken shows that the server works: workers tell each other of it every
-20 s (`shared_circuits.NAMING_INTERVAL`)."""
+"""Seconds for which a mail that another worker had taken shows that the server works: workers tell each other of it
+every 20 s (`shared_circuits.NAMING_INTERVAL`)."""
 
 MayProbe = Callable[[str], Awaitable[bool]]
 """Called with the server's `host:port` before its open circuit is probed: only one of all workers may do it."""
@@ -127,8 +127,8 @@ class Server:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[int]:
-        """Waits for one, however long the server takes over other mails; not if it has done nothing about any of them for
-        as long as a try may take: it may be gone, and others should be asked.
+        """Waits for one, however long the server takes over other mails; not if it has done nothing about any of them
+        for as long as a try may take: it may be gone, and others should be asked.
 
         Raises:
             CircuitOpen: it has not.
@@ -210,8 +210,8 @@ class Server:
     async def _works_for_others(self, refused: Progress) -> bool:
         """Does the server work for other mails, while it gave this one no session?
 
-        Waits, as long as a try may take, until that is known: others may be about to get a session, or to be refused one
-        as well, and a server that a mail is waiting for may be working on it or gone.
+        Waits, as long as a try may take, until that is known: others may be about to get a session, or to be refused
+        one as well, and a server that a mail is waiting for may be working on it or gone.
         """
         opening = {one for one in self._under_way if one.stage in OPENING}
         with suppress(TimeoutError):
