@@ -253,6 +253,7 @@ async def _nobody_undone_and_told(scene: Scene, api: Api, concerned: Sequence[st
     complaints = _unless(numbers["undone"] == 0, f"{numbers['undone']} of {len(concerned)} undone")
     complaints += _unless(not numbers["sent"], "it was not refused")
     if not await _only_defers(scene):
+        await comes_true(partial(_is_not_well, api), within=15)
         more, told = _told(scene, concerned, await mail_health(api))
         return complaints + more, f"{told} ({seen})"
     return complaints, f"deferred ({seen})"
@@ -303,6 +304,10 @@ def _readdressed(content: bytes, person: str) -> bytes:
         head,
     )
     return head + b"\r\n\r\n" + body
+
+
+async def _is_not_well(api: Api) -> bool:
+    return await mail_health(api) != "up"
 
 
 async def _only_defers(scene: Scene) -> bool:
