@@ -254,6 +254,38 @@ _CHANGES: dict[Any, Callable[[_Progress, Any], None]] = {
 """What each event changes of its registration's progress."""
 
 
+def _begun(event: Registration.UserRegistered, position: Position) -> tuple[Any, ...]:
+    """A row of `REGISTRATIONS`."""
+    return (
+        event.originator_id, position, event.timestamp,
+        event.claim_id, event.duplicate_of, event.locale, event.personal_data,
+    )  # fmt: skip
+
+
+def folded(events: Sequence[Recorded], wrapped: bytes | None) -> RegistrationView:
+    """What the model shows, or will show, after these events.
+
+    Args:
+        events: of one registration, from its first one on.
+        wrapped: the personal key.
+    """
+    first: Any = events[0].event
+    registration_id, created_position, created_at, claim_id, duplicate_of, locale, sealed = _begun(
+        first, events[0].position
+    )
+    row = _Progress(registration_id, created_position, events[-1].position)
+    for recorded in events[1:]:
+        _CHANGES[type(recorded.event)](row, recorded.event)
+        if isinstance(recorded.event, Registration.PersonalDataErased):
+            sealed = None
+    return RegistrationView(
+        registration_id, Status(row.status), UUID(claim_id), duplicate_of and UUID(duplicate_of), sealed, wrapped,
+        locale, row.serial, row.mail,
+        row.handed_over_at, row.rejections, row.locked, created_at, row.verified_at, row.activated_at,
+        row.cancelled_at, row.cancel_reason, row.position, created_position,
+    )  # fmt: skip
+
+
 class Registrations:
     """A row per registration."""
 
@@ -280,10 +312,7 @@ class Registrations:
             event = recorded.event
             match event:
                 case Registration.UserRegistered():
-                    begun[event.originator_id.int] = (
-                        event.originator_id, recorded.position, event.timestamp,
-                        event.claim_id, event.duplicate_of, event.locale, event.personal_data,
-                    )  # fmt: skip
+                    begun[event.originator_id.int] = _begun(event, recorded.position)
                     continue
                 case Registration.PersonalDataErased():
                     erased.add(event.originator_id)

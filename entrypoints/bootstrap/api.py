@@ -33,6 +33,7 @@ def queries_of(core: Core, settings: Settings, stack: AsyncExitStack) -> Queries
         policy=core.policy,
         notifications=core.notifications,
         request_timeout=settings.request_timeout,
+        decode=core.store.decode,
     )
     stack.push_async_callback(registrations.close)
     return Queries(

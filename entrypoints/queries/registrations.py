@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 from application.addresses import canonical_address
 from application.ports import Person, Unavailable
 from domain.policy import Policy
-from domain.recorded import Position
+from domain.recorded import Position, Recorded
+from domain.registration import Registration
 from infrastructure.crypto.keyring import Keyring
+from infrastructure.event_store.reader import COLUMNS, RecordedRow
 from infrastructure.postgres.batching import Batcher
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from infrastructure.postgres.notifications import LOOK_ANYWAY, Notifications
 from infrastructure.postgres.pool import QueryPool
 from projections.mail import Mail, Mails
 from projections.paging import Page
-from projections.registrations import Registrations, RegistrationView
+from projections.registrations import Registrations, RegistrationView, folded
+
+# Row by row through the index: see `projections.table.Table.load`.
+_IN_LOG = f"""
+    SELECT e.*, k.wrapped
+    FROM unnest(%s::uuid[]) AS wanted (id)
+    CROSS JOIN LATERAL (
+        SELECT {COLUMNS} FROM public.events WHERE originator_id = wanted.id ORDER BY originator_version
+    ) AS e
+    LEFT JOIN public.personal_keys AS k ON k.registration_id = wanted.id
+"""  # noqa: S608 - a constant
 
 MARGIN = timedelta(milliseconds=500)
 """What a wait for the read model leaves of the request's time, so that its own response comes before the timeout's."""
@@ -68,9 +81,11 @@ class RegistrationQueries:
         policy: Policy,
         notifications: Notifications,
         request_timeout: timedelta,
+        decode: Callable[[RecordedRow], Recorded],
     ) -> None:
         """
         Args:
+            decode: see `infrastructure.event_store.reader.LogReader.decode`.
             connection: for the queries by id, which are gathered while the one before is under way. It is never waited
                 for longer than its statements may take: a batch that hung would hold up every later one.
             request_timeout: no wait for the read model lasts longer.
@@ -82,6 +97,7 @@ class RegistrationQueries:
         self._notifications = notifications
         self._longest_wait = max(timedelta(0), request_timeout - MARGIN)
         self._registrations, self._mails = Registrations(), Mails()
+        self._decode = decode
         self._finds: Batcher[UUID, tuple[RegistrationView | None, Position]] = Batcher(
             self._find, name="queries", max_batch=200, max_waiting=2000
         )
@@ -91,7 +107,7 @@ class RegistrationQueries:
         await self._connection.close()
 
     async def by_id(self, registration_id: UUID) -> OpenedRegistration | None:
-        """None if the read model has none of this id."""
+        """None if there is none of this id."""
         view, _ = await self._finds.do(registration_id)
         return None if view is None else self._opened(view)
 
@@ -149,9 +165,40 @@ class RegistrationQueries:
 
     async def _find(self, wanted: Sequence[UUID]) -> Sequence[tuple[RegistrationView | None, Position] | Exception]:
         views, position = await self._connection.execute_idempotent(
-            lambda connection: self._registrations.find(connection, list(set(wanted)))
+            partial(self._find_in_model_or_log, list(set(wanted)))
         )
         return [(views.get(registration_id), position) for registration_id in wanted]
+
+    async def _find_in_model_or_log(
+        self, ids: Sequence[UUID], connection: Connection
+    ) -> tuple[dict[UUID, RegistrationView], Position]:
+        """What the model has not come to yet is shown as it began, and not as it is by now: what is read next is the
+        model's, which may be no further. What the model has passed over (its stream is parked) is shown as it is."""
+        views, position = await self._registrations.find(connection, ids)
+        missing = [registration_id for registration_id in ids if registration_id not in views]
+        if missing:
+            for events, wrapped in await self._in_log(connection, missing):
+                shown = events if events[0].position <= position else events[:1]
+                views[events[0].event.originator_id] = folded(shown, wrapped)
+        return views, position
+
+    async def _in_log(
+        self, connection: Connection, ids: Sequence[UUID]
+    ) -> Sequence[tuple[list[Recorded], bytes | None]]:
+        """The events of those that are registrations, each with its personal key."""
+        cursor = connection.cursor(binary=True)
+        await cursor.execute(_IN_LOG, (ids,))
+        keys: dict[UUID, bytes | None] = {}
+        streams: dict[UUID, list[Recorded]] = {}
+        for *columns, wrapped in await cursor.fetchall():
+            row = RecordedRow._make(columns)
+            keys[row.stream_id] = wrapped
+            streams.setdefault(row.stream_id, []).append(self._decode(row))
+        return [
+            (events, keys[stream_id])
+            for stream_id, events in streams.items()
+            if isinstance(events[0].event, Registration.UserRegistered)
+        ]
 
     def _opened(self, view: RegistrationView) -> OpenedRegistration:
         return OpenedRegistration(

@@ -11,11 +11,12 @@ from domain.recorded import Position, Recorded
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 
-_COLUMNS = """originator_id, originator_version, topic, state, notification_id, recorded_at, correlation_id,
+COLUMNS = """originator_id, originator_version, topic, state, notification_id, recorded_at, correlation_id,
            causation_position, actor, trace_context"""
+"""Those of a `RecordedRow`."""
 
 _READ = f"""
-    SELECT {_COLUMNS}
+    SELECT {COLUMNS}
     FROM events WHERE notification_id > %(after)s AND notification_id <= %(upto)s ORDER BY notification_id
 """  # noqa: S608 - a constant
 
@@ -24,7 +25,7 @@ _READ_TOPICS = f"""
     SELECT h.position, e.*
     FROM head AS h
     LEFT JOIN (
-        SELECT {_COLUMNS}
+        SELECT {COLUMNS}
         FROM events WHERE notification_id > %(after)s AND notification_id <= %(upto)s AND topic = ANY(%(topics)s)
         ORDER BY notification_id LIMIT %(limit)s
     ) AS e ON true

@@ -32,6 +32,7 @@ from projections.mail import Mails
 from projections.registrations import Registrations
 from tests.support.facts import CLIENT, DIGEST, STRAY, MovableClock, eventually, stray_kept, stream
 from tests.support.http import ADA, ADMIN, Api, client_of, open_api, problem_of
+from tests.support.log import query
 from tests.support.smtp_stub import SmtpStub
 
 WAIT = {"wait": 5000}
@@ -124,8 +125,34 @@ async def test_a_read_model_that_is_behind_says_so_after_the_wait(idle: Api) -> 
     assert (behind.status_code, problem_of(behind)) == (503, "unavailable")
     assert int(behind.headers["retry-after"]) >= 1
 
-    missing = await idle.look(registration_id)
-    assert (missing.status_code, problem_of(missing)) == (404, "unknown-registration")
+
+async def test_what_was_accepted_can_be_read_at_once(idle: Api) -> None:
+    begun = await idle.register("ada@example.com")
+    shown = await idle.http.get(begun.headers["location"])
+    assert shown.status_code == 200
+    state = fits(responses.RegistrationState, shown.json())
+    assert (state["status"], state["mail"], state["email"]) == ("PENDING", "QUEUED", "a•••@example.com")
+
+
+async def test_what_is_read_before_the_read_model_has_it_is_nothing_that_it_would_take_back(
+    idle: Api, dsn: str
+) -> None:
+    registration_id = (await idle.register()).json()["registration_id"]
+    [(head,)] = await query(dsn, "SELECT max(notification_id) FROM events WHERE originator_id = %s", registration_id)
+    assert (await idle.look(registration_id)).json()["position"] < head
+
+    # A registration that the model has passed over, because its stream is parked, is shown as it is.
+    await query(dsn, "INSERT INTO followers (name, position) VALUES ('registrations', %s)", head)
+    assert (await idle.look(registration_id)).json()["position"] == head
+
+
+async def test_only_registrations_are_found(idle: Api, dsn: str) -> None:
+    registration_id = (await idle.register()).json()["registration_id"]
+    others = await query(dsn, "SELECT DISTINCT originator_id FROM events WHERE originator_id <> %s", registration_id)
+    assert others
+    for other in (*(str(one) for (one,) in others), str(uuid4())):
+        missing = await idle.look(other)
+        assert (missing.status_code, problem_of(missing)) == (404, "unknown-registration")
 
 
 @pytest.mark.fault("F7")

@@ -31,7 +31,7 @@ from projections.audit import Audit
 from projections.deadlines import Deadlines
 from projections.funnel import AT_MOST, Bucket, Funnel
 from projections.mail import Mail, Mails
-from projections.registrations import Registrations, RegistrationView
+from projections.registrations import Registrations, RegistrationView, folded
 from projections.strays import Stray, Strays
 from tests.support.facts import (
     CLAIM,
@@ -236,6 +236,8 @@ async def test_the_mail_of_a_registration_is_what_its_owner_can_expect(
 ) -> None:
     view = await view_after(store, connection, *stream(REGISTRATION, registered(), otp_issued(), *facts))
     assert view.mail == mail
+    rows, _ = await store.read(0, 100)
+    assert folded([store.decode(row) for row in rows], None) == view, "what is shown from the log is the same"
 
 
 async def test_a_withheld_notice_looks_like_a_mail_that_was_sent(store: EventStore, connection: Connection) -> None:
@@ -258,6 +260,8 @@ async def test_an_erased_registration_keeps_no_personal_data(store: EventStore, 
         *stream(REGISTRATION, otp_revoked(), registration_cancelled("erased"), personal_data_erased(), after=2),
     )
     assert (view.status, view.cancel_reason, view.sealed) == ("CANCELLED", "erased", None)
+    rows, _ = await store.read(0, 100)
+    assert folded([store.decode(row) for row in rows], None) == view
 
     at_once = [registered(), otp_issued(), otp_revoked(), registration_cancelled("erased"), personal_data_erased()]
     await happened(store, connection, Registrations(), *stream(OTHER, *at_once))
