@@ -7,8 +7,9 @@ boxes=/var/mail
 
 version() { echo 3.3.4; }
 
+fetch() { from_npm "Haraka@$(version)"; }
+
 setup() {
-    from_npm "Haraka@$(version)"
     rm -rf /etc/haraka
     mkdir -p /etc/haraka
     cp -r "$directory/npm/Haraka/node_modules/Haraka/config" /etc/haraka/

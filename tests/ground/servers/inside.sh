@@ -66,6 +66,9 @@ own_names() {
 own_folders
 own_name
 installed $packages dnsmasq-base
+if declare -F fetch >/dev/null; then
+    fetch # while names are still the system's
+fi
 own_users
 own_names
 if [ -n "$folder" ]; then

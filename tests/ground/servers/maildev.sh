@@ -7,7 +7,9 @@ boxes=/var/mail
 
 version() { echo 3.0.0; }
 
-setup() { from_npm "maildev@$(version)"; }
+fetch() { from_npm "maildev@$(version)"; }
+
+setup() { :; }
 
 start() {
     setsid node "$directory/npm/maildev/node_modules/.bin/maildev" --ip 127.0.0.1 --smtp "$port" --disable-web \
