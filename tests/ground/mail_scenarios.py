@@ -142,10 +142,13 @@ async def burst(scene: Scene) -> Cell:
     rate, seen, complaints = await _rate_of(scene, everybody)
     await scene.until_arrived(everybody, within=120)
     best, connections = 0.0, 0
-    for number in FIXED:
+    for number in (*FIXED, None):  # twice by feel, before and after: a machine is not always as fast
         await scene.server.restart()
-        fixed, _, _ = await _rate_of(await scene.anew(), people(scene, BURST), connections=number)
-        best, connections = max((best, connections), (fixed, number))
+        one, _, complained = await _rate_of(await scene.anew(), people(scene, BURST), connections=number)
+        if number is None:
+            rate, complaints = max(rate, one), complaints + complained
+        else:
+            best, connections = max((best, connections), (one, number))
     bare, by = await _best_of_plain_clients(scene, everybody)
     ratio = rate / best
     complaints += _unless(ratio >= AS_GOOD, f"ratio {ratio:.2f}")
