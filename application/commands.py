@@ -5,7 +5,7 @@ Malformed input raises `pydantic.ValidationError`. Secrets show as `**********` 
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import (
@@ -25,6 +25,7 @@ from application.passwords import MAX_BYTES, parse_password
 from application.typed_text import LOCALE_LENGTH, parse_code, parse_locale, parse_name, trimmed
 from domain.email_claim import ClaimId
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailKind
+from domain.recorded import Position
 
 
 class Command(BaseModel):
@@ -198,3 +199,14 @@ class DiscardStrayMessage(Command):
     """Remove a foreign message from the list of dead letters."""
 
     message_id: UUID
+
+
+class RecordRebuild(Command):
+    """Record what an operator has done to a read model; `position`, `differences` and `decision` as the event has them."""
+
+    rebuild_id: UUID
+    read_model: str
+    act: Literal["begun", "swapped", "rolled-back", "aborted"]
+    position: Position = 0
+    differences: int = 0
+    decision: str = ""

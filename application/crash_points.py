@@ -29,6 +29,12 @@ CrashPoint = Literal[
     "relay.before_confirm",
     "relay.before_cursor",
     "relay.batch",
+    "rebuild.begun",
+    "rebuild.mid_batch",
+    "rebuild.after_batch",
+    "rebuild.indexed",
+    "rebuild.before_swap",
+    "rebuild.after_swap",
 ]
 
 CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
@@ -49,6 +55,12 @@ CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
     "relay.before_confirm": "the broker has a request, and nobody has taken note of its confirm",
     "relay.before_cursor": "requests are confirmed by the broker, and the relay's position does not know",
     "relay.batch": "a request is about to be handed over, and those before it in its batch are under way",
+    "rebuild.begun": "a read model's copy is made and empty, and the log does not know of it",
+    "rebuild.mid_batch": "a batch is applied to a copy, and not committed",
+    "rebuild.after_batch": "a batch is committed to a copy, and the next is not begun",
+    "rebuild.indexed": "a copy's indexes are made, and not committed",
+    "rebuild.before_swap": "a copy is in the place of the live read model, and that is not committed",
+    "rebuild.after_swap": "a copy is in the place of the live read model, and the log does not know of it",
 }
 
 _hook: Callable[[CrashPoint], None] | None = None

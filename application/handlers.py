@@ -1,4 +1,7 @@
-"""One handler per command: load, call one aggregate method, append. `Handlers` is the table of contents."""
+"""One handler per command: load, call one aggregate method, append. `Handlers` is the table of contents.
+
+Over 400 lines, because it is one.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from application.commands import (
     KeepStrayMessage,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
+    RecordRebuild,
     RegisterUser,
     ReleaseEmail,
     ReplaceStaleCode,
@@ -47,6 +51,7 @@ from application.retrying import decided_again
 from domain.email_claim import EmailClaim
 from domain.errors import NotPending, Refused
 from domain.policy import Policy
+from domain.rebuild import Rebuild
 from domain.recorded import Position
 from domain.registration import Registration, Status
 from domain.sign_up import sign_up
@@ -107,6 +112,7 @@ class Handlers:
             DiscardMail: self._discard_mail,
             KeepStrayMessage: self._keep_stray_message,
             DiscardStrayMessage: self._discard_stray_message,
+            RecordRebuild: self._record_rebuild,
         }
 
     async def handle(self, command: Command, context: Context, *, read: Loaded | None = None) -> Answer:
@@ -349,6 +355,29 @@ class Handlers:
             return _answer(command.message_id, None, saved, streams.position(command.message_id))
 
         return await self._in_turn(command.message_id, decide)
+
+    async def _record_rebuild(self, command: RecordRebuild, context: Context) -> Answer:
+        async def decide() -> Answer:
+            streams, now = await self._log.load(command.rebuild_id), self._clock()
+            rebuild = streams.get(Rebuild, command.rebuild_id) or Rebuild.begin(
+                rebuild_id=command.rebuild_id, read_model=command.read_model, now=now
+            )
+            match command.act:
+                case "swapped":
+                    rebuild.swap(
+                        position=command.position,
+                        differences=command.differences,
+                        decision=command.decision,
+                        now=now,
+                    )
+                case "rolled-back":
+                    rebuild.roll_back(position=command.position, now=now)
+                case "aborted":
+                    rebuild.abort(now=now)
+            saved = await self._save(rebuild, context=context)
+            return _answer(rebuild.id, None, saved, streams.position(rebuild.id))
+
+        return await self._in_turn(command.rebuild_id, decide)
 
     # --- The three moves ----------------------------------------------------------------------
 

@@ -22,4 +22,5 @@ SCRIPTS = (
     *_of("guard", "event_store/guard.sql"),
     *_of("mail", "mail/mail.sql", "mail/mail_2.sql"),
     *_of("alerts", "alerts/alerts.sql"),
+    *_of("replay", "replay/replay.sql"),
 )

@@ -93,7 +93,6 @@ class Projector:
         await connection.execute(sql.SQL("SET search_path = {}, public").format(schema))
         # A read model can be rebuilt: losing its last moments in a crash of the server costs nothing.
         await connection.execute("SET synchronous_commit = off")
-        await self._parked.load(connection)
         position = await position_of(connection, self.name)
         await self._retry_parked(connection)
         await follow(
@@ -128,7 +127,7 @@ class Projector:
                 self._notifications.note_position(self.name, seen)
                 return
             except Exception as error:
-                if not _is_event_error(error):
+                if not is_event_error(error):
                     raise
                 log.warning(
                     "follower.batch_failed", follower=self.name, attempt=attempt + 1, error=type(error).__name__
@@ -166,6 +165,7 @@ class Projector:
 
     async def _retry_parked(self, connection: Connection) -> timedelta:
         """Apply the parked events, one stream at a time and in order; what still cannot be applied stays parked."""
+        await self._parked.load(connection)  # a read model that was rebuilt brings its own
         if not len(self._parked):
             return PARKED_RETRY_INTERVAL
         for stream_id, positions in (await self._parked.waiting(connection)).items():
@@ -176,7 +176,7 @@ class Projector:
                         await self._projection.apply(connection, [self._store.decode(row) for row in rows])
                     await self._parked.remove(connection, stream_id)
             except Exception as error:
-                if not _is_event_error(error):
+                if not is_event_error(error):
                     raise
                 log.warning(
                     "follower.still_parked", follower=self.name, stream_id=str(stream_id), error=type(error).__name__
@@ -211,7 +211,7 @@ _Batch = tuple[Sequence[_Entry], Position]
 """Events in order, and the position up to which they are complete."""
 
 
-def _is_event_error(error: Exception) -> bool:
+def is_event_error(error: Exception) -> bool:
     """Is it this event that cannot be applied, or would any other fail as well (a missing table, a database that is
     away or read-only)? Only the former is parked: the latter would park every stream."""
     if isinstance(error, (NotLeader, *AWAY)):
@@ -228,7 +228,7 @@ async def _apply_or_park(
         async with connection.transaction():
             await apply()
     except Exception as error:
-        if not _is_event_error(error):
+        if not is_event_error(error):
             raise
         log.error(  # noqa: TRY400 - the trace could carry values
             "follower.parked",

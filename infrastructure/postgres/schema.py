@@ -300,10 +300,11 @@ async def _run_once(connection: Connection, script: Script) -> None:
                 (former_name, RECORDS_OF_0_1_0[former_name]),
             )
         if not has_run:
-            await _execute(connection, script)  # last, so that its locks are not held for another round trip
+            await execute(connection, script)  # last, so that its locks are not held for another round trip
 
 
-async def _execute(connection: Connection, script: Script) -> None:
+async def execute(connection: Connection, script: Script) -> None:
+    """Run a script where its tables belong, within the caller's transaction, and record nothing."""
     if script.schema != PUBLIC:
         await connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(script.schema)))
         await connection.execute(sql.SQL("SET LOCAL search_path = {}, public").format(sql.Identifier(script.schema)))

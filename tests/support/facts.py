@@ -22,6 +22,7 @@ from eventsourcing.domain import Aggregate, AggregateCreated
 from application.ports import Context
 from domain.email_claim import ClaimId, EmailClaim
 from domain.mail_saga import MailSaga
+from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent
 from domain.registration import Registration
 from domain.stray_message import StrayMessage
@@ -432,3 +433,25 @@ def stray_kept(
 
 def stray_discarded(*, at: datetime = T0) -> Fact:
     return Fact(StrayMessage.StrayMessageDiscarded, {}, at)
+
+
+# --- Rebuild ----------------------------------------------------------------------------------
+
+
+def rebuild_begun(read_model: str = "mail", *, at: datetime = T0) -> Fact:
+    return Fact(Rebuild.RebuildBegun, {"read_model": read_model}, at)
+
+
+def rebuild_swapped(
+    read_model: str = "mail", *, position: int = 7, differences: int = 0, decision: str = "equal", at: datetime = T0
+) -> Fact:
+    fields = {"read_model": read_model, "position": position, "differences": differences, "decision": decision}
+    return Fact(Rebuild.RebuildSwapped, fields, at)
+
+
+def rebuild_rolled_back(read_model: str = "mail", *, position: int = 9, at: datetime = T0) -> Fact:
+    return Fact(Rebuild.RebuildRolledBack, {"read_model": read_model, "position": position}, at)
+
+
+def rebuild_aborted(read_model: str = "mail", *, at: datetime = T0) -> Fact:
+    return Fact(Rebuild.RebuildAborted, {"read_model": read_model}, at)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -22,6 +23,7 @@ from application.commands import (
     KeepStrayMessage,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
+    RecordRebuild,
     RegisterUser,
     ReleaseEmail,
     ReplaceStaleCode,
@@ -471,6 +473,13 @@ async def _discard_stray(house: InMemoryService) -> Command:
     return DiscardStrayMessage(message_id=(await house.handle(keeps_stray())).subject_id)
 
 
+REBUILD = uuid4()
+
+
+async def _rebuild(house: InMemoryService) -> Command:
+    return RecordRebuild(rebuild_id=REBUILD, read_model="mail", act="begun")
+
+
 EVERY = {
     RegisterUser: (_register, ["UserRegistered", "OtpIssued", "EmailClaimed"]),
     VerifyEmail: (_verify, ["EmailVerified"]),
@@ -488,6 +497,7 @@ EVERY = {
     DiscardMail: (_discard, ["EmailDiscarded"]),
     KeepStrayMessage: (_keep_stray, ["StrayMessageKept"]),
     DiscardStrayMessage: (_discard_stray, ["StrayMessageDiscarded"]),
+    RecordRebuild: (_rebuild, ["RebuildBegun"]),
 }
 BY_NAME = [pytest.param(*row, id=command.__name__) for command, row in EVERY.items()]
 
@@ -533,6 +543,19 @@ async def test_a_command_whose_effect_holds_records_nothing(prepare: Prepare, ev
     assert len(house.log.events) == before
     assert not again.recorded
     assert (again.subject_id, again.status) == (first.subject_id, first.status)
+
+
+@pytest.mark.parametrize(
+    ("act", "event"),
+    [("swapped", "RebuildSwapped"), ("rolled-back", "RebuildRolledBack"), ("aborted", "RebuildAborted")],
+)
+async def test_each_act_of_a_rebuild_is_recorded_once(house: InMemoryService, act: Any, event: str) -> None:
+    await house.handle(RecordRebuild(rebuild_id=REBUILD, read_model="mail", act="begun"), OPERATOR)
+    command = RecordRebuild(rebuild_id=REBUILD, read_model="mail", act=act, position=7)
+
+    assert (await house.handle(command, OPERATOR)).recorded
+    assert house.log.appends[-1] == [event]
+    assert not (await house.handle(command, OPERATOR)).recorded
 
 
 async def test_the_death_of_one_request_is_recorded_once_and_that_of_the_next_one_again(house: InMemoryService) -> None:

@@ -1,0 +1,93 @@
+"""Rebuild: what operators did to a read model, and why."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from eventsourcing.domain import Aggregate, event
+from eventsourcing.utils import register_topic
+
+from domain.streams import begin
+
+
+class Rebuild(Aggregate, created_event_name="RebuildBegun"):
+    """One rebuild of a read model. It is recorded after it was done, so a repeat finds it done and records nothing."""
+
+    class RebuildBegun(Aggregate.Created):
+        """A copy of the read model is being folded from the log."""
+
+        TOPIC = "rebuild.begun"
+        read_model: str
+
+    class RebuildSwapped(Aggregate.Event):
+        """The copy serves in the place of the former one since both were at `position`.
+
+        `differences`: how many values differed; `decision`: "equal", "accepted" or "repaired".
+        """
+
+        TOPIC = "rebuild.swapped"
+        read_model: str
+        position: int
+        differences: int
+        decision: str
+
+    class RebuildRolledBack(Aggregate.Event):
+        """The former one serves again since both were at `position`."""
+
+        TOPIC = "rebuild.rolled_back"
+        read_model: str
+        position: int
+
+    class RebuildAborted(Aggregate.Event):
+        """The copy was dropped before it served."""
+
+        TOPIC = "rebuild.aborted"
+        read_model: str
+
+    def __init__(self, read_model: str) -> None:
+        self.read_model = read_model
+        self.swapped = False
+        self.over = False
+
+    @classmethod
+    def begin(cls, *, rebuild_id: UUID, read_model: str, now: datetime) -> Rebuild:
+        """Begin one with an id that no other has."""
+        return begin(cls, cls.RebuildBegun, name="rebuild", stream_id=rebuild_id, now=now, read_model=read_model)
+
+    def swap(self, *, position: int, differences: int, decision: str, now: datetime) -> None:
+        """The copy serves."""
+        if not self.swapped:
+            self.trigger_event(
+                Rebuild.RebuildSwapped,
+                timestamp=now,
+                read_model=self.read_model,
+                position=position,
+                differences=differences,
+                decision=decision,
+            )
+
+    def roll_back(self, *, position: int, now: datetime) -> None:
+        """The former one serves again."""
+        if not self.over:
+            self.trigger_event(Rebuild.RebuildRolledBack, timestamp=now, read_model=self.read_model, position=position)
+
+    def abort(self, *, now: datetime) -> None:
+        """The copy is dropped."""
+        if not self.over:
+            self.trigger_event(Rebuild.RebuildAborted, timestamp=now, read_model=self.read_model)
+
+    @event(RebuildSwapped)
+    def _swapped(self) -> None:
+        self.swapped = True
+
+    @event(RebuildRolledBack)
+    def _rolled_back(self) -> None:
+        self.over = True
+
+    @event(RebuildAborted)
+    def _aborted(self) -> None:
+        self.over = True
+
+
+register_topic("rebuild", Rebuild)

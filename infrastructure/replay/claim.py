@@ -1,0 +1,59 @@
+"""One rebuild or verification at a time, in one session that ends with its process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Final
+
+from infrastructure.postgres.connection import Connection
+from infrastructure.replay.sessions import replaying
+from infrastructure.replay.swap import CannotReplay
+
+_CLAIM: Final = "SELECT pg_try_advisory_lock(hashtext('registrar replay'), 0)"
+
+_END: Final = """
+    SELECT pg_terminate_backend(a.pid)
+    FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+        AND l.classid = hashtext('registrar replay')::oid AND l.objid = 0
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND a.application_name = ANY (%s)
+"""
+
+A_MOMENT: Final = timedelta(seconds=2)
+"""How long a claim is waited for: the session of a process that was just killed ends within a second."""
+
+
+@asynccontextmanager
+async def claimed(dsn: str, *, name: str, patience: timedelta = A_MOMENT) -> AsyncIterator[Connection]:
+    """The session in which copies may be written.
+
+    Args:
+        name: what is done, and to which read model: "rebuild mail".
+
+    Raises:
+        CannotReplay: another one is under way.
+        psycopg.Error, OSError: the database is away.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + patience.total_seconds()
+    async with replaying(dsn, name=name) as connection:
+        while True:
+            row = await (await connection.execute(_CLAIM)).fetchone()
+            if row is not None and row[0]:
+                break
+            if loop.time() > deadline:
+                raise CannotReplay(
+                    "Another rebuild or verification is under way; wait for its end, "
+                    "or end it with `registrar projections rebuild --abort NAME`."
+                )
+            await asyncio.sleep(0.1)
+        yield connection
+
+
+async def end_others(connection: Connection, read_model: str) -> None:
+    """End the sessions that rebuild or verify this read model, wherever their processes are."""
+    await connection.execute(_END, ([f"registrar rebuild {read_model}", f"registrar verify {read_model}"],))

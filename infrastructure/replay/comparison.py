@@ -1,0 +1,194 @@
+"""Two copies of a read model at one position, compared row by row in the database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from psycopg import sql
+from psycopg.rows import tuple_row
+
+from domain.recorded import Position
+from domain.registration import PERSONAL_FIELDS
+from infrastructure.postgres.connection import Connection
+
+MASKED: Final = "masked"
+"""What is shown of personal data, sealed or not."""
+
+_PERSONAL: Final = PERSONAL_FIELDS | {"sealed"}
+
+ROW: Final = "(row)"
+"""In place of a column, where a row is there on one side only; "there" and "missing" are its values."""
+
+TABLE: Final = "(table)"
+"""In place of a row, where a table or a column is there on one side only."""
+
+MOST_KEPT: Final = 10_000
+"""Differences kept to be shown; all are counted."""
+
+_POSITION = "SELECT coalesce((SELECT position FROM public.followers WHERE name = %s), 0)"
+
+_SHAPE = """
+    SELECT c.relname::text, a.attname::text, coalesce(a.attnum = ANY (k.conkey), false)
+    FROM pg_class AS c
+    JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    LEFT JOIN pg_constraint AS k ON k.conrelid = c.oid AND k.contype = 'p'
+    WHERE c.relnamespace = to_regnamespace(%s) AND c.relkind = 'r'
+    ORDER BY 1, a.attnum
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A value of a live read model that is not what the log says.
+
+    Attributes:
+        row: the columns of its key.
+        column: or `ROW`; `row` is `TABLE` where all rows lack it.
+        live, rebuilt: as JSON has them; `MASKED` if personal.
+        position: at which both were compared.
+    """
+
+    read_model: str
+    table: str
+    row: str
+    column: str
+    live: Any
+    rebuilt: Any
+    position: Position
+
+
+@dataclass(slots=True)
+class Differences:
+    """What a comparison found.
+
+    Attributes:
+        count: of all, also of those beyond `MOST_KEPT`.
+        rows: compared.
+    """
+
+    position: Position
+    count: int = 0
+    rows: int = 0
+    kept: list[Difference] = field(default_factory=list)
+
+    def add(self, difference: Difference) -> None:
+        self.count += 1
+        if len(self.kept) < MOST_KEPT:
+            self.kept.append(difference)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A table: its columns in order, and those of its key."""
+
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+
+
+async def shapes(connection: Connection, schema: str) -> dict[str, Shape]:
+    """The tables of a schema; none if there is no such schema."""
+    cursor = await connection.execute(_SHAPE, (schema,))
+    columns: dict[str, list[tuple[str, bool]]] = {}
+    for table, column, in_key in await cursor.fetchall():
+        columns.setdefault(table, []).append((column, in_key))
+    return {
+        table: Shape(tuple(name for name, _ in found), tuple(name for name, in_key in found if in_key))
+        for table, found in columns.items()
+    }
+
+
+async def live_position(connection: Connection, name: str) -> Position:
+    """Where a follower is; 0 if it never ran."""
+    row = await (await connection.execute(_POSITION, (name,))).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+@asynccontextmanager
+async def at_one_moment(connection: Connection, name: str, other: str) -> AsyncIterator[Position | None]:
+    """A moment that stands still within the block; yields the position of both, or None if they are not at the same."""
+    async with connection.transaction():
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        position = await live_position(connection, name)
+        yield position if position == await live_position(connection, other) else None
+
+
+async def compared(connection: Connection, read_model: str, live: str, rebuilt: str, position: Position) -> Differences:
+    """Compare every row of two schemas within a transaction that `at_one_moment` has begun."""
+    found = Differences(position)
+    ours, theirs = await shapes(connection, live), await shapes(connection, rebuilt)
+
+    def note(table: str, row: str, column: str, one: Any, other: Any) -> None:
+        found.add(Difference(read_model, table, row, column, one, other, position))
+
+    for table in sorted(ours.keys() | theirs.keys()):
+        one, other = ours.get(table), theirs.get(table)
+        if one is None or other is None:
+            note(table, TABLE, ROW, *_sides(one is not None))
+            continue
+        for column in sorted({*one.columns} ^ {*other.columns}):
+            note(table, TABLE, column, *_sides(column in one.columns))
+        await _compare_rows(connection, table, other, set(one.columns), live, rebuilt, note)
+        found.rows += await _count(connection, rebuilt, table)
+    return found
+
+
+def _sides(is_live: bool) -> tuple[str, str]:
+    return ("there", "missing") if is_live else ("missing", "there")
+
+
+async def _count(connection: Connection, schema: str, table: str) -> int:
+    query = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(schema, table))
+    row = await (await connection.execute(query)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+async def _compare_rows(
+    connection: Connection, table: str, shape: Shape, common: set[str], live: str, rebuilt: str, note: Any
+) -> None:
+    columns = [column for column in shape.columns if column in common]
+
+    def row_of(alias: str) -> sql.Composed:
+        return sql.SQL(", ").join(sql.Identifier(alias, column) for column in columns)
+
+    query = sql.SQL(
+        "SELECT to_jsonb(l), to_jsonb(r) FROM {} AS l FULL JOIN {} AS r ON {} WHERE ROW({}) IS DISTINCT FROM ROW({})"
+        " ORDER BY {}"
+    ).format(
+        sql.Identifier(live, table),
+        sql.Identifier(rebuilt, table),
+        sql.SQL(" AND ").join(
+            sql.SQL("{} = {}").format(sql.Identifier("l", column), sql.Identifier("r", column)) for column in shape.key
+        ),
+        row_of("l"),
+        row_of("r"),
+        sql.SQL(", ").join(
+            sql.SQL("coalesce({}, {})").format(sql.Identifier("l", column), sql.Identifier("r", column))
+            for column in shape.key
+        ),
+    )
+    async with connection.cursor(name="differences", row_factory=tuple_row) as cursor:
+        await cursor.execute(query)
+        async for one, other in cursor:
+            key = " ".join(f"{column}={(one or other)[column]}" for column in shape.key)
+            if one is None or other is None:
+                note(table, key, ROW, *_sides(one is not None))
+                continue
+            for column in columns:
+                if one[column] != other[column]:
+                    note(table, key, column, *_shown(column, one[column], other[column]))
+
+
+def _shown(column: str, one: Any, other: Any) -> tuple[Any, Any]:
+    """Values to show; of personal ones only whether they are there."""
+    if column in _PERSONAL:
+        return (None if one is None else MASKED), (None if other is None else MASKED)
+    return _without_personal(one), _without_personal(other)
+
+
+def _without_personal(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: MASKED if name in _PERSONAL else _without_personal(one) for name, one in value.items()}
+    return value

@@ -1,0 +1,197 @@
+"""A copy of a read model beside the live one: made, filled from the log, and given the indexes of the live one."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from importlib.metadata import version
+from typing import Final
+
+from psycopg import sql
+
+from application.crash_points import crash_point
+from domain.recorded import Position, Recorded
+from infrastructure.event_store.reader import ReadsLog
+from infrastructure.followers.leadership import NotLeader
+from infrastructure.followers.parked import ParkedStreams
+from infrastructure.followers.positions import position_of, save_position
+from infrastructure.followers.projector import Projection, is_event_error, read_scripts
+from infrastructure.postgres.connection import Connection, pipeline
+from infrastructure.postgres.schema import execute
+from infrastructure.replay.comparison import shapes
+from infrastructure.replay.reading import Batch, Entry, batches
+
+BATCH_EVENTS: Final = 10_000
+"""Maximum number of events per transaction. Most rows are born in the batch in which they change, and are written once;
+more events take memory and no less time (our measurement)."""
+
+MakesProjection = Callable[..., Projection]
+"""A read model's class: called without an argument, the live one; with the name of a schema, a copy there."""
+
+_INDEXES = """
+    SELECT i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid)
+    FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indrelid
+    WHERE c.relnamespace = %s::regnamespace
+        AND NOT EXISTS (SELECT FROM pg_constraint AS k WHERE k.conindid = i.indexrelid)
+    ORDER BY 1
+"""
+
+
+async def nothing_told(_: Position) -> None:
+    """For who does not want to know how far a fill is."""
+
+
+class ToldTwice(Exception):
+    """A copy took the same events twice."""
+
+
+class Copy:
+    """A read model in a schema of its own. Its position and its parked streams are kept as those of a follower.
+
+    Attributes:
+        name: as a follower: "registrations__next".
+        of: the live read model's name.
+    """
+
+    def __init__(self, make: MakesProjection, kind: str) -> None:
+        """
+        Args:
+            kind: what the names of schema and follower end with.
+        """
+        live = make()
+        self.of = live.name
+        self.name = f"{live.name}__{kind}"
+        self.schema = f"{live.schema}__{kind}"
+        self._projection = make(self.schema)
+        self._parked = ParkedStreams(self.name)
+
+    # --- Its tables ---------------------------------------------------------------------------
+
+    async def exists(self, connection: Connection) -> bool:
+        row = await (await connection.execute("SELECT to_regnamespace(%s) IS NOT NULL", (self.schema,))).fetchone()
+        return row is not None and bool(row[0])
+
+    async def make(self, connection: Connection) -> list[str]:
+        """Make its empty tables, within the caller's transaction; returns the statements that make the indexes which it
+        does without until it is filled."""
+        await self.drop(connection)
+        for script in read_scripts(self._projection):
+            await execute(connection, script)
+        found = await (await connection.execute(_INDEXES, (self.schema,))).fetchall()
+        for name, _ in found:
+            await connection.execute(sql.SQL("DROP INDEX {}").format(sql.SQL(name)))
+        await connection.execute("INSERT INTO public.followers (name) VALUES (%s)", (self.name,))
+        return [definition for _, definition in found]
+
+    async def drop(self, connection: Connection) -> None:
+        """Remove all of it, if there is anything."""
+        async with connection.transaction():
+            await connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema)))
+            await connection.execute("DELETE FROM public.followers WHERE name = %s", (self.name,))
+            await connection.execute("DELETE FROM public.parked_events WHERE follower = %s", (self.name,))
+
+    async def analyze(self, connection: Connection) -> None:
+        """Have the planner know the tables before anybody asks them."""
+        for table in await shapes(connection, self.schema):
+            await connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(self.schema, table)))
+
+    def fold(self) -> str:
+        """A digest of what makes and fills it, as far as one release and one module differ from others."""
+        parts = [version("registrar"), inspect.getsource(sys.modules[type(self._projection).__module__])]
+        parts += [script.text for script in read_scripts(self._projection)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    # --- Its rows -----------------------------------------------------------------------------
+
+    async def position(self, connection: Connection) -> Position:
+        return await position_of(connection, self.name)
+
+    async def fill(
+        self,
+        connection: Connection,
+        log: ReadsLog,
+        upto: Position,
+        *,
+        limit: int = BATCH_EVENTS,
+        without: Collection[Position] = (),
+        told: Callable[[Position], Awaitable[None]] = nothing_told,
+        twice: bool = False,
+    ) -> None:
+        """Apply the events from where it is, up to a position.
+
+        Args:
+            limit: maximum number of events in a transaction.
+            without: positions of events to leave out.
+            told: called after each batch with the position reached.
+            twice: tell it each batch once more, which must have no effect.
+
+        Raises:
+            ToldTwice: it had one.
+            Unavailable, UnreadableLog, psycopg.Error: it stays where it is.
+        """
+        into = sql.SQL("SET search_path = {}, public").format(sql.Identifier(self.schema))
+        await connection.execute(into)
+        await self._parked.load(connection)
+        since = await self.position(connection)
+        topics = self._projection.topics
+        async for batch in batches(log, since, upto, topics=topics, limit=limit, without=without):
+            await self._advance(connection, batch)
+            if twice:
+                await self._tell_again(connection, batch)
+            crash_point("rebuild.after_batch")
+            await told(batch.upto)
+
+    async def _advance(self, connection: Connection, batch: Batch) -> None:
+        """Apply a batch; of what cannot be applied, park the streams."""
+        try:
+            await self._tell(connection, batch)
+        except Exception as error:
+            if not is_event_error(error):
+                raise
+            if len(batch.entries) == 1:
+                await self._park(connection, batch, error)
+            else:  # in halves, until it is alone
+                middle = len(batch.entries) // 2
+                upto = batch.entries[middle - 1].row.position
+                await self._advance(connection, Batch(batch.entries[:middle], batch.since, upto))
+                await self._advance(connection, Batch(batch.entries[middle:], upto, batch.upto))
+
+    async def _tell(self, connection: Connection, batch: Batch) -> None:
+        """Move on from where the batch begins, and apply its events, in one transaction.
+
+        Raises:
+            NotLeader: it is not there; these events were told before.
+        """
+        async with connection.transaction():
+            await save_position(connection, self.name, batch.since, batch.upto)
+            events = await self._not_parked(connection, batch.entries)
+            if events:
+                async with pipeline(connection):
+                    await self._projection.apply(connection, events)
+            crash_point("rebuild.mid_batch")
+
+    async def _not_parked(self, connection: Connection, entries: Sequence[Entry]) -> list[Recorded]:
+        events: list[Recorded] = []
+        for row, event in entries:
+            if len(self._parked) and row.stream_id in self._parked:
+                await self._parked.add(connection, row.stream_id, row.position, "stream is parked")
+            elif isinstance(event, Exception):
+                raise event
+            else:
+                events.append(event)
+        return events
+
+    async def _park(self, connection: Connection, batch: Batch, error: Exception) -> None:
+        [(row, _)] = batch.entries
+        async with connection.transaction():
+            await save_position(connection, self.name, batch.since, batch.upto)
+            await self._parked.add(connection, row.stream_id, row.position, type(error).__name__)
+
+    async def _tell_again(self, connection: Connection, batch: Batch) -> None:
+        try:
+            await self._tell(connection, batch)
+        except NotLeader:
+            return
+        raise ToldTwice(f"{self.of} took the events after {batch.since} twice")

@@ -1,0 +1,274 @@
+"""Rebuilds a read model from the log while it serves: a copy, filled, compared, and swapped in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+from uuid import UUID, uuid4
+
+from psycopg.rows import class_row
+
+from application.crash_points import crash_point
+from domain.recorded import Position
+from infrastructure.event_store.reader import ReadsLog
+from infrastructure.postgres.connection import Connection
+from infrastructure.replay.alignment import agreed
+from infrastructure.replay.claim import claimed, end_others
+from infrastructure.replay.comparison import Differences, live_position, shapes
+from infrastructure.replay.copies import BATCH_EVENTS, Copy, MakesProjection
+from infrastructure.replay.progress import Doing, Watch, nobody_watches
+from infrastructure.replay.sessions import looking, replaying
+from infrastructure.replay.swap import CannotReplay, swap
+
+Step = Literal["filling", "indexed", "swapped", "rolled-back", "aborted"]
+Act = Literal["begun", "swapped", "rolled-back", "aborted"]
+Decision = Literal["equal", "accepted", "repaired"]
+"""Why a copy was swapped in: it equals the live one, an operator wants it all the same, or the live one was wrong."""
+
+A_THROTTLED_BATCH: Final = 4
+"""With a limit, this many batches a second, so that it is kept within a second, too."""
+
+SMALL_BATCH: Final = 1_000
+"""A second fold is told the events in other batches than the first, as the live one was."""
+
+_JOB = "SELECT rebuild_id, step, recorded, fold, indexes, position, differences, decision FROM public.rebuilds"
+
+_BEGIN = """
+    INSERT INTO public.rebuilds (read_model, rebuild_id, step, fold, indexes) VALUES (%s, %s, 'filling', %s, %s)
+    ON CONFLICT (read_model) DO UPDATE SET rebuild_id = excluded.rebuild_id, step = excluded.step, recorded = false,
+        fold = excluded.fold, indexes = excluded.indexes, position = 0, differences = 0, decision = '',
+        begun_at = clock_timestamp()
+"""
+
+_NOTE = """
+    UPDATE public.rebuilds SET step = %s, position = %s, differences = %s, decision = %s, recorded = false
+    WHERE read_model = %s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildAct:
+    """What an operator did to a read model, for the log; each may come twice."""
+
+    read_model: str
+    rebuild_id: UUID
+    act: Act
+    position: Position = 0
+    differences: int = 0
+    decision: str = ""
+
+
+Record = Callable[[RebuildAct], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A row of `rebuilds`."""
+
+    rebuild_id: UUID
+    step: Step
+    recorded: bool
+    fold: str
+    indexes: list[str]
+    position: Position
+    differences: int
+    decision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What became of a rebuild.
+
+    Attributes:
+        swapped: whether the copy is in place; if not, it waits for a decision about the differences.
+        resumed: whether an earlier one was taken up.
+        position: at which it was swapped, or compared.
+    """
+
+    read_model: str
+    swapped: bool
+    resumed: bool
+    position: Position
+    differences: Differences
+
+
+class Rebuilds:
+    """
+    Raises (all of them):
+        CannotReplay: one line that says why, and what to do.
+        Unavailable, psycopg.Error: the database is away; what was done stays, and the same call goes on from there.
+    """
+
+    def __init__(
+        self, dsn: str, *, log: ReadsLog, record: Record, watch: Watch = nobody_watches, throttle: int | None = None
+    ) -> None:
+        """
+        Args:
+            record: records an act in the log.
+            throttle: at most that many positions of the log a second.
+        """
+        self._dsn = dsn
+        self._log = log
+        self._record = record
+        self._watch = watch
+        self._throttle = throttle
+
+    async def rebuild(self, make: MakesProjection, *, accept: bool = False, repair: bool = False) -> Rebuilt:
+        """Rebuild a read model, or go on with the rebuild that is under way.
+
+        Args:
+            accept: swap whatever differs.
+            repair: swap if a second fold of the log, in other batches, says the same as the first: then it is the live
+                one that was wrong.
+        """
+        copy = Copy(make, "next")
+        async with claimed(self._dsn, name=f"rebuild {copy.of}") as connection:
+            job, resumed = await self._begun(connection, make, copy)
+            await self._record(RebuildAct(copy.of, job.rebuild_id, "begun"))
+            if job.step == "filling":
+                await self._fill(connection, copy)
+                await self._index(connection, copy, job)
+            differences = await self._compare(connection, make, copy)
+            decision: Decision = "equal"
+            if differences.count:
+                decision = "accepted" if accept else "repaired"
+                if not accept and not (repair and await self._second_fold_agrees(connection, make, copy)):
+                    return Rebuilt(copy.of, False, resumed, differences.position, differences)
+            position = await self._swap(connection, make, copy, differences.count, decision)
+            await self._finish(connection, copy.of)
+            return Rebuilt(copy.of, True, resumed, position, differences)
+
+    async def roll_back(self, make: MakesProjection) -> Position:
+        """Have the read model that the last rebuild replaced serve again; it catches up first."""
+        live, old = make(), Copy(make, "old")
+        async with claimed(self._dsn, name=f"rebuild {old.of}") as connection:
+            await self._finish(connection, old.of)
+            job = await _job(connection, old.of)
+            if job is not None and job.step in {"filling", "indexed"}:
+                raise CannotReplay(f"A rebuild of {old.of} is under way; end it first (--abort).")
+            if job is None or not await old.exists(connection):
+                raise CannotReplay(f"There is no earlier copy of {old.of} to go back to.")
+            if await shapes(connection, old.schema) != await shapes(connection, live.schema):
+                raise CannotReplay(f"The earlier copy of {old.of} is of another release; rebuild it instead.")
+            self._watch(Doing(old.of, "swapping"))
+
+            async def note(position: Position) -> None:
+                await connection.execute(_NOTE, ("rolled-back", position, 0, "", old.of))
+
+            position = await swap(connection, self._log, make, old, leaving="gone", note=note)
+            await self._finish(connection, old.of)
+            return position
+
+    async def abort(self, make: MakesProjection) -> bool:
+        """End the rebuild of a read model, wherever it runs, and drop its copy; False if there was none."""
+        copy = Copy(make, "next")
+        async with replaying(self._dsn, name="abort") as connection:
+            await end_others(connection, copy.of)
+        async with claimed(self._dsn, name=f"abort {copy.of}") as connection:
+            await self._finish(connection, copy.of)
+            job = await _job(connection, copy.of)
+            under_way = job is not None and job.step in {"filling", "indexed"}
+            async with connection.transaction():
+                for kind in ("next", "check", "gone"):
+                    await Copy(make, kind).drop(connection)
+                if under_way:
+                    await connection.execute(_NOTE, ("aborted", 0, 0, "", copy.of))
+            await self._finish(connection, copy.of)
+            return under_way
+
+    # --- Its steps ----------------------------------------------------------------------------
+
+    async def _begun(self, connection: Connection, make: MakesProjection, copy: Copy) -> tuple[_Job, bool]:
+        """The rebuild that is under way, or a new one; and whether it is the former."""
+        await self._finish(connection, copy.of)
+        job = await _job(connection, copy.of)
+        if job is not None and job.step in {"filling", "indexed"}:
+            if job.fold == copy.fold() and await copy.exists(connection):
+                return job, True
+            await self._record(RebuildAct(copy.of, job.rebuild_id, "aborted"))  # begun by another release
+        async with connection.transaction():
+            for kind in ("check", "gone"):
+                await Copy(make, kind).drop(connection)
+            indexes = await copy.make(connection)
+            new = _Job(uuid4(), "filling", False, copy.fold(), indexes, 0, 0, "")
+            await connection.execute(_BEGIN, (copy.of, new.rebuild_id, new.fold, new.indexes))
+        crash_point("rebuild.begun")
+        return new, False
+
+    async def _fill(self, connection: Connection, copy: Copy) -> None:
+        """Fold the log up to where the live one is."""
+        while (upto := await live_position(connection, copy.of)) > (begin := await copy.position(connection)):
+            limit = BATCH_EVENTS
+            if self._throttle is not None:
+                limit = max(1, min(limit, self._throttle // A_THROTTLED_BATCH))
+            await copy.fill(connection, self._log, upto, limit=limit, told=self._paced(copy, begin, upto))
+
+    def _paced(self, copy: Copy, begin: Position, upto: Position) -> Callable[[Position], Awaitable[None]]:
+        """Tells who watches, and keeps to the limit."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+
+        async def told(reached: Position) -> None:
+            self._watch(Doing(copy.of, "filling", reached, upto))
+            if self._throttle is not None:
+                await asyncio.sleep(max(0.0, started + (reached - begin) / self._throttle - loop.time()))
+
+        return told
+
+    async def _index(self, connection: Connection, copy: Copy, job: _Job) -> None:
+        self._watch(Doing(copy.of, "indexing"))
+        async with connection.transaction():
+            for definition in job.indexes:
+                await connection.execute(definition.encode())
+            await copy.analyze(connection)
+            await connection.execute("UPDATE public.rebuilds SET step = 'indexed' WHERE read_model = %s", (copy.of,))
+            crash_point("rebuild.indexed")
+
+    async def _compare(self, connection: Connection, make: MakesProjection, copy: Copy) -> Differences:
+        self._watch(Doing(copy.of, "comparing"))
+        live = make()
+        async with looking(self._dsn, name=f"compare {copy.of}") as looker:
+            return await agreed(connection, looker, self._log, copy, live.name, live.schema)
+
+    async def _second_fold_agrees(self, connection: Connection, make: MakesProjection, copy: Copy) -> bool:
+        """Whether a second copy, told the events in other batches, is the same as the first."""
+        check = Copy(make, "check")
+        async with connection.transaction():
+            await check.make(connection)
+        upto = await copy.position(connection)
+
+        async def told(reached: Position) -> None:
+            self._watch(Doing(copy.of, "folding again", reached, upto))
+
+        await check.fill(connection, self._log, upto, limit=SMALL_BATCH, told=told)
+        async with looking(self._dsn, name=f"compare {copy.of}") as looker:
+            found = await agreed(connection, looker, self._log, check, copy.name, copy.schema)
+        await check.drop(connection)
+        return not found.count
+
+    async def _swap(
+        self, connection: Connection, make: MakesProjection, copy: Copy, differences: int, decision: Decision
+    ) -> Position:
+        self._watch(Doing(copy.of, "swapping"))
+
+        async def note(position: Position) -> None:
+            await connection.execute(_NOTE, ("swapped", position, differences, decision, copy.of))
+
+        return await swap(connection, self._log, make, copy, leaving="old", note=note)
+
+    async def _finish(self, connection: Connection, read_model: str) -> None:
+        """Record the end of a rebuild, should that not have been done yet."""
+        job = await _job(connection, read_model)
+        if job is None or job.recorded or job.step in {"filling", "indexed"}:
+            return
+        act: Act = "swapped" if job.step == "swapped" else "rolled-back" if job.step == "rolled-back" else "aborted"
+        await self._record(RebuildAct(read_model, job.rebuild_id, act, job.position, job.differences, job.decision))
+        await connection.execute("UPDATE public.rebuilds SET recorded = true WHERE read_model = %s", (read_model,))
+
+
+async def _job(connection: Connection, read_model: str) -> _Job | None:
+    cursor = connection.cursor(row_factory=class_row(_Job))
+    await cursor.execute(f"{_JOB} WHERE read_model = %s".encode(), (read_model,))
+    return await cursor.fetchone()

@@ -1,0 +1,40 @@
+"""Sessions that replay. Whatever runs in one, it adds nothing to the log and erases nobody: the database refuses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+
+import psycopg
+
+from infrastructure.postgres.connection import Connection, closing, connect
+
+LONGEST_STATEMENT = timedelta(hours=1)
+"""An index, or a comparison of all rows, may take that long."""
+
+
+@asynccontextmanager
+async def replaying(dsn: str, *, name: str) -> AsyncIterator[Connection]:
+    """A session that writes copies of read models, and that the guards of the log (`event_store/guard.sql`) know.
+
+    Raises:
+        psycopg.Error, OSError: the database is away.
+    """
+    connection = await connect(dsn, name=name, statement_timeout=LONGEST_STATEMENT)
+    async with closing(connection):
+        await connection.execute("SET registrar.replays = on")
+        # What is lost in a crash of the server is folded again: a copy's rows and its position go together.
+        await connection.execute("SET synchronous_commit = off")
+        # A killed process's long statement ends soon, and with it its claim. (Servers on some systems cannot look.)
+        with suppress(psycopg.errors.InvalidParameterValue):
+            await connection.execute("SET client_connection_check_interval = '1s'")
+        yield connection
+
+
+@asynccontextmanager
+async def looking(dsn: str, *, name: str) -> AsyncIterator[Connection]:
+    """A session that only reads, for long statements."""
+    connection = await connect(dsn, name=name, statement_timeout=LONGEST_STATEMENT, read_only=True)
+    async with closing(connection):
+        yield connection

@@ -1,0 +1,138 @@
+"""A copy takes the place of the live read model, between two statements of those who read it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Final
+
+import psycopg
+from psycopg import sql
+
+from application.crash_points import crash_point
+from domain.recorded import Position
+from infrastructure.event_store.reader import ReadsLog
+from infrastructure.postgres.connection import Connection
+from infrastructure.replay.comparison import live_position, shapes
+from infrastructure.replay.copies import Copy, MakesProjection
+
+LOCK_TIMEOUT: Final = timedelta(milliseconds=100)
+"""How long an attempt waits for whoever uses the tables: new readers queue behind it, and give up after a second."""
+
+PAUSE: Final = timedelta(milliseconds=50)
+"""Between two attempts: who queued goes first."""
+
+PATIENCE: Final = timedelta(minutes=1)
+"""How long attempts are made."""
+
+MOST_UNDER_LOCK: Final = 500
+"""Events that may be folded while readers wait; if there are more, they are folded before another attempt."""
+
+
+class CannotReplay(Exception):
+    """It cannot be done; one line that says why, and what to do."""
+
+
+class _Behind(Exception):
+    """The live read model has moved on too far."""
+
+
+async def swap(
+    connection: Connection,
+    log: ReadsLog,
+    make: MakesProjection,
+    incoming: Copy,
+    *,
+    leaving: str,
+    note: Callable[[Position], Awaitable[None]],
+) -> Position:
+    """Let a copy take the place of the live read model, both at the position that is returned.
+
+    In one transaction, under locks that stop the projector and the readers: it applies the events that the live one has
+    seen since, and renames the schemas. A reader thus reads the one or the other to the end of its statement, and never
+    the old one's rows beside the new one's position.
+
+    Args:
+        leaving: the kind of copy that the live one becomes; one of that kind becomes "gone", which is then dropped.
+        note: called within the transaction.
+
+    Raises:
+        CannotReplay: the tables were in use all the time.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PATIENCE.total_seconds()
+    gone = Copy(make, "gone")
+    await gone.drop(connection)
+    while True:
+        await incoming.fill(connection, log, await live_position(connection, incoming.of))
+        try:
+            async with connection.transaction():
+                position = await _locked(connection, make().schema, incoming)
+                await incoming.fill(connection, log, position)
+                await _rename(connection, make, incoming, leaving, position)
+                await note(position)
+                crash_point("rebuild.before_swap")
+            break
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, _Behind):
+            if loop.time() > deadline:
+                raise CannotReplay(
+                    f"The tables of {incoming.of} are in use all the time; look for a long transaction in "
+                    "pg_stat_activity, then try again."
+                ) from None
+            await asyncio.sleep(PAUSE.total_seconds())
+    crash_point("rebuild.after_swap")
+    await gone.drop(connection)
+    return position
+
+
+async def _locked(connection: Connection, schema: str, incoming: Copy) -> Position:
+    """Stop who reads and writes the live tables; returns where its projector is.
+
+    Raises:
+        psycopg.errors.LockNotAvailable: they are in use.
+        _Behind: the copy is too far behind.
+    """
+    # The server ends this transaction if we are stopped in it.
+    await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '1s'")
+    await connection.execute("SET LOCAL statement_timeout = '2s'")
+    await connection.execute(
+        "SELECT set_config('lock_timeout', %s, true)", (f"{LOCK_TIMEOUT // timedelta(milliseconds=1)}ms",)
+    )
+    tables = sql.SQL(", ").join(sql.Identifier(schema, table) for table in await shapes(connection, schema))
+    await connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(tables))
+    # A batch without an event of this read model touches none of the tables.
+    await connection.execute("SELECT FROM public.followers WHERE name = %s FOR UPDATE", (incoming.of,))
+    position = await live_position(connection, incoming.of)
+    if position - await incoming.position(connection) > MOST_UNDER_LOCK:
+        raise _Behind
+    return position
+
+
+async def _rename(
+    connection: Connection, make: MakesProjection, incoming: Copy, leaving: str, position: Position
+) -> None:
+    """The copy's name becomes the live one's, whose name becomes that of a copy, whose name becomes "gone"."""
+    live, left = make(), Copy(make, leaving)
+    if leaving != "gone" and await left.exists(connection):
+        await _name(connection, left.name, left.schema, Copy(make, "gone"))
+    await _rename_schema(connection, live.schema, left.schema)
+    await connection.execute("INSERT INTO public.followers (name, position) VALUES (%s, %s)", (left.name, position))
+    await _rename_parked(connection, live.name, left.name)
+    await _rename_schema(connection, incoming.schema, live.schema)
+    await connection.execute("DELETE FROM public.followers WHERE name = %s", (incoming.name,))
+    await _rename_parked(connection, incoming.name, live.name)
+
+
+async def _name(connection: Connection, name: str, schema: str, to: Copy) -> None:
+    await _rename_schema(connection, schema, to.schema)
+    await connection.execute("UPDATE public.followers SET name = %s WHERE name = %s", (to.name, name))
+    await _rename_parked(connection, name, to.name)
+
+
+async def _rename_schema(connection: Connection, name: str, to: str) -> None:
+    await connection.execute(sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(name), sql.Identifier(to)))
+
+
+async def _rename_parked(connection: Connection, name: str, to: str) -> None:
+    await connection.execute("UPDATE public.parked_events SET follower = %s WHERE follower = %s", (to, name))
