@@ -178,7 +178,7 @@ def stock(dsn: str, events: int) -> float:
         return time.perf_counter() - started
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """Of this program alone: `getrusage` counts the program that started it, too."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
@@ -196,7 +196,7 @@ def main() -> None:
             took = uvloop.run(bare(job["dsn"]))
         case _:
             took = stock(job["dsn"], job["events"])
-    print(json.dumps({"seconds": took, "peak_mib": _peak_mib()}))
+    print(json.dumps({"seconds": took, "peak_mib": peak_mib()}))
 
 
 if __name__ == "__main__":

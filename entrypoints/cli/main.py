@@ -1,4 +1,5 @@
-"""The command line: every command with its options and an example. What a command does is in the modules beside it.
+"""The command line: every command with its options and an example; those of read models are in `read_models`. What a
+command does is in the modules beside it.
 
 Exit codes: 0 done; 1 something failed, or a problem was found; 2 wrong usage, or the service cannot start.
 An error is one line on standard error, never a traceback.
@@ -17,6 +18,7 @@ import click
 
 from domain.mail_state import STATES, STRAY, WAITING
 from entrypoints.cli import options
+from entrypoints.cli.read_models import projections
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -241,21 +243,7 @@ def events_show(
     )
 
 
-@registrar.group(epilog=options.example("registrar projections list"))
-def projections() -> None:
-    """See how far the log's followers have read."""
-
-
-@projections.command("list", epilog=options.example("registrar projections list"))
-@options.wide
-@options.as_json
-@options.data_dir
-def projections_list(*, as_json: bool, data_dir: Path | None) -> int:
-    """List every follower: its position, its lag, and the streams it has parked."""
-    from entrypoints.cli import projections as cli_projections
-    from entrypoints.cli.session import reading
-
-    return reading(data_dir, lambda reader: cli_projections.list_followers(reader, as_json=as_json))
+registrar.add_command(projections)
 
 
 # --- Dead letters -----------------------------------------------------------------------------

@@ -18,12 +18,14 @@ from application.ports import Conflict, Unavailable, WrongMasterKey
 from domain.errors import Refused
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
+from entrypoints.bootstrap.replay import Rebuilder, Verifier, rebuilder, verifier
 from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart
 from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.postgres.connection import AWAY
+from infrastructure.replay.swap import CannotReplay
 from infrastructure.settings.cautions import cautions
 from infrastructure.settings.environment import BadSettings, links_in
 from infrastructure.settings.settings import Settings
@@ -110,6 +112,16 @@ def acting(data_dir: Path | None, work: Callable[[Desk], Awaitable[int]]) -> int
     return _with(read_settings(data_dir=data_dir), desk, work)
 
 
+def rebuilding(data_dir: Path | None, work: Callable[[Rebuilder], Awaitable[int]]) -> int:
+    """`reading`, for a command that rebuilds read models."""
+    return _with(read_settings(data_dir=data_dir), rebuilder, work)
+
+
+def verifying(data_dir: Path | None, work: Callable[[Verifier], Awaitable[int]]) -> int:
+    """`reading`, for a command that compares read models with the log."""
+    return _with(read_settings(data_dir=data_dir, with_secrets=False), verifier, work)
+
+
 def _with(
     settings: Settings,
     opening: Callable[[Settings], AbstractAsyncContextManager[T]],
@@ -138,7 +150,7 @@ def explain(error: Exception) -> tuple[str, int]:
     if (reason := why_unusable(error.__cause__ if isinstance(error, Unavailable) else error)) is not None:
         return reason, 2
     match error:
-        case BadSettings() | BadDataDirectory() | DatabaseDidNotStart() | CannotStart():
+        case BadSettings() | BadDataDirectory() | DatabaseDidNotStart() | CannotStart() | CannotReplay():
             return str(error), 2
         case WrongMasterKey():
             return (

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Final
 
-from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.addresses import first_line
+from infrastructure.postgres.connection import AWAY, Connection
 from infrastructure.replay.sessions import replaying
 from infrastructure.replay.swap import CannotReplay
 
@@ -35,7 +36,7 @@ async def claimed(dsn: str, *, name: str, patience: timedelta = A_MOMENT) -> Asy
         name: what is done, and to which read model: "rebuild mail".
 
     Raises:
-        CannotReplay: another one is under way.
+        CannotReplay: another one is under way, or the database went away meanwhile.
         psycopg.Error, OSError: the database is away.
     """
     loop = asyncio.get_running_loop()
@@ -51,7 +52,19 @@ async def claimed(dsn: str, *, name: str, patience: timedelta = A_MOMENT) -> Asy
                     "or end it with `registrar projections rebuild --abort NAME`."
                 )
             await asyncio.sleep(0.1)
-        yield connection
+        try:
+            yield connection
+        except AWAY as error:
+            raise CannotReplay(
+                f"The database ended it ({_why(error)}). The live read model is as it was; the same command goes on, "
+                "and `registrar projections rebuild --abort NAME` drops the copy."
+            ) from error
+
+
+def _why(error: Exception) -> str:
+    """Its kind; for a resource that is used up, also which one."""
+    state = getattr(error, "sqlstate", None) or ""
+    return first_line(error) if state.startswith("53") else type(error).__name__
 
 
 async def end_others(connection: Connection, read_model: str) -> None:

@@ -244,7 +244,7 @@ async def test_a_rebuild_that_runs_elsewhere_is_ended_by_an_abort(operator: Oper
 
     assert await operator().abort(Audit)
 
-    with pytest.raises(psycopg.OperationalError):
+    with pytest.raises(CannotReplay, match=r"ended it \(AdminShutdown\)"):
         await slow
     assert await rows(connection, "SELECT to_regnamespace('read_audit__next')") == [(None,)]
 

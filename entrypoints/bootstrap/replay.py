@@ -1,0 +1,102 @@
+"""The parts of commands that replay: rebuilds, which are recorded in the log, and verifications, which only look."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import uuid4
+
+from application.commands import RecordRebuild
+from application.handlers import Handlers
+from application.ports import Context
+from domain.recorded import Actor
+from entrypoints.bootstrap.core import Timing, core_on
+from entrypoints.bootstrap.database import check_schema, dsn_to_read, keyring_of, open_database
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.reader import LogReader
+from infrastructure.postgres.connection import ReconnectingConnection
+from infrastructure.replay.comparison import Differences
+from infrastructure.replay.copies import MakesProjection
+from infrastructure.replay.progress import Watch
+from infrastructure.replay.rebuild import RebuildAct, Rebuilds
+from infrastructure.replay.verification import verify
+from infrastructure.settings.settings import Settings
+from projections import PROJECTIONS
+
+READ_MODELS: dict[str, MakesProjection] = {projection.name: projection for projection in PROJECTIONS}
+
+_LOG_TIMEOUT = timedelta(minutes=1)
+"""How long a read of ten thousand events may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilder:
+    """For a command that rebuilds. What it does is recorded by handlers whose sessions do not replay."""
+
+    _dsn: str
+    _log: LogReader
+    _handlers: Handlers
+
+    def rebuilds(self, watch: Watch, *, throttle: int | None = None) -> Rebuilds:
+        """See `Rebuilds`; an operator's acts, which belong together."""
+        context = Context(Actor.OPERATOR, correlation_id=uuid4())
+
+        async def record(act: RebuildAct) -> None:
+            command = RecordRebuild(
+                rebuild_id=act.rebuild_id,
+                read_model=act.read_model,
+                act=act.act,
+                position=act.position,
+                differences=act.differences,
+                decision=act.decision,
+            )
+            await self._handlers.handle(command, context)
+
+        return Rebuilds(self._dsn, log=self._log, record=record, watch=watch, throttle=throttle)
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """For a command that verifies."""
+
+    _dsn: str
+    _log: LogReader
+
+    async def verify(self, name: str, watch: Watch) -> Differences:
+        """See `infrastructure.replay.verification.verify`."""
+        return await verify(self._dsn, READ_MODELS[name], log=self._log, watch=watch)
+
+
+@asynccontextmanager
+async def rebuilder(settings: Settings) -> AsyncIterator[Rebuilder]:
+    """It has no broker and no mail server, and runs no follower.
+
+    Raises:
+        CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each, fit to show.
+    """
+    async with AsyncExitStack() as stack:
+        database = await open_database(settings, stack)
+        keyring = await keyring_of(database)
+        core = await core_on(database, keyring, settings, stack, Timing())
+        yield Rebuilder(database.dsn, await _log(database.dsn, stack), core.handlers)
+
+
+@asynccontextmanager
+async def verifier(settings: Settings) -> AsyncIterator[Verifier]:
+    """It needs no secret, and cannot record anything.
+
+    Raises:
+        CannotStart, BadDataDirectory, DatabaseDidNotStart: one line each, fit to show.
+    """
+    async with AsyncExitStack() as stack:
+        dsn = await dsn_to_read(settings, stack)
+        await check_schema(dsn)
+        yield Verifier(dsn, await _log(dsn, stack))
+
+
+async def _log(dsn: str, stack: AsyncExitStack) -> LogReader:
+    line = ReconnectingConnection(dsn, name="replay log", statement_timeout=_LOG_TIMEOUT, read_only=True)
+    stack.push_async_callback(line.close)
+    return LogReader(line, EventCodec())
