@@ -10,7 +10,7 @@ from infrastructure.replay.claim import claimed
 from infrastructure.replay.comparison import Differences, live_position
 from infrastructure.replay.copies import Copy, MakesProjection
 from infrastructure.replay.progress import Doing, Watch, nobody_watches
-from infrastructure.replay.sessions import looking, replaying
+from infrastructure.replay.sessions import replaying
 from infrastructure.replay.swap import CannotReplay
 
 
@@ -37,10 +37,10 @@ async def verify(dsn: str, make: MakesProjection, *, log: ReadsLog, watch: Watch
         async with connection.transaction():
             await first.make(connection)
         await first.fill(connection, log, upto // 2, without=parked, told=told, twice=True)
-        async with replaying(dsn, name=f"verify {live.name}") as other, looking(dsn, name="compare") as looker:
+        async with replaying(dsn, name=f"verify {live.name}") as other:
             await second.fill(other, log, upto, without=parked, told=told, twice=True)
             watch(Doing(live.name, "comparing"))
-            found = await agreed(other, looker, log, second, live.name, live.schema, without=parked)
+            found = await agreed(dsn, other, log, second, live.name, live.schema, without=parked)
         await second.drop(connection)
         if found.count and parked != await _parked(connection, live.name):
             raise CannotReplay(f"The parked streams of {live.name} have changed meanwhile; verify it again.")
