@@ -10,7 +10,7 @@ from datetime import timedelta
 import uvloop
 
 from bench.folding import peak_mib
-from entrypoints.cli.garbage_collection import collect_rarely, keep_what_is_there
+from entrypoints.cli.garbage_collection import collect_hardly_ever, keep_what_is_there
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import LogReader
 from infrastructure.postgres.connection import ReconnectingConnection
@@ -54,6 +54,6 @@ async def main(job: dict[str, str]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    collect_rarely()  # as the service does
+    collect_hardly_ever()  # as the command does
     keep_what_is_there()
     print(json.dumps(uvloop.run(main(json.loads(sys.argv[1])))))

@@ -19,6 +19,7 @@ from domain.errors import Refused
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
 from entrypoints.bootstrap.replay import Rebuilder, Verifier, rebuilder, verifier
+from entrypoints.cli.garbage_collection import collect_hardly_ever
 from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
@@ -114,11 +115,13 @@ def acting(data_dir: Path | None, work: Callable[[Desk], Awaitable[int]]) -> int
 
 def rebuilding(data_dir: Path | None, work: Callable[[Rebuilder], Awaitable[int]]) -> int:
     """`reading`, for a command that rebuilds read models."""
+    collect_hardly_ever()
     return _with(read_settings(data_dir=data_dir), rebuilder, work)
 
 
 def verifying(data_dir: Path | None, work: Callable[[Verifier], Awaitable[int]]) -> int:
     """`reading`, for a command that compares read models with the log."""
+    collect_hardly_ever()
     return _with(read_settings(data_dir=data_dir, with_secrets=False), verifier, work)
 
 

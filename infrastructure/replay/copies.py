@@ -8,6 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from importlib.metadata import version
 from typing import Final
+from uuid import UUID
 
 from psycopg import sql
 
@@ -21,7 +22,7 @@ from infrastructure.followers.projector import Projection, is_event_error, read_
 from infrastructure.postgres.connection import Connection, pipeline
 from infrastructure.postgres.schema import execute
 from infrastructure.replay.comparison import shapes
-from infrastructure.replay.reading import Batch, Entry, batches
+from infrastructure.replay.reading import Batch, Unreadable, batches
 
 BATCH_EVENTS: Final = 10_000
 """Maximum number of events per transaction. Most rows are born in the batch in which they change, and are written once;
@@ -150,13 +151,13 @@ class Copy:
         except Exception as error:
             if not is_event_error(error):
                 raise
-            if len(batch.entries) == 1:
+            if len(batch.events) == 1:
                 await self._park(connection, batch, error)
             else:  # in halves, until it is alone
-                middle = len(batch.entries) // 2
-                upto = batch.entries[middle - 1].row.position
-                await self._advance(connection, Batch(batch.entries[:middle], batch.since, upto))
-                await self._advance(connection, Batch(batch.entries[middle:], upto, batch.upto))
+                middle = len(batch.events) // 2
+                upto = batch.events[middle - 1].position
+                await self._advance(connection, Batch(batch.events[:middle], batch.since, upto, batch.sound))
+                await self._advance(connection, Batch(batch.events[middle:], upto, batch.upto, batch.sound))
 
     async def _tell(self, connection: Connection, batch: Batch) -> None:
         """Move on from where the batch begins, and apply its events, in one transaction.
@@ -166,28 +167,31 @@ class Copy:
         """
         async with connection.transaction():
             await save_position(connection, self.name, batch.since, batch.upto)
-            events = await self._not_parked(connection, batch.entries)
+            events = await self._not_parked(connection, batch)
             if events:
                 async with pipeline(connection):
                     await self._projection.apply(connection, events)
             crash_point("rebuild.mid_batch")
 
-    async def _not_parked(self, connection: Connection, entries: Sequence[Entry]) -> list[Recorded]:
+    async def _not_parked(self, connection: Connection, batch: Batch) -> Sequence[Recorded]:
+        if batch.sound and not len(self._parked):
+            return batch.readable()
         events: list[Recorded] = []
-        for row, event in entries:
-            if len(self._parked) and row.stream_id in self._parked:
-                await self._parked.add(connection, row.stream_id, row.position, "stream is parked")
-            elif isinstance(event, Exception):
-                raise event
+        for one in batch.events:
+            stream_id = _stream_of(one)
+            if stream_id in self._parked:
+                await self._parked.add(connection, stream_id, one.position, "stream is parked")
+            elif isinstance(one, Unreadable):
+                raise one.error
             else:
-                events.append(event)
+                events.append(one)
         return events
 
     async def _park(self, connection: Connection, batch: Batch, error: Exception) -> None:
-        [(row, _)] = batch.entries
+        [one] = batch.events
         async with connection.transaction():
             await save_position(connection, self.name, batch.since, batch.upto)
-            await self._parked.add(connection, row.stream_id, row.position, type(error).__name__)
+            await self._parked.add(connection, _stream_of(one), one.position, type(error).__name__)
 
     async def _tell_again(self, connection: Connection, batch: Batch) -> None:
         try:
@@ -195,3 +199,7 @@ class Copy:
         except NotLeader:
             return
         raise ToldTwice(f"{self.of} took the events after {batch.since} twice")
+
+
+def _stream_of(event: Recorded | Unreadable) -> UUID:
+    return event.stream_id if isinstance(event, Unreadable) else event.event.originator_id

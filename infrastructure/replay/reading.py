@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
+from uuid import UUID
 
 from domain.recorded import Position, Recorded
 from infrastructure.event_store.reader import ReadsLog, RecordedRow, UnreadableLog
@@ -13,19 +14,30 @@ SLICE_EVENTS = 500
 """Events decoded in one go: in between, the event loop sees to the session that writes."""
 
 
-class Entry(NamedTuple):
-    """A stored event, with its decoded form or the error that decoding raised."""
+class Unreadable(NamedTuple):
+    """An event that could not be decoded."""
 
-    row: RecordedRow
-    event: Recorded | Exception
+    position: Position
+    stream_id: UUID
+    error: Exception
 
 
 class Batch(NamedTuple):
-    """Events in order, after one position and up to another, between which there are no others that were asked for."""
+    """Events in order, after one position and up to another, between which there are no others that were asked for.
 
-    entries: Sequence[Entry]
+    Attributes:
+        sound: whether all of them could be decoded.
+    """
+
+    events: Sequence[Recorded | Unreadable]
     since: Position
     upto: Position
+    sound: bool = True
+
+    def readable(self) -> Sequence[Recorded]:
+        """The events of a batch that is sound."""
+        assert self.sound  # noqa: S101 - the caller has looked
+        return cast("Sequence[Recorded]", self.events)
 
 
 async def batches(
@@ -53,11 +65,17 @@ async def batches(
         if seen == since:
             raise UnreadableLog(f"the log ends at {since}; {upto} was expected")
         wanted = [row for row in rows if row.position <= upto and row.position not in without]
-        entries: list[Entry] = []
+        events: list[Recorded | Unreadable] = []
+        sound = True
         for start in range(0, len(wanted), SLICE_EVENTS):
-            entries += [_entry(log, row) for row in wanted[start : start + SLICE_EVENTS]]
+            some = wanted[start : start + SLICE_EVENTS]
+            try:
+                events += [log.decode(row) for row in some]
+            except Exception:  # noqa: BLE001 - told apart below, and raised where the event is applied, which parks its stream
+                events += [_decoded(log, row) for row in some]
+                sound = False
             await asyncio.sleep(0)
-        return Batch(entries, since, min(seen, upto))
+        return Batch(events, since, min(seen, upto), sound)
 
     ahead = asyncio.create_task(read(since)) if since < upto else None
     try:
@@ -71,8 +89,8 @@ async def batches(
             await asyncio.gather(ahead, return_exceptions=True)
 
 
-def _entry(log: ReadsLog, row: RecordedRow) -> Entry:
+def _decoded(log: ReadsLog, row: RecordedRow) -> Recorded | Unreadable:
     try:
-        return Entry(row, log.decode(row))
-    except Exception as error:  # noqa: BLE001 - raised where the event is applied, which parks its stream
-        return Entry(row, error)
+        return log.decode(row)
+    except Exception as error:  # noqa: BLE001 - see above
+        return Unreadable(row.position, row.stream_id, error)

@@ -25,6 +25,7 @@ from domain.errors import Refused
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailFailure
 from domain.mail_saga import MailSaga
 from domain.policy import Policy
+from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent
 from domain.registration import Registration
 from domain.sign_up import ClaimedAddress, sign_up
@@ -72,6 +73,8 @@ class History:
             for _ in range(11):
                 self._now += timedelta(seconds=self._random.expovariate(1 / 20))
                 self._live(self._random.choice(list(self._registrations.values())))
+        self._rebuild("mail", "swapped")
+        self._rebuild("audit", "aborted")
 
     def _act(self, actor: str, act: Callable[[], Sequence[Aggregate]]) -> None:
         """Somebody acts, if the rules allow it, and the saga does what follows."""
@@ -245,6 +248,16 @@ class History:
     def _discarded(self, stray: StrayMessage) -> Sequence[Aggregate]:
         stray.discard(now=self._now)
         return [stray]
+
+    def _rebuild(self, read_model: str, end: str) -> None:
+        """An operator rebuilds a read model, and then goes back; or gives up."""
+        rebuild = Rebuild.begin(rebuild_id=self._any_id(), read_model=read_model, now=self._now)
+        if end == "swapped":
+            rebuild.swap(position=len(self.events), differences=0, decision="equal", now=self._now)
+            rebuild.roll_back(position=len(self.events), now=self._now)
+        else:
+            rebuild.abort(now=self._now)
+        self._act("operator", lambda: [rebuild])
 
     def _look_again(self, saga: MailSaga) -> None:
         """The saga's deadline comes, for this registration alone: the others' time stands still."""
