@@ -27,7 +27,7 @@ class Report:
         outcome: "swapped", "differs", "equal", "rolled back", "aborted" or "nothing to abort".
         position: at which the copy was swapped, or compared.
         resumed: an earlier rebuild was taken up.
-        rows: compared.
+        rows: compared, if any were.
         differences: their number; `found` has the first ten thousand.
     """
 
@@ -35,8 +35,8 @@ class Report:
     outcome: str
     position: int | None = None
     resumed: bool = False
-    rows: int = 0
-    differences: int = 0
+    rows: int | None = None
+    differences: int | None = None
     found: list[Difference] = field(default_factory=list)
 
 
@@ -141,7 +141,7 @@ def _print(reports: Sequence[Report], *, as_json: bool) -> None:
             ("read model", "table", "row", "column", "live", "rebuilt", "position"),
             ((one.read_model, one.table, one.row, one.column, one.live, one.rebuilt, one.position) for one in found),
         )
-    if (left := sum(one.differences for one in reports) - len(found)) > 0:
+    if (left := sum(one.differences or 0 for one in reports) - len(found)) > 0:
         note(f"{left} more differences are counted, but not listed.")
 
 

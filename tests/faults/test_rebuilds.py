@@ -83,6 +83,7 @@ KILLS = [
 
 
 @pytest.mark.slow
+@pytest.mark.fault("A18")
 @pytest.mark.parametrize("point", KILLS)
 async def test_a_rebuild_that_is_killed_is_taken_up_where_it_was(
     connection: Connection, shell: Shell, point: str
@@ -107,6 +108,7 @@ async def test_a_rebuild_that_is_killed_is_taken_up_where_it_was(
 
 
 @pytest.mark.slow
+@pytest.mark.fault("A18")
 async def test_a_swap_that_nobody_could_record_is_recorded_with_the_next_act(
     connection: Connection, shell: Shell
 ) -> None:
@@ -125,6 +127,7 @@ async def test_a_swap_that_nobody_could_record_is_recorded_with_the_next_act(
 
 
 @pytest.mark.slow
+@pytest.mark.fault("A18")
 @pytest.mark.parametrize("point", ["rebuild.mid_batch:2", "rebuild.before_swap"])
 async def test_what_a_killed_rebuild_left_is_gone_after_an_abort(
     connection: Connection, shell: Shell, point: str
