@@ -12,32 +12,19 @@ BEGIN
     END LOOP;
 END $$;
 
--- A session that replays (`SET registrar.replays = on`) has no effects: it neither adds to the log nor moves its end,
--- and it leaves every person's key alone.
-DO $$ DECLARE
-    guarded record;
-BEGIN
-    IF to_regprocedure('public.refuse_effect_of_replay()') IS NULL THEN
+-- A session that replays (`SET registrar.replays = on`) has no effects: nothing changes without an event.
+DO $$ BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_trigger WHERE tgrelid = 'public.events'::regclass AND tgname = 'replays_have_no_effect')
+    THEN
         CREATE FUNCTION public.refuse_effect_of_replay() RETURNS trigger LANGUAGE plpgsql AS $body$
         BEGIN
             RAISE EXCEPTION '% on % is refused: this session replays', TG_OP, TG_TABLE_NAME
                 USING ERRCODE = 'insufficient_privilege';
         END $body$;
-    END IF;
-    FOR guarded IN
-        SELECT name, acts FROM (VALUES
-            ('events', 'INSERT'), ('head', 'INSERT OR UPDATE OR DELETE OR TRUNCATE'), ('blocks', 'INSERT'),
-            ('personal_keys', 'INSERT OR UPDATE OR DELETE OR TRUNCATE')
-        ) AS tables (name, acts)
-        WHERE NOT EXISTS (
-            SELECT FROM pg_trigger
-            WHERE tgrelid = format('public.%I', name)::regclass AND tgname = 'replays_have_no_effect')
-    LOOP
-        EXECUTE format($trigger$
-            CREATE TRIGGER replays_have_no_effect BEFORE %s ON public.%I FOR EACH STATEMENT
+        CREATE TRIGGER replays_have_no_effect BEFORE INSERT ON public.events FOR EACH STATEMENT
             WHEN (current_setting('registrar.replays', true) = 'on')
-            EXECUTE FUNCTION public.refuse_effect_of_replay()
-        $trigger$, guarded.acts, guarded.name);
-        EXECUTE format('ALTER TABLE public.%I ENABLE ALWAYS TRIGGER replays_have_no_effect', guarded.name);
-    END LOOP;
+            EXECUTE FUNCTION public.refuse_effect_of_replay();
+        ALTER TABLE public.events ENABLE ALWAYS TRIGGER replays_have_no_effect;
+    END IF;
 END $$;

@@ -66,7 +66,12 @@ def shell(dsn: str, reached_directory: Path) -> Shell:
 
 
 async def acts(connection: Connection) -> list[str]:
-    found = await rows(connection, "SELECT topic FROM events WHERE topic LIKE 'rebuild.%%' ORDER BY notification_id")
+    """What was recorded since the live read model stands still."""
+    found = await rows(
+        connection,
+        "SELECT e.topic FROM events AS e JOIN followers AS f ON e.notification_id > f.position"
+        " WHERE f.name = 'registrations' ORDER BY e.notification_id",
+    )
     return [topic for (topic,) in found]
 
 

@@ -84,7 +84,11 @@ def test_all_read_models_are_rebuilt_and_each_act_is_in_the_log(command: Command
     assert [(one["read_model"], one["outcome"], one["differences"]) for one in done.json] == [
         (name, "swapped", 0) for name in NAMES
     ]
-    acts = rows(dsn, "SELECT topic, actor FROM events WHERE topic LIKE 'rebuild.%' ORDER BY notification_id")
+    acts = rows(
+        dsn,
+        "SELECT topic, actor FROM events WHERE notification_id > (SELECT max(position) FROM followers)"
+        " ORDER BY notification_id",
+    )
     assert acts == [("rebuild.begun", "operator"), ("rebuild.swapped", "operator")] * len(NAMES)
 
 
