@@ -13,7 +13,7 @@ import psutil  # type: ignore[import-untyped]
 import structlog
 from rich.console import Console
 
-from bench import append, fold, growth, over_http, overload, report, through_rabbitmq, whole_way
+from bench import append, fold, growth, over_http, overload, replay, report, through_rabbitmq, whole_way
 from bench.cluster import Cluster, cluster
 from bench.report import Row
 
@@ -29,6 +29,9 @@ GROUPS: dict[str, Group] = {
     "overload": lambda c, quick: overload.run(c, seconds=5 if quick else 60, repetitions=1 if quick else 3),
     "fold": lambda c, quick: fold.run(
         c, sizes=(10_000, 20_000) if quick else (200_000, 2_000_000), repetitions=1 if quick else 3
+    ),
+    "replay": lambda c, quick: replay.run(
+        c, sizes=(10_000, 20_000) if quick else (20_000, 2_000_000), repetitions=1 if quick else 3
     ),
     "growth": lambda c, quick: growth.run(
         c, sizes=(2_000, 20_000) if quick else (20_000, 2_000_000), repetitions=1 if quick else 5

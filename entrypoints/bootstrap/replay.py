@@ -28,7 +28,7 @@ from projections import PROJECTIONS
 READ_MODELS: dict[str, MakesProjection] = {projection.name: projection for projection in PROJECTIONS}
 
 _LOG_TIMEOUT = timedelta(minutes=1)
-"""How long a read of ten thousand events may take."""
+"""How long a read of a batch may take."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ def collect_rarely() -> None:
 
 
 def collect_hardly_ever() -> None:
-    """For a command that holds batches of ten thousand events, which die by reference count.
+    """For a command that holds batches of five thousand events, which die by reference count.
 
-    Their hundred thousand objects would be looked at over and over: that took a sixth of a rebuild (2026-11-28).
+    Their objects would be looked at over and over: that took a sixth of a rebuild (2026-11-28).
     """
     gc.set_threshold(500_000, 50, 1000)
 

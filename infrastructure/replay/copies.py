@@ -24,7 +24,7 @@ from infrastructure.postgres.schema import execute
 from infrastructure.replay.comparison import shapes
 from infrastructure.replay.reading import Batch, Unreadable, batches
 
-BATCH_EVENTS: Final = 10_000
+BATCH_EVENTS: Final = 5_000
 """Maximum number of events per transaction. Most rows are born in the batch in which they change, and are written once;
 more events take memory and no less time (our measurement)."""
 
