@@ -35,6 +35,7 @@ CrashPoint = Literal[
     "rebuild.indexed",
     "rebuild.before_swap",
     "rebuild.after_swap",
+    "import.batch",
 ]
 
 CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
@@ -61,6 +62,7 @@ CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
     "rebuild.indexed": "a copy's indexes are made, and not committed",
     "rebuild.before_swap": "a copy is in the place of the live read model, and that is not committed",
     "rebuild.after_swap": "a copy is in the place of the live read model, and the log does not know of it",
+    "import.batch": "a part of an exported log is written, and not committed",
 }
 
 _hook: Callable[[CrashPoint], None] | None = None

@@ -92,8 +92,9 @@ async def prepare(database: Database) -> Keyring:
     Raises:
         CannotStart, WrongMasterKey: one line each, fit to show.
     """
-    async with _connection(database.dsn) as connection:
+    async with first_connection(database.dsn) as connection:
         await create_schema(connection)
+        await _check_import(connection)
         with cut_after(CONFIRM_WITHIN, connection):
             root_secret = await open_root_secret(connection, database.master_key)
     return Keyring(master_key=database.master_key, root_secret=root_secret)
@@ -105,8 +106,9 @@ async def keyring_of(database: Database) -> Keyring:
     Raises:
         CannotStart, WrongMasterKey: one line each, fit to show.
     """
-    async with _connection(database.dsn, read_only=True) as connection:
+    async with first_connection(database.dsn, read_only=True) as connection:
         await check(connection, SCHEMA)
+        await _check_import(connection)
         root_secret = await read_root_secret(connection, database.master_key)
     if root_secret is None:
         raise CannotStart("No service has run on this database yet; start one first (`registrar up`, or `serve`).")
@@ -118,8 +120,22 @@ async def check_schema(dsn: str) -> None:
     Raises:
         CannotStart: this version cannot work with what is there, or it is away.
     """
-    async with _connection(dsn, read_only=True) as connection:
+    async with first_connection(dsn, read_only=True) as connection:
         await check(connection, SCHEMA)
+        await _check_import(connection)
+
+
+async def _check_import(connection: Connection) -> None:
+    """
+    Raises:
+        CannotStart: an import has been begun here and is not at its end.
+    """
+    row = await (await connection.execute("SELECT EXISTS (SELECT FROM public.head)")).fetchone()
+    if row is None or not row[0]:
+        raise CannotStart(
+            "An import into this database is not finished; finish it with the same `registrar events import FILE`, "
+            "or use another database."
+        )
 
 
 async def create_schema(connection: Connection) -> None:
@@ -128,7 +144,7 @@ async def create_schema(connection: Connection) -> None:
 
 
 @asynccontextmanager
-async def _connection(dsn: str, *, read_only: bool = False) -> AsyncIterator[Connection]:
+async def first_connection(dsn: str, *, read_only: bool = False) -> AsyncIterator[Connection]:
     """A connection for the time before anything runs.
 
     Raises:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 
 from application.handlers import Handlers
 from entrypoints.bootstrap.core import Timing, core_on
@@ -12,6 +14,7 @@ from entrypoints.bootstrap.database import check_schema, dsn_to_read, keyring_of
 from entrypoints.queries.events import EventQueries
 from entrypoints.queries.followers import FollowerQueries, followers_with
 from entrypoints.queries.mails import MailQueries
+from infrastructure.archive.exporting import exported
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.pool import QueryPool
 from infrastructure.settings.settings import Settings
@@ -19,11 +22,16 @@ from infrastructure.settings.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """For a command that only reads: queries on connections that the server keeps read-only."""
+    """For a command that only reads: queries on connections that the server keeps read-only.
+
+    Attributes:
+        export: see `infrastructure.archive.exporting.exported`.
+    """
 
     events: EventQueries
     mails: MailQueries
     followers: FollowerQueries
+    export: Callable[..., AsyncGenerator[bytes, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,8 @@ async def reader(settings: Settings) -> AsyncIterator[Reader]:
         await pool.open()
         stack.push_async_callback(pool.close)
         followers = FollowerQueries(pool, DatabaseClock(), followers_with(settings))
-        yield Reader(EventQueries(pool), MailQueries(pool), followers)
+        export = partial(exported, pool, release=version("registrar"))
+        yield Reader(EventQueries(pool), MailQueries(pool), followers, export)
 
 
 @asynccontextmanager

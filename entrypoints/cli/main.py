@@ -17,7 +17,7 @@ from uuid import UUID
 import click
 
 from domain.mail_state import STATES, STRAY, WAITING
-from entrypoints.cli import options
+from entrypoints.cli import options, transfer
 from entrypoints.cli.read_models import projections
 
 
@@ -160,7 +160,7 @@ def broker_declare(*, anew: bool, as_json: bool, data_dir: Path | None) -> int:
 
 @registrar.group(epilog=options.example("registrar events list --limit 20"))
 def events() -> None:
-    """Read the log; personal data stays sealed."""
+    """Read the log, or take it along in a file; personal data stays sealed."""
 
 
 @events.command(
@@ -243,6 +243,8 @@ def events_show(
     )
 
 
+events.add_command(transfer.export_log)
+events.add_command(transfer.import_log)
 registrar.add_command(projections)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 
 import click
 import msgspec
 from rich.cells import cell_len
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressColumns
 from rich.table import Table
 from rich.text import Text
 
@@ -102,3 +104,33 @@ def waiting(what: str) -> AbstractContextManager[object]:
 def note(message: str) -> None:
     """A remark for a person, on standard error, apart from the data."""
     click.echo(message, err=True)
+
+
+Progress = Callable[[int, int], None]
+"""Called with how much is done, and of how much."""
+
+
+@contextmanager
+def moving(what: str) -> Iterator[Progress]:
+    """Show a person how far it is: a bar, events per second, and how long it will take. A program is shown nothing."""
+    screen = Console(stderr=True)
+    if not screen.is_terminal:
+        yield lambda *_: None
+        return
+    rate = ProgressColumns(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=screen,
+        transient=True,
+    )
+    with rate as shown:
+        task = shown.add_task(what, total=None, rate="")
+
+        def advance(done: int, total: int) -> None:
+            speed = shown.tasks[0].speed
+            shown.update(task, completed=done, total=total, rate="" if speed is None else f"{speed:,.0f}/s")
+
+        yield advance

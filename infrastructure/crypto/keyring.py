@@ -134,10 +134,16 @@ async def read_root_secret(connection: Connection, master_key: bytes) -> bytes |
         WrongMasterKey: it is wrapped with another master key.
     """
     row = await (await connection.execute("SELECT wrapped FROM service_secrets WHERE name = 'root'")).fetchone()
-    if row is None:
-        return None
+    return None if row is None else unwrap_root_secret(row[0], master_key)
+
+
+def unwrap_root_secret(wrapped: bytes, master_key: bytes) -> bytes:
+    """
+    Raises:
+        WrongMasterKey: it is wrapped with another master key.
+    """
     try:
-        return _decrypt(AESGCM(master_key), row[0], b"root secret")
+        return _decrypt(AESGCM(master_key), wrapped, b"root secret")
     except InvalidTag:
         raise WrongMasterKey("the master key is not the one that this database was set up with") from None
 

@@ -1,7 +1,9 @@
-"""The hash chain: the digest of an event. The standard library only, so that a verifier needs no other code of ours."""
+"""The hash chain: the digest of an event, the hash of a block. The standard library only, so that a verifier needs no other code of ours."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256
 from struct import Struct
@@ -45,3 +47,20 @@ def _text(value: str) -> bytes:
     """A text's length and bytes; there are few topics and actors."""
     encoded = value.encode()
     return _four(len(encoded)) + encoded
+
+
+BEFORE_ALL = sha256(b"").digest()
+"""What the first block follows."""
+
+
+def block_hash(previous: bytes, first_position: int, recorded_at: datetime, digests: Iterable[bytes]) -> bytes:
+    """A block's hash: over the previous one, its first position, the time of its events, and their digests in order.
+
+    Equal to `block_hash` in log.sql.
+    """
+    microseconds = (recorded_at - _EPOCH) // _MICROSECOND
+    return sha256(b"".join((previous, _eight(first_position), _eight(microseconds), *digests))).digest()
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
