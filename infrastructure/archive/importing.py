@@ -33,6 +33,9 @@ BATCH_KEYS: Final = 10_000
 _NOT_EMPTY: Final = "RGFUL"
 """SQLSTATE of `begin_import` for a store with something in it."""
 
+_LOOKS: Final = 10
+_PAUSE: Final = timedelta(milliseconds=100)
+
 _OTHERS: Final = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -64,8 +67,13 @@ async def begin_import(connection: Connection) -> Position:
     """
     if not await _one(connection, _LOCK):
         raise CannotImport("Another import into this store is under way.")
-    if await _one(connection, _OTHERS):
-        raise CannotImport("Processes of Registrar are connected to this database; stop them, then import.")
+    looks = 0
+    while await _one(connection, _OTHERS):
+        # The session of a command that has just ended is still there for a moment.
+        await asyncio.sleep(_PAUSE.total_seconds())
+        looks += 1
+        if looks == _LOOKS:
+            raise CannotImport("Processes of Registrar are connected to this database; stop them, then import.")
     try:
         await connection.execute("SELECT public.begin_import()")
     except psycopg.Error as error:

@@ -4,12 +4,7 @@ neither."""
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import os
-import sys
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -20,12 +15,12 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from entrypoints.bootstrap import background
-from entrypoints.cli.main import run
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 from projections import PROJECTIONS
+from tests.integration.conftest import Command
 from tests.support.facts import CLAIM, CLIENT, REGISTRATION, email_claimed, otp_issued, registered, stream
 from tests.support.log import keep_root_secret, query
 from tests.support.postgres import database_of
@@ -47,41 +42,6 @@ ACTS = [
 ]
 
 _numbers = count(1)
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Command = Callable[..., Done]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    """Runs a command in this process, with these settings and no others."""
-    root = logging.getLogger()
-    handlers, hook = root.handlers[:], sys.excepthook
-
-    def command(*arguments: str, **settings: str) -> Done:
-        for name in [name for name in os.environ if name.startswith("REGISTRAR_")]:
-            monkeypatch.delenv(name)
-        for name, value in settings.items():
-            monkeypatch.setenv(f"REGISTRAR_{name}", value)
-        capsys.readouterr()
-        code = run(arguments)
-        printed = capsys.readouterr()
-        return Done(code, printed.out, printed.err)
-
-    yield command
-    root.handlers[:], sys.excepthook = handlers, hook
-    logging.captureWarnings(capture=False)
 
 
 @pytest.fixture

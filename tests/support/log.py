@@ -134,7 +134,7 @@ async def broken_blocks(connection: psycopg.AsyncConnection) -> list[Position]:
         rows = events[bisect_left(events, first, key=_place) : bisect_right(events, last, key=_place)]
         times = {row[5] for row in rows}
         at = [((time - _EPOCH) // _MICROSECOND).to_bytes(8, "big") for time in times]
-        digests = [hashlib.sha256(_bytes_of(*row[1:5], *row[6:])).digest() for row in rows]
+        digests = [hashlib.sha256(bytes_of_event(*row[1:5], *row[6:])).digest() for row in rows]
         before = hashlib.sha256(b"".join([before, first.to_bytes(8, "big"), *at, *digests])).digest()
         if first != end + 1 or len(rows) != last - end or len(times) != 1 or before != claimed:
             broken.append(last)
@@ -149,7 +149,7 @@ def _place(row: Sequence[Any]) -> Position:
     return position
 
 
-def _bytes_of(
+def bytes_of_event(
     stream_id: UUID,
     version: int,
     topic: str,
