@@ -11,7 +11,7 @@ from uuid import uuid4
 from application.commands import RecordRebuild
 from application.handlers import Handlers
 from application.ports import Context
-from domain.recorded import Actor
+from domain.recorded import Actor, Position
 from entrypoints.bootstrap.core import Timing, core_on
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, keyring_of, open_database
 from infrastructure.event_store.codec import EventCodec
@@ -21,6 +21,7 @@ from infrastructure.replay.comparison import Differences
 from infrastructure.replay.copies import MakesProjection
 from infrastructure.replay.progress import Watch
 from infrastructure.replay.rebuild import RebuildAct, Rebuilds
+from infrastructure.replay.time_travel import Moment, Scratch, as_of, diff, drop
 from infrastructure.replay.verification import verify
 from infrastructure.settings.settings import Settings
 from projections import PROJECTIONS
@@ -59,7 +60,7 @@ class Rebuilder:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """For a command that verifies."""
+    """For a command that verifies, or travels in time."""
 
     _dsn: str
     _log: LogReader
@@ -67,6 +68,18 @@ class Verifier:
     async def verify(self, name: str, watch: Watch) -> Differences:
         """See `infrastructure.replay.verification.verify`."""
         return await verify(self._dsn, READ_MODELS[name], log=self._log, watch=watch)
+
+    async def as_of(self, name: str, when: Moment, watch: Watch) -> Scratch:
+        """See `infrastructure.replay.time_travel.as_of`."""
+        return await as_of(self._dsn, READ_MODELS[name], when, log=self._log, watch=watch)
+
+    async def drop(self, name: str, when: Moment) -> str | None:
+        """See `infrastructure.replay.time_travel.drop`."""
+        return await drop(self._dsn, READ_MODELS[name], when)
+
+    async def diff(self, name: str, one: Moment, other: Moment, watch: Watch) -> tuple[Position, Position, Differences]:
+        """See `infrastructure.replay.time_travel.diff`."""
+        return await diff(self._dsn, READ_MODELS[name], one, other, log=self._log, watch=watch)
 
 
 @asynccontextmanager

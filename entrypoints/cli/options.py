@@ -53,3 +53,17 @@ def parse_time(ctx: click.Context, param: click.Parameter, value: str | None) ->
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (ValueError, OverflowError):
         raise click.BadParameter(f"'{value}' is not a time like 2026-01-31T12:00:00Z.", ctx, param) from None
+
+
+def moment(ctx: click.Context, param: click.Parameter, value: str) -> int | datetime:
+    """A position of the log, or a time."""
+    if value.isascii() and value.isdigit() and len(value) < 19:
+        return int(value)
+    try:
+        time = parse_time(ctx, param, value)
+    except click.BadParameter:
+        raise click.BadParameter(
+            f"'{value}' is neither a position of the log nor a time like 2026-01-31T12:00:00Z.", ctx, param
+        ) from None
+    assert time is not None  # noqa: S101 - the value is not
+    return time

@@ -104,7 +104,7 @@ async def abort(parts: Rebuilder, names: Sequence[str], *, as_json: bool) -> int
 
 async def verify(parts: Verifier, names: Sequence[str], *, as_json: bool) -> int:
     """Compare read models with the log; 1 if any differs."""
-    with _watched() as watch:
+    with watched() as watch:
         found = {name: await parts.verify(name, watch) for name in names}
     reports = [_report(name, "differs" if one.count else "equal", one, one.position) for name, one in found.items()]
     _print(reports, as_json=as_json)
@@ -117,7 +117,7 @@ async def _each(
     act: Callable[[Rebuilds, str], Awaitable[Report]],
     throttle: int | None = None,
 ) -> list[Report]:
-    with _watched() as watch:
+    with watched() as watch:
         rebuilds = parts.rebuilds(watch, throttle=throttle)
         return [await act(rebuilds, name) for name in names]
 
@@ -156,7 +156,7 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def _watched() -> Iterator[Watch]:
+def watched() -> Iterator[Watch]:
     """A bar with rate and remaining time on a terminal; nothing for a program."""
     screen = Console(stderr=True)
     if not screen.is_terminal:

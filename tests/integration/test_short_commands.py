@@ -30,6 +30,7 @@ MASTER_KEY = "ab" * 32
 
 LOOKS = [
     ("events", "list"),
+    ("events", "export", "-"),
     ("events", "show", str(REGISTRATION)),
     ("projections", "list"),
     ("mail", "list"),
