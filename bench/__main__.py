@@ -13,7 +13,7 @@ import psutil  # type: ignore[import-untyped]
 import structlog
 from rich.console import Console
 
-from bench import append, fold, growth, over_http, overload, replay, report, through_rabbitmq, whole_way
+from bench import append, archive, fold, growth, over_http, overload, replay, report, through_rabbitmq, whole_way
 from bench.cluster import Cluster, cluster
 from bench.report import Row
 
@@ -31,6 +31,9 @@ GROUPS: dict[str, Group] = {
         c, sizes=(10_000, 20_000) if quick else (200_000, 2_000_000), repetitions=1 if quick else 3
     ),
     "replay": lambda c, quick: replay.run(
+        c, sizes=(10_000, 20_000) if quick else (20_000, 2_000_000), repetitions=1 if quick else 3
+    ),
+    "archive": lambda c, quick: archive.run(
         c, sizes=(10_000, 20_000) if quick else (20_000, 2_000_000), repetitions=1 if quick else 3
     ),
     "growth": lambda c, quick: growth.run(

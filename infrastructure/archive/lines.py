@@ -1,4 +1,4 @@
-"""The lines of an exported log: JSON, one object a line (docs/replay.md describes them for others).
+"""The lines of an exported log: JSON, one object a line (docs/replay-export.md describes them for others).
 
 head    {"format": "registrar log", "version": 1, …}       what the file is, and where its log ends
 event   {"position": 1, "block": 3, "previous_hash": …, …} each event of the log, in order
@@ -48,7 +48,7 @@ class EventLine(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     Attributes:
         block: the last position of the block in which the event was recorded; so a block ends where it is the position.
         previous_hash: of the block before, in hexadecimal.
-        state: the event's own bytes, which are JSON, as text; `state_base64` for bytes that are no text.
+        state: the event's own bytes, which are JSON, as they are; `state_base64` for bytes that are none.
     """
 
     position: Number
@@ -62,7 +62,7 @@ class EventLine(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     causation_position: Number | None
     actor: str
     trace: str | None
-    state: str | None = None
+    state: msgspec.Raw = msgspec.Raw()
     state_base64: bytes | None = None
 
 

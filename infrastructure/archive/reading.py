@@ -123,15 +123,10 @@ class ExportedLog:
         return block
 
     def _state(self, event: EventLine) -> bytes:
-        try:
-            match event.state, event.state_base64:
-                case str() as text, None:
-                    return text.encode()
-                case None, bytes() as state:
-                    return state
-        except ValueError:  # half of a character
-            pass
-        raise self._fault(f"position {event.position} has no state")
+        state = bytes(event.state)
+        if bool(state) == (event.state_base64 is not None):
+            raise self._fault(f"position {event.position} has no state")
+        return state or event.state_base64 or b""
 
     def personal_keys(self) -> Iterator[KeyLine]:
         """The personal keys; after them the file is at its end, and all of it verified."""

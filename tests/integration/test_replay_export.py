@@ -44,7 +44,7 @@ from tests.support.facts import (
     stream,
 )
 from tests.support.histories import History
-from tests.support.log import broken_blocks, bytes_of_event, happened, query
+from tests.support.log import broken_blocks, bytes_of_event, happened, locked, query, until_waiting_for_a_lock
 from tests.support.postgres import database_of
 
 MASTER_KEY = "ab" * 32
@@ -135,7 +135,8 @@ def checked(content: bytes) -> ExportedLog:
 def test_the_file_verifies_with_nothing_but_what_is_in_its_lines(dsn: str, tmp_path: Path, command: Command) -> None:
     fill(dsn, *lived())
 
-    head, *lines, end = map(json.loads, exported(command, dsn, tmp_path / "log.jsonl").read_text().splitlines())
+    content = exported(command, dsn, tmp_path / "log.jsonl").read_bytes().splitlines()
+    head, *lines, end = [json.loads(line) | {"as it is": line} for line in content]
 
     assert len(lines) > 1500
     assert [line["position"] for line in lines] == [*range(1, len(lines) + 1)]
@@ -157,7 +158,7 @@ def of_line(line: dict[str, Any]) -> bytes:
         UUID(line["stream_id"]),
         line["version"],
         line["type"],
-        line["state"].encode(),
+        line["as it is"].partition(b'"state":')[2][:-1],
         UUID(line["correlation_id"]),
         line["causation_position"],
         line["actor"],
@@ -260,13 +261,16 @@ def test_standard_output_has_the_same_lines(dsn: str, tmp_path: Path, command: C
     assert done.out.splitlines()[1:-1] == file.read_text().splitlines()[1:-1]
 
 
-def test_bytes_that_are_no_text_are_exported_too(dsn: str, empty: str, tmp_path: Path, command: Command) -> None:
-    fill(dsn, [(happened(state=b"{}"), CLIENT), (happened(state=b"\xff\x00\n" * 50), CLIENT)])
+@pytest.mark.parametrize("state", [b"\xff\x00\n" * 50, b'{"a":\n1}', b"not JSON", b"", b'{"a":1}}'])
+def test_a_state_that_is_no_json_in_one_line_is_exported_too(
+    dsn: str, empty: str, tmp_path: Path, command: Command, state: bytes
+) -> None:
+    fill(dsn, [(happened(state=b"{}"), CLIENT), (happened(state=state), CLIENT)])
     file = exported(command, dsn, tmp_path / "log.jsonl")
 
     assert imported(command, empty, file).code == 0
     assert the_log(empty) == the_log(dsn)
-    assert b64decode(json.loads(file.read_bytes().splitlines()[2])["state_base64"]) == b"\xff\x00\n" * 50
+    assert b64decode(json.loads(file.read_bytes().splitlines()[2])["state_base64"]) == state
 
 
 def test_a_former_file_is_replaced_by_a_whole_one_only(tmp_path: Path) -> None:
@@ -646,3 +650,62 @@ def test_the_embedded_database_is_made_for_an_import(dsn: str, tmp_path: Path, c
 
     assert done.code == 0
     assert [event["position"] for event in listed.json] == [1, 2, 3]
+
+
+# --- What ends an import ----------------------------------------------------------------------
+
+
+def test_a_full_disk_of_the_database_is_told_and_the_import_goes_on_when_there_is_room(
+    dsn: str, empty: str, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infrastructure.archive.importing.BATCH_EVENTS", 500)
+    fill(dsn, *lived())
+    file = exported(command, dsn, tmp_path / "log.jsonl")
+    asyncio.run(_tables(empty))
+    rows(
+        empty,
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF NEW.last_position > 1000 THEN"
+        " RAISE 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END IF; RETURN NEW; END $$",
+    )
+    rows(empty, "CREATE TRIGGER full_disk BEFORE INSERT ON blocks FOR EACH ROW EXECUTE FUNCTION full_disk()")
+
+    done = imported(command, empty, file)
+    half = rows(empty, "SELECT count(*) FROM events")[0][0]
+    rows(empty, "DROP TRIGGER full_disk ON blocks")
+
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "The database's disk is full" in done.err
+    assert 0 < half <= 1000
+    assert imported(command, empty, file).code == 0
+    assert the_log(empty) == the_log(dsn)
+
+
+def test_ctrl_c_ends_an_import_and_the_same_command_goes_on(
+    dsn: str, empty: str, tmp_path: Path, command: Command
+) -> None:
+    small(dsn)
+    file = exported(command, dsn, tmp_path / "log.jsonl")
+    asyncio.run(_tables(empty))
+
+    async def interrupted() -> tuple[int, str]:
+        async with locked(empty, "LOCK TABLE blocks IN SHARE MODE"):
+            importing = await asyncio.create_subprocess_exec(
+                Path(sys.executable).with_name("registrar"),
+                *("events", "import", file),
+                env=clean_environment(DATABASE_URL=empty, MASTER_KEY=MASTER_KEY),
+                stderr=asyncio.subprocess.PIPE,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
+            await until_waiting_for_a_lock(empty, "registrar import")
+            importing.send_signal(signal.SIGINT)
+            _, said = await importing.communicate()
+            assert importing.returncode is not None
+            return importing.returncode, said.decode()
+
+    code, said = asyncio.run(interrupted())
+
+    assert code == 130
+    assert said.strip() == "Stopped; the same command goes on behind the last event that is written."
+    assert imported(command, empty, file).code == 0
+    assert the_log(empty) == the_log(dsn)

@@ -30,7 +30,7 @@ MASTER_KEY = "ab" * 32
 
 LOOKS = [
     ("events", "list"),
-    ("events", "export", "-"),
+    ("events", "export", "/dev/null"),
     ("events", "show", str(REGISTRATION)),
     ("projections", "list"),
     ("mail", "list"),
