@@ -124,8 +124,9 @@ def projections_as_of(*, name: str, when: int | datetime, drop: bool, as_json: b
     from entrypoints.cli.session import verifying
 
     [wanted] = cli_replay.chosen((name,), everything=False)
-    act = time_travel.drop if drop else time_travel.as_of
-    return verifying(data_dir, lambda parts: act(parts, wanted, when, as_json=as_json))
+    if drop:
+        return verifying(data_dir, lambda parts: time_travel.drop(parts, wanted, when, as_json=as_json))
+    return verifying(data_dir, lambda parts: time_travel.as_of(parts, wanted, when, data_dir=data_dir, as_json=as_json))
 
 
 @projections.command(

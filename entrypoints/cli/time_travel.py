@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -16,12 +17,14 @@ MOST_LISTED: Final = 1000
 """Differences that a person is shown; with --json, all that were kept."""
 
 
-async def as_of(parts: Verifier, name: str, when: int | datetime, *, as_json: bool) -> int:
+async def as_of(parts: Verifier, name: str, when: int | datetime, *, data_dir: Path | None, as_json: bool) -> int:
     """Build the read model as it was, and say how to ask it."""
     with watched() as watch:
         found = await parts.as_of(name, when, watch)
     query = f"SELECT * FROM {found.schema}.{next(iter(found.tables))} LIMIT 10"  # noqa: S608 - to be shown
-    drop = f"registrar projections as-of {name} {found.position} --drop"
+    drop = f"registrar projections as-of {name} {found.position} --drop" + (
+        f" --data-dir {data_dir}" if data_dir else ""
+    )
     if as_json:
         print_json(asdict(found) | {"query": query, "drop": drop})
     else:

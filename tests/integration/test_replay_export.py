@@ -445,6 +445,9 @@ def test_nothing_can_be_recorded_in_a_half_imported_store_and_no_service_starts_
         done = command(*looking, DATABASE_URL=empty, MASTER_KEY=MASTER_KEY)
         assert (done.code, done.err.count("\n")) == (2, 1)
         assert "An import into this database is not finished" in done.err
+    doctor = command("doctor", DATABASE_URL=empty, MASTER_KEY=MASTER_KEY)
+    assert doctor.code == 1
+    assert "an import into it is not finished" in doctor.out
 
     assert imported(command, empty, tmp_path / "log.jsonl").code == 0
     assert the_log(empty) == the_log(dsn)
@@ -689,7 +692,7 @@ def test_ctrl_c_ends_an_import_and_the_same_command_goes_on(
     asyncio.run(_tables(empty))
 
     async def interrupted() -> tuple[int, str]:
-        async with locked(empty, "LOCK TABLE blocks IN SHARE MODE"):
+        async with locked(empty, "SET idle_in_transaction_session_timeout = 0; LOCK TABLE blocks IN SHARE MODE"):
             importing = await asyncio.create_subprocess_exec(
                 Path(sys.executable).with_name("registrar"),
                 *("events", "import", file),

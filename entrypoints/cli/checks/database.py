@@ -101,8 +101,9 @@ async def _in_database(connection: Connection, dsn: str, settings: Settings) -> 
             yield await _appends(connection, dsn)
         yield await _guards(connection)
         yield await _master_key(connection, settings)
-        async for finding in _followers(connection, settings):
-            yield finding
+        if await _value(connection, "SELECT count(*) FROM head"):  # (none while an import is not finished)
+            async for finding in _followers(connection, settings):
+                yield finding
     except psycopg.errors.InsufficientPrivilege as error:
         yield Finding("database", "fail", first_line(error), "Grant that to the role, or use the one that owns it.")
     except (psycopg.Error, OSError) as error:
@@ -125,7 +126,10 @@ async def _schema(connection: Connection) -> Finding:
     except WrongSchema as error:
         state: State = "warn" if isinstance(error, Outdated) else "fail"
         return Finding("schema", state, str(error), "docs/upgrading.md has the order of an upgrade.")
-    head = await _value(connection, "SELECT position FROM head")
+    head = await _value(connection, "SELECT max(position) FROM head")
+    if head is None:
+        says = "an import into it is not finished"
+        return Finding("schema", "fail", says, "Give the same `registrar events import FILE`, or use another database.")
     return Finding("schema", "ok", f"there, with {head} events")
 
 
