@@ -77,7 +77,7 @@ async def import_file(
         with_keys: take its personal keys, or leave them; None: there are none.
 
     Raises:
-        CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each, fit to show; nothing is written.
+        CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each; nothing is written.
         BadFile: it is not as it was exported; what is written of it is verified, and the same import of a sound copy
             goes on behind it.
         psycopg.Error: of the database; as above.

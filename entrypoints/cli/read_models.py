@@ -60,7 +60,9 @@ def projections_rebuild(
 ) -> int:
     """Rebuild read models from the log while they serve.
 
-    A copy is folded beside the live read model, compared with it row by row, and swapped in if they are equal; the former one is kept for --rollback. Where they differ, what differs is listed, exit code 1, and the copy waits for --repair or --accept. A rebuild that was interrupted goes on where it was.
+    A copy is folded beside the live read model, compared with it row by row, and swapped in if they are equal; the
+    former one is kept for --rollback. Where they differ, what differs is listed, exit code 1, and the copy waits
+    for --repair or --accept. A rebuild that was interrupted goes on where it was.
     """
     from entrypoints.cli import replay as cli_replay
     from entrypoints.cli.session import rebuilding
@@ -92,7 +94,8 @@ def projections_rebuild(
 def projections_verify(*, names: tuple[str, ...], as_json: bool, data_dir: Path | None) -> int:
     """Compare read models with a fresh fold of the log.
 
-    Every row, at one position of the log, while the service runs. The log is folded in two halves, and each event is told twice. Exit code 1 if anything differs; each difference is listed, personal data masked.
+    Every row, at one position of the log, while the service runs. The log is folded in two halves, and each event
+    is told twice. Exit code 1 if anything differs; each difference is listed, personal data masked.
     """
     from entrypoints.cli import replay as cli_replay
     from entrypoints.cli.session import verifying
@@ -117,7 +120,9 @@ def projections_verify(*, names: tuple[str, ...], as_json: bool, data_dir: Path 
 def projections_as_of(*, name: str, when: int | datetime, drop: bool, as_json: bool, data_dir: Path | None) -> int:
     """Build a read model as it was.
 
-    At a position of the log, or at a time: with all events up to the last one that was recorded by then. It is built in a schema of its own, which you can ask in SQL and which stays until you drop it; the live read model is not touched. Personal data stays sealed.
+    At a position of the log, or at a time: with all events up to the last one that was recorded by then. It is
+    built in a schema of its own, which you can ask in SQL and which stays until you drop it; the live read model is
+    not touched. Personal data stays sealed.
     """
     from entrypoints.cli import replay as cli_replay
     from entrypoints.cli import time_travel

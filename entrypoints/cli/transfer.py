@@ -25,7 +25,9 @@ from entrypoints.cli import options
 def export_log(*, file: Path, with_keys: bool, as_json: bool, data_dir: Path | None) -> int:
     """Write the whole log to FILE, as JSON Lines.
 
-    "-" is standard output; a FILE that ends in .zst is compressed. Each line has the position, the block and the hash before it, so the file verifies by itself (`registrar events import --check FILE`). Registrations go on meanwhile. Personal data stays sealed, and without --with-keys nobody can open it.
+    "-" is standard output; a FILE that ends in .zst is compressed. Each line has the position, the block and the
+    hash before it, so the file verifies by itself (`registrar events import --check FILE`). Registrations go on
+    meanwhile. Personal data stays sealed, and without --with-keys nobody can open it.
     """
     from entrypoints.cli import archive
     from entrypoints.cli.session import reading
@@ -53,7 +55,9 @@ def export_log(*, file: Path, with_keys: bool, as_json: bool, data_dir: Path | N
 def import_log(*, file: Path, check: bool, with_keys: bool | None, as_json: bool, data_dir: Path | None) -> int:
     """Read an exported log into an empty store.
 
-    "-" is standard input. Positions, times and the hash chain stay as they were; each block is verified before it is written. An import that was interrupted goes on when it is repeated, and until it is finished no service starts on that store. Exit code 1 if the file is not as it was exported.
+    "-" is standard input. Positions, times and the hash chain stay as they were; each block is verified before it
+    is written. An import that was interrupted goes on when it is repeated, and until it is finished no service
+    starts on that store. Exit code 1 if the file is not as it was exported.
     """
     from entrypoints.cli import archive
     from entrypoints.cli.session import finish, log_troubles, read_settings

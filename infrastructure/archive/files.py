@@ -38,8 +38,8 @@ class Busy(Exception):
 def written(path: Path) -> Iterator[Writer]:
     """Write a file, which is there and on disk at the end of the block; after an error nothing is left of it.
 
-    It is written beside its place first (`NAME.part`), for its owner alone. What is no ordinary file, such as a pipe, is
-    written as it is.
+    It is written beside its place first (`NAME.part`), for its owner alone. What is no ordinary file, such as a pipe,
+    is written as it is.
 
     Raises:
         OSError: it cannot be written.

@@ -50,7 +50,7 @@ class Block:
 
 
 class ExportedLog:
-    """The parts of a file in their order; each is read once, and to its end before the next: `blocks`, then `personal_keys`.
+    """The parts of a file, each read once and to its end before the next: `blocks`, then `personal_keys`.
 
     Attributes:
         head: what the file says about itself.

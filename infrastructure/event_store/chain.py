@@ -1,4 +1,7 @@
-"""The hash chain: the digest of an event, the hash of a block. The standard library only, so that a verifier needs no other code of ours."""
+"""The hash chain: the digest of an event, the hash of a block.
+
+The standard library only, so that a verifier needs no other code of ours.
+"""
 
 from __future__ import annotations
 

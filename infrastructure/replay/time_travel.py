@@ -1,4 +1,4 @@
-"""A read model as it was: folded up to a position into a scratch schema, beside the live one and without touching it."""
+"""A read model as it was: folded up to a position into a scratch schema, beside the live one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read models as they were: equal to what a projector had by then, beside the live ones, and gone when they are dropped."""
+"""Read models as they were: what a projector had by then, beside the live ones, and gone when dropped."""
 
 from __future__ import annotations
 
