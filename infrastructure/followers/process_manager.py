@@ -17,7 +17,7 @@ from eventsourcing.utils import TopicError
 from application.commands import Command
 from application.crash_points import crash_point
 from application.handlers import Handlers
-from application.mail_saga import DeadlineReached, react
+from application.mail_saga import SOURCES, DeadlineReached, react
 from application.ports import Checkpoint, Clock, Conflict, Context, Unavailable
 from domain.errors import Refused
 from domain.mail_saga import MailSaga
@@ -49,25 +49,6 @@ MAX_CACHED_SAGAS = 2000
 
 CONCURRENT_REGISTRATIONS = 32
 """Registrations whose commands run at the same time; the commands of one registration keep their order."""
-
-SOURCES = tuple(
-    event.TOPIC
-    for event in (
-        Registration.UserRegistered,
-        Registration.OtpIssued,
-        Registration.EmailDispatched,
-        Registration.EmailWithheld,
-        Registration.EmailDispatchFailed,
-        Registration.EmailRetryRequested,
-        Registration.EmailDiscarded,
-        Registration.CodeLocked,
-        Registration.EmailVerified,
-        Registration.AccountActivated,
-        Registration.RegistrationCancelled,
-        Registration.RegistrationReopened,
-    )
-)
-"""The topics that the saga reacts to."""
 
 
 class Look(Protocol):
