@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from enum import Enum, auto
 from typing import Any, Final
@@ -15,7 +14,7 @@ from application.commands import (
     ReplaceStaleCode,
     RevokeOtp,
 )
-from application.what_if.history import Mark
+from application.what_if.history import History, Mark
 from domain.email_claim import EmailClaim
 from domain.errors import Refused
 from domain.recorded import Position, Recorded
@@ -52,29 +51,24 @@ def is_effect_of(mark: Mark, command: Command) -> bool:
             return True
 
 
-def outcome_at(
-    command: Command, stream: Sequence[Recorded], claim: EmailClaim | None, position: Position, now: datetime
-) -> Outcome:
-    """What the command would have done at a position.
-
-    Args:
-        stream: the registration's, also beyond the position.
-        claim: the claim to its address, as it was at the position; the caller does not use it any more.
-    """
+def outcome_at(command: Command, history: History, position: Position, now: datetime) -> Outcome:
+    """What the command would have done at a position."""
     registration: Any = None
-    for one in stream:
+    for one in history.registration:
         if one.position > position:
             break
         registration = one.event.mutate(registration)
+    if registration is None:
+        return Outcome.NOTHING
     try:
-        changed = None if registration is None else _run(command, registration, claim, now)
+        changed = _run(command, registration, history, position, now)
     except Refused:
         return Outcome.REFUSED
     return Outcome.SOMETHING if changed is not None and changed.pending_events else Outcome.NOTHING
 
 
 def _run(
-    command: Command, registration: Registration, claim: EmailClaim | None, now: datetime
+    command: Command, registration: Registration, history: History, position: Position, now: datetime
 ) -> Registration | EmailClaim | None:
     """As `application.handlers` runs it."""
     match command:
@@ -87,6 +81,7 @@ def _run(
         case ReplaceStaleCode(serial=serial):
             registration.replace_stale_code(serial=serial, now=now)
         case ReleaseEmail():
+            claim = history.claim_at(position)
             if claim is not None and not registration.is_pending:
                 claim.release(registration_id=registration.id, now=now)
             return claim

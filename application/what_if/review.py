@@ -12,6 +12,7 @@ from application.mail_saga import SOURCES, DeadlineReached, react
 from application.what_if.decision import Alike, Cause, Dates, Decision, Difference, compare, dates_of, difference
 from application.what_if.effects import Outcome, is_effect_of, outcome_at
 from application.what_if.history import End, History, Mark
+from application.what_if.repetition import is_repeated
 from domain.mail_saga import MailSaga
 from domain.policy import Policy
 from domain.recorded import Actor, AnyEvent, Position, Recorded
@@ -19,7 +20,7 @@ from domain.recorded import Actor, AnyEvent, Position, Recorded
 
 def differences(history: History, policy: Policy, end: End) -> list[Difference]:
     """The decisions about one registration that would be others today, in the order in which they were made."""
-    return _Review(history, policy, end).run()
+    return [] if is_repeated(history, policy) else _Review(history, policy, end).run()
 
 
 class _Review:
@@ -191,12 +192,13 @@ class _Review:
             if not led_to and not self._attempted(effect, effects, cause):
                 return False
         for command in commands:
-            if not any(is_effect_of(effect, command) for effect in effects):
-                outcome = self._outcome(command, cause.position, before, now)
-                if outcome is Outcome.REFUSED:
-                    return True  # those after it were not run
-                if outcome is Outcome.SOMETHING:
-                    return False
+            if any(is_effect_of(effect, command) for effect in effects):
+                continue
+            outcomes = self._outcomes(command, cause.position, before, now)
+            if all(outcome is Outcome.SOMETHING for outcome in outcomes):
+                return False
+            if command is not commands[-1] and Outcome.REFUSED in self._outcomes(command, cause.position, before, now):
+                return True  # those after it were not run
         return True
 
     def _leads_to(
@@ -207,7 +209,7 @@ class _Review:
             if is_effect_of(effect, command):
                 return all(
                     any(is_effect_of(other, earlier) and other.position < effect.position for other in effects)
-                    or self._outcome(earlier, cause.position, effect.position, now) is Outcome.NOTHING
+                    or Outcome.NOTHING in self._outcomes(earlier, cause.position, effect.position, now)
                     for earlier in commands[:index]
                 )
         return False
@@ -222,15 +224,12 @@ class _Review:
                 return True
         return False
 
-    def _outcome(self, command: Command, after: Position, before: Position, now: datetime) -> Outcome:
-        """The least that it would have done at any moment after one position and before another."""
+    def _outcomes(self, command: Command, after: Position, before: Position, now: datetime) -> Iterator[Outcome]:
+        """What it would have done at each moment after one position and before another, the latest first."""
         history = self._history
         marks = (*history.registration, *history.claim)
-        outcomes = {
-            outcome_at(command, history.registration, history.claim_at(cut), cut, now)
-            for cut in {after, *(mark.position for mark in marks if after < mark.position < before)}
-        }
-        return next(one for one in (Outcome.REFUSED, Outcome.NOTHING, Outcome.SOMETHING) if one in outcomes)
+        for cut in sorted({after, *(one.position for one in marks if after < one.position < before)}, reverse=True):
+            yield outcome_at(command, history, cut, now)
 
     # --- The saga, then and today -------------------------------------------------------------
 
