@@ -146,9 +146,7 @@ _WHO_AND_WHY: list[tuple[Actor, int | None]] = [
 
 def _contexts(before: Position) -> list[Context]:
     """Of a registration whose events come after this position."""
-    return [
-        Context(actor, _CORRELATION, None if cause is None else before + cause) for actor, cause in _WHO_AND_WHY
-    ]
+    return [Context(actor, _CORRELATION, None if cause is None else before + cause) for actor, cause in _WHO_AND_WHY]
 
 
 def numbered(begin: int, end: int) -> Iterator[list[StoredEvent]]:

@@ -19,8 +19,13 @@ What else shaped the record is no decision, and must not look like one:
 After another decision the record goes on, as if it had been the same: each decision is judged by itself.
 """
 
+from typing import Final
+
 from application.what_if.decision import Difference
 from application.what_if.history import End, History
 from application.what_if.review import differences
 
-__all__ = ["Difference", "End", "History", "differences"]
+__all__ = ["FIGURES", "Difference", "End", "History", "differences"]
+
+FIGURES: Final = ("otp_ttl", "registration_ttl")
+"""The figures of `domain.policy.Policy` that the saga's decisions depend on."""

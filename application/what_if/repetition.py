@@ -61,9 +61,7 @@ class _Repetition:
                 return True
             if note.causation_position not in {earlier.position for earlier in self._notes[: self._next]}:
                 return False
-            if not self._repeats(
-                self._deadline, note.causation_position, note.event.timestamp
-            ):
+            if not self._repeats(self._deadline, note.causation_position, note.event.timestamp):
                 return False
         return True
 

@@ -13,7 +13,9 @@ from entrypoints.queries.events import EventQueries
 from entrypoints.queries.followers import FollowerQueries, followers_with
 from entrypoints.queries.mails import MailQueries
 from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.postgres.pool import QueryPool
+from infrastructure.replay.what_if import WhatIf
 from infrastructure.settings.settings import Settings
 
 
@@ -24,6 +26,7 @@ class Reader:
     events: EventQueries
     mails: MailQueries
     followers: FollowerQueries
+    what_if: WhatIf
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,9 @@ async def reader(settings: Settings) -> AsyncIterator[Reader]:
         await pool.open()
         stack.push_async_callback(pool.close)
         followers = FollowerQueries(pool, DatabaseClock(), followers_with(settings))
-        yield Reader(EventQueries(pool), MailQueries(pool), followers)
+        line = ReconnectingConnection(dsn, name="what-if", statement_timeout=settings.statement_timeout, read_only=True)
+        stack.push_async_callback(line.close)
+        yield Reader(EventQueries(pool), MailQueries(pool), followers, WhatIf(line))
 
 
 @asynccontextmanager

@@ -238,6 +238,74 @@ def events_show(
     )
 
 
+@events.command(
+    "replay",
+    epilog=options.example(
+        "registrar events replay --dry-run --since 2026-01-31",
+        "registrar events replay --dry-run --set OTP_TTL=300",
+        "registrar events replay --dry-run --since-release --json",
+    ),
+)
+@click.option("--dry-run", is_flag=True, help="Compare only. There is no other way to replay, so it must be given.")
+@click.option(
+    "--since",
+    callback=options.parse_moment,
+    metavar="TIME|N",
+    help="Only decisions from this time on, or after position N.",
+)
+@click.option(
+    "--until",
+    callback=options.parse_moment,
+    metavar="TIME|N",
+    help="Only decisions before this time, or up to position N.",
+)
+@click.option(
+    "--since-release",
+    is_flag=True,
+    help="Only decisions of the release that runs, or ran last: a gate before the next one.",
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Decide with this setting instead; may be repeated."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(0, 1_000_000),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="List N differences; all are counted.",
+)
+@options.wide
+@options.as_json
+@options.data_dir
+def events_replay(
+    *,
+    dry_run: bool,
+    since: datetime | int | None,
+    until: datetime | int | None,
+    since_release: bool,
+    settings: tuple[str, ...],
+    limit: int,
+    as_json: bool,
+    data_dir: Path | None,
+) -> int:
+    """Ask what the mail saga would decide today.
+
+    Every recorded decision is made again, by this release and with the settings of this environment, and each that differs is shown as it was then and as it would be now. Nothing is recorded or sent. Exit code 1 if there is a difference.
+    """
+    from entrypoints.cli import what_if as cli_what_if
+    from entrypoints.cli.session import reading
+
+    context = click.get_current_context()
+    if not dry_run:
+        raise click.UsageError("Give --dry-run: a replay only compares, it changes nothing.", context)
+    if since_release and since is not None:
+        raise click.UsageError("--since and --since-release exclude each other.", context)
+    policy = cli_what_if.policy_with(data_dir, settings)
+    stretch = cli_what_if.Stretch(since, until, since_release)
+    return reading(data_dir, lambda reader: cli_what_if.what_if(reader, policy, stretch, limit=limit, as_json=as_json))
+
+
 @registrar.group(epilog=options.example("registrar projections list"))
 def projections() -> None:
     """See how far the log's followers have read."""

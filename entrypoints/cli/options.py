@@ -53,3 +53,10 @@ def parse_time(ctx: click.Context, param: click.Parameter, value: str | None) ->
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (ValueError, OverflowError):
         raise click.BadParameter(f"'{value}' is not a time like 2026-01-31T12:00:00Z.", ctx, param) from None
+
+
+def parse_moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | int | None:
+    """A position of the log, or a time."""
+    if value is None or not value.isdecimal() or not value.isascii():
+        return parse_time(ctx, param, value)
+    return int(value)

@@ -30,6 +30,7 @@ from infrastructure.followers.follow import Chore, follow
 from infrastructure.followers.leadership import NotLeader, while_touching
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, PARKED_RETRY_INTERVAL, ParkedStreams
 from infrastructure.followers.positions import position_of, save_position
+from infrastructure.followers.releases import note_release
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 
@@ -111,7 +112,12 @@ class ProcessManager:
         clock: Clock,
         policy: Policy,
         due: Due,
+        release: str | None = None,
     ) -> None:
+        """
+        Args:
+            release: which release of the service this is, to be noted where it begins to decide.
+        """
         self._store = store
         self._tail = tail
         self._handlers = handlers
@@ -119,6 +125,7 @@ class ProcessManager:
         self._clock = clock
         self._policy = policy
         self._due = due
+        self._release = release
         self._parked = ParkedStreams(self.name)
         self._cached_sagas: dict[int, MailSaga] = {}  # by the registration id's number, the latest last
         self._in_step = False
@@ -129,6 +136,8 @@ class ProcessManager:
         self._in_step = False
         await self._parked.load(connection)
         position = await position_of(connection, self.name)
+        if self._release is not None:
+            await note_release(connection, self._release, position)
         await self._retry_parked(connection)
         await follow(
             position,

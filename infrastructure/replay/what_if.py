@@ -22,6 +22,7 @@ from domain.recorded import Position, Recorded
 from domain.registration import Registration
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.followers.process_manager import ProcessManager
+from infrastructure.followers.releases import deciding_release
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 
 REGISTRATIONS_EACH = 400
@@ -132,6 +133,10 @@ class WhatIf:
     async def head(self) -> Position:
         """Position of the last event."""
         return (await self._scope()).head
+
+    async def deciding_release(self) -> tuple[str, Position] | None:
+        """The release that decided last, and the position after which it began; None if none has been noted."""
+        return await self._connection.execute_idempotent(deciding_release)
 
     async def position_before(self, time: datetime) -> Position:
         """The position of the last event recorded before this time, 0 if there is none."""
