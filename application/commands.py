@@ -198,3 +198,11 @@ class DiscardStrayMessage(Command):
     """Remove a foreign message from the list of dead letters."""
 
     message_id: UUID
+
+
+class RetryParkedStream(Command):
+    """Have a follower try the events of a stream again that it has parked; the same `retry_id` again is a repeat."""
+
+    retry_id: UUID
+    follower: str
+    stream_id: UUID

@@ -1,4 +1,7 @@
-"""One handler per command: load, call one aggregate method, append. `Handlers` is the table of contents."""
+"""One handler per command: load, call one aggregate method, append. `Handlers` is the table of contents.
+
+Over 400 lines, because it is one.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ from application.commands import (
     ReplaceStaleCode,
     RequestNewCode,
     RetryMail,
+    RetryParkedStream,
     RevokeOtp,
     VerifyEmail,
     WithholdEmail,
@@ -46,6 +50,7 @@ from application.ports import (
 from application.retrying import decided_again
 from domain.email_claim import EmailClaim
 from domain.errors import NotPending, Refused
+from domain.parked_retry import ParkedRetry
 from domain.policy import Policy
 from domain.recorded import Position
 from domain.registration import Registration, Status
@@ -107,6 +112,7 @@ class Handlers:
             DiscardMail: self._discard_mail,
             KeepStrayMessage: self._keep_stray_message,
             DiscardStrayMessage: self._discard_stray_message,
+            RetryParkedStream: self._retry_parked_stream,
         }
 
     async def handle(self, command: Command, context: Context, *, read: Loaded | None = None) -> Answer:
@@ -349,6 +355,21 @@ class Handlers:
             return _answer(command.message_id, None, saved, streams.position(command.message_id))
 
         return await self._in_turn(command.message_id, decide)
+
+    async def _retry_parked_stream(self, command: RetryParkedStream, context: Context) -> Answer:
+        async def decide() -> Answer:
+            streams, saved = await self._log.load(command.retry_id), None
+            if streams.get(ParkedRetry, command.retry_id) is None:
+                retry = ParkedRetry.ask(
+                    retry_id=command.retry_id,
+                    follower=command.follower,
+                    parked_stream=command.stream_id,
+                    now=self._clock(),
+                )
+                saved = await self._save(retry, context=context)
+            return _answer(command.retry_id, None, saved, streams.position(command.retry_id))
+
+        return await self._in_turn(command.retry_id, decide)
 
     # --- The three moves ----------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class _Repetition:
                 return False
             note = self._notes[self._next] if self._next < len(self._notes) else None
             told = note is not None and note.causation_position == happened.position
-            now = note.event.timestamp if told and note is not None else happened.recorded_at
+            now = note.event.timestamp if told and note is not None else happened.event.timestamp
             if not self._repeats(happened.event, happened.position, now):
                 return False
         return self._repeats_deadlines(before=None) and not self._effects

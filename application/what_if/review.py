@@ -152,7 +152,7 @@ class _Review:
         """Events after which the saga noted nothing: it saw each of them some time after the notes before it, and before
         the note number `count`."""
         for index in range(self._next, upto):
-            cause, now = self._cause(index), self._happened[index].recorded_at
+            cause, now = self._cause(index), self._happened[index].event.timestamp
             effects = self._effects.pop(cause.position, [])
             refuted: Decision | None = None
             for known in range(min(bisect_left(self._positions, cause.position), count), count + 1):
@@ -219,7 +219,10 @@ class _Review:
         now = effect.event.timestamp if isinstance(effect, Recorded) else effect.recorded_at
         first, last = bisect_right(self._positions, cause.position), bisect_left(self._positions, effect.position)
         for count in range(first, last + 1):
-            commands = self._decide(self._recorded(count), cause.happened, now).commands
+            saga, moment = self._recorded(count), now
+            if cause.index is None and saga is not None:
+                moment = max(now, saga.look_again_at or now)  # the date had come, by whatever clock
+            commands = self._decide(saga, cause.happened, moment).commands
             if self._leads_to(commands, effect, effects, cause, now):
                 return True
         return False

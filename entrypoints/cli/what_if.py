@@ -50,7 +50,7 @@ def policy_with(data_dir: Path | None, settings: tuple[str, ...]) -> Policy:
         click.BadParameter: it is no setting that the saga's decisions depend on.
         BadSettings: see `entrypoints.cli.session.read_settings`.
     """
-    given: dict[str, object] = {}
+    given: dict[str, str] = {}
     for setting in settings:
         name, _, value = setting.partition("=")
         figure = name.removeprefix(_PREFIX).lower()
@@ -61,8 +61,8 @@ def policy_with(data_dir: Path | None, settings: tuple[str, ...]) -> Policy:
                 click.get_current_context(),
                 param_hint="--set",
             )
-        given[figure] = value
-    return policy_of(read_settings(data_dir=data_dir, with_secrets=False, **given))
+        given[_PREFIX + figure.upper()] = value
+    return policy_of(read_settings(data_dir=data_dir, with_secrets=False, instead=given))
 
 
 async def what_if(reader: Reader, policy: Policy, stretch: Stretch, *, limit: int, as_json: bool) -> int:
