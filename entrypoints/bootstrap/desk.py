@@ -12,6 +12,7 @@ from entrypoints.bootstrap.database import check_schema, dsn_to_read, keyring_of
 from entrypoints.queries.events import EventQueries
 from entrypoints.queries.followers import FollowerQueries, followers_with
 from entrypoints.queries.mails import MailQueries
+from entrypoints.queries.parked import ParkedQueries
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.postgres.pool import QueryPool
@@ -27,6 +28,7 @@ class Reader:
     mails: MailQueries
     followers: FollowerQueries
     what_if: WhatIf
+    parked: ParkedQueries
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Desk:
 
     handlers: Handlers
     mails: MailQueries
+    parked: ParkedQueries
 
 
 @asynccontextmanager
@@ -53,7 +56,7 @@ async def reader(settings: Settings) -> AsyncIterator[Reader]:
         followers = FollowerQueries(pool, DatabaseClock(), followers_with(settings))
         line = ReconnectingConnection(dsn, name="what-if", statement_timeout=settings.statement_timeout, read_only=True)
         stack.push_async_callback(line.close)
-        yield Reader(EventQueries(pool), MailQueries(pool), followers, WhatIf(line))
+        yield Reader(EventQueries(pool), MailQueries(pool), followers, WhatIf(line), ParkedQueries(pool))
 
 
 @asynccontextmanager
@@ -67,4 +70,4 @@ async def desk(settings: Settings) -> AsyncIterator[Desk]:
         database = await open_database(settings, stack)
         keyring = await keyring_of(database)
         core = await core_on(database, keyring, settings, stack, Timing())
-        yield Desk(core.handlers, MailQueries(core.pool))
+        yield Desk(core.handlers, MailQueries(core.pool), ParkedQueries(core.pool))

@@ -323,6 +323,72 @@ def projections_list(*, as_json: bool, data_dir: Path | None) -> int:
     return reading(data_dir, lambda reader: cli_projections.list_followers(reader, as_json=as_json))
 
 
+@projections.group("parked", epilog=options.example("registrar projections parked list"))
+def projections_parked() -> None:
+    """See what followers have put aside, and why; have it tried again."""
+
+
+_follower = click.option("--follower", metavar="NAME", help="Only what this follower has parked.")
+
+
+@projections_parked.command("list", epilog=options.example("registrar projections parked list --follower mail-saga"))
+@_follower
+@options.wide
+@options.as_json
+@options.data_dir
+def projections_parked_list(*, follower: str | None, as_json: bool, data_dir: Path | None) -> int:
+    """List the parked streams with the error of each, the one that waits longest first."""
+    from entrypoints.cli import parked as cli_parked
+    from entrypoints.cli.session import reading
+
+    return reading(data_dir, lambda reader: cli_parked.list_parked(reader, follower=follower, as_json=as_json))
+
+
+@projections_parked.command(
+    "show", epilog=options.example("registrar projections parked show 0198c0de-0000-7000-8000-000000000000")
+)
+@click.argument("stream_id", type=click.UUID, metavar="STREAM")
+@options.as_json
+@options.data_dir
+def projections_parked_show(*, stream_id: UUID, as_json: bool, data_dir: Path | None) -> int:
+    """Show the events of a parked stream.
+
+    With each: the error, the event (what is sealed stays sealed), and the place in the code that refused it.
+    """
+    from entrypoints.cli import parked as cli_parked
+    from entrypoints.cli.session import reading
+
+    return reading(data_dir, lambda reader: cli_parked.show_parked(reader, stream_id, as_json=as_json))
+
+
+@projections_parked.command(
+    "retry",
+    epilog=options.example(
+        "registrar projections parked retry 0198c0de-0000-7000-8000-000000000000",
+        "registrar projections parked retry --all --follower accounts",
+    ),
+)
+@click.argument("stream_ids", type=click.UUID, metavar="STREAM...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every parked stream.")
+@_follower
+@options.wide
+@options.as_json
+@options.data_dir
+def projections_parked_retry(
+    *, stream_ids: tuple[UUID, ...], everything: bool, follower: str | None, as_json: bool, data_dir: Path | None
+) -> int:
+    """Have parked streams tried again now.
+
+    Whichever process runs the follower does it, one stream at a time, while the others flow. Each act is recorded. Exit code 1 if any stream is not applied.
+    """
+    from entrypoints.cli import parked as cli_parked
+    from entrypoints.cli.session import acting
+
+    if bool(stream_ids) == everything:
+        raise click.UsageError("Give the ids of parked streams, or --all.", click.get_current_context())
+    return acting(data_dir, lambda desk: cli_parked.retry(desk, stream_ids, follower=follower, as_json=as_json))
+
+
 # --- Dead letters -----------------------------------------------------------------------------
 
 

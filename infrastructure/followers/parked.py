@@ -37,6 +37,7 @@ BEHIND = "stream is parked"
 """The error of events that wait because an earlier one of their stream cannot be applied."""
 
 _ROOT = Path(__file__).parents[2]
+_OURS = frozenset({"application", "domain", "infrastructure", "projections"})
 _ASKS = (ParkedRetry.ParkedRetryAsked.TOPIC,)
 _ASKS_EACH = 1000
 
@@ -51,12 +52,11 @@ class Parked(NamedTuple):
 def place_of(error: BaseException) -> str | None:
     """The place in our code that refused, as "file:line in function", and what the database calls the reason; never a
     value. None: it is not known."""
-    ours = [
-        f"{Path(frame.filename).relative_to(_ROOT)}:{frame.lineno} in {frame.name}"
-        for frame in extract_tb(error.__traceback__)
-        if Path(frame.filename).is_relative_to(_ROOT) and "site-packages" not in frame.filename
-    ]
-    place = ours[-1] if ours else None
+    place = None
+    for frame in extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if path.is_relative_to(_ROOT) and path.relative_to(_ROOT).parts[0] in _OURS:
+            place = f"{path.relative_to(_ROOT)}:{frame.lineno} in {frame.name}"
     if isinstance(error, psycopg.Error) and error.sqlstate is not None:
         names = [error.sqlstate, error.diag.table_name, error.diag.column_name, error.diag.constraint_name]
         place = f"{place or 'the database'} ({', '.join(name for name in names if name)})"
@@ -138,8 +138,8 @@ class ParkedStreams:
         while self._to_try:
             stream_id = next(iter(self._to_try))
             del self._to_try[stream_id]
-            if stream_id in self._streams:
-                return Parked(stream_id, await self._positions(connection, stream_id))
+            if stream_id in self._streams and (positions := await self._positions(connection, stream_id)):
+                return Parked(stream_id, positions)
         return None
 
     async def _asked(self) -> list[UUID]:
