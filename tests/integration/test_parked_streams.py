@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from application.commands import RetryParkedStream
 from application.handlers import Handlers
 from application.ports import Context
+from domain.policy import Policy
 from domain.recorded import Recorded
 from entrypoints.cli.main import run
 from infrastructure.event_store.codec import EventCodec
@@ -157,13 +159,8 @@ def test_a_retry_while_nobody_follows_is_recorded_and_waits(
 
 async def ask(store: EventStore, follower: str = FOLLOWER) -> None:
     """As another process does."""
-    handlers = Handlers(
-        log=store,
-        clock=DatabaseClock(),
-        secrets=None,
-        hasher=None,
-        policy=None,  # type: ignore[arg-type]
-    )
+    nobody: Any = None  # this command needs no secrets
+    handlers = Handlers(log=store, clock=DatabaseClock(), secrets=nobody, hasher=nobody, policy=Policy())
     retry = RetryParkedStream(retry_id=uuid4(), follower=follower, stream_id=REGISTRATION)
     await handlers.handle(retry, Context("operator", uuid4()))
 

@@ -42,6 +42,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_every_command_of_the_contract_is_there() -> None:
     wanted = "up|serve|process|work|doctor|events list|events show|projections list|mail list|mail retry|mail discard"
+    wanted += "|events replay|projections parked list|projections parked show|projections parked retry"
     ours = "broker declare"
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), ours}
 

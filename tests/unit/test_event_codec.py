@@ -32,6 +32,7 @@ from eventsourcing.utils import TopicError
 import domain
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
+from domain.parked_retry import ParkedRetry
 from domain.recorded import AnyEvent
 from domain.registration import Registration
 from domain.stray_message import StrayMessage
@@ -52,6 +53,7 @@ mail_saga.reopened v1: registration_id: str, ends_at: datetime
 mail_saga.retry_scheduled v1: registration_id: str, serial: int, failures: int, look_again_at: datetime
 mail_saga.started v1: registration_id: str, claim_id: str, kind: str, ends_at: datetime
 mail_saga.undo_decided v1: registration_id: str, reason: str, look_again_at: datetime
+parked_retry.asked v1: follower: str, parked_stream: str
 registration.account_activated v1:
 registration.code_locked v1: serial: int
 registration.code_rejected v1: serial: int, attempt: int
@@ -140,7 +142,7 @@ def test_every_event_class_of_every_aggregate_has_a_topic_of_its_own() -> None:
     """Without one an event would be stored under its class's path, which then could never change."""
     ours = {
         member
-        for aggregate in (Registration, EmailClaim, MailSaga, StrayMessage)
+        for aggregate in (Registration, EmailClaim, MailSaga, StrayMessage, ParkedRetry)
         for name, member in vars(aggregate).items()
         if isinstance(member, type) and issubclass(member, Aggregate.Event) and name not in {"Event", "Created"}
     }

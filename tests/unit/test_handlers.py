@@ -27,6 +27,7 @@ from application.commands import (
     ReplaceStaleCode,
     RequestNewCode,
     RetryMail,
+    RetryParkedStream,
     RevokeOtp,
     VerifyEmail,
     WithholdEmail,
@@ -471,6 +472,10 @@ async def _discard_stray(house: InMemoryService) -> Command:
     return DiscardStrayMessage(message_id=(await house.handle(keeps_stray())).subject_id)
 
 
+async def _retry_parked(_: InMemoryService) -> Command:
+    return RetryParkedStream(retry_id=UUID(int=7), follower="accounts", stream_id=STRAY)
+
+
 EVERY = {
     RegisterUser: (_register, ["UserRegistered", "OtpIssued", "EmailClaimed"]),
     VerifyEmail: (_verify, ["EmailVerified"]),
@@ -488,6 +493,7 @@ EVERY = {
     DiscardMail: (_discard, ["EmailDiscarded"]),
     KeepStrayMessage: (_keep_stray, ["StrayMessageKept"]),
     DiscardStrayMessage: (_discard_stray, ["StrayMessageDiscarded"]),
+    RetryParkedStream: (_retry_parked, ["ParkedRetryAsked"]),
 }
 BY_NAME = [pytest.param(*row, id=command.__name__) for command, row in EVERY.items()]
 
@@ -619,7 +625,7 @@ async def test_a_fact_that_conflicts_for_ever_leaves_the_processor_to_others(com
     assert deciding.cancelled()
 
 
-BEGINS = {RegisterUser, ReleaseEmail, KeepStrayMessage}
+BEGINS = {RegisterUser, ReleaseEmail, KeepStrayMessage, RetryParkedStream}
 """These need nothing that is there already."""
 
 
