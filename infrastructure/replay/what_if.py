@@ -7,34 +7,35 @@ the log is and however many of them are open. The session is read-only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from application.mail_saga import SOURCES
-from application.what_if import Difference, End, History, differences
-from domain.email_claim import EmailClaim
+from application.what_if import Difference
 from domain.mail_saga import MailSaga
 from domain.policy import Policy
-from domain.recorded import Position, Recorded
+from domain.recorded import Position
 from domain.registration import Registration
-from infrastructure.event_store.codec import EventCodec
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.releases import deciding_release
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
+from infrastructure.replay.judging import Judges, Row, Scope, Stored
 
 REGISTRATIONS_EACH = 400
 """Registrations in one reading, so some thousand events."""
 
-SLICE = 50
-"""Registrations reviewed in one go: in between, the event loop sees to the next reading, and to Ctrl-C."""
+HELPERS = 2
+"""Processes that decide beside the one that reads."""
+
+MANY_EVENTS = 50_000
+"""From so many events on helpers are worth their start of about a second."""
 
 WINDOW = 5_000
 """Positions looked through at once for registrations that were begun before `since`."""
-
-_UNKNOWN: Final = UUID(int=0)
 
 _SCOPE = """
     SELECT h.position, (SELECT e.recorded_at FROM public.events AS e WHERE e.notification_id = h.position),
@@ -77,7 +78,9 @@ _MET = """
 # The streams of registrations and their sagas, and those of the claims to their addresses.
 _HISTORIES = """
     SELECT e.originator_id, e.originator_version, e.topic, e.state, e.notification_id, e.recorded_at,
-        e.causation_position, e.actor
+        e.causation_position, e.actor,
+        CASE WHEN e.topic = 'registration.user_registered'
+            THEN (convert_from(e.state, 'UTF8')::jsonb ->> 'claim_id')::uuid END
     FROM (
         SELECT unnest(%(registrations)b::uuid[] || %(sagas)b::uuid[]) AS id
         UNION
@@ -91,19 +94,6 @@ _HISTORIES = """
 """
 
 _AT = "SELECT recorded_at FROM public.events WHERE notification_id = %s"
-
-
-class _Row(NamedTuple):
-    """An event of which only what is beside it may be needed; see `application.what_if.history.Mark`."""
-
-    stream_id: UUID
-    version: int
-    topic: str
-    state: bytes
-    position: Position
-    recorded_at: datetime
-    causation_position: Position | None
-    actor: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +118,6 @@ class WhatIf:
             connection: read-only.
         """
         self._connection = connection
-        self._codec = EventCodec()
 
     async def head(self) -> Position:
         """Position of the last event."""
@@ -158,32 +147,35 @@ class WhatIf:
         """
         scope = await self._scope()
         last = scope.head if until is None else min(until, scope.head)
+        judges = Judges(policy, scope, helpers=HELPERS if last - since >= MANY_EVENTS else 0)
         pages = self._registrations(since, last)
-        ahead = asyncio.create_task(self._read_ahead(pages, scope))
+        under_way: deque[tuple[asyncio.Task[list[Difference]], int, Position]] = deque()
+        reading = asyncio.create_task(self._read_ahead(pages, scope))
         try:
-            while (page := await ahead) is not None:
-                ahead = asyncio.create_task(self._read_ahead(pages, scope))
+            while (page := await reading) is not None:
+                reading = asyncio.create_task(self._read_ahead(pages, scope))
                 histories, upto = page
-                found: list[Difference] = []
-                for start in range(0, len(histories), SLICE):
-                    for history in histories[start : start + SLICE]:
-                        found += self._differences(history, policy, scope)
-                    await asyncio.sleep(0)
-                wanted = [one for one in found if since < one.position <= last]
-                yield Reviewed(wanted, len(histories), upto)
+                under_way.append((asyncio.create_task(judges.review(histories)), len(histories), upto))
+                if len(under_way) > HELPERS:
+                    yield await _reviewed(under_way, since, last)
+            while under_way:
+                yield await _reviewed(under_way, since, last)
         finally:
-            ahead.cancel()
-            await asyncio.gather(ahead, return_exceptions=True)
-            await pages.aclose()  # type: ignore[attr-defined]
+            tasks = [reading, *(task for task, _, _ in under_way)]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await judges.close()
+            await pages.aclose()
 
-    async def _scope(self) -> _Scope:
+    async def _scope(self) -> Scope:
         row = await self._one(_SCOPE, {"saga": ProcessManager.name})
         assert row is not None  # noqa: S101 - the head has a row
-        return _Scope(row[0], row[1], row[2], frozenset(row[3]))
+        return Scope(row[0], row[1], row[2], frozenset(row[3]))
 
     # --- Which registrations ------------------------------------------------------------------
 
-    async def _registrations(self, since: Position, last: Position) -> AsyncIterator[tuple[list[UUID], Position]]:
+    async def _registrations(self, since: Position, last: Position) -> AsyncGenerator[tuple[list[UUID], Position]]:
         """Each registration that something was decided about, once; and the position up to which these are all."""
         position = since
         while position < last:
@@ -199,60 +191,27 @@ class WhatIf:
             yield [row[0] for row in rows], position
 
     async def _read_ahead(
-        self, pages: AsyncIterator[tuple[list[UUID], Position]], scope: _Scope
-    ) -> tuple[list[_Stored], Position] | None:
+        self, pages: AsyncIterator[tuple[list[UUID], Position]], scope: Scope
+    ) -> tuple[list[Stored], Position] | None:
         async for registrations, upto in pages:
             return await self._histories(registrations, scope.head), upto
         return None
 
     # --- Their histories ----------------------------------------------------------------------
 
-    async def _histories(self, registrations: Sequence[UUID], head: Position) -> list[_Stored]:
+    async def _histories(self, registrations: Sequence[UUID], head: Position) -> list[Stored]:
         sagas = [MailSaga.stream_id(one) for one in registrations]
-        streams: dict[UUID, list[_Row]] = {}
+        streams: dict[UUID, list[Row]] = {}
+        claims: dict[UUID, UUID] = {}
         for row in await self._all(_HISTORIES, {"registrations": list(registrations), "sagas": sagas, "head": head}):
-            streams.setdefault(row[0], []).append(_Row._make(row))
+            streams.setdefault(row[0], []).append(Row._make(row[1:8]))
+            if row[8] is not None:
+                claims[row[0]] = row[8]
         return [
-            _Stored(streams[one], streams.get(saga, []), streams)
+            Stored(one, streams[one], saga, streams.get(saga, ()), claims[one], streams.get(claims[one], ()))
             for one, saga in zip(registrations, sagas, strict=True)
-            if one in streams
+            if one in claims
         ]
-
-    def _differences(self, stored: _Stored, policy: Policy, scope: _Scope) -> list[Difference]:
-        registration_id = stored.registration[0].stream_id
-        try:
-            registration = [self._decoded(row) for row in stored.registration]
-            saga = [self._decoded(row) for row in stored.saga]
-            first = registration[0].event
-            if not isinstance(first, Registration.UserRegistered):
-                return []
-            claim = stored.others.get(UUID(first.claim_id), [])
-            handled = 0 if registration_id in scope.parked else scope.handled
-            history = History(registration, saga, claim, self._fold_of(claim))
-            return differences(history, policy, End(handled, scope.at))
-        except _Unreadable as error:
-            return [_unreadable(registration_id, error.row)]
-
-    def _decoded(self, row: _Row) -> Recorded:
-        try:
-            event = self._codec.decode(*row[:4])
-        except Exception:  # noqa: BLE001 - told with the event's position
-            raise _Unreadable(row) from None
-        return Recorded(
-            event, row.position, row.topic, row.recorded_at, _UNKNOWN, row.causation_position, row.actor, None
-        )
-
-    def _fold_of(self, claim: Sequence[_Row]) -> Callable[[Position], EmailClaim | None]:
-        def fold(upto: Position) -> EmailClaim | None:
-            state: Any = None
-            for row in claim:
-                if row.position > upto:
-                    break
-                state = self._decoded(row).event.mutate(state)
-            folded: EmailClaim | None = state
-            return folded
-
-        return fold
 
     # --- The database -------------------------------------------------------------------------
 
@@ -269,37 +228,10 @@ class WhatIf:
         return rows[0] if rows else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Scope:
-    """What there is to review, all at one moment."""
-
-    head: Position
-    at: datetime
-    handled: Position
-    parked: frozenset[UUID]
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """The streams of a registration and its saga; `others` has its claim's."""
-
-    registration: Sequence[_Row]
-    saga: Sequence[_Row]
-    others: Mapping[UUID, list[_Row]]
-
-
-class _Unreadable(Exception):
-    def __init__(self, row: _Row) -> None:
-        super().__init__(row.topic)
-        self.row = row
-
-
-def _unreadable(registration_id: UUID, row: _Row) -> Difference:
-    return Difference(
-        registration_id,
-        row.position,
-        row.topic,
-        "recorded",
-        "cannot be read by this release: the saga would park the registration",
-        f"on {row.topic}: then recorded, now unreadable",
-    )
+async def _reviewed(
+    under_way: deque[tuple[asyncio.Task[list[Difference]], int, Position]], since: Position, last: Position
+) -> Reviewed:
+    """What came of the oldest page, in the stretch that is asked about."""
+    found = await under_way[0][0]
+    _, registrations, upto = under_way.popleft()
+    return Reviewed([one for one in found if since < one.position <= last], registrations, upto)

@@ -18,6 +18,7 @@ from infrastructure.event_store.store import EventStore
 from infrastructure.followers.releases import note_release
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import ReconnectingConnection, connect
+from infrastructure.replay import what_if
 from tests.support.histories import History
 from tests.support.log import append, happened, query
 from tests.support.what_if import differences_at, differences_in, recorded_as
@@ -55,6 +56,17 @@ async def test_differences_are_those_of_the_same_events_in_memory(
     assert sorted(found, key=lambda one: one.position) == sorted(
         differences_in(recorded_as(history.events), OTP_TTL), key=lambda one: one.position
     )
+
+
+async def test_helpers_find_what_one_process_finds(
+    store: EventStore, dsn: str, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write(store, dsn, history)
+    alone = await differences_at(dsn, OTP_TTL)
+    monkeypatch.setattr(what_if, "MANY_EVENTS", 1)
+    monkeypatch.setattr(what_if, "REGISTRATIONS_EACH", 20)
+
+    assert await differences_at(dsn, OTP_TTL) == alone
 
 
 async def test_a_stretch_of_the_log_has_the_differences_that_lie_in_it(
