@@ -202,7 +202,8 @@ class DiscardStrayMessage(Command):
 
 
 class RecordRebuild(Command):
-    """Record what an operator has done to a read model; `position`, `differences` and `decision` as the event has them."""
+    """Record what an operator has done to a read model; `position`, `differences` and `decision` as the event has
+    them."""
 
     rebuild_id: UUID
     read_model: str
@@ -210,3 +211,11 @@ class RecordRebuild(Command):
     position: Position = 0
     differences: int = 0
     decision: str = ""
+
+
+class RetryParkedStream(Command):
+    """Have a follower try the events of a stream again that it has parked; the same `retry_id` again is a repeat."""
+
+    retry_id: UUID
+    follower: str
+    stream_id: UUID

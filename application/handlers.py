@@ -30,6 +30,7 @@ from application.commands import (
     ReplaceStaleCode,
     RequestNewCode,
     RetryMail,
+    RetryParkedStream,
     RevokeOtp,
     VerifyEmail,
     WithholdEmail,
@@ -50,6 +51,7 @@ from application.ports import (
 from application.retrying import decided_again
 from domain.email_claim import EmailClaim
 from domain.errors import NotPending, Refused
+from domain.parked_retry import ParkedRetry
 from domain.policy import Policy
 from domain.rebuild import Rebuild
 from domain.recorded import Position
@@ -113,6 +115,7 @@ class Handlers:
             KeepStrayMessage: self._keep_stray_message,
             DiscardStrayMessage: self._discard_stray_message,
             RecordRebuild: self._record_rebuild,
+            RetryParkedStream: self._retry_parked_stream,
         }
 
     async def handle(self, command: Command, context: Context, *, read: Loaded | None = None) -> Answer:
@@ -378,6 +381,21 @@ class Handlers:
             return _answer(rebuild.id, None, saved, streams.position(rebuild.id))
 
         return await self._in_turn(command.rebuild_id, decide)
+
+    async def _retry_parked_stream(self, command: RetryParkedStream, context: Context) -> Answer:
+        async def decide() -> Answer:
+            streams, saved = await self._log.load(command.retry_id), None
+            if streams.get(ParkedRetry, command.retry_id) is None:
+                retry = ParkedRetry.ask(
+                    retry_id=command.retry_id,
+                    follower=command.follower,
+                    parked_stream=command.stream_id,
+                    now=self._clock(),
+                )
+                saved = await self._save(retry, context=context)
+            return _answer(command.retry_id, None, saved, streams.position(command.retry_id))
+
+        return await self._in_turn(command.retry_id, decide)
 
     # --- The three moves ----------------------------------------------------------------------
 

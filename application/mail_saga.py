@@ -42,6 +42,26 @@ JITTER = 0.2
 """A retry comes earlier or later by up to this fraction, so that an outage's backlog does not return as one wave."""
 
 
+SOURCES = tuple(
+    event.TOPIC
+    for event in (
+        Registration.UserRegistered,
+        Registration.OtpIssued,
+        Registration.EmailDispatched,
+        Registration.EmailWithheld,
+        Registration.EmailDispatchFailed,
+        Registration.EmailRetryRequested,
+        Registration.EmailDiscarded,
+        Registration.CodeLocked,
+        Registration.EmailVerified,
+        Registration.AccountActivated,
+        Registration.RegistrationCancelled,
+        Registration.RegistrationReopened,
+    )
+)
+"""The topics that the saga reacts to."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeadlineReached:
     """The saga's `look_again_at` has passed."""

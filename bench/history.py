@@ -20,6 +20,7 @@ from domain.email_claim import ClaimId, EmailClaim
 from domain.mail_outcome import HandOver, MailKind
 from domain.mail_saga import MailSaga
 from domain.policy import Policy
+from domain.recorded import Actor, Position
 from domain.registration import Registration
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
@@ -31,7 +32,7 @@ EVENTS_EACH = 10
 _BATCH = 100
 """Registrations in one transaction."""
 
-_CONTEXT = Context("client", UUID("c0000000-0000-4000-8000-000000000001"))
+_CORRELATION = UUID("c0000000-0000-4000-8000-000000000001")
 _ID = UUID("019cab10-0000-7000-8000-000000000001")
 _CLAIM = ClaimId(UUID("c1a10000-0000-8000-8000-000000000001"))
 _BEGUN = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -134,6 +135,19 @@ def _story() -> list[_Line]:
 
 _STORY = _story()
 
+_WHO_AND_WHY: list[tuple[Actor, int | None]] = [
+    *[(Actor.CLIENT, None)] * 3,
+    *[(Actor.MAIL_SAGA, 1), (Actor.MAIL_SAGA, 2)],
+    *[(Actor.MAIL_WORKER, 5), (Actor.MAIL_SAGA, 6)],
+    *[(Actor.CLIENT, None), (Actor.MAIL_SAGA, 8), (Actor.MAIL_SAGA, 9)],
+]
+"""Of each line of the story: who recorded it, and the number of the line that led to it."""
+
+
+def _contexts(before: Position) -> list[Context]:
+    """Of a registration whose events come after this position."""
+    return [Context(actor, _CORRELATION, None if cause is None else before + cause) for actor, cause in _WHO_AND_WHY]
+
 
 def numbered(begin: int, end: int) -> Iterator[list[StoredEvent]]:
     """Events of registrations `begin` to `end` in the portions that are recorded at once."""
@@ -146,9 +160,12 @@ async def write(dsn: str, events: int) -> None:
     store = EventStore(dsn, codec=EventCodec(), clock=DatabaseClock(), statement_timeout=timedelta(minutes=1))
     await store.open()
     under_way: asyncio.Task[int] | None = None
+    recorded = 0
     for portion in numbered(0, events // EVENTS_EACH):
         # The next portion is made while this one is recorded.
-        task = asyncio.create_task(store.append_stored([(event, _CONTEXT) for event in portion]))
+        contexts = [one for begun in range(0, len(portion), EVENTS_EACH) for one in _contexts(recorded + begun)]
+        task = asyncio.create_task(store.append_stored(list(zip(portion, contexts, strict=True))))
+        recorded += len(portion)
         await asyncio.sleep(0)
         if under_way is not None:
             await under_way

@@ -17,7 +17,7 @@ def _of(owner: str, *paths: str) -> tuple[Script, ...]:
 
 SCRIPTS = (
     *_of("keys", "crypto/keys.sql"),
-    *_of("followers", "followers/followers.sql"),
+    *_of("followers", "followers/followers.sql", "followers/followers_2.sql"),
     *_of("log", "event_store/log.sql"),
     *_of("guard", "event_store/guard.sql"),
     *_of("archive", "archive/archive.sql"),

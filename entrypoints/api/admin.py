@@ -26,7 +26,7 @@ from domain.mail_outcome import CancelReason, MailFailure
 from domain.mail_state import STRAY, ListedAs
 from domain.recorded import Actor
 from domain.registration import Status
-from entrypoints import dead_letters
+from entrypoints import dead_letters, parked_streams
 from entrypoints.api.guard import body_of, context_of
 from entrypoints.api.openapi import BODY_PROBLEMS, body_described, problems
 from entrypoints.api.problems import HttpProblem
@@ -39,6 +39,9 @@ from entrypoints.api.responses import (
     FunnelBuckets,
     Mails,
     MailsRetried,
+    ParkedEvents,
+    ParkedRetried,
+    ParkedStreams,
     Registrations,
     StatusName,
     StrayMessages,
@@ -49,6 +52,7 @@ from entrypoints.api.responses import (
     registrations_page,
 )
 from entrypoints.queries.mails import MailQueries
+from entrypoints.queries.parked import ParkedQueries
 from entrypoints.queries.queries import Queries
 from projections.paging import before
 
@@ -132,6 +136,10 @@ class RetryByCause(_Page):
     failure: Annotated[MailFailure, Field(examples=["expired"], description="`failure` of the mails to retry")]
 
 
+class ParkedQuery(_Query):
+    follower: Annotated[str | None, Field(max_length=100, description="only what this follower has parked")] = None
+
+
 class FunnelQuery(_Query):
     since: Annotated[AwareDatetime | None, Field(description="by default a day ago, or 30 days for `day`")] = None
     bucket: Literal["hour", "day"] = "hour"
@@ -163,6 +171,7 @@ def add_admin_routes(app: FastAPI, handlers: Handlers, queries: Queries, *, toke
     _add_questions_about_the_service(add, queries)
     _add_acts_on_registrations(add, handlers)
     _add_acts_on_mails(add, handlers, queries.mails)
+    _add_acts_on_followers(add, handlers, queries.parked)
 
 
 _UNKNOWN: Final = "unknown-registration"
@@ -218,6 +227,16 @@ def _add_questions_about_the_service(add: Callable[..., None], queries: Queries)
         """Position, lag and parked streams of every follower of the log."""
         return answer(followers(await queries.followers.progress()))
 
+    async def parked(query: Annotated[ParkedQuery, Query()]) -> Response:
+        """The streams that followers have put aside, with the error of each; at most 1,000."""
+        return answer(ParkedStreams(await queries.parked.streams(follower=query.follower)))
+
+    async def parked_stream(stream_id: UUID) -> Response:
+        """Every parked event of a stream: the error, the event, and the place in the code that refused it."""
+        return answer(ParkedEvents(await queries.parked.stream(stream_id)))
+
+    add("GET", "/projections/parked", parked, "Parked streams", ParkedStreams)
+    add("GET", "/projections/parked/{stream_id}", parked_stream, "A parked stream", ParkedEvents, _UNKNOWN)
     add("GET", "/mail", mails, "The mail desk", Mails | StrayMessages)
     add("GET", "/funnel", funnel, "The funnel", FunnelBuckets)
     add("GET", "/projections", projections, "Followers and read models", Followers)
@@ -278,3 +297,13 @@ def _add_acts_on_mails(add: Callable[..., None], handlers: Handlers, mails: Mail
         openapi_extra=body_described(RetryByCause, {"failure": "expired"}),
     )
     add("POST", "/mail/{registration_id}/discard", discard, "Discard a mail", Done, *_REFUSALS)
+
+
+def _add_acts_on_followers(add: Callable[..., None], handlers: Handlers, parked: ParkedQueries) -> None:
+    async def retry(stream_id: UUID, request: Request) -> Response:
+        """Have every follower that has parked this stream try it again now; the others go on meanwhile."""
+        followers = await parked.followers_of(stream_id)
+        done = await parked_streams.retry(handlers, stream_id, followers, context_of(request, Actor.OPERATOR))
+        return answer(ParkedRetried(stream_id, followers), headers={"Registrar-Position": str(done[-1].position)})
+
+    add("POST", "/projections/parked/{stream_id}/retry", retry, "Retry a parked stream", ParkedRetried, _UNKNOWN)

@@ -16,7 +16,9 @@ from starlette.responses import Response
 from application.addresses import masked_address
 from domain.languages import Language
 from domain.recorded import Position
+from entrypoints.queries.parked import RefusedEvent
 from entrypoints.queries.registrations import OpenedRegistration, Story
+from infrastructure.followers.parked_listing import ParkedStream
 from infrastructure.followers.progress import AllProgress
 from projections.audit import Entry
 from projections.funnel import Bucket, Flow
@@ -200,6 +202,32 @@ class Followers:
 
     head: LogPosition
     items: list[FollowerState]
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedStreams:
+    """What followers have put aside, the stream that waits longest first."""
+
+    items: Sequence[ParkedStream]
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedEvents:
+    """The parked events of a stream, each with what refused it; sealed fields stay sealed."""
+
+    items: Sequence[RefusedEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedRetried:
+    """An operator's act on a parked stream.
+
+    Attributes:
+        followers: those that try it again now, within a second or two.
+    """
+
+    stream_id: Id
+    followers: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)

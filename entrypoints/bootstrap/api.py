@@ -13,6 +13,7 @@ from entrypoints.queries.followers import FollowerQueries, followers_with
 from entrypoints.queries.funnel import FunnelQueries
 from entrypoints.queries.health import HealthChecks
 from entrypoints.queries.mails import MailQueries
+from entrypoints.queries.parked import ParkedQueries
 from entrypoints.queries.queries import Queries
 from entrypoints.queries.registrations import RegistrationQueries
 from infrastructure.mail.mailbox import Mailbox
@@ -42,6 +43,7 @@ def queries_of(core: Core, settings: Settings, stack: AsyncExitStack) -> Queries
         AuditQueries(core.pool, core.keyring),
         FunnelQueries(core.pool, core.clock),
         FollowerQueries(core.pool, core.clock, followers_with(settings)),
+        ParkedQueries(core.pool),
     )
 
 

@@ -14,9 +14,12 @@ from entrypoints.bootstrap.database import check_schema, dsn_to_read, keyring_of
 from entrypoints.queries.events import EventQueries
 from entrypoints.queries.followers import FollowerQueries, followers_with
 from entrypoints.queries.mails import MailQueries
+from entrypoints.queries.parked import ParkedQueries
 from infrastructure.archive.exporting import exported
 from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.postgres.pool import QueryPool
+from infrastructure.replay.what_if import WhatIf
 from infrastructure.settings.settings import Settings
 
 
@@ -32,6 +35,8 @@ class Reader:
     mails: MailQueries
     followers: FollowerQueries
     export: Callable[..., AsyncGenerator[bytes, None]]
+    what_if: WhatIf
+    parked: ParkedQueries
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class Desk:
 
     handlers: Handlers
     mails: MailQueries
+    parked: ParkedQueries
 
 
 @asynccontextmanager
@@ -57,7 +63,9 @@ async def reader(settings: Settings) -> AsyncIterator[Reader]:
         stack.push_async_callback(pool.close)
         followers = FollowerQueries(pool, DatabaseClock(), followers_with(settings))
         export = partial(exported, pool, release=version("registrar"))
-        yield Reader(EventQueries(pool), MailQueries(pool), followers, export)
+        line = ReconnectingConnection(dsn, name="what-if", statement_timeout=settings.statement_timeout, read_only=True)
+        stack.push_async_callback(line.close)
+        yield Reader(EventQueries(pool), MailQueries(pool), followers, export, WhatIf(line), ParkedQueries(pool))
 
 
 @asynccontextmanager
@@ -71,4 +79,4 @@ async def desk(settings: Settings) -> AsyncIterator[Desk]:
         database = await open_database(settings, stack)
         keyring = await keyring_of(database)
         core = await core_on(database, keyring, settings, stack, Timing())
-        yield Desk(core.handlers, MailQueries(core.pool))
+        yield Desk(core.handlers, MailQueries(core.pool), ParkedQueries(core.pool))

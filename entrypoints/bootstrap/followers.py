@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from importlib.metadata import version
 
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.delivery import Delivery, finish_within
@@ -54,6 +55,7 @@ def followers(core: Core, settings: Settings, relay: Relay, publisher: Publishes
             clock=core.clock,
             policy=core.policy,
             due=Deadlines().due,
+            release=version("registrar"),
         )
     )
     leading.append(relay)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -14,16 +14,13 @@ import click
 
 from domain.errors import UnknownRegistration
 from domain.recorded import Position
-from domain.registration import PERSONAL_FIELDS, Registration
+from domain.registration import Registration
 from entrypoints.cli.output import note, print_json, print_table, show, terminal_width
 from entrypoints.cli.streams import is_read
 from entrypoints.queries.events import EventQueries
 from infrastructure.event_store.codec import event_classes
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.notifications import LOOK_ANYWAY
-
-_NOT_DATA = frozenset({"originator_id", "originator_version", "originator_topic", "timestamp"})
-"""In columns of their own."""
 
 _BATCH = 1000
 
@@ -156,30 +153,7 @@ def _state(registration: Registration, rows: Sequence[RecordedRow]) -> dict[str,
 
 
 def _entry(events: EventQueries, row: RecordedRow) -> dict[str, Any]:
-    return {
-        "position": row.position,
-        "recorded_at": row.recorded_at,
-        "type": row.topic,
-        "stream_id": row.stream_id,
-        "version": row.version,
-        "actor": row.actor,
-        "correlation_id": row.correlation_id,
-        "causation_position": row.causation_position,
-        "trace": row.trace,
-        "data": _data(events, row),
-    }
-
-
-def _data(events: EventQueries, row: RecordedRow) -> dict[str, Any] | None:
-    """The event's own fields, without what is or stands for personal data; None if this version cannot read it."""
-    event = events.decode(row)
-    if event is None:
-        return None
-    return {
-        name: "hidden" if name in PERSONAL_FIELDS else value
-        for name, value in vars(event).items()
-        if name not in _NOT_DATA
-    }
+    return asdict(events.entry(row))
 
 
 def _print_entries(entries: Sequence[dict[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from uuid import UUID
 import click
 
 from domain.mail_state import STATES, STRAY, WAITING
-from entrypoints.cli import options, transfer
+from entrypoints.cli import options, replaying, transfer
 from entrypoints.cli.read_models import projections
 
 
@@ -246,6 +246,10 @@ def events_show(
 events.add_command(transfer.export_log)
 events.add_command(transfer.import_log)
 registrar.add_command(projections)
+events.add_command(replaying.replay)
+
+
+projections.add_command(replaying.parked)
 
 
 # --- Dead letters -----------------------------------------------------------------------------

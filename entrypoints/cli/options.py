@@ -67,3 +67,10 @@ def moment(ctx: click.Context, param: click.Parameter, value: str) -> int | date
         ) from None
     assert time is not None  # noqa: S101 - the value is not
     return time
+
+
+def parse_moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | int | None:
+    """A position of the log, or a time."""
+    if value is None or not value.isdecimal() or not value.isascii():
+        return parse_time(ctx, param, value)
+    return int(value)

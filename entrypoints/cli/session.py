@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,13 +42,18 @@ HARMLESS = (BadSettings, BadDataDirectory, DatabaseDidNotStart, CannotStart, Una
 _OURS = ("application", "domain", "entrypoints", "infrastructure", "projections")
 
 
-def read_settings(*, with_secrets: bool = True, **options: object) -> Settings:
+def read_settings(
+    *, with_secrets: bool = True, instead: Mapping[str, str] | None = None, **options: object
+) -> Settings:
     """The settings of this process, with the options of the command line on top; see `Settings.from_environment`.
+
+    Args:
+        instead: variables that count in place of those of the environment.
 
     Raises:
         BadSettings: see there.
     """
-    return Settings.from_environment(os.environ, with_secrets=with_secrets, **options)
+    return Settings.from_environment({**os.environ, **(instead or {})}, with_secrets=with_secrets, **options)
 
 
 def log_everything(settings: Settings | None = None) -> None:

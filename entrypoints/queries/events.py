@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from eventsourcing.persistence import MapperDeserialisationError
@@ -10,12 +13,35 @@ from eventsourcing.utils import TopicError
 
 from domain.errors import UnknownRegistration
 from domain.recorded import AnyEvent, Position
-from domain.registration import Registration
+from domain.registration import PERSONAL_FIELDS, Registration
 from infrastructure.event_store.codec import EventCodec
-from infrastructure.event_store.listing import About, events_in_order, events_of_stream
+from infrastructure.event_store.listing import About, events_at, events_in_order, events_of_stream
 from infrastructure.event_store.loader import LoadedStreams
 from infrastructure.event_store.reader import RecordedRow, head_of
 from infrastructure.postgres.pool import QueryPool
+
+_NOT_DATA = frozenset({"originator_id", "originator_version", "originator_topic", "timestamp"})
+"""In columns of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventEntry:
+    """An event as people are shown it.
+
+    Attributes:
+        data: its own fields, without what is or stands for personal data; None if this version cannot read it.
+    """
+
+    position: Position
+    recorded_at: datetime
+    type: str
+    stream_id: UUID
+    version: int
+    actor: str
+    correlation_id: UUID
+    causation_position: Position | None
+    trace: str | None
+    data: dict[str, Any] | None
 
 
 class EventQueries:
@@ -78,6 +104,34 @@ class EventQueries:
             return self._codec.decode(row.stream_id, row.version, row.topic, row.state)
         except (TopicError, MapperDeserialisationError):
             return None
+
+    async def at(self, positions: Iterable[Position]) -> dict[Position, EventEntry]:
+        """The events at these positions, as people are shown them."""
+        rows = await self._pool.ask(lambda connection: events_at(connection, list(positions)))
+        return {row.position: self.entry(row) for row in rows}
+
+    def entry(self, row: RecordedRow) -> EventEntry:
+        """The event as people are shown it."""
+        event = self.decode(row)
+        data = None
+        if event is not None:
+            data = {
+                name: "hidden" if name in PERSONAL_FIELDS else value
+                for name, value in vars(event).items()
+                if name not in _NOT_DATA
+            }
+        return EventEntry(
+            row.position,
+            row.recorded_at,
+            row.topic,
+            row.stream_id,
+            row.version,
+            row.actor,
+            row.correlation_id,
+            row.causation_position,
+            row.trace,
+            data,
+        )
 
     def fold(self, rows: Sequence[RecordedRow]) -> Registration:
         """A registration as its first events made it. There must be one, and this version must be able to read them."""

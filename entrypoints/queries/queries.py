@@ -8,6 +8,7 @@ from entrypoints.queries.audit import AuditQueries
 from entrypoints.queries.followers import FollowerQueries
 from entrypoints.queries.funnel import FunnelQueries
 from entrypoints.queries.mails import MailQueries
+from entrypoints.queries.parked import ParkedQueries
 from entrypoints.queries.registrations import RegistrationQueries
 
 
@@ -20,3 +21,4 @@ class Queries:
     audit: AuditQueries
     funnel: FunnelQueries
     followers: FollowerQueries
+    parked: ParkedQueries

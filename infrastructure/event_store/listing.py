@@ -50,6 +50,12 @@ async def events_of_stream(connection: Connection, stream_id: UUID, *, limit: in
     return await _rows(connection, _OF_STREAM, {"stream": stream_id, "limit": limit})
 
 
+async def events_at(connection: Connection, positions: Sequence[Position]) -> list[RecordedRow]:
+    """The events at these positions, in order."""
+    query = _SELECT + " WHERE notification_id = ANY (%(positions)s) ORDER BY notification_id"
+    return await _rows(connection, query, {"positions": list(positions)})
+
+
 async def events_in_order(
     connection: Connection,
     *,

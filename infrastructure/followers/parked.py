@@ -1,13 +1,25 @@
-"""Parked streams: what cannot be applied is put aside with its stream, never skipped, while the others go on."""
+"""Parked streams: what cannot be applied is put aside with its stream, never skipped, while the others go on.
+
+They are tried again when a leadership starts, every minute, and when an operator asks for it: one stream at a time, so
+that the others are not held up. The operator's act is an event, which the leader finds in the log.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
+from traceback import extract_tb
+from typing import NamedTuple
 from uuid import UUID
 
+import psycopg
 import structlog
 
+from domain.parked_retry import ParkedRetry
 from domain.recorded import Position
+from infrastructure.event_store.reader import ReadsLog
 from infrastructure.postgres.connection import Connection
 
 log = structlog.get_logger(__name__)
@@ -15,16 +27,52 @@ log = structlog.get_logger(__name__)
 PARKED_RETRY_INTERVAL = timedelta(minutes=1)
 """How often parked streams are tried again, apart from at the start of every leadership."""
 
+RETRY_LOOK = timedelta(seconds=1)
+"""How often a leader with parked streams looks whether an operator asks for a retry."""
+
 ATTEMPTS_BEFORE_PARKING = 3
 """Attempts at an event before its stream is parked."""
 
+BEHIND = "stream is parked"
+"""The error of events that wait because an earlier one of their stream cannot be applied."""
+
+_ROOT = Path(__file__).parents[2]
+_OURS = frozenset({"application", "domain", "infrastructure", "projections"})
+_ASKS = (ParkedRetry.ParkedRetryAsked.TOPIC,)
+_ASKS_EACH = 1000
+
+
+class Parked(NamedTuple):
+    """A parked stream, and the positions of its events, in order."""
+
+    stream_id: UUID
+    positions: Sequence[Position]
+
+
+def place_of(error: BaseException) -> str | None:
+    """The place in our code that refused, as "file:line in function", and what the database calls the reason; never a
+    value. None: it is not known."""
+    place = None
+    for frame in extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if path.is_relative_to(_ROOT) and path.relative_to(_ROOT).parts[0] in _OURS:
+            place = f"{path.relative_to(_ROOT)}:{frame.lineno} in {frame.name}"
+    if isinstance(error, psycopg.Error) and error.sqlstate is not None:
+        names = [error.sqlstate, error.diag.table_name, error.diag.column_name, error.diag.constraint_name]
+        place = f"{place or 'the database'} ({', '.join(name for name in names if name)})"
+    return place
+
 
 class ParkedStreams:
-    """The streams that a follower has put aside, with all their later events, in order."""
+    """The streams that a follower has put aside, with all their later events, in order, and when to try them again."""
 
-    def __init__(self, follower: str) -> None:
+    def __init__(self, follower: str, log: ReadsLog) -> None:
         self._follower = follower
+        self._log = log
         self._streams: set[UUID] = set()
+        self._asked_after: Position | None = None  # the operators' acts up to here are known
+        self._to_try: dict[UUID, None] = {}  # in order
+        self._all_due = 0.0
 
     def __contains__(self, stream_id: UUID) -> bool:
         return stream_id in self._streams
@@ -32,21 +80,106 @@ class ParkedStreams:
     def __len__(self) -> int:
         return len(self._streams)
 
-    async def load(self, connection: Connection) -> None:
+    async def load(self, connection: Connection, position: Position) -> None:
+        """Begin a leadership at this position of the log: all streams are to be tried again."""
+        await self._read(connection)
+        self._asked_after = position
+        self._to_try.clear()
+        self._all_due = 0.0
+
+    async def _read(self, connection: Connection) -> None:
         cursor = await connection.execute(
             "SELECT DISTINCT stream_id FROM parked_events WHERE follower = %s", (self._follower,)
         )
         self._streams = {row[0] for row in await cursor.fetchall()}
 
-    async def waiting(self, connection: Connection) -> dict[UUID, list[Position]]:
-        """The positions of the parked events, in order, by stream."""
-        cursor = await connection.execute(
-            "SELECT stream_id, position FROM parked_events WHERE follower = %s ORDER BY position", (self._follower,)
+    # --- Parking ------------------------------------------------------------------------------
+
+    async def add(
+        self, connection: Connection, stream_id: UUID, position: Position, error: str, code: str | None = None
+    ) -> None:
+        """Park an event.
+
+        Args:
+            error: which kind of error it was; it never quotes a value.
+            code: see `place_of`.
+        """
+        if not self._streams:
+            self._asked_after, self._all_due = position, _now() + PARKED_RETRY_INTERVAL.total_seconds()
+        self._streams.add(stream_id)
+        await connection.execute(
+            "INSERT INTO parked_events (follower, stream_id, position, error, code) VALUES (%s, %s, %s, %s, %s)"
+            " ON CONFLICT DO NOTHING",
+            (self._follower, stream_id, position, error, code),
         )
-        waiting: dict[UUID, list[Position]] = {}
-        for stream_id, position in await cursor.fetchall():
-            waiting.setdefault(stream_id, []).append(position)
-        return waiting
+
+    # --- Trying again -------------------------------------------------------------------------
+
+    @property
+    def look_in(self) -> timedelta | None:
+        """When to look for the next one to try; None: after the next events (also an operator's act is one)."""
+        return RETRY_LOOK if self._streams else None
+
+    async def next_to_try(self, connection: Connection, *, may_be_others: bool = False) -> Parked | None:
+        """The stream to try again now, if there is one.
+
+        Args:
+            may_be_others: other streams may be parked than before, as where a read model was replaced by a copy.
+        """
+        if may_be_others and _now() >= self._all_due:
+            await self._read(connection)
+        if not self._streams:
+            return None
+        if _now() >= self._all_due:
+            self._to_try |= dict.fromkeys(self._streams)
+            self._all_due = _now() + PARKED_RETRY_INTERVAL.total_seconds()
+        asked = await self._asked()
+        self._to_try = dict.fromkeys(asked) | self._to_try
+        while self._to_try:
+            stream_id = next(iter(self._to_try))
+            del self._to_try[stream_id]
+            if stream_id in self._streams and (positions := await self._positions(connection, stream_id)):
+                return Parked(stream_id, positions)
+        return None
+
+    async def _asked(self) -> list[UUID]:
+        """The streams for which operators have asked since the last look."""
+        asked = []
+        while True:
+            before = self._asked_after or 0
+            rows, self._asked_after = await self._log.read(before, _ASKS_EACH, _ASKS)
+            for row in rows:
+                event = self._log.decode(row).event
+                if isinstance(event, ParkedRetry.ParkedRetryAsked) and event.follower == self._follower:
+                    asked.append(UUID(event.parked_stream))
+            if self._asked_after == before:
+                return asked
+
+    async def _positions(self, connection: Connection, stream_id: UUID) -> list[Position]:
+        cursor = await connection.execute(
+            "SELECT position FROM parked_events WHERE follower = %s AND stream_id = %s ORDER BY position",
+            (self._follower, stream_id),
+        )
+        return [row[0] for row in await cursor.fetchall()]
+
+    async def failed(self, connection: Connection, stream_id: UUID, position: Position, error: BaseException) -> None:
+        """The stream stays parked: this event was refused again."""
+        log.warning(
+            "follower.still_parked", follower=self._follower, stream_id=str(stream_id), error=type(error).__name__
+        )
+        await connection.execute(
+            "UPDATE parked_events SET tried_at = clock_timestamp(),"
+            " error = CASE WHEN position = %(at)s THEN %(error)s ELSE error END,"
+            " code = CASE WHEN position = %(at)s THEN %(code)s ELSE code END"
+            " WHERE follower = %(follower)s AND stream_id = %(stream)s",
+            {
+                "at": position,
+                "error": type(error).__name__,
+                "code": place_of(error),
+                "follower": self._follower,
+                "stream": stream_id,
+            },
+        )
 
     async def remove(self, connection: Connection, stream_id: UUID) -> None:
         """The stream's events have been applied after all; `forget` it once that is committed."""
@@ -59,11 +192,6 @@ class ParkedStreams:
         """From now on the stream's events are applied as they come."""
         self._streams.discard(stream_id)
 
-    async def add(self, connection: Connection, stream_id: UUID, position: Position, error: str) -> None:
-        """Park an event; `error` says which kind of error it was, and never quotes a value."""
-        self._streams.add(stream_id)
-        await connection.execute(
-            "INSERT INTO parked_events (follower, stream_id, position, error) VALUES (%s, %s, %s, %s)"
-            " ON CONFLICT DO NOTHING",
-            (self._follower, stream_id, position, error),
-        )
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

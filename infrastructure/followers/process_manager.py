@@ -17,7 +17,7 @@ from eventsourcing.utils import TopicError
 from application.commands import Command
 from application.crash_points import crash_point
 from application.handlers import Handlers
-from application.mail_saga import DeadlineReached, react
+from application.mail_saga import SOURCES, DeadlineReached, react
 from application.ports import Checkpoint, Clock, Conflict, Context, Unavailable
 from domain.errors import Refused
 from domain.mail_saga import MailSaga
@@ -28,8 +28,9 @@ from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.follow import Chore, follow
 from infrastructure.followers.leadership import NotLeader, while_touching
-from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, PARKED_RETRY_INTERVAL, ParkedStreams
+from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, BEHIND, ParkedStreams, place_of
 from infrastructure.followers.positions import position_of, save_position
+from infrastructure.followers.releases import note_release
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 
@@ -49,25 +50,6 @@ MAX_CACHED_SAGAS = 2000
 
 CONCURRENT_REGISTRATIONS = 32
 """Registrations whose commands run at the same time; the commands of one registration keep their order."""
-
-SOURCES = tuple(
-    event.TOPIC
-    for event in (
-        Registration.UserRegistered,
-        Registration.OtpIssued,
-        Registration.EmailDispatched,
-        Registration.EmailWithheld,
-        Registration.EmailDispatchFailed,
-        Registration.EmailRetryRequested,
-        Registration.EmailDiscarded,
-        Registration.CodeLocked,
-        Registration.EmailVerified,
-        Registration.AccountActivated,
-        Registration.RegistrationCancelled,
-        Registration.RegistrationReopened,
-    )
-)
-"""The topics that the saga reacts to."""
 
 
 class Look(Protocol):
@@ -130,7 +112,12 @@ class ProcessManager:
         clock: Clock,
         policy: Policy,
         due: Due,
+        release: str | None = None,
     ) -> None:
+        """
+        Args:
+            release: which release of the service this is, to be noted where it begins to decide.
+        """
         self._store = store
         self._tail = tail
         self._handlers = handlers
@@ -138,7 +125,8 @@ class ProcessManager:
         self._clock = clock
         self._policy = policy
         self._due = due
-        self._parked = ParkedStreams(self.name)
+        self._release = release
+        self._parked = ParkedStreams(self.name, tail)
         self._cached_sagas: dict[int, MailSaga] = {}  # by the registration id's number, the latest last
         self._in_step = False
 
@@ -146,16 +134,17 @@ class ProcessManager:
         """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
         self._cached_sagas.clear()
         self._in_step = False
-        await self._parked.load(connection)
         position = await position_of(connection, self.name)
-        await self._retry_parked(connection)
+        if self._release is not None:
+            await note_release(connection, self._release, position)
+        await self._parked.load(connection, position)
         await follow(
             position,
             read=self._read,
             act=partial(self._follow, connection),
             wake=self._notifications,
             chores=[
-                Chore(partial(self._retry_parked, connection), first=PARKED_RETRY_INTERVAL),
+                Chore(partial(self._retry_parked, connection)),
                 # This one uses the session every second, so it keeps the leadership.
                 Chore(partial(self._look_again, connection)),
             ],
@@ -170,7 +159,7 @@ class ProcessManager:
         inboxes: dict[UUID, _Inbox] = {}
         for row in rows:
             if row.stream_id in self._parked:
-                await self._parked.add(connection, row.stream_id, row.position, "stream is parked")
+                await self._parked.add(connection, row.stream_id, row.position, BEHIND)
                 continue
             try:
                 recorded = self._tail.decode(row)
@@ -277,28 +266,29 @@ class ProcessManager:
         while len(self._cached_sagas) > MAX_CACHED_SAGAS:
             del self._cached_sagas[next(iter(self._cached_sagas))]
 
-    async def _retry_parked(self, connection: Connection) -> timedelta:
-        """Process the parked events, one registration at a time and in order; what still fails stays parked."""
-        if not len(self._parked):
-            return PARKED_RETRY_INTERVAL
-        for registration_id, positions in (await self._parked.waiting(connection)).items():
-            inbox = _Inbox(registration_id)
-            try:
-                for position in positions:
-                    rows, _ = await self._tail.read(position - 1, 1) if position else ([], 0)
-                    for row in rows:
-                        inbox.add(row, self._tail.decode(row))
-                failed = await self._try(connection, [inbox], again=True)
-            except (TopicError, MapperDeserialisationError) as error:
-                failed = {registration_id: error}
-            if failed:
-                log.warning("follower.still_parked", follower=self.name, stream_id=str(registration_id))
-                continue
-            if inbox.notes:
-                await self._store.append(inbox.notes)
-            await self._parked.remove(connection, registration_id)
-            self._parked.forget(registration_id)
-        return PARKED_RETRY_INTERVAL
+    async def _retry_parked(self, connection: Connection) -> timedelta | None:
+        """Process the events of a parked registration, in order; the next one follows after the next batch."""
+        parked = await self._parked.next_to_try(connection)
+        if parked is None:
+            return self._parked.look_in
+        registration_id, position = parked.stream_id, parked.positions[0]
+        inbox = _Inbox(registration_id)
+        try:
+            for position in parked.positions:
+                rows, _ = await self._tail.read(position - 1, 1) if position else ([], 0)
+                for row in rows:
+                    inbox.add(row, self._tail.decode(row))
+            failed = await self._try(connection, [inbox], again=True)
+        except (TopicError, MapperDeserialisationError) as error:
+            failed = {registration_id: error}
+        if failed:
+            await self._parked.failed(connection, registration_id, position, failed[registration_id])
+            return timedelta(0)
+        if inbox.notes:
+            await self._store.append(inbox.notes)
+        await self._parked.remove(connection, registration_id)
+        self._parked.forget(registration_id)
+        return timedelta(0)
 
     def _decide(self, inbox: _Inbox) -> list[tuple[list[Command], Context]]:
         """Let the saga react to all that happened; returns the commands of each event."""
@@ -338,4 +328,4 @@ class ProcessManager:
         )
         # A deadline has no event: it is kept under position 0.
         for position in [row.position for row in rows] or [0]:
-            await self._parked.add(connection, stream_id, position, type(error).__name__)
+            await self._parked.add(connection, stream_id, position, type(error).__name__, place_of(error))

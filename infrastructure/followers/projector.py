@@ -16,7 +16,7 @@ from domain.recorded import Position, Recorded
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.followers.follow import Chore, follow, keep_leadership
 from infrastructure.followers.leadership import NotLeader
-from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, PARKED_RETRY_INTERVAL, ParkedStreams
+from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, BEHIND, ParkedStreams, place_of
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.connection import AWAY, Connection, pipeline
 from infrastructure.postgres.notifications import Notifications
@@ -85,7 +85,7 @@ class Projector:
         self._notifications = notifications
         self._pace = pace
         self._announced = announced
-        self._parked = ParkedStreams(projection.name)
+        self._parked = ParkedStreams(projection.name, store)
 
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `LeaderTask`."""
@@ -94,7 +94,7 @@ class Projector:
         # A read model can be rebuilt: losing its last moments in a crash of the server costs nothing.
         await connection.execute("SET synchronous_commit = off")
         position = await position_of(connection, self.name)
-        await self._retry_parked(connection)
+        await self._parked.load(connection, position)
         await follow(
             position,
             read=self._read,
@@ -103,7 +103,7 @@ class Projector:
             rest=partial(rest_after, pace=self._pace),
             read_ahead_of=BATCH_EVENTS,
             chores=[
-                Chore(partial(self._retry_parked, connection), first=PARKED_RETRY_INTERVAL),
+                Chore(partial(self._retry_parked, connection)),
                 keep_leadership(connection),
             ],
         )
@@ -155,7 +155,7 @@ class Projector:
         some_are_parked = len(self._parked) > 0
         for row, recorded in rows:
             if some_are_parked and row.stream_id in self._parked:
-                await self._parked.add(connection, row.stream_id, row.position, "stream is parked")
+                await self._parked.add(connection, row.stream_id, row.position, BEHIND)
             elif isinstance(recorded, Exception):
                 raise recorded
             else:
@@ -163,27 +163,25 @@ class Projector:
         if events:
             await self._projection.apply(connection, events)
 
-    async def _retry_parked(self, connection: Connection) -> timedelta:
-        """Apply the parked events, one stream at a time and in order; what still cannot be applied stays parked."""
-        await self._parked.load(connection)  # a read model that was rebuilt brings its own
-        if not len(self._parked):
-            return PARKED_RETRY_INTERVAL
-        for stream_id, positions in (await self._parked.waiting(connection)).items():
-            try:
-                async with connection.transaction():
-                    for position in positions:
-                        rows, _ = await self._store.read(position - 1, 1)
-                        await self._projection.apply(connection, [self._store.decode(row) for row in rows])
-                    await self._parked.remove(connection, stream_id)
-            except Exception as error:
-                if not is_event_error(error):
-                    raise
-                log.warning(
-                    "follower.still_parked", follower=self.name, stream_id=str(stream_id), error=type(error).__name__
-                )
-            else:
-                self._parked.forget(stream_id)
-        return PARKED_RETRY_INTERVAL
+    async def _retry_parked(self, connection: Connection) -> timedelta | None:
+        """Apply the events of a parked stream, all of them or none; the next stream follows after the next batch."""
+        parked = await self._parked.next_to_try(connection, may_be_others=True)
+        if parked is None:
+            return self._parked.look_in
+        position = parked.positions[0]
+        try:
+            async with connection.transaction():
+                for position in parked.positions:
+                    rows, _ = await self._store.read(position - 1, 1)
+                    await self._projection.apply(connection, [self._store.decode(row) for row in rows])
+                await self._parked.remove(connection, parked.stream_id)
+        except Exception as error:
+            if not is_event_error(error):
+                raise
+            await self._parked.failed(connection, parked.stream_id, position, error)
+        else:
+            self._parked.forget(parked.stream_id)
+        return timedelta(0)
 
     async def _advance_one_by_one(
         self, connection: Connection, rows: Sequence[_Entry], position: Position, seen: Position
@@ -238,4 +236,4 @@ async def _apply_or_park(
             error=type(error).__name__,
             hint="the stream waits in parked_events; the others go on",
         )
-        await parked.add(connection, row.stream_id, row.position, type(error).__name__)
+        await parked.add(connection, row.stream_id, row.position, type(error).__name__, place_of(error))

@@ -66,7 +66,6 @@ class Copy:
         self.name = f"{live.name}__{kind}"
         self.schema = f"{live.schema}__{kind}"
         self._projection = make(self.schema)
-        self._parked = ParkedStreams(self.name)
 
     # --- Its tables ---------------------------------------------------------------------------
 
@@ -134,8 +133,9 @@ class Copy:
         """
         into = sql.SQL("SET search_path = {}, public").format(sql.Identifier(self.schema))
         await connection.execute(into)
-        await self._parked.load(connection)
         since = await self.position(connection)
+        self._parked = ParkedStreams(self.name, log)
+        await self._parked.load(connection, since)
         topics = self._projection.topics
         async for batch in batches(log, since, upto, topics=topics, limit=limit, without=without):
             await self._advance(connection, batch)

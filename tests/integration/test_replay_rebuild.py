@@ -1,4 +1,5 @@
-"""Rebuilds of read models on real PostgreSQL: folded beside the live one, compared with it, swapped, taken up, undone."""
+"""Rebuilds of read models on real PostgreSQL: folded beside the live one, compared with it, swapped, taken up,
+undone."""
 
 from __future__ import annotations
 

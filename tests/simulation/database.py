@@ -417,7 +417,8 @@ class Session(DatabasePort):
                 to, name, since = parameters
                 return Cursor(rowcount=int(database.save_position(name, since, to)))
             case ["INSERT", "INTO", "parked_events"]:
-                database.parked.append(tuple(parameters))
+                follower, stream_id, position, error, _ = parameters
+                database.parked.append((follower, stream_id, position, error))
                 return Cursor()
         raise AssertionError(f"the simulation does not know this statement: {statement}")
 

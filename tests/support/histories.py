@@ -26,7 +26,7 @@ from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailFai
 from domain.mail_saga import MailSaga
 from domain.policy import Policy
 from domain.rebuild import Rebuild
-from domain.recorded import AnyEvent
+from domain.recorded import AnyEvent, Position
 from domain.registration import Registration
 from domain.sign_up import ClaimedAddress, sign_up
 from domain.stray_message import StrayMessage
@@ -64,6 +64,7 @@ class History:
         self._registrations: dict[UUID, Registration] = {}
         self._claims: dict[UUID, EmailClaim] = {}
         self._sagas: dict[UUID, MailSaga] = {}
+        self._latest: dict[UUID, Position] = {}
         self._strays: list[StrayMessage] = []
         self._undone: list[Registration] = []
         for number in range(registrations):
@@ -81,23 +82,27 @@ class History:
         with suppress(Refused):
             self._settle(self._record(Context(actor, self._any_id()), *act()))
 
-    def _settle(self, unseen: list[AnyEvent]) -> None:
+    def _settle(self, unseen: list[tuple[AnyEvent, Position]]) -> None:
         while unseen:
-            event = unseen.pop(0)
+            event, position = unseen.pop(0)
             saga, commands = react(self._sagas.get(event.originator_id), event, self._now, self._policy)
             if saga is not None:
                 self._sagas[event.originator_id] = saga
-                unseen += self._follow(saga, commands)
+                unseen += self._follow(saga, commands, because_of=position)
 
-    def _follow(self, saga: MailSaga, commands: Sequence[Command]) -> list[AnyEvent]:
-        context = Context("mail-saga", self._any_id(), causation_position=len(self.events), trace="00-trace-span-01")
+    def _follow(
+        self, saga: MailSaga, commands: Sequence[Command], *, because_of: Position
+    ) -> list[tuple[AnyEvent, Position]]:
+        context = Context("mail-saga", self._any_id(), causation_position=because_of, trace="00-trace-span-01")
         return self._record(context, *[self._run(command) for command in commands], saga)
 
-    def _record(self, context: Context, *aggregates: Aggregate) -> list[AnyEvent]:
-        """Answers what the saga has to see of it."""
+    def _record(self, context: Context, *aggregates: Aggregate) -> list[tuple[AnyEvent, Position]]:
+        """Answers what the saga has to see of it, with its positions."""
         events = [event for aggregate in aggregates for event in aggregate.collect_events()]
+        placed = list(enumerate(events, start=len(self.events) + 1))
         self.events += [(event, context) for event in events]
-        return [event for event in events if event.originator_id in self._registrations]
+        self._latest |= {event.originator_id: position for position, event in placed}
+        return [(event, position) for position, event in placed if event.originator_id in self._registrations]
 
     def _run(self, command: Command) -> Aggregate:
         if isinstance(command, ReleaseEmail):
@@ -265,7 +270,7 @@ class History:
         if at is not None:
             due = DeadlineReached(saga.registration_id)
             _, commands = react(saga, due, max(self._now, at), self._policy)
-            self._settle(self._follow(saga, commands))
+            self._settle(self._follow(saga, commands, because_of=self._latest[saga.id]))
 
     def _any_id(self) -> UUID:
         return UUID(int=self._random.getrandbits(128))

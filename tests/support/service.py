@@ -65,7 +65,7 @@ class Service:
 
     @property
     def desk(self) -> Desk:
-        return Desk(self.handlers, self.api.queries.mails)
+        return Desk(self.handlers, self.api.queries.mails, self.api.queries.parked)
 
     @property
     def broker(self) -> Broker | None:

@@ -45,6 +45,7 @@ def test_every_command_of_the_contract_is_there() -> None:
         "up|serve|process|work|doctor|events list|events show|events export|events import|projections list"
         "|projections rebuild|projections verify|projections as-of|projections diff|mail list|mail retry|mail discard"
     )
+    wanted += "|events replay|projections parked list|projections parked show|projections parked retry"
     ours = "broker declare"
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), ours}
 

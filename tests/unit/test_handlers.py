@@ -29,6 +29,7 @@ from application.commands import (
     ReplaceStaleCode,
     RequestNewCode,
     RetryMail,
+    RetryParkedStream,
     RevokeOtp,
     VerifyEmail,
     WithholdEmail,
@@ -480,6 +481,10 @@ async def _rebuild(house: InMemoryService) -> Command:
     return RecordRebuild(rebuild_id=REBUILD, read_model="mail", act="begun")
 
 
+async def _retry_parked(_: InMemoryService) -> Command:
+    return RetryParkedStream(retry_id=UUID(int=7), follower="accounts", stream_id=STRAY)
+
+
 EVERY = {
     RegisterUser: (_register, ["UserRegistered", "OtpIssued", "EmailClaimed"]),
     VerifyEmail: (_verify, ["EmailVerified"]),
@@ -498,6 +503,7 @@ EVERY = {
     KeepStrayMessage: (_keep_stray, ["StrayMessageKept"]),
     DiscardStrayMessage: (_discard_stray, ["StrayMessageDiscarded"]),
     RecordRebuild: (_rebuild, ["RebuildBegun"]),
+    RetryParkedStream: (_retry_parked, ["ParkedRetryAsked"]),
 }
 BY_NAME = [pytest.param(*row, id=command.__name__) for command, row in EVERY.items()]
 
@@ -643,6 +649,9 @@ async def test_a_fact_that_conflicts_for_ever_leaves_the_processor_to_others(com
 
 
 BEGINS = {RegisterUser, ReleaseEmail, KeepStrayMessage, RecordRebuild}
+
+
+BEGINS = {RegisterUser, ReleaseEmail, KeepStrayMessage, RetryParkedStream}
 """These need nothing that is there already."""
 
 

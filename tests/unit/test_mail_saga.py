@@ -27,13 +27,12 @@ from application.commands import (
     RetryMail,
     RevokeOtp,
 )
-from application.mail_saga import JITTER, RETRY_DELAYS, SECOND_LOOK, UNTRIED, DeadlineReached, react
+from application.mail_saga import JITTER, RETRY_DELAYS, SECOND_LOOK, SOURCES, UNTRIED, DeadlineReached, react
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailKind
 from domain.mail_saga import MailSaga
 from domain.policy import Policy
 from domain.recorded import AnyEvent
 from domain.registration import Registration, Status
-from infrastructure.followers.process_manager import SOURCES
 from tests.support.facts import (
     CLAIM,
     REGISTRATION,

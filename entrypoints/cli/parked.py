@@ -1,0 +1,126 @@
+"""What followers have put aside: the error, the event, the code that refused it; and to have it tried again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from uuid import UUID, uuid4
+
+import click
+
+from application.ports import Context
+from domain.errors import UnknownRegistration
+from domain.recorded import Actor
+from entrypoints import parked_streams
+from entrypoints.bootstrap.desk import Desk, Reader
+from entrypoints.cli.output import note, print_json, print_table, show
+from entrypoints.queries.parked import LONGEST_LIST, ParkedQueries
+
+_PATIENCE = 15.0
+"""Seconds for which the outcome of a retry is waited for: a leader looks every second, and takes one stream at a
+time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of one retry.
+
+    Attributes:
+        outcome: "applied"; "still parked", after the try; "not tried yet": nobody leads the follower, or it is busy;
+            "not parked".
+        error: why it is still parked.
+    """
+
+    stream_id: UUID
+    follower: str | None
+    outcome: str
+    error: str | None = None
+
+
+async def list_parked(reader: Reader, *, follower: str | None, as_json: bool) -> int:
+    """Print the parked streams, the one that waits longest first."""
+    found = await reader.parked.streams(follower=follower)
+    if as_json:
+        print_json(found)
+        return 0
+    print_table(
+        ("stream", "follower", "error", "position", "events", "refused by", "parked at", "tried at"),
+        (
+            (one.stream_id, one.follower, one.error, one.position, one.events, one.code, one.parked_at, one.tried_at)
+            for one in found
+        ),
+    )
+    if len(found) == LONGEST_LIST:
+        note(f"There may be more than {LONGEST_LIST}.")
+    return 0
+
+
+async def show_parked(reader: Reader, stream_id: UUID, *, as_json: bool) -> int:
+    """Print every parked event of a stream.
+
+    Raises:
+        UnknownRegistration: no follower has parked it.
+    """
+    found = await reader.parked.stream(stream_id)
+    if as_json:
+        print_json([asdict(one.parked) | {"event": one.event} for one in found])
+        return 0
+    for number, one in enumerate(found):
+        if number:
+            click.echo()
+        event = one.event
+        shown: dict[str, object] = {"follower": one.parked.follower, "error": one.parked.error}
+        shown |= {"refused by": one.parked.code, "parked at": one.parked.parked_at, "tried at": one.parked.tried_at}
+        if event is None:
+            shown["event"] = "none: a deadline of the saga was due"
+        else:
+            shown |= {"position": event.position, "event": event.type, "recorded at": event.recorded_at}
+            shown |= {"actor": event.actor, "data": event.data or "this version cannot read it"}
+        for name, value in shown.items():
+            click.echo(f"{name:<13}{show(value)}")
+    return 0
+
+
+async def retry(desk: Desk, stream_ids: Sequence[UUID], *, follower: str | None, as_json: bool) -> int:
+    """Have streams tried again now, and wait for what becomes of it; 1 if any is not applied."""
+    context = Context(Actor.OPERATOR, correlation_id=uuid4())
+    reports: list[Report] = []
+    for stream_id in stream_ids or await _all_parked(desk.parked, follower):
+        try:
+            reports += await _retry(desk, stream_id, follower, context)
+        except UnknownRegistration:
+            reports.append(Report(stream_id, follower, "not parked"))
+    if as_json:
+        print_json(reports)
+    elif reports:
+        print_table(
+            ("stream", "follower", "outcome", "error"),
+            ((one.stream_id, one.follower, one.outcome, one.error) for one in reports),
+        )
+    else:
+        note("Nothing is parked.")
+    return 1 if any(one.outcome != "applied" for one in reports) else 0
+
+
+async def _all_parked(parked: ParkedQueries, follower: str | None) -> list[UUID]:
+    return list(dict.fromkeys(one.stream_id for one in await parked.streams(follower=follower)))
+
+
+async def _retry(desk: Desk, stream_id: UUID, follower: str | None, context: Context) -> list[Report]:
+    before = {one.follower: one for one in await desk.parked.streams(follower=follower, stream_id=stream_id)}
+    followers = await desk.parked.followers_of(stream_id, follower=follower)
+    await parked_streams.retry(desk.handlers, stream_id, followers, context)
+    deadline = asyncio.get_running_loop().time() + _PATIENCE
+    while True:
+        now = {one.follower: one for one in await desk.parked.streams(follower=follower, stream_id=stream_id)}
+        waiting = [name for name in before if name in now and now[name].tried_at == before[name].tried_at]
+        if not waiting or asyncio.get_running_loop().time() > deadline:
+            break
+        await asyncio.sleep(0.1)
+    return [
+        Report(stream_id, name, "applied")
+        if name not in now
+        else Report(stream_id, name, "not tried yet" if name in waiting else "still parked", now[name].error)
+        for name in before
+    ]

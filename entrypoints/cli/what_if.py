@@ -1,0 +1,147 @@
+"""What-if: today's decisions of the mail saga over the recorded history. Reads only; nothing is recorded or sent."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from application.what_if import FIGURES, Difference
+from domain.policy import Policy
+from domain.recorded import Position
+from entrypoints.bootstrap.core import policy_of
+from entrypoints.bootstrap.desk import Reader
+from entrypoints.cli.output import note, print_json, print_table
+from entrypoints.cli.session import read_settings
+
+_PREFIX = "REGISTRAR_"
+
+_Advance = Callable[[int, int], None]
+"""Takes how many positions are done, and of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Which decisions; moments are positions or times.
+
+    Attributes:
+        since: those after it; None: from the beginning.
+        until: those up to it, or before this time; None: to the end.
+        since_release: those of the release that decided last.
+    """
+
+    since: datetime | Position | None
+    until: datetime | Position | None
+    since_release: bool
+
+
+def policy_with(data_dir: Path | None, settings: tuple[str, ...]) -> Policy:
+    """The figures of this environment, with these settings (NAME=VALUE) on top.
+
+    Raises:
+        click.BadParameter: it is no setting that the saga's decisions depend on.
+        BadSettings: see `entrypoints.cli.session.read_settings`.
+    """
+    given: dict[str, str] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        figure = name.removeprefix(_PREFIX).lower()
+        if figure not in FIGURES or not value:
+            raise click.BadParameter(
+                f"'{setting}' is not one of {', '.join(f'{one.upper()}=VALUE' for one in FIGURES)}: "
+                "the saga's decisions depend on no other setting.",
+                click.get_current_context(),
+                param_hint="--set",
+            )
+        given[_PREFIX + figure.upper()] = value
+    return policy_of(read_settings(data_dir=data_dir, with_secrets=False, instead=given))
+
+
+async def what_if(reader: Reader, policy: Policy, stretch: Stretch, *, limit: int, as_json: bool) -> int:
+    """Print every decision that would be another one today, the first `limit` of them in full; 1 if there are any."""
+    since, until = await _positions(reader, stretch)
+    listed: list[Difference] = []
+    kinds: Counter[str] = Counter()
+    registrations = 0
+    with _progress() as advance:
+        async for reviewed in reader.what_if.review(policy, since=since, until=until):
+            registrations += reviewed.registrations
+            kinds.update(one.kind for one in reviewed.differences)
+            listed += reviewed.differences[: limit - len(listed)]
+            advance(reviewed.upto - since, until - since)
+    listed.sort(key=lambda one: one.position)
+    if as_json:
+        print_json(
+            {
+                "since": since,
+                "until": until,
+                "registrations": registrations,
+                "differences": kinds.total(),
+                "kinds": dict(kinds.most_common()),
+                "listed": listed,
+            }
+        )
+    else:
+        _print(listed, kinds)
+        note(
+            f"{kinds.total():,} differences about {registrations:,} registrations, "
+            f"from position {since + 1:,} to {until:,}."
+        )
+        if kinds.total() > len(listed):
+            note(f"The first {len(listed):,} are listed; --limit lists more.")
+    return 1 if kinds else 0
+
+
+def _print(listed: list[Difference], kinds: Counter[str]) -> None:
+    for one in listed:
+        click.echo(f"{one.position}  {one.registration_id}  on {one.on}")
+        click.echo(f"    then {one.then}")
+        click.echo(f"    now  {one.now}")
+    if kinds:
+        if listed:
+            click.echo()
+        print_table(("decisions", "kind"), ((f"{count:,}", kind) for kind, count in kinds.most_common()))
+
+
+async def _positions(reader: Reader, stretch: Stretch) -> tuple[Position, Position]:
+    """After which position, and up to which."""
+    head = await reader.what_if.head()
+    since, until = stretch.since, stretch.until
+    if isinstance(since, datetime):
+        since = await reader.what_if.position_before(since)
+    if isinstance(until, datetime):
+        until = await reader.what_if.position_before(until)
+    if stretch.since_release:
+        found = await reader.what_if.deciding_release()
+        if found is None:
+            note("No release is noted yet as deciding for the saga; all of the log is looked at.")
+        else:
+            note(f"Release {found[0]} has decided since position {found[1] + 1:,}.")
+            since = found[1]
+    return min(since or 0, head), head if until is None else min(until, head)
+
+
+@contextmanager
+def _progress() -> Iterator[_Advance]:
+    screen = Console(stderr=True)
+    if not screen.is_terminal:
+        yield lambda _done, _of: None
+        return
+    columns = (TextColumn("Asking today's saga"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True) as progress:
+        task = progress.add_task("", total=None, rate="")
+        started = time.monotonic()
+
+        def advance(done: int, of: int) -> None:
+            rate = done / max(time.monotonic() - started, 1e-9)
+            progress.update(task, completed=done, total=of, rate=f"{rate:,.0f} events/s")
+
+        yield advance

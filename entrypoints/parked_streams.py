@@ -1,0 +1,23 @@
+"""An operator's act on parked streams, for the command line and the API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID, uuid4
+
+from application.answers import Answer
+from application.commands import RetryParkedStream
+from application.handlers import Handlers
+from application.ports import Context
+
+
+async def retry(handlers: Handlers, stream_id: UUID, followers: Sequence[str], context: Context) -> list[Answer]:
+    """Have each of these followers try the stream again, within a second of hearing of it.
+
+    Raises:
+        Conflict, Unavailable: worth a repeat.
+    """
+    return [
+        await handlers.handle(RetryParkedStream(retry_id=uuid4(), follower=follower, stream_id=stream_id), context)
+        for follower in followers
+    ]

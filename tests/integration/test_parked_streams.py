@@ -1,0 +1,203 @@
+"""What a follower has put aside: shown with the code that refused it, and tried again at once when an operator asks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from application.commands import RetryParkedStream
+from application.handlers import Handlers
+from application.ports import Context
+from domain.policy import Policy
+from domain.recorded import Recorded
+from entrypoints.cli.main import run
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.store import EventStore
+from infrastructure.followers import parked as parking
+from infrastructure.followers.leadership import lead
+from infrastructure.followers.projector import Projector
+from infrastructure.postgres.clock import DatabaseClock
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.notifications import Notifications
+from projections.accounts import Accounts
+from tests.support.facts import REGISTRATION, eventually, registered, stream
+from tests.support.log import append, keep_root_secret, query
+
+FOLLOWER = "accounts"
+OTHER = UUID("019cab10-0000-7000-8000-0000000000aa")
+
+
+class Refusing(Accounts):
+    """The real read model, with a bug about one registration until it is mended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mended = False
+
+    async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:
+        if not self.mended and any(one.event.originator_id == REGISTRATION for one in events):
+            await connection.execute("SELECT 1 / 0 AS ada_at_example_com")
+        await super().apply(connection, events)
+
+
+@asynccontextmanager
+async def following(dsn: str, projection: Refusing) -> AsyncIterator[EventStore]:
+    store = EventStore(dsn, codec=EventCodec(), clock=DatabaseClock())
+    await store.open()
+    notifications = Notifications(dsn)
+    works = [
+        asyncio.create_task(notifications.run()),
+        asyncio.create_task(lead(Projector(projection, store=store, notifications=notifications), dsn)),
+    ]
+    try:
+        yield store
+    finally:
+        for work in works:
+            work.cancel()
+        await asyncio.gather(*works, return_exceptions=True)
+        await store.close()
+
+
+async def parked(dsn: str) -> list[UUID]:
+    return [
+        row[0]
+        for row in await query(
+            dsn, "SELECT DISTINCT stream_id FROM parked_events WHERE follower = %s ORDER BY stream_id", FOLLOWER
+        )
+    ]
+
+
+async def is_parked(dsn: str) -> None:
+    async def found() -> bool:
+        return await parked(dsn) == [REGISTRATION]
+
+    await eventually(found)
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(dsn: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    master_key = secrets.token_hex(32)
+    monkeypatch.setenv("REGISTRAR_DATABASE_URL", dsn)
+    monkeypatch.setenv("REGISTRAR_MASTER_KEY", master_key)
+    asyncio.run(keep_root_secret(dsn, master_key))
+
+    def execute(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run(["projections", "parked", *arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return execute
+
+
+async def park(dsn: str) -> None:
+    """A follower has parked one registration, with two events, and is gone."""
+    async with following(dsn, Refusing()) as store:
+        await append(store, EventCodec().encode(stream(REGISTRATION, registered())[0]))
+        await is_parked(dsn)
+
+
+def test_a_parked_stream_is_shown_with_its_event_and_the_code_that_refused_it(dsn: str, command: Command) -> None:
+    asyncio.run(park(dsn))
+
+    code, out, _ = command("list", "--json")
+    [found] = json.loads(out)
+    assert code == 0
+    assert (found["follower"], found["stream_id"], found["events"]) == (FOLLOWER, str(REGISTRATION), 1)
+    assert found["error"] == "DivisionByZero"
+    assert found["code"].startswith("infrastructure/followers/projector.py:")
+    assert found["code"].endswith("(22012)")
+
+    code, out, _ = command("show", str(REGISTRATION))
+    assert code == 0
+    for shown in ("DivisionByZero", "infrastructure/followers/projector.py:", "registration.user_registered"):
+        assert shown in out
+    assert "personal_data=hidden" in out
+    assert "sealed" not in out
+    assert "example" not in out
+
+    [event] = json.loads(command("show", str(REGISTRATION), "--json")[1])
+    assert event["event"]["type"] == "registration.user_registered"
+    assert event["event"]["data"]["personal_data"] == "hidden"
+
+
+def test_what_is_not_parked_is_said_in_one_line(command: Command) -> None:
+    assert command("list")[:2] == (0, "stream  follower  error  position  events  refused by  parked at  tried at\n")
+    code, out, err = command("show", str(OTHER))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    code, out, err = command("retry", str(OTHER))
+    assert (code, "not parked" in out) == (1, True)
+    code, out, err = command("retry", "--all")
+    assert (code, out, err) == (0, "", "Nothing is parked.\n")
+    assert command("retry")[0] == 2
+
+
+def test_a_retry_while_nobody_follows_is_recorded_and_waits(
+    dsn: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(park(dsn))
+    monkeypatch.setattr("entrypoints.cli.parked._PATIENCE", 0.0)
+
+    code, out, _ = command("retry", str(REGISTRATION), "--json")
+
+    assert code == 1
+    assert [one["outcome"] for one in json.loads(out)] == ["not tried yet"]
+    acts = asyncio.run(query(dsn, "SELECT topic, actor FROM events ORDER BY notification_id DESC LIMIT 1"))
+    assert acts == [("parked_retry.asked", "operator")]
+
+
+async def ask(store: EventStore, follower: str = FOLLOWER) -> None:
+    """As another process does."""
+    nobody: Any = None  # this command needs no secrets
+    handlers = Handlers(log=store, clock=DatabaseClock(), secrets=nobody, hasher=nobody, policy=Policy())
+    retry = RetryParkedStream(retry_id=uuid4(), follower=follower, stream_id=REGISTRATION)
+    await handlers.handle(retry, Context("operator", uuid4()))
+
+
+async def test_an_operators_retry_in_another_process_is_tried_at_once(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parking, "PARKED_RETRY_INTERVAL", timedelta(days=1))
+    projection = Refusing()
+    elsewhere = EventStore(dsn, codec=EventCodec(), clock=DatabaseClock())
+    await elsewhere.open()
+    async with following(dsn, projection) as store:
+        await append(store, EventCodec().encode(stream(REGISTRATION, registered())[0]))
+        await is_parked(dsn)
+
+        await ask(elsewhere)
+
+        async def was_tried() -> bool:
+            return await query(dsn, "SELECT tried_at IS NOT NULL FROM parked_events") == [(True,)]
+
+        await eventually(was_tried)  # and is refused again
+        projection.mended = True
+        await ask(elsewhere, follower="audit")  # not meant for this one
+        await ask(elsewhere)
+
+        async def is_applied() -> bool:
+            return await parked(dsn) == []
+
+        await eventually(is_applied)
+        # The others went on meanwhile, and so does it.
+        await append(store, EventCodec().encode(stream(OTHER, registered())[0]))
+        head = await store.head()
+
+        async def has_caught_up() -> bool:
+            rows = await query(dsn, "SELECT position FROM followers WHERE name = %s", FOLLOWER)
+            return rows == [(head,)]
+
+        await eventually(has_caught_up)
+        assert await parked(dsn) == []
+    await elsewhere.close()
