@@ -37,7 +37,7 @@ RENDERED = Rendered(
 )
 LETTER = Letter("jo.doe+x@example.com", RENDERED, message_id="<0192f0aa.1@registrar.example>", locale="de")
 OTHER = Letter("eve@example.com", RENDERED, message_id="<0192f0aa.2@registrar.example>", locale="de")
-QUICK = Limits(timeout=timedelta(seconds=0.3), content_timeout=timedelta(seconds=0.3))
+QUICK = Limits(timeout=timedelta(seconds=0.6), content_timeout=timedelta(seconds=0.6))
 WIDE = Limits(connections=32, first_connections=32)
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import tempfile
 import termios
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -21,7 +22,9 @@ from tests.integration.test_cli import desk as desk  # noqa: PLC0414 - a fixture
 from tests.support.commands import PATIENCE, clean_environment, started, stop
 from tests.support.facts import REGISTRATION, STRAY, stray_kept, stream
 
-NO_DATABASE = ["--help", "work", "doctor --json", "nope"]
+READ_ONLY = ("<&-", "2>&-", "2>/dev/full", "<&- 2>&-")
+"""Redirections with which what a command prints can be printed."""
+PRINTS_NOTHING = (">&-", ">/dev/full", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>&1")
 
 
 def shell(script: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -41,15 +44,25 @@ def settings_of_the_test() -> dict[str, str]:
     return {name: os.environ[f"REGISTRAR_{name}"] for name in ("DATABASE_URL", "MASTER_KEY")}
 
 
-@pytest.mark.parametrize("command", NO_DATABASE)
-def test_a_closed_or_full_stream_is_an_exit_code_and_at_most_one_line(command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "readable", "unprintable"),
+    [
+        ("--help", READ_ONLY, PRINTS_NOTHING),
+        ("nope", READ_ONLY, PRINTS_NOTHING),
+        ("work", ("<&- 2>&-",), (">&-", ">/dev/full 2>&1")),  # these take a second to begin
+        ("doctor --json", ("<&- 2>&-",), (">&-", ">/dev/full 2>&1")),
+    ],
+)
+def test_a_closed_or_full_stream_is_an_exit_code_and_at_most_one_line(
+    command: str, readable: Sequence[str], unprintable: Sequence[str], tmp_path: Path
+) -> None:
     directory = {"DATA_DIR": str(tmp_path)}
     usual = shell(f"$R {command}", **directory).returncode
-    for redirection in ("<&-", "2>&-", "2>/dev/full", "<&- 2>&-"):  # what it prints can be printed
+    for redirection in readable:
         done = shell(f"$R {command} {redirection}", **directory)
         assert done.returncode == usual, redirection
         assert len(done.stderr.splitlines()) <= (usual != 0), redirection
-    for redirection in (">&-", ">/dev/full", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>&1"):
+    for redirection in unprintable:
         done = shell(f"$R {command} {redirection}", **directory)
         assert done.returncode == (usual or 1), redirection
         said = done.stderr.splitlines()
@@ -59,12 +72,18 @@ def test_a_closed_or_full_stream_is_an_exit_code_and_at_most_one_line(command: s
 
 def test_a_log_that_cannot_be_printed_is_said_in_one_line(desk: _Desk) -> None:
     assert desk("events", "list").code == 0
-    for redirection in (">&-", ">/dev/full"):
-        for command in ("events list", "events list --json", "mail list", "projections list", "events list --follow"):
-            done = shell(f"$R {command} {redirection}", **settings_of_the_test())
-            assert done.returncode == 1, command
-            assert done.stderr.startswith("registrar: Cannot write to standard output"), command
-            assert done.stderr.count("\n") == 1, command
+    for line in (
+        "events list >&-",
+        "events list >/dev/full",
+        "events list --json >/dev/full",
+        "mail list >/dev/full",
+        "projections list >&-",
+        "events list --follow >/dev/full",
+    ):
+        done = shell(f"$R {line}", **settings_of_the_test())
+        assert done.returncode == 1, line
+        assert done.stderr.startswith("registrar: Cannot write to standard output"), line
+        assert done.stderr.count("\n") == 1, line
 
 
 def test_a_reader_that_has_seen_enough_is_no_failure(desk: _Desk) -> None:
