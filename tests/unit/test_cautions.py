@@ -34,7 +34,7 @@ def test_what_people_make_up_is_easy_to_guess(token: str) -> None:
 def test_what_is_random_is_not(make: object) -> None:
     assert callable(make)
     guessable = sum(is_easy_to_guess(make()) for _ in range(1000))
-    assert guessable <= 3  # a word may stand in it by chance, or a digit too often
+    assert guessable <= 15  # a word may stand in it by chance, or a digit too often
 
 
 def test_a_warning_does_not_repeat_the_token() -> None:
