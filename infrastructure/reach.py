@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
@@ -23,9 +25,11 @@ async def look_up(host: str, port: int | str, *, flags: int = 0) -> Sequence[Add
     Raises:
         OSError: it has none; also for what is no host name, of which Python itself says `UnicodeError`.
     """
-    loop = asyncio.get_running_loop()
+    wanted = {"type": socket.SOCK_STREAM, "proto": socket.IPPROTO_TCP}
     try:
-        return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=flags)
+        with suppress(socket.gaierror):  # an address needs no look-up, and no thread that waits for one
+            return socket.getaddrinfo(host, port, flags=flags | socket.AI_NUMERICHOST, **wanted)
+        return await asyncio.get_running_loop().getaddrinfo(host, port, flags=flags, **wanted)
     except UnicodeError:
         raise socket.gaierror(socket.EAI_NONAME, NO_HOST_NAME) from None
 
@@ -42,3 +46,15 @@ async def reach(host: str, port: int, *, rank: Callable[[str], float] = lambda _
     found = await look_up(host, port)
     addresses = sorted(found, key=lambda one: rank(str(one[4][0])))
     return await start_connection(addresses, happy_eyeballs_delay=HEAD_START.total_seconds())
+
+
+async def open_streams(
+    host: str, port: int, tls: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """`asyncio.open_connection`, at whichever address answers first.
+
+    Raises:
+        OSError: see `reach`; also where there is no trustworthy encryption.
+    """
+    line = await reach(host, port)
+    return await asyncio.open_connection(sock=line, ssl=tls, server_hostname=host if tls else None)

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import h11
 
-from infrastructure.reach import reach
+from infrastructure.reach import open_streams
 
 DEADLINE: Final = timedelta(seconds=10)
 """For one call, from the look-up of the host to the status of the response."""
@@ -93,11 +93,7 @@ class Webhook:
         """A connection for the time of the block, which ends at the deadline."""
         try:
             async with asyncio.timeout(self._deadline.total_seconds()):
-                reader, writer = await asyncio.open_connection(
-                    sock=await reach(self._host, self._port),
-                    ssl=self._tls,
-                    server_hostname=self._host if self._tls else None,
-                )
+                reader, writer = await open_streams(self._host, self._port, self._tls)
                 try:
                     yield reader, writer
                 finally:

@@ -15,14 +15,13 @@ from itertools import pairwise
 from typing import Final
 
 from application.ports import CODE_GAP, Letter, Rendered
-from infrastructure.settings.sender import mailbox, split_sender
+from infrastructure.settings.sender import ATOM, mailbox, split_sender
 
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
-_MESSAGE_ID = re.compile(rf"<{_ATOM}(\.{_ATOM})*@[A-Za-z0-9.-]+>\Z")
+_MESSAGE_ID = re.compile(rf"<{ATOM}(\.{ATOM})*@[A-Za-z0-9.-]+>\Z")
 _CODE = re.compile(r"[A-Za-z0-9]{0,32}\Z")
 _LANGUAGE_TAG = re.compile(r"[A-Za-z0-9-]{2,35}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
-_PHRASE = re.compile(rf"{_ATOM}( {_ATOM})*\Z")
+_PHRASE = re.compile(rf"{ATOM}( {ATOM})*\Z")
 _PLAIN_NAME = re.compile(r"(?!.*=\?)[ -~]{1,60}\Z")
 """A name that needs no encoded word, and would not be taken for one."""
 _LINE: Final = 78  # RFC 5322, 2.1.1

@@ -10,7 +10,7 @@ from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-from infrastructure.reach import reach
+from infrastructure.reach import open_streams
 
 
 class _ByAnyAddress(TransportFactory):
@@ -23,8 +23,7 @@ class _ByAnyAddress(TransportFactory):
         tls = await more["ssl_context_provider"].get_context() if url.scheme == "amqps" else None
         assert url.host is not None  # noqa: S101 - settings demand one
         try:
-            line = await reach(url.host, url.port or 5672)
-            return await asyncio.open_connection(sock=line, ssl=tls, server_hostname=url.host if tls else None)
+            return await open_streams(url.host, url.port or 5672, tls)
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
 

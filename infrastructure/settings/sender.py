@@ -9,8 +9,9 @@ from email.header import decode_header, make_header
 
 import idna
 
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
-_MAILBOX = re.compile(rf"(?=.{{3,254}}\Z){_ATOM}(\.{_ATOM})*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\Z")
+ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+"""RFC 5322, 3.2.3, as an expression."""
+_MAILBOX = re.compile(rf"(?=.{{3,254}}\Z){ATOM}(\.{ATOM})*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\Z")
 
 
 def split_sender(sender: str) -> tuple[str, str]:

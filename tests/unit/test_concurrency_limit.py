@@ -252,7 +252,9 @@ async def test_a_call_that_waits_for_long_counts_no_more_until_it_ends() -> None
     async with limit:
         with limit.exempting(after=0.0) as exempt:
             exempt()  # and ends before
-        await asyncio.sleep(0.01)  # the time is over
+        over = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.0, over.set)  # after the other one, were it still to come
+        await over.wait()
         later = Calls(limit)
         later.begin(1)
         await later.until_waiting(1)
