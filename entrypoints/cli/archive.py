@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 
@@ -31,7 +32,7 @@ async def export_log(reader: Reader, path: Path, *, with_keys: bool, as_json: bo
     try:
         async with AsyncExitStack() as stack:
             output = stack.enter_context(nullcontext(sys.stdout.buffer) if to_stdout else written(path))
-            progress = stack.enter_context(moving("Exporting"))
+            progress = partial(stack.enter_context(moving()), "Exporting")
             pieces = await stack.enter_async_context(aclosing(reader.export(with_keys=with_keys, on_events=progress)))
             async for piece in pieces:
                 await asyncio.to_thread(output.write, piece)
@@ -51,17 +52,17 @@ async def export_log(reader: Reader, path: Path, *, with_keys: bool, as_json: bo
 
 async def check_log(path: Path, *, as_json: bool) -> int:
     """Verify a file by itself."""
-    with moving("Checking") as progress, _opened(path) as file:
-        found = await check_file(file, progress)
+    with moving() as progress, _opened(path) as file:
+        found = await check_file(file, partial(progress, "Checking"))
     _tell(path, found, f"{_name(path)} is as it was exported:", as_json=as_json)
     return 0
 
 
 async def import_log(settings: Settings, path: Path, *, with_keys: bool | None, as_json: bool) -> int:
     """Write a file's log into an empty store, or go on with that."""
-    with moving("Importing") as progress, _opened(path) as file:
+    with moving() as progress, _opened(path) as file:
         try:
-            found = await import_file(settings, file, with_keys=with_keys, progress=progress)
+            found = await import_file(settings, file, with_keys=with_keys, progress=partial(progress, "Importing"))
         except asyncio.CancelledError:
             note("Stopped; the same command goes on behind the last event that is written.")
             raise

@@ -55,22 +55,13 @@ def parse_time(ctx: click.Context, param: click.Parameter, value: str | None) ->
         raise click.BadParameter(f"'{value}' is not a time like 2026-01-31T12:00:00Z.", ctx, param) from None
 
 
-def moment(ctx: click.Context, param: click.Parameter, value: str) -> int | datetime:
+def parse_moment(ctx: click.Context, param: click.Parameter, value: str | None) -> int | datetime | None:
     """A position of the log, or a time."""
-    if value.isascii() and value.isdigit() and len(value) < 19:
+    if value is not None and value.isascii() and value.isdigit() and len(value) < 19:
         return int(value)
     try:
-        time = parse_time(ctx, param, value)
+        return parse_time(ctx, param, value)
     except click.BadParameter:
         raise click.BadParameter(
             f"'{value}' is neither a position of the log nor a time like 2026-01-31T12:00:00Z.", ctx, param
         ) from None
-    assert time is not None  # noqa: S101 - the value is not
-    return time
-
-
-def parse_moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | int | None:
-    """A position of the log, or a time."""
-    if value is None or not value.isdecimal() or not value.isascii():
-        return parse_time(ctx, param, value)
-    return int(value)

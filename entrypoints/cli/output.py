@@ -12,8 +12,8 @@ import click
 import msgspec
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressColumns
+from rich.progress import BarColumn, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
@@ -106,31 +106,31 @@ def note(message: str) -> None:
     click.echo(message, err=True)
 
 
-Progress = Callable[[int, int], None]
-"""Called with how much is done, and of how much."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and of how much; 0 if that is not known."""
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Events a second."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None or task.total is None else f"{speed:,.0f}/s")
 
 
 @contextmanager
-def moving(what: str) -> Iterator[Progress]:
+def moving() -> Iterator[Progress]:
     """Show a person how far it is: a bar, events per second, and how long it will take. A program is shown nothing."""
     screen = Console(stderr=True)
     if not screen.is_terminal:
         yield lambda *_: None
         return
-    rate = ProgressColumns(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=screen,
-        transient=True,
-    )
-    with rate as shown:
-        task = shown.add_task(what, total=None, rate="")
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Rate(), TimeRemainingColumn())
+    with Bars(*columns, console=screen, transient=True) as bars:
+        task = bars.add_task("", visible=False)
 
-        def advance(done: int, total: int) -> None:
-            speed = shown.tasks[0].speed
-            shown.update(task, completed=done, total=total, rate="" if speed is None else f"{speed:,.0f}/s")
+        def show(what: str, done: int, total: int) -> None:
+            if bars.tasks[0].description != what:
+                bars.reset(task, description=what, visible=True)
+            bars.update(task, completed=done, total=total or None)
 
-        yield advance
+        yield show

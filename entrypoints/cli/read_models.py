@@ -113,7 +113,7 @@ def projections_verify(*, names: tuple[str, ...], as_json: bool, data_dir: Path 
     ),
 )
 @click.argument("name", metavar="NAME")
-@click.argument("when", metavar="POSITION|TIME", callback=options.moment)
+@click.argument("when", metavar="POSITION|TIME", callback=options.parse_moment)
 @click.option("--drop", is_flag=True, help="Drop what was built, instead.")
 @options.as_json
 @options.data_dir
@@ -142,8 +142,8 @@ def projections_as_of(*, name: str, when: int | datetime, drop: bool, as_json: b
     ),
 )
 @click.argument("name", metavar="NAME")
-@click.argument("a", metavar="A", callback=options.moment)
-@click.argument("b", metavar="B", callback=options.moment)
+@click.argument("a", metavar="A", callback=options.parse_moment)
+@click.argument("b", metavar="B", callback=options.parse_moment)
 @options.wide
 @options.as_json
 @options.data_dir

@@ -8,14 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from entrypoints.bootstrap.replay import READ_MODELS, Rebuilder, Verifier
-from entrypoints.cli.output import note, print_json, print_table
+from entrypoints.cli.output import moving, note, print_json, print_table
 from infrastructure.replay.comparison import Difference, Differences
-from infrastructure.replay.progress import Doing, Watch
+from infrastructure.replay.progress import Watch
 from infrastructure.replay.rebuild import Rebuilds
 
 
@@ -145,33 +142,8 @@ def _print(reports: Sequence[Report], *, as_json: bool) -> None:
         note(f"{left} more differences are counted, but not listed.")
 
 
-# --- What is being done, for a person who waits --------------------------------------------------
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        """Positions of the log a second."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None or not task.total else f"{speed:,.0f}/s")
-
-
 @contextmanager
 def watched() -> Iterator[Watch]:
-    """A bar with rate and remaining time on a terminal; nothing for a program."""
-    screen = Console(stderr=True)
-    if not screen.is_terminal:
-        yield lambda _: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), _Rate())
-    with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True) as bars:
-        shown: dict[str, TaskID] = {}
-
-        def watch(doing: Doing) -> None:
-            what = f"{doing.read_model}: {doing.what}"
-            for earlier in [one for one in shown if one != what]:
-                bars.remove_task(shown.pop(earlier))
-            if what not in shown:
-                shown[what] = bars.add_task(what, total=doing.upto or None)
-            bars.update(shown[what], completed=doing.reached, total=doing.upto or None)
-
-        yield watch
+    """Show a person what is being done, and how far it is."""
+    with moving() as progress:
+        yield lambda doing: progress(f"{doing.read_model}: {doing.what}", doing.reached, doing.upto)

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from application.what_if import FIGURES, Difference
 from domain.policy import Policy
 from domain.recorded import Position
 from entrypoints.bootstrap.core import policy_of
 from entrypoints.bootstrap.desk import Reader
-from entrypoints.cli.output import note, print_json, print_table
+from entrypoints.cli.output import moving, note, print_json, print_table
 from entrypoints.cli.session import read_settings
 
 _PREFIX = "REGISTRAR_"
-
-_Advance = Callable[[int, int], None]
-"""Takes how many positions are done, and of how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +63,12 @@ async def what_if(reader: Reader, policy: Policy, stretch: Stretch, *, limit: in
     listed: list[Difference] = []
     kinds: Counter[str] = Counter()
     registrations = 0
-    with _progress() as advance:
+    with moving() as progress:
         async for reviewed in reader.what_if.review(policy, since=since, until=until):
             registrations += reviewed.registrations
             kinds.update(one.kind for one in reviewed.differences)
             listed += reviewed.differences[: limit - len(listed)]
-            advance(reviewed.upto - since, until - since)
+            progress("Asking today's saga", reviewed.upto - since, until - since)
     listed.sort(key=lambda one: one.position)
     if as_json:
         print_json(
@@ -127,21 +119,3 @@ async def _positions(reader: Reader, stretch: Stretch) -> tuple[Position, Positi
             note(f"Release {found[0]} has decided since position {found[1] + 1:,}.")
             since = found[1]
     return min(since or 0, head), head if until is None else min(until, head)
-
-
-@contextmanager
-def _progress() -> Iterator[_Advance]:
-    screen = Console(stderr=True)
-    if not screen.is_terminal:
-        yield lambda _done, _of: None
-        return
-    columns = (TextColumn("Asking today's saga"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True) as progress:
-        task = progress.add_task("", total=None, rate="")
-        started = time.monotonic()
-
-        def advance(done: int, of: int) -> None:
-            rate = done / max(time.monotonic() - started, 1e-9)
-            progress.update(task, completed=done, total=of, rate=f"{rate:,.0f} events/s")
-
-        yield advance

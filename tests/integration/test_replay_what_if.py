@@ -197,7 +197,7 @@ def test_a_gate_looks_at_what_the_release_that_runs_has_decided(replay: Replay, 
         (["--dry-run", "--set", "RESEND_COOLDOWN=5"], "OTP_TTL=VALUE, REGISTRATION_TTL=VALUE"),
         (["--dry-run", "--set", "OTP_TTL"], "OTP_TTL=VALUE, REGISTRATION_TTL=VALUE"),
         (["--dry-run", "--set", "OTP_TTL=soon"], "REGISTRAR_OTP_TTL"),
-        (["--dry-run", "--since", "yesterday"], "is not a time"),
+        (["--dry-run", "--since", "yesterday"], "neither a position of the log nor a time"),
         (["--dry-run", "--since", "5", "--since-release"], "exclude each other"),
     ],
 )
