@@ -18,7 +18,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import httpx
@@ -37,7 +36,7 @@ from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from infrastructure.settings.settings import Settings
 from projections import PROJECTIONS
-from tests.support.commands import PATIENCE, clean_environment, started, stop
+from tests.support.commands import PATIENCE, Done, clean_environment, started, stop
 from tests.support.facts import (
     CLAIM,
     CLIENT,
@@ -60,17 +59,6 @@ from tests.support.log import keep_root_secret
 
 REGISTRAR = Path(sys.executable).with_name("registrar")
 NOBODY = "0198c0de-0000-7000-8000-000000000000"
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 def command(*arguments: str | Path, **settings: str) -> Done:

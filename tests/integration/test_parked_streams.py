@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -18,7 +18,6 @@ from application.handlers import Handlers
 from application.ports import Context
 from domain.policy import Policy
 from domain.recorded import Recorded
-from entrypoints.cli.main import run
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers import parked as parking
@@ -28,6 +27,7 @@ from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 from projections.accounts import Accounts
+from tests.integration.conftest import Command
 from tests.support.facts import REGISTRATION, eventually, registered, stream
 from tests.support.log import append, keep_root_secret, query
 
@@ -82,23 +82,11 @@ async def is_parked(dsn: str) -> None:
     await eventually(found)
 
 
-Command = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
-def command(dsn: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+def parked_streams(dsn: str, command: Command) -> Command:
     master_key = secrets.token_hex(32)
-    monkeypatch.setenv("REGISTRAR_DATABASE_URL", dsn)
-    monkeypatch.setenv("REGISTRAR_MASTER_KEY", master_key)
     asyncio.run(keep_root_secret(dsn, master_key))
-
-    def execute(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(["projections", "parked", *arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return execute
+    return lambda *words: command("projections", "parked", *words, DATABASE_URL=dsn, MASTER_KEY=master_key)
 
 
 async def park(dsn: str) -> None:
@@ -108,10 +96,12 @@ async def park(dsn: str) -> None:
         await is_parked(dsn)
 
 
-def test_a_parked_stream_is_shown_with_its_event_and_the_code_that_refused_it(dsn: str, command: Command) -> None:
+def test_a_parked_stream_is_shown_with_its_event_and_the_code_that_refused_it(
+    dsn: str, parked_streams: Command
+) -> None:
     asyncio.run(park(dsn))
 
-    code, out, _ = command("list", "--json")
+    code, out, _ = parked_streams("list", "--json")
     [found] = json.loads(out)
     assert code == 0
     assert (found["follower"], found["stream_id"], found["events"]) == (FOLLOWER, str(REGISTRATION), 1)
@@ -119,7 +109,7 @@ def test_a_parked_stream_is_shown_with_its_event_and_the_code_that_refused_it(ds
     assert found["code"].startswith("infrastructure/followers/projector.py:")
     assert found["code"].endswith("(22012)")
 
-    code, out, _ = command("show", str(REGISTRATION))
+    code, out, _ = parked_streams("show", str(REGISTRATION))
     assert code == 0
     for shown in ("DivisionByZero", "infrastructure/followers/projector.py:", "registration.user_registered"):
         assert shown in out
@@ -127,29 +117,32 @@ def test_a_parked_stream_is_shown_with_its_event_and_the_code_that_refused_it(ds
     assert "sealed" not in out
     assert "example" not in out
 
-    [event] = json.loads(command("show", str(REGISTRATION), "--json")[1])
+    [event] = json.loads(parked_streams("show", str(REGISTRATION), "--json")[1])
     assert event["event"]["type"] == "registration.user_registered"
     assert event["event"]["data"]["personal_data"] == "hidden"
 
 
-def test_what_is_not_parked_is_said_in_one_line(command: Command) -> None:
-    assert command("list")[:2] == (0, "stream  follower  error  position  events  refused by  parked at  tried at\n")
-    code, out, err = command("show", str(OTHER))
+def test_what_is_not_parked_is_said_in_one_line(parked_streams: Command) -> None:
+    assert parked_streams("list")[:2] == (
+        0,
+        "stream  follower  error  position  events  refused by  parked at  tried at\n",
+    )
+    code, out, err = parked_streams("show", str(OTHER))
     assert (code, out, err.count("\n")) == (1, "", 1)
-    code, out, err = command("retry", str(OTHER))
+    code, out, err = parked_streams("retry", str(OTHER))
     assert (code, "not parked" in out) == (1, True)
-    code, out, err = command("retry", "--all")
+    code, out, err = parked_streams("retry", "--all")
     assert (code, out, err) == (0, "", "Nothing is parked.\n")
-    assert command("retry")[0] == 2
+    assert parked_streams("retry")[0] == 2
 
 
 def test_a_retry_while_nobody_follows_is_recorded_and_waits(
-    dsn: str, command: Command, monkeypatch: pytest.MonkeyPatch
+    dsn: str, parked_streams: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asyncio.run(park(dsn))
     monkeypatch.setattr("entrypoints.cli.parked._PATIENCE", 0.0)
 
-    code, out, _ = command("retry", str(REGISTRATION), "--json")
+    code, out, _ = parked_streams("retry", str(REGISTRATION), "--json")
 
     assert code == 1
     assert [one["outcome"] for one in json.loads(out)] == ["not tried yet"]

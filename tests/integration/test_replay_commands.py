@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import os
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
 
-from entrypoints.cli.main import run
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.connection import connect
 from projections import PROJECTIONS
+from tests.integration.conftest import Command
 from tests.support.facts import MovableClock
 from tests.support.log import keep_root_secret, query
 from tests.support.read_models import follow_all, recorded_history
@@ -28,23 +22,9 @@ MASTER_KEY = "ab" * 32
 NAMES = [projection.name for projection in PROJECTIONS]
 
 
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Command = Callable[..., Done]
-
-
 @pytest.fixture
-def command(dsn: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    """Runs a command about projections in this process, on a database with a log and every read model at its end."""
+def projections(dsn: str, command: Command) -> Command:
+    """Runs a command about projections, on a database with a log and every read model at its end."""
 
     async def fill() -> None:
         await keep_root_secret(dsn, MASTER_KEY)
@@ -56,29 +36,15 @@ def command(dsn: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         await store.close()
 
     asyncio.run(fill())
-    root = logging.getLogger()
-    handlers, hook = root.handlers[:], sys.excepthook
-    for name in [name for name in os.environ if name.startswith("REGISTRAR_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("REGISTRAR_DATABASE_URL", dsn)
-    monkeypatch.setenv("REGISTRAR_MASTER_KEY", MASTER_KEY)
-
-    def command(*words: str) -> Done:
-        capsys.readouterr()
-        code = run(("projections", *words))
-        printed = capsys.readouterr()
-        return Done(code, printed.out, printed.err)
-
-    yield command
-    root.handlers[:], sys.excepthook = handlers, hook
+    return lambda *words: command("projections", *words, DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY)
 
 
 def rows(dsn: str, statement: str) -> list[tuple[Any, ...]]:
     return asyncio.run(query(dsn, statement))
 
 
-def test_all_read_models_are_rebuilt_and_each_act_is_in_the_log(command: Command, dsn: str) -> None:
-    done = command("rebuild", "--all", "--json")
+def test_all_read_models_are_rebuilt_and_each_act_is_in_the_log(projections: Command, dsn: str) -> None:
+    done = projections("rebuild", "--all", "--json")
 
     assert done.code == 0, done.err
     assert [(one["read_model"], one["outcome"], one["differences"]) for one in done.json] == [
@@ -92,8 +58,8 @@ def test_all_read_models_are_rebuilt_and_each_act_is_in_the_log(command: Command
     assert acts == [("rebuild.begun", "operator"), ("rebuild.swapped", "operator")] * len(NAMES)
 
 
-def test_read_models_that_are_what_the_log_says_verify(command: Command, dsn: str) -> None:
-    done = command("verify", "--json")
+def test_read_models_that_are_what_the_log_says_verify(projections: Command, dsn: str) -> None:
+    done = projections("verify", "--json")
 
     assert done.code == 0, done.err
     [(head,)] = rows(dsn, "SELECT position FROM head")
@@ -104,14 +70,14 @@ def test_read_models_that_are_what_the_log_says_verify(command: Command, dsn: st
     assert rows(dsn, "SELECT FROM pg_namespace WHERE nspname LIKE '%\\_\\_%'") == []
 
 
-def test_every_planted_difference_is_named_and_personal_data_is_masked(command: Command, dsn: str) -> None:
+def test_every_planted_difference_is_named_and_personal_data_is_masked(projections: Command, dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         planted = connection.execute(
             "UPDATE read_mail.mails SET failures = failures + 1 RETURNING registration_id::text, serial, failures"
         ).fetchall()
         connection.execute("UPDATE read_accounts.accounts SET sealed = 'in clear'")
 
-    done = command("verify", "mail", "accounts", "--json")
+    done = projections("verify", "mail", "accounts", "--json")
 
     assert done.code == 1
     mail, accounts = done.json
@@ -127,19 +93,19 @@ def test_every_planted_difference_is_named_and_personal_data_is_masked(command: 
     assert "in clear" not in done.out + done.err
 
 
-def test_differences_wait_for_a_decision_with_exit_code_1(command: Command, dsn: str) -> None:
+def test_differences_wait_for_a_decision_with_exit_code_1(projections: Command, dsn: str) -> None:
     rows(dsn, "UPDATE read_funnel.stages SET count = count + 1 RETURNING 1")
 
-    asked = command("rebuild", "funnel")
+    asked = projections("rebuild", "funnel")
     assert asked.code == 1
     assert "Not swapped: funnel" in asked.err
     assert "count" in asked.out
 
-    repaired = command("rebuild", "funnel", "--repair", "--json")
+    repaired = projections("rebuild", "funnel", "--repair", "--json")
     assert (repaired.code, repaired.json[0]["outcome"], repaired.json[0]["resumed"]) == (0, "swapped", True)
-    assert command("verify", "funnel").code == 0
-    assert command("rebuild", "funnel", "--rollback", "--json").json[0]["outcome"] == "rolled back"
-    assert command("verify", "funnel").code == 1
+    assert projections("verify", "funnel").code == 0
+    assert projections("rebuild", "funnel", "--rollback", "--json").json[0]["outcome"] == "rolled back"
+    assert projections("verify", "funnel").code == 1
 
 
 @pytest.mark.parametrize(
@@ -155,29 +121,29 @@ def test_differences_wait_for_a_decision_with_exit_code_1(command: Command, dsn:
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line_with_exit_code_2(
-    command: Command, words: tuple[str, ...], says: str
+    projections: Command, words: tuple[str, ...], says: str
 ) -> None:
-    done = command(*words)
+    done = projections(*words)
 
     assert (done.code, done.out) == (2, "")
     assert says in done.err
     assert done.err.count("\n") == 1
 
 
-def test_two_at_a_time_are_refused_in_one_line(command: Command, dsn: str) -> None:
+def test_two_at_a_time_are_refused_in_one_line(projections: Command, dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(hashtext('registrar replay'), 0)")
 
         for words in (("rebuild", "audit"), ("verify", "audit")):
-            done = command(*words)
+            done = projections(*words)
 
             assert done.code == 2
             assert "Another rebuild or verification is under way" in done.err
             assert done.err.count("\n") == 1
 
 
-def test_an_abort_without_a_rebuild_says_so(command: Command) -> None:
-    done = command("rebuild", "mail", "--abort")
+def test_an_abort_without_a_rebuild_says_so(projections: Command) -> None:
+    done = projections("rebuild", "mail", "--abort")
 
     assert done.code == 0
     assert "nothing to abort" in done.out

@@ -22,7 +22,8 @@ from infrastructure.replay.swap import CannotReplay
 from infrastructure.replay.time_travel import Moment, as_of, diff
 from projections import PROJECTIONS
 from projections.registrations import Registrations
-from tests.integration.conftest import Command, Done
+from tests.integration.conftest import Command
+from tests.support.commands import Done
 from tests.support.log import append, happened, query
 from tests.support.read_models import contents, follow, indexes, recorded_history
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from datetime import timedelta
 
 import psycopg
@@ -12,13 +11,13 @@ import pytest
 
 from domain.policy import Policy
 from domain.recorded import Position
-from entrypoints.cli.main import run
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.releases import note_release
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import ReconnectingConnection, connect
 from infrastructure.replay import what_if
+from tests.integration.conftest import Command
 from tests.support.histories import History
 from tests.support.log import append, happened, query
 from tests.support.what_if import differences_at, differences_in, recorded_as
@@ -110,11 +109,8 @@ async def test_nothing_is_written(store: EventStore, dsn: str, history: History)
 # --- The command ------------------------------------------------------------------------------
 
 
-Replay = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
-def replay(dsn: str, history: History, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Replay:
+def replay(dsn: str, history: History, command: Command) -> Command:
     """The command on a database with a history."""
 
     async def fill() -> None:
@@ -124,25 +120,17 @@ def replay(dsn: str, history: History, capsys: pytest.CaptureFixture[str], monke
         await store.close()
 
     asyncio.run(fill())
-    monkeypatch.setenv("REGISTRAR_DATABASE_URL", dsn)
-
-    def command(*options: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(["events", "replay", *options])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return command
+    return lambda *options: command("events", "replay", *options, DATABASE_URL=dsn)
 
 
-def test_no_difference_is_exit_code_0(replay: Replay) -> None:
+def test_no_difference_is_exit_code_0(replay: Command) -> None:
     code, out, err = replay("--dry-run")
 
     assert (code, out) == (0, "")
     assert "0 differences about 150 registrations" in err
 
 
-def test_each_difference_is_shown_then_and_now_with_its_id_and_position(replay: Replay, history: History) -> None:
+def test_each_difference_is_shown_then_and_now_with_its_id_and_position(replay: Command, history: History) -> None:
     expected = differences_in(recorded_as(history.events), OTP_TTL)
 
     code, out, err = replay("--dry-run", "--set", "OTP_TTL=300")
@@ -156,7 +144,7 @@ def test_each_difference_is_shown_then_and_now_with_its_id_and_position(replay: 
         assert kind in out
 
 
-def test_programs_read_json(replay: Replay, history: History) -> None:
+def test_programs_read_json(replay: Command, history: History) -> None:
     expected = differences_in(recorded_as(history.events), OTP_TTL)
 
     code, out, _ = replay("--dry-run", "--set", "REGISTRAR_OTP_TTL=5m", "--json", "--limit", "1")
@@ -169,7 +157,7 @@ def test_programs_read_json(replay: Replay, history: History) -> None:
     assert listed.keys() == {"registration_id", "position", "on", "then", "now", "kind"}
 
 
-def test_a_gate_looks_at_what_the_release_that_runs_has_decided(replay: Replay, dsn: str, history: History) -> None:
+def test_a_gate_looks_at_what_the_release_that_runs_has_decided(replay: Command, dsn: str, history: History) -> None:
     code, _, err = replay("--dry-run", "--since-release")
     assert (code, "No release is noted yet" in err) == (0, True)
 
@@ -201,14 +189,14 @@ def test_a_gate_looks_at_what_the_release_that_runs_has_decided(replay: Replay, 
         (["--dry-run", "--since", "5", "--since-release"], "exclude each other"),
     ],
 )
-def test_what_cannot_be_asked_is_said_in_one_line(options: list[str], says: str, replay: Replay) -> None:
+def test_what_cannot_be_asked_is_said_in_one_line(options: list[str], says: str, replay: Command) -> None:
     code, out, err = replay(*options)
 
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert says in err
 
 
-def test_a_time_is_a_moment_of_the_log(replay: Replay, history: History) -> None:
+def test_a_time_is_a_moment_of_the_log(replay: Command, history: History) -> None:
     _, out, _ = replay("--dry-run", "--json", "--since", "2020-01-01", "--until", "2020-01-01")
     assert (json.loads(out)["since"], json.loads(out)["until"]) == (0, 0)
 

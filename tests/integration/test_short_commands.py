@@ -32,7 +32,9 @@ LOOKS = [
     ("events", "list"),
     ("events", "export", "/dev/null"),
     ("events", "show", str(REGISTRATION)),
+    ("events", "replay", "--dry-run"),
     ("projections", "list"),
+    ("projections", "parked", "list"),
     ("mail", "list"),
     ("mail", "list", "--state", "stray"),
 ]
@@ -40,6 +42,10 @@ ACTS = [
     ("mail", "retry", str(REGISTRATION)),
     ("mail", "retry", "--all", "--yes"),
     ("mail", "discard", str(REGISTRATION)),
+    ("projections", "parked", "retry", "--all"),
+    ("projections", "rebuild", "--all"),
+    ("projections", "verify"),
+    ("projections", "as-of", "accounts", "1"),
 ]
 
 _numbers = count(1)
