@@ -26,13 +26,13 @@ from entrypoints.cli import options
     "--since",
     callback=options.parse_moment,
     metavar="TIME|N",
-    help="Only decisions from this time on, or after position N.",
+    help="Only decisions after this time, or after position N.",
 )
 @click.option(
     "--until",
     callback=options.parse_moment,
     metavar="TIME|N",
-    help="Only decisions before this time, or up to position N.",
+    help="Only decisions up to this time, or up to position N.",
 )
 @click.option(
     "--since-release",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import click
@@ -16,22 +15,23 @@ from entrypoints.bootstrap.core import policy_of
 from entrypoints.bootstrap.desk import Reader
 from entrypoints.cli.output import moving, note, print_json, print_table
 from entrypoints.cli.session import read_settings
+from infrastructure.replay.moments import Moment
 
 _PREFIX = "REGISTRAR_"
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Which decisions; moments are positions or times.
+    """Which decisions.
 
     Attributes:
         since: those after it; None: from the beginning.
-        until: those up to it, or before this time; None: to the end.
+        until: those up to it; None: to the end.
         since_release: those of the release that decided last.
     """
 
-    since: datetime | Position | None
-    until: datetime | Position | None
+    since: Moment | None
+    until: Moment | None
     since_release: bool
 
 
@@ -105,12 +105,8 @@ def _print(listed: list[Difference], kinds: Counter[str]) -> None:
 
 async def _positions(reader: Reader, stretch: Stretch) -> tuple[Position, Position]:
     """After which position, and up to which."""
-    head = await reader.what_if.head()
-    since, until = stretch.since, stretch.until
-    if isinstance(since, datetime):
-        since = await reader.what_if.position_before(since)
-    if isinstance(until, datetime):
-        until = await reader.what_if.position_before(until)
+    since = 0 if stretch.since is None else await reader.what_if.position_at(stretch.since)
+    until = await (reader.what_if.head() if stretch.until is None else reader.what_if.position_at(stretch.until))
     if stretch.since_release:
         found = await reader.what_if.deciding_release()
         if found is None:
@@ -118,4 +114,6 @@ async def _positions(reader: Reader, stretch: Stretch) -> tuple[Position, Positi
         else:
             note(f"Release {found[0]} has decided since position {found[1] + 1:,}.")
             since = found[1]
-    return min(since or 0, head), head if until is None else min(until, head)
+    if since > until:
+        raise click.UsageError("--since is later than --until.", click.get_current_context())
+    return since, until

@@ -17,24 +17,12 @@ from infrastructure.postgres.addresses import first_line
 from infrastructure.postgres.connection import AWAY, Connection
 from infrastructure.replay.comparison import Differences, compared, shapes
 from infrastructure.replay.copies import Copy, MakesProjection
+from infrastructure.replay.moments import Moment, position_at
 from infrastructure.replay.progress import Doing, Watch
 from infrastructure.replay.sessions import replaying
 from infrastructure.replay.swap import CannotReplay
 
-Moment = Position | datetime
-"""A position of the log, or the last one up to a time."""
-
 _CLAIM: Final = "SELECT pg_try_advisory_lock(hashtext('registrar replay'), hashtext(%s))"
-
-_END: Final = "SELECT position FROM public.head"
-
-# The clock may have been set back: up to the first event that was recorded later, so that none of a later time counts.
-_AT: Final = """
-    SELECT coalesce(
-        (SELECT e.notification_id - 1 FROM public.events AS e WHERE e.recorded_at > %s
-         ORDER BY e.notification_id LIMIT 1),
-        (SELECT h.position FROM public.head AS h))
-"""
 
 _TIME_OF: Final = "SELECT recorded_at FROM public.events WHERE notification_id = %s"
 
@@ -55,20 +43,6 @@ class Scratch:
     schema: str
     tables: dict[str, int]
     unapplied: int
-
-
-async def position_at(connection: Connection, when: Moment) -> Position:
-    """The position that is meant by a position or a time.
-
-    Raises:
-        CannotReplay: the log does not reach to that position.
-    """
-    if isinstance(when, datetime):
-        return int(await _one(connection, _AT, when))
-    end = int(await _one(connection, _END))
-    if when > end:
-        raise CannotReplay(f"The log ends at position {end}.")
-    return when
 
 
 async def as_of(dsn: str, make: MakesProjection, when: Moment, *, log: ReadsLog, watch: Watch) -> Scratch:

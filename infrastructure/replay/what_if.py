@@ -10,7 +10,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +23,7 @@ from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.releases import deciding_release
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from infrastructure.replay.judging import Judges, Row, Scope, Stored
+from infrastructure.replay.moments import Moment, position_at
 
 REGISTRATIONS_EACH = 400
 """Registrations in one reading, so some thousand events."""
@@ -93,8 +93,6 @@ _HISTORIES = """
     ) AS e
 """
 
-_AT = "SELECT recorded_at FROM public.events WHERE notification_id = %s"
-
 
 @dataclass(frozen=True, slots=True)
 class Reviewed:
@@ -127,17 +125,9 @@ class WhatIf:
         """The release that decided last, and the position after which it began; None if none has been noted."""
         return await self._connection.execute_idempotent(deciding_release)
 
-    async def position_before(self, time: datetime) -> Position:
-        """The position of the last event recorded before this time, 0 if there is none."""
-        low, high = 0, await self.head()
-        while low < high:
-            middle = (low + high + 1) // 2
-            row = await self._one(_AT, (middle,))
-            if row is not None and row[0] < time:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+    async def position_at(self, when: Moment) -> Position:
+        """See `infrastructure.replay.moments.position_at`."""
+        return await self._connection.execute_idempotent(lambda connection: position_at(connection, when))
 
     async def review(self, policy: Policy, *, since: Position, until: Position | None) -> AsyncIterator[Reviewed]:
         """Review the decisions after one position and up to another; None: to the end of the log.

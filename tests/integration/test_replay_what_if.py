@@ -187,6 +187,8 @@ def test_a_gate_looks_at_what_the_release_that_runs_has_decided(replay: Command,
         (["--dry-run", "--set", "OTP_TTL=soon"], "REGISTRAR_OTP_TTL"),
         (["--dry-run", "--since", "yesterday"], "neither a position of the log nor a time"),
         (["--dry-run", "--since", "5", "--since-release"], "exclude each other"),
+        (["--dry-run", "--since", "5", "--until", "4"], "--since is later than --until"),
+        (["--dry-run", "--since", "1000000"], "The log ends at position"),
     ],
 )
 def test_what_cannot_be_asked_is_said_in_one_line(options: list[str], says: str, replay: Command) -> None:
