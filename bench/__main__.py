@@ -13,31 +13,32 @@ import psutil  # type: ignore[import-untyped]
 import structlog
 from rich.console import Console
 
-from bench import append, archive, fold, growth, over_http, overload, replay, report, through_rabbitmq, whole_way
+from bench import append, fold, growth, over_http, overload, replay, report, through_rabbitmq, whole_way
 from bench.cluster import Cluster, cluster
 from bench.report import Row
 
-Group = Callable[[Cluster, bool], list[Row]]
+LONG = 2_000_000
+"""Events in a long log."""
+
+Group = Callable[[Cluster, bool, int], list[Row]]
+"""Takes the server, whether it has to be quick, and how many events a long log has."""
 
 GROUPS: dict[str, Group] = {
-    "append": lambda c, quick: append.run(c, seconds=1 if quick else 2, repetitions=1 if quick else 3),
-    "http": lambda c, quick: over_http.run(c, seconds=1 if quick else 4, repetitions=1 if quick else 3),
-    "whole-way": lambda c, quick: whole_way.run(c, seconds=3 if quick else 30, repetitions=1 if quick else 3),
-    "rabbitmq": lambda c, quick: through_rabbitmq.run(
+    "append": lambda c, quick, _: append.run(c, seconds=1 if quick else 2, repetitions=1 if quick else 3),
+    "http": lambda c, quick, _: over_http.run(c, seconds=1 if quick else 4, repetitions=1 if quick else 3),
+    "whole-way": lambda c, quick, _: whole_way.run(c, seconds=3 if quick else 30, repetitions=1 if quick else 3),
+    "rabbitmq": lambda c, quick, _: through_rabbitmq.run(
         c, mails=200 if quick else 5000, seconds=3 if quick else 15, repetitions=1 if quick else 3
     ),
-    "overload": lambda c, quick: overload.run(c, seconds=5 if quick else 60, repetitions=1 if quick else 3),
-    "fold": lambda c, quick: fold.run(
-        c, sizes=(10_000, 20_000) if quick else (200_000, 2_000_000), repetitions=1 if quick else 3
+    "overload": lambda c, quick, _: overload.run(c, seconds=5 if quick else 60, repetitions=1 if quick else 3),
+    "fold": lambda c, quick, long: fold.run(
+        c, sizes=(10_000 if quick else 200_000, long), repetitions=1 if quick else 3
     ),
-    "replay": lambda c, quick: replay.run(
-        c, sizes=(10_000, 20_000) if quick else (20_000, 2_000_000), repetitions=1 if quick else 3
+    "replay": lambda c, quick, long: replay.run(
+        c, sizes=(10_000 if quick else 20_000, long), seconds=3 if quick else 30, repetitions=1
     ),
-    "archive": lambda c, quick: archive.run(
-        c, sizes=(10_000, 20_000) if quick else (20_000, 2_000_000), repetitions=1 if quick else 3
-    ),
-    "growth": lambda c, quick: growth.run(
-        c, sizes=(2_000, 20_000) if quick else (20_000, 2_000_000), repetitions=1 if quick else 5
+    "growth": lambda c, quick, long: growth.run(
+        c, sizes=(2_000 if quick else 20_000, long), repetitions=1 if quick else 5
     ),
 }
 
@@ -50,9 +51,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="NAME", help=f"groups: {', '.join(GROUPS)}")
     parser.add_argument("--quick", action="store_true", help="see whether it runs; the figures mean nothing")
-    parser.add_argument("--output", type=Path, help="where the results go  [default: results.json, unless --quick]")
+    parser.add_argument(
+        "--events", type=int, metavar="N", help=f"in a long log  [default: {LONG:,}; with --quick 20,000]"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="where the results go  [default: results.json, unless --quick or --events]"
+    )
     arguments = parser.parse_args()
-    output = arguments.output or (None if arguments.quick else report.RESULTS)
+    output = arguments.output or (None if arguments.quick or arguments.events else report.RESULTS)
+    events = arguments.events or (20_000 if arguments.quick else LONG)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     console = Console(stderr=True)
     rows: list[Row] = []
@@ -63,7 +70,7 @@ def main() -> int:
             console.print(f"{datetime.now(UTC):%H:%M:%S} measuring: {name}")
             busy = psutil.cpu_percent(interval=2.0)
             try:
-                found = GROUPS[name](server, arguments.quick)
+                found = GROUPS[name](server, arguments.quick, events)
             except Exception:  # noqa: BLE001 - the edge: the other groups are worth as much without this one
                 console.print_exception()
                 failed = True

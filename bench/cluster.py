@@ -61,11 +61,15 @@ class Cluster:
         name = sql.Identifier(name_of(dsn))
         self._administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
+    def settle(self) -> None:
+        """Write out what has changed, so that nobody pays for what others wrote."""
+        self._administration.execute("CHECKPOINT")
+
     @contextmanager
     def fresh(self, *, copy_of: str | None = None, schema: bool = True) -> Iterator[str]:
-        """A database for this block; a checkpoint first, so that nobody pays for what others wrote."""
+        """A database for this block, settled."""
         dsn = self.database(copy_of=copy_of, schema=schema)
-        self._administration.execute("CHECKPOINT")
+        self.settle()
         try:
             yield dsn
         finally:

@@ -31,22 +31,24 @@ from infrastructure.followers.projector import Projector
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Notifications
+from projections import PROJECTIONS
 from projections.registrations import Registrations
 
 _TOPICS = list(Registrations.topics or ())
 
 
-async def ours(dsn: str) -> float:
+async def ours(dsn: str, name: str = Registrations.name) -> float:
     """The service's own projector, from an empty read model to the end of the log; answers seconds."""
+    [make] = [one for one in PROJECTIONS if one.name == name]
     store = EventStore(dsn, codec=EventCodec(), clock=DatabaseClock())
     await store.open()
     head = await store.head()
     notifications = Notifications(dsn)
-    projector = Projector(Registrations(), store=LogTail(store), notifications=notifications)
+    projector = Projector(make(), store=LogTail(store), notifications=notifications)
     async with await connect(dsn, name="fold", statement_timeout=timedelta(seconds=10)) as connection:
         started = time.perf_counter()
         works = [asyncio.create_task(projector.work(connection)), asyncio.create_task(notifications.run())]
-        while not await notifications.wait_past("registrations", head - 1):
+        while not await notifications.wait_past(name, head - 1):
             for work in works:
                 if work.done():
                     work.result()
@@ -58,19 +60,23 @@ async def ours(dsn: str) -> float:
     return took
 
 
-async def bare(dsn: str) -> float:
-    """Read the same events in order, as many at a time, and decode them; nothing else."""
+async def bare(dsn: str, topics: list[str] | None = _TOPICS) -> float:
+    """Read the same events in order, as many at a time, and decode them; nothing else.
+
+    Args:
+        topics: by default those of the read model; None: all events.
+    """
     codec = EventCodec()
     query = (
         "SELECT originator_id, originator_version, topic, state, notification_id FROM events"
-        " WHERE notification_id > %s AND topic = ANY (%s) ORDER BY notification_id LIMIT 1000"
+        " WHERE notification_id > %s AND (%s::text[] IS NULL OR topic = ANY (%s)) ORDER BY notification_id LIMIT 1000"
     )
     async with await connect(dsn, name="bare", statement_timeout=timedelta(seconds=10)) as connection:
         cursor = connection.cursor(binary=True)
         started = time.perf_counter()
         after = 0
         while True:
-            await cursor.execute(query, (after, _TOPICS))
+            await cursor.execute(query, (after, topics, topics))
             rows = await cursor.fetchall()
             if not rows:
                 return time.perf_counter() - started
@@ -191,9 +197,9 @@ def main() -> None:
     keep_what_is_there()
     match job["who"]:
         case "ours":
-            took = uvloop.run(ours(job["dsn"]))
+            took = uvloop.run(ours(job["dsn"], job.get("name", Registrations.name)))
         case "bare":
-            took = uvloop.run(bare(job["dsn"]))
+            took = uvloop.run(bare(job["dsn"], None if job.get("topics") == "all" else _TOPICS))
         case _:
             took = stock(job["dsn"], job["events"])
     print(json.dumps({"seconds": took, "peak_mib": peak_mib()}))

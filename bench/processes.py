@@ -155,6 +155,14 @@ def run_job(module: str, job: dict[str, Any]) -> Any:
     return json.loads(done.stdout)
 
 
+def command(dsn: str, *words: str) -> float:
+    """Run a command of the command line to its end; answers seconds."""
+    started = time.perf_counter()
+    environment = _environment() | _settings(dsn)
+    subprocess.run([_REGISTRAR, *words], env=environment, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - started
+
+
 def load(process: Process, **job: Any) -> Any:
     """Put load on a process; answers the outcome as `tests.support.load` prints it."""
     return run_job("tests.support.load", job | {"port": process.port})

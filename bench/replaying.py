@@ -1,0 +1,128 @@
+"""What a command of replay does, in a process of its own, so that its memory can be told."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from bench.folding import peak_mib
+from domain.policy import Policy
+from entrypoints.cli.garbage_collection import collect_hardly_ever, keep_what_is_there
+from infrastructure.archive.exporting import exported
+from infrastructure.archive.files import lines_of, written
+from infrastructure.archive.importing import begin_import, end_import, import_events
+from infrastructure.archive.reading import ExportedLog
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.reader import LogReader
+from infrastructure.postgres.connection import ReconnectingConnection, closing, connect
+from infrastructure.postgres.pool import QueryPool
+from infrastructure.replay.copies import MakesProjection
+from infrastructure.replay.progress import Doing
+from infrastructure.replay.rebuild import RebuildAct, Rebuilds
+from infrastructure.replay.verification import verify
+from infrastructure.replay.what_if import WhatIf
+from projections import PROJECTIONS
+
+Job = dict[str, str]
+
+
+async def of_read_models(job: Job) -> dict[str, Any]:
+    """Rebuild, verify or roll back the named read models, one after the other.
+
+    Answers the seconds of each, and the moments (of the machine's clock) at which each step began.
+    """
+    line = ReconnectingConnection(job["dsn"], name="replay", statement_timeout=timedelta(minutes=1), read_only=True)
+    log = LogReader(line, EventCodec())
+    steps: dict[str, float] = {}
+
+    def watch(doing: Doing) -> None:
+        steps.setdefault(f"{doing.read_model} {doing.what}", time.time())
+
+    async def record(_: RebuildAct) -> None:
+        """The log has nothing to do with the speed."""
+
+    async def act(make: MakesProjection) -> None:
+        rebuilds = Rebuilds(job["dsn"], log=log, record=record, watch=watch)
+        match job["who"]:
+            case "rebuild":
+                assert (await rebuilds.rebuild(make)).swapped
+            case "verify":
+                assert (await verify(job["dsn"], make, log=log, watch=watch)).count == 0
+            case _:
+                await rebuilds.roll_back(make)
+
+    took = {}
+    for make in PROJECTIONS:
+        if make.name in job["names"].split():
+            began = time.perf_counter()
+            await act(make)
+            took[make.name] = time.perf_counter() - began
+    await line.close()
+    return {"each": took, "steps": steps}
+
+
+async def what_if(job: Job) -> dict[str, Any]:
+    """As `events replay --dry-run` does."""
+    line = ReconnectingConnection(job["dsn"], name="what-if", statement_timeout=timedelta(seconds=10), read_only=True)
+    registrations = 0
+    async for reviewed in WhatIf(line).review(Policy(), since=0, until=None):
+        assert not reviewed.differences
+        registrations += reviewed.registrations
+    await line.close()
+    return {"registrations": registrations}
+
+
+async def export(job: Job) -> dict[str, Any]:
+    """As `events export` does."""
+    async with QueryPool(job["dsn"], statement_timeout=timedelta(seconds=10), read_only=True) as pool:
+        with written(Path(job["file"])) as output:
+            async for piece in exported(pool, release="bench", with_keys=False, on_events=lambda *_: None):
+                output.write(piece)
+    return {}
+
+
+async def import_(job: Job) -> dict[str, Any]:
+    """As `events import` does."""
+    connection = await connect(job["dsn"], name="import", statement_timeout=timedelta(minutes=10))
+    async with closing(connection):
+        with open(job["file"], "rb") as opened:  # noqa: ASYNC230, PTH123 - nothing else runs here
+            log = ExportedLog(lines_of(opened))
+            await begin_import(connection)
+            await import_events(connection, log, on_events=lambda _: None)
+            await end_import(connection, log, master_key=None)
+    return {}
+
+
+WORKS: dict[str, Callable[[Job], Awaitable[dict[str, Any]]]] = {
+    "rebuild": of_read_models,
+    "verify": of_read_models,
+    "roll back": of_read_models,
+    "what-if": what_if,
+    "export": export,
+    "import": import_,
+}
+
+
+async def timed(job: Job) -> dict[str, Any]:
+    """What the work answers, with its seconds and the peak of this process's memory."""
+    started = time.perf_counter()
+    answer = await WORKS[job["who"]](job)
+    return answer | {"seconds": time.perf_counter() - started, "peak_mib": peak_mib()}
+
+
+def main() -> None:
+    """Arguments in and outcome out as JSON."""
+    collect_hardly_ever()  # as the commands do
+    keep_what_is_there()
+    print(json.dumps(uvloop.run(timed(json.loads(sys.argv[1])))))
+
+
+if __name__ == "__main__":
+    main()
