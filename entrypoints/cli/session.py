@@ -110,6 +110,7 @@ def reading(data_dir: Path | None, work: Callable[[Reader], Awaitable[int]]) -> 
     Raises:
         CannotStart: there is no embedded database yet. Looking at one is no reason to make one.
     """
+    collect_hardly_ever()
     return _with(read_settings(data_dir=data_dir, with_secrets=False), reader, work)
 
 

@@ -1,28 +1,20 @@
-"""The saga of today asked about stored histories: in this process, or in helpers beside it, which only calculate."""
+"""Asks the saga of today about stored histories."""
 
 from __future__ import annotations
 
-import asyncio
-import signal
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
-from multiprocessing import get_context
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from application.what_if import Difference, End, History, differences
 from domain.email_claim import EmailClaim
+from domain.mail_saga import MailSaga
 from domain.policy import Policy
 from domain.recorded import Position, Recorded
 from domain.registration import Registration
 from infrastructure.event_store.codec import EventCodec
-
-SLICE: Final = 50
-"""Registrations reviewed in one go in this process: in between, the event loop sees to the next reading, and to
-Ctrl-C."""
 
 _UNKNOWN: Final = UUID(int=0)
 
@@ -30,6 +22,7 @@ _UNKNOWN: Final = UUID(int=0)
 class Row(NamedTuple):
     """An event of which only what is beside it may be needed; see `application.what_if.history.Mark`."""
 
+    stream_id: UUID
     version: int
     topic: str
     state: bytes
@@ -39,16 +32,8 @@ class Row(NamedTuple):
     actor: str
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """The streams of a registration, of its saga, and of the claim to its address."""
-
-    registration_id: UUID
-    registration: Sequence[Row]
-    saga_id: UUID
-    saga: Sequence[Row]
-    claim_id: UUID
-    claim: Sequence[Row]
+Streams = Mapping[UUID, Sequence[Row]]
+"""The streams of registrations, of their sagas, and of the claims to their addresses; each in its order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,92 +46,55 @@ class Scope:
     parked: frozenset[UUID]
 
 
-class Judges:
-    """Reviews some hundred histories at a time."""
+class Judge:
+    """Compares the decisions of one policy with recorded ones."""
 
-    def __init__(self, policy: Policy, scope: Scope, *, helpers: int) -> None:
-        """
-        Args:
-            helpers: processes to do it in; 0: in this one.
-        """
+    def __init__(self, policy: Policy, scope: Scope) -> None:
         self._policy = policy
         self._scope = scope
-        self._pool = (
-            ProcessPoolExecutor(helpers, mp_context=get_context("spawn"), initializer=_ignore_ctrl_c)
-            if helpers
-            else None
-        )
+        self._codec = EventCodec()
 
-    async def review(self, page: Sequence[Stored]) -> list[Difference]:
-        if self._pool is not None:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, review, page, self._policy, self._scope)
-        found: list[Difference] = []
-        for start in range(0, len(page), SLICE):
-            found += review(page[start : start + SLICE], self._policy, self._scope)
-            await asyncio.sleep(0)
-        return found
+    def differences(self, registration_id: UUID, streams: Streams) -> list[Difference]:
+        """Those about one registration."""
+        try:
+            registration = self._decoded(streams.get(registration_id, ()))
+            first = registration[0].event if registration else None
+            if not isinstance(first, Registration.UserRegistered):
+                return []
+            saga = self._decoded(streams.get(MailSaga.stream_id(registration_id), ()))
+            claim = streams.get(UUID(first.claim_id), ())
+            handled = 0 if registration_id in self._scope.parked else self._scope.handled
+            history = History(registration, saga, claim, self._fold_of(claim))
+            return differences(history, self._policy, End(handled, self._scope.at))
+        except _Unreadable as error:
+            return [_unreadable(registration_id, error.row)]
 
-    async def close(self) -> None:
-        if self._pool is not None:
-            await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
+    def _decoded(self, rows: Sequence[Row]) -> list[Recorded]:
+        decoded = []
+        for row in rows:
+            stream_id, version, topic, state, position, recorded_at, causation, actor = row
+            try:
+                event = self._codec.decode(stream_id, version, topic, state)
+            except Exception:  # noqa: BLE001 - told with the event's position
+                raise _Unreadable(row) from None
+            decoded.append(Recorded(event, position, topic, recorded_at, _UNKNOWN, causation, actor, None))
+        return decoded
 
+    def _fold_of(self, claim: Sequence[Row]) -> Callable[[Position], EmailClaim | None]:
+        def fold(upto: Position) -> EmailClaim | None:
+            state: Any = None
+            for one in self._decoded([row for row in claim if row.position <= upto]):
+                state = one.event.mutate(state)
+            folded: EmailClaim | None = state
+            return folded
 
-def _ignore_ctrl_c() -> None:
-    """It reaches all processes of a terminal: the one that reads ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def review(page: Sequence[Stored], policy: Policy, scope: Scope) -> list[Difference]:
-    """The differences in these histories."""
-    return [one for stored in page for one in _differences(stored, policy, scope)]
-
-
-def _differences(stored: Stored, policy: Policy, scope: Scope) -> list[Difference]:
-    registration_id = stored.registration_id
-    try:
-        registration = [_decoded(registration_id, row) for row in stored.registration]
-        saga = [_decoded(stored.saga_id, row) for row in stored.saga]
-        if not isinstance(registration[0].event, Registration.UserRegistered):
-            return []
-        history = History(registration, saga, stored.claim, _fold_of(stored))
-        handled = 0 if registration_id in scope.parked else scope.handled
-        return differences(history, policy, End(handled, scope.at))
-    except _Unreadable as error:
-        return [_unreadable(registration_id, error.row)]
+        return fold
 
 
 class _Unreadable(Exception):
     def __init__(self, row: Row) -> None:
         super().__init__(row.topic)
         self.row = row
-
-
-def _decoded(stream_id: UUID, row: Row) -> Recorded:
-    version, topic, state, position, recorded_at, causation, actor = row
-    try:
-        event = _codec().decode(stream_id, version, topic, state)
-    except Exception:  # noqa: BLE001 - told with the event's position
-        raise _Unreadable(row) from None
-    return Recorded(event, position, topic, recorded_at, _UNKNOWN, causation, actor, None)
-
-
-@cache
-def _codec() -> EventCodec:
-    return EventCodec()
-
-
-def _fold_of(stored: Stored) -> Callable[[Position], EmailClaim | None]:
-    def fold(upto: Position) -> EmailClaim | None:
-        state: Any = None
-        for row in stored.claim:
-            if row.position > upto:
-                break
-            state = _decoded(stored.claim_id, row).event.mutate(state)
-        folded: EmailClaim | None = state
-        return folded
-
-    return fold
 
 
 def _unreadable(registration_id: UUID, row: Row) -> Difference:

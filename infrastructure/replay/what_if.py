@@ -7,10 +7,10 @@ the log is and however many of them are open. The session is read-only.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from application.mail_saga import SOURCES
@@ -18,24 +18,17 @@ from application.what_if import Difference
 from domain.mail_saga import MailSaga
 from domain.policy import Policy
 from domain.recorded import Position
-from domain.registration import Registration
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.releases import deciding_release
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
-from infrastructure.replay.judging import Judges, Row, Scope, Stored
+from infrastructure.replay.judging import Judge, Row, Scope, Streams
 from infrastructure.replay.moments import Moment, position_at
 
-REGISTRATIONS_EACH = 400
-"""Registrations in one reading, so some thousand events."""
+WINDOW = 4_000
+"""Positions looked through at once for registrations: some hundred of them, with some thousand events."""
 
-HELPERS = 2
-"""Processes that decide beside the one that reads."""
-
-MANY_EVENTS = 50_000
-"""From so many events on helpers are worth their start of about a second."""
-
-WINDOW = 5_000
-"""Positions looked through at once for registrations that were begun before `since`."""
+SLICE = 10
+"""Registrations reviewed in one go: in between, the event loop sees to the next reading, and to Ctrl-C."""
 
 _SCOPE = """
     SELECT h.position, (SELECT e.recorded_at FROM public.events AS e WHERE e.notification_id = h.position),
@@ -45,9 +38,8 @@ _SCOPE = """
 """
 
 _BEGUN = """
-    SELECT originator_id, notification_id FROM public.events
-    WHERE notification_id > %(after)s AND notification_id <= %(until)s AND topic = %(topic)s
-    ORDER BY notification_id LIMIT %(limit)s
+    SELECT originator_id FROM public.events
+    WHERE notification_id > %(after)s AND notification_id <= %(upto)s AND topic = 'registration.user_registered'
 """
 
 # A registration that was begun earlier is met at the first event of its own after `since`, or, where there is none, at
@@ -78,9 +70,7 @@ _MET = """
 # The streams of registrations and their sagas, and those of the claims to their addresses.
 _HISTORIES = """
     SELECT e.originator_id, e.originator_version, e.topic, e.state, e.notification_id, e.recorded_at,
-        e.causation_position, e.actor,
-        CASE WHEN e.topic = 'registration.user_registered'
-            THEN (convert_from(e.state, 'UTF8')::jsonb ->> 'claim_id')::uuid END
+        e.causation_position, e.actor
     FROM (
         SELECT unnest(%(registrations)b::uuid[] || %(sagas)b::uuid[]) AS id
         UNION
@@ -104,6 +94,12 @@ class Reviewed:
 
     differences: Sequence[Difference]
     registrations: int
+    upto: Position
+
+
+class _Page(NamedTuple):
+    registrations: Sequence[UUID]
+    streams: Streams
     upto: Position
 
 
@@ -137,71 +133,50 @@ class WhatIf:
         """
         scope = await self._scope()
         last = scope.head if until is None else min(until, scope.head)
-        judges = Judges(policy, scope, helpers=HELPERS if last - since >= MANY_EVENTS else 0)
-        pages = self._registrations(since, last)
-        under_way: deque[tuple[asyncio.Task[list[Difference]], int, Position]] = deque()
-        reading = asyncio.create_task(self._read_ahead(pages, scope))
-        try:
-            while (page := await reading) is not None:
-                reading = asyncio.create_task(self._read_ahead(pages, scope))
-                histories, upto = page
-                under_way.append((asyncio.create_task(judges.review(histories)), len(histories), upto))
-                if len(under_way) > HELPERS:
-                    yield await _reviewed(under_way, since, last)
-            while under_way:
-                yield await _reviewed(under_way, since, last)
-        finally:
-            tasks = [reading, *(task for task, _, _ in under_way)]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await judges.close()
-            await pages.aclose()
+        judge = Judge(policy, scope)
+        async with aclosing(self._pages(since, last, scope.head)) as pages:
+            async for page in pages:
+                found: list[Difference] = []
+                for number, registration_id in enumerate(page.registrations):
+                    if number % SLICE == 0:
+                        await asyncio.sleep(0)
+                    found += judge.differences(registration_id, page.streams)
+                found = [one for one in found if since < one.position <= last]
+                yield Reviewed(found, len(page.registrations), page.upto)
 
     async def _scope(self) -> Scope:
         row = await self._one(_SCOPE, {"saga": ProcessManager.name})
         assert row is not None  # noqa: S101 - the head has a row
         return Scope(row[0], row[1], row[2], frozenset(row[3]))
 
-    # --- Which registrations ------------------------------------------------------------------
+    # --- Histories ----------------------------------------------------------------------------
 
-    async def _registrations(self, since: Position, last: Position) -> AsyncGenerator[tuple[list[UUID], Position]]:
-        """Each registration that something was decided about, once; and the position up to which these are all."""
-        position = since
-        while position < last:
-            if since == 0:
-                of = {"after": position, "until": last, "topic": Registration.UserRegistered.TOPIC}
-                rows = await self._all(_BEGUN, {**of, "limit": REGISTRATIONS_EACH})
-                position = rows[-1][1] if len(rows) == REGISTRATIONS_EACH else last
-            else:
-                upto = min(position + WINDOW, last)
-                window = {"since": since, "after": position, "upto": upto, "until": last, "sources": list(SOURCES)}
-                rows = await self._all(_MET, window)
-                position = upto
-            yield [row[0] for row in rows], position
+    async def _pages(self, since: Position, last: Position, head: Position) -> AsyncGenerator[_Page]:
+        """All that something was decided about, each once; the next page is read while this one is reviewed."""
 
-    async def _read_ahead(
-        self, pages: AsyncIterator[tuple[list[UUID], Position]], scope: Scope
-    ) -> tuple[list[Stored], Position] | None:
-        async for registrations, upto in pages:
-            return await self._histories(registrations, scope.head), upto
-        return None
+        def read(after: Position) -> asyncio.Task[_Page] | None:
+            return asyncio.create_task(self._page(since, after, last, head)) if after < last else None
 
-    # --- Their histories ----------------------------------------------------------------------
+        ahead = read(since)
+        try:
+            while ahead is not None:
+                page = await ahead
+                ahead = read(page.upto)
+                yield page
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
 
-    async def _histories(self, registrations: Sequence[UUID], head: Position) -> list[Stored]:
+    async def _page(self, since: Position, after: Position, last: Position, head: Position) -> _Page:
+        upto = min(after + WINDOW, last)
+        window = {"since": since, "after": after, "upto": upto, "until": last, "sources": list(SOURCES)}
+        registrations = [row[0] for row in await self._all(_MET if since else _BEGUN, window)]
         sagas = [MailSaga.stream_id(one) for one in registrations]
         streams: dict[UUID, list[Row]] = {}
-        claims: dict[UUID, UUID] = {}
-        for row in await self._all(_HISTORIES, {"registrations": list(registrations), "sagas": sagas, "head": head}):
-            streams.setdefault(row[0], []).append(Row._make(row[1:8]))
-            if row[8] is not None:
-                claims[row[0]] = row[8]
-        return [
-            Stored(one, streams[one], saga, streams.get(saga, ()), claims[one], streams.get(claims[one], ()))
-            for one, saga in zip(registrations, sagas, strict=True)
-            if one in claims
-        ]
+        for row in await self._all(_HISTORIES, {"registrations": registrations, "sagas": sagas, "head": head}):
+            streams.setdefault(row[0], []).append(Row._make(row))
+        return _Page(registrations, streams, upto)
 
     # --- The database -------------------------------------------------------------------------
 
@@ -216,12 +191,3 @@ class WhatIf:
     async def _one(self, query: str, parameters: Mapping[str, Any] | Sequence[Any]) -> tuple[Any, ...] | None:
         rows = await self._all(query, parameters)
         return rows[0] if rows else None
-
-
-async def _reviewed(
-    under_way: deque[tuple[asyncio.Task[list[Difference]], int, Position]], since: Position, last: Position
-) -> Reviewed:
-    """What came of the oldest page, in the stretch that is asked about."""
-    found = await under_way[0][0]
-    _, registrations, upto = under_way.popleft()
-    return Reviewed([one for one in found if since < one.position <= last], registrations, upto)

@@ -57,15 +57,15 @@ async def test_differences_are_those_of_the_same_events_in_memory(
     )
 
 
-async def test_helpers_find_what_one_process_finds(
+async def test_windows_and_slices_of_any_size_find_the_same(
     store: EventStore, dsn: str, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await write(store, dsn, history)
-    alone = await differences_at(dsn, OTP_TTL)
-    monkeypatch.setattr(what_if, "MANY_EVENTS", 1)
-    monkeypatch.setattr(what_if, "REGISTRATIONS_EACH", 20)
+    at_once = await differences_at(dsn, OTP_TTL)
+    monkeypatch.setattr(what_if, "WINDOW", 37)
+    monkeypatch.setattr(what_if, "SLICE", 3)
 
-    assert await differences_at(dsn, OTP_TTL) == alone
+    assert await differences_at(dsn, OTP_TTL) == at_once
 
 
 async def test_a_stretch_of_the_log_has_the_differences_that_lie_in_it(
