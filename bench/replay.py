@@ -46,7 +46,7 @@ class Found(dict[str, list[dict[str, Any]]]):
         self.setdefault(f"{name} {events}", []).append(outcome)
 
     def median(self, name: str, events: int, what: str = "seconds") -> float:
-        return statistics.median(one[what] for one in self[f"{name} {events}"])
+        return float(statistics.median(one[what] for one in self[f"{name} {events}"]))
 
 
 def run(cluster: Cluster, *, sizes: Sizes, seconds: float, repetitions: int) -> list[Row]:

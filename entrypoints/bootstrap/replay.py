@@ -19,9 +19,10 @@ from infrastructure.event_store.reader import LogReader
 from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.replay.comparison import Differences
 from infrastructure.replay.copies import MakesProjection
+from infrastructure.replay.moments import Moment
 from infrastructure.replay.progress import Watch
 from infrastructure.replay.rebuild import RebuildAct, Rebuilds
-from infrastructure.replay.time_travel import Moment, Scratch, as_of, diff, drop
+from infrastructure.replay.time_travel import Scratch, as_of, diff, drop
 from infrastructure.replay.verification import verify
 from infrastructure.settings.settings import Settings
 from projections import PROJECTIONS

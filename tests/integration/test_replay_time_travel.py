@@ -17,9 +17,10 @@ from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.replay.copies import MakesProjection
+from infrastructure.replay.moments import Moment
 from infrastructure.replay.progress import Doing, nobody_watches
 from infrastructure.replay.swap import CannotReplay
-from infrastructure.replay.time_travel import Moment, as_of, diff
+from infrastructure.replay.time_travel import as_of, diff
 from projections import PROJECTIONS
 from projections.registrations import Registrations
 from tests.integration.conftest import Command
