@@ -70,12 +70,12 @@ async def of_read_models(job: Job) -> dict[str, Any]:
 
 async def what_if(job: Job) -> dict[str, Any]:
     """As `events replay --dry-run` does."""
-    line = ReconnectingConnection(job["dsn"], name="what-if", statement_timeout=timedelta(seconds=10), read_only=True)
+    asked = WhatIf(job["dsn"], statement_timeout=timedelta(seconds=10))
     registrations = 0
-    async for reviewed in WhatIf(line).review(Policy(), since=0, until=None):
+    async for reviewed in asked.review(Policy(), since=0, until=None):
         assert not reviewed.differences
         registrations += reviewed.registrations
-    await line.close()
+    await asked.close()
     return {"registrations": registrations}
 
 

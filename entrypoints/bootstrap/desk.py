@@ -17,7 +17,6 @@ from entrypoints.queries.mails import MailQueries
 from entrypoints.queries.parked import ParkedQueries
 from infrastructure.archive.exporting import exported
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.postgres.pool import QueryPool
 from infrastructure.replay.what_if import WhatIf
 from infrastructure.settings.settings import Settings
@@ -63,9 +62,9 @@ async def reader(settings: Settings) -> AsyncIterator[Reader]:
         stack.push_async_callback(pool.close)
         followers = FollowerQueries(pool, DatabaseClock(), followers_with(settings))
         export = partial(exported, pool, release=version("registrar"))
-        line = ReconnectingConnection(dsn, name="what-if", statement_timeout=settings.statement_timeout, read_only=True)
-        stack.push_async_callback(line.close)
-        yield Reader(EventQueries(pool), MailQueries(pool), followers, export, WhatIf(line), ParkedQueries(pool))
+        what_if = WhatIf(dsn, statement_timeout=settings.statement_timeout)
+        stack.push_async_callback(what_if.close)
+        yield Reader(EventQueries(pool), MailQueries(pool), followers, export, what_if, ParkedQueries(pool))
 
 
 @asynccontextmanager

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import UUID
 
 from application.what_if import Difference, End, History, differences
 from domain.email_claim import EmailClaim
-from domain.mail_saga import MailSaga
 from domain.policy import Policy
 from domain.recorded import Position, Recorded
 from domain.registration import Registration
 from infrastructure.event_store.codec import EventCodec
+from infrastructure.postgres.connection import ReconnectingConnection
+from infrastructure.replay.histories import Row, Stored, Window, histories
 
 _UNKNOWN: Final = UUID(int=0)
-
-
-class Row(NamedTuple):
-    """An event of which only what is beside it may be needed; see `application.what_if.history.Mark`."""
-
-    stream_id: UUID
-    version: int
-    topic: str
-    state: bytes
-    position: Position
-    recorded_at: datetime
-    causation_position: Position | None
-    actor: str
-
-
-Streams = Mapping[UUID, Sequence[Row]]
-"""The streams of registrations, of their sagas, and of the claims to their addresses; each in its order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +38,34 @@ class Judge:
         self._scope = scope
         self._codec = EventCodec()
 
-    def differences(self, registration_id: UUID, streams: Streams) -> list[Difference]:
+    async def review(self, connection: ReconnectingConnection, window: Window) -> tuple[int, list[Difference]]:
+        """How many registrations are met in a window, and the differences about them.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+        found = await histories(connection, window)
+        return len(found), [difference for stored in found for difference in self.differences(stored)]
+
+    def differences(self, stored: Stored) -> list[Difference]:
         """Those about one registration."""
+        registration_id = stored.registration_id
         try:
-            registration = self._decoded(streams.get(registration_id, ()))
+            registration = self._decoded(registration_id, stored.registration)
             first = registration[0].event if registration else None
             if not isinstance(first, Registration.UserRegistered):
                 return []
-            saga = self._decoded(streams.get(MailSaga.stream_id(registration_id), ()))
-            claim = streams.get(UUID(first.claim_id), ())
+            saga = self._decoded(stored.saga_id, stored.saga)
+            history = History(registration, saga, stored.claim, self._fold_of(UUID(first.claim_id), stored.claim))
             handled = 0 if registration_id in self._scope.parked else self._scope.handled
-            history = History(registration, saga, claim, self._fold_of(claim))
             return differences(history, self._policy, End(handled, self._scope.at))
         except _Unreadable as error:
             return [_unreadable(registration_id, error.row)]
 
-    def _decoded(self, rows: Sequence[Row]) -> list[Recorded]:
+    def _decoded(self, stream_id: UUID, rows: Sequence[Row]) -> list[Recorded]:
         decoded = []
         for row in rows:
-            stream_id, version, topic, state, position, recorded_at, causation, actor = row
+            version, topic, state, position, recorded_at, causation, actor = row
             try:
                 event = self._codec.decode(stream_id, version, topic, state)
             except Exception:  # noqa: BLE001 - told with the event's position
@@ -80,10 +73,10 @@ class Judge:
             decoded.append(Recorded(event, position, topic, recorded_at, _UNKNOWN, causation, actor, None))
         return decoded
 
-    def _fold_of(self, claim: Sequence[Row]) -> Callable[[Position], EmailClaim | None]:
+    def _fold_of(self, claim_id: UUID, claim: Sequence[Row]) -> Callable[[Position], EmailClaim | None]:
         def fold(upto: Position) -> EmailClaim | None:
             state: Any = None
-            for one in self._decoded([row for row in claim if row.position <= upto]):
+            for one in self._decoded(claim_id, [row for row in claim if row.position <= upto]):
                 state = one.event.mutate(state)
             folded: EmailClaim | None = state
             return folded

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
+import sys
 from datetime import timedelta
 
 import psycopg
@@ -17,7 +19,10 @@ from infrastructure.followers.releases import note_release
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import ReconnectingConnection, connect
 from infrastructure.replay import what_if
+from infrastructure.replay.swap import CannotReplay
 from tests.integration.conftest import Command
+from tests.support.commands import clean_environment, started
+from tests.support.facts import eventually
 from tests.support.histories import History
 from tests.support.log import append, happened, query
 from tests.support.what_if import differences_at, differences_in, recorded_as
@@ -57,15 +62,72 @@ async def test_differences_are_those_of_the_same_events_in_memory(
     )
 
 
-async def test_windows_and_slices_of_any_size_find_the_same(
+async def test_windows_of_any_size_and_helpers_find_the_same(
     store: EventStore, dsn: str, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await write(store, dsn, history)
     at_once = await differences_at(dsn, OTP_TTL)
     monkeypatch.setattr(what_if, "WINDOW", 37)
-    monkeypatch.setattr(what_if, "SLICE", 3)
-
     assert await differences_at(dsn, OTP_TTL) == at_once
+
+    monkeypatch.setattr(what_if, "MANY_EVENTS", 1)
+    assert await differences_at(dsn, OTP_TTL) == at_once
+
+
+ASKING = """
+import asyncio, sys
+from datetime import timedelta
+from domain.policy import Policy
+from infrastructure.replay import what_if
+
+async def ask(dsn):
+    what_if.MANY_EVENTS = what_if.WINDOW = 100
+    asked = what_if.WhatIf(dsn, statement_timeout=timedelta(seconds=10))
+    async for _ in asked.review(Policy(), since=0, until=None):
+        print("reviewed", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(ask(sys.argv[1]))
+"""
+
+
+async def test_helpers_end_with_the_process_that_they_help_however_it_ends(
+    store: EventStore, dsn: str, history: History
+) -> None:
+    await write(store, dsn, history)
+
+    async def sessions() -> int:
+        [(count,)] = await query(
+            dsn, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'registrar what-if'"
+        )
+        return int(count)
+
+    with started(sys.executable, "-c", ASKING, dsn, until="reviewed", environment=clean_environment()) as (process, _):
+        assert await sessions() > 1
+        process.kill()
+
+        async def are_gone() -> bool:
+            return await sessions() == 0
+
+        await eventually(are_gone)
+
+
+async def test_a_helper_that_is_killed_is_told_in_one_line(
+    store: EventStore, dsn: str, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write(store, dsn, history)
+    monkeypatch.setattr(what_if, "MANY_EVENTS", 1)
+    monkeypatch.setattr(what_if, "WINDOW", 50)
+    asked = what_if.WhatIf(dsn, statement_timeout=timedelta(seconds=10))
+
+    async def ask() -> None:
+        async for _ in asked.review(Policy(), since=0, until=None):
+            for helper in multiprocessing.active_children():
+                helper.kill()
+
+    with pytest.raises(CannotReplay, match="was ended"):
+        await ask()
+    await asked.close()
 
 
 async def test_a_stretch_of_the_log_has_the_differences_that_lie_in_it(

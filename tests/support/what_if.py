@@ -14,7 +14,6 @@ from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.policy import Policy
 from domain.recorded import AnyEvent, Position, Recorded
-from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.replay.what_if import WhatIf
 from tests.support.facts import T0
 
@@ -83,9 +82,9 @@ async def differences_at(
     dsn: str, policy: Policy | None = None, *, since: Position = 0, until: Position | None = None
 ) -> list[Difference]:
     """In a database."""
-    line = ReconnectingConnection(dsn, name="what-if", statement_timeout=timedelta(seconds=10), read_only=True)
+    what_if = WhatIf(dsn, statement_timeout=timedelta(seconds=10))
     try:
-        pages = WhatIf(line).review(policy or Policy(), since=since, until=until)
+        pages = what_if.review(policy or Policy(), since=since, until=until)
         return [one async for page in pages for one in page.differences]
     finally:
-        await line.close()
+        await what_if.close()
