@@ -184,9 +184,9 @@ def stock(dsn: str, events: int) -> float:
         return time.perf_counter() - started
 
 
-def peak_mib() -> float:
-    """Of this program alone: `getrusage` counts the program that started it, too."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+def peak_mib(process: int | str = "self") -> float:
+    """Of a program alone: `getrusage` counts the program that started it, too."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 

@@ -109,10 +109,9 @@ def _decisions(dsn: str, size: int, found: Found) -> None:
         row = connection.execute(_SHOWN, (shown,)).fetchone()
     assert row is not None
     for _ in range(SHOWS):
-        found.note(
-            "show --at", size, {"seconds": command(dsn, "events", "show", str(shown), "--at", row[0].isoformat())}
-        )
-        found.note("show --version", size, {"seconds": command(dsn, "events", "show", str(shown), "--version", "3")})
+        for option, value in (("--at", row[0].isoformat()), ("--version", "3")):
+            seconds = command(dsn, "events", "show", str(shown), option, value, "--json")
+            found.note(f"show {option}", size, {"seconds": seconds})
 
 
 def _exports(dsn: str, size: int, directory: Path, found: Found) -> None:
