@@ -14,8 +14,10 @@ from domain.errors import UnknownRegistration
 from domain.recorded import Actor
 from entrypoints import parked_streams
 from entrypoints.bootstrap.desk import Desk, Reader
+from entrypoints.bootstrap.replay import READ_MODELS
 from entrypoints.cli.output import note, print_json, print_table, show
 from entrypoints.queries.parked import LONGEST_LIST, ParkedQueries
+from infrastructure.followers.names import names_of_followers
 
 _PATIENCE = 15.0
 """Seconds for which the outcome of a retry is waited for: a leader looks every second, and takes one stream at a
@@ -36,6 +38,22 @@ class Report:
     follower: str | None
     outcome: str
     error: str | None = None
+
+
+def known_follower(name: str | None) -> str | None:
+    """The name as given.
+
+    Raises:
+        click.BadParameter: no follower has it.
+    """
+    names = names_of_followers(READ_MODELS, publishes=True)
+    if name is not None and name not in names:
+        raise click.BadParameter(
+            f"'{name}' is no follower; there are {', '.join(names)}.",
+            click.get_current_context(),
+            param_hint="--follower",
+        )
+    return name
 
 
 async def list_parked(reader: Reader, *, follower: str | None, as_json: bool) -> int:
@@ -76,7 +94,10 @@ async def show_parked(reader: Reader, stream_id: UUID, *, as_json: bool) -> int:
             shown["event"] = "none: a deadline of the saga was due"
         else:
             shown |= {"position": event.position, "event": event.type, "recorded at": event.recorded_at}
-            shown |= {"actor": event.actor, "data": event.data or "this version cannot read it"}
+            shown |= {
+                "actor": event.actor,
+                "data": "this version cannot read it" if event.data is None else event.data or None,
+            }
         for name, value in shown.items():
             click.echo(f"{name:<13}{show(value)}")
     return 0

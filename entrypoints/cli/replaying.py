@@ -101,6 +101,7 @@ def parked_list(*, follower: str | None, as_json: bool, data_dir: Path | None) -
     from entrypoints.cli import parked as cli_parked
     from entrypoints.cli.session import reading
 
+    cli_parked.known_follower(follower)
     return reading(data_dir, lambda reader: cli_parked.list_parked(reader, follower=follower, as_json=as_json))
 
 
@@ -147,4 +148,5 @@ def parked_retry(
 
     if bool(stream_ids) == everything:
         raise click.UsageError("Give the ids of parked streams, or --all.", click.get_current_context())
+    cli_parked.known_follower(follower)
     return acting(data_dir, lambda desk: cli_parked.retry(desk, stream_ids, follower=follower, as_json=as_json))

@@ -28,7 +28,7 @@ from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 from projections.accounts import Accounts
 from tests.integration.conftest import Command
-from tests.support.facts import REGISTRATION, eventually, registered, stream
+from tests.support.facts import REGISTRATION, Fact, account_activated, eventually, registered, stream
 from tests.support.log import append, keep_root_secret, query
 
 FOLLOWER = "accounts"
@@ -89,11 +89,17 @@ def parked_streams(dsn: str, command: Command) -> Command:
     return lambda *words: command("projections", "parked", *words, DATABASE_URL=dsn, MASTER_KEY=master_key)
 
 
-async def park(dsn: str) -> None:
-    """A follower has parked one registration, with two events, and is gone."""
+async def park(dsn: str, *facts: Fact) -> None:
+    """A follower has parked one registration, with these events, and is gone."""
     async with following(dsn, Refusing()) as store:
-        await append(store, EventCodec().encode(stream(REGISTRATION, registered())[0]))
-        await is_parked(dsn)
+        events = stream(REGISTRATION, registered(), *facts)
+        for event in events:
+            await append(store, EventCodec().encode(event))
+
+        async def are_parked() -> bool:
+            return await query(dsn, "SELECT count(*) FROM parked_events") == [(len(events),)]
+
+        await eventually(are_parked)
 
 
 def test_a_parked_stream_is_shown_with_its_event_and_the_code_that_refused_it(
@@ -134,6 +140,19 @@ def test_what_is_not_parked_is_said_in_one_line(parked_streams: Command) -> None
     code, out, err = parked_streams("retry", "--all")
     assert (code, out, err) == (0, "", "Nothing is parked.\n")
     assert parked_streams("retry")[0] == 2
+    for words in (("list",), ("retry", "--all")):
+        code, out, err = parked_streams(*words, "--follower", "nobody")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "'nobody' is no follower; there are registrations" in err
+
+
+def test_an_event_without_fields_is_not_taken_for_an_unreadable_one(dsn: str, parked_streams: Command) -> None:
+    asyncio.run(park(dsn, account_activated()))
+
+    code, out, _ = parked_streams("show", str(REGISTRATION))
+
+    assert code == 0
+    assert "data         -" in out.splitlines()
 
 
 def test_a_retry_while_nobody_follows_is_recorded_and_waits(

@@ -15,9 +15,10 @@ from psycopg.conninfo import conninfo_to_dict
 from entrypoints.cli.session import explain
 from infrastructure.postgres.circumstances import REFUSALS, why_unusable
 from projections import PROJECTIONS
+from tests.integration.conftest import Command
 from tests.support.facts import eventually
-from tests.support.http import open_api, problem_of
-from tests.support.log import query
+from tests.support.http import MASTER_KEY, open_api, problem_of
+from tests.support.log import keep_root_secret, query
 
 REFUSED = {
     "no right to append": ("REVOKE INSERT ON events FROM {role}", "GRANT INSERT ON events TO {role}"),
@@ -136,3 +137,24 @@ def test_nothing_that_an_operator_can_remove_is_called_a_bug(refusal: type[psyco
     assert said is not None
     assert "ada@" not in said
     assert explain(error) == (said, 2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("projections", "verify", "mail"),
+        ("projections", "rebuild", "mail"),
+        ("projections", "as-of", "mail", "0"),
+        ("projections", "diff", "mail", "0", "0"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_makes_copies_says_which_right_it_lacks(
+    command: Command, dsn: str, role: str, words: tuple[str, ...]
+) -> None:
+    asyncio.run(keep_root_secret(dsn, MASTER_KEY))
+
+    done = command(*words, DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY)
+
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
+    assert "permission denied" in done.err
