@@ -1,4 +1,4 @@
-"""The lines of an exported log: JSON, one object a line (docs/replay-export.md describes them for others).
+"""The lines of an exported log: JSON, one object a line (docs/replay.md describes them for others).
 
 head    {"format": "registrar log", "version": 1, …}       what the file is, and where its log ends
 event   {"position": 1, "block": 3, "previous_hash": …, …} each event of the log, in order
