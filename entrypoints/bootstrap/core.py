@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from application.handlers import Handlers
 from domain.policy import Policy
-from entrypoints.bootstrap.database import Database, open_database, prepare
+from entrypoints.bootstrap.database import Database, keyring_of, open_database, prepare
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.event_store.codec import EventCodec
@@ -85,6 +85,16 @@ async def open_core(
     """
     database = await open_database(settings, stack)
     return await core_on(database, await prepare(database), settings, stack, timing, pace=pace)
+
+
+async def core_as_it_is(settings: Settings, stack: AsyncExitStack) -> Core:
+    """The core on a database whose tables stay as they are: for an operator's command.
+
+    Raises:
+        CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each, fit to show.
+    """
+    database = await open_database(settings, stack)
+    return await core_on(database, await keyring_of(database), settings, stack, Timing())
 
 
 async def core_on(

@@ -9,8 +9,8 @@ from functools import partial
 from importlib.metadata import version
 
 from application.handlers import Handlers
-from entrypoints.bootstrap.core import Timing, core_on
-from entrypoints.bootstrap.database import check_schema, dsn_to_read, keyring_of, open_database
+from entrypoints.bootstrap.core import core_as_it_is
+from entrypoints.bootstrap.database import check_schema, dsn_to_read
 from entrypoints.queries.events import EventQueries
 from entrypoints.queries.followers import FollowerQueries, followers_with
 from entrypoints.queries.mails import MailQueries
@@ -75,7 +75,5 @@ async def desk(settings: Settings) -> AsyncIterator[Desk]:
         CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each, fit to show.
     """
     async with AsyncExitStack() as stack:
-        database = await open_database(settings, stack)
-        keyring = await keyring_of(database)
-        core = await core_on(database, keyring, settings, stack, Timing())
+        core = await core_as_it_is(settings, stack)
         yield Desk(core.handlers, MailQueries(core.pool), ParkedQueries(core.pool))

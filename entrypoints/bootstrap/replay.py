@@ -12,8 +12,8 @@ from application.commands import RecordRebuild
 from application.handlers import Handlers
 from application.ports import Context
 from domain.recorded import Actor, Position
-from entrypoints.bootstrap.core import Timing, core_on
-from entrypoints.bootstrap.database import check_schema, dsn_to_read, keyring_of, open_database
+from entrypoints.bootstrap.core import core_as_it_is
+from entrypoints.bootstrap.database import check_schema, dsn_to_read
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import LogReader
 from infrastructure.postgres.connection import ReconnectingConnection
@@ -91,10 +91,9 @@ async def rebuilder(settings: Settings) -> AsyncIterator[Rebuilder]:
         CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each, fit to show.
     """
     async with AsyncExitStack() as stack:
-        database = await open_database(settings, stack)
-        keyring = await keyring_of(database)
-        core = await core_on(database, keyring, settings, stack, Timing())
-        yield Rebuilder(database.dsn, await _log(database.dsn, stack), core.handlers)
+        core = await core_as_it_is(settings, stack)
+        dsn = core.database.dsn
+        yield Rebuilder(dsn, await _log(dsn, stack), core.handlers)
 
 
 @asynccontextmanager
