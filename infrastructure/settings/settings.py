@@ -165,6 +165,10 @@ class Settings(BaseModel):
     accept_timeout: Duration = Field(
         default=timedelta(minutes=10), description="seconds a mail server may then take to accept it"
     )
+    verify_interval: Duration = Field(
+        default=timedelta(days=1),
+        description="seconds from one verification of a read model in the background to the next; 0: none",
+    )
     stop_delay: Duration = Field(
         default=timedelta(seconds=1),
         description="seconds for which a stopping process reports that it is not ready, before it stops listening",
