@@ -48,3 +48,19 @@ CREATE TABLE IF NOT EXISTS public.found_differences (
     position    bigint  NOT NULL,
     PRIMARY KEY (read_model, under_way, number)
 );
+
+-- What operators have had done over HTTP, each in a process of its own (jobs.py).
+CREATE TABLE IF NOT EXISTS public.replay_jobs (
+    job_id     uuid        PRIMARY KEY,
+    kind       text        NOT NULL,
+    read_model text, -- none where it is about the whole log
+    asked      jsonb       NOT NULL,
+    state      text        NOT NULL DEFAULT 'running', -- done, failed, interrupted
+    says       text, -- why it failed, in one line
+    result     jsonb, -- as the command prints it
+    begun_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seen_at    timestamptz NOT NULL DEFAULT clock_timestamp(), -- by the process that has begun it
+    ended_at   timestamptz
+);
+CREATE UNIQUE INDEX IF NOT EXISTS replay_jobs_one_at_a_time ON public.replay_jobs ((true))
+    WHERE state = 'running' AND kind <> 'abort';

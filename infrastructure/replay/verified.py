@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from domain.recorded import Position
 from infrastructure.postgres.connection import Connection
 from infrastructure.replay.comparison import Difference, Differences
 
@@ -23,9 +26,14 @@ _NOTE = """
 """
 
 _PAGE = """
-    SELECT read_model, table_name AS table, row_key AS row, column_name AS column, live, rebuilt, position
+    SELECT number, read_model, table_name, row_key, column_name, live, rebuilt, position
     FROM public.found_differences
     WHERE read_model = %s AND NOT under_way AND number > %s ORDER BY number LIMIT %s
+"""
+
+_LAST = """
+    SELECT read_model, verified_at, position, row_count AS rows, differences
+    FROM public.verifications WHERE read_model = %s
 """
 
 
@@ -81,8 +89,32 @@ async def add_differences(
     await connection.cursor().executemany(_ADD, rows)
 
 
-async def differences_page(connection: Connection, read_model: str, *, after: int, limit: int) -> list[Difference]:
-    """What the last full verification has found, from the one after that number on."""
-    cursor = connection.cursor(row_factory=class_row(Difference))
-    await cursor.execute(_PAGE, (read_model, after, limit))
-    return await cursor.fetchall()
+async def differences_after(
+    connection: Connection, read_model: str, number: int, *, limit: int
+) -> list[tuple[int, Difference]]:
+    """What the last full verification has found, beyond a number, each with its own."""
+    cursor = await connection.execute(_PAGE, (read_model, number, limit))
+    return [(number, Difference(*found)) for number, *found in await cursor.fetchall()]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The last full verification of a read model.
+
+    Attributes:
+        position: at which both sides were compared last.
+        rows: compared.
+    """
+
+    read_model: str
+    verified_at: datetime
+    position: Position
+    rows: int
+    differences: int
+
+
+async def last_verification(connection: Connection, read_model: str) -> Verified | None:
+    """None: there was none, or another read model serves since then."""
+    cursor = connection.cursor(row_factory=class_row(Verified))
+    await cursor.execute(_LAST, (read_model,))
+    return await cursor.fetchone()

@@ -26,7 +26,7 @@ from infrastructure.replay.copies import MakesProjection
 from infrastructure.replay.progress import nobody_watches
 from infrastructure.replay.rebuild import RebuildAct, Rebuilds
 from infrastructure.replay.verification import verify
-from infrastructure.replay.verified import differences_page
+from infrastructure.replay.verified import differences_after
 from projections import PROJECTIONS
 from projections.accounts import Accounts
 from projections.mail import Mails
@@ -141,7 +141,7 @@ async def test_it_finds_what_an_operators_verification_finds(
 
     async with verifying(dsn, [make]):
         [(_, count, _)] = await eventually(found_of(connection, 1))
-    ours = await differences_page(connection, make().name, after=0, limit=10_000)
+    ours = [one for _, one in await differences_after(connection, make().name, 0, limit=10_000)]
     theirs = (await verify(dsn, make, log=store)).kept
 
     assert count == len(ours) == len(theirs) > 1
