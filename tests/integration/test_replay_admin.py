@@ -115,6 +115,7 @@ async def rebuild_is(operator: Operator, name: str, **expected: Any) -> dict[str
 # --- Rebuilds and verifications -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_rebuild_runs_as_a_job_and_is_in_the_log(operator: Operator, dsn: str) -> None:
     assert problem_of(await operator.get("/projections/mail/rebuild")) == "not-found"
 
@@ -130,6 +131,7 @@ async def test_a_rebuild_runs_as_a_job_and_is_in_the_log(operator: Operator, dsn
     assert acts == [("rebuild.swapped", "operator"), ("rebuild.begun", "operator")]
 
 
+@pytest.mark.slow
 async def test_what_differs_is_paged_and_masked_and_waits_for_a_decision(operator: Operator, dsn: str) -> None:
     planted = await query(dsn, "UPDATE read_accounts.accounts SET sealed = 'ada@example.com' RETURNING 1")
     of = "/projections/accounts"
@@ -161,6 +163,7 @@ async def test_what_differs_is_paged_and_masked_and_waits_for_a_decision(operato
     assert (await operator.done(f"{of}/abort"))["outcome"] == "nothing to abort"
 
 
+@pytest.mark.slow
 async def test_jobs_run_one_at_a_time_and_without_secrets_in_their_arguments(dsn: str, longer: None) -> None:
     async with serving(dsn) as api:
         await _run_one_at_a_time(Operator(api), dsn)
@@ -197,6 +200,7 @@ async def test_an_operators_command_is_not_disturbed(operator: Operator, dsn: st
         assert problem_of(await operator.ask("/projections/audit/rebuild")) == "replay-under-way"
 
 
+@pytest.mark.slow
 async def test_a_process_that_ends_ends_its_job_which_another_goes_on_with(dsn: str, longer: None) -> None:
     async with serving(dsn) as api:
         operator = Operator(api)
@@ -215,6 +219,7 @@ async def test_a_process_that_ends_ends_its_job_which_another_goes_on_with(dsn: 
         assert (result["outcome"], result["resumed"]) == ("swapped", True)
 
 
+@pytest.mark.slow
 async def test_a_job_whose_process_is_gone_is_interrupted_and_in_nobodys_way(operator: Operator, dsn: str) -> None:
     job_id = "019cab10-0000-7000-8000-0000000000aa"
     await query(
@@ -229,6 +234,7 @@ async def test_a_job_whose_process_is_gone_is_interrupted_and_in_nobodys_way(ope
 # --- The past, and what if ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_read_model_as_it_was_is_built_and_dropped(operator: Operator, dsn: str) -> None:
     built = await operator.done("/projections/registrations/as-of", at=100)
     assert (built["position"], built["schema"]) == (100, "read_registrations__at_100")
@@ -244,6 +250,7 @@ async def test_a_read_model_as_it_was_is_built_and_dropped(operator: Operator, d
     assert "The log ends at position" in job["says"]
 
 
+@pytest.mark.slow
 async def test_the_differences_between_two_moments_are_a_jobs_result(operator: Operator) -> None:
     found = await operator.done("/projections/registrations/diff", a=100, b=110)
     assert (found["a"], found["b"]) == (100, 110)
@@ -252,6 +259,7 @@ async def test_the_differences_between_two_moments_are_a_jobs_result(operator: O
     assert same["differences"] == 0
 
 
+@pytest.mark.slow
 async def test_what_the_saga_would_decide_today_is_a_jobs_result(dsn: str, log_of: None) -> None:
     async with serving(dsn) as api:
         operator = Operator(api)
@@ -279,6 +287,7 @@ async def test_the_log_is_exported_in_lines_that_verify_by_themselves(
     assert await query(dsn, "SELECT position FROM head") == [(log.position,)]
 
 
+@pytest.mark.slow
 async def test_an_export_may_take_longer_than_a_request_but_no_piece_of_it(operator: Operator, dsn: str) -> None:
     gone_on = asyncio.Event()
 

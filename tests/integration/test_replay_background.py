@@ -279,6 +279,7 @@ async def test_a_copy_that_is_ahead_or_of_other_code_is_begun_anew(
         assert differences == 0
 
 
+@pytest.mark.slow
 async def test_a_read_model_that_moves_all_the_time_is_verified_and_no_lag_is_a_difference(
     dsn: str, connection: Connection, store: EventStore
 ) -> None:
