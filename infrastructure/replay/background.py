@@ -273,7 +273,7 @@ class _Slice:
     def _tell_end(self, position: Position, rows: int, differences: int) -> None:
         of = {"projection": self._copy.of, "position": position, "rows": rows, "differences": differences}
         if differences:
-            hint = f"`registrar projections rebuild {self._copy.of} --repair` mends it "
+            hint = f"`registrar projections rebuild {self._copy.of} --repair` mends it"
             log.error("projection.verified", **of, hint=hint)
         else:
             log.info("projection.verified", **of)
