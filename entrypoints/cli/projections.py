@@ -15,11 +15,22 @@ async def list_followers(reader: Reader, *, as_json: bool) -> int:
         print_json([asdict(one) | {"status": one.status, "head": found.head} for one in found.items])
         return 0
     print_table(
-        ("name", "status", "position", "head", "lag", "lag (s)", "parked streams", "updated at"),
+        (
+            "name",
+            "status",
+            "position",
+            "head",
+            "lag",
+            "lag (s)",
+            "parked streams",
+            "updated at",
+            "verified at",
+            "mismatches",
+        ),
         (
             (
                 *(one.name, one.status, one.position, found.head, one.lag_events, f"{one.lag_seconds:.1f}"),
-                *(one.parked_streams, one.updated_at),
+                *(one.parked_streams, one.updated_at, one.verified_at, one.mismatches),
             )
             for one in found.items
         ),

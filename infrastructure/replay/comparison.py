@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -27,6 +27,12 @@ TABLE: Final = "(table)"
 
 MOST_KEPT: Final = 10_000
 """Differences kept to be shown; all are counted."""
+
+ALL: Final = sql.SQL("true")
+"""The condition on rows that all of them meet."""
+
+Note = Callable[[str, str, str, Any, Any], None]
+"""Takes what differs: table, row, column, the live value and the rebuilt one."""
 
 _POSITION = "SELECT coalesce((SELECT position FROM public.followers WHERE name = %s), 0)"
 
@@ -125,40 +131,54 @@ async def compared(connection: Connection, read_model: str, live: str, rebuilt: 
 
     for table in sorted(ours.keys() | theirs.keys()):
         one, other = ours.get(table), theirs.get(table)
+        compare_shapes(table, one, other, note)
         if one is None or other is None:
-            note(table, TABLE, ROW, *_sides(one is not None))
             continue
-        for column in sorted({*one.columns} ^ {*other.columns}):
-            note(table, TABLE, column, *_sides(column in one.columns))
-        await _compare_rows(connection, table, other, set(one.columns), live, rebuilt, note)
-        found.rows += await _count(connection, rebuilt, table)
+        await compare_rows(connection, table, other, set(one.columns), live, rebuilt, note)
+        found.rows += await count(connection, rebuilt, table)
     return found
+
+
+def compare_shapes(table: str, one: Shape | None, other: Shape | None, note: Note) -> None:
+    """Note what only one side has, of a live table and a rebuilt one."""
+    if one is None or other is None:
+        note(table, TABLE, ROW, *_sides(one is not None))
+        return
+    for column in sorted({*one.columns} ^ {*other.columns}):
+        note(table, TABLE, column, *_sides(column in one.columns))
 
 
 def _sides(is_live: bool) -> tuple[str, str]:
     return ("there", "missing") if is_live else ("missing", "there")
 
 
-async def _count(connection: Connection, schema: str, table: str) -> int:
-    query = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(schema, table))
+async def count(connection: Connection, schema: str, table: str, where: sql.Composable = ALL) -> int:
+    query = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(schema, table), where)
     row = await (await connection.execute(query)).fetchone()
     return 0 if row is None else int(row[0])
 
 
-async def _compare_rows(
-    connection: Connection, table: str, shape: Shape, common: set[str], live: str, rebuilt: str, note: Any
+async def compare_rows(
+    connection: Connection,
+    table: str,
+    shape: Shape,
+    common: set[str],
+    live: str,
+    rebuilt: str,
+    note: Note,
+    where: sql.Composable = ALL,
 ) -> None:
+    """Note the values that differ in the rows that meet a condition on their key."""
     columns = [column for column in shape.columns if column in common]
 
     def row_of(alias: str) -> sql.Composed:
         return sql.SQL(", ").join(sql.Identifier(alias, column) for column in columns)
 
     query = sql.SQL(
-        "SELECT to_jsonb(l), to_jsonb(r) FROM {} AS l FULL JOIN {} AS r ON {} WHERE ROW({}) IS DISTINCT FROM ROW({})"
-        " ORDER BY {}"
+        "SELECT to_jsonb(l), to_jsonb(r) FROM (SELECT * FROM {} WHERE {}) AS l FULL JOIN (SELECT * FROM {} WHERE {}) AS r"
+        " ON {} WHERE ROW({}) IS DISTINCT FROM ROW({}) ORDER BY {}"
     ).format(
-        sql.Identifier(live, table),
-        sql.Identifier(rebuilt, table),
+        *(sql.Identifier(live, table), where, sql.Identifier(rebuilt, table), where),
         sql.SQL(" AND ").join(
             sql.SQL("{} = {}").format(sql.Identifier("l", column), sql.Identifier("r", column)) for column in shape.key
         ),

@@ -21,6 +21,7 @@ from infrastructure.replay.copies import BATCH_EVENTS, Copy, MakesProjection
 from infrastructure.replay.progress import Doing, Watch, nobody_watches
 from infrastructure.replay.sessions import replaying
 from infrastructure.replay.swap import CannotReplay, swap
+from infrastructure.replay.verified import forget_verified, note_verified
 
 Step = Literal["filling", "indexed", "swapped", "rolled-back", "aborted"]
 Act = Literal["begun", "swapped", "rolled-back", "aborted"]
@@ -140,6 +141,7 @@ class Rebuilds:
                 if not accept and not (repair and await self._second_fold_agrees(connection, make, copy)):
                     return Rebuilt(copy.of, False, resumed, differences.position, differences)
             position = await self._swap(connection, make, copy, differences.count, decision)
+            await note_verified(connection, copy.of, Differences(position, rows=differences.rows))
             await self._finish(connection, copy.of)
             return Rebuilt(copy.of, True, resumed, position, differences)
 
@@ -159,6 +161,7 @@ class Rebuilds:
 
             async def note(position: Position) -> None:
                 await connection.execute(_NOTE, ("rolled-back", position, 0, "", old.of))
+                await forget_verified(connection, old.of)
 
             position = await swap(connection, self._log, make, old, leaving="gone", note=note)
             await self._finish(connection, old.of)
@@ -232,7 +235,9 @@ class Rebuilds:
     async def _compare(self, connection: Connection, make: MakesProjection, copy: Copy) -> Differences:
         self._watch(Doing(copy.of, "comparing"))
         live = make()
-        return await agreed(self._dsn, connection, self._log, copy, live.name, live.schema)
+        found = await agreed(self._dsn, connection, self._log, copy, live.name, live.schema)
+        await note_verified(connection, copy.of, found)
+        return found
 
     async def _second_fold_agrees(self, connection: Connection, make: MakesProjection, copy: Copy) -> bool:
         """Whether a second copy, told the events in other batches, is the same as the first."""

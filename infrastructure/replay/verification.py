@@ -12,6 +12,7 @@ from infrastructure.replay.copies import Copy, MakesProjection
 from infrastructure.replay.progress import Doing, Watch, nobody_watches
 from infrastructure.replay.sessions import replaying
 from infrastructure.replay.swap import CannotReplay
+from infrastructure.replay.verified import note_verified
 
 
 async def verify(dsn: str, make: MakesProjection, *, log: ReadsLog, watch: Watch = nobody_watches) -> Differences:
@@ -27,7 +28,7 @@ async def verify(dsn: str, make: MakesProjection, *, log: ReadsLog, watch: Watch
     """
     live = make()
     async with claimed(dsn, name=f"verify {live.name}") as connection:
-        parked = await _parked(connection, live.name)
+        parked = await parked_positions(connection, live.name)
         upto = await live_position(connection, live.name)
 
         async def told(reached: Position) -> None:
@@ -42,11 +43,13 @@ async def verify(dsn: str, make: MakesProjection, *, log: ReadsLog, watch: Watch
             watch(Doing(live.name, "comparing"))
             found = await agreed(dsn, other, log, second, live.name, live.schema, without=parked)
         await second.drop(connection)
-        if found.count and parked != await _parked(connection, live.name):
+        if found.count and parked != await parked_positions(connection, live.name):
             raise CannotReplay(f"The parked streams of {live.name} have changed meanwhile; verify it again.")
+        await note_verified(connection, live.name, found)
         return found
 
 
-async def _parked(connection: Connection, name: str) -> set[Position]:
+async def parked_positions(connection: Connection, name: str) -> set[Position]:
+    """Of the events that a follower has put aside."""
     cursor = await connection.execute("SELECT position FROM public.parked_events WHERE follower = %s", (name,))
     return {position for (position,) in await cursor.fetchall()}
