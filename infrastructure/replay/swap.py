@@ -13,6 +13,7 @@ from psycopg import sql
 from application.crash_points import crash_point
 from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog
+from infrastructure.followers.leadership import depose
 from infrastructure.postgres.connection import Connection
 from infrastructure.replay.comparison import live_position, shapes
 from infrastructure.replay.copies import Copy, MakesProjection
@@ -70,6 +71,8 @@ async def swap(
             async with connection.transaction():
                 position = await _locked(connection, make().schema, incoming)
                 await incoming.fill(connection, log, position)
+                if await _parked(connection, incoming):
+                    await depose(connection, incoming.of)
                 await _rename(connection, make, incoming, leaving, position)
                 await note(position)
                 crash_point("rebuild.before_swap")
@@ -107,6 +110,14 @@ async def _locked(connection: Connection, schema: str, incoming: Copy) -> Positi
     if position - await incoming.position(connection) > MOST_UNDER_LOCK:
         raise _Behind
     return position
+
+
+async def _parked(connection: Connection, incoming: Copy) -> bool:
+    """Whether the copy or the live one has parked streams, which a projector remembers: it would go on with those of
+    the one that leaves, and apply the later events of a stream whose earlier ones are parked."""
+    names = [incoming.of, incoming.name]
+    cursor = await connection.execute("SELECT FROM public.parked_events WHERE follower = ANY (%s) LIMIT 1", (names,))
+    return cursor.rowcount > 0
 
 
 async def _rename(
