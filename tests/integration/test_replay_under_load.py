@@ -118,7 +118,7 @@ async def test_a_projector_takes_over_what_a_copy_that_is_swapped_in_has_parked(
 
 
 async def _nothing_is_parked(dsn: str) -> bool:
-    return not await query(dsn, "SELECT FROM parked_events WHERE follower = 'registrations'")
+    return not await query(dsn, "SELECT 1 FROM parked_events WHERE follower = 'registrations'")
 
 
 async def test_rebuilding_every_read_model_sends_no_mail_and_records_nothing_but_the_operators_acts(
