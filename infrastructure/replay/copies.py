@@ -43,6 +43,11 @@ _INDEXES = """
 """
 
 
+async def schema_exists(connection: Connection, name: str) -> bool:
+    row = await (await connection.execute("SELECT to_regnamespace(%s) IS NOT NULL", (name,))).fetchone()
+    return row is not None and bool(row[0])
+
+
 async def nothing_told(_: Position) -> None:
     """For who does not want to know how far a fill is."""
 
@@ -73,8 +78,7 @@ class Copy:
     # --- Its tables ---------------------------------------------------------------------------
 
     async def exists(self, connection: Connection) -> bool:
-        row = await (await connection.execute("SELECT to_regnamespace(%s) IS NOT NULL", (self.schema,))).fetchone()
-        return row is not None and bool(row[0])
+        return await schema_exists(connection, self.schema)
 
     async def make(self, connection: Connection) -> list[str]:
         """Make its empty tables, within the caller's transaction; returns the statements that make the indexes which it
