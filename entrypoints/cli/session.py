@@ -167,7 +167,20 @@ def _with(
         async with opened(opening(settings)) as parts:
             return await work(parts)
 
-    return finish(session())
+    with _driver_silent():
+        return finish(session())
+
+
+@contextmanager
+def _driver_silent() -> Iterator[None]:
+    """What goes wrong with a session is told once, in our words."""
+    driver = logging.getLogger("psycopg")
+    level = driver.level
+    driver.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        driver.setLevel(level)
 
 
 def _holds_a_database(directory: Path) -> bool:

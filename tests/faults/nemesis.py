@@ -23,7 +23,7 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 
 from infrastructure.embedded.postgres import EmbeddedPostgres
-from tests.faults.fleet import Node, backends_of, kill_postmaster
+from tests.faults.fleet import FOLLOWS, Node, backends_of, kill_postmaster
 from tests.faults.invariants import Violation
 from tests.faults.scene import Scene
 from tests.faults.schedule import BROKER, MAIL_PATH, FaultKind, Planned
@@ -352,7 +352,7 @@ class Nemesis:
 
     async def _is_beyond(self, head: int) -> bool:
         """The relay is left out: it rightly waits while no mail server may be called."""
-        return await self._position("min(position) FROM followers WHERE name <> 'relay'") > head
+        return await self._position(f"min(position) FROM followers WHERE name <> 'relay' AND {FOLLOWS}") > head
 
     async def _position(self, what: str) -> int:
         position: int = (await query(self.postgres.dsn, f"SELECT {what}"))[0][0]
