@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count, cycle
+from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -18,10 +19,12 @@ from infrastructure.postgres.connection import Connection, ReconnectingConnectio
 from infrastructure.postgres.pool import QueryPool
 from infrastructure.replay.progress import nobody_watches
 from projections.registrations import Registrations
-from tests.faults.fleet import TOKEN, Node
+from tests.faults.fleet import TOKEN, Fleet, Node
 from tests.faults.readers import Seen, Watched, reading
 from tests.faults.scene import Scene
 from tests.support.facts import eventually
+from tests.support.postgres import SURVIVES_KILLS, server
+from tests.support.smtp_stub import SmtpStub
 
 REGISTERED_A_SECOND = 10.0
 ROLLED_BACK = 10
@@ -42,11 +45,15 @@ class Outcome:
     model_reads: int
     wrong: list[str]
 
+    @property
+    def is_sound(self) -> bool:
+        return not (self.wrong or self.seen.failed or self.seen.backwards)
+
     def __str__(self) -> str:
         return (
             f"{self.rebuilds} rebuilds, {self.seen.registered} registrations; {self.seen.reads} reads over HTTP, "
             f"{self.seen.failed} failed, {self.seen.backwards} backwards; {self.model_reads} of the model; "
-            f"{len(self.wrong)} acts went wrong"
+            f"{len(self.wrong)} acts went wrong" + "".join(f"\n  {one}" for one in [*self.wrong, *self.seen.told])
         )
 
 
@@ -77,6 +84,21 @@ async def rebuild_under_load(
             await asyncio.gather(looking, return_exceptions=True)
         await acts.verify_all()
     return Outcome(acts.rebuilds, readers.seen, model.reads, acts.wrong)
+
+
+async def on_servers_of_their_own(
+    directory: Path, reached: Path, *, rebuilds: int, reads: int, say: Callable[[str], None]
+) -> Outcome:
+    """`rebuild_under_load`, where nothing else goes wrong."""
+    with server(SURVIVES_KILLS, prefix="registrar-rebuilding-") as postgres:
+        async with AsyncExitStack() as stack:
+            sink = await stack.enter_async_context(SmtpStub())
+            fleet = Fleet(postgres.dsn, sink.port, directory=directory, reached=reached)
+            scene = await stack.enter_async_context(Scene.on(fleet, sink))
+            api = await fleet.serve()
+            await fleet.process()
+            await fleet.until_it_leads()
+            return await rebuild_under_load(scene, api, rebuilds=rebuilds, reads=reads, say=say)
 
 
 async def _act(acts: _Acts, readers: Watched, rebuilds: int, reads: int, say: Callable[[str], None]) -> None:

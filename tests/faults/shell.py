@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.faults.fleet import REGISTRAR, ROOT, Fleet
 from tests.support.commands import clean_environment, heeding_ctrl_c
 
-ROOT = Path(__file__).parents[2]
-REGISTRAR = Path(sys.executable).with_name("registrar")
 MASTER_KEY = "ab" * 32
 PATIENCE = 300.0
 
@@ -39,13 +38,19 @@ class Ran(NamedTuple):
 class Shell:
     """
     Args:
-        reached: where crash points are noted (fixture `reached_directory`).
+        reached: where crash points are noted (fixture `reached_directory`); not needed where none is armed.
         settings: of every command, without prefix.
     """
 
-    def __init__(self, dsn: str, reached: Path, **settings: str) -> None:
+    def __init__(self, dsn: str, reached: Path | None = None, **settings: str) -> None:
         self._environment = clean_environment(**{"DATABASE_URL": dsn, "MASTER_KEY": MASTER_KEY} | settings)
         self._reached = reached
+
+    @classmethod
+    def of(cls, fleet: Fleet) -> Shell:
+        """An operator's of a fleet."""
+        settings = {name.removeprefix("REGISTRAR_"): value for name, value in fleet.settings().items()}
+        return cls(fleet.dsn, **settings)
 
     def begin(self, *words: str, dies_at: str | None = None) -> subprocess.Popen[str]:
         """Start `registrar projections …`.
