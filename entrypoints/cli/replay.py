@@ -64,11 +64,7 @@ async def rebuild(
         done = await rebuilds.rebuild(READ_MODELS[name], accept=accept, repair=repair)
         return _report(name, "swapped" if done.swapped else "differs", done.differences, done.position, done.resumed)
 
-    try:
-        reports = await _each(parts, names, one, throttle)
-    except asyncio.CancelledError:
-        note("Interrupted: the live read models are as they were; the same command goes on, --abort drops the copy.")
-        raise
+    reports = await _each(parts, names, one, throttle)
     _print(reports, as_json=as_json)
     waiting = [one.read_model for one in reports if one.outcome == "differs"]
     if waiting:
@@ -101,7 +97,7 @@ async def abort(parts: Rebuilder, names: Sequence[str], *, as_json: bool) -> int
 
 async def verify(parts: Verifier, names: Sequence[str], *, as_json: bool) -> int:
     """Compare read models with the log; 1 if any differs."""
-    with watched() as watch:
+    with _interruptible("nothing was changed."), watched() as watch:
         found = {name: await parts.verify(name, watch) for name in names}
     reports = [_report(name, "differs" if one.count else "equal", one, one.position) for name, one in found.items()]
     _print(reports, as_json=as_json)
@@ -114,9 +110,20 @@ async def _each(
     act: Callable[[Rebuilds, str], Awaitable[Report]],
     throttle: int | None = None,
 ) -> list[Report]:
-    with watched() as watch:
+    serves = "the read models serve on; the same command goes on where it was, --abort drops the copy."
+    with _interruptible(serves), watched() as watch:
         rebuilds = parts.rebuilds(watch, throttle=throttle)
         return [await act(rebuilds, name) for name in names]
+
+
+@contextmanager
+def _interruptible(what_is: str) -> Iterator[None]:
+    """Says what is there if Ctrl-C or SIGTERM comes in the block."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        note(f"Interrupted: {what_is}")
+        raise
 
 
 def _report(name: str, outcome: str, found: Differences, position: int, resumed: bool = False) -> Report:

@@ -129,6 +129,10 @@ class Rebuilds:
         """
         copy = Copy(make, "next")
         async with claimed(self._dsn, name=f"rebuild {copy.of}") as connection:
+            ended = await self._finish(connection, copy.of)
+            if ended is not None and ended.step == "swapped" and ended.fold == copy.fold():
+                await Copy(make, "gone").drop(connection)
+                return Rebuilt(copy.of, True, True, ended.position, Differences(ended.position, ended.differences))
             job, resumed = await self._begun(connection, make, copy)
             await self._record(RebuildAct(copy.of, job.rebuild_id, "begun"))
             if job.step == "filling":
@@ -149,7 +153,10 @@ class Rebuilds:
         """Have the read model that the last rebuild replaced serve again; it catches up first."""
         live, old = make(), Copy(make, "old")
         async with claimed(self._dsn, name=f"rebuild {old.of}") as connection:
-            await self._finish(connection, old.of)
+            ended = await self._finish(connection, old.of)
+            if ended is not None and ended.step == "rolled-back":
+                await Copy(make, "gone").drop(connection)
+                return ended.position
             job = await _job(connection, old.of)
             if job is not None and job.step in {"filling", "indexed"}:
                 raise CannotReplay(f"A rebuild of {old.of} is under way; end it first (--abort).")
@@ -173,7 +180,7 @@ class Rebuilds:
         async with replaying(self._dsn, name="abort") as connection:
             await end_others(connection, copy.of)
         async with claimed(self._dsn, name=f"abort {copy.of}") as connection:
-            await self._finish(connection, copy.of)
+            ended = await self._finish(connection, copy.of)
             job = await _job(connection, copy.of)
             under_way = job is not None and job.step in {"filling", "indexed"}
             async with connection.transaction():
@@ -182,13 +189,12 @@ class Rebuilds:
                 if under_way:
                     await connection.execute(_NOTE, ("aborted", 0, 0, "", copy.of))
             await self._finish(connection, copy.of)
-            return under_way
+            return under_way or (ended is not None and ended.step == "aborted")
 
     # --- Its steps ----------------------------------------------------------------------------
 
     async def _begun(self, connection: Connection, make: MakesProjection, copy: Copy) -> tuple[_Job, bool]:
         """The rebuild that is under way, or a new one; and whether it is the former."""
-        await self._finish(connection, copy.of)
         job = await _job(connection, copy.of)
         if job is not None and job.step in {"filling", "indexed"}:
             if job.fold == copy.fold() and await copy.exists(connection):
@@ -242,16 +248,16 @@ class Rebuilds:
     async def _second_fold_agrees(self, connection: Connection, make: MakesProjection, copy: Copy) -> bool:
         """Whether a second copy, told the events in other batches, is the same as the first."""
         check = Copy(make, "check")
-        async with connection.transaction():
-            await check.make(connection)
         upto = await copy.position(connection)
 
         async def told(reached: Position) -> None:
             self._watch(Doing(copy.of, "folding again", reached, upto))
 
-        await check.fill(connection, self._log, upto, limit=SMALL_BATCH, told=told)
-        found = await agreed(self._dsn, connection, self._log, check, copy.name, copy.schema)
-        await check.drop(connection)
+        async with check.only_within(self._dsn, connection):
+            async with connection.transaction():
+                await check.make(connection)
+            await check.fill(connection, self._log, upto, limit=SMALL_BATCH, told=told)
+            found = await agreed(self._dsn, connection, self._log, check, copy.name, copy.schema)
         return not found.count
 
     async def _swap(
@@ -264,14 +270,19 @@ class Rebuilds:
 
         return await swap(connection, self._log, make, copy, leaving="old", note=note)
 
-    async def _finish(self, connection: Connection, read_model: str) -> None:
-        """Record the end of a rebuild, should that not have been done yet."""
+    async def _finish(self, connection: Connection, read_model: str) -> _Job | None:
+        """Record the end of a rebuild, should that not have been done yet; returns what was recorded.
+
+        At the beginning of a command it is the end of one that was killed before it could tell: the same command has
+        nothing else to do.
+        """
         job = await _job(connection, read_model)
         if job is None or job.recorded or job.step in {"filling", "indexed"}:
-            return
+            return None
         act: Act = "swapped" if job.step == "swapped" else "rolled-back" if job.step == "rolled-back" else "aborted"
         await self._record(RebuildAct(read_model, job.rebuild_id, act, job.position, job.differences, job.decision))
         await connection.execute("UPDATE public.rebuilds SET recorded = true WHERE read_model = %s", (read_model,))
+        return job
 
 
 async def _job(connection: Connection, read_model: str) -> _Job | None:

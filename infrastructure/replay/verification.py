@@ -35,14 +35,14 @@ async def verify(dsn: str, make: MakesProjection, *, log: ReadsLog, watch: Watch
             watch(Doing(live.name, "filling", reached, upto))
 
         first, second = Copy(make, "check"), Copy(make, "check")
-        async with connection.transaction():
-            await first.make(connection)
-        await first.fill(connection, log, upto // 2, without=parked, told=told, twice=True)
-        async with replaying(dsn, name=f"verify {live.name}") as other:
-            await second.fill(other, log, upto, without=parked, told=told, twice=True)
-            watch(Doing(live.name, "comparing"))
-            found = await agreed(dsn, other, log, second, live.name, live.schema, without=parked)
-        await second.drop(connection)
+        async with second.only_within(dsn, connection):
+            async with connection.transaction():
+                await first.make(connection)
+            await first.fill(connection, log, upto // 2, without=parked, told=told, twice=True)
+            async with replaying(dsn, name=f"verify {live.name}") as other:
+                await second.fill(other, log, upto, without=parked, told=told, twice=True)
+                watch(Doing(live.name, "comparing"))
+                found = await agreed(dsn, other, log, second, live.name, live.schema, without=parked)
         if found.count and parked != await parked_positions(connection, live.name):
             raise CannotReplay(f"The parked streams of {live.name} have changed meanwhile; verify it again.")
         await note_verified(connection, live.name, found)
