@@ -46,7 +46,7 @@ async def ours(dsn: str) -> float:
     async with await connect(dsn, name="fold", statement_timeout=timedelta(seconds=10)) as connection:
         started = time.perf_counter()
         works = [asyncio.create_task(projector.work(connection)), asyncio.create_task(notifications.run())]
-        while not await notifications.wait_past("registrations", head - 1):
+        while not await notifications.wait_past(Registrations.name, head - 1):
             for work in works:
                 if work.done():
                     work.result()

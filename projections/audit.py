@@ -14,7 +14,7 @@ from psycopg.rows import tuple_row
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import PERSONAL_FIELDS, Registration
 from projections.paging import Page, before, page
-from projections.table import Connection, Table
+from projections.table import Connection, Table, schema_of
 
 # `subjects` says whose address a registration is about: an entry is found by address through its registration,
 # whichever stream it stands in.
@@ -119,8 +119,8 @@ class Audit:
     topics: tuple[str, ...] | None = None
     tables: tuple[str, ...] = (TABLES,)
 
-    def __init__(self, schema: str = "read_audit") -> None:
-        self.schema = schema
+    def __init__(self, schema: str | None = None) -> None:
+        self.schema = schema = schema or schema_of(self.name)
         self._search = f"SELECT {ENTRIES.names} FROM {ENTRIES.within(schema)} WHERE position < %(before)s"  # noqa: S608 - a constant
         subjects = SUBJECTS.within(schema)
         self._filters = {name: condition.format(subjects=subjects) for name, condition in _FILTERS.items()}

@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 from domain.mail_outcome import IssueReason, MailKind
 from domain.recorded import Recorded
 from domain.registration import Registration
-from projections.table import Connection, Table
+from projections.table import Connection, Table, schema_of
 
 AT_MOST = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0, 86400.0, inf)
 """Upper ends of the histogram's classes, in seconds; those of a mail that goes straight out, a retry, a code's ten
@@ -282,8 +282,8 @@ class Funnel:
     topics: tuple[str, ...] | None = tuple(event.TOPIC for event in _CHANGES)
     tables: tuple[str, ...] = (TABLES,)
 
-    def __init__(self, schema: str = "read_funnel") -> None:
-        self.schema = schema
+    def __init__(self, schema: str | None = None) -> None:
+        self.schema = schema = schema or schema_of(self.name)
         self._funnel = _FUNNEL.format(stages=STAGES.within(schema), durations=DURATIONS.within(schema))
 
     async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:

@@ -18,8 +18,8 @@ from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import Registration
 from projections import strays
 from projections.paging import LAST_POSITION, Page, before, page
-from projections.registrations import PROGRESS
-from projections.table import Connection, Table
+from projections.registrations import PROGRESS, Registrations
+from projections.table import Connection, Table, schema_of
 
 # A mail's state comes from its registration's stream alone, its requests and next try from the saga's alone: so it
 # does not matter which of the two streams is ahead, should the other one be parked.
@@ -285,10 +285,10 @@ class Mails:
     topics: tuple[str, ...] | None = tuple(event.TOPIC for event in (*_CHANGES, *strays.CHANGES))
     tables: tuple[str, ...] = (TABLES + strays.TABLES, SETTLED, WAITING_INDEX, SETTLE)
 
-    def __init__(self, schema: str = "read_mail", *, registrations: str = "read_registrations") -> None:
+    def __init__(self, schema: str | None = None, *, registrations: str | None = None) -> None:
         """Tables in `schema`; in `registrations` those of the read model of that name, which is asked, too."""
-        self.schema = schema
-        progress = PROGRESS.within(registrations)
+        self.schema = schema = schema or schema_of(self.name)
+        progress = PROGRESS.within(registrations or schema_of(Registrations.name))
         self._mails = MAILS.within(schema)
         self._waits = _WAITS.format(progress=progress)
         self._view = _VIEW.format(progress=progress, mails=self._mails)

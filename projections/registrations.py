@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 from domain.recorded import Position, Recorded
 from domain.registration import Registration, Status
 from projections.paging import Page, before, page
-from projections.table import Connection, Table
+from projections.table import Connection, Table, schema_of
 
 # What never changes stands apart from what changes with each event: writing a short row again is cheap, and most
 # changes touch no index.
@@ -293,8 +293,8 @@ class Registrations:
     topics: tuple[str, ...] | None = tuple(event.TOPIC for event in _CHANGES)
     tables: tuple[str, ...] = (TABLES,)
 
-    def __init__(self, schema: str = "read_registrations") -> None:
-        self.schema = schema
+    def __init__(self, schema: str | None = None) -> None:
+        self.schema = schema = schema or schema_of(self.name)
         self._view = _VIEW.format(registrations=REGISTRATIONS.within(schema), progress=PROGRESS.within(schema))
         self._find = _FIND.format(view=self._view)
 
