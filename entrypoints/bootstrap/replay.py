@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,20 +13,31 @@ from application.handlers import Handlers
 from application.ports import Context
 from domain.recorded import Actor, Position
 from entrypoints.bootstrap.core import Timing, core_on
-from entrypoints.bootstrap.database import check_schema, dsn_to_read, keyring_of, open_database
+from entrypoints.bootstrap.database import check_schema, dsn_to_read, keyring_after_update, open_database
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import LogReader
+from infrastructure.followers.versions import version_of
 from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.replay.comparison import Differences
 from infrastructure.replay.copies import MakesProjection
 from infrastructure.replay.progress import Watch
 from infrastructure.replay.rebuild import RebuildAct, Rebuilds
+from infrastructure.replay.superseded import Dropped, drop_superseded
 from infrastructure.replay.time_travel import Moment, Scratch, as_of, diff, drop
-from infrastructure.replay.verification import verify
+from infrastructure.replay.verification import verify_all
 from infrastructure.settings.settings import Settings
 from projections import PROJECTIONS
 
 READ_MODELS: dict[str, MakesProjection] = {projection.name: projection for projection in PROJECTIONS}
+
+
+def read_model_named(name: str) -> str | None:
+    """The read model of this release that is meant: by its name ("registrations_2"), or without its version; None if
+    there is none."""
+    if name in READ_MODELS:
+        return name
+    return next((ours for ours in READ_MODELS if (found := version_of(ours)) and found.read_model == name), None)
+
 
 _LOG_TIMEOUT = timedelta(minutes=1)
 """How long a read of a batch may take."""
@@ -42,7 +53,7 @@ class Rebuilder:
 
     def rebuilds(self, watch: Watch, *, throttle: int | None = None) -> Rebuilds:
         """See `Rebuilds`; an operator's acts, which belong together."""
-        context = Context(Actor.OPERATOR, correlation_id=uuid4())
+        context = _an_operator()
 
         async def record(act: RebuildAct) -> None:
             command = RecordRebuild(
@@ -57,6 +68,22 @@ class Rebuilder:
 
         return Rebuilds(self._dsn, log=self._log, record=record, watch=watch, throttle=throttle)
 
+    async def drop_superseded(self, name: str) -> list[Dropped]:
+        """See `infrastructure.replay.superseded.drop_superseded`."""
+        context = _an_operator()
+
+        async def record(dropped: Dropped) -> None:
+            command = RecordRebuild(
+                rebuild_id=uuid4(), read_model=dropped.name, act="version-dropped", position=dropped.position
+            )
+            await self._handlers.handle(command, context)
+
+        return await drop_superseded(self._dsn, READ_MODELS[name], record=record)
+
+
+def _an_operator() -> Context:
+    return Context(Actor.OPERATOR, correlation_id=uuid4())
+
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
@@ -65,9 +92,9 @@ class Verifier:
     _dsn: str
     _log: LogReader
 
-    async def verify(self, name: str, watch: Watch) -> Differences:
-        """See `infrastructure.replay.verification.verify`."""
-        return await verify(self._dsn, READ_MODELS[name], log=self._log, watch=watch)
+    async def verify(self, names: Sequence[str], watch: Watch) -> list[Differences]:
+        """See `infrastructure.replay.verification.verify_all`."""
+        return await verify_all(self._dsn, [READ_MODELS[name] for name in names], log=self._log, watch=watch)
 
     async def as_of(self, name: str, when: Moment, watch: Watch) -> Scratch:
         """See `infrastructure.replay.time_travel.as_of`."""
@@ -91,7 +118,7 @@ async def rebuilder(settings: Settings) -> AsyncIterator[Rebuilder]:
     """
     async with AsyncExitStack() as stack:
         database = await open_database(settings, stack)
-        keyring = await keyring_of(database)
+        keyring = await keyring_after_update(database)
         core = await core_on(database, keyring, settings, stack, Timing())
         yield Rebuilder(database.dsn, await _log(database.dsn, stack), core.handlers)
 

@@ -189,8 +189,8 @@ class HealthChecks:
         """The read models that another release's version is ahead of: whoever has read that one must not be sent here.
         None if the database is away.
 
-        Each counts until it was once seen not to be behind. Later on, two that follow the log side by side overtake each
-        other all the time.
+        Each counts until it was once seen not to be behind. Later on, two that follow the log side by side overtake
+        each other all the time.
         """
         if not self._not_yet_ahead:
             return []

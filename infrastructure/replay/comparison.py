@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from psycopg import sql
@@ -23,7 +24,11 @@ ROW: Final = "(row)"
 """In place of a column, where a row is there on one side only; "there" and "missing" are its values."""
 
 TABLE: Final = "(table)"
-"""In place of a row, where a table or a column is there on one side only."""
+"""In place of a row, where a table or a column is there on one side only, or of another type: its rows are compared
+without it."""
+
+KEY: Final = "(key)"
+"""In place of a column, where a table's keys differ, so that its rows cannot be compared."""
 
 MOST_KEPT: Final = 10_000
 """Differences kept to be shown; all are counted."""
@@ -31,7 +36,8 @@ MOST_KEPT: Final = 10_000
 _POSITION = "SELECT coalesce((SELECT position FROM public.followers WHERE name = %s), 0)"
 
 _SHAPE = """
-    SELECT c.relname::text, a.attname::text, coalesce(a.attnum = ANY (k.conkey), false)
+    SELECT c.relname::text, a.attname::text, format_type(a.atttypid, a.atttypmod),
+        coalesce(a.attnum = ANY (k.conkey), false)
     FROM pg_class AS c
     JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     LEFT JOIN pg_constraint AS k ON k.conrelid = c.oid AND k.contype = 'p'
@@ -82,21 +88,21 @@ class Differences:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A table: its columns in order, and those of its key."""
+    """A table: its columns with their types, in order, and those of its key."""
 
-    columns: tuple[str, ...]
+    columns: dict[str, str]
     key: tuple[str, ...]
 
 
 async def shapes(connection: Connection, schema: str) -> dict[str, Shape]:
     """The tables of a schema; none if there is no such schema."""
     cursor = await connection.execute(_SHAPE, (schema,))
-    columns: dict[str, list[tuple[str, bool]]] = {}
-    for table, column, in_key in await cursor.fetchall():
-        columns.setdefault(table, []).append((column, in_key))
+    found: dict[str, list[tuple[str, str, bool]]] = {}
+    for table, column, kind, in_key in await cursor.fetchall():
+        found.setdefault(table, []).append((column, kind, in_key))
     return {
-        table: Shape(tuple(name for name, _ in found), tuple(name for name, in_key in found if in_key))
-        for table, found in columns.items()
+        table: Shape({name: kind for name, kind, _ in columns}, tuple(name for name, _, in_key in columns if in_key))
+        for table, columns in found.items()
     }
 
 
@@ -128,11 +134,24 @@ async def compared(connection: Connection, read_model: str, live: str, rebuilt: 
         if one is None or other is None:
             note(table, TABLE, ROW, *_sides(one is not None))
             continue
-        for column in sorted({*one.columns} ^ {*other.columns}):
-            note(table, TABLE, column, *_sides(column in one.columns))
-        await _compare_rows(connection, table, other, set(one.columns), live, rebuilt, note)
+        common = _common_columns(one, other, partial(note, table, TABLE))
+        if one.key != other.key:
+            note(table, TABLE, KEY, ", ".join(one.key), ", ".join(other.key))
+        elif common.issuperset(one.key):
+            await _compare_rows(connection, table, other, common, live, rebuilt, note)
         found.rows += await _count(connection, rebuilt, table)
     return found
+
+
+def _common_columns(one: Shape, other: Shape, note: Callable[[str, str, str], None]) -> set[str]:
+    """The columns that are the same on both sides; notes the others."""
+    for column in sorted({*one.columns} | {*other.columns}):
+        kind, its_kind = one.columns.get(column), other.columns.get(column)
+        if kind is None or its_kind is None:
+            note(column, *_sides(kind is not None))
+        elif kind != its_kind:
+            note(column, kind, its_kind)
+    return {column for column, kind in one.columns.items() if other.columns.get(column) == kind}
 
 
 def _sides(is_live: bool) -> tuple[str, str]:

@@ -30,6 +30,12 @@ MOST_UNDER_LOCK: Final = 500
 """Events that may be folded while readers wait; if there are more, they are folded before another attempt."""
 
 
+_SET_POSITION: Final = """
+    INSERT INTO public.followers (name, position) VALUES (%s, %s)
+    ON CONFLICT (name) DO UPDATE SET position = excluded.position WHERE followers.position <> excluded.position
+"""
+
+
 class CannotReplay(Exception):
     """It cannot be done; one line that says why, and what to do."""
 
@@ -47,7 +53,8 @@ async def swap(
     leaving: str,
     note: Callable[[Position], Awaitable[None]],
 ) -> Position:
-    """Let a copy take the place of the live read model, both at the position that is returned.
+    """Let a copy take the place of the live read model, both at the position that is returned; or the copy at a later
+    one, which is then the live one's.
 
     In one transaction, under locks that stop the projector and the readers: it applies the events that the live one has
     seen since, and renames the schemas. A reader thus reads the one or the other to the end of its statement, and never
@@ -68,9 +75,12 @@ async def swap(
         await incoming.fill(connection, log, await live_position(connection, incoming.of))
         try:
             async with connection.transaction():
-                position = await _locked(connection, make().schema, incoming)
-                await incoming.fill(connection, log, position)
-                await _rename(connection, make, incoming, leaving, position)
+                live = await _locked(connection, make().schema, incoming)
+                await incoming.fill(connection, log, live)
+                position = await incoming.position(connection)
+                await _rename(connection, make, incoming, leaving, live)
+                # A projector that was not there finds so, and reads it (`move_on_v2`).
+                await connection.execute(_SET_POSITION, (incoming.of, position))
                 await note(position)
                 crash_point("rebuild.before_swap")
             break
