@@ -112,7 +112,9 @@ class ReachedConnection(psycopg.AsyncConnection[TupleRow]):
         else:
             return connection
         raise UnfitSession(
-            "it lets us in, but answers no query", "is every connection of the pooler, or the server, taken?"
+            "it lets us in, but answers no query",
+            "is every connection of the pooler, or the server, taken?",
+            may_pass=True,
         )
 
     @classmethod
@@ -168,8 +170,11 @@ def _summary(failures: list[tuple[str, psycopg.Error]]) -> psycopg.Error:
     line = "; ".join(
         f"{where}: {error.says if isinstance(error, UnfitSession) else first_line(error)}" for where, error in failures
     )
-    advice = dict.fromkeys(error.advice for _, error in failures if isinstance(error, UnfitSession))
-    return UnfitSession(line, "; ".join(advice)) if advice else psycopg.OperationalError(line)
+    unfit = [error for _, error in failures if isinstance(error, UnfitSession)]
+    if not unfit:
+        return psycopg.OperationalError(line)
+    advice = "; ".join(dict.fromkeys(error.advice for error in unfit))
+    return UnfitSession(line, advice, may_pass=all(error.may_pass for error in unfit))
 
 
 def first_line(error: BaseException) -> str:

@@ -63,7 +63,10 @@ class ToldConnection(ReachedConnection):
             if str(error) not in told:
                 told.add(str(error))
                 session = parameters.get("application_name")
-                log.error("database.unfit", session=session, hint=str(error))  # noqa: TRY400 - says it all
+                if error.may_pass:
+                    log.warning("database.unfit", session=session, hint=str(error))
+                else:
+                    log.error("database.unfit", session=session, hint=str(error))  # noqa: TRY400 - says it all
             raise
         told.clear()
         return connection

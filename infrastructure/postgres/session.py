@@ -62,12 +62,14 @@ class UnfitSession(psycopg.OperationalError):
     Attributes:
         says: what is wrong.
         advice: what to do.
+        may_pass: it may be well the next time, with nobody doing anything.
     """
 
-    def __init__(self, says: str, advice: str) -> None:
+    def __init__(self, says: str, advice: str, *, may_pass: bool = False) -> None:
         super().__init__(f"{says}; {advice}")
         self.says = says
         self.advice = advice
+        self.may_pass = may_pass
 
 
 @dataclass(frozen=True, slots=True)

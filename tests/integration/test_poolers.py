@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from datetime import timedelta
 
 import psycopg
@@ -11,6 +13,7 @@ from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.database import check_schema
 from entrypoints.cli.checks.database import look_at_database
 from infrastructure.postgres.connection import closing, connect
+from infrastructure.postgres.session import UnfitSession
 from tests.support.facts import eventually
 from tests.support.http import open_api, settings
 from tests.support.pgbouncer import demand, pgbouncer
@@ -82,3 +85,14 @@ async def test_a_pooler_whose_connections_are_all_taken_is_told_in_time(dsn: str
     assert (found.state, found.says) == ("fail", "it lets us in, but answers no query")
     assert found.advice is not None
     assert "taken" in found.advice
+
+
+async def test_a_database_that_lets_us_in_and_is_silent_for_now_is_a_warning(dsn: str, log: io.StringIO) -> None:
+    with pgbouncer(dsn, pool_mode="session", default_pool_size="1") as url:
+        await eventually(lambda: answers(url))
+        async with await psycopg.AsyncConnection.connect(url) as taken:
+            await taken.execute("SELECT 1")
+            with pytest.raises(UnfitSession):
+                await connect(url, name="test", statement_timeout=timedelta(seconds=5))
+    (said,) = [json.loads(line) for line in log.getvalue().splitlines() if "database.unfit" in line]
+    assert (said["event"], said["level"]) == ("database.unfit", "warning")

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from application.ports import entries_of
+from application.ports import Unavailable, entries_of
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.connection import Connection, connect
@@ -340,6 +340,6 @@ async def test_the_database_refuses_an_event_from_a_session_that_replays(dsn: st
 
     store = EventStore(f"{dsn}&options=-c%20registrar.replays%3Don", codec=EventCodec(), clock=clock)
     await store.open()
-    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="this session replays"):
+    with pytest.raises(Unavailable):
         await store.append(entries_of(stream(REGISTRATION, registered()), CLIENT))
     await store.close()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from itertools import pairwise
+
+import pytest
 
 from infrastructure.mail.concurrency_limit import MOST_RAISE_AFTER, RAISE_AFTER, ConcurrencyLimit
 from tests.support.facts import eventually
@@ -48,14 +52,31 @@ async def refuse(limit: ConcurrencyLimit) -> None:
         limit.refused(generation)
 
 
-async def succeed(limit: ConcurrencyLimit, *, taking: int = 1, times: int = 1) -> None:
-    """Calls that succeed, each while so many are in flight, itself included."""
+async def succeed(limit: ConcurrencyLimit, *, taking: int = 1, times: int = 1, took: float = 0.0) -> None:
+    """Calls that succeed, each while so many are in flight, itself included.
+
+    Args:
+        took: seconds, as far as the limit is told.
+    """
     for _ in range(times):
         async with AsyncExitStack() as others:
             for _ in range(taking - 1):
                 await others.enter_async_context(limit)
             async with limit as generation:
-                limit.succeeded(generation)
+                limit.succeeded(generation, took)
+
+
+async def in_rounds(limit: ConcurrencyLimit, *, takes: Callable[[int], float]) -> int:
+    """Calls at the limit until it changes, or may not change any more; returns it.
+
+    Args:
+        takes: seconds of a call, by how many are in flight.
+    """
+    before = limit.limit
+    for _ in range(3 * RAISE_AFTER):
+        if limit.limit == before:
+            await succeed(limit, taking=before, took=takes(before))
+    return limit.limit
 
 
 async def test_the_call_that_comes_first_is_let_in_first() -> None:
@@ -177,21 +198,53 @@ async def test_one_at_a_time_is_always_allowed() -> None:
     assert limits == [3, 1, 2]
 
 
-async def test_a_slow_start_doubles_with_each_round_until_the_first_refusal() -> None:
+async def test_the_limit_doubles_with_each_round_until_the_first_refusal() -> None:
     limit = ConcurrencyLimit(32, start=4)
     assert limit.limit == 4
-    await succeed(limit, taking=4, times=4)
-    assert limit.limit == 5, "only the first of them was at the limit"
-    for now in range(5, 9):
-        await succeed(limit, taking=now)
-    assert limit.limit == 9
+    await in_rounds(limit, takes=lambda _: 0.1)
+    assert limit.limit == 8
+    await in_rounds(limit, takes=lambda _: 0.1)
+    assert limit.limit == 16
 
     await refuse(limit)
+    assert limit.limit == 8
+    await succeed(limit, taking=8, times=RAISE_AFTER - 1)
+    assert limit.limit == 8
+    await succeed(limit, taking=8)
+    assert limit.limit == 9
+
+
+@pytest.mark.parametrize(("busy_with", "settles_at"), [(1, 4), (4, 4), (8, 8), (16, 16), (24, 32), (32, 32)])
+async def test_the_limit_is_doubled_only_while_that_brings_more_calls_a_second(busy_with: int, settles_at: int) -> None:
+    limits: list[int] = []
+    limit = ConcurrencyLimit(32, start=4, on_change=limits.append)
+    for _ in range(90):  # it is not tried again yet
+        await succeed(limit, taking=limit.limit, took=max(1.0, limit.limit / busy_with))
+    assert limit.limit == settles_at, limits
+
+
+async def test_where_doubling_brought_nothing_it_is_tried_again_later_and_later() -> None:
+    limit, calls = ConcurrencyLimit(32, start=4), 0
+    tried: list[int] = []
+    while len(tried) < 6:
+        before = limit.limit
+        await succeed(limit, taking=before, took=float(before))
+        calls += 1
+        if limit.limit > before:
+            tried.append(calls)
+    waits = [later - earlier for earlier, later in pairwise(tried)]
+    assert waits == sorted(waits)
+    assert 4 * RAISE_AFTER <= waits[0] < waits[-1] <= MOST_RAISE_AFTER + 100
+
+    while limit.limit < 32:  # the server has become as fast as it may be
+        await succeed(limit, taking=limit.limit, took=1.0)
+
+
+async def test_who_may_have_no_more_is_not_put_back() -> None:
+    limit = ConcurrencyLimit(4, start=4)
+    for number in range(100):
+        await succeed(limit, taking=4, took=float(number))
     assert limit.limit == 4
-    await succeed(limit, taking=4, times=RAISE_AFTER - 1)
-    assert limit.limit == 4
-    await succeed(limit, taking=4)
-    assert limit.limit == 5
 
 
 async def test_when_it_is_known_how_many_calls_work_the_limit_is_that_many() -> None:
@@ -220,19 +273,6 @@ async def test_each_attempt_to_raise_it_that_fails_makes_the_next_one_come_later
     while limit.limit < 32:  # and: it comes sooner again where they succeed
         await succeed(limit, taking=limit.limit)
     assert limit._raise_after < MOST_RAISE_AFTER
-
-
-async def test_the_start_is_over_when_more_calls_only_make_each_of_them_longer() -> None:
-    busy, idle = ConcurrencyLimit(64, start=4), ConcurrencyLimit(64, start=4)
-    for number in range(40):
-        for limit, took in ((busy, busy.limit), (idle, 3 + number % 3)):
-            async with AsyncExitStack() as others:
-                for _ in range(limit.limit - 1):
-                    await others.enter_async_context(limit)
-                async with limit as generation:
-                    limit.succeeded(generation, took)
-    assert idle.limit == 44, "one more with each call, whatever each of them takes"
-    assert 8 < busy.limit < 25
 
 
 async def test_a_call_that_waits_for_long_counts_no_more_until_it_ends() -> None:

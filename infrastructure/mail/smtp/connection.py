@@ -27,18 +27,19 @@ class Progress:
     """How far a try has come.
 
     Attributes:
-        started, moved_at: when it began, and when it reached its stage; by the event loop's clock.
+        started, ready_at, moved_at: when it began, when it had a session, and when it reached its stage; by the event
+            loop's clock.
         on_content: called when the content was sent, and only the server's reply to it is awaited.
     """
 
-    __slots__ = ("_on_move", "_stage", "moved_at", "on_content", "started")
+    __slots__ = ("_on_move", "_stage", "moved_at", "on_content", "ready_at", "started")
 
     def __init__(self, started: float, *, on_move: Callable[[], None] = lambda: None) -> None:
         """
         Args:
             on_move: called whenever it reaches a stage.
         """
-        self.started = self.moved_at = started
+        self.started = self.ready_at = self.moved_at = started
         self.on_content: Callable[[], None] = lambda: None
         self._stage: Stage = "connect"
         self._on_move = on_move

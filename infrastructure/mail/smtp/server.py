@@ -165,7 +165,7 @@ class Server:
                         code = await self._converse(to, message, progress)
                 if message is not None:
                     self.evidence.taken(to)
-                    self.concurrency.succeeded(generation, asyncio.get_running_loop().time() - progress.started)
+                    self.concurrency.succeeded(generation, asyncio.get_running_loop().time() - progress.ready_at)
                 if self.evidence.expected is None:
                     return code
                 verdict = self.evidence.expected  # what a mail would get
@@ -249,6 +249,7 @@ class Server:
 
     async def _converse(self, to: str, message: bytes | None, progress: Progress) -> int:
         connection = await self._pool.begin(progress)
+        progress.ready_at = asyncio.get_running_loop().time()
         try:
             if message is None:
                 await connection.reset()
