@@ -55,13 +55,15 @@ async def drop_superseded(
     live = make()
     prefix = live.schema.removesuffix(live.name)
     async with claimed(dsn, name=f"drop {live.name}") as connection:
-        if behind := await behind_others(connection, [live.name]):
+        superseded = await _superseded(connection, live.name, prefix)
+        behind = await behind_others(connection, [live.name])
+        if superseded and behind:
             raise CannotReplay(
                 f"{behind[0].other} is ahead of {live.name}, which is at {behind[0].position}; it is dropped once "
                 f"{live.name} has caught up (`registrar process` of this release, or `projections rebuild`)."
             )
         dropped = []
-        for name in await _superseded(connection, live.name, prefix):
+        for name in superseded:
             one = Dropped(name, await live_position(connection, name))
             async with connection.transaction():
                 row = await (await connection.execute(_LEAD, (name,))).fetchone()
