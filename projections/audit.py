@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from psycopg.rows import tuple_row
 
 from domain.recorded import AnyEvent, Position, Recorded
@@ -182,13 +182,20 @@ class Audit:
         return page(found, limit, lambda entry: entry.position)
 
 
+_encode = msgspec.json.Encoder().encode
+
+
 def _row(recorded: Recorded) -> tuple[Any, ...]:
     event = recorded.event
-    details = {name: value for name, value in vars(event).items() if name not in _NOT_DETAILS}
+    details = {
+        name: value.isoformat() if isinstance(value, datetime) else value  # with "+00:00", as ever
+        for name, value in vars(event).items()
+        if name not in _NOT_DETAILS
+    }
     return (
         recorded.position, recorded.recorded_at, recorded.topic, event.originator_id, event.originator_version,
         _registration_of(event), recorded.actor, recorded.correlation_id, recorded.causation_position, recorded.trace,
-        json.dumps(details, default=datetime.isoformat) if details else "{}",
+        _encode(details).decode() if details else "{}",
     )  # fmt: skip
 
 

@@ -309,15 +309,14 @@ class Registrations:
         known: dict[int, UUID] = {}
         erased: set[UUID] = set()
         for recorded in events:
-            event = recorded.event
-            match event:
-                case Registration.UserRegistered():
-                    begun[event.originator_id.int] = _begun(event, recorded.position)
-                    continue
-                case Registration.PersonalDataErased():
-                    erased.add(event.originator_id)
-            if event.originator_id.int not in begun:
-                known[event.originator_id.int] = event.originator_id
+            event: Any = recorded.event
+            kind, number = type(event), event.originator_id.int
+            if kind is Registration.UserRegistered:
+                begun[number] = _begun(event, recorded.position)
+            elif number not in begun:
+                known[number] = event.originator_id
+            if kind is Registration.PersonalDataErased:
+                erased.add(event.originator_id)
 
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
         rows: dict[int, _Progress] = {}
@@ -326,11 +325,12 @@ class Registrations:
             rows = {columns[0].int: _Progress(*columns) for columns in await cursor.fetchall()}
         for recorded in events:
             event, position = recorded.event, recorded.position
-            row = rows.get(event.originator_id.int)
+            number = event.originator_id.int
+            row = rows.get(number)
             if row is None:
-                if event.originator_id.int not in begun:
+                if number not in begun:
                     raise LookupError(f"registration {event.originator_id} never started")
-                row = rows[event.originator_id.int] = _Progress(event.originator_id, position, position)
+                row = rows[number] = _Progress(event.originator_id, position, position)
             _CHANGES[type(event)](row, event)
             row.position = position
 

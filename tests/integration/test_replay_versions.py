@@ -1,5 +1,5 @@
-"""A read model whose fold has changed gets a new version: built beside the one that goes on to serve the release before,
-followed on its own, and the former one dropped when nobody reads it any more."""
+"""A read model whose fold has changed gets a new version: built beside the one that goes on to serve the release
+before, followed on its own, and the former one dropped when nobody reads it any more."""
 
 from __future__ import annotations
 
