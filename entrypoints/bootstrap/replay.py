@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import uuid4
@@ -38,6 +39,9 @@ def read_model_named(name: str) -> str | None:
         return name
     return next((ours for ours in READ_MODELS if (found := version_of(ours)) and found.read_model == name), None)
 
+
+NICE = 10
+"""Half of the way to the lowest priority."""
 
 _LOG_TIMEOUT = timedelta(minutes=1)
 """How long a read of a batch may take."""
@@ -109,6 +113,18 @@ class Verifier:
         return await diff(self._dsn, READ_MODELS[name], one, other, log=self._log, watch=watch)
 
 
+@contextmanager
+def giving_way() -> Iterator[None]:
+    """On a machine that it shares with the service, this thread takes what that leaves of the processors."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, max(before, NICE))
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):  # a process may always give way, but take the way back with a right only
+            os.setpriority(os.PRIO_PROCESS, 0, before)
+
+
 @asynccontextmanager
 async def rebuilder(settings: Settings) -> AsyncIterator[Rebuilder]:
     """It has no broker and no mail server, and runs no follower.
@@ -120,6 +136,7 @@ async def rebuilder(settings: Settings) -> AsyncIterator[Rebuilder]:
         database = await open_database(settings, stack)
         keyring = await keyring_after_update(database)
         core = await core_on(database, keyring, settings, stack, Timing())
+        stack.enter_context(giving_way())  # not before: an embedded database that is started here does not
         yield Rebuilder(database.dsn, await _log(database.dsn, stack), core.handlers)
 
 
@@ -133,6 +150,7 @@ async def verifier(settings: Settings) -> AsyncIterator[Verifier]:
     async with AsyncExitStack() as stack:
         dsn = await dsn_to_read(settings, stack)
         await check_schema(dsn)
+        stack.enter_context(giving_way())
         yield Verifier(dsn, await _log(dsn, stack))
 
 

@@ -77,7 +77,7 @@ class History:
                 self._live(self._random.choice(list(self._registrations.values())))
         self._rebuild("mail", "swapped")
         self._rebuild("audit", "aborted")
-        self._act("operator", lambda: [self._dropped_version(), self._retry()])
+        self._act("operator", lambda: [self._dropped_version(), self._parked_retry()])
 
     def _act(self, actor: str, act: Callable[[], Sequence[Aggregate]]) -> None:
         """Somebody acts, if the rules allow it, and the saga does what follows."""
@@ -270,7 +270,7 @@ class History:
         position = len(self.events)
         return Rebuild.drop_version(rebuild_id=self._any_id(), read_model="mail", position=position, now=self._now)
 
-    def _retry(self) -> ParkedRetry:
+    def _parked_retry(self) -> ParkedRetry:
         return ParkedRetry.ask(retry_id=self._any_id(), follower="mail", parked_stream=self._any_id(), now=self._now)
 
     def _look_again(self, saga: MailSaga) -> None:
