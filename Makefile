@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-ground simulate chaos bench \
+.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-ground simulate chaos bench \
         check check-fast asyncapi format lock clean
 
 help:  ## list the targets
@@ -28,7 +28,7 @@ run: setup  ## start everything, embedded; ARGS="--port 8001" passes options on
 # WORKERS=1 runs one test at a time; WITHOUT='rabbitmq pgbouncer' skips what needs them, where they cannot be installed.
 WORKERS ?= 3
 WITHOUT ?=
-PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal $(addprefix --without=,$(WITHOUT))
+PYTEST = $(BIN)/pytest -rs -n $(WORKERS) --dist worksteal $(addprefix --without=,$(WITHOUT))
 test: setup-dev services  ## every test; WORKERS=1 in sequence, WITHOUT=rabbitmq skips
 	$(PYTEST) $(ARGS)
 
@@ -40,6 +40,11 @@ test-unit: setup-dev  ## the tests without I/O: no services needed
 
 test-wheel: setup-dev  ## the wheel in an empty environment, with each Python there is
 	$(BIN)/pytest -rs tests/e2e/test_wheel.py --every-python $(ARGS)
+
+# 50 kills, 100 rebuilds among 100,000 reads, 1,000 differences among 250,000 rows: `make test` does the same in small.
+REPLAY = rebuilds rebuilds_interrupted rebuilds_under_load rebuilds_and_the_database
+test-replay: setup-dev  ## rebuilds and verifications at full size, ten minutes
+	$(BIN)/pytest -rs --full-size $(REPLAY:%=tests/faults/test_%.py) tests/faults/test_planted_differences.py $(ARGS)
 
 test-spam: setup-dev  ## our mails' scores in SpamAssassin, which it installs
 	@command -v spamassassin >/dev/null || scripts/install spamassassin
@@ -56,10 +61,13 @@ simulate: setup-dev  ## the seeded simulation; SEEDS=20000, ARGS="--seed 17 --tr
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
 # Everything is killed, paused and cut off at random while people register. BROKER=1 sends mail over RabbitMQ.
+# Then, with nothing broken, read models are rebuilt until READS reads are done, of which none may fail.
 MINUTES ?= 10
 BROKER ?=
+READS ?= 1000000
 chaos: setup-dev $(if $(BROKER),services)  ## break things at random; MINUTES=20, BROKER=1, SEED=7 repeats
-	$(BIN)/python -m tests.faults --minutes $(MINUTES) $(if $(BROKER),--broker) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	$(BIN)/python -m tests.faults --minutes $(MINUTES) --reads $(READS) $(if $(BROKER),--broker) \
+		$(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: setup-dev  ## benchmarks, half an hour; ARGS="--quick" or "--only append"
 	$(BIN)/python -m bench $(ARGS)

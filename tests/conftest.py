@@ -48,6 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--without", action="append", default=[], choices=["rabbitmq", "pgbouncer"], help="skip what needs it"
     )
+    parser.addoption("--full-size", action="store_true", help="what replays, at the size of `make test-replay`")
     parser.addoption("--every-python", action="store_true", help="install the wheel with every Python there is")
 
 
@@ -93,6 +94,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def reached_directory(pytestconfig: pytest.Config) -> Path:
     """Where is noted which crash points were reached."""
     return reached.directory_of(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def full_size(pytestconfig: pytest.Config) -> bool:
+    """Whether as much is to be done as the promise says, which takes minutes, or the same in small."""
+    return bool(pytestconfig.getoption("--full-size"))
 
 
 # --- The log of the process ----------------------------------------------------------------------

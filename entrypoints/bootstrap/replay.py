@@ -96,7 +96,12 @@ class Verifier:
     _dsn: str
     _log: LogReader
 
-    async def verify(self, names: Sequence[str], watch: Watch) -> list[Differences]:
+    async def verify(self, name: str, watch: Watch) -> Differences:
+        """`verify_all` of one."""
+        [found] = await self.verify_all([name], watch)
+        return found
+
+    async def verify_all(self, names: Sequence[str], watch: Watch) -> list[Differences]:
         """See `infrastructure.replay.verification.verify_all`."""
         return await verify_all(self._dsn, [READ_MODELS[name] for name in names], log=self._log, watch=watch)
 

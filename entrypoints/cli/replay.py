@@ -41,6 +41,8 @@ class Report:
     found: list[Difference] = field(default_factory=list)
 
 
+_SERVES = "the read models serve on; the same command goes on where it was, --abort drops the copy."
+
 _SHOWN_OF_BUILT = 20
 """Differences that are shown of a new version, which may be in every row; all are counted, and `--json` has more."""
 
@@ -71,12 +73,8 @@ async def rebuild(
 ) -> int:
     """Rebuild read models; 1 if one of them waits for a decision about its differences."""
     makes = [READ_MODELS[name] for name in names]
-    try:
-        with watched() as watch:
-            done = await parts.rebuilds(watch, throttle=throttle).rebuild_all(makes, accept=accept, repair=repair)
-    except asyncio.CancelledError:
-        note("Interrupted: the live read models are as they were; the same command goes on, --abort drops the copy.")
-        raise
+    with _interruptible(_SERVES), watched() as watch:
+        done = await parts.rebuilds(watch, throttle=throttle).rebuild_all(makes, accept=accept, repair=repair)
     reports = [_report(one.read_model, _outcome(one), one.differences, one.position, one.resumed) for one in done]
     _print(reports, as_json=as_json)
     for one in done:
@@ -116,8 +114,8 @@ async def abort(parts: Rebuilder, names: Sequence[str], *, as_json: bool) -> int
 
 async def verify(parts: Verifier, names: Sequence[str], *, as_json: bool) -> int:
     """Compare read models with the log; 1 if any differs."""
-    with watched() as watch:
-        found = dict(zip(names, await parts.verify(names, watch), strict=True))
+    with _interruptible("nothing was changed."), watched() as watch:
+        found = dict(zip(names, await parts.verify_all(names, watch), strict=True))
     reports = [_report(name, "differs" if one.count else "equal", one, one.position) for name, one in found.items()]
     _print(reports, as_json=as_json)
     return 1 if any(one.differences for one in reports) else 0
@@ -144,9 +142,19 @@ def _outcome(done: Rebuilt) -> str:
 async def _each(
     parts: Rebuilder, names: Sequence[str], act: Callable[[Rebuilds, str], Awaitable[Report]]
 ) -> list[Report]:
-    with watched() as watch:
+    with _interruptible(_SERVES), watched() as watch:
         rebuilds = parts.rebuilds(watch)
         return [await act(rebuilds, name) for name in names]
+
+
+@contextmanager
+def _interruptible(what_is: str) -> Iterator[None]:
+    """Says what is there if Ctrl-C or SIGTERM comes in the block."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        note(f"Interrupted: {what_is}")
+        raise
 
 
 def _report(name: str, outcome: str, found: Differences, position: int, resumed: bool = False) -> Report:

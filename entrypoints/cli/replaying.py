@@ -71,7 +71,7 @@ def replay(
     difference.
     """
     from entrypoints.cli import what_if as cli_what_if
-    from entrypoints.cli.session import reading
+    from entrypoints.cli.session import comparing
 
     context = click.get_current_context()
     if not dry_run:
@@ -80,7 +80,9 @@ def replay(
         raise click.UsageError("--since and --since-release exclude each other.", context)
     policy = cli_what_if.policy_with(data_dir, settings)
     stretch = cli_what_if.Stretch(since, until, since_release)
-    return reading(data_dir, lambda reader: cli_what_if.what_if(reader, policy, stretch, limit=limit, as_json=as_json))
+    return comparing(
+        data_dir, lambda reader: cli_what_if.what_if(reader, policy, stretch, limit=limit, as_json=as_json)
+    )
 
 
 @click.group("parked", epilog=options.example("registrar projections parked list"))

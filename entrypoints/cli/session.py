@@ -6,11 +6,12 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import click
 import structlog
 import uvloop
 
@@ -90,7 +91,7 @@ def finish(work: Coroutine[Any, Any, int]) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             return runner.run(until_told_otherwise())
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, KeyboardInterrupt):
             return 130
 
 
@@ -119,15 +120,35 @@ def acting(data_dir: Path | None, work: Callable[[Desk], Awaitable[int]]) -> int
 
 
 def rebuilding(data_dir: Path | None, work: Callable[[Rebuilder], Awaitable[int]]) -> int:
-    """`reading`, for a command that rebuilds read models."""
+    """`reading`, for a command that rebuilds read models; exit code as of `comparing`."""
     collect_hardly_ever()
-    return _with(read_settings(data_dir=data_dir), rebuilder, work)
+    with _one_means_a_difference():
+        return _with(read_settings(data_dir=data_dir), rebuilder, work)
 
 
 def verifying(data_dir: Path | None, work: Callable[[Verifier], Awaitable[int]]) -> int:
-    """`reading`, for a command that compares read models with the log."""
+    """`reading`, for a command that compares read models with the log; exit code as of `comparing`."""
     collect_hardly_ever()
-    return _with(read_settings(data_dir=data_dir, with_secrets=False), verifier, work)
+    with _one_means_a_difference():
+        return _with(read_settings(data_dir=data_dir, with_secrets=False), verifier, work)
+
+
+def comparing(data_dir: Path | None, work: Callable[[Reader], Awaitable[int]]) -> int:
+    """`reading`, for a command whose exit code 1 says that something differs: what cannot be done is 2, also where the
+    database is away."""
+    with _one_means_a_difference():
+        return reading(data_dir, work)
+
+
+@contextmanager
+def _one_means_a_difference() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException:
+        raise
+    except Exception as error:
+        says, _ = explain(error)
+        raise CannotReplay(says) from error
 
 
 def _with(
@@ -146,7 +167,20 @@ def _with(
         async with opened(opening(settings)) as parts:
             return await work(parts)
 
-    return finish(session())
+    with _driver_silent():
+        return finish(session())
+
+
+@contextmanager
+def _driver_silent() -> Iterator[None]:
+    """What goes wrong with a session is told once, in our words."""
+    driver = logging.getLogger("psycopg")
+    level = driver.level
+    driver.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        driver.setLevel(level)
 
 
 def _holds_a_database(directory: Path) -> bool:

@@ -104,6 +104,17 @@ async def _depose_silent(connection: Connection, name: str, lease: timedelta) ->
     return cursor.rowcount > 0
 
 
+async def depose(connection: Connection, name: str) -> None:
+    """End the leader's session, whatever it is doing. The next leader begins with what the database says by then."""
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks"
+        " WHERE locktype = 'advisory' AND granted AND objsubid = 2"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND classid = hashtext('registrar follower')::oid AND objid = hashtext(%s)::oid",
+        (name,),
+    )
+
+
 async def touch(connection: Connection) -> None:
     """Use the session, to keep the leadership, and to notice a lost connection."""
     await connection.execute("SELECT 1")

@@ -8,9 +8,12 @@ from infrastructure.postgres.connection import Connection
 
 
 async def position_of(connection: Connection, name: str) -> Position:
-    """Return the follower's position; a new follower's row is inserted."""
+    """Return the follower's position; a new follower's row is inserted. A swap of read models that is under way is
+    waited for: what else the follower reads next is of the same side of it."""
     await connection.execute("INSERT INTO followers (name) VALUES (%s) ON CONFLICT DO NOTHING", (name,))
-    row = await (await connection.execute("SELECT position FROM followers WHERE name = %s", (name,))).fetchone()
+    row = await (
+        await connection.execute("SELECT position FROM followers WHERE name = %s FOR UPDATE", (name,))
+    ).fetchone()
     assert row is not None  # noqa: S101 - inserted above
     position: Position = row[0]
     return position

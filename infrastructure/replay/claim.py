@@ -8,6 +8,9 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Final
 
+import psycopg
+
+from application.ports import Unavailable
 from infrastructure.postgres.addresses import first_line
 from infrastructure.postgres.connection import AWAY, Connection
 from infrastructure.replay.sessions import replaying
@@ -50,17 +53,20 @@ async def claimed(dsn: str, *, name: str, patience: timedelta = A_MOMENT) -> Asy
             await asyncio.sleep(0.1)
         try:
             yield connection
-        except AWAY as error:
+        except (*AWAY, psycopg.errors.InternalError_, Unavailable) as error:
             raise CannotReplay(
-                f"The database ended it ({_why(error)}). The live read model is as it was; the same command goes on, "
-                "and `registrar projections rebuild --abort NAME` drops the copy."
+                f"The database ended it ({_why(error)}). The read model serves on; the same command goes on where it "
+                "was, and `registrar projections rebuild --abort NAME` drops the copy."
             ) from error
 
 
-def _why(error: Exception) -> str:
-    """Its kind; for a resource that is used up, also which one."""
+def _why(error: BaseException) -> str:
+    """Its kind; where the server is short of something or cannot use its files, in the server's words. A disk quota is
+    an internal error to it (XX000)."""
+    if isinstance(error, Unavailable) and error.__cause__ is not None:
+        return _why(error.__cause__)
     state = getattr(error, "sqlstate", None) or ""
-    return first_line(error) if state.startswith("53") else type(error).__name__
+    return first_line(error) if state[:2] in {"53", "58", "XX"} else type(error).__name__
 
 
 async def end_others(connection: Connection, read_model: str) -> None:

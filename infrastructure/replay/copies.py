@@ -6,12 +6,14 @@ import asyncio
 import hashlib
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final
 from uuid import UUID
 
+import psycopg
 from psycopg import sql
 
 from application.crash_points import crash_point
@@ -25,6 +27,7 @@ from infrastructure.postgres.connection import Connection, pipeline
 from infrastructure.postgres.schema import execute
 from infrastructure.replay.comparison import shapes
 from infrastructure.replay.reading import Batch, Unreadable, batches
+from infrastructure.replay.sessions import replaying
 
 BATCH_EVENTS: Final = 5_000
 """Maximum number of events per transaction. Most rows are born in the batch in which they change, and are written once;
@@ -40,6 +43,11 @@ _INDEXES = """
         AND NOT EXISTS (SELECT FROM pg_constraint AS k WHERE k.conindid = i.indexrelid)
     ORDER BY 1
 """
+
+
+async def schema_exists(connection: Connection, name: str) -> bool:
+    row = await (await connection.execute("SELECT to_regnamespace(%s) IS NOT NULL", (name,))).fetchone()
+    return row is not None and bool(row[0])
 
 
 async def nothing_told(_: Position) -> None:
@@ -75,8 +83,7 @@ class Copy:
     # --- Its tables ---------------------------------------------------------------------------
 
     async def exists(self, connection: Connection) -> bool:
-        row = await (await connection.execute("SELECT to_regnamespace(%s) IS NOT NULL", (self.schema,))).fetchone()
-        return row is not None and bool(row[0])
+        return await schema_exists(connection, self.schema)
 
     async def make(self, connection: Connection) -> list[str]:
         """Make its empty tables, within the caller's transaction; returns the statements that make the indexes which it
@@ -96,6 +103,25 @@ class Copy:
             await connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema)))
             await connection.execute("DELETE FROM public.followers WHERE name = %s", (self.name,))
             await connection.execute("DELETE FROM public.parked_events WHERE follower = %s", (self.name,))
+
+    @asynccontextmanager
+    async def only_within(self, dsn: str, connection: Connection, *, keep: bool = False) -> AsyncIterator[None]:
+        """Nothing of it is there after the block, whatever ends that, but a kill or the database going away: then the
+        next one of its name begins by dropping it.
+
+        Args:
+            keep: it stays if the block is not ended by an error.
+        """
+        try:
+            yield
+        except BaseException:
+            with suppress(psycopg.Error, OSError):
+                async with replaying(dsn, name=f"drop {self.name}") as other:
+                    await connection.close()  # it may be in the middle of a statement, and holds locks
+                    await self.drop(other)
+            raise
+        if not keep:
+            await self.drop(connection)
 
     async def analyze(self, connection: Connection) -> None:
         """Have the planner know the tables before anybody asks them."""

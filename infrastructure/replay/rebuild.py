@@ -161,18 +161,24 @@ class Rebuilds:
                 one that was wrong.
         """
         async with claimed(self._dsn, name="rebuild"), AsyncExitStack() as stack:
-            under_way = []
+            begun = []
             for make in makes:
                 connection = await stack.enter_async_context(replaying(self._dsn, name=f"rebuild {make().name}"))
-                under_way.append(await self._begun(connection, make))
-            await self._fill([one for one in under_way if one.job.step == "filling"])
-            return [await self._complete(one, accept=accept, repair=repair) for one in under_way]
+                begun.append(await self._begun(connection, make))
+            await self._fill([one for one in begun if isinstance(one, _UnderWay) and one.job.step == "filling"])
+            return [
+                await self._complete(one, accept=accept, repair=repair) if isinstance(one, _UnderWay) else one
+                for one in begun
+            ]
 
     async def roll_back(self, make: MakesProjection) -> Position:
         """Have the read model that the last rebuild replaced serve again; it catches up first."""
         live, old = make(), Copy(make, "old")
         async with claimed(self._dsn, name=f"rebuild {old.of}") as connection:
-            await self._finish(connection, old.of)
+            ended = await self._finish(connection, old.of)
+            if ended is not None and ended.step == "rolled-back":
+                await Copy(make, "gone").drop(connection)
+                return ended.position
             job = await _job(connection, old.of)
             if job is not None and job.step in {"filling", "indexed"}:
                 raise CannotReplay(f"A rebuild of {old.of} is under way; end it first (--abort).")
@@ -195,7 +201,7 @@ class Rebuilds:
         async with replaying(self._dsn, name="abort") as connection:
             await end_others(connection, copy.of)
         async with claimed(self._dsn, name=f"abort {copy.of}") as connection:
-            await self._finish(connection, copy.of)
+            ended = await self._finish(connection, copy.of)
             job = await _job(connection, copy.of)
             under_way = job is not None and job.step in {"filling", "indexed"}
             async with connection.transaction():
@@ -204,14 +210,18 @@ class Rebuilds:
                 if under_way:
                     await connection.execute(_NOTE, ("aborted", 0, 0, "", copy.of))
             await self._finish(connection, copy.of)
-            return under_way
+            return under_way or (ended is not None and ended.step == "aborted")
 
     # --- Its steps ----------------------------------------------------------------------------
 
-    async def _begun(self, connection: Connection, make: MakesProjection) -> _UnderWay:
-        """The rebuild that is under way, or a new one."""
+    async def _begun(self, connection: Connection, make: MakesProjection) -> _UnderWay | Rebuilt:
+        """The rebuild that is under way, or a new one; or what became of one that was swapped and could not tell."""
         live, copy = make(), Copy(make, "next")
-        await self._finish(connection, copy.of)
+        ended = await self._finish(connection, copy.of)
+        if ended is not None and ended.step == "swapped" and ended.fold == copy.fold():
+            await Copy(make, "gone").drop(connection)
+            found = Differences(ended.position, ended.differences)
+            return Rebuilt(copy.of, True, True, ended.position, found, ended.beside or None)
         job, resumed = await _job(connection, copy.of), True
         if job is not None and job.step in {"filling", "indexed"}:
             if job.fold != copy.fold() or not await copy.exists(connection):
@@ -298,16 +308,16 @@ class Rebuilds:
     async def _second_fold_agrees(self, connection: Connection, make: MakesProjection, copy: Copy) -> bool:
         """Whether a second copy, told the events in other batches, is the same as the first."""
         check = Copy(make, "check")
-        async with connection.transaction():
-            await check.make(connection)
         upto = await copy.position(connection)
 
         async def told(reached: Position) -> None:
             self._watch(Doing(copy.of, "folding again", reached, upto))
 
-        await check.fill(connection, self._log, upto, limit=SMALL_BATCH, told=told)
-        found = await agreed(self._dsn, connection, self._log, check, copy.name, copy.schema)
-        await check.drop(connection)
+        async with check.only_within(self._dsn, connection):
+            async with connection.transaction():
+                await check.make(connection)
+            await check.fill(connection, self._log, upto, limit=SMALL_BATCH, told=told)
+            found = await agreed(self._dsn, connection, self._log, check, copy.name, copy.schema)
         return not found.count
 
     async def _swap(self, one: _UnderWay, differences: int, decision: Decision) -> Position:
@@ -320,14 +330,19 @@ class Rebuilds:
         leaving = "gone" if one.job.beside else "old"
         return await swap(one.connection, self._log, one.make, one.copy, leaving=leaving, note=note)
 
-    async def _finish(self, connection: Connection, read_model: str) -> None:
-        """Record the end of a rebuild, should that not have been done yet."""
+    async def _finish(self, connection: Connection, read_model: str) -> _Job | None:
+        """Record the end of a rebuild, should that not have been done yet; returns what was recorded.
+
+        At the beginning of a command it is the end of one that was killed before it could tell: the same command has
+        nothing else to do.
+        """
         job = await _job(connection, read_model)
         if job is None or job.recorded or job.step in {"filling", "indexed"}:
-            return
+            return None
         act: Act = "swapped" if job.step == "swapped" else "rolled-back" if job.step == "rolled-back" else "aborted"
         await self._record(RebuildAct(read_model, job.rebuild_id, act, job.position, job.differences, job.decision))
         await connection.execute("UPDATE public.rebuilds SET recorded = true WHERE read_model = %s", (read_model,))
+        return job
 
 
 async def _job(connection: Connection, read_model: str) -> _Job | None:

@@ -13,9 +13,10 @@ from psycopg import sql
 from application.crash_points import crash_point
 from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog
+from infrastructure.followers.leadership import depose
 from infrastructure.postgres.connection import Connection
 from infrastructure.replay.comparison import live_position, shapes
-from infrastructure.replay.copies import Copy, MakesProjection
+from infrastructure.replay.copies import Copy, MakesProjection, schema_exists
 
 LOCK_TIMEOUT: Final = timedelta(milliseconds=100)
 """How long an attempt waits for whoever uses the tables: new readers queue behind it, and give up after a second."""
@@ -35,6 +36,10 @@ _SET_POSITION: Final = """
     ON CONFLICT (name) DO UPDATE SET position = excluded.position WHERE followers.position <> excluded.position
 """
 
+LONGEST_HOLD: Final = timedelta(milliseconds=600)
+"""How long readers may be held up, the wait for the locks included: on a machine that has too much to do an attempt may
+take longer, and is undone before they give up."""
+
 
 class CannotReplay(Exception):
     """It cannot be done; one line that says why, and what to do."""
@@ -42,6 +47,10 @@ class CannotReplay(Exception):
 
 class _Behind(Exception):
     """The live read model has moved on too far."""
+
+
+class _TooSlow(Exception):
+    """Readers have been held up for too long."""
 
 
 async def swap(
@@ -65,7 +74,7 @@ async def swap(
         note: called within the transaction.
 
     Raises:
-        CannotReplay: the tables were in use all the time.
+        CannotReplay: the tables, or the machine, were busy all the time.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PATIENCE.total_seconds()
@@ -74,26 +83,37 @@ async def swap(
     while True:
         await incoming.fill(connection, log, await live_position(connection, incoming.of))
         try:
+            begun = loop.time()
             async with connection.transaction():
                 live = await _locked(connection, make().schema, incoming)
-                await incoming.fill(connection, log, live)
+                if await incoming.position(connection) < live:
+                    await incoming.fill(connection, log, live)
+                if await _parked(connection, incoming):
+                    await depose(connection, incoming.of)
                 position = await incoming.position(connection)
                 await _rename(connection, make, incoming, leaving, live)
                 # A projector that was not there finds so, and reads it (`move_on_v2`).
                 await connection.execute(_SET_POSITION, (incoming.of, position))
                 await note(position)
                 crash_point("rebuild.before_swap")
+                _end_in_time(loop.time() - begun)
             break
-        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, _Behind):
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, _Behind, _TooSlow):
             if loop.time() > deadline:
                 raise CannotReplay(
-                    f"The tables of {incoming.of} are in use all the time; look for a long transaction in "
-                    "pg_stat_activity, then try again."
+                    f"The tables of {incoming.of} are in use all the time, or the machine is too busy; look for a long "
+                    "transaction in pg_stat_activity, then try again."
                 ) from None
             await asyncio.sleep(PAUSE.total_seconds())
     crash_point("rebuild.after_swap")
     await gone.drop(connection)
     return position
+
+
+def _end_in_time(held: float) -> None:
+    """Before the commit, when readers have been held up for so many seconds."""
+    if held > LONGEST_HOLD.total_seconds():
+        raise _TooSlow
 
 
 async def _locked(connection: Connection, schema: str, incoming: Copy) -> Position:
@@ -109,8 +129,8 @@ async def _locked(connection: Connection, schema: str, incoming: Copy) -> Positi
     await connection.execute(
         "SELECT set_config('lock_timeout', %s, true)", (f"{LOCK_TIMEOUT // timedelta(milliseconds=1)}ms",)
     )
-    tables = sql.SQL(", ").join(sql.Identifier(schema, table) for table in await shapes(connection, schema))
-    await connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(tables))
+    if tables := [sql.Identifier(schema, table) for table in await shapes(connection, schema)]:
+        await connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(", ").join(tables)))
     # A batch without an event of this read model touches none of the tables.
     await connection.execute("SELECT FROM public.followers WHERE name = %s FOR UPDATE", (incoming.of,))
     position = await live_position(connection, incoming.of)
@@ -119,15 +139,25 @@ async def _locked(connection: Connection, schema: str, incoming: Copy) -> Positi
     return position
 
 
+async def _parked(connection: Connection, incoming: Copy) -> bool:
+    """Whether the copy or the live one has parked streams, which a projector remembers: it would go on with those of
+    the one that leaves, and apply the later events of a stream whose earlier ones are parked."""
+    names = [incoming.of, incoming.name]
+    cursor = await connection.execute("SELECT FROM public.parked_events WHERE follower = ANY (%s) LIMIT 1", (names,))
+    return cursor.rowcount > 0
+
+
 async def _rename(
     connection: Connection, make: MakesProjection, incoming: Copy, leaving: str, position: Position
 ) -> None:
-    """The copy's name becomes the live one's, whose name becomes that of a copy, whose name becomes "gone"."""
+    """The copy's name becomes the live one's, whose name becomes that of a copy, whose name becomes "gone". There is no
+    live one if somebody has dropped it."""
     live, left = make(), Copy(make, leaving)
     if leaving != "gone" and await left.exists(connection):
         await _name(connection, left.name, left.schema, Copy(make, "gone"))
-    await _rename_schema(connection, live.schema, left.schema)
-    await connection.execute("INSERT INTO public.followers (name, position) VALUES (%s, %s)", (left.name, position))
+    if await schema_exists(connection, live.schema):
+        await _rename_schema(connection, live.schema, left.schema)
+        await connection.execute("INSERT INTO public.followers (name, position) VALUES (%s, %s)", (left.name, position))
     await _rename_parked(connection, live.name, left.name)
     await _rename_schema(connection, incoming.schema, live.schema)
     await connection.execute("DELETE FROM public.followers WHERE name = %s", (incoming.name,))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-import psycopg
 from psycopg import sql
 
 from domain.recorded import Position
@@ -196,16 +195,8 @@ async def _made(dsn: str, connection: Connection, copy: Copy, *, keep: bool = Tr
     What a killed process leaves is dropped when the same copy is made again.
     """
     await _claim(connection, copy)
-    try:
+    async with copy.only_within(dsn, connection, keep=keep):
         yield
-    except BaseException:
-        with suppress(psycopg.Error, OSError):
-            async with replaying(dsn, name="drop") as other:
-                await connection.close()  # it may be in the middle of a statement, and holds locks
-                await copy.drop(other)
-        raise
-    if not keep:
-        await copy.drop(connection)
 
 
 async def _claim(connection: Connection, copy: Copy) -> None:

@@ -56,8 +56,10 @@ async def verify_all(
         CannotReplay: it cannot be done; one line.
         Unavailable, psycopg.Error: the database is away.
     """
-    async with claimed(dsn, name="verify") as connection:
+    async with claimed(dsn, name="verify") as connection, AsyncExitStack() as stack:
         checks = [await _check(connection, make) for make in makes]
+        for one in checks:
+            await stack.enter_async_context(one.copy().only_within(dsn, connection))
         async with _sessions(dsn, checks) as sessions:
             halves = [one.filling(session, one.upto // 2) for one, session in zip(checks, sessions, strict=True)]
             for half in halves:
@@ -92,10 +94,9 @@ async def _fold(log: ReadsLog, fillings: Sequence[Filling], watch: Watch) -> Non
 
 
 async def _compared(dsn: str, log: ReadsLog, check: _Check, filling: Filling, watch: Watch) -> Differences:
-    connection, copy = filling.connection, filling.copy
+    connection = filling.connection
     watch(Doing(check.name, "comparing"))
-    found = await agreed(dsn, connection, log, copy, check.name, check.schema, without=check.parked)
-    await copy.drop(connection)
+    found = await agreed(dsn, connection, log, filling.copy, check.name, check.schema, without=check.parked)
     if found.count and check.parked != await _parked(connection, check.name):
         raise CannotReplay(f"The parked streams of {check.name} have changed meanwhile; verify it again.")
     return found

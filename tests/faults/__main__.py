@@ -17,7 +17,10 @@ from pathlib import Path
 import structlog
 
 from tests.faults.chaos import Report, run
+from tests.faults.rebuilding import Outcome, on_servers_of_their_own
 from tests.support.rabbitmq import node
+
+REBUILDS = 100
 
 
 def main() -> int:
@@ -26,6 +29,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="of faults; healing and judging come on top  [10]")
     parser.add_argument("--seed", type=int, help="the same schedule of faults as another run  [random]")
     parser.add_argument("--broker", action="store_true", help="with mail over a RabbitMQ that is broken, too")
+    parser.add_argument("--reads", type=int, default=0, help="of as many, while read models are rebuilt, none may fail")
     arguments = parser.parse_args()
     seed = secrets.randbelow(10**6) if arguments.seed is None else arguments.seed
     # What the checker's own projectors say while they fight for a batch is no news.
@@ -38,6 +42,10 @@ def main() -> int:
         report = asyncio.run(_until_told_otherwise(seed, arguments.minutes * 60, directory, broker=arguments.broker))
         failed = bool(report.violations)
         print(report, flush=True)
+        if arguments.reads:
+            outcome = asyncio.run(_rebuilding(arguments.reads, directory))
+            failed |= not outcome.is_sound
+            print(outcome, flush=True)
     except (KeyboardInterrupt, asyncio.CancelledError):
         say(f"stopped; seed {seed}")
         return 130
@@ -51,6 +59,11 @@ def main() -> int:
         else:
             shutil.rmtree(directory)
     return int(failed)
+
+
+async def _rebuilding(reads: int, directory: Path) -> Outcome:
+    with tempfile.TemporaryDirectory() as reached:
+        return await on_servers_of_their_own(directory, Path(reached), rebuilds=REBUILDS, reads=reads, say=say)
 
 
 async def _until_told_otherwise(seed: int, seconds: float, directory: Path, *, broker: bool) -> Report:

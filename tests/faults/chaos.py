@@ -136,11 +136,12 @@ async def run(
             say("everybody has gone home")
             settled = await _settle(nemesis)
             say(settled)
+            await nemesis.prove_read_models()
             await _calm_down(scene)
             for task in watching:
                 task.cancel()
         evidence = await _evidence(nemesis, directory)
-        violations = [*nemesis.stalls, *_idle(nemesis.faults), *_complaints(scene), *check(evidence)]
+        violations = [*nemesis.wrong, *_idle(nemesis.faults), *_complaints(scene), *check(evidence)]
         if violations:
             _keep(evidence, scene, directory)
         return Report(

@@ -131,7 +131,8 @@ class Evidence:
         head: position of the log's end as the log itself says.
         broken_blocks: last positions of blocks whose hash is not that of their rows; -1: the head's.
         issues: what each issue's mail must carry, by registration and serial.
-        followers: how far each one is; `handled`: positions whose handling can be seen, by follower.
+        followers: how far each one is, but for copies of read models.
+        handled: positions whose handling can be seen, by follower.
         parked: follower and stream of everything put aside.
         read_models: hashes of each read model's tables, by way of making it: "live", "from zero", "in two halves",
             "told twice".
@@ -211,7 +212,9 @@ async def collect(
                     DeadLetter(id_, serial, failure, (id_, serial) in waiting) for id_, serial, failure in failed
                 ],
                 parked=await _all(connection, "SELECT follower, stream_id FROM parked_events"),
-                followers=dict(await _all(connection, "SELECT name, position FROM followers")),
+                followers=dict(
+                    await _all(connection, "SELECT name, position FROM followers WHERE name NOT LIKE '%\\_\\_%'")
+                ),
                 handled={"audit": [row[0] for row in entries]},
                 texts={**(texts or {}), "the database": await _dump(connection)},
                 canaries=_canaries(journal, issues, passwords),

@@ -44,6 +44,9 @@ TOKEN = "t0ken-of-the-fleet-for-its-operators"
 REGISTRAR = Path(sys.executable).with_name("registrar")
 STARTS_WITHIN = 60.0
 
+FOLLOWS = "name NOT LIKE '%\\_\\_%'"
+"""Of a follower; copies of read models stand still beside them."""
+
 _NO_TLS = ssl.create_default_context()
 """To make one for every look costs more than the look."""
 
@@ -341,7 +344,9 @@ class Fleet:
         followers = self._followers()
 
         async def caught_up() -> bool:
-            rows = await query(self.dsn, "SELECT (SELECT position FROM head), count(*), min(position) FROM followers")
+            rows = await query(
+                self.dsn, f"SELECT (SELECT position FROM head), count(*), min(position) FROM followers WHERE {FOLLOWS}"
+            )
             head, count, least = rows[0]
             return bool(count >= len(followers) and least == head)
 

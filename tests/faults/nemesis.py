@@ -23,10 +23,11 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 
 from infrastructure.embedded.postgres import EmbeddedPostgres
-from tests.faults.fleet import Node, backends_of, kill_postmaster
+from tests.faults.fleet import FOLLOWS, Node, backends_of, kill_postmaster
 from tests.faults.invariants import Violation
 from tests.faults.scene import Scene
 from tests.faults.schedule import BROKER, MAIL_PATH, FaultKind, Planned
+from tests.faults.shell import Ran, Shell, ended
 from tests.support.facts import eventually
 from tests.support.log import locked, query
 from tests.support.rabbitmq import PrivateRabbit
@@ -80,7 +81,7 @@ class Nemesis:
         broker: None where mail is handed over inside the processes.
         say: told what is being done.
         faults: what became of what was planned, by kind.
-        stalls: healed, and yet no progress.
+        wrong: what must not be, whatever else happens: no progress though all is healed, a read model that differs.
     """
 
     scene: Scene
@@ -90,7 +91,7 @@ class Nemesis:
     say: Callable[[str], None]
     broker: BrokerOnTheWay | None = None
     faults: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
-    stalls: list[Violation] = field(default_factory=list)
+    wrong: list[Violation] = field(default_factory=list)
     _turns: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     async def act_out(self, planned: Sequence[Planned]) -> None:
@@ -294,6 +295,36 @@ class Nemesis:
             finally:
                 self.sink.heal()
 
+    # --- Read models (A18, A19, X6) -------------------------------------------------------------
+
+    async def rebuild(self, planned: Planned) -> bool:
+        """An operator rebuilds one; it may be killed or stopped, and is taken up by the next one."""
+        process = Shell.of(self.scene.fleet).begin("rebuild", planned.target, "--json")
+        if planned.detail:
+            await asyncio.sleep(planned.lasts)
+            process.send_signal(signal.Signals[planned.detail])
+        return self._judged(planned, await asyncio.to_thread(ended, process))
+
+    async def verify(self, planned: Planned) -> bool:
+        process = Shell.of(self.scene.fleet).begin("verify", planned.target, "--json")
+        return self._judged(planned, await asyncio.to_thread(ended, process))
+
+    def _judged(self, planned: Planned, ran: Ran) -> bool:
+        """It may be that it could not be done (2); a difference, or more than a line about it, is wrong."""
+        allowed = {0, 2} | ({-signal.SIGKILL, 130} if planned.detail else set())
+        if ran.code not in allowed or ran.err.count("\n") > 1:
+            self.wrong.append(Violation("I8", f"{planned.kind} ({planned.target}): {ran}"))
+        return ran.code != 2
+
+    async def prove_read_models(self) -> None:
+        """Everything is healed: every rebuild is taken up, or begun, and done; and every read model verifies."""
+        shell = Shell.of(self.scene.fleet)
+        for words in (("rebuild", "--all", "--json"), ("verify", "--json")):
+            ran = await asyncio.to_thread(shell.projections, *words)
+            if ran.code != 0:
+                self.wrong.append(Violation("I8", f"projections {words[0]}: {ran}"))
+        self.say("all read models are rebuilt and verified")
+
     # --- All at once (A17) ----------------------------------------------------------------------
 
     async def _loop(self, planned: Planned) -> None:
@@ -347,12 +378,12 @@ class Nemesis:
             if mail:
                 await eventually(lambda: len(self.sink.mails) > mails, within=PROGRESS_WITHIN)
         except AssertionError:
-            self.stalls.append(Violation(row, f"no progress within {PROGRESS_WITHIN:g} s of healing (position {head})"))
+            self.wrong.append(Violation(row, f"no progress within {PROGRESS_WITHIN:g} s of healing (position {head})"))
         self.say(f"all healed: progress after {time.monotonic() - begun:.1f} s")
 
     async def _is_beyond(self, head: int) -> bool:
         """The relay is left out: it rightly waits while no mail server may be called."""
-        return await self._position("min(position) FROM followers WHERE name <> 'relay'") > head
+        return await self._position(f"min(position) FROM followers WHERE name <> 'relay' AND {FOLLOWS}") > head
 
     async def _position(self, what: str) -> int:
         position: int = (await query(self.postgres.dsn, f"SELECT {what}"))[0][0]
@@ -398,6 +429,8 @@ _ACTS: Final[dict[FaultKind, Callable[[Nemesis, Planned], Awaitable[bool]]]] = {
     "mail hangs": Nemesis.spoil_mail,
     "mail cut after the dot": Nemesis.spoil_mail,
     "mail greylisted": Nemesis.spoil_mail,
+    "read model rebuilt": Nemesis.rebuild,
+    "read model verified": Nemesis.verify,
     "broker killed": Nemesis.kill_broker,
     "broker paused": Nemesis.pause_broker,
     "broker connections reset": Nemesis.reset_broker_connections,

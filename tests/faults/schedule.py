@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from projections import PROJECTIONS
+
 FaultKind = Literal[
     "node killed",
     "node paused",
@@ -22,6 +24,8 @@ FaultKind = Literal[
     "mail hangs",
     "mail cut after the dot",
     "mail greylisted",
+    "read model rebuilt",
+    "read model verified",
     "broker killed",
     "broker paused",
     "broker connections reset",
@@ -52,6 +56,8 @@ WEIGHTS: Final[dict[FaultKind, int]] = {
     "mail hangs": 1,
     "mail cut after the dot": 1,
     "mail greylisted": 1,
+    "read model rebuilt": 3,
+    "read model verified": 1,
 }
 """How often each kind comes in one pack of cards; a pack begins with one of each."""
 
@@ -78,6 +84,8 @@ _LASTS: Final[dict[FaultKind, tuple[float, float]]] = {
     "mail hangs": (2, 8),
     "mail cut after the dot": (1, 4),
     "mail greylisted": (2, 8),
+    "read model rebuilt": (1, 4),
+    "read model verified": (0, 0),
     "broker killed": (0.5, 5),
     "broker paused": (1, 15),
     "broker connections reset": (0, 0),
@@ -88,6 +96,7 @@ _DETAILS: Final[dict[FaultKind, tuple[str, ...]]] = {
     "broker connections held": ("to server", "to client"),
     "commits slowed": ("0.1", "0.2", "0.4"),
     "mail hangs": ("banner", "mail", "rcpt", "data", "eod"),
+    "read model rebuilt": ("", "SIGKILL", "SIGINT"),
 }
 
 QUIET: Final = 10.0
@@ -102,10 +111,10 @@ class Planned:
 
     Attributes:
         after: seconds since the previous one began; since everything was healed, if that is a quiet time.
-        target: a node, "postgres", "mail" or "broker"; of network faults the node whose connections they hit; of a
-            crash loop what dies: everything, or `MAIL_PATH`.
+        target: a node, a read model, "postgres", "mail" or "broker"; of network faults the node whose connections they
+            hit; of a crash loop what dies: everything, or `MAIL_PATH`.
         lasts: seconds; of a kill until the next start.
-        detail: what else there is to choose: a direction, a stage, a figure.
+        detail: what else there is to choose: a direction, a stage, a figure, a signal.
     """
 
     after: float
@@ -171,6 +180,8 @@ def _target(chance: random.Random, kind: FaultKind, nodes: Sequence[str]) -> str
     node = chance.choice(nodes)
     if kind.startswith("mail"):
         return "mail"
+    if kind.startswith("read model"):
+        return chance.choice(PROJECTIONS).name
     if kind.startswith("broker"):
         return BROKER
     return "postgres" if kind in {"backend killed", "postmaster killed", "head locked"} else node

@@ -2,62 +2,63 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from itertools import cycle, islice
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.connection import Connection, connect
+from projections.audit import Audit
 from projections.registrations import Registrations
-from tests.support.commands import clean_environment
+from tests.faults.shell import MASTER_KEY, Shell
 from tests.support.log import keep_root_secret
 from tests.support.read_models import contents, follow, recorded_history, rows
 
-ROOT = Path(__file__).parents[2]
-MASTER_KEY = "ab" * 32
 THROTTLE = "800"
 """Batches of 200 events, so that there are several."""
 
+A_BATCH = 100
+SMALL_BATCHES = str(4 * A_BATCH)
 
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
+COMMITTED = {
+    "rebuild.mid_batch:1": 0,
+    "rebuild.after_batch:1": 1,
+    "rebuild.mid_batch:2": 1,
+    "rebuild.after_batch:2": 2,
+    "rebuild.mid_batch:3": 2,
+    "rebuild.after_batch:3": 3,
+}
+"""Deaths in a fill, each with the batches that are done by then: all that were begun, but for one."""
 
 
-class Shell:
-    """Runs the rebuild of a read model in a process of its own."""
-
-    def __init__(self, dsn: str, reached: Path) -> None:
-        self._environment = clean_environment(DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY)
-        self._reached = reached
-
-    def rebuild(self, *options: str, dies_at: str | None = None) -> Ran:
-        command = [str(Path(sys.executable).with_name("registrar"))]
-        if dies_at is not None:
-            command = [sys.executable, "-m", "tests.faults.armed", dies_at, str(self._reached), "--"]
-        words = ["projections", "rebuild", "registrations", "--json", *options]
-        ran = subprocess.run(
-            [*command, *words], cwd=ROOT, env=self._environment, capture_output=True, text=True, check=False
-        )
-        return Ran(ran.returncode, ran.stdout, ran.stderr)
+def deaths(kills: int) -> list[str]:
+    """Where a rebuild dies, life by life: once at each step, and otherwise in its batches."""
+    return [
+        "rebuild.begun",
+        *islice(cycle(COMMITTED), kills - 4),
+        "rebuild.indexed",
+        "rebuild.before_swap",
+        "rebuild.after_swap",
+    ]
 
 
 @pytest.fixture
-async def connection(dsn: str, store: EventStore) -> AsyncIterator[Connection]:
-    """On a database with a log, a live read model at its end, and what a first start leaves."""
+async def connection(dsn: str) -> AsyncIterator[Connection]:
+    """On a database with what a first start leaves."""
     await keep_root_secret(dsn, MASTER_KEY)
-    await recorded_history(store, registrations=120)
     async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
-        await follow(store, connection, Registrations())
         yield connection
+
+
+@pytest.fixture
+async def history(store: EventStore, connection: Connection) -> None:
+    """A log, and a live read model at its end."""
+    await recorded_history(store, registrations=120)
+    await follow(store, connection, Registrations())
 
 
 @pytest.fixture
@@ -66,84 +67,126 @@ def shell(dsn: str, reached_directory: Path) -> Shell:
 
 
 async def acts(connection: Connection) -> list[str]:
-    """What was recorded since the live read model stands still."""
+    """The acts of this test: a history ends with one, too."""
     found = await rows(
         connection,
         "SELECT e.topic FROM events AS e JOIN followers AS f ON e.notification_id > f.position"
-        " WHERE f.name = 'registrations' ORDER BY e.notification_id",
+        " WHERE f.name IN ('registrations', 'audit') ORDER BY e.notification_id",
     )
     return [topic for (topic,) in found]
 
 
-KILLS = [
-    "rebuild.begun",
-    "rebuild.mid_batch:1",
-    "rebuild.mid_batch:2",
-    "rebuild.mid_batch:3",
-    "rebuild.after_batch:1",
-    "rebuild.after_batch:2",
-    "rebuild.indexed",
-    "rebuild.before_swap",
-]
+async def schemas(connection: Connection) -> list[str]:
+    """Those of copies."""
+    found = await rows(connection, "SELECT nspname::text FROM pg_namespace WHERE nspname LIKE '%%\\_\\_%%' ORDER BY 1")
+    return [name for (name,) in found]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.fault("A18")
-@pytest.mark.parametrize("point", KILLS)
-async def test_a_rebuild_that_is_killed_is_taken_up_where_it_was(
-    connection: Connection, shell: Shell, point: str
+async def test_a_rebuild_that_is_killed_again_and_again_does_at_most_one_batch_twice_and_never_begins_anew(
+    store: EventStore, connection: Connection, shell: Shell, full_size: bool
 ) -> None:
-    live = await contents(connection, "read_registrations")
+    points = deaths(50 if full_size else 10)
+    wanted = A_BATCH * (sum(COMMITTED.get(point, 0) for point in points) + 10)
+    head = await recorded_history(store, registrations=wanted // 14 + 60)
+    assert head > wanted
+    await follow(store, connection, Audit(), batch=1000)
+    live = await contents(connection, "read_audit")
+    done = 0
+    for point in points:
+        killed = shell.rebuild("audit", "--throttle", SMALL_BATCHES, dies_at=point)
 
-    killed = shell.rebuild("--throttle", THROTTLE, dies_at=point)
+        assert killed.code == -signal.SIGKILL, f"{point}: {killed}"
+        assert await contents(connection, "read_audit") == live
+        done += A_BATCH * COMMITTED.get(point, 0)
+        reached = await rows(connection, "SELECT position FROM followers WHERE name = 'audit__next'")
+        if point in COMMITTED:
+            assert reached == [(done,)], point
+        elif point != "rebuild.after_swap":
+            assert reached[0][0] >= done, point
 
-    assert killed.code == -signal.SIGKILL, killed.err
-    assert await contents(connection, "read_registrations") == live
-    [(reached,)] = await rows(connection, "SELECT position FROM followers WHERE name = 'registrations__next'")
-    batches = {"rebuild.mid_batch:2": 1, "rebuild.mid_batch:3": 2, "rebuild.after_batch:1": 1}
-    assert reached >= 200 * batches.get(point, 0)
-
-    went_on = shell.rebuild("--throttle", THROTTLE)
+    went_on = shell.rebuild("audit", "--throttle", SMALL_BATCHES)
 
     assert went_on.code == 0, went_on.err
-    [report] = json.loads(went_on.out)
+    report = went_on.report
     assert (report["outcome"], report["resumed"], report["differences"]) == ("swapped", True, 0)
-    assert await contents(connection, "read_registrations") == live
+    assert await contents(connection, "read_audit") == live
     assert await acts(connection) == ["rebuild.begun", "rebuild.swapped"]
+    assert await schemas(connection) == ["read_audit__old"]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("history")
 @pytest.mark.fault("A18")
 async def test_a_swap_that_nobody_could_record_is_recorded_with_the_next_act(
     connection: Connection, shell: Shell
 ) -> None:
     live = await contents(connection, "read_registrations")
 
-    killed = shell.rebuild(dies_at="rebuild.after_swap")
+    killed = shell.rebuild("registrations", dies_at="rebuild.after_swap")
 
     assert killed.code == -signal.SIGKILL, killed.err
     assert await contents(connection, "read_registrations") == live
     assert await acts(connection) == ["rebuild.begun"]
 
-    assert shell.rebuild("--rollback").code == 0
+    assert shell.rebuild("registrations", "--rollback").code == 0
 
     assert await acts(connection) == ["rebuild.begun", "rebuild.swapped", "rebuild.rolled_back"]
     assert await contents(connection, "read_registrations") == live
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("history")
+@pytest.mark.fault("A18")
+async def test_a_rollback_that_is_killed_is_done_once_when_it_is_asked_for_again(
+    connection: Connection, shell: Shell
+) -> None:
+    live = await contents(connection, "read_registrations")
+    assert shell.rebuild("registrations").code == 0
+
+    for point in ("rebuild.before_swap", "rebuild.after_swap"):
+        killed = shell.rebuild("registrations", "--rollback", dies_at=point)
+
+        assert killed.code == -signal.SIGKILL, f"{point}: {killed}"
+        assert await contents(connection, "read_registrations") == live
+    again = shell.rebuild("registrations", "--rollback")
+
+    assert (again.code, again.report["outcome"]) == (0, "rolled back"), again.err
+    assert await contents(connection, "read_registrations") == live
+    assert await acts(connection) == ["rebuild.begun", "rebuild.swapped", "rebuild.rolled_back"]
+    assert await schemas(connection) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("history")
 @pytest.mark.fault("A18")
 @pytest.mark.parametrize("point", ["rebuild.mid_batch:2", "rebuild.before_swap"])
 async def test_what_a_killed_rebuild_left_is_gone_after_an_abort(
     connection: Connection, shell: Shell, point: str
 ) -> None:
     live = await contents(connection, "read_registrations")
-    assert shell.rebuild("--throttle", THROTTLE, dies_at=point).code == -signal.SIGKILL
+    assert shell.rebuild("registrations", "--throttle", THROTTLE, dies_at=point).code == -signal.SIGKILL
 
-    ended = shell.rebuild("--abort")
+    ended = shell.rebuild("registrations", "--abort")
 
-    assert (ended.code, json.loads(ended.out)[0]["outcome"]) == (0, "aborted"), ended.err
-    assert await rows(connection, "SELECT FROM pg_namespace WHERE nspname LIKE 'read_registrations\\_\\_%%'") == []
+    assert (ended.code, ended.report["outcome"]) == (0, "aborted"), ended.err
+    assert await schemas(connection) == []
     assert await rows(connection, "SELECT FROM followers WHERE name LIKE 'registrations\\_\\_%%'") == []
     assert await contents(connection, "read_registrations") == live
     assert await acts(connection) == ["rebuild.begun", "rebuild.aborted"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("history")
+@pytest.mark.fault("A18")
+async def test_a_verification_that_is_killed_leaves_nothing_once_it_is_done_again(
+    connection: Connection, shell: Shell
+) -> None:
+    killed = shell.projections("verify", "registrations", dies_at="rebuild.mid_batch:2")
+
+    assert killed.code == -signal.SIGKILL, killed.err
+    assert await schemas(connection) == ["read_registrations__check"]
+    assert shell.projections("verify", "registrations").code == 0
+    assert await schemas(connection) == []

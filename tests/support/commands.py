@@ -22,7 +22,7 @@ def clean_environment(**settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def _heeding_ctrl_c() -> Iterator[None]:
+def heeding_ctrl_c() -> Iterator[None]:
     """What is started in the block heeds SIGINT as in the foreground of a terminal. A shell without job control has
     what it starts with `&` ignore it: where the tests run like that, their commands would inherit it."""
     as_it_was = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,7 +38,7 @@ def started(
 ) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """A command that stays, and what it printed up to a line that contains `until`."""
     with tempfile.TemporaryFile("w+") as errors:
-        with _heeding_ctrl_c():
+        with heeding_ctrl_c():
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=directory
             )

@@ -54,7 +54,7 @@ class Outcome:
         return self.latencies[min(len(self.latencies) - 1, int(share * len(self.latencies)))]
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One request at a time; answers need a Content-Length.
 
     By callbacks, without a task or a future for a request: the generator shares the cores with what it measures, and
@@ -62,7 +62,7 @@ class _Connection(asyncio.Protocol):
 
     Attributes:
         number: of the request under way.
-        head: of the last answer.
+        head, body: of the last answer.
         lost: it is closed; what was under way got no answer, which is status 0.
         failed: told what `then` raised.
     """
@@ -70,10 +70,10 @@ class _Connection(asyncio.Protocol):
     def __init__(self, failed: Callable[[Exception], None]) -> None:
         self.failed = failed
         self.number = 0
-        self.head = b""
+        self.head = self.body = b""
         self.lost = False
         self._buffer = b""
-        self._then: Callable[[_Connection, int], None] | None = None
+        self._then: Callable[[Connection, int], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are not subclasses
@@ -94,7 +94,7 @@ class _Connection(asyncio.Protocol):
         if len(self._buffer) < whole:
             return
         status = int(self._buffer[9:12])
-        self.head = self._buffer[:end]
+        self.head, self.body = self._buffer[:end], self._buffer[end + 4 : whole]
         self._buffer = self._buffer[whole:]
         self._end(status)
 
@@ -106,7 +106,7 @@ class _Connection(asyncio.Protocol):
             except Exception as error:  # noqa: BLE001 - in a callback nobody would hear of it, and the run never end
                 self.failed(error)
 
-    def send(self, request: bytes, then: Callable[[_Connection, int], None]) -> None:
+    def send(self, request: bytes, then: Callable[[Connection, int], None]) -> None:
         """Ask; `then` is told the answer's status."""
         self._then = then
         self._transport.write(request)
@@ -127,14 +127,14 @@ async def closed_loop(
     run = _Run()
     begun = time.perf_counter() + warm_up
     end = begun + seconds
-    started: dict[_Connection, float] = {}
+    started: dict[Connection, float] = {}
     number = count()
 
-    def ask(connection: _Connection) -> None:
+    def ask(connection: Connection) -> None:
         started[connection] = time.perf_counter()
         connection.send(make(next(number)), answered)
 
-    def answered(connection: _Connection, status: int) -> None:
+    def answered(connection: Connection, status: int) -> None:
         now, since = time.perf_counter(), started[connection]
         if since >= begun:
             run.count(status, now - since)
@@ -173,18 +173,18 @@ async def open_loop(
     free = await run.connect(port, connections)
     begun = time.perf_counter() + 0.1
 
-    def ask(connection: _Connection, number: int) -> None:
+    def ask(connection: Connection, number: int) -> None:
         connection.number = number
         connection.send(make(number), look if then_see else answered)
 
-    def look(connection: _Connection, status: int) -> None:
+    def look(connection: Connection, status: int) -> None:
         if status >= 300 or not status:
             answered(connection, status)
             return
         where, position = connection.header(b"location"), connection.header(b"registrar-position")
         connection.send(get(f"{where}?min_position={position}"), answered)
 
-    def answered(connection: _Connection, status: int) -> None:
+    def answered(connection: Connection, status: int) -> None:
         now, planned = time.perf_counter(), begun + connection.number / rate
         run.count(status, now - planned)
         if 0 < status < 300:
@@ -226,12 +226,12 @@ class _Run:
         self.statuses: dict[int, int] = {}
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._by_status: dict[int, list[float]] = {}
-        self._connections: list[_Connection] = []
+        self._connections: list[Connection] = []
 
-    async def connect(self, port: int, connections: int) -> deque[_Connection]:
+    async def connect(self, port: int, connections: int) -> deque[Connection]:
         loop = asyncio.get_running_loop()
         for _ in range(connections):
-            _, connection = await loop.create_connection(lambda: _Connection(self.fail), "127.0.0.1", port)
+            _, connection = await loop.create_connection(lambda: Connection(self.fail), "127.0.0.1", port)
             self._connections.append(connection)
         return deque(self._connections)
 

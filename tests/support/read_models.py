@@ -26,7 +26,12 @@ async def recorded_history(store: EventStore, *, registrations: int, seed: int =
 
 
 async def follow(
-    store: EventStore, connection: Connection, projection: Projection, *, upto: Position | None = None
+    store: EventStore,
+    connection: Connection,
+    projection: Projection,
+    *,
+    upto: Position | None = None,
+    batch: int = BATCH,
 ) -> Position:
     """Fold the log into the live read model from where it is, and save its position; returns that."""
     await connection.execute("INSERT INTO followers (name) VALUES (%s) ON CONFLICT DO NOTHING", (projection.name,))
@@ -35,7 +40,7 @@ async def follow(
     into = sql.SQL("SET search_path = {}, public").format(sql.Identifier(projection.schema))
     await connection.execute(into)
     while position < head:
-        stored, _ = await store.read(position, min(BATCH, head - position))
+        stored, _ = await store.read(position, min(batch, head - position))
         events = [store.decode(row) for row in stored]
         position = events[-1].position
         await apply(connection, projection, events, position)
@@ -55,10 +60,10 @@ async def apply(connection: Connection, projection: Projection, events: Sequence
         )
 
 
-async def follow_all(store: EventStore, connection: Connection) -> None:
+async def follow_all(store: EventStore, connection: Connection, *, batch: int = BATCH) -> None:
     """Every live read model is at the end of the log."""
     for projection in PROJECTIONS:
-        await follow(store, connection, projection())
+        await follow(store, connection, projection(), batch=batch)
 
 
 async def rows(connection: Connection, query: str, *parameters: object) -> list[tuple[Any, ...]]:
