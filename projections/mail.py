@@ -154,10 +154,9 @@ class Mail:
 
 
 class _Batch:
-    """The mails of the registrations that a batch is about."""
+    """The mails of the registrations that a batch is about, by the ids' numbers, which compare much faster."""
 
     def __init__(self, loaded: Sequence[Mail]) -> None:
-        # By the ids' numbers: to compare UUIDs takes many times as long.
         self._of: defaultdict[int, dict[int, Mail]] = defaultdict(dict)
         for mail in loaded:
             self._of[mail.registration_id.int][mail.serial] = mail
@@ -307,10 +306,8 @@ class Mails:
             events = [recorded for recorded in events if type(recorded.event) not in strays.CHANGES]
         if not events:
             return
-        ids = map(_registration_of, (recorded.event for recorded in events))
-        await cursor.execute(
-            MAILS.load, (list({registration_id.int: registration_id for registration_id in ids}.values()),)
-        )
+        ids = {one.int: one for one in (_registration_of(recorded.event) for recorded in events)}
+        await cursor.execute(MAILS.load, (list(ids.values()),))
         mails = _Batch([Mail(*row) for row in await cursor.fetchall()])
         for recorded in events:
             _CHANGES[type(recorded.event)](mails, recorded.event, recorded.position)
@@ -394,8 +391,7 @@ class Mails:
         """How many mails have failed for good and wait for an operator, as `search` lists them with `WAITING`."""
         reading = connection.cursor(binary=True, row_factory=tuple_row)
         await reading.execute(f"SELECT count(*) FROM {self._mails} WHERE {self._waits}", prepare=False)  # noqa: S608
-        [(count,)] = await reading.fetchall()
-        return int(count)
+        return int((await reading.fetchall())[0][0])
 
 
 def _registration_of(event: AnyEvent) -> UUID:
