@@ -29,7 +29,9 @@ from domain.registration import Status
 from entrypoints import dead_letters, parked_streams
 from entrypoints.api.guard import body_of, context_of
 from entrypoints.api.openapi import BODY_PROBLEMS, body_described, problems
+from entrypoints.api.parts import Parts
 from entrypoints.api.problems import HttpProblem
+from entrypoints.api.replay import PREFIX, add_replay_routes
 from entrypoints.api.request_body import parse
 from entrypoints.api.responses import (
     AdminRegistrationStory,
@@ -145,25 +147,32 @@ class FunnelQuery(_Query):
     bucket: Literal["hour", "day"] = "hour"
 
 
-def add_admin_routes(app: FastAPI, handlers: Handlers, queries: Queries, *, token: str | None) -> None:
-    """Everything under `/v1/admin`.
-
-    Args:
-        token: what operators prove themselves with; None if nobody can.
-    """
-    guarded = [Depends(Operator(token))]
+def add_admin_routes(app: FastAPI, parts: Parts) -> None:
+    """Everything under `/v1/admin`."""
+    guarded = [Depends(Operator(parts.admin_token))]
+    handlers, queries = parts.handlers, parts.queries
 
     def add(
-        method: str, path: str, endpoint: Callable[..., Any], summary: str, model: Any, *codes: str, **described: Any
+        method: str,
+        path: str,
+        endpoint: Callable[..., Any],
+        summary: str,
+        model: Any,
+        *codes: str,
+        status: int = 200,
+        **described: Any,
     ) -> None:
+        """`model` is a media type where the response is no JSON."""
+        shape = {"content": {model: {"schema": {"type": "string"}}}} if isinstance(model, str) else {"model": model}
         app.add_api_route(
-            f"/v1/admin{path}",
+            f"{PREFIX}{path}",
             endpoint,
             methods=[method],
             tags=["admin"],
             summary=summary,
             dependencies=guarded,
-            responses={200: {"model": model}, **problems("invalid-request", "unauthorized", *codes)},
+            status_code=status,
+            responses={status: shape, **problems("invalid-request", "unauthorized", *codes)},
             **described,
         )
 
@@ -172,6 +181,7 @@ def add_admin_routes(app: FastAPI, handlers: Handlers, queries: Queries, *, toke
     _add_acts_on_registrations(add, handlers)
     _add_acts_on_mails(add, handlers, queries.mails)
     _add_acts_on_followers(add, handlers, queries.parked)
+    add_replay_routes(add, queries.replay, parts.jobs, parts.export, patience=parts.request_timeout)
 
 
 _UNKNOWN: Final = "unknown-registration"

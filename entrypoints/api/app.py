@@ -78,7 +78,7 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> Non
             add_mailbox_routes(app, parts.mailbox)
     add_health_routes(app, parts.checks)
     if admin:
-        add_admin_routes(app, parts.handlers, parts.queries, token=parts.admin_token)
+        add_admin_routes(app, parts)
         add_metrics_route(app, parts.metrics, parts.checks)
 
 

@@ -67,6 +67,7 @@ SECURITY_HEADERS = (
     (b"referrer-policy", b"no-referrer"),
 )
 _KEY = "registrar.state"
+_DEADLINE = "registrar.deadline"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -101,6 +102,12 @@ def context_of(request: Request, actor: Actor) -> Context:
     """The metadata of the events that this request leads to."""
     state: RequestState = request.scope[_KEY]
     return Context(actor, state.correlation_id, None, state.trace)
+
+
+def extend_deadline(request: Request, by: timedelta) -> None:
+    """Let a response that goes on, piece by piece, have so much time from now on."""
+    deadline: asyncio.Timeout = request.scope[_DEADLINE]
+    deadline.reschedule(asyncio.get_running_loop().time() + by.total_seconds())
 
 
 class Guard:
@@ -170,6 +177,7 @@ class Guard:
         reading = has_body and self._body_deadline < self._request_timeout
         # One timer for both deadlines: setting one is among the dearer things that a request does here.
         deadline = asyncio.timeout_at(now() + self._body_deadline if reading else until)
+        scope[_DEADLINE] = deadline
         try:
             async with deadline:
                 _check_size(size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -12,6 +13,7 @@ from application.handlers import Handlers
 from entrypoints.queries.health import HealthChecks
 from entrypoints.queries.queries import Queries
 from infrastructure.mail.mailbox import Mailbox
+from infrastructure.replay.jobs import Jobs
 from infrastructure.telemetry.metrics import Metrics
 
 
@@ -21,6 +23,8 @@ class Parts:
 
     Attributes:
         admin_token: what operators prove themselves with; None if nobody can.
+        jobs: what is done for operators in processes of its own.
+        export: the log in pieces, without personal keys; see `infrastructure.archive.exporting.exported`.
         tracing: where spans go; None if tracing is off.
         prefix: path of `PUBLIC_URL`, such as "/accounts"; "" if it has none.
         broken: set when something that runs until the end of the process has ended before.
@@ -33,6 +37,8 @@ class Parts:
     metrics: Metrics
     request_timeout: timedelta
     admin_token: str | None
+    jobs: Jobs
+    export: Callable[[], AsyncGenerator[bytes, None]]
     tracing: TracerProvider | None
     mailbox: Mailbox | None
     broken: asyncio.Event

@@ -184,7 +184,11 @@ class FollowerState:
     Attributes:
         lag_seconds: age of the first event that it has not applied.
         updated_at: when it last moved; None if it never ran.
-        status: "degraded" while streams are parked, the lag is more than a minute, or it never ran.
+        verified_at: when a read model was last compared with the log, all of it; None: never.
+        mismatches: how many differences that has found.
+        rebuild: how far a rebuild is that is under way, or waits for a decision.
+        status: "degraded" while streams are parked, the lag is more than a minute, it never ran, or it is not what the
+            log says.
     """
 
     name: Annotated[str, Field(examples=["registrations"])]
@@ -193,6 +197,9 @@ class FollowerState:
     lag_seconds: float
     parked_streams: int
     updated_at: Time | None
+    verified_at: Time | None
+    mismatches: Annotated[int | None, Field(examples=[0])]
+    rebuild: Literal["filling", "indexed"] | None
     status: Literal["up", "degraded"]
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from entrypoints.api.parts import Parts
 from entrypoints.bootstrap.core import Core
+from entrypoints.bootstrap.jobs import jobs_of
 from entrypoints.queries.audit import AuditQueries
 from entrypoints.queries.followers import FollowerQueries, followers_with
 from entrypoints.queries.funnel import FunnelQueries
@@ -16,6 +19,8 @@ from entrypoints.queries.mails import MailQueries
 from entrypoints.queries.parked import ParkedQueries
 from entrypoints.queries.queries import Queries
 from entrypoints.queries.registrations import RegistrationQueries
+from entrypoints.queries.replay import ReplayQueries
+from infrastructure.archive.exporting import exported
 from infrastructure.mail.mailbox import Mailbox
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import ReconnectingConnection
@@ -44,6 +49,7 @@ def queries_of(core: Core, settings: Settings, stack: AsyncExitStack) -> Queries
         FunnelQueries(core.pool, core.clock),
         FollowerQueries(core.pool, core.clock, followers_with(settings)),
         ParkedQueries(core.pool),
+        ReplayQueries(core.pool),
     )
 
 
@@ -80,6 +86,10 @@ def api_parts(
         metrics=core.metrics,
         request_timeout=settings.request_timeout,
         admin_token=core.database.admin_token,
+        jobs=jobs_of(core.database.dsn, settings, stack),
+        export=partial(
+            exported, core.pool, release=version("registrar"), with_keys=False, on_events=lambda _reached, _end: None
+        ),
         tracing=core.tracing,
         mailbox=mailbox,
         broken=core.broken,

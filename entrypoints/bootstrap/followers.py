@@ -15,6 +15,7 @@ from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.projector import Projector
 from infrastructure.followers.relay import Relay
 from infrastructure.postgres.connection import Connection
+from infrastructure.replay.background import BackgroundVerification
 from infrastructure.settings.settings import Settings
 from projections import PROJECTIONS
 from projections.deadlines import Deadlines
@@ -30,7 +31,7 @@ PACE_WAITED_FOR = timedelta(milliseconds=10)
 
 
 def followers(core: Core, settings: Settings, relay: Relay, publisher: PublishesEvents | None) -> list[LeaderTask]:
-    """Everything that follows the log, and the alerts.
+    """Everything that follows the log, the verification of the read models, and the alerts.
 
     Args:
         publisher: of integration events; None without a broker.
@@ -61,6 +62,15 @@ def followers(core: Core, settings: Settings, relay: Relay, publisher: Publishes
     leading.append(relay)
     if publisher is not None:
         leading.append(IntegrationEvents(tail=core.tail, notifications=core.notifications, publisher=publisher))
+    if settings.verify_interval:
+        leading.append(
+            BackgroundVerification(
+                PROJECTIONS,
+                dsn=core.database.dsn,
+                every=settings.verify_interval,
+                statement_timeout=settings.statement_timeout,
+            )
+        )
     if settings.alert_url is not None:
         leading.append(_alerts(core, settings, settings.alert_url.get_secret_value()))
     return leading

@@ -23,11 +23,23 @@ async def list_followers(reader: Reader, *, as_json: bool) -> int:
         )
         return 0
     print_table(
-        ("name", "version", "status", "position", "head", "lag", "lag (s)", "parked streams", "updated at"),
+        (
+            "name",
+            "version",
+            "status",
+            "position",
+            "head",
+            "lag",
+            "lag (s)",
+            "parked streams",
+            "updated at",
+            "verified at",
+            "mismatches",
+        ),
         (
             (
                 *(one.name, one.version, status, one.position, found.head, one.lag_events, f"{one.lag_seconds:.1f}"),
-                *(one.parked_streams, one.updated_at),
+                *(one.parked_streams, one.updated_at, one.verified_at, one.mismatches),
             )
             for one, status in listed
         ),

@@ -178,6 +178,8 @@ class HealthChecks:
                 lag_seconds=follower.lag_seconds,
                 parked_streams=follower.parked_streams,
             )
+            if follower.verified_at is not None and follower.mismatches is not None:
+                metrics.projection(follower.name, mismatches=follower.mismatches, verified_at=follower.verified_at)
         metrics.backlog(
             dead_letters=backlog.dead_letters,
             stray_messages=backlog.stray_messages,

@@ -10,6 +10,7 @@ from entrypoints.queries.funnel import FunnelQueries
 from entrypoints.queries.mails import MailQueries
 from entrypoints.queries.parked import ParkedQueries
 from entrypoints.queries.registrations import RegistrationQueries
+from entrypoints.queries.replay import ReplayQueries
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +23,4 @@ class Queries:
     funnel: FunnelQueries
     followers: FollowerQueries
     parked: ParkedQueries
+    replay: ReplayQueries

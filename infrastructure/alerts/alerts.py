@@ -1,4 +1,5 @@
-"""Alerts: calls an operator's webhook when dead letters gather or a mail server's circuit opens, and when that is over.
+"""Alerts: calls an operator's webhook when dead letters gather, a mail server's circuit opens or a read model is not
+what the log says, and when that is over.
 
 An incident is a row, from its start until its end has been delivered. So a crash, a new leader or a webhook that is
 away neither loses one nor reports it as new; a call may be repeated, with the same `Idempotency-Key`. A call is
@@ -36,6 +37,7 @@ DEAD_LETTERS: Final = "dead-letters"
 CIRCUIT_OPEN: Final = "circuit-open"
 MAIL_REFUSED: Final = "mail-refused"
 MAIL_DEFERRED: Final = "mail-deferred"
+PROJECTION_DIFFERS: Final = "projection-differs"
 
 CHECK_INTERVAL: Final = timedelta(seconds=5)
 
@@ -89,6 +91,8 @@ _TROUBLES = f"""
            reply_code, reply_status
     FROM circuits JOIN mail_standings USING (name) ORDER BY name
 """  # noqa: S608 - a constant
+
+_VERIFICATIONS = "SELECT read_model, position, differences, verified_at FROM verifications ORDER BY read_model"
 
 # The next notice to deliver, marked as tried beforehand.
 _NEXT = """
@@ -235,6 +239,7 @@ class Alerts:
             elif settled:
                 await _resolve(connection, CIRCUIT_OPEN, server, {**details, "reason": "closed"})
         await self._check_troubles(connection)
+        await self._check_projections(connection)
         given_up = [
             row
             for query in (_REPORT_END_ONLY, _FORGET)
@@ -258,6 +263,14 @@ class Alerts:
                 else:
                     reason = "taken" if used else "unused"
                     await _resolve(connection, alert, server, {"server": server, "reason": reason})
+
+    async def _check_projections(self, connection: Connection) -> None:
+        """Read models that their last full verification has found to differ from the log."""
+        for projection, position, differences, at in await (await connection.execute(_VERIFICATIONS)).fetchall():
+            details = {"projection": projection, "position": position, "differences": differences}
+            details["verified_at"] = at.isoformat()
+            change = _fire if differences else _resolve
+            await change(connection, PROJECTION_DIFFERS, projection, details)
 
     # --- Delivery -------------------------------------------------------------------------------
 

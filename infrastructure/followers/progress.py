@@ -1,4 +1,4 @@
-"""The position of every follower of the log, and how far behind it is."""
+"""The position of every follower of the log, how far behind it is, and whether it is what the log says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ LAGGING = timedelta(minutes=1)
 _FOLLOWERS = """
     SELECT h.position, n.name, coalesce(f.position, 0), h.position - coalesce(f.position, 0),
            greatest(0, extract(epoch FROM clock_timestamp() - e.recorded_at))::double precision,
-           coalesce(p.streams, 0), f.updated_at
+           coalesce(p.streams, 0), f.updated_at, v.verified_at, v.differences,
+           CASE WHEN r.step IN ('filling', 'indexed') THEN r.step END
     FROM head AS h
     CROSS JOIN unnest(%s::text[]) AS n (name)
     LEFT JOIN followers AS f ON f.name = n.name
@@ -27,6 +28,8 @@ _FOLLOWERS = """
     LEFT JOIN (
         SELECT follower, count(DISTINCT stream_id) AS streams FROM parked_events GROUP BY follower
     ) AS p ON p.follower = n.name
+    LEFT JOIN verifications AS v ON v.read_model = n.name
+    LEFT JOIN rebuilds AS r ON r.read_model = n.name
     ORDER BY n.name
 """
 
@@ -38,6 +41,9 @@ class Progress:
     Attributes:
         lag_seconds: age of the first event that it has not applied.
         updated_at: when it last moved; None if it never ran.
+        verified_at: when a read model was last compared with the log, all of it; None: never.
+        mismatches: how many differences that has found.
+        rebuild: how far a rebuild is that is under way, or waits for a decision.
     """
 
     name: str
@@ -46,6 +52,9 @@ class Progress:
     lag_seconds: float
     parked_streams: int
     updated_at: datetime | None
+    verified_at: datetime | None = None
+    mismatches: int | None = None
+    rebuild: Literal["filling", "indexed"] | None = None
 
     @property
     def version(self) -> int:
@@ -55,8 +64,14 @@ class Progress:
 
     @property
     def status(self) -> Literal["up", "degraded"]:
-        """ "degraded" while streams are parked, the lag is more than a minute, or it never ran."""
-        troubled = self.parked_streams or self.updated_at is None or self.lag_seconds > LAGGING.total_seconds()
+        """ "degraded" while streams are parked, the lag is more than a minute, it never ran, or it is not what the log
+        says."""
+        troubled = (
+            self.parked_streams
+            or self.mismatches
+            or self.updated_at is None
+            or self.lag_seconds > LAGGING.total_seconds()
+        )
         return "degraded" if troubled else "up"
 
 
@@ -78,8 +93,5 @@ async def progress_of(connection: Connection, names: Sequence[str]) -> AllProgre
     rows = await cursor.fetchall()
     return AllProgress(
         rows[0][0],
-        [
-            Progress(name, position, lag, seconds or 0.0, parked, updated_at)
-            for _, name, position, lag, seconds, parked, updated_at in rows
-        ],
+        [Progress(name, position, lag, seconds or 0.0, *more) for _, name, position, lag, seconds, *more in rows],
     )

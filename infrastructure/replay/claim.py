@@ -27,6 +27,18 @@ A_MOMENT: Final = timedelta(seconds=2)
 """How long a claim is waited for: the session of a process that was just killed ends within a second."""
 
 
+async def claim_now(connection: Connection) -> bool:
+    """Claim it for this session; False if somebody else does a rebuild or verification."""
+    row = await (await connection.execute(_CLAIM)).fetchone()
+    return row is not None and bool(row[0])
+
+
+async def release(connection: Connection) -> None:
+    """Give up the claim of a session that goes on; nothing to do in one that has ended."""
+    if not connection.closed:
+        await connection.execute("SELECT pg_advisory_unlock(hashtext('registrar replay'), 0)")
+
+
 @asynccontextmanager
 async def claimed(dsn: str, *, name: str, patience: timedelta = A_MOMENT) -> AsyncIterator[Connection]:
     """The session in which copies may be written.
@@ -42,8 +54,7 @@ async def claimed(dsn: str, *, name: str, patience: timedelta = A_MOMENT) -> Asy
     deadline = loop.time() + patience.total_seconds()
     async with replaying(dsn, name=name) as connection:
         while True:
-            row = await (await connection.execute(_CLAIM)).fetchone()
-            if row is not None and row[0]:
+            if await claim_now(connection):
                 break
             if loop.time() > deadline:
                 raise CannotReplay(

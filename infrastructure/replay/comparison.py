@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 
 from psycopg import sql
@@ -32,6 +31,12 @@ KEY: Final = "(key)"
 
 MOST_KEPT: Final = 10_000
 """Differences kept to be shown; all are counted."""
+
+ALL: Final = sql.SQL("true")
+"""The condition on rows that all of them meet."""
+
+Note = Callable[[str, str, str, Any, Any], None]
+"""Takes what differs: table, row, column, the live value and the rebuilt one."""
 
 _POSITION = "SELECT coalesce((SELECT position FROM public.followers WHERE name = %s), 0)"
 
@@ -131,67 +136,79 @@ async def compared(connection: Connection, read_model: str, live: str, rebuilt: 
 
     for table in sorted(ours.keys() | theirs.keys()):
         one, other = ours.get(table), theirs.get(table)
+        compare_shapes(table, one, other, note)
         if one is None or other is None:
-            note(table, TABLE, ROW, *_sides(one is not None))
             continue
-        common = _common_columns(one, other, partial(note, table, TABLE))
-        if one.key != other.key:
-            note(table, TABLE, KEY, ", ".join(one.key), ", ".join(other.key))
-        elif common.issuperset(one.key):
-            await _compare_rows(connection, table, other, common, live, rebuilt, note)
-        found.rows += await _count(connection, rebuilt, table)
+        await compare_rows(connection, table, one, other, live, rebuilt, note)
+        found.rows += await count(connection, rebuilt, table)
     return found
 
 
-def _common_columns(one: Shape, other: Shape, note: Callable[[str, str, str], None]) -> set[str]:
-    """The columns that are the same on both sides; notes the others."""
+def compare_shapes(table: str, one: Shape | None, other: Shape | None, note: Note) -> None:
+    """Note what is not the same of a live table and a rebuilt one, or there on one side only."""
+    if one is None or other is None:
+        note(table, TABLE, ROW, *_sides(one is not None))
+        return
     for column in sorted({*one.columns} | {*other.columns}):
         kind, its_kind = one.columns.get(column), other.columns.get(column)
         if kind is None or its_kind is None:
-            note(column, *_sides(kind is not None))
+            note(table, TABLE, column, *_sides(kind is not None))
         elif kind != its_kind:
-            note(column, kind, its_kind)
-    return {column for column, kind in one.columns.items() if other.columns.get(column) == kind}
+            note(table, TABLE, column, kind, its_kind)
+    if one.key != other.key:
+        note(table, TABLE, KEY, ", ".join(one.key), ", ".join(other.key))
 
 
 def _sides(is_live: bool) -> tuple[str, str]:
     return ("there", "missing") if is_live else ("missing", "there")
 
 
-async def _count(connection: Connection, schema: str, table: str) -> int:
-    query = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(schema, table))
+async def count(connection: Connection, schema: str, table: str, where: sql.Composable = ALL) -> int:
+    query = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(schema, table), where)
     row = await (await connection.execute(query)).fetchone()
     return 0 if row is None else int(row[0])
 
 
-async def _compare_rows(
-    connection: Connection, table: str, shape: Shape, common: set[str], live: str, rebuilt: str, note: Any
+async def compare_rows(
+    connection: Connection,
+    table: str,
+    ours: Shape,
+    theirs: Shape,
+    live: str,
+    rebuilt: str,
+    note: Note,
+    where: sql.Composable = ALL,
 ) -> None:
-    columns = [column for column in shape.columns if column in common]
+    """Note the values that differ in the rows that meet a condition on their key; none if their keys are not the same.
+
+    Columns that are not there on both sides, or of other types, are left out; `compare_shapes` notes them.
+    """
+    columns = [column for column, kind in ours.columns.items() if theirs.columns.get(column) == kind]
+    if ours.key != theirs.key or not set(columns).issuperset(ours.key):
+        return
 
     def row_of(alias: str) -> sql.Composed:
         return sql.SQL(", ").join(sql.Identifier(alias, column) for column in columns)
 
     query = sql.SQL(
-        "SELECT to_jsonb(l), to_jsonb(r) FROM {} AS l FULL JOIN {} AS r ON {} WHERE ROW({}) IS DISTINCT FROM ROW({})"
-        " ORDER BY {}"
+        "SELECT to_jsonb(l), to_jsonb(r) FROM (SELECT * FROM {} WHERE {}) AS l FULL JOIN (SELECT * FROM {} WHERE {}) AS r"
+        " ON {} WHERE ROW({}) IS DISTINCT FROM ROW({}) ORDER BY {}"
     ).format(
-        sql.Identifier(live, table),
-        sql.Identifier(rebuilt, table),
+        *(sql.Identifier(live, table), where, sql.Identifier(rebuilt, table), where),
         sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(sql.Identifier("l", column), sql.Identifier("r", column)) for column in shape.key
+            sql.SQL("{} = {}").format(sql.Identifier("l", column), sql.Identifier("r", column)) for column in ours.key
         ),
         row_of("l"),
         row_of("r"),
         sql.SQL(", ").join(
             sql.SQL("coalesce({}, {})").format(sql.Identifier("l", column), sql.Identifier("r", column))
-            for column in shape.key
+            for column in ours.key
         ),
     )
     async with connection.cursor(name="differences", row_factory=tuple_row) as cursor:
         await cursor.execute(query)
         async for one, other in cursor:
-            key = " ".join(f"{column}={(one or other)[column]}" for column in shape.key)
+            key = " ".join(f"{column}={(one or other)[column]}" for column in ours.key)
             if one is None or other is None:
                 note(table, key, ROW, *_sides(one is not None))
                 continue

@@ -23,6 +23,7 @@ from infrastructure.replay.copies import BATCH_EVENTS, Copy, Filling, MakesProje
 from infrastructure.replay.progress import Doing, Watch, nobody_watches
 from infrastructure.replay.sessions import replaying
 from infrastructure.replay.swap import CannotReplay, swap
+from infrastructure.replay.verified import forget_verified, note_verified
 
 Step = Literal["filling", "indexed", "swapped", "rolled-back", "aborted"]
 Act = Literal["begun", "swapped", "rolled-back", "aborted"]
@@ -190,6 +191,7 @@ class Rebuilds:
 
             async def note(position: Position) -> None:
                 await connection.execute(_NOTE, ("rolled-back", position, 0, "", old.of))
+                await forget_verified(connection, old.of)
 
             position = await swap(connection, self._log, make, old, leaving="gone", note=note)
             await self._finish(connection, old.of)
@@ -286,6 +288,8 @@ class Rebuilds:
         self._watch(Doing(of, "comparing"))
         differences = await agreed(self._dsn, connection, self._log, one.copy, one.name, one.schema)
         decision: Decision = "equal"
+        if beside is None:
+            await note_verified(connection, of, differences)
         if beside is not None:
             decision = "built"
         elif differences.count:
@@ -293,6 +297,7 @@ class Rebuilds:
             if not accept and not (repair and await self._second_fold_agrees(connection, one.make, one.copy)):
                 return Rebuilt(of, False, one.resumed, differences.position, differences)
         position = await self._swap(one, differences.count, decision)
+        await note_verified(connection, of, Differences(position, rows=differences.rows))
         await self._finish(connection, of)
         return Rebuilt(of, True, one.resumed, position, differences, beside)
 

@@ -23,14 +23,19 @@ async def replaying(dsn: str, *, name: str) -> AsyncIterator[Connection]:
     """
     connection = await connect(dsn, name=name, statement_timeout=LONGEST_STATEMENT)
     async with closing(connection):
-        await connection.execute("SET registrar.replays = on")
-        # What is lost in a crash of the server is folded again: a copy's rows and its position go together.
-        await connection.execute("SET synchronous_commit = off")
-        await _leave_processors(connection)
-        # A killed process's long statement ends soon, and with it its claim. (Servers on some systems cannot look.)
-        with suppress(psycopg.errors.InvalidParameterValue):
-            await connection.execute("SET client_connection_check_interval = '1s'")
+        await replay_in(connection)
         yield connection
+
+
+async def replay_in(connection: Connection) -> None:
+    """Have a session be one that replays, until its end."""
+    await connection.execute("SET registrar.replays = on")
+    # What is lost in a crash of the server is folded again: a copy's rows and its position go together.
+    await connection.execute("SET synchronous_commit = off")
+    await _leave_processors(connection)
+    # A killed process's long statement ends soon, and with it its claim. (Servers on some systems cannot look.)
+    with suppress(psycopg.errors.InvalidParameterValue):
+        await connection.execute("SET client_connection_check_interval = '1s'")
 
 
 @asynccontextmanager

@@ -25,6 +25,9 @@ _FORGET: Final = (
     "DELETE FROM public.followers WHERE name = %(name)s OR starts_with(name, %(name)s || '__')",
     "DELETE FROM public.parked_events WHERE follower = %(name)s OR starts_with(follower, %(name)s || '__')",
     "DELETE FROM public.rebuilds WHERE read_model = %(name)s",
+    "DELETE FROM public.verifications WHERE read_model = %(name)s",
+    "DELETE FROM public.verification_passes WHERE read_model = %(name)s",
+    "DELETE FROM public.found_differences WHERE read_model = %(name)s",
     "DELETE FROM public.schema_scripts WHERE name = %(schema)s OR starts_with(name, %(schema)s || '/')",
 )
 

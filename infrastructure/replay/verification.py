@@ -16,6 +16,7 @@ from infrastructure.replay.copies import Copy, Filling, MakesProjection, fill_to
 from infrastructure.replay.progress import Doing, Watch, nobody_watches
 from infrastructure.replay.sessions import replaying
 from infrastructure.replay.swap import CannotReplay
+from infrastructure.replay.verified import note_verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ async def verify_all(
 
 async def _check(connection: Connection, make: MakesProjection) -> _Check:
     live = make()
-    parked = await _parked(connection, live.name)
+    parked = await parked_positions(connection, live.name)
     return _Check(make, live.name, live.schema, await live_position(connection, live.name), parked)
 
 
@@ -97,11 +98,13 @@ async def _compared(dsn: str, log: ReadsLog, check: _Check, filling: Filling, wa
     connection = filling.connection
     watch(Doing(check.name, "comparing"))
     found = await agreed(dsn, connection, log, filling.copy, check.name, check.schema, without=check.parked)
-    if found.count and check.parked != await _parked(connection, check.name):
+    if found.count and check.parked != await parked_positions(connection, check.name):
         raise CannotReplay(f"The parked streams of {check.name} have changed meanwhile; verify it again.")
+    await note_verified(connection, check.name, found)
     return found
 
 
-async def _parked(connection: Connection, name: str) -> set[Position]:
+async def parked_positions(connection: Connection, name: str) -> set[Position]:
+    """Of the events that a follower has put aside."""
     cursor = await connection.execute("SELECT position FROM public.parked_events WHERE follower = %s", (name,))
     return {position for (position,) in await cursor.fetchall()}

@@ -18,6 +18,7 @@ from infrastructure.settings.values import (
     BrokerUrl,
     DatabaseUrl,
     Duration,
+    DurationOrNone,
     ListenAddress,
     MailServer,
     MasterKey,
@@ -164,6 +165,10 @@ class Settings(BaseModel):
     )
     accept_timeout: Duration = Field(
         default=timedelta(minutes=10), description="seconds a mail server may then take to accept it"
+    )
+    verify_interval: DurationOrNone = Field(
+        default=timedelta(days=1),
+        description="seconds from one verification of a read model in the background to the next; 0: none",
     )
     stop_delay: Duration = Field(
         default=timedelta(seconds=1),

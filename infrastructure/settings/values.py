@@ -123,10 +123,17 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _at_most(longest: timedelta) -> AfterValidator:
+def _at_most(longest: timedelta, *, or_none: bool = False) -> AfterValidator:
+    """
+    Args:
+        or_none: whether 0 has a meaning.
+    """
+
     def check(value: timedelta) -> timedelta:
-        if not timedelta(milliseconds=1) <= value <= longest:
-            raise ValueError(f"is not between 0.001 and {longest.total_seconds():.0f} seconds")
+        if not timedelta(milliseconds=1) <= value <= longest and not (or_none and value == timedelta(0)):
+            raise ValueError(
+                f"is not {'0, nor ' if or_none else ''}between 0.001 and {longest.total_seconds():.0f} seconds"
+            )
         return value
 
     return AfterValidator(check)
@@ -283,6 +290,7 @@ def _networks(value: object) -> object:
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
 Duration = Annotated[timedelta, BeforeValidator(duration), _at_most(timedelta(days=366))]
+DurationOrNone = Annotated[timedelta, BeforeValidator(duration), _at_most(timedelta(days=366), or_none=True)]
 # PostgreSQL and RabbitMQ count these in 32 bits of milliseconds.
 ShortDuration = Annotated[timedelta, BeforeValidator(duration), _at_most(timedelta(days=24))]
 MasterKey = Annotated[SecretBytes, BeforeValidator(_key), Field(min_length=32, max_length=32)]

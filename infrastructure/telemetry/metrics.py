@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Final
 
@@ -64,6 +64,18 @@ class Metrics:
             "registrar_follower_lag_seconds", "Age of the first event not applied yet", ["follower"], registry=registry
         )
         self._parked = Gauge("registrar_parked_streams", "Parked streams", ["follower"], registry=registry)
+        self._mismatches = Gauge(
+            "registrar_projection_mismatches",
+            "Differences between a read model and the log that its last full verification has found",
+            ["projection"],
+            registry=registry,
+        )
+        self._verified = Gauge(
+            "registrar_projection_verified_timestamp_seconds",
+            "When a read model was last verified, all of it",
+            ["projection"],
+            registry=registry,
+        )
         self._transitions = Counter(
             "registrar_circuit_transitions", "Changes of a circuit", ["name", "state"], registry=registry
         )
@@ -154,6 +166,11 @@ class Metrics:
         self._lag_seconds.labels(name).set(lag_seconds)
         self._parked.labels(name).set(parked_streams)
 
+    def projection(self, name: str, *, mismatches: int, verified_at: datetime) -> None:
+        """See `infrastructure.followers.progress.Progress`."""
+        self._mismatches.labels(name).set(mismatches)
+        self._verified.labels(name).set(verified_at.timestamp())
+
     def broker(self, *, up: bool) -> None:
         """Is RabbitMQ up? Not called, and not shown, where none is configured."""
         self._broker_up.labels("rabbitmq").set(up)
@@ -168,7 +185,7 @@ class Metrics:
 
     def forget_backlog(self) -> None:
         """The database is away: no value is better than a stale one."""
-        for gauge in (self._lag_events, self._lag_seconds, self._parked):
+        for gauge in (self._lag_events, self._lag_seconds, self._parked, self._mismatches, self._verified):
             gauge.clear()
         self.backlog(dead_letters=math.nan, stray_messages=math.nan, oldest_unsent_seconds=math.nan, stuck=math.nan)
 

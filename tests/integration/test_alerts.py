@@ -238,6 +238,29 @@ async def test_a_server_that_takes_nothing_is_told_of_until_it_does(
     assert end == {"server": SERVER, "reason": "taken"}
 
 
+async def test_a_read_model_that_is_not_what_the_log_says_is_told_of_until_it_is(dsn: str, stub: WebhookStub) -> None:
+    async def verified(name: str, differences: int) -> None:
+        await query(
+            dsn,
+            f"INSERT INTO verifications (read_model, position, row_count, differences) VALUES ('{name}', 7, 5, {differences})"
+            " ON CONFLICT (read_model) DO UPDATE SET differences = excluded.differences RETURNING 1",
+        )
+
+    await verified("audit", 0)
+    await verified("mail", 3)
+    async with watching(dsn, alerts(stub.url)):
+        await told(stub, ("projection-differs", "firing"))
+        await verified("mail", 2)
+        await verified("accounts", 1)
+        await told(stub, *[("projection-differs", "firing")] * 2)
+        await verified("mail", 0)
+        await told(stub, *[("projection-differs", "firing")] * 2, ("projection-differs", "resolved"))
+
+    bodies = [call.json["details"] for call in stub.calls]
+    assert [(one["projection"], one["differences"]) for one in bodies] == [("mail", 3), ("accounts", 1), ("mail", 0)]
+    assert {(one["position"], "verified_at" in one) for one in bodies} == {(7, True)}
+
+
 async def test_a_call_says_what_who_when_and_nothing_personal(
     dsn: str, stub: WebhookStub, dead_letters: DeadLetters
 ) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from pydantic import TypeAdapter
 
 from application.commands import RetryParkedStream
 from application.handlers import Handlers
 from application.ports import Context
 from domain.policy import Policy
 from domain.recorded import Recorded
+from entrypoints.api import responses
 from entrypoints.cli.main import run
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
@@ -29,6 +31,7 @@ from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 from projections.accounts import Accounts
 from tests.support.facts import REGISTRATION, eventually, registered, stream
+from tests.support.http import ADMIN, open_api, problem_of
 from tests.support.log import append, keep_root_secret, query
 
 FOLLOWER = "accounts"
@@ -201,3 +204,72 @@ async def test_an_operators_retry_in_another_process_is_tried_at_once(
         await eventually(has_caught_up)
         assert await parked(dsn) == []
     await elsewhere.close()
+
+
+# --- Over HTTP ----------------------------------------------------------------------------------
+
+
+async def test_parked_streams_are_listed_and_shown_over_http_and_stay_sealed(dsn: str) -> None:
+    await park(dsn)
+    async with open_api(dsn, follows=False) as api:
+        of = "/v1/admin/projections/parked"
+        listed = await api.http.get(of, headers=ADMIN)
+        assert listed.status_code == 200
+        TypeAdapter(responses.ParkedStreams).validate_python(listed.json())
+        [found] = listed.json()["items"]
+        assert (found["follower"], found["stream_id"], found["events"]) == (FOLLOWER, str(REGISTRATION), 1)
+        assert (found["error"], found["tried_at"]) == ("DivisionByZero", None)
+        assert found["code"].startswith("infrastructure/followers/projector.py:")
+
+        for follower, count in ((FOLLOWER, 1), ("audit", 0)):
+            filtered = await api.http.get(of, params={"follower": follower}, headers=ADMIN)
+            assert len(filtered.json()["items"]) == count
+        assert problem_of(await api.http.get(of, params={"stream": FOLLOWER}, headers=ADMIN)) == "invalid-request"
+
+        shown = await api.http.get(f"{of}/{REGISTRATION}", headers=ADMIN)
+        assert shown.status_code == 200
+        TypeAdapter(responses.ParkedEvents).validate_python(shown.json())
+        [one] = shown.json()["items"]
+        assert (one["parked"]["follower"], one["parked"]["error"]) == (FOLLOWER, "DivisionByZero")
+        assert one["event"]["type"] == "registration.user_registered"
+        assert one["event"]["data"]["personal_data"] == "hidden"
+        assert "example" not in shown.text + listed.text
+
+
+async def test_a_parked_stream_that_an_operator_has_retried_over_http_is_applied_at_once(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parking, "PARKED_RETRY_INTERVAL", timedelta(days=1))
+    projection = Refusing()
+    async with following(dsn, projection) as store, open_api(dsn, follows=False) as api:
+        await append(store, EventCodec().encode(stream(REGISTRATION, registered())[0]))
+        await is_parked(dsn)
+        projection.mended = True
+
+        answer = await api.http.post(f"/v1/admin/projections/parked/{REGISTRATION}/retry", headers=ADMIN)
+
+        assert answer.status_code == 200
+        TypeAdapter(responses.ParkedRetried).validate_python(answer.json())
+        assert answer.json() == {"stream_id": str(REGISTRATION), "followers": [FOLLOWER]}
+
+        async def is_applied() -> bool:
+            return await parked(dsn) == []
+
+        await eventually(is_applied)
+        listed = await api.http.get("/v1/admin/projections/parked", headers=ADMIN)
+        assert listed.json() == {"items": []}
+        act = await query(dsn, "SELECT notification_id, topic, actor FROM events ORDER BY notification_id DESC LIMIT 1")
+        assert act == [(int(answer.headers["registrar-position"]), "parked_retry.asked", "operator")]
+
+
+async def test_what_is_not_parked_is_unknown_over_http_and_only_operators_may_ask(dsn: str) -> None:
+    of = "/v1/admin/projections/parked"
+    async with open_api(dsn, follows=False) as api:
+        for method, path in (("GET", f"{of}/{OTHER}"), ("POST", f"{of}/{OTHER}/retry")):
+            answer = await api.http.request(method, path, headers=ADMIN)
+            assert (answer.status_code, problem_of(answer)) == (404, "unknown-registration")
+        for method, path in (("GET", of), ("GET", f"{of}/{OTHER}"), ("POST", f"{of}/{OTHER}/retry")):
+            assert problem_of(await api.http.request(method, path)) == "unauthorized"
+        assert await query(dsn, "SELECT FROM events WHERE topic = 'parked_retry.asked'") == []
+        unreadable = await api.http.post(f"{of}/not-an-id/retry", headers=ADMIN)
+        assert problem_of(unreadable) == "invalid-request"

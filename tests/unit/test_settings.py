@@ -125,6 +125,15 @@ def test_other_peoples_variables_are_ignored() -> None:
     assert Settings.from_environment({"PATH": "/bin", "NOT_REGISTRAR_X": "1"}) == Settings.from_environment({})
 
 
+def test_only_a_verification_can_be_set_to_never() -> None:
+    assert Settings.from_environment({"REGISTRAR_VERIFY_INTERVAL": "0"}).verify_interval == timedelta(0)
+    for name in ("STOP_DELAY", "OTP_TTL"):
+        with pytest.raises(BadSettings, match=f"REGISTRAR_{name} is not between"):
+            Settings.from_environment({f"REGISTRAR_{name}": "0"})
+    with pytest.raises(BadSettings, match="REGISTRAR_VERIFY_INTERVAL is not 0, nor between"):
+        Settings.from_environment({"REGISTRAR_VERIFY_INTERVAL": "0.0001"})
+
+
 def test_settings_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValidationError):
         read().port = 1  # type: ignore[misc]
