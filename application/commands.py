@@ -207,7 +207,7 @@ class RecordRebuild(Command):
 
     rebuild_id: UUID
     read_model: str
-    act: Literal["begun", "swapped", "rolled-back", "aborted"]
+    act: Literal["begun", "swapped", "rolled-back", "aborted", "version-dropped"]
     position: Position = 0
     differences: int = 0
     decision: str = ""

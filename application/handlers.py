@@ -362,9 +362,14 @@ class Handlers:
     async def _record_rebuild(self, command: RecordRebuild, context: Context) -> Answer:
         async def decide() -> Answer:
             streams, now = await self._log.load(command.rebuild_id), self._clock()
-            rebuild = streams.get(Rebuild, command.rebuild_id) or Rebuild.begin(
-                rebuild_id=command.rebuild_id, read_model=command.read_model, now=now
-            )
+            rebuild_id, read_model = command.rebuild_id, command.read_model
+            rebuild = streams.get(Rebuild, rebuild_id)
+            if rebuild is None and command.act == "version-dropped":
+                rebuild = Rebuild.drop_version(
+                    rebuild_id=rebuild_id, read_model=read_model, position=command.position, now=now
+                )
+            elif rebuild is None:
+                rebuild = Rebuild.begin(rebuild_id=rebuild_id, read_model=read_model, now=now)
             match command.act:
                 case "swapped":
                     rebuild.swap(

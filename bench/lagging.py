@@ -63,14 +63,14 @@ async def measure(dsn: str, first: int, looks: int) -> dict[str, Any]:
         begun = time.perf_counter()
         position = await append()
         appended = time.perf_counter()
-        await notifications.wait_past("registrations", position - 1)
+        await notifications.wait_past(Registrations.name, position - 1)
         lags.append(time.perf_counter() - appended)
         appends.append(appended - begun)
         lateness.append(begun - planned)
 
     async with await connect(dsn, name="fold", statement_timeout=timedelta(seconds=10)) as connection:
         works = [asyncio.create_task(projector.work(connection)), asyncio.create_task(notifications.run())]
-        await notifications.wait_past("registrations", await store.head() - 1, within=timedelta(seconds=60))
+        await notifications.wait_past(Registrations.name, await store.head() - 1, within=timedelta(seconds=60))
         begun = time.perf_counter() + 0.5
         tasks = []
         for number in range(looks):

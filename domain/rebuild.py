@@ -23,7 +23,8 @@ class Rebuild(Aggregate, created_event_name="RebuildBegun"):
     class RebuildSwapped(Aggregate.Event):
         """The copy serves in the place of the former one since both were at `position`.
 
-        `differences`: how many values differed; `decision`: "equal", "accepted" or "repaired".
+        `differences`: how many values differed; `decision`: "equal", "accepted", "repaired" or "built"
+        (of a version that had not served before, compared with the one that had).
         """
 
         TOPIC = "rebuild.swapped"
@@ -45,6 +46,13 @@ class Rebuild(Aggregate, created_event_name="RebuildBegun"):
         TOPIC = "rebuild.aborted"
         read_model: str
 
+    class VersionDropped(Aggregate.Created):
+        """A version of a read model that a later one has superseded was dropped, which was at `position`."""
+
+        TOPIC = "rebuild.version_dropped"
+        read_model: str
+        position: int
+
     def __init__(self, read_model: str) -> None:
         self.read_model = read_model
         self.swapped = False
@@ -54,6 +62,19 @@ class Rebuild(Aggregate, created_event_name="RebuildBegun"):
     def begin(cls, *, rebuild_id: UUID, read_model: str, now: datetime) -> Rebuild:
         """Begin one with an id that no other has."""
         return begin(cls, cls.RebuildBegun, name="rebuild", stream_id=rebuild_id, now=now, read_model=read_model)
+
+    @classmethod
+    def drop_version(cls, *, rebuild_id: UUID, read_model: str, position: int, now: datetime) -> Rebuild:
+        """Drop a superseded version, in a stream of its own: whichever way its successor was built, it has none."""
+        return begin(
+            cls,
+            cls.VersionDropped,
+            name="rebuild",
+            stream_id=rebuild_id,
+            now=now,
+            read_model=read_model,
+            position=position,
+        )
 
     def swap(self, *, position: int, differences: int, decision: str, now: datetime) -> None:
         """The copy serves."""

@@ -12,7 +12,7 @@ from psycopg.rows import tuple_row
 
 from domain.recorded import Recorded
 from domain.registration import Registration
-from projections.table import Connection, Table
+from projections.table import Connection, Table, schema_of
 
 # An account's address and personal data are in the first event of its registration: kept as a candidate until the
 # registration turns into an account or ends.
@@ -122,8 +122,8 @@ class Accounts:
     topics: tuple[str, ...] | None = tuple(event.TOPIC for event in _CHANGES)
     tables: tuple[str, ...] = (TABLES,)
 
-    def __init__(self, schema: str = "read_accounts") -> None:
-        self.schema = schema
+    def __init__(self, schema: str | None = None) -> None:
+        self.schema = schema = schema or schema_of(self.name)
         self._account = _ACCOUNT.format(accounts=ACCOUNTS.within(schema))
 
     async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:

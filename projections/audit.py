@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from psycopg.rows import tuple_row
 
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import PERSONAL_FIELDS, Registration
 from projections.paging import Page, before, page
-from projections.table import Connection, Table
+from projections.table import Connection, Table, schema_of
 
 # `subjects` says whose address a registration is about: an entry is found by address through its registration,
 # whichever stream it stands in.
@@ -119,8 +119,8 @@ class Audit:
     topics: tuple[str, ...] | None = None
     tables: tuple[str, ...] = (TABLES,)
 
-    def __init__(self, schema: str = "read_audit") -> None:
-        self.schema = schema
+    def __init__(self, schema: str | None = None) -> None:
+        self.schema = schema = schema or schema_of(self.name)
         self._search = f"SELECT {ENTRIES.names} FROM {ENTRIES.within(schema)} WHERE position < %(before)s"  # noqa: S608 - a constant
         subjects = SUBJECTS.within(schema)
         self._filters = {name: condition.format(subjects=subjects) for name, condition in _FILTERS.items()}
@@ -182,13 +182,20 @@ class Audit:
         return page(found, limit, lambda entry: entry.position)
 
 
+_encode = msgspec.json.Encoder().encode
+
+
 def _row(recorded: Recorded) -> tuple[Any, ...]:
     event = recorded.event
-    details = {name: value for name, value in vars(event).items() if name not in _NOT_DETAILS}
+    details = {
+        name: value.isoformat() if isinstance(value, datetime) else value  # with "+00:00", as ever
+        for name, value in vars(event).items()
+        if name not in _NOT_DETAILS
+    }
     return (
         recorded.position, recorded.recorded_at, recorded.topic, event.originator_id, event.originator_version,
         _registration_of(event), recorded.actor, recorded.correlation_id, recorded.causation_position, recorded.trace,
-        json.dumps(details, default=datetime.isoformat) if details else "{}",
+        _encode(details).decode() if details else "{}",
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from psycopg.rows import tuple_row
 
 from domain.mail_saga import MailSaga
 from domain.recorded import Position, Recorded
-from projections.table import Connection, Table
+from projections.table import Connection, Table, schema_of
 
 TABLES = """
     CREATE TABLE IF NOT EXISTS deadlines (
@@ -114,9 +114,9 @@ class Deadlines:
     topics: tuple[str, ...] | None = tuple(event.TOPIC for event in _CHANGES)
     tables: tuple[str, ...] = (TABLES, TRACE)
 
-    def __init__(self, schema: str = "read_deadlines") -> None:
-        self.schema = schema
-        self._deadlines = DEADLINES.within(schema)
+    def __init__(self, schema: str | None = None) -> None:
+        self.schema = schema or schema_of(self.name)
+        self._deadlines = DEADLINES.within(self.schema)
 
     async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:
         """Write what a batch of events changes."""

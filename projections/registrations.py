@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 from domain.recorded import Position, Recorded
 from domain.registration import Registration, Status
 from projections.paging import Page, before, page
-from projections.table import Connection, Table
+from projections.table import Connection, Table, schema_of
 
 # What never changes stands apart from what changes with each event: writing a short row again is cheap, and most
 # changes touch no index.
@@ -293,8 +293,8 @@ class Registrations:
     topics: tuple[str, ...] | None = tuple(event.TOPIC for event in _CHANGES)
     tables: tuple[str, ...] = (TABLES,)
 
-    def __init__(self, schema: str = "read_registrations") -> None:
-        self.schema = schema
+    def __init__(self, schema: str | None = None) -> None:
+        self.schema = schema = schema or schema_of(self.name)
         self._view = _VIEW.format(registrations=REGISTRATIONS.within(schema), progress=PROGRESS.within(schema))
         self._find = _FIND.format(view=self._view)
 
@@ -309,15 +309,14 @@ class Registrations:
         known: dict[int, UUID] = {}
         erased: set[UUID] = set()
         for recorded in events:
-            event = recorded.event
-            match event:
-                case Registration.UserRegistered():
-                    begun[event.originator_id.int] = _begun(event, recorded.position)
-                    continue
-                case Registration.PersonalDataErased():
-                    erased.add(event.originator_id)
-            if event.originator_id.int not in begun:
-                known[event.originator_id.int] = event.originator_id
+            event: Any = recorded.event
+            kind, number = type(event), event.originator_id.int
+            if kind is Registration.UserRegistered:
+                begun[number] = _begun(event, recorded.position)
+            elif number not in begun:
+                known[number] = event.originator_id
+            if kind is Registration.PersonalDataErased:
+                erased.add(event.originator_id)
 
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
         rows: dict[int, _Progress] = {}
@@ -326,11 +325,12 @@ class Registrations:
             rows = {columns[0].int: _Progress(*columns) for columns in await cursor.fetchall()}
         for recorded in events:
             event, position = recorded.event, recorded.position
-            row = rows.get(event.originator_id.int)
+            number = event.originator_id.int
+            row = rows.get(number)
             if row is None:
-                if event.originator_id.int not in begun:
+                if number not in begun:
                     raise LookupError(f"registration {event.originator_id} never started")
-                row = rows[event.originator_id.int] = _Progress(event.originator_id, position, position)
+                row = rows[number] = _Progress(event.originator_id, position, position)
             _CHANGES[type(event)](row, event)
             row.position = position
 

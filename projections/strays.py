@@ -123,7 +123,8 @@ async def apply(cursor: psycopg.AsyncCursor[Any], events: Sequence[Recorded]) ->
 class Strays:
     """What waits to be looked at: the stray messages that nobody has discarded."""
 
-    def __init__(self, schema: str = "read_mail") -> None:
+    def __init__(self, schema: str) -> None:
+        """Args: schema: that of the read model `mail`."""
         self._strays = STRAYS.within(schema)
 
     async def search(self, connection: Connection, *, cursor: str | None = None, limit: int = 50) -> Page[Stray]:

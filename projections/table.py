@@ -13,6 +13,16 @@ from psycopg import sql
 Connection = psycopg.AsyncConnection[Any]
 
 
+def schema_of(name: str) -> str:
+    """Where the tables of a read model are.
+
+    A read model whose tables or fold change in a way that cannot be told to its rows (docs/upgrading.md) gets another
+    name: "registrations", then "registrations_2". So it has other tables, and a position and a leader of its own, and
+    is made beside the former one.
+    """
+    return f"read_{name}"
+
+
 class Table:
     """The statements with which a fold reads and writes a table, and their parameters: one array per column.
 

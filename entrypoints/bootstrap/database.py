@@ -18,7 +18,14 @@ from infrastructure.followers.projector import read_scripts
 from infrastructure.postgres.circumstances import why_unreachable, why_unusable
 from infrastructure.postgres.connection import AWAY, Connection, closing, connect_first
 from infrastructure.postgres.cutting import cut_after
-from infrastructure.postgres.schema import CONFIRM_WITHIN, WrongSchema, bring_up_to_date, check
+from infrastructure.postgres.schema import (
+    CONFIRM_WITHIN,
+    NothingThere,
+    Outdated,
+    WrongSchema,
+    bring_up_to_date,
+    check,
+)
 from infrastructure.scripts import SCRIPTS
 from infrastructure.settings.settings import Settings
 from projections import PROJECTIONS
@@ -113,6 +120,22 @@ async def keyring_of(database: Database) -> Keyring:
     if root_secret is None:
         raise CannotStart("No service has run on this database yet; start one first (`registrar up`, or `serve`).")
     return Keyring(master_key=database.master_key, root_secret=root_secret)
+
+
+async def keyring_after_update(database: Database) -> Keyring:
+    """`keyring_of` on a database on which an earlier release may still run: first updates it, as a start does.
+
+    Raises:
+        CannotStart, WrongMasterKey: one line each, fit to show.
+    """
+    async with first_connection(database.dsn) as connection:
+        try:
+            await check(connection, SCHEMA)
+        except NothingThere:
+            raise
+        except Outdated:
+            await create_schema(connection)
+    return await keyring_of(database)
 
 
 async def check_schema(dsn: str) -> None:

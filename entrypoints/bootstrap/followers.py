@@ -89,7 +89,8 @@ def relay_inside(core: Core, settings: Settings, delivery: Delivery) -> Relay:
 
 
 def _alerts(core: Core, settings: Settings, url: str) -> Alerts:
-    mails, strays = Mails(), Strays()
+    mails = Mails()
+    strays = Strays(mails.schema)
 
     async def dead_letters(connection: Connection) -> int:
         """What an operator has to look at: mails that failed for good, and foreign messages."""

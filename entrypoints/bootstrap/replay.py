@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import uuid4
@@ -16,18 +17,32 @@ from entrypoints.bootstrap.core import core_as_it_is
 from entrypoints.bootstrap.database import check_schema, dsn_to_read
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import LogReader
+from infrastructure.followers.versions import version_of
 from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.replay.comparison import Differences
 from infrastructure.replay.copies import MakesProjection
 from infrastructure.replay.moments import Moment
 from infrastructure.replay.progress import Watch
 from infrastructure.replay.rebuild import RebuildAct, Rebuilds
+from infrastructure.replay.superseded import Dropped, drop_superseded
 from infrastructure.replay.time_travel import Scratch, as_of, diff, drop
-from infrastructure.replay.verification import verify
+from infrastructure.replay.verification import verify_all
 from infrastructure.settings.settings import Settings
 from projections import PROJECTIONS
 
 READ_MODELS: dict[str, MakesProjection] = {projection.name: projection for projection in PROJECTIONS}
+
+
+def read_model_named(name: str) -> str | None:
+    """The read model of this release that is meant: by its name ("registrations_2"), or without its version; None if
+    there is none."""
+    if name in READ_MODELS:
+        return name
+    return next((ours for ours in READ_MODELS if (found := version_of(ours)) and found.read_model == name), None)
+
+
+NICE = 10
+"""Half of the way to the lowest priority."""
 
 _LOG_TIMEOUT = timedelta(minutes=1)
 """How long a read of a batch may take."""
@@ -43,7 +58,7 @@ class Rebuilder:
 
     def rebuilds(self, watch: Watch, *, throttle: int | None = None) -> Rebuilds:
         """See `Rebuilds`; an operator's acts, which belong together."""
-        context = Context(Actor.OPERATOR, correlation_id=uuid4())
+        context = _an_operator()
 
         async def record(act: RebuildAct) -> None:
             command = RecordRebuild(
@@ -58,6 +73,22 @@ class Rebuilder:
 
         return Rebuilds(self._dsn, log=self._log, record=record, watch=watch, throttle=throttle)
 
+    async def drop_superseded(self, name: str) -> list[Dropped]:
+        """See `infrastructure.replay.superseded.drop_superseded`."""
+        context = _an_operator()
+
+        async def record(dropped: Dropped) -> None:
+            command = RecordRebuild(
+                rebuild_id=uuid4(), read_model=dropped.name, act="version-dropped", position=dropped.position
+            )
+            await self._handlers.handle(command, context)
+
+        return await drop_superseded(self._dsn, READ_MODELS[name], record=record)
+
+
+def _an_operator() -> Context:
+    return Context(Actor.OPERATOR, correlation_id=uuid4())
+
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
@@ -67,8 +98,13 @@ class Verifier:
     _log: LogReader
 
     async def verify(self, name: str, watch: Watch) -> Differences:
-        """See `infrastructure.replay.verification.verify`."""
-        return await verify(self._dsn, READ_MODELS[name], log=self._log, watch=watch)
+        """`verify_all` of one."""
+        [found] = await self.verify_all([name], watch)
+        return found
+
+    async def verify_all(self, names: Sequence[str], watch: Watch) -> list[Differences]:
+        """See `infrastructure.replay.verification.verify_all`."""
+        return await verify_all(self._dsn, [READ_MODELS[name] for name in names], log=self._log, watch=watch)
 
     async def as_of(self, name: str, when: Moment, watch: Watch) -> Scratch:
         """See `infrastructure.replay.time_travel.as_of`."""
@@ -83,6 +119,18 @@ class Verifier:
         return await diff(self._dsn, READ_MODELS[name], one, other, log=self._log, watch=watch)
 
 
+@contextmanager
+def giving_way() -> Iterator[None]:
+    """On a machine that it shares with the service, this thread takes what that leaves of the processors."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, max(before, NICE))
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):  # a process may always give way, but take the way back with a right only
+            os.setpriority(os.PRIO_PROCESS, 0, before)
+
+
 @asynccontextmanager
 async def rebuilder(settings: Settings) -> AsyncIterator[Rebuilder]:
     """It has no broker and no mail server, and runs no follower.
@@ -92,6 +140,7 @@ async def rebuilder(settings: Settings) -> AsyncIterator[Rebuilder]:
     """
     async with AsyncExitStack() as stack:
         core = await core_as_it_is(settings, stack)
+        stack.enter_context(giving_way())  # not before: an embedded database that is started here does not
         dsn = core.database.dsn
         yield Rebuilder(dsn, await _log(dsn, stack), core.handlers)
 
@@ -106,6 +155,7 @@ async def verifier(settings: Settings) -> AsyncIterator[Verifier]:
     async with AsyncExitStack() as stack:
         dsn = await dsn_to_read(settings, stack)
         await check_schema(dsn)
+        stack.enter_context(giving_way())
         yield Verifier(dsn, await _log(dsn, stack))
 
 

@@ -9,14 +9,23 @@ from entrypoints.cli.output import print_json, print_table
 
 
 async def list_followers(reader: Reader, *, as_json: bool) -> int:
-    """Print where every follower is that there should be, also of one that never ran."""
+    """Print where every follower is that there should be, also of one that never ran, and where the versions of read
+    models are that other releases follow, or followed."""
     found = await reader.followers.progress()
+    others = await reader.followers.other_versions()
+    listed = sorted(
+        [*((one, str(one.status)) for one in found.items), *((one.progress, one.status) for one in others)],
+        key=lambda listed: listed[0].name,
+    )
     if as_json:
-        print_json([asdict(one) | {"status": one.status, "head": found.head} for one in found.items])
+        print_json(
+            [asdict(one) | {"version": one.version, "status": status, "head": found.head} for one, status in listed]
+        )
         return 0
     print_table(
         (
             "name",
+            "version",
             "status",
             "position",
             "head",
@@ -29,10 +38,10 @@ async def list_followers(reader: Reader, *, as_json: bool) -> int:
         ),
         (
             (
-                *(one.name, one.status, one.position, found.head, one.lag_events, f"{one.lag_seconds:.1f}"),
+                *(one.name, one.version, status, one.position, found.head, one.lag_events, f"{one.lag_seconds:.1f}"),
                 *(one.parked_streams, one.updated_at, one.verified_at, one.mismatches),
             )
-            for one in found.items
+            for one, status in listed
         ),
     )
     return 0

@@ -37,7 +37,7 @@ def projections_list(*, as_json: bool, data_dir: Path | None) -> int:
     ),
 )
 @click.argument("names", metavar="NAME...", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Every read model, one after the other.")
+@click.option("--all", "everything", is_flag=True, help="Every read model.")
 @click.option("--accept", is_flag=True, help="Swap the copy in, whatever differs.")
 @click.option("--repair", is_flag=True, help="Swap the copy in if a second fold of the log says the same as the first.")
 @click.option("--throttle", type=click.IntRange(min=1), metavar="N", help="At most N positions of the log a second.")
@@ -63,6 +63,9 @@ def projections_rebuild(
     A copy is folded beside the live read model, compared with it row by row, and swapped in if they are equal; the
     former one is kept for --rollback. Where they differ, what differs is listed, exit code 1, and the copy waits
     for --repair or --accept. A rebuild that was interrupted goes on where it was.
+
+    A version of a read model that is new in this release is built beside the one that processes of the earlier release
+    go on with; see docs/upgrading.md.
     """
     from entrypoints.cli import replay as cli_replay
     from entrypoints.cli.session import rebuilding
@@ -82,6 +85,26 @@ def projections_rebuild(
             parts, wanted, accept=accept, repair=repair, throttle=throttle, as_json=as_json
         ),
     )
+
+
+@projections.command(
+    "drop", epilog=options.example("registrar projections drop registrations", "registrar projections drop --all")
+)
+@click.argument("names", metavar="NAME...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Of every read model.")
+@options.as_json
+@options.data_dir
+def projections_drop(*, names: tuple[str, ...], everything: bool, as_json: bool, data_dir: Path | None) -> int:
+    """Drop the superseded versions of read models.
+
+    Those which only processes of an earlier release read: stop these first, and go back to that release no more,
+    or it will have to build them anew. What this release reads is never dropped.
+    """
+    from entrypoints.cli import replay as cli_replay
+    from entrypoints.cli.session import rebuilding
+
+    wanted = cli_replay.chosen(names, everything=everything)
+    return rebuilding(data_dir, lambda parts: cli_replay.drop(parts, wanted, as_json=as_json))
 
 
 @projections.command(

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import click
 
-from entrypoints.bootstrap.replay import READ_MODELS, Rebuilder, Verifier
+from entrypoints.bootstrap.replay import READ_MODELS, Rebuilder, Verifier, read_model_named
 from entrypoints.cli.output import moving, note, print_json, print_table
 from infrastructure.replay.comparison import Difference, Differences
 from infrastructure.replay.progress import Watch
-from infrastructure.replay.rebuild import Rebuilds
+from infrastructure.replay.rebuild import Rebuilds, Rebuilt
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,8 @@ class Report:
     """What became of one read model.
 
     Attributes:
-        outcome: "swapped", "differs", "equal", "rolled back", "aborted" or "nothing to abort".
+        outcome: "swapped", "differs", "equal", "rolled back", "aborted" or "nothing to abort"; "built": a version that
+            had not served before, compared with the one that goes on to serve the earlier release.
         position: at which the copy was swapped, or compared.
         resumed: an earlier rebuild was taken up.
         rows: compared, if any were.
@@ -37,6 +38,12 @@ class Report:
     found: list[Difference] = field(default_factory=list)
 
 
+_SERVES = "the read models serve on; the same command goes on where it was, --abort drops the copy."
+
+_SHOWN_OF_BUILT = 20
+"""Differences that are shown of a new version, which may be in every row; all are counted, and `--json` has more."""
+
+
 def chosen(names: Sequence[str], *, everything: bool = False) -> tuple[str, ...]:
     """The read models that are meant.
 
@@ -45,27 +52,34 @@ def chosen(names: Sequence[str], *, everything: bool = False) -> tuple[str, ...]
     """
     if bool(names) == everything:
         raise click.UsageError("Give the names of read models, or --all.", click.get_current_context())
+    found = []
     for name in names:
-        if name not in READ_MODELS:
+        ours = read_model_named(name)
+        if ours is None:
             raise click.BadParameter(
                 f"'{name}' is no read model; there are {', '.join(READ_MODELS)}.",
                 click.get_current_context(),
                 param_hint="NAME",
             )
-    return tuple(dict.fromkeys(names)) or tuple(READ_MODELS)
+        found.append(ours)
+    return tuple(dict.fromkeys(found)) or tuple(READ_MODELS)
 
 
 async def rebuild(
     parts: Rebuilder, names: Sequence[str], *, accept: bool, repair: bool, throttle: int | None, as_json: bool
 ) -> int:
-    """Rebuild one read model after the other; 1 if one of them waits for a decision about its differences."""
-
-    async def one(rebuilds: Rebuilds, name: str) -> Report:
-        done = await rebuilds.rebuild(READ_MODELS[name], accept=accept, repair=repair)
-        return _report(name, "swapped" if done.swapped else "differs", done.differences, done.position, done.resumed)
-
-    reports = await _each(parts, names, one, throttle)
+    """Rebuild read models; 1 if one of them waits for a decision about its differences."""
+    makes = [READ_MODELS[name] for name in names]
+    with _interruptible(_SERVES), watched() as watch:
+        done = await parts.rebuilds(watch, throttle=throttle).rebuild_all(makes, accept=accept, repair=repair)
+    reports = [_report(one.read_model, _outcome(one), one.differences, one.position, one.resumed) for one in done]
     _print(reports, as_json=as_json)
+    for one in done:
+        if one.beside is not None:
+            note(
+                f"{one.read_model} serves the processes of this release; {one.beside} goes on to serve those of the "
+                "earlier one. What differs is what the new version changes."
+            )
     waiting = [one.read_model for one in reports if one.outcome == "differs"]
     if waiting:
         note(
@@ -98,21 +112,35 @@ async def abort(parts: Rebuilder, names: Sequence[str], *, as_json: bool) -> int
 async def verify(parts: Verifier, names: Sequence[str], *, as_json: bool) -> int:
     """Compare read models with the log; 1 if any differs."""
     with _interruptible("nothing was changed."), watched() as watch:
-        found = {name: await parts.verify(name, watch) for name in names}
+        found = dict(zip(names, await parts.verify_all(names, watch), strict=True))
     reports = [_report(name, "differs" if one.count else "equal", one, one.position) for name, one in found.items()]
     _print(reports, as_json=as_json)
     return 1 if any(one.differences for one in reports) else 0
 
 
+async def drop(parts: Rebuilder, names: Sequence[str], *, as_json: bool) -> int:
+    """Drop the versions of read models that this release's have superseded."""
+    dropped = [one for name in names for one in await parts.drop_superseded(name)]
+    if as_json:
+        print_json(dropped)
+    elif dropped:
+        print_table(("dropped", "position"), ((one.name, one.position) for one in dropped))
+    else:
+        note("There is no superseded version.")
+    return 0
+
+
+def _outcome(done: Rebuilt) -> str:
+    if done.beside is not None:
+        return "built"
+    return "swapped" if done.swapped else "differs"
+
+
 async def _each(
-    parts: Rebuilder,
-    names: Sequence[str],
-    act: Callable[[Rebuilds, str], Awaitable[Report]],
-    throttle: int | None = None,
+    parts: Rebuilder, names: Sequence[str], act: Callable[[Rebuilds, str], Awaitable[Report]]
 ) -> list[Report]:
-    serves = "the read models serve on; the same command goes on where it was, --abort drops the copy."
-    with _interruptible(serves), watched() as watch:
-        rebuilds = parts.rebuilds(watch, throttle=throttle)
+    with _interruptible(_SERVES), watched() as watch:
+        rebuilds = parts.rebuilds(watch)
         return [await act(rebuilds, name) for name in names]
 
 
@@ -138,7 +166,9 @@ def _print(reports: Sequence[Report], *, as_json: bool) -> None:
         ("read model", "outcome", "position", "rows", "differences", "resumed"),
         ((one.read_model, one.outcome, one.position, one.rows, one.differences, one.resumed) for one in reports),
     )
-    found = [one for report in reports for one in report.found]
+    found = [
+        one for report in reports for one in report.found[: _SHOWN_OF_BUILT if report.outcome == "built" else None]
+    ]
     if found:
         click.echo()
         print_table(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Literal
 
 from application.ports import Clock
 from infrastructure.followers.names import names_of_followers
-from infrastructure.followers.progress import LAGGING, AllProgress, progress_of
+from infrastructure.followers.progress import LAGGING, AllProgress, Progress, progress_of
+from infrastructure.followers.versions import Behind, behind_others, others_of, positions, version_of
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.pool import QueryPool
 from infrastructure.settings.settings import Settings
@@ -44,25 +45,56 @@ class Backlog:
     stuck: int
 
 
+@dataclass(frozen=True, slots=True)
+class OtherVersion:
+    """A read model's version that this release does not read.
+
+    Attributes:
+        status: "superseded" by ours, or "later" than it.
+    """
+
+    progress: Progress
+    status: Literal["superseded", "later"]
+
+
 class FollowerQueries:
     """
+    Attributes:
+        names: the followers that there should be; see `followers_with`.
+
     Raises (all of them):
         Unavailable, one of `AWAY`: see `infrastructure.postgres.pool.QueryPool.ask`.
     """
 
     def __init__(self, pool: QueryPool, clock: Clock, names: Sequence[str]) -> None:
-        """
-        Args:
-            names: the followers that there should be; see `followers_with`.
-        """
         self._pool = pool
         self._clock = clock
-        self._names = names
-        self._mails, self._strays, self._deadlines = Mails(), Strays(), Deadlines()
+        self.names = names
+        self._mails, self._deadlines = Mails(), Deadlines()
+        self._strays = Strays(self._mails.schema)
 
     async def progress(self) -> AllProgress:
         """Every follower's position and lag, of one that never ran, too."""
-        return await self._pool.ask(lambda connection: progress_of(connection, self._names))
+        return await self._pool.ask(lambda connection: progress_of(connection, self.names))
+
+    async def other_versions(self) -> list[OtherVersion]:
+        """The versions of our read models that other releases follow, or followed."""
+        ours = {version.read_model: version.number for name in self.names if (version := version_of(name)) is not None}
+
+        async def select(connection: Connection) -> list[OtherVersion]:
+            names = others_of(self.names, await positions(connection))
+            found = (await progress_of(connection, names)).items if names else []
+            return [
+                OtherVersion(one, "superseded" if one.version < ours[version.read_model] else "later")
+                for one in found
+                if (version := version_of(one.name)) is not None
+            ]
+
+        return await self._pool.ask(select)
+
+    async def behind(self, names: Collection[str]) -> list[Behind]:
+        """Which of these followers keep a read model that another version of it is ahead of."""
+        return await self._pool.ask(lambda connection: behind_others(connection, names))
 
     async def lag_of(self, name: str) -> int:
         """How many events this follower is behind the log."""
@@ -78,7 +110,7 @@ class FollowerQueries:
 
         async def select(connection: Connection) -> Backlog:
             return Backlog(
-                await progress_of(connection, self._names),
+                await progress_of(connection, self.names),
                 self._age(await self._mails.oldest_unsent(connection)),
                 await self._mails.dead_letters(connection),
                 await self._strays.count(connection),

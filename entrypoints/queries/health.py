@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import psycopg
+import structlog
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from application.ports import BrokerAway, Unavailable
 from entrypoints.queries.followers import FollowerQueries
 from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.event_store.store import EventStore
+from infrastructure.followers.versions import Behind
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.telemetry.metrics import Metrics
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from infrastructure.rabbitmq.connection import Broker
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 State = Literal["up", "down", "degraded", "disabled"]
 
@@ -81,10 +85,12 @@ class HealthChecks:
         self._hasher = hasher
         self._metrics = metrics
         self._broken = broken
+        self._not_yet_ahead: Collection[str] = followers.names
         self._under_way: set[asyncio.Task[Any]] = set()
         self._look: asyncio.Task[bool] | None = None
         self._writable = False
         self._known_until = 0.0
+        self._said_behind = False
 
     async def close(self) -> None:
         for task in self._under_way:
@@ -96,13 +102,19 @@ class HealthChecks:
         self.stopping = True
 
     async def ready(self) -> Report:
-        """Can this process take registrations? Mail that is away delays them, no more."""
+        """Can this process take registrations, and show them? Mail that is away delays them, no more."""
         if self.stopping:
             return Report("down", {"database": "up", "reason": "stopping"})
         if self._broken.is_set():
             return Report("down", {"database": "up", "reason": "broken"})
         if not await self._can_append():
             return Report("down", {"database": "down"})
+        behind = await self._behind()
+        if behind is None:
+            return Report("down", {"database": "down"})
+        if behind:
+            found = [one._asdict() for one in behind]
+            return Report("down", {"database": "up", "reason": "building read models", "read_models": found})
         broker = self._broker
         mail_is_away = _all_open(await self._circuits()) or (broker is not None and not broker.is_up)
         return Report("degraded" if mail_is_away else "up", {"database": "up"})
@@ -174,6 +186,25 @@ class HealthChecks:
             oldest_unsent_seconds=backlog.oldest_unsent.total_seconds(),
             stuck=backlog.stuck,
         )
+
+    async def _behind(self) -> list[Behind] | None:
+        """The read models that another release's version is ahead of: whoever has read that one must not be sent here.
+        None if the database is away.
+
+        Each counts until it was once seen not to be behind. Later on, two that follow the log side by side overtake
+        each other all the time.
+        """
+        if not self._not_yet_ahead:
+            return []
+        found = await self._patiently(self._followers.behind(self._not_yet_ahead))
+        if found is None:
+            return None
+        if found and not self._said_behind:
+            self._said_behind = True
+            hint = "not ready until they have caught up with the earlier release's; `registrar process` of this release builds them"
+            log.warning("read_models.behind", names=[one.name for one in found], hint=hint)
+        self._not_yet_ahead = [one.name for one in found]
+        return found
 
     async def _circuits(self) -> dict[str, str]:
         """As all workers know them; what this process itself knows is newer."""

@@ -39,7 +39,8 @@ class MailQueries:
 
     def __init__(self, pool: QueryPool) -> None:
         self._pool = pool
-        self._mails, self._strays, self._registrations = Mails(), Strays(), Registrations()
+        self._mails, self._registrations = Mails(), Registrations()
+        self._strays = Strays(self._mails.schema)
 
     async def search(self, *, state: str | None, cursor: str | None = None, limit: int) -> Page[Mail]:
         """Mails, the latest issue first; those in a state, or all."""

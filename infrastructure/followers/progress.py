@@ -10,6 +10,7 @@ from typing import Literal
 from psycopg.rows import tuple_row
 
 from domain.recorded import Position
+from infrastructure.followers.versions import version_of
 from infrastructure.postgres.connection import Connection
 
 LAGGING = timedelta(minutes=1)
@@ -54,6 +55,12 @@ class Progress:
     verified_at: datetime | None = None
     mismatches: int | None = None
     rebuild: Literal["filling", "indexed"] | None = None
+
+    @property
+    def version(self) -> int:
+        """Of the read model that it keeps; 1 if it keeps none."""
+        found = version_of(self.name)
+        return 1 if found is None else found.number
 
     @property
     def status(self) -> Literal["up", "degraded"]:

@@ -129,6 +129,8 @@ class Projector:
             except Exception as error:
                 if not is_event_error(error):
                     raise
+                if await position_of(connection, self.name) != position:  # these events are in the tables by now
+                    raise NotLeader(self.name) from None
                 log.warning(
                     "follower.batch_failed", follower=self.name, attempt=attempt + 1, error=type(error).__name__
                 )

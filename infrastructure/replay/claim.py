@@ -19,12 +19,8 @@ from infrastructure.replay.swap import CannotReplay
 _CLAIM: Final = "SELECT pg_try_advisory_lock(hashtext('registrar replay'), 0)"
 
 _END: Final = """
-    SELECT pg_terminate_backend(a.pid)
-    FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
-    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
-        AND l.classid = hashtext('registrar replay')::oid AND l.objid = 0
-        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND a.application_name = ANY (%s)
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = ANY (%s)
 """
 
 A_MOMENT: Final = timedelta(seconds=2)

@@ -23,7 +23,11 @@ ROW: Final = "(row)"
 """In place of a column, where a row is there on one side only; "there" and "missing" are its values."""
 
 TABLE: Final = "(table)"
-"""In place of a row, where a table or a column is there on one side only."""
+"""In place of a row, where a table or a column is there on one side only, or of another type: its rows are compared
+without it."""
+
+KEY: Final = "(key)"
+"""In place of a column, where a table's keys differ, so that its rows cannot be compared."""
 
 MOST_KEPT: Final = 10_000
 """Differences kept to be shown; all are counted."""
@@ -37,7 +41,8 @@ Note = Callable[[str, str, str, Any, Any], None]
 _POSITION = "SELECT coalesce((SELECT position FROM public.followers WHERE name = %s), 0)"
 
 _SHAPE = """
-    SELECT c.relname::text, a.attname::text, coalesce(a.attnum = ANY (k.conkey), false)
+    SELECT c.relname::text, a.attname::text, format_type(a.atttypid, a.atttypmod),
+        coalesce(a.attnum = ANY (k.conkey), false)
     FROM pg_class AS c
     JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     LEFT JOIN pg_constraint AS k ON k.conrelid = c.oid AND k.contype = 'p'
@@ -88,21 +93,21 @@ class Differences:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A table: its columns in order, and those of its key."""
+    """A table: its columns with their types, in order, and those of its key."""
 
-    columns: tuple[str, ...]
+    columns: dict[str, str]
     key: tuple[str, ...]
 
 
 async def shapes(connection: Connection, schema: str) -> dict[str, Shape]:
     """The tables of a schema; none if there is no such schema."""
     cursor = await connection.execute(_SHAPE, (schema,))
-    columns: dict[str, list[tuple[str, bool]]] = {}
-    for table, column, in_key in await cursor.fetchall():
-        columns.setdefault(table, []).append((column, in_key))
+    found: dict[str, list[tuple[str, str, bool]]] = {}
+    for table, column, kind, in_key in await cursor.fetchall():
+        found.setdefault(table, []).append((column, kind, in_key))
     return {
-        table: Shape(tuple(name for name, _ in found), tuple(name for name, in_key in found if in_key))
-        for table, found in columns.items()
+        table: Shape({name: kind for name, kind, _ in columns}, tuple(name for name, _, in_key in columns if in_key))
+        for table, columns in found.items()
     }
 
 
@@ -134,18 +139,24 @@ async def compared(connection: Connection, read_model: str, live: str, rebuilt: 
         compare_shapes(table, one, other, note)
         if one is None or other is None:
             continue
-        await compare_rows(connection, table, other, set(one.columns), live, rebuilt, note)
+        await compare_rows(connection, table, one, other, live, rebuilt, note)
         found.rows += await count(connection, rebuilt, table)
     return found
 
 
 def compare_shapes(table: str, one: Shape | None, other: Shape | None, note: Note) -> None:
-    """Note what only one side has, of a live table and a rebuilt one."""
+    """Note what is not the same of a live table and a rebuilt one, or there on one side only."""
     if one is None or other is None:
         note(table, TABLE, ROW, *_sides(one is not None))
         return
-    for column in sorted({*one.columns} ^ {*other.columns}):
-        note(table, TABLE, column, *_sides(column in one.columns))
+    for column in sorted({*one.columns} | {*other.columns}):
+        kind, its_kind = one.columns.get(column), other.columns.get(column)
+        if kind is None or its_kind is None:
+            note(table, TABLE, column, *_sides(kind is not None))
+        elif kind != its_kind:
+            note(table, TABLE, column, kind, its_kind)
+    if one.key != other.key:
+        note(table, TABLE, KEY, ", ".join(one.key), ", ".join(other.key))
 
 
 def _sides(is_live: bool) -> tuple[str, str]:
@@ -161,15 +172,20 @@ async def count(connection: Connection, schema: str, table: str, where: sql.Comp
 async def compare_rows(
     connection: Connection,
     table: str,
-    shape: Shape,
-    common: set[str],
+    ours: Shape,
+    theirs: Shape,
     live: str,
     rebuilt: str,
     note: Note,
     where: sql.Composable = ALL,
 ) -> None:
-    """Note the values that differ in the rows that meet a condition on their key."""
-    columns = [column for column in shape.columns if column in common]
+    """Note the values that differ in the rows that meet a condition on their key; none if their keys are not the same.
+
+    Columns that are not there on both sides, or of other types, are left out; `compare_shapes` notes them.
+    """
+    columns = [column for column, kind in ours.columns.items() if theirs.columns.get(column) == kind]
+    if ours.key != theirs.key or not set(columns).issuperset(ours.key):
+        return
 
     def row_of(alias: str) -> sql.Composed:
         return sql.SQL(", ").join(sql.Identifier(alias, column) for column in columns)
@@ -180,19 +196,19 @@ async def compare_rows(
     ).format(
         *(sql.Identifier(live, table), where, sql.Identifier(rebuilt, table), where),
         sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(sql.Identifier("l", column), sql.Identifier("r", column)) for column in shape.key
+            sql.SQL("{} = {}").format(sql.Identifier("l", column), sql.Identifier("r", column)) for column in ours.key
         ),
         row_of("l"),
         row_of("r"),
         sql.SQL(", ").join(
             sql.SQL("coalesce({}, {})").format(sql.Identifier("l", column), sql.Identifier("r", column))
-            for column in shape.key
+            for column in ours.key
         ),
     )
     async with connection.cursor(name="differences", row_factory=tuple_row) as cursor:
         await cursor.execute(query)
         async for one, other in cursor:
-            key = " ".join(f"{column}={(one or other)[column]}" for column in shape.key)
+            key = " ".join(f"{column}={(one or other)[column]}" for column in ours.key)
             if one is None or other is None:
                 note(table, key, ROW, *_sides(one is not None))
                 continue

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final
 from uuid import UUID
@@ -62,6 +64,7 @@ class Copy:
     Attributes:
         name: as a follower: "registrations__next".
         of: the live read model's name.
+        topics: of the events that it is made of; None: of all.
     """
 
     def __init__(self, make: MakesProjection, kind: str) -> None:
@@ -74,6 +77,8 @@ class Copy:
         self.name = f"{live.name}__{kind}"
         self.schema = f"{live.schema}__{kind}"
         self._projection = make(self.schema)
+        topics = self._projection.topics
+        self.topics = None if topics is None else frozenset(topics)
 
     # --- Its tables ---------------------------------------------------------------------------
 
@@ -145,30 +150,23 @@ class Copy:
         told: Callable[[Position], Awaitable[None]] = nothing_told,
         twice: bool = False,
     ) -> None:
-        """Apply the events from where it is, up to a position.
+        """`fill_together` of it alone."""
+        await fill_together(log, [Filling(self, connection, upto, without, twice)], limit=limit, told=told)
 
-        Args:
-            limit: maximum number of events in a transaction.
-            without: positions of events to leave out.
-            told: called after each batch with the position reached.
-            twice: tell it each batch once more, which must have no effect.
-
-        Raises:
-            ToldTwice: it had one.
-            Unavailable, UnreadableLog, psycopg.Error: it stays where it is.
-        """
+    async def begin(self, connection: Connection, log: ReadsLog) -> Position:
+        """Make a session ready to write it; returns where it is."""
         into = sql.SQL("SET search_path = {}, public").format(sql.Identifier(self.schema))
         await connection.execute(into)
         since = await self.position(connection)
         self._parked = ParkedStreams(self.name, log)
         await self._parked.load(connection, since)
-        topics = self._projection.topics
-        async for batch in batches(log, since, upto, topics=topics, limit=limit, without=without):
-            await self._advance(connection, batch)
-            if twice:
-                await self._tell_again(connection, batch)
-            crash_point("rebuild.after_batch")
-            await told(batch.upto)
+        return since
+
+    async def take(self, connection: Connection, batch: Batch, *, twice: bool) -> None:
+        """Apply a batch that begins where it is; see `Filling`."""
+        await self._advance(connection, batch)
+        if twice:
+            await self._tell_again(connection, batch)
 
     async def _advance(self, connection: Connection, batch: Batch) -> None:
         """Apply a batch; of what cannot be applied, park the streams."""
@@ -225,6 +223,89 @@ class Copy:
         except NotLeader:
             return
         raise ToldTwice(f"{self.of} took the events after {batch.since} twice")
+
+
+# --- Several in one pass ------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Filling:
+    """A copy, and what it is to be told.
+
+    Attributes:
+        connection: the session that writes it.
+        upto: the position up to which it is told.
+        without: positions of events to leave out.
+        twice: tell it each batch once more, which must have no effect.
+    """
+
+    copy: Copy
+    connection: Connection
+    upto: Position
+    without: Collection[Position] = ()
+    twice: bool = False
+
+    def part_of(self, batch: Batch, since: Position, *, whole: bool) -> Batch:
+        """What of a batch concerns this copy, which is at `since`.
+
+        Args:
+            whole: no topic is in it that others alone are made of.
+        """
+        upto = min(batch.upto, self.upto)
+        events = batch.events
+        if since > batch.since or upto < batch.upto or self.without:
+            without = self.without
+            events = [one for one in events if since < one.position <= upto and one.position not in without]
+        if not whole and (topics := self.copy.topics) is not None:
+            events = [one for one in events if one.topic in topics]
+        return Batch(events, max(batch.since, since), upto, batch.sound)
+
+
+async def fill_together(
+    log: ReadsLog,
+    fillings: Sequence[Filling],
+    *,
+    limit: int = BATCH_EVENTS,
+    told: Callable[[Position], Awaitable[None]] = nothing_told,
+) -> None:
+    """Apply the events to each of some copies, from where it is and up to a position: the log is read once, and each
+    copy has a session and transactions of its own.
+
+    Args:
+        limit: maximum number of events in a transaction.
+        told: called after each batch with the position reached.
+
+    Raises:
+        ToldTwice: what was told twice had an effect twice.
+        Unavailable, UnreadableLog, psycopg.Error: they stay where they are.
+    """
+    at = {one.copy.name: await one.copy.begin(one.connection, log) for one in fillings}
+    topics = _all_topics([one.copy for one in fillings])
+
+    async def take(one: Filling, batch: Batch) -> None:
+        since = at[one.copy.name]
+        if since < min(batch.upto, one.upto):
+            part = one.part_of(batch, since, whole=len(fillings) == 1)
+            await one.copy.take(one.connection, part, twice=one.twice)
+            at[one.copy.name] = part.upto
+
+    since, upto = min(at.values()), max(one.upto for one in fillings)
+    async for batch in batches(log, since, upto, topics=topics, limit=limit):
+        outcomes = await asyncio.gather(*(take(one, batch) for one in fillings), return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+        crash_point("rebuild.after_batch")
+        await told(batch.upto)
+
+
+def _all_topics(copies: Sequence[Copy]) -> Sequence[str] | None:
+    topics: dict[str, None] = {}
+    for copy in copies:
+        if copy.topics is None:
+            return None
+        topics |= dict.fromkeys(copy.topics)
+    return list(topics)
 
 
 def _stream_of(event: Recorded | Unreadable) -> UUID:

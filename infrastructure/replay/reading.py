@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple, cast
 from uuid import UUID
 
@@ -18,6 +18,7 @@ class Unreadable(NamedTuple):
     """An event that could not be decoded."""
 
     position: Position
+    topic: str
     stream_id: UUID
     error: Exception
 
@@ -47,13 +48,11 @@ async def batches(
     *,
     topics: Sequence[str] | None,
     limit: int,
-    without: Collection[Position] = (),
 ) -> AsyncIterator[Batch]:
     """What stands in the log after one position and up to another.
 
     Args:
         limit: maximum number of events in a batch.
-        without: the positions of events to leave out.
 
     Raises:
         UnreadableLog: the log ends before `upto`.
@@ -64,7 +63,7 @@ async def batches(
         rows, seen = await log.read(since, limit, topics)
         if seen == since:
             raise UnreadableLog(f"the log ends at {since}; {upto} was expected")
-        wanted = [row for row in rows if row.position <= upto and row.position not in without]
+        wanted = [row for row in rows if row.position <= upto]
         events: list[Recorded | Unreadable] = []
         sound = True
         for start in range(0, len(wanted), SLICE_EVENTS):
@@ -93,4 +92,4 @@ def _decoded(log: ReadsLog, row: RecordedRow) -> Recorded | Unreadable:
     try:
         return log.decode(row)
     except Exception as error:  # noqa: BLE001 - see above
-        return Unreadable(row.position, row.stream_id, error)
+        return Unreadable(row.position, row.topic, row.stream_id, error)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final, Literal
 from uuid import UUID, uuid4
@@ -13,11 +14,12 @@ from psycopg.rows import class_row
 from application.crash_points import crash_point
 from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog
+from infrastructure.followers.versions import behind_others
 from infrastructure.postgres.connection import Connection
 from infrastructure.replay.alignment import agreed
 from infrastructure.replay.claim import claimed, end_others
 from infrastructure.replay.comparison import Differences, live_position, shapes
-from infrastructure.replay.copies import BATCH_EVENTS, Copy, MakesProjection
+from infrastructure.replay.copies import BATCH_EVENTS, Copy, Filling, MakesProjection, fill_together
 from infrastructure.replay.progress import Doing, Watch, nobody_watches
 from infrastructure.replay.sessions import replaying
 from infrastructure.replay.swap import CannotReplay, swap
@@ -25,8 +27,9 @@ from infrastructure.replay.verified import forget_verified, note_verified
 
 Step = Literal["filling", "indexed", "swapped", "rolled-back", "aborted"]
 Act = Literal["begun", "swapped", "rolled-back", "aborted"]
-Decision = Literal["equal", "accepted", "repaired"]
-"""Why a copy was swapped in: it equals the live one, an operator wants it all the same, or the live one was wrong."""
+Decision = Literal["equal", "accepted", "repaired", "built"]
+"""Why a copy was swapped in: it equals the live one, an operator wants it all the same, the live one was wrong, or
+there was none yet of this version."""
 
 A_THROTTLED_BATCH: Final = 4
 """With a limit, this many batches a second, so that it is kept within a second, too."""
@@ -37,12 +40,13 @@ NEAR: Final = 500
 SMALL_BATCH: Final = 1_000
 """A second fold is told the events in other batches than the first, as the live one was."""
 
-_JOB = "SELECT rebuild_id, step, recorded, fold, indexes, position, differences, decision FROM public.rebuilds"
+_JOB = "SELECT rebuild_id, step, recorded, beside, fold, indexes, position, differences, decision FROM public.rebuilds"
 
 _BEGIN = """
-    INSERT INTO public.rebuilds (read_model, rebuild_id, step, fold, indexes) VALUES (%s, %s, 'filling', %s, %s)
+    INSERT INTO public.rebuilds (read_model, rebuild_id, step, beside, fold, indexes)
+    VALUES (%s, %s, 'filling', %s, %s, %s)
     ON CONFLICT (read_model) DO UPDATE SET rebuild_id = excluded.rebuild_id, step = excluded.step, recorded = false,
-        fold = excluded.fold, indexes = excluded.indexes, position = 0, differences = 0, decision = '',
+        beside = excluded.beside, fold = excluded.fold, indexes = excluded.indexes, position = 0, differences = 0, decision = '',
         begun_at = clock_timestamp()
 """
 
@@ -74,6 +78,7 @@ class _Job:
     rebuild_id: UUID
     step: Step
     recorded: bool
+    beside: str
     fold: str
     indexes: list[str]
     position: Position
@@ -89,6 +94,8 @@ class Rebuilt:
         swapped: whether the copy is in place; if not, it waits for a decision about the differences.
         resumed: whether an earlier one was taken up.
         position: at which it was swapped, or compared.
+        beside: the version of the read model that goes on to serve, where there was none of this version yet: what
+            differs from that one is no reason to wait.
     """
 
     read_model: str
@@ -96,6 +103,24 @@ class Rebuilt:
     resumed: bool
     position: Position
     differences: Differences
+    beside: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A rebuild in a session of its own.
+
+    Attributes:
+        name, schema: of what serves meanwhile, and is compared with the copy.
+    """
+
+    make: MakesProjection
+    copy: Copy
+    connection: Connection
+    job: _Job
+    resumed: bool
+    name: str
+    schema: str
 
 
 class Rebuilds:
@@ -120,34 +145,32 @@ class Rebuilds:
         self._throttle = throttle
 
     async def rebuild(self, make: MakesProjection, *, accept: bool = False, repair: bool = False) -> Rebuilt:
-        """Rebuild a read model, or go on with the rebuild that is under way.
+        """Rebuild a read model, or go on with the rebuild that is under way; see `rebuild_all`."""
+        [rebuilt] = await self.rebuild_all([make], accept=accept, repair=repair)
+        return rebuilt
+
+    async def rebuild_all(
+        self, makes: Sequence[MakesProjection], *, accept: bool = False, repair: bool = False
+    ) -> list[Rebuilt]:
+        """Rebuild read models, or go on with the rebuilds that are under way. The log is read once for all of them.
+
+        A version that has never served is built beside the one of the earlier release, which goes on.
 
         Args:
             accept: swap whatever differs.
             repair: swap if a second fold of the log, in other batches, says the same as the first: then it is the live
                 one that was wrong.
         """
-        copy = Copy(make, "next")
-        async with claimed(self._dsn, name=f"rebuild {copy.of}") as connection:
-            ended = await self._finish(connection, copy.of)
-            if ended is not None and ended.step == "swapped" and ended.fold == copy.fold():
-                await Copy(make, "gone").drop(connection)
-                return Rebuilt(copy.of, True, True, ended.position, Differences(ended.position, ended.differences))
-            job, resumed = await self._begun(connection, make, copy)
-            await self._record(RebuildAct(copy.of, job.rebuild_id, "begun"))
-            if job.step == "filling":
-                await self._fill(connection, copy)
-                await self._index(connection, copy, job)
-            differences = await self._compare(connection, make, copy)
-            decision: Decision = "equal"
-            if differences.count:
-                decision = "accepted" if accept else "repaired"
-                if not accept and not (repair and await self._second_fold_agrees(connection, make, copy)):
-                    return Rebuilt(copy.of, False, resumed, differences.position, differences)
-            position = await self._swap(connection, make, copy, differences.count, decision)
-            await note_verified(connection, copy.of, Differences(position, rows=differences.rows))
-            await self._finish(connection, copy.of)
-            return Rebuilt(copy.of, True, resumed, position, differences)
+        async with claimed(self._dsn, name="rebuild"), AsyncExitStack() as stack:
+            begun = []
+            for make in makes:
+                connection = await stack.enter_async_context(replaying(self._dsn, name=f"rebuild {make().name}"))
+                begun.append(await self._begun(connection, make))
+            await self._fill([one for one in begun if isinstance(one, _UnderWay) and one.job.step == "filling"])
+            return [
+                await self._complete(one, accept=accept, repair=repair) if isinstance(one, _UnderWay) else one
+                for one in begun
+            ]
 
     async def roll_back(self, make: MakesProjection) -> Position:
         """Have the read model that the last rebuild replaced serve again; it catches up first."""
@@ -193,41 +216,90 @@ class Rebuilds:
 
     # --- Its steps ----------------------------------------------------------------------------
 
-    async def _begun(self, connection: Connection, make: MakesProjection, copy: Copy) -> tuple[_Job, bool]:
-        """The rebuild that is under way, or a new one; and whether it is the former."""
-        job = await _job(connection, copy.of)
+    async def _begun(self, connection: Connection, make: MakesProjection) -> _UnderWay | Rebuilt:
+        """The rebuild that is under way, or a new one; or what became of one that was swapped and could not tell."""
+        live, copy = make(), Copy(make, "next")
+        ended = await self._finish(connection, copy.of)
+        if ended is not None and ended.step == "swapped" and ended.fold == copy.fold():
+            await Copy(make, "gone").drop(connection)
+            found = Differences(ended.position, ended.differences)
+            return Rebuilt(copy.of, True, True, ended.position, found, ended.beside or None)
+        job, resumed = await _job(connection, copy.of), True
         if job is not None and job.step in {"filling", "indexed"}:
-            if job.fold == copy.fold() and await copy.exists(connection):
-                return job, True
-            await self._record(RebuildAct(copy.of, job.rebuild_id, "aborted"))  # begun by another release
+            if job.fold != copy.fold() or not await copy.exists(connection):
+                await self._record(RebuildAct(copy.of, job.rebuild_id, "aborted"))  # begun by another release
+                job = None
+        else:
+            job = None
+        if job is None:
+            job, resumed = await self._begin(connection, make, copy), False
+        await self._record(RebuildAct(copy.of, job.rebuild_id, "begun"))
+        serves = job.beside or live.name
+        schema = live.schema.removesuffix(live.name) + serves
+        return _UnderWay(make, copy, connection, job, resumed, serves, schema)
+
+    async def _begin(self, connection: Connection, make: MakesProjection, copy: Copy) -> _Job:
+        behind = await behind_others(connection, [copy.of])
+        beside = behind[0].other if behind and not behind[0].position else ""
         async with connection.transaction():
             for kind in ("check", "gone"):
                 await Copy(make, kind).drop(connection)
             indexes = await copy.make(connection)
-            new = _Job(uuid4(), "filling", False, copy.fold(), indexes, 0, 0, "")
-            await connection.execute(_BEGIN, (copy.of, new.rebuild_id, new.fold, new.indexes))
+            new = _Job(uuid4(), "filling", False, beside, copy.fold(), indexes, 0, 0, "")
+            await connection.execute(_BEGIN, (copy.of, new.rebuild_id, new.beside, new.fold, new.indexes))
         crash_point("rebuild.begun")
-        return new, False
+        return new
 
-    async def _fill(self, connection: Connection, copy: Copy) -> None:
-        """Fold the log up to about where the live one is; the rest goes faster with the indexes than over and over."""
-        while (upto := await live_position(connection, copy.of)) - (begin := await copy.position(connection)) > NEAR:
-            limit = BATCH_EVENTS
-            if self._throttle is not None:
-                limit = max(1, min(limit, self._throttle // A_THROTTLED_BATCH))
-            await copy.fill(connection, self._log, upto, limit=limit, told=self._paced(copy, begin, upto))
+    async def _fill(self, under_way: Sequence[_UnderWay]) -> None:
+        """Fold the log up to about where the live ones are; the rest goes faster with the indexes than over and
+        over."""
+        limit = BATCH_EVENTS
+        if self._throttle is not None:
+            limit = max(1, min(limit, self._throttle // A_THROTTLED_BATCH))
+        while True:
+            fillings, begin = [], []
+            for one in under_way:
+                upto, at = await live_position(one.connection, one.name), await one.copy.position(one.connection)
+                if upto - at > NEAR:
+                    fillings.append(Filling(one.copy, one.connection, upto))
+                    begin.append(at)
+            if not fillings:
+                return
+            await fill_together(self._log, fillings, limit=limit, told=self._paced(fillings, min(begin)))
 
-    def _paced(self, copy: Copy, begin: Position, upto: Position) -> Callable[[Position], Awaitable[None]]:
+    def _paced(self, fillings: Sequence[Filling], begin: Position) -> Callable[[Position], Awaitable[None]]:
         """Tells who watches, and keeps to the limit."""
         loop = asyncio.get_running_loop()
         started = loop.time()
+        names, upto = ", ".join(one.copy.of for one in fillings), max(one.upto for one in fillings)
 
         async def told(reached: Position) -> None:
-            self._watch(Doing(copy.of, "filling", reached, upto))
+            self._watch(Doing(names, "filling", reached, upto))
             if self._throttle is not None:
                 await asyncio.sleep(max(0.0, started + (reached - begin) / self._throttle - loop.time()))
 
         return told
+
+    async def _complete(self, one: _UnderWay, *, accept: bool, repair: bool) -> Rebuilt:
+        """Index a copy that is filled, compare it, and swap it in."""
+        of, connection, beside = one.copy.of, one.connection, one.job.beside or None
+        if one.job.step == "filling":
+            await self._index(connection, one.copy, one.job)
+        self._watch(Doing(of, "comparing"))
+        differences = await agreed(self._dsn, connection, self._log, one.copy, one.name, one.schema)
+        decision: Decision = "equal"
+        if beside is None:
+            await note_verified(connection, of, differences)
+        if beside is not None:
+            decision = "built"
+        elif differences.count:
+            decision = "accepted" if accept else "repaired"
+            if not accept and not (repair and await self._second_fold_agrees(connection, one.make, one.copy)):
+                return Rebuilt(of, False, one.resumed, differences.position, differences)
+        position = await self._swap(one, differences.count, decision)
+        await note_verified(connection, of, Differences(position, rows=differences.rows))
+        await self._finish(connection, of)
+        return Rebuilt(of, True, one.resumed, position, differences, beside)
 
     async def _index(self, connection: Connection, copy: Copy, job: _Job) -> None:
         self._watch(Doing(copy.of, "indexing"))
@@ -237,13 +309,6 @@ class Rebuilds:
             await copy.analyze(connection)
             await connection.execute("UPDATE public.rebuilds SET step = 'indexed' WHERE read_model = %s", (copy.of,))
             crash_point("rebuild.indexed")
-
-    async def _compare(self, connection: Connection, make: MakesProjection, copy: Copy) -> Differences:
-        self._watch(Doing(copy.of, "comparing"))
-        live = make()
-        found = await agreed(self._dsn, connection, self._log, copy, live.name, live.schema)
-        await note_verified(connection, copy.of, found)
-        return found
 
     async def _second_fold_agrees(self, connection: Connection, make: MakesProjection, copy: Copy) -> bool:
         """Whether a second copy, told the events in other batches, is the same as the first."""
@@ -260,15 +325,15 @@ class Rebuilds:
             found = await agreed(self._dsn, connection, self._log, check, copy.name, copy.schema)
         return not found.count
 
-    async def _swap(
-        self, connection: Connection, make: MakesProjection, copy: Copy, differences: int, decision: Decision
-    ) -> Position:
-        self._watch(Doing(copy.of, "swapping"))
+    async def _swap(self, one: _UnderWay, differences: int, decision: Decision) -> Position:
+        self._watch(Doing(one.copy.of, "swapping"))
 
         async def note(position: Position) -> None:
-            await connection.execute(_NOTE, ("swapped", position, differences, decision, copy.of))
+            await one.connection.execute(_NOTE, ("swapped", position, differences, decision, one.copy.of))
 
-        return await swap(connection, self._log, make, copy, leaving="old", note=note)
+        # What a new version replaces is empty tables, or what its projector has come to meanwhile.
+        leaving = "gone" if one.job.beside else "old"
+        return await swap(one.connection, self._log, one.make, one.copy, leaving=leaving, note=note)
 
     async def _finish(self, connection: Connection, read_model: str) -> _Job | None:
         """Record the end of a rebuild, should that not have been done yet; returns what was recorded.

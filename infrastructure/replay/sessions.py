@@ -32,6 +32,7 @@ async def replay_in(connection: Connection) -> None:
     await connection.execute("SET registrar.replays = on")
     # What is lost in a crash of the server is folded again: a copy's rows and its position go together.
     await connection.execute("SET synchronous_commit = off")
+    await _leave_processors(connection)
     # A killed process's long statement ends soon, and with it its claim. (Servers on some systems cannot look.)
     with suppress(psycopg.errors.InvalidParameterValue):
         await connection.execute("SET client_connection_check_interval = '1s'")
@@ -42,4 +43,11 @@ async def looking(dsn: str, *, name: str) -> AsyncIterator[Connection]:
     """A session that only reads, for long statements."""
     connection = await connect(dsn, name=name, statement_timeout=LONGEST_STATEMENT, read_only=True)
     async with closing(connection):
+        await _leave_processors(connection)
         yield connection
+
+
+async def _leave_processors(connection: Connection) -> None:
+    """An index or a comparison takes one processor of the server; the others are the service's."""
+    await connection.execute("SET max_parallel_maintenance_workers = 0")
+    await connection.execute("SET max_parallel_workers_per_gather = 0")

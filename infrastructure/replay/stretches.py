@@ -67,7 +67,7 @@ async def compare_stretch(
     key = await _key(connection, rebuilt, table)
     upto = await _end(connection, key, (live, rebuilt), table, after)
     where = _between(key, after, upto)
-    await compare_rows(connection, table, other, set(one.columns), live, rebuilt, note, where)
+    await compare_rows(connection, table, one, other, live, rebuilt, note, where)
     found.rows = await count(connection, rebuilt, table, where)
     return found, Place(table, upto) if upto else following
 

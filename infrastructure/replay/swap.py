@@ -31,6 +31,11 @@ MOST_UNDER_LOCK: Final = 500
 """Events that may be folded while readers wait; if there are more, they are folded before another attempt."""
 
 
+_SET_POSITION: Final = """
+    INSERT INTO public.followers (name, position) VALUES (%s, %s)
+    ON CONFLICT (name) DO UPDATE SET position = excluded.position WHERE followers.position <> excluded.position
+"""
+
 LONGEST_HOLD: Final = timedelta(milliseconds=600)
 """How long readers may be held up, the wait for the locks included: on a machine that has too much to do an attempt may
 take longer, and is undone before they give up."""
@@ -57,7 +62,8 @@ async def swap(
     leaving: str,
     note: Callable[[Position], Awaitable[None]],
 ) -> Position:
-    """Let a copy take the place of the live read model, both at the position that is returned.
+    """Let a copy take the place of the live read model, both at the position that is returned; or the copy at a later
+    one, which is then the live one's.
 
     In one transaction, under locks that stop the projector and the readers: it applies the events that the live one has
     seen since, and renames the schemas. A reader thus reads the one or the other to the end of its statement, and never
@@ -79,12 +85,15 @@ async def swap(
         try:
             begun = loop.time()
             async with connection.transaction():
-                position = await _locked(connection, make().schema, incoming)
-                if await incoming.position(connection) < position:
-                    await incoming.fill(connection, log, position)
+                live = await _locked(connection, make().schema, incoming)
+                if await incoming.position(connection) < live:
+                    await incoming.fill(connection, log, live)
                 if await _parked(connection, incoming):
                     await depose(connection, incoming.of)
-                await _rename(connection, make, incoming, leaving, position)
+                position = await incoming.position(connection)
+                await _rename(connection, make, incoming, leaving, live)
+                # A projector that was not there finds so, and reads it (`move_on_v2`).
+                await connection.execute(_SET_POSITION, (incoming.of, position))
                 await note(position)
                 crash_point("rebuild.before_swap")
                 _end_in_time(loop.time() - begun)

@@ -1,6 +1,10 @@
-"""Verifies a live read model: compared with a fresh fold of the log, row by row, at one position."""
+"""Verifies live read models: each compared with a fresh fold of the log, row by row, at one position."""
 
 from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog
@@ -8,45 +12,96 @@ from infrastructure.postgres.connection import Connection
 from infrastructure.replay.alignment import agreed
 from infrastructure.replay.claim import claimed
 from infrastructure.replay.comparison import Differences, live_position
-from infrastructure.replay.copies import Copy, MakesProjection
+from infrastructure.replay.copies import Copy, Filling, MakesProjection, fill_together
 from infrastructure.replay.progress import Doing, Watch, nobody_watches
 from infrastructure.replay.sessions import replaying
 from infrastructure.replay.swap import CannotReplay
 from infrastructure.replay.verified import note_verified
 
 
-async def verify(dsn: str, make: MakesProjection, *, log: ReadsLog, watch: Watch = nobody_watches) -> Differences:
-    """Compare a read model with what the log says, leaving out the events that it has parked.
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """A read model, and where it is."""
 
-    The log is folded in two halves, each by a session and an object of its own, and every event is told twice: a fold
-    that keeps something between two batches, or takes an event twice, shows as a difference.
+    make: MakesProjection
+    name: str
+    schema: str
+    upto: Position
+    parked: set[Position]
+
+    def copy(self) -> Copy:
+        return Copy(self.make, "check")
+
+    def filling(self, session: Connection, upto: Position) -> Filling:
+        """Of a copy that this object and no other has filled."""
+        return Filling(self.copy(), session, upto, without=self.parked, twice=True)
+
+
+async def verify(dsn: str, make: MakesProjection, *, log: ReadsLog, watch: Watch = nobody_watches) -> Differences:
+    """`verify_all` of one."""
+    [found] = await verify_all(dsn, [make], log=log, watch=watch)
+    return found
+
+
+async def verify_all(
+    dsn: str, makes: Sequence[MakesProjection], *, log: ReadsLog, watch: Watch = nobody_watches
+) -> list[Differences]:
+    """Compare read models with what the log says, leaving out the events that they have parked. The log is read once
+    for all of them.
+
+    It is folded in two halves, each by sessions and objects of their own, and every event is told twice: a fold that
+    keeps something between two batches, or takes an event twice, shows as a difference.
 
     Raises:
-        ToldTwice: the fold took events twice.
+        ToldTwice: a fold took events twice.
         CannotReplay: it cannot be done; one line.
         Unavailable, psycopg.Error: the database is away.
     """
+    async with claimed(dsn, name="verify") as connection, AsyncExitStack() as stack:
+        checks = [await _check(connection, make) for make in makes]
+        for one in checks:
+            await stack.enter_async_context(one.copy().only_within(dsn, connection))
+        async with _sessions(dsn, checks) as sessions:
+            halves = [one.filling(session, one.upto // 2) for one, session in zip(checks, sessions, strict=True)]
+            for half in halves:
+                async with half.connection.transaction():
+                    await half.copy.make(half.connection)
+            await _fold(log, halves, watch)
+        async with _sessions(dsn, checks) as sessions:
+            wholes = [one.filling(session, one.upto) for one, session in zip(checks, sessions, strict=True)]
+            await _fold(log, wholes, watch)
+            return [await _compared(dsn, log, *pair, watch) for pair in zip(checks, wholes, strict=True)]
+
+
+async def _check(connection: Connection, make: MakesProjection) -> _Check:
     live = make()
-    async with claimed(dsn, name=f"verify {live.name}") as connection:
-        parked = await parked_positions(connection, live.name)
-        upto = await live_position(connection, live.name)
+    parked = await parked_positions(connection, live.name)
+    return _Check(make, live.name, live.schema, await live_position(connection, live.name), parked)
 
-        async def told(reached: Position) -> None:
-            watch(Doing(live.name, "filling", reached, upto))
 
-        first, second = Copy(make, "check"), Copy(make, "check")
-        async with second.only_within(dsn, connection):
-            async with connection.transaction():
-                await first.make(connection)
-            await first.fill(connection, log, upto // 2, without=parked, told=told, twice=True)
-            async with replaying(dsn, name=f"verify {live.name}") as other:
-                await second.fill(other, log, upto, without=parked, told=told, twice=True)
-                watch(Doing(live.name, "comparing"))
-                found = await agreed(dsn, other, log, second, live.name, live.schema, without=parked)
-        if found.count and parked != await parked_positions(connection, live.name):
-            raise CannotReplay(f"The parked streams of {live.name} have changed meanwhile; verify it again.")
-        await note_verified(connection, live.name, found)
-        return found
+@asynccontextmanager
+async def _sessions(dsn: str, checks: Sequence[_Check]) -> AsyncIterator[list[Connection]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(replaying(dsn, name=f"verify {one.name}")) for one in checks]
+
+
+async def _fold(log: ReadsLog, fillings: Sequence[Filling], watch: Watch) -> None:
+    names, upto = ", ".join(one.copy.of for one in fillings), max(one.upto for one in fillings)
+
+    async def told(reached: Position) -> None:
+        watch(Doing(names, "filling", reached, upto))
+
+    await fill_together(log, fillings, told=told)
+
+
+async def _compared(dsn: str, log: ReadsLog, check: _Check, filling: Filling, watch: Watch) -> Differences:
+    connection = filling.connection
+    watch(Doing(check.name, "comparing"))
+    found = await agreed(dsn, connection, log, filling.copy, check.name, check.schema, without=check.parked)
+    if found.count and check.parked != await parked_positions(connection, check.name):
+        raise CannotReplay(f"The parked streams of {check.name} have changed meanwhile; verify it again.")
+    await note_verified(connection, check.name, found)
+    return found
 
 
 async def parked_positions(connection: Connection, name: str) -> set[Position]:

@@ -50,7 +50,7 @@ class Shell:
     def of(cls, fleet: Fleet) -> Shell:
         """An operator's of a fleet."""
         settings = {name.removeprefix("REGISTRAR_"): value for name, value in fleet.settings().items()}
-        return cls(fleet.dsn, **settings)
+        return cls(fleet.dsn, None, **settings)
 
     def begin(self, *words: str, dies_at: str | None = None) -> subprocess.Popen[str]:
         """Start `registrar projections …`.

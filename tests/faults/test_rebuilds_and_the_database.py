@@ -189,6 +189,10 @@ async def test_a_command_that_cannot_reach_the_database_finds_no_difference(
 @contextmanager
 def small_filesystem(directory: Path, size: str, owner: os.stat_result) -> Iterator[Callable[[str], None]]:
     """A file system of its own on a directory; yields what changes its size. Needs the right to mount."""
+
+    def resize(size: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", directory], check=True)
+
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", directory], capture_output=True, text=True, check=False
     )
@@ -196,7 +200,7 @@ def small_filesystem(directory: Path, size: str, owner: os.stat_result) -> Itera
         pytest.skip(f"NOT TESTED, a full disk: this user cannot mount one ({mounted.stderr.strip()}); root can")
     try:
         os.chown(directory, owner.st_uid, owner.st_gid)
-        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", directory], check=True) and None
+        yield resize
     finally:
         subprocess.run(["umount", "--lazy", directory], check=True)
 

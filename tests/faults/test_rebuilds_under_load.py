@@ -57,7 +57,7 @@ async def test_a_read_model_that_was_deleted_is_rebuilt_while_people_register(sc
             rebuilt = shell.rebuild("registrations", "--repair")
 
         assert (rebuilt.code, rebuilt.report["outcome"]) == (0, "swapped"), rebuilt
-        await scene.prove(client, one)
+        await scene.prove(client, one, within=120)  # a follower that failed begins again within half a minute
     verified = shell.projections("verify", "--json")
     assert (verified.code, {one["outcome"] for one in verified.reports}) == (0, {"equal"}), verified
     await eventually(lambda: len(scene.copies) == 2 * len(HARMS))

@@ -20,7 +20,7 @@ from infrastructure.rabbitmq.topology import Topology
 from infrastructure.telemetry.metrics import Metrics
 from tests.support.facts import eventually
 from tests.support.http import ADA, ADMIN, Api, open_api, open_api_through, problem_of
-from tests.support.log import proxy_to
+from tests.support.log import proxy_to, query
 from tests.support.tcp_proxy import TO_CLIENT
 
 PARTS = ("live", "ready", "database", "rabbitmq", "mail", "projections")
@@ -210,6 +210,35 @@ async def test_a_service_that_stops_is_not_ready(api: Api) -> None:
 
     assert (await health(api))["ready"] == (503, "down")
     assert (await health(api))["live"] == (200, "up")
+
+
+async def test_a_process_is_not_ready_while_another_releases_version_of_a_read_model_has_seen_more(
+    api: Api, dsn: str
+) -> None:
+    async def ready() -> tuple[int, Any]:
+        answer = await api.http.get("/health/ready")
+        return answer.status_code, answer.json()
+
+    async def other_version_is_at(position: int) -> None:
+        await query(
+            dsn,
+            f"INSERT INTO followers (name, position) VALUES ('mail_2', {position})"
+            " ON CONFLICT (name) DO UPDATE SET position = excluded.position RETURNING 1",
+        )
+
+    await other_version_is_at(1000)
+
+    status, answer = await ready()
+
+    assert (status, answer["status"], answer["reason"]) == (503, "down", "building read models")
+    [behind] = answer["read_models"]
+    assert (behind["name"], behind["other"], behind["other_position"]) == ("mail", "mail_2", 1000)
+    assert (await api.register("ada@example.com")).status_code == 202  # it is not sent here, but served if it is
+
+    await other_version_is_at(0)
+    assert (await ready())[0] == 200
+    await other_version_is_at(1000)  # two side by side overtake each other all the time
+    assert (await ready())[0] == 200
 
 
 def test_the_circuit_states_are_numbers() -> None:

@@ -311,7 +311,7 @@ async def test_registrations_are_listed_newest_first_page_by_page(store: EventSt
 @pytest.mark.parametrize("cursor", ["", "1", "MA==", "LTE=", "MDE=", "MQ", "é", "OTk5OTk5OTk5OTk5OTk5OTk5OTk=", "!!!!"])
 async def test_a_malformed_cursor_is_refused(connection: Connection, cursor: str) -> None:
     searches: tuple[Callable[..., Any], ...] = (
-        *(Registrations().search, Mails().search, Mails().failed, Strays().search, Audit().search),
+        *(Registrations().search, Mails().search, Mails().failed, Strays(Mails().schema).search, Audit().search),
     )
     for search in searches:
         with pytest.raises(ValueError, match="not a cursor"):
@@ -624,7 +624,7 @@ async def test_failed_mails_are_found_by_their_last_failure_page_by_page(
 
 async def test_a_stray_message_is_listed_until_it_is_discarded(store: EventStore, connection: Connection) -> None:
     await happened(store, connection, Mails(), *stream(STRAY, stray_kept(at=after(seconds=5))))
-    assert (await Strays().search(connection)).items == [
+    assert (await Strays(Mails().schema).search(connection)).items == [
         Stray(
             STRAY,
             digest=DIGEST,
@@ -639,12 +639,12 @@ async def test_a_stray_message_is_listed_until_it_is_discarded(store: EventStore
             discarded=False,
         )
     ]
-    assert (await Strays().count(connection), await Mails().dead_letters(connection)) == (1, 0)
+    assert (await Strays(Mails().schema).count(connection), await Mails().dead_letters(connection)) == (1, 0)
     assert (await Mails().search(connection)).items == []
 
     await happened(store, connection, Mails(), *stream(STRAY, stray_discarded(), after=1))
-    assert (await Strays().search(connection)).items == []
-    assert await Strays().count(connection) == 0
+    assert (await Strays(Mails().schema).search(connection)).items == []
+    assert await Strays(Mails().schema).count(connection) == 0
     [row] = (await rows_of(connection, "read_mail"))["strays"]
     assert DIGEST in row
 
@@ -655,8 +655,8 @@ async def test_stray_messages_are_listed_latest_first_page_by_page(store: EventS
     discarded = stream(ids[3], stray_discarded(), after=1)
     await happened(store, connection, Mails(), *(event for one in events for event in one), *discarded)
 
-    first = await Strays().search(connection, limit=2)
-    rest = await Strays().search(connection, limit=2, cursor=first.next_cursor)
+    first = await Strays(Mails().schema).search(connection, limit=2)
+    rest = await Strays(Mails().schema).search(connection, limit=2, cursor=first.next_cursor)
     assert [stray.id for stray in (*first.items, *rest.items)] == [ids[4], ids[2], ids[1], ids[0]]
     assert rest.next_cursor is None
 

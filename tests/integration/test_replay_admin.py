@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, get_args
 
 import httpx
-import psutil
+import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 from pydantic import TypeAdapter
@@ -42,7 +42,7 @@ class Operator:
         return await self._http.get(f"{ROOT}{path}", params=query, headers=ADMIN)
 
     async def ask(self, path: str, **body: Any) -> httpx.Response:
-        return await self._http.post(f"{ROOT}{path}", headers=ADMIN, **({"json": body} if body else {}))
+        return await self._http.post(f"{ROOT}{path}", headers=ADMIN, json=body or None)
 
     async def begin(self, path: str, **body: Any) -> str:
         """Begin a job; returns its address."""
@@ -88,7 +88,7 @@ async def longer(dsn: str, store: EventStore) -> None:
 
 
 @asynccontextmanager
-async def serving(dsn: str, **more: str) -> AsyncIterator[Api]:
+async def serving(dsn: str, **more: Any) -> AsyncIterator[Api]:
     async with open_api(dsn, follows=False, verify_interval="0", **more) as api:
         yield api
 

@@ -449,6 +449,10 @@ def rebuild_swapped(
     return Fact(Rebuild.RebuildSwapped, fields, at)
 
 
+def version_dropped(read_model: str = "mail", *, position: int = 8, at: datetime = T0) -> Fact:
+    return Fact(Rebuild.VersionDropped, {"read_model": read_model, "position": position}, at)
+
+
 def rebuild_rolled_back(read_model: str = "mail", *, position: int = 9, at: datetime = T0) -> Fact:
     return Fact(Rebuild.RebuildRolledBack, {"read_model": read_model, "position": position}, at)
 

@@ -24,6 +24,7 @@ from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import Refused
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailFailure
 from domain.mail_saga import MailSaga
+from domain.parked_retry import ParkedRetry
 from domain.policy import Policy
 from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent, Position
@@ -76,6 +77,7 @@ class History:
                 self._live(self._random.choice(list(self._registrations.values())))
         self._rebuild("mail", "swapped")
         self._rebuild("audit", "aborted")
+        self._act("operator", lambda: [self._dropped_version(), self._parked_retry()])
 
     def _act(self, actor: str, act: Callable[[], Sequence[Aggregate]]) -> None:
         """Somebody acts, if the rules allow it, and the saga does what follows."""
@@ -263,6 +265,13 @@ class History:
         else:
             rebuild.abort(now=self._now)
         self._act("operator", lambda: [rebuild])
+
+    def _dropped_version(self) -> Rebuild:
+        position = len(self.events)
+        return Rebuild.drop_version(rebuild_id=self._any_id(), read_model="mail", position=position, now=self._now)
+
+    def _parked_retry(self) -> ParkedRetry:
+        return ParkedRetry.ask(retry_id=self._any_id(), follower="mail", parked_stream=self._any_id(), now=self._now)
 
     def _look_again(self, saga: MailSaga) -> None:
         """The saga's deadline comes, for this registration alone: the others' time stands still."""

@@ -60,6 +60,7 @@ rebuild.aborted v1: read_model: str
 rebuild.begun v1: read_model: str
 rebuild.rolled_back v1: read_model: str, position: int
 rebuild.swapped v1: read_model: str, position: int, differences: int, decision: str
+rebuild.version_dropped v1: read_model: str, position: int
 registration.account_activated v1:
 registration.code_locked v1: serial: int
 registration.code_rejected v1: serial: int, attempt: int

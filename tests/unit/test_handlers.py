@@ -564,6 +564,14 @@ async def test_each_act_of_a_rebuild_is_recorded_once(house: InMemoryService, ac
     assert not (await house.handle(command, OPERATOR)).recorded
 
 
+async def test_a_dropped_version_is_recorded_once(house: InMemoryService) -> None:
+    command = RecordRebuild(rebuild_id=REBUILD, read_model="mail", act="version-dropped", position=7)
+
+    assert (await house.handle(command, OPERATOR)).recorded
+    assert house.log.appends[-1] == ["VersionDropped"]
+    assert not (await house.handle(command, OPERATOR)).recorded
+
+
 async def test_the_death_of_one_request_is_recorded_once_and_that_of_the_next_one_again(house: InMemoryService) -> None:
     died = failed(await house.registered()).model_copy(update={"request_position": 3})
     await house.handle(died)

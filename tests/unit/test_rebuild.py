@@ -13,6 +13,7 @@ from tests.support.facts import (
     rebuild_rolled_back,
     rebuild_swapped,
     recorded,
+    version_dropped,
 )
 
 REBUILD = UUID("4eb011d0-0000-4000-8000-000000000001")
@@ -50,6 +51,13 @@ def test_an_end_before_the_swap_is_recorded_once() -> None:
         rebuild.abort(now=T0)
 
     assert recorded(rebuild) == [rebuild_aborted()]
+
+
+def test_a_version_that_is_dropped_begins_a_stream_of_its_own() -> None:
+    dropped = Rebuild.drop_version(rebuild_id=REBUILD, read_model="mail", position=8, now=T0)
+
+    assert recorded(dropped) == [version_dropped()]
+    assert (dropped.id, dropped.version) == (REBUILD, 1)
 
 
 def test_a_rebuild_is_the_same_when_read_back_from_its_events() -> None:
