@@ -299,15 +299,22 @@ class Nemesis:
 
     async def rebuild(self, planned: Planned) -> bool:
         """An operator rebuilds one; it may be killed or stopped, and is taken up by the next one."""
-        process = Shell.of(self.scene.fleet).begin("rebuild", planned.target, "--json")
-        if planned.detail:
-            await asyncio.sleep(planned.lasts)
-            process.send_signal(signal.Signals[planned.detail])
-        return self._judged(planned, await asyncio.to_thread(ended, process))
+        return await self._insist("rebuild", planned)
 
     async def verify(self, planned: Planned) -> bool:
-        process = Shell.of(self.scene.fleet).begin("verify", planned.target, "--json")
-        return self._judged(planned, await asyncio.to_thread(ended, process))
+        return await self._insist("verify", planned)
+
+    async def _insist(self, word: str, planned: Planned) -> bool:
+        """Give the command again while it cannot be done."""
+        deadline = time.monotonic() + TILL_EFFECTIVE
+        while time.monotonic() < deadline:
+            process = Shell.of(self.scene.fleet).begin(word, planned.target, "--json")
+            if planned.detail:
+                await asyncio.sleep(planned.lasts)
+                process.send_signal(signal.Signals[planned.detail])
+            if self._judged(planned, await asyncio.to_thread(ended, process)):
+                return True
+        return False
 
     def _judged(self, planned: Planned, ran: Ran) -> bool:
         """It may be that it could not be done (2); a difference, or more than a line about it, is wrong."""
@@ -320,7 +327,7 @@ class Nemesis:
         """Everything is healed: every rebuild is taken up, or begun, and done; and every read model verifies."""
         shell = Shell.of(self.scene.fleet)
         for words in (("rebuild", "--all", "--json"), ("verify", "--json")):
-            ran = await asyncio.to_thread(shell.projections, *words)
+            ran = await asyncio.to_thread(ended, shell.begin(*words))
             if ran.code != 0:
                 self.wrong.append(Violation("I8", f"projections {words[0]}: {ran}"))
         self.say("all read models are rebuilt and verified")
