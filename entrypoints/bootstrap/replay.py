@@ -13,8 +13,8 @@ from application.commands import RecordRebuild
 from application.handlers import Handlers
 from application.ports import Context
 from domain.recorded import Actor, Position
-from entrypoints.bootstrap.core import core_as_it_is
-from entrypoints.bootstrap.database import check_schema, dsn_to_read
+from entrypoints.bootstrap.core import Timing, core_on
+from entrypoints.bootstrap.database import check_schema, dsn_to_read, keyring_after_update, open_database
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import LogReader
 from infrastructure.followers.versions import version_of
@@ -139,10 +139,11 @@ async def rebuilder(settings: Settings) -> AsyncIterator[Rebuilder]:
         CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each, fit to show.
     """
     async with AsyncExitStack() as stack:
-        core = await core_as_it_is(settings, stack)
+        database = await open_database(settings, stack)
+        keyring = await keyring_after_update(database)
+        core = await core_on(database, keyring, settings, stack, Timing())
         stack.enter_context(giving_way())  # not before: an embedded database that is started here does not
-        dsn = core.database.dsn
-        yield Rebuilder(dsn, await _log(dsn, stack), core.handlers)
+        yield Rebuilder(database.dsn, await _log(database.dsn, stack), core.handlers)
 
 
 @asynccontextmanager
