@@ -14,7 +14,7 @@ from application.crash_points import crash_point
 from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog
 from infrastructure.followers.leadership import depose
-from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.connection import Connection, pipeline
 from infrastructure.replay.comparison import live_position, shapes
 from infrastructure.replay.copies import Copy, MakesProjection, schema_exists
 
@@ -31,7 +31,7 @@ MOST_UNDER_LOCK: Final = 500
 """Events that may be folded while readers wait; if there are more, they are folded before another attempt."""
 
 
-LONGEST_HOLD: Final = timedelta(milliseconds=600)
+LONGEST_HOLD: Final = timedelta(milliseconds=300)
 """How long readers may be held up, the wait for the locks included: on a machine that has too much to do an attempt may
 take longer, and is undone before they give up."""
 
@@ -45,7 +45,7 @@ class _Behind(Exception):
 
 
 class _TooSlow(Exception):
-    """Readers have been held up for too long."""
+    """Readers have been held up for long enough."""
 
 
 async def swap(
@@ -77,17 +77,19 @@ async def swap(
     while True:
         await incoming.fill(connection, log, await live_position(connection, incoming.of))
         try:
-            begun = loop.time()
+            until = loop.time() + LONGEST_HOLD.total_seconds()
             async with connection.transaction():
                 position = await _locked(connection, make().schema, incoming)
                 if await incoming.position(connection) < position:
                     await incoming.fill(connection, log, position)
+                _in_time(until)
                 if await _parked(connection, incoming):
                     await depose(connection, incoming.of)
-                await _rename(connection, make, incoming, leaving, position)
-                await note(position)
+                async with pipeline(connection):  # each wait is one more for the readers
+                    await _rename(connection, make, incoming, leaving, position)
+                    await note(position)
                 crash_point("rebuild.before_swap")
-                _end_in_time(loop.time() - begun)
+                _in_time(until)
             break
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, _Behind, _TooSlow):
             if loop.time() > deadline:
@@ -101,9 +103,9 @@ async def swap(
     return position
 
 
-def _end_in_time(held: float) -> None:
-    """Before the commit, when readers have been held up for so many seconds."""
-    if held > LONGEST_HOLD.total_seconds():
+def _in_time(until: float) -> None:
+    """Looked at between statements: one that is cancelled may cost the session, and with it the claim."""
+    if asyncio.get_running_loop().time() > until:
         raise _TooSlow
 
 
