@@ -14,7 +14,7 @@ from application.crash_points import crash_point
 from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog
 from infrastructure.followers.leadership import depose
-from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.connection import Connection, pipeline
 from infrastructure.replay.comparison import live_position, shapes
 from infrastructure.replay.copies import Copy, MakesProjection, schema_exists
 
@@ -36,7 +36,7 @@ _SET_POSITION: Final = """
     ON CONFLICT (name) DO UPDATE SET position = excluded.position WHERE followers.position <> excluded.position
 """
 
-LONGEST_HOLD: Final = timedelta(milliseconds=600)
+LONGEST_HOLD: Final = timedelta(milliseconds=300)
 """How long readers may be held up, the wait for the locks included: on a machine that has too much to do an attempt may
 take longer, and is undone before they give up."""
 
@@ -50,7 +50,7 @@ class _Behind(Exception):
 
 
 class _TooSlow(Exception):
-    """Readers have been held up for too long."""
+    """Readers have been held up for long enough."""
 
 
 async def swap(
@@ -83,20 +83,22 @@ async def swap(
     while True:
         await incoming.fill(connection, log, await live_position(connection, incoming.of))
         try:
-            begun = loop.time()
+            until = loop.time() + LONGEST_HOLD.total_seconds()
             async with connection.transaction():
                 live = await _locked(connection, make().schema, incoming)
                 if await incoming.position(connection) < live:
                     await incoming.fill(connection, log, live)
+                _in_time(until)
                 if await _parked(connection, incoming):
                     await depose(connection, incoming.of)
                 position = await incoming.position(connection)
-                await _rename(connection, make, incoming, leaving, live)
-                # A projector that was not there finds so, and reads it (`move_on_v2`).
-                await connection.execute(_SET_POSITION, (incoming.of, position))
-                await note(position)
+                async with pipeline(connection):  # each wait is one more for the readers
+                    await _rename(connection, make, incoming, leaving, live)
+                    # A projector that was not there finds so, and reads it (`move_on_v2`).
+                    await connection.execute(_SET_POSITION, (incoming.of, position))
+                    await note(position)
                 crash_point("rebuild.before_swap")
-                _end_in_time(loop.time() - begun)
+                _in_time(until)
             break
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, _Behind, _TooSlow):
             if loop.time() > deadline:
@@ -110,9 +112,9 @@ async def swap(
     return position
 
 
-def _end_in_time(held: float) -> None:
-    """Before the commit, when readers have been held up for so many seconds."""
-    if held > LONGEST_HOLD.total_seconds():
+def _in_time(until: float) -> None:
+    """Looked at between statements: one that is cancelled may cost the session, and with it the claim."""
+    if asyncio.get_running_loop().time() > until:
         raise _TooSlow
 
 

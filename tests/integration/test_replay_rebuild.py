@@ -273,6 +273,34 @@ async def test_a_rolled_back_read_model_has_caught_up_with_what_happened_meanwhi
         await operator().roll_back(Registrations)
 
 
+class Longer:
+    """A limit that is a millisecond longer each time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def total_seconds(self) -> float:
+        self.asked += 1
+        return self.asked / 1000
+
+
+@pytest.mark.usefixtures("live")
+async def test_a_swap_that_holds_readers_up_for_too_long_is_undone_wherever_it_is_and_made_again(
+    operator: Operator, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await contents(connection, "read_registrations")
+    limit = Longer()
+    monkeypatch.setattr("infrastructure.replay.swap.LONGEST_HOLD", limit)
+    monkeypatch.setattr("infrastructure.replay.swap.PAUSE", timedelta(0))
+
+    rebuilt = await operator.rebuild(Registrations)
+
+    assert rebuilt.swapped
+    assert limit.asked > 2
+    assert await contents(connection, "read_registrations") == before
+    assert operator.done() == ["begun", "swapped"]
+
+
 @pytest.mark.usefixtures("live")
 async def test_the_copy_before_the_last_is_dropped(operator: Operator, connection: Connection) -> None:
     for _ in range(3):
