@@ -114,14 +114,14 @@ class Copy:
         """
         try:
             yield
+            if not keep:
+                await self.drop(connection)
         except BaseException:
             with suppress(psycopg.Error, OSError):
                 async with replaying(dsn, name=f"drop {self.name}") as other:
                     await connection.close()  # it may be in the middle of a statement, and holds locks
                     await self.drop(other)
             raise
-        if not keep:
-            await self.drop(connection)
 
     async def analyze(self, connection: Connection) -> None:
         """Have the planner know the tables before anybody asks them."""

@@ -42,6 +42,8 @@ from tests.support.scenarios import InMemoryService
 from tests.support.smtp_stub import SmtpStub
 
 FOLLOWERS = followers_with(Settings.from_environment({}))
+VERIFIES = 1
+"""A leader that is no follower: who verifies read models in the background."""
 
 LEADERS = (
     "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = hashtext('registrar follower')::oid"
@@ -68,7 +70,7 @@ async def leaders(dsn: str) -> set[int]:
 async def until_led(dsn: str, *, by_others_than: set[int]) -> set[int]:
     async def led() -> set[int] | None:
         found = await leaders(dsn)
-        return found if len(found) == len(FOLLOWERS) and not found & by_others_than else None
+        return found if len(found) == len(FOLLOWERS) + VERIFIES and not found & by_others_than else None
 
     found: set[int] = await eventually(led, within=60)
     return found

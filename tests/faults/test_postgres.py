@@ -473,6 +473,7 @@ async def test_a_read_model_that_is_too_slow_does_not_hold_up_registrations(dsn:
     async with open_api(dsn, follows=False, **SHORT) as api:
         crowd = Crowd(api, within=IN_TIME)
         known = id_of(await crowd.register())
+        assert await ready(api) == 200
         await query(dsn, "ALTER TABLE followers RENAME TO was")
         await query(dsn, "CREATE VIEW followers AS SELECT was.* FROM pg_sleep(60) LEFT JOIN was ON true")
 

@@ -209,5 +209,5 @@ async def sessions_of_followers(dsn: str) -> list[int]:
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid IN"
         " (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted)",
     )
-    assert len(rows) == 8, rows
+    assert len(rows) == 9, rows
     return [row[0] for row in rows]
