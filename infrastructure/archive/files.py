@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import IO, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 import zstandard
 
@@ -20,6 +21,9 @@ _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 """The first bytes of what zstd has compressed (RFC 8878)."""
 
 _CHUNK: Final = 1 << 20
+
+_LOOK_MILLISECONDS: Final = 100
+"""How often who waits for a pipe looks whether anybody wants what comes."""
 
 
 class Writer(Protocol):
@@ -76,7 +80,47 @@ def _compressing(path: Path, file: IO[bytes]) -> AbstractContextManager[Writer]:
     return zstandard.ZstdCompressor(level=1, write_checksum=True).stream_writer(file, closefd=False)
 
 
-def lines_of(file: BufferedReader) -> Iterator[bytes]:
+class Stopped(Exception):
+    """Nobody wants what is read any more."""
+
+
+class Source(FileIO):
+    """A file that one thread reads until another stops it, also while nothing comes: a thread in a read can neither be
+    cancelled nor left behind."""
+
+    def __init__(self, path: Path | None) -> None:
+        """
+        Args:
+            path: None is standard input.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        if path is None:
+            super().__init__(0, "rb", closefd=False)
+        else:
+            super().__init__(path, "rb", opener=_at_once)
+        self._ready = select.poll()
+        self._ready.register(self, select.POLLIN)
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Have the next read, or the one under way, raise `Stopped`."""
+        self._stopped = True
+
+    def readinto(self, buffer: Any, /) -> int:
+        while not self._stopped:
+            if self._ready.poll(_LOOK_MILLISECONDS) and (count := super().readinto(buffer)) is not None:
+                return count
+        raise Stopped
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a named pipe without waiting for somebody who writes it; reads wait for that."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def lines_of(file: BufferedReader[Any]) -> Iterator[bytes]:
     """The lines of a file, each with its end; the last one may lack it. Memory is bounded whatever the file holds.
 
     Raises:
@@ -94,10 +138,10 @@ def lines_of(file: BufferedReader) -> Iterator[bytes]:
         yield begin
 
 
-def _chunks(file: BufferedReader) -> Iterator[bytes]:
+def _chunks(file: BufferedReader[Any]) -> Iterator[bytes]:
     """What is in the file, decompressed where its first bytes say that it is compressed."""
     if not file.peek(len(_MAGIC)).startswith(_MAGIC):
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read1(_CHUNK):  # what a pipe has by now, however little
             yield chunk
         return
     try:
