@@ -245,6 +245,33 @@ def test_a_file_of_something_else_is_told_in_one_line(tmp_path: Path, command: C
     assert "no log that Registrar has exported" in done.err
 
 
+def test_events_without_a_block_of_their_own_are_not_passed_over(dsn: str, tmp_path: Path, command: Command) -> None:
+    fill(dsn, stored(*stream(REGISTRATION, registered())))
+    head, line, end = exported(command, dsn, tmp_path / "log.jsonl").read_bytes().splitlines(keepends=True)
+    altered = head + 2 * line.replace(b'"block":1', b'"block":0') + line
+    digest = hashlib.sha256(altered).hexdigest().encode()
+
+    with pytest.raises(BadFile, match="at line 2, the block of position 1 cannot end at 0"):
+        checked(altered + end.replace(json.loads(end)["sha256"].encode(), digest))
+
+
+def test_a_block_that_never_ends_is_not_collected(dsn: str, tmp_path: Path, command: Command) -> None:
+    small(dsn)
+    head, first, *_ = exported(command, dsn, tmp_path / "log.jsonl").read_bytes().splitlines(keepends=True)
+    read = 0
+
+    def lines() -> Iterator[bytes]:
+        nonlocal read
+        yield head.replace(b'"position":3', b'"position":%d' % 10**12)
+        for position in range(1, 10**12):
+            read += 1
+            yield first.replace(b'"position":1,"block":2', b'"position":%d,"block":%d' % (position, 10**12))
+
+    with pytest.raises(BadFile, match="the block of position 1 cannot end at"):
+        list(ExportedLog(lines()).blocks())
+    assert read == 1
+
+
 def test_types_that_this_release_does_not_know_are_told(dsn: str, tmp_path: Path, command: Command) -> None:
     fill(dsn, [(happened(topic="registration.gone_to_the_moon"), CLIENT)])
 
