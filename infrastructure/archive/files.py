@@ -15,6 +15,7 @@ from typing import IO, Any, Final, Protocol
 import zstandard
 
 from infrastructure.archive.lines import MAX_LINE_BYTES
+from infrastructure.embedded.files import sync
 
 COMPRESSED: Final = ".zst"
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"
@@ -43,7 +44,7 @@ def written(path: Path) -> Iterator[Writer]:
     """Write a file, which is there and on disk at the end of the block; after an error nothing is left of it.
 
     It is written beside its place first (`NAME.part`), for its owner alone. What is no ordinary file, such as a pipe,
-    is written as it is.
+    is written as it is; of a symbolic link it is the target that is replaced.
 
     Raises:
         OSError: it cannot be written.
@@ -53,7 +54,8 @@ def written(path: Path) -> Iterator[Writer]:
         with path.open("wb") as pipe, _compressing(path, pipe) as writer:
             yield writer
         return
-    part = path.with_name(f"{path.name}.part")
+    place = Path(os.path.realpath(path))
+    part = place.with_name(f"{place.name}.part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         try:
@@ -67,10 +69,11 @@ def written(path: Path) -> Iterator[Writer]:
                 yield writer
             file.flush()
             os.fsync(descriptor)
-            part.replace(path)
+            part.replace(place)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+    sync(place.parent)  # otherwise a power failure may undo the renaming
 
 
 def _compressing(path: Path, file: IO[bytes]) -> AbstractContextManager[Writer]:

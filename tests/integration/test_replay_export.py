@@ -329,6 +329,27 @@ def test_a_former_file_is_replaced_by_a_whole_one_only(tmp_path: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_the_target_of_a_link_is_replaced_and_both_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "backups"
+    directory.mkdir()
+    link = tmp_path / "log.jsonl"
+    link.symlink_to(directory / "of_today.jsonl")
+    synced: list[tuple[str, bool]] = []
+
+    def sync(descriptor: int) -> None:
+        synced.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), (directory / "of_today.jsonl").exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+
+    with written(link) as new:
+        new.write(b"whole")
+
+    assert link.readlink() == directory / "of_today.jsonl"
+    assert [path.name for path in directory.iterdir()] == ["of_today.jsonl"]
+    assert link.read_bytes() == b"whole"
+    assert synced == [(str(directory / "of_today.jsonl.part"), False), (str(directory), True)]
+
+
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(dsn: str, tmp_path: Path) -> None:
     fill(dsn, *lived())
 
