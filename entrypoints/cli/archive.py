@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -19,7 +20,7 @@ from entrypoints.bootstrap.archive import LogFile, check_file, import_file
 from entrypoints.bootstrap.desk import Reader
 from entrypoints.cli.output import moving, note, print_json
 from entrypoints.cli.streams import is_read
-from infrastructure.archive.files import BadFile, Busy, written
+from infrastructure.archive.files import BadFile, Busy, Source, written
 from infrastructure.archive.lines import EndLine
 from infrastructure.event_store.reader import UnreadableLog
 from infrastructure.settings.settings import Settings
@@ -53,7 +54,11 @@ async def export_log(reader: Reader, path: Path, *, with_keys: bool, as_json: bo
 async def check_log(path: Path, *, as_json: bool) -> int:
     """Verify a file by itself."""
     with moving() as progress, _opened(path) as file:
-        found = await check_file(file, partial(progress, "Checking"))
+        try:
+            found = await check_file(file, partial(progress, "Checking"))
+        except asyncio.CancelledError:
+            note(f"Stopped; {_name(path)} is not checked to its end.")
+            raise
     _tell(path, found, f"{_name(path)} is as it was exported:", as_json=as_json)
     return 0
 
@@ -73,12 +78,14 @@ async def import_log(settings: Settings, path: Path, *, with_keys: bool | None, 
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BufferedReader]:
-    with open(0, "rb", closefd=False) if _is_standard(path) else path.open("rb") as file:
+def _opened(path: Path) -> Iterator[BufferedReader[Any]]:
+    with Source(None if _is_standard(path) else path) as source, BufferedReader(source) as file:
         try:
             yield file
         except BadFile as error:
             raise click.ClickException(f"{_name(path)} cannot be used: {error}.") from None
+        finally:
+            source.stop()  # a thread may still be reading
 
 
 def _tell(path: Path, found: LogFile, says: str, *, as_json: bool) -> None:

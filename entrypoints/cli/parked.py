@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from uuid import UUID, uuid4
 
 import click
 
 from application.ports import Context
-from domain.errors import UnknownRegistration
 from domain.recorded import Actor
 from entrypoints import parked_streams
 from entrypoints.bootstrap.desk import Desk, Reader
 from entrypoints.bootstrap.replay import READ_MODELS
-from entrypoints.cli.output import note, print_json, print_table, show
+from entrypoints.cli.output import moving, note, print_json, print_table, show
 from entrypoints.queries.parked import LONGEST_LIST, ParkedQueries
 from infrastructure.followers.names import names_of_followers
+from infrastructure.followers.parked_listing import ParkedStream
 
 _PATIENCE = 15.0
-"""Seconds for which the outcome of a retry is waited for: a leader looks every second, and takes one stream at a
-time."""
+"""Seconds for which the next outcome is waited for: a leader looks every second, and takes one stream at a time."""
+
+_LOOK = 0.5
+"""Seconds between two looks at what has become of retries."""
+
+_NOT_TRIED = "not tried yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +109,17 @@ async def show_parked(reader: Reader, stream_id: UUID, *, as_json: bool) -> int:
 
 
 async def retry(desk: Desk, stream_ids: Sequence[UUID], *, follower: str | None, as_json: bool) -> int:
-    """Have streams tried again now, and wait for what becomes of it; 1 if any is not applied."""
+    """Have streams tried again now, or all of them, and wait for what becomes of it; 1 if any is not applied."""
     context = Context(Actor.OPERATOR, correlation_id=uuid4())
-    reports: list[Report] = []
-    for stream_id in stream_ids or await _all_parked(desk.parked, follower):
-        try:
-            reports += await _retry(desk, stream_id, follower, context)
-        except UnknownRegistration:
-            reports.append(Report(stream_id, follower, "not parked"))
+    before = await _parked(desk.parked, stream_ids, follower)
+    with moving() as progress:
+        for number, one in enumerate(before):
+            progress("Asking", number, len(before))
+            await parked_streams.retry(desk.handlers, one.stream_id, [one.follower], context)
+        outcomes = await _outcomes(desk.parked, before, stream_ids, follower, partial(progress, "Trying again"))
+    known = {one.stream_id for one in before}
+    unknown = [stream_id for stream_id in dict.fromkeys(stream_ids) if stream_id not in known]
+    reports = [*outcomes, *(Report(stream_id, follower, "not parked") for stream_id in unknown)]
     if as_json:
         print_json(reports)
     elif reports:
@@ -124,24 +132,41 @@ async def retry(desk: Desk, stream_ids: Sequence[UUID], *, follower: str | None,
     return 1 if any(one.outcome != "applied" for one in reports) else 0
 
 
-async def _all_parked(parked: ParkedQueries, follower: str | None) -> list[UUID]:
-    return list(dict.fromkeys(one.stream_id for one in await parked.streams(follower=follower)))
-
-
-async def _retry(desk: Desk, stream_id: UUID, follower: str | None, context: Context) -> list[Report]:
-    before = {one.follower: one for one in await desk.parked.streams(follower=follower, stream_id=stream_id)}
-    followers = await desk.parked.followers_of(stream_id, follower=follower)
-    await parked_streams.retry(desk.handlers, stream_id, followers, context)
-    deadline = asyncio.get_running_loop().time() + _PATIENCE
-    while True:
-        now = {one.follower: one for one in await desk.parked.streams(follower=follower, stream_id=stream_id)}
-        waiting = [name for name in before if name in now and now[name].tried_at == before[name].tried_at]
-        if not waiting or asyncio.get_running_loop().time() > deadline:
-            break
-        await asyncio.sleep(0.1)
+async def _parked(parked: ParkedQueries, stream_ids: Sequence[UUID], follower: str | None) -> Sequence[ParkedStream]:
+    """Of these streams, or of all."""
+    if not stream_ids:
+        return await parked.all_streams(follower=follower)
     return [
-        Report(stream_id, name, "applied")
-        if name not in now
-        else Report(stream_id, name, "not tried yet" if name in waiting else "still parked", now[name].error)
-        for name in before
+        one
+        for stream_id in dict.fromkeys(stream_ids)
+        for one in await parked.streams(follower=follower, stream_id=stream_id)
     ]
+
+
+async def _outcomes(
+    parked: ParkedQueries,
+    before: Sequence[ParkedStream],
+    stream_ids: Sequence[UUID],
+    follower: str | None,
+    progress: Callable[[int, int], None],
+) -> list[Report]:
+    """What has become of each, when all are tried, or none has been for `_PATIENCE`."""
+    time = asyncio.get_running_loop().time
+    untried, deadline = len(before), time() + _PATIENCE
+    while True:
+        now = {(one.follower, one.stream_id): one for one in await _parked(parked, stream_ids, follower)}
+        reports = [_report(one, now.get((one.follower, one.stream_id))) for one in before]
+        left = sum(one.outcome == _NOT_TRIED for one in reports)
+        progress(len(before) - left, len(before))
+        if left < untried:
+            untried, deadline = left, time() + _PATIENCE
+        if not left or time() >= deadline:
+            return reports
+        await asyncio.sleep(_LOOK)
+
+
+def _report(before: ParkedStream, now: ParkedStream | None) -> Report:
+    if now is None:
+        return Report(before.stream_id, before.follower, "applied")
+    tried = now.tried_at != before.tried_at
+    return Report(now.stream_id, now.follower, "still parked" if tried else _NOT_TRIED, now.error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -114,6 +115,17 @@ async def _positions(reader: Reader, stretch: Stretch) -> tuple[Position, Positi
         else:
             note(f"Release {found[0]} has decided since position {found[1] + 1:,}.")
             since = found[1]
-    if since > until:
-        raise click.UsageError("--since is later than --until.", click.get_current_context())
+    if _nothing_lies_in(stretch, since, until):
+        given = "What --since-release means" if stretch.since_release else "--since"
+        raise click.UsageError(
+            f"{given} is later than --until, or the same: nothing lies between.", click.get_current_context()
+        )
     return since, until
+
+
+def _nothing_lies_in(stretch: Stretch, since: Position, until: Position) -> bool:
+    """Whatever is recorded; between two times there may just have been nothing."""
+    if isinstance(stretch.since, datetime) and isinstance(stretch.until, datetime):
+        return stretch.since >= stretch.until
+    begins = stretch.since is not None or stretch.since_release
+    return begins and stretch.until is not None and since >= until

@@ -8,11 +8,17 @@ from uuid import UUID
 
 from domain.errors import UnknownRegistration
 from entrypoints.queries.events import EventEntry, EventQueries
-from infrastructure.followers.parked_listing import ParkedEvent, ParkedStream, parked_events, parked_streams
+from infrastructure.followers.parked_listing import (
+    ParkedEvent,
+    ParkedStream,
+    page_of_parked_streams,
+    parked_events,
+    parked_streams,
+)
 from infrastructure.postgres.pool import QueryPool
 
 LONGEST_LIST = 1000
-"""Streams, or events of one, that are shown at most."""
+"""Streams, or events of one, that are shown at most, or read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +30,8 @@ class RefusedEvent:
 
 
 class ParkedQueries:
-    """
+    """What followers have parked; what copies of read models have is no operator's business.
+
     Raises (all of them):
         Unavailable, one of `AWAY`: see `infrastructure.postgres.pool.QueryPool.ask`.
     """
@@ -37,6 +44,20 @@ class ParkedQueries:
         """The parked streams, the one that waits longest first."""
         return await self._pool.ask(
             lambda connection: parked_streams(connection, follower=follower, stream_id=stream_id, limit=LONGEST_LIST)
+        )
+
+    async def all_streams(self, *, follower: str | None = None) -> list[ParkedStream]:
+        """The parked streams, the one that waits longest first; however many there are."""
+        found: list[ParkedStream] = []
+        page = await self._page(follower, None)
+        while page:
+            found += page
+            page = await self._page(follower, page[-1])
+        return sorted(found, key=lambda one: one.parked_at)
+
+    async def _page(self, follower: str | None, after: ParkedStream | None) -> Sequence[ParkedStream]:
+        return await self._pool.ask(
+            lambda connection: page_of_parked_streams(connection, follower=follower, after=after, limit=LONGEST_LIST)
         )
 
     async def stream(self, stream_id: UUID) -> Sequence[RefusedEvent]:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import IO, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 import zstandard
 
 from infrastructure.archive.lines import MAX_LINE_BYTES
+from infrastructure.embedded.files import sync
 
 COMPRESSED: Final = ".zst"
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 """The first bytes of what zstd has compressed (RFC 8878)."""
 
 _CHUNK: Final = 1 << 20
+
+_LOOK_MILLISECONDS: Final = 100
+"""How often who waits for a pipe looks whether anybody wants what comes."""
 
 
 class Writer(Protocol):
@@ -39,7 +44,7 @@ def written(path: Path) -> Iterator[Writer]:
     """Write a file, which is there and on disk at the end of the block; after an error nothing is left of it.
 
     It is written beside its place first (`NAME.part`), for its owner alone. What is no ordinary file, such as a pipe,
-    is written as it is.
+    is written as it is; of a symbolic link it is the target that is replaced.
 
     Raises:
         OSError: it cannot be written.
@@ -49,7 +54,8 @@ def written(path: Path) -> Iterator[Writer]:
         with path.open("wb") as pipe, _compressing(path, pipe) as writer:
             yield writer
         return
-    part = path.with_name(f"{path.name}.part")
+    place = Path(os.path.realpath(path))
+    part = place.with_name(f"{place.name}.part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         try:
@@ -63,10 +69,11 @@ def written(path: Path) -> Iterator[Writer]:
                 yield writer
             file.flush()
             os.fsync(descriptor)
-            part.replace(path)
+            part.replace(place)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+    sync(place.parent)  # otherwise a power failure may undo the renaming
 
 
 def _compressing(path: Path, file: IO[bytes]) -> AbstractContextManager[Writer]:
@@ -76,7 +83,47 @@ def _compressing(path: Path, file: IO[bytes]) -> AbstractContextManager[Writer]:
     return zstandard.ZstdCompressor(level=1, write_checksum=True).stream_writer(file, closefd=False)
 
 
-def lines_of(file: BufferedReader) -> Iterator[bytes]:
+class Stopped(Exception):
+    """Nobody wants what is read any more."""
+
+
+class Source(FileIO):
+    """A file that one thread reads until another stops it, also while nothing comes: a thread in a read can neither be
+    cancelled nor left behind."""
+
+    def __init__(self, path: Path | None) -> None:
+        """
+        Args:
+            path: None is standard input.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        if path is None:
+            super().__init__(0, "rb", closefd=False)
+        else:
+            super().__init__(path, "rb", opener=_at_once)
+        self._ready = select.poll()
+        self._ready.register(self, select.POLLIN)
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Have the next read, or the one under way, raise `Stopped`."""
+        self._stopped = True
+
+    def readinto(self, buffer: Any, /) -> int:
+        while not self._stopped:
+            if self._ready.poll(_LOOK_MILLISECONDS) and (count := super().readinto(buffer)) is not None:
+                return count
+        raise Stopped
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a named pipe without waiting for somebody who writes it; reads wait for that."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def lines_of(file: BufferedReader[Any]) -> Iterator[bytes]:
     """The lines of a file, each with its end; the last one may lack it. Memory is bounded whatever the file holds.
 
     Raises:
@@ -94,10 +141,10 @@ def lines_of(file: BufferedReader) -> Iterator[bytes]:
         yield begin
 
 
-def _chunks(file: BufferedReader) -> Iterator[bytes]:
+def _chunks(file: BufferedReader[Any]) -> Iterator[bytes]:
     """What is in the file, decompressed where its first bytes say that it is compressed."""
     if not file.peek(len(_MAGIC)).startswith(_MAGIC):
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read1(_CHUNK):  # what a pipe has by now, however little
             yield chunk
         return
     try:

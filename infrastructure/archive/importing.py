@@ -107,7 +107,7 @@ async def import_events(connection: Connection, log: ExportedLog, *, on_events: 
         try:
             await _write(connection, batch)
         except BaseException:
-            await asyncio.gather(following, return_exceptions=True)
+            following.cancel()  # its thread ends when the file is closed: a pipe may be silent for ever
             raise
         on_events(batch.upto)
         batch = await following

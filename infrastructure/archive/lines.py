@@ -21,6 +21,10 @@ VERSION: Final = 1
 MAX_LINE_BYTES: Final = 16 << 20
 """No line of ours comes near it: a request has at most 16 KiB. Beyond it a file is none of ours."""
 
+MAX_BLOCK_EVENTS: Final = 10_000
+"""No block of ours comes near it: a transaction records 1,000 events, or one append that has more, such as what the
+saga notes about 300 events. Beyond it a file is none of ours."""
+
 Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Time = Annotated[datetime, Meta(tz=True)]
 

@@ -18,6 +18,7 @@ from infrastructure.archive.lines import (
     FORMAT,
     HEAD_BEGINS,
     KEY_BEGINS,
+    MAX_BLOCK_EVENTS,
     VERSION,
     EndLine,
     EventLine,
@@ -99,8 +100,10 @@ class ExportedLog:
 
     def _block(self, event: EventLine) -> Block:
         first, previous, digests = self.position + 1, self.hash.hex(), []
+        if not first <= event.block <= min(self.head.position, first + MAX_BLOCK_EVENTS - 1):
+            raise self._fault(f"the block of position {first} cannot end at {event.block}")
         block = Block(first, event.block, event.recorded_at, b"", [])
-        for position in range(first, max(block.last, first) + 1):
+        for position in range(first, block.last + 1):
             if self._event is None or self._event.position != position:
                 raise self._fault(f"position {position} is missing")
             event = self._event

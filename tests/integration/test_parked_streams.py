@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -30,6 +32,7 @@ from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 from projections.accounts import Accounts
 from tests.integration.conftest import Command
+from tests.support.commands import clean_environment
 from tests.support.facts import REGISTRATION, Fact, account_activated, eventually, registered, stream
 from tests.support.http import ADMIN, open_api, problem_of
 from tests.support.log import append, keep_root_secret, query
@@ -172,6 +175,87 @@ def test_a_retry_while_nobody_follows_is_recorded_and_waits(
     assert acts == [("parked_retry.asked", "operator")]
 
 
+OF_COPIES = ("accounts__old", "accounts__next", "accounts_2__old", "accounts__at_7")
+
+
+def park_as(dsn: str, *followers: str, streams: int = 1) -> None:
+    """Rows as these followers have parked them, one event of each stream."""
+    asyncio.run(
+        query(
+            dsn,
+            "INSERT INTO parked_events (follower, stream_id, position, error)"
+            " SELECT f, lpad(n::text, 32, '0')::uuid, n, 'DivisionByZero'"
+            " FROM unnest(%s::text[]) AS f, generate_series(1, %s) AS n",
+            list(followers),
+            streams,
+        )
+    )
+
+
+def test_what_copies_of_read_models_have_parked_is_neither_shown_nor_tried(dsn: str, parked_streams: Command) -> None:
+    park_as(dsn, *OF_COPIES)
+    stream_id = str(UUID(int=1))
+
+    assert parked_streams("list", "--json")[:2] == (0, "[]\n")
+    assert parked_streams("show", stream_id)[0] == 1
+    code, out, _ = parked_streams("retry", stream_id, "--json")
+    assert (code, [one["outcome"] for one in json.loads(out)]) == (1, ["not parked"])
+    assert parked_streams("retry", "--all") == (0, "", "Nothing is parked.\n")
+    assert asyncio.run(query(dsn, "SELECT FROM events WHERE topic = 'parked_retry.asked'")) == []
+
+
+def test_another_version_of_a_read_model_is_a_follower_too(
+    dsn: str, parked_streams: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("entrypoints.cli.parked._PATIENCE", 0.0)
+    park_as(dsn, "registrations_2", "accounts__old")
+
+    assert [one["follower"] for one in json.loads(parked_streams("list", "--json")[1])] == ["registrations_2"]
+    code, out, _ = parked_streams("retry", "--all", "--json")
+    assert (code, [one["follower"] for one in json.loads(out)]) == (1, ["registrations_2"])
+
+
+def test_all_parked_streams_are_asked_for_before_any_is_waited_for(
+    dsn: str, parked_streams: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("entrypoints.cli.parked._PATIENCE", 0.0)
+    monkeypatch.setattr("entrypoints.queries.parked.LONGEST_LIST", 7)
+    park_as(dsn, "accounts", "audit", "accounts__old", streams=10)
+
+    code, out, _ = parked_streams("retry", "--all", "--json")
+
+    assert code == 1
+    expected = {(follower, str(UUID(int=int(str(n), 16)))) for follower in ("accounts", "audit") for n in range(1, 11)}
+    assert {(one["follower"], one["stream_id"]) for one in json.loads(out)} == expected
+    assert {one["outcome"] for one in json.loads(out)} == {"not tried yet"}
+    acts = asyncio.run(query(dsn, "SELECT count(*) FROM events WHERE topic = 'parked_retry.asked'"))
+    assert acts == [(20,)]
+
+
+async def test_what_a_leader_makes_of_it_is_waited_for_and_told(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parking, "PARKED_RETRY_INTERVAL", timedelta(days=1))
+    master_key = secrets.token_hex(32)
+    await keep_root_secret(dsn, master_key)
+    projection = Refusing()
+
+    async def retry_all() -> tuple[int | None, list[str]]:
+        process = await asyncio.create_subprocess_exec(
+            *(Path(sys.executable).with_name("registrar"), "projections", "parked", "retry", "--all", "--json"),
+            env=clean_environment(DATABASE_URL=dsn, MASTER_KEY=master_key),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await process.communicate()
+        return process.returncode, [one["outcome"] for one in json.loads(out)]
+
+    async with following(dsn, projection) as store:
+        await append(store, EventCodec().encode(stream(REGISTRATION, registered())[0]))
+        await is_parked(dsn)
+
+        assert await retry_all() == (1, ["still parked"])
+        projection.mended = True
+        assert await retry_all() == (0, ["applied"])
+
+
 async def ask(store: EventStore, follower: str = FOLLOWER) -> None:
     """As another process does."""
     nobody: Any = None  # this command needs no secrets
@@ -272,6 +356,22 @@ async def test_a_parked_stream_that_an_operator_has_retried_over_http_is_applied
         assert listed.json() == {"items": []}
         act = await query(dsn, "SELECT notification_id, topic, actor FROM events ORDER BY notification_id DESC LIMIT 1")
         assert act == [(int(answer.headers["registrar-position"]), "parked_retry.asked", "operator")]
+
+
+async def test_what_copies_of_read_models_have_parked_is_unknown_over_http(dsn: str) -> None:
+    of = "/v1/admin/projections/parked"
+    await query(
+        dsn,
+        "INSERT INTO parked_events (follower, stream_id, position, error)"
+        " SELECT f, %s, 1, 'DivisionByZero' FROM unnest(%s::text[]) AS f",
+        *(OTHER, list(OF_COPIES)),
+    )
+    async with open_api(dsn, follows=False) as api:
+        assert (await api.http.get(of, headers=ADMIN)).json() == {"items": []}
+        for method, path in (("GET", f"{of}/{OTHER}"), ("POST", f"{of}/{OTHER}/retry")):
+            answer = await api.http.request(method, path, headers=ADMIN)
+            assert (answer.status_code, problem_of(answer)) == (404, "unknown-registration")
+        assert await query(dsn, "SELECT FROM events WHERE topic = 'parked_retry.asked'") == []
 
 
 async def test_what_is_not_parked_is_unknown_over_http_and_only_operators_may_ask(dsn: str) -> None:

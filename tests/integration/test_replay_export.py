@@ -6,13 +6,17 @@ import asyncio
 import hashlib
 import io
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
+import termios
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from fcntl import ioctl
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,7 +27,8 @@ import pytest
 from application.ports import Person, WrappedKey
 from domain.recorded import AnyEvent
 from entrypoints.bootstrap.database import create_schema
-from infrastructure.archive.files import BadFile, Busy, lines_of, written
+from infrastructure.archive.files import BadFile, Busy, Source, Stopped, lines_of, written
+from infrastructure.archive.importing import begin_import, import_events
 from infrastructure.archive.reading import ExportedLog
 from infrastructure.crypto.keyring import Keyring, open_root_secret
 from infrastructure.embedded.postgres import EmbeddedPostgres
@@ -32,12 +37,13 @@ from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from tests.integration.conftest import Command
-from tests.support.commands import clean_environment
+from tests.support.commands import PATIENCE, clean_environment, heeding_ctrl_c
 from tests.support.facts import (
     CLAIM,
     CLIENT,
     REGISTRATION,
     email_claimed,
+    eventually,
     otp_issued,
     personal_data_erased,
     registered,
@@ -239,6 +245,33 @@ def test_a_file_of_something_else_is_told_in_one_line(tmp_path: Path, command: C
     assert "no log that Registrar has exported" in done.err
 
 
+def test_events_without_a_block_of_their_own_are_not_passed_over(dsn: str, tmp_path: Path, command: Command) -> None:
+    fill(dsn, stored(*stream(REGISTRATION, registered())))
+    head, line, end = exported(command, dsn, tmp_path / "log.jsonl").read_bytes().splitlines(keepends=True)
+    altered = head + 2 * line.replace(b'"block":1', b'"block":0') + line
+    digest = hashlib.sha256(altered).hexdigest().encode()
+
+    with pytest.raises(BadFile, match="at line 2, the block of position 1 cannot end at 0"):
+        checked(altered + end.replace(json.loads(end)["sha256"].encode(), digest))
+
+
+def test_a_block_that_never_ends_is_not_collected(dsn: str, tmp_path: Path, command: Command) -> None:
+    small(dsn)
+    head, first, *_ = exported(command, dsn, tmp_path / "log.jsonl").read_bytes().splitlines(keepends=True)
+    read = 0
+
+    def lines() -> Iterator[bytes]:
+        nonlocal read
+        yield head.replace(b'"position":3', b'"position":%d' % 10**12)
+        for position in range(1, 10**12):
+            read += 1
+            yield first.replace(b'"position":1,"block":2', b'"position":%d,"block":%d' % (position, 10**12))
+
+    with pytest.raises(BadFile, match="the block of position 1 cannot end at"):
+        list(ExportedLog(lines()).blocks())
+    assert read == 1
+
+
 def test_types_that_this_release_does_not_know_are_told(dsn: str, tmp_path: Path, command: Command) -> None:
     fill(dsn, [(happened(topic="registration.gone_to_the_moon"), CLIENT)])
 
@@ -294,6 +327,27 @@ def test_a_former_file_is_replaced_by_a_whole_one_only(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
     assert file.read_bytes() == b"whole"
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_target_of_a_link_is_replaced_and_both_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "backups"
+    directory.mkdir()
+    link = tmp_path / "log.jsonl"
+    link.symlink_to(directory / "of_today.jsonl")
+    synced: list[tuple[str, bool]] = []
+
+    def sync(descriptor: int) -> None:
+        synced.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), (directory / "of_today.jsonl").exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+
+    with written(link) as new:
+        new.write(b"whole")
+
+    assert link.readlink() == directory / "of_today.jsonl"
+    assert [path.name for path in directory.iterdir()] == ["of_today.jsonl"]
+    assert link.read_bytes() == b"whole"
+    assert synced == [(str(directory / "of_today.jsonl.part"), False), (str(directory), True)]
 
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(dsn: str, tmp_path: Path) -> None:
@@ -655,7 +709,136 @@ def test_the_embedded_database_is_made_for_an_import(dsn: str, tmp_path: Path, c
     assert [event["position"] for event in listed.json] == [1, 2, 3]
 
 
-# --- What ends an import ----------------------------------------------------------------------
+# --- What ends a check, or an import ----------------------------------------------------------
+
+
+@contextmanager
+def reading(*words: str | Path, dsn: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A command that reads from a pipe, to which no more is written than its first byte; and that pipe's other end."""
+    theirs, ours = os.pipe()
+    with heeding_ctrl_c():
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("registrar"), "events", "import", *words, "-"],
+            env=clean_environment(DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY),
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    os.write(ours, b"{")
+
+    def has_read_it() -> bool:
+        return ioctl(theirs, termios.FIONREAD, bytes(4)) == bytes(4)
+
+    try:
+        asyncio.run(eventually(has_read_it))
+        yield process, ours
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(theirs)
+        os.close(ours)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--check"], "Stopped; the log is not checked to its end."),
+        ([], "Stopped; the same command goes on behind the last event that is written."),
+    ],
+)
+def test_what_reads_a_silent_pipe_can_be_stopped(dsn: str, words: list[str], says: str, how: signal.Signals) -> None:
+    with reading(*words, dsn=dsn) as (process, _):
+        process.send_signal(how)
+        out, err = process.communicate(timeout=PATIENCE)
+
+    assert (process.returncode, out, err) == (130, "", f"{says}\n")
+
+
+def test_a_check_of_a_named_pipe_that_nobody_writes_can_be_stopped(tmp_path: Path) -> None:
+    pipe = tmp_path / "log.jsonl"
+    os.mkfifo(pipe)
+    with heeding_ctrl_c():
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("registrar"), "events", "import", "--check", pipe],
+            env=clean_environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def has_opened_it() -> bool:
+        return pipe.resolve() in [one.resolve() for one in Path(f"/proc/{process.pid}/fd").iterdir()]
+
+    try:
+        asyncio.run(eventually(has_opened_it))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        process.communicate()
+
+    assert (process.returncode, err) == (130, f"Stopped; {pipe} is not checked to its end.\n")
+
+
+def test_a_file_is_not_read_on_that_nobody_wants_any_more(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    file.write_bytes(b"line\n" * 1_000_000)
+
+    with Source(file) as source, io.BufferedReader(source) as reader:
+        lines = lines_of(reader)
+        assert next(lines) == b"line\n"
+        source.stop()
+        with pytest.raises(Stopped):
+            sum(1 for _ in lines)
+        assert source.tell() < file.stat().st_size
+
+
+def test_a_file_in_a_pipe_is_read_to_its_end(dsn: str, tmp_path: Path) -> None:
+    fill(dsn, *lived(20))
+    pipe = tmp_path / "log.jsonl.zst"
+    os.mkfifo(pipe)
+
+    def registrar(*words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [Path(sys.executable).with_name("registrar"), "events", *words, pipe],
+            env=clean_environment(DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    checking, exporting = registrar("import", "--check"), registrar("export")
+    for process in (checking, exporting):
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+
+
+def test_an_import_that_the_database_ends_does_not_wait_for_more_of_the_file(
+    dsn: str, empty: str, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infrastructure.archive.importing.BATCH_EVENTS", 1)
+    small(dsn)
+    content = exported(command, dsn, tmp_path / "log.jsonl").read_bytes().splitlines(keepends=True)
+    asyncio.run(_tables(empty))
+    rows(empty, "CREATE FUNCTION refused() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$")
+    rows(empty, "CREATE TRIGGER refused BEFORE INSERT ON blocks FOR EACH ROW EXECUTE FUNCTION refused()")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    async def importing() -> None:
+        with Source(pipe) as source, io.BufferedReader(source) as file, pipe.open("wb", buffering=0) as writer:
+            writer.write(b"".join(content[:4]))  # the first block, and the beginning of the second one
+            log = await asyncio.to_thread(ExportedLog, lines_of(file))
+            try:
+                async with await connect(empty, name="import", statement_timeout=timedelta(seconds=10)) as connection:
+                    await begin_import(connection)
+                    await import_events(connection, log, on_events=lambda _: None)
+            finally:
+                source.stop()
+
+    with pytest.raises(psycopg.errors.RaiseException, match="refused"):
+        asyncio.run(importing())
 
 
 def test_a_full_disk_of_the_database_is_told_and_the_import_goes_on_when_there_is_room(

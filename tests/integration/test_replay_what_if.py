@@ -239,6 +239,26 @@ def test_a_gate_looks_at_what_the_release_that_runs_has_decided(replay: Command,
     expected = [one for one in differences_in(recorded_as(history.events), OTP_TTL) if one.position > middle]
     assert json.loads(out)["differences"] == len(expected)
 
+    for until in (str(middle), str(middle - 1), "2020-01-01"):
+        code, out, err = replay("--dry-run", "--since-release", "--until", until)
+        assert (code, out) == (2, "")
+        assert "What --since-release means is later than --until" in err
+
+
+def test_a_release_that_has_decided_nothing_yet_differs_in_nothing(replay: Command, dsn: str, history: History) -> None:
+    async def note() -> None:
+        async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
+            await note_release(connection, "1.0.0", 0)
+            await note_release(connection, "1.1.0", len(history.events))
+
+    asyncio.run(note())
+
+    code, out, err = replay("--dry-run", "--since-release", "--set", "OTP_TTL=300")
+
+    assert (code, out) == (0, "")
+    assert f"Release 1.1.0 has decided since position {len(history.events) + 1:,}." in err
+    assert "0 differences about 0 registrations" in err
+
 
 @pytest.mark.parametrize(
     ("options", "says"),
@@ -250,7 +270,13 @@ def test_a_gate_looks_at_what_the_release_that_runs_has_decided(replay: Command,
         (["--dry-run", "--since", "yesterday"], "neither a position of the log nor a time"),
         (["--dry-run", "--since", "5", "--since-release"], "exclude each other"),
         (["--dry-run", "--since", "5", "--until", "4"], "--since is later than --until"),
+        (["--dry-run", "--since", "5", "--until", "5"], "--since is later than --until, or the same"),
+        (["--dry-run", "--since", "2999-01-02", "--until", "2999-01-01"], "--since is later than --until"),
+        (["--dry-run", "--since", "2020-01-01", "--until", "2020-01-01"], "--since is later than --until, or the same"),
+        (["--dry-run", "--since", "5", "--until", "2020-01-01"], "--since is later than --until"),
         (["--dry-run", "--since", "1000000"], "The log ends at position"),
+        (["--dry-run", "--until", "1000000"], "The log ends at position"),
+        (["--dry-run", "--since", "9" * 5000], "neither a position of the log nor a time"),
     ],
 )
 def test_what_cannot_be_asked_is_said_in_one_line(options: list[str], says: str, replay: Command) -> None:
@@ -261,8 +287,8 @@ def test_what_cannot_be_asked_is_said_in_one_line(options: list[str], says: str,
 
 
 def test_a_time_is_a_moment_of_the_log(replay: Command, history: History) -> None:
-    _, out, _ = replay("--dry-run", "--json", "--since", "2020-01-01", "--until", "2020-01-01")
-    assert (json.loads(out)["since"], json.loads(out)["until"]) == (0, 0)
+    code, out, _ = replay("--dry-run", "--json", "--since", "2020-01-01", "--until", "2020-01-02")
+    assert (code, json.loads(out)["since"], json.loads(out)["until"]) == (0, 0, 0)
 
     _, out, _ = replay("--dry-run", "--json", "--until", "2999-01-01T00:00:00Z")
     assert json.loads(out)["until"] == len(history.events)

@@ -106,6 +106,29 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], about: st
     assert about in printed.err
 
 
+@pytest.mark.parametrize("number", ["9" * 19, "9" * 5000], ids=len)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["events", "list", "--limit"],
+        ["events", "replay", "--dry-run", "--since"],
+        ["events", "replay", "--dry-run", "--until"],
+        ["events", "replay", "--dry-run", "--limit"],
+        ["events", "show", SOME_ID, "--at"],
+        ["mail", "list", "--limit"],
+        ["projections", "as-of", "audit"],
+        ["projections", "diff", "audit", "1"],
+        ["up", "--port"],
+    ],
+    ids=" ".join,
+)
+def test_a_number_of_many_digits_is_wrong_usage(arguments: list[str], number: str, capsys: Capture) -> None:
+    assert run([*arguments, number]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert number in printed.err or arguments[-1] in printed.err
+
+
 def test_an_unknown_setting_names_the_nearest_one(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setenv("REGISTRAR_DATABSE_URL", "secret")
     assert run(["up"]) == 2
