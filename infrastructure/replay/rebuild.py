@@ -22,7 +22,7 @@ from infrastructure.replay.comparison import Differences, live_position, shapes
 from infrastructure.replay.copies import BATCH_EVENTS, Copy, Filling, MakesProjection, fill_together
 from infrastructure.replay.progress import Doing, Watch, nobody_watches
 from infrastructure.replay.sessions import replaying
-from infrastructure.replay.swap import CannotReplay, swap
+from infrastructure.replay.swap import CannotReplay, refuse_dependents, swap
 from infrastructure.replay.verified import forget_verified, note_verified
 
 Step = Literal["filling", "indexed", "swapped", "rolled-back", "aborted"]
@@ -224,6 +224,7 @@ class Rebuilds:
             await Copy(make, "gone").drop(connection)
             found = Differences(ended.position, ended.differences)
             return Rebuilt(copy.of, True, True, ended.position, found, ended.beside or None)
+        await refuse_dependents(connection, live.schema, Copy(make, "old").schema)
         job, resumed = await _job(connection, copy.of), True
         if job is not None and job.step in {"filling", "indexed"}:
             if job.fold != copy.fold() or not await copy.exists(connection):
