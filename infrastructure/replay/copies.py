@@ -104,6 +104,11 @@ class Copy:
             await connection.execute("DELETE FROM public.followers WHERE name = %s", (self.name,))
             await connection.execute("DELETE FROM public.parked_events WHERE follower = %s", (self.name,))
 
+    async def drop_if_unused(self, connection: Connection) -> None:
+        """`drop` it, or leave that to the next command that needs its name: somebody may still read it."""
+        with suppress(psycopg.Error):
+            await self.drop(connection)
+
     @asynccontextmanager
     async def only_within(self, dsn: str, connection: Connection, *, keep: bool = False) -> AsyncIterator[None]:
         """Nothing of it is there after the block, whatever ends that, but a kill or the database going away: then the

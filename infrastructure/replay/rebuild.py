@@ -178,7 +178,7 @@ class Rebuilds:
         async with claimed(self._dsn, name=f"rebuild {old.of}") as connection:
             ended = await self._finish(connection, old.of)
             if ended is not None and ended.step == "rolled-back":
-                await Copy(make, "gone").drop(connection)
+                await Copy(make, "gone").drop_if_unused(connection)
                 return ended.position
             job = await _job(connection, old.of)
             if job is not None and job.step in {"filling", "indexed"}:
@@ -195,6 +195,7 @@ class Rebuilds:
 
             position = await swap(connection, self._log, make, old, leaving="gone", note=note)
             await self._finish(connection, old.of)
+            await Copy(make, "gone").drop_if_unused(connection)
             return position
 
     async def abort(self, make: MakesProjection) -> bool:
@@ -221,7 +222,7 @@ class Rebuilds:
         live, copy = make(), Copy(make, "next")
         ended = await self._finish(connection, copy.of)
         if ended is not None and ended.step == "swapped" and ended.fold == copy.fold():
-            await Copy(make, "gone").drop(connection)
+            await Copy(make, "gone").drop_if_unused(connection)
             found = Differences(ended.position, ended.differences)
             return Rebuilt(copy.of, True, True, ended.position, found, ended.beside or None)
         await refuse_dependents(connection, live.schema, Copy(make, "old").schema)
@@ -300,6 +301,7 @@ class Rebuilds:
         position = await self._swap(one, differences.count, decision)
         await note_verified(connection, of, Differences(position, rows=differences.rows))
         await self._finish(connection, of)
+        await Copy(one.make, "gone").drop_if_unused(connection)
         return Rebuilt(of, True, one.resumed, position, differences, beside)
 
     async def _index(self, connection: Connection, copy: Copy, job: _Job) -> None:

@@ -83,7 +83,8 @@ async def swap(
     the old one's rows beside the new one's position. Before that, the copy is given the live one's owner and grants.
 
     Args:
-        leaving: the kind of copy that the live one becomes; one of that kind becomes "gone", which is then dropped.
+        leaving: the kind of copy that the live one becomes; one of that kind becomes "gone", which is then for the
+            caller to drop, once the act is recorded.
         note: called within the transaction.
 
     Raises:
@@ -91,11 +92,10 @@ async def swap(
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PATIENCE.total_seconds()
-    gone = Copy(make, "gone")
-    await gone.drop(connection)
     while True:
         await incoming.fill(connection, log, await live_position(connection, incoming.of))
         try:
+            await Copy(make, "gone").drop(connection)
             await refuse_dependents(connection, make().schema, Copy(make, leaving).schema)
             await take_over_grants(connection, make().schema, incoming.schema)
             until = loop.time() + LONGEST_HOLD.total_seconds()
@@ -123,7 +123,6 @@ async def swap(
                 ) from None
             await asyncio.sleep(PAUSE.total_seconds())
     crash_point("rebuild.after_swap")
-    await gone.drop(connection)
     return position
 
 

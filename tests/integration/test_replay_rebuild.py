@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from application.crash_points import armed
 from application.ports import Unavailable, entries_of
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
@@ -27,7 +28,9 @@ from projections.audit import Audit
 from projections.funnel import Funnel
 from projections.mail import Mails
 from projections.registrations import Registrations
+from tests.faults.armed import at
 from tests.support.facts import CLIENT, REGISTRATION, MovableClock, email_verified, eventually, registered, stream
+from tests.support.log import locked
 from tests.support.read_models import contents, follow, follow_all, indexes, recorded_history, rows
 
 REGISTRATIONS = 60
@@ -310,6 +313,56 @@ async def test_the_copy_before_the_last_is_dropped(operator: Operator, connectio
         connection, "SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'read_accounts%%' ORDER BY 1"
     )
     assert found == [("read_accounts",), ("read_accounts__old",)]
+
+
+# --- What has become of it, whatever ends the command -----------------------------------------------
+
+
+@pytest.mark.usefixtures("live")
+async def test_a_swap_is_recorded_though_somebody_reads_the_copy_before_the_last(
+    operator: Operator, connection: Connection, dsn: str
+) -> None:
+    gone = "SELECT to_regnamespace('read_accounts__gone') IS NOT NULL"
+    await operator.rebuild(Accounts)
+    async with locked(dsn, "SET idle_in_transaction_session_timeout = 0") as reader:
+        await reader.execute("SELECT FROM read_accounts__old.accounts")
+
+        assert (await operator.rebuild(Accounts)).swapped
+
+        assert operator.done() == ["begun", "swapped"] * 2
+        assert await rows(connection, gone) == [(True,)]
+        assert not (await rows(connection, "SELECT FROM rebuilds WHERE NOT recorded"))
+
+    rebuilt = await operator.rebuild(Accounts)
+
+    assert (rebuilt.swapped, rebuilt.resumed) == (True, False)
+    assert await rows(connection, gone) == [(False,)]
+
+
+@pytest.mark.usefixtures("live")
+async def test_a_command_whose_session_ends_after_the_swap_says_that_it_was_swapped(
+    operator: Operator, connection: Connection, dsn: str
+) -> None:
+    def end() -> None:
+        with psycopg.connect(dsn, autocommit=True) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+                " WHERE application_name LIKE 'registrar rebuild accounts' AND datname = current_database()"
+            )
+
+    [(was,)] = await rows(connection, "SELECT 'read_accounts'::regnamespace::oid")
+    for act, says in (
+        (operator.rebuild, "accounts has been swapped; `registrar projections rebuild accounts` records that"),
+        (operator().roll_back, "accounts has been rolled back; `registrar projections rebuild accounts --rollback`"),
+    ):
+        with armed(at("rebuild.after_swap", 1, end)), pytest.raises(CannotReplay, match=says):
+            await act(Accounts)
+        [(serves,)] = await rows(connection, "SELECT 'read_accounts'::regnamespace::oid")
+        await act(Accounts)
+        assert await rows(connection, "SELECT 'read_accounts'::regnamespace::oid") == [(serves,)]
+
+    assert serves == was
+    assert operator.done() == ["begun", "swapped", "rolled-back"]
 
 
 # --- Events that cannot be applied ----------------------------------------------------------------
