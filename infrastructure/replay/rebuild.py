@@ -40,7 +40,10 @@ NEAR: Final = 500
 SMALL_BATCH: Final = 1_000
 """A second fold is told the events in other batches than the first, as the live one was."""
 
-_JOB = "SELECT rebuild_id, step, recorded, beside, fold, indexes, position, differences, decision FROM public.rebuilds"
+_JOB = """
+    SELECT rebuild_id, step, recorded, beside, fold, indexes, position, differences, decision, replaced_by
+    FROM public.rebuilds WHERE read_model = %s
+"""
 
 _BEGIN = """
     INSERT INTO public.rebuilds (read_model, rebuild_id, step, beside, fold, indexes)
@@ -54,6 +57,8 @@ _NOTE = """
     UPDATE public.rebuilds SET step = %s, position = %s, differences = %s, decision = %s, recorded = false
     WHERE read_model = %s
 """
+
+_REPLACED = "UPDATE public.rebuilds SET replaced_by = rebuild_id WHERE read_model = %s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,7 @@ class _Job:
     position: Position
     differences: int
     decision: str
+    replaced_by: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +339,8 @@ class Rebuilds:
 
         async def note(position: Position) -> None:
             await one.connection.execute(_NOTE, ("swapped", position, differences, decision, one.copy.of))
+            if leaving == "old":
+                await one.connection.execute(_REPLACED, (one.copy.of,))
 
         # What a new version replaces is empty tables, or what its projector has come to meanwhile.
         leaving = "gone" if one.job.beside else "old"
@@ -348,12 +356,13 @@ class Rebuilds:
         if job is None or job.recorded or job.step in {"filling", "indexed"}:
             return None
         act: Act = "swapped" if job.step == "swapped" else "rolled-back" if job.step == "rolled-back" else "aborted"
-        await self._record(RebuildAct(read_model, job.rebuild_id, act, job.position, job.differences, job.decision))
+        rebuild_id = (job.replaced_by or job.rebuild_id) if act == "rolled-back" else job.rebuild_id
+        await self._record(RebuildAct(read_model, rebuild_id, act, job.position, job.differences, job.decision))
         await connection.execute("UPDATE public.rebuilds SET recorded = true WHERE read_model = %s", (read_model,))
         return job
 
 
 async def _job(connection: Connection, read_model: str) -> _Job | None:
     cursor = connection.cursor(row_factory=class_row(_Job))
-    await cursor.execute(f"{_JOB} WHERE read_model = %s".encode(), (read_model,))
+    await cursor.execute(_JOB.encode(), (read_model,))
     return await cursor.fetchone()

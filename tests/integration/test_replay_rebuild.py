@@ -276,6 +276,23 @@ async def test_a_rolled_back_read_model_has_caught_up_with_what_happened_meanwhi
         await operator().roll_back(Registrations)
 
 
+@pytest.mark.usefixtures("live")
+async def test_a_rollback_after_a_rebuild_that_was_aborted_is_that_of_the_one_before(
+    operator: Operator, connection: Connection
+) -> None:
+    await operator.rebuild(Accounts)
+    await connection.execute("UPDATE read_accounts.accounts SET locale = 'xx'")
+    assert not (await operator.rebuild(Accounts)).swapped
+    await operator().abort(Accounts)
+
+    await operator().roll_back(Accounts)
+
+    acts = [(act.act, act.rebuild_id == operator.acts[0].rebuild_id) for act in operator.acts]
+    assert acts == [
+        ("begun", True), ("swapped", True), ("begun", False), ("aborted", False), ("rolled-back", True)
+    ]  # fmt: skip
+
+
 class Longer:
     """A limit that is a millisecond longer each time."""
 
@@ -388,6 +405,9 @@ async def test_a_stream_that_cannot_be_folded_is_parked_with_the_copy_and_the_ot
     head = await store.head()
     parked = await rows(connection, "SELECT follower, position, error FROM parked_events ORDER BY position")
     assert parked == [("registrations", head - 1, "LookupError"), ("registrations", head, "stream is parked")]
+    [(code,), (behind,)] = await rows(connection, "SELECT code FROM parked_events ORDER BY position")
+    assert "infrastructure/replay/copies.py" in code
+    assert behind is None
 
 
 async def test_what_the_live_one_had_parked_is_not_told_to_it_again_after_the_swap(
