@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 from uuid import UUID, uuid4
 
@@ -38,7 +38,8 @@ NEAR: Final = 500
 """So many events of the log are left to be folded when a copy is indexed and compared."""
 
 SMALL_BATCH: Final = 1_000
-"""A second fold is told the events in other batches than the first, as the live one was."""
+"""A second fold is told the events in other batches than the first, as the live one was; with a limit, in batches that
+are smaller in proportion."""
 
 _JOB = """
     SELECT rebuild_id, step, recorded, beside, fold, indexes, position, differences, decision, replaced_by
@@ -149,6 +150,9 @@ class Rebuilds:
         self._record = record
         self._watch = watch
         self._throttle = throttle
+        self._batch = BATCH_EVENTS
+        if throttle is not None:
+            self._batch = max(1, min(BATCH_EVENTS, throttle // A_THROTTLED_BATCH))
 
     async def rebuild(self, make: MakesProjection, *, accept: bool = False, repair: bool = False) -> Rebuilt:
         """Rebuild a read model, or go on with the rebuild that is under way; see `rebuild_all`."""
@@ -172,7 +176,7 @@ class Rebuilds:
             for make in makes:
                 connection = await stack.enter_async_context(replaying(self._dsn, name=f"rebuild {make().name}"))
                 begun.append(await self._begun(connection, make))
-            await self._fill([one for one in begun if isinstance(one, _UnderWay) and one.job.step == "filling"])
+            await self._fill([one for one in begun if isinstance(one, _UnderWay)])
             return [
                 await self._complete(one, accept=accept, repair=repair) if isinstance(one, _UnderWay) else one
                 for one in begun
@@ -193,6 +197,7 @@ class Rebuilds:
                 raise CannotReplay(f"There is no earlier copy of {old.of} to go back to.")
             if await shapes(connection, old.schema) != await shapes(connection, live.schema):
                 raise CannotReplay(f"The earlier copy of {old.of} is of another release; rebuild it instead.")
+            await self._fill([_UnderWay(make, old, connection, job, True, live.name, live.schema)])
             self._watch(Doing(old.of, "swapping"))
 
             async def note(position: Position) -> None:
@@ -261,9 +266,6 @@ class Rebuilds:
     async def _fill(self, under_way: Sequence[_UnderWay]) -> None:
         """Fold the log up to about where the live ones are; the rest goes faster with the indexes than over and
         over."""
-        limit = BATCH_EVENTS
-        if self._throttle is not None:
-            limit = max(1, min(limit, self._throttle // A_THROTTLED_BATCH))
         while True:
             fillings, begin = [], []
             for one in under_way:
@@ -273,16 +275,16 @@ class Rebuilds:
                     begin.append(at)
             if not fillings:
                 return
-            await fill_together(self._log, fillings, limit=limit, told=self._paced(fillings, min(begin)))
+            doing = Doing(", ".join(one.copy.of for one in fillings), "filling", upto=max(one.upto for one in fillings))
+            await fill_together(self._log, fillings, limit=self._batch, told=self._paced(doing, min(begin)))
 
-    def _paced(self, fillings: Sequence[Filling], begin: Position) -> Callable[[Position], Awaitable[None]]:
+    def _paced(self, doing: Doing, begin: Position) -> Callable[[Position], Awaitable[None]]:
         """Tells who watches, and keeps to the limit."""
         loop = asyncio.get_running_loop()
         started = loop.time()
-        names, upto = ", ".join(one.copy.of for one in fillings), max(one.upto for one in fillings)
 
         async def told(reached: Position) -> None:
-            self._watch(Doing(names, "filling", reached, upto))
+            self._watch(replace(doing, reached=reached))
             if self._throttle is not None:
                 await asyncio.sleep(max(0.0, started + (reached - begin) / self._throttle - loop.time()))
 
@@ -293,6 +295,7 @@ class Rebuilds:
         of, connection, beside = one.copy.of, one.connection, one.job.beside or None
         if one.job.step == "filling":
             await self._index(connection, one.copy, one.job)
+            await self._fill([one])
         self._watch(Doing(of, "comparing"))
         differences = await agreed(self._dsn, connection, self._log, one.copy, one.name, one.schema)
         decision: Decision = "equal"
@@ -323,20 +326,16 @@ class Rebuilds:
         """Whether a second copy, told the events in other batches, is the same as the first."""
         check = Copy(make, "check")
         upto = await copy.position(connection)
-
-        async def told(reached: Position) -> None:
-            self._watch(Doing(copy.of, "folding again", reached, upto))
-
+        told = self._paced(Doing(copy.of, "folding again", upto=upto), 0)
         async with check.only_within(self._dsn, connection):
             async with connection.transaction():
                 await check.make(connection)
-            await check.fill(connection, self._log, upto, limit=SMALL_BATCH, told=told)
+            limit = max(1, self._batch * SMALL_BATCH // BATCH_EVENTS)
+            await check.fill(connection, self._log, upto, limit=limit, told=told)
             found = await agreed(self._dsn, connection, self._log, check, copy.name, copy.schema)
         return not found.count
 
     async def _swap(self, one: _UnderWay, differences: int, decision: Decision) -> Position:
-        self._watch(Doing(one.copy.of, "swapping"))
-
         async def note(position: Position) -> None:
             await one.connection.execute(_NOTE, ("swapped", position, differences, decision, one.copy.of))
             if leaving == "old":
@@ -344,6 +343,8 @@ class Rebuilds:
 
         # What a new version replaces is empty tables, or what its projector has come to meanwhile.
         leaving = "gone" if one.job.beside else "old"
+        await self._fill([one])  # a comparison, or a second fold, may have taken hours
+        self._watch(Doing(one.copy.of, "swapping"))
         return await swap(one.connection, self._log, one.make, one.copy, leaving=leaving, note=note)
 
     async def _finish(self, connection: Connection, read_model: str) -> _Job | None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -291,6 +293,34 @@ async def test_a_rollback_after_a_rebuild_that_was_aborted_is_that_of_the_one_be
     assert acts == [
         ("begun", True), ("swapped", True), ("begun", False), ("aborted", False), ("rolled-back", True)
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("live")
+async def test_whatever_catches_up_keeps_to_the_limit_and_tells_how_far_it_is(
+    operator: Operator, connection: Connection, store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that waits for a decision, and the former tables."""
+    monkeypatch.setattr("infrastructure.replay.rebuild.NEAR", 50)
+    await connection.execute("UPDATE read_audit.entries SET topic = 'xx' WHERE position = 1")
+    assert not (await operator.rebuild(Audit)).swapped
+    since = await store.head()
+    for expected in ("swapped", "rolled-back"):
+        events = [event for _ in range(120) for event in stream(uuid4(), registered(), email_verified())]
+        upto = await store.append(entries_of(events, CLIENT))
+        await follow(store, connection, Audit())
+        operator.seen.clear()
+
+        if expected == "swapped":
+            assert (await operator(throttle=800).rebuild(Audit, accept=True)).resumed
+        else:
+            await operator(throttle=800).roll_back(Audit)
+
+        assert operator.done()[-1] == expected
+        reached = [doing.reached for doing in operator.seen if doing.what == "filling" and doing.reached > since]
+        assert len(reached) > 1
+        assert max(later - earlier for earlier, later in pairwise([since, *reached])) <= 200
+        assert upto - reached[-1] <= 50
+        since = upto
 
 
 class Longer:
