@@ -56,7 +56,8 @@ class Rebuild(Aggregate, created_event_name="RebuildBegun"):
     def __init__(self, read_model: str) -> None:
         self.read_model = read_model
         self.swapped = False
-        self.over = False
+        self.rolled_back = False
+        self.aborted = False
 
     @classmethod
     def begin(cls, *, rebuild_id: UUID, read_model: str, now: datetime) -> Rebuild:
@@ -90,12 +91,12 @@ class Rebuild(Aggregate, created_event_name="RebuildBegun"):
 
     def roll_back(self, *, position: int, now: datetime) -> None:
         """The former one serves again."""
-        if not self.over:
+        if not self.rolled_back:
             self.trigger_event(Rebuild.RebuildRolledBack, timestamp=now, read_model=self.read_model, position=position)
 
     def abort(self, *, now: datetime) -> None:
         """The copy is dropped."""
-        if not self.over:
+        if not self.aborted:
             self.trigger_event(Rebuild.RebuildAborted, timestamp=now, read_model=self.read_model)
 
     @event(RebuildSwapped)
@@ -104,11 +105,11 @@ class Rebuild(Aggregate, created_event_name="RebuildBegun"):
 
     @event(RebuildRolledBack)
     def _rolled_back(self) -> None:
-        self.over = True
+        self.rolled_back = True
 
     @event(RebuildAborted)
     def _aborted(self) -> None:
-        self.over = True
+        self.aborted = True
 
 
 register_topic("rebuild", Rebuild)

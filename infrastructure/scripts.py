@@ -23,5 +23,5 @@ SCRIPTS = (
     *_of("archive", "archive/archive.sql"),
     *_of("mail", "mail/mail.sql", "mail/mail_2.sql"),
     *_of("alerts", "alerts/alerts.sql"),
-    *_of("replay", "replay/replay.sql"),
+    *_of("replay", "replay/replay.sql", "replay/replay_2.sql"),
 )

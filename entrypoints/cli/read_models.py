@@ -76,7 +76,9 @@ def projections_rebuild(
         )
     wanted = cli_replay.chosen(names, everything=everything)
     if rollback:
-        return rebuilding(data_dir, lambda parts: cli_replay.roll_back(parts, wanted, as_json=as_json))
+        return rebuilding(
+            data_dir, lambda parts: cli_replay.roll_back(parts, wanted, throttle=throttle, as_json=as_json)
+        )
     if abort:
         return rebuilding(data_dir, lambda parts: cli_replay.abort(parts, wanted, as_json=as_json))
     return rebuilding(

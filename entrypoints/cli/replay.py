@@ -89,13 +89,13 @@ async def rebuild(
     return 1 if waiting else 0
 
 
-async def roll_back(parts: Rebuilder, names: Sequence[str], *, as_json: bool) -> int:
+async def roll_back(parts: Rebuilder, names: Sequence[str], *, throttle: int | None, as_json: bool) -> int:
     """Have the former read models serve again."""
 
     async def one(rebuilds: Rebuilds, name: str) -> Report:
         return Report(name, "rolled back", await rebuilds.roll_back(READ_MODELS[name]))
 
-    _print(await _each(parts, names, one), as_json=as_json)
+    _print(await _each(parts, names, one, throttle=throttle), as_json=as_json)
     return 0
 
 
@@ -137,10 +137,14 @@ def _outcome(done: Rebuilt) -> str:
 
 
 async def _each(
-    parts: Rebuilder, names: Sequence[str], act: Callable[[Rebuilds, str], Awaitable[Report]]
+    parts: Rebuilder,
+    names: Sequence[str],
+    act: Callable[[Rebuilds, str], Awaitable[Report]],
+    *,
+    throttle: int | None = None,
 ) -> list[Report]:
     with _interruptible(_SERVES), watched() as watch:
-        rebuilds = parts.rebuilds(watch)
+        rebuilds = parts.rebuilds(watch, throttle=throttle)
         return [await act(rebuilds, name) for name in names]
 
 

@@ -23,6 +23,14 @@ _END: Final = """
     WHERE datname = current_database() AND application_name = ANY (%s)
 """
 
+# A commit that nobody has heard of may be under way still: its lock is waited for.
+_ACTS: Final = "SELECT read_model, step, recorded FROM public.rebuilds ORDER BY read_model FOR UPDATE"
+
+_DONE: Final = {
+    "swapped": "{0} has been swapped; `registrar projections rebuild {0}` records that, and no more.",
+    "rolled-back": "{0} has been rolled back; `registrar projections rebuild {0} --rollback` records that, and no more.",
+}
+
 A_MOMENT: Final = timedelta(seconds=2)
 """How long a claim is waited for: the session of a process that was just killed ends within a second."""
 
@@ -65,10 +73,7 @@ async def claimed(dsn: str, *, name: str, patience: timedelta = A_MOMENT) -> Asy
         try:
             yield connection
         except (*AWAY, psycopg.errors.InternalError_, Unavailable) as error:
-            raise CannotReplay(
-                f"The database ended it ({_why(error)}). The read model serves on; the same command goes on where it "
-                "was, and `registrar projections rebuild --abort NAME` drops the copy."
-            ) from error
+            raise CannotReplay(f"The database ended it ({_why(error)}). {await _what_is(dsn)}") from error
 
 
 def _why(error: BaseException) -> str:
@@ -78,6 +83,22 @@ def _why(error: BaseException) -> str:
         return _why(error.__cause__)
     state = getattr(error, "sqlstate", None) or ""
     return first_line(error) if state[:2] in {"53", "58", "XX"} else type(error).__name__
+
+
+async def _what_is(dsn: str) -> str:
+    """What has become of the read models of a rebuild or verification that could not say so, and what to do."""
+    try:
+        async with replaying(dsn, name="look") as connection:
+            acts = await (await connection.execute(_ACTS)).fetchall()
+    except (psycopg.Error, OSError):
+        return "Either read model serves, whole; the same command goes on where it was, or says that it was done."
+    done = [_DONE[step].format(name) for name, step, recorded in acts if step in _DONE and not recorded]
+    if done:
+        return " ".join(done)
+    return (
+        "The read model serves on; the same command goes on where it was, and "
+        "`registrar projections rebuild --abort NAME` drops the copy."
+    )
 
 
 async def end_others(connection: Connection, read_model: str) -> None:

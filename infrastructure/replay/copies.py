@@ -20,7 +20,7 @@ from application.crash_points import crash_point
 from domain.recorded import Position, Recorded
 from infrastructure.event_store.reader import ReadsLog
 from infrastructure.followers.leadership import NotLeader
-from infrastructure.followers.parked import ParkedStreams
+from infrastructure.followers.parked import BEHIND, ParkedStreams, place_of
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.followers.projector import Projection, is_event_error, read_scripts
 from infrastructure.postgres.connection import Connection, pipeline
@@ -103,6 +103,11 @@ class Copy:
             await connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema)))
             await connection.execute("DELETE FROM public.followers WHERE name = %s", (self.name,))
             await connection.execute("DELETE FROM public.parked_events WHERE follower = %s", (self.name,))
+
+    async def drop_if_unused(self, connection: Connection) -> None:
+        """`drop` it, or leave that to the next command that needs its name: somebody may still read it."""
+        with suppress(psycopg.Error):
+            await self.drop(connection)
 
     @asynccontextmanager
     async def only_within(self, dsn: str, connection: Connection, *, keep: bool = False) -> AsyncIterator[None]:
@@ -204,7 +209,7 @@ class Copy:
         for one in batch.events:
             stream_id = _stream_of(one)
             if stream_id in self._parked:
-                await self._parked.add(connection, stream_id, one.position, "stream is parked")
+                await self._parked.add(connection, stream_id, one.position, BEHIND)
             elif isinstance(one, Unreadable):
                 raise one.error
             else:
@@ -215,7 +220,7 @@ class Copy:
         [one] = batch.events
         async with connection.transaction():
             await save_position(connection, self.name, batch.since, batch.upto)
-            await self._parked.add(connection, _stream_of(one), one.position, type(error).__name__)
+            await self._parked.add(connection, _stream_of(one), one.position, type(error).__name__, place_of(error))
 
     async def _tell_again(self, connection: Connection, batch: Batch) -> None:
         try:

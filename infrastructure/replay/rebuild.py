@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 from uuid import UUID, uuid4
 
@@ -22,7 +22,7 @@ from infrastructure.replay.comparison import Differences, live_position, shapes
 from infrastructure.replay.copies import BATCH_EVENTS, Copy, Filling, MakesProjection, fill_together
 from infrastructure.replay.progress import Doing, Watch, nobody_watches
 from infrastructure.replay.sessions import replaying
-from infrastructure.replay.swap import CannotReplay, swap
+from infrastructure.replay.swap import CannotReplay, refuse_dependents, swap
 from infrastructure.replay.verified import forget_verified, note_verified
 
 Step = Literal["filling", "indexed", "swapped", "rolled-back", "aborted"]
@@ -38,9 +38,13 @@ NEAR: Final = 500
 """So many events of the log are left to be folded when a copy is indexed and compared."""
 
 SMALL_BATCH: Final = 1_000
-"""A second fold is told the events in other batches than the first, as the live one was."""
+"""A second fold is told the events in other batches than the first, as the live one was; with a limit, in batches that
+are smaller in proportion."""
 
-_JOB = "SELECT rebuild_id, step, recorded, beside, fold, indexes, position, differences, decision FROM public.rebuilds"
+_JOB = """
+    SELECT rebuild_id, step, recorded, beside, fold, indexes, position, differences, decision, replaced_by
+    FROM public.rebuilds WHERE read_model = %s
+"""
 
 _BEGIN = """
     INSERT INTO public.rebuilds (read_model, rebuild_id, step, beside, fold, indexes)
@@ -54,6 +58,8 @@ _NOTE = """
     UPDATE public.rebuilds SET step = %s, position = %s, differences = %s, decision = %s, recorded = false
     WHERE read_model = %s
 """
+
+_REPLACED = "UPDATE public.rebuilds SET replaced_by = rebuild_id WHERE read_model = %s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ class _Job:
     position: Position
     differences: int
     decision: str
+    replaced_by: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +150,9 @@ class Rebuilds:
         self._record = record
         self._watch = watch
         self._throttle = throttle
+        self._batch = BATCH_EVENTS
+        if throttle is not None:
+            self._batch = max(1, min(BATCH_EVENTS, throttle // A_THROTTLED_BATCH))
 
     async def rebuild(self, make: MakesProjection, *, accept: bool = False, repair: bool = False) -> Rebuilt:
         """Rebuild a read model, or go on with the rebuild that is under way; see `rebuild_all`."""
@@ -166,7 +176,7 @@ class Rebuilds:
             for make in makes:
                 connection = await stack.enter_async_context(replaying(self._dsn, name=f"rebuild {make().name}"))
                 begun.append(await self._begun(connection, make))
-            await self._fill([one for one in begun if isinstance(one, _UnderWay) and one.job.step == "filling"])
+            await self._fill([one for one in begun if isinstance(one, _UnderWay)])
             return [
                 await self._complete(one, accept=accept, repair=repair) if isinstance(one, _UnderWay) else one
                 for one in begun
@@ -178,7 +188,7 @@ class Rebuilds:
         async with claimed(self._dsn, name=f"rebuild {old.of}") as connection:
             ended = await self._finish(connection, old.of)
             if ended is not None and ended.step == "rolled-back":
-                await Copy(make, "gone").drop(connection)
+                await Copy(make, "gone").drop_if_unused(connection)
                 return ended.position
             job = await _job(connection, old.of)
             if job is not None and job.step in {"filling", "indexed"}:
@@ -187,6 +197,7 @@ class Rebuilds:
                 raise CannotReplay(f"There is no earlier copy of {old.of} to go back to.")
             if await shapes(connection, old.schema) != await shapes(connection, live.schema):
                 raise CannotReplay(f"The earlier copy of {old.of} is of another release; rebuild it instead.")
+            await self._fill([_UnderWay(make, old, connection, job, True, live.name, live.schema)])
             self._watch(Doing(old.of, "swapping"))
 
             async def note(position: Position) -> None:
@@ -195,6 +206,7 @@ class Rebuilds:
 
             position = await swap(connection, self._log, make, old, leaving="gone", note=note)
             await self._finish(connection, old.of)
+            await Copy(make, "gone").drop_if_unused(connection)
             return position
 
     async def abort(self, make: MakesProjection) -> bool:
@@ -221,9 +233,10 @@ class Rebuilds:
         live, copy = make(), Copy(make, "next")
         ended = await self._finish(connection, copy.of)
         if ended is not None and ended.step == "swapped" and ended.fold == copy.fold():
-            await Copy(make, "gone").drop(connection)
+            await Copy(make, "gone").drop_if_unused(connection)
             found = Differences(ended.position, ended.differences)
             return Rebuilt(copy.of, True, True, ended.position, found, ended.beside or None)
+        await refuse_dependents(connection, live.schema, Copy(make, "old").schema)
         job, resumed = await _job(connection, copy.of), True
         if job is not None and job.step in {"filling", "indexed"}:
             if job.fold != copy.fold() or not await copy.exists(connection):
@@ -253,9 +266,6 @@ class Rebuilds:
     async def _fill(self, under_way: Sequence[_UnderWay]) -> None:
         """Fold the log up to about where the live ones are; the rest goes faster with the indexes than over and
         over."""
-        limit = BATCH_EVENTS
-        if self._throttle is not None:
-            limit = max(1, min(limit, self._throttle // A_THROTTLED_BATCH))
         while True:
             fillings, begin = [], []
             for one in under_way:
@@ -265,16 +275,16 @@ class Rebuilds:
                     begin.append(at)
             if not fillings:
                 return
-            await fill_together(self._log, fillings, limit=limit, told=self._paced(fillings, min(begin)))
+            doing = Doing(", ".join(one.copy.of for one in fillings), "filling", upto=max(one.upto for one in fillings))
+            await fill_together(self._log, fillings, limit=self._batch, told=self._paced(doing, min(begin)))
 
-    def _paced(self, fillings: Sequence[Filling], begin: Position) -> Callable[[Position], Awaitable[None]]:
+    def _paced(self, doing: Doing, begin: Position) -> Callable[[Position], Awaitable[None]]:
         """Tells who watches, and keeps to the limit."""
         loop = asyncio.get_running_loop()
         started = loop.time()
-        names, upto = ", ".join(one.copy.of for one in fillings), max(one.upto for one in fillings)
 
         async def told(reached: Position) -> None:
-            self._watch(Doing(names, "filling", reached, upto))
+            self._watch(replace(doing, reached=reached))
             if self._throttle is not None:
                 await asyncio.sleep(max(0.0, started + (reached - begin) / self._throttle - loop.time()))
 
@@ -285,6 +295,7 @@ class Rebuilds:
         of, connection, beside = one.copy.of, one.connection, one.job.beside or None
         if one.job.step == "filling":
             await self._index(connection, one.copy, one.job)
+            await self._fill([one])
         self._watch(Doing(of, "comparing"))
         differences = await agreed(self._dsn, connection, self._log, one.copy, one.name, one.schema)
         decision: Decision = "equal"
@@ -299,6 +310,7 @@ class Rebuilds:
         position = await self._swap(one, differences.count, decision)
         await note_verified(connection, of, Differences(position, rows=differences.rows))
         await self._finish(connection, of)
+        await Copy(one.make, "gone").drop_if_unused(connection)
         return Rebuilt(of, True, one.resumed, position, differences, beside)
 
     async def _index(self, connection: Connection, copy: Copy, job: _Job) -> None:
@@ -314,25 +326,25 @@ class Rebuilds:
         """Whether a second copy, told the events in other batches, is the same as the first."""
         check = Copy(make, "check")
         upto = await copy.position(connection)
-
-        async def told(reached: Position) -> None:
-            self._watch(Doing(copy.of, "folding again", reached, upto))
-
+        told = self._paced(Doing(copy.of, "folding again", upto=upto), 0)
         async with check.only_within(self._dsn, connection):
             async with connection.transaction():
                 await check.make(connection)
-            await check.fill(connection, self._log, upto, limit=SMALL_BATCH, told=told)
+            limit = max(1, self._batch * SMALL_BATCH // BATCH_EVENTS)
+            await check.fill(connection, self._log, upto, limit=limit, told=told)
             found = await agreed(self._dsn, connection, self._log, check, copy.name, copy.schema)
         return not found.count
 
     async def _swap(self, one: _UnderWay, differences: int, decision: Decision) -> Position:
-        self._watch(Doing(one.copy.of, "swapping"))
-
         async def note(position: Position) -> None:
             await one.connection.execute(_NOTE, ("swapped", position, differences, decision, one.copy.of))
+            if leaving == "old":
+                await one.connection.execute(_REPLACED, (one.copy.of,))
 
         # What a new version replaces is empty tables, or what its projector has come to meanwhile.
         leaving = "gone" if one.job.beside else "old"
+        await self._fill([one])  # a comparison, or a second fold, may have taken hours
+        self._watch(Doing(one.copy.of, "swapping"))
         return await swap(one.connection, self._log, one.make, one.copy, leaving=leaving, note=note)
 
     async def _finish(self, connection: Connection, read_model: str) -> _Job | None:
@@ -345,12 +357,13 @@ class Rebuilds:
         if job is None or job.recorded or job.step in {"filling", "indexed"}:
             return None
         act: Act = "swapped" if job.step == "swapped" else "rolled-back" if job.step == "rolled-back" else "aborted"
-        await self._record(RebuildAct(read_model, job.rebuild_id, act, job.position, job.differences, job.decision))
+        rebuild_id = (job.replaced_by or job.rebuild_id) if act == "rolled-back" else job.rebuild_id
+        await self._record(RebuildAct(read_model, rebuild_id, act, job.position, job.differences, job.decision))
         await connection.execute("UPDATE public.rebuilds SET recorded = true WHERE read_model = %s", (read_model,))
         return job
 
 
 async def _job(connection: Connection, read_model: str) -> _Job | None:
     cursor = connection.cursor(row_factory=class_row(_Job))
-    await cursor.execute(f"{_JOB} WHERE read_model = %s".encode(), (read_model,))
+    await cursor.execute(_JOB.encode(), (read_model,))
     return await cursor.fetchone()

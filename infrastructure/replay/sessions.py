@@ -1,4 +1,4 @@
-"""Sessions that replay. Whatever runs in one, it adds nothing to the log and erases nobody: the database refuses."""
+"""Sessions that replay: whatever runs in one, the database refuses each event that it would add to the log."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from infrastructure.postgres.connection import Connection
 from infrastructure.replay.claim import claimed
 from infrastructure.replay.comparison import live_position
 from infrastructure.replay.copies import MakesProjection
-from infrastructure.replay.swap import CannotReplay
+from infrastructure.replay.swap import CannotReplay, refuse_dependents
 
 _SCHEMAS: Final = "SELECT nspname::text FROM pg_namespace WHERE starts_with(nspname, %s)"
 
@@ -52,7 +52,8 @@ async def drop_superseded(
         record: records an act in the log, before it is done: a repeat records it again.
 
     Raises:
-        CannotReplay: a process of an earlier release follows one, or this release's is behind it; one line.
+        CannotReplay: a process of an earlier release follows one, or this release's is behind it, or others depend on
+            its tables; one line.
         psycopg.Error: the database is away.
     """
     live = make()
@@ -67,6 +68,7 @@ async def drop_superseded(
             )
         dropped = []
         for name in superseded:
+            await refuse_dependents(connection, prefix + name, f"{prefix}{name}__old")
             one = Dropped(name, await live_position(connection, name))
             async with connection.transaction():
                 row = await (await connection.execute(_LEAD, (name,))).fetchone()

@@ -17,6 +17,8 @@ from infrastructure.followers.leadership import depose
 from infrastructure.postgres.connection import Connection, pipeline
 from infrastructure.replay.comparison import live_position, shapes
 from infrastructure.replay.copies import Copy, MakesProjection, schema_exists
+from infrastructure.replay.dependents import dependents
+from infrastructure.replay.grants import take_over_grants
 
 LOCK_TIMEOUT: Final = timedelta(milliseconds=100)
 """How long an attempt waits for whoever uses the tables: new readers queue behind it, and give up after a second."""
@@ -45,6 +47,17 @@ class CannotReplay(Exception):
     """It cannot be done; one line that says why, and what to do."""
 
 
+async def refuse_dependents(connection: Connection, *schemas: str) -> None:
+    """
+    Raises:
+        CannotReplay: others have built something on the tables in these schemas.
+    """
+    if found := [name for schema in schemas for name in await dependents(connection, schema)]:
+        raise CannotReplay(
+            f"Drop first, and make again afterwards, what depends on tables that are to go: {'; '.join(found)}."
+        )
+
+
 class _Behind(Exception):
     """The live read model has moved on too far."""
 
@@ -67,22 +80,24 @@ async def swap(
 
     In one transaction, under locks that stop the projector and the readers: it applies the events that the live one has
     seen since, and renames the schemas. A reader thus reads the one or the other to the end of its statement, and never
-    the old one's rows beside the new one's position.
+    the old one's rows beside the new one's position. Before that, the copy is given the live one's owner and grants.
 
     Args:
-        leaving: the kind of copy that the live one becomes; one of that kind becomes "gone", which is then dropped.
+        leaving: the kind of copy that the live one becomes; one of that kind becomes "gone", which is then for the
+            caller to drop, once the act is recorded.
         note: called within the transaction.
 
     Raises:
-        CannotReplay: the tables, or the machine, were busy all the time.
+        CannotReplay: the tables, or the machine, were busy all the time; or others depend on them.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PATIENCE.total_seconds()
-    gone = Copy(make, "gone")
-    await gone.drop(connection)
     while True:
         await incoming.fill(connection, log, await live_position(connection, incoming.of))
         try:
+            await Copy(make, "gone").drop(connection)
+            await refuse_dependents(connection, make().schema, Copy(make, leaving).schema)
+            await take_over_grants(connection, make().schema, incoming.schema)
             until = loop.time() + LONGEST_HOLD.total_seconds()
             async with connection.transaction():
                 live = await _locked(connection, make().schema, incoming)
@@ -108,7 +123,6 @@ async def swap(
                 ) from None
             await asyncio.sleep(PAUSE.total_seconds())
     crash_point("rebuild.after_swap")
-    await gone.drop(connection)
     return position
 
 

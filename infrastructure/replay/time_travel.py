@@ -144,8 +144,8 @@ async def _take_over(connection: Connection, earlier: Copy, later: Copy) -> None
             )
         names = (later.name, earlier.name)
         await connection.execute(
-            "INSERT INTO public.parked_events (follower, stream_id, position, error)"
-            " SELECT %s, stream_id, position, error FROM public.parked_events WHERE follower = %s",
+            "INSERT INTO public.parked_events (follower, stream_id, position, error, code)"
+            " SELECT %s, stream_id, position, error, code FROM public.parked_events WHERE follower = %s",
             names,
         )
         await connection.execute(

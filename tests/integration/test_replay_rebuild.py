@@ -6,11 +6,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 
+from application.crash_points import armed
 from application.ports import Unavailable, entries_of
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
@@ -27,7 +30,9 @@ from projections.audit import Audit
 from projections.funnel import Funnel
 from projections.mail import Mails
 from projections.registrations import Registrations
+from tests.faults.armed import at
 from tests.support.facts import CLIENT, REGISTRATION, MovableClock, email_verified, eventually, registered, stream
+from tests.support.log import locked
 from tests.support.read_models import contents, follow, follow_all, indexes, recorded_history, rows
 
 REGISTRATIONS = 60
@@ -273,6 +278,51 @@ async def test_a_rolled_back_read_model_has_caught_up_with_what_happened_meanwhi
         await operator().roll_back(Registrations)
 
 
+@pytest.mark.usefixtures("live")
+async def test_a_rollback_after_a_rebuild_that_was_aborted_is_that_of_the_one_before(
+    operator: Operator, connection: Connection
+) -> None:
+    await operator.rebuild(Accounts)
+    await connection.execute("UPDATE read_accounts.accounts SET locale = 'xx'")
+    assert not (await operator.rebuild(Accounts)).swapped
+    await operator().abort(Accounts)
+
+    await operator().roll_back(Accounts)
+
+    acts = [(act.act, act.rebuild_id == operator.acts[0].rebuild_id) for act in operator.acts]
+    assert acts == [
+        ("begun", True), ("swapped", True), ("begun", False), ("aborted", False), ("rolled-back", True)
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("live")
+async def test_whatever_catches_up_keeps_to_the_limit_and_tells_how_far_it_is(
+    operator: Operator, connection: Connection, store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that waits for a decision, and the former tables."""
+    monkeypatch.setattr("infrastructure.replay.rebuild.NEAR", 50)
+    await connection.execute("UPDATE read_audit.entries SET topic = 'xx' WHERE position = 1")
+    assert not (await operator.rebuild(Audit)).swapped
+    since = await store.head()
+    for expected in ("swapped", "rolled-back"):
+        events = [event for _ in range(120) for event in stream(uuid4(), registered(), email_verified())]
+        upto = await store.append(entries_of(events, CLIENT))
+        await follow(store, connection, Audit())
+        operator.seen.clear()
+
+        if expected == "swapped":
+            assert (await operator(throttle=800).rebuild(Audit, accept=True)).resumed
+        else:
+            await operator(throttle=800).roll_back(Audit)
+
+        assert operator.done()[-1] == expected
+        reached = [doing.reached for doing in operator.seen if doing.what == "filling" and doing.reached > since]
+        assert len(reached) > 1
+        assert max(later - earlier for earlier, later in pairwise([since, *reached])) <= 200
+        assert upto - reached[-1] <= 50
+        since = upto
+
+
 class Longer:
     """A limit that is a millisecond longer each time."""
 
@@ -312,6 +362,56 @@ async def test_the_copy_before_the_last_is_dropped(operator: Operator, connectio
     assert found == [("read_accounts",), ("read_accounts__old",)]
 
 
+# --- What has become of it, whatever ends the command -----------------------------------------------
+
+
+@pytest.mark.usefixtures("live")
+async def test_a_swap_is_recorded_though_somebody_reads_the_copy_before_the_last(
+    operator: Operator, connection: Connection, dsn: str
+) -> None:
+    gone = "SELECT to_regnamespace('read_accounts__gone') IS NOT NULL"
+    await operator.rebuild(Accounts)
+    async with locked(dsn, "SET idle_in_transaction_session_timeout = 0") as reader:
+        await reader.execute("SELECT FROM read_accounts__old.accounts")
+
+        assert (await operator.rebuild(Accounts)).swapped
+
+        assert operator.done() == ["begun", "swapped"] * 2
+        assert await rows(connection, gone) == [(True,)]
+        assert not (await rows(connection, "SELECT FROM rebuilds WHERE NOT recorded"))
+
+    rebuilt = await operator.rebuild(Accounts)
+
+    assert (rebuilt.swapped, rebuilt.resumed) == (True, False)
+    assert await rows(connection, gone) == [(False,)]
+
+
+@pytest.mark.usefixtures("live")
+async def test_a_command_whose_session_ends_after_the_swap_says_that_it_was_swapped(
+    operator: Operator, connection: Connection, dsn: str
+) -> None:
+    def end() -> None:
+        with psycopg.connect(dsn, autocommit=True) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+                " WHERE application_name LIKE 'registrar rebuild accounts' AND datname = current_database()"
+            )
+
+    [(was,)] = await rows(connection, "SELECT 'read_accounts'::regnamespace::oid")
+    for act, says in (
+        (operator.rebuild, "accounts has been swapped; `registrar projections rebuild accounts` records that"),
+        (operator().roll_back, "accounts has been rolled back; `registrar projections rebuild accounts --rollback`"),
+    ):
+        with armed(at("rebuild.after_swap", 1, end)), pytest.raises(CannotReplay, match=says):
+            await act(Accounts)
+        [(serves,)] = await rows(connection, "SELECT 'read_accounts'::regnamespace::oid")
+        await act(Accounts)
+        assert await rows(connection, "SELECT 'read_accounts'::regnamespace::oid") == [(serves,)]
+
+    assert serves == was
+    assert operator.done() == ["begun", "swapped", "rolled-back"]
+
+
 # --- Events that cannot be applied ----------------------------------------------------------------
 
 
@@ -335,6 +435,9 @@ async def test_a_stream_that_cannot_be_folded_is_parked_with_the_copy_and_the_ot
     head = await store.head()
     parked = await rows(connection, "SELECT follower, position, error FROM parked_events ORDER BY position")
     assert parked == [("registrations", head - 1, "LookupError"), ("registrations", head, "stream is parked")]
+    [(code,), (behind,)] = await rows(connection, "SELECT code FROM parked_events ORDER BY position")
+    assert "infrastructure/replay/copies.py" in code
+    assert behind is None
 
 
 async def test_what_the_live_one_had_parked_is_not_told_to_it_again_after_the_swap(

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import psycopg
 import pytest
 
+from application.ports import entries_of
 from domain.recorded import Position
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
@@ -25,6 +26,7 @@ from projections import PROJECTIONS
 from projections.registrations import Registrations
 from tests.integration.conftest import Command
 from tests.support.commands import Done
+from tests.support.facts import CLIENT, REGISTRATION, registered, stream
 from tests.support.log import append, happened, query
 from tests.support.read_models import contents, follow, indexes, recorded_history
 
@@ -188,6 +190,36 @@ async def test_a_difference_between_two_moments_is_that_of_what_was_there(
         (it.table, it.row, it.column, it.live, it.rebuilt) for it in found.kept
     ]
     assert await scratch_of(dsn) == [(f"{make().schema}__at_{at}",) for at in sorted((one, other), key=str)]
+
+
+async def test_what_a_copy_cannot_apply_keeps_its_error_and_place_between_two_moments(
+    dsn: str, store: EventStore
+) -> None:
+    await store.append(entries_of(stream(REGISTRATION, registered()), CLIENT))
+    end = await recorded_history(store, registrations=5)
+
+    class Picky(Registrations):
+        async def apply(self, connection: Any, events: Any) -> None:
+            if events[0].position == 1:
+                raise LookupError("never heard of it")
+            await super().apply(connection, events)
+
+    seen = []
+
+    def watch(doing: Doing) -> None:
+        if doing.what == "comparing":
+            with psycopg.connect(dsn) as other:
+                parked = "SELECT follower, error, code FROM parked_events WHERE position = 1 ORDER BY follower"
+                seen.extend(other.execute(parked).fetchall())
+
+    await diff(dsn, Picky, 1, end, log=store, watch=watch)
+
+    assert [(follower, error) for follower, error, _ in seen] == [
+        ("registrations__earlier", "LookupError"),
+        ("registrations__later", "LookupError"),
+    ]
+    [code] = {code for *_, code in seen}
+    assert code.startswith("infrastructure/replay/copies.py:")
 
 
 async def rows_of(

@@ -300,6 +300,10 @@ async def test_a_superseded_version_is_dropped_with_everything_of_it_once_nobody
         with pytest.raises(CannotReplay, match="A process of an earlier release follows accounts"):
             await drop(SecondAccounts)
     kept = await contents(connection, "read_accounts_2")
+    await connection.execute("CREATE VIEW public.ours AS SELECT FROM read_accounts.accounts")
+    with pytest.raises(CannotReplay, match=r"tables that are to go: view ours\."):
+        await drop(SecondAccounts)
+    await connection.execute("DROP VIEW public.ours")
 
     assert await drop(SecondAccounts) == ["accounts"]
 

@@ -44,6 +44,15 @@ def test_a_rollback_is_recorded_once() -> None:
     assert recorded(rebuild) == [rebuild_rolled_back()]
 
 
+def test_a_rollback_is_recorded_of_a_rebuild_that_was_aborted_too() -> None:
+    """Of an earlier release, which did not know which rebuild was rolled back."""
+    rebuild = given(Rebuild, rebuild_begun(), rebuild_aborted(), stream_id=REBUILD)
+
+    rebuild.roll_back(position=9, now=T0)
+
+    assert recorded(rebuild) == [rebuild_rolled_back()]
+
+
 def test_an_end_before_the_swap_is_recorded_once() -> None:
     rebuild = given(Rebuild, rebuild_begun(), stream_id=REBUILD)
 
@@ -67,4 +76,4 @@ def test_a_rebuild_is_the_same_when_read_back_from_its_events() -> None:
     again.roll_back(position=9, now=T0)
 
     assert recorded(again) == []
-    assert (again.read_model, again.swapped, again.over) == ("mail", True, True)
+    assert (again.read_model, again.swapped, again.rolled_back, again.aborted) == ("mail", True, True, False)
