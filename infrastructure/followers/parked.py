@@ -138,7 +138,7 @@ class ParkedStreams:
         while self._to_try:
             stream_id = next(iter(self._to_try))
             del self._to_try[stream_id]
-            if stream_id in self._streams and (positions := await self._positions(connection, stream_id)):
+            if stream_id in self._streams and (positions := await self.positions(connection, stream_id)):
                 return Parked(stream_id, positions)
         return None
 
@@ -155,7 +155,8 @@ class ParkedStreams:
             if self._asked_after == before:
                 return asked
 
-    async def _positions(self, connection: Connection, stream_id: UUID) -> list[Position]:
+    async def positions(self, connection: Connection, stream_id: UUID) -> list[Position]:
+        """Of the stream's parked events, in order."""
         cursor = await connection.execute(
             "SELECT position FROM parked_events WHERE follower = %s AND stream_id = %s ORDER BY position",
             (self._follower, stream_id),

@@ -173,7 +173,9 @@ class Projector:
         position = parked.positions[0]
         try:
             async with connection.transaction():
-                for position in parked.positions:
+                # A swap under way is waited for, another one waits: the tables may contain these events by then.
+                await position_of(connection, self.name)
+                for position in await self._parked.positions(connection, parked.stream_id):
                     rows, _ = await self._store.read(position - 1, 1)
                     await self._projection.apply(connection, [self._store.decode(row) for row in rows])
                 await self._parked.remove(connection, parked.stream_id)
