@@ -119,8 +119,8 @@ def projections_drop(*, names: tuple[str, ...], everything: bool, as_json: bool,
 def projections_verify(*, names: tuple[str, ...], as_json: bool, data_dir: Path | None) -> int:
     """Compare read models with a fresh fold of the log.
 
-    Every row, at one position of the log, while the service runs. The log is folded in two halves, and each event
-    is told twice. Exit code 1 if anything differs; each difference is listed, personal data masked.
+    Every row, at one position of the log, while the service runs. The log is folded in two halves, and the first events
+    of each are told twice. Exit code 1 if anything differs; each difference is listed, personal data masked.
     """
     from entrypoints.cli import replay as cli_replay
     from entrypoints.cli.session import verifying

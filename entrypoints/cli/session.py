@@ -27,6 +27,7 @@ from infrastructure.embedded.data_directory import BadDataDirectory, DataDirecto
 from infrastructure.embedded.postgres import DatabaseDidNotStart
 from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.postgres.connection import AWAY
+from infrastructure.replay.copies import ToldTwice
 from infrastructure.replay.swap import CannotReplay
 from infrastructure.settings.cautions import cautions
 from infrastructure.settings.environment import BadSettings, links_in
@@ -193,7 +194,9 @@ def explain(error: Exception) -> tuple[str, int]:
     if (reason := why_unusable(error.__cause__ if isinstance(error, Unavailable) else error)) is not None:
         return reason, 2
     match error:
-        case BadSettings() | BadDataDirectory() | DatabaseDidNotStart() | CannotStart() | CannotReplay():
+        case BadSettings() | BadDataDirectory() | DatabaseDidNotStart() | CannotStart():
+            return str(error), 2
+        case CannotReplay() | ToldTwice():
             return str(error), 2
         case WrongMasterKey():
             return (

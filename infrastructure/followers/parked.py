@@ -19,7 +19,7 @@ import structlog
 
 from domain.parked_retry import ParkedRetry
 from domain.recorded import Position
-from infrastructure.event_store.reader import ReadsLog
+from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.postgres.connection import Connection
 
 log = structlog.get_logger(__name__)
@@ -40,6 +40,7 @@ _ROOT = Path(__file__).parents[2]
 _OURS = frozenset({"application", "domain", "infrastructure", "projections"})
 _ASKS = (ParkedRetry.ParkedRetryAsked.TOPIC,)
 _ASKS_EACH = 1000
+"""Maximum number of an operator's acts that one look reads; it reads four times as many positions at most."""
 
 
 class Parked(NamedTuple):
@@ -71,6 +72,7 @@ class ParkedStreams:
         self._log = log
         self._streams: set[UUID] = set()
         self._asked_after: Position | None = None  # the operators' acts up to here are known
+        self._may_be_more = False
         self._to_try: dict[UUID, None] = {}  # in order
         self._all_due = 0.0
 
@@ -118,7 +120,9 @@ class ParkedStreams:
     @property
     def look_in(self) -> timedelta | None:
         """When to look for the next one to try; None: after the next events (also an operator's act is one)."""
-        return RETRY_LOOK if self._streams else None
+        if not self._streams:
+            return None
+        return timedelta(0) if self._may_be_more else RETRY_LOOK
 
     async def next_to_try(self, connection: Connection, *, may_be_others: bool = False) -> Parked | None:
         """The stream to try again now, if there is one.
@@ -138,24 +142,36 @@ class ParkedStreams:
         while self._to_try:
             stream_id = next(iter(self._to_try))
             del self._to_try[stream_id]
-            if stream_id in self._streams and (positions := await self._positions(connection, stream_id)):
+            if stream_id in self._streams and (positions := await self.positions(connection, stream_id)):
                 return Parked(stream_id, positions)
         return None
 
     async def _asked(self) -> list[UUID]:
-        """The streams for which operators have asked since the last look."""
-        asked = []
-        while True:
-            before = self._asked_after or 0
-            rows, self._asked_after = await self._log.read(before, _ASKS_EACH, _ASKS)
-            for row in rows:
-                event = self._log.decode(row).event
-                if isinstance(event, ParkedRetry.ParkedRetryAsked) and event.follower == self._follower:
-                    asked.append(UUID(event.parked_stream))
-            if self._asked_after == before:
-                return asked
+        """The streams for which operators have asked, in the next part of the log: a follower that is far behind has
+        its batches to apply between two."""
+        before = self._asked_after or 0
+        rows, self._asked_after = await self._log.read(before, _ASKS_EACH, _ASKS)
+        self._may_be_more = self._asked_after - before >= _ASKS_EACH
+        return [stream_id for row in rows if (stream_id := self._asked_by(row)) is not None]
 
-    async def _positions(self, connection: Connection, stream_id: UUID) -> list[Position]:
+    def _asked_by(self, row: RecordedRow) -> UUID | None:
+        """None: it is meant for another follower, or cannot be read."""
+        try:
+            event = self._log.decode(row).event
+            if isinstance(event, ParkedRetry.ParkedRetryAsked) and event.follower == self._follower:
+                return UUID(event.parked_stream)
+        except Exception as error:  # noqa: BLE001 - the stream stays parked, and is tried every minute anyway
+            log.warning(
+                "follower.unreadable_retry",
+                follower=self._follower,
+                position=row.position,
+                error=type(error).__name__,
+                hint="a newer release may have recorded it; the stream is tried again within a minute",
+            )
+        return None
+
+    async def positions(self, connection: Connection, stream_id: UUID) -> list[Position]:
+        """Of the stream's parked events, in order."""
         cursor = await connection.execute(
             "SELECT position FROM parked_events WHERE follower = %s AND stream_id = %s ORDER BY position",
             (self._follower, stream_id),

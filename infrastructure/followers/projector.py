@@ -139,18 +139,11 @@ class Projector:
     async def _move_on(
         self, connection: Connection, rows: Sequence[_Entry], position: Position, seen: Position
     ) -> None:
-        """Apply the events and save the position in one transaction, sent without waiting for each statement."""
-        try:
-            async with pipeline(connection), connection.transaction():
-                await self._apply(connection, rows)
-                crash_point("projector.mid")
-                await connection.execute(
-                    "SELECT move_on_v2(%s, %s, %s, %s)", (self.name, position, seen, self._announced)
-                )
-        except psycopg.Error as error:
-            if error.sqlstate == _POSITION_MOVED:
-                raise NotLeader(self.name) from None
-            raise
+        async def apply() -> None:
+            await self._apply(connection, rows)
+            crash_point("projector.mid")
+
+        await move_on(connection, self.name, position, seen, apply, announced=self._announced)
 
     async def _apply(self, connection: Connection, rows: Sequence[_Entry]) -> None:
         events = []
@@ -173,7 +166,9 @@ class Projector:
         position = parked.positions[0]
         try:
             async with connection.transaction():
-                for position in parked.positions:
+                # A swap under way is waited for, another one waits: the tables may contain these events by then.
+                await position_of(connection, self.name)
+                for position in await self._parked.positions(connection, parked.stream_id):
                     rows, _ = await self._store.read(position - 1, 1)
                     await self._projection.apply(connection, [self._store.decode(row) for row in rows])
                 await self._parked.remove(connection, parked.stream_id)
@@ -197,6 +192,30 @@ class Projector:
             position = row.position
         await self._move_on(connection, (), position, seen)
         self._notifications.note_position(self.name, seen)
+
+
+async def move_on(
+    connection: Connection,
+    name: str,
+    since: Position,
+    upto: Position,
+    apply: Callable[[], Awaitable[None]],
+    *,
+    announced: bool = False,
+) -> None:
+    """Apply events and save the position in one transaction, sent without waiting for each statement.
+
+    Raises:
+        NotLeader: the follower is not at `since`; nothing was applied.
+    """
+    try:
+        async with pipeline(connection), connection.transaction():
+            await apply()
+            await connection.execute("SELECT move_on_v2(%s, %s, %s, %s)", (name, since, upto, announced))
+    except psycopg.Error as error:
+        if error.sqlstate == _POSITION_MOVED:
+            raise NotLeader(name) from None
+        raise
 
 
 def rest_after(took: timedelta, pace: timedelta) -> timedelta:

@@ -26,7 +26,7 @@ from infrastructure.followers.leadership import while_touching
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from infrastructure.replay.claim import claim_now, release
 from infrastructure.replay.comparison import MOST_KEPT, Differences, at_one_moment, live_position
-from infrastructure.replay.copies import Copy, MakesProjection
+from infrastructure.replay.copies import Copy, MakesProjection, ToldTwice
 from infrastructure.replay.sessions import replay_in
 from infrastructure.replay.stretches import Place, compare_stretch
 from infrastructure.replay.verification import parked_positions
@@ -54,7 +54,7 @@ GIVE_WAY: Final = timedelta(seconds=5)
 """How often is looked whether an operator's rebuild or verification is at its end."""
 
 NOT_ALLOWED: Final = timedelta(hours=1)
-"""How often is tried what the database has refused this role."""
+"""How often is tried what the database has refused this role, or has not refused."""
 
 MOST_LOGGED: Final = 20
 """Differences of a pass that have a line each in the log; all are counted and kept to be shown."""
@@ -158,6 +158,9 @@ class BackgroundVerification:
         except psycopg.errors.InsufficientPrivilege:
             hint = "let its role make schemas (GRANT CREATE ON DATABASE …), or set REGISTRAR_VERIFY_INTERVAL=0"
             log.warning("verification.not_allowed", projection=names[row[0]], hint=hint)
+            return NOT_ALLOWED
+        except ToldTwice as error:
+            log.error("verification.told_twice", projection=names[row[0]], hint=str(error))  # noqa: TRY400 - no bug of this code
             return NOT_ALLOWED
         finally:
             await release(connection)

@@ -49,11 +49,12 @@ async def verify_all(
     """Compare read models with what the log says, leaving out the events that they have parked. The log is read once
     for all of them.
 
-    It is folded in two halves, each by sessions and objects of their own, and every event is told twice: a fold that
-    keeps something between two batches, or takes an event twice, shows as a difference.
+    It is folded in two halves, each by sessions and objects of their own. The first batch of each is told twice, the
+    second time as by a projector that another one has overtaken: the database has to refuse its position, and undo what
+    the fold did. A fold that keeps something between two batches shows as a difference.
 
     Raises:
-        ToldTwice: a fold took events twice.
+        ToldTwice: nothing has refused a batch the second time.
         CannotReplay: it cannot be done; one line.
         Unavailable, psycopg.Error: the database is away.
     """

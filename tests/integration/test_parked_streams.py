@@ -15,27 +15,29 @@ from uuid import UUID, uuid4
 
 import pytest
 from pydantic import TypeAdapter
+from structlog.testing import capture_logs
 
 from application.commands import RetryParkedStream
 from application.handlers import Handlers
 from application.ports import Context
 from domain.policy import Policy
-from domain.recorded import Recorded
+from domain.recorded import Position, Recorded
 from entrypoints.api import responses
 from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.reader import RecordedRow
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers import parked as parking
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.projector import Projector
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import Notifications
 from projections.accounts import Accounts
 from tests.integration.conftest import Command
 from tests.support.commands import clean_environment
 from tests.support.facts import REGISTRATION, Fact, account_activated, eventually, registered, stream
 from tests.support.http import ADMIN, open_api, problem_of
-from tests.support.log import append, keep_root_secret, query
+from tests.support.log import append, happened, keep_root_secret, query
 
 FOLLOWER = "accounts"
 OTHER = UUID("019cab10-0000-7000-8000-0000000000aa")
@@ -300,6 +302,71 @@ async def test_an_operators_retry_in_another_process_is_tried_at_once(
         await eventually(has_caught_up)
         assert await parked(dsn) == []
     await elsewhere.close()
+
+
+class _Counted:
+    """The log, and how often it was read."""
+
+    def __init__(self, store: EventStore) -> None:
+        self.reads = 0
+        self._store = store
+        self.decode = store.decode
+
+    async def read(
+        self, after: Position, limit: int, topics: Sequence[str] | None = None
+    ) -> tuple[list[RecordedRow], Position]:
+        self.reads += 1
+        return await self._store.read(after, limit, topics)
+
+
+@pytest.fixture
+async def put_aside(dsn: str, store: EventStore) -> AsyncIterator[tuple[Connection, parking.ParkedStreams, _Counted]]:
+    """What a leader knows that begins far behind, with one parked stream, which it has tried again just now."""
+    log = _Counted(store)
+    async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
+        await parking.ParkedStreams(FOLLOWER, log).add(connection, REGISTRATION, 1, "LookupError")
+        streams = parking.ParkedStreams(FOLLOWER, log)
+        await streams.load(connection, 0)
+        assert await streams.next_to_try(connection) == (REGISTRATION, [1])
+        log.reads = 0
+        yield connection, streams, log
+
+
+async def test_a_follower_far_behind_reads_what_operators_ask_for_in_small_parts(
+    store: EventStore,
+    put_aside: tuple[Connection, parking.ParkedStreams, _Counted],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parking, "_ASKS_EACH", 3)
+    connection, streams, log = put_aside
+    for _ in range(10):
+        await ask(store, follower="audit")
+    await ask(store)
+
+    for reads in (1, 2, 3):
+        assert await streams.next_to_try(connection) is None
+        assert (log.reads, streams.look_in) == (reads, timedelta(0)), "the next part soon, after a batch"
+    assert await streams.next_to_try(connection) == (REGISTRATION, [1])
+    assert (log.reads, streams.look_in) == (4, parking.RETRY_LOOK)
+
+
+async def test_what_an_operator_has_asked_a_newer_release_for_holds_nobody_up(
+    store: EventStore, put_aside: tuple[Connection, parking.ParkedStreams, _Counted]
+) -> None:
+    connection, streams, _ = put_aside
+    topic = "parked_retry.asked"
+    unreadable = await append(store, happened(topic=topic, state=b"of a newer release"))
+    await append(store, happened(topic=topic, state=b'{"follower":"accounts","parked_stream":"all of them"}'))
+    await ask(store)
+
+    with capture_logs() as logs:
+        assert await streams.next_to_try(connection) == (REGISTRATION, [1])
+
+    assert [(line["event"], line["log_level"], line["position"]) for line in logs] == [
+        ("follower.unreadable_retry", "warning", unreadable),
+        ("follower.unreadable_retry", "warning", unreadable + 1),
+    ]
+    assert "newer release" not in str([line["error"] for line in logs])
 
 
 # --- Over HTTP ----------------------------------------------------------------------------------
