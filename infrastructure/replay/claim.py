@@ -18,9 +18,20 @@ from infrastructure.replay.swap import CannotReplay
 
 _CLAIM: Final = "SELECT pg_try_advisory_lock(hashtext('registrar replay'), 0)"
 
+# The claim is held by a session of its own, of the same process: one that is stopped, or cut off, does not give it up.
 _END: Final = """
-    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = ANY (%s)
+    WITH its AS (
+        SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = ANY (%s)
+    )
+    SELECT pg_terminate_backend(pid) FROM (
+        SELECT pid FROM its
+        UNION
+        SELECT l.pid FROM pg_locks AS l
+        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+            AND l.classid = hashtext('registrar replay')::oid AND l.objid = 0
+            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND EXISTS (SELECT FROM its)
+    ) AS sessions
 """
 
 # A commit that nobody has heard of may be under way still: its lock is waited for.
@@ -102,5 +113,5 @@ async def _what_is(dsn: str) -> str:
 
 
 async def end_others(connection: Connection, read_model: str) -> None:
-    """End the sessions that rebuild or verify this read model, wherever their processes are."""
+    """End the sessions that rebuild or verify this read model, wherever their processes are, and their claim."""
     await connection.execute(_END, ([f"registrar rebuild {read_model}", f"registrar verify {read_model}"],))

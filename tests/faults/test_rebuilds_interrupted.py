@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -34,11 +33,6 @@ async def connection(dsn: str, store: EventStore) -> AsyncIterator[Connection]:
     async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
         await follow(store, connection, Registrations())
         yield connection
-
-
-@pytest.fixture
-def shell(dsn: str, reached_directory: Path) -> Shell:
-    return Shell(dsn, reached_directory)
 
 
 async def copies(connection: Connection) -> list[str]:
@@ -95,6 +89,26 @@ async def test_a_rebuild_that_is_stopped_is_gone_after_an_abort(connection: Conn
     aborted = shell.rebuild("registrations", "--abort")
 
     assert (aborted.code, aborted.report["outcome"]) == (0, "aborted"), aborted.err
+    assert await copies(connection) == []
+    assert await contents(connection, "read_registrations") == live
+
+
+@pytest.mark.slow
+@pytest.mark.fault("A19")
+async def test_a_rebuild_whose_process_does_nothing_any_more_is_ended_by_an_abort(
+    connection: Connection, shell: Shell
+) -> None:
+    live = await contents(connection, "read_registrations")
+    process = shell.begin("rebuild", "registrations", "--throttle", THROTTLE)
+    await until_filling(connection)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        aborted = shell.rebuild("registrations", "--abort")
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+    assert (aborted.code, aborted.report["outcome"]) == (0, "aborted"), aborted.err
+    assert ended(process).code == 2
     assert await copies(connection) == []
     assert await contents(connection, "read_registrations") == live
 
