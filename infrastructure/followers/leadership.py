@@ -81,6 +81,16 @@ async def lead(leading: LeaderTask, dsn: str, *, statement_timeout: timedelta = 
             pause = min(pause * 2, 30.0)
 
 
+_LEADER = """
+    SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND datname = current_database() AND database = datid
+        AND classid = hashtext('registrar follower')::oid AND objid = hashtext(%s)::oid AND objsubid = 2
+"""
+"""Ends the leader's session."""
+
+_SILENT_LEADER = f"{_LEADER} AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - %s"
+
+
 async def _is_leader(connection: Connection, name: str) -> bool:
     row = await (
         await connection.execute("SELECT pg_try_advisory_lock(hashtext('registrar follower'), hashtext(%s))", (name,))
@@ -94,25 +104,13 @@ async def _depose_silent(connection: Connection, name: str, lease: timedelta) ->
     The server's own timeouts for idle sessions do not cover every case: none runs in the middle of a pipeline, nor
     after one until the next statement outside (measured: psycopg 3.3.9, PostgreSQL 18.4).
     """
-    cursor = await connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)"
-        " WHERE locktype = 'advisory' AND granted AND datname = current_database() AND database = datid"
-        " AND classid = hashtext('registrar follower')::oid AND objid = hashtext(%s)::oid AND objsubid = 2"
-        " AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - %s",
-        (name, lease),
-    )
+    cursor = await connection.execute(_SILENT_LEADER.encode(), (name, lease))
     return cursor.rowcount > 0
 
 
 async def depose(connection: Connection, name: str) -> None:
     """End the leader's session, whatever it is doing. The next leader begins with what the database says by then."""
-    await connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_locks"
-        " WHERE locktype = 'advisory' AND granted AND objsubid = 2"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-        " AND classid = hashtext('registrar follower')::oid AND objid = hashtext(%s)::oid",
-        (name,),
-    )
+    await connection.execute(_LEADER, (name,))
 
 
 async def touch(connection: Connection) -> None:
