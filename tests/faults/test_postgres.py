@@ -470,7 +470,10 @@ async def test_an_append_that_is_too_slow_is_given_up_and_records_nothing(dsn: s
 
 @pytest.mark.fault("B13")
 async def test_a_read_model_that_is_too_slow_does_not_hold_up_registrations(dsn: str) -> None:
-    async with open_api(dsn, follows=False, **SHORT) as api:
+    async with (
+        open_api(dsn, follows=False, **SHORT) as api,
+        open_api(dsn, follows=False, **SHORT) as starting,
+    ):
         crowd = Crowd(api, within=IN_TIME)
         known = id_of(await crowd.register())
         assert await ready(api) == 200
@@ -482,6 +485,8 @@ async def test_a_read_model_that_is_too_slow_does_not_hold_up_registrations(dsn:
         await eventually(lambda: sessions(dsn, "wait_event = 'PgSleep'"))
         assert (await crowd.register()).status_code == 202
         assert await ready(api) == 200
+        unknown = await starting.http.get("/health/ready")
+        assert (unknown.status_code, unknown.json()["reason"]) == (503, "read models unknown")
         async with asyncio.timeout(IN_TIME):
             told_to_come_again(await answers)
         await crowd.settle(dsn)
