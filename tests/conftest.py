@@ -25,7 +25,7 @@ from entrypoints.bootstrap.database import create_schema
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
-from infrastructure.postgres.connection import connect
+from infrastructure.postgres.connection import Connection, connect
 from infrastructure.telemetry.logs import configure_logging
 from tests.faults import reached
 from tests.support.facts import MovableClock
@@ -172,6 +172,13 @@ def empty(postgres: EmbeddedPostgres, administration: psycopg.Connection) -> Ite
     administration.execute(sql.SQL("CREATE DATABASE {} STRATEGY file_copy").format(sql.Identifier(name)))
     yield database_of(postgres, name)
     administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+async def connection(dsn: str) -> AsyncIterator[Connection]:
+    """A session on the test's database."""
+    async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
+        yield connection
 
 
 # --- RabbitMQ -----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from tests.faults.armed import at
 from tests.faults.fleet import ROOT, Fleet
 from tests.faults.reached import note
 from tests.faults.scene import Scene
+from tests.faults.shell import Shell
 from tests.support.postgres import SURVIVES_KILLS, server
 from tests.support.releases import FORMER, former_code, run_from
 from tests.support.smtp_stub import SmtpStub
@@ -39,6 +40,12 @@ def arm(reached_directory: Path) -> Iterator[Arm]:
             stack.enter_context(armed(at(point, passing, then)))
 
         yield arm
+
+
+@pytest.fixture
+def shell(dsn: str, reached_directory: Path) -> Shell:
+    """Where an operator types commands of replay, on the test's database."""
+    return Shell(dsn, reached_directory)
 
 
 @pytest.fixture

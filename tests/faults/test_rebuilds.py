@@ -6,7 +6,6 @@ import signal
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from itertools import cycle, islice
-from pathlib import Path
 
 import pytest
 
@@ -59,11 +58,6 @@ async def history(store: EventStore, connection: Connection) -> None:
     """A log, and a live read model at its end."""
     await recorded_history(store, registrations=120)
     await follow(store, connection, Registrations())
-
-
-@pytest.fixture
-def shell(dsn: str, reached_directory: Path) -> Shell:
-    return Shell(dsn, reached_directory)
 
 
 async def acts(connection: Connection) -> list[str]:

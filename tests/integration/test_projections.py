@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,7 +23,7 @@ from domain.stray_message import StrayMessage
 from infrastructure.event_store.codec import event_classes
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.projector import Projection, read_scripts
-from infrastructure.postgres.connection import Connection, connect, pipeline
+from infrastructure.postgres.connection import Connection, pipeline
 from infrastructure.postgres.schema import bring_up_to_date
 from projections import PROJECTIONS, strays
 from projections.accounts import Account, Accounts
@@ -84,12 +84,6 @@ def after(**duration: float) -> datetime:
 
 
 # --- Folding ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def connection(dsn: str) -> AsyncIterator[Connection]:
-    async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
-        yield connection
 
 
 async def log_of(store: EventStore) -> list[Recorded]:

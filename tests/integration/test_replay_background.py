@@ -17,7 +17,7 @@ from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.parked import ParkedStreams
-from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.connection import Connection
 from infrastructure.replay import background, stretches
 from infrastructure.replay.background import BackgroundVerification
 from infrastructure.replay.claim import claim_now, claimed, release
@@ -42,12 +42,6 @@ NOW = timedelta(0)
 
 RESULTS = "SELECT read_model, differences, row_count FROM verifications ORDER BY read_model"
 LEFT = "SELECT nspname::text FROM pg_namespace WHERE nspname ~ '__verify$'"
-
-
-@pytest.fixture
-async def connection(dsn: str) -> AsyncIterator[Connection]:
-    async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
-        yield connection
 
 
 @pytest.fixture

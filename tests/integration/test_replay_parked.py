@@ -19,7 +19,7 @@ from infrastructure.event_store.tail import LogTail
 from infrastructure.followers import parked as parking
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.projector import Projector
-from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 from infrastructure.replay import swap
 from infrastructure.replay.rebuild import RebuildAct, Rebuilds
@@ -49,12 +49,6 @@ class RefusingFunnel(_Refuses, Funnel):
 
 class RefusingRegistrations(_Refuses, Registrations):
     pass
-
-
-@pytest.fixture
-async def connection(dsn: str) -> AsyncIterator[Connection]:
-    async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
-        yield connection
 
 
 @pytest.fixture(autouse=True)

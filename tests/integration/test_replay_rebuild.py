@@ -4,7 +4,6 @@ undone."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -17,7 +16,7 @@ from application.crash_points import armed
 from application.ports import Unavailable, entries_of
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
-from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.connection import Connection
 from infrastructure.replay.claim import claimed
 from infrastructure.replay.comparison import MASKED, ROW
 from infrastructure.replay.progress import Doing
@@ -36,12 +35,6 @@ from tests.support.log import locked
 from tests.support.read_models import contents, follow, follow_all, indexes, recorded_history, rows
 
 REGISTRATIONS = 60
-
-
-@pytest.fixture
-async def connection(dsn: str) -> AsyncIterator[Connection]:
-    async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
-        yield connection
 
 
 class Operator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from domain.recorded import Position
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
-from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.connection import Connection
 from infrastructure.replay.copies import MakesProjection
 from infrastructure.replay.moments import Moment
 from infrastructure.replay.progress import Doing, nobody_watches
@@ -32,12 +32,6 @@ from tests.support.read_models import contents, follow, indexes, recorded_histor
 
 MASTER_KEY = "ab" * 32
 T = TypeVar("T")
-
-
-@pytest.fixture
-async def connection(dsn: str) -> AsyncIterator[Connection]:
-    async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
-        yield connection
 
 
 async def scratch_of(dsn: str) -> list[tuple[Any, ...]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -29,12 +28,6 @@ from tests.support.read_models import contents, follow, follow_all, recorded_his
 
 MASTER_KEY = "ab" * 32
 LEFT = "SELECT nspname::text FROM pg_namespace WHERE nspname LIKE '%%\\_\\_%%'"
-
-
-@pytest.fixture
-async def connection(dsn: str) -> AsyncIterator[Connection]:
-    async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
-        yield connection
 
 
 @pytest.fixture

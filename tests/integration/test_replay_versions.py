@@ -49,12 +49,6 @@ class SecondAccounts(Accounts):
 
 
 @pytest.fixture
-async def connection(dsn: str) -> AsyncIterator[Connection]:
-    async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
-        yield connection
-
-
-@pytest.fixture
 async def live(store: EventStore, connection: Connection) -> None:
     """A log, the release before at its end, and what a first start of the next release makes."""
     await recorded_history(store, registrations=40)
