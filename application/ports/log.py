@@ -25,12 +25,14 @@ class Context:
         correlation_id: the same for everything that follows from one request.
         causation_position: position of the event that led to this, None if it came from outside.
         trace: W3C `traceparent`, or None.
+        reason: why an operator does this, in their words and without personal data; None if they gave none.
     """
 
     actor: str
     correlation_id: UUID
     causation_position: Position | None = None
     trace: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

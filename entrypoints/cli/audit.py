@@ -1,0 +1,12 @@
+"""The commands of the auditor, with their options and examples."""
+
+from __future__ import annotations
+
+import click
+
+from entrypoints.cli import options
+
+
+@click.group("audit", epilog=options.example("registrar audit verify"))
+def audit() -> None:
+    """Explain what happened, search the log, verify it, and prove it to others."""
