@@ -234,8 +234,8 @@ def _add_questions_about_the_service(add: Callable[..., None], queries: Queries)
         return answer(funnel_buckets(await queries.funnel.buckets(since=query.since, bucket=query.bucket)))
 
     async def projections() -> Response:
-        """Position, lag and parked streams of every follower of the log."""
-        return answer(followers(await queries.followers.progress()))
+        """Position, lag and parked streams of every follower of the log, and of other versions of read models."""
+        return answer(followers(await queries.followers.listed()))
 
     async def parked(query: Annotated[ParkedQuery, Query()]) -> Response:
         """The streams that followers have put aside, with the error of each; at most 1,000."""

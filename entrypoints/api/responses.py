@@ -16,10 +16,10 @@ from starlette.responses import Response
 from application.addresses import masked_address
 from domain.languages import Language
 from domain.recorded import Position
+from entrypoints.queries.followers import AllListed
 from entrypoints.queries.parked import RefusedEvent
 from entrypoints.queries.registrations import OpenedRegistration, Story
 from infrastructure.followers.parked_listing import ParkedStream
-from infrastructure.followers.progress import AllProgress
 from projections.audit import Entry
 from projections.funnel import Bucket, Flow
 from projections.mail import Mail
@@ -187,11 +187,13 @@ class FollowerState:
         verified_at: when a read model was last compared with the log, all of it; None: never.
         mismatches: how many differences that has found.
         rebuild: how far a rebuild is that is under way, or waits for a decision.
+        version: of the read model that it keeps, 1 if it keeps none.
         status: "degraded" while streams are parked, the lag is more than a minute, it never ran, or it is not what the
-            log says.
+            log says; "superseded" or "later": a version of a read model that another release reads.
     """
 
     name: Annotated[str, Field(examples=["registrations"])]
+    version: Annotated[int, Field(examples=[1])]
     position: LogPosition
     lag_events: int
     lag_seconds: float
@@ -200,7 +202,7 @@ class FollowerState:
     verified_at: Time | None
     mismatches: Annotated[int | None, Field(examples=[0])]
     rebuild: Literal["filling", "indexed"] | None
-    status: Literal["up", "degraded"]
+    status: Literal["up", "degraded", "superseded", "later"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,9 +320,10 @@ def registrations_page(page: Page[OpenedRegistration]) -> Registrations:
     return Registrations([admin_registration(found) for found in page.items], page.next_cursor)
 
 
-def followers(found: AllProgress) -> Followers:
+def followers(found: AllListed) -> Followers:
     return Followers(
-        found.head, [FollowerState(**asdict(progress), status=progress.status) for progress in found.items]
+        found.head,
+        [FollowerState(**asdict(one.progress), version=one.progress.version, status=one.status) for one in found.items],
     )
 
 

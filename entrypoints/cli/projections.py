@@ -11,12 +11,8 @@ from entrypoints.cli.output import print_json, print_table
 async def list_followers(reader: Reader, *, as_json: bool) -> int:
     """Print where every follower is that there should be, also of one that never ran, and where the versions of read
     models are that other releases follow, or followed."""
-    found = await reader.followers.progress()
-    others = await reader.followers.other_versions()
-    listed = sorted(
-        [*((one, str(one.status)) for one in found.items), *((one.progress, one.status) for one in others)],
-        key=lambda listed: listed[0].name,
-    )
+    found = await reader.followers.listed()
+    listed = [(one.progress, one.status) for one in found.items]
     if as_json:
         print_json(
             [asdict(one) | {"version": one.version, "status": status, "head": found.head} for one, status in listed]

@@ -73,7 +73,7 @@ async def rebuild(
     with _interruptible(_SERVES), watched() as watch:
         done = await parts.rebuilds(watch, throttle=throttle).rebuild_all(makes, accept=accept, repair=repair)
     reports = [_report(one.read_model, _outcome(one), one.differences, one.position, one.resumed) for one in done]
-    _print(reports, as_json=as_json)
+    _print(reports, as_json=as_json, rebuilt=True)
     for one in done:
         if one.beside is not None:
             note(
@@ -162,13 +162,16 @@ def _report(name: str, outcome: str, found: Differences, position: int, resumed:
     return Report(name, outcome, position, resumed, found.rows, found.count, found.kept)
 
 
-def _print(reports: Sequence[Report], *, as_json: bool) -> None:
+def _print(reports: Sequence[Report], *, as_json: bool, rebuilt: bool = False) -> None:
     if as_json:
         print_json(reports)
         return
     print_table(
-        ("read model", "outcome", "position", "rows", "differences", "resumed"),
-        ((one.read_model, one.outcome, one.position, one.rows, one.differences, one.resumed) for one in reports),
+        ("read model", "outcome", "position", "rows", "differences", *(("resumed",) if rebuilt else ())),
+        (
+            (one.read_model, one.outcome, one.position, one.rows, one.differences, *((one.resumed,) if rebuilt else ()))
+            for one in reports
+        ),
     )
     found = [
         one for report in reports for one in report.found[: _SHOWN_OF_BUILT if report.outcome == "built" else None]

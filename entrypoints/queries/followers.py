@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Final, Literal
 
 from application.ports import Clock
+from domain.recorded import Position
 from infrastructure.followers.names import names_of_followers
 from infrastructure.followers.progress import LAGGING, AllProgress, Progress, progress_of
 from infrastructure.followers.versions import Behind, behind_others, others_of, positions, version_of
@@ -46,15 +47,24 @@ class Backlog:
 
 
 @dataclass(frozen=True, slots=True)
-class OtherVersion:
-    """A read model's version that this release does not read.
+class Listed:
+    """A follower in the list of all.
 
     Attributes:
-        status: "superseded" by ours, or "later" than it.
+        status: that of its progress; of a read model's version that this release does not read, "superseded" by ours
+            or "later" than it.
     """
 
     progress: Progress
-    status: Literal["superseded", "later"]
+    status: Literal["up", "degraded", "superseded", "later"]
+
+
+@dataclass(frozen=True, slots=True)
+class AllListed:
+    """Every follower by name, and the end of the log that they follow."""
+
+    head: Position
+    items: list[Listed]
 
 
 class FollowerQueries:
@@ -77,18 +87,22 @@ class FollowerQueries:
         """Every follower's position and lag, of one that never ran, too."""
         return await self._pool.ask(lambda connection: progress_of(connection, self.names))
 
-    async def other_versions(self) -> list[OtherVersion]:
-        """The versions of our read models that other releases follow, or followed."""
+    async def listed(self) -> AllListed:
+        """Every follower that there should be, also one that never ran, and the versions of our read models that other
+        releases follow, or followed."""
         ours = {version.read_model: version.number for name in self.names if (version := version_of(name)) is not None}
 
-        async def select(connection: Connection) -> list[OtherVersion]:
-            names = others_of(self.names, await positions(connection))
-            found = (await progress_of(connection, names)).items if names else []
-            return [
-                OtherVersion(one, "superseded" if one.version < ours[version.read_model] else "later")
-                for one in found
-                if (version := version_of(one.name)) is not None
-            ]
+        def listed(progress: Progress) -> Listed:
+            version = version_of(progress.name)
+            number = progress.version if version is None else ours.get(version.read_model, version.number)
+            if progress.version == number:
+                return Listed(progress, progress.status)
+            return Listed(progress, "superseded" if progress.version < number else "later")
+
+        async def select(connection: Connection) -> AllListed:
+            others = others_of(self.names, await positions(connection))
+            found = await progress_of(connection, (*self.names, *others))
+            return AllListed(found.head, [listed(one) for one in found.items])
 
         return await self._pool.ask(select)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -21,6 +23,9 @@ T = TypeVar("T")
 
 CHUNK_EVENTS: Final = 500
 """Events in one query: with thousands, a database copies more than it gains (our measurement)."""
+
+AHEAD: Final = 3
+"""So many chunks are asked for, each on a connection of its own."""
 
 _WELL_FORMED: Final = msgspec.json.Decoder(msgspec.Raw)
 
@@ -86,7 +91,7 @@ class Asks(Protocol):
 async def exported(
     database: Asks, *, release: str, with_keys: bool, on_events: Callable[[Position, Position], None]
 ) -> AsyncGenerator[bytes, None]:
-    """The log up to its end of now, in pieces of whole lines; the next one is made while one is used.
+    """The log up to its end of now, in pieces of whole lines; the next ones are made while one is used.
 
     What was recorded does not change, so that it can be read in many short transactions.
 
@@ -104,41 +109,42 @@ async def exported(
     head = HeadLine(FORMAT, VERSION, release, now, end, end_hash.hex(), root)
     keys = 0
 
-    async def parts() -> AsyncIterator[bytes]:
+    async def parts() -> AsyncGenerator[bytes]:
         nonlocal keys
         yield msgspec.json.encode(head) + b"\n"
-        for after in range(0, end, CHUNK_EVENTS):
-            upto = min(after + CHUNK_EVENTS, end)
-            yield await database.ask(partial(_chunk, after=after, upto=upto))
-            on_events(upto, end)
-        if with_keys:
-            latest = None
-            while True:
-                found, latest, lines = await database.ask(partial(_keys, after=latest, upto=end))
-                keys += lines.count(b"\n")
+        async with aclosing(_chunks(database, end)) as chunks:
+            async for upto, lines in chunks:
                 yield lines
-                if found < CHUNK_KEYS:
-                    break
+                on_events(upto, end)
+        latest, found = None, CHUNK_KEYS if with_keys else 0
+        while found == CHUNK_KEYS:
+            found, latest, lines = await database.ask(partial(_keys, after=latest, upto=end))
+            keys += lines.count(b"\n")
+            yield lines
 
-    async for part in _ahead(parts()):
-        digest.update(part)
-        yield part
+    async with aclosing(parts()) as pieces:
+        async for piece in pieces:
+            digest.update(piece)
+            yield piece
     yield msgspec.json.encode(EndLine(end, end_hash.hex(), keys, digest.hexdigest())) + b"\n"
 
 
-async def _ahead(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same, each asked for while the one before is used."""
-
-    async def following() -> bytes | None:
-        return await anext(parts, None)
-
-    task = asyncio.create_task(following())
+async def _chunks(database: Asks, end: Position) -> AsyncGenerator[tuple[Position, bytes]]:
+    """The lines of all events in order, and the position that they reach. Several chunks are asked for at a time:
+    otherwise the database waits for us, and we for it."""
+    asked: deque[tuple[Position, asyncio.Task[bytes]]] = deque()
     try:
-        while (part := await task) is not None:
-            task = asyncio.create_task(following())
-            yield part
+        for after in range(0, end, CHUNK_EVENTS):
+            upto = min(after + CHUNK_EVENTS, end)
+            asked.append((upto, asyncio.ensure_future(database.ask(partial(_chunk, after=after, upto=upto)))))
+            if len(asked) == AHEAD:
+                upto, lines = asked.popleft()
+                yield upto, await lines
+        while asked:
+            upto, lines = asked.popleft()
+            yield upto, await lines
     finally:
-        await asyncio.gather(task, return_exceptions=True)  # it is short; to cut it off takes longer
+        await asyncio.gather(*(lines for _, lines in asked), return_exceptions=True)  # to cut them off takes longer
 
 
 async def _begin(connection: Connection, *, with_keys: bool) -> tuple[Position, bytes, datetime, bytes | None]:

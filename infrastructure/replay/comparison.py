@@ -51,6 +51,9 @@ _SHAPE = """
 """
 
 
+_NEXT = "FETCH 500 FROM differences"
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """A value of a live read model that is not what the log says.
@@ -205,9 +208,11 @@ async def compare_rows(
             for column in ours.key
         ),
     )
-    async with connection.cursor(name="differences", row_factory=tuple_row) as cursor:
-        await cursor.execute(query)
-        async for one, other in cursor:
+    # By SQL, as a cursor of the driver's that is cancelled while it closes stays open for its garbage collector.
+    await connection.execute(sql.SQL("DECLARE differences NO SCROLL CURSOR FOR {}").format(query))
+    cursor = connection.cursor(row_factory=tuple_row)
+    while found := await (await cursor.execute(_NEXT, prepare=False)).fetchall():
+        for one, other in found:
             key = " ".join(f"{column}={(one or other)[column]}" for column in ours.key)
             if one is None or other is None:
                 note(table, key, ROW, *_sides(one is not None))
@@ -215,6 +220,7 @@ async def compare_rows(
             for column in columns:
                 if one[column] != other[column]:
                     note(table, key, column, *_shown(column, one[column], other[column]))
+    await connection.execute("CLOSE differences")
 
 
 def _shown(column: str, one: Any, other: Any) -> tuple[Any, Any]:

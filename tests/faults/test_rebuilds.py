@@ -84,7 +84,7 @@ async def test_a_rebuild_that_is_killed_again_and_again_does_at_most_one_batch_t
 ) -> None:
     points = deaths(50 if full_size else 10)
     wanted = A_BATCH * (sum(COMMITTED.get(point, 0) for point in points) + 10)
-    head = await recorded_history(store, registrations=wanted // 14 + 60)
+    head = await recorded_history(store, registrations=wanted // 12 + 60)
     assert head > wanted
     await follow(store, connection, Audit(), batch=1000)
     live = await contents(connection, "read_audit")

@@ -336,6 +336,7 @@ async def test_what_was_found_is_in_health_in_metrics_and_in_the_list(dsn: str) 
                 "INSERT INTO verifications (read_model, position, row_count, differences, verified_at)"
                 f" VALUES ('{name}', 7, 5, {differences}, '2026-03-01T12:00:00Z') RETURNING 1",
             )
+        await query(dsn, "INSERT INTO followers (name, position) VALUES ('mail_9', 3) RETURNING 1")
 
         health = (await api.http.get("/health/projections")).json()
         listed = (await api.http.get("/v1/admin/projections", headers=ADMIN)).json()
@@ -347,6 +348,8 @@ async def test_what_was_found_is_in_health_in_metrics_and_in_the_list(dsn: str) 
         assert of["mail"] == ("degraded", 2, "2026-03-01T12:00:00Z")
         assert of["audit"] == ("up", 0, "2026-03-01T12:00:00Z")
         assert of["funnel"] == of["relay"] == ("up", None, None)
+    versions = {one["name"]: (one["version"], one["status"]) for one in listed["items"]}
+    assert (versions["audit"], versions["mail_9"]) == ((1, "up"), (9, "later"))
     assert 'registrar_projection_mismatches{projection="mail"} 2.0' in metrics
     assert 'registrar_projection_mismatches{projection="audit"} 0.0' in metrics
     assert 'registrar_projection_verified_timestamp_seconds{projection="mail"} 1.7723664e+09' in metrics
