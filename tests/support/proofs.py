@@ -80,6 +80,20 @@ def audit_path(index: int, leaves: Sequence[bytes]) -> list[bytes]:
     return [*audit_path(index - split, leaves[split:]), tree_root(leaves[:split])]
 
 
+def consistency(old: int, leaves: Sequence[bytes]) -> list[bytes]:
+    """PROOF: that the tree continues the one of its first `old` leaves."""
+    return _subproof(old, leaves, whole=True) if 0 < old < len(leaves) else []
+
+
+def _subproof(old: int, leaves: Sequence[bytes], *, whole: bool) -> list[bytes]:
+    if old == len(leaves):
+        return [] if whole else [tree_root(leaves)]
+    split = _split(len(leaves))
+    if old <= split:
+        return [*_subproof(old, leaves[:split], whole=whole), tree_root(leaves[split:])]
+    return [*_subproof(old - split, leaves[split:], whole=False), tree_root(leaves[:split])]
+
+
 def _split(size: int) -> int:
     """The largest power of two below the size."""
     return 1 << (size - 1).bit_length() - 1
