@@ -1,0 +1,97 @@
+"""Proofs from tiles are those of RFC 6962's definitions, and others accept them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+import metamorphic_log
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tlog_scales.tlog import ConsistencyProof
+
+from infrastructure.audit.paths import MissingTile, Tiles, audit_path, consistency_proof, root_of
+from tests.support import proofs
+
+FULL = 256
+
+
+def tiles_of(leaves: Sequence[bytes]) -> dict[tuple[int, int], bytes]:
+    """As https://c2sp.org/tlog-tiles has them: level by level, of full tiles of the level below."""
+    found: dict[tuple[int, int], bytes] = {}
+    level = 0
+    while leaves:
+        for first in range(0, len(leaves), FULL):
+            found[level, first // FULL] = b"".join(leaves[first : first + FULL])
+        full = range(0, len(leaves) - FULL + 1, FULL)
+        leaves, level = [proofs.tree_root(leaves[first : first + FULL]) for first in full], level + 1
+    return found
+
+
+def reading(found: dict[tuple[int, int], bytes]) -> Tiles:
+    async def read(level: int, index: int) -> bytes:
+        return found.get((level, index), b"")
+
+    return Tiles(read)
+
+
+def leaves_of(size: int) -> list[bytes]:
+    return [sha256(number.to_bytes(4, "big")).digest() for number in range(size)]
+
+
+SIZES = st.one_of(st.integers(1, 20), st.integers(250, 260), st.integers(500, 1200))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), size=SIZES, grown_by=st.integers(0, 300))
+async def test_an_audit_path_is_that_of_the_definition_whatever_came_later(
+    data: st.DataObject, size: int, grown_by: int
+) -> None:
+    leaves = leaves_of(size)
+    index = data.draw(st.integers(0, size - 1))
+
+    path = await audit_path(reading(tiles_of(leaves_of(size + grown_by))), index, size)
+
+    assert path == proofs.audit_path(index, leaves)
+    assert root_of(leaves[index], index, size, path) == proofs.tree_root(leaves)
+    metamorphic_log.verify_inclusion(index, size, leaves[index], path, proofs.tree_root(leaves))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), size=SIZES)
+async def test_a_consistency_proof_is_that_of_the_definition(data: st.DataObject, size: int) -> None:
+    leaves = leaves_of(size)
+    old = data.draw(st.integers(0, size))
+
+    proof = await consistency_proof(reading(tiles_of(leaves)), old, size)
+
+    assert proof == proofs.consistency(old, leaves)
+    roots = proofs.tree_root(leaves[:old]), proofs.tree_root(leaves)
+    ConsistencyProof(old, size, proof).check(*roots)
+    if old:
+        metamorphic_log.verify_consistency(old, size, proof, *roots)
+
+
+async def test_a_large_tree_takes_few_tiles() -> None:
+    size = FULL * FULL + 3 * FULL + 7
+    found = tiles_of(leaves_of(size))
+    read: list[tuple[int, int]] = []
+
+    async def count(level: int, index: int) -> bytes:
+        read.append((level, index))
+        return found[level, index]
+
+    path = await audit_path(Tiles(count), 12345, size)
+    assert root_of(leaves_of(size)[12345], 12345, size, path) == proofs.tree_root(leaves_of(size))
+    assert len(read) <= 6
+
+
+async def test_a_tile_that_is_missing_or_short_is_named() -> None:
+    found = tiles_of(leaves_of(600))
+    found[0, 2] = found[0, 2][:-32]
+    with pytest.raises(MissingTile, match="tile 2 of level 0 of the tree has no hash 87"):
+        await audit_path(reading(found), 0, 600)
+    del found[1, 0]
+    with pytest.raises(MissingTile, match="tile 0 of level 1"):
+        await audit_path(reading(found), 550, 599)
