@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import sha256
 
 import metamorphic_log
@@ -13,20 +12,7 @@ from tlog_scales.tlog import ConsistencyProof
 
 from infrastructure.audit.paths import MissingTile, Tiles, audit_path, consistency_proof, root_of
 from tests.support import proofs
-
-FULL = 256
-
-
-def tiles_of(leaves: Sequence[bytes]) -> dict[tuple[int, int], bytes]:
-    """As https://c2sp.org/tlog-tiles has them: level by level, of full tiles of the level below."""
-    found: dict[tuple[int, int], bytes] = {}
-    level = 0
-    while leaves:
-        for first in range(0, len(leaves), FULL):
-            found[level, first // FULL] = b"".join(leaves[first : first + FULL])
-        full = range(0, len(leaves) - FULL + 1, FULL)
-        leaves, level = [proofs.tree_root(leaves[first : first + FULL]) for first in full], level + 1
-    return found
+from tests.support.checkpoints import FULL, tiles_of
 
 
 def reading(found: dict[tuple[int, int], bytes]) -> Tiles:
