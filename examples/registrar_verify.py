@@ -375,15 +375,14 @@ IN_WORDS = {
 def describe(proof: Proof) -> Iterable[str]:
     """What is proved, in sentences."""
     checkpoint = proof.checkpoint
-    when = f" at {checkpoint.time}" if checkpoint.time else ""
+    when = f" at {_plain(checkpoint.time)}" if checkpoint.time else ""
     upto = f" up to position {checkpoint.position}" if checkpoint.position is not None else ""
-    yield f"The log {checkpoint.origin} had {checkpoint.size} blocks{upto}{when}; signed: {', '.join(checkpoint.signers)}."
+    yield f"The log {_plain(checkpoint.origin)} had {checkpoint.size} blocks{upto}{when}; signed: {', '.join(checkpoint.signers)}."
     yield f"In it, exactly as they are in this file, stand {len(proof.events)} events about {proof.registration_id}:"
     yield ""
     for event in proof.events:
-        when = event.recorded_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f UTC")
-        yield f"position {event.position}, {when}: {IN_WORDS.get(event.type, event.type)}"
-        yield f"    {event.type}, version {event.version} of stream {event.stream_id}, by {event.actor};"
+        yield f"position {event.position}, {_shown(event.recorded_at)}: {IN_WORDS.get(event.type, 'something that is unknown here')}"
+        yield f"    {_plain(event.type)}, version {event.version} of stream {event.stream_id}, by {_plain(event.actor)};"
         yield f"    in block {event.block} with {event.others} event{'' if event.others == 1 else 's'} about others"
     yield ""
     yield "Of the registration's own history, and of what was decided about its mail, none is left out before the last."
@@ -469,11 +468,20 @@ def _base64(found: Any, what: str) -> bytes:
 
 def _time(found: Any, what: str) -> datetime:
     try:
-        if isinstance(found, str):
-            return datetime.strptime(found, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
-    except ValueError:
+        if isinstance(found, str) and _shown(time := datetime.fromisoformat(found)) == found:
+            return time
+    except (ValueError, OverflowError):
         pass
     raise Refused(f"{what} is not a time such as 2026-11-28T15:04:05.678901Z")
+
+
+def _plain(text: str) -> str:
+    """What a terminal shows and does not obey."""
+    return text if text.isprintable() else ascii(text)
+
+
+def _shown(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 # --- The command ---------------------------------------------------------------------------------------------------

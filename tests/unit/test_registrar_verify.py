@@ -61,7 +61,7 @@ def test_a_proof_is_told_event_by_event() -> None:
 
     assert f"The log {ORIGIN} had 11 blocks up to position 17 at 2026-11-28T16:00:00Z; signed: {ORIGIN}." in told
     assert f"stand 8 events about {TOLD}" in told
-    assert "position 2, 2026-11-28 15:04:05.928901 UTC: somebody asked for an account\n" in told
+    assert "position 2, 2026-11-28T15:04:05.928901Z: somebody asked for an account\n" in told
     assert f"registration.user_registered, version 1 of stream {TOLD}, by client;" in told
     assert "in block 1 with 1 event about others" in told
 
@@ -79,6 +79,14 @@ def test_every_type_of_event_has_its_words() -> None:
 
 def test_an_event_whose_bytes_are_no_text_is_proved_too() -> None:
     assert checked(a_log().proof()).events[-1].type == "registration.account_activated"
+
+
+def test_what_a_log_says_does_not_move_the_terminal() -> None:
+    log = a_log()
+    log.blocks[5][0] |= {"actor": "\x1b[2J", "type": "registration.unheard_of"}
+    told = "\n".join(describe(checked(log.proof())))
+    assert "something that is unknown here\n    registration.unheard_of, version 3 of" in told
+    assert "by '\\x1b[2J'" in told
 
 
 def test_any_of_several_keys_may_have_signed() -> None:
