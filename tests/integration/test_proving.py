@@ -68,7 +68,7 @@ class Recorded:
 
     def execute(self, *statements: str) -> None:
         async def execute(_: EventStore, connection: Connection) -> None:
-            await connection.execute("SET session_replication_role = replica")
+            await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL; ALTER TABLE blocks DISABLE TRIGGER ALL")
             for statement in statements:
                 await connection.execute(statement.encode())
 
