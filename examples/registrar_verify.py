@@ -231,7 +231,7 @@ def root_of(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes 
 
 
 class Proven(NamedTuple):
-    """An event of the log: what, when and by whom; `others` are in the same block."""
+    """An event of the log: what, when and by whom."""
 
     position: int
     recorded_at: datetime
@@ -240,7 +240,6 @@ class Proven(NamedTuple):
     type: str
     actor: str
     block: int
-    others: int
 
 
 class Proof(NamedTuple):
@@ -294,7 +293,8 @@ def _check_block(
     if index >= checkpoint.size:
         raise Refused(f"{where} is not covered by the checkpoint, which has {checkpoint.size} blocks")
     if root_of(leaf_hash(computed), index, checkpoint.size, path) != checkpoint.root:
-        raise Refused(f"{where} (positions {first} to {last}) is not in the log that was signed")
+        which = f"position {first}" if first == last else f"positions {first} to {last}"
+        raise Refused(f"{where} ({which}) is not in the log that was signed")
     if index <= before[0] or first <= before[1] or (checkpoint.position is not None and last > checkpoint.position):
         raise Refused(f"{where} is out of order")
     if index == before[0] + 1 and (previous, first) != (before[2], before[1] + 1):
@@ -304,7 +304,7 @@ def _check_block(
         if registration_id not in (entry["stream_id"], _named_in(state_of(entry, ""))):
             raise Refused(f"the event at position {position} is about something else")
         named = (entry["stream_id"], entry["version"], entry["type"], entry["actor"])
-        events.append(Proven(position, recorded_at, *named, index, len(entries) - len(ours)))
+        events.append(Proven(position, recorded_at, *named, index))
     return index, last, computed
 
 
@@ -375,8 +375,8 @@ def describe(proof: Proof) -> Iterable[str]:
     yield ""
     for event in proof.events:
         yield f"position {event.position}, {_shown(event.recorded_at)}: {IN_WORDS.get(event.type, 'something that is unknown here')}"
-        yield f"    {_plain(event.type)}, version {event.version} of stream {event.stream_id}, by {_plain(event.actor)};"
-        yield f"    in block {event.block} with {event.others} event{'' if event.others == 1 else 's'} about others"
+        which = f"{_plain(event.type)}, version {event.version} of stream {event.stream_id}"
+        yield f"    {which}, by {_plain(event.actor)}, in block {event.block}"
     yield ""
     yield "Of the registration's own history, and of what was decided about its mail, none is left out before the last."
     yield "Whether anything was recorded later, this file cannot show."

@@ -112,7 +112,9 @@ class Settings(BaseModel):
     checkpoint_witnesses: Witnesses = Field(
         default=(),
         description="witnesses that cosign checkpoints: each its URL, #, and its key; separated by commas",
-        examples=["https://witness.example.org#witness.example.org+8e43029b+BGTbmG8Ci9F7XiHiZtve8bh03HTs4IOUOsozgoVKVngA"],
+        examples=[
+            "https://witness.example.org#witness.example.org+8e43029b+BGTbmG8Ci9F7XiHiZtve8bh03HTs4IOUOsozgoVKVngA"
+        ],
     )
 
     host: str = Field(
