@@ -7,7 +7,6 @@ from uuid import UUID
 
 from domain.errors import UnknownRegistration
 from domain.recorded import Position
-from infrastructure.audit.paths import MissingTile
 from infrastructure.audit.proving import CannotProve, Proof, checkpoint_of, prove
 from infrastructure.followers.progress import progress_of
 from infrastructure.postgres.connection import Connection
@@ -54,12 +53,7 @@ class ProofQueries:
                 raise UnknownRegistration
             return await prove(connection, registration_id, positions, checkpoint)
 
-        try:
-            return await self._pool.ask(select)
-        except MissingTile as error:
-            raise CannotProve(
-                f"There is no way to the checkpoint: {error}; `registrar audit verify` says more."
-            ) from None
+        return await self._pool.ask(select)
 
 
 async def _positions_of(connection: Connection, registration_id: UUID) -> list[Position]:

@@ -5,15 +5,21 @@ A tile of level L has up to 256 hashes, each of them the root of 256 to the powe
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from hashlib import sha256
+from itertools import count
 from typing import Any, Final
 
 from infrastructure.postgres.connection import Connection
 
 _TILE: Final = "SELECT hashes FROM public.tree_tiles WHERE level = %(level)s AND index = %(index)s"
+_BLOCKS: Final = """
+    SELECT last_position, hash FROM public.blocks WHERE last_position > %(after)s ORDER BY last_position LIMIT %(limit)s
+"""
 _HASHES: Final = 256
+_BATCH: Final = 5_000
+"""Blocks in one query."""
 
 ReadTile = Callable[[int, int], Awaitable[bytes]]
 """The hashes of the tile of a level and an index, one behind the other; empty if there is none."""
@@ -70,6 +76,79 @@ async def _read(connection: Connection, level: int, index: int) -> bytes:
     await cursor.execute(_TILE.encode(), {"level": level, "index": index})
     row: Any = await cursor.fetchone()
     return b"" if row is None else bytes(row[0])
+
+
+async def tiles_from_blocks(connection: Connection, size: int, indexes: Iterable[int]) -> Tiles:
+    """The tiles of the tree of the first `size` blocks, computed from the blocks themselves: a look at each of them.
+
+    Args:
+        indexes: of the leaves whose audit paths are wanted.
+    """
+    growing = GrowingTiles(size, indexes)
+    after = 0
+    while growing.size < size:
+        cursor = connection.cursor(binary=True)
+        await cursor.execute(_BLOCKS.encode(), {"after": after, "limit": min(_BATCH, size - growing.size)})
+        blocks: Any = await cursor.fetchall()
+        if not blocks:
+            break
+        for after, block in blocks:  # noqa: B007 - the next query goes on behind it
+            growing.add(leaf_hash(block))
+    return Tiles(growing.read)
+
+
+class GrowingTiles:
+    """The tiles of a tree of whose leaves one comes after the other; of the leaves only some tiles are kept.
+
+    Attributes:
+        size: how many leaves have come.
+    """
+
+    def __init__(self, size: int, indexes: Iterable[int]) -> None:
+        """
+        Args:
+            size: how many there will be.
+            indexes: of those whose audit paths are wanted.
+        """
+        self.size = 0
+        self._wanted = {index // _HASHES for index in (*indexes, size)}
+        self._kept: dict[int, bytearray] = {}
+        self._latest = bytearray()
+        self._above: list[bytearray] = []  # all hashes of level 1, of level 2, …
+
+    def add(self, leaf: bytes) -> None:
+        tile = self.size // _HASHES
+        self._latest += leaf
+        self.size += 1
+        if tile in self._wanted:
+            self._kept[tile] = self._latest
+        if self.size % _HASHES == 0:
+            self._raise(self._latest)
+            self._latest = bytearray()
+
+    def _raise(self, full: bytearray) -> None:
+        """Add the root of a tile that has become full to the level above, and so on."""
+        for level in count():
+            if level == len(self._above):
+                self._above.append(bytearray())
+            self._above[level] += _root_of_full(full)
+            if len(self._above[level]) % (32 * _HASHES):
+                return
+            full = self._above[level][-32 * _HASHES :]
+
+    async def read(self, level: int, index: int) -> bytes:
+        """See `ReadTile`."""
+        if level == 0:
+            return bytes(self._kept.get(index, b""))
+        hashes = self._above[level - 1] if level <= len(self._above) else b""
+        return bytes(hashes[32 * _HASHES * index : 32 * _HASHES * (index + 1)])
+
+
+def _root_of_full(tile: bytearray) -> bytes:
+    hashes = [bytes(tile[place : place + 32]) for place in range(0, len(tile), 32)]
+    while len(hashes) > 1:
+        hashes = [node_hash(left, right) for left, right in zip(hashes[::2], hashes[1::2], strict=True)]
+    return hashes[0]
 
 
 async def audit_path(tiles: Tiles, index: int, size: int) -> list[bytes]:

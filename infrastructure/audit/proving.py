@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from domain.recorded import Position
-from infrastructure.audit.paths import Tiles, audit_path, leaf_hash, root_of
+from infrastructure.audit.paths import MissingTile, Tiles, audit_path, leaf_hash, root_of, tiles_from_blocks
 from infrastructure.event_store.chain import BEFORE_ALL, block_hash, event_digest
 from infrastructure.event_store.listing import events_at
 from infrastructure.event_store.reader import RecordedRow
@@ -154,14 +154,34 @@ async def prove(
             f"{checkpoint.position}, they begin at {min(positions)}; try again with a later one."
         )
     rows = {row.position: row for row in await events_at(connection, covered)}
-    tiles = Tiles.of(connection)
-    blocks = [
-        await _block(connection, tiles, block, rows, checkpoint) for block in await _blocks_of(connection, covered)
-    ]
-    if sum(isinstance(entry, EventPart) for block in blocks for entry in block.events) != len(covered):
+    blocks = [await _read(connection, found, rows) for found in await _blocks_of(connection, covered)]
+    if sum(isinstance(entry, EventPart) for part, _ in blocks for entry in part.events) != len(covered):
         raise CannotProve(_altered(covered[0], covered[-1]))
-    file = ProofFile(FORMAT, VERSION, registration_id, checkpoint.note, blocks)
+    # Tiles are derived: where they do not lead to the root, the blocks may all the same.
+    indexes = [part.index for part, _ in blocks]
+    if not await _lead(Tiles.of(connection), blocks, checkpoint) and not await _lead(
+        await tiles_from_blocks(connection, checkpoint.size, indexes), blocks, checkpoint
+    ):
+        raise CannotProve(
+            f"The log is not the one that the checkpoint of {checkpoint.size} blocks was made of; "
+            "`registrar audit verify` says where it was changed."
+        )
+    parts = [part for part, _ in blocks]
+    file = ProofFile(FORMAT, VERSION, registration_id, checkpoint.note, parts)
     return Proof(file, checkpoint, len(covered), len(positions) - len(covered))
+
+
+async def _lead(tiles: Tiles, blocks: Sequence[tuple[BlockPart, bytes]], checkpoint: CheckpointRow) -> bool:
+    """Give each block its audit path; does every one lead to the root that was signed?"""
+    for part, leaf in blocks:
+        try:
+            path = await audit_path(tiles, part.index, checkpoint.size) if part.index < checkpoint.size else []
+        except MissingTile:
+            return False
+        if root_of(leaf, part.index, checkpoint.size, path) != checkpoint.root:
+            return False
+        part.inclusion = [one.hex() for one in path]
+    return True
 
 
 class _Block(NamedTuple):
@@ -178,13 +198,8 @@ async def _blocks_of(connection: Connection, positions: Sequence[Position]) -> l
     return [_Block(*row) for row in await cursor.fetchall()]
 
 
-async def _block(
-    connection: Connection,
-    tiles: Tiles,
-    block: _Block,
-    rows: dict[Position, RecordedRow],
-    checkpoint: CheckpointRow,
-) -> BlockPart:
+async def _read(connection: Connection, block: _Block, rows: Mapping[Position, RecordedRow]) -> tuple[BlockPart, bytes]:
+    """A block as it stands in the log, without its audit path, and its leaf of the tree."""
     cursor = connection.cursor(binary=True)
     await cursor.execute(_DIGESTS.encode(), {"first": block.first, "last": block.last})
     found: list[tuple[Position, datetime, bytes]] = await cursor.fetchall()
@@ -193,28 +208,26 @@ async def _block(
         raise CannotProve(_altered(block.first, block.last))
     recorded_at = found[0][1]
     digests = [_digest(rows[position]) if position in rows else digest for position, _, digest in found]
-    leaf = leaf_hash(block_hash(previous, block.first, recorded_at, digests))
-    path = await audit_path(tiles, block.place, checkpoint.size) if block.place < checkpoint.size else []
-    if root_of(leaf, block.place, checkpoint.size, path) != checkpoint.root:
+    computed = block_hash(previous, block.first, recorded_at, digests)
+    if computed != block.hash:
         raise CannotProve(_altered(block.first, block.last))
-    return BlockPart(
+    part = BlockPart(
         index=block.place,
         previous_hash=previous.hex(),
         first_position=block.first,
         recorded_at=recorded_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        inclusion=[one.hex() for one in path],
+        inclusion=[],
         events=[
             _part(rows[position]) if position in rows else digest.hex()
             for (position, _, _), digest in zip(found, digests, strict=True)
         ],
     )
+    return part, leaf_hash(computed)
 
 
 def _altered(first: Position, last: Position) -> str:
-    return (
-        f"What stands at positions {first} to {last} is not what the checkpoint was made of; "
-        "`registrar audit verify` says where the log was changed."
-    )
+    where = f"position {first}" if first == last else f"positions {first} to {last}"
+    return f"What stands at {where} is not what was recorded; `registrar audit verify` says more."
 
 
 def _digest(row: RecordedRow) -> bytes:

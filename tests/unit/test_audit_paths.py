@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tlog_scales.tlog import ConsistencyProof
 
-from infrastructure.audit.paths import MissingTile, Tiles, audit_path, consistency_proof, root_of
+from infrastructure.audit.paths import GrowingTiles, MissingTile, Tiles, audit_path, consistency_proof, root_of
 from tests.support import proofs
 from tests.support.checkpoints import FULL, tiles_of
 
@@ -71,6 +71,19 @@ async def test_a_large_tree_takes_few_tiles() -> None:
     path = await audit_path(Tiles(count), 12345, size)
     assert root_of(leaves_of(size)[12345], 12345, size, path) == proofs.tree_root(leaves_of(size))
     assert len(read) <= 6
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000, FULL * FULL, FULL * FULL + 300])
+async def test_tiles_that_are_computed_anew_are_the_same(size: int) -> None:
+    leaves = leaves_of(size)
+    indexes = {0, size // 3, size - 1}
+    growing = GrowingTiles(size, indexes)
+    for leaf in leaves:
+        growing.add(leaf)
+
+    for index in indexes:
+        path = await audit_path(Tiles(growing.read), index, size)
+        assert path == await audit_path(reading(tiles_of(leaves)), index, size)
 
 
 async def test_a_tile_that_is_missing_or_short_is_named() -> None:
