@@ -15,6 +15,7 @@ from entrypoints.queries.events import EventQueries
 from entrypoints.queries.followers import FollowerQueries, followers_with
 from entrypoints.queries.mails import MailQueries
 from entrypoints.queries.parked import ParkedQueries
+from entrypoints.queries.proofs import ProofQueries
 from infrastructure.archive.exporting import exported
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.pool import QueryPool
@@ -36,6 +37,7 @@ class Reader:
     export: Callable[..., AsyncGenerator[bytes, None]]
     what_if: WhatIf
     parked: ParkedQueries
+    proofs: ProofQueries
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,9 @@ async def reader(settings: Settings) -> AsyncIterator[Reader]:
         export = partial(exported, pool, release=version("registrar"))
         what_if = WhatIf(dsn, statement_timeout=settings.statement_timeout)
         stack.push_async_callback(what_if.close)
-        yield Reader(EventQueries(pool), MailQueries(pool), followers, export, what_if, ParkedQueries(pool))
+        yield Reader(
+            EventQueries(pool), MailQueries(pool), followers, export, what_if, ParkedQueries(pool), ProofQueries(pool)
+        )
 
 
 @asynccontextmanager

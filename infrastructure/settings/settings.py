@@ -31,6 +31,7 @@ from infrastructure.settings.values import (
     WebUrl,
     mail_servers,
 )
+from infrastructure.settings.witnesses import Witnesses
 
 
 def _public_url(settings: dict[str, Any]) -> str:
@@ -107,6 +108,13 @@ class Settings(BaseModel):
     alert_url_file: Path | None = _file("alert_url")
     alert_dead_letters: int = Field(
         default=10, ge=1, le=1_000_000_000, description="dead letters at which `alert_url` is called", examples=["10"]
+    )
+    checkpoint_witnesses: Witnesses = Field(
+        default=(),
+        description="witnesses that cosign checkpoints: each its URL, #, and its key; separated by commas",
+        examples=[
+            "https://witness.example.org#witness.example.org+8e43029b+BGTbmG8Ci9F7XiHiZtve8bh03HTs4IOUOsozgoVKVngA"
+        ],
     )
 
     host: str = Field(
