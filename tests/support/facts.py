@@ -22,6 +22,7 @@ from eventsourcing.domain import Aggregate, AggregateCreated
 from application.ports import Context
 from domain.email_claim import ClaimId, EmailClaim
 from domain.mail_saga import MailSaga
+from domain.operator_act import OperatorAct
 from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent
 from domain.registration import Registration
@@ -433,6 +434,23 @@ def stray_kept(
 
 def stray_discarded(*, at: datetime = T0) -> Fact:
     return Fact(StrayMessage.StrayMessageDiscarded, {}, at)
+
+
+# --- OperatorAct ------------------------------------------------------------------------------
+
+
+def operator_acted(
+    act: str = "retry-mail", *, registration: UUID | None = REGISTRATION, reason: str | None = None, at: datetime = T0
+) -> Fact:
+    about = None if registration is None else str(registration)
+    return Fact(OperatorAct.OperatorActed, {"act": act, "registration_id": about, "reason": reason}, at)
+
+
+def personal_data_read(
+    act: str = "show-registration", *, registration: UUID = REGISTRATION, reason: str | None = None, at: datetime = T0
+) -> Fact:
+    fields = {"act": act, "registration_id": str(registration), "reason": reason}
+    return Fact(OperatorAct.PersonalDataRead, fields, at)
 
 
 # --- Rebuild ----------------------------------------------------------------------------------
