@@ -114,6 +114,10 @@ _NOT_DETAILS = frozenset(
 )  # fmt: skip
 
 
+_LATER = frozenset({"circuit"})
+"""Fields that events got later: entries of older events are without them, and stay as they are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One event of the log.
@@ -259,7 +263,7 @@ def _row(recorded: Recorded) -> tuple[Any, ...]:
     details = {
         name: value.isoformat() if isinstance(value, datetime) else value  # with "+00:00", as ever
         for name, value in vars(event).items()
-        if name not in _NOT_DETAILS
+        if name not in _NOT_DETAILS and not (value is None and name in _LATER)
     }
     return (
         recorded.position, recorded.recorded_at, recorded.topic, event.originator_id, event.originator_version,

@@ -117,7 +117,8 @@ def failure(event: Registration.EmailDispatchFailed) -> str:
     final = "permanent" if event.permanent else "temporary"
     unknown = ". The connection was lost at the end, so that server may have it all the same" * event.outcome_unknown
     why = FAILURES.get(event.failure, event.failure)
-    return f"{said}{tries(event.attempts)} ({event.failure}, {final}): {why}{unknown}"
+    circuit = f"; the server's circuit was {event.circuit} then" if event.circuit is not None else ""
+    return f"{said}{tries(event.attempts)} ({event.failure}, {final}): {why}{circuit}{unknown}"
 
 
 def tries(attempts: int) -> str:

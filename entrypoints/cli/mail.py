@@ -105,12 +105,12 @@ async def _note_what_is_missing(reader: Reader, limit: int, *, there_are_more: b
         note(f"This list is behind the log by {behind}; does `registrar up` or `registrar process` run?")
 
 
-async def retry(desk: Desk, registration_ids: Sequence[UUID], *, reason: str | None, as_json: bool) -> int:
+async def retry(desk: Desk, registration_ids: Sequence[UUID], *, reason: str | None = None, as_json: bool) -> int:
     """Have mails tried again now."""
     return await _each(desk.handlers, mail_desk.retry, registration_ids, reason=reason, as_json=as_json)
 
 
-async def retry_all(desk: Desk, failures: Sequence[str], *, reason: str | None, as_json: bool) -> int:
+async def retry_all(desk: Desk, failures: Sequence[str], *, reason: str | None = None, as_json: bool) -> int:
     """Have all mails tried again now that have failed and whose registration still waits for one.
 
     Args:
@@ -119,7 +119,7 @@ async def retry_all(desk: Desk, failures: Sequence[str], *, reason: str | None, 
     return await retry(desk, await _worth_a_retry(desk.mails, failures), reason=reason, as_json=as_json)
 
 
-async def discard(desk: Desk, wanted_ids: Sequence[UUID], *, reason: str | None, as_json: bool) -> int:
+async def discard(desk: Desk, wanted_ids: Sequence[UUID], *, reason: str | None = None, as_json: bool) -> int:
     """Give mails up, whose registrations the saga undoes, and take stray messages from the list."""
     return await _each(desk.handlers, mail_desk.discard, wanted_ids, reason=reason, as_json=as_json)
 

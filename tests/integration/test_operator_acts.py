@@ -150,7 +150,8 @@ async def test_a_job_acts_for_the_reason_of_its_request(dsn: str) -> None:
         assert begun.status_code == 202, begun.text
 
         async def over() -> bool:
-            return (await api.http.get(begun.headers["location"], headers=ADMIN)).json()["state"] == "done"
+            job = (await api.http.get(begun.headers["location"], headers=ADMIN)).json()
+            return bool(job["state"] == "done")
 
         await eventually(over)
         assert await acts(api) == [

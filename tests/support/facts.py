@@ -196,6 +196,7 @@ def email_dispatch_failed(
     reply_code: int | None = 451,
     reply_status: str | None = "4.7.1",
     outcome_unknown: bool = False,
+    circuit: str | None = None,
     request_position: int | None = None,
     at: datetime = T0,
 ) -> Fact:
@@ -211,6 +212,7 @@ def email_dispatch_failed(
             "reply_code": reply_code,
             "reply_status": reply_status,
             "outcome_unknown": outcome_unknown,
+            "circuit": circuit,
             "request_position": request_position,
         },
         at,

@@ -68,7 +68,7 @@ registration.account_activated v1:
 registration.code_locked v1: serial: int
 registration.code_rejected v1: serial: int, attempt: int
 registration.email_discarded v1: serial: int
-registration.email_dispatch_failed v2: serial: int, kind: str, permanent: bool, failure: str, provider: str, attempts: int, reply_code: int | None, reply_status: str | None, outcome_unknown: bool, request_position: int | None
+registration.email_dispatch_failed v3: serial: int, kind: str, permanent: bool, failure: str, provider: str, attempts: int, reply_code: int | None, reply_status: str | None, outcome_unknown: bool, circuit: str | None, request_position: int | None
 registration.email_dispatched v1: serial: int, kind: str, provider: str, attempts: int, reply_code: int
 registration.email_retry_requested v1: serial: int
 registration.email_verified v1: serial: int
