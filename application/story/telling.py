@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -160,10 +160,10 @@ def lines(story: Story) -> Iterator[str]:
     yield f"{QUESTION} {story.answer}"
     yield ""
     yield f"Registration {story.registration_id}, {story.status}, begun at {moment(story.begun_at)}"
-    yield from _lines(story.acts, "", outside=True)
+    yield from _lines(story.acts, "")
 
 
-def _lines(acts: Sequence[Act], indent: str, *, outside: bool) -> Iterator[str]:
+def _lines(acts: Sequence[Act], indent: str, day: date | None = None) -> Iterator[str]:
     """A level of the tree. What alone follows from an act stands below it on the same level: a mail that is tried for a
     day would go far to the right."""
     rows: list[Act] = []
@@ -171,9 +171,9 @@ def _lines(acts: Sequence[Act], indent: str, *, outside: bool) -> Iterator[str]:
         rows.append(act)
         while len(rows[-1].consequences) == 1:
             rows.append(rows[-1].consequences[0])
-    first, day = {id(act) for act in acts}, None
+    outside = set() if indent else {id(act) for act in acts}
     for number, act in enumerate(rows):
-        from_outside = outside and id(act) in first
+        from_outside = id(act) in outside
         last = number == len(rows) - 1
         request = f" (request {act.correlation_id})" if from_outside and act.actor == Actor.CLIENT else ""
         when = f"{moment(act.events[0].at)}: " if from_outside else ""
@@ -183,8 +183,8 @@ def _lines(acts: Sequence[Act], indent: str, *, outside: bool) -> Iterator[str]:
         for one in act.events:
             took = "" if one.after is None else f" (+{duration(one.after)})"
             at = one.at.astimezone(UTC)
-            date = "" if day == at.date() else f"{at:%Y-%m-%d} "
+            on = "" if day == at.date() else f"{at:%Y-%m-%d} "
             day = at.date()
-            yield f"{deeper}{date}{f'{at:%H:%M:%S.%f}'[:-3]}  {one.says}{took}"
+            yield f"{deeper}{on}{f'{at:%H:%M:%S.%f}'[:-3]}  {one.says}{took}"
         if len(act.consequences) > 1:
-            yield from _lines(act.consequences, deeper, outside=False)
+            yield from _lines(act.consequences, deeper, day)

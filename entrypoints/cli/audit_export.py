@@ -16,7 +16,7 @@ import msgspec
 
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.auditor import Auditor
-from entrypoints.cli.output import moving, note
+from entrypoints.cli.output import moving, note, print_json
 from entrypoints.cli.streams import is_read
 from entrypoints.queries.audit import ExportedEntry, Filters
 from infrastructure.archive.files import Busy, written
@@ -26,7 +26,7 @@ from projections.audit import Audit
 _COLUMNS: Final = tuple(field.name for field in fields(ExportedEntry))
 
 
-async def export(auditor: Auditor, path: Path, filters: Filters, *, as_csv: bool) -> int:
+async def export(auditor: Auditor, path: Path, filters: Filters, *, as_csv: bool, as_json: bool) -> int:
     """Write the audit log to a file, or to standard output for as long as somebody reads it."""
     to_stdout = str(path) == "-"
     lines = _as_csv if as_csv else _as_json
@@ -45,7 +45,12 @@ async def export(auditor: Auditor, path: Path, filters: Filters, *, as_csv: bool
                     return 0
     except Busy as error:
         raise CannotStart(f"{error}.") from None
-    note(f"Exported {'1 event' if count == 1 else f'{count:,} events'} to {'standard output' if to_stdout else path}.")
+    if as_json and not to_stdout:
+        print_json({"file": str(path), "events": count})
+    else:
+        note(
+            f"Exported {'1 event' if count == 1 else f'{count:,} events'} to {'standard output' if to_stdout else path}."
+        )
     if behind := await auditor.followers.lag_of(Audit.name):
         note(f"The audit log is behind the log by {behind}; does `registrar up` or `registrar process` run?")
     return 0

@@ -139,8 +139,9 @@ def search(*, filters: Filters, cursor: str | None, limit: int, as_json: bool, d
     help="JSON Lines; or CSV, in which nothing runs as a formula.",
 )
 @_filters
+@options.as_json
 @options.data_dir
-def export(*, file: Path, form: str, filters: Filters, data_dir: Path | None) -> int:
+def export(*, file: Path, form: str, filters: Filters, as_json: bool, data_dir: Path | None) -> int:
     """Write the audit log to FILE, oldest first.
 
     "-" is standard output; a FILE that ends in .zst is compressed. Each line has the event's position, the block of
@@ -152,6 +153,6 @@ def export(*, file: Path, form: str, filters: Filters, data_dir: Path | None) ->
 
     return auditing(
         data_dir,
-        lambda auditor: cli_export.export(auditor, file, filters, as_csv=form == "csv"),
+        lambda auditor: cli_export.export(auditor, file, filters, as_csv=form == "csv", as_json=as_json),
         with_keys=filters["email"] is not None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from application.addresses import parse_address
+from application.typed_text import trimmed
 from entrypoints.bootstrap.auditor import Auditor
 from entrypoints.cli.output import note, print_json, print_table
 from entrypoints.queries.audit import Filters
@@ -21,7 +22,7 @@ def known_address(email: str | None) -> str | None:
     if email is None:
         return None
     try:
-        return parse_address(email)
+        return parse_address(str(trimmed(email)))
     except ValueError as error:
         raise click.BadParameter(f"{error}.", click.get_current_context(), param_hint="--email") from None
 

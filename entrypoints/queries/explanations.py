@@ -14,6 +14,7 @@ from eventsourcing.utils import TopicError
 
 from application.addresses import parse_address
 from application.story.telling import Story, told
+from application.typed_text import trimmed
 from domain.errors import UnknownRegistration
 from domain.mail_saga import MailSaga
 from domain.recorded import Recorded
@@ -81,6 +82,7 @@ class ExplainQueries:
             NotFound: there is none.
             NoSecrets: an address or a Message-ID can be looked up only with the keys of the service.
         """
+        subject = str(trimmed(subject))
         if (message_id := _MESSAGE_ID.fullmatch(subject)) is not None:
             return [await self._of_message(message_id[1], on_look)]
         if "@" in subject:

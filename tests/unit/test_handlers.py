@@ -758,7 +758,7 @@ async def test_a_fact_that_conflicts_for_ever_leaves_the_processor_to_others(com
     assert deciding.cancelled()
 
 
-BEGINS = {RegisterUser, ReleaseEmail, KeepStrayMessage, RecordRebuild, RetryParkedStream}
+BEGINS = {RegisterUser, ReleaseEmail, KeepStrayMessage, RecordRebuild, RetryParkedStream, RecordPersonalDataRead}
 """These need nothing that is there already."""
 
 

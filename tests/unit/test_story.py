@@ -38,7 +38,6 @@ SENTENCES = {
     "operator.personal_data_read": "An operator was shown address and name in clear: show-registration, without a reason.",
     "registration.account_activated": "The account was activated.",
     "registration.personal_data_erased": "The person's key was destroyed: address and name cannot be read any more.",
-    "registration.user_registered": "Registered.",
 }
 
 
