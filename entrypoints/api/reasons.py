@@ -21,7 +21,7 @@ _HEADER: Final = "X-Reason"
 async def read_reason(
     request: Request,
     x_reason: Annotated[
-        list[str] | None,
+        str | None,
         Header(
             alias=_HEADER,
             description=f"Why: at most {LONGEST_REASON} characters, percent-encoded UTF-8 where they are not ASCII. It"
@@ -35,11 +35,11 @@ async def read_reason(
     Raises:
         HttpProblem: it is no reason, or there are two.
     """
-    given = x_reason or [""]
-    if len(given) > 1 or not given[0].isascii():
+    given = x_reason or ""
+    if len(request.headers.getlist(_HEADER)) > 1 or not given.isascii():
         raise malformed(_HEADER, "not one reason, percent-encoded UTF-8 where it is not ASCII")
     try:
-        request.state.reason = parse_reason(unquote(given[0], errors="strict"))
+        request.state.reason = parse_reason(unquote(given, errors="strict"))
     except UnicodeDecodeError:
         raise malformed(_HEADER, "not percent-encoded UTF-8") from None
     except ValueError as error:
