@@ -101,9 +101,9 @@ _FIRST_AT = """
     SELECT min(high) FROM halving
 """
 
-SET_BACK = timedelta(seconds=2)
-"""By so much the database's clock may be set back, in all, without a search by time losing anything: times rise with
-positions otherwise, and what a search reads too much costs next to nothing."""
+SET_BACK = timedelta(milliseconds=100)
+"""By so much the database's clock may be set back without a search by time losing anything: times rise with positions
+otherwise. More would be read in vain by every search up to a time: a busy log has thousands of entries a second."""
 
 _NOT_DETAILS = frozenset(
     {
