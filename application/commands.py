@@ -219,3 +219,14 @@ class RetryParkedStream(Command):
     retry_id: UUID
     follower: str
     stream_id: UUID
+
+
+class RecordPersonalDataRead(Command):
+    """Record that an operator is about to be shown these persons in clear; the same `read_id` again is a repeat.
+
+    `act`: where they are shown, a name of `application.operator_acts`.
+    """
+
+    read_id: UUID
+    act: str
+    registration_ids: tuple[UUID, ...] = Field(min_length=1)

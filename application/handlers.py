@@ -6,6 +6,7 @@ Over 400 lines, because it is one.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from math import inf
 from uuid import UUID
@@ -24,6 +25,7 @@ from application.commands import (
     KeepStrayMessage,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
+    RecordPersonalDataRead,
     RecordRebuild,
     RegisterUser,
     ReleaseEmail,
@@ -38,6 +40,7 @@ from application.commands import (
 from application.crash_points import crash_point
 from application.keyed_lock import KeyedLock
 from application.loading import Loaded, claimed_address, loaded, must_be_of_kind, require
+from application.operator_acts import act_of
 from application.ports import (
     Clock,
     Context,
@@ -51,10 +54,11 @@ from application.ports import (
 from application.retrying import decided_again
 from domain.email_claim import EmailClaim
 from domain.errors import NotPending, Refused
+from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
 from domain.policy import Policy
 from domain.rebuild import Rebuild
-from domain.recorded import Position
+from domain.recorded import Actor, Position
 from domain.registration import Registration, Status
 from domain.sign_up import sign_up
 from domain.stray_message import StrayMessage
@@ -116,6 +120,7 @@ class Handlers:
             DiscardStrayMessage: self._discard_stray_message,
             RecordRebuild: self._record_rebuild,
             RetryParkedStream: self._retry_parked_stream,
+            RecordPersonalDataRead: self._record_personal_data_read,
         }
 
     async def handle(self, command: Command, context: Context, *, read: Loaded | None = None) -> Answer:
@@ -131,6 +136,8 @@ class Handlers:
         return await run(command, context)
 
     async def _run(self, command: Command, context: Context, **given: Loaded) -> Answer:
+        if context.actor == Actor.OPERATOR:
+            context = replace(context, act=act_of(command))
         return await self._table[type(command)](command, context, **given)
 
     # --- The registrant -----------------------------------------------------------------------
@@ -402,6 +409,26 @@ class Handlers:
 
         return await self._in_turn(command.retry_id, decide)
 
+    async def _record_personal_data_read(self, command: RecordPersonalDataRead, context: Context) -> Answer:
+        async def decide() -> Answer:
+            first = OperatorAct.stream_id_of_read(command.read_id, command.registration_ids[0])
+            streams, saved = await self._log.load(first), None
+            if streams.get(OperatorAct, first) is None:
+                reads = [
+                    OperatorAct.read(
+                        read_id=command.read_id,
+                        act=command.act,
+                        registration_id=registration_id,
+                        reason=context.reason,
+                        now=self._clock(),
+                    )
+                    for registration_id in dict.fromkeys(command.registration_ids)
+                ]
+                saved = await self._save(*reads, context=context)
+            return _answer(command.read_id, None, saved, streams.position(first))
+
+        return await self._in_turn(command.read_id, decide)
+
     # --- The three moves ----------------------------------------------------------------------
 
     async def _load(self, registration_id: UUID) -> Loaded:
@@ -436,9 +463,16 @@ class Handlers:
     async def _save(
         self, *aggregates: Aggregate, context: Context, keys: tuple[WrappedKey, ...] = ()
     ) -> Position | None:
-        """Append the events that the aggregates recorded; None if there are none."""
+        """Append the events that the aggregates recorded, after the operator's act that led to them; None if there are
+        none."""
         events = [event for aggregate in aggregates for event in aggregate.collect_events()]
-        return await self._log.append(entries_of(events, context), keys=keys) if events else None
+        if not events:
+            return None
+        if context.act is not None:
+            about = next((one.id for one in aggregates if isinstance(one, Registration)), None)
+            act = OperatorAct.acted(act=context.act, registration_id=about, reason=context.reason, effects=events)
+            events[:0] = act.collect_events()
+        return await self._log.append(entries_of(events, context), keys=keys)
 
     async def _in_turn(
         self, key: UUID, decide: Callable[[], Awaitable[Answer]], *, losses: float = CONFLICT_RETRIES

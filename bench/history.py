@@ -65,13 +65,13 @@ def registration_id(number: int) -> UUID:
     return UUID(int=value & ~(0xF << 76) & ~(0b11 << 62) | (7 << 76) | (0b10 << 62))
 
 
-def _claim_id(number: int) -> UUID:
+def claim_id(number: int) -> UUID:
     value = int.from_bytes(sha256(b"claim %d" % number).digest()[:16], "big")
     return UUID(int=value & ~(0xF << 76) & ~(0b11 << 62) | (8 << 76) | (0b10 << 62))
 
 
 def _events(number: int, story: list[_Line]) -> list[StoredEvent]:
-    registration, claim = registration_id(number), _claim_id(number)
+    registration, claim = registration_id(number), claim_id(number)
     streams = {"registration": registration, "claim": claim}
     if len(story) > 3:
         streams["saga"] = MailSaga.stream_id(registration)

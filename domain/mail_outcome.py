@@ -76,6 +76,8 @@ class DispatchFailure:
         reply_code, reply_status: SMTP reply (550) and enhanced status code (5.1.1, RFC 3463) where there was one;
             never the reply's text, which may quote the address.
         outcome_unknown: the connection was lost after the end of data: the server may have accepted the mail.
+        circuit: state of that server's circuit after the last try: "closed", "half-opened" or "opened"; None without a
+            server.
     """
 
     failure: MailFailure
@@ -85,3 +87,4 @@ class DispatchFailure:
     reply_code: int | None = None
     reply_status: str | None = None
     outcome_unknown: bool = False
+    circuit: str | None = None

@@ -92,7 +92,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         """
 
         TOPIC = "registration.email_dispatch_failed"
-        class_version = 2
+        class_version = 3
         serial: int
         kind: str
         permanent: bool
@@ -102,11 +102,16 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         reply_code: int | None
         reply_status: str | None
         outcome_unknown: bool
+        circuit: str | None
         request_position: int | None
 
         @staticmethod
         def upcast_v1_v2(state: dict[str, Any]) -> None:
             state["request_position"] = None
+
+        @staticmethod
+        def upcast_v2_v3(state: dict[str, Any]) -> None:
+            state["circuit"] = None
 
     class EmailRetryRequested(Aggregate.Event):
         """An operator asked to retry the mail now."""

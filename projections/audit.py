@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, TypedDict, Unpack
 from uuid import UUID
 
 import msgspec
@@ -68,16 +68,42 @@ SUBJECTS = Table(
     "subjects", {"registration_id": "uuid", "claim_id": "uuid"}, key="registration_id", as_text=("claim_id",)
 )
 
-_FILTERS = {
+_NARROW = {
     "registration_id": "registration_id = %(registration_id)s",
     "claim_ids": "registration_id = ANY (ARRAY("
     "SELECT s.registration_id FROM {subjects} AS s WHERE s.claim_id = ANY (%(claim_ids)s)))",
+    "correlation_id": "correlation_id = %(correlation_id)s",
+}
+"""Filters that leave few entries, which are looked up before anything else: to go through the log in order until so
+many were found would be to read nearly all of it."""
+
+_WIDE = {
     "actor": "actor = %(actor)s",
     "topic": "topic = %(topic)s",
-    "correlation_id": "correlation_id = %(correlation_id)s",
-    "since": "recorded_at >= %(since)s",
-    "until": "recorded_at < %(until)s",
+    "since": "recorded_at >= %(since)s AND position >= %(since_position)s",
+    "until": "recorded_at < %(until)s AND position < %(until_position)s",
 }
+
+# Halves the log until one position is left: entries before it are older than a time, those from it on are not. Twenty
+# steps through the primary key for a million entries; a scan, even of the summaries in `entries_in_time`, would grow
+# with the log. A position that is not there (its stream is parked) counts as the next one.
+_FIRST_AT = """
+    WITH RECURSIVE halving AS (
+        SELECT 0::bigint AS low, coalesce((SELECT max(e.position) FROM {entries} AS e), 0) + 1 AS high
+        UNION ALL
+        SELECT CASE WHEN found.recorded_at < %(at)s THEN h.middle ELSE h.low END,
+               CASE WHEN found.recorded_at < %(at)s THEN h.high ELSE h.middle END
+        FROM (SELECT low, high, (low + high) / 2 AS middle FROM halving WHERE high - low > 1) AS h
+        CROSS JOIN LATERAL (
+            SELECT e.recorded_at FROM {entries} AS e WHERE e.position >= h.middle ORDER BY e.position LIMIT 1
+        ) AS found
+    )
+    SELECT min(high) FROM halving
+"""
+
+SET_BACK = timedelta(milliseconds=100)
+"""By so much the database's clock may be set back without a search by time losing anything: times rise with positions
+otherwise. More would be read in vain by every search up to a time: a busy log has thousands of entries a second."""
 
 _NOT_DETAILS = frozenset(
     {
@@ -86,6 +112,10 @@ _NOT_DETAILS = frozenset(
         *PERSONAL_FIELDS,
     }
 )  # fmt: skip
+
+
+_LATER = frozenset({"circuit"})
+"""Fields that events got later: entries of older events are without them, and stay as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +142,23 @@ class Entry:
     details: dict[str, Any]
 
 
+class Wanted(TypedDict, total=False):
+    """What an entry must be; what is None or missing does not matter.
+
+    Attributes:
+        claim_ids: those of an address: the address's own and the one of its duplicates.
+        since, until: time of recording, `until` itself excluded.
+    """
+
+    registration_id: UUID | None
+    claim_ids: Sequence[UUID] | None
+    actor: str | None
+    topic: str | None
+    correlation_id: UUID | None
+    since: datetime | None
+    until: datetime | None
+
+
 class Audit:
     """A row per event."""
 
@@ -121,9 +168,14 @@ class Audit:
 
     def __init__(self, schema: str | None = None) -> None:
         self.schema = schema = schema or schema_of(self.name)
-        self._search = f"SELECT {ENTRIES.names} FROM {ENTRIES.within(schema)} WHERE position < %(before)s"  # noqa: S608 - a constant
+        self._entries = ENTRIES.within(schema)
+        self._first_at = _FIRST_AT.format(entries=self._entries)
+        self._end = f"SELECT coalesce(max(position), 0) FROM {self._entries}"  # noqa: S608 - a constant
         subjects = SUBJECTS.within(schema)
-        self._filters = {name: condition.format(subjects=subjects) for name, condition in _FILTERS.items()}
+        self._subjects = (
+            f"SELECT registration_id FROM {subjects} WHERE claim_id = ANY (%s) ORDER BY registration_id DESC"  # noqa: S608 - a constant
+        )
+        self._narrow = {name: condition.format(subjects=subjects) for name, condition in _NARROW.items()}
 
     async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:
         """Add a batch of events."""
@@ -140,46 +192,67 @@ class Audit:
             await cursor.execute(SUBJECTS.insert, SUBJECTS.arrays(begun))
 
     async def search(
-        self,
-        connection: Connection,
-        *,
-        registration_id: UUID | None = None,
-        claim_ids: Sequence[UUID] | None = None,
-        actor: str | None = None,
-        topic: str | None = None,
-        correlation_id: UUID | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        cursor: str | None = None,
-        limit: int = 50,
+        self, connection: Connection, *, cursor: str | None = None, limit: int = 50, **wanted: Unpack[Wanted]
     ) -> Page[Entry]:
-        """What happened, newest first; what is None does not matter.
-
-        Args:
-            claim_ids: those of an address: the address's own and the one of its duplicates.
-            since, until: time of recording, `until` itself excluded.
+        """What happened, newest first.
 
         Raises:
             ValueError: malformed cursor.
         """
-        wanted: dict[str, Any] = {
-            "registration_id": registration_id,
-            "claim_ids": None if claim_ids is None else list(claim_ids),
-            "actor": actor,
-            "topic": topic,
-            "correlation_id": correlation_id,
-            "since": since,
-            "until": until,
-        }
-        filters = "".join(f" AND {self._filters[name]}" for name, value in wanted.items() if value is not None)
-        reading = connection.cursor(binary=True, row_factory=tuple_row)
-        await reading.execute(
-            self._search + filters + " ORDER BY position DESC LIMIT %(limit)s",
-            wanted | {"before": before(cursor), "limit": limit + 1},
-            prepare=False,
+        found = await self._select(
+            connection, "position < %(before)s", "DESC", {"before": before(cursor), "limit": limit + 1}, wanted
         )
-        found = [Entry(*row) for row in await reading.fetchall()]
         return page(found, limit, lambda entry: entry.position)
+
+    async def in_order(
+        self, connection: Connection, *, after: Position, upto: Position, limit: int, **wanted: Unpack[Wanted]
+    ) -> list[Entry]:
+        """What happened after one position and up to another, oldest first."""
+        bounds = {"after": after, "upto": upto, "limit": limit}
+        return await self._select(connection, "position > %(after)s AND position <= %(upto)s", "ASC", bounds, wanted)
+
+    async def end(self, connection: Connection) -> Position:
+        """Position of the latest entry, 0 if there is none."""
+        row = await (await connection.execute(self._end.encode())).fetchone()
+        return 0 if row is None else int(row[0])
+
+    async def registrations_of(self, connection: Connection, claim_ids: Sequence[UUID]) -> list[UUID]:
+        """The registrations of an address, by its claims; the latest first."""
+        return [
+            row[0] for row in await (await connection.execute(self._subjects.encode(), (list(claim_ids),))).fetchall()
+        ]
+
+    async def _select(
+        self, connection: Connection, bounds: str, order: str, parameters: dict[str, Any], wanted: Wanted
+    ) -> list[Entry]:
+        given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+        parameters = parameters | given
+        for name, leeway in (("since", -SET_BACK), ("until", SET_BACK)):
+            if name in given:
+                parameters[f"{name}_position"] = await self._first(connection, _moved(given[name], leeway))
+        narrow = [condition for name, condition in self._narrow.items() if name in given]
+        source = self._entries
+        if narrow:  # OFFSET 0 keeps the planner from walking through the log in order all the same
+            source = f"(SELECT {ENTRIES.names} FROM {source} WHERE {' AND '.join(narrow)} OFFSET 0) AS e"  # noqa: S608
+        conditions = [bounds, *(condition for name, condition in _WIDE.items() if name in given)]
+        query = f"SELECT {ENTRIES.names} FROM {source} WHERE {' AND '.join(conditions)}"  # noqa: S608 - constants
+        reading = connection.cursor(binary=True, row_factory=tuple_row)
+        await reading.execute(f"{query} ORDER BY position {order} LIMIT %(limit)s".encode(), parameters, prepare=False)
+        return [Entry(*row) for row in await reading.fetchall()]
+
+    async def _first(self, connection: Connection, at: datetime) -> Position:
+        """The first position from which on nothing is older than this."""
+        row = await (await connection.execute(self._first_at.encode(), {"at": at})).fetchone()
+        assert row is not None  # noqa: S101 - an aggregate
+        return int(row[0])
+
+
+def _moved(at: datetime, by: timedelta) -> datetime:
+    """A time earlier or later, as far as there is one."""
+    try:
+        return at + by
+    except OverflowError:
+        return at
 
 
 _encode = msgspec.json.Encoder().encode
@@ -190,7 +263,7 @@ def _row(recorded: Recorded) -> tuple[Any, ...]:
     details = {
         name: value.isoformat() if isinstance(value, datetime) else value  # with "+00:00", as ever
         for name, value in vars(event).items()
-        if name not in _NOT_DETAILS
+        if name not in _NOT_DETAILS and not (value is None and name in _LATER)
     }
     return (
         recorded.position, recorded.recorded_at, recorded.topic, event.originator_id, event.originator_version,

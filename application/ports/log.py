@@ -26,6 +26,7 @@ class Context:
         causation_position: position of the event that led to this, None if it came from outside.
         trace: W3C `traceparent`, or None.
         reason: why an operator does this, in their words and without personal data; None if they gave none.
+        act: the name of an operator's act; the handlers fill it in.
     """
 
     actor: str
@@ -33,6 +34,7 @@ class Context:
     causation_position: Position | None = None
     trace: str | None = None
     reason: str | None = None
+    act: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

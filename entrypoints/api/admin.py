@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import Annotated, Any, Final, Literal
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from fastapi import Depends, FastAPI, Query
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -18,19 +18,20 @@ from starlette.responses import Response
 
 from application.addresses import MAX_LENGTH, parse_address
 from application.answers import Answer
-from application.commands import CancelRegistration, Command, EraseRegistration
+from application.commands import CancelRegistration, Command, EraseRegistration, RecordPersonalDataRead
 from application.handlers import Handlers
+from application.operator_acts import SEARCH_REGISTRATIONS, SHOW_REGISTRATION
 from application.typed_text import trimmed
 from domain.errors import Refused, UnknownRegistration
 from domain.mail_outcome import CancelReason, MailFailure
 from domain.mail_state import STRAY, ListedAs
-from domain.recorded import Actor
 from domain.registration import Status
 from entrypoints import dead_letters, parked_streams
-from entrypoints.api.guard import body_of, context_of
+from entrypoints.api.guard import body_of
 from entrypoints.api.openapi import BODY_PROBLEMS, body_described, problems
 from entrypoints.api.parts import Parts
 from entrypoints.api.problems import HttpProblem
+from entrypoints.api.reasons import operator_of, read_reason
 from entrypoints.api.replay import PREFIX, add_replay_routes
 from entrypoints.api.request_body import parse
 from entrypoints.api.responses import (
@@ -53,9 +54,11 @@ from entrypoints.api.responses import (
     funnel_buckets,
     registrations_page,
 )
+from entrypoints.queries.audit import Filters
 from entrypoints.queries.mails import MailQueries
 from entrypoints.queries.parked import ParkedQueries
 from entrypoints.queries.queries import Queries
+from entrypoints.queries.registrations import OpenedRegistration
 from projections.paging import before
 
 Address = Annotated[str, BeforeValidator(trimmed), Field(max_length=MAX_LENGTH), AfterValidator(parse_address)]
@@ -149,7 +152,7 @@ class FunnelQuery(_Query):
 
 def add_admin_routes(app: FastAPI, parts: Parts) -> None:
     """Everything under `/v1/admin`."""
-    guarded = [Depends(Operator(parts.admin_token))]
+    guarded = [Depends(Operator(parts.admin_token)), Depends(read_reason)]
     handlers, queries = parts.handlers, parts.queries
 
     def add(
@@ -176,7 +179,7 @@ def add_admin_routes(app: FastAPI, parts: Parts) -> None:
             **described,
         )
 
-    _add_questions_about_registrations(add, queries)
+    _add_questions_about_registrations(add, handlers, queries)
     _add_questions_about_the_service(add, queries)
     _add_acts_on_registrations(add, handlers)
     _add_acts_on_mails(add, handlers, queries.mails)
@@ -187,24 +190,33 @@ def add_admin_routes(app: FastAPI, parts: Parts) -> None:
 _UNKNOWN: Final = "unknown-registration"
 
 
-def _add_questions_about_registrations(add: Callable[..., None], queries: Queries) -> None:
-    async def search(query: Annotated[RegistrationsQuery, Query()]) -> Response:
-        """Registrations, newest first, with address and name in clear."""
+def _add_questions_about_registrations(add: Callable[..., None], handlers: Handlers, queries: Queries) -> None:
+    async def note_read(request: Request, act: str, shown: Sequence[OpenedRegistration]) -> None:
+        """Before anybody is shown: what cannot be recorded is not shown."""
+        persons = tuple(one.view.registration_id for one in shown if one.person is not None)
+        if persons:
+            read = RecordPersonalDataRead(read_id=uuid4(), act=act, registration_ids=persons)
+            await handlers.handle(read, operator_of(request))
+
+    async def search(query: Annotated[RegistrationsQuery, Query()], request: Request) -> Response:
+        """Registrations, newest first, with address and name in clear; that they were read is recorded."""
         found = await queries.registrations.search(
             status=query.status, email=query.email, cursor=query.cursor, limit=query.limit
         )
+        await note_read(request, SEARCH_REGISTRATIONS, found.items)
         return answer(registrations_page(found))
 
-    async def show(registration_id: UUID) -> Response:
-        """One registration, whether it is a duplicate, and every mail of it."""
+    async def show(registration_id: UUID, request: Request) -> Response:
+        """One registration, whether it is a duplicate, and every mail of it; that it was read is recorded."""
         story = await queries.registrations.story(registration_id)
         if story is None:
             raise UnknownRegistration
+        await note_read(request, SHOW_REGISTRATION, [story.registration])
         return answer(admin_story(story))
 
     async def audit(query: Annotated[AuditQuery, Query()]) -> Response:
         """Who did what, when, and because of what; newest first."""
-        found = await queries.audit.search(
+        filters = Filters(
             registration_id=query.registration_id,
             email=query.email,
             actor=query.actor,
@@ -212,9 +224,8 @@ def _add_questions_about_registrations(add: Callable[..., None], queries: Querie
             correlation_id=query.correlation_id,
             since=query.since,
             until=query.until,
-            cursor=query.cursor,
-            limit=query.limit,
         )
+        found = await queries.audit.search(filters, cursor=query.cursor, limit=query.limit)
         return answer(found)
 
     add("GET", "/registrations", search, "Search registrations", Registrations)
@@ -262,7 +273,7 @@ def _done(done: Answer) -> Response:
 
 def _add_acts_on_registrations(add: Callable[..., None], handlers: Handlers) -> None:
     async def do(command: Command, request: Request) -> Response:
-        return _done(await handlers.handle(command, context_of(request, Actor.OPERATOR)))
+        return _done(await handlers.handle(command, operator_of(request)))
 
     async def cancel(registration_id: UUID, request: Request) -> Response:
         """Undo a registration that is not verified; its address becomes free."""
@@ -279,7 +290,7 @@ def _add_acts_on_registrations(add: Callable[..., None], handlers: Handlers) -> 
 def _add_acts_on_mails(add: Callable[..., None], handlers: Handlers, mails: MailQueries) -> None:
     async def retry(registration_id: UUID, request: Request) -> Response:
         """Try the mail of a pending registration again now."""
-        return _done(await dead_letters.retry(handlers, registration_id, context_of(request, Actor.OPERATOR)))
+        return _done(await dead_letters.retry(handlers, registration_id, operator_of(request)))
 
     async def retry_by_cause(request: Request) -> Response:
         """Try the mails again whose last failure is this one, the latest issue first.
@@ -292,14 +303,14 @@ def _add_acts_on_mails(add: Callable[..., None], handlers: Handlers, mails: Mail
         requested = 0
         for registration_id in found.registration_ids:
             with suppress(Refused):  # verified or ended since
-                retried = await dead_letters.retry(handlers, registration_id, context_of(request, Actor.OPERATOR))
+                retried = await dead_letters.retry(handlers, registration_id, operator_of(request))
                 requested += retried.recorded
         passed_over = len(found.registration_ids) - requested + found.others
         return answer(MailsRetried(requested, passed_over, found.next_cursor))
 
     async def discard(registration_id: UUID, request: Request) -> Response:
         """Give the mail up; the registration is undone. A stray message, by its id, is taken from the list."""
-        return _done(await dead_letters.discard(handlers, registration_id, context_of(request, Actor.OPERATOR)))
+        return _done(await dead_letters.discard(handlers, registration_id, operator_of(request)))
 
     add("POST", "/mail/{registration_id}/retry", retry, "Retry a mail", Done, *_REFUSALS)
     add(
@@ -313,7 +324,7 @@ def _add_acts_on_followers(add: Callable[..., None], handlers: Handlers, parked:
     async def retry(stream_id: UUID, request: Request) -> Response:
         """Have every follower that has parked this stream try it again now; the others go on meanwhile."""
         followers = await parked.followers_of(stream_id)
-        done = await parked_streams.retry(handlers, stream_id, followers, context_of(request, Actor.OPERATOR))
+        done = await parked_streams.retry(handlers, stream_id, followers, operator_of(request))
         return answer(ParkedRetried(stream_id, followers), headers={"Registrar-Position": str(done[-1].position)})
 
     add("POST", "/projections/parked/{stream_id}/retry", retry, "Retry a parked stream", ParkedRetried, _UNKNOWN)

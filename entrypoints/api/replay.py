@@ -21,6 +21,7 @@ from domain.recorded import Position
 from entrypoints.api.guard import body_of, extend_deadline
 from entrypoints.api.openapi import BODY_PROBLEMS, body_described
 from entrypoints.api.problems import HttpProblem
+from entrypoints.api.reasons import reason_argument
 from entrypoints.api.request_body import parse
 from entrypoints.api.responses import Cursor, Id, Time, answer
 from entrypoints.queries.replay import FoundByRebuild, ReplayQueries
@@ -285,17 +286,17 @@ def _add_rebuilds(add: Callable[..., None], jobs: Jobs) -> None:
         asked: Rebuild = _asked(Rebuild, request)
         decision = "--accept" if asked.accept else "--repair" if asked.repair else None
         throttle = ("--throttle", asked.throttle) if asked.throttle is not None else ()
-        words = ("projections", "rebuild", name, "--json", decision, *throttle)
+        words = ("projections", "rebuild", name, "--json", decision, *throttle, reason_argument(request))
         return await _begun(jobs, "rebuild", name, asked, *words)
 
     async def roll_back(name: Name, request: Request) -> Response:
         """Have the read model serve again that the last rebuild replaced."""
-        words = ("projections", "rebuild", name, "--json", "--rollback")
+        words = ("projections", "rebuild", name, "--json", "--rollback", reason_argument(request))
         return await _begun(jobs, "rollback", name, _asked(Nothing, request), *words)
 
     async def abort(name: Name, request: Request) -> Response:
         """End the rebuild of a read model, wherever it runs, and drop its copy."""
-        words = ("projections", "rebuild", name, "--json", "--abort")
+        words = ("projections", "rebuild", name, "--json", "--abort", reason_argument(request))
         return await _begun(jobs, "abort", name, _asked(Nothing, request), *words)
 
     async def verify(name: Name, request: Request) -> Response:

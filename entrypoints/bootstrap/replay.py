@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import uuid4
 
@@ -55,10 +55,15 @@ class Rebuilder:
     _dsn: str
     _log: LogReader
     _handlers: Handlers
+    _reason: str | None = None
+
+    def because(self, reason: str | None) -> Rebuilder:
+        """The same, with the operator's reason in what it records."""
+        return replace(self, _reason=reason)
 
     def rebuilds(self, watch: Watch, *, throttle: int | None = None) -> Rebuilds:
         """See `Rebuilds`; an operator's acts, which belong together."""
-        context = _an_operator()
+        context = Context(Actor.OPERATOR, correlation_id=uuid4(), reason=self._reason)
 
         async def record(act: RebuildAct) -> None:
             command = RecordRebuild(
@@ -75,7 +80,7 @@ class Rebuilder:
 
     async def drop_superseded(self, name: str) -> list[Dropped]:
         """See `infrastructure.replay.superseded.drop_superseded`."""
-        context = _an_operator()
+        context = Context(Actor.OPERATOR, correlation_id=uuid4(), reason=self._reason)
 
         async def record(dropped: Dropped) -> None:
             command = RecordRebuild(
@@ -84,10 +89,6 @@ class Rebuilder:
             await self._handlers.handle(command, context)
 
         return await drop_superseded(self._dsn, READ_MODELS[name], record=record)
-
-
-def _an_operator() -> Context:
-    return Context(Actor.OPERATOR, correlation_id=uuid4())
 
 
 @dataclass(frozen=True, slots=True)

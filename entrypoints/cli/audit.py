@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from entrypoints.cli import options
+from entrypoints.cli import audit_log, options
 from entrypoints.cli.audit_prove import prove
 
 
@@ -13,4 +13,7 @@ def audit() -> None:
     """Explain what happened, search the log, verify it, and prove it to others."""
 
 
+audit.add_command(audit_log.explain)
+audit.add_command(audit_log.search)
+audit.add_command(audit_log.export)
 audit.add_command(prove)

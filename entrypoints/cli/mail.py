@@ -105,28 +105,30 @@ async def _note_what_is_missing(reader: Reader, limit: int, *, there_are_more: b
         note(f"This list is behind the log by {behind}; does `registrar up` or `registrar process` run?")
 
 
-async def retry(desk: Desk, registration_ids: Sequence[UUID], *, as_json: bool) -> int:
+async def retry(desk: Desk, registration_ids: Sequence[UUID], *, reason: str | None = None, as_json: bool) -> int:
     """Have mails tried again now."""
-    return await _each(desk.handlers, mail_desk.retry, registration_ids, as_json=as_json)
+    return await _each(desk.handlers, mail_desk.retry, registration_ids, reason=reason, as_json=as_json)
 
 
-async def retry_all(desk: Desk, failures: Sequence[str], *, as_json: bool) -> int:
+async def retry_all(desk: Desk, failures: Sequence[str], *, reason: str | None = None, as_json: bool) -> int:
     """Have all mails tried again now that have failed and whose registration still waits for one.
 
     Args:
         failures: only those whose last failure is one of these, unless it is empty.
     """
-    return await retry(desk, await _worth_a_retry(desk.mails, failures), as_json=as_json)
+    return await retry(desk, await _worth_a_retry(desk.mails, failures), reason=reason, as_json=as_json)
 
 
-async def discard(desk: Desk, wanted_ids: Sequence[UUID], *, as_json: bool) -> int:
+async def discard(desk: Desk, wanted_ids: Sequence[UUID], *, reason: str | None = None, as_json: bool) -> int:
     """Give mails up, whose registrations the saga undoes, and take stray messages from the list."""
-    return await _each(desk.handlers, mail_desk.discard, wanted_ids, as_json=as_json)
+    return await _each(desk.handlers, mail_desk.discard, wanted_ids, reason=reason, as_json=as_json)
 
 
-async def _each(handlers: Handlers, act: mail_desk.Act, wanted_ids: Sequence[UUID], *, as_json: bool) -> int:
+async def _each(
+    handlers: Handlers, act: mail_desk.Act, wanted_ids: Sequence[UUID], *, reason: str | None, as_json: bool
+) -> int:
     """Act on one after the other and report; 1 if any did not have its effect."""
-    context = Context(Actor.OPERATOR, correlation_id=uuid4())
+    context = Context(Actor.OPERATOR, correlation_id=uuid4(), reason=reason)
     reports = [await _report(handlers, act, wanted_id, context) for wanted_id in wanted_ids]
     if as_json:
         print_json(reports)

@@ -244,10 +244,10 @@ def events_show(
     )
 
 
-registrar.add_command(audit)
 events.add_command(transfer.export_log)
 events.add_command(transfer.import_log)
 registrar.add_command(projections)
+registrar.add_command(audit)
 events.add_command(replaying.replay)
 
 
@@ -298,7 +298,7 @@ def mail_list(*, state: str, limit: int, as_json: bool, data_dir: Path | None) -
     epilog=options.example(
         "registrar mail retry 0198c0de-0000-7000-8000-000000000000",
         "registrar mail retry --all --yes",
-        "registrar mail retry --all --failure expired --failure crashed",
+        "registrar mail retry --all --failure expired --failure crashed --reason 'ticket 4711'",
     ),
 )
 @click.argument("registration_ids", type=click.UUID, metavar="ID...", nargs=-1)
@@ -313,6 +313,7 @@ def mail_list(*, state: str, limit: int, as_json: bool, data_dir: Path | None) -
     help="With --all: only mails that last failed for this reason; may be repeated.",
 )
 @click.option("--yes", is_flag=True, help="With --all: do not ask for confirmation.")
+@options.reason
 @options.wide
 @options.as_json
 @options.data_dir
@@ -322,6 +323,7 @@ def mail_retry(
     everything: bool,
     failures: tuple[str, ...],
     yes: bool,
+    reason: str | None,
     as_json: bool,
     data_dir: Path | None,
 ) -> int:
@@ -335,19 +337,20 @@ def mail_retry(
         raise click.UsageError("--failure goes with --all.", click.get_current_context())
     failures = cli_mail.known_failures(failures)
     if not everything:
-        return acting(data_dir, lambda desk: cli_mail.retry(desk, registration_ids, as_json=as_json))
+        return acting(data_dir, lambda desk: cli_mail.retry(desk, registration_ids, reason=reason, as_json=as_json))
     which = f"all mails that failed with {' or '.join(failures)}" if failures else "all failed mails"
     if not yes and sys.stdin.isatty() and not click.confirm(f"Try {which} again?", err=True):
         return 1
-    return acting(data_dir, lambda desk: cli_mail.retry_all(desk, failures, as_json=as_json))
+    return acting(data_dir, lambda desk: cli_mail.retry_all(desk, failures, reason=reason, as_json=as_json))
 
 
 @mail.command("discard", epilog=options.example("registrar mail discard 0198c0de-0000-7000-8000-000000000000"))
 @click.argument("wanted_ids", type=click.UUID, metavar="ID...", nargs=-1, required=True)
+@options.reason
 @options.wide
 @options.as_json
 @options.data_dir
-def mail_discard(*, wanted_ids: tuple[UUID, ...], as_json: bool, data_dir: Path | None) -> int:
+def mail_discard(*, wanted_ids: tuple[UUID, ...], reason: str | None, as_json: bool, data_dir: Path | None) -> int:
     """Give up on mails and undo their registrations.
 
     The id of a stray message removes it from the list.
@@ -355,4 +358,4 @@ def mail_discard(*, wanted_ids: tuple[UUID, ...], as_json: bool, data_dir: Path 
     from entrypoints.cli import mail as cli_mail
     from entrypoints.cli.session import acting
 
-    return acting(data_dir, lambda desk: cli_mail.discard(desk, wanted_ids, as_json=as_json))
+    return acting(data_dir, lambda desk: cli_mail.discard(desk, wanted_ids, reason=reason, as_json=as_json))

@@ -9,6 +9,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from application.reasons import parse_reason
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 WIDE: Final = "registrar.wide"
@@ -34,6 +36,23 @@ def wide(command: F) -> F:
     return click.option(
         "--wide", is_flag=True, expose_value=False, callback=note, help="Show all columns, on narrow terminals too."
     )(command)
+
+
+def reason(command: F) -> F:
+    """Why an operator acts."""
+    return click.option(
+        "--reason",
+        callback=_parse_reason,
+        metavar="TEXT",
+        help="Why you do this. It stays in the audit log for ever: nothing personal.",
+    )(command)
+
+
+def _parse_reason(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    try:
+        return parse_reason(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.", ctx, param) from None
 
 
 def listen(command: F) -> F:

@@ -108,9 +108,11 @@ async def show_parked(reader: Reader, stream_id: UUID, *, as_json: bool) -> int:
     return 0
 
 
-async def retry(desk: Desk, stream_ids: Sequence[UUID], *, follower: str | None, as_json: bool) -> int:
+async def retry(
+    desk: Desk, stream_ids: Sequence[UUID], *, follower: str | None, reason: str | None = None, as_json: bool
+) -> int:
     """Have streams tried again now, or all of them, and wait for what becomes of it; 1 if any is not applied."""
-    context = Context(Actor.OPERATOR, correlation_id=uuid4())
+    context = Context(Actor.OPERATOR, correlation_id=uuid4(), reason=reason)
     before = await _parked(desk.parked, stream_ids, follower)
     with moving() as progress:
         for number, one in enumerate(before):

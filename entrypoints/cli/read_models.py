@@ -43,6 +43,7 @@ def projections_list(*, as_json: bool, data_dir: Path | None) -> int:
 @click.option("--throttle", type=click.IntRange(min=1), metavar="N", help="At most N positions of the log a second.")
 @click.option("--rollback", is_flag=True, help="Have the read model serve again that the last rebuild replaced.")
 @click.option("--abort", is_flag=True, help="End the rebuild, wherever it runs, and drop its copy.")
+@options.reason
 @options.wide
 @options.as_json
 @options.data_dir
@@ -55,6 +56,7 @@ def projections_rebuild(
     throttle: int | None,
     rollback: bool,
     abort: bool,
+    reason: str | None,
     as_json: bool,
     data_dir: Path | None,
 ) -> int:
@@ -77,14 +79,15 @@ def projections_rebuild(
     wanted = cli_replay.chosen(names, everything=everything)
     if rollback:
         return rebuilding(
-            data_dir, lambda parts: cli_replay.roll_back(parts, wanted, throttle=throttle, as_json=as_json)
+            data_dir,
+            lambda parts: cli_replay.roll_back(parts.because(reason), wanted, throttle=throttle, as_json=as_json),
         )
     if abort:
-        return rebuilding(data_dir, lambda parts: cli_replay.abort(parts, wanted, as_json=as_json))
+        return rebuilding(data_dir, lambda parts: cli_replay.abort(parts.because(reason), wanted, as_json=as_json))
     return rebuilding(
         data_dir,
         lambda parts: cli_replay.rebuild(
-            parts, wanted, accept=accept, repair=repair, throttle=throttle, as_json=as_json
+            parts.because(reason), wanted, accept=accept, repair=repair, throttle=throttle, as_json=as_json
         ),
     )
 
@@ -94,9 +97,12 @@ def projections_rebuild(
 )
 @click.argument("names", metavar="NAME...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Of every read model.")
+@options.reason
 @options.as_json
 @options.data_dir
-def projections_drop(*, names: tuple[str, ...], everything: bool, as_json: bool, data_dir: Path | None) -> int:
+def projections_drop(
+    *, names: tuple[str, ...], everything: bool, reason: str | None, as_json: bool, data_dir: Path | None
+) -> int:
     """Drop the superseded versions of read models.
 
     Those which only processes of an earlier release read: stop these first, and go back to that release no more,
@@ -106,7 +112,7 @@ def projections_drop(*, names: tuple[str, ...], everything: bool, as_json: bool,
     from entrypoints.cli.session import rebuilding
 
     wanted = cli_replay.chosen(names, everything=everything)
-    return rebuilding(data_dir, lambda parts: cli_replay.drop(parts, wanted, as_json=as_json))
+    return rebuilding(data_dir, lambda parts: cli_replay.drop(parts.because(reason), wanted, as_json=as_json))
 
 
 @projections.command(

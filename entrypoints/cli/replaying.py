@@ -134,11 +134,18 @@ def parked_show(*, stream_id: UUID, as_json: bool, data_dir: Path | None) -> int
 @click.argument("stream_ids", type=click.UUID, metavar="STREAM...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every parked stream.")
 @_follower
+@options.reason
 @options.wide
 @options.as_json
 @options.data_dir
 def parked_retry(
-    *, stream_ids: tuple[UUID, ...], everything: bool, follower: str | None, as_json: bool, data_dir: Path | None
+    *,
+    stream_ids: tuple[UUID, ...],
+    everything: bool,
+    follower: str | None,
+    reason: str | None,
+    as_json: bool,
+    data_dir: Path | None,
 ) -> int:
     """Have parked streams tried again now.
 
@@ -151,4 +158,6 @@ def parked_retry(
     if bool(stream_ids) == everything:
         raise click.UsageError("Give the ids of parked streams, or --all.", click.get_current_context())
     cli_parked.known_follower(follower)
-    return acting(data_dir, lambda desk: cli_parked.retry(desk, stream_ids, follower=follower, as_json=as_json))
+    return acting(
+        data_dir, lambda desk: cli_parked.retry(desk, stream_ids, follower=follower, reason=reason, as_json=as_json)
+    )

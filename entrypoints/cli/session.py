@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,11 +19,13 @@ import uvloop
 from application.ports import Conflict, Unavailable, WrongMasterKey
 from domain.errors import Refused
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.auditor import Auditor, auditor
 from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
 from entrypoints.bootstrap.replay import Rebuilder, Verifier, rebuilder, verifier
 from entrypoints.cli.garbage_collection import collect_hardly_ever
 from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint
+from entrypoints.queries.audit import NoSecrets
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart
 from infrastructure.postgres.circumstances import why_unusable
@@ -121,6 +124,17 @@ def acting(data_dir: Path | None, work: Callable[[Desk], Awaitable[int]]) -> int
     return _with(read_settings(data_dir=data_dir), desk, work)
 
 
+def auditing(data_dir: Path | None, work: Callable[[Auditor], Awaitable[int]], *, with_keys: bool) -> int:
+    """`reading`, for the auditor's commands.
+
+    Args:
+        with_keys: they look up addresses or Message-IDs, for which the master key is needed.
+    """
+    collect_hardly_ever()
+    settings = read_settings(data_dir=data_dir, with_secrets=with_keys)
+    return _with(settings, partial(auditor, with_keys=with_keys), work)
+
+
 def rebuilding(data_dir: Path | None, work: Callable[[Rebuilder], Awaitable[int]]) -> int:
     """`reading`, for a command that rebuilds read models; exit code as of `comparing`."""
     collect_hardly_ever()
@@ -203,6 +217,8 @@ def explain(error: Exception) -> tuple[str, int]:
                 f"{str(error)[:1].upper()}{str(error)[1:]}; put that key back (REGISTRAR_MASTER_KEY, or master.key in the data directory).",
                 2,
             )
+        case NoSecrets():
+            return "Addresses and Message-IDs are looked up with the master key; give it, or use the id.", 2
         case Refused():
             return f"{error} ({error.code})", 1
         case Conflict():

@@ -14,6 +14,7 @@ from eventsourcing.utils import get_topic
 
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
+from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
 from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent
@@ -53,7 +54,7 @@ def _transcoded(value: datetime) -> dict[str, str]:
 def event_classes() -> dict[str, type[AnyEvent]]:
     """Every event class by its topic; this also registers the topics with the library."""
     classes: dict[str, type[AnyEvent]] = {}
-    for aggregate in (Registration, EmailClaim, MailSaga, StrayMessage, Rebuild, ParkedRetry):
+    for aggregate in (Registration, EmailClaim, MailSaga, StrayMessage, Rebuild, ParkedRetry, OperatorAct):
         for member in vars(aggregate).values():
             # `hasattr` sees an inherited TOPIC: the library replaces each event class that we write by a subclass.
             if isinstance(member, type) and issubclass(member, CanMutateAggregate) and hasattr(member, "TOPIC"):

@@ -573,9 +573,10 @@ async def test_mails_are_retried_by_cause_so_many_a_request(idle: Api) -> None:
     assert (first["requested"], first["passed_over"]) == (2, 0)
     assert second == {"requested": 1, "passed_over": 0, "next_cursor": None}
     rows, _ = await idle.service.store.read(head, 1000)
-    assert [(row.topic, row.stream_id, row.actor) for row in rows] == [
+    assert [(row.topic, row.stream_id, row.actor) for row in rows[1::2]] == [
         ("registration.email_retry_requested", registration_id, "operator") for registration_id in ids[4:1:-1]
     ]
+    assert [row.topic for row in rows[::2]] == ["operator.acted"] * 3
     nothing = {"requested": 0, "passed_over": 0, "next_cursor": None}
     assert await retry_by_cause(idle, "crashed") == nothing
 

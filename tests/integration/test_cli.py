@@ -507,7 +507,8 @@ def test_new_events_are_followed_until_ctrl_c(desk: _Desk) -> None:
     with running("events", "list", "--follow", "--json", until='"position":6,', **settings) as (process, _):
         assert desk("mail", "retry", str(REGISTRATION)).code == 0
         assert process.stdout
-        assert json.loads(process.stdout.readline())["type"] == "registration.email_retry_requested"
+        printed = [json.loads(process.stdout.readline())["type"] for _ in range(2)]
+        assert printed == ["operator.acted", "registration.email_retry_requested"]
         assert stop(process, signal.SIGINT) == (130, "")
 
 
@@ -534,8 +535,8 @@ def test_every_follower_is_listed_with_its_lag(desk: _Desk) -> None:
     assert (listed["relay"]["status"], listed["relay"]["updated_at"]) == ("degraded", None)
     assert (listed["mail"]["position"], listed["mail"]["head"], listed["mail"]["lag_events"]) == (6, 6, 0)
     assert desk("mail", "retry", str(REGISTRATION)).code == 0
-    assert desk("projections", "list", "--json").json[0]["lag_events"] == 1
-    assert "by 1" in desk("mail", "list").err
+    assert desk("projections", "list", "--json").json[0]["lag_events"] == 2
+    assert "by 2" in desk("mail", "list").err
 
 
 def test_mails_are_listed_by_state(desk: _Desk) -> None:
@@ -572,13 +573,15 @@ def test_the_list_of_what_waits_mentions_foreign_messages(desk: _Desk) -> None:
 
 
 def test_a_retry_is_an_event_of_the_operator_and_reported_for_each(desk: _Desk) -> None:
-    done = desk("mail", "retry", str(REGISTRATION), NOBODY, "--json")
+    done = desk("mail", "retry", str(REGISTRATION), NOBODY, "--reason", "ticket 4711", "--json")
     assert done.code == 1
     assert done.json == [
         {"registration_id": str(REGISTRATION), "outcome": "done", "reason": None},
         {"registration_id": NOBODY, "outcome": "refused", "reason": "unknown-registration"},
     ]
-    (event,) = desk("events", "list", "--after", "6", "--json").json
+    act, event = desk("events", "list", "--after", "6", "--json").json
+    assert (act["type"], act["actor"]) == ("operator.acted", "operator")
+    assert act["data"] == {"act": "retry-mail", "registration_id": str(REGISTRATION), "reason": "ticket 4711"}
     assert (event["type"], event["actor"]) == ("registration.email_retry_requested", "operator")
 
 
@@ -663,7 +666,7 @@ def test_stray_messages_are_listed_and_discarded(desk: _Desk) -> None:
         {"registration_id": str(REGISTRATION), "outcome": "done", "reason": None},
         {"registration_id": NOBODY, "outcome": "refused", "reason": "unknown-registration"},
     ]
-    discarded, given_up = desk("events", "list", "--after", "7", "--json").json
+    _, discarded, _, given_up = desk("events", "list", "--after", "7", "--json").json
     assert (discarded["type"], discarded["actor"]) == ("stray_message.discarded", "operator")
     assert given_up["type"] == "registration.email_discarded"
     desk.project()

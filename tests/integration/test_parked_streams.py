@@ -339,7 +339,7 @@ async def test_a_follower_far_behind_reads_what_operators_ask_for_in_small_parts
 ) -> None:
     monkeypatch.setattr(parking, "_ASKS_EACH", 3)
     connection, streams, log = put_aside
-    for _ in range(10):
+    for _ in range(9):
         await ask(store, follower="audit")
     await ask(store)
 

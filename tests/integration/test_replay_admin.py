@@ -127,8 +127,9 @@ async def test_a_rebuild_runs_as_a_job_and_is_in_the_log(operator: Operator, dsn
     assert (state["step"], state["runs"], state["decision"]) == ("swapped", False, "equal")
     assert state["position"] == result["position"]
     assert state["found"] == {"items": [], "next_cursor": None}
-    acts = await query(dsn, "SELECT topic, actor FROM events ORDER BY notification_id DESC LIMIT 2")
-    assert acts == [("rebuild.swapped", "operator"), ("rebuild.begun", "operator")]
+    acts = await query(dsn, "SELECT topic, actor FROM events ORDER BY notification_id DESC LIMIT 4")
+    assert acts[::2] == [("rebuild.swapped", "operator"), ("rebuild.begun", "operator")]
+    assert acts[1::2] == [("operator.acted", "operator")] * 2
 
 
 @pytest.mark.slow

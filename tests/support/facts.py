@@ -22,6 +22,7 @@ from eventsourcing.domain import Aggregate, AggregateCreated
 from application.ports import Context
 from domain.email_claim import ClaimId, EmailClaim
 from domain.mail_saga import MailSaga
+from domain.operator_act import OperatorAct
 from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent
 from domain.registration import Registration
@@ -195,6 +196,7 @@ def email_dispatch_failed(
     reply_code: int | None = 451,
     reply_status: str | None = "4.7.1",
     outcome_unknown: bool = False,
+    circuit: str | None = None,
     request_position: int | None = None,
     at: datetime = T0,
 ) -> Fact:
@@ -210,6 +212,7 @@ def email_dispatch_failed(
             "reply_code": reply_code,
             "reply_status": reply_status,
             "outcome_unknown": outcome_unknown,
+            "circuit": circuit,
             "request_position": request_position,
         },
         at,
@@ -433,6 +436,23 @@ def stray_kept(
 
 def stray_discarded(*, at: datetime = T0) -> Fact:
     return Fact(StrayMessage.StrayMessageDiscarded, {}, at)
+
+
+# --- OperatorAct ------------------------------------------------------------------------------
+
+
+def operator_acted(
+    act: str = "retry-mail", *, registration: UUID | None = REGISTRATION, reason: str | None = None, at: datetime = T0
+) -> Fact:
+    about = None if registration is None else str(registration)
+    return Fact(OperatorAct.OperatorActed, {"act": act, "registration_id": about, "reason": reason}, at)
+
+
+def personal_data_read(
+    act: str = "show-registration", *, registration: UUID = REGISTRATION, reason: str | None = None, at: datetime = T0
+) -> Fact:
+    fields = {"act": act, "registration_id": str(registration), "reason": reason}
+    return Fact(OperatorAct.PersonalDataRead, fields, at)
 
 
 # --- Rebuild ----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import Refused
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailFailure
 from domain.mail_saga import MailSaga
+from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
 from domain.policy import Policy
 from domain.rebuild import Rebuild
@@ -78,6 +79,7 @@ class History:
         self._rebuild("mail", "swapped")
         self._rebuild("audit", "aborted")
         self._act("operator", lambda: [self._dropped_version(), self._parked_retry()])
+        self._act("operator", self._looked_at)
 
     def _act(self, actor: str, act: Callable[[], Sequence[Aggregate]]) -> None:
         """Somebody acts, if the rules allow it, and the saga does what follows."""
@@ -269,6 +271,25 @@ class History:
     def _dropped_version(self) -> Rebuild:
         position = len(self.events)
         return Rebuild.drop_version(rebuild_id=self._any_id(), read_model="mail", position=position, now=self._now)
+
+    def _looked_at(self) -> Sequence[Aggregate]:
+        """The last person, and then did something about them."""
+        registration = list(self._registrations.values())[-1]
+        read = OperatorAct.read(
+            read_id=uuid5(CLAIM, "read"),
+            act="show-registration",
+            registration_id=registration.id,
+            reason=None,
+            now=self._now,
+        )
+        registration.record_owner_notified(duplicate_id=registration.id, now=self._now)
+        acted = OperatorAct.acted(
+            act="retry-mail",
+            registration_id=registration.id,
+            reason="ticket 4711",
+            effects=registration.pending_events[-1:],
+        )
+        return read, acted, registration
 
     def _parked_retry(self) -> ParkedRetry:
         return ParkedRetry.ask(retry_id=self._any_id(), follower="mail", parked_stream=self._any_id(), now=self._now)

@@ -47,6 +47,7 @@ def test_every_command_of_the_contract_is_there() -> None:
     )
     wanted += "|events replay|projections parked list|projections parked show|projections parked retry"
     wanted += "|audit prove"
+    wanted += "|audit explain|audit search|audit export"
     ours = {"broker declare", "projections drop"}
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), *ours}
 

@@ -33,6 +33,7 @@ from eventsourcing.utils import TopicError
 import domain
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
+from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
 from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent
@@ -55,6 +56,8 @@ mail_saga.reopened v1: registration_id: str, ends_at: datetime
 mail_saga.retry_scheduled v1: registration_id: str, serial: int, failures: int, look_again_at: datetime
 mail_saga.started v1: registration_id: str, claim_id: str, kind: str, ends_at: datetime
 mail_saga.undo_decided v1: registration_id: str, reason: str, look_again_at: datetime
+operator.acted v1: act: str, registration_id: str | None, reason: str | None
+operator.personal_data_read v1: act: str, registration_id: str, reason: str | None
 parked_retry.asked v1: follower: str, parked_stream: str
 rebuild.aborted v1: read_model: str
 rebuild.begun v1: read_model: str
@@ -65,7 +68,7 @@ registration.account_activated v1:
 registration.code_locked v1: serial: int
 registration.code_rejected v1: serial: int, attempt: int
 registration.email_discarded v1: serial: int
-registration.email_dispatch_failed v2: serial: int, kind: str, permanent: bool, failure: str, provider: str, attempts: int, reply_code: int | None, reply_status: str | None, outcome_unknown: bool, request_position: int | None
+registration.email_dispatch_failed v3: serial: int, kind: str, permanent: bool, failure: str, provider: str, attempts: int, reply_code: int | None, reply_status: str | None, outcome_unknown: bool, circuit: str | None, request_position: int | None
 registration.email_dispatched v1: serial: int, kind: str, provider: str, attempts: int, reply_code: int
 registration.email_retry_requested v1: serial: int
 registration.email_verified v1: serial: int
@@ -149,7 +152,7 @@ def test_every_event_class_of_every_aggregate_has_a_topic_of_its_own() -> None:
     """Without one an event would be stored under its class's path, which then could never change."""
     ours = {
         member
-        for aggregate in (Registration, EmailClaim, MailSaga, StrayMessage, Rebuild, ParkedRetry)
+        for aggregate in (Registration, EmailClaim, MailSaga, StrayMessage, Rebuild, ParkedRetry, OperatorAct)
         for name, member in vars(aggregate).items()
         if isinstance(member, type) and issubclass(member, Aggregate.Event) and name not in {"Event", "Created"}
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from application.commands import (
     KeepStrayMessage,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
+    RecordPersonalDataRead,
     RecordRebuild,
     RegisterUser,
     ReleaseEmail,
@@ -37,6 +39,7 @@ from application.commands import (
 from application.handlers import CONFLICT_RETRIES
 from application.keyed_lock import KeyedLock
 from application.loading import loaded
+from application.operator_acts import SHOW_REGISTRATION
 from application.ports import Checkpoint, Conflict, Context, Entry, ForeignRequest, Overloaded, WrappedKey
 from application.retrying import AT_ONCE
 from domain.email_claim import ClaimId, EmailClaim
@@ -51,14 +54,16 @@ from domain.errors import (
     WrongCode,
 )
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailKind
+from domain.operator_act import OperatorAct
 from domain.recorded import Position
 from domain.registration import Registration, Status
 from domain.stray_message import StrayMessage
-from tests.support.facts import CLIENT, DIGEST, STRAY, eventually, stray_kept, stream
+from tests.support.facts import CLIENT, DIGEST, REGISTRATION, STRAY, eventually, stray_kept, stream
 from tests.support.memory_log import MemoryLog, log_contract
 from tests.support.scenarios import (
     KEYRING,
     OPERATOR,
+    SAGA,
     WORKER,
     InMemoryService,
     registers,
@@ -485,6 +490,12 @@ async def _retry_parked(_: InMemoryService) -> Command:
     return RetryParkedStream(retry_id=UUID(int=7), follower="accounts", stream_id=STRAY)
 
 
+async def _read(house: InMemoryService) -> Command:
+    return RecordPersonalDataRead(
+        read_id=UUID(int=8), act=SHOW_REGISTRATION, registration_ids=(await house.registered(), UUID(int=9))
+    )
+
+
 EVERY = {
     RegisterUser: (_register, ["UserRegistered", "OtpIssued", "EmailClaimed"]),
     VerifyEmail: (_verify, ["EmailVerified"]),
@@ -504,6 +515,7 @@ EVERY = {
     DiscardStrayMessage: (_discard_stray, ["StrayMessageDiscarded"]),
     RecordRebuild: (_rebuild, ["RebuildBegun"]),
     RetryParkedStream: (_retry_parked, ["ParkedRetryAsked"]),
+    RecordPersonalDataRead: (_read, ["PersonalDataRead", "PersonalDataRead"]),
 }
 BY_NAME = [pytest.param(*row, id=command.__name__) for command, row in EVERY.items()]
 
@@ -522,12 +534,102 @@ async def test_a_command_records_its_effect_in_one_append(prepare: Prepare, even
     command = await prepare(house)
     before = len(house.log.appends)
 
-    answer = await house.handle(command, OPERATOR)
+    answer = await house.handle(command, WORKER)
 
     assert house.log.appends[before:] == [events]
     assert answer.recorded
     assert answer.position == len(house.log.events)
-    assert house.log.contexts[-1] == OPERATOR
+    assert house.log.contexts[-1] == WORKER
+
+
+ACTS = {
+    CancelRegistration: "cancel-registration",
+    EraseRegistration: "erase-registration",
+    RetryMail: "retry-mail",
+    DiscardMail: "discard-mail",
+    DiscardStrayMessage: "discard-stray-message",
+    RecordRebuild: "rebuild-begun",
+    RetryParkedStream: "retry-parked-stream",
+}
+"""How the log calls what operators do: for ever."""
+
+BY_OPERATORS = [pytest.param(*EVERY[command], act, id=act) for command, act in ACTS.items()]
+
+
+@pytest.mark.parametrize(("prepare", "events", "act"), BY_OPERATORS)
+async def test_an_operators_act_is_recorded_with_its_reason_before_its_effects(
+    prepare: Prepare, events: list[str], act: str
+) -> None:
+    house = InMemoryService()
+    command = await prepare(house)
+    before = len(house.log.appends)
+
+    await house.handle(command, replace(OPERATOR, reason="ticket 4711"))
+
+    assert house.log.appends[before:] == [["OperatorActed", *events]]
+    recorded: Any = house.log.all(OperatorAct.OperatorActed)[-1]
+    about = getattr(command, "registration_id", None)
+    assert (recorded.act, recorded.registration_id, recorded.reason) == (act, about and str(about), "ticket 4711")
+    assert {context.correlation_id for context in house.log.contexts[-1 - len(events) :]} == {OPERATOR.correlation_id}
+
+
+@pytest.mark.parametrize(("prepare", "events", "act"), BY_OPERATORS)
+async def test_an_operators_act_without_effect_records_nothing(prepare: Prepare, events: list[str], act: str) -> None:
+    house = InMemoryService()
+    command = await prepare(house)
+    first = await house.handle(command, OPERATOR)
+    before = len(house.log.events)
+
+    if type(command) in ONCE:
+        await house.handle(dispatched(first.subject_id), WORKER)
+        before = len(house.log.events)
+    again = await house.handle(command, replace(OPERATOR, reason="once more"))
+
+    assert len(house.log.events) == before
+    assert not again.recorded
+
+
+async def test_an_operators_act_that_is_refused_records_nothing(house: InMemoryService) -> None:
+    registration_id = await house.active()
+    before = len(house.log.events)
+
+    with pytest.raises(NotPending):
+        await house.handle(RetryMail(registration_id=registration_id), replace(OPERATOR, reason="please"))
+
+    assert len(house.log.events) == before
+
+
+async def test_an_operators_act_that_loses_a_race_is_recorded_once() -> None:
+    log = ContestedLog()
+    house = InMemoryService(log=log)
+    registration_id = await house.registered()
+    log.losses = 1
+
+    await house.handle(DiscardMail(registration_id=registration_id), replace(OPERATOR, reason="ticket 4711"))
+
+    assert len(log.all(OperatorAct.OperatorActed)) == 1
+    assert log.appends[-1] == ["OperatorActed", "EmailDiscarded"]
+
+
+async def test_what_others_do_is_no_operators_act(house: InMemoryService) -> None:
+    await house.handle(await _cancel(house), SAGA)
+
+    assert house.log.all(OperatorAct.OperatorActed) == []
+
+
+async def test_who_was_shown_in_clear_is_recorded_once_for_each_person(house: InMemoryService) -> None:
+    shown = RecordPersonalDataRead(
+        read_id=UUID(int=8), act=SHOW_REGISTRATION, registration_ids=(REGISTRATION, UUID(int=9), REGISTRATION)
+    )
+
+    await house.handle(shown, replace(OPERATOR, reason="ticket 4711"))
+    await house.handle(shown, OPERATOR)
+
+    reads: list[Any] = house.log.all(OperatorAct.PersonalDataRead)
+    assert [(one.act, UUID(one.registration_id), one.reason) for one in reads] == [
+        ("show-registration", REGISTRATION, "ticket 4711"),
+        ("show-registration", UUID(int=9), "ticket 4711"),
+    ]
 
 
 ONCE = {RequestNewCode, RecordEmailDispatchFailed, RetryMail}
@@ -560,7 +662,7 @@ async def test_each_act_of_a_rebuild_is_recorded_once(house: InMemoryService, ac
     command = RecordRebuild(rebuild_id=REBUILD, read_model="mail", act=act, position=7)
 
     assert (await house.handle(command, OPERATOR)).recorded
-    assert house.log.appends[-1] == [event]
+    assert house.log.appends[-1] == ["OperatorActed", event]
     assert not (await house.handle(command, OPERATOR)).recorded
 
 
@@ -568,7 +670,7 @@ async def test_a_dropped_version_is_recorded_once(house: InMemoryService) -> Non
     command = RecordRebuild(rebuild_id=REBUILD, read_model="mail", act="version-dropped", position=7)
 
     assert (await house.handle(command, OPERATOR)).recorded
-    assert house.log.appends[-1] == ["VersionDropped"]
+    assert house.log.appends[-1] == ["OperatorActed", "VersionDropped"]
     assert not (await house.handle(command, OPERATOR)).recorded
 
 
@@ -656,7 +758,7 @@ async def test_a_fact_that_conflicts_for_ever_leaves_the_processor_to_others(com
     assert deciding.cancelled()
 
 
-BEGINS = {RegisterUser, ReleaseEmail, KeepStrayMessage, RecordRebuild, RetryParkedStream}
+BEGINS = {RegisterUser, ReleaseEmail, KeepStrayMessage, RecordRebuild, RetryParkedStream, RecordPersonalDataRead}
 """These need nothing that is there already."""
 
 
@@ -772,7 +874,7 @@ async def test_erasing_ends_frees_and_destroys_in_one_append(house: InMemoryServ
     answer = await house.handle(EraseRegistration(registration_id=registration_id), OPERATOR)
 
     assert answer.status is Status.CANCELLED
-    assert house.log.appends[-1] == ["RegistrationCancelled", "PersonalDataErased", "EmailReleased"]
+    assert house.log.appends[-1] == ["OperatorActed", "RegistrationCancelled", "PersonalDataErased", "EmailReleased"]
     assert registration_id not in house.log.keys
     assert house.claim().holder is None
 
@@ -783,7 +885,7 @@ async def test_erasing_a_superseded_registration_leaves_the_address_with_its_hol
 
     await house.handle(EraseRegistration(registration_id=first), OPERATOR)
 
-    assert house.log.appends[-1] == ["PersonalDataErased"]
+    assert house.log.appends[-1] == ["OperatorActed", "PersonalDataErased"]
     assert house.claim().holder == second
     assert set(house.log.keys) == {second}
 
@@ -808,7 +910,7 @@ async def test_a_registration_that_was_undone_for_want_of_a_mail_is_reopened_by_
     answer = await house.handle(RetryMail(registration_id=registration_id), OPERATOR)
 
     assert answer.status is Status.PENDING
-    assert house.log.appends[-1] == ["RegistrationReopened", "OtpIssued", "EmailClaimed"]
+    assert house.log.appends[-1] == ["OperatorActed", "RegistrationReopened", "OtpIssued", "EmailClaimed"]
     assert house.claim().holder == registration_id
     await house.handle(verifies(registration_id, right_code(registration_id, serial=2)))
     assert house.registration(registration_id).status is Status.VERIFIED

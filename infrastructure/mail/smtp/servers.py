@@ -49,21 +49,22 @@ class _Sending:
     tries: int = 0
     again: bool = False
     avoided: set[str] = field(default_factory=set)
-    last: tuple[str, Verdict] | None = None
+    last: tuple[Server, Verdict] | None = None
 
     def failed(self) -> NotSent:
         if self.last is None:
             raise AssertionError("nothing failed")
-        provider, verdict = self.last
+        server, verdict = self.last
         return NotSent(
             DispatchFailure(
                 verdict.failure,
                 permanent=verdict.permanent,
-                provider=provider,
+                provider=server.provider,
                 attempts=self.tries,
                 reply_code=verdict.reply_code,
                 reply_status=verdict.reply_status,
                 outcome_unknown=verdict.outcome_unknown,
+                circuit=server.circuit.state,
             )
         )
 
@@ -209,7 +210,7 @@ class SmtpServers:
             self._report(server, verdict)
             if verdict.hopeless:
                 continue
-            sending.last = server.provider, verdict
+            sending.last = server, verdict
             if verdict.outage:
                 sending.avoided.add(server.provider)
             if verdict.costs_a_try:

@@ -1,0 +1,186 @@
+"""What happened to a registration, told from the log; nothing personal is opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from eventsourcing.persistence import MapperDeserialisationError
+from eventsourcing.utils import TopicError
+
+from application.addresses import parse_address
+from application.story.telling import Story, told
+from application.typed_text import trimmed
+from domain.errors import UnknownRegistration
+from domain.mail_saga import MailSaga
+from domain.recorded import Recorded
+from domain.registration import Registration
+from entrypoints.queries.audit import NoSecrets
+from entrypoints.queries.registrations import claims_of
+from infrastructure.crypto.keyring import Keyring
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.listing import events_at, events_of_stream
+from infrastructure.event_store.reader import RecordedRow, head_of
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.pool import QueryPool
+from projections.audit import Audit
+
+_MESSAGE_ID: Final = re.compile(r"<?([0-9a-f]{32})@[^@\s]+>?", re.ASCII)
+"""As `infrastructure.crypto.keyring.Keyring.message_id` makes them; a registrant's address could look like one only if
+its left part were 32 hexadecimal digits."""
+
+_ISSUED: Final = Registration.OtpIssued.TOPIC
+_ISSUES_AT_ONCE: Final = 10_000
+_MOST_ENTRIES: Final = 10_000
+"""About one registration, or one request."""
+
+
+class NotFound(Exception):
+    """Nothing is known by what was given; one line, fit to show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """
+    Attributes:
+        unreadable: how many events were left out, which a newer release has recorded.
+        behind: how many events the read model `audit` is behind the log; of those, acts of operators may be missing.
+    """
+
+    story: Story
+    unreadable: int
+    behind: int
+
+
+class ExplainQueries:
+    """
+    Raises (all of them):
+        Unavailable, one of `AWAY`: see `infrastructure.postgres.pool.QueryPool.ask`.
+    """
+
+    def __init__(self, pool: QueryPool, keyring: Keyring | None) -> None:
+        """
+        Args:
+            keyring: None where the process knows no secrets.
+        """
+        self._pool = pool
+        self._keyring = keyring
+        self._codec = EventCodec()
+        self._audit = Audit()
+
+    async def registrations(self, subject: str, on_look: Callable[[int], None] = lambda _: None) -> list[UUID]:
+        """The registrations that are meant by an id, an address, a Message-ID or a correlation id, the latest first.
+
+        Args:
+            on_look: called with the number of mails that were looked at for a Message-ID.
+
+        Raises:
+            NotFound: there is none.
+            NoSecrets: an address or a Message-ID can be looked up only with the keys of the service.
+        """
+        subject = str(trimmed(subject))
+        if (message_id := _MESSAGE_ID.fullmatch(subject)) is not None:
+            return [await self._of_message(message_id[1], on_look)]
+        if "@" in subject:
+            return await self._of_address(subject)
+        try:
+            wanted = UUID(subject)
+        except ValueError:
+            raise NotFound("This is no id, mail address or Message-ID.") from None
+        if await self._is_registration(wanted):
+            return [wanted]
+        return await self._of_request(wanted)
+
+    async def explanation(self, registration_id: UUID) -> Explanation:
+        """The story of one registration.
+
+        Raises:
+            UnknownRegistration: there is none of this id.
+        """
+        rows, now, behind = await self._pool.ask(lambda connection: self._rows(connection, registration_id))
+        if not rows or rows[0].topic != Registration.UserRegistered.TOPIC:
+            raise UnknownRegistration
+        events = [recorded for row in rows if (recorded := self._decoded(row)) is not None]
+        return Explanation(told(registration_id, events, now), len(rows) - len(events), behind)
+
+    async def _rows(self, connection: Connection, registration_id: UUID) -> tuple[list[RecordedRow], datetime, int]:
+        """Everything about it: its own stream and its saga's from the log, and what stands in other streams (its
+        address's claim, acts of operators) by the read model."""
+        rows = await events_of_stream(connection, registration_id)
+        rows += await events_of_stream(connection, MailSaga.stream_id(registration_id))
+        known = {row.position for row in rows}
+        entries = (await self._audit.search(connection, registration_id=registration_id, limit=_MOST_ENTRIES)).items
+        rows += await events_at(connection, [one.position for one in entries if one.position not in known])
+        now = await (await connection.execute("SELECT clock_timestamp()")).fetchone()
+        assert now is not None  # noqa: S101 - one row
+        behind = max(0, await head_of(connection) - await self._audit.end(connection))
+        return sorted(rows, key=lambda row: row.position), now[0], behind
+
+    def _decoded(self, row: RecordedRow) -> Recorded | None:
+        try:
+            event = self._codec.decode(row.stream_id, row.version, row.topic, row.state)
+        except (TopicError, MapperDeserialisationError):
+            return None
+        return Recorded(event, row.position, row.topic, *row[5:])
+
+    # --- Who is meant -------------------------------------------------------------------------
+
+    async def _is_registration(self, stream_id: UUID) -> bool:
+        rows = await self._pool.ask(lambda connection: events_of_stream(connection, stream_id, limit=1))
+        return bool(rows) and rows[0].topic == Registration.UserRegistered.TOPIC
+
+    async def _of_address(self, subject: str) -> list[UUID]:
+        try:
+            email = parse_address(subject)
+        except ValueError:
+            raise NotFound("This is no mail address.") from None
+        if self._keyring is None:
+            raise NoSecrets
+        claim_ids = claims_of(self._keyring, email)
+        found = await self._pool.ask(lambda connection: self._audit.registrations_of(connection, claim_ids))
+        if not found:
+            raise NotFound("Nobody has registered with this address, as far as the read model `audit` has come.")
+        return found
+
+    async def _of_request(self, correlation_id: UUID) -> list[UUID]:
+        found = await self._pool.ask(
+            lambda connection: self._audit.search(connection, correlation_id=correlation_id, limit=_MOST_ENTRIES)
+        )
+        ids = dict.fromkeys(entry.registration_id for entry in found.items)
+        registrations = [one for one in ids if await self._is_registration(one)]
+        if not registrations:
+            raise NotFound("No registration and no request has this id, as far as the read model `audit` has come.")
+        return registrations
+
+    async def _of_message(self, message_id: str, on_look: Callable[[int], None]) -> UUID:
+        """A Message-ID is a keyed hash of registration and issue, which no table holds: it is computed again for each
+        issue, the latest first, until one fits. Some hundred thousand in a second or two."""
+        if self._keyring is None:
+            raise NoSecrets
+        looked = 0
+        async for registration_id, serial in self._issues():
+            if self._keyring.message_id(registration_id, serial) == message_id:
+                return registration_id
+            looked += 1
+            if looked % _ISSUES_AT_ONCE == 0:
+                on_look(looked)
+        raise NotFound(f"None of the {looked:,} mails that were ever due has this Message-ID.")
+
+    async def _issues(self) -> AsyncIterator[tuple[UUID, int]]:
+        cursor: str | None = None
+        while True:
+            at = cursor
+            page = await self._pool.ask(
+                lambda connection, at=at: self._audit.search(  # type: ignore[misc]
+                    connection, topic=_ISSUED, cursor=at, limit=_ISSUES_AT_ONCE
+                )
+            )
+            for entry in page.items:
+                yield entry.registration_id, int(entry.details["serial"])
+            cursor = page.next_cursor
+            if cursor is None:
+                return
