@@ -19,6 +19,8 @@ from application.ports import Conflict, Unavailable, WrongMasterKey
 from domain.errors import Refused
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
+from entrypoints.bootstrap.erasing import ErasureDesk, erasure_desk
+from entrypoints.bootstrap.keys import KeyDesk, key_desk
 from entrypoints.bootstrap.replay import Rebuilder, Verifier, rebuilder, verifier
 from entrypoints.cli.garbage_collection import collect_hardly_ever
 from entrypoints.cli.output import waiting
@@ -121,6 +123,16 @@ def acting(data_dir: Path | None, work: Callable[[Desk], Awaitable[int]]) -> int
     return _with(read_settings(data_dir=data_dir), desk, work)
 
 
+def erasing_with(data_dir: Path | None, work: Callable[[ErasureDesk], Awaitable[int]]) -> int:
+    """`acting`, for a command that erases."""
+    return _with(read_settings(data_dir=data_dir), erasure_desk, work)
+
+
+def keeping_keys(data_dir: Path | None, work: Callable[[KeyDesk], Awaitable[int]]) -> int:
+    """`reading`, for a command about the master keys."""
+    return _with(read_settings(data_dir=data_dir), key_desk, work)
+
+
 def rebuilding(data_dir: Path | None, work: Callable[[Rebuilder], Awaitable[int]]) -> int:
     """`reading`, for a command that rebuilds read models; exit code as of `comparing`."""
     collect_hardly_ever()
@@ -199,10 +211,8 @@ def explain(error: Exception) -> tuple[str, int]:
         case CannotReplay() | ToldTwice():
             return str(error), 2
         case WrongMasterKey():
-            return (
-                f"{str(error)[:1].upper()}{str(error)[1:]}; put that key back (REGISTRAR_MASTER_KEY, or master.key in the data directory).",
-                2,
-            )
+            where = "REGISTRAR_MASTER_KEY or REGISTRAR_NEXT_MASTER_KEY, or master.key in the data directory"
+            return f"{str(error)[:1].upper()}{str(error)[1:]}; put that key back ({where}).", 2
         case Refused():
             return f"{error} ({error.code})", 1
         case Conflict():

@@ -83,6 +83,12 @@ class Settings(BaseModel):
         description="file `master_key` was read from; None: none",
         examples=["a file with what `openssl rand -hex 32` prints"],
     )
+    next_master_key: MasterKey | None = Field(
+        default=None,
+        description="key that `registrar keys rotate` changes `master_key` for; both open what they wrapped; None: none",
+        examples=["what `openssl rand -hex 32` prints"],
+    )
+    next_master_key_file: Path | None = _file("next_master_key")
     admin_token: Token | None = Field(
         default=None,
         description="bearer token of the admin routes; None: made once in `data_dir` (embedded database only)",
@@ -107,6 +113,17 @@ class Settings(BaseModel):
     alert_url_file: Path | None = _file("alert_url")
     alert_dead_letters: int = Field(
         default=10, ge=1, le=1_000_000_000, description="dead letters at which `alert_url` is called", examples=["10"]
+    )
+    checkpoint_dir: Path | None = Field(
+        default=None,
+        description="directory of the checkpoints and the journal of erasures, outside of the database; None: in "
+        "`data_dir` (embedded database only)",
+        examples=["/var/lib/registrar/checkpoints"],
+    )
+    checkpoint_url: AlertUrl | None = Field(
+        default=None,
+        description="URL that each checkpoint and erasure is posted to; None: none",
+        examples=["https://audit.example.org/registrar"],
     )
 
     host: str = Field(
