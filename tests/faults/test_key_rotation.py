@@ -1,4 +1,4 @@
-"""`keys rotate`, killed wherever it is: resumed, and nothing lost; and the journal of erasures, killed around a line."""
+"""`keys rotate`, killed wherever it is, is resumed, and loses nothing; neither does the journal of erasures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from application.commands import EraseRegistration
 from application.crash_points import CrashPoint
-from application.ports import Context, Person
+from application.ports import Context, Person, entries_of
 from infrastructure.audit.erasures import Erasure, read_journal
 from infrastructure.crypto.keyring import Keyring, binding, open_root_secret
 from infrastructure.crypto.master_keys import MasterKeys, key_id, names
@@ -29,7 +29,7 @@ from tests.faults.conftest import Arm
 from tests.faults.fleet import REGISTRAR, ROOT
 from tests.integration.test_flow import register
 from tests.support.commands import clean_environment
-from tests.support.facts import eventually, registered, stream
+from tests.support.facts import CLIENT, eventually, registered, stream
 from tests.support.log import query
 from tests.support.service import open_service
 
@@ -53,7 +53,7 @@ async def recorded(dsn: str, store: EventStore) -> dict[UUID, Person]:
             sealed, key = keyring.seal(registration_id, person)
             entries += stream(registration_id, registered(personal_data=sealed))
             keys.append(key)
-        await store.append(entries, keys=keys)
+        await store.append(entries_of(entries, CLIENT), keys=keys)
     return people
 
 
@@ -85,11 +85,12 @@ class Rotation:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("A20")
 async def test_a_rotation_that_is_killed_twenty_times_is_resumed_and_ends(
     dsn: str, store: EventStore, reached_directory: Path
 ) -> None:
     people = await recorded(dsn, store)
-    rotation, dice = Rotation(dsn, reached_directory), random.Random(12)
+    rotation, dice = Rotation(dsn, reached_directory), random.Random(12)  # noqa: S311 - dice
     erased: set[UUID] = set()
     for number in range(KILLS):
         if number >= len(POINTS):  # by then one run has come to its end, but for the last step
@@ -148,6 +149,7 @@ def killed() -> None:
     raise KilledError
 
 
+@pytest.mark.fault("A20")
 def test_the_key_file_is_changed_whole_or_not_at_all(tmp_path: Path, arm: Arm) -> None:
     directory = DataDirectory(tmp_path / "data")
     old, following = directory.master_key(), directory.next_master_key()
@@ -163,6 +165,7 @@ def test_the_key_file_is_changed_whole_or_not_at_all(tmp_path: Path, arm: Arm) -
     assert set(directory.master_keys()) == {old.get_secret_value(), following.get_secret_value()}
 
 
+@pytest.mark.fault("A21")
 @pytest.mark.parametrize(
     ("point", "lines"), [("erasures.before_line", 1), ("erasures.before_position", 2)], ids=["before", "after"]
 )

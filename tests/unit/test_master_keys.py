@@ -100,6 +100,7 @@ def test_a_person_sealed_before_and_during_a_rotation_is_opened_by_both_sides_of
         sealed, key = one.seal(REGISTRATION, ada)
         assert key.wrapped is not None
         assert after.open(REGISTRATION, sealed, key.wrapped) == ada
+    assert key.wrapped is not None
     with pytest.raises(WrongMasterKey, match=f"{REGISTRATION} cannot be opened") as refusal:
         before.open(REGISTRATION, sealed, key.wrapped)
     assert ada.email not in str(refusal.value)
