@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
@@ -20,17 +20,20 @@ from infrastructure.postgres.connection import Connection
 
 log = structlog.get_logger(__name__)
 
-HAS: Final = "registrar has master key"
-WRAPS: Final = "registrar wraps with master key"
+What = Literal["has", "wraps"]
 
-_SHOW: Final = "SELECT pg_advisory_lock_shared(hashtext(%s), hashtext(encode(%b, 'hex')))"
+_CLASS: Final[dict[What, str]] = {
+    "has": "hashtext('registrar has master key')",
+    "wraps": "hashtext('registrar wraps with master key')",
+}
+_SHOW: Final = "SELECT pg_advisory_lock_shared({what}, hashtext(encode(%b, 'hex')))"
 _SESSIONS: Final = """
     SELECT a.pid, host(a.client_addr)
     FROM pg_stat_activity AS a
     WHERE a.datname = current_database() AND a.application_name = 'registrar listen' AND NOT EXISTS (
         SELECT FROM pg_locks AS l
         WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
-            AND l.classid = hashtext(%s)::oid AND l.objid = hashtext(encode(%b, 'hex'))::oid)
+            AND l.classid = {what}::oid AND l.objid = hashtext(encode(%b, 'hex'))::oid)
     ORDER BY a.pid
 """
 
@@ -54,7 +57,7 @@ class KeyWatch:
         self._find = find
         self._settled = settled
         self._session: Connection | None = None
-        self._shown: set[tuple[str, KeyId]] = set()
+        self._shown: set[tuple[What, KeyId]] = set()
         self._told: frozenset[KeyId] = frozenset()
 
     async def look(self, connection: Connection) -> None:
@@ -68,14 +71,14 @@ class KeyWatch:
         if self._keys.wrapping != before:
             log.info("keys.wraps_from_now_on", key=self._keys.wrapping.hex())
         for key in self._keys.ids:
-            await self._show(connection, HAS, key)
-        if (WRAPS, self._keys.wrapping) not in self._shown:
+            await self._show(connection, "has", key)
+        if ("wraps", self._keys.wrapping) not in self._shown:
             await self._settled()
-            await self._show(connection, WRAPS, self._keys.wrapping)
+            await self._show(connection, "wraps", self._keys.wrapping)
 
-    async def _show(self, connection: Connection, what: str, key: KeyId) -> None:
+    async def _show(self, connection: Connection, what: What, key: KeyId) -> None:
         if (what, key) not in self._shown:
-            await connection.execute(_SHOW, (what, key))
+            await connection.execute(_SHOW.format(what=_CLASS[what]).encode(), (key,))
             self._shown.add((what, key))
 
     def _tell_missing(self) -> None:
@@ -105,7 +108,7 @@ class Lacking:
         return f"pid {self.pid} of pg_stat_activity{f' from {self.address}' if self.address else ''}"
 
 
-async def lacking(connection: Connection, what: str, key: KeyId) -> Sequence[Lacking]:
-    """The running processes that do not show this of the key."""
-    cursor = await connection.execute(_SESSIONS, (what, key))
+async def lacking(connection: Connection, what: What, key: KeyId) -> Sequence[Lacking]:
+    """The running processes that do not show this of the key: that they have it, or that they wrap with it."""
+    cursor = await connection.execute(_SESSIONS.format(what=_CLASS[what]).encode(), (key,))
     return [Lacking(pid, address) for pid, address in await cursor.fetchall()]

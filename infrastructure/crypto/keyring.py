@@ -105,8 +105,8 @@ class Keyring:
             key = self.master_keys.unwrap(wrapped, binding(registration_id))
             data = b64decode(sealed)
             clear = AESGCM(key).decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], registration_id.bytes)
-        except (InvalidTag, Unopened) as error:
-            why = f": {error}" if isinstance(error, Unopened) else " with its key"
+        except (InvalidTag, WrongMasterKey) as error:
+            why = f": {error}" if isinstance(error, WrongMasterKey) else " with its key"
             raise WrongMasterKey(f"the personal data of {registration_id} cannot be opened{why}") from None
         return _PERSON.decode(clear)
 

@@ -22,8 +22,8 @@ from typing import Final
 from uuid import UUID
 
 from application.crash_points import crash_point
-from infrastructure.crypto.key_uses import CHANNEL, FIRST, are_wrapped_by, noted, use_of
-from infrastructure.crypto.key_watch import HAS, WRAPS, lacking
+from infrastructure.crypto.key_uses import FIRST, are_wrapped_by, noted, use_of
+from infrastructure.crypto.key_watch import What, lacking
 from infrastructure.crypto.keyring import ROOT, binding
 from infrastructure.crypto.master_keys import KeyId, MasterKeys, Unopened, names, prefix_of
 from infrastructure.postgres.connection import Connection
@@ -41,6 +41,9 @@ LOOK: Final = timedelta(milliseconds=100)
 
 LEFT_ALONE: Final = timedelta(milliseconds=200)
 """Before the next pass, if one found only rows that others have locked."""
+
+_TELL: Final = "SELECT pg_notify('registrar_keys', '')"
+"""On `infrastructure.crypto.key_uses.CHANNEL`."""
 
 _LOCK: Final = "SELECT pg_try_advisory_lock(hashtext('registrar key rotation'))"
 _BEGIN: Final = """
@@ -106,10 +109,10 @@ async def rotate(connection: Connection, keys: MasterKeys, to: KeyId, *, watch: 
         raise CannotRotate("Another rotation is under way on this database; it does the same.")
     done = Rotated(to, resumed=await _begun(connection, to))
     if not done.resumed:
-        await _until_none_lacks(connection, HAS, to, _WITHOUT_IT)
+        await _until_none_lacks(connection, "has", to, _WITHOUT_IT)
     await _begin(connection, keys, to, anew=not done.resumed)
     crash_point("rotation.begun")
-    await _until_none_lacks(connection, WRAPS, to, _STILL_WITH_THE_OLD)
+    await _until_none_lacks(connection, "wraps", to, _STILL_WITH_THE_OLD)
     await _rewrap_all(connection, keys, done, watch)
     if done.damaged:
         shown = ", ".join(str(one) for one in sorted(done.damaged)[:5])
@@ -120,7 +123,7 @@ async def rotate(connection: Connection, keys: MasterKeys, to: KeyId, *, watch: 
     crash_point("rotation.before_end")
     async with connection.transaction():
         await connection.execute(_RETIRE, (to,))
-        await connection.execute("SELECT pg_notify(%s, '')", (CHANNEL,))
+        await connection.execute(_TELL)
     done.retired = [one.key_id for one in await noted(connection) if one.retired_at is not None]
     return done
 
@@ -143,13 +146,13 @@ _WITHOUT_IT: Final = "do not have the new master key {key}; start them with it (
 _STILL_WITH_THE_OLD: Final = "still wrap with another master key than {key}; look into their logs (keys.missing)"
 
 
-async def _until_none_lacks(connection: Connection, what: str, key: KeyId, complaint: str) -> None:
+async def _until_none_lacks(connection: Connection, what: What, key: KeyId, complaint: str) -> None:
     """
     Raises:
         CannotRotate: some running process does not show it in time; which.
     """
     deadline = asyncio.get_running_loop().time() + PATIENCE.total_seconds()
-    await connection.execute("SELECT pg_notify(%s, '')", (CHANNEL,))
+    await connection.execute(_TELL)
     while found := await lacking(connection, what, key):
         if asyncio.get_running_loop().time() > deadline:
             which = ", ".join(map(str, found))
@@ -172,7 +175,7 @@ async def _begin(connection: Connection, keys: MasterKeys, to: KeyId, *, anew: b
             await connection.execute(
                 "UPDATE public.service_secrets SET wrapped = %b WHERE name = 'root'", (keys.wrap(root, ROOT, by=to),)
             )
-        await connection.execute("SELECT pg_notify(%s, '')", (CHANNEL,))
+        await connection.execute(_TELL)
 
 
 async def _rewrap_all(connection: Connection, keys: MasterKeys, done: Rotated, watch: Watch) -> None:
