@@ -78,7 +78,7 @@ async def _read_models_at_the_end(service: Service) -> None:
     async def at_the_end() -> bool:
         behind = await query(
             service.dsn,
-            "SELECT name FROM followers WHERE name LIKE 'registrations%%' AND position < (SELECT position FROM head)",
+            "SELECT name FROM followers WHERE name LIKE 'registrations%' AND position < (SELECT position FROM head)",
         )
         return not behind
 
@@ -122,7 +122,7 @@ def test_of_an_address_every_registration_is_erased(dsn: str, settings: Settings
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("nobody",), "neither the id of a registration nor a mail address"),
+        (("nobody", "--reason", "asked"), "neither the id of a registration nor a mail address"),
         ((str(uuid4()),), "Missing option '--reason'"),
         ((str(uuid4()), "--reason", " "), "say why in 1 to 500 characters"),
         ((str(uuid4()), "--reason", "x" * 501), "say why in 1 to 500 characters"),
@@ -192,8 +192,8 @@ async def _dump(dsn: str) -> str:
     """Every row of every table, as text; `bytea` as the text that may be in it."""
     tables = await query(
         dsn,
-        "SELECT format('%%I.%%I', schemaname, tablename) FROM pg_tables"
-        " WHERE schemaname = 'public' OR schemaname LIKE 'read\\_%%'",
+        "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
+        " WHERE schemaname = 'public' OR schemaname LIKE 'read\\_%'",
     )
     text = []
     for (table,) in tables:
@@ -305,8 +305,9 @@ async def test_an_erasure_reaches_every_process_within_five_seconds(
         assert story is not None
         assert story.registration.person is None
     other = (await register(serving, "eve@example.com")).subject_id
-    await eventually(lambda: len(stub.mails) >= 1)
-    assert [mail.recipients for mail in stub.mails] == [[b"eve@example.com"]]
+    await eventually(lambda: [b"eve@example.com"] in [mail.recipients for mail in stub.mails])
+    # What the mail server has in full cannot be called back; it is sent once, and not again.
+    assert len(stub.mails) == (2 if stage == "eod" else 1)
     assert (await registration(serving, other)).status is Status.PENDING
     assert (await registration(serving, erased)).handed_over_at == {}
 
@@ -320,14 +321,14 @@ async def test_a_mail_that_waits_for_its_next_try_is_not_sent_after_the_erasure(
     erased = (await register(serving, "ada@example.com")).subject_id
 
     async def waits() -> bool:
-        return bool(await query(dsn, "SELECT FROM events WHERE topic = 'mail_saga.retry_scheduled'"))
+        return bool(await query(dsn, "SELECT 1 FROM events WHERE topic = 'mail_saga.retry_scheduled'"))
 
     await eventually(waits)
     await serving.handlers.handle(EraseRegistration(registration_id=erased), client())
     stub.heal()
 
     async def ended() -> bool:
-        return bool(await query(dsn, "SELECT FROM events WHERE topic = 'mail_saga.ended'"))
+        return bool(await query(dsn, "SELECT 1 FROM events WHERE topic = 'mail_saga.ended'"))
 
     await eventually(ended)
     again = (await register(serving, "ada@example.com")).subject_id
@@ -408,11 +409,12 @@ async def test_who_was_erased_since_the_backup_is_erased_before_the_first_reques
         assert (await registration(service, eve)).status is Status.PENDING
         [(actor,)] = await query(dsn, "SELECT actor FROM events WHERE topic = 'registration.personal_data_erased'")
     assert actor == "restore"
-    assert await query(dsn, "SELECT FROM restores WHERE settled_at IS NULL") == []
+    assert await query(dsn, "SELECT 1 FROM restores WHERE settled_at IS NULL") == []
     assert '"erasures.repeated"' in log.getvalue()
 
+    head = await query(dsn, "SELECT position FROM head")
     async with open_service(settings, follows=False):
-        assert await query(dsn, "SELECT count(*) FROM events WHERE actor = 'restore'") == [(3,)]
+        assert await query(dsn, "SELECT position FROM head") == head
 
 
 async def test_without_the_journal_a_start_after_a_restore_says_so(
@@ -492,8 +494,8 @@ def test_a_line_that_a_crash_tore_does_not_spoil_the_next_one(tmp_path: Path) ->
 async def test_a_journal_that_cannot_be_written_holds_up_no_erasure(
     settings: Settings, directory: Path, log: io.StringIO
 ) -> None:
-    await asyncio.to_thread(directory.write_text, "a file where the directory should be")
-    async with open_service(settings.model_copy(update={"checkpoint_dir": directory}), follows=True) as service:
+    async with open_service(settings, follows=True) as service:
+        await asyncio.to_thread(directory.write_text, "a file where the directory should be")
         ada = (await register(service, "ada@example.com")).subject_id
         await service.handlers.handle(EraseRegistration(registration_id=ada), client())
         assert await keys_of(service.dsn) == set()
