@@ -125,6 +125,7 @@ class Settings(BaseModel):
         description="URL that each checkpoint and erasure is posted to; None: none",
         examples=["https://audit.example.org/registrar"],
     )
+    checkpoint_url_file: Path | None = _file("checkpoint_url")
 
     host: str = Field(
         default="127.0.0.1",

@@ -362,11 +362,11 @@ def test_a_log_that_was_exported_during_a_rotation_needs_both_keys(
     words = ("events", "import", "--with-keys", str(file))
 
     one = command(*words, DATABASE_URL=empty, MASTER_KEY=NEXT)
+    assert rows(empty, "SELECT 1 FROM personal_keys") == []
     both = command(*words, DATABASE_URL=empty, MASTER_KEY=NEXT, NEXT_MASTER_KEY=OLD)
 
     assert (one.code, one.err.count("\n")) == (2, 1)
     assert "import with both (REGISTRAR_NEXT_MASTER_KEY)" in one.err
-    assert rows(empty, "SELECT 1 FROM personal_keys") == []
     assert both.code == 0, both.err
     assert asyncio.run(_address(empty, registration_id, OLD, NEXT)) == "ada@example.com"
     assert asyncio.run(rotate(with_keys(empty, OLD, NEXT))).persons == 1

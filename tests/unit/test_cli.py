@@ -31,7 +31,8 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[s
 
 EVERY = sorted(commands(registrar))
 LEAVES = [path for path in EVERY if not any(other[:-1] == path for other in EVERY)]
-PRINTS_DATA = [path for path in LEAVES if path[0] in {"broker", "doctor", "events", "mail", "projections"}]
+DATA = {"broker", "doctor", "erase", "events", "keys", "mail", "projections"}
+PRINTS_DATA = [path for path in LEAVES if path[0] in DATA]
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,7 @@ def test_every_command_of_the_contract_is_there() -> None:
         "|projections rebuild|projections verify|projections as-of|projections diff|mail list|mail retry|mail discard"
     )
     wanted += "|events replay|projections parked list|projections parked show|projections parked retry"
+    wanted += "|erase|keys list|keys rotate"
     ours = {"broker declare", "projections drop"}
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), *ours}
 
