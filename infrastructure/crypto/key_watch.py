@@ -69,7 +69,7 @@ class KeyWatch:
         self._keys.follow(await read_use(connection))
         self._tell_missing()
         if self._keys.wrapping != before:
-            log.info("keys.wraps_from_now_on", key=self._keys.wrapping.hex())
+            log.info("keys.wraps_from_now_on", wraps=self._keys.wrapping.hex())
         for key in self._keys.ids:
             await self._show(connection, "has", key)
         if ("wraps", self._keys.wrapping) not in self._shown:
@@ -86,7 +86,7 @@ class KeyWatch:
         if missing and missing != self._told:
             log.error(
                 "keys.missing",
-                keys=[one.hex() for one in sorted(missing)],
+                missing=[one.hex() for one in sorted(missing)],
                 hint="persons' keys are wrapped by it: start this process with it (REGISTRAR_NEXT_MASTER_KEY)",
             )
         self._told = missing
