@@ -43,6 +43,11 @@ def _ascii_domain(domain: str) -> str:
     return _validated(f"a@{domain}")[1].removeprefix("a@")
 
 
+def forget_domains() -> None:
+    """Forget the domains of addresses that were parsed: one of them may be a single person's."""
+    _ascii_domain.cache_clear()
+
+
 def _validated(typed: str) -> tuple[str, str]:
     """Local part and address in ASCII, from the library."""
     try:

@@ -36,6 +36,13 @@ CrashPoint = Literal[
     "rebuild.before_swap",
     "rebuild.after_swap",
     "import.batch",
+    "rotation.begun",
+    "rotation.mid_batch",
+    "rotation.after_batch",
+    "rotation.before_end",
+    "rotation.before_key_file",
+    "erasures.before_line",
+    "erasures.before_position",
 ]
 
 CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
@@ -63,6 +70,13 @@ CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
     "rebuild.before_swap": "a copy is in the place of the live read model, and that is not committed",
     "rebuild.after_swap": "a copy is in the place of the live read model, and the log does not know of it",
     "import.batch": "a part of an exported log is written, and not committed",
+    "rotation.begun": "the new master key wraps from now on, and no person's key is re-wrapped",
+    "rotation.mid_batch": "a batch of persons' keys is re-wrapped, and not committed",
+    "rotation.after_batch": "a batch of persons' keys is re-wrapped, and the next is not begun",
+    "rotation.before_end": "every person's key is re-wrapped, and the old master key not retired",
+    "rotation.before_key_file": "the old master key is retired, and its file is in its place still",
+    "erasures.before_line": "an erasure is in the log, and not in the journal of erasures",
+    "erasures.before_position": "an erasure is in the journal, whose writer's position does not know",
 }
 
 _hook: Callable[[CrashPoint], None] | None = None

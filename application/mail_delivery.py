@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Protocol
 from uuid import UUID
@@ -37,6 +38,10 @@ from domain.registration import Registration
 
 NOTICE_SERIAL = 0
 """The serial of the send claim for a notice to an account's owner; issues count from 1."""
+
+
+ERASED_WITHIN = timedelta(seconds=1)
+"""How long a letter is held without asking whether its person was erased; then it is asked again and again."""
 
 
 class Letters(Protocol):
@@ -232,9 +237,35 @@ class MailDelivery:
             async with asyncio.timeout_at(until) as limit:
                 if letter is None:
                     return await self._servers.probe(until=until)
-                return await self._servers.send(letter, until=until, on_content=content_sent)
+                with self._dropped_if_erased(claims[-1][0], limit):
+                    return await self._servers.send(letter, until=until, on_content=content_sent)
         except TimeoutError:
-            raise SendInProgress("the lease has ended", retry_after=self._retry_claimed_after.total_seconds()) from None
+            raise SendInProgress(
+                "the lease has ended, or the person was erased", retry_after=self._retry_claimed_after.total_seconds()
+            ) from None
+
+    @contextmanager
+    def _dropped_if_erased(self, person: UUID, limit: asyncio.Timeout) -> Iterator[None]:
+        """Let go of a letter once its person is erased, wherever it is: waiting for its turn or between two tries, when
+        it is not sent; or with a mail server that has yet to reply, which may deliver it. Its outcome is not recorded
+        then: nobody waits for it. Most letters are gone before it is asked for the first time."""
+        loop = asyncio.get_running_loop()
+        asking: list[asyncio.Task[None]] = []
+
+        async def ask() -> None:
+            while True:
+                with suppress(Unavailable):  # then nobody can be erased, either
+                    if await self._claims.is_erased(person) and not limit.expired():
+                        limit.reschedule(loop.time())
+                await asyncio.sleep(ERASED_WITHIN.total_seconds())
+
+        first = loop.call_later(ERASED_WITHIN.total_seconds(), lambda: asking.append(asyncio.create_task(ask())))
+        try:
+            yield
+        finally:
+            first.cancel()
+            for task in asking:
+                task.cancel()
 
     def _usual(self, request: MailRequest) -> timedelta:
         """The duration of one of the latest hand-overs, chosen by the id: they vary as much as real ones do."""

@@ -20,7 +20,7 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 
 ROOT = Path(__file__).resolve().parent.parent
-_KEY = "00112233445566778899aabbccddeeff" * 2
+MASTER_KEY = "00112233445566778899aabbccddeeff" * 2
 _START_DEADLINE = 30.0
 _NOTHING: Mapping[str, str] = {}
 _REGISTRAR = str(Path(sys.executable).with_name("registrar"))
@@ -99,7 +99,7 @@ def _port(line: str) -> int:
 
 
 def _settings(dsn: str) -> dict[str, str]:
-    return {"REGISTRAR_DATABASE_URL": dsn, "REGISTRAR_MASTER_KEY": _KEY, "REGISTRAR_LOG_FORMAT": "json"}
+    return {"REGISTRAR_DATABASE_URL": dsn, "REGISTRAR_MASTER_KEY": MASTER_KEY, "REGISTRAR_LOG_FORMAT": "json"}
 
 
 @contextmanager
@@ -155,10 +155,10 @@ def run_job(module: str, job: dict[str, Any]) -> Any:
     return json.loads(done.stdout)
 
 
-def command(dsn: str, *words: str) -> float:
+def command(dsn: str, *words: str, settings: Mapping[str, str] = _NOTHING) -> float:
     """Run a command of the command line to its end; answers seconds."""
     started = time.perf_counter()
-    environment = _environment() | _settings(dsn)
+    environment = _environment() | _settings(dsn) | dict(settings)
     subprocess.run([_REGISTRAR, *words], env=environment, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - started
 
@@ -170,7 +170,7 @@ def load(process: Process, **job: Any) -> Any:
 
 def _until_it_leads(dsn: str) -> None:
     """All followers have a leader: the first mail need not wait for that."""
-    query = "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    query = "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = hashtext('registrar follower')::oid AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     deadline = time.monotonic() + _START_DEADLINE
     with psycopg.connect(dsn, autocommit=True) as connection:
         while time.monotonic() < deadline:

@@ -21,6 +21,7 @@ from nacl.exceptions import InvalidkeyError
 from application.addresses import canonical_address, parse_address
 from application.passwords import parse_password
 from infrastructure.crypto.keyring import Keyring, read_root_secret
+from infrastructure.crypto.master_keys import MasterKeys
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.settings.settings import Settings
@@ -52,7 +53,8 @@ async def login(
 
 async def main(email: str, password: str) -> int:
     settings = Settings.from_environment(os.environ)
-    key = settings.master_key or DataDirectory(settings.data_dir).master_key()
+    own = [key.get_secret_value() for key in (settings.master_key, settings.next_master_key) if key is not None]
+    keys = MasterKeys(*(own or DataDirectory(settings.data_dir).master_keys()))
     with ExitStack() as stack:
         if settings.database_url is None:
             embedded = EmbeddedPostgres(settings.data_dir)
@@ -61,10 +63,10 @@ async def main(email: str, password: str) -> int:
         url = settings.database_url.get_secret_value() if settings.database_url else embedded.dsn
         read_only = "-c default_transaction_read_only=on"
         async with await psycopg.AsyncConnection.connect(url, autocommit=True, options=read_only) as connection:
-            root_secret = await read_root_secret(connection, key.get_secret_value())
+            root_secret = await read_root_secret(connection, keys)
             if root_secret is None:
                 sys.exit("no service has run on this database yet")
-            keyring = Keyring(master_key=key.get_secret_value(), root_secret=root_secret)
+            keyring = Keyring(master_key=keys, root_secret=root_secret)
             account = await login(connection, keyring, email, password)
     print(account.registration_id if account else "wrong address or password")
     return 0 if account else 1

@@ -16,7 +16,7 @@ def _of(owner: str, *paths: str) -> tuple[Script, ...]:
 
 
 SCRIPTS = (
-    *_of("keys", "crypto/keys.sql"),
+    *_of("keys", "crypto/keys.sql", "crypto/keys_2.sql"),
     *_of("followers", "followers/followers.sql", "followers/followers_2.sql"),
     *_of("log", "event_store/log.sql"),
     *_of("guard", "event_store/guard.sql"),
@@ -24,4 +24,5 @@ SCRIPTS = (
     *_of("mail", "mail/mail.sql", "mail/mail_2.sql"),
     *_of("alerts", "alerts/alerts.sql"),
     *_of("replay", "replay/replay.sql", "replay/replay_2.sql"),
+    *_of("erasures", "audit/erasures.sql"),
 )

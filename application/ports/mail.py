@@ -144,6 +144,14 @@ class SendClaims(Protocol):
         """The claim, until it is released or its lease ends; None: another worker may be sending the mail now."""
         ...
 
+    async def is_erased(self, registration_id: UUID) -> bool:
+        """Is the personal key destroyed since? Asked about letters that wait for long.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+        ...
+
     def keep(self, registration_id: UUID, serial: int) -> None:
         """Extend the claim again and again, until it is released or lost."""
         ...

@@ -89,7 +89,7 @@ async def import_file(
         raise CannotStart("This file holds no personal keys; they are exported with --with-keys only.")
     async with AsyncExitStack() as stack:
         database = await open_database(settings, stack)
-        master_key = database.master_key if with_keys else None
+        master_key = database.master_keys if with_keys else None
         async with first_connection(database.dsn) as connection:
             await create_schema(connection)
             if master_key is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
+from application.addresses import forget_domains
 from application.ports import Unavailable
 from entrypoints.bootstrap.core import Core
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
@@ -30,6 +31,9 @@ REVIVE = timedelta(milliseconds=500)
 TIME_CHECK = timedelta(seconds=10)
 """How often the clock is set by the database when no append does it."""
 
+FORGET = timedelta(seconds=3)
+"""How often what is left of parsed addresses is forgotten: an erased person's is gone from every process in 5 s."""
+
 Works = dict[str, Coroutine[Any, Any, None]]
 """What runs, by name."""
 
@@ -47,6 +51,7 @@ async def running(
         "notifications": core.notifications.run(),
         "clock": _keep_time(core.store),
         "circuits": core.shared_circuits.run(),
+        "forgetting": _forget(),
     }
     if core.database.embedded is not None:
         works["embedded PostgreSQL"] = _keep_running(core.database.embedded)
@@ -87,6 +92,12 @@ async def _keep_running(postgres: EmbeddedPostgres) -> None:
                 await asyncio.to_thread(postgres.start)
             except DatabaseDidNotStart as error:
                 log.error("database.does_not_start", error=type(error).__name__, hint="see postgres.log")  # noqa: TRY400
+
+
+async def _forget() -> None:
+    while True:
+        await asyncio.sleep(FORGET.total_seconds())
+        forget_domains()
 
 
 async def _keep_time(store: EventStore) -> None:

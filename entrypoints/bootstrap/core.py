@@ -14,6 +14,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from application.handlers import Handlers
 from domain.policy import Policy
 from entrypoints.bootstrap.database import Database, keyring_of, open_database, prepare
+from entrypoints.bootstrap.erasures import erase_again, journal_file, note_key
+from infrastructure.crypto.key_uses import CHANNEL
+from infrastructure.crypto.key_watch import KeyWatch
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.event_store.codec import EventCodec
@@ -23,7 +26,7 @@ from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import ReconnectingConnection
-from infrastructure.postgres.notifications import Notifications
+from infrastructure.postgres.notifications import Notifications, Watch
 from infrastructure.postgres.pool import QueryPool
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.metrics import Metrics
@@ -84,7 +87,9 @@ async def open_core(
         CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each, fit to show.
     """
     database = await open_database(settings, stack)
-    return await core_on(database, await prepare(database), settings, stack, timing, pace=pace)
+    core = await core_on(database, await prepare(database), settings, stack, timing, pace=pace)
+    await erase_again(database.dsn, core.handlers, note_key(core.keyring), journal_file(settings))
+    return core
 
 
 async def core_as_it_is(settings: Settings, stack: AsyncExitStack) -> Core:
@@ -140,7 +145,13 @@ async def core_on(
         clock=timing.clock,
         store=store,
         tail=tail,
-        notifications=Notifications(database.dsn, on_restart=tail.forget),
+        notifications=Notifications(
+            database.dsn,
+            on_restart=tail.forget,
+            watches=[
+                Watch(CHANNEL, KeyWatch(keyring.master_keys, find=database.find_keys, settled=store.settled).look)
+            ],
+        ),
         pool=pool,
         keyring=keyring,
         hasher=hasher,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 
 import psycopg
 
 from entrypoints.bootstrap import CannotStart
 from infrastructure.crypto.keyring import Keyring, open_root_secret, read_root_secret
+from infrastructure.crypto.master_keys import MasterKeys
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.followers.projector import read_scripts
@@ -38,12 +40,15 @@ SCHEMA = (*SCRIPTS, *(script for projection in PROJECTIONS for script in read_sc
 class Database:
     """
     Attributes:
+        master_keys: those that this process has.
+        find_keys: those that it would have by now: in a data directory a rotation makes one.
         admin_token: what operators prove themselves with; None if admin routes are off.
         embedded: the server, where this process looks after it.
     """
 
     dsn: str = field(repr=False)
-    master_key: bytes = field(repr=False)
+    master_keys: MasterKeys
+    find_keys: Callable[[], Sequence[bytes]]
     admin_token: str | None = field(repr=False)
     embedded: EmbeddedPostgres | None
 
@@ -58,18 +63,26 @@ async def open_database(settings: Settings, stack: AsyncExitStack) -> Database:
         if settings.master_key is None:
             raise CannotStart("REGISTRAR_MASTER_KEY is not set; set it to what `openssl rand -hex 32` prints.")
         token = settings.admin_token.get_secret_value() if settings.admin_token else None
-        master_key = settings.master_key.get_secret_value()
-        return Database(settings.database_url.get_secret_value(), master_key, token, embedded=None)
+        set_keys = partial(keys_in, settings)
+        dsn = settings.database_url.get_secret_value()
+        return Database(dsn, MasterKeys(*set_keys()), set_keys, token, embedded=None)
     directory = DataDirectory(settings.data_dir)
-    if settings.master_key is None:
-        directory.master_key()  # made before there is a database, never beside one
+    find = directory.master_keys if settings.master_key is None else partial(keys_in, settings)
+    keys = MasterKeys(*find())  # made before there is a database, never beside one
     postgres = await _started(directory, stack)
     return Database(
         postgres.dsn,
-        (settings.master_key or directory.master_key()).get_secret_value(),
+        keys,
+        find,
         (settings.admin_token or directory.admin_token()).get_secret_value(),
         embedded=postgres,
     )
+
+
+def keys_in(settings: Settings) -> Sequence[bytes]:
+    """The master keys that are set: the one in use first, as a rule."""
+    keys = (settings.master_key, settings.next_master_key)
+    return [key.get_secret_value() for key in keys if key is not None]
 
 
 async def dsn_to_read(settings: Settings, stack: AsyncExitStack) -> str:
@@ -103,8 +116,8 @@ async def prepare(database: Database) -> Keyring:
         await create_schema(connection)
         await _check_import(connection)
         with cut_after(CONFIRM_WITHIN, connection):
-            root_secret = await open_root_secret(connection, database.master_key)
-    return Keyring(master_key=database.master_key, root_secret=root_secret)
+            root_secret = await open_root_secret(connection, database.master_keys)
+    return Keyring(master_key=database.master_keys, root_secret=root_secret)
 
 
 async def keyring_of(database: Database) -> Keyring:
@@ -116,10 +129,10 @@ async def keyring_of(database: Database) -> Keyring:
     async with first_connection(database.dsn, read_only=True) as connection:
         await check(connection, SCHEMA)
         await _check_import(connection)
-        root_secret = await read_root_secret(connection, database.master_key)
+        root_secret = await read_root_secret(connection, database.master_keys)
     if root_secret is None:
         raise CannotStart("No service has run on this database yet; start one first (`registrar up`, or `serve`).")
-    return Keyring(master_key=database.master_key, root_secret=root_secret)
+    return Keyring(master_key=database.master_keys, root_secret=root_secret)
 
 
 async def keyring_after_update(database: Database) -> Keyring:

@@ -7,8 +7,10 @@ from importlib.metadata import version
 
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.delivery import Delivery, finish_within
+from entrypoints.bootstrap.erasures import journal_file, note_key
 from infrastructure.alerts.alerts import Alerts
 from infrastructure.alerts.webhook import Webhook
+from infrastructure.audit.erasures import ErasureJournal
 from infrastructure.followers.integration_events import IntegrationEvents, PublishesEvents
 from infrastructure.followers.leadership import LeaderTask
 from infrastructure.followers.process_manager import ProcessManager
@@ -62,6 +64,8 @@ def followers(core: Core, settings: Settings, relay: Relay, publisher: Publishes
     leading.append(relay)
     if publisher is not None:
         leading.append(IntegrationEvents(tail=core.tail, notifications=core.notifications, publisher=publisher))
+    if (journal := erasure_journal(core, settings)) is not None:
+        leading.append(journal)
     if settings.verify_interval:
         leading.append(
             BackgroundVerification(
@@ -85,6 +89,23 @@ def relay_inside(core: Core, settings: Settings, delivery: Delivery) -> Relay:
         until_ready=delivery.servers.until_ready,
         finish_within=finish_within(settings),
         give_back=delivery.give_back_claims,
+    )
+
+
+def erasure_journal(core: Core, settings: Settings) -> ErasureJournal | None:
+    """What writes the journal of erasures; None where there is no place for one."""
+    file, url = journal_file(settings), settings.checkpoint_url
+    if file is None and url is None:
+        return None
+    publish = None
+    if url is not None:
+        webhook = Webhook(url.get_secret_value())
+
+        async def publish(note: str) -> None:
+            await webhook.post(note.encode(), {"Content-Type": "text/plain; charset=utf-8"})
+
+    return ErasureJournal(
+        tail=core.tail, notifications=core.notifications, key=note_key(core.keyring), file=file, publish=publish
     )
 
 

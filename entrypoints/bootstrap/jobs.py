@@ -22,6 +22,7 @@ COMMAND: Final = (sys.executable, "-P", "-c", "from entrypoints.cli.start import
 _NEEDED: Final = (
     "database_url",
     "master_key",
+    "next_master_key",
     "data_dir",
     "statement_timeout",
     "otp_ttl",

@@ -19,6 +19,8 @@ import click
 from domain.mail_state import STATES, STRAY, WAITING
 from entrypoints.cli import options, replaying, transfer
 from entrypoints.cli.audit import audit
+from entrypoints.cli.erasure import erase
+from entrypoints.cli.keys import keys
 from entrypoints.cli.read_models import projections
 
 
@@ -248,6 +250,8 @@ events.add_command(transfer.export_log)
 events.add_command(transfer.import_log)
 registrar.add_command(projections)
 registrar.add_command(audit)
+registrar.add_command(erase)
+registrar.add_command(keys)
 events.add_command(replaying.replay)
 
 

@@ -21,6 +21,8 @@ from domain.errors import Refused
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.auditor import Auditor, auditor
 from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
+from entrypoints.bootstrap.erasing import ErasureDesk, erasure_desk
+from entrypoints.bootstrap.keys import KeyDesk, key_desk
 from entrypoints.bootstrap.replay import Rebuilder, Verifier, rebuilder, verifier
 from entrypoints.cli.garbage_collection import collect_hardly_ever
 from entrypoints.cli.output import waiting
@@ -135,6 +137,16 @@ def auditing(data_dir: Path | None, work: Callable[[Auditor], Awaitable[int]], *
     return _with(settings, partial(auditor, with_keys=with_keys), work)
 
 
+def erasing_with(data_dir: Path | None, work: Callable[[ErasureDesk], Awaitable[int]]) -> int:
+    """`acting`, for a command that erases."""
+    return _with(read_settings(data_dir=data_dir), erasure_desk, work)
+
+
+def keeping_keys(data_dir: Path | None, work: Callable[[KeyDesk], Awaitable[int]]) -> int:
+    """`reading`, for a command about the master keys."""
+    return _with(read_settings(data_dir=data_dir), key_desk, work)
+
+
 def rebuilding(data_dir: Path | None, work: Callable[[Rebuilder], Awaitable[int]]) -> int:
     """`reading`, for a command that rebuilds read models; exit code as of `comparing`."""
     collect_hardly_ever()
@@ -213,10 +225,8 @@ def explain(error: Exception) -> tuple[str, int]:
         case CannotReplay() | ToldTwice():
             return str(error), 2
         case WrongMasterKey():
-            return (
-                f"{str(error)[:1].upper()}{str(error)[1:]}; put that key back (REGISTRAR_MASTER_KEY, or master.key in the data directory).",
-                2,
-            )
+            where = "REGISTRAR_MASTER_KEY or REGISTRAR_NEXT_MASTER_KEY, or master.key in the data directory"
+            return f"{str(error)[:1].upper()}{str(error)[1:]}; put that key back ({where}).", 2
         case NoSecrets():
             return "Addresses and Message-IDs are looked up with the master key; give it, or use the id.", 2
         case Refused():

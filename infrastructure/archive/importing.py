@@ -7,7 +7,7 @@ that it wrote. Until it is at its end the store has no head, and takes no append
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -21,7 +21,8 @@ from application.ports import WrongMasterKey
 from domain.recorded import Position
 from infrastructure.archive.lines import EventLine, KeyLine
 from infrastructure.archive.reading import Block, ExportedLog
-from infrastructure.crypto.keyring import read_root_secret, unwrap_root_secret
+from infrastructure.crypto.keyring import ROOT, binding, read_root_secret
+from infrastructure.crypto.master_keys import KeyId, MasterKeys, Unopened, names
 from infrastructure.event_store.chain import BEFORE_ALL
 from infrastructure.postgres.connection import Connection
 
@@ -115,18 +116,20 @@ async def import_events(connection: Connection, log: ExportedLog, *, on_events: 
         raise _other_log()
 
 
-async def end_import(connection: Connection, log: ExportedLog, *, master_key: bytes | None) -> int:
+async def end_import(connection: Connection, log: ExportedLog, *, master_key: MasterKeys | None) -> int:
     """Write the personal keys, if wanted, and give the log its head; the number of keys. All of it or nothing.
 
     Args:
-        master_key: that of the file's keys; None leaves them out.
+        master_key: that of the file's keys, or those: it may have been written during a rotation. None leaves them out.
 
     Raises:
         BadFile, OSError, psycopg.Error: see `import_events`.
-        WrongMasterKey, CannotImport: see `check_root_secret`.
+        WrongMasterKey, CannotImport: see `check_root_secret`; or some of the keys are wrapped by a master key that is
+            not here, which is named.
     """
     await connection.execute("SET synchronous_commit = on")
     keys = 0
+    wrapped_by = _WrappedBy(master_key, log.head.root_secret) if master_key and log.head.root_secret else None
     async with connection.transaction():
         if master_key is not None and await check_root_secret(connection, log, master_key):
             await connection.execute(
@@ -134,15 +137,59 @@ async def end_import(connection: Connection, log: ExportedLog, *, master_key: by
             )
         found = log.personal_keys()
         while portion := await asyncio.to_thread(lambda: [*islice(found, BATCH_KEYS)]):
-            if master_key is not None:
+            if wrapped_by is not None:
                 keys += len(portion)
+                wrapped_by.check(portion)
                 await _copy(connection, _COPY_KEYS, map(_key_row, portion))
+        if wrapped_by is not None:
+            await wrapped_by.note(connection)
         await connection.execute("SELECT public.end_import(%s, %s)", (log.position, log.hash))
     await connection.execute("ANALYZE public.events, public.blocks")
     return keys
 
 
-async def check_root_secret(connection: Connection, log: ExportedLog, master_key: bytes) -> bool:
+class _WrappedBy:
+    """Which master keys wrap what is in the file; all of them are here."""
+
+    def __init__(self, keys: MasterKeys, root: bytes) -> None:
+        self._keys = keys
+        self._root = root
+        self._named = dict.fromkeys(filter(None, (names(root),)))
+        self._first: KeyId | None = None
+
+    def check(self, portion: Sequence[KeyLine]) -> None:
+        """
+        Raises:
+            WrongMasterKey: some are wrapped by one that is not here.
+        """
+        self._named |= dict.fromkeys(filter(None, (names(one.wrapped) for one in portion)))
+        missing = [one.hex() for one in self._named if one not in self._keys.ids]
+        unnamed = next((one for one in portion if names(one.wrapped) is None), None)
+        if unnamed is not None and not missing:
+            try:
+                self._first = self._keys.opened(unnamed.wrapped, binding(unnamed.registration_id))[0]
+            except Unopened:
+                missing = ["that has no id yet, as it has never been changed"]
+        if missing:
+            raise WrongMasterKey(
+                f"keys in this file are wrapped by the master key {' and '.join(missing)}, and it is not here; import "
+                "with both (REGISTRAR_NEXT_MASTER_KEY): the file was written during a rotation"
+            )
+
+    async def note(self, connection: Connection) -> None:
+        """Note them as the log's own database has it; the one that wraps the root secret wraps from now on."""
+        wraps = names(self._root)
+        first = self._first if wraps is not None else self._keys.opened(self._root, ROOT)[0]
+        named = sorted(self._named, key=lambda one: one == wraps)
+        for number, key in enumerate((first, *named), start=1):
+            if key is not None:
+                await connection.execute(
+                    "INSERT INTO public.master_keys (number, key_id) VALUES (%s, %b) ON CONFLICT DO NOTHING",
+                    (number, key),
+                )
+
+
+async def check_root_secret(connection: Connection, log: ExportedLog, master_key: MasterKeys) -> bool:
     """Do the file's keys fit here? True: its root secret is still to be written.
 
     Raises:
@@ -152,9 +199,11 @@ async def check_root_secret(connection: Connection, log: ExportedLog, master_key
     if log.head.root_secret is None:
         return False
     try:
-        theirs = unwrap_root_secret(log.head.root_secret, master_key)
-    except WrongMasterKey:
-        raise WrongMasterKey("the master key is not the one that the keys in this file are wrapped by") from None
+        theirs = master_key.unwrap(log.head.root_secret, ROOT)
+    except WrongMasterKey as error:
+        raise WrongMasterKey(
+            f"the master key is not the one that the keys in this file are wrapped by: {error}"
+        ) from None
     ours = await read_root_secret(connection, master_key)
     if ours is not None and ours != theirs:
         raise CannotImport(

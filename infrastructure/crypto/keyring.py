@@ -1,8 +1,8 @@
 """Every key and what is derived from keys: sealing, addresses' hashes, codes, message ids.
 
-The master key (from the operator) wraps two kinds of secret in the database: each person's own key, and the root
+A master key (from the operator) wraps two kinds of secret in the database: each person's own key, and the root
 secret, from which every other key is derived (HKDF-SHA256, one label per purpose). So the master key can be changed
-without changing a claim's id or a code that is on its way.
+(`infrastructure.crypto.rotation`) without changing a claim's id or a code that is on its way.
 """
 
 from __future__ import annotations
@@ -21,12 +21,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from application.ports import Person, WrappedKey, WrongMasterKey
 from domain.email_claim import ClaimId
+from infrastructure.crypto.key_uses import note_first_use, noted, read_use
+from infrastructure.crypto.master_keys import NONCE_BYTES, MasterKeys, Unopened
 from infrastructure.postgres.connection import Connection
-
-_NONCE_BYTES = 12
-"""Bytes of an AES-GCM nonce (NIST SP 800-38D), random: each personal key seals once, the master key wraps far fewer
-than the 2**32 messages that random nonces allow."""
-
 
 _PERSON = msgspec.json.Decoder(Person)
 
@@ -34,19 +31,20 @@ _PERSON = msgspec.json.Decoder(Person)
 class Keyring:
     """Implements `application.ports.Secrets`."""
 
-    def __init__(self, *, master_key: bytes, root_secret: bytes) -> None:
+    def __init__(self, *, master_key: bytes | MasterKeys, root_secret: bytes) -> None:
         """
         Args:
-            master_key: 32 bytes, from the operator.
+            master_key: 32 bytes, from the operator; or several, as the database uses them.
             root_secret: 32 bytes, as `open_root_secret` returns them.
         """
-        self._master = AESGCM(master_key)
+        self.master_keys = keys_of(master_key)
         self._address_key = _derive(root_secret, b"address claim")
         self._idempotency_key = _derive(root_secret, b"idempotent registration id")
         self._fingerprint_key = _derive(root_secret, b"payload fingerprint")
         self._code_key = _derive(root_secret, b"one-time codes")
         self._message_key = _derive(root_secret, b"message ids")
         self._salt_key = _derive(root_secret, b"password salts")
+        self.journal_seed = _derive(root_secret, b"journal of erasures")
 
     def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> ClaimId:
         """The stream of the address's claim; with `duplicate`, of the claim that decides among duplicates."""
@@ -90,74 +88,103 @@ class Keyring:
     def seal(self, registration_id: UUID, person: Person) -> tuple[str, WrappedKey]:
         """Encrypt with a new personal key, bound to the registration's id (AES-256-GCM)."""
         clear = msgspec.json.encode(person)
-        drawn = os.urandom(32 + 2 * _NONCE_BYTES)  # one system call for all three
-        key = drawn[:32]
-        sealed = _encrypt(AESGCM(key), clear, registration_id.bytes, drawn[32:-_NONCE_BYTES])
-        wrapped = _encrypt(self._master, key, b"personal key" + registration_id.bytes, drawn[-_NONCE_BYTES:])
+        drawn = os.urandom(32 + 2 * NONCE_BYTES)  # one system call for all three
+        key, nonce = drawn[:32], drawn[32:-NONCE_BYTES]
+        sealed = nonce + AESGCM(key).encrypt(nonce, clear, registration_id.bytes)
+        wrapped = self.master_keys.wrap(key, binding(registration_id), drawn[-NONCE_BYTES:])
         return b64encode(sealed).decode(), WrappedKey(registration_id, wrapped)
 
     def open(self, registration_id: UUID, sealed: str, wrapped: bytes) -> Person:
         """Decrypt what `seal` returned.
 
         Raises:
-            WrongMasterKey: the key or the sealed data was made with another master key, or for another registration.
+            WrongMasterKey: the master key that wrapped the key is not here, which is named; or what is sealed was made
+                with another key, or for another registration.
         """
         try:
-            key = _decrypt(self._master, wrapped, b"personal key" + registration_id.bytes)
-            clear = _decrypt(AESGCM(key), b64decode(sealed), registration_id.bytes)
-        except InvalidTag:
-            raise WrongMasterKey(f"the personal data of {registration_id} cannot be opened with this key") from None
+            key = self.master_keys.unwrap(wrapped, binding(registration_id))
+            data = b64decode(sealed)
+            clear = AESGCM(key).decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], registration_id.bytes)
+        except (InvalidTag, WrongMasterKey) as error:
+            why = f": {error}" if isinstance(error, WrongMasterKey) else " with its key"
+            raise WrongMasterKey(f"the personal data of {registration_id} cannot be opened{why}") from None
         return _PERSON.decode(clear)
 
 
-async def open_root_secret(connection: Connection, master_key: bytes) -> bytes:
-    """The database's root secret; created at the first start, by the first process.
+def keys_of(master_key: bytes | MasterKeys) -> MasterKeys:
+    return master_key if isinstance(master_key, MasterKeys) else MasterKeys(master_key)
+
+
+def binding(registration_id: UUID) -> bytes:
+    """What a personal key is bound to, wherever it is wrapped."""
+    return b"personal key" + registration_id.bytes
+
+
+ROOT = b"root secret"
+"""What the root secret is bound to."""
+
+
+async def open_root_secret(connection: Connection, master_key: bytes | MasterKeys) -> bytes:
+    """The database's root secret; created at the first start, by the first process. The keys follow the database's use
+    of them from here on.
 
     Raises:
-        WrongMasterKey: it is wrapped with another master key.
+        WrongMasterKey: see `read_root_secret`.
     """
-    found = await read_root_secret(connection, master_key)
+    keys = keys_of(master_key)
+    found = await read_root_secret(connection, keys)
     if found is None:
         await connection.execute(
             "INSERT INTO service_secrets (name, wrapped) VALUES ('root', %b) ON CONFLICT DO NOTHING",
-            (_encrypt(AESGCM(master_key), os.urandom(32), b"root secret", os.urandom(_NONCE_BYTES)),),
+            (keys.wrap(os.urandom(32), ROOT),),
         )
-        found = await read_root_secret(connection, master_key)
+        found = await read_root_secret(connection, keys)
+    if not await noted(connection):
+        wrapped = await _wrapped_root(connection)
+        assert wrapped is not None  # noqa: S101 - inserted above
+        await note_first_use(connection, wrapped, keys.opened(wrapped, ROOT)[0])
+        keys.follow(await read_use(connection))
     assert found is not None  # noqa: S101 - inserted above
     return found
 
 
-async def read_root_secret(connection: Connection, master_key: bytes) -> bytes | None:
-    """The database's root secret; None if no service has started on it yet.
+async def read_root_secret(connection: Connection, master_key: bytes | MasterKeys) -> bytes | None:
+    """The database's root secret; None if no service has started on it yet. The keys follow the database's use of them
+    from here on.
 
     Raises:
-        WrongMasterKey: it is wrapped with another master key.
+        WrongMasterKey: it is wrapped with another master key; or persons' keys are, and would turn up one by one.
     """
+    keys = keys_of(master_key)
+    keys.follow(await read_use(connection))
+    wrapped = await _wrapped_root(connection)
+    found = None if wrapped is None else unwrap_root_secret(wrapped, keys)
+    if keys.missing:
+        missing = " and ".join(one.hex() for one in sorted(keys.missing))
+        raise WrongMasterKey(f"the master key {missing} wraps keys in this database, and this process does not have it")
+    return found
+
+
+async def _wrapped_root(connection: Connection) -> bytes | None:
     row = await (await connection.execute("SELECT wrapped FROM service_secrets WHERE name = 'root'")).fetchone()
-    return None if row is None else unwrap_root_secret(row[0], master_key)
+    return None if row is None else row[0]
 
 
-def unwrap_root_secret(wrapped: bytes, master_key: bytes) -> bytes:
+def unwrap_root_secret(wrapped: bytes, master_key: bytes | MasterKeys) -> bytes:
     """
     Raises:
         WrongMasterKey: it is wrapped with another master key.
     """
     try:
-        return _decrypt(AESGCM(master_key), wrapped, b"root secret")
-    except InvalidTag:
-        raise WrongMasterKey("the master key is not the one that this database was set up with") from None
+        return keys_of(master_key).unwrap(wrapped, ROOT)
+    except Unopened as error:
+        if error.key is not None:
+            raise WrongMasterKey(f"the root secret of this database is damaged: {error}") from None
+        raise WrongMasterKey(f"the master key is not the one that this database was set up with: {error}") from None
 
 
 def _derive(root_secret: bytes, purpose: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"registrar " + purpose).derive(root_secret)
-
-
-def _encrypt(cipher: AESGCM, clear: bytes, bound_to: bytes, nonce: bytes) -> bytes:
-    return nonce + cipher.encrypt(nonce, clear, bound_to)
-
-
-def _decrypt(cipher: AESGCM, sealed: bytes, bound_to: bytes) -> bytes:
-    return cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], bound_to)
 
 
 def _uuid8(digest: bytes) -> UUID:

@@ -7,13 +7,14 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
 from pydantic import SecretBytes, SecretStr
 
+from application.crash_points import crash_point
 from infrastructure.embedded.files import (
     exclusively,
     explained,
@@ -25,6 +26,11 @@ from infrastructure.embedded.files import (
 )
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+MASTER_KEY = "master.key"
+NEXT_MASTER_KEY = "master.key.next"
+OTHER_MASTER_KEYS = re.compile(r"master\.key\.next|master-[0-9a-f]{16}\.key")
+"""Files beside the master key."""
 
 
 class BadDataDirectory(Exception):
@@ -142,21 +148,61 @@ class DataDirectory:
             os.close(lock)
 
     def master_key(self) -> SecretBytes:
-        """The 32 bytes that wrap every other key: created by the first call ever, and never changed.
+        """The 32 bytes that wrap every other key: created by the first call ever, and changed by a rotation only.
 
         Raises:
             BadDataDirectory: the file does not contain a key, or is missing beside a database. It is never replaced:
                 what it sealed would be lost.
         """
-        if (self.path / "postgres").exists() and not (self.path / "master.key").exists():
+        if (self.path / "postgres").exists() and not (self.path / MASTER_KEY).exists():
             raise BadDataDirectory(
-                f"{self.path / 'master.key'} is missing; put it back from a backup: "
+                f"{self.path / MASTER_KEY} is missing; put it back from a backup: "
                 "without it no personal data in this directory can be read."
             )
-        text = self._made_once("master.key", lambda: secrets.token_hex(32))
+        return self._key(MASTER_KEY)
+
+    def master_keys(self) -> Sequence[bytes]:
+        """The master key, then the next one if a rotation has made it, and those that it has replaced: what a backup
+        from before the rotation needs.
+
+        Raises:
+            BadDataDirectory: see `master_key`.
+        """
+        key = self.master_key()
+        others = sorted(file.name for file in self.path.glob("master*.key*") if OTHER_MASTER_KEYS.fullmatch(file.name))
+        return [key.get_secret_value(), *(self._key(name).get_secret_value() for name in others)]
+
+    def next_master_key(self) -> SecretBytes:
+        """The key that a rotation is to: created by its first call, and there until `take_next_master_key`.
+
+        Raises:
+            BadDataDirectory: the file does not contain a key.
+        """
+        return self._key(NEXT_MASTER_KEY)
+
+    def take_next_master_key(self, retired: str) -> Path:
+        """Put the next master key in the place of the one that it has replaced, which is kept beside it.
+
+        Args:
+            retired: the id of the one that is replaced.
+
+        Returns:
+            Its file.
+        """
+        kept = self.path / f"master-{retired}.key"
+        text = self.master_key().get_secret_value().hex()
+        with explained(kept, BadDataDirectory), exclusively(self.path / "keys.lock"):
+            write(kept, text + "\n")
+            crash_point("rotation.before_key_file")
+            (self.path / NEXT_MASTER_KEY).replace(self.path / MASTER_KEY)
+            sync(self.path)
+        return kept
+
+    def _key(self, name: str) -> SecretBytes:
+        text = self._made_once(name, lambda: secrets.token_hex(32))
         if not re.fullmatch(r"[0-9a-f]{64}", text):
             raise BadDataDirectory(
-                f"{self.path / 'master.key'} is not a key (64 hex digits); put it back from a backup: "
+                f"{self.path / name} is not a key (64 hex digits); put it back from a backup: "
                 "without it no personal data in this directory can be read."
             )
         return SecretBytes(bytes.fromhex(text))

@@ -81,6 +81,10 @@ class Appender:
         """Record it atomically; returns the position of its last event. Raises what `application.ports.Log` says."""
         return await self._appends.do(append)
 
+    async def settled(self) -> None:
+        """Return when every append that was accepted up to now is recorded, or is not."""
+        await self._appends.settled()
+
     async def try_locks(self) -> None:
         """Take the locks of an append, and commit.
 

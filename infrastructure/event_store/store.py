@@ -106,6 +106,10 @@ class EventStore:
         finally:
             self._on_append(time.monotonic() - started)
 
+    async def settled(self) -> None:
+        """Return when every append that was accepted up to now is recorded, or is not."""
+        await self._appender.settled()
+
     @property
     def waiting(self) -> int:
         """How many appends wait for the next batch."""

@@ -62,11 +62,31 @@ class StoredSendClaims:
         self._claims: Batcher[_Mail, SendClaim | None] = Batcher(
             self._claim, name="send claims", max_batch=500, max_waiting=5000, pace=pace
         )
+        self._looks: Batcher[UUID, bool] = Batcher(
+            self._look_for_keys, name="personal keys", max_batch=5000, max_waiting=5000
+        )
 
     async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
         """See `application.ports.SendClaims`."""
         with self._refusals:
             return await self._claims.do((registration_id, serial))
+
+    async def is_erased(self, registration_id: UUID) -> bool:
+        """See `application.ports.SendClaims`."""
+        return await self._looks.do(registration_id)
+
+    async def _look_for_keys(self, registration_ids: Sequence[UUID]) -> Sequence[bool]:
+        async def select(connection: Connection) -> set[UUID]:
+            cursor = await connection.execute(
+                "SELECT registration_id FROM personal_keys WHERE registration_id = ANY (%b)", (list(registration_ids),)
+            )
+            return {one for (one,) in await cursor.fetchall()}
+
+        try:
+            there = await self._connection.execute_idempotent(select)
+        except psycopg.Error as error:
+            raise Unavailable("the personal keys cannot be looked at") from error
+        return [one not in there for one in registration_ids]
 
     def keep(self, registration_id: UUID, serial: int) -> None:
         """See `application.ports.SendClaims`."""

@@ -61,6 +61,7 @@ class Batcher(Generic[Item, Result]):
         self._next_at = 0.0
         self._stuck = False
         self._waiting: dict[asyncio.Future[Result], Item] = {}  # in order; O(1) to remove a cancelled caller's item
+        self._under_way: asyncio.Future[None] | None = None
         self._worker: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -98,6 +99,18 @@ class Batcher(Generic[Item, Result]):
             return await future
         finally:
             self._waiting.pop(future, None)
+
+    async def settled(self) -> None:
+        """Return when everything that was accepted up to now has been handled, one way or the other."""
+        accepted = [*self._waiting]
+        await self._batch_ended()
+        if accepted:
+            await asyncio.wait(accepted)
+        await self._batch_ended()  # what it holds of callers who have left is handled, too
+
+    async def _batch_ended(self) -> None:
+        if self._under_way is not None:
+            await asyncio.wait({self._under_way})
 
     async def close(self) -> None:
         """Refuse new items; finish those that were accepted."""
@@ -145,6 +158,7 @@ class Batcher(Generic[Item, Result]):
     async def _resolve(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         results: list[tuple[tuple[Item, asyncio.Future[Result]], Result | Exception]]
         alarm = asyncio.get_running_loop().call_later(self._patience, self._refuse_waiting)
+        under_way = self._under_way = asyncio.get_running_loop().create_future()
         try:
             self._on_batch(len(batch))
             results = list(zip(batch, await self._run([item for item, _ in batch]), strict=True))
@@ -157,6 +171,8 @@ class Batcher(Generic[Item, Result]):
         finally:
             alarm.cancel()
             self._stuck = False
+            self._under_way = None
+            under_way.set_result(None)
         for (_, future), result in results:
             if future.done():
                 continue

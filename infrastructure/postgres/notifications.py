@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
 
 from domain.recorded import Position
-from infrastructure.postgres.connection import Connection, closing, connect
+from infrastructure.postgres.circumstances import why_unusable
+from infrastructure.postgres.connection import AWAY, Connection, closing, connect
 
 log = structlog.get_logger(__name__)
 
@@ -23,20 +25,43 @@ HEAD = "log"
 LOOK_ANYWAY = timedelta(seconds=1)
 """How long to wait for a notification before polling."""
 
+LOOK_AGAIN = timedelta(seconds=3)
+"""How often the watches look without being told to."""
+
 _POSITION = re.compile("[0-9]{1,19}")  # no more than a bigint has
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Something in the database that a process keeps up with.
+
+    Attributes:
+        channel: announces that it has changed; a constant of ours.
+        look: looks at it, on a session that lasts as long as the process as a rule: also at the start of each session,
+            and every `LOOK_AGAIN`.
+    """
+
+    channel: str
+    look: Callable[[Connection], Awaitable[None]]
 
 
 class Notifications:
     """One LISTEN connection for the whole process. It reconnects for ever; while it is away, waiters time out."""
 
-    def __init__(self, dsn: str, *, on_restart: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, dsn: str, *, on_restart: Callable[[], None] = lambda: None, watches: Sequence[Watch] = ()
+    ) -> None:
         """
         Args:
             on_restart: called whenever listening starts or restarts: after a failover, what was read before may be
                 wrong.
+            watches: what else is looked at on the listening session.
         """
         self._dsn = dsn
         self._on_restart = on_restart
+        self._watches = watches
+        self._channels = frozenset(watch.channel for watch in watches)
+        self._failed: set[str] = set()
         self._heard: dict[str, Position] = {}
         self._unverified: dict[str, Position] = {}  # announced, but not compared with the tables yet
         self._waiting: dict[str, asyncio.Future[None]] = {}
@@ -93,13 +118,36 @@ class Notifications:
             # What was announced before we were listening.
             for who, position in (await _positions(connection)).items():
                 self.note_position(who, position)
+            for watch in self._watches:
+                await connection.execute(f"LISTEN {watch.channel}".encode())
+            due: set[str] = set()
+            look_at = 0.0
             while True:
+                if due or asyncio.get_running_loop().time() >= look_at:
+                    due.clear()
+                    await self._look(connection)
+                    look_at = asyncio.get_running_loop().time() + LOOK_AGAIN.total_seconds()
                 async for notification in connection.notifies(timeout=LOOK_ANYWAY.total_seconds()):
+                    due |= {notification.channel} & self._channels
                     name, _, number = notification.payload.rpartition(":")
-                    if _POSITION.fullmatch(number):
+                    if _POSITION.fullmatch(number) and notification.channel not in self._channels:
                         self._trust_for_now(HEAD if notification.channel == "registrar_log" else name, int(number))
                 if self._unverified:
                     self._correct(await _positions(connection))
+
+    async def _look(self, connection: Connection) -> None:
+        """Run the watches; one that fails does not keep the others from it, nor anybody from what is announced."""
+        for watch in self._watches:
+            try:
+                await watch.look(connection)
+            except AWAY:
+                raise
+            except Exception as error:
+                if watch.channel not in self._failed:  # once, not every few seconds
+                    log.exception("watch.failed", watch=watch.channel, hint=why_unusable(error) or "report this bug")
+                self._failed.add(watch.channel)
+            else:
+                self._failed.discard(watch.channel)
 
     def _trust_for_now(self, who: str, position: Position) -> None:
         """Wake its waiters now, and verify it within a second: any role of the database may notify."""

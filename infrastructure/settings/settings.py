@@ -84,6 +84,12 @@ class Settings(BaseModel):
         description="file `master_key` was read from; None: none",
         examples=["a file with what `openssl rand -hex 32` prints"],
     )
+    next_master_key: MasterKey | None = Field(
+        default=None,
+        description="key that `registrar keys rotate` changes `master_key` for; both open what they wrapped; None: none",
+        examples=["what `openssl rand -hex 32` prints"],
+    )
+    next_master_key_file: Path | None = _file("next_master_key")
     admin_token: Token | None = Field(
         default=None,
         description="bearer token of the admin routes; None: made once in `data_dir` (embedded database only)",
@@ -116,6 +122,18 @@ class Settings(BaseModel):
             "https://witness.example.org#witness.example.org+8e43029b+BGTbmG8Ci9F7XiHiZtve8bh03HTs4IOUOsozgoVKVngA"
         ],
     )
+    checkpoint_dir: Path | None = Field(
+        default=None,
+        description="directory of the checkpoints and the journal of erasures, outside of the database; None: in "
+        "`data_dir` (embedded database only)",
+        examples=["/var/lib/registrar/checkpoints"],
+    )
+    checkpoint_url: AlertUrl | None = Field(
+        default=None,
+        description="URL that each checkpoint and erasure is posted to; None: none",
+        examples=["https://audit.example.org/registrar"],
+    )
+    checkpoint_url_file: Path | None = _file("checkpoint_url")
 
     host: str = Field(
         default="127.0.0.1",

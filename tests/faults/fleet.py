@@ -332,7 +332,7 @@ class Fleet:
         async def led() -> bool:
             rows = await query(
                 self.dsn,
-                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = hashtext('registrar follower')::oid"
                 " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
             )
             return bool(rows[0][0] >= len(followers))

@@ -138,7 +138,7 @@ async def _all_led(dsn: str) -> bool:
     """Six read models, the saga and the relay have a leader."""
     (row,) = await query(
         dsn,
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = hashtext('registrar follower')::oid"
         " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
     )
     return bool(row[0] >= 8)

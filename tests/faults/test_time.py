@@ -207,7 +207,7 @@ async def sessions_of_followers(dsn: str) -> list[int]:
     rows = await query(
         dsn,
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid IN"
-        " (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted)",
+        " (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = hashtext('registrar follower')::oid)",
     )
     assert len(rows) == 9, rows
     return [row[0] for row in rows]

@@ -343,6 +343,12 @@ class SimulatedClaims(DatabasePort):
     async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
         return await self._claims.do((registration_id, serial))
 
+    async def is_erased(self, registration_id: UUID) -> bool:
+        await self.go("claim")
+        erased = registration_id not in self.database.keys
+        await self.come("claim")
+        return erased
+
     def keep(self, registration_id: UUID, serial: int) -> None:
         """No mail server here takes its time over the content."""
 

@@ -278,3 +278,31 @@ async def test_whoever_waits_behind_a_batch_without_an_answer_or_comes_is_refuse
     assert await batcher.do(4) == 8
     assert work.batches == [[0], [4]]  # what was refused was not done
     await batcher.close()
+
+
+async def test_settled_is_what_was_accepted_before_and_nothing_after(batcher: Batcher[int, int], work: Work) -> None:
+    under_way, waiting = [await work.occupy(batcher)], await queued(batcher, 2)
+
+    settled = asyncio.create_task(batcher.settled())
+    await asyncio.sleep(0)
+    assert not settled.done()
+    work.gate.set()
+    await settled
+
+    assert all(task.done() for task in (*under_way, *waiting))
+    await batcher.settled()
+
+
+async def test_settled_waits_for_what_is_under_way_though_its_caller_has_left(
+    batcher: Batcher[int, int], work: Work
+) -> None:
+    left = await work.occupy(batcher)
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+
+    settled = asyncio.create_task(batcher.settled())
+    await asyncio.sleep(0)
+    assert not settled.done()
+    work.gate.set()
+    await settled
+    assert work.batches == [[0]]

@@ -31,7 +31,8 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[s
 
 EVERY = sorted(commands(registrar))
 LEAVES = [path for path in EVERY if not any(other[:-1] == path for other in EVERY)]
-PRINTS_DATA = [path for path in LEAVES if path[0] in {"audit", "broker", "doctor", "events", "mail", "projections"}]
+DATA = {"audit", "broker", "doctor", "erase", "events", "keys", "mail", "projections"}
+PRINTS_DATA = [path for path in LEAVES if path[0] in DATA]
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,7 @@ def test_every_command_of_the_contract_is_there() -> None:
     wanted += "|events replay|projections parked list|projections parked show|projections parked retry"
     wanted += "|audit prove"
     wanted += "|audit explain|audit search|audit export"
+    wanted += "|erase|keys list|keys rotate"
     ours = {"broker declare", "projections drop"}
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), *ours}
 

@@ -74,6 +74,9 @@ class Claims:
         self.held.add((registration_id, serial))
         return SendClaim(self._log.keys.get(registration_id))
 
+    async def is_erased(self, registration_id: UUID) -> bool:
+        return registration_id not in self._log.keys
+
     def keep(self, registration_id: UUID, serial: int) -> None:
         self.kept.append((registration_id, serial))
 
@@ -363,3 +366,59 @@ async def test_the_mail_of_an_erased_person_is_not_sent(post: Post) -> None:
     await post.deliver(registration_id)
 
     assert post.servers.letters == []
+
+
+async def test_a_letter_that_waits_is_let_go_of_once_its_person_is_erased(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it waits for: its turn at the mail server, the next try, or the server's reply."""
+    monkeypatch.setattr("application.mail_delivery.ERASED_WITHIN", timedelta(milliseconds=1))
+    registration_id = await post.house.registered()
+    waiting = asyncio.Event()
+
+    async def for_ever(*_: Any, **__: Any) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(post.servers, "send", for_ever)
+    delivery = asyncio.ensure_future(post.deliver(registration_id))
+    await waiting.wait()
+    post.log.keys.clear()
+
+    with pytest.raises(SendInProgress):
+        await delivery
+
+    assert post.claims.held == set()
+    assert post.count(Registration.EmailDispatched) == 0
+
+
+async def test_a_letter_that_waits_is_kept_while_its_person_is_there(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("application.mail_delivery.ERASED_WITHIN", timedelta(milliseconds=1))
+    registration_id = await post.house.registered()
+    asked = 0
+
+    async def is_erased(_: UUID) -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise Unavailable("the database is away")
+        if asked == 3:
+            go.set()
+        return False
+
+    go = asyncio.Event()
+    send = post.servers.send
+
+    async def slowly(letter: Letter, **more: Any) -> HandOver:
+        await go.wait()
+        return await send(letter, **more)
+
+    monkeypatch.setattr(post.claims, "is_erased", is_erased)
+    monkeypatch.setattr(post.servers, "send", slowly)
+
+    await post.deliver(registration_id)
+
+    assert asked >= 3
+    assert len(post.servers.letters) == 1

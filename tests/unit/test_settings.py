@@ -304,8 +304,10 @@ SECRETS = {
     "BROKER_URL": "amqp://u:hunter2-canary@host/",
     "SMTP_URLS": "smtps://u:hunter2-canary@host",
     "MASTER_KEY": KEY.hex(),
+    "NEXT_MASTER_KEY": KEY.hex(),
     "ADMIN_TOKEN": "hunter2-canary",
     "ALERT_URL": "https://host/hunter2-canary",
+    "CHECKPOINT_URL": "https://host/hunter2-canary",
 }
 
 

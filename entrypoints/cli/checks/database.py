@@ -11,10 +11,12 @@ from pathlib import Path
 import psycopg
 
 from application.ports import WrongMasterKey
-from entrypoints.bootstrap.database import SCHEMA
+from entrypoints.bootstrap.database import SCHEMA, keys_in
 from entrypoints.cli.checks.finding import PATIENCE, Finding, State
 from entrypoints.queries.followers import followers_with
+from infrastructure.crypto.key_uses import noted
 from infrastructure.crypto.keyring import read_root_secret
+from infrastructure.crypto.master_keys import MasterKeys
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
 from infrastructure.event_store.probe import take_locks_of_an_append
@@ -222,19 +224,26 @@ async def _clock(connection: Connection) -> Finding:
 async def _master_key(connection: Connection, settings: Settings) -> Finding:
     if await _value(connection, "SELECT count(*) FROM service_secrets WHERE name = 'root'") == 0:
         return Finding("master key", "ok", "not in use yet")
-    key = settings.master_key
-    if key is None and not (settings.data_dir / "master.key").exists():
+    if settings.master_key is None and not (settings.data_dir / "master.key").exists():
         return Finding(
             "master key", "fail", "master.key is missing", "Put it back from a backup; never make a new one."
         )
     try:
-        key = key or DataDirectory(settings.data_dir).master_key()
-        await read_root_secret(connection, key.get_secret_value())
+        keys = MasterKeys(*(keys_in(settings) or DataDirectory(settings.data_dir).master_keys()))
+        await read_root_secret(connection, keys)
     except BadDataDirectory as error:
         return Finding("master key", "fail", str(error))
     except WrongMasterKey as error:
         return Finding("master key", "fail", str(error), "Put back the one this database was set up with.")
-    return Finding("master key", "ok", "fits this database")
+    known = await noted(connection)
+    replaced = [one.key_id.hex() for one in known if one.key_id != keys.wrapping and one.retired_at is None]
+    if replaced:
+        says = f"{keys.wrapping.hex()} wraps, and {' and '.join(replaced)} is not replaced yet"
+        return Finding("master key", "warn", says, "Run `registrar keys rotate` again: it goes on where it ended.")
+    if keys.ids[0] != keys.wrapping and settings.master_key is not None:
+        says = f"{keys.wrapping.hex()} wraps; REGISTRAR_MASTER_KEY is {keys.ids[0].hex()}, which is retired"
+        return Finding("master key", "warn", says, "Set it to the value of REGISTRAR_NEXT_MASTER_KEY, and unset that.")
+    return Finding("master key", "ok", f"{keys.wrapping.hex()} fits this database")
 
 
 async def _followers(connection: Connection, settings: Settings) -> AsyncIterator[Finding]:

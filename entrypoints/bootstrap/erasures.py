@@ -1,0 +1,118 @@
+"""The journal of erasures: where it is, and the erasures in it that a restore has undone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+from uuid import UUID, uuid4
+
+import structlog
+
+from application.commands import EraseRegistration
+from application.handlers import Handlers
+from application.ports import Context
+from domain.recorded import Actor
+from entrypoints.bootstrap.database import first_connection
+from infrastructure.audit.erasures import FILE, JournalEntry, NoteKey, NotSigned, read_journal
+from infrastructure.crypto.keyring import Keyring
+from infrastructure.postgres.connection import Connection
+from infrastructure.settings.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+def note_key(keyring: Keyring) -> NoteKey:
+    """The key that signs the journal and proofs of erasure."""
+    return NoteKey(keyring.journal_seed)
+
+
+def journal_file(settings: Settings) -> Path | None:
+    """Where the journal of erasures is; None: nowhere."""
+    if settings.checkpoint_dir is not None:
+        return settings.checkpoint_dir / FILE
+    return settings.data_dir / "checkpoints" / FILE if settings.database_url is None else None
+
+
+# --- After a restore --------------------------------------------------------------------------
+
+_BACK: Final = """
+    SELECT k.registration_id, e.recorded_at
+    FROM public.personal_keys AS k
+    LEFT JOIN public.events AS e ON e.originator_id = k.registration_id AND e.originator_version = 1
+    WHERE k.registration_id = ANY (%s)
+"""
+_UNSETTLED: Final = "SELECT restored_at, position FROM public.restores WHERE settled_at IS NULL ORDER BY 1"
+
+
+async def erase_again(dsn: str, handlers: Handlers, key: NoteKey, file: Path | None) -> None:
+    """Before a process does anything: erase whom the journal says was erased, and a restore has brought back.
+
+    Raises:
+        CannotStart: the database is away.
+        Unavailable: as of any command.
+    """
+    entries = None if file is None else await asyncio.to_thread(_journal, file)
+    async with first_connection(dsn) as connection:
+        back = await _back(connection, entries or [], key)
+        for registration_id in back:
+            await handlers.handle(EraseRegistration(registration_id=registration_id), Context(Actor.RESTORE, uuid4()))
+        if back:
+            # Of a registration that the log knows to be erased nothing is recorded again; its key is another matter.
+            await connection.execute("DELETE FROM public.personal_keys WHERE registration_id = ANY (%s)", (back,))
+            log.warning("erasures.repeated", registrations=len(back), hint="a restore had brought them back")
+        await _settle(connection, there=entries is not None)
+
+
+def _journal(file: Path) -> list[JournalEntry] | None:
+    """None: there is none."""
+    try:
+        return read_journal(file)
+    except FileNotFoundError:
+        return None
+
+
+async def _back(connection: Connection, entries: Iterable[JournalEntry], key: NoteKey) -> list[UUID]:
+    """Registrations in the journal whose keys are there. One that began after the erasure is another with the same id,
+    which an Idempotency-Key gives it after a restore."""
+    lines: dict[UUID, list[JournalEntry]] = {}
+    for entry in entries:
+        lines.setdefault(entry.erasure.registration_id, []).append(entry)
+    if not lines:
+        return []
+    cursor = await connection.execute(_BACK, (list(lines),))
+    back = []
+    for registration_id, began_at in await cursor.fetchall():
+        signed = [one.erasure for one in lines[registration_id] if _is_signed(one, key)]
+        if any(began_at is None or began_at < one.erased_at for one in signed):
+            back.append(registration_id)
+    return back
+
+
+def _is_signed(entry: JournalEntry, key: NoteKey) -> bool:
+    try:
+        key.verify(entry.note)
+    except NotSigned as error:
+        hint = f"that line of the journal has no effect: it is {error}"
+        log.error("erasures.not_signed", registration_id=str(entry.erasure.registration_id), hint=hint)  # noqa: TRY400
+        return False
+    return True
+
+
+async def _settle(connection: Connection, *, there: bool) -> None:
+    unsettled = await (await connection.execute(_UNSETTLED)).fetchall()
+    if not unsettled:
+        return
+    if there:
+        await connection.execute("UPDATE public.restores SET settled_at = clock_timestamp() WHERE settled_at IS NULL")
+        return
+    restored_at, position = unsettled[0]
+    log.error(
+        "erasures.unknown_since_restore",
+        restored_at=restored_at.isoformat(),
+        position=position,
+        hint="this database was restored from a backup, and there is no journal of erasures: whoever was erased after "
+        "that position can be read again. Put the journal into CHECKPOINT_DIR and start again, or erase them again and "
+        "then UPDATE restores SET settled_at = now()",
+    )

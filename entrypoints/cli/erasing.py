@@ -1,0 +1,121 @@
+"""What `erase` does."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+import click
+
+from application.addresses import parse_address
+from application.ports import Conflict, Unavailable
+from domain.errors import Refused
+from domain.recorded import Position
+from entrypoints.bootstrap.erasing import Erased, ErasureDesk
+from entrypoints.cli.output import note, print_json, print_table
+
+LONGEST_REASON: Final = 500
+
+_ADDRESS: Final = re.compile(r"\S@\S")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of one registration.
+
+    Attributes:
+        outcome: "erased", "erased before", "refused" or "failed".
+        reason: why not.
+    """
+
+    registration_id: UUID
+    outcome: str
+    position: Position | None = None
+    erased_at: datetime | None = None
+    reason: str | None = None
+
+
+def parse(who: str) -> UUID | str:
+    """The id of a registration, or an address.
+
+    Raises:
+        click.BadParameter: it is neither.
+    """
+    try:
+        return UUID(who)
+    except ValueError:
+        pass
+    try:
+        return parse_address(who.strip())
+    except ValueError:
+        raise click.BadParameter(
+            "it is neither the id of a registration nor a mail address.",
+            click.get_current_context(),
+            param_hint="'ID|ADDRESS'",
+        ) from None
+
+
+def checked_reason(reason: str) -> str:
+    """
+    Raises:
+        click.BadParameter: there is none, or it is too long, or it holds a mail address: it stays for ever.
+    """
+    reason = " ".join(reason.split())
+    if not reason or len(reason) > LONGEST_REASON:
+        says = f"say why in 1 to {LONGEST_REASON} characters."
+    elif _ADDRESS.search(reason):
+        says = "it holds a mail address, and would stay in the log for ever; name the request otherwise."
+    else:
+        return reason
+    raise click.BadParameter(says, click.get_current_context(), param_hint="--reason")
+
+
+async def erase(
+    desk: ErasureDesk, who: UUID | str, reason: str, *, sure: bool, proof: Path | None, as_json: bool
+) -> int:
+    """Erase, report, and prove it if that is wanted; 1 if anybody was not erased, or nobody was found."""
+    ids = [who] if isinstance(who, UUID) else await desk.of_address(who)
+    if not ids:
+        note("There is no registration of this address that is not erased.")
+        return 1
+    what = f"{len(ids)} registrations of this address" if len(ids) > 1 else f"the registration {ids[0]}"
+    if not sure and sys.stdin.isatty() and not click.confirm(f"Erase {what}? It cannot be undone.", err=True):
+        return 1
+    reports, erased = [], []
+    for registration_id in ids:
+        report, done = await _report(desk, registration_id, reason)
+        reports.append(report)
+        erased += [done] if done is not None else []
+    if as_json:
+        print_json(reports)
+    else:
+        print_table(
+            ("registration", "outcome", "position", "erased at", "reason"),
+            ((one.registration_id, one.outcome, one.position, one.erased_at, one.reason) for one in reports),
+        )
+    if proof is not None and erased:
+        _write(proof, desk, erased)
+    return 1 if any(one.outcome in {"refused", "failed"} for one in reports) else 0
+
+
+async def _report(desk: ErasureDesk, registration_id: UUID, reason: str) -> tuple[Report, Erased | None]:
+    try:
+        done = await desk.erase(registration_id, reason)
+    except Refused as refusal:
+        return Report(registration_id, "refused", reason=refusal.code), None
+    except Conflict:
+        return Report(registration_id, "failed", reason="somebody else changed it at the same time"), None
+    except Unavailable as error:
+        return Report(registration_id, "failed", reason=str(error)), None
+    return Report(registration_id, done.outcome, done.position, done.erased_at), done
+
+
+def _write(file: Path, desk: ErasureDesk, erased: Sequence[Erased]) -> None:
+    file.write_text("\n".join(desk.proof(one) for one in erased), encoding="utf-8")
+    note(f"{file} proves it, to whoever has this key: {desk.public_key}")

@@ -1,0 +1,505 @@
+"""`registrar erase`, its proof, the journal of erasures, and what that does after a restore."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import json
+import secrets
+from base64 import b64decode
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import SecretStr
+
+from application.addresses import _ascii_domain
+from application.commands import EraseRegistration
+from application.ports import Letter, Person
+from domain.registration import Status
+from entrypoints.bootstrap.erasures import note_key
+from infrastructure.audit.erasures import Erasure, NoteKey, NotSigned, append_line, read_journal
+from infrastructure.embedded.postgres import EmbeddedPostgres
+from infrastructure.settings.settings import Settings
+from tests.integration.conftest import Command
+from tests.integration.test_flow import client, mails_to, register, registration
+from tests.support.facts import eventually
+from tests.support.log import broken_blocks, query
+from tests.support.postgres import database_of
+from tests.support.service import Service, open_service
+from tests.support.smtp_stub import SmtpStub
+
+KEY = "ab" * 32
+REASON = "request of 28 November"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def settings(dsn: str, tmp_path: Path, directory: Path) -> Settings:
+    return Settings.from_environment(
+        {
+            "REGISTRAR_DATABASE_URL": dsn,
+            "REGISTRAR_MASTER_KEY": KEY,
+            "REGISTRAR_DATA_DIR": str(tmp_path / "data"),
+            "REGISTRAR_CHECKPOINT_DIR": str(directory),
+        }
+    )
+
+
+def erase(command: Command, dsn: str, who: object, *options: str) -> Any:
+    words = ("erase", str(who), "--reason", REASON, *options)
+    return command(*words, DATABASE_URL=dsn, MASTER_KEY=KEY)
+
+
+async def one_registered(settings: Settings, *addresses: str) -> list[UUID]:
+    async with open_service(settings, follows=True) as service:
+        found = [(await register(service, address)).subject_id for address in addresses]
+        for address in dict.fromkeys(addresses):
+            await mails_to(service, address)
+        await _read_models_at_the_end(service)
+        return found
+
+
+async def _read_models_at_the_end(service: Service) -> None:
+    async def at_the_end() -> bool:
+        behind = await query(
+            service.dsn,
+            "SELECT name FROM followers WHERE name LIKE 'registrations%' AND position < (SELECT position FROM head)",
+        )
+        return not behind
+
+    await eventually(at_the_end)
+
+
+async def keys_of(dsn: str) -> set[UUID]:
+    return {one for (one,) in await query(dsn, "SELECT registration_id FROM personal_keys")}
+
+
+# --- The command ------------------------------------------------------------------------------
+
+
+def test_an_operator_erases_by_id_and_again_without_effect(dsn: str, settings: Settings, command: Command) -> None:
+    [ada, eve] = asyncio.run(one_registered(settings, "ada@example.com", "eve@example.com"))
+
+    done = erase(command, dsn, ada, "--json")
+    head = asyncio.run(query(dsn, "SELECT position FROM head"))
+    again = erase(command, dsn, ada, "--json")
+
+    assert (done.code, again.code) == (0, 0), done.err
+    assert [one["outcome"] for one in (*done.json, *again.json)] == ["erased", "erased before"]
+    assert done.json[0]["position"] == again.json[0]["position"]
+    assert asyncio.run(query(dsn, "SELECT position FROM head")) == head
+    assert asyncio.run(keys_of(dsn)) == {eve}
+
+
+def test_of_an_address_every_registration_is_erased(dsn: str, settings: Settings, command: Command) -> None:
+    ids = asyncio.run(one_registered(settings, "ada@example.com", "eve@example.com"))
+
+    done = erase(command, dsn, "Ada@Example.com", "--json")
+    none_left = erase(command, dsn, "ada@example.com")
+    nobody = erase(command, dsn, "nobody@example.com")
+
+    assert [(one["registration_id"], one["outcome"]) for one in done.json] == [(str(ids[0]), "erased")]
+    assert (nobody.code, nobody.out) == (1, "")
+    assert "no registration of this address" in nobody.err
+    assert none_left.code in {0, 1}  # the read model may not know it yet
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("nobody", "--reason", "asked"), "neither the id of a registration nor a mail address"),
+        ((str(uuid4()),), "Missing option '--reason'"),
+        ((str(uuid4()), "--reason", " "), "say why in 1 to 500 characters"),
+        ((str(uuid4()), "--reason", "x" * 501), "say why in 1 to 500 characters"),
+        ((str(uuid4()), "--reason", "ada@example.com asked"), "it holds a mail address"),
+    ],
+)
+def test_what_cannot_be_meant_is_bad_usage(dsn: str, command: Command, words: tuple[str, ...], says: str) -> None:
+    done = command("erase", *words, DATABASE_URL=dsn, MASTER_KEY=KEY)
+
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert says in done.err
+
+
+def test_a_registration_that_nobody_knows_is_said_to_be_so(dsn: str, settings: Settings, command: Command) -> None:
+    asyncio.run(one_registered(settings, "ada@example.com"))
+
+    done = erase(command, dsn, uuid4(), "--json")
+
+    assert done.code == 1
+    assert [(one["outcome"], one["reason"]) for one in done.json] == [("refused", "unknown-registration")]
+
+
+def test_the_log_still_verifies_and_shows_nothing_of_the_person(
+    dsn: str, settings: Settings, command: Command, tmp_path: Path
+) -> None:
+    """The canary scan: every table of the database, what was exported, the journal and the proof."""
+    canary = f"canary-{secrets.token_hex(6)}"
+    [erased] = asyncio.run(one_registered(settings, f"{canary}@example.com"))
+
+    proof = tmp_path / "proof.txt"
+    assert erase(command, dsn, erased, "--proof", str(proof)).code == 0
+    asyncio.run(_followed_to_the_end(settings))
+
+    export = tmp_path / "log.jsonl"
+    assert command("events", "export", "--with-keys", str(export), DATABASE_URL=dsn).code == 0
+    assert command("events", "import", "--check", str(export)).code == 0
+    assert command("projections", "verify", DATABASE_URL=dsn).code == 0
+    assert asyncio.run(_broken(dsn)) == []
+    dump = asyncio.run(_dump(dsn))
+    journal = (settings.checkpoint_dir or tmp_path) / "erasures"
+    for text in (dump, export.read_text(), proof.read_text(), journal.read_text()):
+        assert canary not in text
+    assert str(erased) in dump
+
+
+async def _followed_to_the_end(settings: Settings) -> None:
+    async with open_service(settings, follows=True) as service:
+        await eventually(lambda: _written(settings, 1))
+        await _read_models_at_the_end(service)
+
+
+def _written(settings: Settings, lines: int) -> list[Erasure]:
+    assert settings.checkpoint_dir is not None
+    try:
+        found = [one.erasure for one in read_journal(settings.checkpoint_dir / "erasures")]
+    except FileNotFoundError:
+        return []
+    return found if len(found) >= lines else []
+
+
+async def _broken(dsn: str) -> list[int]:
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        return await broken_blocks(connection)
+
+
+async def _dump(dsn: str) -> str:
+    """Every row of every table, as text; `bytea` as the text that may be in it."""
+    tables = await query(
+        dsn,
+        "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
+        " WHERE schemaname = 'public' OR schemaname LIKE 'read\\_%'",
+    )
+    text = []
+    for (table,) in tables:
+        async with await psycopg.AsyncConnection.connect(dsn) as connection:
+            cursor = await connection.execute(f"SELECT * FROM {table}".encode())
+            text += [" ".join(map(_as_text, row)) for row in await cursor.fetchall()]
+    return "\n".join(text)
+
+
+def _as_text(value: object) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+# --- The proof --------------------------------------------------------------------------------
+
+
+def test_a_proof_verifies_by_itself_and_holds_nothing_personal(
+    dsn: str, settings: Settings, command: Command, tmp_path: Path
+) -> None:
+    [ada] = asyncio.run(one_registered(settings, "ada@example.com"))
+    file = tmp_path / "proof.txt"
+
+    done = erase(command, dsn, ada, "--json", "--proof", str(file))
+
+    key = asyncio.run(_key(settings))
+    assert key.public in done.err
+    text = key.verify(file.read_text())
+    assert text.startswith(f"registrar/erasure-proof\nregistration {ada}\nposition {done.json[0]['position']}\n")
+    assert "no key of it at " in text
+    assert "ada" not in text
+    with pytest.raises(NotSigned):
+        key.verify(file.read_text().replace("no key", "a key"))
+
+
+async def _key(settings: Settings) -> NoteKey:
+    async with open_service(settings, follows=False) as service:
+        return note_key(service.keyring)
+
+
+def test_a_note_is_that_of_c2sp() -> None:
+    """Written anew after c2sp.org/signed-note, with other means than ours."""
+    seed = bytes(range(32))
+    key = NoteKey(seed, "registrar/test")
+    note = key.sign("first\nsecond\n")
+
+    name, key_id, encoded = key.public.split("+", 2)
+    public = b64decode(encoded)
+    assert (name, public[:1]) == ("registrar/test", b"\x01")
+    assert key_id == sha256(b"registrar/test\n" + public).digest()[:4].hex()
+    text, signature = note.split("\n\n")
+    prefix, signer, value = signature.removesuffix("\n").split(" ")
+    assert (text, prefix, signer) == ("first\nsecond", "\u2014", "registrar/test")
+    raw = b64decode(value)
+    assert raw[:4].hex() == key_id
+    Ed25519PrivateKey.from_private_bytes(seed).public_key().verify(raw[4:], b"first\nsecond\n")
+
+
+@pytest.mark.parametrize("note", ["", "\n\n", "a\n", "a\n\n\u2014 registrar/erasures AAAA\n", "a\n\n\u2014 x !\n"])
+def test_what_is_not_signed_is_refused(note: str) -> None:
+    with pytest.raises(NotSigned):
+        NoteKey(bytes(32)).verify(note)
+
+
+# --- Pending mail, and what processes have in memory ------------------------------------------
+
+
+@pytest.fixture
+async def stub() -> AsyncIterator[SmtpStub]:
+    async with SmtpStub() as stub:
+        yield stub
+
+
+@pytest.fixture
+async def two(settings: Settings, stub: SmtpStub) -> AsyncIterator[tuple[Service, Service]]:
+    """A process that serves requests, and one that sends mails."""
+    sending = settings.model_copy(update={"smtp_urls": SecretStr(f"smtp://127.0.0.1:{stub.port}?starttls=never")})
+    async with AsyncExitStack() as stack:
+        serving = await stack.enter_async_context(open_service(settings, follows=False))
+        yield serving, await stack.enter_async_context(open_service(sending, follows=True))
+
+
+def in_memory(canary: str) -> list[object]:
+    """What of a person is in this interpreter, in which both processes run."""
+    gc.collect()
+    found = [one for one in gc.get_objects() if isinstance(one, Person | Letter)]
+    return [one for one in found if canary in (one.email if isinstance(one, Person) else one.to)]
+
+
+@pytest.mark.fault("X7")
+@pytest.mark.parametrize("stage", ["banner", "mail", "rcpt", "data", "eod"])
+async def test_an_erasure_reaches_every_process_within_five_seconds(
+    two: tuple[Service, Service], stub: SmtpStub, stage: Any
+) -> None:
+    """The mail server does not get on with the mail, at any stage of it, while the person is erased by a process that
+    does not send: the one that sends lets go of the letter, and no process has anything of the person any more."""
+    serving, _ = two
+    canary = f"canary-{secrets.token_hex(6)}"
+    stub.at(stage, "hang", times=1)
+    erased = (await register(serving, f"{canary}@{canary}.example")).subject_id
+    await eventually(lambda: stub.faults[stage] == 1)
+    assert in_memory(canary), "the test sees what is in memory"
+
+    await serving.handlers.handle(EraseRegistration(registration_id=erased), client())
+
+    await eventually(lambda: not in_memory(canary), within=5)
+    await eventually(lambda: not _ascii_domain.cache_info().currsize, within=5)
+    for one in two:
+        story = await one.api.queries.registrations.story(erased)
+        assert story is not None
+        assert story.registration.person is None
+    other = (await register(serving, "eve@example.com")).subject_id
+    await eventually(lambda: [b"eve@example.com"] in [mail.recipients for mail in stub.mails])
+    # What the mail server has in full cannot be called back; it is sent once, and not again.
+    assert len(stub.mails) == (2 if stage == "eod" else 1)
+    assert (await registration(serving, other)).status is Status.PENDING
+    assert (await registration(serving, erased)).handed_over_at == {}
+
+
+@pytest.mark.fault("X7")
+async def test_a_mail_that_waits_for_its_next_try_is_not_sent_after_the_erasure(
+    two: tuple[Service, Service], stub: SmtpStub, dsn: str
+) -> None:
+    serving, _ = two
+    stub.at("rcpt", "450 4.7.1 greylisted")
+    erased = (await register(serving, "ada@example.com")).subject_id
+
+    async def waits() -> bool:
+        return bool(await query(dsn, "SELECT 1 FROM events WHERE topic = 'mail_saga.retry_scheduled'"))
+
+    await eventually(waits)
+    await serving.handlers.handle(EraseRegistration(registration_id=erased), client())
+    stub.heal()
+
+    async def ended() -> bool:
+        return bool(await query(dsn, "SELECT 1 FROM events WHERE topic = 'mail_saga.ended'"))
+
+    await eventually(ended)
+    again = (await register(serving, "ada@example.com")).subject_id
+    await eventually(lambda: len(stub.mails) == 1)
+    assert again != erased, "the address is free"
+    assert [mail.recipients for mail in stub.mails] == [[b"ada@example.com"]]
+    assert (await registration(serving, erased)).handed_over_at == {}
+    assert (await registration(serving, again)).duplicate_of is None
+
+
+# --- The journal, and a restore ---------------------------------------------------------------
+
+
+async def erased_by_service(settings: Settings, *addresses: str) -> list[UUID]:
+    """Registered, and the first one erased and in the journal."""
+    async with open_service(settings, follows=True) as service:
+        found = [(await register(service, address)).subject_id for address in addresses]
+        await service.handlers.handle(EraseRegistration(registration_id=found[0]), client())
+        await eventually(lambda: _written(settings, 1))
+        return found
+
+
+async def test_a_journal_holds_what_a_restore_needs_and_nothing_personal(settings: Settings, directory: Path) -> None:
+    [ada, _] = await erased_by_service(settings, "ada@example.com", "eve@example.com")
+
+    [entry] = read_journal(directory / "erasures")
+
+    key = await _key(settings)
+    assert Erasure.parse(key.verify(entry.note)) == entry.erasure
+    assert entry.erasure.registration_id == ada
+    assert "ada@" not in (directory / "erasures").read_text()
+    assert (directory / "erasures").stat().st_mode & 0o077 == 0
+
+
+async def restored(dsn: str, postgres: EmbeddedPostgres, administration: psycopg.Connection, name: str) -> str:
+    """A copy of the database as it is now, to come back to."""
+    administration.execute(
+        sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(
+            sql.Identifier(name), sql.Identifier(str(conninfo_to_dict(dsn)["dbname"]))
+        )
+    )
+    return database_of(postgres, name)
+
+
+@pytest.fixture
+async def backup(
+    dsn: str, settings: Settings, postgres: EmbeddedPostgres, administration: psycopg.Connection
+) -> AsyncIterator[tuple[Settings, list[UUID]]]:
+    """A database as of before the erasure of the first of two persons, with the journal of after it."""
+    name = f"restored_{secrets.token_hex(4)}"
+    async with open_service(settings, follows=False) as service:
+        ids = [(await register(service, f"{one}@example.com")).subject_id for one in ("ada", "eve")]
+    copy = await restored(dsn, postgres, administration, name)
+    async with open_service(settings, follows=True) as service:
+        await service.handlers.handle(EraseRegistration(registration_id=ids[0]), client())
+        await eventually(lambda: _written(settings, 1))
+    yield settings.model_copy(update={"database_url": SecretStr(copy)}), ids
+    administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def url_of(settings: Settings) -> str:
+    assert settings.database_url is not None
+    return settings.database_url.get_secret_value()
+
+
+@pytest.mark.fault("X7")
+async def test_who_was_erased_since_the_backup_is_erased_before_the_first_request(
+    backup: tuple[Settings, list[UUID]], log: io.StringIO
+) -> None:
+    settings, [ada, eve] = backup
+    dsn = url_of(settings)
+    assert await keys_of(dsn) == {ada, eve}
+    await query(dsn, "INSERT INTO restores (position) SELECT position FROM head")
+
+    async with open_service(settings, follows=False) as service:
+        assert await keys_of(dsn) == {eve}
+        assert (await registration(service, ada)).erased
+        assert (await registration(service, eve)).status is Status.PENDING
+        [(actor,)] = await query(dsn, "SELECT actor FROM events WHERE topic = 'registration.personal_data_erased'")
+    assert actor == "restore"
+    assert await query(dsn, "SELECT 1 FROM restores WHERE settled_at IS NULL") == []
+    assert '"erasures.repeated"' in log.getvalue()
+
+    head = await query(dsn, "SELECT position FROM head")
+    async with open_service(settings, follows=False):
+        assert await query(dsn, "SELECT position FROM head") == head
+
+
+async def test_without_the_journal_a_start_after_a_restore_says_so(
+    backup: tuple[Settings, list[UUID]], log: io.StringIO, tmp_path: Path
+) -> None:
+    settings, [ada, eve] = backup
+    dsn = url_of(settings)
+    await query(dsn, "INSERT INTO restores (position) SELECT position FROM head")
+
+    async with open_service(settings.model_copy(update={"checkpoint_dir": tmp_path / "elsewhere"}), follows=False):
+        assert await keys_of(dsn) == {ada, eve}
+
+    [line] = [json.loads(line) for line in log.getvalue().splitlines() if "erasures.unknown_since_restore" in line]
+    assert line["level"] == "error"
+    assert "there is no journal of erasures" in line["hint"]
+    assert await query(dsn, "SELECT settled_at FROM restores") == [(None,)]
+
+
+async def test_nobody_is_erased_because_somebody_wrote_to_the_journal(
+    backup: tuple[Settings, list[UUID]], log: io.StringIO, directory: Path
+) -> None:
+    settings, [ada, eve] = backup
+    file = directory / "erasures"
+    [ours] = read_journal(file)
+    forged = NoteKey(bytes(32)).sign(Erasure(eve, 1, ours.erasure.erased_at).text())
+    for line in (
+        json.dumps({"note": forged}),
+        json.dumps({"note": ours.note.replace(str(ada), str(eve))}),
+        "{",
+        json.dumps({"note": "something else"}),
+    ):
+        append_line(file, f"{line}\n".encode())
+
+    async with open_service(settings, follows=False):
+        assert await keys_of(url_of(settings)) == {eve}
+
+    assert log.getvalue().count('"erasures.not_signed"') == 2
+    assert log.getvalue().count('"erasures.unreadable_line"') == 2
+
+
+async def test_who_registers_again_after_a_restore_under_the_id_of_before_is_somebody_else(
+    settings: Settings, dsn: str, postgres: EmbeddedPostgres, administration: psycopg.Connection
+) -> None:
+    """An Idempotency-Key gives the same id again, in a log that has never seen the first one."""
+    async with open_service(settings, follows=False):
+        pass
+    name = f"restored_{secrets.token_hex(4)}"
+    copy = await restored(dsn, postgres, administration, name)
+    [key] = [secrets.token_urlsafe(24)]
+    async with open_service(settings, follows=True) as service:
+        first = (await register(service, "ada@example.com", idempotency_key=key)).subject_id
+        await service.handlers.handle(EraseRegistration(registration_id=first), client())
+        await eventually(lambda: _written(settings, 1))
+    settings = settings.model_copy(update={"database_url": SecretStr(copy)})
+    async with open_service(settings, follows=False) as service:
+        again = (await register(service, "ada@example.com", idempotency_key=key)).subject_id
+
+    async with open_service(settings, follows=False):
+        assert again == first
+        assert await keys_of(copy) == {again}
+    administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def test_a_line_that_a_crash_tore_does_not_spoil_the_next_one(tmp_path: Path) -> None:
+    file = tmp_path / "erasures"
+    key = NoteKey(bytes(32))
+    erasures = [Erasure(uuid4(), number, datetime(2026, 11, 28, tzinfo=UTC)) for number in (1, 2)]
+    lines = [json.dumps({"note": key.sign(one.text())}).encode() + b"\n" for one in erasures]
+    file.write_bytes(lines[0][:50])
+
+    for line in lines:
+        append_line(file, line)
+
+    assert [one.erasure for one in read_journal(file)] == erasures
+
+
+async def test_a_journal_that_cannot_be_written_holds_up_no_erasure(
+    settings: Settings, directory: Path, log: io.StringIO
+) -> None:
+    async with open_service(settings, follows=True) as service:
+        await asyncio.to_thread(directory.write_text, "a file where the directory should be")
+        ada = (await register(service, "ada@example.com")).subject_id
+        await service.handlers.handle(EraseRegistration(registration_id=ada), client())
+        assert await keys_of(service.dsn) == set()
+        await eventually(lambda: "erasures.not_written" in log.getvalue())
+        await asyncio.to_thread(directory.unlink)
+
+        await eventually(lambda: _written(settings, 1))
