@@ -17,7 +17,8 @@ from uuid import UUID
 import click
 
 from domain.mail_state import STATES, STRAY, WAITING
-from entrypoints.cli import options, replaying, transfer
+from entrypoints.cli import backup, options, replaying, transfer
+from entrypoints.cli.database import database
 from entrypoints.cli.read_models import projections
 
 
@@ -246,6 +247,9 @@ def events_show(
 events.add_command(transfer.export_log)
 events.add_command(transfer.import_log)
 registrar.add_command(projections)
+registrar.add_command(backup.backup)
+registrar.add_command(backup.restore)
+registrar.add_command(database)
 events.add_command(replaying.replay)
 
 

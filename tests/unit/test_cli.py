@@ -31,7 +31,11 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[s
 
 EVERY = sorted(commands(registrar))
 LEAVES = [path for path in EVERY if not any(other[:-1] == path for other in EVERY)]
-PRINTS_DATA = [path for path in LEAVES if path[0] in {"broker", "doctor", "events", "mail", "projections"}]
+PRINTS_DATA = [
+    path
+    for path in LEAVES
+    if path[0] in {"backup", "broker", "database", "doctor", "events", "mail", "projections", "restore"}
+]
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +50,7 @@ def test_every_command_of_the_contract_is_there() -> None:
         "|projections rebuild|projections verify|projections as-of|projections diff|mail list|mail retry|mail discard"
     )
     wanted += "|events replay|projections parked list|projections parked show|projections parked retry"
+    wanted += "|backup|restore|database roles"
     ours = {"broker declare", "projections drop"}
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), *ours}
 
