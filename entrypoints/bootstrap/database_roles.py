@@ -36,6 +36,7 @@ _RECORDING: Final = {
     "head": ("SELECT", "UPDATE"),
     "fenced_batches": _ADD,
     "service_secrets": _LOOK,
+    "master_keys": _LOOK,
 }
 """What an append takes. Nothing that was recorded can be changed or removed."""
 
@@ -50,7 +51,7 @@ _PROGRESS: Final = {
 
 _REPLAYS: Final = ("verification_passes", "found_differences", "replay_jobs")
 _MAIL: Final = {"send_claims": _ALL, "circuits": _ALL, "mail_standings": _ALL}
-_PROVEN: Final = ("tree_tiles", "checkpoints", "event_digests", "restores")
+_PROVEN: Final = ("tree_tiles", "tree_head", "checkpoints", "event_digests", "restores")
 
 _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
     "api": {
@@ -65,7 +66,7 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
         "found_differences": _LOOK,
         "replay_jobs": ("SELECT", "INSERT", "UPDATE"),
     },
-    "worker": {**_RECORDING, **_PROGRESS, **_MAIL, "personal_keys": _LOOK},
+    "worker": {**_RECORDING, **_PROGRESS, **_MAIL, "personal_keys": _LOOK, "restores": ("SELECT", "UPDATE")},
     "process": {
         **_RECORDING,
         **_PROGRESS,
@@ -86,7 +87,9 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
     },
     "auditor": {
         **_PROGRESS,
-        **dict.fromkeys(("schema_scripts", "events", "blocks", "head", "service_secrets", *_PROVEN), _LOOK),
+        **dict.fromkeys(
+            ("schema_scripts", "events", "blocks", "head", "service_secrets", "master_keys", *_PROVEN), _LOOK
+        ),
     },
 }
 """By table of `public`; one that is not there yet is passed over. Read models are for all of them to read."""
