@@ -25,4 +25,5 @@ SCRIPTS = (
     *_of("alerts", "alerts/alerts.sql"),
     *_of("replay", "replay/replay.sql", "replay/replay_2.sql"),
     *_of("erasures", "audit/erasures.sql"),
+    *_of("backup", "backup/backup.sql"),
 )

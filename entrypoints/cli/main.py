@@ -17,8 +17,9 @@ from uuid import UUID
 import click
 
 from domain.mail_state import STATES, STRAY, WAITING
-from entrypoints.cli import options, replaying, transfer
+from entrypoints.cli import backup, options, replaying, transfer
 from entrypoints.cli.audit import audit
+from entrypoints.cli.database import database
 from entrypoints.cli.erasure import erase
 from entrypoints.cli.keys import keys
 from entrypoints.cli.read_models import projections
@@ -252,6 +253,9 @@ registrar.add_command(projections)
 registrar.add_command(audit)
 registrar.add_command(erase)
 registrar.add_command(keys)
+registrar.add_command(backup.backup)
+registrar.add_command(backup.restore)
+registrar.add_command(database)
 events.add_command(replaying.replay)
 
 

@@ -28,6 +28,8 @@ from entrypoints.cli.garbage_collection import collect_hardly_ever
 from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint
 from entrypoints.queries.audit import NoSecrets
+from infrastructure.backup.layout import BadBackup
+from infrastructure.backup.taking import BackupFailed
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart
 from infrastructure.postgres.circumstances import why_unusable
@@ -195,12 +197,12 @@ def _with(
         async with opened(opening(settings)) as parts:
             return await work(parts)
 
-    with _driver_silent():
+    with driver_silent():
         return finish(session())
 
 
 @contextmanager
-def _driver_silent() -> Iterator[None]:
+def driver_silent() -> Iterator[None]:
     """What goes wrong with a session is told once, in our words."""
     driver = logging.getLogger("psycopg")
     level = driver.level
@@ -224,6 +226,8 @@ def explain(error: Exception) -> tuple[str, int]:
             return str(error), 2
         case CannotReplay() | ToldTwice():
             return str(error), 2
+        case BadBackup() | BackupFailed():
+            return str(error), 1
         case WrongMasterKey():
             where = "REGISTRAR_MASTER_KEY or REGISTRAR_NEXT_MASTER_KEY, or master.key in the data directory"
             return f"{str(error)[:1].upper()}{str(error)[1:]}; put that key back ({where}).", 2

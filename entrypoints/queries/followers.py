@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from application.ports import Clock
 from domain.recorded import Position
+from infrastructure.backup.records import Kind, noted
 from infrastructure.followers.names import names_of_followers
 from infrastructure.followers.progress import LAGGING, AllProgress, Progress, progress_of
 from infrastructure.followers.versions import Behind, behind_others, others_of, positions, version_of
@@ -37,6 +38,7 @@ class Backlog:
         dead_letters: mails that failed for good and wait for an operator.
         stray_messages: foreign messages among the dead letters that nobody has discarded.
         stuck: registrations whose next step is overdue.
+        ages: in seconds, of the last "backup" and of the last "drill" that was passed, as far as there was one.
     """
 
     followers: AllProgress
@@ -44,6 +46,7 @@ class Backlog:
     dead_letters: int
     stray_messages: int
     stuck: int
+    ages: dict[Kind, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,7 @@ class FollowerQueries:
                 await self._mails.dead_letters(connection),
                 await self._strays.count(connection),
                 await self._deadlines.overdue(connection, self._clock() - LAGGING),
+                {kind: one.age for kind, one in (await noted(connection)).items()},
             )
 
         return await self._pool.ask(select)

@@ -186,6 +186,7 @@ class HealthChecks:
             oldest_unsent_seconds=backlog.oldest_unsent.total_seconds(),
             stuck=backlog.stuck,
         )
+        metrics.backups(**{f"{kind}_age": age for kind, age in backlog.ages.items()})
 
     async def _behind(self) -> list[Behind] | None:
         """The read models that another release's version is ahead of: whoever has read that one must not be sent here.

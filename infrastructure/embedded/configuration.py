@@ -45,6 +45,9 @@ _CONFIGURATION = {
     "synchronous_commit": "on",
     "full_page_writes": "on",
     "wal_level": "replica",  # so that pg_basebackup works
+    # On, though nothing is kept: the first backup sets where to, which takes a reload; this takes a restart.
+    "archive_mode": "on",
+    "archive_command": ":",
     "max_wal_size": "1GB",
     # No personal data in the log: no statements, no parameters, no errors of statements (the application gets them,
     # and their text can quote a value), no details.

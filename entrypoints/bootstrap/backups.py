@@ -1,0 +1,326 @@
+"""Backups of the embedded database: taken, restored, and tried out in a drill."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from domain.recorded import Position
+from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
+from entrypoints.bootstrap.replay import READ_MODELS, Verifier, giving_way
+from infrastructure.backup.archive import make_archive, turn_on
+from infrastructure.backup.checking import BrokenChain, Restored, check_log, newest_checkpoint
+from infrastructure.backup.layout import (
+    CHECKPOINTS,
+    FORMAT,
+    VERSION,
+    Backup,
+    BadBackup,
+    Description,
+    archives_from,
+    backup_for,
+    drop_unfinished,
+    finish,
+    forget,
+    gap_in,
+    new_directory,
+)
+from infrastructure.backup.records import note, note_restore, noted
+from infrastructure.backup.restoring import move_into, restored, server_user
+from infrastructure.backup.taking import size_of, take_base_backup
+from infrastructure.embedded.data_directory import DataDirectory
+from infrastructure.embedded.files import exclusively
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.reader import LogReader
+from infrastructure.postgres.connection import Connection, ReconnectingConnection, closing, connect
+from infrastructure.settings.settings import Settings
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and of how much."""
+
+_PATIENCE: Final = timedelta(minutes=10)
+"""For one statement."""
+
+_DRILL: Final = {"fsync": "off", "full_page_writes": "off"}
+"""A database that is thrown away afterwards."""
+
+_ELSEWHERE: Final = (
+    "REGISTRAR_DATABASE_URL is set: that server is backed up by those who run it (docs/backup.md says how, and "
+    "`registrar doctor` looks at its settings); `registrar backup` is for the embedded one."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A backup that was taken.
+
+    Attributes:
+        archives: does the server archive its log to it from now on? If not, it does from its next start.
+        same_disk: is it on the disk that the database is on?
+        removed: names of earlier backups that were removed.
+    """
+
+    backup: Backup
+    archives: bool
+    same_disk: bool
+    removed: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A restored database, whose chain verifies.
+
+    Attributes:
+        gap: the first segment that the archive lacks between two that it has; None if there is none.
+        checkpointed: position up to which the newest checkpoint covers the log; None: there is no checkpoint.
+        agrees: is the restored log the one that it covers? None where it covers more than was restored.
+    """
+
+    backup: Backup
+    log: Restored
+    gap: str | None
+    checkpointed: Position | None
+    agrees: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Drill:
+    """What a drill has found.
+
+    Attributes:
+        differences: rows in which read models differ from a fold of the log, by read model.
+        lost: events that the running log has, and the restored one has not; None if there is no running log.
+        recovery_point: for how long something was recorded that is not in it.
+        recovery_time: from the beginning until the database takes writes.
+    """
+
+    arrived: Arrived
+    differences: dict[str, int]
+    lost: int | None
+    recovery_point: timedelta | None
+    recovery_time: timedelta
+    in_all: timedelta
+
+    @property
+    def passed(self) -> bool:
+        return not (self.arrived.gap or self.arrived.agrees is False or any(self.differences.values()))
+
+
+# --- Taking one -------------------------------------------------------------------------------
+
+
+async def back_up(settings: Settings, directory: Path, *, keep: int | None, progress: Progress) -> Taken:
+    """Take a backup of the embedded database, which goes on meanwhile, and have its log archived beside it from then.
+
+    Raises:
+        CannotStart, BadDataDirectory, DatabaseDidNotStart, BadBackup, BackupFailed: one line each, fit to show.
+    """
+    _demand_embedded(settings)
+    if not (settings.data_dir / "postgres").is_dir():
+        raise CannotStart(f"There is no database in {settings.data_dir}; --data-dir names another directory.")
+    async with AsyncExitStack() as stack:
+        dsn = await dsn_to_read(settings, stack)
+        await check_schema(dsn)
+        async with first_connection(dsn) as connection:
+            with exclusively(_lock_in(directory)):
+                return await _back_up(connection, dsn, settings, directory, keep, progress)
+
+
+async def _back_up(
+    connection: Connection, dsn: str, settings: Settings, directory: Path, keep: int | None, progress: Progress
+) -> Taken:
+    began_at, position, hash_at, server, identifier = await _row(
+        connection,
+        "SELECT clock_timestamp(), position, encode(hash, 'hex'), current_setting('server_version'),"
+        " (SELECT system_identifier::text FROM pg_control_system()) FROM public.head",
+    )
+    drop_unfinished(directory)
+    path = new_directory(directory, began_at)
+    data = DataDirectory(settings.data_dir).path
+    owner = (data / "postgres").stat()
+    make_archive(path / "wal", None if server_user() is None else (owner.st_uid, owner.st_gid))
+    archives = await turn_on(connection, path / "wal")
+    await take_base_backup(dsn, path / "base", lambda done, of: progress("Backing up", done, of))
+    if (published := checkpoints_of(settings)).is_dir():
+        await asyncio.to_thread(shutil.copytree, published, path / CHECKPOINTS)
+    (ended_at,) = await _row(connection, "SELECT clock_timestamp()")
+    size = size_of(path / "base")
+    description = Description(
+        FORMAT, VERSION, version("registrar"), server, identifier, began_at, ended_at, position, hash_at, size
+    )
+    finish(path, description)
+    await note(connection, "backup", path, position)
+    removed = forget(directory, keep=keep) if keep is not None else []
+    same_disk = path.stat().st_dev == data.stat().st_dev
+    return Taken(Backup(path, description), archives, same_disk, removed)
+
+
+def checkpoints_of(settings: Settings) -> Path:
+    """Where signed checkpoints are published to."""
+    chosen: Path | None = getattr(settings, "checkpoint_dir", None)
+    return chosen if chosen is not None else settings.data_dir / CHECKPOINTS
+
+
+def _demand_embedded(settings: Settings) -> None:
+    if settings.database_url is not None:
+        raise CannotStart(_ELSEWHERE)
+
+
+def _lock_in(directory: Path) -> Path:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory / "backup.lock"
+
+
+# --- Restoring one ----------------------------------------------------------------------------
+
+
+async def restore(
+    settings: Settings, directory: Path, *, to: datetime | None, checkpoints: Path | None, progress: Progress
+) -> Arrived:
+    """Bring a backup back into a data directory that holds no database.
+
+    Args:
+        checkpoints: a directory with checkpoints, and the journal of erasures, that is taken along; None: none is.
+
+    Raises:
+        CannotStart, BadDataDirectory, DatabaseDidNotStart, BadBackup: one line each, fit to show; no database is there
+            then.
+    """
+    _demand_embedded(settings)
+    backup = backup_for(directory, to)
+    data = DataDirectory(settings.data_dir)
+    with data.locked():
+        if (data.path / "postgres").exists():
+            raise CannotStart(
+                f"There is a database in {data.path}, and nothing is restored over one; "
+                "name another directory with --data-dir, or move that one away."
+            )
+        async with restored(
+            backup, data.path, purpose="restore", to=to, progress=lambda done, of: progress("Restoring", done, of)
+        ) as server:
+            published = (checkpoints or checkpoints_of(settings), backup.path / CHECKPOINTS)
+            arrived = await _arrived(server.dsn, backup, published, to is None, progress)
+            async with first_connection(server.dsn) as connection:
+                await note_restore(connection, arrived.log.position)
+            await asyncio.to_thread(server.stop)
+            if checkpoints is not None:
+                await asyncio.to_thread(shutil.copytree, checkpoints, data.path / CHECKPOINTS, dirs_exist_ok=True)
+            move_into(server, data.path)
+    return arrived
+
+
+async def _arrived(
+    dsn: str, backup: Backup, published: Sequence[Path], to_the_end: bool, progress: Progress
+) -> Arrived:
+    checkpoint = newest_checkpoint(*published)
+    connection = await connect(dsn, name="restore", statement_timeout=_PATIENCE)
+    async with closing(connection):
+        try:
+            found = await check_log(
+                connection,
+                lambda done, of: progress("Verifying", done, of),
+                holds=(backup.description.position, bytes.fromhex(backup.description.hash)),
+                tree_size=checkpoint.size if checkpoint else 0,
+            )
+        except BrokenChain as error:
+            raise BadBackup(f"The restored log does not verify: {error}.") from None
+    return Arrived(
+        backup,
+        found,
+        gap_in(archives_from(backup)) if to_the_end else None,
+        checkpoint.position if checkpoint else None,
+        None if checkpoint is None or found.root is None else found.root == checkpoint.root,
+    )
+
+
+# --- Trying one out ---------------------------------------------------------------------------
+
+
+async def drill(settings: Settings, directory: Path | None, progress: Progress) -> Drill:
+    """Restore the latest backup beside the running database, fold its log, and throw it away again.
+
+    Args:
+        directory: of the backups; None: of the last one that was taken.
+
+    Raises:
+        CannotStart, BadDataDirectory, DatabaseDidNotStart, BadBackup: one line each, fit to show; the drill has failed.
+    """
+    _demand_embedded(settings)
+    data = DataDirectory(settings.data_dir)
+    running = None
+    began = time.monotonic()
+    with exclusively(data.path / "drill.lock"):
+        async with AsyncExitStack() as stack:
+            if (data.path / "postgres").exists():
+                running = await dsn_to_read(settings, stack)
+            directory = directory or await _last_directory(running)
+            backup = backup_for(directory, None)
+            server = await stack.enter_async_context(
+                restored(
+                    backup,
+                    data.path,
+                    purpose="drill",
+                    progress=lambda done, of: progress("Restoring", done, of),
+                    settings=_DRILL,
+                )
+            )
+            recovered = time.monotonic()
+            published = (checkpoints_of(settings), backup.path / CHECKPOINTS)
+            arrived = await _arrived(server.dsn, backup, published, True, progress)
+            differences = await _differences(server.dsn, progress)
+            lost, point = await _behind(running, arrived.log) if running else (None, None)
+            in_all = timedelta(seconds=time.monotonic() - began)
+            found = Drill(arrived, differences, lost, point, timedelta(seconds=recovered - began), in_all)
+            if found.passed and running is not None:
+                async with first_connection(running) as connection:
+                    await note(connection, "drill", backup.path, arrived.log.position)
+    return found
+
+
+async def _last_directory(running: str | None) -> Path:
+    if running is not None:
+        async with first_connection(running) as connection:
+            if (last := (await noted(connection)).get("backup")) is not None:
+                return last.directory.parent
+    raise CannotStart("No backup of this database is known; name the directory: `registrar backup --drill DIR`.")
+
+
+async def _differences(dsn: str, progress: Progress) -> dict[str, int]:
+    """Each read model against a fold of the restored log, as `projections verify` does it."""
+    line = ReconnectingConnection(dsn, name="drill log", statement_timeout=_PATIENCE, read_only=True)
+    try:
+        verifier = Verifier(dsn, LogReader(line, EventCodec()))
+        with giving_way():
+            found = await verifier.verify_all(
+                list(READ_MODELS), lambda doing: progress("Folding", doing.reached, doing.upto)
+            )
+        return {name: one.count for name, one in zip(READ_MODELS, found, strict=True)}
+    finally:
+        await line.close()
+
+
+async def _behind(running: str, log: Restored) -> tuple[int, timedelta]:
+    """How many events the running log has beyond a restored one, and for how long it has recorded them."""
+    async with first_connection(running) as connection:
+        head, first, last = await _row(
+            connection,
+            "SELECT h.position, (SELECT recorded_at FROM events WHERE notification_id = %s),"
+            " (SELECT recorded_at FROM events WHERE notification_id = h.position) FROM head AS h",
+            log.position + 1,
+        )
+    return head - log.position, last - first if first is not None and last is not None else timedelta(0)
+
+
+async def _row(connection: Connection, query: str, *parameters: object) -> tuple[Any, ...]:
+    row = await (await connection.execute(query.encode(), parameters or None)).fetchone()
+    assert row is not None  # noqa: S101 - each of them has one
+    return row

@@ -1,0 +1,208 @@
+"""Roles of the database: what each kind of process needs there, and nothing else.
+
+`_RIGHTS` is the whole of it; `tests/integration/test_database_roles.py` runs each kind of process with its role, and
+tries what it must not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from psycopg import sql
+
+from infrastructure.postgres.connection import Connection
+
+Role = Literal["api", "worker", "process", "reader", "auditor"]
+
+ROLES: Final[Mapping[Role, str]] = {
+    "api": "`registrar serve`, and commands of operators that act",
+    "worker": "`registrar work`",
+    "process": "`registrar process`, rebuilds and verifications; owns the read models",
+    "reader": "commands that only look",
+    "auditor": "`registrar audit …`",
+}
+"""Each, and what runs with it. `registrar up` and upgrades need the role that owns the tables."""
+
+_LOOK = ("SELECT",)
+_ADD = ("SELECT", "INSERT")
+_ALL = ("SELECT", "INSERT", "UPDATE", "DELETE")
+
+_RECORDING: Final = {
+    "schema_scripts": _LOOK,
+    "events": _ADD,
+    "blocks": _ADD,
+    "head": ("SELECT", "UPDATE"),
+    "fenced_batches": _ADD,
+    "service_secrets": _LOOK,
+    "master_keys": _LOOK,
+}
+"""What an append takes. Nothing that was recorded can be changed or removed."""
+
+_PROGRESS: Final = {
+    "followers": _LOOK,
+    "parked_events": _LOOK,
+    "verifications": _LOOK,
+    "rebuilds": _LOOK,
+    "backups": _LOOK,
+}
+"""What health, metrics and `projections list` show."""
+
+_REPLAYS: Final = ("verification_passes", "found_differences", "replay_jobs")
+_MAIL: Final = {"send_claims": _ALL, "circuits": _ALL, "mail_standings": _ALL}
+_PROVEN: Final = ("tree_tiles", "tree_head", "checkpoints", "event_digests", "restores")
+
+_RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
+    "api": {
+        **_RECORDING,
+        **_PROGRESS,
+        "personal_keys": ("SELECT", "INSERT", "DELETE"),
+        "circuits": _LOOK,
+        "mail_standings": _LOOK,
+        **dict.fromkeys(_PROVEN, _LOOK),
+        "restores": ("SELECT", "UPDATE"),
+        "verification_passes": _LOOK,
+        "found_differences": _LOOK,
+        "replay_jobs": ("SELECT", "INSERT", "UPDATE"),
+    },
+    "worker": {**_RECORDING, **_PROGRESS, **_MAIL, "personal_keys": _LOOK, "restores": ("SELECT", "UPDATE")},
+    "process": {
+        **_RECORDING,
+        **_PROGRESS,
+        **_MAIL,
+        "personal_keys": ("SELECT", "DELETE"),
+        "followers": _ALL,
+        "parked_events": _ALL,
+        "saga_releases": _ADD,
+        "alerts": _ALL,
+        "verifications": _ALL,
+        "rebuilds": _ALL,
+        **dict.fromkeys((*_REPLAYS, *_PROVEN), _ALL),
+    },
+    "reader": {
+        **_PROGRESS,
+        **dict.fromkeys(("schema_scripts", "events", "blocks", "head", "saga_releases"), _LOOK),
+        **dict.fromkeys((*_REPLAYS, *_PROVEN), _LOOK),
+    },
+    "auditor": {
+        **_PROGRESS,
+        **dict.fromkeys(
+            ("schema_scripts", "events", "blocks", "head", "service_secrets", "master_keys", *_PROVEN), _LOOK
+        ),
+    },
+}
+"""By table of `public`; one that is not there yet is passed over. Read models are for all of them to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentRole:
+    """The role of a session.
+
+    Attributes:
+        superuser: it may do anything, whatever guards the log.
+        owner: it owns the log, and may switch off what guards it.
+        changes: what it may do to recorded events beside adding some (ordinarily nothing).
+    """
+
+    name: str
+    superuser: bool
+    owner: bool
+    changes: Sequence[str]
+
+
+async def current_role(connection: Connection) -> CurrentRole:
+    """Of this session; our tables must be there."""
+    cursor = await connection.execute(
+        "SELECT current_user::text, r.rolsuper, pg_has_role(c.relowner, 'USAGE') AND NOT r.rolsuper,"
+        " array(SELECT p FROM unnest('{UPDATE,DELETE,TRUNCATE}'::text[]) AS p WHERE has_table_privilege(c.oid, p))"
+        " FROM pg_roles AS r, pg_class AS c WHERE r.rolname = current_user AND c.oid = 'public.events'::regclass"
+    )
+    row = await cursor.fetchone()
+    assert row is not None  # noqa: S101 - a session has a role
+    return CurrentRole(*row)
+
+
+async def statements_for_roles(connection: Connection, prefix: str) -> list[str]:
+    """What makes the roles, as SQL; also where they are there already, and have other rights on our tables.
+
+    Passwords are not given: `\\password` of psql does that without showing them.
+
+    Args:
+        prefix: of the roles' names.
+    """
+    return [statement.as_string(connection) async for statement in _statements(connection, prefix)]
+
+
+async def apply(connection: Connection, statements: Sequence[str]) -> None:
+    """Run them, all or none.
+
+    Raises:
+        psycopg.errors.InsufficientPrivilege: this role may not make roles, or does not own the tables.
+    """
+    async with connection.transaction():
+        for statement in statements:
+            await connection.execute(statement.encode())
+
+
+async def _statements(connection: Connection, prefix: str) -> AsyncIterator[sql.Composed]:
+    there = await _texts(connection, "SELECT rolname::text FROM pg_roles")
+    tables = await _texts(
+        connection,
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')",
+    )
+    [database] = await _texts(connection, "SELECT current_database()::text")
+    names = {role: sql.Identifier(prefix + role) for role in ROLES}
+    for role, name in names.items():
+        if prefix + role not in there:
+            yield sql.SQL("CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION").format(name)
+    everybody = sql.SQL(", ").join(names.values())
+    yield sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(database), everybody)
+    yield sql.SQL("REVOKE CREATE ON SCHEMA public FROM PUBLIC, {}").format(everybody)
+    yield sql.SQL("GRANT USAGE ON SCHEMA public TO {}").format(everybody)
+    yield sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {}").format(everybody)
+    for role, rights in _RIGHTS.items():
+        for privileges, some in _by_privileges(rights, tables):
+            yield sql.SQL("GRANT {} ON {} TO {}").format(
+                sql.SQL(", ").join(map(sql.SQL, privileges)),
+                sql.SQL(", ").join(sql.Identifier("public", table) for table in some),
+                names[role],
+            )
+    # What rebuilds are made of, and in whose place they are put.
+    yield sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(database), names["process"])
+    yield sql.SQL("GRANT {} TO CURRENT_USER").format(names["process"])
+    for schema, table in await _read_models(connection):
+        if table is None:
+            yield sql.SQL("ALTER SCHEMA {} OWNER TO {}").format(sql.Identifier(schema), names["process"])
+            yield sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), everybody)
+        else:
+            of = sql.Identifier(schema, table)
+            yield sql.SQL("ALTER TABLE {} OWNER TO {}").format(of, names["process"])
+            yield sql.SQL("GRANT SELECT ON {} TO {}").format(of, everybody)
+
+
+def _by_privileges(
+    rights: Mapping[str, Sequence[str]], tables: Sequence[str]
+) -> Iterator[tuple[Sequence[str], list[str]]]:
+    """Tables with the same rights together; those that are not there are left out."""
+    for privileges in dict.fromkeys(tuple(one) for one in rights.values()):
+        some = [table for table, one in rights.items() if tuple(one) == privileges and table in tables]
+        if some:
+            yield privileges, sorted(some)
+
+
+async def _read_models(connection: Connection) -> list[tuple[str, str | None]]:
+    """Their schemas, each before its tables."""
+    cursor = await connection.execute(
+        "SELECT n.nspname::text, c.relname::text FROM pg_namespace AS n"
+        " LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p')"
+        " WHERE n.nspname ~ '^read_' ORDER BY 1, 2"
+    )
+    found: dict[str, list[str]] = {}
+    for schema, table in await cursor.fetchall():
+        found.setdefault(schema, []).extend([] if table is None else [table])
+    return [(schema, table) for schema, some in found.items() for table in (None, *some)]
+
+
+async def _texts(connection: Connection, query: str) -> list[str]:
+    return [text for (text,) in await (await connection.execute(query.encode())).fetchall()]

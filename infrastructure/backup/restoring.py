@@ -1,0 +1,141 @@
+"""A backup, brought back as a server of its own: unpacked, recovered to the end of the archive or to a moment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from infrastructure.backup.archive import SETTINGS, restore_command
+from infrastructure.backup.layout import Backup, BadBackup, archives_from
+from infrastructure.backup.unpacking import Progress, unpack
+from infrastructure.embedded.files import sync
+from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
+from infrastructure.embedded.system_user import let_traverse, system_user
+
+RECOVERY_DEADLINE: Final = 24 * 3600.0
+"""Seconds; to replay the log of a busy week may take hours, and to give up helps nobody."""
+
+_LEFT_BEHIND: Final = "{}.new."
+_TOO_EARLY: Final = re.compile(r"recovery stop point is before consistent recovery point")
+_TOO_LATE: Final = re.compile(r"recovery ended before configured recovery target was reached")
+_UNREADABLE: Final = re.compile(r'could not restore file "(\w+)" from archive')
+
+
+@asynccontextmanager
+async def restored(
+    backup: Backup,
+    within: Path,
+    *,
+    purpose: str,
+    to: datetime | None = None,
+    progress: Progress = lambda _done, _of: None,
+    settings: Mapping[str, str] | None = None,
+) -> AsyncIterator[EmbeddedPostgres]:
+    """A running server with what the backup and the archive hold, in a new directory of its own that is removed at the
+    end of the block; what an earlier one for the same purpose has left is removed first.
+
+    It listens on its socket only, archives nothing, and takes writes.
+
+    Args:
+        within: where that directory is made.
+        purpose: the beginning of its name; one process at a time per purpose.
+        to: up to the last commit of this moment; None: to the end of the archive.
+        settings: of the server, on top of ours.
+
+    Raises:
+        BadBackup: backup or archive are not as they were written, or do not reach that moment.
+        DatabaseDidNotStart: the embedded PostgreSQL is not installed, or does not stop.
+        OSError: it cannot be written.
+    """
+    await asyncio.to_thread(_remove_abandoned, within, purpose)
+    scratch = Path(tempfile.mkdtemp(prefix=_LEFT_BEHIND.format(purpose), dir=within))
+    server: EmbeddedPostgres | None = None
+    try:
+        owner = server_user()
+        archives = [one for one in archives_from(backup) if one.is_dir()]
+        await asyncio.to_thread(unpack, backup.path / "base", scratch / "postgres", owner, progress)
+        await asyncio.to_thread(_make_ready, scratch / "postgres", archives, owner)
+        extra = {"restore_command": restore_command(archives), "hot_standby": "off", **(settings or {})}
+        if to is not None:
+            moment = to.astimezone(UTC).isoformat(sep=" ")
+            extra |= {"recovery_target_time": moment, "recovery_target_action": "promote"}
+        server = EmbeddedPostgres(scratch, extra, start_deadline=RECOVERY_DEADLINE)
+        try:
+            await asyncio.to_thread(server.start)
+        except DatabaseDidNotStart as error:
+            raise _explained(error, scratch / "postgres.log", to) from None
+        yield server
+    finally:
+        if server is not None:
+            await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(_remove, scratch)
+
+
+def server_user() -> tuple[int, int] | None:
+    """User and group that a new embedded server runs as, None for our own."""
+    return system_user("registrar") if os.geteuid() == 0 else None
+
+
+def move_into(server: EmbeddedPostgres, directory: Path) -> None:
+    """Put the data of a stopped server where `registrar up` looks for it; atomic, and on disk when this returns."""
+    (server.directory / "postgres").rename(directory / "postgres")
+    sync(directory)
+
+
+def _remove_abandoned(within: Path, purpose: str) -> None:
+    for abandoned in within.glob(_LEFT_BEHIND.format(purpose) + "*"):
+        _remove(abandoned)
+
+
+def _remove(scratch: Path) -> None:
+    """Also stops a server that a killed process has left there."""
+    if (scratch / "postgres").exists():
+        left = EmbeddedPostgres(scratch)
+        if left.pid is not None:
+            left.start()  # joins it, so that it can be stopped
+            left.stop()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _make_ready(data: Path, archives: list[Path], owner: tuple[int, int] | None) -> None:
+    """For a recovery, and for a life of its own after it: it must not archive to where it came from."""
+    for name in ("standby.signal", "backup_label.old", "postmaster.pid", "postmaster.opts"):
+        (data / name).unlink(missing_ok=True)
+    for lock in data.glob(".s.PGSQL.*"):
+        lock.unlink()
+    of_system = data / "postgresql.auto.conf"
+    kept = [line for line in of_system.read_text().splitlines() if not line.startswith(SETTINGS)]
+    of_system.write_text("\n".join([*kept, ""]))
+    signal = data / "recovery.signal"
+    signal.touch(mode=0o600)
+    if owner is None:
+        return
+    os.chown(signal, *owner)
+    for archive in archives:
+        # Of another machine's user, perhaps. The server fetches segments as its own.
+        if archive.stat().st_uid != owner[0]:
+            for path in (archive, *archive.iterdir()):
+                os.chown(path, *owner)
+        let_traverse(archive, owner)
+
+
+def _explained(error: DatabaseDidNotStart, output: Path, to: datetime | None) -> BadBackup:
+    said = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+    if found := _UNREADABLE.search(said):
+        return BadBackup(f"The archived segment {found[1]} cannot be read; restore to a moment before it, with --to.")
+    if _TOO_LATE.search(said):
+        return BadBackup(
+            f"The archive ends before {to:%Y-%m-%dT%H:%M:%SZ}, or nothing was recorded after that; "
+            "without --to everything in it is restored."
+        )
+    if _TOO_EARLY.search(said):
+        return BadBackup(f"The backup is not consistent at {to:%Y-%m-%dT%H:%M:%SZ} yet; name a later moment.")
+    return BadBackup(f"The restored server does not start: {error}")
