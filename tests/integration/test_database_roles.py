@@ -15,6 +15,7 @@ from entrypoints.bootstrap.database import Database, prepare
 from entrypoints.bootstrap.database_roles import _RIGHTS, ROLES, apply, current_role, statements_for_roles
 from entrypoints.bootstrap.replay import READ_MODELS, rebuilder, verifier
 from infrastructure.backup.checking import check_log
+from infrastructure.crypto.master_keys import MasterKeys
 from infrastructure.event_store.chain import BEFORE_ALL
 from infrastructure.followers.leadership import lead
 from infrastructure.postgres.connection import connect
@@ -38,7 +39,7 @@ def as_role(dsn: str, role: str) -> str:
 
 
 async def make_roles(dsn: str) -> None:
-    await prepare(Database(dsn, bytes.fromhex(MASTER_KEY), None, embedded=None))
+    await prepare(Database(dsn, MasterKeys(bytes.fromhex(MASTER_KEY)), tuple, admin_token=None, embedded=None))
     async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
         await apply(connection, await statements_for_roles(connection, "registrar_"))
 
