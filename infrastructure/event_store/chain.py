@@ -61,7 +61,11 @@ def block_hash(previous: bytes, first_position: int, recorded_at: datetime, dige
 
     Equal to `block_hash` in log.sql.
     """
-    microseconds = (recorded_at - _EPOCH) // _MICROSECOND
+    return block_hash_at(previous, first_position, (recorded_at - _EPOCH) // _MICROSECOND, digests)
+
+
+def block_hash_at(previous: bytes, first_position: int, microseconds: int, digests: Iterable[bytes]) -> bytes:
+    """`block_hash`, the time in microseconds since 1970."""
     return sha256(b"".join((previous, _eight(first_position), _eight(microseconds), *digests))).digest()
 
 
