@@ -5,8 +5,12 @@ from __future__ import annotations
 import click
 
 from entrypoints.cli import options
+from entrypoints.cli.audit_verify import verify
 
 
 @click.group("audit", epilog=options.example("registrar audit verify"))
 def audit() -> None:
     """Explain what happened, search the log, verify it, and prove it to others."""
+
+
+audit.add_command(verify)

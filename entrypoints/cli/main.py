@@ -18,6 +18,7 @@ import click
 
 from domain.mail_state import STATES, STRAY, WAITING
 from entrypoints.cli import options, replaying, transfer
+from entrypoints.cli.audit import audit
 from entrypoints.cli.read_models import projections
 
 
@@ -243,6 +244,7 @@ def events_show(
     )
 
 
+registrar.add_command(audit)
 events.add_command(transfer.export_log)
 events.add_command(transfer.import_log)
 registrar.add_command(projections)

@@ -139,6 +139,7 @@ class _Walker:
         first = self._after.position + 1
         if (
             block.first == first
+            and len(positions) == block.last - block.first + 1
             and positions == tuple(range(first, block.last + 1))
             and times.count(times[0]) == len(times)
             and block_hash_at(self._after.hash, first, times[0], digests) == block.hash

@@ -40,6 +40,33 @@ def event_digest(
     ).digest()
 
 
+def event_digest_as_sent(
+    stream_id: bytes,
+    version: int,
+    topic: bytes,
+    state: bytes,
+    correlation_id: bytes,
+    causation_position: int | None,
+    actor: bytes,
+    trace: bytes | None,
+) -> bytes:
+    """`event_digest`, of fields as PostgreSQL sends them, without making objects of them: for a log of millions.
+
+    Raises:
+        TypeError: a field is NULL that cannot be.
+    """
+    return sha256(
+        b"".join(
+            (
+                *(stream_id, _eight(version), _sized(topic), _four(len(state)), state, correlation_id),
+                _NULL if causation_position is None else _four(8) + _eight(causation_position),
+                _sized(actor),
+                _NULL if trace is None else _sized.__wrapped__(trace),
+            )
+        )
+    ).digest()
+
+
 _four = Struct("!i").pack
 _eight = Struct("!q").pack
 _NULL = _four(-1)
@@ -49,6 +76,11 @@ _NULL = _four(-1)
 def _text(value: str) -> bytes:
     """A text's length and bytes; there are few topics and actors."""
     encoded = value.encode()
+    return _four(len(encoded)) + encoded
+
+
+@lru_cache(maxsize=256)
+def _sized(encoded: bytes) -> bytes:
     return _four(len(encoded)) + encoded
 
 
