@@ -13,7 +13,7 @@ import psutil  # type: ignore[import-untyped]
 import structlog
 from rich.console import Console
 
-from bench import append, fold, growth, over_http, overload, replay, report, through_rabbitmq, whole_way
+from bench import append, audit, fold, growth, over_http, overload, replay, report, through_rabbitmq, whole_way
 from bench.cluster import Cluster, cluster
 from bench.report import Row
 
@@ -36,6 +36,9 @@ GROUPS: dict[str, Group] = {
     ),
     "replay": lambda c, quick, long: replay.run(
         c, sizes=(10_000 if quick else 20_000, long), seconds=3 if quick else 30, repetitions=1
+    ),
+    "audit": lambda c, quick, long: audit.run(
+        c, sizes=(10_000 if quick else 20_000, long), repetitions=1 if quick else 3
     ),
     "growth": lambda c, quick, long: growth.run(
         c, sizes=(2_000 if quick else 20_000, long), repetitions=1 if quick else 5

@@ -24,11 +24,11 @@ from entrypoints.bootstrap.replay import Rebuilder, Verifier, rebuilder, verifie
 from entrypoints.cli.garbage_collection import collect_hardly_ever
 from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint
+from infrastructure.audit.verification import CannotVerify
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart
 from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.postgres.connection import AWAY
-from infrastructure.postgres.helpers import HelperEnded
 from infrastructure.replay.copies import ToldTwice
 from infrastructure.replay.swap import CannotReplay
 from infrastructure.settings.cautions import cautions
@@ -205,7 +205,7 @@ def explain(error: Exception) -> tuple[str, int]:
     match error:
         case BadSettings() | BadDataDirectory() | DatabaseDidNotStart() | CannotStart():
             return str(error), 2
-        case CannotReplay() | ToldTwice() | HelperEnded():
+        case CannotReplay() | ToldTwice() | CannotVerify():
             return str(error), 2
         case WrongMasterKey():
             return (

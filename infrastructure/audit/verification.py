@@ -16,7 +16,7 @@ from infrastructure.audit.rows import block_from, blocks_between, ends, stretch_
 from infrastructure.audit.stretches import MOST_KEPT, Stretch, Walked, WalksStretches
 from infrastructure.audit.walk import BEGINNING, Ends, Finding, Link, check_ends
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
-from infrastructure.postgres.helpers import done_by_helpers
+from infrastructure.postgres.helpers import HelperEnded, done_by_helpers
 
 T = TypeVar("T")
 
@@ -28,6 +28,10 @@ MANY_EVENTS: Final = 60_000
 
 Told = Callable[[Position, Position], None]
 """Called with how many positions are verified, and of how many."""
+
+
+class CannotVerify(Exception):
+    """It cannot be done; one line that says why."""
 
 
 @dataclass(slots=True)
@@ -71,10 +75,13 @@ async def verify(
             compared with all checkpoints in any case.
 
     Raises:
-        HelperEnded: somebody has ended a helper process.
+        CannotVerify: a helper process was ended.
         Unavailable: the database is away.
     """
-    return await _Verification(dsn, statement_timeout, told).run(checkpoints, since_checkpoint=since_checkpoint)
+    try:
+        return await _Verification(dsn, statement_timeout, told).run(checkpoints, since_checkpoint=since_checkpoint)
+    except HelperEnded as error:
+        raise CannotVerify(str(error)) from None
 
 
 class _Verification:

@@ -178,12 +178,8 @@ async def test_positions_that_no_service_would_give_end_no_verification(dsn: str
     assert {"no block", "missing", "beyond"} <= {one.kind for one in found.findings}
 
 
-async def test_the_log_grows_while_it_is_verified(dsn: str, store: EventStore, log_of_blocks: int) -> None:
-    async def append() -> None:
-        for seed in range(100, 105):
-            await record_blocks(store, registrations=3, seed=seed)
-
-    appending = asyncio.create_task(append())
+async def test_the_log_grows_while_it_is_verified(dsn: str, store: EventStore) -> None:
+    appending = asyncio.create_task(record_blocks(store, registrations=40))
     while not appending.done():
         assert not (await verified(dsn)).findings
     await appending
@@ -209,7 +205,7 @@ def audited(dsn: str, command: Command) -> Command:
 
 def alter(dsn: str, statement: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("SET session_replication_role = replica")
+        connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
         connection.execute(statement.encode())
 
 
