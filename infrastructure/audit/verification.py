@@ -20,11 +20,12 @@ from infrastructure.postgres.helpers import HelperEnded, done_by_helpers
 
 T = TypeVar("T")
 
-STRETCH: Final = 20_000
+STRETCH: Final = 5_000
 """Positions in a stretch: little enough that a person sees it move."""
 
-MANY_EVENTS: Final = 60_000
-"""From so many events on helpers are worth their start of a second."""
+MANY_EVENTS: Final = 10_000
+"""From so many events on helpers are worth their start of a second. (So what they take of memory is the same for a log
+of any length.)"""
 
 Told = Callable[[Position, Position], None]
 """Called with how many positions are verified, and of how many."""
