@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from entrypoints.bootstrap.database import check_schema, dsn_to_read
+from entrypoints.bootstrap.replay import giving_way
 from infrastructure.audit.roots import Checkpoint
 from infrastructure.audit.verification import Told, Verified, verify
 from infrastructure.settings.settings import Settings
@@ -43,4 +44,5 @@ async def auditor(settings: Settings) -> AsyncIterator[Auditor]:
     async with AsyncExitStack() as stack:
         dsn = await dsn_to_read(settings, stack)
         await check_schema(dsn)
+        stack.enter_context(giving_way())
         yield Auditor(dsn, ())

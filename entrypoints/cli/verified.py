@@ -33,8 +33,11 @@ async def verify(auditor: Auditor, *, since_checkpoint: bool, as_json: bool) -> 
 
 def line(finding: Finding) -> str:
     """A finding in plain words."""
-    _, first, last, says = finding
-    subject = f"position {first} is" if first == last else f"positions {first} to {last} are"
+    kind, first, last, says = finding
+    if kind == "checkpoint":
+        subject = f"something in positions {first} to {last} is"
+    else:
+        subject = f"position {first} is" if first == last else f"positions {first} to {last} are"
     return f"{subject} not what was recorded: {says}"
 
 
