@@ -25,8 +25,9 @@ _EVENTS: Final = """
     ORDER BY notification_id LIMIT %(limit)s
 """
 
+# (A superuser can make NULL of what cannot be NULL: that fits nothing, and is to be told, not to end the walk.)
 _BLOCKS: Final = """
-    SELECT first_position, last_position, hash FROM public.blocks
+    SELECT coalesce(first_position, 0), last_position, coalesce(hash, '') FROM public.blocks
     WHERE last_position > %(after)s AND last_position <= %(upto)s ORDER BY last_position
 """
 
@@ -39,7 +40,8 @@ _ENDS: Final = """
 """
 
 _BLOCK_FROM: Final = """
-    SELECT last_position, hash FROM public.blocks WHERE last_position >= %(position)s ORDER BY last_position LIMIT 1
+    SELECT last_position, coalesce(hash, '') FROM public.blocks
+    WHERE last_position >= %(position)s ORDER BY last_position LIMIT 1
 """
 
 _REMEMBERED: Final = """
@@ -54,6 +56,9 @@ _BEHIND: Final = """
 
 _EPOCH: Final = 946_684_800_000_000
 """PostgreSQL counts microseconds since 2000."""
+
+_LATEST: Final = 2**63 - 1
+"""The chain has no room for a later time, and a superuser can write `infinity`."""
 
 
 async def events_between(connection: Connection, after: Position | None, upto: Position) -> list[Event]:
@@ -72,7 +77,7 @@ def _event(position: Position, recorded_at: int | None, *fields: Any) -> Event:
         digest = event_digest_as_sent(*fields)
     except (TypeError, StructError):  # a superuser can have it hold what it cannot hold
         digest = b""
-    return Event(position, 0 if recorded_at is None else recorded_at + _EPOCH, digest)
+    return Event(position, 0 if recorded_at is None else min(recorded_at + _EPOCH, _LATEST), digest)
 
 
 async def blocks_between(connection: Connection, after: Position, upto: Position) -> Sequence[Block]:

@@ -155,7 +155,9 @@ class _Verification:
         behind = await self._ask(partial(stretch_behind, after=end.block.position, upto=end.event))
         if behind is not None:
             result.add([Finding("no block", *behind, "no block contains what stands there")])
-        result.add([*check_ends(end), *result.checkpoints.findings])
+        of_all = [*check_ends(end), *result.checkpoints.findings]
+        result.found += len(of_all)
+        result.findings[MOST_KEPT - len(of_all) :] = of_all  # listed however many others there are
         result.findings.sort(key=lambda one: (one.kind == "checkpoint", one.first))
 
     async def _ask(self, read: Callable[[Connection], Awaitable[T]]) -> T:
