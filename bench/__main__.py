@@ -13,7 +13,20 @@ import psutil  # type: ignore[import-untyped]
 import structlog
 from rich.console import Console
 
-from bench import append, fold, growth, over_http, overload, proof, replay, report, through_rabbitmq, whole_way
+from bench import (
+    append,
+    audit,
+    audit_search,
+    fold,
+    growth,
+    over_http,
+    overload,
+    proof,
+    replay,
+    report,
+    through_rabbitmq,
+    whole_way,
+)
 from bench.cluster import Cluster, cluster
 from bench.report import Row
 
@@ -37,7 +50,11 @@ GROUPS: dict[str, Group] = {
     "replay": lambda c, quick, long: replay.run(
         c, sizes=(10_000 if quick else 20_000, long), seconds=3 if quick else 30, repetitions=1
     ),
-    "audit": lambda _, quick, long: proof.run(blocks=long // 3, repetitions=3 if quick else 15),
+    "audit": lambda c, quick, long: [
+        *audit.run(c, sizes=(10_000 if quick else 20_000, long), repetitions=1 if quick else 3),
+        *audit_search.run(c, sizes=(10_000 if quick else 20_000, long)),
+        *proof.run(blocks=long // 3, repetitions=3 if quick else 15),
+    ],
     "growth": lambda c, quick, long: growth.run(
         c, sizes=(2_000 if quick else 20_000, long), repetitions=1 if quick else 5
     ),

@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from hashlib import sha256
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import uvloop
 
@@ -20,6 +21,7 @@ from infrastructure.archive.exporting import exported
 from infrastructure.archive.files import lines_of, written
 from infrastructure.archive.importing import begin_import, end_import, import_events
 from infrastructure.archive.reading import ExportedLog
+from infrastructure.audit.verification import verify as verify_log
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import LogReader
 from infrastructure.postgres.connection import ReconnectingConnection, closing, connect
@@ -96,6 +98,32 @@ async def import_(job: Job) -> dict[str, Any]:
     return {}
 
 
+async def audit_verify(job: Job) -> dict[str, Any]:
+    """As `audit verify` does."""
+    helpers = dict[int, float]()
+
+    def told(*_: int) -> None:
+        helpers.update({one.pid: peak_mib(one.pid) for one in active_children() if one.pid and one.is_alive()})
+
+    found = await verify_log(job["dsn"], statement_timeout=timedelta(minutes=1), told=told)
+    assert not found.found
+    return {"events": found.events, "peak_mib of helpers": sum(helpers.values())}
+
+
+async def copy_and_hash(job: Job) -> dict[str, Any]:
+    """The least that anybody has to do who looks at every byte of the log: COPY, and SHA-256 of each row."""
+    events = 0
+    connection = await connect(job["dsn"], name="bench", statement_timeout=timedelta(minutes=10), read_only=True)
+    async with closing(connection), connection.cursor() as cursor, cursor.copy(_ROWS) as copy:
+        async for row in copy:
+            sha256(row).digest()
+            events += 1
+    return {"events": events - 1}  # the file's head comes with the first, its end alone
+
+
+_ROWS: Final = "COPY (SELECT * FROM public.events ORDER BY notification_id) TO STDOUT (FORMAT binary)"
+
+
 WORKS: dict[str, Callable[[Job], Awaitable[dict[str, Any]]]] = {
     "rebuild": of_read_models,
     "verify": of_read_models,
@@ -103,6 +131,8 @@ WORKS: dict[str, Callable[[Job], Awaitable[dict[str, Any]]]] = {
     "what-if": what_if,
     "export": export,
     "import": import_,
+    "audit verify": audit_verify,
+    "copy and hash": copy_and_hash,
 }
 
 

@@ -6,6 +6,7 @@ import click
 
 from entrypoints.cli import audit_log, options
 from entrypoints.cli.audit_prove import prove
+from entrypoints.cli.audit_verify import verify
 
 
 @click.group("audit", epilog=options.example("registrar audit verify"))
@@ -17,3 +18,4 @@ audit.add_command(audit_log.explain)
 audit.add_command(audit_log.search)
 audit.add_command(audit_log.export)
 audit.add_command(prove)
+audit.add_command(verify)

@@ -247,6 +247,7 @@ def events_show(
     )
 
 
+registrar.add_command(audit)
 events.add_command(transfer.export_log)
 events.add_command(transfer.import_log)
 registrar.add_command(projections)

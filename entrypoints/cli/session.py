@@ -19,6 +19,7 @@ import uvloop
 from application.ports import Conflict, Unavailable, WrongMasterKey
 from domain.errors import Refused
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.audit import LogVerifier, log_verifier
 from entrypoints.bootstrap.auditor import Auditor, auditor
 from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
 from entrypoints.bootstrap.erasing import ErasureDesk, erasure_desk
@@ -28,6 +29,7 @@ from entrypoints.cli.garbage_collection import collect_hardly_ever
 from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint
 from entrypoints.queries.audit import NoSecrets
+from infrastructure.audit.verification import CannotVerify
 from infrastructure.backup.layout import BadBackup
 from infrastructure.backup.taking import BackupFailed
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
@@ -163,6 +165,13 @@ def verifying(data_dir: Path | None, work: Callable[[Verifier], Awaitable[int]])
         return _with(read_settings(data_dir=data_dir, with_secrets=False), verifier, work)
 
 
+def verifying_log(data_dir: Path | None, work: Callable[[LogVerifier], Awaitable[int]]) -> int:
+    """`reading`, for a command that verifies the log; exit code as of `comparing`."""
+    collect_hardly_ever()
+    with _one_means_a_difference():
+        return _with(read_settings(data_dir=data_dir, with_secrets=False), log_verifier, work)
+
+
 def comparing(data_dir: Path | None, work: Callable[[Reader], Awaitable[int]]) -> int:
     """`reading`, for a command whose exit code 1 says that something differs: what cannot be done is 2, also where the
     database is away."""
@@ -224,7 +233,7 @@ def explain(error: Exception) -> tuple[str, int]:
     match error:
         case BadSettings() | BadDataDirectory() | DatabaseDidNotStart() | CannotStart():
             return str(error), 2
-        case CannotReplay() | ToldTwice():
+        case CannotReplay() | ToldTwice() | CannotVerify():
             return str(error), 2
         case BadBackup() | BackupFailed():
             return str(error), 1
