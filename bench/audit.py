@@ -29,7 +29,7 @@ def run(cluster: Cluster, *, sizes: Sizes, repetitions: int) -> list[Row]:
                     found.setdefault(f"{who} {size}", []).append(outcome)
 
     def median(name: str, what: str = "seconds") -> float:
-        return statistics.median(one[what] for one in found[name])
+        return float(statistics.median(one[what] for one in found[name]))
 
     short, long = sizes
     ours, bare = median(f"audit verify {long}"), median(f"copy and hash {long}")
