@@ -27,9 +27,11 @@ def run(cluster: Cluster, *, sizes: Sizes, repetitions: int) -> list[Row]:
                     outcome = run_job("bench.replaying", {"who": who, "dsn": dsn})
                     assert outcome["events"] == size, outcome
                     found.setdefault(f"{who} {size}", []).append(outcome)
+                outcome = run_job("bench.replaying", {"who": "audit verify since checkpoint", "dsn": dsn})
+                found.setdefault(f"since {size}", []).append(outcome)
 
     def median(name: str, what: str = "seconds") -> float:
-        return statistics.median(one[what] for one in found[name])
+        return float(statistics.median(one[what] for one in found[name]))
 
     short, long = sizes
     ours, bare = median(f"audit verify {long}"), median(f"copy and hash {long}")
@@ -38,6 +40,16 @@ def run(cluster: Cluster, *, sizes: Sizes, repetitions: int) -> list[Row]:
     return [
         Row(what, "bare COPY and SHA-256", f"{ours:.1f} s", f"{bare:.1f} s", bare / ours, "x", 0.6, True, found),
         Row(what, "its bound", f"{ours:.1f} s", "", ours, "s", MOST_SECONDS, at_least=False),
+        Row(
+            f"audit verify --since-checkpoint, a hundredth of {long:,} events later",
+            "its bound",
+            f"{median(f'since {long}', 'verification'):.2f} s",
+            "",
+            median(f"since {long}", "verification"),
+            "s",
+            1.0,
+            at_least=False,
+        ),
         Row(
             f"peak memory of audit verify, {long:,} events",
             f"{short:,} events",

@@ -32,6 +32,7 @@ from infrastructure.replay.rebuild import RebuildAct, Rebuilds
 from infrastructure.replay.verification import verify_all
 from infrastructure.replay.what_if import WhatIf
 from projections import PROJECTIONS
+from tests.support.tampering import checkpoint_at
 
 Job = dict[str, str]
 
@@ -110,6 +111,19 @@ async def audit_verify(job: Job) -> dict[str, Any]:
     return {"events": found.events, "peak_mib of helpers": sum(helpers.values())}
 
 
+async def audit_verify_since_checkpoint(job: Job) -> dict[str, Any]:
+    """As `audit verify --since-checkpoint` does, when a hundredth of the log is later."""
+    connection = await connect(job["dsn"], name="bench", statement_timeout=timedelta(minutes=10), read_only=True)
+    async with closing(connection):
+        checkpoint = await checkpoint_at(connection, 0.99)
+    began = time.perf_counter()
+    found = await verify_log(
+        job["dsn"], statement_timeout=timedelta(minutes=1), checkpoints=[checkpoint], since_checkpoint=True
+    )
+    assert not found.found
+    return {"verification": time.perf_counter() - began}
+
+
 async def copy_and_hash(job: Job) -> dict[str, Any]:
     """The least that anybody has to do who looks at every byte of the log: COPY, and SHA-256 of each row."""
     events = 0
@@ -132,6 +146,7 @@ WORKS: dict[str, Callable[[Job], Awaitable[dict[str, Any]]]] = {
     "export": export,
     "import": import_,
     "audit verify": audit_verify,
+    "audit verify since checkpoint": audit_verify_since_checkpoint,
     "copy and hash": copy_and_hash,
 }
 

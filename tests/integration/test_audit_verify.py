@@ -69,6 +69,7 @@ async def test_the_digest_of_an_event_is_that_of_the_database(connection: Connec
     assert [one.digest for one in ours] == [digest for (digest,) in theirs]
 
 
+@pytest.mark.timeout(900)  # for the thousand of --full-size
 async def test_random_alterations_by_a_superuser_are_all_caught(
     dsn: str, superuser: Superuser, connection: Connection, full_size: bool
 ) -> None:
