@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
 from uuid import UUID
 
 import click
@@ -20,10 +18,6 @@ from domain.recorded import Position
 from entrypoints.bootstrap.erasing import Erased, ErasureDesk
 from entrypoints.cli.output import note, print_json, print_table
 
-LONGEST_REASON: Final = 500
-
-_ADDRESS: Final = re.compile(r"\S@\S")
-
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -31,14 +25,14 @@ class Report:
 
     Attributes:
         outcome: "erased", "erased before", "refused" or "failed".
-        reason: why not.
+        why_not: in a word or a line.
     """
 
     registration_id: UUID
     outcome: str
     position: Position | None = None
     erased_at: datetime | None = None
-    reason: str | None = None
+    why_not: str | None = None
 
 
 def parse(who: str) -> UUID | str:
@@ -61,21 +55,6 @@ def parse(who: str) -> UUID | str:
         ) from None
 
 
-def checked_reason(reason: str) -> str:
-    """
-    Raises:
-        click.BadParameter: there is none, or it is too long, or it holds a mail address: it stays for ever.
-    """
-    reason = " ".join(reason.split())
-    if not reason or len(reason) > LONGEST_REASON:
-        says = f"say why in 1 to {LONGEST_REASON} characters."
-    elif _ADDRESS.search(reason):
-        says = "it holds a mail address, and would stay in the log for ever; name the request otherwise."
-    else:
-        return reason
-    raise click.BadParameter(says, click.get_current_context(), param_hint="--reason")
-
-
 async def erase(
     desk: ErasureDesk, who: UUID | str, reason: str, *, sure: bool, proof: Path | None, as_json: bool
 ) -> int:
@@ -96,8 +75,8 @@ async def erase(
         print_json(reports)
     else:
         print_table(
-            ("registration", "outcome", "position", "erased at", "reason"),
-            ((one.registration_id, one.outcome, one.position, one.erased_at, one.reason) for one in reports),
+            ("registration", "outcome", "position", "erased at", "why not"),
+            ((one.registration_id, one.outcome, one.position, one.erased_at, one.why_not) for one in reports),
         )
     if proof is not None and erased:
         _write(proof, desk, erased)
@@ -108,11 +87,11 @@ async def _report(desk: ErasureDesk, registration_id: UUID, reason: str) -> tupl
     try:
         done = await desk.erase(registration_id, reason)
     except Refused as refusal:
-        return Report(registration_id, "refused", reason=refusal.code), None
+        return Report(registration_id, "refused", why_not=refusal.code), None
     except Conflict:
-        return Report(registration_id, "failed", reason="somebody else changed it at the same time"), None
+        return Report(registration_id, "failed", why_not="somebody else changed it at the same time"), None
     except Unavailable as error:
-        return Report(registration_id, "failed", reason=str(error)), None
+        return Report(registration_id, "failed", why_not=str(error)), None
     return Report(registration_id, done.outcome, done.position, done.erased_at), done
 
 

@@ -18,7 +18,7 @@ from entrypoints.cli import options
     ),
 )
 @click.argument("who", metavar="ID|ADDRESS")
-@click.option("--reason", required=True, metavar="TEXT", help="Why; kept in the log, so without personal data.")
+@options.needed_reason
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option(
     "--proof",
@@ -38,7 +38,6 @@ def erase(*, who: str, reason: str, yes: bool, proof: Path | None, as_json: bool
     from entrypoints.cli.session import erasing_with
 
     wanted = erasing.parse(who)
-    reason = erasing.checked_reason(reason)
     return erasing_with(
         data_dir, lambda desk: erasing.erase(desk, wanted, reason, sure=yes, proof=proof, as_json=as_json)
     )

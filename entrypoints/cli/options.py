@@ -48,6 +48,24 @@ def reason(command: F) -> F:
     )(command)
 
 
+def needed_reason(command: F) -> F:
+    """`reason`, of an act that nobody undoes."""
+    return click.option(
+        "--reason",
+        required=True,
+        callback=_parse_needed_reason,
+        metavar="TEXT",
+        help="Why you do this. It stays in the audit log for ever: nothing personal.",
+    )(command)
+
+
+def _parse_needed_reason(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    reason = _parse_reason(ctx, param, value)
+    if reason is None:
+        raise click.BadParameter("say why.", ctx, param)
+    return reason
+
+
 def _parse_reason(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     try:
         return parse_reason(value)
