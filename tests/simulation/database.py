@@ -344,10 +344,8 @@ class SimulatedClaims(DatabasePort):
         return await self._claims.do((registration_id, serial))
 
     async def is_erased(self, registration_id: UUID) -> bool:
-        await self.go("claim")
-        erased = registration_id not in self.database.keys
-        await self.come("claim")
-        return erased
+        """At once: a look changes nothing, so that it needs no faults of its own."""
+        return registration_id not in self.database.keys
 
     def keep(self, registration_id: UUID, serial: int) -> None:
         """No mail server here takes its time over the content."""
