@@ -49,7 +49,7 @@ def test_every_command_of_the_contract_is_there() -> None:
         "|projections rebuild|projections verify|projections as-of|projections diff|mail list|mail retry|mail discard"
     )
     wanted += "|events replay|projections parked list|projections parked show|projections parked retry"
-    wanted += "|audit prove"
+    wanted += "|audit prove|audit verify"
     wanted += "|audit explain|audit search|audit export"
     wanted += "|erase|keys list|keys rotate"
     wanted += "|backup|restore|database roles"
