@@ -6,6 +6,7 @@ import click
 
 from entrypoints.cli import options
 from entrypoints.cli.audit_prove import prove
+from entrypoints.cli.audit_verify import verify
 
 
 @click.group("audit", epilog=options.example("registrar audit verify"))
@@ -14,3 +15,4 @@ def audit() -> None:
 
 
 audit.add_command(prove)
+audit.add_command(verify)

@@ -18,6 +18,7 @@ import uvloop
 from application.ports import Conflict, Unavailable, WrongMasterKey
 from domain.errors import Refused
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.audit import Auditor, auditor
 from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
 from entrypoints.bootstrap.replay import Rebuilder, Verifier, rebuilder, verifier
 from entrypoints.cli.garbage_collection import collect_hardly_ever
@@ -27,6 +28,7 @@ from infrastructure.embedded.data_directory import BadDataDirectory, DataDirecto
 from infrastructure.embedded.postgres import DatabaseDidNotStart
 from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.postgres.connection import AWAY
+from infrastructure.postgres.helpers import HelperEnded
 from infrastructure.replay.copies import ToldTwice
 from infrastructure.replay.swap import CannotReplay
 from infrastructure.settings.cautions import cautions
@@ -135,6 +137,13 @@ def verifying(data_dir: Path | None, work: Callable[[Verifier], Awaitable[int]])
         return _with(read_settings(data_dir=data_dir, with_secrets=False), verifier, work)
 
 
+def auditing(data_dir: Path | None, work: Callable[[Auditor], Awaitable[int]]) -> int:
+    """`reading`, for a command that verifies the log; exit code as of `comparing`."""
+    collect_hardly_ever()
+    with _one_means_a_difference():
+        return _with(read_settings(data_dir=data_dir, with_secrets=False), auditor, work)
+
+
 def comparing(data_dir: Path | None, work: Callable[[Reader], Awaitable[int]]) -> int:
     """`reading`, for a command whose exit code 1 says that something differs: what cannot be done is 2, also where the
     database is away."""
@@ -196,7 +205,7 @@ def explain(error: Exception) -> tuple[str, int]:
     match error:
         case BadSettings() | BadDataDirectory() | DatabaseDidNotStart() | CannotStart():
             return str(error), 2
-        case CannotReplay() | ToldTwice():
+        case CannotReplay() | ToldTwice() | HelperEnded():
             return str(error), 2
         case WrongMasterKey():
             return (

@@ -1,0 +1,81 @@
+"""What `audit verify` prints: a line for each finding, and what was verified."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from entrypoints.bootstrap.audit import Auditor
+from entrypoints.cli.output import moving, note, print_json
+from infrastructure.audit.roots import Checkpoint
+from infrastructure.audit.verification import Verified
+from infrastructure.audit.walk import Finding
+
+
+async def verify(auditor: Auditor, *, since_checkpoint: bool, as_json: bool) -> int:
+    """Verify the log and print what was found; 1 if it is not as it was recorded."""
+    with moving() as progress:
+        result = await auditor.verify(
+            since_checkpoint=since_checkpoint,
+            told=lambda done, of: progress("Verifying", done, of),
+        )
+    if as_json:
+        print_json(_as_json(result))
+    else:
+        for one in result.findings:
+            click.echo(line(one))
+        if result.found > len(result.findings):
+            note(f"{result.found - len(result.findings):,} more findings are counted, but not listed.")
+        click.echo(_summary(result))
+    return 1 if result.found else 0
+
+
+def line(finding: Finding) -> str:
+    """A finding in plain words."""
+    _, first, last, says = finding
+    subject = f"position {first} is" if first == last else f"positions {first} to {last} are"
+    return f"{subject} not what was recorded: {says}"
+
+
+def _summary(result: Verified) -> str:
+    of = f"positions {result.since + 1} to {result.upto}" if result.since else f"the log up to position {result.upto}"
+    counted = f"{result.events:,} events in {result.blocks:,} blocks"
+    if result.found:
+        findings = "1 finding" if result.found == 1 else f"{result.found:,} findings"
+        return f"{findings} in {of} ({counted})." + _agrees(result.checkpoints.last)
+    checkpoints = result.checkpoints
+    if not checkpoints.compared:
+        return (
+            f"Verified {of}: {counted}, as they were recorded. "
+            "There is no checkpoint: a log that was rewritten whole would look the same."
+        )
+    many = "1 checkpoint agrees" if checkpoints.compared == 1 else f"{checkpoints.compared:,} checkpoints agree"
+    return f"Verified {of}: {counted}, as they were recorded; {many}."
+
+
+def _agrees(checkpoint: Checkpoint | None) -> str:
+    return "" if checkpoint is None else f" The last checkpoint that agrees is that of position {checkpoint.position}."
+
+
+def _as_json(result: Verified) -> dict[str, Any]:
+    checkpoints = result.checkpoints
+    return {
+        "as_recorded": not result.found,
+        "since": result.since,
+        "upto": result.upto,
+        "events": result.events,
+        "blocks": result.blocks,
+        "findings": result.found,
+        "first_bad_position": result.findings[0].first if result.findings else None,
+        "listed": [one._asdict() for one in result.findings],
+        "checkpoints": {
+            "compared": checkpoints.compared,
+            "last_that_agrees": checkpoints.last and _checkpoint(checkpoints.last),
+            "first_that_does_not": checkpoints.disagrees and _checkpoint(checkpoints.disagrees),
+        },
+    }
+
+
+def _checkpoint(one: Checkpoint) -> dict[str, Any]:
+    return {"size": one.size, "position": one.position, "root": one.root.hex()}

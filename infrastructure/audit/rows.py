@@ -1,0 +1,123 @@
+"""Events and blocks as they stand in the database, read for a walk along the chain without needless objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import error as StructError  # noqa: N812 - it is a class
+from typing import Any, Final
+
+from psycopg.types.numeric import Int8BinaryLoader
+from psycopg.types.string import ByteaBinaryLoader
+
+from domain.recorded import Position
+from infrastructure.audit.walk import BEGINNING, Block, Ends, Event, Link
+from infrastructure.event_store.chain import event_digest_as_sent
+from infrastructure.postgres.connection import Connection
+
+CHUNK_EVENTS: Final = 5_000
+"""Events in one query, and in memory."""
+
+_EVENTS: Final = """
+    SELECT notification_id, recorded_at, originator_id, originator_version, topic, state, correlation_id,
+           causation_position, actor, trace_context
+    FROM public.events
+    WHERE (notification_id > %(after)s OR %(after)s IS NULL) AND notification_id <= %(upto)s
+    ORDER BY notification_id LIMIT %(limit)s
+"""
+
+_BLOCKS: Final = """
+    SELECT first_position, last_position, hash FROM public.blocks
+    WHERE last_position > %(after)s AND last_position <= %(upto)s ORDER BY last_position
+"""
+
+# In one statement, so at one moment.
+_ENDS: Final = """
+    SELECT (SELECT position FROM public.head), (SELECT hash FROM public.head), b.last_position, b.hash,
+           coalesce((SELECT max(notification_id) FROM public.events), 0)
+    FROM (VALUES (1)) AS one (row)
+    LEFT JOIN (SELECT last_position, hash FROM public.blocks ORDER BY last_position DESC LIMIT 1) AS b ON true
+"""
+
+_BLOCK_FROM: Final = """
+    SELECT last_position, hash FROM public.blocks WHERE last_position >= %(position)s ORDER BY last_position LIMIT 1
+"""
+
+_REMEMBERED: Final = """
+    SELECT first_position, digests FROM public.event_digests
+    WHERE last_position >= %(first)s AND first_position <= %(last)s
+"""
+
+_BEHIND: Final = """
+    SELECT min(notification_id), max(notification_id) FROM public.events
+    WHERE notification_id > %(after)s AND notification_id <= %(upto)s
+"""
+
+_EPOCH: Final = 946_684_800_000_000
+"""PostgreSQL counts microseconds since 2000."""
+
+
+async def events_between(connection: Connection, after: Position | None, upto: Position) -> list[Event]:
+    """Those after one position (None: from the very first) and up to another, or the first of them: fewer than
+    `CHUNK_EVENTS` are all."""
+    cursor = connection.cursor(binary=True)
+    for type_ in ("uuid", "text", "bytea"):
+        cursor.adapters.register_loader(type_, ByteaBinaryLoader)
+    cursor.adapters.register_loader("timestamptz", Int8BinaryLoader)
+    await cursor.execute(_EVENTS, {"after": after, "upto": upto, "limit": CHUNK_EVENTS})
+    return [_event(*row) for row in await cursor.fetchall()]
+
+
+def _event(position: Position, recorded_at: int | None, *fields: Any) -> Event:
+    try:
+        digest = event_digest_as_sent(*fields)
+    except (TypeError, StructError):  # a superuser can have it hold what it cannot hold
+        digest = b""
+    return Event(position, 0 if recorded_at is None else recorded_at + _EPOCH, digest)
+
+
+async def blocks_between(connection: Connection, after: Position, upto: Position) -> Sequence[Block]:
+    """Those that end after one position and up to another."""
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(_BLOCKS, {"after": after, "upto": upto})
+    return [Block(*row) for row in await cursor.fetchall()]
+
+
+async def block_from(connection: Connection, position: Position) -> Link | None:
+    """The first block that ends at a position or later."""
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(_BLOCK_FROM, {"position": position})
+    row = await cursor.fetchone()
+    return None if row is None else Link(*row)
+
+
+async def ends(connection: Connection) -> Ends:
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(_ENDS)
+    row = await cursor.fetchone()
+    assert row is not None  # noqa: S101 - of one row of values
+    position, hash_, last, last_hash, event = row
+    return Ends(
+        None if position is None else Link(position, hash_), BEGINNING if last is None else Link(last, last_hash), event
+    )
+
+
+async def digests_remembered(connection: Connection, block: Block) -> list[bytes] | None:
+    """Those that the checkpointer noted when it verified a block; None if it did not."""
+    cursor = connection.cursor(binary=True)
+    await cursor.execute("SELECT to_regclass('public.event_digests') IS NOT NULL")
+    if await cursor.fetchone() != (True,):
+        return None
+    await cursor.execute(_REMEMBERED, {"first": block.first, "last": block.last})
+    known = dict[Position, bytes]()
+    for first, digests in await cursor.fetchall():
+        known |= {first + at // 32: digests[at : at + 32] for at in range(0, len(digests), 32)}
+    wanted = range(block.first, block.last + 1)
+    return [known[position] for position in wanted] if all(position in known for position in wanted) else None
+
+
+async def stretch_behind(connection: Connection, after: Position, upto: Position) -> tuple[Position, Position] | None:
+    """The first and the last event after one position and up to another."""
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(_BEHIND, {"after": after, "upto": upto})
+    row = await cursor.fetchone()
+    return None if row is None or row[0] is None else (row[0], row[1])
