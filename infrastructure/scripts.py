@@ -24,4 +24,5 @@ SCRIPTS = (
     *_of("mail", "mail/mail.sql", "mail/mail_2.sql"),
     *_of("alerts", "alerts/alerts.sql"),
     *_of("replay", "replay/replay.sql", "replay/replay_2.sql"),
+    *_of("audit", "audit/audit.sql"),
 )

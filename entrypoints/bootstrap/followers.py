@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from importlib.metadata import version
 
+from entrypoints.bootstrap.checkpoints import checkpointer
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.delivery import Delivery, finish_within
 from infrastructure.alerts.alerts import Alerts
@@ -31,10 +32,13 @@ PACE_WAITED_FOR = timedelta(milliseconds=10)
 
 
 def followers(core: Core, settings: Settings, relay: Relay, publisher: PublishesEvents | None) -> list[LeaderTask]:
-    """Everything that follows the log, the verification of the read models, and the alerts.
+    """Everything that follows the log, the verification of the read models, checkpoints, and alerts.
 
     Args:
         publisher: of integration events; None without a broker.
+
+    Raises:
+        CannotStart, BadDataDirectory: checkpoints cannot be signed; one line, fit to show.
     """
     leading: list[LeaderTask] = [
         Projector(
@@ -71,6 +75,9 @@ def followers(core: Core, settings: Settings, relay: Relay, publisher: Publishes
                 statement_timeout=settings.statement_timeout,
             )
         )
+    checkpoints = checkpointer(settings)
+    if checkpoints is not None:
+        leading.append(checkpoints)
     if settings.alert_url is not None:
         leading.append(_alerts(core, settings, settings.alert_url.get_secret_value()))
     return leading

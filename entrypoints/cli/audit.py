@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from entrypoints.cli import options
+from entrypoints.cli.audit_checkpoints import checkpoints
 from entrypoints.cli.audit_prove import prove
 from entrypoints.cli.audit_verify import verify
 
@@ -16,3 +17,4 @@ def audit() -> None:
 
 audit.add_command(prove)
 audit.add_command(verify)
+audit.add_command(checkpoints)

@@ -149,20 +149,17 @@ class Checkpointer:
         """Verify up to the end of the log as it is now, or as far as it is what was recorded."""
         loop = asyncio.get_running_loop()
         end = (await ends(connection)).block.position
+        if end < head.link.position:
+            verified = head.link.position
+            await _say(connection, head, f"the log was cut off: it was verified up to {verified}, and ends at {end}")
         try:
-            if end < head.link.position:
-                raise Unsound(f"the log was cut off: it was verified up to {head.link.position}, and ends at {end}")
             while head.link.position < end:
                 begun = loop.time()
                 await self._stretch(connection, head, min(head.link.position + STRETCH, end))
                 if head.link.position < end:
                     await while_touching(connection, asyncio.sleep(REST * (loop.time() - begun)))
         except Unsound as error:
-            if head.unsound != str(error):
-                hint = "nothing is signed any more; `registrar audit verify` says more"
-                log.error("checkpoint.unsound", found=str(error), hint=hint)  # noqa: TRY400 - no bug of this code
-                await connection.execute("UPDATE public.tree_head SET unsound = %s", (str(error),))
-                head.unsound = str(error)
+            await _say(connection, head, str(error))
 
     async def _stretch(self, connection: Connection, head: _Head, upto: Position) -> None:
         """Verify some blocks, and add them to the tree.
@@ -270,6 +267,15 @@ async def read_head(connection: Connection) -> _Head:
         tile = await (await connection.cursor(binary=True).execute(_TILE, (level, index))).fetchone()
         edge[level] = tile[0] if tile else b""
     return _Head(GrowingTree(size, edge), Link(position, hash_), origin, unsound)
+
+
+async def _say(connection: Connection, head: _Head, unsound: str) -> None:
+    """Log what is not as it was recorded, once, and keep it for health."""
+    if head.unsound != unsound:
+        hint = "nothing is signed any more; `registrar audit verify` says more"
+        log.error("checkpoint.unsound", found=unsound, hint=hint)
+        await connection.execute("UPDATE public.tree_head SET unsound = %s", (unsound,))
+        head.unsound = unsound
 
 
 async def _events_of(connection: Connection, after: Position, upto: Position) -> list[Event]:

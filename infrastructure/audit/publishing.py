@@ -29,8 +29,8 @@ def append(file: Path, text: str) -> None:
         torn = size > 0 and os.pread(descriptor, 2, max(0, size - 2)) != b"\n\n"
         content = (("\n\n" if torn else "") + text + "\n").encode()
         try:
-            if os.write(descriptor, content) < len(content):
-                raise OSError("the disk is full")
+            while content:  # a full disk takes a part, and refuses the rest
+                content = content[os.write(descriptor, content) :]
             os.fsync(descriptor)
         except OSError:
             os.ftruncate(descriptor, size)
