@@ -67,14 +67,7 @@ def followers(core: Core, settings: Settings, relay: Relay, publisher: Publishes
     if publisher is not None:
         leading.append(IntegrationEvents(tail=core.tail, notifications=core.notifications, publisher=publisher))
     if settings.verify_interval:
-        leading.append(
-            BackgroundVerification(
-                PROJECTIONS,
-                dsn=core.database.dsn,
-                every=settings.verify_interval,
-                statement_timeout=settings.statement_timeout,
-            )
-        )
+        leading.append(_verification(core, settings, settings.verify_interval))
     checkpoints = checkpointer(settings)
     if checkpoints is not None:
         leading.append(checkpoints)
@@ -92,6 +85,12 @@ def relay_inside(core: Core, settings: Settings, delivery: Delivery) -> Relay:
         until_ready=delivery.servers.until_ready,
         finish_within=finish_within(settings),
         give_back=delivery.give_back_claims,
+    )
+
+
+def _verification(core: Core, settings: Settings, every: timedelta) -> BackgroundVerification:
+    return BackgroundVerification(
+        PROJECTIONS, dsn=core.database.dsn, every=every, statement_timeout=settings.statement_timeout
     )
 
 
