@@ -130,8 +130,8 @@ class Checkpointer:
         head = await read_head(connection)
         signed, signed_position = await (await connection.execute(_SIGNED)).fetchone() or (0, 0)
         due = loop.time()
-        async with asyncio.TaskGroup() as tasks:
-            posting = _Posting(self._post, tasks) if self._post else None
+        posting = _Posting(self._post) if self._post else None
+        try:
             while True:
                 news = (await ends(connection)).block.position - signed_position
                 if news < 0 or news >= MANY_EVENTS or (news and loop.time() >= due):
@@ -144,6 +144,9 @@ class Checkpointer:
                 if posting is not None:
                     await posting.go_on(connection)
                 await asyncio.sleep(self._look)
+        finally:
+            if posting is not None:
+                await posting.close()
 
     async def _follow(self, connection: Connection, head: _Head) -> None:
         """Verify up to the end of the log as it is now, or as far as it is what was recorded."""
@@ -221,10 +224,9 @@ class Checkpointer:
 class _Posting:
     """Posts one checkpoint after the other, beside everything else: an address may take its time to fail."""
 
-    def __init__(self, post: Post, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, post: Post) -> None:
         self._post = post
-        self._tasks = tasks
-        self._under_way: tuple[int, asyncio.Task[str | None]] | None = None
+        self._under_way: tuple[int, asyncio.Future[str | None]] | None = None
         self._pause = 0.0
         self._not_before = 0.0
 
@@ -249,11 +251,12 @@ class _Posting:
             row = await (await connection.execute(_FOR_URL)).fetchone()
             if row is not None:
                 size, note = row
-                self._under_way = size, self._tasks.create_task(_awaited(self._post(note.encode())))
+                self._under_way = size, asyncio.ensure_future(self._post(note.encode()))
 
-
-async def _awaited(call: Awaitable[str | None]) -> str | None:
-    return await call
+    async def close(self) -> None:
+        if self._under_way is not None:
+            self._under_way[1].cancel()
+            await asyncio.gather(self._under_way[1], return_exceptions=True)
 
 
 async def read_head(connection: Connection) -> _Head:
