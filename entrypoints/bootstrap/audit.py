@@ -7,9 +7,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from entrypoints.bootstrap.database import check_schema, dsn_to_read
+from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.checkpoints import checkpoint_directory, checkpoint_seed
+from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from entrypoints.bootstrap.replay import giving_way
-from infrastructure.audit.roots import Checkpoint
+from infrastructure.audit.known import Known, known_checkpoints, known_keys
 from infrastructure.audit.verification import Told, Verified, verify
 from infrastructure.settings.settings import Settings
 
@@ -19,17 +21,23 @@ _STATEMENT_TIMEOUT = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class LogVerifier:
-    """For a command that verifies the log."""
+    """For a command that verifies the log.
+
+    Attributes:
+        known: the checkpoints that there are.
+        keys: those that sign them or signed them, as verifiers write them.
+    """
 
     _dsn: str
-    _checkpoints: Sequence[Checkpoint]
+    known: Sequence[Known]
+    keys: Sequence[str]
 
     async def verify(self, *, since_checkpoint: bool, told: Told) -> Verified:
         """See `infrastructure.audit.verification.verify`."""
         return await verify(
             self._dsn,
             statement_timeout=_STATEMENT_TIMEOUT,
-            checkpoints=self._checkpoints,
+            checkpoints=[one.checkpoint for one in self.known if one.checkpoint is not None],
             since_checkpoint=since_checkpoint,
             told=told,
         )
@@ -44,5 +52,12 @@ async def log_verifier(settings: Settings) -> AsyncIterator[LogVerifier]:
     async with AsyncExitStack() as stack:
         dsn = await dsn_to_read(settings, stack)
         await check_schema(dsn)
+        directory = checkpoint_directory(settings)
+        try:
+            async with first_connection(dsn, read_only=True) as connection:
+                keys = await known_keys(connection, directory, checkpoint_seed(settings))
+                known = await known_checkpoints(connection, directory, keys)
+        except PermissionError as error:
+            raise CannotStart(f"The checkpoints in {error.filename} cannot be read; run as their owner.") from None
         stack.enter_context(giving_way())
-        yield LogVerifier(dsn, ())
+        yield LogVerifier(dsn, known, [str(key) for key in keys])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from importlib.metadata import version
 
+from entrypoints.bootstrap.checkpoints import checkpointer
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.delivery import Delivery, finish_within
 from entrypoints.bootstrap.erasures import journal_file, note_key
@@ -33,10 +34,13 @@ PACE_WAITED_FOR = timedelta(milliseconds=10)
 
 
 def followers(core: Core, settings: Settings, relay: Relay, publisher: PublishesEvents | None) -> list[LeaderTask]:
-    """Everything that follows the log, the verification of the read models, and the alerts.
+    """Everything that follows the log, the verification of the read models, checkpoints, and alerts.
 
     Args:
         publisher: of integration events; None without a broker.
+
+    Raises:
+        CannotStart, BadDataDirectory: checkpoints cannot be signed; one line, fit to show.
     """
     leading: list[LeaderTask] = [
         Projector(
@@ -67,14 +71,10 @@ def followers(core: Core, settings: Settings, relay: Relay, publisher: Publishes
     if (journal := erasure_journal(core, settings)) is not None:
         leading.append(journal)
     if settings.verify_interval:
-        leading.append(
-            BackgroundVerification(
-                PROJECTIONS,
-                dsn=core.database.dsn,
-                every=settings.verify_interval,
-                statement_timeout=settings.statement_timeout,
-            )
-        )
+        leading.append(_verification(core, settings, settings.verify_interval))
+    checkpoints = checkpointer(settings)
+    if checkpoints is not None:
+        leading.append(checkpoints)
     if settings.alert_url is not None:
         leading.append(_alerts(core, settings, settings.alert_url.get_secret_value()))
     return leading
@@ -106,6 +106,12 @@ def erasure_journal(core: Core, settings: Settings) -> ErasureJournal | None:
 
     return ErasureJournal(
         tail=core.tail, notifications=core.notifications, key=note_key(core.keyring), file=file, publish=publish
+    )
+
+
+def _verification(core: Core, settings: Settings, every: timedelta) -> BackgroundVerification:
+    return BackgroundVerification(
+        PROJECTIONS, dsn=core.database.dsn, every=every, statement_timeout=settings.statement_timeout
     )
 
 

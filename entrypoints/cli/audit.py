@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from entrypoints.cli import audit_log, options
+from entrypoints.cli.audit_checkpoints import checkpoints
 from entrypoints.cli.audit_prove import prove
 from entrypoints.cli.audit_verify import verify
 
@@ -19,3 +20,4 @@ audit.add_command(audit_log.search)
 audit.add_command(audit_log.export)
 audit.add_command(prove)
 audit.add_command(verify)
+audit.add_command(checkpoints)

@@ -207,6 +207,19 @@ class DataDirectory:
             )
         return SecretBytes(bytes.fromhex(text))
 
+    def checkpoint_key(self) -> SecretBytes:
+        """The 32 bytes that sign checkpoints: created by the first call, the same until its file is removed.
+
+        Raises:
+            BadDataDirectory: the file does not contain a key.
+        """
+        text = self._made_once("checkpoint.key", lambda: secrets.token_hex(32))
+        if not re.fullmatch(r"[0-9a-f]{64}", text):
+            raise BadDataDirectory(
+                f"{self.path / 'checkpoint.key'} is not a key (64 hex digits); remove it, and a new one is made."
+            )
+        return SecretBytes(bytes.fromhex(text))
+
     def admin_token(self) -> SecretStr:
         """The operators' bearer token: created by the first call ever, the same until its file is removed.
 

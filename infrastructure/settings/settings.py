@@ -115,13 +115,6 @@ class Settings(BaseModel):
     alert_dead_letters: int = Field(
         default=10, ge=1, le=1_000_000_000, description="dead letters at which `alert_url` is called", examples=["10"]
     )
-    checkpoint_witnesses: Witnesses = Field(
-        default=(),
-        description="witnesses that cosign checkpoints: each its URL, #, and its key; separated by commas",
-        examples=[
-            "https://witness.example.org#witness.example.org+8e43029b+BGTbmG8Ci9F7XiHiZtve8bh03HTs4IOUOsozgoVKVngA"
-        ],
-    )
     checkpoint_dir: Path | None = Field(
         default=None,
         description="directory of the checkpoints and the journal of erasures, outside of the database; None: in "
@@ -134,6 +127,19 @@ class Settings(BaseModel):
         examples=["https://audit.example.org/registrar"],
     )
     checkpoint_url_file: Path | None = _file("checkpoint_url")
+    checkpoint_key: MasterKey | None = Field(
+        default=None,
+        description="key that signs checkpoints, 32 bytes; None: made once in `data_dir` (embedded database only)",
+        examples=["what `openssl rand -hex 32` prints"],
+    )
+    checkpoint_key_file: Path | None = _file("checkpoint_key")
+    checkpoint_witnesses: Witnesses = Field(
+        default=(),
+        description="witnesses that cosign checkpoints: each its URL, #, and its key; separated by commas",
+        examples=[
+            "https://witness.example.org#witness.example.org+8e43029b+BGTbmG8Ci9F7XiHiZtve8bh03HTs4IOUOsozgoVKVngA"
+        ],
+    )
 
     host: str = Field(
         default="127.0.0.1",

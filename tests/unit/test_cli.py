@@ -49,10 +49,10 @@ def test_every_command_of_the_contract_is_there() -> None:
         "|projections rebuild|projections verify|projections as-of|projections diff|mail list|mail retry|mail discard"
     )
     wanted += "|events replay|projections parked list|projections parked show|projections parked retry"
-    wanted += "|audit prove|audit verify"
     wanted += "|audit explain|audit search|audit export"
     wanted += "|erase|keys list|keys rotate"
     wanted += "|backup|restore|database roles"
+    wanted += "|audit checkpoints list|audit prove|audit verify"
     ours = {"broker declare", "projections drop"}
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), *ours}
 

@@ -1,0 +1,86 @@
+"""Where checkpoints go, out of reach of who can write to the database: a directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from infrastructure.audit.notes import VerifierKey, notes_in
+from infrastructure.embedded.files import open_private, sync, write
+
+LATEST: Final = "checkpoint"
+KEYS: Final = "keys"
+_OF_A_DAY: Final = "*.checkpoints"
+
+
+def append(file: Path, text: str) -> None:
+    """Append `text`, and an empty line, durably. What a crash has left half-written before stays apart from it.
+
+    Raises:
+        OSError: it is not there; nothing of it is.
+    """
+    is_new = not file.exists()
+    descriptor = open_private(file, os.O_RDWR | os.O_APPEND)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 2, max(0, size - 2)) != b"\n\n"
+        content = (("\n\n" if torn else "") + text + "\n").encode()
+        try:
+            while content:  # a full disk takes a part, and refuses the rest
+                content = content[os.write(descriptor, content) :]
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+    if is_new:
+        sync(file.parent)
+
+
+class CheckpointDirectory:
+    """`checkpoint` is the latest one, `2026-11-28.checkpoints` are all of that day, `keys` has who signed them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def publish(self, note: str, signed_at: datetime, key: VerifierKey) -> None:
+        """Write a checkpoint; it is on disk when this returns. Again does no harm.
+
+        Raises:
+            OSError: it is not written.
+        """
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if str(key) not in {str(one) for one in self.keys()}:
+            append(self.path / KEYS, f"{key}\n")
+        append(self.path / f"{signed_at:%Y-%m-%d}.checkpoints", note)
+        write(self.path / LATEST, note)
+
+    def keys(self) -> list[VerifierKey]:
+        """Those that ever signed here, also before a rotation.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        try:
+            lines = (self.path / KEYS).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines:
+            try:
+                found.append(VerifierKey.parse(line))
+            except ValueError:  # an empty or a torn one
+                continue
+        return found
+
+    def notes(self) -> Iterator[str]:
+        """
+        Raises:
+            OSError: a file cannot be read.
+        """
+        for file in sorted(self.path.glob(_OF_A_DAY)):
+            yield from notes_in(file.read_text(encoding="utf-8", errors="replace"))
