@@ -15,7 +15,7 @@ from infrastructure.audit.walk import Finding
 
 async def verify(verifier: LogVerifier, *, since_checkpoint: bool, as_json: bool) -> int:
     """Verify the log and print what was found; 1 if it is not as it was recorded."""
-    unsigned = sum(one.checkpoint is None for one in auditor.known)
+    unsigned = sum(one.checkpoint is None for one in verifier.known)
     if unsigned:
         note(f"{unsigned:,} notes are no checkpoints: `registrar audit checkpoints list` says why.")
     with moving() as progress:
