@@ -43,6 +43,8 @@ CrashPoint = Literal[
     "rotation.before_key_file",
     "erasures.before_line",
     "erasures.before_position",
+    "checkpoint.before_publication",
+    "checkpoint.before_note",
 ]
 
 CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
@@ -77,6 +79,8 @@ CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
     "rotation.before_key_file": "the old master key is retired, and its file is in its place still",
     "erasures.before_line": "an erasure is in the log, and not in the journal of erasures",
     "erasures.before_position": "an erasure is in the journal, whose writer's position does not know",
+    "checkpoint.before_publication": "a checkpoint is signed and kept, and published nowhere",
+    "checkpoint.before_note": "a checkpoint is in its directory, and the database does not know",
 }
 
 _hook: Callable[[CrashPoint], None] | None = None

@@ -142,6 +142,13 @@ def empty_endpoint() -> Iterator[Process]:
         yield process
 
 
+@contextmanager
+def beside(module: str, *arguments: str) -> Iterator[Process]:
+    """A module of the benchmark that goes on in a process of its own, from the first line that it prints on."""
+    with _running([sys.executable, "-m", module, *arguments], "") as process:
+        yield process
+
+
 def run_job(module: str, job: dict[str, Any]) -> Any:
     """Run a module of the benchmark in a process of its own: arguments in and outcome out as JSON."""
     done = subprocess.run(

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from entrypoints.bootstrap import CannotStart
-from entrypoints.bootstrap.checkpoints import checkpoint_directory, checkpoint_seed
+from entrypoints.bootstrap.checkpoints import checkpoint_directory, checkpoint_seeds
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from entrypoints.bootstrap.replay import giving_way
 from infrastructure.audit.known import Known, known_checkpoints, known_keys
+from infrastructure.audit.note_keys import VerifierKey
 from infrastructure.audit.verification import Told, Verified, verify
 from infrastructure.settings.settings import Settings
 
@@ -25,12 +26,12 @@ class LogVerifier:
 
     Attributes:
         known: the checkpoints that there are.
-        keys: those that sign them or signed them, as verifiers write them.
+        keys: those that sign them or signed them.
     """
 
     _dsn: str
     known: Sequence[Known]
-    keys: Sequence[str]
+    keys: Sequence[VerifierKey]
 
     async def verify(self, *, since_checkpoint: bool, told: Told) -> Verified:
         """See `infrastructure.audit.verification.verify`."""
@@ -55,9 +56,9 @@ async def log_verifier(settings: Settings) -> AsyncIterator[LogVerifier]:
         directory = checkpoint_directory(settings)
         try:
             async with first_connection(dsn, read_only=True) as connection:
-                keys = await known_keys(connection, directory, checkpoint_seed(settings))
+                keys = await known_keys(connection, directory, checkpoint_seeds(settings))
                 known = await known_checkpoints(connection, directory, keys)
         except PermissionError as error:
             raise CannotStart(f"The checkpoints in {error.filename} cannot be read; run as their owner.") from None
         stack.enter_context(giving_way())
-        yield LogVerifier(dsn, known, [str(key) for key in keys])
+        yield LogVerifier(dsn, known, keys)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from entrypoints.bootstrap import CannotStart
 from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.audit.checkpointer import Checkpointer, Post
@@ -20,14 +22,14 @@ def checkpointer(settings: Settings) -> Checkpointer | None:
     directory, url = checkpoint_directory(settings), settings.checkpoint_url
     if directory is None and url is None:
         return None
-    seed = checkpoint_seed(settings)
-    if seed is None:
+    if not checkpoint_seeds(settings):
         raise CannotStart(
             "REGISTRAR_CHECKPOINT_KEY (or REGISTRAR_CHECKPOINT_KEY_FILE) is missing, and checkpoints are signed with "
             "it; set it to what `openssl rand -hex 32` prints, and keep it apart from the database."
         )
-    post = _to(Webhook(url.get_secret_value())) if url is not None else None
-    return Checkpointer(seed=seed, directory=directory, post=post, witnesses=Witnesses(settings.checkpoint_witnesses))
+    post = posting_to(url.get_secret_value()) if url is not None else None
+    witnesses = Witnesses(settings.checkpoint_witnesses)
+    return Checkpointer(seeds=partial(checkpoint_seeds, settings), directory=directory, post=post, witnesses=witnesses)
 
 
 def checkpoint_directory(settings: Settings) -> CheckpointDirectory | None:
@@ -36,20 +38,22 @@ def checkpoint_directory(settings: Settings) -> CheckpointDirectory | None:
     return CheckpointDirectory(settings.data_dir / "checkpoints") if settings.database_url is None else None
 
 
-def checkpoint_seed(settings: Settings) -> bytes | None:
-    """What signs; None if there is nothing.
+def checkpoint_seeds(settings: Settings) -> list[bytes]:
+    """Of the keys that sign, are to sign, or have signed; in a data directory a rotation makes one.
 
     Raises:
         BadDataDirectory: one line, fit to show.
     """
-    if settings.checkpoint_key is not None:
-        return settings.checkpoint_key.get_secret_value()
-    if settings.database_url is not None:
-        return None
-    return DataDirectory(settings.data_dir).checkpoint_key().get_secret_value()
+    if settings.checkpoint_key is None and settings.database_url is None:
+        return list(DataDirectory(settings.data_dir).checkpoint_keys())
+    keys = (settings.checkpoint_key, settings.next_checkpoint_key)
+    return [key.get_secret_value() for key in keys if key is not None]
 
 
-def _to(webhook: Webhook) -> Post:
+def posting_to(url: str) -> Post:
+    """Sends notes there; what it may take, see `Webhook`."""
+    webhook = Webhook(url)
+
     async def post(note: bytes) -> str | None:
         try:
             await webhook.post(note, {"Content-Type": "text/plain; charset=utf-8"})

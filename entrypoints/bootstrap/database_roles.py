@@ -51,7 +51,7 @@ _PROGRESS: Final = {
 
 _REPLAYS: Final = ("verification_passes", "found_differences", "replay_jobs")
 _MAIL: Final = {"send_claims": _ALL, "circuits": _ALL, "mail_standings": _ALL}
-_PROVEN: Final = ("tree_tiles", "tree_head", "checkpoints", "event_digests", "restores")
+_PROVEN: Final = ("tree_tiles", "tree_head", "checkpoints", "checkpoint_keys", "event_digests", "restores")
 
 _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
     "api": {

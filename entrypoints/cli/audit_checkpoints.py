@@ -12,7 +12,7 @@ from entrypoints.cli import options
 
 @click.group("checkpoints", epilog=options.example("registrar audit checkpoints list"))
 def checkpoints() -> None:
-    """Look at the checkpoints of the log."""
+    """Look at the checkpoints of the log, and change the key that signs them."""
 
 
 @checkpoints.command(
@@ -30,3 +30,21 @@ def list_checkpoints(*, as_json: bool, data_dir: Path | None) -> int:
     from entrypoints.cli.session import verifying_log
 
     return verifying_log(data_dir, lambda verifier: show(verifier, as_json=as_json))
+
+
+@checkpoints.command("rotate-key", epilog=options.example("registrar audit checkpoints rotate-key"))
+@click.option("--old-key-is-lost", is_flag=True, help="The new key signs without it.")
+@options.as_json
+@options.data_dir
+def rotate_key(*, old_key_is_lost: bool, as_json: bool, data_dir: Path | None) -> int:
+    """Have another key sign checkpoints from now on, while the service runs.
+
+    First set REGISTRAR_NEXT_CHECKPOINT_KEY (or …_FILE) in every process that may sign, and restart them one by one.
+    With the embedded database the command makes the key itself. The first checkpoint of the new key is signed by the
+    old one, too, and names both: who knows one of them so knows the other, and what was signed before still verifies.
+    Ended at any point, it is finished when it is run again.
+    """
+    from entrypoints.cli.checkpoints import change_key
+    from entrypoints.cli.session import changing_signing_key
+
+    return changing_signing_key(data_dir, lambda desk: change_key(desk, old_is_lost=old_key_is_lost, as_json=as_json))

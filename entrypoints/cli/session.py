@@ -25,6 +25,7 @@ from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
 from entrypoints.bootstrap.erasing import ErasureDesk, erasure_desk
 from entrypoints.bootstrap.keys import KeyDesk, key_desk
 from entrypoints.bootstrap.replay import Rebuilder, Verifier, rebuilder, verifier
+from entrypoints.bootstrap.signing_keys import SigningKeyDesk, signing_key_desk
 from entrypoints.cli.garbage_collection import collect_hardly_ever
 from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint
@@ -149,6 +150,11 @@ def erasing_with(data_dir: Path | None, work: Callable[[ErasureDesk], Awaitable[
 def keeping_keys(data_dir: Path | None, work: Callable[[KeyDesk], Awaitable[int]]) -> int:
     """`reading`, for a command about the master keys."""
     return _with(read_settings(data_dir=data_dir), key_desk, work)
+
+
+def changing_signing_key(data_dir: Path | None, work: Callable[[SigningKeyDesk], Awaitable[int]]) -> int:
+    """`reading`, for the command that changes the key which signs checkpoints: it needs no other secret."""
+    return _with(read_settings(data_dir=data_dir, with_secrets=False), signing_key_desk, work)
 
 
 def rebuilding(data_dir: Path | None, work: Callable[[Rebuilder], Awaitable[int]]) -> int:

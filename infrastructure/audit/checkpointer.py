@@ -14,13 +14,14 @@ from typing import Final
 
 import structlog
 
+from application.crash_points import crash_point
 from domain.recorded import Position
 from infrastructure.audit.growing_tree import GrowingTree, edge_of
-from infrastructure.audit.notes import SigningKey, checkpoint_text
 from infrastructure.audit.paths import Tiles, consistency_proof
 from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.audit.roots import Checkpoint, leaf_of
 from infrastructure.audit.rows import block_from, blocks_between, ends, events_between
+from infrastructure.audit.signers import Chosen, KeyNotHere, Seeds, Signers
 from infrastructure.audit.walk import BEGINNING, Event, Finding, Link, walk
 from infrastructure.audit.witness import Witnesses
 from infrastructure.followers.leadership import while_touching
@@ -67,10 +68,11 @@ _KEEP_HEAD: Final = """
     ON CONFLICT (only_row) DO UPDATE SET size = excluded.size, position = excluded.position, hash = excluded.hash,
         unsound = NULL
 """
-_SIGNED: Final = "SELECT coalesce(max(size), 0), coalesce(max(position), 0) FROM public.checkpoints"
+_SIGNED: Final = "SELECT coalesce(max(size), 0), coalesce(max(position), 0) FROM public.checkpoints WHERE size <= %s"
 _KEEP: Final = """
     INSERT INTO public.checkpoints (size, position, note, signed_at, in_directory, at_url)
-    VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (size) DO NOTHING
+    VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (size) DO UPDATE SET note = excluded.note,
+        signed_at = excluded.signed_at, in_directory = excluded.in_directory, at_url = excluded.at_url
 """
 _FOR_DIRECTORY: Final = """
     SELECT size, note, signed_at FROM public.checkpoints
@@ -80,6 +82,9 @@ _FOR_URL: Final = """
     SELECT size, note FROM public.checkpoints
     WHERE NOT (in_directory AND at_url) AND NOT at_url ORDER BY size LIMIT 1
 """
+
+# A note that was signed once more meanwhile, by a new key, is still to be posted.
+_POSTED: Final = "UPDATE public.checkpoints SET at_url = true WHERE size = %s AND note = %s"
 
 
 class Unsound(Exception):
@@ -104,7 +109,7 @@ class Checkpointer:
     def __init__(
         self,
         *,
-        seed: bytes,
+        seeds: Seeds,
         directory: CheckpointDirectory | None,
         post: Post | None,
         witnesses: Witnesses,
@@ -113,10 +118,11 @@ class Checkpointer:
     ) -> None:
         """
         Args:
-            seed: of the key that signs.
+            seeds: of the keys that this process has.
             directory, post: where checkpoints are published.
         """
-        self._seed = seed
+        self._signers = Signers(seeds)
+        self._not_here: str | None = None
         self._directory = directory
         self._post = post
         self._witnesses = witnesses
@@ -128,16 +134,16 @@ class Checkpointer:
         """Verify, sign and publish until cancelled; see `LeaderTask`."""
         loop = asyncio.get_running_loop()
         head = await read_head(connection)
-        signed, signed_position = await (await connection.execute(_SIGNED)).fetchone() or (0, 0)
+        signed, signed_position = await (await connection.execute(_SIGNED, (head.tree.size,))).fetchone() or (0, 0)
         due = loop.time()
         posting = _Posting(self._post) if self._post else None
         try:
             while True:
                 news = (await ends(connection)).block.position - signed_position
-                if news < 0 or news >= MANY_EVENTS or (news and loop.time() >= due):
+                changing = await self._signers.is_changing(connection)
+                if news < 0 or news >= MANY_EVENTS or ((news or changing) and loop.time() >= due):
                     await self._follow(connection, head)
-                    if head.tree.size > signed:
-                        await self._sign(connection, head)
+                    if await self._sign(connection, head, signed, changing=changing):
                         signed, signed_position = head.tree.size, head.link.position
                     due = loop.time() + self._every
                 await self._to_directory(connection, head.origin)
@@ -191,25 +197,48 @@ class Checkpointer:
             await connection.execute(_KEEP_DIGESTS, (after.position + 1, last.position, digests))
             await connection.execute(_KEEP_HEAD, (head.tree.size, last.position, last.hash, head.origin))
 
-    async def _sign(self, connection: Connection, head: _Head) -> None:
-        """Sign the tree as it is, have it cosigned, and keep it to be published."""
+    async def _sign(self, connection: Connection, head: _Head, signed: int, *, changing: bool) -> bool:
+        """Sign the tree if it has grown, or by a new key what was signed by the old one; True if that was done."""
+        has_grown = head.tree.size > signed
+        if not has_grown and (not changing or not head.tree.size or head.unsound is not None):
+            return False
+        try:
+            chosen = await self._signers.choose(connection, head.origin)
+        except KeyNotHere as error:
+            if str(error) != self._not_here:
+                hint = "nothing is signed by this process; is it in REGISTRAR_CHECKPOINT_KEY, or …_FILE?"
+                log.error("checkpoint.not_signed", why=str(error), hint=hint)  # noqa: TRY400 - no bug
+            self._not_here = str(error)
+            return False
+        self._not_here = None
+        if not has_grown and chosen.first_of is None:
+            return False
+        await self._keep(connection, head, chosen)
+        return True
+
+    async def _keep(self, connection: Connection, head: _Head, chosen: Chosen) -> None:
+        """Have a checkpoint of the tree as it is signed and cosigned, and keep it to be published."""
         now = datetime.now(UTC)
         checkpoint = Checkpoint(head.tree.size, head.link.position, head.tree.root())
-        note = SigningKey(head.origin, self._seed).sign(checkpoint_text(head.origin, checkpoint, now))
+        note = chosen.note(head.origin, checkpoint, now)
         prove = partial(consistency_proof, Tiles.of(connection), size=checkpoint.size)
         note = await while_touching(connection, self._witnesses.cosign(note, checkpoint.size, prove))
         published = (self._directory is None, self._post is None)
-        await connection.execute(_KEEP, (checkpoint.size, checkpoint.position, note, now, *published))
+        async with connection.transaction():
+            await connection.execute(_KEEP, (checkpoint.size, checkpoint.position, note, now, *published))
+            await chosen.keep(connection, checkpoint.size)
+        crash_point("checkpoint.before_publication")
 
     async def _to_directory(self, connection: Connection, origin: str) -> None:
         """Publish what is not there yet, the oldest first; what fails is tried at the next look."""
         if self._directory is None or not origin:
             return
-        key = SigningKey(origin, self._seed).verifier
-        for size, note, signed_at in await (await connection.execute(_FOR_DIRECTORY, (MOST_AT_ONCE,))).fetchall():
+        waiting = await (await connection.execute(_FOR_DIRECTORY, (MOST_AT_ONCE,))).fetchall()
+        keys = await self._signers.verifiers(connection, origin) if waiting else []
+        for size, note, signed_at in waiting:
             try:
                 await while_touching(
-                    connection, asyncio.to_thread(self._directory.publish, note, signed_at.astimezone(UTC), key)
+                    connection, asyncio.to_thread(self._directory.publish, note, signed_at.astimezone(UTC), keys)
                 )
             except OSError as error:
                 if not self._directory_failed:  # once an outage
@@ -218,6 +247,7 @@ class Checkpointer:
                 self._directory_failed = True
                 return
             self._directory_failed = False
+            crash_point("checkpoint.before_note")
             await connection.execute("UPDATE public.checkpoints SET in_directory = true WHERE size = %s", (size,))
 
 
@@ -226,7 +256,7 @@ class _Posting:
 
     def __init__(self, post: Post) -> None:
         self._post = post
-        self._under_way: tuple[int, asyncio.Future[str | None]] | None = None
+        self._under_way: tuple[int, str, asyncio.Future[str | None]] | None = None
         self._pause = 0.0
         self._not_before = 0.0
 
@@ -234,12 +264,12 @@ class _Posting:
         """Note what has become of the last one, and begin with the next."""
         now = asyncio.get_running_loop().time()
         if self._under_way is not None:
-            size, task = self._under_way
+            size, note, task = self._under_way
             if not task.done():
                 return
             self._under_way = None
             if (failure := task.result()) is None:
-                await connection.execute("UPDATE public.checkpoints SET at_url = true WHERE size = %s", (size,))
+                await connection.execute(_POSTED, (size, note))
                 self._pause = 0.0
             else:
                 if not self._pause:  # once an outage
@@ -251,12 +281,12 @@ class _Posting:
             row = await (await connection.execute(_FOR_URL)).fetchone()
             if row is not None:
                 size, note = row
-                self._under_way = size, asyncio.ensure_future(self._post(note.encode()))
+                self._under_way = size, note, asyncio.ensure_future(self._post(note.encode()))
 
     async def close(self) -> None:
         if self._under_way is not None:
-            self._under_way[1].cancel()
-            await asyncio.gather(self._under_way[1], return_exceptions=True)
+            self._under_way[2].cancel()
+            await asyncio.gather(self._under_way[2], return_exceptions=True)
 
 
 async def read_head(connection: Connection) -> _Head:

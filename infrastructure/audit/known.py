@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from infrastructure.audit.notes import BadNote, SigningKey, VerifierKey, checkpoint_in, open_note
+from infrastructure.audit.note_keys import SigningKey, VerifierKey
+from infrastructure.audit.notes import REPLACES, BadNote, checkpoint_in, open_note, vouched_for
 from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.audit.roots import Checkpoint
 from infrastructure.postgres.connection import Connection
 
 _TABLE: Final = "SELECT note, in_directory, at_url FROM public.checkpoints ORDER BY size"
+_CHANGES: Final = "SELECT note FROM public.checkpoints WHERE position(E'\\nreplaces ' IN note) > 0"
 _ORIGIN: Final = "SELECT origin FROM public.tree_head"
 
 
@@ -31,21 +33,26 @@ class Known(NamedTuple):
 
 
 async def known_keys(
-    connection: Connection, directory: CheckpointDirectory | None, seed: bytes | None
+    connection: Connection, directory: CheckpointDirectory | None, seeds: Sequence[bytes]
 ) -> list[VerifierKey]:
-    """The keys that sign or signed: the directory knows the earlier ones.
+    """The keys that sign or signed: ours, those of the directory, and those that the changes of keys lead to.
+
+    What stands in the database is not believed for that: only what one of these keys has signed is.
 
     Args:
-        seed: of the key that signs now; None if it is not here.
+        seeds: of the keys that are here.
 
     Raises:
         OSError: the directory cannot be read.
     """
-    keys = await asyncio.to_thread(directory.keys) if directory else []
-    if seed is not None:
-        rows: list[Any] = await (await connection.execute(_ORIGIN)).fetchall()
-        keys += [SigningKey(origin, seed).verifier for (origin,) in rows]
-    return list(dict.fromkeys(keys))
+    rows: list[Any] = await (await connection.execute(_ORIGIN)).fetchall()
+    keys = [key for (origin,) in rows for seed in seeds for key in SigningKey(origin, seed).verifiers]
+    changes = []
+    if directory is not None:
+        keys += await asyncio.to_thread(directory.keys)
+        changes = await asyncio.to_thread(lambda: [note for note in directory.notes() if f"\n{REPLACES} " in note])
+    changes += [note for (note,) in await (await connection.execute(_CHANGES)).fetchall()]
+    return vouched_for(keys, changes)
 
 
 async def known_checkpoints(

@@ -1,95 +1,45 @@
 """Signed notes (https://c2sp.org/signed-note), and the checkpoints of the log that are written as such
-(https://c2sp.org/tlog-checkpoint). Ed25519.
+(https://c2sp.org/tlog-checkpoint).
 """
 
 from __future__ import annotations
 
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from hashlib import sha256
-from typing import Final, Self
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from typing import Final, NamedTuple
 
 from domain.recorded import Position
+from infrastructure.audit.note_keys import SigningKey, VerifierKey
 from infrastructure.audit.roots import Checkpoint
 
-_ED25519: Final = b"\1"
 _SIGNATURE: Final = re.compile(r"— ([^\s+]+) ([A-Za-z0-9+/]+=*)")
 _NOTE: Final = re.compile(r"(?:[^\n]+\n)+\n(?:— [^\n]+\n)+(?=\n|\Z)")
+
+
+REPLACES: Final = "replaces"
+"""Begins a line of the first checkpoint that new keys have signed: behind it stands one of those that they replace."""
+
+
+class Change(NamedTuple):
+    """Keys that sign from now on, and those that they replace."""
+
+    to: Sequence[VerifierKey]
+    replaced: Sequence[VerifierKey]
 
 
 class BadNote(Exception):
     """It is no note that one of the keys has signed; one line, fit to show."""
 
 
-@dataclass(frozen=True, slots=True)
-class VerifierKey:
-    """The public half of a key. The name is that of the log."""
-
-    name: str
-    public: bytes
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """
-        Raises:
-            ValueError: it is not of the form `name+id+base64`, or not of an Ed25519 key.
-        """
-        found = re.fullmatch(r"([^\s+]+)\+([0-9a-f]{8})\+([A-Za-z0-9+/]{44})", text.strip())
-        if found is None:
-            raise ValueError("a key is of the form name+id+base64")
-        public = b64decode(found[3])
-        key = cls(found[1], public[1:])
-        if public[:1] != _ED25519 or key.id.hex() != found[2]:
-            raise ValueError("the key is not whole, or none of Ed25519")
-        return key
-
-    @property
-    def id(self) -> bytes:
-        return sha256(self.name.encode() + b"\n" + _ED25519 + self.public).digest()[:4]
-
-    def __str__(self) -> str:
-        return f"{self.name}+{self.id.hex()}+{b64encode(_ED25519 + self.public).decode()}"
-
-    def has_signed(self, text: str, signature: bytes) -> bool:
-        try:
-            Ed25519PublicKey.from_public_bytes(self.public).verify(signature, text.encode())
-        except InvalidSignature:
-            return False
-        return True
-
-
-@dataclass(frozen=True, slots=True)
-class SigningKey:
-    """
-    Args:
-        seed: 32 bytes.
-    """
-
-    name: str
-    seed: bytes = field(repr=False)
-
-    @property
-    def verifier(self) -> VerifierKey:
-        return VerifierKey(self.name, self._private.public_key().public_bytes_raw())
-
-    @property
-    def _private(self) -> Ed25519PrivateKey:
-        return Ed25519PrivateKey.from_private_bytes(self.seed)
-
-    def sign(self, text: str) -> str:
-        """The note: the text, which ends with a newline, with our signature."""
-        signature = self.verifier.id + self._private.sign(text.encode())
-        return f"{text}\n— {self.name} {b64encode(signature).decode()}\n"
+def signed_note(text: str, keys: Iterable[SigningKey], at: datetime) -> str:
+    """The text of a checkpoint, which ends with a newline, with the signatures of these keys."""
+    return f"{text}\n{''.join(key.lines(text, at) for key in keys)}"
 
 
 def open_note(note: str, keys: Iterable[VerifierKey]) -> str:
-    """The text of a note that at least one of the keys has signed. Signatures by other keys say nothing.
+    """The text of a note, with every line of it signed by at least one of the keys. Those of other keys say nothing.
 
     Raises:
         BadNote: none of them has, or what one of them should have signed is something else.
@@ -112,7 +62,7 @@ def open_note(note: str, keys: Iterable[VerifierKey]) -> str:
         if key is not None:
             if not key.has_signed(text, blob[4:]):
                 raise BadNote(f"it is not what {key.name} signed")
-            signed = True
+            signed = signed or key.signs_every_line
     if not signed:
         raise BadNote("no known key has signed it")
     return text
@@ -123,11 +73,18 @@ def notes_in(text: str) -> Iterator[str]:
     return (found[0] for found in _NOTE.finditer(text))
 
 
-def checkpoint_text(origin: str, checkpoint: Checkpoint, time: datetime) -> str:
-    """What is signed: the name of the log, its blocks, their root, its last position, and when."""
+def checkpoint_text(origin: str, checkpoint: Checkpoint, time: datetime, change: Change | None = None) -> str:
+    """What is signed: the name of the log, its blocks, their root, its last position, and when.
+
+    Args:
+        change: of the keys that sign: this is the first checkpoint of the new ones.
+    """
     root = b64encode(checkpoint.root).decode()
     when = time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return f"{origin}\n{checkpoint.size}\n{root}\nposition {checkpoint.position}\ntime {when}\n"
+    lines = [origin, checkpoint.size, root, f"position {checkpoint.position}", f"time {when}"]
+    if change is not None:
+        lines += [f"key {key}" for key in change.to] + [f"{REPLACES} {key}" for key in change.replaced]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def checkpoint_in(text: str) -> Checkpoint:
@@ -140,3 +97,35 @@ def checkpoint_in(text: str) -> Checkpoint:
         raise BadNote("it is no checkpoint")
     position: Position = int(found[3])
     return Checkpoint(int(found[1]), position, b64decode(found[2]))
+
+
+def vouched_for(keys: Iterable[VerifierKey], changes: Iterable[str]) -> list[VerifierKey]:
+    """The given keys, and those that they lead to: each that is named in a change of keys which one of them has signed.
+
+    Whoever knows one key so knows those before and after it. It is not enough that a key has signed beside one that is
+    known, which anybody can have his own key do.
+
+    Args:
+        changes: notes that may be the first ones of new keys.
+    """
+    known, waiting = dict.fromkeys(keys), list(changes)
+    while True:
+        left = []
+        for note in waiting:
+            try:
+                known |= dict.fromkeys(_keys_named_in(open_note(note, known)))
+            except BadNote:
+                left.append(note)
+        if len(left) == len(waiting):
+            return list(known)
+        waiting = left
+
+
+def _keys_named_in(text: str) -> Iterator[VerifierKey]:
+    for line in text.splitlines()[3:]:
+        word, _, key = line.partition(" ")
+        if word in {"key", REPLACES}:
+            try:
+                yield VerifierKey.parse(key)
+            except ValueError:  # of a type that is unknown here
+                continue

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from infrastructure.audit.notes import VerifierKey, notes_in
+from infrastructure.audit.note_keys import VerifierKey
+from infrastructure.audit.notes import notes_in
 from infrastructure.embedded.files import open_private, sync, write
 
 LATEST: Final = "checkpoint"
@@ -41,22 +42,35 @@ def append(file: Path, text: str) -> None:
         sync(file.parent)
 
 
+def _ends_with(file: Path, content: bytes) -> bool:
+    try:
+        with file.open("rb") as opened:
+            opened.seek(-len(content), os.SEEK_END)
+            return opened.read() == content
+    except (FileNotFoundError, OSError):  # or it is shorter
+        return False
+
+
 class CheckpointDirectory:
     """`checkpoint` is the latest one, `2026-11-28.checkpoints` are all of that day, `keys` has who signed them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def publish(self, note: str, signed_at: datetime, key: VerifierKey) -> None:
+    def publish(self, note: str, signed_at: datetime, keys: Iterable[VerifierKey]) -> None:
         """Write a checkpoint; it is on disk when this returns. Again does no harm.
 
         Raises:
             OSError: it is not written.
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if str(key) not in {str(one) for one in self.keys()}:
-            append(self.path / KEYS, f"{key}\n")
-        append(self.path / f"{signed_at:%Y-%m-%d}.checkpoints", note)
+        known = self.keys()
+        for key in keys:
+            if key not in known:
+                append(self.path / KEYS, f"{key}\n")
+        of_the_day = self.path / f"{signed_at:%Y-%m-%d}.checkpoints"
+        if not _ends_with(of_the_day, f"{note}\n".encode()):  # else a try before this one came as far as that
+            append(of_the_day, note)
         write(self.path / LATEST, note)
 
     def keys(self) -> list[VerifierKey]:

@@ -32,6 +32,12 @@ NEXT_MASTER_KEY = "master.key.next"
 OTHER_MASTER_KEYS = re.compile(r"master\.key\.next|master-[0-9a-f]{16}\.key")
 """Files beside the master key."""
 
+CHECKPOINT_KEY = "checkpoint.key"
+NEXT_CHECKPOINT_KEY = "checkpoint.key.next"
+OTHER_CHECKPOINT_KEYS = re.compile(r"checkpoint\.key\.next|checkpoint-[0-9a-f]{8}\.key")
+
+_SIGNS = "it signs checkpoints (`registrar audit checkpoints rotate-key --old-key-is-lost` if there is none)"
+
 
 class BadDataDirectory(Exception):
     """The data directory cannot be used; the message is one line that says why and what to do."""
@@ -189,36 +195,65 @@ class DataDirectory:
         Returns:
             Its file.
         """
-        kept = self.path / f"master-{retired}.key"
-        text = self.master_key().get_secret_value().hex()
+        return self._take(NEXT_MASTER_KEY, MASTER_KEY, self.path / f"master-{retired}.key")
+
+    def _take(self, following: str, name: str, kept: Path) -> Path:
+        text = (self.path / name).read_text(encoding="ascii")
         with explained(kept, BadDataDirectory), exclusively(self.path / "keys.lock"):
-            write(kept, text + "\n")
+            write(kept, text)
             crash_point("rotation.before_key_file")
-            (self.path / NEXT_MASTER_KEY).replace(self.path / MASTER_KEY)
+            (self.path / following).replace(self.path / name)
             sync(self.path)
         return kept
 
-    def _key(self, name: str) -> SecretBytes:
+    def _key(
+        self, name: str, without: str = "without it no personal data in this directory can be read"
+    ) -> SecretBytes:
         text = self._made_once(name, lambda: secrets.token_hex(32))
         if not re.fullmatch(r"[0-9a-f]{64}", text):
             raise BadDataDirectory(
-                f"{self.path / name} is not a key (64 hex digits); put it back from a backup: "
-                "without it no personal data in this directory can be read."
+                f"{self.path / name} is not a key (64 hex digits); put it back from a backup: {without}."
             )
         return SecretBytes(bytes.fromhex(text))
 
     def checkpoint_key(self) -> SecretBytes:
-        """The 32 bytes that sign checkpoints: created by the first call, the same until its file is removed.
+        """The 32 bytes that sign checkpoints: created by the first call ever, and changed by a rotation only.
 
         Raises:
             BadDataDirectory: the file does not contain a key.
         """
-        text = self._made_once("checkpoint.key", lambda: secrets.token_hex(32))
-        if not re.fullmatch(r"[0-9a-f]{64}", text):
-            raise BadDataDirectory(
-                f"{self.path / 'checkpoint.key'} is not a key (64 hex digits); remove it, and a new one is made."
-            )
-        return SecretBytes(bytes.fromhex(text))
+        return self._key(CHECKPOINT_KEY, _SIGNS)
+
+    def checkpoint_keys(self) -> Sequence[bytes]:
+        """That key, then the next one if a rotation has made it, and those that it has replaced: after a restore of an
+        older backup one of them may sign again.
+
+        Raises:
+            BadDataDirectory: a file does not contain a key.
+        """
+        files = sorted(file.name for file in self.path.glob("checkpoint*.key*"))
+        others = [name for name in files if OTHER_CHECKPOINT_KEYS.fullmatch(name)]
+        keys = [self.checkpoint_key(), *(self._key(name, _SIGNS) for name in others)]
+        return [key.get_secret_value() for key in keys]
+
+    def next_checkpoint_key(self) -> SecretBytes:
+        """The one that a rotation is to: created by its first call, and there until `take_next_checkpoint_key`.
+
+        Raises:
+            BadDataDirectory: the file does not contain a key.
+        """
+        return self._key(NEXT_CHECKPOINT_KEY, _SIGNS)
+
+    def take_next_checkpoint_key(self, retired: str) -> Path:
+        """Put the next signing key in the place of the one that it has replaced, which is kept beside it.
+
+        Args:
+            retired: the id of the one that is replaced.
+
+        Returns:
+            Its file.
+        """
+        return self._take(NEXT_CHECKPOINT_KEY, CHECKPOINT_KEY, self.path / f"checkpoint-{retired}.key")
 
     def admin_token(self) -> SecretStr:
         """The operators' bearer token: created by the first call ever, the same until its file is removed.

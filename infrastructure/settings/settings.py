@@ -133,6 +133,12 @@ class Settings(BaseModel):
         examples=["what `openssl rand -hex 32` prints"],
     )
     checkpoint_key_file: Path | None = _file("checkpoint_key")
+    next_checkpoint_key: MasterKey | None = Field(
+        default=None,
+        description="key that `registrar audit checkpoints rotate-key` changes `checkpoint_key` for; None: none",
+        examples=["what `openssl rand -hex 32` prints"],
+    )
+    next_checkpoint_key_file: Path | None = _file("next_checkpoint_key")
     checkpoint_witnesses: Witnesses = Field(
         default=(),
         description="witnesses that cosign checkpoints: each its URL, #, and its key; separated by commas",

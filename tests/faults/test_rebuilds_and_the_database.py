@@ -6,9 +6,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -39,6 +38,7 @@ from tests.faults.fleet import kill_postmaster
 from tests.faults.scene import Scene
 from tests.faults.shell import MASTER_KEY, Shell, ended
 from tests.support.facts import CLIENT, REGISTRATION, eventually, registered, stream
+from tests.support.filesystems import small_filesystem
 from tests.support.log import keep_root_secret, query
 from tests.support.postgres import SURVIVES_KILLS, database_of, server
 from tests.support.read_models import contents, follow, recorded_history
@@ -184,25 +184,6 @@ async def test_a_command_that_cannot_reach_the_database_finds_no_difference(
 
 
 # --- A full disk ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def small_filesystem(directory: Path, size: str, owner: os.stat_result) -> Iterator[Callable[[str], None]]:
-    """A file system of its own on a directory; yields what changes its size. Needs the right to mount."""
-
-    def resize(size: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={size}", directory], check=True)
-
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", directory], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"NOT TESTED, a full disk: this user cannot mount one ({mounted.stderr.strip()}); root can")
-    try:
-        os.chown(directory, owner.st_uid, owner.st_gid)
-        yield resize
-    finally:
-        subprocess.run(["umount", "--lazy", directory], check=True)
 
 
 @pytest.mark.slow

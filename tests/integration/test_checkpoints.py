@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -28,9 +28,11 @@ SOON = timedelta(milliseconds=20)
 
 
 @asynccontextmanager
-async def checkpointing(dsn: str, directory: Path | None, post: Post | None = None) -> AsyncIterator[None]:
+async def checkpointing(
+    dsn: str, directory: Path | None, post: Post | None = None, *, seeds: Sequence[bytes] = (SEED,)
+) -> AsyncIterator[None]:
     checkpointer = Checkpointer(
-        seed=SEED,
+        seeds=lambda: seeds,
         directory=CheckpointDirectory(directory) if directory else None,
         post=post,
         witnesses=Witnesses(()),

@@ -5,17 +5,26 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from hashlib import sha256
 
+import metamorphic_log
 import pytest
+from cryptography.exceptions import InvalidSignature
+from registrar_verify import Key
+from registrar_verify import open_note as open_as_an_auditor
+from tlog_scales.signing import NoteSignature, Vkey
+from tlog_scales.tlog import Checkpoint as Head
 
+from infrastructure.audit import note_keys
 from infrastructure.audit.growing_tree import GrowingTree, edge_of
+from infrastructure.audit.note_keys import SigningKey, VerifierKey
 from infrastructure.audit.notes import (
     BadNote,
-    SigningKey,
-    VerifierKey,
+    Change,
     checkpoint_in,
     checkpoint_text,
     notes_in,
     open_note,
+    signed_note,
+    vouched_for,
 )
 from infrastructure.audit.roots import Checkpoint
 from tests.support.checkpoints import tiles_of
@@ -30,7 +39,9 @@ NOTE = (
 )
 KEY = SigningKey("registrar/0011223344556677", bytes(range(32)))
 CHECKPOINT = Checkpoint(3, 7, sha256(b"root").digest())
-SIGNED = KEY.sign(checkpoint_text(KEY.name, CHECKPOINT, datetime(2026, 11, 28, 17, 0, tzinfo=UTC)))
+NOW = datetime(2026, 11, 28, 17, 0, tzinfo=UTC)
+SIGNED = signed_note(checkpoint_text(KEY.name, CHECKPOINT, NOW), [KEY], NOW)
+ED25519, ML_DSA = KEY.verifiers
 
 
 def test_a_note_that_others_signed_is_opened() -> None:
@@ -66,6 +77,82 @@ def test_a_checkpoint_is_read_as_it_was_signed() -> None:
 def test_what_our_key_has_not_signed_is_refused(note: str) -> None:
     with pytest.raises(BadNote):
         open_note(note, [KEY.verifier])
+
+
+def test_a_checkpoint_is_signed_by_both_algorithms_and_others_accept_each() -> None:
+    plain, post_quantum = (NoteSignature.from_line(line) for line in SIGNED.rpartition("\n\n")[2].splitlines())
+    head = Head(KEY.name, CHECKPOINT.size, CHECKPOINT.root, [])
+
+    verifier = Vkey.from_string(str(ML_DSA)).get_verifier()
+    verifier.verify_note(post_quantum, head)
+    assert Vkey.from_string(str(ED25519)).match(plain)
+    assert metamorphic_log.verify_signed_note(SIGNED, [str(ED25519)]) == 1
+    for keys in ([ED25519], [ML_DSA], [ED25519, ML_DSA]):
+        assert open_as_an_auditor(SIGNED, [Key.of(str(key)) for key in keys], []).signers == (KEY.name,)
+    with pytest.raises(InvalidSignature):
+        verifier.verify_note(post_quantum, Head(KEY.name, CHECKPOINT.size + 1, CHECKPOINT.root, []))
+
+
+def test_what_ml_dsa_alone_has_signed_is_no_checkpoint_as_it_covers_no_position() -> None:
+    text, _, lines = SIGNED.rpartition("\n\n")
+    moved = text.replace("position 7", "position 8") + "\n\n" + lines.splitlines(keepends=True)[1]
+    with pytest.raises(BadNote, match="no known key"):
+        open_note(moved, [ED25519, ML_DSA])
+
+
+def test_a_signature_of_ml_dsa_that_does_not_hold_is_refused() -> None:
+    other = signed_note(checkpoint_text(KEY.name, CHECKPOINT._replace(size=4), NOW), [KEY], NOW)
+    text, _, lines = SIGNED.rpartition("\n\n")
+    mixed = f"{text}\n\n{lines.splitlines()[0]}\n{other.splitlines()[-1]}\n"
+
+    assert open_note(mixed, [ED25519])
+    with pytest.raises(BadNote, match="is not what"):
+        open_note(mixed, [ED25519, ML_DSA])
+
+
+def test_without_ml_dsa_in_the_library_ed25519_signs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(note_keys, "has_ml_dsa", lambda: False)
+
+    note = signed_note(checkpoint_text(KEY.name, CHECKPOINT, NOW), [KEY], NOW)
+
+    assert len(note.rpartition("\n\n")[2].splitlines()) == 1
+    assert open_note(SIGNED, KEY.verifiers) == open_note(note, KEY.verifiers)
+    with pytest.raises(ValueError, match="later release"):
+        VerifierKey.parse(str(ML_DSA))
+
+
+# --- A change of keys -----------------------------------------------------------------------------
+
+NEXT = SigningKey(KEY.name, bytes(range(32, 64)))
+THIRD = SigningKey(KEY.name, bytes(range(64, 96)))
+
+
+def change(old: SigningKey, new: SigningKey, signers: list[SigningKey]) -> str:
+    text = checkpoint_text(old.name, CHECKPOINT, NOW, Change(new.verifiers, old.verifiers))
+    return signed_note(text, signers, NOW)
+
+
+CHANGES = [change(NEXT, THIRD, [NEXT, THIRD]), change(KEY, NEXT, [KEY, NEXT])]
+ALL = {key for one in (KEY, NEXT, THIRD) for key in one.verifiers}
+
+
+@pytest.mark.parametrize("known", [KEY, NEXT, THIRD])
+def test_who_knows_one_key_knows_all_before_and_after_it(known: SigningKey) -> None:
+    assert set(vouched_for([known.verifier], CHANGES)) == ALL
+
+
+def test_the_first_checkpoint_of_a_new_key_is_one_for_who_knows_either() -> None:
+    for key in (KEY, NEXT):
+        assert checkpoint_in(open_note(CHANGES[1], [key.verifier])) == CHECKPOINT
+    assert metamorphic_log.verify_signed_note(CHANGES[1], [str(KEY.verifier), str(NEXT.verifier)]) == 2
+
+
+def test_nobody_vouches_for_a_key_of_his_own() -> None:
+    forger = SigningKey(KEY.name, bytes(32))
+    own = change(KEY, forger, [forger])
+    beside = SIGNED + forger.lines(SIGNED.rpartition("\n\n")[0] + "\n", NOW)
+
+    assert vouched_for(KEY.verifiers, [own, beside]) == KEY.verifiers
 
 
 def test_a_cosignature_beside_ours_says_nothing() -> None:
