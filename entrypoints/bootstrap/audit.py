@@ -45,8 +45,11 @@ class LogVerifier:
 
 
 @asynccontextmanager
-async def log_verifier(settings: Settings) -> AsyncIterator[LogVerifier]:
+async def log_verifier(settings: Settings, *, with_notes: bool = False) -> AsyncIterator[LogVerifier]:
     """
+    Args:
+        with_notes: the checkpoints as they were signed are asked for, too.
+
     Raises:
         CannotStart, BadDataDirectory, DatabaseDidNotStart: one line each, fit to show.
     """
@@ -57,7 +60,7 @@ async def log_verifier(settings: Settings) -> AsyncIterator[LogVerifier]:
         try:
             async with first_connection(dsn, read_only=True) as connection:
                 keys = await known_keys(connection, directory, checkpoint_seeds(settings))
-                known = await known_checkpoints(connection, directory, keys)
+                known = await known_checkpoints(connection, directory, keys, with_notes=with_notes)
         except PermissionError as error:
             raise CannotStart(f"The checkpoints in {error.filename} cannot be read; run as their owner.") from None
         stack.enter_context(giving_way())

@@ -29,7 +29,7 @@ def list_checkpoints(*, as_json: bool, data_dir: Path | None) -> int:
     from entrypoints.cli.checkpoints import show
     from entrypoints.cli.session import verifying_log
 
-    return verifying_log(data_dir, lambda verifier: show(verifier, as_json=as_json))
+    return verifying_log(data_dir, lambda verifier: show(verifier, as_json=as_json), with_notes=as_json)
 
 
 @checkpoints.command("rotate-key", epilog=options.example("registrar audit checkpoints rotate-key"))

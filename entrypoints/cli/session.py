@@ -171,11 +171,15 @@ def verifying(data_dir: Path | None, work: Callable[[Verifier], Awaitable[int]])
         return _with(read_settings(data_dir=data_dir, with_secrets=False), verifier, work)
 
 
-def verifying_log(data_dir: Path | None, work: Callable[[LogVerifier], Awaitable[int]]) -> int:
-    """`reading`, for a command that verifies the log; exit code as of `comparing`."""
+def verifying_log(
+    data_dir: Path | None, work: Callable[[LogVerifier], Awaitable[int]], *, with_notes: bool = False
+) -> int:
+    """`reading`, for a command that verifies the log or its checkpoints; exit code as of `comparing`."""
     collect_hardly_ever()
     with _one_means_a_difference():
-        return _with(read_settings(data_dir=data_dir, with_secrets=False), log_verifier, work)
+        return _with(
+            read_settings(data_dir=data_dir, with_secrets=False), partial(log_verifier, with_notes=with_notes), work
+        )
 
 
 def comparing(data_dir: Path | None, work: Callable[[Reader], Awaitable[int]]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
 from infrastructure.audit.note_keys import SigningKey, VerifierKey
@@ -21,12 +22,13 @@ class Known(NamedTuple):
     """A note that is called a checkpoint.
 
     Attributes:
+        note: itself; None where nobody asked for it.
         checkpoint: what was signed; None if it was not, by a key that is known here.
         why: it is none.
         waits: it has not been published everywhere yet.
     """
 
-    note: str
+    note: str | None
     checkpoint: Checkpoint | None
     why: str | None
     waits: bool
@@ -56,22 +58,43 @@ async def known_keys(
 
 
 async def known_checkpoints(
-    connection: Connection, directory: CheckpointDirectory | None, keys: Sequence[VerifierKey]
+    connection: Connection,
+    directory: CheckpointDirectory | None,
+    keys: Sequence[VerifierKey],
+    *,
+    with_notes: bool = False,
 ) -> list[Known]:
     """Every note of directory and table once, the smallest tree first; also those that none of the keys has signed.
+
+    Args:
+        with_notes: also of checkpoints. A year has millions of them, of some kilobytes each.
 
     Raises:
         OSError: the directory cannot be read.
     """
-    table: list[Any] = await (await connection.execute(_TABLE)).fetchall()
-    notes = dict.fromkeys(await asyncio.to_thread(lambda: list(directory.notes())) if directory else [], False)
-    notes |= {note: not (in_directory and at_url) for note, in_directory, at_url in table}
-    found = [_known(note, waits, keys) for note, waits in notes.items()]
-    return sorted(found, key=lambda one: one.checkpoint.size if one.checkpoint else 0)
+    found: dict[bytes, Known] = {}
+
+    def add(note: str, *, waits: bool) -> None:
+        digest = sha256(note.encode()).digest()
+        known = found.get(digest)
+        if known is None:
+            known = _known(note, keys)
+            known = known if with_notes or known.why else known._replace(note=None)
+        found[digest] = known._replace(waits=waits)
+
+    def add_all_of(directory: CheckpointDirectory) -> None:
+        for note in directory.notes():
+            add(note, waits=False)
+
+    if directory is not None:
+        await asyncio.to_thread(add_all_of, directory)
+    async for note, in_directory, at_url in connection.cursor().stream(_TABLE):
+        add(note, waits=not (in_directory and at_url))
+    return sorted(found.values(), key=lambda one: one.checkpoint.size if one.checkpoint else 0)
 
 
-def _known(note: str, waits: bool, keys: Iterable[VerifierKey]) -> Known:
+def _known(note: str, keys: Iterable[VerifierKey]) -> Known:
     try:
-        return Known(note, checkpoint_in(open_note(note, keys)), None, waits)
+        return Known(note, checkpoint_in(open_note(note, keys)), None, waits=False)
     except BadNote as error:
-        return Known(note, None, str(error), waits)
+        return Known(note, None, str(error), waits=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import tempfile
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -9,14 +11,18 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from entrypoints.bootstrap.audit import log_verifier
 from entrypoints.bootstrap.signing_keys import CannotChange, signing_key_desk
 from infrastructure.audit.known import Known, known_checkpoints, known_keys
 from infrastructure.audit.note_keys import SigningKey, VerifierKey
 from infrastructure.audit.notes import BadNote, open_note
 from infrastructure.audit.publishing import CheckpointDirectory
+from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
+from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from infrastructure.settings.settings import Settings
+from tests.integration.conftest import Command
 from tests.integration.test_checkpoints import (
     SEED,
     checkpointing,
@@ -25,8 +31,10 @@ from tests.integration.test_checkpoints import (
     until_published,
     until_signed,
 )
+from tests.integration.test_flow import register
 from tests.support.facts import eventually
 from tests.support.log import query
+from tests.support.service import open_service
 
 NEXT = bytes(range(32, 64))
 OTHER = bytes(range(64, 96))
@@ -166,7 +174,9 @@ async def test_what_a_superuser_writes_into_the_table_makes_no_key_known(
     async with checkpointing(dsn, tmp_path):
         await until_signed(dsn, await recorded(store, 2))
         await until_published(dsn)
-    [(note, origin)] = await query(dsn, "SELECT note, origin FROM checkpoints, tree_head ORDER BY size DESC LIMIT 1")
+    [(note, origin)] = await query(
+        dsn, "SELECT note, origin FROM checkpoints, tree_head ORDER BY checkpoints.size DESC LIMIT 1"
+    )
     forger = SigningKey(origin, OTHER)
     await query(
         dsn,
@@ -189,3 +199,64 @@ async def test_what_a_superuser_writes_into_the_table_makes_no_key_known(
             await recorded(store, 2)
             await eventually(lambda: [one for one in logs if one["event"] == "checkpoint.not_signed"])
     assert {key.public for key in CheckpointDirectory(tmp_path).keys()}.isdisjoint({forger.verifier.public})  # noqa: SIM118 - no mapping
+
+
+async def test_the_embedded_database_has_the_command_make_the_key_and_what_runs_there_learns_of_it() -> None:
+    # Not tmp_path: the database's user cannot pass.
+    with tempfile.TemporaryDirectory(prefix="registrar-test-") as name:
+        directory = Path(name) / "data"
+        settings = Settings.from_environment({"REGISTRAR_DATA_DIR": str(directory)})
+        async with open_service(settings, follows=True) as service:
+            await register(service, "ada@example.com")
+
+            async def is_published() -> bool:
+                return (directory / "checkpoints" / "keys").exists()
+
+            await eventually(is_published)
+            before = (directory / "checkpoint.key").read_text()
+            async with signing_key_desk(settings) as desk:
+                done = await desk.change(old_is_lost=False)
+
+            after = (directory / "checkpoint.key").read_text()
+            old, new = (SigningKey(done.keys[0].name, bytes.fromhex(one)) for one in (before, after))
+            assert done.replaced == old.verifier.short
+            assert list(done.keys) == list(new.verifiers)
+            assert not (directory / "checkpoint.key.next").exists()
+            kept = directory / f"checkpoint-{old.verifier.id.hex()}.key"
+            assert (kept.read_text(), kept.stat().st_mode & 0o077) == (before, 0)
+            async with log_verifier(settings) as verifier:
+                assert [one.why for one in verifier.known] == [None] * len(verifier.known)
+                assert set(verifier.keys) == {*old.verifiers, *new.verifiers}
+
+
+def test_the_command_says_what_to_set_and_what_it_did(dsn: str, command: Command, tmp_path: Path) -> None:
+    given = {"DATABASE_URL": dsn, "CHECKPOINT_DIR": str(tmp_path), "CHECKPOINT_KEY": SEED.hex()}
+    for more, says in (
+        ({}, "Nothing has been signed yet"),
+        ({"CHECKPOINT_DIR": ""}, "Nothing signs checkpoints here"),
+    ):
+        done = command("audit", "checkpoints", "rotate-key", **given | more | {"NEXT_CHECKPOINT_KEY": NEXT.hex()})
+        assert (done.code != 0, done.out) == (True, ""), done
+        assert says in done.err, done
+    asyncio.run(one_checkpoint(dsn, tmp_path))
+
+    unset = command("audit", "checkpoints", "rotate-key", **given)
+    done = command("audit", "checkpoints", "rotate-key", "--json", **given, NEXT_CHECKPOINT_KEY=NEXT.hex())
+    listed = command("audit", "checkpoints", "list", **given | {"CHECKPOINT_KEY": NEXT.hex()})
+
+    assert "REGISTRAR_NEXT_CHECKPOINT_KEY is not set" in unset.err
+    assert done.code == 0, done.err
+    new = SigningKey(done.json["keys"][0].split("+")[0], NEXT)
+    assert done.json["keys"] == [str(key) for key in new.verifiers]
+    assert "Now set REGISTRAR_CHECKPOINT_KEY" in done.err
+    assert (listed.code, listed.err.count("Signed by ")) == (0, 4)
+    assert NEXT.hex() not in done.out + done.err + listed.out + listed.err
+
+
+async def one_checkpoint(dsn: str, directory: Path) -> None:
+    store = EventStore(dsn, codec=EventCodec(), clock=DatabaseClock())
+    await store.open()
+    async with checkpointing(dsn, directory):
+        await until_signed(dsn, await recorded(store, 1))
+        await until_published(dsn)
+    await store.close()

@@ -52,7 +52,7 @@ def test_every_command_of_the_contract_is_there() -> None:
     wanted += "|audit explain|audit search|audit export"
     wanted += "|erase|keys list|keys rotate"
     wanted += "|backup|restore|database roles"
-    wanted += "|audit checkpoints list|audit prove|audit verify"
+    wanted += "|audit checkpoints list|audit checkpoints rotate-key|audit prove|audit verify"
     ours = {"broker declare", "projections drop"}
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), *ours}
 

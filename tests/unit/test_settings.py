@@ -308,6 +308,8 @@ SECRETS = {
     "ADMIN_TOKEN": "hunter2-canary",
     "ALERT_URL": "https://host/hunter2-canary",
     "CHECKPOINT_URL": "https://host/hunter2-canary",
+    "CHECKPOINT_KEY": KEY.hex(),
+    "NEXT_CHECKPOINT_KEY": KEY.hex(),
 }
 
 
