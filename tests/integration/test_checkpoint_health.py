@@ -104,7 +104,7 @@ async def test_the_journal_of_erasures_is_among_the_followers(dsn: str, tmp_path
 
         async def up() -> bool:
             followers = (await api.http.get("/health/projections")).json()["followers"]
-            return {one["name"]: one["status"] for one in followers}["erasures"] == "up"
+            return bool({one["name"]: one["status"] for one in followers}["erasures"] == "up")
 
         await eventually(up)
 
