@@ -15,7 +15,7 @@ from infrastructure.postgres.connection import Connection
 GAP: Final = timedelta(minutes=1)
 """Events without a checkpoint, or one that is not published, for longer than this need attention."""
 
-# (Whoever alters the log can write `infinity`, from which no age can be computed.)
+# (Whoever alters the log can write `infinity` or `-infinity`, from which no age can be computed.)
 _STANDING: Final = """
     WITH signed AS (SELECT coalesce(max(position), 0) AS position FROM public.checkpoints)
     SELECT signed.position,

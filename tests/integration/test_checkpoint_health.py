@@ -138,7 +138,7 @@ async def test_a_time_that_nobody_can_have_recorded_keeps_nothing_from_being_sho
 ) -> None:
     await append(store, happened())
     await query(dsn, "ALTER TABLE events DISABLE TRIGGER ALL")
-    await query(dsn, "UPDATE events SET recorded_at = 'infinity'")
+    await query(dsn, "UPDATE events SET recorded_at = '-infinity'")
 
     assert (await standing_of(connection)).age_seconds == 0
 
