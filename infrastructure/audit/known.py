@@ -12,7 +12,7 @@ from infrastructure.audit.roots import Checkpoint
 from infrastructure.postgres.connection import Connection
 
 _TABLE: Final = "SELECT note, in_directory, at_url FROM public.checkpoints ORDER BY size"
-_ORIGIN: Final = "SELECT origin FROM public.tree_head"
+_ORIGIN: Final = "SELECT origin FROM public.tree_head WHERE origin <> ''"
 
 
 class Known(NamedTuple):
