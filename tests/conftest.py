@@ -84,21 +84,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(f"{point}: a test must arm it (tests/faults), or it must go")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes minutes goes first, then what is slow or breaks something, and mostly waits; nobody waits for it at
-    the end.
-
-    Each worker gets a run of what there is in this order, so the tests are dealt to them like cards: otherwise one of
-    them would have all the slow ones, one after the other.
-    """
-    items.sort(
-        key=lambda item: (
-            item.get_closest_marker("minutes") is None,
-            item.get_closest_marker("slow") is None and item.get_closest_marker("fault") is None,
-        )
-    )
-    workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
-    items[:] = [item for worker in range(workers) for item in items[worker::workers]]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes goes first, the longest first of all: the other workers do the rest meanwhile, and nobody
+    waits for it at the end."""
+    items.sort(key=lambda item: (item.get_closest_marker("minutes") is None, item.get_closest_marker("slow") is None))
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ def add_health_routes(app: FastAPI, checks: HealthChecks) -> None:
         return _response(await checks.ready())
 
     async def database() -> Response:
-        """The database takes writes."""
+        """The database takes writes; `degraded` while the log is not what was recorded, or not signed and published."""
         return _response(await checks.database())
 
     async def rabbitmq() -> Response:

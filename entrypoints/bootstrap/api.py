@@ -47,7 +47,7 @@ def queries_of(core: Core, settings: Settings, stack: AsyncExitStack) -> Queries
         MailQueries(core.pool),
         AuditQueries(core.pool, core.keyring),
         FunnelQueries(core.pool, core.clock),
-        FollowerQueries(core.pool, core.clock, followers_with(settings)),
+        FollowerQueries(core.pool, core.clock, followers_with(settings), has_checkpoints=settings.has_checkpoints),
         ParkedQueries(core.pool),
         ReplayQueries(core.pool),
     )

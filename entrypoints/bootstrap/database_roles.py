@@ -46,6 +46,8 @@ _PROGRESS: Final = {
     "verifications": _LOOK,
     "rebuilds": _LOOK,
     "backups": _LOOK,
+    "checkpoints": _LOOK,
+    "tree_head": _LOOK,
 }
 """What health, metrics and `projections list` show."""
 

@@ -128,5 +128,6 @@ def _alerts(core: Core, settings: Settings, url: str) -> Alerts:
         service=settings.public_url,
         threshold=settings.alert_dead_letters,
         dead_letters=dead_letters,
+        has_checkpoints=settings.has_checkpoints,
         on_attempt=core.metrics.alert,
     )

@@ -25,7 +25,7 @@ PATIENCE: Final = timedelta(seconds=60)
 
 _LOOK: Final = 0.2
 
-_ORIGIN: Final = "SELECT origin FROM public.tree_head"
+_ORIGIN: Final = "SELECT origin FROM public.tree_head WHERE origin <> ''"
 _FORGET: Final = "DELETE FROM public.checkpoint_keys WHERE first_size IS NULL AND public_key <> %s"
 _CHOOSE: Final = """
     INSERT INTO public.checkpoint_keys (number, public_key, alone)

@@ -9,6 +9,8 @@ from typing import Final, Literal
 
 from application.ports import Clock
 from domain.recorded import Position
+from infrastructure.audit.erasures import ErasureJournal
+from infrastructure.audit.standing import Standing, standing_of
 from infrastructure.backup.records import Kind, noted
 from infrastructure.followers.names import names_of_followers
 from infrastructure.followers.progress import LAGGING, AllProgress, Progress, progress_of
@@ -25,8 +27,10 @@ _READ_MODELS: Final = tuple(projection.name for projection in PROJECTIONS)
 
 
 def followers_with(settings: Settings) -> tuple[str, ...]:
-    """Everything that follows the log under these settings: nobody publishes where there is no broker."""
-    return names_of_followers(_READ_MODELS, publishes=settings.broker_url is not None)
+    """Everything that follows the log under these settings: nobody publishes where there is no broker, and erasures are
+    noted where checkpoints are published."""
+    names = names_of_followers(_READ_MODELS, publishes=settings.broker_url is not None)
+    return (*names, ErasureJournal.name) if settings.has_checkpoints else names
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class Backlog:
         stray_messages: foreign messages among the dead letters that nobody has discarded.
         stuck: registrations whose next step is overdue.
         ages: in seconds, of the last "backup" and of the last "drill" that was passed, as far as there was one.
+        checkpoints: None where there are none.
     """
 
     followers: AllProgress
@@ -47,6 +52,7 @@ class Backlog:
     stray_messages: int
     stuck: int
     ages: dict[Kind, float]
+    checkpoints: Standing | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +80,17 @@ class FollowerQueries:
     """
     Attributes:
         names: the followers that there should be; see `followers_with`.
+        has_checkpoints: does a follower make some?
 
     Raises (all of them):
         Unavailable, one of `AWAY`: see `infrastructure.postgres.pool.QueryPool.ask`.
     """
 
-    def __init__(self, pool: QueryPool, clock: Clock, names: Sequence[str]) -> None:
+    def __init__(self, pool: QueryPool, clock: Clock, names: Sequence[str], *, has_checkpoints: bool = False) -> None:
         self._pool = pool
         self._clock = clock
         self.names = names
+        self.has_checkpoints = has_checkpoints
         self._mails, self._deadlines = Mails(), Deadlines()
         self._strays = Strays(self._mails.schema)
 
@@ -122,6 +130,10 @@ class FollowerQueries:
         """How long the registrant who has waited longest has had no mail; zero if nobody waits."""
         return self._age(await self._pool.ask(self._mails.oldest_unsent))
 
+    async def checkpoints(self) -> Standing:
+        """How they stand, where there are some."""
+        return await self._pool.ask(standing_of)
+
     async def backlog(self) -> Backlog:
         """All of it, on one connection."""
 
@@ -133,6 +145,7 @@ class FollowerQueries:
                 await self._strays.count(connection),
                 await self._deadlines.overdue(connection, self._clock() - LAGGING),
                 {kind: one.age for kind, one in (await noted(connection)).items()},
+                await standing_of(connection) if self.has_checkpoints else None,
             )
 
         return await self._pool.ask(select)

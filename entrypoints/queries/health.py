@@ -86,6 +86,8 @@ class HealthChecks:
         self._metrics = metrics
         self._broken = broken
         self._not_yet_ahead: Collection[str] = followers.names
+        if not followers.has_checkpoints:
+            metrics.without_checkpoints()
         self._under_way: set[asyncio.Task[Any]] = set()
         self._look: asyncio.Task[bool] | None = None
         self._writable = False
@@ -120,7 +122,15 @@ class HealthChecks:
         return Report("degraded" if mail_is_away else "up", {"database": "up"})
 
     async def database(self) -> Report:
-        return Report("up" if await self._can_append() else "down")
+        """Does it take appends, and is the log what was recorded, signed and published, where there are checkpoints?"""
+        if not await self._can_append():
+            return Report("down")
+        if not self._followers.has_checkpoints:
+            return Report("up")
+        standing = await self._patiently(self._followers.checkpoints())
+        if standing is None:
+            return Report("degraded", {"checkpoints": None})
+        return Report(standing.status, {"checkpoints": {"status": standing.status, **asdict(standing)}})
 
     async def rabbitmq(self) -> Report:
         """Do messages get through, and does somebody take them?"""
@@ -186,6 +196,13 @@ class HealthChecks:
             oldest_unsent_seconds=backlog.oldest_unsent.total_seconds(),
             stuck=backlog.stuck,
         )
+        if (standing := backlog.checkpoints) is not None:
+            metrics.checkpoints(
+                age_seconds=standing.age_seconds,
+                position=standing.position,
+                unpublished=standing.unpublished,
+                mismatches=int(standing.unsound is not None),
+            )
         metrics.backups(**{f"{kind}_age": age for kind, age in backlog.ages.items()})
 
     async def _behind(self) -> list[Behind] | None:

@@ -1,5 +1,5 @@
-"""Alerts: calls an operator's webhook when dead letters gather, a mail server's circuit opens or a read model is not
-what the log says, and when that is over.
+"""Alerts: calls an operator's webhook when dead letters gather, a mail server's circuit opens a read model is not
+what the log says, or the log not what was recorded, and when that is over.
 
 An incident is a row, from its start until its end has been delivered. So a crash, a new leader or a webhook that is
 away neither loses one nor reports it as new; a call may be repeated, with the same `Idempotency-Key`. A call is
@@ -26,6 +26,7 @@ from psycopg.types.json import Jsonb
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
 from infrastructure.alerts.webhook import NotTaken, Webhook
+from infrastructure.audit.standing import standing_of
 from infrastructure.followers.leadership import TOUCH, touch
 from infrastructure.mail.shared_circuits import DEFERRING, REFUSING, TROUBLE
 from infrastructure.mail.smtp.evidence import ONLY_DEFERRED
@@ -38,6 +39,8 @@ CIRCUIT_OPEN: Final = "circuit-open"
 MAIL_REFUSED: Final = "mail-refused"
 MAIL_DEFERRED: Final = "mail-deferred"
 PROJECTION_DIFFERS: Final = "projection-differs"
+CHAIN_BROKEN: Final = "chain-broken"
+CHECKPOINT_GAP: Final = "checkpoint-gap"
 
 CHECK_INTERVAL: Final = timedelta(seconds=5)
 
@@ -157,6 +160,7 @@ class Alerts:
         service: str,
         threshold: int,
         dead_letters: Callable[[Connection], Awaitable[int]],
+        has_checkpoints: bool = False,
         on_attempt: OnAttempt = lambda *_: None,
         look_every: timedelta = CHECK_INTERVAL,
         settled: timedelta = SETTLED,
@@ -168,6 +172,7 @@ class Alerts:
             service: identifies us to a webhook that several services call.
             threshold: that many dead letters fire; half of it, rounded down, or fewer resolve.
             dead_letters: how many there are now.
+            has_checkpoints: does a follower make some?
             settled: see `SETTLED`.
             only_deferred: see `infrastructure.mail.smtp.evidence.ONLY_DEFERRED`.
             pauses: waits between the attempts at a call, in tenacity's terms.
@@ -176,6 +181,7 @@ class Alerts:
         self._service = service
         self._threshold = threshold
         self._dead_letters = dead_letters
+        self._has_checkpoints = has_checkpoints
         self._on_attempt = on_attempt
         self._look_every = look_every
         self._settled = settled
@@ -240,6 +246,8 @@ class Alerts:
                 await _resolve(connection, CIRCUIT_OPEN, server, {**details, "reason": "closed"})
         await self._check_troubles(connection)
         await self._check_projections(connection)
+        if self._has_checkpoints:
+            await _check_checkpoints(connection)
         given_up = [
             row
             for query in (_REPORT_END_ONLY, _FORGET)
@@ -317,6 +325,17 @@ def _headers(notice: Notice) -> Mapping[str, str]:
         "User-Agent": "registrar",
         "Idempotency-Key": f"{notice.alert_id}-{notice.state}",
     }
+
+
+async def _check_checkpoints(connection: Connection) -> None:
+    """Is the log what was recorded, signed and published?"""
+    standing = await standing_of(connection)
+    unsound = _resolve if standing.unsound is None else _fire
+    await unsound(connection, CHAIN_BROKEN, "", {"signed_upto": standing.position, "found": standing.unsound})
+    gap = _fire if standing.has_gap else _resolve
+    details = {"position": standing.position, "age_seconds": round(standing.age_seconds)}
+    details |= {"unpublished": standing.unpublished, "unpublished_seconds": round(standing.unpublished_seconds)}
+    await gap(connection, CHECKPOINT_GAP, "", details)
 
 
 async def _fire(connection: Connection, alert: str, subject: str, details: Mapping[str, Any]) -> None:

@@ -68,6 +68,10 @@ _KEEP_HEAD: Final = """
     ON CONFLICT (only_row) DO UPDATE SET size = excluded.size, position = excluded.position, hash = excluded.hash,
         unsound = NULL
 """
+_KEEP_UNSOUND: Final = """
+    INSERT INTO public.tree_head (size, position, hash, origin, unsound) VALUES (%s, %s, %s, %s, %s)
+    ON CONFLICT (only_row) DO UPDATE SET unsound = excluded.unsound
+"""
 _SIGNED: Final = "SELECT coalesce(max(size), 0), coalesce(max(position), 0) FROM public.checkpoints WHERE size <= %s"
 _KEEP: Final = """
     INSERT INTO public.checkpoints (size, position, note, signed_at, in_directory, at_url)
@@ -307,7 +311,8 @@ async def _say(connection: Connection, head: _Head, unsound: str) -> None:
     if head.unsound != unsound:
         hint = "nothing is signed any more; `registrar audit verify` says more"
         log.error("checkpoint.unsound", found=unsound, hint=hint)
-        await connection.execute("UPDATE public.tree_head SET unsound = %s", (unsound,))
+        link = head.link  # of the beginning, if the first of all is not what was recorded
+        await connection.execute(_KEEP_UNSOUND, (head.tree.size, link.position, link.hash, head.origin, unsound))
         head.unsound = unsound
 
 

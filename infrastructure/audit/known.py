@@ -15,7 +15,7 @@ from infrastructure.postgres.connection import Connection
 
 _TABLE: Final = "SELECT note, in_directory, at_url FROM public.checkpoints ORDER BY size"
 _CHANGES: Final = "SELECT note FROM public.checkpoints WHERE position(E'\\nreplaces ' IN note) > 0"
-_ORIGIN: Final = "SELECT origin FROM public.tree_head"
+_ORIGIN: Final = "SELECT origin FROM public.tree_head WHERE origin <> ''"
 
 
 class Known(NamedTuple):

@@ -221,6 +221,11 @@ class Settings(BaseModel):
     )
 
     @property
+    def has_checkpoints(self) -> bool:
+        """Is there a place, outside of the database, that checkpoints go to? Beside an embedded one there always is."""
+        return self.database_url is None or self.checkpoint_dir is not None or self.checkpoint_url is not None
+
+    @property
     def mail_servers(self) -> tuple[MailServer, ...]:
         """`smtp_urls`, parsed; empty means the embedded mailbox."""
         return mail_servers(self.smtp_urls.get_secret_value()) if self.smtp_urls else ()

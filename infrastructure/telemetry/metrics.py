@@ -109,6 +109,19 @@ class Metrics:
             "registrar_drill_age_seconds", "Since a backup was last restored and verified", registry=registry
         )
         self.backups()
+        self._checkpoint_age = Gauge(
+            "registrar_checkpoint_age_seconds", "Age of the first event without a checkpoint", registry=registry
+        )
+        self._checkpoint_position = Gauge(
+            "registrar_checkpoint_position", "Last event that a checkpoint covers", registry=registry
+        )
+        self._unpublished = Gauge(
+            "registrar_checkpoints_unpublished", "Checkpoints that wait to be published", registry=registry
+        )
+        self._chain_mismatches = Gauge(
+            "registrar_chain_mismatches", "1 while the log is not what was recorded", registry=registry
+        )
+        self.checkpoints()
         self._alerts = Counter(
             "registrar_alerts_total", "Calls of the alert webhook, by outcome", ["alert", "outcome"], registry=registry
         )
@@ -193,12 +206,32 @@ class Metrics:
         self._backup_age.set(backup_age)
         self._drill_age.set(drill_age)
 
+    def checkpoints(
+        self,
+        *,
+        age_seconds: float = math.nan,
+        position: float = math.nan,
+        unpublished: float = math.nan,
+        mismatches: float = math.nan,
+    ) -> None:
+        """See `infrastructure.audit.standing.Standing`; NaN: not known."""
+        self._checkpoint_age.set(age_seconds)
+        self._checkpoint_position.set(position)
+        self._unpublished.set(unpublished)
+        self._chain_mismatches.set(mismatches)
+
+    def without_checkpoints(self) -> None:
+        """There are none: do not show their metrics."""
+        for gauge in (self._checkpoint_age, self._checkpoint_position, self._unpublished, self._chain_mismatches):
+            self._registry.unregister(gauge)
+
     def forget_backlog(self) -> None:
         """The database is away: no value is better than a stale one."""
         for gauge in (self._lag_events, self._lag_seconds, self._parked, self._mismatches, self._verified):
             gauge.clear()
         self.backlog(dead_letters=math.nan, stray_messages=math.nan, oldest_unsent_seconds=math.nan, stuck=math.nan)
         self.backups()
+        self.checkpoints()
 
     def render(self) -> bytes:
         """All of it in Prometheus' text format."""

@@ -65,7 +65,7 @@ async def acts(connection: Connection) -> list[str]:
     found = await rows(
         connection,
         "SELECT e.topic FROM events AS e JOIN followers AS f ON e.notification_id > f.position"
-        " WHERE f.name IN ('registrations', 'audit') ORDER BY e.notification_id",
+        " WHERE f.name IN ('registrations', 'audit') AND e.topic LIKE 'rebuild.%%' ORDER BY e.notification_id",
     )
     return [topic for (topic,) in found]
 

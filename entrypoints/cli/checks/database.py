@@ -15,6 +15,7 @@ from entrypoints.bootstrap.database import SCHEMA, keys_in
 from entrypoints.cli.checks.backups import look_at_archive, look_at_backups, look_at_role
 from entrypoints.cli.checks.finding import PATIENCE, Finding, State
 from entrypoints.queries.followers import followers_with
+from infrastructure.audit.standing import standing_of
 from infrastructure.crypto.key_uses import noted
 from infrastructure.crypto.keyring import read_root_secret
 from infrastructure.crypto.master_keys import MasterKeys
@@ -112,6 +113,10 @@ async def _in_database(connection: Connection, dsn: str, settings: Settings) -> 
         if await _value(connection, "SELECT count(*) FROM head"):  # (none while an import is not finished)
             async for finding in _followers(connection, settings):
                 yield finding
+            if settings.has_checkpoints and await _value(
+                connection, "SELECT to_regclass('public.tree_head') IS NOT NULL"
+            ):
+                yield await _checkpoints(connection)
     except psycopg.errors.InsufficientPrivilege as error:
         yield Finding("database", "fail", first_line(error), "Grant that to the role, or use the one that owns it.")
     except (psycopg.Error, OSError) as error:
@@ -267,6 +272,17 @@ async def _followers(connection: Connection, settings: Settings) -> AsyncIterato
         yield Finding("parked streams", "fail", _listed(parked), "Search the log of `process` for follower.parked.")
     else:
         yield Finding("parked streams", "ok", "none")
+
+
+async def _checkpoints(connection: Connection) -> Finding:
+    standing = await standing_of(connection)
+    if standing.unsound is not None:
+        return Finding("checkpoints", "fail", standing.unsound, "`registrar audit verify` says more.")
+    says = f"up to position {standing.position}, {standing.unpublished} not published yet"
+    if standing.has_gap:
+        advice = "Run `registrar up` or `registrar process`, or search its log for checkpoint."
+        return Finding("checkpoints", "warn", says, advice)
+    return Finding("checkpoints", "ok", says)
 
 
 def _listed(counts: dict[str, int]) -> str:
