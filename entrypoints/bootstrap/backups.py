@@ -151,7 +151,7 @@ async def _back_up(
     archives = await turn_on(connection, path / "wal")
     await take_base_backup(dsn, path / "base", lambda done, of: progress("Backing up", done, of))
     if (published := checkpoints_of(settings)).is_dir():
-        await asyncio.to_thread(shutil.copytree, published, path / CHECKPOINTS)
+        await asyncio.to_thread(_copy_checkpoints, published, path / CHECKPOINTS)
     (ended_at,) = await _row(connection, "SELECT clock_timestamp()")
     size = size_of(path / "base")
     description = Description(
@@ -168,6 +168,11 @@ def checkpoints_of(settings: Settings) -> Path:
     """Where signed checkpoints are published to."""
     chosen: Path | None = getattr(settings, "checkpoint_dir", None)
     return chosen if chosen is not None else settings.data_dir / CHECKPOINTS
+
+
+def _copy_checkpoints(published: Path, to: Path) -> None:
+    """The checkpointer may publish meanwhile: a file that it is about to rename is gone before it is copied."""
+    shutil.copytree(published, to, ignore=shutil.ignore_patterns("*.new"), dirs_exist_ok=True)
 
 
 def _demand_embedded(settings: Settings) -> None:
@@ -213,7 +218,7 @@ async def restore(
                 await note_restore(connection, arrived.log.position)
             await asyncio.to_thread(server.stop)
             if checkpoints is not None:
-                await asyncio.to_thread(shutil.copytree, checkpoints, data.path / CHECKPOINTS, dirs_exist_ok=True)
+                await asyncio.to_thread(_copy_checkpoints, checkpoints, data.path / CHECKPOINTS)
             move_into(server, data.path)
     return arrived
 

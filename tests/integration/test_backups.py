@@ -201,6 +201,19 @@ def test_a_second_backup_takes_the_archive_over_and_a_moment_between_the_two_can
     assert kept["removed"] == [first.name, Path(second["directory"]).name]
 
 
+def test_a_checkpoint_that_is_being_published_does_not_cost_the_backup(home: Home, command: Command) -> None:
+    published = home.data / "checkpoints"
+    published.mkdir()
+    (published / "2026-11-28.checkpoints").write_text("notes\n")
+    # As the checkpointer's temporary file at the wrong moment: listed, and gone when it is opened.
+    (published / "checkpoint.new").symlink_to(published / "gone")
+
+    taken = command("backup", str(home.backups), "--data-dir", str(home.data))
+
+    assert taken.code == 0, taken
+    assert [path.name for path in (home.latest / "checkpoints").iterdir()] == ["2026-11-28.checkpoints"]
+
+
 def test_a_drill_tells_what_would_be_lost_and_is_noted_if_it_passes(home: Home, command: Command) -> None:
     nothing = command("backup", "--drill", "--data-dir", str(home.data))
     assert (nothing.code, "No backup of this database is known" in nothing.err) == (2, True)
