@@ -197,8 +197,8 @@ async def restore(
         checkpoints: a directory with checkpoints, and the journal of erasures, that is taken along; None: none is.
 
     Raises:
-        CannotStart, BadDataDirectory, DatabaseDidNotStart, BadBackup: one line each, fit to show; no database is there
-            then.
+        CannotStart, BadDataDirectory, DatabaseDidNotStart, BadBackup, NoRoom: one line each, fit to show; no database
+            is there then.
     """
     _demand_embedded(settings)
     backup = backup_for(directory, to)
@@ -257,7 +257,8 @@ async def drill(settings: Settings, directory: Path | None, progress: Progress) 
         directory: of the backups; None: of the last one that was taken.
 
     Raises:
-        CannotStart, BadDataDirectory, DatabaseDidNotStart, BadBackup: one line each, fit to show; the drill has failed.
+        CannotStart, BadDataDirectory, DatabaseDidNotStart, BadBackup, NoRoom: one line each, fit to show; the drill has
+            failed.
     """
     _demand_embedded(settings)
     data = DataDirectory(settings.data_dir)

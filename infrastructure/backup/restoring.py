@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Final
 
 from infrastructure.backup.archive import SETTINGS, restore_command
-from infrastructure.backup.layout import Backup, BadBackup, archives_from
-from infrastructure.backup.unpacking import Progress, unpack
+from infrastructure.backup.layout import Backup, BadBackup, NoRoom, archives_from
+from infrastructure.backup.unpacking import Progress, unpack, unpacked_size
 from infrastructure.embedded.files import sync
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
 from infrastructure.embedded.system_user import let_traverse, system_user
 
 RECOVERY_DEADLINE: Final = 24 * 3600.0
 """Seconds; to replay the log of a busy week may take hours, and to give up helps nobody."""
+
+SPARE: Final = 2 << 30
+"""Bytes that stay free beside what is unpacked: for the log that is replayed, and for the live database, which may be
+on the same disk, and stops when that is full."""
 
 _LEFT_BEHIND: Final = "{}.new."
 _TOO_EARLY: Final = re.compile(r"recovery stop point is before consistent recovery point")
@@ -52,10 +56,12 @@ async def restored(
 
     Raises:
         BadBackup: backup or archive are not as they were written, or do not reach that moment.
+        NoRoom: it does not fit, or would leave less than `SPARE` free; nothing was written.
         DatabaseDidNotStart: the embedded PostgreSQL is not installed, or does not stop.
         OSError: it cannot be written.
     """
     await asyncio.to_thread(_remove_abandoned, within, purpose)
+    _demand_room(within, unpacked_size(backup.path / "base"))
     scratch = Path(tempfile.mkdtemp(prefix=_LEFT_BEHIND.format(purpose), dir=within))
     server: EmbeddedPostgres | None = None
     try:
@@ -88,6 +94,15 @@ def move_into(server: EmbeddedPostgres, directory: Path) -> None:
     """Put the data of a stopped server where `registrar up` looks for it; atomic, and on disk when this returns."""
     (server.directory / "postgres").rename(directory / "postgres")
     sync(directory)
+
+
+def _demand_room(within: Path, size: int) -> None:
+    free = shutil.disk_usage(within).free
+    if free < size + SPARE:
+        raise NoRoom(
+            f"The backup takes {size / 2**30:.1f} GiB, and {SPARE / 2**30:.0f} GiB must stay free beside it, but only "
+            f"{free / 2**30:.1f} GiB are free in {within}; make room there."
+        )
 
 
 def _remove_abandoned(within: Path, purpose: str) -> None:

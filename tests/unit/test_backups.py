@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from base64 import b64encode
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from infrastructure.backup.layout import (
     VERSION,
     BadBackup,
     Description,
+    NoRoom,
     archives_from,
     backup_for,
     drop_unfinished,
@@ -26,6 +28,7 @@ from infrastructure.backup.layout import (
     new_directory,
     whole_backups,
 )
+from infrastructure.backup.restoring import SPARE, restored
 
 
 def at(minute: int) -> datetime:
@@ -136,6 +139,24 @@ def test_while_the_archive_is_away_segments_wait_and_beyond_a_number_are_dropped
         (status / f"{number}.ready").touch()
 
     assert codes == [1, 1, 1, 0]
+
+
+async def test_what_would_fill_the_disk_is_not_begun(tmp_path: Path) -> None:
+    """A drill unpacks beside the live database, which stops on a full disk."""
+    backups, within = tmp_path / "backups", tmp_path / "data"
+    within.mkdir()
+    base = taken(backups, 1) / "base"
+    base.mkdir()
+    nearly_all = shutil.disk_usage(tmp_path).free - SPARE // 2
+    body = b'{"Files": [{"Path": "base/1/1", "Size": %d, "Checksum": ""}],\n' % nearly_all
+    digest = sha256(body).hexdigest().encode()
+    (base / "backup_manifest").write_bytes(body + b'"Manifest-Checksum": "' + digest + b'"}\n')
+
+    with pytest.raises(NoRoom, match="2 GiB must stay free"):
+        async with restored(backup_for(backups, None), within, purpose="drill"):
+            pass
+
+    assert list(within.iterdir()) == []
 
 
 def root_of(leaves: list[bytes]) -> bytes:
