@@ -1,10 +1,9 @@
-"""Where backups are, what is missing in an archive, and the root of the tree that a checkpoint signs."""
+"""Where backups are, what is missing in an archive, and whether there is room for one."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-from base64 import b64encode
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from infrastructure.backup.archive import archive_command, restore_command
-from infrastructure.backup.checking import _Tree, newest_checkpoint
 from infrastructure.backup.layout import (
     FORMAT,
     VERSION,
@@ -157,39 +155,3 @@ async def test_what_would_fill_the_disk_is_not_begun(tmp_path: Path) -> None:
             pass
 
     assert list(within.iterdir()) == []
-
-
-def root_of(leaves: list[bytes]) -> bytes:
-    """As RFC 6962 defines it."""
-    if len(leaves) == 1:
-        return sha256(b"\0" + leaves[0]).digest()
-    split = 1
-    while split * 2 < len(leaves):
-        split *= 2
-    return sha256(b"\1" + root_of(leaves[:split]) + root_of(leaves[split:])).digest()
-
-
-def test_the_tree_s_root_is_that_of_rfc_6962() -> None:
-    leaves = [sha256(bytes([number])).digest() for number in range(40)]
-    for size in range(1, 40):
-        tree = _Tree(size)
-        for leaf in leaves[: size - 1]:
-            tree.add(leaf)
-        assert tree.root is None
-        for leaf in leaves[size - 1 :]:  # what comes after it counts no more
-            tree.add(leaf)
-        assert tree.root == root_of(leaves[:size])
-
-
-def test_the_checkpoint_that_covers_most_is_the_newest(tmp_path: Path) -> None:
-    for name, size in (("one", 3), ("other", 5), ("broken", 9)):
-        (tmp_path / name).mkdir()
-        root = b64encode(bytes(32)).decode()
-        position = "position x" if name == "broken" else f"position {size * 10}"
-        (tmp_path / name / "checkpoint").write_text(f"registrar/1\n{size}\n{root}\n{position}\ntime t\n\n— s\n")
-
-    found = newest_checkpoint(*(tmp_path / name for name in ("one", "other", "broken", "none")))
-
-    assert found is not None
-    assert (found.size, found.position, found.root) == (5, 50, bytes(32))
-    assert newest_checkpoint(tmp_path) is None
