@@ -31,7 +31,7 @@ from infrastructure.backup.layout import (
     new_directory,
 )
 from infrastructure.backup.records import note, note_restore, noted
-from infrastructure.backup.restoring import move_into, restored, server_user
+from infrastructure.backup.restoring import give_to_owner, move_into, restored, server_user
 from infrastructure.backup.taking import size_of, take_base_backup
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.embedded.files import exclusively
@@ -119,8 +119,7 @@ async def _back_up(
     drop_unfinished(directory)
     path = new_directory(directory, began_at)
     data = DataDirectory(settings.data_dir).path
-    owner = (data / "postgres").stat()
-    make_archive(path / "wal", None if server_user() is None else (owner.st_uid, owner.st_gid))
+    make_archive(path / "wal", server_user(data))
     archives = await turn_on(connection, path / "wal")
     await take_base_backup(dsn, path / "base", lambda done, of: progress("Backing up", done, of))
     if (published := checkpoints_of(settings)).is_dir():
@@ -192,6 +191,7 @@ async def restore(
             await asyncio.to_thread(server.stop)
             if checkpoints is not None:
                 await asyncio.to_thread(_copy_checkpoints, checkpoints, data.path / CHECKPOINTS)
+                await asyncio.to_thread(give_to_owner, data.path / CHECKPOINTS)
             move_into(server, data.path)
     return arrived
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 import subprocess
 import sys
 import tempfile
@@ -302,6 +303,32 @@ def test_a_drill_believes_a_checkpoint_if_a_known_key_has_signed_it(home: Home, 
     asyncio.run(published(home, bytes(32), root=bytes(32)))
     code, agrees, said = drill()
     assert (code, agrees, "ANOTHER log" in said) == (1, False, True), said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root works in other users' directories")
+def test_root_restores_for_the_owner_of_the_data_directory_and_takes_the_archive_from_nobody(
+    home: Home, command: Command
+) -> None:
+    command("backup", str(home.backups), "--data-dir", str(home.data))
+    head = home.live()
+    home.archived()
+    hers, published = home.data.parent / "hers", home.data.parent / "published"
+    published.mkdir()
+    (published / "erasures").write_text("")
+    hers.mkdir(mode=0o700)
+    nobody = 65534
+    os.chown(hers, nobody, nobody)
+    live = home.data.joinpath("postgres").stat().st_uid
+
+    done = command("restore", str(home.backups), "--data-dir", str(hers), "--checkpoints", str(published), "--json")
+
+    assert done.code == 0, done
+    assert done.json["position"] == head
+    assert {path.name for path in hers.rglob("*") if path.lstat().st_uid != nobody} == set()
+    wal = home.latest / "wal"
+    assert {path.stat().st_uid for path in (wal, *wal.iterdir())} == {live} != {nobody}
+    home.live()
+    home.archived()
 
 
 @pytest.mark.parametrize("damage", ["byte of the base", "manifest", "short", "segment", "gap"])
