@@ -199,6 +199,39 @@ async def test_roles_can_be_made_again_and_rights_that_are_none_of_ours_go(owned
     assert models == [("registrar_process",)]
 
 
+async def test_roles_that_are_there_are_made_again_beside_whoever_reads(owned: str) -> None:
+    async with await psycopg.AsyncConnection.connect(owned) as reader:
+        await reader.execute("SELECT count(*) FROM read_accounts.accounts")
+
+        await make_roles(owned)
+
+
+async def test_a_read_model_that_changes_hands_keeps_nobody_waiting(dsn: str) -> None:
+    await prepare(Database(dsn, MasterKeys(bytes.fromhex(MASTER_KEY)), tuple, admin_token=None, embedded=None))
+    read = "SELECT count(*) FROM read_accounts.accounts"
+    async with await psycopg.AsyncConnection.connect(dsn) as long_reader:
+        await long_reader.execute(read.encode())
+        making = asyncio.create_task(make_roles(dsn))
+
+        async def waits() -> bool:
+            [(count,)] = await query(
+                dsn, "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'read_accounts.accounts'::regclass"
+            )
+            return bool(count)
+
+        try:
+            await eventually(waits, every=0.05)
+            await query(dsn, f"SET statement_timeout = '5s'; {read}")
+            assert not making.done()
+        except BaseException:
+            making.cancel()
+            raise
+    await making
+
+    [(owner,)] = await query(dsn, "SELECT relowner::regrole::text FROM pg_class WHERE relname = 'accounts'")
+    assert owner == "registrar_process"
+
+
 # --- What each does -----------------------------------------------------------------------------
 
 
