@@ -15,6 +15,7 @@ from entrypoints.bootstrap.database import Database, prepare
 from entrypoints.bootstrap.database_roles import _RIGHTS, ROLES, apply, current_role, statements_for_roles
 from entrypoints.bootstrap.replay import READ_MODELS, rebuilder, verifier
 from infrastructure.audit.verification import verify
+from infrastructure.crypto.keyring import open_root_secret
 from infrastructure.crypto.master_keys import MasterKeys
 from infrastructure.followers.leadership import lead
 from infrastructure.postgres.connection import connect
@@ -25,7 +26,7 @@ from tests.faults.evidence import latest_code
 from tests.integration.conftest import Command
 from tests.support.facts import eventually
 from tests.support.http import ADMIN, MASTER_KEY, open_api, settings
-from tests.support.log import query
+from tests.support.log import keep_root_secret, query
 from tests.support.service import open_service
 from tests.support.smtp_stub import SmtpStub
 
@@ -349,6 +350,22 @@ async def test_an_auditor_verifies_the_log(owned: str) -> None:
     [(head,)] = await query(owned, "SELECT position FROM head")
     assert (found.found, found.upto == head > 0) == (0, True)
     assert searched is not None
+
+
+@pytest.mark.parametrize("role", ["api", "worker", "process"])
+async def test_a_process_starts_where_its_master_key_was_never_noted(owned: str, role: str) -> None:
+    """As after an upgrade, of a release that did not note keys; noting them is the owner's."""
+    keys = MasterKeys(bytes.fromhex(MASTER_KEY))
+    await keep_root_secret(owned, MASTER_KEY)
+    await query(owned, "DELETE FROM master_keys")
+    patience = timedelta(seconds=10)
+
+    async with await connect(as_role(owned, role), name="test", statement_timeout=patience) as connection:
+        root = await open_root_secret(connection, keys)
+
+    async with await connect(owned, name="test", statement_timeout=patience) as connection:
+        assert await open_root_secret(connection, keys) == root
+    assert await query(owned, "SELECT count(*) FROM master_keys") == [(1,)]
 
 
 # --- Saying so ----------------------------------------------------------------------------------
