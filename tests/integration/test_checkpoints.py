@@ -9,17 +9,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from infrastructure.audit import checkpointer
 from infrastructure.audit.checkpointer import Checkpointer, Post
 from infrastructure.audit.known import known_checkpoints
 from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.audit.verification import verify
+from infrastructure.audit.walk import Ends
 from infrastructure.audit.witness import Witnesses
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import lead
-from infrastructure.postgres.connection import connect
+from infrastructure.postgres.connection import Connection, connect
 from tests.support.facts import eventually
 from tests.support.log import append, happened, query
 
@@ -28,13 +31,15 @@ SOON = timedelta(milliseconds=20)
 
 
 @asynccontextmanager
-async def checkpointing(dsn: str, directory: Path | None, post: Post | None = None) -> AsyncIterator[None]:
+async def checkpointing(
+    dsn: str, directory: Path | None, post: Post | None = None, *, every: timedelta = SOON
+) -> AsyncIterator[None]:
     checkpointer = Checkpointer(
         seed=SEED,
         directory=CheckpointDirectory(directory) if directory else None,
         post=post,
         witnesses=Witnesses(()),
-        every=SOON,
+        every=every,
         look=SOON,
     )
     task = asyncio.create_task(lead(checkpointer, dsn))
@@ -142,6 +147,34 @@ async def test_what_was_altered_is_never_signed(store: EventStore, dsn: str, tmp
 
     assert f"positions {before + 3} to {before + 4} are not what was recorded" in found
     assert await signed_upto(dsn) == before
+
+
+async def test_what_was_altered_is_not_read_at_each_look_however_much_is_unsigned(
+    store: EventStore, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, follows = 0, 0
+    ends, follow = checkpointer.ends, Checkpointer._follow
+
+    async def look(connection: Connection) -> Ends:
+        nonlocal looks
+        looks += 1
+        return await ends(connection)
+
+    async def counted(self: Checkpointer, *rest: Any) -> None:
+        nonlocal follows
+        follows += 1
+        await follow(self, *rest)
+
+    monkeypatch.setattr(checkpointer, "ends", look)
+    monkeypatch.setattr(Checkpointer, "_follow", counted)
+    monkeypatch.setattr(checkpointer, "MANY_EVENTS", 5)
+    await recorded(store, 5)
+    await query(dsn, "ALTER TABLE events DISABLE TRIGGER ALL")
+    await query(dsn, "UPDATE events SET state = '[]' WHERE notification_id = 1")
+    async with checkpointing(dsn, tmp_path, every=timedelta(hours=1)):
+        await eventually(lambda: looks > 6)
+
+    assert follows == 1
 
 
 async def test_a_tail_that_was_cut_off_is_found(store: EventStore, dsn: str, tmp_path: Path) -> None:
