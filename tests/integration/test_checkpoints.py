@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -13,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from infrastructure.audit import checkpointer
+from infrastructure.audit import checkpointer, known
 from infrastructure.audit.checkpointer import Checkpointer, Post
 from infrastructure.audit.known import known_checkpoints
+from infrastructure.audit.notes import open_note
 from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.audit.verification import verify
 from infrastructure.audit.walk import Ends
@@ -77,10 +79,10 @@ async def until_published(dsn: str) -> None:
 async def checked(dsn: str, directory: Path) -> tuple[int, list[str]]:
     """How many checkpoints are known, and what `audit verify` finds with them."""
     async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
-        known = await known_checkpoints(
+        found = await known_checkpoints(
             connection, CheckpointDirectory(directory), CheckpointDirectory(directory).keys()
         )
-    genuine = [one.checkpoint for one in known if one.checkpoint is not None]
+    genuine = [one.checkpoint for one in found if one.checkpoint is not None]
     result = await verify(dsn, statement_timeout=timedelta(seconds=10), checkpoints=genuine)
     return len(genuine), [one.kind for one in result.findings]
 
@@ -108,12 +110,35 @@ async def test_each_checkpoint_that_was_published_agrees_with_the_log(
         await until_signed(dsn, await recorded(store, 300))
         await until_published(dsn)
 
-    known, findings = await checked(dsn, tmp_path)
+    count, findings = await checked(dsn, tmp_path)
 
-    assert known >= 4
+    assert count >= 4
     assert findings == []
     latest = (await query(dsn, "SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1"))[0][0]
     assert (tmp_path / "checkpoint").read_text() == latest
+
+
+async def test_all_checkpoints_of_a_past_day_are_known_and_looked_at_beside_the_loop(
+    store: EventStore, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with checkpointing(dsn, tmp_path):
+        for _ in range(3):
+            await until_signed(dsn, await recorded(store, 1))
+        await until_published(dsn)
+    file_of_the_day(tmp_path).rename(tmp_path / "2020-01-31.checkpoints")
+    many = await signed(dsn)
+    await query(dsn, "DELETE FROM checkpoints")
+    threads = set[int]()
+
+    def opened(*of: Any) -> str:
+        threads.add(threading.get_ident())
+        return open_note(*of)
+
+    monkeypatch.setattr(known, "open_note", opened)
+
+    assert await checked(dsn, tmp_path) == (many, [])
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_a_first_pass_over_a_long_log_ends_with_one_checkpoint(
