@@ -6,7 +6,7 @@ Not only the latest of each day: of a log that was rewritten and signed anew, th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from infrastructure.audit.notes import BadNote, SigningKey, VerifierKey, checkpoint_in, open_note
@@ -65,7 +65,7 @@ async def known_checkpoints(
 
 
 def _all_known(
-    directory: CheckpointDirectory | None, waiting: Mapping[str, bool], keys: Sequence[VerifierKey]
+    directory: CheckpointDirectory | None, waiting: dict[str, bool], keys: Sequence[VerifierKey]
 ) -> list[Known]:
     """
     Args:

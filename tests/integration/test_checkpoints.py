@@ -19,6 +19,7 @@ from infrastructure.audit.checkpointer import Checkpointer, Post
 from infrastructure.audit.known import known_checkpoints
 from infrastructure.audit.notes import open_note
 from infrastructure.audit.publishing import CheckpointDirectory
+from infrastructure.audit.rows import ends
 from infrastructure.audit.verification import verify
 from infrastructure.audit.walk import Ends
 from infrastructure.audit.witness import Witnesses
@@ -178,7 +179,7 @@ async def test_what_was_altered_is_not_read_at_each_look_however_much_is_unsigne
     store: EventStore, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks, follows = 0, 0
-    ends, follow = checkpointer.ends, Checkpointer._follow
+    follow = Checkpointer._follow
 
     async def look(connection: Connection) -> Ends:
         nonlocal looks
