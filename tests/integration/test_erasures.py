@@ -57,6 +57,7 @@ def settings(dsn: str, tmp_path: Path, directory: Path) -> Settings:
             "REGISTRAR_MASTER_KEY": KEY,
             "REGISTRAR_DATA_DIR": str(tmp_path / "data"),
             "REGISTRAR_CHECKPOINT_DIR": str(directory),
+            "REGISTRAR_CHECKPOINT_KEY": "ef" * 32,
         }
     )
 
