@@ -12,6 +12,7 @@ from entrypoints.bootstrap.checkpoints import checkpoint_directory, checkpoint_s
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from entrypoints.bootstrap.replay import giving_way
 from infrastructure.audit.known import Known, known_checkpoints, known_keys
+from infrastructure.audit.rows import Restore, restores
 from infrastructure.audit.verification import Told, Verified, verify
 from infrastructure.settings.settings import Settings
 
@@ -25,11 +26,13 @@ class LogVerifier:
 
     Attributes:
         known: the checkpoints that there are.
+        restores: of the database, as it has noted them.
         keys: those that sign them or signed them, as verifiers write them.
     """
 
     _dsn: str
     known: Sequence[Known]
+    restores: Sequence[Restore]
     keys: Sequence[str]
 
     async def verify(self, *, since_checkpoint: bool, told: Told) -> Verified:
@@ -57,7 +60,8 @@ async def log_verifier(settings: Settings) -> AsyncIterator[LogVerifier]:
             async with first_connection(dsn, read_only=True) as connection:
                 keys = await known_keys(connection, directory, checkpoint_seed(settings))
                 known = await known_checkpoints(connection, directory, keys)
+                restored = await restores(connection)
         except PermissionError as error:
             raise CannotStart(f"The checkpoints in {error.filename} cannot be read; run as their owner.") from None
         stack.enter_context(giving_way())
-        yield LogVerifier(dsn, known, [str(key) for key in keys])
+        yield LogVerifier(dsn, known, restored, [str(key) for key in keys])

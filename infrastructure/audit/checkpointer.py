@@ -138,7 +138,8 @@ class Checkpointer:
         try:
             while True:
                 news = (await ends(connection)).block.position - signed_position
-                if news < 0 or news >= MANY_EVENTS or (news and loop.time() >= due):
+                much = (news < 0 or news >= MANY_EVENTS) and head.unsound is None  # what is unsound stays so for long
+                if much or (news and loop.time() >= due):
                     await self._follow(connection, head)
                     if head.tree.size > signed:
                         await self._sign(connection, head)

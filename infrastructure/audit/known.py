@@ -1,4 +1,7 @@
-"""Every checkpoint that is known: those of the directory, and those of the table in the database."""
+"""Every checkpoint that is known: those of the directory, and those of the table in the database.
+
+Not only the latest of each day: of a log that was rewritten and signed anew, those from before the rewriting tell.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +60,18 @@ async def known_checkpoints(
         OSError: the directory cannot be read.
     """
     table: list[Any] = await (await connection.execute(_TABLE)).fetchall()
-    notes = dict.fromkeys(await asyncio.to_thread(lambda: list(directory.notes())) if directory else [], False)
-    notes |= {note: not (in_directory and at_url) for note, in_directory, at_url in table}
+    waiting = {note: not (in_directory and at_url) for note, in_directory, at_url in table}
+    return await asyncio.to_thread(_all_known, directory, waiting, keys)  # a tenth of a millisecond for each
+
+
+def _all_known(
+    directory: CheckpointDirectory | None, waiting: dict[str, bool], keys: Sequence[VerifierKey]
+) -> list[Known]:
+    """
+    Args:
+        waiting: the notes of the table: has each not been published everywhere yet?
+    """
+    notes = dict.fromkeys(directory.notes() if directory else (), False) | waiting
     found = [_known(note, waits, keys) for note, waits in notes.items()]
     return sorted(found, key=lambda one: one.checkpoint.size if one.checkpoint else 0)
 

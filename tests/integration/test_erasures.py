@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import secrets
+import sys
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -56,6 +57,7 @@ def settings(dsn: str, tmp_path: Path, directory: Path) -> Settings:
             "REGISTRAR_MASTER_KEY": KEY,
             "REGISTRAR_DATA_DIR": str(tmp_path / "data"),
             "REGISTRAR_CHECKPOINT_DIR": str(directory),
+            "REGISTRAR_CHECKPOINT_KEY": "ef" * 32,
         }
     )
 
@@ -104,6 +106,17 @@ def test_an_operator_erases_by_id_and_again_without_effect(dsn: str, settings: S
     assert done.json[0]["position"] == again.json[0]["position"]
     assert asyncio.run(query(dsn, "SELECT position FROM head")) == head
     assert asyncio.run(keys_of(dsn)) == {eve}
+
+
+def test_an_address_is_read_from_standard_input(
+    dsn: str, settings: Settings, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [ada] = asyncio.run(one_registered(settings, "ada@example.com"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ada@example.com\n"))
+
+    done = erase(command, dsn, "-", "--json")
+
+    assert [(one["registration_id"], one["outcome"]) for one in done.json] == [(str(ada), "erased")]
 
 
 def test_of_an_address_every_registration_is_erased(dsn: str, settings: Settings, command: Command) -> None:
