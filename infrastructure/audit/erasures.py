@@ -166,6 +166,15 @@ def read_journal(file: Path) -> list[JournalEntry]:
     return found
 
 
+async def write_to(file: Path, note: str) -> None:
+    """Add a note to the journal; it is on disk when this returns.
+
+    Raises:
+        OSError: it is not, or only a part of it.
+    """
+    await asyncio.to_thread(append_line, file, msgspec.json.encode(_Line(note)) + b"\n")
+
+
 def append_line(file: Path, line: bytes) -> None:
     """Add a line to a file that is only ever added to; it is on disk when this returns.
 
@@ -194,7 +203,7 @@ def append_line(file: Path, line: bytes) -> None:
 
 
 class ErasureJournal:
-    """Follows the log, and writes each erasure to the journal; one process leads (`followers.leadership.lead`).
+    """Follows the log, and has each erasure written to the journal; one process leads (`followers.leadership.lead`).
 
     At least once: its position moves once a line is on disk, so that a crash in between repeats the line. Nothing that
     goes wrong here reaches an erasure, which is in the log and effective before.
@@ -208,19 +217,16 @@ class ErasureJournal:
         tail: ReadsLog,
         notifications: Notifications,
         key: NoteKey,
-        file: Path | None,
-        publish: Callable[[str], Awaitable[None]] | None = None,
+        take: Callable[[str], Awaitable[None]],
     ) -> None:
         """
         Args:
-            file: of the journal; None: it is only published.
-            publish: takes a note to another place, too; raises what it cannot, and is repeated.
+            take: keeps a note for good, and is repeated until it raises nothing.
         """
         self._tail = tail
         self._notifications = notifications
         self._key = key
-        self._file = file
-        self._publish = publish
+        self._take = take
 
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
@@ -250,19 +256,13 @@ class ErasureJournal:
     async def _write_all(self, rows: Sequence[RecordedRow]) -> None:
         for row in rows:
             note = self._key.sign(Erasure(row.stream_id, row.position, row.recorded_at).text())
-            await self._until_taken(partial(self._write, note))
-            if self._publish is not None:
-                await self._until_taken(partial(self._publish, note))
+            await self._until_taken(note)
 
-    async def _write(self, note: str) -> None:
-        if self._file is not None:
-            await asyncio.to_thread(append_line, self._file, msgspec.json.encode(_Line(note)) + b"\n")
-
-    async def _until_taken(self, attempt: Callable[[], Awaitable[None]]) -> None:
+    async def _until_taken(self, note: str) -> None:
         pause, told = timedelta(milliseconds=200), False
         while True:
             try:
-                await attempt()
+                await self._take(note)
                 return
             except Exception as error:  # noqa: BLE001 - whatever it was: an erasure must get there
                 if not told:
@@ -275,3 +275,9 @@ class ErasureJournal:
                 told = True
             await asyncio.sleep(pause.total_seconds())
             pause = min(2 * pause, MOST_PAUSE)
+
+
+class PostedErasures(ErasureJournal):
+    """The same for the journal's copy at an address, which comes as far as it can, and holds up no other."""
+
+    name = "posted-erasures"

@@ -38,6 +38,7 @@ from tests.support.log import broken_blocks, query
 from tests.support.postgres import database_of
 from tests.support.service import Service, open_service
 from tests.support.smtp_stub import SmtpStub
+from tests.support.webhook_stub import WebhookStub
 
 KEY = "ab" * 32
 REASON = "request of 28 November"
@@ -56,6 +57,7 @@ def settings(dsn: str, tmp_path: Path, directory: Path) -> Settings:
             "REGISTRAR_MASTER_KEY": KEY,
             "REGISTRAR_DATA_DIR": str(tmp_path / "data"),
             "REGISTRAR_CHECKPOINT_DIR": str(directory),
+            "REGISTRAR_CHECKPOINT_KEY": "ef" * 32,
         }
     )
 
@@ -503,3 +505,24 @@ async def test_a_journal_that_cannot_be_written_holds_up_no_erasure(
         await asyncio.to_thread(directory.unlink)
 
         await eventually(lambda: _written(settings, 1))
+
+
+async def test_an_address_that_is_away_holds_up_no_line_of_the_journal(settings: Settings) -> None:
+    async with WebhookStub() as stub:
+        url = stub.url
+    posting = settings.model_copy(update={"checkpoint_url": SecretStr(url)})
+    async with open_service(posting, follows=True) as service:
+        ids = {(await register(service, f"{one}@example.com")).subject_id for one in ("ada", "eve")}
+        for one in ids:
+            await service.handlers.handle(EraseRegistration(registration_id=one), client())
+        await eventually(lambda: _written(settings, 2))
+
+        async with WebhookStub(port=stub.port) as back:
+
+            def posted() -> set[UUID]:
+                notes = [call.body.decode() for call in back.calls]
+                return {
+                    Erasure.parse(note).registration_id for note in notes if note.startswith("registrar/erasures\n")
+                }
+
+            await eventually(lambda: posted() == ids, within=60)
