@@ -86,7 +86,7 @@ class ErasureDesk:
 
     @property
     def public_key(self) -> str:
-        return note_key(self._core.keyring).public
+        return str(note_key(self._core.keyring).verifier)
 
     async def of_address(self, email: str) -> list[UUID]:
         """The registrations of an address that are not erased, pending and ended ones and duplicates included; as of

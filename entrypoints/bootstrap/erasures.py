@@ -15,7 +15,8 @@ from application.handlers import Handlers
 from application.ports import Context
 from domain.recorded import Actor
 from entrypoints.bootstrap.database import first_connection
-from infrastructure.audit.erasures import FILE, JournalEntry, NoteKey, NotSigned, read_journal
+from infrastructure.audit.erasures import FILE, ORIGIN, JournalEntry, read_journal
+from infrastructure.audit.notes import BadNote, SigningKey, open_note
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.postgres.connection import Connection
 from infrastructure.settings.settings import Settings
@@ -23,9 +24,9 @@ from infrastructure.settings.settings import Settings
 log = structlog.get_logger(__name__)
 
 
-def note_key(keyring: Keyring) -> NoteKey:
+def note_key(keyring: Keyring) -> SigningKey:
     """The key that signs the journal and proofs of erasure."""
-    return NoteKey(keyring.journal_seed)
+    return SigningKey(ORIGIN, keyring.journal_seed)
 
 
 def journal_file(settings: Settings) -> Path | None:
@@ -46,7 +47,7 @@ _BACK: Final = """
 _UNSETTLED: Final = "SELECT restored_at, position FROM public.restores WHERE settled_at IS NULL ORDER BY 1"
 
 
-async def erase_again(dsn: str, handlers: Handlers, key: NoteKey, file: Path | None) -> None:
+async def erase_again(dsn: str, handlers: Handlers, key: SigningKey, file: Path | None) -> None:
     """Before a process does anything: erase whom the journal says was erased, and a restore has brought back.
 
     Raises:
@@ -73,7 +74,7 @@ def _journal(file: Path) -> list[JournalEntry] | None:
         return None
 
 
-async def _back(connection: Connection, entries: Iterable[JournalEntry], key: NoteKey) -> list[UUID]:
+async def _back(connection: Connection, entries: Iterable[JournalEntry], key: SigningKey) -> list[UUID]:
     """Registrations in the journal whose keys are there. One that began after the erasure is another with the same id,
     which an Idempotency-Key gives it after a restore."""
     lines: dict[UUID, list[JournalEntry]] = {}
@@ -90,11 +91,11 @@ async def _back(connection: Connection, entries: Iterable[JournalEntry], key: No
     return back
 
 
-def _is_signed(entry: JournalEntry, key: NoteKey) -> bool:
+def _is_signed(entry: JournalEntry, key: SigningKey) -> bool:
     try:
-        key.verify(entry.note)
-    except NotSigned as error:
-        hint = f"that line of the journal has no effect: it is {error}"
+        open_note(entry.note, [key.verifier])
+    except BadNote as error:
+        hint = f"that note of the journal has no effect: {error}"
         log.error("erasures.not_signed", registration_id=str(entry.erasure.registration_id), hint=hint)  # noqa: TRY400
         return False
     return True

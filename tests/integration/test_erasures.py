@@ -7,18 +7,15 @@ import gc
 import io
 import json
 import secrets
-from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
@@ -28,7 +25,9 @@ from application.commands import EraseRegistration
 from application.ports import Letter, Person
 from domain.registration import Status
 from entrypoints.bootstrap.erasures import note_key
-from infrastructure.audit.erasures import Erasure, NoteKey, NotSigned, append_line, read_journal
+from infrastructure.audit.erasures import ORIGIN, Erasure, read_journal, write_to
+from infrastructure.audit.notes import BadNote, SigningKey, open_note
+from infrastructure.audit.publishing import append
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.settings.settings import Settings
 from tests.integration.conftest import Command
@@ -221,42 +220,18 @@ def test_a_proof_verifies_by_itself_and_holds_nothing_personal(
     done = erase(command, dsn, ada, "--json", "--proof", str(file))
 
     key = asyncio.run(_key(settings))
-    assert key.public in done.err
-    text = key.verify(file.read_text())
+    assert str(key.verifier) in done.err
+    text = open_note(file.read_text(), [key.verifier])
     assert text.startswith(f"registrar/erasure-proof\nregistration {ada}\nposition {done.json[0]['position']}\n")
     assert "no key of it at " in text
     assert "ada" not in text
-    with pytest.raises(NotSigned):
-        key.verify(file.read_text().replace("no key", "a key"))
+    with pytest.raises(BadNote):
+        open_note(file.read_text().replace("no key", "a key"), [key.verifier])
 
 
-async def _key(settings: Settings) -> NoteKey:
+async def _key(settings: Settings) -> SigningKey:
     async with open_service(settings, follows=False) as service:
         return note_key(service.keyring)
-
-
-def test_a_note_is_that_of_c2sp() -> None:
-    """Written anew after c2sp.org/signed-note, with other means than ours."""
-    seed = bytes(range(32))
-    key = NoteKey(seed, "registrar/test")
-    note = key.sign("first\nsecond\n")
-
-    name, key_id, encoded = key.public.split("+", 2)
-    public = b64decode(encoded)
-    assert (name, public[:1]) == ("registrar/test", b"\x01")
-    assert key_id == sha256(b"registrar/test\n" + public).digest()[:4].hex()
-    text, signature = note.split("\n\n")
-    prefix, signer, value = signature.removesuffix("\n").split(" ")
-    assert (text, prefix, signer) == ("first\nsecond", "\u2014", "registrar/test")
-    raw = b64decode(value)
-    assert raw[:4].hex() == key_id
-    Ed25519PrivateKey.from_private_bytes(seed).public_key().verify(raw[4:], b"first\nsecond\n")
-
-
-@pytest.mark.parametrize("note", ["", "\n\n", "a\n", "a\n\n\u2014 registrar/erasures AAAA\n", "a\n\n\u2014 x !\n"])
-def test_what_is_not_signed_is_refused(note: str) -> None:
-    with pytest.raises(NotSigned):
-        NoteKey(bytes(32)).verify(note)
 
 
 # --- Pending mail, and what processes have in memory ------------------------------------------
@@ -359,7 +334,7 @@ async def test_a_journal_holds_what_a_restore_needs_and_nothing_personal(setting
     [entry] = read_journal(directory / "erasures")
 
     key = await _key(settings)
-    assert Erasure.parse(key.verify(entry.note)) == entry.erasure
+    assert Erasure.parse(open_note(entry.note, [key.verifier])) == entry.erasure
     assert entry.erasure.registration_id == ada
     assert "ada@" not in (directory / "erasures").read_text()
     assert (directory / "erasures").stat().st_mode & 0o077 == 0
@@ -441,20 +416,15 @@ async def test_nobody_is_erased_because_somebody_wrote_to_the_journal(
     settings, [ada, eve] = backup
     file = directory / "erasures"
     [ours] = read_journal(file)
-    forged = NoteKey(bytes(32)).sign(Erasure(eve, 1, ours.erasure.erased_at).text())
-    for line in (
-        json.dumps({"note": forged}),
-        json.dumps({"note": ours.note.replace(str(ada), str(eve))}),
-        "{",
-        json.dumps({"note": "something else"}),
-    ):
-        append_line(file, f"{line}\n".encode())
+    forged = SigningKey(ORIGIN, bytes(32)).sign(Erasure(eve, 1, ours.erasure.erased_at).text())
+    for text in (forged, ours.note.replace(str(ada), str(eve)), "{\n", "something else\n"):
+        append(file, text)
 
     async with open_service(settings, follows=False):
         assert await keys_of(url_of(settings)) == {eve}
 
     assert log.getvalue().count('"erasures.not_signed"') == 2
-    assert log.getvalue().count('"erasures.unreadable_line"') == 2
+    assert log.getvalue().count('"erasures.unreadable_line"') == 1
 
 
 async def test_who_registers_again_after_a_restore_under_the_id_of_before_is_somebody_else(
@@ -480,17 +450,32 @@ async def test_who_registers_again_after_a_restore_under_the_id_of_before_is_som
     administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def test_a_line_that_a_crash_tore_does_not_spoil_the_next_one(tmp_path: Path) -> None:
-    file = tmp_path / "erasures"
-    key = NoteKey(bytes(32))
-    erasures = [Erasure(uuid4(), number, datetime(2026, 11, 28, tzinfo=UTC)) for number in (1, 2)]
-    lines = [json.dumps({"note": key.sign(one.text())}).encode() + b"\n" for one in erasures]
-    file.write_bytes(lines[0][:50])
+def notes_of(number: int) -> tuple[list[Erasure], list[str]]:
+    """Some erasures, and their notes."""
+    erasures = [Erasure(uuid4(), one, datetime(2026, 11, 28, tzinfo=UTC)) for one in range(1, number + 1)]
+    return erasures, [SigningKey(ORIGIN, bytes(32)).sign(one.text()) for one in erasures]
 
-    for line in lines:
-        append_line(file, line)
+
+async def test_a_note_that_a_crash_tore_does_not_spoil_the_next_one(tmp_path: Path) -> None:
+    file = tmp_path / "erasures"
+    erasures, notes = notes_of(2)
+    await asyncio.to_thread(file.write_text, notes[0][:50])
+
+    for note in notes:
+        await write_to(file, note)
 
     assert [one.erasure for one in read_journal(file)] == erasures
+
+
+@pytest.mark.parametrize("between", ["", "\n", "\n\n"])
+def test_a_journal_of_what_was_posted_is_read(tmp_path: Path, between: str, log: io.StringIO) -> None:
+    erasures, notes = notes_of(3)
+    (tmp_path / "erasures").write_text(between.join(notes))
+
+    found = read_journal(tmp_path / "erasures")
+
+    assert [(one.erasure, one.note) for one in found] == list(zip(erasures, notes, strict=True))
+    assert log.getvalue() == ""
 
 
 async def test_a_journal_that_cannot_be_written_holds_up_no_erasure(
