@@ -9,7 +9,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -24,6 +24,7 @@ from application.addresses import _ascii_domain
 from application.commands import EraseRegistration
 from application.ports import Letter, Person
 from domain.registration import Status
+from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.erasures import note_key
 from infrastructure.audit.erasures import ORIGIN, Erasure, read_journal, write_to
 from infrastructure.audit.notes import BadNote, SigningKey, open_note
@@ -408,6 +409,45 @@ async def test_without_the_journal_a_start_after_a_restore_says_so(
     assert line["level"] == "error"
     assert "there is no journal of erasures" in line["hint"]
     assert await query(dsn, "SELECT settled_at FROM restores") == [(None,)]
+
+
+@pytest.mark.parametrize("journal", ["an empty one", "one of later", "one that others signed"])
+async def test_a_journal_that_was_not_there_before_a_restore_settles_nothing(
+    backup: tuple[Settings, list[UUID]], log: io.StringIO, tmp_path: Path, journal: str
+) -> None:
+    settings, [ada, eve] = backup
+    dsn = url_of(settings)
+    ours = await _key(settings.model_copy(update={"checkpoint_dir": None}))
+    await query(dsn, "INSERT INTO restores (position) SELECT position FROM head")
+    [[restored_at]] = await query(dsn, "SELECT restored_at FROM restores")
+    before, after = (restored_at + timedelta(seconds=seconds) for seconds in (-1, 1))
+    elsewhere = settings.model_copy(update={"checkpoint_dir": tmp_path / "elsewhere"})
+    file = tmp_path / "elsewhere" / "erasures"
+    match journal:
+        case "an empty one":
+            await write_to(file, "")
+        case "one of later":
+            await write_to(file, ours.sign(Erasure(uuid4(), 9, after).text()))
+        case "one that others signed":
+            await write_to(file, SigningKey(ORIGIN, bytes(32)).sign(Erasure(uuid4(), 9, before).text()))
+
+    async with open_service(elsewhere, follows=True):
+        assert await keys_of(dsn) == {ada, eve}
+
+    assert '"erasures.unknown_since_restore"' in log.getvalue()
+    assert await query(dsn, "SELECT settled_at FROM restores") == [(None,)]
+
+    await write_to(file, ours.sign(Erasure(uuid4(), 9, before).text()))
+    async with open_service(elsewhere, follows=True):
+        assert await query(dsn, "SELECT 1 FROM restores WHERE settled_at IS NULL") == []
+
+
+async def test_a_journal_that_cannot_be_read_stops_the_start(settings: Settings, directory: Path) -> None:
+    (directory / "erasures").mkdir(parents=True)
+
+    with pytest.raises(CannotStart, match=r"journal of erasures .* cannot be read"):
+        async with open_service(settings, follows=False):
+            pass
 
 
 async def test_nobody_is_erased_because_somebody_wrote_to_the_journal(
