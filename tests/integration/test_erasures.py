@@ -24,7 +24,7 @@ from application.addresses import _ascii_domain
 from application.commands import EraseRegistration
 from application.ports import Letter, Person
 from domain.registration import Status
-from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap import CannotStart, erasing
 from entrypoints.bootstrap.erasures import note_key
 from infrastructure.audit.erasures import ORIGIN, Erasure, read_journal, write_to
 from infrastructure.audit.notes import BadNote, SigningKey, open_note
@@ -119,6 +119,18 @@ def test_of_an_address_every_registration_is_erased(dsn: str, settings: Settings
     assert (nobody.code, nobody.out) == (1, "")
     assert "no registration of this address" in nobody.err
     assert none_left.code in {0, 1}  # the read model may not know it yet
+
+
+async def test_of_an_address_with_more_registrations_than_a_page_the_oldest_is_found_too(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = await one_registered(settings, *["ada@example.com"] * 3)
+    monkeypatch.setattr(erasing, "PAGE", 1)
+
+    async with erasing.erasure_desk(settings) as desk:
+        found = await desk.of_address("ada@example.com")
+
+    assert found == ids[::-1]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +240,17 @@ def test_a_proof_verifies_by_itself_and_holds_nothing_personal(
     assert "ada" not in text
     with pytest.raises(BadNote):
         open_note(file.read_text().replace("no key", "a key"), [key.verifier])
+
+
+def test_nobody_is_erased_if_the_proof_cannot_be_written(
+    dsn: str, settings: Settings, command: Command, tmp_path: Path
+) -> None:
+    [ada] = asyncio.run(one_registered(settings, "ada@example.com"))
+
+    done = erase(command, dsn, ada, "--proof", str(tmp_path / "missing" / "proof.txt"))
+
+    assert (done.code, "No such file or directory" in done.err) == (2, True), done
+    assert asyncio.run(keys_of(dsn)) == {ada}
 
 
 async def _key(settings: Settings) -> SigningKey:
