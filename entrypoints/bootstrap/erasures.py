@@ -11,10 +11,10 @@ from uuid import UUID, uuid4
 import structlog
 
 from application.commands import EraseRegistration
-from application.handlers import Handlers
 from application.ports import Context
 from domain.recorded import Actor
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.database import first_connection
 from infrastructure.audit.erasures import FILE, ORIGIN, JournalEntry, read_journal
 from infrastructure.audit.notes import BadNote, SigningKey, open_note
@@ -48,18 +48,21 @@ _BACK: Final = """
 _UNSETTLED: Final = "SELECT restored_at, position FROM public.restores WHERE settled_at IS NULL ORDER BY 1"
 
 
-async def erase_again(dsn: str, handlers: Handlers, key: SigningKey, file: Path | None) -> None:
+async def erase_again(core: Core, settings: Settings) -> None:
     """Before a process does anything: erase whom the journal says was erased, and a restore has brought back.
 
     Raises:
         CannotStart: the database is away, or the journal cannot be read.
         Unavailable: as of any command.
     """
+    file, key = journal_file(settings), note_key(core.keyring)
     entries = [] if file is None else await asyncio.to_thread(_journal, file)
-    async with first_connection(dsn) as connection:
+    async with first_connection(core.database.dsn) as connection:
         back = await _back(connection, entries, key)
         for registration_id in back:
-            await handlers.handle(EraseRegistration(registration_id=registration_id), Context(Actor.RESTORE, uuid4()))
+            await core.handlers.handle(
+                EraseRegistration(registration_id=registration_id), Context(Actor.RESTORE, uuid4())
+            )
         if back:
             # Of a registration that the log knows to be erased nothing is recorded again; its key is another matter.
             await connection.execute("DELETE FROM public.personal_keys WHERE registration_id = ANY (%s)", (back,))

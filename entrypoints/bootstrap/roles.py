@@ -17,6 +17,7 @@ from entrypoints.bootstrap.background import running
 from entrypoints.bootstrap.broker import broker_for, mail_consumers, publisher_to, relay_to
 from entrypoints.bootstrap.core import Core, Timing, open_core
 from entrypoints.bootstrap.delivery import WORKERS_PACE, Delivery, open_delivery, open_mailbox
+from entrypoints.bootstrap.erasures import erase_again
 from entrypoints.bootstrap.followers import followers, relay_inside
 from infrastructure.settings.settings import Settings
 
@@ -46,6 +47,7 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing)
+        await erase_again(core, settings)
         mailbox = await open_mailbox(settings, stack)
         delivery = await open_delivery(core, settings, stack, timing, mailbox)
         consumers = mail_consumers(core, delivery, stack) if settings.broker_url else ()
@@ -62,6 +64,7 @@ async def serve(settings: Settings, timing: Timing | None = None) -> AsyncIterat
     """The HTTP API alone."""
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing or Timing())
+        await erase_again(core, settings)
         broker = broker_for("serve", settings)
         api = api_parts(core, settings, stack, broker=broker)
         await stack.enter_async_context(running(core, settings, broker))
@@ -74,6 +77,7 @@ async def process(settings: Settings, timing: Timing | None = None) -> AsyncIter
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing)
+        await erase_again(core, settings)
         broker, delivery = broker_for("process", settings), None
         if broker is None:
             delivery = await open_delivery(core, settings, stack, timing)
