@@ -48,8 +48,11 @@ _BACK: Final = """
 _UNSETTLED: Final = "SELECT restored_at, position FROM public.restores WHERE settled_at IS NULL ORDER BY 1"
 
 
-async def erase_again(core: Core, settings: Settings) -> None:
+async def erase_again(core: Core, settings: Settings) -> bool:
     """Before a process does anything: erase whom the journal says was erased, and a restore has brought back.
+
+    Returns:
+        Is it known of every restore who was erased? If not, an error in the log says so.
 
     Raises:
         CannotStart: the database is away, or the journal cannot be read.
@@ -67,7 +70,7 @@ async def erase_again(core: Core, settings: Settings) -> None:
             # Of a registration that the log knows to be erased nothing is recorded again; its key is another matter.
             await connection.execute("DELETE FROM public.personal_keys WHERE registration_id = ANY (%s)", (back,))
             log.warning("erasures.repeated", registrations=len(back), hint="a restore had brought them back")
-        await _settle(connection, entries, key)
+        return await _settle(connection, entries, key)
 
 
 def _journal(file: Path) -> list[JournalEntry]:
@@ -110,11 +113,11 @@ def _is_signed(entry: JournalEntry, key: SigningKey) -> bool:
     return True
 
 
-async def _settle(connection: Connection, entries: Sequence[JournalEntry], key: SigningKey) -> None:
+async def _settle(connection: Connection, entries: Sequence[JournalEntry], key: SigningKey) -> bool:
     """Only a journal from before the restore says who was erased by then; one that was begun afterwards does not."""
     unsettled = await (await connection.execute(_UNSETTLED)).fetchall()
     if not unsettled:
-        return
+        return True
     first = min((one.erasure.erased_at for one in entries if _is_signed(one, key)), default=None)
     unknown = [row for row in unsettled if first is None or first >= row[0]]
     await connection.execute(
@@ -122,7 +125,7 @@ async def _settle(connection: Connection, entries: Sequence[JournalEntry], key: 
         (first,),
     )
     if not unknown:
-        return
+        return True
     restored_at, position = unknown[0]
     log.error(
         "erasures.unknown_since_restore",
@@ -132,3 +135,4 @@ async def _settle(connection: Connection, entries: Sequence[JournalEntry], key: 
         "was erased after that position can be read again. Put the journal into CHECKPOINT_DIR and start again, or "
         "erase them again and then UPDATE restores SET settled_at = now()",
     )
+    return False

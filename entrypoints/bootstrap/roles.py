@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from entrypoints.api.parts import Parts
+from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.api import api_parts
 from entrypoints.bootstrap.background import running
 from entrypoints.bootstrap.broker import broker_for, mail_consumers, publisher_to, relay_to
@@ -23,6 +24,12 @@ from infrastructure.settings.settings import Settings
 
 if TYPE_CHECKING:
     from infrastructure.rabbitmq.connection import Broker
+
+_ERASURES_UNKNOWN: Final = (
+    "This database was restored from a backup, and who was erased since is not known here; start a process that finds "
+    "the journal of erasures in REGISTRAR_CHECKPOINT_DIR first, or say that there is none: UPDATE restores SET "
+    "settled_at = now()."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +68,11 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
 
 @asynccontextmanager
 async def serve(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
-    """The HTTP API alone."""
+    """The HTTP API alone. After a restore it does not start before one that has the journal of erasures did."""
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing or Timing())
-        await erase_again(core, settings)
+        if not await erase_again(core, settings):
+            raise CannotStart(_ERASURES_UNKNOWN)
         broker = broker_for("serve", settings)
         api = api_parts(core, settings, stack, broker=broker)
         await stack.enter_async_context(running(core, settings, broker))

@@ -425,13 +425,28 @@ async def test_without_the_journal_a_start_after_a_restore_says_so(
     dsn = url_of(settings)
     await query(dsn, "INSERT INTO restores (position) SELECT position FROM head")
 
-    async with open_service(settings.model_copy(update={"checkpoint_dir": tmp_path / "elsewhere"}), follows=False):
+    async with open_service(settings.model_copy(update={"checkpoint_dir": tmp_path / "elsewhere"}), follows=True):
         assert await keys_of(dsn) == {ada, eve}
 
     [line] = [json.loads(line) for line in log.getvalue().splitlines() if "erasures.unknown_since_restore" in line]
     assert line["level"] == "error"
     assert "there is no journal of erasures" in line["hint"]
     assert await query(dsn, "SELECT settled_at FROM restores") == [(None,)]
+
+
+async def test_the_api_of_a_host_without_the_journal_waits_for_the_host_that_has_it(
+    backup: tuple[Settings, list[UUID]], tmp_path: Path
+) -> None:
+    having, [_, eve] = backup
+    dsn = url_of(having)
+    without = having.model_copy(update={"checkpoint_dir": tmp_path / "elsewhere"})
+    await query(dsn, "INSERT INTO restores (position) SELECT position FROM head")
+
+    with pytest.raises(CannotStart, match="who was erased since is not known here"):
+        async with open_service(without, follows=False):
+            pass
+    async with open_service(having, follows=True), open_service(without, follows=False):
+        assert await keys_of(dsn) == {eve}
 
 
 @pytest.mark.parametrize("journal", ["an empty one", "one of later", "one that others signed"])
