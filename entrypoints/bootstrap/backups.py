@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from domain.recorded import Position
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.checkpoints import checkpoint_directory
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from entrypoints.bootstrap.replay import READ_MODELS, Verifier, giving_way
 from infrastructure.backup.archive import make_archive, turn_on
@@ -165,9 +166,10 @@ async def _back_up(
 
 
 def checkpoints_of(settings: Settings) -> Path:
-    """Where signed checkpoints are published to."""
-    chosen: Path | None = getattr(settings, "checkpoint_dir", None)
-    return chosen if chosen is not None else settings.data_dir / CHECKPOINTS
+    """Where signed checkpoints of the embedded database are published to."""
+    directory = checkpoint_directory(settings)
+    assert directory is not None  # noqa: S101 - an embedded one has a place for them
+    return directory.path
 
 
 def _demand_embedded(settings: Settings) -> None:

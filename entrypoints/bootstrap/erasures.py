@@ -14,6 +14,7 @@ from application.commands import EraseRegistration
 from application.ports import Context
 from domain.recorded import Actor
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.checkpoints import checkpoint_directory
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.database import first_connection
 from infrastructure.audit.erasures import FILE, ORIGIN, JournalEntry, read_journal
@@ -32,9 +33,8 @@ def note_key(keyring: Keyring) -> SigningKey:
 
 def journal_file(settings: Settings) -> Path | None:
     """Where the journal of erasures is; None: nowhere."""
-    if settings.checkpoint_dir is not None:
-        return settings.checkpoint_dir / FILE
-    return settings.data_dir / "checkpoints" / FILE if settings.database_url is None else None
+    directory = checkpoint_directory(settings)
+    return None if directory is None else directory.path / FILE
 
 
 # --- After a restore --------------------------------------------------------------------------
