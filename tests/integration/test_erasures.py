@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import json
+import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -28,7 +29,7 @@ from entrypoints.bootstrap import CannotStart, erasing
 from entrypoints.bootstrap.erasures import note_key
 from infrastructure.audit.erasures import ORIGIN, Erasure, read_journal, write_to
 from infrastructure.audit.notes import BadNote, SigningKey, open_note
-from infrastructure.audit.publishing import append
+from infrastructure.audit.publishing import CheckpointDirectory, append
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.settings.settings import Settings
 from tests.integration.conftest import Command
@@ -554,6 +555,22 @@ def test_a_journal_of_what_was_posted_is_read(tmp_path: Path, between: str, log:
 
     assert [(one.erasure, one.note) for one in found] == list(zip(erasures, notes, strict=True))
     assert log.getvalue() == ""
+
+
+def test_nothing_in_another_users_directory_becomes_roots(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root writes for somebody else")
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 54321, 54321)
+    key, [[erasure], [note]] = SigningKey("registrar/test", bytes(32)).verifier, notes_of(1)
+
+    asyncio.run(write_to(home / "data" / "journal" / "erasures", note))
+    CheckpointDirectory(home / "data" / "checkpoints").publish(note, erasure.erased_at, key)
+
+    made = {path.relative_to(home).as_posix(): path.stat() for path in home.rglob("*")}
+    assert made.keys() > {"data", "data/journal/erasures", "data/checkpoints/checkpoint"}
+    assert {(one.st_uid, one.st_gid, one.st_mode & 0o077) for one in made.values()} == {(54321, 54321, 0)}
 
 
 async def test_a_journal_that_cannot_be_written_holds_up_no_erasure(
