@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.checkpoints import checkpoint_directory
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from entrypoints.bootstrap.replay import READ_MODELS, Verifier, giving_way
 from entrypoints.bootstrap.restored_log import PATIENCE, Arrived, Progress, RestoredLog, look_at, row_of
@@ -137,9 +138,10 @@ async def _back_up(
 
 
 def checkpoints_of(settings: Settings) -> Path:
-    """Where signed checkpoints are published to."""
-    chosen: Path | None = getattr(settings, "checkpoint_dir", None)
-    return chosen if chosen is not None else settings.data_dir / CHECKPOINTS
+    """Where signed checkpoints of the embedded database are published to."""
+    directory = checkpoint_directory(settings)
+    assert directory is not None  # noqa: S101 - an embedded one has a place for them
+    return directory.path
 
 
 def _copy_checkpoints(published: Path, to: Path) -> None:

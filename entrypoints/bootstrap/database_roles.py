@@ -79,7 +79,7 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
         "found_differences": _LOOK,
         "replay_jobs": ("SELECT", "INSERT", "UPDATE"),
     },
-    "worker": {**_RECORDING, **_PROGRESS, **_MAIL, "personal_keys": _LOOK, "restores": ("SELECT", "UPDATE")},
+    "worker": {**_RECORDING, **_PROGRESS, **_MAIL, "personal_keys": _LOOK},
     "process": {
         **_RECORDING,
         **_PROGRESS,

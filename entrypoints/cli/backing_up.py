@@ -14,6 +14,7 @@ from entrypoints.bootstrap import backups
 from entrypoints.bootstrap.backups import Drill
 from entrypoints.bootstrap.restored_log import Arrived
 from entrypoints.cli.output import moving, note, print_json, show
+from infrastructure.audit.erasures import FILE
 from infrastructure.settings.settings import Settings
 
 
@@ -49,7 +50,7 @@ async def restore(
         _tell(arrived)
     if not (settings.data_dir / "master.key").exists() and settings.master_key is None:
         note(f"Put master.key back into {settings.data_dir} before you start `registrar up`.")
-    if checkpoints is None and not backups.checkpoints_of(settings).is_dir():
+    if not (backups.checkpoints_of(settings) / FILE).exists():
         note(
             "No journal of erasures is there: whoever was erased after that position can be read again. Copy the newest "
             f"one into {backups.checkpoints_of(settings)} before you start `registrar up`."

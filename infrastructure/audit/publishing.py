@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from infrastructure.audit.notes import VerifierKey, notes_in
-from infrastructure.embedded.files import open_private, sync, write
+from infrastructure.embedded.files import make_directory, open_private, sync, write
 
 LATEST: Final = "checkpoint"
 KEYS: Final = "keys"
@@ -53,7 +53,7 @@ class CheckpointDirectory:
         Raises:
             OSError: it is not written.
         """
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(self.path)
         if str(key) not in {str(one) for one in self.keys()}:
             append(self.path / KEYS, f"{key}\n")
         append(self.path / f"{signed_at:%Y-%m-%d}.checkpoints", note)

@@ -181,6 +181,21 @@ def test_a_moment_that_no_backup_reaches_is_refused_and_leaves_no_database(home:
     assert not (Path(to) / "postgres").exists()
 
 
+def test_a_restore_says_whether_a_journal_of_erasures_is_there(home: Home, command: Command) -> None:
+    command("backup", str(home.backups), "--data-dir", str(home.data))
+    none, brought = home.data.parent / "none", home.data.parent / "brought"
+    (none / "checkpoints").mkdir(parents=True, mode=0o700)
+    journal = home.data.parent / "published" / "erasures"
+    journal.parent.mkdir()
+
+    without = command("restore", str(home.backups), "--data-dir", str(none), "--checkpoints", str(journal.parent))
+    journal.touch()
+    having = command("restore", str(home.backups), "--data-dir", str(brought), "--checkpoints", str(journal.parent))
+
+    assert (without.code, "No journal of erasures is there" in without.err) == (0, True), without
+    assert (having.code, "No journal of erasures is there" in having.err) == (0, False), having
+
+
 def test_a_second_backup_takes_the_archive_over_and_a_moment_between_the_two_can_be_reached(
     home: Home, command: Command
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +13,9 @@ import pytest
 
 from entrypoints.bootstrap.database import Database, prepare
 from entrypoints.bootstrap.database_roles import _RIGHTS, ROLES, apply, current_role, statements_for_roles
+from entrypoints.bootstrap.erasures import note_key
 from entrypoints.bootstrap.replay import READ_MODELS, rebuilder, verifier
+from infrastructure.audit.erasures import Erasure, write_to
 from infrastructure.audit.verification import verify
 from infrastructure.crypto.keyring import open_root_secret
 from infrastructure.crypto.master_keys import MasterKeys
@@ -24,6 +26,7 @@ from infrastructure.replay.progress import nobody_watches
 from projections import PROJECTIONS
 from tests.faults.evidence import latest_code
 from tests.integration.conftest import Command
+from tests.integration.test_flow import register
 from tests.support.facts import eventually
 from tests.support.http import ADMIN, MASTER_KEY, open_api, settings
 from tests.support.log import keep_root_secret, query
@@ -118,6 +121,7 @@ FORBIDDEN: dict[str, dict[str, str]] = {
     | {
         "make a key": "INSERT INTO personal_keys VALUES (gen_random_uuid(), '')",
         "erase somebody": "DELETE FROM personal_keys",
+        "settle a restore": "UPDATE restores SET settled_at = now()",
         "begin a rebuild": "INSERT INTO rebuilds SELECT * FROM rebuilds LIMIT 0",
         "begin a job": "INSERT INTO replay_jobs SELECT * FROM replay_jobs LIMIT 0",
     },
@@ -234,6 +238,21 @@ async def test_a_read_model_that_changes_hands_keeps_nobody_waiting(dsn: str) ->
 
 
 # --- What each does -----------------------------------------------------------------------------
+
+
+async def test_a_worker_starts_though_a_journal_says_whom_a_restore_has_brought_back(
+    owned: str, tmp_path: Path
+) -> None:
+    async with open_service(settings(owned, str(tmp_path)), follows=False) as service:
+        ada = (await register(service, "ada@example.com")).subject_id
+        key = note_key(service.keyring)
+    await write_to(tmp_path / "checkpoints" / "erasures", key.sign(Erasure(ada, 9, datetime.now(UTC)).text()))
+    more = {"checkpoint_dir": str(tmp_path / "checkpoints"), "smtp_urls": "smtp://127.0.0.1:1?starttls=never"}
+
+    async with open_service(settings(as_role(owned, "worker"), str(tmp_path), **more), follows=False, works=True):
+        assert await query(owned, "SELECT registration_id FROM personal_keys") == [(ada,)]
+    async with open_service(settings(as_role(owned, "api"), str(tmp_path), **more), follows=False):
+        assert await query(owned, "SELECT registration_id FROM personal_keys") == []
 
 
 async def test_api_and_process_serve_a_registration_from_its_request_to_its_erasure(owned: str, tmp_path: Path) -> None:
