@@ -13,6 +13,7 @@ from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_conn
 from entrypoints.bootstrap.replay import giving_way
 from infrastructure.audit.known import Known, known_checkpoints, known_keys
 from infrastructure.audit.note_keys import VerifierKey
+from infrastructure.audit.rows import Restore, restores
 from infrastructure.audit.verification import Told, Verified, verify
 from infrastructure.settings.settings import Settings
 
@@ -26,11 +27,13 @@ class LogVerifier:
 
     Attributes:
         known: the checkpoints that there are.
+        restores: of the database, as it has noted them.
         keys: those that sign them or signed them.
     """
 
     _dsn: str
     known: Sequence[Known]
+    restores: Sequence[Restore]
     keys: Sequence[VerifierKey]
 
     async def verify(self, *, since_checkpoint: bool, told: Told) -> Verified:
@@ -61,7 +64,8 @@ async def log_verifier(settings: Settings, *, with_notes: bool = False) -> Async
             async with first_connection(dsn, read_only=True) as connection:
                 keys = await known_keys(connection, directory, checkpoint_seeds(settings))
                 known = await known_checkpoints(connection, directory, keys, with_notes=with_notes)
+                restored = await restores(connection)
         except PermissionError as error:
             raise CannotStart(f"The checkpoints in {error.filename} cannot be read; run as their owner.") from None
         stack.enter_context(giving_way())
-        yield LogVerifier(dsn, known, keys)
+        yield LogVerifier(dsn, known, restored, keys)

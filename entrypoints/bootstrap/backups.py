@@ -5,50 +5,41 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from domain.recorded import Position
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.checkpoints import checkpoint_directory
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from entrypoints.bootstrap.replay import READ_MODELS, Verifier, giving_way
+from entrypoints.bootstrap.restored_log import PATIENCE, Arrived, Progress, RestoredLog, look_at, row_of
 from infrastructure.backup.archive import make_archive, turn_on
-from infrastructure.backup.checking import BrokenChain, Restored, check_log, newest_checkpoint
 from infrastructure.backup.layout import (
     CHECKPOINTS,
     FORMAT,
     VERSION,
     Backup,
-    BadBackup,
     Description,
-    archives_from,
     backup_for,
     drop_unfinished,
     finish,
     forget,
-    gap_in,
     new_directory,
 )
 from infrastructure.backup.records import note, note_restore, noted
-from infrastructure.backup.restoring import move_into, restored, server_user
+from infrastructure.backup.restoring import give_to_owner, move_into, restored, server_user
 from infrastructure.backup.taking import size_of, take_base_backup
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.embedded.files import exclusively
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import LogReader
-from infrastructure.postgres.connection import Connection, ReconnectingConnection, closing, connect
+from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from infrastructure.settings.settings import Settings
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
-
-_PATIENCE: Final = timedelta(minutes=10)
-"""For one statement."""
 
 _DRILL: Final = {"fsync": "off", "full_page_writes": "off"}
 """A database that is thrown away afterwards."""
@@ -76,23 +67,6 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
-    """A restored database, whose chain verifies.
-
-    Attributes:
-        gap: the first segment that the archive lacks between two that it has; None if there is none.
-        checkpointed: position up to which the newest checkpoint covers the log; None: there is no checkpoint.
-        agrees: is the restored log the one that it covers? None where it covers more than was restored.
-    """
-
-    backup: Backup
-    log: Restored
-    gap: str | None
-    checkpointed: Position | None
-    agrees: bool | None
-
-
-@dataclass(frozen=True, slots=True)
 class Drill:
     """What a drill has found.
 
@@ -112,7 +86,7 @@ class Drill:
 
     @property
     def passed(self) -> bool:
-        return not (self.arrived.gap or self.arrived.agrees is False or any(self.differences.values()))
+        return not (self.arrived.is_troubled or any(self.differences.values()))
 
 
 # --- Taking one -------------------------------------------------------------------------------
@@ -138,7 +112,7 @@ async def back_up(settings: Settings, directory: Path, *, keep: int | None, prog
 async def _back_up(
     connection: Connection, dsn: str, settings: Settings, directory: Path, keep: int | None, progress: Progress
 ) -> Taken:
-    began_at, position, hash_at, server, identifier = await _row(
+    began_at, position, hash_at, server, identifier = await row_of(
         connection,
         "SELECT clock_timestamp(), position, encode(hash, 'hex'), current_setting('server_version'),"
         " (SELECT system_identifier::text FROM pg_control_system()) FROM public.head",
@@ -146,13 +120,12 @@ async def _back_up(
     drop_unfinished(directory)
     path = new_directory(directory, began_at)
     data = DataDirectory(settings.data_dir).path
-    owner = (data / "postgres").stat()
-    make_archive(path / "wal", None if server_user() is None else (owner.st_uid, owner.st_gid))
+    make_archive(path / "wal", server_user(data))
     archives = await turn_on(connection, path / "wal")
     await take_base_backup(dsn, path / "base", lambda done, of: progress("Backing up", done, of))
     if (published := checkpoints_of(settings)).is_dir():
-        await asyncio.to_thread(shutil.copytree, published, path / CHECKPOINTS)
-    (ended_at,) = await _row(connection, "SELECT clock_timestamp()")
+        await asyncio.to_thread(_copy_checkpoints, published, path / CHECKPOINTS)
+    (ended_at,) = await row_of(connection, "SELECT clock_timestamp()")
     size = size_of(path / "base")
     description = Description(
         FORMAT, VERSION, version("registrar"), server, identifier, began_at, ended_at, position, hash_at, size
@@ -165,9 +138,15 @@ async def _back_up(
 
 
 def checkpoints_of(settings: Settings) -> Path:
-    """Where signed checkpoints are published to."""
-    chosen: Path | None = getattr(settings, "checkpoint_dir", None)
-    return chosen if chosen is not None else settings.data_dir / CHECKPOINTS
+    """Where signed checkpoints of the embedded database are published to."""
+    directory = checkpoint_directory(settings)
+    assert directory is not None  # noqa: S101 - an embedded one has a place for them
+    return directory.path
+
+
+def _copy_checkpoints(published: Path, to: Path) -> None:
+    """The checkpointer may publish meanwhile: a file that it is about to rename is gone before it is copied."""
+    shutil.copytree(published, to, ignore=shutil.ignore_patterns("*.new"), dirs_exist_ok=True)
 
 
 def _demand_embedded(settings: Settings) -> None:
@@ -192,8 +171,8 @@ async def restore(
         checkpoints: a directory with checkpoints, and the journal of erasures, that is taken along; None: none is.
 
     Raises:
-        CannotStart, BadDataDirectory, DatabaseDidNotStart, BadBackup: one line each, fit to show; no database is there
-            then.
+        CannotStart, BadDataDirectory, DatabaseDidNotStart, BadBackup, NoRoom, CannotVerify: one line each, fit to
+            show; no database is there then.
     """
     _demand_embedded(settings)
     backup = backup_for(directory, to)
@@ -208,38 +187,15 @@ async def restore(
             backup, data.path, purpose="restore", to=to, progress=lambda done, of: progress("Restoring", done, of)
         ) as server:
             published = (checkpoints or checkpoints_of(settings), backup.path / CHECKPOINTS)
-            arrived = await _arrived(server.dsn, backup, published, to is None, progress)
+            arrived = await look_at(server.dsn, settings, backup, published, to is None, progress)
             async with first_connection(server.dsn) as connection:
                 await note_restore(connection, arrived.log.position)
             await asyncio.to_thread(server.stop)
             if checkpoints is not None:
-                await asyncio.to_thread(shutil.copytree, checkpoints, data.path / CHECKPOINTS, dirs_exist_ok=True)
+                await asyncio.to_thread(_copy_checkpoints, checkpoints, data.path / CHECKPOINTS)
+                await asyncio.to_thread(give_to_owner, data.path / CHECKPOINTS)
             move_into(server, data.path)
     return arrived
-
-
-async def _arrived(
-    dsn: str, backup: Backup, published: Sequence[Path], to_the_end: bool, progress: Progress
-) -> Arrived:
-    checkpoint = newest_checkpoint(*published)
-    connection = await connect(dsn, name="restore", statement_timeout=_PATIENCE)
-    async with closing(connection):
-        try:
-            found = await check_log(
-                connection,
-                lambda done, of: progress("Verifying", done, of),
-                holds=(backup.description.position, bytes.fromhex(backup.description.hash)),
-                tree_size=checkpoint.size if checkpoint else 0,
-            )
-        except BrokenChain as error:
-            raise BadBackup(f"The restored log does not verify: {error}.") from None
-    return Arrived(
-        backup,
-        found,
-        gap_in(archives_from(backup)) if to_the_end else None,
-        checkpoint.position if checkpoint else None,
-        None if checkpoint is None or found.root is None else found.root == checkpoint.root,
-    )
 
 
 # --- Trying one out ---------------------------------------------------------------------------
@@ -252,7 +208,8 @@ async def drill(settings: Settings, directory: Path | None, progress: Progress) 
         directory: of the backups; None: of the last one that was taken.
 
     Raises:
-        CannotStart, BadDataDirectory, DatabaseDidNotStart, BadBackup: one line each, fit to show; the drill has failed.
+        CannotStart, BadDataDirectory, DatabaseDidNotStart, BadBackup, NoRoom, CannotVerify: one line each, fit to
+            show; the drill has failed.
     """
     _demand_embedded(settings)
     data = DataDirectory(settings.data_dir)
@@ -274,8 +231,9 @@ async def drill(settings: Settings, directory: Path | None, progress: Progress) 
                 )
             )
             recovered = time.monotonic()
+            stack.enter_context(giving_way())
             published = (checkpoints_of(settings), backup.path / CHECKPOINTS)
-            arrived = await _arrived(server.dsn, backup, published, True, progress)
+            arrived = await look_at(server.dsn, settings, backup, published, True, progress)
             differences = await _differences(server.dsn, progress)
             lost, point = await _behind(running, arrived.log) if running else (None, None)
             in_all = timedelta(seconds=time.monotonic() - began)
@@ -296,31 +254,24 @@ async def _last_directory(running: str | None) -> Path:
 
 async def _differences(dsn: str, progress: Progress) -> dict[str, int]:
     """Each read model against a fold of the restored log, as `projections verify` does it."""
-    line = ReconnectingConnection(dsn, name="drill log", statement_timeout=_PATIENCE, read_only=True)
+    line = ReconnectingConnection(dsn, name="drill log", statement_timeout=PATIENCE, read_only=True)
     try:
         verifier = Verifier(dsn, LogReader(line, EventCodec()))
-        with giving_way():
-            found = await verifier.verify_all(
-                list(READ_MODELS), lambda doing: progress("Folding", doing.reached, doing.upto)
-            )
+        found = await verifier.verify_all(
+            list(READ_MODELS), lambda doing: progress("Folding", doing.reached, doing.upto)
+        )
         return {name: one.count for name, one in zip(READ_MODELS, found, strict=True)}
     finally:
         await line.close()
 
 
-async def _behind(running: str, log: Restored) -> tuple[int, timedelta]:
+async def _behind(running: str, log: RestoredLog) -> tuple[int, timedelta]:
     """How many events the running log has beyond a restored one, and for how long it has recorded them."""
     async with first_connection(running) as connection:
-        head, first, last = await _row(
+        head, first, last = await row_of(
             connection,
             "SELECT h.position, (SELECT recorded_at FROM events WHERE notification_id = %s),"
             " (SELECT recorded_at FROM events WHERE notification_id = h.position) FROM head AS h",
             log.position + 1,
         )
     return head - log.position, last - first if first is not None and last is not None else timedelta(0)
-
-
-async def _row(connection: Connection, query: str, *parameters: object) -> tuple[Any, ...]:
-    row = await (await connection.execute(query.encode(), parameters or None)).fetchone()
-    assert row is not None  # noqa: S101 - each of them has one
-    return row

@@ -33,6 +33,7 @@ def checkpointer(settings: Settings) -> Checkpointer | None:
 
 
 def checkpoint_directory(settings: Settings) -> CheckpointDirectory | None:
+    """Where checkpoints are published to, and the journal of erasures is; None: nowhere."""
     if settings.checkpoint_dir is not None:
         return CheckpointDirectory(settings.checkpoint_dir)
     return CheckpointDirectory(settings.data_dir / "checkpoints") if settings.database_url is None else None

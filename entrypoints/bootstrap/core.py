@@ -14,7 +14,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from application.handlers import Handlers
 from domain.policy import Policy
 from entrypoints.bootstrap.database import Database, keyring_of, open_database, prepare
-from entrypoints.bootstrap.erasures import erase_again, journal_file, note_key
 from infrastructure.crypto.key_uses import CHANNEL
 from infrastructure.crypto.key_watch import KeyWatch
 from infrastructure.crypto.keyring import Keyring
@@ -87,9 +86,7 @@ async def open_core(
         CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each, fit to show.
     """
     database = await open_database(settings, stack)
-    core = await core_on(database, await prepare(database), settings, stack, timing, pace=pace)
-    await erase_again(database.dsn, core.handlers, note_key(core.keyring), journal_file(settings))
-    return core
+    return await core_on(database, await prepare(database), settings, stack, timing, pace=pace)
 
 
 async def core_as_it_is(settings: Settings, stack: AsyncExitStack) -> Core:

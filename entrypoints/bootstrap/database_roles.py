@@ -6,13 +6,24 @@ tries what it must not.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, Literal
 
+import psycopg
 from psycopg import sql
 
 from infrastructure.postgres.connection import Connection
+
+PATIENCE: Final = timedelta(minutes=1)
+"""For how long roles are made again and again while somebody reads a read model that is to change hands."""
+
+_PAUSE: Final = timedelta(milliseconds=200)
+
+_BRIEFLY: Final = "SET LOCAL lock_timeout = '500ms'"
+"""Whoever wants to read a table waits behind who wants to own it."""
 
 Role = Literal["api", "worker", "process", "reader", "auditor"]
 
@@ -68,7 +79,7 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
         "found_differences": _LOOK,
         "replay_jobs": ("SELECT", "INSERT", "UPDATE"),
     },
-    "worker": {**_RECORDING, **_PROGRESS, **_MAIL, "personal_keys": _LOOK, "restores": ("SELECT", "UPDATE")},
+    "worker": {**_RECORDING, **_PROGRESS, **_MAIL, "personal_keys": _LOOK},
     "process": {
         **_RECORDING,
         **_PROGRESS,
@@ -137,14 +148,24 @@ async def statements_for_roles(connection: Connection, prefix: str) -> list[str]
 
 
 async def apply(connection: Connection, statements: Sequence[str]) -> None:
-    """Run them, all or none.
+    """Run them, all or none; again while others hold a lock that they need.
 
     Raises:
         psycopg.errors.InsufficientPrivilege: this role may not make roles, or does not own the tables.
+        psycopg.errors.LockNotAvailable: somebody held a lock for all of `PATIENCE`.
     """
-    async with connection.transaction():
-        for statement in statements:
-            await connection.execute(statement.encode())
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PATIENCE.total_seconds()
+    while True:
+        try:
+            async with connection.transaction():
+                for statement in statements:
+                    await connection.execute(statement.encode())
+            return
+        except psycopg.errors.LockNotAvailable:
+            if loop.time() >= deadline:
+                raise
+        await asyncio.sleep(_PAUSE.total_seconds())
 
 
 async def _statements(connection: Connection, prefix: str) -> AsyncIterator[sql.Composed]:
@@ -173,14 +194,13 @@ async def _statements(connection: Connection, prefix: str) -> AsyncIterator[sql.
     # What rebuilds are made of, and in whose place they are put.
     yield sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(database), names["process"])
     yield sql.SQL("GRANT {} TO CURRENT_USER").format(names["process"])
-    for schema, table in await _read_models(connection):
-        if table is None:
-            yield sql.SQL("ALTER SCHEMA {} OWNER TO {}").format(sql.Identifier(schema), names["process"])
-            yield sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), everybody)
-        else:
-            of = sql.Identifier(schema, table)
-            yield sql.SQL("ALTER TABLE {} OWNER TO {}").format(of, names["process"])
-            yield sql.SQL("GRANT SELECT ON {} TO {}").format(of, everybody)
+    yield sql.SQL(_BRIEFLY).format()
+    for schema, table, owner in await _read_models(connection):
+        of = sql.Identifier(schema) if table is None else sql.Identifier(schema, table)
+        kind, right = (sql.SQL("SCHEMA"), "USAGE") if table is None else (sql.SQL("TABLE"), "SELECT")
+        if owner != prefix + "process":
+            yield sql.SQL("ALTER {} {} OWNER TO {}").format(kind, of, names["process"])
+        yield sql.SQL("GRANT {} ON {} {} TO {}").format(sql.SQL(right), kind, of, everybody)
 
 
 def _by_privileges(
@@ -193,17 +213,15 @@ def _by_privileges(
             yield privileges, sorted(some)
 
 
-async def _read_models(connection: Connection) -> list[tuple[str, str | None]]:
-    """Their schemas, each before its tables."""
+async def _read_models(connection: Connection) -> list[tuple[str, str | None, str]]:
+    """Their schemas, each before its tables, and the owner of each."""
     cursor = await connection.execute(
-        "SELECT n.nspname::text, c.relname::text FROM pg_namespace AS n"
-        " LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p')"
-        " WHERE n.nspname ~ '^read_' ORDER BY 1, 2"
+        "SELECT nspname::text, NULL::text, pg_get_userbyid(nspowner)::text FROM pg_namespace WHERE nspname ~ '^read_'"
+        " UNION ALL SELECT n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text FROM pg_class AS c"
+        " JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname ~ '^read_' AND c.relkind IN ('r', 'p')"
+        " ORDER BY 1, 2 NULLS FIRST"
     )
-    found: dict[str, list[str]] = {}
-    for schema, table in await cursor.fetchall():
-        found.setdefault(schema, []).extend([] if table is None else [table])
-    return [(schema, table) for schema, some in found.items() for table in (None, *some)]
+    return [(schema, table, owner) for schema, table, owner in await cursor.fetchall()]
 
 
 async def _texts(connection: Connection, query: str) -> list[str]:

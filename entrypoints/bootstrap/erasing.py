@@ -26,8 +26,8 @@ from projections.registrations import Registrations
 PROOF: Final = "registrar/erasure-proof"
 """First line of a proof of erasure."""
 
-_AT_ONCE: Final = 200
-"""Registrations of one address that are asked for; there are far fewer."""
+PAGE: Final = 200
+"""Registrations of one address that are asked for at once."""
 
 _ERASED: Final = """
     SELECT e.notification_id, e.recorded_at, b.first_position, b.last_position, b.hash,
@@ -86,16 +86,22 @@ class ErasureDesk:
 
     @property
     def public_key(self) -> str:
-        return note_key(self._core.keyring).public
+        return str(note_key(self._core.keyring).verifier)
 
     async def of_address(self, email: str) -> list[UUID]:
         """The registrations of an address that are not erased, pending and ended ones and duplicates included; as of
         the read model, which may be a moment behind."""
         claims = claims_of(self._core.keyring, canonical_address(email))
-        found = await self._core.pool.ask(
-            lambda connection: Registrations().search(connection, claim_ids=claims, limit=_AT_ONCE)
-        )
-        return [view.registration_id for view in found.items if view.sealed is not None]
+        found: list[UUID] = []
+        cursor: str | None = None
+        while True:
+            page = await self._core.pool.ask(
+                partial(Registrations().search, claim_ids=claims, cursor=cursor, limit=PAGE)
+            )
+            found += [view.registration_id for view in page.items if view.sealed is not None]
+            cursor = page.next_cursor
+            if cursor is None:
+                return found
 
     async def erase(self, registration_id: UUID, reason: str) -> Erased:
         """Erase a person; without effect on one who is erased.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
@@ -11,11 +11,15 @@ from uuid import UUID, uuid4
 import structlog
 
 from application.commands import EraseRegistration
-from application.handlers import Handlers
 from application.ports import Context
 from domain.recorded import Actor
+from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.checkpoints import checkpoint_directory
+from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.database import first_connection
-from infrastructure.audit.erasures import FILE, JournalEntry, NoteKey, NotSigned, read_journal
+from infrastructure.audit.erasures import FILE, ORIGIN, JournalEntry, read_journal
+from infrastructure.audit.note_keys import SigningKey
+from infrastructure.audit.notes import BadNote, open_note
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.postgres.connection import Connection
 from infrastructure.settings.settings import Settings
@@ -23,16 +27,15 @@ from infrastructure.settings.settings import Settings
 log = structlog.get_logger(__name__)
 
 
-def note_key(keyring: Keyring) -> NoteKey:
+def note_key(keyring: Keyring) -> SigningKey:
     """The key that signs the journal and proofs of erasure."""
-    return NoteKey(keyring.journal_seed)
+    return SigningKey(ORIGIN, keyring.journal_seed)
 
 
 def journal_file(settings: Settings) -> Path | None:
     """Where the journal of erasures is; None: nowhere."""
-    if settings.checkpoint_dir is not None:
-        return settings.checkpoint_dir / FILE
-    return settings.data_dir / "checkpoints" / FILE if settings.database_url is None else None
+    directory = checkpoint_directory(settings)
+    return None if directory is None else directory.path / FILE
 
 
 # --- After a restore --------------------------------------------------------------------------
@@ -46,34 +49,45 @@ _BACK: Final = """
 _UNSETTLED: Final = "SELECT restored_at, position FROM public.restores WHERE settled_at IS NULL ORDER BY 1"
 
 
-async def erase_again(dsn: str, handlers: Handlers, key: NoteKey, file: Path | None) -> None:
+async def erase_again(core: Core, settings: Settings) -> bool:
     """Before a process does anything: erase whom the journal says was erased, and a restore has brought back.
 
+    Returns:
+        Is it known of every restore who was erased? If not, an error in the log says so.
+
     Raises:
-        CannotStart: the database is away.
+        CannotStart: the database is away, or the journal cannot be read.
         Unavailable: as of any command.
     """
-    entries = None if file is None else await asyncio.to_thread(_journal, file)
-    async with first_connection(dsn) as connection:
-        back = await _back(connection, entries or [], key)
+    file, key = journal_file(settings), note_key(core.keyring)
+    entries = [] if file is None else await asyncio.to_thread(_journal, file)
+    async with first_connection(core.database.dsn) as connection:
+        back = await _back(connection, entries, key)
         for registration_id in back:
-            await handlers.handle(EraseRegistration(registration_id=registration_id), Context(Actor.RESTORE, uuid4()))
+            await core.handlers.handle(
+                EraseRegistration(registration_id=registration_id), Context(Actor.RESTORE, uuid4())
+            )
         if back:
             # Of a registration that the log knows to be erased nothing is recorded again; its key is another matter.
             await connection.execute("DELETE FROM public.personal_keys WHERE registration_id = ANY (%s)", (back,))
             log.warning("erasures.repeated", registrations=len(back), hint="a restore had brought them back")
-        await _settle(connection, there=entries is not None)
+        return await _settle(connection, entries, key)
 
 
-def _journal(file: Path) -> list[JournalEntry] | None:
-    """None: there is none."""
+def _journal(file: Path) -> list[JournalEntry]:
+    """Empty: there is none."""
     try:
         return read_journal(file)
     except FileNotFoundError:
-        return None
+        return []
+    except OSError as error:
+        raise CannotStart(
+            f"The journal of erasures {file} cannot be read ({error.strerror}), and a restore may have brought back who "
+            "is in it; make it readable for this process."
+        ) from None
 
 
-async def _back(connection: Connection, entries: Iterable[JournalEntry], key: NoteKey) -> list[UUID]:
+async def _back(connection: Connection, entries: Sequence[JournalEntry], key: SigningKey) -> list[UUID]:
     """Registrations in the journal whose keys are there. One that began after the erasure is another with the same id,
     which an Idempotency-Key gives it after a restore."""
     lines: dict[UUID, list[JournalEntry]] = {}
@@ -90,29 +104,36 @@ async def _back(connection: Connection, entries: Iterable[JournalEntry], key: No
     return back
 
 
-def _is_signed(entry: JournalEntry, key: NoteKey) -> bool:
+def _is_signed(entry: JournalEntry, key: SigningKey) -> bool:
     try:
-        key.verify(entry.note)
-    except NotSigned as error:
-        hint = f"that line of the journal has no effect: it is {error}"
+        open_note(entry.note, [key.verifier])
+    except BadNote as error:
+        hint = f"that note of the journal has no effect: {error}"
         log.error("erasures.not_signed", registration_id=str(entry.erasure.registration_id), hint=hint)  # noqa: TRY400
         return False
     return True
 
 
-async def _settle(connection: Connection, *, there: bool) -> None:
+async def _settle(connection: Connection, entries: Sequence[JournalEntry], key: SigningKey) -> bool:
+    """Only a journal from before the restore says who was erased by then; one that was begun afterwards does not."""
     unsettled = await (await connection.execute(_UNSETTLED)).fetchall()
     if not unsettled:
-        return
-    if there:
-        await connection.execute("UPDATE public.restores SET settled_at = clock_timestamp() WHERE settled_at IS NULL")
-        return
-    restored_at, position = unsettled[0]
+        return True
+    first = min((one.erasure.erased_at for one in entries if _is_signed(one, key)), default=None)
+    unknown = [row for row in unsettled if first is None or first >= row[0]]
+    await connection.execute(
+        "UPDATE public.restores SET settled_at = clock_timestamp() WHERE settled_at IS NULL AND restored_at > %s",
+        (first,),
+    )
+    if not unknown:
+        return True
+    restored_at, position = unknown[0]
     log.error(
         "erasures.unknown_since_restore",
         restored_at=restored_at.isoformat(),
         position=position,
-        hint="this database was restored from a backup, and there is no journal of erasures: whoever was erased after "
-        "that position can be read again. Put the journal into CHECKPOINT_DIR and start again, or erase them again and "
-        "then UPDATE restores SET settled_at = now()",
+        hint="this database was restored from a backup, and there is no journal of erasures from before that: whoever "
+        "was erased after that position can be read again. Put the journal into CHECKPOINT_DIR and start again, or "
+        "erase them again and then UPDATE restores SET settled_at = now()",
     )
+    return False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 
 from entrypoints.bootstrap.checkpoints import checkpointer
@@ -11,7 +13,7 @@ from entrypoints.bootstrap.delivery import Delivery, finish_within
 from entrypoints.bootstrap.erasures import journal_file, note_key
 from infrastructure.alerts.alerts import Alerts
 from infrastructure.alerts.webhook import Webhook
-from infrastructure.audit.erasures import ErasureJournal
+from infrastructure.audit.erasures import ErasureJournal, PostedErasures, write_to
 from infrastructure.followers.integration_events import IntegrationEvents, PublishesEvents
 from infrastructure.followers.leadership import LeaderTask
 from infrastructure.followers.process_manager import ProcessManager
@@ -68,8 +70,7 @@ def followers(core: Core, settings: Settings, relay: Relay, publisher: Publishes
     leading.append(relay)
     if publisher is not None:
         leading.append(IntegrationEvents(tail=core.tail, notifications=core.notifications, publisher=publisher))
-    if (journal := erasure_journal(core, settings)) is not None:
-        leading.append(journal)
+    leading.extend(erasure_journals(core, settings))
     if settings.verify_interval:
         leading.append(_verification(core, settings, settings.verify_interval))
     checkpoints = checkpointer(settings)
@@ -92,21 +93,21 @@ def relay_inside(core: Core, settings: Settings, delivery: Delivery) -> Relay:
     )
 
 
-def erasure_journal(core: Core, settings: Settings) -> ErasureJournal | None:
-    """What writes the journal of erasures; None where there is no place for one."""
-    file, url = journal_file(settings), settings.checkpoint_url
-    if file is None and url is None:
-        return None
-    publish = None
-    if url is not None:
-        webhook = Webhook(url.get_secret_value())
+def erasure_journals(core: Core, settings: Settings) -> Iterator[ErasureJournal]:
+    """What writes the journal of erasures, to each place that there is for it."""
+    if (file := journal_file(settings)) is not None:
+        yield _journal_to(ErasureJournal, core, partial(write_to, file))
+    if settings.checkpoint_url is not None:
+        webhook = Webhook(settings.checkpoint_url.get_secret_value())
 
-        async def publish(note: str) -> None:
+        async def post(note: str) -> None:
             await webhook.post(note.encode(), {"Content-Type": "text/plain; charset=utf-8"})
 
-    return ErasureJournal(
-        tail=core.tail, notifications=core.notifications, key=note_key(core.keyring), file=file, publish=publish
-    )
+        yield _journal_to(PostedErasures, core, post)
+
+
+def _journal_to(kind: type[ErasureJournal], core: Core, take: Callable[[str], Awaitable[None]]) -> ErasureJournal:
+    return kind(tail=core.tail, notifications=core.notifications, key=note_key(core.keyring), take=take)
 
 
 def _verification(core: Core, settings: Settings, every: timedelta) -> BackgroundVerification:

@@ -9,19 +9,27 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from entrypoints.api.parts import Parts
+from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.api import api_parts
 from entrypoints.bootstrap.background import running
 from entrypoints.bootstrap.broker import broker_for, mail_consumers, publisher_to, relay_to
 from entrypoints.bootstrap.core import Core, Timing, open_core
 from entrypoints.bootstrap.delivery import WORKERS_PACE, Delivery, open_delivery, open_mailbox
+from entrypoints.bootstrap.erasures import erase_again
 from entrypoints.bootstrap.followers import followers, relay_inside
 from infrastructure.settings.settings import Settings
 
 if TYPE_CHECKING:
     from infrastructure.rabbitmq.connection import Broker
+
+_ERASURES_UNKNOWN: Final = (
+    "This database was restored from a backup, and who was erased since is not known here; start a process that finds "
+    "the journal of erasures in REGISTRAR_CHECKPOINT_DIR first, or say that there is none: UPDATE restores SET "
+    "settled_at = now()."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,7 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing)
+        await erase_again(core, settings)
         mailbox = await open_mailbox(settings, stack)
         delivery = await open_delivery(core, settings, stack, timing, mailbox)
         consumers = mail_consumers(core, delivery, stack) if settings.broker_url else ()
@@ -59,9 +68,11 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
 
 @asynccontextmanager
 async def serve(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
-    """The HTTP API alone."""
+    """The HTTP API alone. After a restore it does not start before one that has the journal of erasures did."""
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing or Timing())
+        if not await erase_again(core, settings):
+            raise CannotStart(_ERASURES_UNKNOWN)
         broker = broker_for("serve", settings)
         api = api_parts(core, settings, stack, broker=broker)
         await stack.enter_async_context(running(core, settings, broker))
@@ -74,6 +85,7 @@ async def process(settings: Settings, timing: Timing | None = None) -> AsyncIter
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing)
+        await erase_again(core, settings)
         broker, delivery = broker_for("process", settings), None
         if broker is None:
             delivery = await open_delivery(core, settings, stack, timing)

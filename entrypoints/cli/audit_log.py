@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     "explain",
     epilog=options.example(
         "registrar audit explain 0198c0de-0000-7000-8000-000000000000",
-        "registrar audit explain ada@example.com",
+        "registrar audit explain - < address.txt",
         "registrar audit explain '<1b4e28ba2fa1d2119a2e0016d3cca427@example.com>'",
     ),
 )
-@click.argument("subject", metavar="ID|ADDRESS|MESSAGE-ID")
+@click.argument("subject", metavar="ID|ADDRESS|MESSAGE-ID", callback=options.or_standard_input)
 @options.as_json
 @options.data_dir
 def explain(*, subject: str, as_json: bool, data_dir: Path | None) -> int:
@@ -35,7 +35,8 @@ def explain(*, subject: str, as_json: bool, data_dir: Path | None) -> int:
     The first line answers why this person did not get the mail; then comes everything that happened, from the request
     to each decision, each mail server's reply and each act of an operator. ID is that of a registration, or the
     request's (`Registrar-Request-Id` of the response). An address or a Message-ID needs the master key; with an
-    address, all of its registrations are told, the latest first. Nothing personal is shown.
+    address, all of its registrations are told, the latest first. "-" reads it from standard input, so that an address
+    is in no history of a shell. Nothing personal is shown.
     """
     from entrypoints.cli import audit_explain as cli_explain
     from entrypoints.cli.session import auditing
@@ -49,7 +50,12 @@ def _filters(command: Callable[..., int]) -> Callable[..., int]:
     """The options by which entries are chosen, passed on as one."""
 
     @click.option("--registration", "registration_id", type=click.UUID, metavar="ID", help="Only about this one.")
-    @click.option("--email", metavar="ADDRESS", help="Only about this address; needs the master key.")
+    @click.option(
+        "--email",
+        callback=options.or_standard_input,
+        metavar="ADDRESS",
+        help='Only about this address ("-": from standard input); needs the master key.',
+    )
     @click.option("--actor", metavar="NAME", help="Only what this one did: client, operator, mail-saga, …")
     @click.option("--type", "topic", metavar="T", help="Only events of this type, such as operator.acted.")
     @click.option(
@@ -95,7 +101,7 @@ def _filters(command: Callable[..., int]) -> Callable[..., int]:
     "search",
     epilog=options.example(
         "registrar audit search --actor operator --since 2026-01-31",
-        "registrar audit search --email ada@example.com --type registration.email_dispatch_failed",
+        "registrar audit search --email - --type registration.email_dispatch_failed < address.txt",
         "registrar audit search --correlation 0b6f7c1e-5f0c-4a7e-9a39-b1de4cf2c0de --json",
     ),
 )

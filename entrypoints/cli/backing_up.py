@@ -11,8 +11,10 @@ from pathlib import Path
 import click
 
 from entrypoints.bootstrap import backups
-from entrypoints.bootstrap.backups import Arrived, Drill
+from entrypoints.bootstrap.backups import Drill
+from entrypoints.bootstrap.restored_log import Arrived
 from entrypoints.cli.output import moving, note, print_json, show
+from infrastructure.audit.erasures import FILE
 from infrastructure.settings.settings import Settings
 
 
@@ -48,12 +50,12 @@ async def restore(
         _tell(arrived)
     if not (settings.data_dir / "master.key").exists() and settings.master_key is None:
         note(f"Put master.key back into {settings.data_dir} before you start `registrar up`.")
-    if checkpoints is None and not backups.checkpoints_of(settings).is_dir():
+    if not (backups.checkpoints_of(settings) / FILE).exists():
         note(
             "No journal of erasures is there: whoever was erased after that position can be read again. Copy the newest "
             f"one into {backups.checkpoints_of(settings)} before you start `registrar up`."
         )
-    return 1 if _is_troubled(arrived) else 0
+    return 1 if arrived.is_troubled else 0
 
 
 async def drill(settings: Settings, directory: Path | None, *, as_json: bool) -> int:
@@ -108,6 +110,8 @@ def _tell(arrived: Arrived) -> None:
         click.echo(
             f"The archive lacks the segment {arrived.gap}: what came after it is not restored. Take a new backup."
         )
+    for one in arrived.unsigned:
+        click.echo(f"Checkpoint: there is NONE in {one}.")
     if arrived.checkpointed is None:
         click.echo("Checkpoint: there is none to compare with.")
     elif arrived.agrees is None:
@@ -119,10 +123,6 @@ def _tell(arrived: Arrived) -> None:
         click.echo("Checkpoint: the newest one covers ANOTHER log; `registrar audit verify` says more.")
 
 
-def _is_troubled(arrived: Arrived) -> bool:
-    return arrived.gap is not None or arrived.agrees is False
-
-
 def _arrival(arrived: Arrived) -> dict[str, object]:
     return {
         "backup": str(arrived.backup.path),
@@ -132,6 +132,7 @@ def _arrival(arrived: Arrived) -> dict[str, object]:
         "missing_segment": arrived.gap,
         "checkpoint_position": arrived.checkpointed,
         "checkpoint_agrees": arrived.agrees,
+        "unsigned_checkpoints": arrived.unsigned,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -66,11 +67,21 @@ async def erase(
     what = f"{len(ids)} registrations of this address" if len(ids) > 1 else f"the registration {ids[0]}"
     if not sure and sys.stdin.isatty() and not click.confirm(f"Erase {what}? It cannot be undone.", err=True):
         return 1
-    reports, erased = [], []
-    for registration_id in ids:
-        report, done = await _report(desk, registration_id, reason)
-        reports.append(report)
-        erased += [done] if done is not None else []
+    with nullcontext() if proof is None else proof.open("a", encoding="utf-8") as file:  # before what cannot be undone
+        reports, erased = [], []
+        for registration_id in ids:
+            report, done = await _report(desk, registration_id, reason)
+            reports.append(report)
+            erased += [done] if done is not None else []
+        _show(reports, as_json=as_json)
+        if file is not None and erased:
+            file.truncate(0)
+            file.write("\n".join(desk.proof(one) for one in erased))
+            note(f"{proof} proves it, to whoever has this key: {desk.public_key}")
+    return 1 if any(one.outcome in {"refused", "failed"} for one in reports) else 0
+
+
+def _show(reports: Sequence[Report], *, as_json: bool) -> None:
     if as_json:
         print_json(reports)
     else:
@@ -78,9 +89,6 @@ async def erase(
             ("registration", "outcome", "position", "erased at", "why not"),
             ((one.registration_id, one.outcome, one.position, one.erased_at, one.why_not) for one in reports),
         )
-    if proof is not None and erased:
-        _write(proof, desk, erased)
-    return 1 if any(one.outcome in {"refused", "failed"} for one in reports) else 0
 
 
 async def _report(desk: ErasureDesk, registration_id: UUID, reason: str) -> tuple[Report, Erased | None]:
@@ -93,8 +101,3 @@ async def _report(desk: ErasureDesk, registration_id: UUID, reason: str) -> tupl
     except Unavailable as error:
         return Report(registration_id, "failed", why_not=str(error)), None
     return Report(registration_id, done.outcome, done.position, done.erased_at), done
-
-
-def _write(file: Path, desk: ErasureDesk, erased: Sequence[Erased]) -> None:
-    file.write_text("\n".join(desk.proof(one) for one in erased), encoding="utf-8")
-    note(f"{file} proves it, to whoever has this key: {desk.public_key}")

@@ -14,10 +14,10 @@ from entrypoints.cli import options
     "erase",
     epilog=options.example(
         'registrar erase 0198c0de-0000-7000-8000-000000000000 --reason "request of 28 November"',
-        'registrar erase somebody@example.org --reason "ticket 4711" --yes --proof erased.txt',
+        'registrar erase - --reason "ticket 4711" --yes --proof erased.txt < address.txt',
     ),
 )
-@click.argument("who", metavar="ID|ADDRESS")
+@click.argument("who", metavar="ID|ADDRESS", callback=options.or_standard_input)
 @options.needed_reason
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option(
@@ -32,7 +32,8 @@ def erase(*, who: str, reason: str, yes: bool, proof: Path | None, as_json: bool
     """Erase a person: destroy the key of all that is known of them.
 
     The registration or account ends, its address is free, mails that wait are not sent, and the person's data cannot
-    be read again, here or in any copy of the log. Of an ADDRESS, every registration is erased. It can be repeated.
+    be read again, here or in any copy of the log. Of an ADDRESS, every registration is erased. "-" reads
+    it from standard input, so that an address is in no history of a shell. It can be repeated.
     """
     from entrypoints.cli import erasing
     from entrypoints.cli.session import erasing_with

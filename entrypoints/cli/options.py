@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,6 +81,18 @@ def listen(command: F) -> F:
 
 def example(*lines: str) -> str:
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def or_standard_input(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The value; of "-", a line of standard input: what stands in arguments is in the list of processes, and in the
+    history of the shell.
+    """
+    if value != "-":
+        return value
+    line = sys.stdin.readline().strip()
+    if not line:
+        raise click.BadParameter("standard input is empty.", ctx, param)
+    return line
 
 
 def parse_time(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:

@@ -30,6 +30,11 @@ async def roles(settings: Settings, *, prefix: str, applied: bool, as_json: bool
                         "This role may not make roles, or does not own Registrar's tables; pipe what "
                         "`registrar database roles` prints into psql as one that may."
                     ) from None
+                except psycopg.errors.LockNotAvailable:
+                    raise CannotStart(
+                        "Somebody has held a read model for a minute; look for a long transaction in pg_stat_activity, "
+                        "then try again. Nothing was changed."
+                    ) from None
     if as_json:
         print_json(
             {"applied": applied, "roles": {prefix + role: does for role, does in ROLES.items()}, "sql": statements}

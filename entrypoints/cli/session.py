@@ -31,7 +31,7 @@ from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint
 from entrypoints.queries.audit import NoSecrets
 from infrastructure.audit.verification import CannotVerify
-from infrastructure.backup.layout import BadBackup
+from infrastructure.backup.layout import BadBackup, NoRoom
 from infrastructure.backup.taking import BackupFailed
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart
@@ -243,7 +243,7 @@ def explain(error: Exception) -> tuple[str, int]:
     match error:
         case BadSettings() | BadDataDirectory() | DatabaseDidNotStart() | CannotStart():
             return str(error), 2
-        case CannotReplay() | ToldTwice() | CannotVerify():
+        case CannotReplay() | ToldTwice() | CannotVerify() | NoRoom():
             return str(error), 2
         case BadBackup() | BackupFailed():
             return str(error), 1

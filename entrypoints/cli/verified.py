@@ -9,6 +9,7 @@ import click
 from entrypoints.bootstrap.audit import LogVerifier
 from entrypoints.cli.output import moving, note, print_json
 from infrastructure.audit.roots import Checkpoint
+from infrastructure.audit.rows import Restore
 from infrastructure.audit.verification import Verified
 from infrastructure.audit.walk import Finding
 
@@ -23,15 +24,27 @@ async def verify(verifier: LogVerifier, *, since_checkpoint: bool, as_json: bool
             since_checkpoint=since_checkpoint,
             told=lambda done, of: progress("Verifying", done, of),
         )
+    restored = [one for one in verifier.restores if any(_may_come_of(one, finding) for finding in result.findings)]
     if as_json:
-        print_json(_as_json(result))
+        print_json({**_as_json(result), "restores": [one._asdict() for one in restored]})
     else:
         for one in result.findings:
             click.echo(line(one))
         if result.found > len(result.findings):
             note(f"{result.found - len(result.findings):,} more findings are counted, but not listed.")
+        for restore in restored:
+            note(
+                f"This database notes that it was restored up to position {restore.position}, on "
+                f"{restore.restored_at:%Y-%m-%d at %H:%M:%S %Z}. If it was, the checkpoints of what came later in the "
+                "log of before do not agree with it: move them aside (docs/backup.md)."
+            )
         click.echo(_summary(result))
     return 1 if result.found else 0
+
+
+def _may_come_of(restore: Restore, finding: Finding) -> bool:
+    """Can checkpoints of the log of before a restore be why they do not agree?"""
+    return finding.kind in {"cut", "checkpoint"} and finding.first <= restore.position + 1 <= finding.last
 
 
 def line(finding: Finding) -> str:

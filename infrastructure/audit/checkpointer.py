@@ -145,7 +145,8 @@ class Checkpointer:
             while True:
                 news = (await ends(connection)).block.position - signed_position
                 changing = await self._signers.is_changing(connection)
-                if news < 0 or news >= MANY_EVENTS or ((news or changing) and loop.time() >= due):
+                much = (news < 0 or news >= MANY_EVENTS) and head.unsound is None  # what is unsound stays so for long
+                if much or ((news or changing) and loop.time() >= due):
                     await self._follow(connection, head)
                     if await self._sign(connection, head, signed, changing=changing):
                         signed, signed_position = head.tree.size, head.link.position

@@ -1,7 +1,7 @@
 """The journal of erasures: which registrations were erased, in a file outside of the database.
 
 A backup from before an erasure brings the person's key back. At the start after such a restore, whoever is in the
-journal is erased again. Each line is a note of its own, signed in the form of C2SP's signed-note with a key that is
+journal is erased again. Each erasure is a note of its own, signed in the form of C2SP's signed-note with a key that is
 derived from the root secret: no other key has to be kept for it, it is the same after a restore and after a change of
 the master key, and nobody can have a person erased by writing to the file. There is no personal data in it.
 """
@@ -9,25 +9,23 @@ the master key, and nobody can have a person erased by writing to the file. Ther
 from __future__ import annotations
 
 import asyncio
-import os
-from base64 import b64decode, b64encode
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-import msgspec
 import structlog
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from application.crash_points import crash_point
 from domain.recorded import Position
 from domain.registration import Registration
+from infrastructure.audit.note_keys import SigningKey
+from infrastructure.audit.publishing import append
+from infrastructure.embedded.files import make_directory
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.followers.follow import follow, keep_leadership
 from infrastructure.followers.leadership import while_touching
@@ -51,50 +49,7 @@ PACE: Final = timedelta(milliseconds=500)
 MOST_PAUSE: Final = timedelta(seconds=30)
 """Between two attempts to write to a full disk, or to a place that does not take it."""
 
-_ED25519: Final = b"\x01"
-_DASH: Final = "\u2014 "
-
-
-class NotSigned(Exception):
-    """A note is not signed by this key, or is none."""
-
-
-class NoteKey:
-    """Signs notes, and verifies them (C2SP signed-note, Ed25519)."""
-
-    def __init__(self, seed: bytes, name: str = ORIGIN) -> None:
-        """
-        Args:
-            seed: 32 bytes, the private key of RFC 8032.
-        """
-        self._private = Ed25519PrivateKey.from_private_bytes(seed)
-        self._public = self._private.public_key()
-        self._name = name
-        public = _ED25519 + self._public.public_bytes_raw()
-        self._id = sha256(name.encode() + b"\n" + public).digest()[:4]
-        self.public = f"{name}+{self._id.hex()}+{b64encode(public).decode()}"
-
-    def sign(self, text: str) -> str:
-        """The note of a text, which ends with a line feed."""
-        signature = b64encode(self._id + self._private.sign(text.encode())).decode()
-        return f"{text}\n{_DASH}{self._name} {signature}\n"
-
-    def verify(self, note: str) -> str:
-        """The text of a note.
-
-        Raises:
-            NotSigned: it is not signed by this key.
-        """
-        text, separator, signatures = note.rpartition("\n\n")
-        for line in signatures.splitlines():
-            try:
-                signature = b64decode(line.removeprefix(f"{_DASH}{self._name} "), validate=True)
-                if signature[:4] == self._id:
-                    self._public.verify(signature[4:], f"{text}\n".encode())
-                    return f"{text}\n"
-            except (ValueError, InvalidSignature):
-                continue
-        raise NotSigned(f"not signed by {self.public}" if separator else "not a note")
+_NOTE: Final = re.compile(rf"{ORIGIN}\nregistration [0-9a-f-]{{36}}\nposition [0-9]+\nerased [^\n]+\n\n(?:— [^\n]+\n)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,71 +87,52 @@ class Erasure:
             raise ValueError("not an erasure") from None
 
 
-class _Line(msgspec.Struct):
-    note: str
-
-
-_DECODER: Final = msgspec.json.Decoder(_Line)
-
-
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """A line of the journal, whose signature has not been looked at yet."""
+    """A note of the journal, whose signature has not been looked at yet."""
 
     erasure: Erasure
     note: str
 
 
 def read_journal(file: Path) -> list[JournalEntry]:
-    """Every line that is one; a torn one, of a crash, has been written again behind it.
+    """Every note in it, however they follow each other: as they were written here, or posted to an address.
+
+    What a crash has torn was written again behind it.
 
     Raises:
         OSError: it cannot be read; FileNotFoundError: there is none.
     """
-    found = []
-    for line in file.read_bytes().splitlines():
+    text = file.read_text(encoding="utf-8", errors="replace")
+    found, strange = [], bool(_NOTE.sub("", text).strip())
+    for note in _NOTE.findall(text):
         try:
-            note = _DECODER.decode(line).note
             found.append(JournalEntry(Erasure.parse(note), note))
-        except (msgspec.MsgspecError, ValueError):
-            if line:
-                log.warning(
-                    "erasures.unreadable_line", file=file.name, hint="the journal has a line that is none of ours"
-                )
+        except ValueError:
+            strange = True
+    if strange:
+        log.warning("erasures.unreadable_line", file=file.name, hint="the journal has lines that are none of ours")
     return found
 
 
-def append_line(file: Path, line: bytes) -> None:
-    """Add a line to a file that is only ever added to; it is on disk when this returns.
+async def write_to(file: Path, note: str) -> None:
+    """Add a note to the journal; it is on disk when this returns.
 
     Raises:
-        OSError: it is not, or only a part of it.
+        OSError: it is not.
     """
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    is_new = not file.exists()
-    descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        size = os.fstat(descriptor).st_size
-        torn = size and os.pread(descriptor, 1, size - 1) != b"\n"
-        data = b"\n" * bool(torn) + line
-        written = os.write(descriptor, data)
-        os.fsync(descriptor)
-        if written != len(data):
-            raise OSError(f"only {written} bytes of {len(data)} were written")
-    finally:
-        os.close(descriptor)
-    if is_new:
-        directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    await asyncio.to_thread(_write, file, note)
+
+
+def _write(file: Path, note: str) -> None:
+    make_directory(file.parent)
+    append(file, note)
 
 
 class ErasureJournal:
-    """Follows the log, and writes each erasure to the journal; one process leads (`followers.leadership.lead`).
+    """Follows the log, and has each erasure written to the journal; one process leads (`followers.leadership.lead`).
 
-    At least once: its position moves once a line is on disk, so that a crash in between repeats the line. Nothing that
+    At least once: its position moves once a note is on disk, so that a crash in between repeats the note. Nothing that
     goes wrong here reaches an erasure, which is in the log and effective before.
     """
 
@@ -207,20 +143,17 @@ class ErasureJournal:
         *,
         tail: ReadsLog,
         notifications: Notifications,
-        key: NoteKey,
-        file: Path | None,
-        publish: Callable[[str], Awaitable[None]] | None = None,
+        key: SigningKey,
+        take: Callable[[str], Awaitable[None]],
     ) -> None:
         """
         Args:
-            file: of the journal; None: it is only published.
-            publish: takes a note to another place, too; raises what it cannot, and is repeated.
+            take: keeps a note for good, and is repeated until it raises nothing.
         """
         self._tail = tail
         self._notifications = notifications
         self._key = key
-        self._file = file
-        self._publish = publish
+        self._take = take
 
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
@@ -250,19 +183,13 @@ class ErasureJournal:
     async def _write_all(self, rows: Sequence[RecordedRow]) -> None:
         for row in rows:
             note = self._key.sign(Erasure(row.stream_id, row.position, row.recorded_at).text())
-            await self._until_taken(partial(self._write, note))
-            if self._publish is not None:
-                await self._until_taken(partial(self._publish, note))
+            await self._until_taken(note)
 
-    async def _write(self, note: str) -> None:
-        if self._file is not None:
-            await asyncio.to_thread(append_line, self._file, msgspec.json.encode(_Line(note)) + b"\n")
-
-    async def _until_taken(self, attempt: Callable[[], Awaitable[None]]) -> None:
+    async def _until_taken(self, note: str) -> None:
         pause, told = timedelta(milliseconds=200), False
         while True:
             try:
-                await attempt()
+                await self._take(note)
                 return
             except Exception as error:  # noqa: BLE001 - whatever it was: an erasure must get there
                 if not told:
@@ -275,3 +202,9 @@ class ErasureJournal:
                 told = True
             await asyncio.sleep(pause.total_seconds())
             pause = min(2 * pause, MOST_PAUSE)
+
+
+class PostedErasures(ErasureJournal):
+    """The same for the journal's copy at an address, which comes as far as it can, and holds up no other."""
+
+    name = "posted-erasures"

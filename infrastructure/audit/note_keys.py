@@ -129,14 +129,20 @@ class SigningKey:
     def _ml_dsa(self) -> MLDSA44PrivateKey:
         return MLDSA44PrivateKey.from_seed_bytes(hmac.digest(self.seed, _ML_DSA_SEED, "sha256"))
 
+    def sign(self, text: str) -> str:
+        """The note of any text, which ends with a newline, signed by Ed25519; of a checkpoint see `signed_note`."""
+        return f"{text}\n{self._line(self.verifier, self._ed25519.sign(text.encode()))}"
+
     def lines(self, text: str, at: datetime) -> str:
         """Our signatures of a checkpoint's text, each in a line."""
         signatures = [self._ed25519.sign(text.encode())]
         if has_ml_dsa():
             time = int(at.timestamp()).to_bytes(8)
             signatures.append(time + self._ml_dsa.sign(_tree_message(self.name, time, text)))
-        signed = zip(self.verifiers, signatures, strict=True)
-        return "".join(f"— {self.name} {b64encode(key.id + signature).decode()}\n" for key, signature in signed)
+        return "".join(map(self._line, self.verifiers, signatures))
+
+    def _line(self, key: VerifierKey, signature: bytes) -> str:
+        return f"— {self.name} {b64encode(key.id + signature).decode()}\n"
 
 
 def _tree_message(name: str, time: bytes, text: str) -> bytes:

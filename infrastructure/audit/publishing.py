@@ -10,7 +10,7 @@ from typing import Final
 
 from infrastructure.audit.note_keys import VerifierKey
 from infrastructure.audit.notes import notes_in
-from infrastructure.embedded.files import open_private, sync, write
+from infrastructure.embedded.files import make_directory, open_private, sync, write
 
 LATEST: Final = "checkpoint"
 KEYS: Final = "keys"
@@ -63,7 +63,7 @@ class CheckpointDirectory:
         Raises:
             OSError: it is not written.
         """
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(self.path)
         known = self.keys()
         for key in keys:
             if key not in known:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from struct import error as StructError  # noqa: N812 - it is a class
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from psycopg.types.numeric import Int8BinaryLoader
 from psycopg.types.string import ByteaBinaryLoader
@@ -30,6 +31,8 @@ _BLOCKS: Final = """
     SELECT coalesce(first_position, 0), last_position, coalesce(hash, '') FROM public.blocks
     WHERE last_position > %(after)s AND last_position <= %(upto)s ORDER BY last_position
 """
+
+_RESTORES: Final = "SELECT restored_at, position FROM public.restores WHERE isfinite(restored_at) ORDER BY restored_at"
 
 # In one statement, so at one moment.
 _ENDS: Final = """
@@ -118,6 +121,22 @@ async def digests_remembered(connection: Connection, block: Block) -> list[bytes
         known |= {first + at // 32: digests[at : at + 32] for at in range(0, len(digests), 32)}
     wanted = range(block.first, block.last + 1)
     return [known[position] for position in wanted] if all(position in known for position in wanted) else None
+
+
+class Restore(NamedTuple):
+    """A restore of the database from a backup, as the database has noted it: that proves nothing.
+
+    Attributes:
+        position: where the log that was restored ended.
+    """
+
+    restored_at: datetime
+    position: Position
+
+
+async def restores(connection: Connection) -> list[Restore]:
+    """All of them, the first one first."""
+    return [Restore(*row) for row in await (await connection.execute(_RESTORES)).fetchall()]
 
 
 async def stretch_behind(connection: Connection, after: Position, upto: Position) -> tuple[Position, Position] | None:

@@ -40,6 +40,10 @@ class BadBackup(Exception):
     """There is no backup to use, or it is not as it was written; one line that says why and what to do."""
 
 
+class NoRoom(Exception):
+    """There is too little free space to bring a backup back; one line that says where and how much there must be."""
+
+
 class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A backup, as it describes itself.
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
@@ -37,6 +37,15 @@ class _Manifest(msgspec.Struct, frozen=True, rename={"files": "Files"}):
     files: list[_File]
 
 
+def unpacked_size(base: Path) -> int:
+    """Bytes of the database in a base backup, without its write-ahead log.
+
+    Raises:
+        BadBackup: its manifest is missing, or not as it was written.
+    """
+    return _total(_expected(base / "backup_manifest"))
+
+
 def unpack(base: Path, to: Path, owner: tuple[int, int] | None, progress: Progress) -> None:
     """Write a base backup into a new directory, which belongs to the server's user; memory is bounded by the number of
     files, not by their sizes.
@@ -49,7 +58,7 @@ def unpack(base: Path, to: Path, owner: tuple[int, int] | None, progress: Progre
         OSError: it cannot be read, or written.
     """
     expected = _expected(base / "backup_manifest")
-    total = sum(file.size for file in expected.values())
+    total = _total(expected)
     to.mkdir(mode=0o700)
     done = 0
     with _told(base):
@@ -79,6 +88,10 @@ def _expected(manifest: Path) -> dict[str, _File]:
     if hashlib.sha256(body).hexdigest().encode() != stated:
         raise BadBackup(f"{manifest} is not as PostgreSQL wrote it; use another backup.")
     return {file.path: file for file in found.files if file.path}
+
+
+def _total(expected: Mapping[str, _File]) -> int:
+    return sum(file.size for file in expected.values())
 
 
 @contextmanager

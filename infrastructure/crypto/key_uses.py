@@ -61,11 +61,15 @@ async def read_use(connection: Connection) -> Use:
 
 
 async def note_first_use(connection: Connection, root: bytes, opened_by: KeyId) -> None:
-    """Note which key wraps here, where nothing is noted yet.
+    """Note which key wraps here, where nothing is noted yet. A role that may not leaves it to one that may: until then
+    the database is used as one that has never been rotated.
 
     Args:
         root: the root secret, wrapped; it opened with this key.
     """
+    cursor = await connection.execute("SELECT has_table_privilege('public.master_keys', 'INSERT')")
+    if await cursor.fetchone() != (True,):
+        return
     await connection.execute(
         "INSERT INTO public.master_keys (number, key_id) VALUES (%s, %b) ON CONFLICT DO NOTHING",
         (FIRST if names(root) is None else FIRST + 1, opened_by),

@@ -9,13 +9,15 @@ In this order, each step repeatable, so that a rotation killed anywhere is resum
 3. Every running process wraps with the new key, and what it wrapped before is recorded.
 4. The persons' keys, in batches. A row is changed only if it still holds what was read: an erased key does not come
    back. No batch waits for a row that somebody else has locked, so no append ever waits in a circle with it.
-5. In one commit: nothing is left under another key, and the others are retired.
+5. Once more every running process wraps with the new key: one that was reconnecting at the third step showed nothing.
+6. In one commit: nothing is left under another key, and the others are retired. What is wrapped by one of them all the
+   same is re-wrapped, and only then is the rotation done.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -27,6 +29,7 @@ from infrastructure.crypto.key_watch import What, lacking
 from infrastructure.crypto.keyring import ROOT, binding
 from infrastructure.crypto.master_keys import KeyId, MasterKeys, Unopened, names, prefix_of
 from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.notifications import LOOK_ANYWAY
 
 BATCH: Final = 500
 """Persons in a transaction: some 20 ms, for which an erasure of one of them waits."""
@@ -36,6 +39,10 @@ GIVE_WAY: Final = 0.5
 
 PATIENCE: Final = timedelta(seconds=15)
 """For running processes to learn of a key; they look every 3 s without being told, and are told."""
+
+REJOINED: Final = 3 * LOOK_ANYWAY
+"""From the begin of a rotation: by then a process that had just lost its listening session shows itself again, or is
+cut off from the database altogether."""
 
 LOOK: Final = timedelta(milliseconds=100)
 
@@ -65,7 +72,9 @@ _WRITE: Final = """
     WHERE k.registration_id = found.registration_id
 """
 _RETIRE: Final = """
-    UPDATE public.master_keys SET retired_at = clock_timestamp() WHERE key_id <> %b AND retired_at IS NULL
+    UPDATE public.master_keys SET retired_at = clock_timestamp()
+    WHERE key_id <> %b AND retired_at IS NULL
+        AND NOT EXISTS (SELECT FROM public.personal_keys WHERE substr(wrapped, 1, 9) <> %b)
 """
 _BEFORE_ALL: Final = UUID(int=0)
 
@@ -111,21 +120,43 @@ async def rotate(connection: Connection, keys: MasterKeys, to: KeyId, *, watch: 
     if not done.resumed:
         await _until_none_lacks(connection, "has", to, _WITHOUT_IT)
     await _begin(connection, keys, to, anew=not done.resumed)
+    rejoined = asyncio.get_running_loop().time() + REJOINED.total_seconds()
     crash_point("rotation.begun")
     await _until_none_lacks(connection, "wraps", to, _STILL_WITH_THE_OLD)
-    await _rewrap_all(connection, keys, done, watch)
-    if done.damaged:
-        shown = ", ".join(str(one) for one in sorted(done.damaged)[:5])
-        raise CannotRotate(
-            f"{len(done.damaged)} personal keys do not open, they were damaged: {shown}. All others are re-wrapped. "
-            "Erase these registrations, or restore their rows of personal_keys from a backup; then rotate again."
-        )
-    crash_point("rotation.before_end")
-    async with connection.transaction():
-        await connection.execute(_RETIRE, (to,))
-        await connection.execute(_TELL)
+    ended = False
+    while not ended:
+        await _rewrap_all(connection, keys, done, watch)
+        _refuse_damaged(done.damaged)
+        # Not a condition that could be waited for: a process that is not connected cannot be seen.
+        await asyncio.sleep(rejoined - asyncio.get_running_loop().time())
+        await _until_none_lacks(connection, "wraps", to, _STILL_WITH_THE_OLD)
+        ended = await _retire_others(connection, to)
     done.retired = [one.key_id for one in await noted(connection) if one.retired_at is not None]
     return done
+
+
+def _refuse_damaged(damaged: Set[UUID]) -> None:
+    """
+    Raises:
+        CannotRotate: there are any.
+    """
+    if damaged:
+        shown = ", ".join(str(one) for one in sorted(damaged)[:5])
+        raise CannotRotate(
+            f"{len(damaged)} personal keys do not open, they were damaged: {shown}. All others are re-wrapped. "
+            "Erase these registrations, or restore their rows of personal_keys from a backup; then rotate again."
+        )
+
+
+async def _retire_others(connection: Connection, to: KeyId) -> bool:
+    """Retire all but this key; False if something is wrapped by one of them."""
+    crash_point("rotation.before_end")
+    async with connection.transaction():
+        await connection.execute(_RETIRE, (to, prefix_of(to)))
+        await connection.execute(_TELL)
+    # Looked at after the commit: the statement did not see what was being recorded meanwhile.
+    in_use = {one.key_id for one in await noted(connection) if one.retired_at is None}
+    return in_use == {to} and await are_wrapped_by(connection, to)
 
 
 async def _begun(connection: Connection, to: KeyId) -> bool:

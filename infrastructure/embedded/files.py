@@ -44,6 +44,18 @@ def open_private(file: Path, flags: int) -> int:
     return descriptor
 
 
+def make_directory(path: Path) -> None:
+    """Make `path` where it is missing, open to its owner only: the owner of the directory that it is in."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    if os.geteuid() == 0:
+        owner = path.parent.stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
+    sync(path.parent)
+
+
 def write(file: Path, text: str) -> None:
     """Write `text` to `file` atomically; it is on disk when this returns. One writer at a time."""
     new = file.with_name(f"{file.name}.new")

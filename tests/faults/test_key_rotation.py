@@ -178,6 +178,7 @@ async def test_an_erasure_reaches_the_journal_though_its_writer_dies_around_the_
             "REGISTRAR_MASTER_KEY": OLD,
             "REGISTRAR_DATA_DIR": str(tmp_path / "data"),
             "REGISTRAR_CHECKPOINT_DIR": str(tmp_path / "checkpoints"),
+            "REGISTRAR_CHECKPOINT_KEY": "ef" * 32,
         }
     )
     arm(point, killed)

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,19 @@ def test_a_registration_is_explained_by_whatever_is_known_of_it(audit: Any, play
         assert audit("explain", known).out == by_id.out
     assert played.cancelled in audit("explain", played.request).out
     assert audit("explain", played.request).out == audit("explain", played.cancelled).out
+
+
+def test_an_address_need_not_be_an_argument(audit: Any, played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    def typed(line: str, *words: str) -> Any:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(line))
+        return audit(*words)
+
+    by_address = ("search", "--json", "--email")
+    assert typed("ada@example.com\n", "explain", "-").out == audit("explain", played.active).out
+    assert typed("ada@example.com\n", *by_address, "-").json == audit(*by_address, "ada@example.com").json
+    empty = typed("", "explain", "-")
+    assert (empty.code, empty.err.count("\n")) == (2, 1)
+    assert "standard input is empty" in empty.err
 
 
 def test_the_acts_of_operators_are_in_the_story_with_their_reasons(audit: Any, played: Played) -> None:

@@ -6,12 +6,16 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from infrastructure.audit import stretches, verification
+from infrastructure.audit.note_keys import SigningKey
+from infrastructure.audit.notes import checkpoint_text, signed_note
+from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.audit.roots import Checkpoint
 from infrastructure.audit.rows import events_between
 from infrastructure.audit.verification import Verified, verify
@@ -232,6 +236,26 @@ def test_each_finding_is_a_plain_line_and_the_exit_code_is_1(audited: Command, d
     assert document["findings"] == 2
     assert document["first_bad_position"] == 1
     assert document["listed"][1]["kind"] == "missing"
+
+
+@pytest.mark.parametrize(("position", "named"), [("position", True), ("position - 30", False)])
+def test_a_restore_is_named_beside_the_checkpoints_of_the_log_of_before(
+    command: Command, audited: Command, dsn: str, tmp_path: Path, position: str, named: bool
+) -> None:
+    key = SigningKey("registrar/0011223344556677", bytes(range(32)))
+    of_before = Checkpoint(10_000, 20_000, bytes(32))
+    now = datetime(2026, 11, 28, 17, 0, tzinfo=UTC)
+    note = signed_note(checkpoint_text(key.name, of_before, now), [key], now)
+    CheckpointDirectory(tmp_path).publish(note, now, key.verifiers)
+    alter(dsn, f"INSERT INTO restores (position) SELECT {position} FROM head")
+    words = {"DATABASE_URL": dsn, "CHECKPOINT_DIR": str(tmp_path)}
+
+    done = command("audit", "verify", **words)
+
+    assert done.code == 1
+    assert "the log has been cut off" in done.out
+    assert ("notes that it was restored up to position" in done.err) is named
+    assert bool(command("audit", "verify", "--json", **words).json["restores"]) is named
 
 
 def test_a_database_that_is_away_is_exit_code_2(command: Command) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,6 +20,9 @@ import pytest
 
 from application.ports import entries_of
 from entrypoints.bootstrap.database import create_schema
+from infrastructure.audit.note_keys import SigningKey
+from infrastructure.audit.notes import checkpoint_text, signed_note
+from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
@@ -31,6 +35,7 @@ from tests.support.http import ADMIN, open_api
 from tests.support.log import query
 from tests.support.postgres import SURVIVES_KILLS, in_memory
 from tests.support.read_models import contents, follow_all, recorded_history
+from tests.support.tampering import checkpoint_at
 
 pytestmark = pytest.mark.slow
 
@@ -177,6 +182,21 @@ def test_a_moment_that_no_backup_reaches_is_refused_and_leaves_no_database(home:
     assert not (Path(to) / "postgres").exists()
 
 
+def test_a_restore_says_whether_a_journal_of_erasures_is_there(home: Home, command: Command) -> None:
+    command("backup", str(home.backups), "--data-dir", str(home.data))
+    none, brought = home.data.parent / "none", home.data.parent / "brought"
+    (none / "checkpoints").mkdir(parents=True, mode=0o700)
+    journal = home.data.parent / "published" / "erasures"
+    journal.parent.mkdir()
+
+    without = command("restore", str(home.backups), "--data-dir", str(none), "--checkpoints", str(journal.parent))
+    journal.touch()
+    having = command("restore", str(home.backups), "--data-dir", str(brought), "--checkpoints", str(journal.parent))
+
+    assert (without.code, "No journal of erasures is there" in without.err) == (0, True), without
+    assert (having.code, "No journal of erasures is there" in having.err) == (0, False), having
+
+
 def test_a_second_backup_takes_the_archive_over_and_a_moment_between_the_two_can_be_reached(
     home: Home, command: Command
 ) -> None:
@@ -199,6 +219,19 @@ def test_a_second_backup_takes_the_archive_over_and_a_moment_between_the_two_can
 
     kept = command("backup", str(home.backups), "--keep", "1", "--data-dir", str(home.data), "--json").json
     assert kept["removed"] == [first.name, Path(second["directory"]).name]
+
+
+def test_a_checkpoint_that_is_being_published_does_not_cost_the_backup(home: Home, command: Command) -> None:
+    published = home.data / "checkpoints"
+    published.mkdir()
+    (published / "2026-11-28.checkpoints").write_text("notes\n")
+    # As the checkpointer's temporary file at the wrong moment: listed, and gone when it is opened.
+    (published / "checkpoint.new").symlink_to(published / "gone")
+
+    taken = command("backup", str(home.backups), "--data-dir", str(home.data))
+
+    assert taken.code == 0, taken
+    assert [path.name for path in (home.latest / "checkpoints").iterdir()] == ["2026-11-28.checkpoints"]
 
 
 def test_a_drill_tells_what_would_be_lost_and_is_noted_if_it_passes(home: Home, command: Command) -> None:
@@ -241,8 +274,77 @@ def test_a_log_that_somebody_changed_is_not_taken_for_a_good_one(home: Home, com
     restored = command("restore", str(home.backups), "--data-dir", str(home.data.parent / "restored"))
 
     assert (drill.code, restored.code) == (1, 1)
-    assert "is not as it was recorded" in drill.err
+    assert "does not verify" in drill.err
     assert not (home.data.parent / "restored" / "postgres").exists()
+
+
+async def published(home: Home, seed: bytes, *, root: bytes | None = None) -> None:
+    """The newest checkpoint, by whoever has that seed."""
+    async with await connect(home.postgres.dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
+        checkpoint = await checkpoint_at(connection)
+    if root is not None:
+        checkpoint = checkpoint._replace(root=root)
+    key, now = SigningKey("registrar/test", seed), datetime.now(UTC)
+    directory = CheckpointDirectory(home.data / "checkpoints")
+    directory.publish(signed_note(checkpoint_text(key.name, checkpoint, now), [key], now), now, key.verifiers)
+
+
+def test_a_drill_believes_a_checkpoint_if_a_known_key_has_signed_it(home: Home, command: Command) -> None:
+    command("backup", str(home.backups), "--data-dir", str(home.data))
+
+    def drill() -> tuple[int, Any, str]:
+        done = command("backup", "--drill", "--data-dir", str(home.data), "--json")
+        said = command("backup", "--drill", "--data-dir", str(home.data))
+        assert done.code == said.code, said
+        return done.code, done.json["checkpoint_agrees"], said.out
+
+    asyncio.run(published(home, bytes(32)))
+    code, agrees, said = drill()
+    assert (code, agrees, "and this log" in said) == (0, True, True), said
+
+    # Somebody signs with a key of their own.
+    latest, keys = home.data / "checkpoints" / "checkpoint", home.data / "checkpoints" / "keys"
+    note, known = latest.read_text(), keys.read_text()
+    asyncio.run(published(home, bytes([1]) * 32))
+    keys.write_text(known)
+    code, agrees, said = drill()
+    assert (code, agrees, "no known key has signed it" in said) == (1, None, True), said
+
+    # Or alters what was signed.
+    latest.write_text(note.replace("\nposition ", "\nposition 1", 1))
+    code, _, said = drill()
+    assert (code, "it is not what registrar/test signed" in said) == (1, True), said
+
+    # And where the key signed another log, this is another one.
+    asyncio.run(published(home, bytes(32), root=bytes(32)))
+    code, agrees, said = drill()
+    assert (code, agrees, "ANOTHER log" in said) == (1, False, True), said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root works in other users' directories")
+def test_root_restores_for_the_owner_of_the_data_directory_and_takes_the_archive_from_nobody(
+    home: Home, command: Command
+) -> None:
+    command("backup", str(home.backups), "--data-dir", str(home.data))
+    head = home.live()
+    home.archived()
+    hers, published = home.data.parent / "hers", home.data.parent / "published"
+    published.mkdir()
+    (published / "erasures").write_text("")
+    hers.mkdir(mode=0o700)
+    nobody = 65534
+    os.chown(hers, nobody, nobody)
+    live = home.data.joinpath("postgres").stat().st_uid
+
+    done = command("restore", str(home.backups), "--data-dir", str(hers), "--checkpoints", str(published), "--json")
+
+    assert done.code == 0, done
+    assert done.json["position"] == head
+    assert {path.name for path in hers.rglob("*") if path.lstat().st_uid != nobody} == set()
+    wal = home.latest / "wal"
+    assert {path.stat().st_uid for path in (wal, *wal.iterdir())} == {live} != {nobody}
+    home.live()
+    home.archived()
 
 
 @pytest.mark.parametrize("damage", ["byte of the base", "manifest", "short", "segment", "gap"])

@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from infrastructure.audit import checkpointer, known
 from infrastructure.audit.checkpointer import Checkpointer, Post
 from infrastructure.audit.known import known_checkpoints
+from infrastructure.audit.notes import open_note
 from infrastructure.audit.publishing import CheckpointDirectory
+from infrastructure.audit.rows import ends
 from infrastructure.audit.verification import verify
+from infrastructure.audit.walk import Ends
 from infrastructure.audit.witness import Witnesses
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import lead
-from infrastructure.postgres.connection import connect
+from infrastructure.postgres.connection import Connection, connect
 from tests.support.facts import eventually
 from tests.support.log import append, happened, query
 
@@ -29,14 +35,19 @@ SOON = timedelta(milliseconds=20)
 
 @asynccontextmanager
 async def checkpointing(
-    dsn: str, directory: Path | None, post: Post | None = None, *, seeds: Sequence[bytes] = (SEED,)
+    dsn: str,
+    directory: Path | None,
+    post: Post | None = None,
+    *,
+    every: timedelta = SOON,
+    seeds: Sequence[bytes] = (SEED,),
 ) -> AsyncIterator[None]:
     checkpointer = Checkpointer(
         seeds=lambda: seeds,
         directory=CheckpointDirectory(directory) if directory else None,
         post=post,
         witnesses=Witnesses(()),
-        every=SOON,
+        every=every,
         look=SOON,
     )
     task = asyncio.create_task(lead(checkpointer, dsn))
@@ -74,10 +85,10 @@ async def until_published(dsn: str) -> None:
 async def checked(dsn: str, directory: Path) -> tuple[int, list[str]]:
     """How many checkpoints are known, and what `audit verify` finds with them."""
     async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
-        known = await known_checkpoints(
+        found = await known_checkpoints(
             connection, CheckpointDirectory(directory), CheckpointDirectory(directory).keys()
         )
-    genuine = [one.checkpoint for one in known if one.checkpoint is not None]
+    genuine = [one.checkpoint for one in found if one.checkpoint is not None]
     result = await verify(dsn, statement_timeout=timedelta(seconds=10), checkpoints=genuine)
     return len(genuine), [one.kind for one in result.findings]
 
@@ -105,12 +116,35 @@ async def test_each_checkpoint_that_was_published_agrees_with_the_log(
         await until_signed(dsn, await recorded(store, 300))
         await until_published(dsn)
 
-    known, findings = await checked(dsn, tmp_path)
+    count, findings = await checked(dsn, tmp_path)
 
-    assert known >= 4
+    assert count >= 4
     assert findings == []
     latest = (await query(dsn, "SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1"))[0][0]
     assert (tmp_path / "checkpoint").read_text() == latest
+
+
+async def test_all_checkpoints_of_a_past_day_are_known_and_looked_at_beside_the_loop(
+    store: EventStore, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with checkpointing(dsn, tmp_path):
+        for _ in range(3):
+            await until_signed(dsn, await recorded(store, 1))
+        await until_published(dsn)
+    file_of_the_day(tmp_path).rename(tmp_path / "2020-01-31.checkpoints")
+    many = await signed(dsn)
+    await query(dsn, "DELETE FROM checkpoints")
+    threads = set[int]()
+
+    def opened(*of: Any) -> str:
+        threads.add(threading.get_ident())
+        return open_note(*of)
+
+    monkeypatch.setattr(known, "open_note", opened)
+
+    assert await checked(dsn, tmp_path) == (many, [])
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_a_first_pass_over_a_long_log_ends_with_one_checkpoint(
@@ -144,6 +178,34 @@ async def test_what_was_altered_is_never_signed(store: EventStore, dsn: str, tmp
 
     assert f"positions {before + 3} to {before + 4} are not what was recorded" in found
     assert await signed_upto(dsn) == before
+
+
+async def test_what_was_altered_is_not_read_at_each_look_however_much_is_unsigned(
+    store: EventStore, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, follows = 0, 0
+    follow = Checkpointer._follow
+
+    async def look(connection: Connection) -> Ends:
+        nonlocal looks
+        looks += 1
+        return await ends(connection)
+
+    async def counted(self: Checkpointer, *rest: Any) -> None:
+        nonlocal follows
+        follows += 1
+        await follow(self, *rest)
+
+    monkeypatch.setattr(checkpointer, "ends", look)
+    monkeypatch.setattr(Checkpointer, "_follow", counted)
+    monkeypatch.setattr(checkpointer, "MANY_EVENTS", 5)
+    await recorded(store, 5)
+    await query(dsn, "ALTER TABLE events DISABLE TRIGGER ALL")
+    await query(dsn, "UPDATE events SET state = '[]' WHERE notification_id = 1")
+    async with checkpointing(dsn, tmp_path, every=timedelta(hours=1)):
+        await eventually(lambda: looks > 6)
+
+    assert follows == 1
 
 
 async def test_a_tail_that_was_cut_off_is_found(store: EventStore, dsn: str, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,10 +13,12 @@ import pytest
 
 from entrypoints.bootstrap.database import Database, prepare
 from entrypoints.bootstrap.database_roles import _RIGHTS, ROLES, apply, current_role, statements_for_roles
+from entrypoints.bootstrap.erasures import note_key
 from entrypoints.bootstrap.replay import READ_MODELS, rebuilder, verifier
-from infrastructure.backup.checking import check_log
+from infrastructure.audit.erasures import Erasure, write_to
+from infrastructure.audit.verification import verify
+from infrastructure.crypto.keyring import open_root_secret
 from infrastructure.crypto.master_keys import MasterKeys
-from infrastructure.event_store.chain import BEFORE_ALL
 from infrastructure.followers.leadership import lead
 from infrastructure.postgres.connection import connect
 from infrastructure.replay.background import BackgroundVerification
@@ -24,9 +26,10 @@ from infrastructure.replay.progress import nobody_watches
 from projections import PROJECTIONS
 from tests.faults.evidence import latest_code
 from tests.integration.conftest import Command
+from tests.integration.test_flow import register
 from tests.support.facts import eventually
 from tests.support.http import ADMIN, MASTER_KEY, open_api, settings
-from tests.support.log import query
+from tests.support.log import keep_root_secret, query
 from tests.support.service import open_service
 from tests.support.smtp_stub import SmtpStub
 
@@ -118,6 +121,7 @@ FORBIDDEN: dict[str, dict[str, str]] = {
     | {
         "make a key": "INSERT INTO personal_keys VALUES (gen_random_uuid(), '')",
         "erase somebody": "DELETE FROM personal_keys",
+        "settle a restore": "UPDATE restores SET settled_at = now()",
         "begin a rebuild": "INSERT INTO rebuilds SELECT * FROM rebuilds LIMIT 0",
         "begin a job": "INSERT INTO replay_jobs SELECT * FROM replay_jobs LIMIT 0",
     },
@@ -200,7 +204,55 @@ async def test_roles_can_be_made_again_and_rights_that_are_none_of_ours_go(owned
     assert models == [("registrar_process",)]
 
 
+async def test_roles_that_are_there_are_made_again_beside_whoever_reads(owned: str) -> None:
+    async with await psycopg.AsyncConnection.connect(owned) as reader:
+        await reader.execute("SELECT count(*) FROM read_accounts.accounts")
+
+        await make_roles(owned)
+
+
+async def test_a_read_model_that_changes_hands_keeps_nobody_waiting(dsn: str) -> None:
+    await prepare(Database(dsn, MasterKeys(bytes.fromhex(MASTER_KEY)), tuple, admin_token=None, embedded=None))
+    read = "SELECT count(*) FROM read_accounts.accounts"
+    async with await psycopg.AsyncConnection.connect(dsn) as long_reader:
+        await long_reader.execute(read.encode())
+        making = asyncio.create_task(make_roles(dsn))
+
+        async def waits() -> bool:
+            [(count,)] = await query(
+                dsn, "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'read_accounts.accounts'::regclass"
+            )
+            return bool(count)
+
+        try:
+            await eventually(waits, every=0.05)
+            await query(dsn, f"SET statement_timeout = '5s'; {read}")
+            assert not making.done()
+        except BaseException:
+            making.cancel()
+            raise
+    await making
+
+    [(owner,)] = await query(dsn, "SELECT relowner::regrole::text FROM pg_class WHERE relname = 'accounts'")
+    assert owner == "registrar_process"
+
+
 # --- What each does -----------------------------------------------------------------------------
+
+
+async def test_a_worker_starts_though_a_journal_says_whom_a_restore_has_brought_back(
+    owned: str, tmp_path: Path
+) -> None:
+    async with open_service(settings(owned, str(tmp_path)), follows=False) as service:
+        ada = (await register(service, "ada@example.com")).subject_id
+        key = note_key(service.keyring)
+    await write_to(tmp_path / "checkpoints" / "erasures", key.sign(Erasure(ada, 9, datetime.now(UTC)).text()))
+    more = {"checkpoint_dir": str(tmp_path / "checkpoints"), "smtp_urls": "smtp://127.0.0.1:1?starttls=never"}
+
+    async with open_service(settings(as_role(owned, "worker"), str(tmp_path), **more), follows=False, works=True):
+        assert await query(owned, "SELECT registration_id FROM personal_keys") == [(ada,)]
+    async with open_service(settings(as_role(owned, "api"), str(tmp_path), **more), follows=False):
+        assert await query(owned, "SELECT registration_id FROM personal_keys") == []
 
 
 async def test_api_and_process_serve_a_registration_from_its_request_to_its_erasure(owned: str, tmp_path: Path) -> None:
@@ -306,16 +358,33 @@ async def _one_registration(dsn: str) -> str:
 
 async def test_an_auditor_verifies_the_log(owned: str) -> None:
     await _one_registration(owned)
+    patience = timedelta(seconds=10)
+    found = await verify(as_role(owned, "auditor"), statement_timeout=patience)
     async with await connect(
-        as_role(owned, "auditor"), name="test", statement_timeout=timedelta(seconds=10), read_only=True
+        as_role(owned, "auditor"), name="test", statement_timeout=patience, read_only=True
     ) as connection:
-        found = await check_log(connection, lambda _done, _of: None, holds=(0, BEFORE_ALL))
         searched = await connection.execute(b"SELECT count(*) FROM read_audit.entries")
         assert (await current_role(connection)).name == "registrar_auditor"
 
     [(head,)] = await query(owned, "SELECT position FROM head")
-    assert found.position == head > 0
+    assert (found.found, found.upto == head > 0) == (0, True)
     assert searched is not None
+
+
+@pytest.mark.parametrize("role", ["api", "worker", "process"])
+async def test_a_process_starts_where_its_master_key_was_never_noted(owned: str, role: str) -> None:
+    """As after an upgrade, of a release that did not note keys; noting them is the owner's."""
+    keys = MasterKeys(bytes.fromhex(MASTER_KEY))
+    await keep_root_secret(owned, MASTER_KEY)
+    await query(owned, "DELETE FROM master_keys")
+    patience = timedelta(seconds=10)
+
+    async with await connect(as_role(owned, role), name="test", statement_timeout=patience) as connection:
+        root = await open_root_secret(connection, keys)
+
+    async with await connect(owned, name="test", statement_timeout=patience) as connection:
+        assert await open_root_secret(connection, keys) == root
+    assert await query(owned, "SELECT count(*) FROM master_keys") == [(1,)]
 
 
 # --- Saying so ----------------------------------------------------------------------------------

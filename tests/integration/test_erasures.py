@@ -6,19 +6,18 @@ import asyncio
 import gc
 import io
 import json
+import os
 import secrets
-from base64 import b64decode
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
-from hashlib import sha256
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
@@ -27,17 +26,22 @@ from application.addresses import _ascii_domain
 from application.commands import EraseRegistration
 from application.ports import Letter, Person
 from domain.registration import Status
+from entrypoints.bootstrap import CannotStart, erasing
 from entrypoints.bootstrap.erasures import note_key
-from infrastructure.audit.erasures import Erasure, NoteKey, NotSigned, append_line, read_journal
+from infrastructure.audit.erasures import ORIGIN, Erasure, read_journal, write_to
+from infrastructure.audit.note_keys import SigningKey
+from infrastructure.audit.notes import BadNote, open_note
+from infrastructure.audit.publishing import CheckpointDirectory, append
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.settings.settings import Settings
 from tests.integration.conftest import Command
-from tests.integration.test_flow import client, mails_to, register, registration
+from tests.integration.test_flow import client, code_in, mails_to, register, registration, verify
 from tests.support.facts import eventually
 from tests.support.log import broken_blocks, query
 from tests.support.postgres import database_of
 from tests.support.service import Service, open_service
 from tests.support.smtp_stub import SmtpStub
+from tests.support.webhook_stub import WebhookStub
 
 KEY = "ab" * 32
 REASON = "request of 28 November"
@@ -56,6 +60,7 @@ def settings(dsn: str, tmp_path: Path, directory: Path) -> Settings:
             "REGISTRAR_MASTER_KEY": KEY,
             "REGISTRAR_DATA_DIR": str(tmp_path / "data"),
             "REGISTRAR_CHECKPOINT_DIR": str(directory),
+            "REGISTRAR_CHECKPOINT_KEY": "ef" * 32,
         }
     )
 
@@ -106,6 +111,17 @@ def test_an_operator_erases_by_id_and_again_without_effect(dsn: str, settings: S
     assert asyncio.run(keys_of(dsn)) == {eve}
 
 
+def test_an_address_is_read_from_standard_input(
+    dsn: str, settings: Settings, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [ada] = asyncio.run(one_registered(settings, "ada@example.com"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ada@example.com\n"))
+
+    done = erase(command, dsn, "-", "--json")
+
+    assert [(one["registration_id"], one["outcome"]) for one in done.json] == [(str(ada), "erased")]
+
+
 def test_of_an_address_every_registration_is_erased(dsn: str, settings: Settings, command: Command) -> None:
     ids = asyncio.run(one_registered(settings, "ada@example.com", "eve@example.com"))
 
@@ -117,6 +133,24 @@ def test_of_an_address_every_registration_is_erased(dsn: str, settings: Settings
     assert (nobody.code, nobody.out) == (1, "")
     assert "no registration of this address" in nobody.err
     assert none_left.code in {0, 1}  # the read model may not know it yet
+
+
+async def test_of_an_address_with_more_registrations_than_a_page_the_oldest_is_found_too(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_service(settings, follows=True) as service:
+        account = (await register(service, "ada@example.com")).subject_id
+        [mail] = await mails_to(service, "ada@example.com")
+        await verify(service, account, code_in(mail))
+        duplicate = (await register(service, "ada@example.com")).subject_id
+        await _read_models_at_the_end(service)
+    monkeypatch.setattr(erasing, "PAGE", 1)
+
+    async with erasing.erasure_desk(settings) as desk:
+        found = await desk.of_address("ada@example.com")
+
+    assert found == [duplicate, account]
+    assert duplicate != account
 
 
 @pytest.mark.parametrize(
@@ -219,42 +253,29 @@ def test_a_proof_verifies_by_itself_and_holds_nothing_personal(
     done = erase(command, dsn, ada, "--json", "--proof", str(file))
 
     key = asyncio.run(_key(settings))
-    assert key.public in done.err
-    text = key.verify(file.read_text())
+    assert str(key.verifier) in done.err
+    text = open_note(file.read_text(), [key.verifier])
     assert text.startswith(f"registrar/erasure-proof\nregistration {ada}\nposition {done.json[0]['position']}\n")
     assert "no key of it at " in text
     assert "ada" not in text
-    with pytest.raises(NotSigned):
-        key.verify(file.read_text().replace("no key", "a key"))
+    with pytest.raises(BadNote):
+        open_note(file.read_text().replace("no key", "a key"), [key.verifier])
 
 
-async def _key(settings: Settings) -> NoteKey:
+def test_nobody_is_erased_if_the_proof_cannot_be_written(
+    dsn: str, settings: Settings, command: Command, tmp_path: Path
+) -> None:
+    [ada] = asyncio.run(one_registered(settings, "ada@example.com"))
+
+    done = erase(command, dsn, ada, "--proof", str(tmp_path / "missing" / "proof.txt"))
+
+    assert (done.code, "No such file or directory" in done.err) == (2, True), done
+    assert asyncio.run(keys_of(dsn)) == {ada}
+
+
+async def _key(settings: Settings) -> SigningKey:
     async with open_service(settings, follows=False) as service:
         return note_key(service.keyring)
-
-
-def test_a_note_is_that_of_c2sp() -> None:
-    """Written anew after c2sp.org/signed-note, with other means than ours."""
-    seed = bytes(range(32))
-    key = NoteKey(seed, "registrar/test")
-    note = key.sign("first\nsecond\n")
-
-    name, key_id, encoded = key.public.split("+", 2)
-    public = b64decode(encoded)
-    assert (name, public[:1]) == ("registrar/test", b"\x01")
-    assert key_id == sha256(b"registrar/test\n" + public).digest()[:4].hex()
-    text, signature = note.split("\n\n")
-    prefix, signer, value = signature.removesuffix("\n").split(" ")
-    assert (text, prefix, signer) == ("first\nsecond", "\u2014", "registrar/test")
-    raw = b64decode(value)
-    assert raw[:4].hex() == key_id
-    Ed25519PrivateKey.from_private_bytes(seed).public_key().verify(raw[4:], b"first\nsecond\n")
-
-
-@pytest.mark.parametrize("note", ["", "\n\n", "a\n", "a\n\n\u2014 registrar/erasures AAAA\n", "a\n\n\u2014 x !\n"])
-def test_what_is_not_signed_is_refused(note: str) -> None:
-    with pytest.raises(NotSigned):
-        NoteKey(bytes(32)).verify(note)
 
 
 # --- Pending mail, and what processes have in memory ------------------------------------------
@@ -357,7 +378,7 @@ async def test_a_journal_holds_what_a_restore_needs_and_nothing_personal(setting
     [entry] = read_journal(directory / "erasures")
 
     key = await _key(settings)
-    assert Erasure.parse(key.verify(entry.note)) == entry.erasure
+    assert Erasure.parse(open_note(entry.note, [key.verifier])) == entry.erasure
     assert entry.erasure.registration_id == ada
     assert "ada@" not in (directory / "erasures").read_text()
     assert (directory / "erasures").stat().st_mode & 0o077 == 0
@@ -424,7 +445,7 @@ async def test_without_the_journal_a_start_after_a_restore_says_so(
     dsn = url_of(settings)
     await query(dsn, "INSERT INTO restores (position) SELECT position FROM head")
 
-    async with open_service(settings.model_copy(update={"checkpoint_dir": tmp_path / "elsewhere"}), follows=False):
+    async with open_service(settings.model_copy(update={"checkpoint_dir": tmp_path / "elsewhere"}), follows=True):
         assert await keys_of(dsn) == {ada, eve}
 
     [line] = [json.loads(line) for line in log.getvalue().splitlines() if "erasures.unknown_since_restore" in line]
@@ -433,26 +454,75 @@ async def test_without_the_journal_a_start_after_a_restore_says_so(
     assert await query(dsn, "SELECT settled_at FROM restores") == [(None,)]
 
 
+async def test_the_api_of_a_host_without_the_journal_waits_for_the_host_that_has_it(
+    backup: tuple[Settings, list[UUID]], tmp_path: Path
+) -> None:
+    having, [_, eve] = backup
+    dsn = url_of(having)
+    without = having.model_copy(update={"checkpoint_dir": tmp_path / "elsewhere"})
+    await query(dsn, "INSERT INTO restores (position) SELECT position FROM head")
+
+    with pytest.raises(CannotStart, match="who was erased since is not known here"):
+        async with open_service(without, follows=False):
+            pass
+    async with open_service(having, follows=True), open_service(without, follows=False):
+        assert await keys_of(dsn) == {eve}
+
+
+@pytest.mark.parametrize("journal", ["an empty one", "one of later", "one that others signed"])
+async def test_a_journal_that_was_not_there_before_a_restore_settles_nothing(
+    backup: tuple[Settings, list[UUID]], log: io.StringIO, tmp_path: Path, journal: str
+) -> None:
+    settings, [ada, eve] = backup
+    dsn = url_of(settings)
+    ours = await _key(settings.model_copy(update={"checkpoint_dir": None}))
+    await query(dsn, "INSERT INTO restores (position) SELECT position FROM head")
+    [[restored_at]] = await query(dsn, "SELECT restored_at FROM restores")
+    before, after = (restored_at + timedelta(seconds=seconds) for seconds in (-1, 1))
+    elsewhere = settings.model_copy(update={"checkpoint_dir": tmp_path / "elsewhere"})
+    file = tmp_path / "elsewhere" / "erasures"
+    match journal:
+        case "an empty one":
+            await write_to(file, "")
+        case "one of later":
+            await write_to(file, ours.sign(Erasure(uuid4(), 9, after).text()))
+        case "one that others signed":
+            await write_to(file, SigningKey(ORIGIN, bytes(32)).sign(Erasure(uuid4(), 9, before).text()))
+
+    async with open_service(elsewhere, follows=True):
+        assert await keys_of(dsn) == {ada, eve}
+
+    assert '"erasures.unknown_since_restore"' in log.getvalue()
+    assert await query(dsn, "SELECT settled_at FROM restores") == [(None,)]
+
+    await write_to(file, ours.sign(Erasure(uuid4(), 9, before).text()))
+    async with open_service(elsewhere, follows=True):
+        assert await query(dsn, "SELECT 1 FROM restores WHERE settled_at IS NULL") == []
+
+
+async def test_a_journal_that_cannot_be_read_stops_the_start(settings: Settings, directory: Path) -> None:
+    (directory / "erasures").mkdir(parents=True)
+
+    with pytest.raises(CannotStart, match=r"journal of erasures .* cannot be read"):
+        async with open_service(settings, follows=False):
+            pass
+
+
 async def test_nobody_is_erased_because_somebody_wrote_to_the_journal(
     backup: tuple[Settings, list[UUID]], log: io.StringIO, directory: Path
 ) -> None:
     settings, [ada, eve] = backup
     file = directory / "erasures"
     [ours] = read_journal(file)
-    forged = NoteKey(bytes(32)).sign(Erasure(eve, 1, ours.erasure.erased_at).text())
-    for line in (
-        json.dumps({"note": forged}),
-        json.dumps({"note": ours.note.replace(str(ada), str(eve))}),
-        "{",
-        json.dumps({"note": "something else"}),
-    ):
-        append_line(file, f"{line}\n".encode())
+    forged = SigningKey(ORIGIN, bytes(32)).sign(Erasure(eve, 1, ours.erasure.erased_at).text())
+    for text in (forged, ours.note.replace(str(ada), str(eve)), "{\n", "something else\n"):
+        append(file, text)
 
     async with open_service(settings, follows=False):
         assert await keys_of(url_of(settings)) == {eve}
 
     assert log.getvalue().count('"erasures.not_signed"') == 2
-    assert log.getvalue().count('"erasures.unreadable_line"') == 2
+    assert log.getvalue().count('"erasures.unreadable_line"') == 1
 
 
 async def test_who_registers_again_after_a_restore_under_the_id_of_before_is_somebody_else(
@@ -478,17 +548,48 @@ async def test_who_registers_again_after_a_restore_under_the_id_of_before_is_som
     administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def test_a_line_that_a_crash_tore_does_not_spoil_the_next_one(tmp_path: Path) -> None:
-    file = tmp_path / "erasures"
-    key = NoteKey(bytes(32))
-    erasures = [Erasure(uuid4(), number, datetime(2026, 11, 28, tzinfo=UTC)) for number in (1, 2)]
-    lines = [json.dumps({"note": key.sign(one.text())}).encode() + b"\n" for one in erasures]
-    file.write_bytes(lines[0][:50])
+def notes_of(number: int) -> tuple[list[Erasure], list[str]]:
+    """Some erasures, and their notes."""
+    erasures = [Erasure(uuid4(), one, datetime(2026, 11, 28, tzinfo=UTC)) for one in range(1, number + 1)]
+    return erasures, [SigningKey(ORIGIN, bytes(32)).sign(one.text()) for one in erasures]
 
-    for line in lines:
-        append_line(file, line)
+
+async def test_a_note_that_a_crash_tore_does_not_spoil_the_next_one(tmp_path: Path) -> None:
+    file = tmp_path / "erasures"
+    erasures, notes = notes_of(2)
+    await asyncio.to_thread(file.write_text, notes[0][:50])
+
+    for note in notes:
+        await write_to(file, note)
 
     assert [one.erasure for one in read_journal(file)] == erasures
+
+
+@pytest.mark.parametrize("between", ["", "\n", "\n\n"])
+def test_a_journal_of_what_was_posted_is_read(tmp_path: Path, between: str, log: io.StringIO) -> None:
+    erasures, notes = notes_of(3)
+    (tmp_path / "erasures").write_text(between.join(notes))
+
+    found = read_journal(tmp_path / "erasures")
+
+    assert [(one.erasure, one.note) for one in found] == list(zip(erasures, notes, strict=True))
+    assert log.getvalue() == ""
+
+
+def test_nothing_in_another_users_directory_becomes_roots(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root writes for somebody else")
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 54321, 54321)
+    key, [[erasure], [note]] = SigningKey("registrar/test", bytes(32)).verifier, notes_of(1)
+
+    asyncio.run(write_to(home / "data" / "journal" / "erasures", note))
+    CheckpointDirectory(home / "data" / "checkpoints").publish(note, erasure.erased_at, [key])
+
+    made = {path.relative_to(home).as_posix(): path.stat() for path in home.rglob("*")}
+    assert made.keys() > {"data", "data/journal/erasures", "data/checkpoints/checkpoint"}
+    assert {(one.st_uid, one.st_gid, one.st_mode & 0o077) for one in made.values()} == {(54321, 54321, 0)}
 
 
 async def test_a_journal_that_cannot_be_written_holds_up_no_erasure(
@@ -503,3 +604,24 @@ async def test_a_journal_that_cannot_be_written_holds_up_no_erasure(
         await asyncio.to_thread(directory.unlink)
 
         await eventually(lambda: _written(settings, 1))
+
+
+async def test_an_address_that_is_away_holds_up_no_line_of_the_journal(settings: Settings) -> None:
+    async with WebhookStub() as stub:
+        url = stub.url
+    posting = settings.model_copy(update={"checkpoint_url": SecretStr(url)})
+    async with open_service(posting, follows=True) as service:
+        ids = {(await register(service, f"{one}@example.com")).subject_id for one in ("ada", "eve")}
+        for one in ids:
+            await service.handlers.handle(EraseRegistration(registration_id=one), client())
+        await eventually(lambda: _written(settings, 2))
+
+        async with WebhookStub(port=stub.port) as back:
+
+            def posted() -> set[UUID]:
+                notes = [call.body.decode() for call in back.calls]
+                return {
+                    Erasure.parse(note).registration_id for note in notes if note.startswith("registrar/erasures\n")
+                }
+
+            await eventually(lambda: posted() == ids, within=60)

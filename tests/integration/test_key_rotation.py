@@ -7,19 +7,21 @@ import io
 import secrets
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
+from application.crash_points import CrashPoint, armed
 from application.ports import WrongMasterKey
 from domain.registration import Registration
 from entrypoints.bootstrap.keys import CannotRotate, Done, key_desk
 from infrastructure.crypto import rotation
-from infrastructure.crypto.master_keys import key_id, names
+from infrastructure.crypto.keyring import binding
+from infrastructure.crypto.master_keys import MasterKeys, key_id, names
 from infrastructure.event_store.store import EventStore
 from infrastructure.settings.settings import Settings
 from tests.integration.conftest import Command
@@ -38,6 +40,11 @@ def with_keys(dsn: str, master_key: str = OLD, next_master_key: str | None = Non
         {"REGISTRAR_NEXT_MASTER_KEY": next_master_key} if next_master_key else {}
     )
     return Settings.from_environment({"REGISTRAR_DATABASE_URL": dsn, **keys, **more})
+
+
+@pytest.fixture(autouse=True)
+def rejoined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotation, "REJOINED", rotation.LOOK)
 
 
 @pytest.fixture
@@ -232,6 +239,47 @@ async def test_a_damaged_key_is_named_and_holds_up_nobody_else(dsn: str, process
 
     assert names((await wrapped(dsn))[eve]) == NEXT_ID
     await query(dsn, "DELETE FROM personal_keys WHERE registration_id = %s", ada)
+    assert (await rotate(with_keys(dsn, OLD, NEXT))).retired == [OLD_ID.hex()]
+
+
+async def test_no_key_is_retired_while_it_wraps_something(dsn: str, process: Any) -> None:
+    """A process that nobody saw, because it was reconnecting, appends under the old key at the last moment."""
+    await register(await process(dsn, OLD, NEXT), "ada@example.com")
+    late, retired = [uuid4(), uuid4()], list[object]()
+
+    def appends(point: CrashPoint) -> None:
+        if point == "rotation.before_end" and late:
+            one = late.pop()
+            wrapped_by_old = MasterKeys(bytes.fromhex(OLD)).wrap(bytes(32), binding(one))
+            with psycopg.connect(dsn, autocommit=True) as other:
+                other.execute("INSERT INTO personal_keys VALUES (%s, %s)", (one, wrapped_by_old))
+        elif point == "rotation.after_batch":
+            with psycopg.connect(dsn) as other:
+                retired.extend(other.execute("SELECT retired_at FROM master_keys WHERE number = 1").fetchall())
+
+    with armed(appends):
+        done = await rotate(with_keys(dsn, OLD, NEXT))
+
+    assert (done.persons, done.retired) == (3, [OLD_ID.hex()])
+    assert retired == [(None,)] * 3
+    assert {names(one) for one in (await wrapped(dsn)).values()} == {NEXT_ID}
+
+
+async def test_a_process_that_was_reconnecting_is_looked_for_before_the_end(
+    dsn: str, process: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await register(await process(dsn, OLD, NEXT), "ada@example.com")
+    monkeypatch.setattr(rotation, "PATIENCE", 10 * rotation.LOOK)
+    with ExitStack() as sessions:
+
+        def comes_back(point: CrashPoint) -> None:
+            if point == "rotation.after_batch":
+                sessions.enter_context(psycopg.connect(dsn, application_name="registrar listen"))
+
+        with armed(comes_back), pytest.raises(CannotRotate, match="still wrap with another master key"):
+            await rotate(with_keys(dsn, OLD, NEXT))
+
+    assert await query(dsn, "SELECT 1 FROM master_keys WHERE retired_at IS NOT NULL") == []
     assert (await rotate(with_keys(dsn, OLD, NEXT))).retired == [OLD_ID.hex()]
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tlog_scales.tlog import ConsistencyProof
 
 from infrastructure.audit.paths import GrowingTiles, MissingTile, Tiles, audit_path, consistency_proof, root_of
+from infrastructure.audit.roots import Frontier
 from tests.support import proofs
 from tests.support.checkpoints import FULL, tiles_of
 
@@ -94,3 +95,12 @@ async def test_a_tile_that_is_missing_or_short_is_named() -> None:
     del found[1, 0]
     with pytest.raises(MissingTile, match="tile 0 of level 1"):
         await audit_path(reading(found), 550, 599)
+
+
+@given(st.integers(0, 70))
+def test_the_root_of_the_growing_tree_is_that_of_the_definition(size: int) -> None:
+    tree = Frontier()
+    for leaf in leaves_of(size):
+        tree.add(leaf)
+
+    assert (tree.size, tree.root()) == (size, proofs.tree_root(leaves_of(size)))

@@ -1,9 +1,9 @@
-"""Where backups are, what is missing in an archive, and the root of the tree that a checkpoint signs."""
+"""Where backups are, what is missing in an archive, and whether there is room for one."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
-from base64 import b64encode
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from infrastructure.backup.archive import archive_command, restore_command
-from infrastructure.backup.checking import _Tree, newest_checkpoint
 from infrastructure.backup.layout import (
     FORMAT,
     VERSION,
     BadBackup,
     Description,
+    NoRoom,
     archives_from,
     backup_for,
     drop_unfinished,
@@ -26,6 +26,7 @@ from infrastructure.backup.layout import (
     new_directory,
     whole_backups,
 )
+from infrastructure.backup.restoring import SPARE, restored
 
 
 def at(minute: int) -> datetime:
@@ -138,37 +139,19 @@ def test_while_the_archive_is_away_segments_wait_and_beyond_a_number_are_dropped
     assert codes == [1, 1, 1, 0]
 
 
-def root_of(leaves: list[bytes]) -> bytes:
-    """As RFC 6962 defines it."""
-    if len(leaves) == 1:
-        return sha256(b"\0" + leaves[0]).digest()
-    split = 1
-    while split * 2 < len(leaves):
-        split *= 2
-    return sha256(b"\1" + root_of(leaves[:split]) + root_of(leaves[split:])).digest()
+async def test_what_would_fill_the_disk_is_not_begun(tmp_path: Path) -> None:
+    """A drill unpacks beside the live database, which stops on a full disk."""
+    backups, within = tmp_path / "backups", tmp_path / "data"
+    within.mkdir()
+    base = taken(backups, 1) / "base"
+    base.mkdir()
+    nearly_all = shutil.disk_usage(tmp_path).free - SPARE // 2
+    body = b'{"Files": [{"Path": "base/1/1", "Size": %d, "Checksum": ""}],\n' % nearly_all
+    digest = sha256(body).hexdigest().encode()
+    (base / "backup_manifest").write_bytes(body + b'"Manifest-Checksum": "' + digest + b'"}\n')
 
+    with pytest.raises(NoRoom, match="2 GiB must stay free"):
+        async with restored(backup_for(backups, None), within, purpose="drill"):
+            pass
 
-def test_the_tree_s_root_is_that_of_rfc_6962() -> None:
-    leaves = [sha256(bytes([number])).digest() for number in range(40)]
-    for size in range(1, 40):
-        tree = _Tree(size)
-        for leaf in leaves[: size - 1]:
-            tree.add(leaf)
-        assert tree.root is None
-        for leaf in leaves[size - 1 :]:  # what comes after it counts no more
-            tree.add(leaf)
-        assert tree.root == root_of(leaves[:size])
-
-
-def test_the_checkpoint_that_covers_most_is_the_newest(tmp_path: Path) -> None:
-    for name, size in (("one", 3), ("other", 5), ("broken", 9)):
-        (tmp_path / name).mkdir()
-        root = b64encode(bytes(32)).decode()
-        position = "position x" if name == "broken" else f"position {size * 10}"
-        (tmp_path / name / "checkpoint").write_text(f"registrar/1\n{size}\n{root}\n{position}\ntime t\n\n— s\n")
-
-    found = newest_checkpoint(*(tmp_path / name for name in ("one", "other", "broken", "none")))
-
-    assert found is not None
-    assert (found.size, found.position, found.root) == (5, 50, bytes(32))
-    assert newest_checkpoint(tmp_path) is None
+    assert list(within.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,3 +117,11 @@ def test_every_decision_is_in_the_table_of_its_document_once() -> None:
     listed = [beginning for row in rows for beginning in row.strip().split(" · ")]
     assert [title for title in titles if sum(title.startswith(beginning) for beginning in listed) != 1] == []
     assert [one for one in listed if not any(title.startswith(one) for title in titles)] == []
+
+
+def test_every_setting_is_in_the_contract() -> None:
+    settings = json.loads((ROOT / "tests" / "golden" / "names" / "settings.json").read_text())
+    contract = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8")
+    names = [name.removeprefix("REGISTRAR_") for name in settings]
+    assert names
+    assert [name for name in names if f"`{name}`" not in contract] == []
