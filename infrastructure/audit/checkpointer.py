@@ -41,8 +41,9 @@ LOOK: Final = timedelta(seconds=1)
 STRETCH: Final = 1_000
 """Positions verified in one go, in some milliseconds; afterwards this process does other things."""
 
-REST: Final = 4
-"""Rest after a stretch, in times of what it took: a first pass over a long log leaves others their share."""
+REST: Final = 9
+"""Rest after a stretch, in times of what it took: a first pass over a long log, or many appends, leave others nine
+tenths of a core."""
 
 MOST_AT_ONCE: Final = 200
 """Checkpoints published in one go."""
@@ -72,6 +73,7 @@ _KEEP_UNSOUND: Final = """
     INSERT INTO public.tree_head (size, position, hash, origin, unsound) VALUES (%s, %s, %s, %s, %s)
     ON CONFLICT (only_row) DO UPDATE SET unsound = excluded.unsound
 """
+_LOSABLE: Final = "SET LOCAL synchronous_commit = off"  # what is lost is done again, and no append waits for its flush
 _SIGNED: Final = "SELECT coalesce(max(size), 0), coalesce(max(position), 0) FROM public.checkpoints WHERE size <= %s"
 _KEEP: Final = """
     INSERT INTO public.checkpoints (size, position, note, signed_at, in_directory, at_url)
@@ -197,6 +199,7 @@ class Checkpointer:
         head.link, head.unsound = last, None
         digests = b"".join(digest for step in steps for digest in step.digests)
         async with connection.transaction():
+            await connection.execute(_LOSABLE)
             for (level, index), hashes in head.tree.take_changed().items():
                 await connection.execute(_KEEP_TILE, (level, index, hashes))
             await connection.execute(_KEEP_DIGESTS, (after.position + 1, last.position, digests))
