@@ -16,7 +16,7 @@ from starlette.responses import Response
 from application.addresses import masked_address
 from domain.languages import Language
 from domain.recorded import Position
-from entrypoints.queries.followers import AllListed
+from entrypoints.queries.followers import AllListed, Status
 from entrypoints.queries.parked import RefusedEvent
 from entrypoints.queries.registrations import OpenedRegistration, Story
 from infrastructure.followers.parked_listing import ParkedStream
@@ -182,12 +182,12 @@ class FollowerState:
     """How far a follower is.
 
     Attributes:
+        version: of the read model that it keeps, 1 if it keeps none.
         lag_seconds: age of the first event that it has not applied.
         updated_at: when it last moved; None if it never ran.
         verified_at: when a read model was last compared with the log, all of it; None: never.
         mismatches: how many differences that has found.
         rebuild: how far a rebuild is that is under way, or waits for a decision.
-        version: of the read model that it keeps, 1 if it keeps none.
         status: "degraded" while streams are parked, the lag is more than a minute, it never ran, or it is not what the
             log says; "superseded" or "later": a version of a read model that another release reads.
     """
@@ -202,7 +202,7 @@ class FollowerState:
     verified_at: Time | None
     mismatches: Annotated[int | None, Field(examples=[0])]
     rebuild: Literal["filling", "indexed"] | None
-    status: Literal["up", "degraded", "superseded", "later"]
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,12 @@ def api_parts(
         admin_token=core.database.admin_token,
         jobs=jobs_of(core.database.dsn, settings, stack),
         export=partial(
-            exported, core.pool, release=version("registrar"), with_keys=False, on_events=lambda _reached, _end: None
+            exported,
+            core.pool,
+            release=version("registrar"),
+            with_keys=False,
+            on_events=lambda _reached, _end: None,
+            at_once=1,  # the pool is that of everybody's queries
         ),
         tracing=core.tracing,
         mailbox=mailbox,

@@ -55,6 +55,9 @@ class Backlog:
     checkpoints: Standing | None
 
 
+Status = Literal["up", "degraded", "superseded", "later"]
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """A follower in the list of all.
@@ -65,7 +68,7 @@ class Listed:
     """
 
     progress: Progress
-    status: Literal["up", "degraded", "superseded", "later"]
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +106,17 @@ class FollowerQueries:
         releases follow, or followed."""
         ours = {version.read_model: version.number for name in self.names if (version := version_of(name)) is not None}
 
-        def listed(progress: Progress) -> Listed:
+        def status_of(progress: Progress) -> Status:
+            if progress.name in self.names:
+                return progress.status
             version = version_of(progress.name)
-            number = progress.version if version is None else ours.get(version.read_model, version.number)
-            if progress.version == number:
-                return Listed(progress, progress.status)
-            return Listed(progress, "superseded" if progress.version < number else "later")
+            assert version is not None  # noqa: S101 - `others_of` names versions
+            return "superseded" if version.number < ours[version.read_model] else "later"
 
         async def select(connection: Connection) -> AllListed:
             others = others_of(self.names, await positions(connection))
             found = await progress_of(connection, (*self.names, *others))
-            return AllListed(found.head, [listed(one) for one in found.items])
+            return AllListed(found.head, [Listed(one, status_of(one)) for one in found.items])
 
         return await self._pool.ask(select)
 

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
+from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -24,8 +25,9 @@ T = TypeVar("T")
 CHUNK_EVENTS: Final = 500
 """Events in one query: with thousands, a database copies more than it gains (our measurement)."""
 
-AHEAD: Final = 3
-"""So many chunks are asked for, each on a connection of its own."""
+AT_ONCE: Final = 3
+"""So many chunks are asked for at a time, each on a connection of its own: with one, the database waits for us, and we
+for it, which takes twice as long (our measurement)."""
 
 _WELL_FORMED: Final = msgspec.json.Decoder(msgspec.Raw)
 
@@ -89,7 +91,12 @@ class Asks(Protocol):
 
 
 async def exported(
-    database: Asks, *, release: str, with_keys: bool, on_events: Callable[[Position, Position], None]
+    database: Asks,
+    *,
+    release: str,
+    with_keys: bool,
+    on_events: Callable[[Position, Position], None],
+    at_once: int = AT_ONCE,
 ) -> AsyncGenerator[bytes, None]:
     """The log up to its end of now, in pieces of whole lines; the next ones are made while one is used.
 
@@ -99,6 +106,7 @@ async def exported(
         release: of Registrar, for the file.
         with_keys: the personal keys and the root secret as well, wrapped by the master key as they are stored.
         on_events: called with the position that is reached, and that of the end.
+        at_once: chunks that are asked for at a time; fewer where others need the connections, too.
 
     Raises:
         UnreadableLog: positions are missing.
@@ -109,10 +117,10 @@ async def exported(
     head = HeadLine(FORMAT, VERSION, release, now, end, end_hash.hex(), root)
     keys = 0
 
-    async def parts() -> AsyncGenerator[bytes]:
+    async def parts() -> AsyncGenerator[bytes, None]:
         nonlocal keys
         yield msgspec.json.encode(head) + b"\n"
-        async with aclosing(_chunks(database, end)) as chunks:
+        async with aclosing(_chunks(database, end, at_once)) as chunks:
             async for upto, lines in chunks:
                 yield lines
                 on_events(upto, end)
@@ -129,22 +137,24 @@ async def exported(
     yield msgspec.json.encode(EndLine(end, end_hash.hex(), keys, digest.hexdigest())) + b"\n"
 
 
-async def _chunks(database: Asks, end: Position) -> AsyncGenerator[tuple[Position, bytes]]:
-    """The lines of all events in order, and the position that they reach. Several chunks are asked for at a time:
-    otherwise the database waits for us, and we for it."""
-    asked: deque[tuple[Position, asyncio.Task[bytes]]] = deque()
+async def _chunks(database: Asks, end: Position, at_once: int) -> AsyncGenerator[tuple[Position, bytes], None]:
+    """The lines of all events in order, and the position that they reach; the next ones are asked for before these are
+    used."""
+
+    def ask(after: Position) -> tuple[Position, asyncio.Task[bytes]]:
+        upto = min(after + CHUNK_EVENTS, end)
+        return upto, asyncio.ensure_future(database.ask(partial(_chunk, after=after, upto=upto)))
+
+    begins = iter(range(0, end, CHUNK_EVENTS))
+    asked = deque(ask(after) for after in islice(begins, at_once))
     try:
-        for after in range(0, end, CHUNK_EVENTS):
-            upto = min(after + CHUNK_EVENTS, end)
-            asked.append((upto, asyncio.ensure_future(database.ask(partial(_chunk, after=after, upto=upto)))))
-            if len(asked) == AHEAD:
-                upto, lines = asked.popleft()
-                yield upto, await lines
         while asked:
-            upto, lines = asked.popleft()
-            yield upto, await lines
+            upto, task = asked.popleft()
+            lines = await task
+            asked.extend(ask(after) for after in islice(begins, 1))
+            yield upto, lines
     finally:
-        await asyncio.gather(*(lines for _, lines in asked), return_exceptions=True)  # to cut them off takes longer
+        await asyncio.gather(*(task for _, task in asked), return_exceptions=True)  # to cut them off takes longer
 
 
 async def _begin(connection: Connection, *, with_keys: bool) -> tuple[Position, bytes, datetime, bytes | None]:

@@ -50,7 +50,6 @@ _SHAPE = """
     ORDER BY 1, a.attnum
 """
 
-
 _NEXT = "FETCH 500 FROM differences"
 
 

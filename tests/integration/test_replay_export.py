@@ -27,6 +27,7 @@ import pytest
 from application.ports import Person, WrappedKey
 from domain.recorded import AnyEvent
 from entrypoints.bootstrap.database import create_schema
+from infrastructure.archive import exporting
 from infrastructure.archive.files import BadFile, Busy, Source, Stopped, lines_of, written
 from infrastructure.archive.importing import begin_import, import_events
 from infrastructure.archive.reading import ExportedLog
@@ -36,6 +37,7 @@ from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
+from infrastructure.postgres.pool import QueryPool
 from tests.integration.conftest import Command
 from tests.support.commands import PATIENCE, clean_environment, heeding_ctrl_c
 from tests.support.facts import (
@@ -381,6 +383,33 @@ def test_a_log_with_a_gap_is_not_exported_as_if_it_were_whole(dsn: str, tmp_path
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "positions are missing" in done.err
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_as_many_queries_are_asked_at_a_time_as_may_be_and_the_lines_are_in_order(dsn: str, at_once: int) -> None:
+    fill(dsn, *lived())
+    under_way, most = 0, 0
+
+    async def export() -> bytes:
+        async with QueryPool(dsn, statement_timeout=timedelta(seconds=10), read_only=True) as pool:
+
+            class Counted:
+                async def ask(self, select: Any) -> Any:
+                    nonlocal under_way, most
+                    under_way += 1
+                    most = max(most, under_way)
+                    try:
+                        return await pool.ask(select)
+                    finally:
+                        under_way -= 1
+
+            options: Any = {"release": "1", "with_keys": False, "on_events": lambda *_: None, "at_once": at_once}
+            return b"".join([piece async for piece in exporting.exported(Counted(), **options)])
+
+    content = asyncio.run(export())
+
+    assert checked(content).position == rows(dsn, HEAD)[0][0] > at_once * exporting.CHUNK_EVENTS
+    assert most == at_once
 
 
 # --- Import -----------------------------------------------------------------------------------
