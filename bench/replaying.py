@@ -21,6 +21,7 @@ from infrastructure.archive.exporting import exported
 from infrastructure.archive.files import lines_of, written
 from infrastructure.archive.importing import begin_import, end_import, import_events
 from infrastructure.archive.reading import ExportedLog
+from infrastructure.audit.roots import Claim
 from infrastructure.audit.verification import verify as verify_log
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import LogReader
@@ -118,7 +119,7 @@ async def audit_verify_since_checkpoint(job: Job) -> dict[str, Any]:
         checkpoint = await checkpoint_at(connection, 0.99)
     began = time.perf_counter()
     found = await verify_log(
-        job["dsn"], statement_timeout=timedelta(minutes=1), checkpoints=[checkpoint], since_checkpoint=True
+        job["dsn"], statement_timeout=timedelta(minutes=1), claims=[Claim(checkpoint)], since_checkpoint=True
     )
     assert not found.found
     return {"verification": time.perf_counter() - began}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,10 +11,12 @@ from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.checkpoints import checkpoint_directory, checkpoint_seeds
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from entrypoints.bootstrap.replay import giving_way
-from infrastructure.audit.known import Known, known_checkpoints, known_keys
+from infrastructure.audit.known import Claims, Known, known_checkpoints, known_keys
 from infrastructure.audit.note_keys import VerifierKey
+from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.audit.rows import Restore, restores
 from infrastructure.audit.verification import Told, Verified, verify
+from infrastructure.postgres.connection import Connection
 from infrastructure.settings.settings import Settings
 
 _STATEMENT_TIMEOUT = timedelta(minutes=1)
@@ -23,38 +25,48 @@ _STATEMENT_TIMEOUT = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class LogVerifier:
-    """For a command that verifies the log.
+    """For a command that verifies the log, or shows its checkpoints.
 
     Attributes:
-        known: the checkpoints that there are.
-        restores: of the database, as it has noted them.
-        keys: those that sign them or signed them.
+        keys: those that sign checkpoints or signed them.
     """
 
     _dsn: str
-    known: Sequence[Known]
-    restores: Sequence[Restore]
+    _directory: CheckpointDirectory | None
     keys: Sequence[VerifierKey]
 
     async def verify(self, *, since_checkpoint: bool, told: Told) -> Verified:
         """See `infrastructure.audit.verification.verify`."""
+        async with self._connection() as connection:
+            claims = await Claims.of(connection, self._directory, self.keys)
         return await verify(
             self._dsn,
             statement_timeout=_STATEMENT_TIMEOUT,
-            checkpoints=[one.checkpoint for one in self.known if one.checkpoint is not None],
+            claims=claims,
+            is_signed=claims.is_signed,
             since_checkpoint=since_checkpoint,
             told=told,
         )
 
+    async def known(self, most: int) -> list[Known]:
+        """See `infrastructure.audit.known.known_checkpoints`."""
+        async with self._connection() as connection:
+            return await known_checkpoints(connection, self._directory, self.keys, most=most)
+
+    async def restores(self) -> list[Restore]:
+        """Of the database, as it has noted them."""
+        async with self._connection() as connection:
+            return await restores(connection)
+
+    def _connection(self) -> AbstractAsyncContextManager[Connection]:
+        return first_connection(self._dsn, read_only=True)
+
 
 @asynccontextmanager
-async def log_verifier(settings: Settings, *, with_notes: bool = False) -> AsyncIterator[LogVerifier]:
+async def log_verifier(settings: Settings) -> AsyncIterator[LogVerifier]:
     """
-    Args:
-        with_notes: the checkpoints as they were signed are asked for, too.
-
     Raises:
-        CannotStart, BadDataDirectory, DatabaseDidNotStart: one line each, fit to show.
+        CannotStart, BadDataDirectory, DatabaseDidNotStart: one line each, fit to show; also within.
     """
     async with AsyncExitStack() as stack:
         dsn = await dsn_to_read(settings, stack)
@@ -63,9 +75,7 @@ async def log_verifier(settings: Settings, *, with_notes: bool = False) -> Async
         try:
             async with first_connection(dsn, read_only=True) as connection:
                 keys = await known_keys(connection, directory, checkpoint_seeds(settings))
-                known = await known_checkpoints(connection, directory, keys, with_notes=with_notes)
-                restored = await restores(connection)
+            stack.enter_context(giving_way())
+            yield LogVerifier(dsn, directory, keys)
         except PermissionError as error:
             raise CannotStart(f"The checkpoints in {error.filename} cannot be read; run as their owner.") from None
-        stack.enter_context(giving_way())
-        yield LogVerifier(dsn, known, restored, keys)

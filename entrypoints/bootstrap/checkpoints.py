@@ -6,7 +6,8 @@ from functools import partial
 
 from entrypoints.bootstrap import CannotStart
 from infrastructure.alerts.webhook import NotTaken, Webhook
-from infrastructure.audit.checkpointer import Checkpointer, Post
+from infrastructure.audit.checkpointer import Checkpointer
+from infrastructure.audit.outbox import Post
 from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.audit.witness import Witnesses
 from infrastructure.embedded.data_directory import DataDirectory

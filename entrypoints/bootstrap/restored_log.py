@@ -14,7 +14,7 @@ from infrastructure.audit.known import known_keys
 from infrastructure.audit.note_keys import VerifierKey
 from infrastructure.audit.notes import BadNote, checkpoint_in, open_note
 from infrastructure.audit.publishing import LATEST, CheckpointDirectory
-from infrastructure.audit.roots import Checkpoint
+from infrastructure.audit.roots import Checkpoint, Claim
 from infrastructure.audit.verification import Verified, verify
 from infrastructure.backup.layout import Backup, BadBackup, Description, archives_from, gap_in
 from infrastructure.postgres.connection import Connection, closing, connect
@@ -83,7 +83,7 @@ async def look_at(
         verified = await verify(
             dsn,
             statement_timeout=PATIENCE,
-            checkpoints=() if checkpoint is None else (checkpoint,),
+            claims=() if checkpoint is None else (Claim(checkpoint),),
             told=lambda done, of: progress("Verifying", done, of),
         )
         _demand_whole_chain(verified)

@@ -18,10 +18,11 @@ def checkpoints() -> None:
 @checkpoints.command(
     "list", epilog=options.example("registrar audit checkpoints list", "registrar audit checkpoints list --json")
 )
+@click.option("--last", type=click.IntRange(1), default=100, show_default=True, help="How many.")
 @options.as_json
 @options.data_dir
-def list_checkpoints(*, as_json: bool, data_dir: Path | None) -> int:
-    """List every checkpoint, and the keys that sign them.
+def list_checkpoints(*, last: int, as_json: bool, data_dir: Path | None) -> int:
+    """List the last checkpoints, and the keys that sign them.
 
     Those in the directory of checkpoints and those in the database, each once, with what is not published yet. Give
     the key to auditors and witnesses. Exit code 1 if there is a note that no known key has signed.
@@ -29,7 +30,7 @@ def list_checkpoints(*, as_json: bool, data_dir: Path | None) -> int:
     from entrypoints.cli.checkpoints import show
     from entrypoints.cli.session import verifying_log
 
-    return verifying_log(data_dir, lambda verifier: show(verifier, as_json=as_json), with_notes=as_json)
+    return verifying_log(data_dir, lambda verifier: show(verifier, most=last, as_json=as_json))
 
 
 @checkpoints.command("rotate-key", epilog=options.example("registrar audit checkpoints rotate-key"))

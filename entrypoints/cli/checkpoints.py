@@ -11,17 +11,16 @@ from infrastructure.audit.known import Known
 from infrastructure.audit.note_keys import VerifierKey
 
 
-async def show(verifier: LogVerifier, *, as_json: bool) -> int:
-    """Print the checkpoints and the keys; 1 if a note is none that a known key has signed."""
+async def show(verifier: LogVerifier, *, most: int, as_json: bool) -> int:
+    """Print the latest checkpoints and the keys; 1 if a note is none that a known key has signed."""
+    known = await verifier.known(most)
     if as_json:
-        print_json(
-            {"keys": [str(key) for key in verifier.keys], "checkpoints": [_as_json(one) for one in verifier.known]}
-        )
+        print_json({"keys": [str(key) for key in verifier.keys], "checkpoints": [_as_json(one) for one in known]})
     else:
-        print_table(["position", "size", "root", "state"], [_row(one) for one in verifier.known])
+        print_table(["position", "size", "root", "state"], [_row(one) for one in known])
         for key in verifier.keys:
             note(f"Signed by {_shown(key)}")
-    return 1 if any(one.checkpoint is None for one in verifier.known) else 0
+    return 1 if any(one.checkpoint is None for one in known) else 0
 
 
 async def change_key(desk: SigningKeyDesk, *, old_is_lost: bool, as_json: bool) -> int:

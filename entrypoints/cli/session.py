@@ -171,15 +171,11 @@ def verifying(data_dir: Path | None, work: Callable[[Verifier], Awaitable[int]])
         return _with(read_settings(data_dir=data_dir, with_secrets=False), verifier, work)
 
 
-def verifying_log(
-    data_dir: Path | None, work: Callable[[LogVerifier], Awaitable[int]], *, with_notes: bool = False
-) -> int:
+def verifying_log(data_dir: Path | None, work: Callable[[LogVerifier], Awaitable[int]]) -> int:
     """`reading`, for a command that verifies the log or its checkpoints; exit code as of `comparing`."""
     collect_hardly_ever()
     with _one_means_a_difference():
-        return _with(
-            read_settings(data_dir=data_dir, with_secrets=False), partial(log_verifier, with_notes=with_notes), work
-        )
+        return _with(read_settings(data_dir=data_dir, with_secrets=False), log_verifier, work)
 
 
 def comparing(data_dir: Path | None, work: Callable[[Reader], Awaitable[int]]) -> int:

@@ -16,15 +16,17 @@ from infrastructure.audit.walk import Finding
 
 async def verify(verifier: LogVerifier, *, since_checkpoint: bool, as_json: bool) -> int:
     """Verify the log and print what was found; 1 if it is not as it was recorded."""
-    unsigned = sum(one.checkpoint is None for one in verifier.known)
-    if unsigned:
-        note(f"{unsigned:,} notes are no checkpoints: `registrar audit checkpoints list` says why.")
     with moving() as progress:
         result = await verifier.verify(
             since_checkpoint=since_checkpoint,
             told=lambda done, of: progress("Verifying", done, of),
         )
-    restored = [one for one in verifier.restores if any(_may_come_of(one, finding) for finding in result.findings)]
+    if unsigned := result.checkpoints.unsigned:
+        notes = "1 note is no checkpoint" if unsigned == 1 else f"{unsigned:,} notes are no checkpoints"
+        note(f"{notes}: `registrar audit checkpoints list` says why.")
+    restored = [
+        one for one in await verifier.restores() if any(_may_come_of(one, finding) for finding in result.findings)
+    ]
     if as_json:
         print_json({**_as_json(result), "restores": [one._asdict() for one in restored]})
     else:

@@ -6,7 +6,7 @@ It only reads what appends write, and locks nothing of it. What does not verify 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,7 +17,8 @@ import structlog
 from application.crash_points import crash_point
 from domain.recorded import Position
 from infrastructure.audit.growing_tree import GrowingTree, edge_of
-from infrastructure.audit.paths import Tiles, consistency_proof
+from infrastructure.audit.outbox import Outbox, Post, keys_that_lead, latest_signed
+from infrastructure.audit.paths import MissingTile, Tiles, consistency_proof
 from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.audit.roots import Checkpoint, leaf_of
 from infrastructure.audit.rows import block_from, blocks_between, ends, events_between
@@ -45,15 +46,6 @@ REST: Final = 9
 """Rest after a stretch, in times of what it took: a first pass over a long log, or many appends, leave others nine
 tenths of a core."""
 
-MOST_AT_ONCE: Final = 200
-"""Checkpoints published in one go."""
-
-SLOWEST: Final = timedelta(minutes=1)
-"""Between two tries of an address that does not take a checkpoint."""
-
-Post = Callable[[bytes], Awaitable[str | None]]
-"""Sends a note to the address; returns why that failed, or None. It ends by itself in a while."""
-
 _HEAD: Final = "SELECT size, position, hash, origin, unsound FROM public.tree_head"
 _TILE: Final = "SELECT hashes FROM public.tree_tiles WHERE level = %s AND index = %s"
 _KEEP_TILE: Final = """
@@ -74,23 +66,11 @@ _KEEP_UNSOUND: Final = """
     ON CONFLICT (only_row) DO UPDATE SET unsound = excluded.unsound
 """
 _LOSABLE: Final = "SET LOCAL synchronous_commit = off"  # what is lost is done again, and no append waits for its flush
-_SIGNED: Final = "SELECT coalesce(max(size), 0), coalesce(max(position), 0) FROM public.checkpoints WHERE size <= %s"
 _KEEP: Final = """
     INSERT INTO public.checkpoints (size, position, note, signed_at, in_directory, at_url)
     VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (size) DO UPDATE SET note = excluded.note,
         signed_at = excluded.signed_at, in_directory = excluded.in_directory, at_url = excluded.at_url
 """
-_FOR_DIRECTORY: Final = """
-    SELECT size, note, signed_at FROM public.checkpoints
-    WHERE NOT (in_directory AND at_url) AND NOT in_directory ORDER BY size LIMIT %s
-"""
-_FOR_URL: Final = """
-    SELECT size, note FROM public.checkpoints
-    WHERE NOT (in_directory AND at_url) AND NOT at_url ORDER BY size LIMIT 1
-"""
-
-# A note that was signed once more meanwhile, by a new key, is still to be posted.
-_POSTED: Final = "UPDATE public.checkpoints SET at_url = true WHERE size = %s AND note = %s"
 
 
 class Unsound(Exception):
@@ -98,13 +78,32 @@ class Unsound(Exception):
 
 
 @dataclass(slots=True)
-class _Head:
-    """Up to where all is verified and in the tree. `origin` is empty before the first block."""
+class Head:
+    """Up to where all is verified and in the tree.
+
+    Attributes:
+        origin: empty before the first block.
+        has_to_lead_to: was signed, and the tree has to come to it first.
+    """
 
     tree: GrowingTree
     link: Link
     origin: str = ""
     unsound: str | None = None
+    has_to_lead_to: Checkpoint | None = None
+
+    def demand_what_was_signed(self) -> None:
+        """
+        Raises:
+            Unsound: the tree has come to the size of the checkpoint, and is another one; it begins anew.
+        """
+        signed = self.has_to_lead_to
+        if signed is None or self.tree.size != signed.size:
+            return
+        if self.tree.root() != signed.root:
+            self.tree, self.link = GrowingTree(0, {}), BEGINNING
+            raise Unsound(f"the log up to position {signed.position} is not the one that was signed")
+        self.has_to_lead_to = None
 
 
 class Checkpointer:
@@ -134,15 +133,14 @@ class Checkpointer:
         self._witnesses = witnesses
         self._every = every.total_seconds()
         self._look = look.total_seconds()
-        self._directory_failed = False
 
     async def work(self, connection: Connection) -> None:
         """Verify, sign and publish until cancelled; see `LeaderTask`."""
         loop = asyncio.get_running_loop()
-        head = await read_head(connection)
-        signed, signed_position = await (await connection.execute(_SIGNED, (head.tree.size,))).fetchone() or (0, 0)
+        head, last = await self._begin(connection)
+        signed, signed_position = (last.size, last.position) if last is not None else (0, 0)
         due = loop.time()
-        posting = _Posting(self._post) if self._post else None
+        outbox = Outbox(self._directory, self._post)
         try:
             while True:
                 news = (await ends(connection)).block.position - signed_position
@@ -153,20 +151,41 @@ class Checkpointer:
                     if await self._sign(connection, head, signed, changing=changing):
                         signed, signed_position = head.tree.size, head.link.position
                     due = loop.time() + self._every
-                await self._to_directory(connection, head.origin)
-                if posting is not None:
-                    await posting.go_on(connection)
+                if head.origin:
+                    await outbox.go_on(connection, partial(self._signers.verifiers, connection, head.origin))
                 await asyncio.sleep(self._look)
         finally:
-            if posting is not None:
-                await posting.close()
+            await outbox.close()
 
-    async def _follow(self, connection: Connection, head: _Head) -> None:
+    async def _begin(self, connection: Connection) -> tuple[Head, Checkpoint | None]:
+        """Where the last leader came to, and the last checkpoint.
+
+        What stands in the tables of the tree is believed only as far as it leads to what was signed: else the whole log
+        is read again, and has to.
+        """
+        head = await read_head(connection)
+        if not head.origin:
+            return head, None
+        keys = await self._signers.verifiers(connection, head.origin)
+        with suppress(OSError):  # of the directory; our own keys are known all the same
+            keys = await keys_that_lead(connection, self._directory, keys)
+        last = await latest_signed(connection, keys)
+        stands = await block_from(connection, head.link.position) if head.tree.size else None
+        is_moved = stands is not None and stands != head.link
+        if is_moved or not await _is_whole(Tiles.of(connection), head.tree, last):
+            hint = "the whole log is verified again, and nothing is signed meanwhile"
+            log.warning("checkpoint.tree_lost", size=head.tree.size, hint=hint)
+            head = Head(GrowingTree(0, {}), BEGINNING, head.origin, head.unsound)
+        if last is not None and head.tree.size < last.size:
+            head.has_to_lead_to = last
+        return head, last
+
+    async def _follow(self, connection: Connection, head: Head) -> None:
         """Verify up to the end of the log as it is now, or as far as it is what was recorded."""
         loop = asyncio.get_running_loop()
         end = (await ends(connection)).block.position
-        if end < head.link.position:
-            verified = head.link.position
+        verified = max(head.link.position, head.has_to_lead_to.position if head.has_to_lead_to is not None else 0)
+        if end < verified:
             await _say(connection, head, f"the log was cut off: it was verified up to {verified}, and ends at {end}")
         try:
             while head.link.position < end:
@@ -177,7 +196,7 @@ class Checkpointer:
         except Unsound as error:
             await _say(connection, head, str(error))
 
-    async def _stretch(self, connection: Connection, head: _Head, upto: Position) -> None:
+    async def _stretch(self, connection: Connection, head: Head, upto: Position) -> None:
         """Verify some blocks, and add them to the tree.
 
         Raises:
@@ -195,6 +214,7 @@ class Checkpointer:
             raise Unsound(_line(findings[0]))
         for block in blocks:
             head.tree.add(leaf_of(block.hash))
+            head.demand_what_was_signed()
         head.origin = head.origin or f"registrar/{blocks[0].hash.hex()[:16]}"
         head.link, head.unsound = last, None
         digests = b"".join(digest for step in steps for digest in step.digests)
@@ -205,7 +225,7 @@ class Checkpointer:
             await connection.execute(_KEEP_DIGESTS, (after.position + 1, last.position, digests))
             await connection.execute(_KEEP_HEAD, (head.tree.size, last.position, last.hash, head.origin))
 
-    async def _sign(self, connection: Connection, head: _Head, signed: int, *, changing: bool) -> bool:
+    async def _sign(self, connection: Connection, head: Head, signed: int, *, changing: bool) -> bool:
         """Sign the tree if it has grown, or by a new key what was signed by the old one; True if that was done."""
         has_grown = head.tree.size > signed
         if not has_grown and (not changing or not head.tree.size or head.unsound is not None):
@@ -224,7 +244,7 @@ class Checkpointer:
         await self._keep(connection, head, chosen)
         return True
 
-    async def _keep(self, connection: Connection, head: _Head, chosen: Chosen) -> None:
+    async def _keep(self, connection: Connection, head: Head, chosen: Chosen) -> None:
         """Have a checkpoint of the tree as it is signed and cosigned, and keep it to be published."""
         now = datetime.now(UTC)
         checkpoint = Checkpoint(head.tree.size, head.link.position, head.tree.root())
@@ -237,80 +257,31 @@ class Checkpointer:
             await chosen.keep(connection, checkpoint.size)
         crash_point("checkpoint.before_publication")
 
-    async def _to_directory(self, connection: Connection, origin: str) -> None:
-        """Publish what is not there yet, the oldest first; what fails is tried at the next look."""
-        if self._directory is None or not origin:
-            return
-        waiting = await (await connection.execute(_FOR_DIRECTORY, (MOST_AT_ONCE,))).fetchall()
-        keys = await self._signers.verifiers(connection, origin) if waiting else []
-        for size, note, signed_at in waiting:
-            try:
-                await while_touching(
-                    connection, asyncio.to_thread(self._directory.publish, note, signed_at.astimezone(UTC), keys)
-                )
-            except OSError as error:
-                if not self._directory_failed:  # once an outage
-                    hint = "checkpoints wait in the database until they can be written; appends go on"
-                    log.error("checkpoint.not_written", error=error.strerror or str(error), hint=hint)  # noqa: TRY400
-                self._directory_failed = True
-                return
-            self._directory_failed = False
-            crash_point("checkpoint.before_note")
-            await connection.execute("UPDATE public.checkpoints SET in_directory = true WHERE size = %s", (size,))
 
-
-class _Posting:
-    """Posts one checkpoint after the other, beside everything else: an address may take its time to fail."""
-
-    def __init__(self, post: Post) -> None:
-        self._post = post
-        self._under_way: tuple[int, str, asyncio.Future[str | None]] | None = None
-        self._pause = 0.0
-        self._not_before = 0.0
-
-    async def go_on(self, connection: Connection) -> None:
-        """Note what has become of the last one, and begin with the next."""
-        now = asyncio.get_running_loop().time()
-        if self._under_way is not None:
-            size, note, task = self._under_way
-            if not task.done():
-                return
-            self._under_way = None
-            if (failure := task.result()) is None:
-                await connection.execute(_POSTED, (size, note))
-                self._pause = 0.0
-            else:
-                if not self._pause:  # once an outage
-                    hint = "checkpoints wait in the database until they are taken; appends go on"
-                    log.error("checkpoint.not_posted", why=failure, hint=hint)
-                self._pause = min(2 * self._pause or 1.0, SLOWEST.total_seconds())
-                self._not_before = now + self._pause
-        if now >= self._not_before:
-            row = await (await connection.execute(_FOR_URL)).fetchone()
-            if row is not None:
-                size, note = row
-                self._under_way = size, note, asyncio.ensure_future(self._post(note.encode()))
-
-    async def close(self) -> None:
-        if self._under_way is not None:
-            self._under_way[2].cancel()
-            await asyncio.gather(self._under_way[2], return_exceptions=True)
-
-
-async def read_head(connection: Connection) -> _Head:
+async def read_head(connection: Connection) -> Head:
     """Where the last leader came to."""
     row = await (await connection.cursor(binary=True).execute(_HEAD)).fetchone()
     if row is None:
-        return _Head(GrowingTree(0, {}), BEGINNING)
+        return Head(GrowingTree(0, {}), BEGINNING)
     size, position, hash_, origin, unsound = row
     edge: dict[int, bytes] = {}
     for level, index in edge_of(size):
         tile = await (await connection.cursor(binary=True).execute(_TILE, (level, index))).fetchone()
         edge[level] = tile[0] if tile else b""
-    return _Head(GrowingTree(size, edge), Link(position, hash_), origin, unsound)
+    return Head(GrowingTree(size, edge), Link(position, hash_), origin, unsound)
 
 
-async def _say(connection: Connection, head: _Head, unsound: str) -> None:
+async def _is_whole(tiles: Tiles, tree: GrowingTree, last: Checkpoint | None) -> bool:
+    """Do the tiles make the tree, and the tree that was signed?"""
+    try:
+        if await tiles.root(0, tree.size) != tree.root():
+            return False
+        return last is None or last.size > tree.size or await tiles.root(0, last.size) == last.root
+    except MissingTile:
+        return False
+
+
+async def _say(connection: Connection, head: Head, unsound: str) -> None:
     """Log what is not as it was recorded, once, and keep it for health."""
     if head.unsound != unsound:
         hint = "nothing is signed any more; `registrar audit verify` says more"

@@ -17,7 +17,7 @@ FULL: Final = 256
 def edge_of(size: int) -> list[tuple[int, int]]:
     """Level and index of each tile that is begun and not full yet, in a tree of so many leaves."""
     edge, level = [], 0
-    while size:
+    while size > 0:
         if size % FULL:
             edge.append((level, size // FULL))
         size, level = size // FULL, level + 1

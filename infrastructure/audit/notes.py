@@ -99,6 +99,19 @@ def checkpoint_in(text: str) -> Checkpoint:
     return Checkpoint(int(found[1]), position, b64decode(found[2]))
 
 
+def time_in(text: str) -> datetime:
+    """When a checkpoint of ours was signed.
+
+    Raises:
+        BadNote: it does not say so.
+    """
+    found = re.search(r"^time ([0-9T:-]{19})Z$", text, re.MULTILINE)
+    try:
+        return datetime.fromisoformat(found[1] if found is not None else "").replace(tzinfo=UTC)
+    except ValueError:
+        raise BadNote("it does not say when it was signed") from None
+
+
 def vouched_for(keys: Iterable[VerifierKey], changes: Iterable[str]) -> list[VerifierKey]:
     """The given keys, and those that they lead to: each that is named in a change of keys which one of them has signed.
 

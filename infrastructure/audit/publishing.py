@@ -57,8 +57,12 @@ class CheckpointDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def publish(self, note: str, signed_at: datetime, keys: Iterable[VerifierKey]) -> None:
+    def publish(self, note: str, signed_at: datetime, keys: Iterable[VerifierKey], *, is_latest: bool = True) -> None:
         """Write a checkpoint; it is on disk when this returns. Again does no harm.
+
+        Args:
+            signed_at: tells the day.
+            is_latest: it takes the place of the one that readers are shown first.
 
         Raises:
             OSError: it is not written.
@@ -71,7 +75,8 @@ class CheckpointDirectory:
         of_the_day = self.path / f"{signed_at:%Y-%m-%d}.checkpoints"
         if not _ends_with(of_the_day, f"{note}\n".encode()):  # else a try before this one came as far as that
             append(of_the_day, note)
-        write(self.path / LATEST, note)
+        if is_latest:
+            write(self.path / LATEST, note)
 
     def keys(self) -> list[VerifierKey]:
         """Those that ever signed here, also before a rotation.
@@ -91,10 +96,23 @@ class CheckpointDirectory:
                 continue
         return found
 
+    def files(self) -> list[Path]:
+        """Of the days, the earliest first."""
+        return sorted(self.path.glob(_OF_A_DAY))
+
     def notes(self) -> Iterator[str]:
         """
         Raises:
             OSError: a file cannot be read.
         """
-        for file in sorted(self.path.glob(_OF_A_DAY)):
+        for file in self.files():
             yield from notes_in(file.read_text(encoding="utf-8", errors="replace"))
+
+    def latest_notes(self) -> Iterator[str]:
+        """The last one first.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        for file in reversed(self.files()):
+            yield from reversed(list(notes_in(file.read_text(encoding="utf-8", errors="replace"))))

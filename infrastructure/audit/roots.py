@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, NamedTuple
@@ -56,6 +56,17 @@ def leaf_of(block_hash: bytes) -> bytes:
     return sha256(b"\0" + block_hash).digest()
 
 
+class Claim(NamedTuple):
+    """A note that calls itself a checkpoint; whether somebody has signed it is another question.
+
+    Attributes:
+        note: the whole of it.
+    """
+
+    checkpoint: Checkpoint
+    note: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """Up to where the log is what checkpoints say.
@@ -64,64 +75,112 @@ class Agreement:
         compared: number of checkpoints.
         last: the last one that agrees before any that does not; None if there is none.
         disagrees: the first one that does not agree.
+        unsigned: number of notes that could be told to be none.
     """
 
     compared: int
     last: Checkpoint | None
     disagrees: Checkpoint | None
     findings: Sequence[Finding] = ()
+    unsigned: int = 0
 
 
 class Comparison:
-    """Compares the tree with checkpoints as it grows."""
+    """Compares the tree with checkpoints as it grows.
+
+    A year has millions of checkpoints, and to look at a signature takes longer than at a block. It is looked at where
+    it matters: of a note that does not agree, and of the last one that does, which speaks for all before it.
+    """
+
+    MOST_UNSETTLED: Final = 1_000
+    """Notes in memory that agree and whose signatures nobody has looked at."""
 
     _NOTHING: Final = Checkpoint(0, 0, b"")
 
-    def __init__(self, checkpoints: Iterable[Checkpoint]) -> None:
-        self._waiting = sorted(set(checkpoints), reverse=True)
-        self._compared = len(self._waiting)
+    def __init__(self, claims: Iterable[Claim], is_signed: Callable[[Claim], bool] = lambda _: True) -> None:
+        """
+        Args:
+            claims: the smallest tree first; taken as they are needed.
+            is_signed: by somebody who signs for this log.
+        """
+        self._claims = iter(claims)
+        self._is_signed = is_signed
+        self._next = next(self._claims, None)
         self._tree = Frontier()
         self._end: Position = 0
+        self._unsettled = list[Claim]()
+        self._compared = 0
+        self._unsigned = 0
         self._last: Checkpoint | None = None
         self._disagrees: Checkpoint | None = None
         self._why = ""
 
     def grow(self, blocks: Iterable[tuple[Position, bytes]]) -> None:
         """Add blocks: the last position and the leaf hash of each."""
-        if not self._compared:
+        if self._next is None:
             return
         tree = self._tree
         for position, leaf in blocks:
             tree.add(leaf)
             self._end = position
-            while self._waiting and self._waiting[-1].size <= tree.size:
-                self._compare(self._waiting.pop())
+            while self._next is not None and self._next.checkpoint.size <= tree.size:
+                self._compare(self._take(self._next))
 
-    def _compare(self, checkpoint: Checkpoint) -> None:
-        if self._disagrees is not None:
-            return
-        if checkpoint.root != self._tree.root():
-            self._disagrees, self._why = checkpoint, "the checkpoint of {} has another root"
-        elif checkpoint.position != self._end:
-            self._disagrees, self._why = (
-                checkpoint,
-                f"the checkpoint of {{}} was signed for a log of {self._end} events",
-            )
+    def _take(self, claim: Claim) -> Claim:
+        """Go on to the next one: the same note may come from two places."""
+        while self._next == claim:
+            self._next = next(self._claims, None)
+        return claim
+
+    def _compare(self, claim: Claim) -> None:
+        size, position, root = claim.checkpoint
+        if size == self._tree.size and root == self._tree.root() and position == self._end:
+            self._unsettled.append(claim)
+            if len(self._unsettled) == self.MOST_UNSETTLED:
+                self._settle()
+        elif not self._is_signed(claim):
+            self._unsigned += 1
         else:
-            self._last = checkpoint
+            self._disagree(claim.checkpoint)
+            if root != self._tree.root():
+                self._why = "the checkpoint of {} has another root"
+            else:
+                self._why = f"the checkpoint of {{}} was signed for a log of {self._end} events"
+
+    def _disagree(self, checkpoint: Checkpoint) -> None:
+        self._disagrees = checkpoint
+        self._compared += 1
+        self._next = None  # nothing that comes later says more
+
+    def _settle(self) -> None:
+        """The last of those that agree speaks for those before it, if it is signed."""
+        unsettled, self._unsettled = self._unsettled, []
+        while unsettled:
+            if self._is_signed(unsettled[-1]):
+                self._last = unsettled[-1].checkpoint
+                self._compared += len(unsettled)
+                return
+            unsettled.pop()
+            self._unsigned += 1
 
     def result(self) -> Agreement:
         """Once the whole log has been added."""
+        while self._next is not None:  # of more blocks than there are
+            claim = self._take(self._next)
+            if self._is_signed(claim):
+                self._disagree(claim.checkpoint)
+            else:
+                self._unsigned += 1
+        self._settle()
         last, disagrees = self._last, self._disagrees
+        found = [] if disagrees is None else [self._finding(last, disagrees)]
+        return Agreement(self._compared, last, disagrees, found, self._unsigned)
+
+    def _finding(self, last: Checkpoint | None, disagrees: Checkpoint) -> Finding:
         agreed = "none before it agrees" if last is None else f"the last one that agrees is that of {last.position}"
-        if disagrees is not None:
-            says = f"{self._why.format(disagrees.position)}, {agreed}"
+        if self._why:
             first = (last or self._NOTHING).position + 1
-            found = [Finding("checkpoint", first, max(first, disagrees.position), says)]
-        elif self._waiting:
-            disagrees = self._waiting[-1]
-            says = f"the log has been cut off: the checkpoint of {disagrees.position} has more blocks, {agreed}"
-            found = [Finding("cut", self._end + 1, max(self._end + 1, disagrees.position), says)]
-        else:
-            found = []
-        return Agreement(self._compared, last, disagrees, found)
+            says = f"{self._why.format(disagrees.position)}, {agreed}"
+            return Finding("checkpoint", first, max(first, disagrees.position), says)
+        says = f"the log has been cut off: the checkpoint of {disagrees.position} has more blocks, {agreed}"
+        return Finding("cut", self._end + 1, max(self._end + 1, disagrees.position), says)

@@ -15,9 +15,13 @@ from infrastructure.postgres.connection import Connection
 GAP: Final = timedelta(minutes=1)
 """Events without a checkpoint, or one that is not published, for longer than this need attention."""
 
-# (Whoever alters the log can write `infinity` or `-infinity`, from which no age can be computed.)
+# Whoever alters the log can write what he likes here, too: `infinity` or `-infinity`, of which no age can be computed,
+# and checkpoints of a log to come, which nobody has verified: they count for nothing.
 _STANDING: Final = """
-    WITH signed AS (SELECT coalesce(max(position), 0) AS position FROM public.checkpoints)
+    WITH signed AS (
+        SELECT coalesce(max(c.position), 0) AS position
+        FROM public.checkpoints AS c JOIN public.tree_head AS t ON c.size <= t.size AND c.position <= t.position
+    )
     SELECT signed.position,
            greatest(0, coalesce(extract(epoch FROM clock_timestamp() - (
                SELECT recorded_at FROM public.events
@@ -28,7 +32,8 @@ _STANDING: Final = """
                AS unpublished_seconds,
            (SELECT unsound FROM public.tree_head) AS unsound
     FROM signed, (
-        SELECT count(*) AS count, min(signed_at) AS since FROM public.checkpoints WHERE NOT (in_directory AND at_url)
+        SELECT count(*) AS count, min(signed_at) FILTER (WHERE isfinite(signed_at)) AS since
+        FROM public.checkpoints WHERE NOT (in_directory AND at_url)
     ) AS waiting
 """
 

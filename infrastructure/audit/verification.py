@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from domain.recorded import Position
-from infrastructure.audit.roots import Agreement, Checkpoint, Comparison, leaf_of
+from infrastructure.audit.roots import Agreement, Checkpoint, Claim, Comparison, leaf_of
 from infrastructure.audit.rows import block_from, blocks_between, ends, stretch_behind
 from infrastructure.audit.stretches import MOST_KEPT, Stretch, Walked, WalksStretches
 from infrastructure.audit.walk import BEGINNING, Ends, Finding, Link, check_ends
@@ -64,14 +64,16 @@ async def verify(
     dsn: str,
     *,
     statement_timeout: timedelta,
-    checkpoints: Sequence[Checkpoint] = (),
+    claims: Iterable[Claim] = (),
+    is_signed: Callable[[Claim], bool] = lambda _: True,
     since_checkpoint: bool = False,
     told: Told = lambda *_: None,
 ) -> Verified:
     """Verify the log up to its end as it is now, while it grows.
 
     Args:
-        checkpoints: that were read before now; their signatures are the caller's matter.
+        claims: notes that were there before now, see `Comparison`; taken in a thread.
+        is_signed: by somebody who signs for this log.
         since_checkpoint: only the events after the latest checkpoint that agrees with the blocks; all blocks are
             compared with all checkpoints in any case.
 
@@ -80,7 +82,8 @@ async def verify(
         Unavailable: the database is away.
     """
     try:
-        return await _Verification(dsn, statement_timeout, told).run(checkpoints, since_checkpoint=since_checkpoint)
+        comparison = await asyncio.to_thread(Comparison, claims, is_signed)
+        return await _Verification(dsn, statement_timeout, told).run(comparison, since_checkpoint=since_checkpoint)
     except HelperEnded as error:
         raise CannotVerify(str(error)) from None
 
@@ -93,17 +96,16 @@ class _Verification:
         self._make = partial(WalksStretches, dsn, statement_timeout)
         self._told = told
 
-    async def run(self, checkpoints: Sequence[Checkpoint], *, since_checkpoint: bool) -> Verified:
+    async def run(self, comparison: Comparison, *, since_checkpoint: bool) -> Verified:
         try:
             end = await self._ask(ends)
-            comparison = Comparison(checkpoints)
             after = BEGINNING
             if since_checkpoint:
                 await self._compare_blocks(comparison, end)
-                after = await self._from(comparison.result().last)
+                after = await self._from((await asyncio.to_thread(comparison.result)).last)
             result = Verified(after.position, end.block.position)
             await self._walk(result, after, None if since_checkpoint else comparison)
-            result.checkpoints = comparison.result()
+            result.checkpoints = await asyncio.to_thread(comparison.result)
             await self._look_at_the_end(result, end)
         finally:
             await self._connection.close()
@@ -119,7 +121,7 @@ class _Verification:
                 result.blocks += len(walked.positions)
                 result.add(walked.findings, walked.found)
                 if comparison is not None:
-                    comparison.grow(walked.tree())
+                    await asyncio.to_thread(comparison.grow, walked.tree())
                 self._told(stretch.upto - after.position, result.upto - after.position)
 
     async def _walked_here(self, stretches: Sequence[Stretch]) -> AsyncGenerator[tuple[Stretch, Walked]]:
@@ -144,7 +146,7 @@ class _Verification:
     async def _compare_blocks(self, comparison: Comparison, end: Ends) -> None:
         for stretch in await self._stretches(BEGINNING, end.block.position):
             blocks = await self._ask(partial(blocks_between, after=stretch.after.position, upto=stretch.upto))
-            comparison.grow((one.last, leaf_of(one.hash)) for one in blocks)
+            await asyncio.to_thread(comparison.grow, [(one.last, leaf_of(one.hash)) for one in blocks])
 
     async def _from(self, checkpoint: Checkpoint | None) -> Link:
         if checkpoint is None:

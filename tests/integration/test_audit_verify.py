@@ -16,7 +16,7 @@ from infrastructure.audit import stretches, verification
 from infrastructure.audit.note_keys import SigningKey
 from infrastructure.audit.notes import checkpoint_text, signed_note
 from infrastructure.audit.publishing import CheckpointDirectory
-from infrastructure.audit.roots import Checkpoint
+from infrastructure.audit.roots import Checkpoint, Claim
 from infrastructure.audit.rows import events_between
 from infrastructure.audit.verification import Verified, verify
 from infrastructure.event_store.codec import EventCodec
@@ -46,7 +46,8 @@ async def superuser(log_of_blocks: int, dsn: str) -> AsyncIterator[Superuser]:
 
 
 async def verified(dsn: str, *checkpoints: Checkpoint, since_checkpoint: bool = False) -> Verified:
-    return await verify(dsn, statement_timeout=TIMEOUT, checkpoints=checkpoints, since_checkpoint=since_checkpoint)
+    claims = sorted(map(Claim, checkpoints))
+    return await verify(dsn, statement_timeout=TIMEOUT, claims=claims, since_checkpoint=since_checkpoint)
 
 
 async def test_a_log_as_it_was_recorded_is_verified_to_its_end(

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from infrastructure.audit import stretches, verification
+from infrastructure.audit.roots import Claim
 from infrastructure.audit.verification import verify
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.connection import Connection, connect
@@ -63,7 +64,7 @@ async def test_a_checkpoint_that_does_not_agree_is_listed_however_many_findings_
     monkeypatch.setattr(verification, "MOST_KEPT", 5)
     monkeypatch.setattr(stretches, "MOST_KEPT", 5)
 
-    found = await verify(dsn, statement_timeout=TIMEOUT, checkpoints=[checkpoint])
+    found = await verify(dsn, statement_timeout=TIMEOUT, claims=[Claim(checkpoint)])
 
     assert found.found > 5
     assert [one.kind for one in found.findings] == ["altered"] * 4 + ["checkpoint"]

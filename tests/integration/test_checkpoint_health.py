@@ -26,6 +26,10 @@ from tests.support.webhook_stub import WebhookStub
 KEY = "ab" * 32
 LONG_AGO = "clock_timestamp() - interval '2 minutes'"
 LATER = f"""
+    WITH verified AS (
+        INSERT INTO tree_head (size, position, hash, origin) SELECT 1, position, hash, '' FROM head
+        ON CONFLICT (only_row) DO UPDATE SET size = 1, position = excluded.position
+    )
     INSERT INTO checkpoints (size, position, note, signed_at, in_directory)
     VALUES (1, (SELECT position FROM head), 'a note', {LONG_AGO}, false)
     ON CONFLICT (size) DO UPDATE SET signed_at = excluded.signed_at, in_directory = false

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from infrastructure.audit import checkpointer, known
-from infrastructure.audit.checkpointer import Checkpointer, Post
-from infrastructure.audit.known import known_checkpoints
+from infrastructure.audit.checkpointer import Checkpointer
+from infrastructure.audit.known import Claims
 from infrastructure.audit.notes import open_note
+from infrastructure.audit.outbox import Post
 from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.audit.rows import ends
 from infrastructure.audit.verification import verify
@@ -84,13 +85,11 @@ async def until_published(dsn: str) -> None:
 
 async def checked(dsn: str, directory: Path) -> tuple[int, list[str]]:
     """How many checkpoints are known, and what `audit verify` finds with them."""
+    place = CheckpointDirectory(directory)
     async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
-        found = await known_checkpoints(
-            connection, CheckpointDirectory(directory), CheckpointDirectory(directory).keys()
-        )
-    genuine = [one.checkpoint for one in found if one.checkpoint is not None]
-    result = await verify(dsn, statement_timeout=timedelta(seconds=10), checkpoints=genuine)
-    return len(genuine), [one.kind for one in result.findings]
+        claims = await Claims.of(connection, place, place.keys())
+    result = await verify(dsn, statement_timeout=timedelta(seconds=10), claims=claims, is_signed=claims.is_signed)
+    return result.checkpoints.compared, [one.kind for one in result.findings]
 
 
 def file_of_the_day(directory: Path) -> Path:
