@@ -23,7 +23,7 @@ from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.audit.roots import Checkpoint, leaf_of
 from infrastructure.audit.rows import block_from, blocks_between, ends, events_between
 from infrastructure.audit.signers import Chosen, KeyNotHere, Seeds, Signers
-from infrastructure.audit.walk import BEGINNING, Event, Finding, Link, walk
+from infrastructure.audit.walk import BEGINNING, Finding, Link, walk
 from infrastructure.audit.witness import Witnesses
 from infrastructure.followers.leadership import while_touching
 from infrastructure.postgres.connection import Connection
@@ -291,12 +291,10 @@ async def _say(connection: Connection, head: Head, unsound: str) -> None:
         head.unsound = unsound
 
 
-async def _events_of(connection: Connection, after: Position, upto: Position) -> list[Event]:
-    found: list[Event] = []
-    while more := await events_between(connection, found[-1].position if found else after, upto):
+async def _events_of(connection: Connection, after: Position, upto: Position) -> list[tuple[Position, int, bytes]]:
+    found = await events_between(connection, after, upto)
+    while found and found[-1][0] < upto and (more := await events_between(connection, found[-1][0], upto)):
         found += more
-        if found[-1].position >= upto:
-            break
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, TypeVar
 from domain.recorded import Position
 from infrastructure.audit.roots import leaf_of
 from infrastructure.audit.rows import CHUNK_EVENTS, blocks_between, digests_remembered, events_between
-from infrastructure.audit.walk import Block, Event, Finding, Link, walk
+from infrastructure.audit.walk import Block, Finding, Link, walk
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ class WalksStretches:
         positions = array("q", [one.last for one in blocks])
         return Walked(seen, found, findings, positions, b"".join([leaf_of(one.hash) for one in blocks]))
 
-    def _events(self, stretch: Stretch) -> Iterator[Event]:
+    def _events(self, stretch: Stretch) -> Iterator[tuple[Position, int, bytes]]:
         after: Position | None = stretch.after.position or None  # what stands before the first position is found, too
         while True:
             events = self._ask(partial(events_between, after=after, upto=stretch.upto))
@@ -88,10 +88,10 @@ class WalksStretches:
                 yield from events
                 return
             # One position may stand on both sides of the end of a chunk, if a superuser has dropped the index.
-            after = events[-1].position - 1
-            whole = [one for one in events if one.position <= after]
+            after = events[-1][0] - 1
+            whole = [one for one in events if one[0] <= after]
             if not whole:
-                whole, after = events, events[-1].position
+                whole, after = events, events[-1][0]
             yield from whole
 
     def _remembered(self, block: Block) -> list[bytes] | None:

@@ -5,9 +5,9 @@ Pure: whoever walks brings what stands in the database, and is told of each bloc
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import chain, combinations, islice, pairwise
 from typing import Final, Literal, NamedTuple
 
 from domain.recorded import Position
@@ -74,8 +74,7 @@ class Finding(NamedTuple):
     says: str
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """A block that was walked over.
 
     Attributes:
@@ -93,31 +92,69 @@ Remembered = Callable[[Block], Sequence[bytes] | None]
 """The digests that the events of a block once had, if somebody has kept them. They need not be right: they are looked
 at only if they give the block's hash."""
 
+MOST_AT_ONCE: Final = 10_000
+"""Events that are taken for those of a block before they are looked at, whatever length it claims to have."""
+
 
 def walk(
-    after: Link, blocks: Iterable[Block], events: Iterable[Event], *, remembered: Remembered = lambda _: None
+    after: Link,
+    blocks: Iterable[Block],
+    events: Iterable[tuple[Position, int, bytes]],
+    *,
+    remembered: Remembered = lambda _: None,
 ) -> Iterator[Step]:
     """Verify consecutive blocks and their events, both in the order of their positions.
 
     Args:
         after: what the first block has to follow.
-        events: all that stand after that; none behind the last block, or that is a finding, too.
+        events: all that stand after that, each as an `Event`; none behind the last block, or that is a finding, too.
     """
-    walker = _Walker(after, remembered)
-    rest = iter(events)
-    event = next(rest, None)
+    walker, waiting = _Walker(after, remembered), _Waiting(events)
     for block in blocks:
-        last = block.last
-        found: list[Event] = []
-        while event is not None and event[0] <= last:
-            found.append(event)
-            event = next(rest, None)
-        yield walker.step(block, found)
-    if event is not None:
-        first = final = event[0]
-        for event in rest:
-            final = event[0]
-        yield Step(None, (), [Finding("no block", first, final, "no block contains what stands there")])
+        found = waiting.take(block.last - walker.position)
+        step = walker.step_well(block, found)
+        if step is None:
+            waiting.put_back(found)
+            found = list(waiting.take_up_to(block.last))
+            step = walker.step_well(block, found) or walker.step(block, [Event._make(one) for one in found])
+        yield step
+    if rest := waiting.ends():
+        yield Step(None, (), [Finding("no block", *rest, "no block contains what stands there")])
+
+
+class _Waiting:
+    """Events that are still to be walked over."""
+
+    def __init__(self, events: Iterable[tuple[Position, int, bytes]]) -> None:
+        self._rest = iter(events)
+        self._returned = deque[tuple[Position, int, bytes]]()
+
+    def take(self, count: int) -> Sequence[tuple[Position, int, bytes]]:
+        """As many, if there are and it is not a claim that nothing can be."""
+        count = min(max(count, 0), MOST_AT_ONCE)
+        if not self._returned:
+            return list(islice(self._rest, count))
+        found = [self._returned.popleft() for _ in range(min(count, len(self._returned)))]
+        return found + list(islice(self._rest, count - len(found)))
+
+    def put_back(self, events: Sequence[tuple[Position, int, bytes]]) -> None:
+        self._returned.extendleft(reversed(events))
+
+    def take_up_to(self, position: Position) -> Iterator[tuple[Position, int, bytes]]:
+        while found := self.take(1):
+            if found[0][0] > position:
+                self.put_back(found)
+                return
+            yield found[0]
+
+    def ends(self) -> tuple[Position, Position] | None:
+        """The first and the last position of all the rest."""
+        if not (found := self.take(1)):
+            return None
+        first = last = found[0][0]
+        for last, _, _ in chain(self._returned, self._rest):  # noqa: B007 - the last one
+            pass
+        return first, last
 
 
 class _Walker:
@@ -134,19 +171,30 @@ class _Walker:
         self._or_after: bytes | None = None
         self._lost = False
 
-    def step(self, block: Block, events: list[Event]) -> Step:
-        positions, times, digests = zip(*events, strict=True) if events else ((), (), ())
-        first = self._after.position + 1
+    @property
+    def position(self) -> Position:
+        """Behind the last block that was walked over."""
+        return self._after.position
+
+    def step_well(self, block: Block, events: Sequence[tuple[Position, int, bytes]]) -> Step | None:
+        """None if not all is as it was recorded."""
+        first, last, hash_ = block
+        position, previous = self._after
+        if first != position + 1 or last - position != len(events) or not events:
+            return None
+        positions, times, digests = zip(*events, strict=True)
         if (
-            block.first == first
-            and len(positions) == block.last - block.first + 1
-            and positions == tuple(range(first, block.last + 1))
+            positions == tuple(range(first, last + 1))
             and times.count(times[0]) == len(times)
-            and block_hash_at(self._after.hash, first, times[0], digests) == block.hash
+            and block_hash_at(previous, first, times[0], digests) == hash_
         ):
-            self._go_on(block)
+            self._after, self._or_after, self._lost = Link(last, hash_), None, False
             return Step(block, digests)
-        return Step(block, digests, self._why(block, events))
+        return None
+
+    def step(self, block: Block, events: list[Event]) -> Step:
+        """Of a block that is not as it was recorded."""
+        return Step(block, [one.digest for one in events], self._why(block, events))
 
     def _go_on(self, block: Block, *, or_after: bytes | None = None) -> None:
         self._after, self._or_after, self._lost = Link(block.last, block.hash), or_after, False

@@ -40,35 +40,9 @@ def event_digest(
     ).digest()
 
 
-def event_digest_as_sent(
-    stream_id: bytes,
-    version: int,
-    topic: bytes,
-    state: bytes,
-    correlation_id: bytes,
-    causation_position: int | None,
-    actor: bytes,
-    trace: bytes | None,
-) -> bytes:
-    """`event_digest`, of fields as PostgreSQL sends them, without making objects of them: for a log of millions.
-
-    Raises:
-        TypeError: a field is NULL that cannot be.
-    """
-    return sha256(
-        b"".join(
-            (
-                *(stream_id, _eight(version), _sized(topic), _four(len(state)), state, correlation_id),
-                _NULL if causation_position is None else _four(8) + _eight(causation_position),
-                _sized(actor),
-                _NULL if trace is None else _sized.__wrapped__(trace),
-            )
-        )
-    ).digest()
-
-
 _four = Struct("!i").pack
 _eight = Struct("!q").pack
+_two_eights = Struct("!qq").pack
 _NULL = _four(-1)
 
 
@@ -76,11 +50,6 @@ _NULL = _four(-1)
 def _text(value: str) -> bytes:
     """A text's length and bytes; there are few topics and actors."""
     encoded = value.encode()
-    return _four(len(encoded)) + encoded
-
-
-@lru_cache(maxsize=256)
-def _sized(encoded: bytes) -> bytes:
     return _four(len(encoded)) + encoded
 
 
@@ -98,7 +67,7 @@ def block_hash(previous: bytes, first_position: int, recorded_at: datetime, dige
 
 def block_hash_at(previous: bytes, first_position: int, microseconds: int, digests: Iterable[bytes]) -> bytes:
     """`block_hash`, the time in microseconds since 1970."""
-    return sha256(b"".join((previous, _eight(first_position), _eight(microseconds), *digests))).digest()
+    return sha256(b"".join((previous, _two_eights(first_position, microseconds), *digests))).digest()
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
