@@ -49,7 +49,8 @@ _FOR_URL: Final = """
 # A note that was signed once more meanwhile, by a new key, is still to be published.
 _WRITTEN: Final = "UPDATE public.checkpoints SET in_directory = true WHERE size = %s AND note = %s"
 _POSTED: Final = "UPDATE public.checkpoints SET at_url = true WHERE size = %s AND note = %s"
-_SIGNED: Final = "SELECT size, note FROM public.checkpoints ORDER BY size DESC"
+_SIGNED: Final = "SELECT size, note FROM public.checkpoints WHERE size < %s ORDER BY size DESC LIMIT 10"
+_ENDLESS: Final = 2**63 - 1
 _CHANGES: Final = f"SELECT note FROM public.checkpoints WHERE position(E'\\n{REPLACES} ' IN note) > 0"  # noqa: S608 - a constant
 _THIN: Final = f"""
     DELETE FROM public.checkpoints AS c
@@ -77,10 +78,12 @@ async def keys_that_lead(
 
 async def latest_signed(connection: Connection, keys: Sequence[VerifierKey]) -> Checkpoint | None:
     """The checkpoint of the largest tree that one of the keys has signed."""
-    async for row in connection.cursor().stream(_SIGNED):
-        noted, note = row
-        if _refusal(noted, note, keys) is None:
-            return checkpoint_in(note)
+    below = _ENDLESS
+    while rows := await (await connection.execute(_SIGNED, (below,))).fetchall():
+        for size, note in rows:
+            if _refusal(size, note, keys) is None:
+                return checkpoint_in(note)
+        below = rows[-1][0]
     return None
 
 

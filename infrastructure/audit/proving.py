@@ -9,12 +9,14 @@ from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import msgspec
+from psycopg.rows import class_row
 
 from domain.recorded import Position
+from infrastructure.audit.notes import BadNote, checkpoint_in
 from infrastructure.audit.paths import MissingTile, Tiles, audit_path, leaf_hash, root_of, tiles_from_blocks
 from infrastructure.event_store.chain import BEFORE_ALL, block_hash, event_digest
 from infrastructure.event_store.listing import events_at
@@ -49,10 +51,14 @@ _DIGESTS: Final = """
     FROM public.events AS e WHERE e.notification_id BETWEEN %(first)s AND %(last)s ORDER BY e.notification_id
 """
 
-_CHECKPOINT: Final = """
-    SELECT size, position, note FROM public.checkpoints
-    WHERE %(size)s::bigint IS NULL OR size = %(size)s ORDER BY size DESC LIMIT 1
+# (Not one of a log to come, which anybody could have written there.)
+_CHECKPOINTS: Final = """
+    SELECT size, position, note FROM public.checkpoints AS c
+    WHERE (%(size)s::bigint IS NULL OR size = %(size)s) AND size < %(below)s
+        AND EXISTS (SELECT FROM public.blocks AS b WHERE b.last_position = c.position)
+    ORDER BY size DESC LIMIT 10
 """
+_ENDLESS: Final = 2**63 - 1
 
 
 class CannotProve(Exception):
@@ -65,6 +71,14 @@ class CheckpointRow(NamedTuple):
     size: int
     position: Position
     note: str
+
+    @property
+    def says_what_it_is(self) -> bool:
+        """Is it a checkpoint in form, of the size and the position under which it is kept?"""
+        try:
+            return checkpoint_in(self.note)[:2] == self[:2]
+        except BadNote:
+            return False
 
     @property
     def root(self) -> bytes:
@@ -128,10 +142,12 @@ async def checkpoint_of(connection: Connection, size: int | None) -> CheckpointR
     Raises:
         CannotProve: there is none.
     """
-    cursor = connection.cursor(binary=True)
-    row: Any = await (await cursor.execute(_CHECKPOINT.encode(), {"size": size})).fetchone()
-    if row is not None:
-        return CheckpointRow(*row)
+    cursor, below = connection.cursor(row_factory=class_row(CheckpointRow)), _ENDLESS
+    while rows := await (await cursor.execute(_CHECKPOINTS.encode(), {"size": size, "below": below})).fetchall():
+        for row in rows:
+            if row.says_what_it_is:
+                return row
+        below = rows[-1].size
     if size is None:
         raise CannotProve("There is no checkpoint yet, so nothing was signed that a proof could lead to.")
     raise CannotProve(
