@@ -164,8 +164,10 @@ class Checkpointer:
         is read again, and has to.
         """
         head = await read_head(connection)
-        if not head.origin:
+        first = await block_from(connection, 1)
+        if first is None:
             return head, None
+        head.origin = head.origin or _origin(first.hash)
         keys = await self._signers.verifiers(connection, head.origin)
         with suppress(OSError):  # of the directory; our own keys are known all the same
             keys = await keys_that_lead(connection, self._directory, keys)
@@ -215,7 +217,7 @@ class Checkpointer:
         for block in blocks:
             head.tree.add(leaf_of(block.hash))
             head.demand_what_was_signed()
-        head.origin = head.origin or f"registrar/{blocks[0].hash.hex()[:16]}"
+        head.origin = head.origin or _origin(blocks[0].hash)
         head.link, head.unsound = last, None
         digests = b"".join(digest for step in steps for digest in step.digests)
         async with connection.transaction():
@@ -264,11 +266,18 @@ async def read_head(connection: Connection) -> Head:
     if row is None:
         return Head(GrowingTree(0, {}), BEGINNING)
     size, position, hash_, origin, unsound = row
+    if size < 0:
+        return Head(GrowingTree(0, {}), BEGINNING, origin, unsound)
     edge: dict[int, bytes] = {}
     for level, index in edge_of(size):
         tile = await (await connection.cursor(binary=True).execute(_TILE, (level, index))).fetchone()
         edge[level] = tile[0] if tile else b""
     return Head(GrowingTree(size, edge), Link(position, hash_), origin, unsound)
+
+
+def _origin(first: bytes) -> str:
+    """The log's name, after the hash of its first block."""
+    return f"registrar/{first.hex()[:16]}"
 
 
 async def _is_whole(tiles: Tiles, tree: GrowingTree, last: Checkpoint | None) -> bool:
