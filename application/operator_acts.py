@@ -20,6 +20,11 @@ SEARCH_REGISTRATIONS: Final = "search-registrations"
 SHOW_REGISTRATION: Final = "show-registration"
 """Looks at persons in clear."""
 
+BACK_UP: Final = "back-up"
+EXPORT_WITH_KEYS: Final = "export-log-with-keys"
+APPLY_ROLES: Final = "apply-database-roles"
+"""Acts whose effect is not in the log: what is in it leaves the database, or others may read it from now on."""
+
 _ACTS: Final[Mapping[type[Command], str]] = {
     CancelRegistration: "cancel-registration",
     EraseRegistration: "erase-registration",

@@ -19,7 +19,8 @@ class OperatorAct(Aggregate, created_event_name="OperatorActed"):
     """One act of an operator that had an effect, or one look at a person's data in clear; a stream of its own."""
 
     class OperatorActed(Aggregate.Created):
-        """An operator's command had an effect: the events that follow in the same commit.
+        """An operator's command had an effect: the events that follow in the same commit, or none of them where the
+        effect is outside of the log (a backup).
 
         `act` names the command, `registration_id` the registration that it is about, if it is about one; `reason` is
         what the operator said, without personal data.
@@ -60,6 +61,20 @@ class OperatorAct(Aggregate, created_event_name="OperatorActed"):
             now=first.timestamp,
             act=act,
             registration_id=str(registration_id) if registration_id else None,
+            reason=reason,
+        )
+
+    @classmethod
+    def outside(cls, *, act_id: UUID, act: str, reason: str | None, now: datetime) -> OperatorAct:
+        """Record an act without an effect in the log; no other has this id."""
+        return begin(
+            cls,
+            cls.OperatorActed,
+            name="operator_act",
+            stream_id=act_id,
+            now=now,
+            act=act,
+            registration_id=None,
             reason=reason,
         )
 

@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import PERSONAL_FIELDS, Registration
-from projections.paging import Page, before, page
+from projections.paging import LAST_POSITION, Page, before, page
 from projections.table import Connection, Table, schema_of
 
 # `subjects` says whose address a registration is about: an entry is found by address through its registration,
@@ -43,6 +43,12 @@ TABLES = """
         claim_id        uuid NOT NULL
     );
     CREATE INDEX IF NOT EXISTS subjects_of_claim ON subjects (claim_id, registration_id);
+"""
+
+# Where in the log a time is: positions rise with times, so the times of a few entries lead to all of them. To find one,
+# the summaries of `entries_in_time` would have to be read whole.
+TIMES = """
+    CREATE INDEX IF NOT EXISTS entries_by_time ON entries (recorded_at, position) WHERE position % 64 = 0;
 """
 
 ENTRIES = Table(
@@ -84,21 +90,13 @@ _WIDE = {
     "until": "recorded_at < %(until)s AND position < %(until_position)s",
 }
 
-# Halves the log until one position is left: entries before it are older than a time, those from it on are not. Twenty
-# steps through the primary key for a million entries; a scan, even of the summaries in `entries_in_time`, would grow
-# with the log. A position that is not there (its stream is parked) counts as the next one.
-_FIRST_AT = """
-    WITH RECURSIVE halving AS (
-        SELECT 0::bigint AS low, coalesce((SELECT max(e.position) FROM {entries} AS e), 0) + 1 AS high
-        UNION ALL
-        SELECT CASE WHEN found.recorded_at < %(at)s THEN h.middle ELSE h.low END,
-               CASE WHEN found.recorded_at < %(at)s THEN h.high ELSE h.middle END
-        FROM (SELECT low, high, (low + high) / 2 AS middle FROM halving WHERE high - low > 1) AS h
-        CROSS JOIN LATERAL (
-            SELECT e.recorded_at FROM {entries} AS e WHERE e.position >= h.middle ORDER BY e.position LIMIT 1
-        ) AS found
-    )
-    SELECT min(high) FROM halving
+# Of every 64th entry, of whose times there is an index: the last one before a time, and the first one not before it.
+# What is between it and the very position is read, and passed over by its time.
+_AROUND = """
+    SELECT coalesce((SELECT e.position FROM {entries} AS e WHERE e.position %% 64 = 0 AND e.recorded_at < %(since)s
+                     ORDER BY e.recorded_at DESC, e.position DESC LIMIT 1), 0),
+           coalesce((SELECT e.position FROM {entries} AS e WHERE e.position %% 64 = 0 AND e.recorded_at >= %(until)s
+                     ORDER BY e.recorded_at, e.position LIMIT 1), {last})
 """
 
 SET_BACK = timedelta(milliseconds=100)
@@ -164,16 +162,19 @@ class Audit:
 
     name = "audit"
     topics: tuple[str, ...] | None = None
-    tables: tuple[str, ...] = (TABLES,)
+    tables: tuple[str, ...] = (TABLES, TIMES)
 
     def __init__(self, schema: str | None = None) -> None:
         self.schema = schema = schema or schema_of(self.name)
         self._entries = ENTRIES.within(schema)
-        self._first_at = _FIRST_AT.format(entries=self._entries)
+        self._around = _AROUND.format(entries=self._entries, last=LAST_POSITION)
+        self._about = f"SELECT position FROM {self._entries} WHERE registration_id = %s ORDER BY position DESC LIMIT %s"  # noqa: S608 - a constant
         self._end = f"SELECT coalesce(max(position), 0) FROM {self._entries}"  # noqa: S608 - a constant
         subjects = SUBJECTS.within(schema)
         self._subjects = (
-            f"SELECT registration_id FROM {subjects} WHERE claim_id = ANY (%s) ORDER BY registration_id DESC"  # noqa: S608 - a constant
+            f"SELECT s.registration_id FROM {subjects} AS s CROSS JOIN LATERAL ("  # noqa: S608 - constants
+            f"SELECT min(e.position) AS begun FROM {self._entries} AS e WHERE e.registration_id = s.registration_id"
+            ") AS b WHERE s.claim_id = ANY (%s) ORDER BY b.begun DESC"
         )
         self._narrow = {name: condition.format(subjects=subjects) for name, condition in _NARROW.items()}
 
@@ -211,6 +212,11 @@ class Audit:
         bounds = {"after": after, "upto": upto, "limit": limit}
         return await self._select(connection, "position > %(after)s AND position <= %(upto)s", "ASC", bounds, wanted)
 
+    async def positions_about(self, connection: Connection, registration_id: UUID, *, limit: int) -> list[Position]:
+        """Where what is about a registration stands, the latest first."""
+        found = await connection.execute(self._about.encode(), (registration_id, limit))
+        return [row[0] for row in await found.fetchall()]
+
     async def end(self, connection: Connection) -> Position:
         """Position of the latest entry, 0 if there is none."""
         row = await (await connection.execute(self._end.encode())).fetchone()
@@ -227,9 +233,7 @@ class Audit:
     ) -> list[Entry]:
         given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
         parameters = parameters | given
-        for name, leeway in (("since", -SET_BACK), ("until", SET_BACK)):
-            if name in given:
-                parameters[f"{name}_position"] = await self._first(connection, _moved(given[name], leeway))
+        parameters |= await self._positions(connection, given.get("since"), given.get("until"))
         narrow = [condition for name, condition in self._narrow.items() if name in given]
         source = self._entries
         if narrow:  # OFFSET 0 keeps the planner from walking through the log in order all the same
@@ -240,11 +244,19 @@ class Audit:
         await reading.execute(f"{query} ORDER BY position {order} LIMIT %(limit)s".encode(), parameters, prepare=False)
         return [Entry(*row) for row in await reading.fetchall()]
 
-    async def _first(self, connection: Connection, at: datetime) -> Position:
-        """The first position from which on nothing is older than this."""
-        row = await (await connection.execute(self._first_at.encode(), {"at": at})).fetchone()
-        assert row is not None  # noqa: S101 - an aggregate
-        return int(row[0])
+    async def _positions(
+        self, connection: Connection, since: datetime | None, until: datetime | None
+    ) -> dict[str, Position]:
+        """Positions between which everything is that was recorded between two times."""
+        if since is None and until is None:
+            return {}
+        times = {
+            "since": None if since is None else _moved(since, -SET_BACK),
+            "until": None if until is None else _moved(until, SET_BACK),
+        }
+        row = await (await connection.execute(self._around.encode(), times)).fetchone()
+        assert row is not None  # noqa: S101 - no table is read by the outermost query
+        return {"since_position": row[0], "until_position": row[1]}
 
 
 def _moved(at: datetime, by: timedelta) -> datetime:

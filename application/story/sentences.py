@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from application.story.words import CANCELLED, FAILURES, moment
+from application.story.words import ACTS, CANCELLED, FAILURES, LOOKS, moment
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.operator_act import OperatorAct
@@ -93,9 +93,10 @@ def sentence(event: AnyEvent) -> str:
         case MailSaga.MailSagaEnded():
             return f"Nothing is left to do: {_ENDED.get(event.outcome, event.outcome)}."
         case OperatorAct.OperatorActed():
-            return f"An operator's act: {event.act}{because(event.reason)}."
+            return f"An operator {did(event.act)}{because(event.reason)}."
         case OperatorAct.PersonalDataRead():
-            return f"An operator was shown address and name in clear: {event.act}{because(event.reason)}."
+            where = LOOKS.get(event.act, event.act)
+            return f"An operator was shown address and name in clear, {where}{because(event.reason)}."
         case ParkedRetry.ParkedRetryAsked():
             return f"Follower {event.follower} was asked to try its parked stream again."
         case _:
@@ -129,6 +130,11 @@ def tries(attempts: int) -> str:
 def cancelled(reason: str) -> str:
     """Why a registration was undone."""
     return CANCELLED.get(reason, reason)
+
+
+def did(act: str) -> str:
+    """What an operator did; its name where there are no words for it."""
+    return ACTS.get(act, f"did {act}")
 
 
 def because(reason: str | None) -> str:

@@ -8,12 +8,14 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from application.story.sentences import sentence
+from application.story.at_present import AtPresent
+from application.story.sentences import did, sentence
 from application.story.why import why
 from application.story.words import ACTORS, duration, moment
+from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.operator_act import OperatorAct
-from domain.recorded import Actor, Position, Recorded
+from domain.recorded import Actor, AnyEvent, Position, Recorded
 from domain.registration import Registration, Status
 
 QUESTION: Final = "Why did this person not get the mail?"
@@ -67,11 +69,12 @@ class Story:
     acts: list[Act]
 
 
-def told(registration_id: UUID, events: Sequence[Recorded], now: datetime) -> Story:
+def told(registration_id: UUID, events: Sequence[Recorded], now: datetime, present: AtPresent | None = None) -> Story:
     """The story of a registration.
 
     Args:
         events: all about it, in the order of the log; there is at least one.
+        present: None: not known.
     """
     groups: dict[object, list[Recorded]] = {}
     for one in events:
@@ -86,7 +89,7 @@ def told(registration_id: UUID, events: Sequence[Recorded], now: datetime) -> St
         led_to = of_position.get(act.cause) if act.cause is not None else None
         (outside if led_to is None else led_to.consequences).append(act)
         of_position |= dict.fromkeys((one.position for one in group), act)
-    return Story(registration_id, _status(events), events[0].recorded_at, why(events, now), outside)
+    return Story(registration_id, _status(events), events[0].recorded_at, why(events, now, present), outside)
 
 
 def _act(group: Sequence[Recorded], times: Mapping[Position, datetime]) -> Act:
@@ -117,24 +120,51 @@ def _decides(one: Recorded) -> bool:
 def _headline(group: Sequence[Recorded]) -> str:
     first = group[0]
     who = ACTORS.get(first.actor, first.actor)
-    match first.event:
-        case OperatorAct.OperatorActed() as act:
-            did = f"did {act.act}"
+    what = "erased the person again" if first.actor == Actor.RESTORE else _did(first.event)
+    return f"{who[0].upper()}{who[1:]} {what}"
+
+
+def _did(event: AnyEvent) -> str:
+    """What somebody did, by the first event of it.
+
+    Over 40 lines, because it is one table.
+    """
+    match event:
+        case OperatorAct.OperatorActed():
+            return did(event.act)
         case OperatorAct.PersonalDataRead():
-            did = "looked at the person"
+            return "looked at the person"
         case Registration.UserRegistered():
-            did = "asked to register"
+            return "asked to register"
         case Registration.OtpIssued(reason="requested"):
-            did = "asked for a new code"
+            return "asked for a new code"
         case Registration.CodeRejected():
-            did = "entered a wrong code"
+            return "entered a wrong code"
         case Registration.EmailVerified():
-            did = "entered the code"
+            return "entered the code"
+        case Registration.EmailDispatchFailed(provider="broker"):
+            return "got back what no worker had done"
         case Registration.EmailDispatched() | Registration.EmailDispatchFailed() | Registration.EmailWithheld():
-            did = "had a mail to send"
-        case _:
-            did = "went on"
-    return f"{who[0].upper()}{who[1:]} {did}"
+            return "had a mail to send"
+        case Registration.OwnerNotified():
+            return "sent the owner a notice"
+        case Registration.AccountActivated():
+            return "activated the account"
+        case MailSaga.MailSagaStarted() | MailSaga.MailSagaReopened():
+            return "took it up"
+        case MailSaga.MailRequested():
+            return "asked for the mail"
+        case MailSaga.RetryScheduled():
+            return "set a time for the next try"
+        case MailSaga.EndAwaited():
+            return "left the rest to the person"
+        case MailSaga.FreshCodeAsked():
+            return "had the code replaced"
+        case MailSaga.UndoDecided():
+            return "undid the registration"
+        case MailSaga.MailSagaEnded() | EmailClaim.EmailReleased():
+            return "came to an end"
+    return "went on"
 
 
 def _status(events: Sequence[Recorded]) -> str:

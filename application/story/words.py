@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from application.operator_acts import SEARCH_REGISTRATIONS, SHOW_REGISTRATION
 from domain.mail_outcome import CancelReason
 from domain.recorded import Actor
 
@@ -15,7 +16,20 @@ ACTORS: Final[Mapping[str, str]] = {
     Actor.MAIL_SAGA: "the mail saga",
     Actor.MAIL_WORKER: "the mail worker",
     Actor.DEAD_LETTER_CONSUMER: "the consumer of dead letters",
+    Actor.RESTORE: "the first start after a restore",
 }
+
+ACTS: Final[Mapping[str, str]] = {
+    "cancel-registration": "cancelled the registration",
+    "erase-registration": "erased the person",
+    "retry-mail": "had the mail tried again",
+    "discard-mail": "gave the mail up",
+    "discard-stray-message": "discarded a foreign message",
+    "retry-parked-stream": "had a parked stream tried again",
+}
+"""By `application.operator_acts.act_of`; for a registration's story."""
+
+LOOKS: Final[Mapping[str, str]] = {SEARCH_REGISTRATIONS: "in a search", SHOW_REGISTRATION: "with all about it"}
 
 CANCELLED: Final[Mapping[str, str]] = {
     CancelReason.EXPIRED: "the address was not verified in time",

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 from fastapi import Depends, FastAPI, Query
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -121,6 +121,12 @@ class AuditQuery(_Page):
     correlation_id: UUID | None = None
     since: AwareDatetime | None = None
     until: Annotated[AwareDatetime | None, Field(description="excluded")] = None
+
+    @model_validator(mode="after")
+    def _something_lies_between(self) -> AuditQuery:
+        if self.since is not None and self.until is not None and self.since >= self.until:
+            raise ValueError("since must be before until")
+        return self
 
 
 class MailQuery(_Page):

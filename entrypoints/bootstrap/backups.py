@@ -13,7 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from application.operator_acts import BACK_UP
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.acts import record_act
 from entrypoints.bootstrap.checkpoints import checkpoint_directory
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from entrypoints.bootstrap.replay import READ_MODELS, Verifier, giving_way
@@ -92,8 +94,13 @@ class Drill:
 # --- Taking one -------------------------------------------------------------------------------
 
 
-async def back_up(settings: Settings, directory: Path, *, keep: int | None, progress: Progress) -> Taken:
+async def back_up(
+    settings: Settings, directory: Path, *, keep: int | None, progress: Progress, reason: str | None = None
+) -> Taken:
     """Take a backup of the embedded database, which goes on meanwhile, and have its log archived beside it from then.
+
+    Args:
+        reason: the operator's.
 
     Raises:
         CannotStart, BadDataDirectory, DatabaseDidNotStart, BadBackup, BackupFailed: one line each, fit to show.
@@ -106,6 +113,7 @@ async def back_up(settings: Settings, directory: Path, *, keep: int | None, prog
         await check_schema(dsn)
         async with first_connection(dsn) as connection:
             with exclusively(_lock_in(directory)):
+                await record_act(dsn, BACK_UP, reason, statement_timeout=settings.statement_timeout)
                 return await _back_up(connection, dsn, settings, directory, keep, progress)
 
 

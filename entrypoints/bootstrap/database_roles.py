@@ -101,7 +101,7 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
     "auditor": {
         **_PROGRESS,
         **dict.fromkeys(
-            ("schema_scripts", "events", "blocks", "head", "service_secrets", "master_keys", *_PROVEN), _LOOK
+            ("schema_scripts", "events", "blocks", "head", "service_secrets", "master_keys", *_MAIL, *_PROVEN), _LOOK
         ),
     },
 }

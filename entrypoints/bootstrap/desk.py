@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 
 from application.handlers import Handlers
+from entrypoints.bootstrap.acts import record_act
 from entrypoints.bootstrap.core import core_as_it_is
 from entrypoints.bootstrap.database import check_schema, dsn_to_read
 from entrypoints.queries.events import EventQueries
@@ -29,12 +30,14 @@ class Reader:
 
     Attributes:
         export: see `infrastructure.archive.exporting.exported`.
+        record_act: see `entrypoints.bootstrap.acts.record_act`; on a connection of its own.
     """
 
     events: EventQueries
     mails: MailQueries
     followers: FollowerQueries
     export: Callable[..., AsyncGenerator[bytes, None]]
+    record_act: Callable[[str, str | None], Awaitable[None]]
     what_if: WhatIf
     parked: ParkedQueries
     proofs: ProofQueries
@@ -67,7 +70,14 @@ async def reader(settings: Settings) -> AsyncIterator[Reader]:
         what_if = WhatIf(dsn, statement_timeout=settings.statement_timeout)
         stack.push_async_callback(what_if.close)
         yield Reader(
-            EventQueries(pool), MailQueries(pool), followers, export, what_if, ParkedQueries(pool), ProofQueries(pool)
+            EventQueries(pool),
+            MailQueries(pool),
+            followers,
+            export,
+            partial(record_act, dsn, statement_timeout=settings.statement_timeout),
+            what_if,
+            ParkedQueries(pool),
+            ProofQueries(pool),
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import click
 import msgspec
 
+from application.operator_acts import EXPORT_WITH_KEYS
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.archive import LogFile, check_file, import_file
 from entrypoints.bootstrap.desk import Reader
@@ -26,8 +27,10 @@ from infrastructure.event_store.reader import UnreadableLog
 from infrastructure.settings.settings import Settings
 
 
-async def export_log(reader: Reader, path: Path, *, with_keys: bool, as_json: bool) -> int:
+async def export_log(reader: Reader, path: Path, *, with_keys: bool, reason: str | None, as_json: bool) -> int:
     """Write the log to a file, or to standard output for as long as somebody reads it."""
+    if with_keys:
+        await reader.record_act(EXPORT_WITH_KEYS, reason)
     to_stdout = _is_standard(path)
     piece = b""
     try:

@@ -9,6 +9,7 @@ import click
 
 from application.story.telling import QUESTION, lines
 from entrypoints.bootstrap.auditor import Auditor
+from entrypoints.cli.audit_search import tell_what_is_missing
 from entrypoints.cli.output import moving, note, print_json
 from entrypoints.queries.explanations import Explanation, NotFound
 
@@ -43,7 +44,13 @@ async def explain(auditor: Auditor, subject: str, *, as_json: bool) -> int:
 
 
 def _as_json(one: Explanation) -> object:
-    return {"question": QUESTION, **asdict(one.story), "unreadable": one.unreadable, "behind": one.behind}
+    return {
+        "question": QUESTION,
+        **asdict(one.story),
+        "unreadable": one.unreadable,
+        "behind": one.behind,
+        "parked": one.parked,
+    }
 
 
 def _notes(explanations: list[Explanation], *, left: int) -> None:
@@ -51,8 +58,4 @@ def _notes(explanations: list[Explanation], *, left: int) -> None:
         note(f"{left} earlier registrations are left out; `registrar audit search --email` lists them.")
     if any(one.unreadable for one in explanations):
         note("Events that a later release of Registrar has recorded are left out.")
-    if behind := max(one.behind for one in explanations):
-        note(
-            f"The read model `audit` is behind the log by {behind}: acts of operators may be missing; "
-            "does `registrar up` or `registrar process` run?"
-        )
+    tell_what_is_missing(behind=max(one.behind for one in explanations), parked=max(one.parked for one in explanations))

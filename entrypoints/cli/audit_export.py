@@ -16,12 +16,12 @@ import msgspec
 
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.auditor import Auditor
+from entrypoints.cli.audit_search import note_what_is_missing
 from entrypoints.cli.output import moving, note, print_json
 from entrypoints.cli.streams import is_read
 from entrypoints.queries.audit import ExportedEntry, Filters
 from infrastructure.archive.files import Busy, written
 from infrastructure.audit.spreadsheets import csv_lines
-from projections.audit import Audit
 
 _COLUMNS: Final = tuple(field.name for field in fields(ExportedEntry))
 
@@ -51,8 +51,7 @@ async def export(auditor: Auditor, path: Path, filters: Filters, *, as_csv: bool
         note(
             f"Exported {'1 event' if count == 1 else f'{count:,} events'} to {'standard output' if to_stdout else path}."
         )
-    if behind := await auditor.followers.lag_of(Audit.name):
-        note(f"The audit log is behind the log by {behind}; does `registrar up` or `registrar process` run?")
+    await note_what_is_missing(auditor)
     return 0
 
 

@@ -61,7 +61,12 @@ def _filters(command: Callable[..., int]) -> Callable[..., int]:
     @click.option(
         "--correlation", "correlation_id", type=click.UUID, metavar="ID", help="Only what one request led to."
     )
-    @click.option("--since", callback=options.parse_time, metavar="TIME", help="Only from this time on.")
+    @click.option(
+        "--since",
+        callback=options.parse_time,
+        metavar="TIME",
+        help="Only from this time on (ISO 8601; UTC without an offset).",
+    )
     @click.option("--until", callback=options.parse_time, metavar="TIME", help="Only before this time.")
     @wraps(command)
     def with_filters(
@@ -81,6 +86,8 @@ def _filters(command: Callable[..., int]) -> Callable[..., int]:
 
         if topic is not None:
             known_types((topic,))
+        if since is not None and until is not None and since >= until:
+            raise click.UsageError("--since is not before --until: nothing lies between.", click.get_current_context())
         return command(
             filters=Filters(
                 registration_id=registration_id,

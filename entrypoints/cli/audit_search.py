@@ -6,6 +6,7 @@ import click
 
 from application.addresses import parse_address
 from application.typed_text import trimmed
+from domain.recorded import Actor
 from entrypoints.bootstrap.auditor import Auditor
 from entrypoints.cli.output import note, print_json, print_table
 from entrypoints.queries.audit import Filters
@@ -49,6 +50,26 @@ async def search(auditor: Auditor, filters: Filters, *, cursor: str | None, limi
         )
         if found.next_cursor is not None:
             note(f"There is more: --cursor {found.next_cursor} goes on.")
-    if behind := await auditor.followers.lag_of(Audit.name):
-        note(f"The audit log is behind the log by {behind}; does `registrar up` or `registrar process` run?")
+    actor = filters.get("actor")
+    if not found.items and cursor is None and actor is not None and actor not in [*Actor]:
+        note(f"'{actor}' is no actor that this release knows; there are {', '.join(Actor)}.")
+    await note_what_is_missing(auditor)
     return 0
+
+
+async def note_what_is_missing(auditor: Auditor) -> None:
+    """Say so if events of the log are not in the audit log yet."""
+    audit = await auditor.followers.progress_of(Audit.name)
+    tell_what_is_missing(behind=audit.lag_events, parked=audit.parked_streams)
+
+
+def tell_what_is_missing(*, behind: int, parked: int) -> None:
+    """Nothing, if nothing is."""
+    if behind:
+        note(f"The audit log is behind the log by {behind:,}; does `registrar up` or `registrar process` run?")
+    if parked:
+        streams = "1 stream is" if parked == 1 else f"{parked:,} streams are"
+        note(
+            f"The audit log is not complete: {streams} parked, and what happened in them lately is missing; see "
+            f"`registrar projections parked list --follower {Audit.name}`."
+        )

@@ -18,10 +18,10 @@ from infrastructure.audit.erasures import FILE
 from infrastructure.settings.settings import Settings
 
 
-async def back_up(settings: Settings, directory: Path, *, keep: int | None, as_json: bool) -> int:
+async def back_up(settings: Settings, directory: Path, *, keep: int | None, reason: str | None, as_json: bool) -> int:
     """Take a backup."""
     with _interruptible("what is there is no whole backup, and is never taken for one."), moving() as progress:
-        taken = await backups.back_up(settings, directory, keep=keep, progress=progress)
+        taken = await backups.back_up(settings, directory, keep=keep, progress=progress, reason=reason)
     path, found = taken.backup.path, taken.backup.description
     if as_json:
         print_json({"directory": str(path), "archives": taken.archives, "removed": taken.removed, **_fields(found)})

@@ -23,9 +23,18 @@ from entrypoints.cli import options
     "--drill", is_flag=True, help="Try the latest backup out: restore it into a scratch server, and verify it."
 )
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Remove all but the last N backups in DIR.")
+@options.reason
 @options.as_json
 @options.data_dir
-def backup(*, directory: Path | None, drill: bool, keep: int | None, as_json: bool, data_dir: Path | None) -> int:
+def backup(
+    *,
+    directory: Path | None,
+    drill: bool,
+    keep: int | None,
+    reason: str | None,
+    as_json: bool,
+    data_dir: Path | None,
+) -> int:
     """Back up the embedded database into DIR, while it runs.
 
     From then on its write-ahead log is archived there, too, so that `registrar restore DIR --to TIME` can go back to
@@ -41,6 +50,8 @@ def backup(*, directory: Path | None, drill: bool, keep: int | None, as_json: bo
 
     if drill and keep is not None:
         raise click.UsageError("--keep does not go with --drill.", click.get_current_context())
+    if drill and reason is not None:
+        raise click.UsageError("--reason does not go with --drill, which changes nothing.", click.get_current_context())
     if not drill and directory is None:
         raise click.UsageError("Name the directory that the backup goes to.", click.get_current_context())
     settings = read_settings(data_dir=data_dir, with_secrets=False)
@@ -48,7 +59,7 @@ def backup(*, directory: Path | None, drill: bool, keep: int | None, as_json: bo
     with driver_silent():
         if drill or directory is None:
             return finish(backing_up.drill(settings, directory, as_json=as_json))
-        return finish(backing_up.back_up(settings, directory, keep=keep, as_json=as_json))
+        return finish(backing_up.back_up(settings, directory, keep=keep, reason=reason, as_json=as_json))
 
 
 @click.command(

@@ -7,14 +7,16 @@ from contextlib import AsyncExitStack
 import click
 import psycopg
 
+from application.operator_acts import APPLY_ROLES
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.acts import record_act
 from entrypoints.bootstrap.database import first_connection, open_database, prepare
 from entrypoints.bootstrap.database_roles import ROLES, apply, statements_for_roles
 from entrypoints.cli.output import note, print_json, print_table
 from infrastructure.settings.settings import Settings
 
 
-async def roles(settings: Settings, *, prefix: str, applied: bool, as_json: bool) -> int:
+async def roles(settings: Settings, *, prefix: str, applied: bool, reason: str | None, as_json: bool) -> int:
     """Print how the roles are made, or make them. What else is missing in the database is made first: its owner's the
     others may not."""
     async with AsyncExitStack() as stack:
@@ -23,6 +25,7 @@ async def roles(settings: Settings, *, prefix: str, applied: bool, as_json: bool
         async with first_connection(opened.dsn) as connection:
             statements = await statements_for_roles(connection, prefix)
             if applied:
+                await record_act(opened.dsn, APPLY_ROLES, reason, statement_timeout=settings.statement_timeout)
                 try:
                     await apply(connection, statements)
                 except psycopg.errors.InsufficientPrivilege:

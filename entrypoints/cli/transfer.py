@@ -20,19 +20,26 @@ from entrypoints.cli import options
 )
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True, dir_okay=False), metavar="FILE")
 @click.option("--with-keys", is_flag=True, help="The personal keys, too, wrapped by the master key.")
+@options.reason
 @options.as_json
 @options.data_dir
-def export_log(*, file: Path, with_keys: bool, as_json: bool, data_dir: Path | None) -> int:
+def export_log(*, file: Path, with_keys: bool, reason: str | None, as_json: bool, data_dir: Path | None) -> int:
     """Write the whole log to FILE, as JSON Lines.
 
     "-" is standard output; a FILE that ends in .zst is compressed. Each line has the position, the block and the
     hash before it, so the file verifies by itself (`registrar events import --check FILE`). Registrations go on
-    meanwhile. Personal data stays sealed, and without --with-keys nobody can open it.
+    meanwhile. Personal data stays sealed, and without --with-keys nobody can open it. An export with keys is recorded
+    before it begins, with --reason.
     """
     from entrypoints.cli import archive
     from entrypoints.cli.session import reading
 
-    return reading(data_dir, lambda reader: archive.export_log(reader, file, with_keys=with_keys, as_json=as_json))
+    if reason is not None and not with_keys:
+        raise click.UsageError("--reason goes with --with-keys.", click.get_current_context())
+    return reading(
+        data_dir,
+        lambda reader: archive.export_log(reader, file, with_keys=with_keys, reason=reason, as_json=as_json),
+    )
 
 
 @click.command(

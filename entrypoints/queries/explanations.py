@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -20,11 +19,12 @@ from domain.mail_saga import MailSaga
 from domain.recorded import Recorded
 from domain.registration import Registration
 from entrypoints.queries.audit import NoSecrets
+from entrypoints.queries.present import Now, now_about
 from entrypoints.queries.registrations import claims_of
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.event_store.codec import EventCodec
-from infrastructure.event_store.listing import events_at, events_of_stream
-from infrastructure.event_store.reader import RecordedRow, head_of
+from infrastructure.event_store.listing import events_of, streams_begun_by
+from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.pool import QueryPool
 from projections.audit import Audit
@@ -49,11 +49,13 @@ class Explanation:
     Attributes:
         unreadable: how many events were left out, which a newer release has recorded.
         behind: how many events the read model `audit` is behind the log; of those, acts of operators may be missing.
+        parked: how many streams it has put aside; their acts are missing.
     """
 
     story: Story
     unreadable: int
     behind: int
+    parked: int
 
 
 class ExplainQueries:
@@ -91,8 +93,8 @@ class ExplainQueries:
             wanted = UUID(subject)
         except ValueError:
             raise NotFound("This is no id, mail address or Message-ID.") from None
-        if await self._is_registration(wanted):
-            return [wanted]
+        if found := await self._registrations_among([wanted]):
+            return found
         return await self._of_request(wanted)
 
     async def explanation(self, registration_id: UUID) -> Explanation:
@@ -101,24 +103,20 @@ class ExplainQueries:
         Raises:
             UnknownRegistration: there is none of this id.
         """
-        rows, now, behind = await self._pool.ask(lambda connection: self._rows(connection, registration_id))
+        rows, now = await self._pool.ask(lambda connection: self._look(connection, registration_id))
         if not rows or rows[0].topic != Registration.UserRegistered.TOPIC:
             raise UnknownRegistration
         events = [recorded for row in rows if (recorded := self._decoded(row)) is not None]
-        return Explanation(told(registration_id, events, now), len(rows) - len(events), behind)
+        story = told(registration_id, events, now.at, now.present)
+        return Explanation(story, len(rows) - len(events), now.audit_behind, now.audit_parked)
 
-    async def _rows(self, connection: Connection, registration_id: UUID) -> tuple[list[RecordedRow], datetime, int]:
+    async def _look(self, connection: Connection, registration_id: UUID) -> tuple[list[RecordedRow], Now]:
         """Everything about it: its own stream and its saga's from the log, and what stands in other streams (its
         address's claim, acts of operators) by the read model."""
-        rows = await events_of_stream(connection, registration_id)
-        rows += await events_of_stream(connection, MailSaga.stream_id(registration_id))
-        known = {row.position for row in rows}
-        entries = (await self._audit.search(connection, registration_id=registration_id, limit=_MOST_ENTRIES)).items
-        rows += await events_at(connection, [one.position for one in entries if one.position not in known])
-        now = await (await connection.execute("SELECT clock_timestamp()")).fetchone()
-        assert now is not None  # noqa: S101 - one row
-        behind = max(0, await head_of(connection) - await self._audit.end(connection))
-        return sorted(rows, key=lambda row: row.position), now[0], behind
+        streams = (registration_id, MailSaga.stream_id(registration_id))
+        elsewhere = await self._audit.positions_about(connection, registration_id, limit=_MOST_ENTRIES)
+        rows = await events_of(connection, streams, elsewhere)
+        return rows, await now_about(connection, registration_id)
 
     def _decoded(self, row: RecordedRow) -> Recorded | None:
         try:
@@ -129,9 +127,12 @@ class ExplainQueries:
 
     # --- Who is meant -------------------------------------------------------------------------
 
-    async def _is_registration(self, stream_id: UUID) -> bool:
-        rows = await self._pool.ask(lambda connection: events_of_stream(connection, stream_id, limit=1))
-        return bool(rows) and rows[0].topic == Registration.UserRegistered.TOPIC
+    async def _registrations_among(self, stream_ids: Sequence[UUID]) -> list[UUID]:
+        """Those of these streams that are registrations, in the same order."""
+        found = await self._pool.ask(
+            lambda connection: streams_begun_by(connection, Registration.UserRegistered.TOPIC, stream_ids)
+        )
+        return [one for one in stream_ids if one in found]
 
     async def _of_address(self, subject: str) -> list[UUID]:
         try:
@@ -150,8 +151,9 @@ class ExplainQueries:
         found = await self._pool.ask(
             lambda connection: self._audit.search(connection, correlation_id=correlation_id, limit=_MOST_ENTRIES)
         )
-        ids = dict.fromkeys(entry.registration_id for entry in found.items)
-        registrations = [one for one in ids if await self._is_registration(one)]
+        registrations = await self._registrations_among(
+            [*dict.fromkeys(entry.registration_id for entry in found.items)]
+        )
         if not registrations:
             raise NotFound("No registration and no request has this id, as far as the read model `audit` has come.")
         return registrations

@@ -124,10 +124,10 @@ class FollowerQueries:
         """Which of these followers keep a read model that another version of it is ahead of."""
         return await self._pool.ask(lambda connection: behind_others(connection, names))
 
-    async def lag_of(self, name: str) -> int:
-        """How many events this follower is behind the log."""
+    async def progress_of(self, name: str) -> Progress:
+        """This follower's position and lag."""
         found = await self._pool.ask(lambda connection: progress_of(connection, (name,)))
-        return found.items[0].lag_events
+        return found.items[0]
 
     async def oldest_unsent(self) -> timedelta:
         """How long the registrant who has waited longest has had no mail; zero if nobody waits."""

@@ -50,6 +50,22 @@ async def events_of_stream(connection: Connection, stream_id: UUID, *, limit: in
     return await _rows(connection, _OF_STREAM, {"stream": stream_id, "limit": limit})
 
 
+async def events_of(
+    connection: Connection, stream_ids: Sequence[UUID], positions: Sequence[Position]
+) -> list[RecordedRow]:
+    """The events of these streams and those at these positions, in order, each once."""
+    query = _SELECT + (
+        " WHERE originator_id = ANY (%(streams)s) OR notification_id = ANY (%(positions)s) ORDER BY notification_id"
+    )
+    return await _rows(connection, query, {"streams": list(stream_ids), "positions": list(positions)})
+
+
+async def streams_begun_by(connection: Connection, topic: str, stream_ids: Sequence[UUID]) -> set[UUID]:
+    """Those of these streams whose first event is of this topic."""
+    query = b"SELECT originator_id FROM events WHERE originator_id = ANY (%s) AND originator_version = 1 AND topic = %s"
+    return {row[0] for row in await (await connection.execute(query, (list(stream_ids), topic))).fetchall()}
+
+
 async def events_at(connection: Connection, positions: Sequence[Position]) -> list[RecordedRow]:
     """The events at these positions, in order."""
     query = _SELECT + " WHERE notification_id = ANY (%(positions)s) ORDER BY notification_id"

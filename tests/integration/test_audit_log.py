@@ -118,9 +118,9 @@ def test_the_acts_of_operators_are_in_the_story_with_their_reasons(audit: Any, p
     told = audit("explain", played.cancelled).out.splitlines()
 
     rows = [line.split("  ", 1)[-1].strip() for line in told]
-    looked = next(i for i, row in enumerate(rows) if "shown address and name in clear: show-registration" in row)
+    looked = next(i for i, row in enumerate(rows) if "shown address and name in clear, with all about it" in row)
     assert 'because "Anruf: möchte nicht"' in rows[looked]
-    acted = next(i for i, row in enumerate(rows) if "An operator's act: cancel-registration" in row)
+    acted = next(i for i, row in enumerate(rows) if "An operator cancelled the registration, because" in row)
     assert f'because "{FORMULA}"' in rows[acted]
     assert rows[acted + 1].endswith("Undone: the registration was cancelled, because an operator cancelled it.")
     assert looked < acted
@@ -143,7 +143,7 @@ def test_the_story_is_a_tree_of_causes(audit: Any, played: Played) -> None:
     [sent] = asked["consequences"]
     assert [one["type"] for one in sent["events"]] == ["registration.email_dispatched"]
     assert (sent["actor"], sent["cause"]) == ("mail-worker", asked["events"][0]["position"])
-    assert (story["unreadable"], story["behind"]) == (0, 0)
+    assert (story["unreadable"], story["behind"], story["parked"]) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +225,8 @@ def test_pages_go_on_where_they_ended(audit: Any, played: Played) -> None:
     assert audit("search", "--cursor", "nonsense").code == 2
     assert audit("search", "--type", "operator.act").code == 2
     assert audit("search", "--email", "nobody").code == 2
+    assert audit("search", "--since", "2026-02-01", "--until", "2026-02-01").code == 2
+    assert "client, operator, mail-saga" in audit("search", "--actor", "operater").err
 
 
 # --- Export ---------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from tests.integration.conftest import Command
 from tests.support.commands import clean_environment
 from tests.support.facts import CLIENT, MovableClock, eventually, registered, stream
 from tests.support.http import ADMIN, open_api
-from tests.support.log import query
+from tests.support.log import acts_of, query
 from tests.support.postgres import SURVIVES_KILLS, in_memory
 from tests.support.read_models import contents, follow_all, recorded_history
 from tests.support.tampering import checkpoint_at
@@ -137,8 +137,9 @@ async def _facts(dsn: str) -> dict[str, Any]:
 def test_what_was_recorded_since_the_backup_comes_back_from_the_archive_or_up_to_a_moment(
     home: Home, command: Command
 ) -> None:
-    taken = command("backup", str(home.backups), "--data-dir", str(home.data))
+    taken = command("backup", str(home.backups), "--reason", "the nightly one", "--data-dir", str(home.data))
     assert (taken.code, "up to position" in taken.out) == (0, True), taken.err
+    assert asyncio.run(acts_of(home.postgres.dsn)) == [("back-up", "the nightly one")]
     assert "master key is not in it" in taken.err
     before = home.live()
     moment = home.ask("SELECT clock_timestamp()")

@@ -29,7 +29,7 @@ from tests.integration.conftest import Command
 from tests.integration.test_flow import register
 from tests.support.facts import eventually
 from tests.support.http import ADMIN, MASTER_KEY, open_api, settings
-from tests.support.log import keep_root_secret, query
+from tests.support.log import acts_of, keep_root_secret, query
 from tests.support.service import open_service
 from tests.support.smtp_stub import SmtpStub
 
@@ -398,8 +398,9 @@ def test_the_sql_that_is_printed_makes_the_roles(dsn: str, command: Command) -> 
     with psycopg.connect(dsn, autocommit=True) as connection:
         try:
             connection.execute(printed.out.encode())
-            again = command("database", "roles", "--prefix", "printed_", "--apply", **each)
+            again = command("database", "roles", "--prefix", "printed_", "--apply", "--reason", "ticket 4711", **each)
             assert (again.code, "printed_auditor" in again.out) == (0, True), again
+            assert asyncio.run(acts_of(dsn)) == [("apply-database-roles", "ticket 4711")]
             assert "CREATE ROLE" not in command("database", "roles", "--prefix", "printed_", **each).out
         finally:
             for role in ALL:

@@ -52,7 +52,7 @@ from tests.support.facts import (
     stream,
 )
 from tests.support.histories import History
-from tests.support.log import broken_blocks, bytes_of_event, happened, locked, query, until_waiting_for_a_lock
+from tests.support.log import acts_of, broken_blocks, bytes_of_event, happened, locked, query, until_waiting_for_a_lock
 from tests.support.postgres import database_of
 
 MASTER_KEY = "ab" * 32
@@ -658,8 +658,9 @@ def test_personal_keys_are_exported_only_if_asked_for(dsn: str, tmp_path: Path, 
     )
 
     plain = exported(command, dsn, tmp_path / "plain.jsonl").read_text()
-    keys = exported(command, dsn, tmp_path / "keys.jsonl", "--with-keys").read_text()
+    keys = exported(command, dsn, tmp_path / "keys.jsonl", "--with-keys", "--reason", "moving").read_text()
 
+    assert asyncio.run(acts_of(dsn)) == [("export-log-with-keys", "moving")]
     assert json.loads(plain.splitlines()[0])["root_secret"] is None
     assert not [line for line in plain.splitlines() if line.startswith('{"registration_id"')]
     assert b64decode(json.loads(keys.splitlines()[0])["root_secret"]) == root

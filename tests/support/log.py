@@ -171,3 +171,13 @@ def bytes_of_event(
 
 def _field(value: bytes | None) -> bytes:
     return b"\xff\xff\xff\xff" if value is None else len(value).to_bytes(4, "big") + value
+
+
+async def acts_of(dsn: str) -> list[tuple[str, str | None]]:
+    """What operators did, and why, in order."""
+    state = "convert_from(state, 'UTF8')::jsonb"
+    return await query(
+        dsn,
+        f"SELECT {state} ->> 'act', {state} ->> 'reason' FROM events WHERE topic = 'operator.acted'"
+        " ORDER BY notification_id",
+    )

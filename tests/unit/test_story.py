@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from application.commands import (
     RetryMail,
     WithholdEmail,
 )
+from application.story.at_present import AtPresent
 from application.story.sentences import sentence
 from application.story.telling import QUESTION, Act, Story, lines, told
 from application.story.words import FAILURES, duration
@@ -34,8 +35,8 @@ MX = "mx.example.net:25"
 
 SENTENCES = {
     "email_claim.email_claimed": "The address belongs to this registration.",
-    "operator.acted": 'An operator\'s act: retry-mail, because "ticket 4711: the mailbox was full, déjà vu".',
-    "operator.personal_data_read": "An operator was shown address and name in clear: show-registration, without a reason.",
+    "operator.acted": 'An operator had the mail tried again, because "ticket 4711: the mailbox was full, déjà vu".',
+    "operator.personal_data_read": "An operator was shown address and name in clear, with all about it, without a reason.",
     "registration.account_activated": "The account was activated.",
     "registration.personal_data_erased": "The person's key was destroyed: address and name cannot be read any more.",
 }
@@ -78,7 +79,7 @@ def test_durations_are_short(took: timedelta, says: str) -> None:
 # --- Why did this person not get the mail? --------------------------------------------------------
 
 
-def story_of(house: InMemoryService, registration_id: UUID) -> Story:
+def story_of(house: InMemoryService, registration_id: UUID, present: AtPresent | None = None) -> Story:
     """What `audit explain` tells of it; causes are those that the log would have."""
     about = {registration_id, house.saga_of(registration_id).id} if house.log.events else set()
     events = [
@@ -95,7 +96,7 @@ def story_of(house: InMemoryService, registration_id: UUID) -> Story:
         for position, (event, context) in enumerate(zip(house.log.events, house.log.contexts, strict=True), start=1)
         if event.originator_id in about or getattr(event, "registration_id", None) == str(registration_id)
     ]
-    return told(registration_id, events, house.clock())
+    return told(registration_id, events, house.clock(), present)
 
 
 def failed(registration_id: UUID, failure: DispatchFailure, serial: int = 1) -> RecordEmailDispatchFailed:
@@ -126,10 +127,47 @@ async def _does(house: InMemoryService, *commands: Any, actor: Any = WORKER) -> 
 
 
 async def _expires(house: InMemoryService, registration_id: UUID) -> None:
-    await _does(house, failed(registration_id, GREYLISTED))
+    await _does(house, failed(registration_id, GREYLISTED), failed(registration_id, GREYLISTED))
     house.move(timedelta(days=1))
     await house.look_again(registration_id)
     await house.settle()
+
+
+async def _expires_unheard(house: InMemoryService, registration_id: UUID) -> None:
+    house.move(timedelta(days=1))
+    await house.look_again(registration_id)
+    await house.settle()
+
+
+async def _is_sent_with_the_third_code(house: InMemoryService, registration_id: UUID) -> None:
+    for serial in (1, 2):
+        await _does(house, failed(registration_id, GREYLISTED, serial))
+        house.move(timedelta(minutes=15))
+        await house.look_again(registration_id)  # the code would be too old on arrival: another one is issued
+        await house.settle()
+    await _does(house, sent(registration_id, 3))
+
+
+async def _fails_and_is_tried_again(house: InMemoryService, registration_id: UUID) -> None:
+    await _does(house, failed(registration_id, GREYLISTED))
+    house.move(timedelta(minutes=1))
+    await house.look_again(registration_id)
+
+
+async def _fails_for_good(house: InMemoryService, registration_id: UUID) -> None:
+    await house.handle(failed(registration_id, UNKNOWN), WORKER)  # the saga has not seen it yet
+
+
+async def _is_discarded_and_erased(house: InMemoryService, registration_id: UUID) -> None:
+    await _does(house, DiscardMail(registration_id=registration_id), actor=because)
+    another = replace(OPERATOR, reason="asked for it", correlation_id=UUID(int=7))
+    await _does(house, EraseRegistration(registration_id=registration_id), actor=another)
+
+
+async def _is_erased_after_a_restore(house: InMemoryService, registration_id: UUID) -> None:
+    await _does(house, RetryMail(registration_id=registration_id), actor=because)
+    restore = replace(OPERATOR, actor="restore", correlation_id=UUID(int=7))
+    await _does(house, EraseRegistration(registration_id=registration_id), actor=restore)
 
 
 async def _is_late(house: InMemoryService, registration_id: UUID) -> None:
@@ -206,9 +244,58 @@ ANSWERS: list[tuple[str, Play, str]] = [
         "ended without it",
         _expires,
         (
-            f"It could not be sent before the registration ended at 2026-03-02 12:00:02 UTC: at 2026-03-01 12:00:02 UTC, "
-            f"mail server {MX} replied 451 4.7.1 at try 3 (greylisted, temporary): it asked us to come again later "
-            "(failure 1)."
+            "It could not be sent before the registration ended at 2026-03-02 12:00:04 UTC. The last time, at 2026-03-01 "
+            f"12:00:04 UTC, mail server {MX} replied 451 4.7.1 at try 3 (greylisted, temporary): it asked us to come again "
+            "later. It had failed once before, since 2026-03-01 12:00:02 UTC."
+        ),
+    ),
+    (
+        "ended without a reply",
+        _expires_unheard,
+        (
+            "It was asked for at 2026-03-01 12:00:00 UTC, and no server's reply was recorded before the registration ended "
+            "at 2026-03-02 12:00:00 UTC: did `registrar work` (or `up`) run then?"
+        ),
+    ),
+    (
+        "sent with a code that was replaced twice meanwhile",
+        _is_sent_with_the_third_code,
+        (
+            f"It was sent: at 2026-03-01 12:30:06 UTC mail server {MX} accepted it with 250 at try 2, 30 min 6 s after the "
+            "first of 3 codes was issued and 2 failed tries before. What came after that, only that server knows."
+        ),
+    ),
+    (
+        "tried again",
+        _fails_and_is_tried_again,
+        (
+            "It is on its way: the mail saga asked for it at 2026-03-01 12:01:02 UTC, and no server's reply is recorded "
+            f"yet. Before that, at 2026-03-01 12:00:02 UTC, mail server {MX} replied 451 4.7.1 at try 3 (greylisted, "
+            "temporary): it asked us to come again later. The next look is at 2026-03-01 12:05:02 UTC."
+        ),
+    ),
+    (
+        "about to be undone",
+        _fails_for_good,
+        (
+            f"It was refused: at 2026-03-01 12:00:00 UTC, mail server {MX} replied 550 5.1.1 (mailbox-unknown, permanent): "
+            "it knows no such mailbox; the registration is being undone."
+        ),
+    ),
+    (
+        "discarded, later erased for another reason",
+        _is_discarded_and_erased,
+        (
+            "It was not sent, because the registration was cancelled at 2026-03-01 12:00:02 UTC: an operator gave the mail "
+            'up, because "ticket 4711". The person was erased at 2026-03-01 12:00:04 UTC.'
+        ),
+    ),
+    (
+        "erased after a restore",
+        _is_erased_after_a_restore,
+        (
+            "It was not sent, because the registration was cancelled at 2026-03-01 12:00:04 UTC: the person was erased. "
+            "The person was erased at 2026-03-01 12:00:04 UTC."
         ),
     ),
     (
@@ -256,7 +343,7 @@ ANSWERS: list[tuple[str, Play, str]] = [
         (
             "It is on its way: the mail saga asked for it at 2026-03-01 12:02:04 UTC, and no server's reply is recorded "
             f"yet. The next look is at 2026-03-01 12:04:04 UTC. An earlier one was sent: at 2026-03-01 12:00:02 UTC mail "
-            f"server {MX} accepted it with 250 at try 2."
+            f"server {MX} accepted it with 250 at try 2; its code is not valid any more."
         ),
     ),
 ]
@@ -276,6 +363,105 @@ async def test_the_first_line_says_why_the_person_did_not_get_the_mail(play: Pla
         assert first.startswith(expected[:-1])
     else:
         assert first == expected
+
+
+NOTHING_AMISS = AtPresent(
+    saga_behind=0, relayed_upto=5, parked_at=None, parked_for=None, sending_until=None, shut=(), troubled=(), servers=2
+)
+"""The request for the mail is at position 5."""
+AT = datetime(2026, 3, 1, 12, 1, tzinfo=UTC)
+
+PRESENT: list[tuple[str, AtPresent, str]] = [
+    (
+        "no worker",
+        NOTHING_AMISS,
+        (
+            "It was handed over, and no worker has told what became of it: does `registrar work` (or `up`) run, and how long "
+            "is RabbitMQ's queue, if it is used?"
+        ),
+    ),
+    (
+        "the broker is away",
+        replace(NOTHING_AMISS, relayed_upto=4),
+        (
+            "It has not been handed to a worker yet: does `registrar process` (or `up`) run, and is RabbitMQ there, if it is "
+            "used?"
+        ),
+    ),
+    (
+        "all circuits are open",
+        replace(NOTHING_AMISS, relayed_upto=4, shut=("a:25", MX)),
+        (
+            f"It has not been handed to a worker yet. No mail server is called at present: the circuit of a:25 and {MX} is "
+            "open."
+        ),
+    ),
+    (
+        "the mail server hangs",
+        replace(NOTHING_AMISS, relayed_upto=4, sending_until=AT),
+        "A worker is sending it now, or waits for a mail server's reply; it may do so until 2026-03-01 12:01:00 UTC.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("present", "says"), [pytest.param(now, says, id=name) for name, now, says in PRESENT])
+async def test_a_mail_under_way_is_told_with_where_it_is(present: AtPresent, says: str) -> None:
+    house = InMemoryService()
+    registration_id = await house.registered()
+    await house.settle()
+
+    assert says not in story_of(house, registration_id, present).answer
+    house.move(timedelta(seconds=30))
+
+    assert f"no server's reply is recorded yet. {says} The next look is at" in (
+        story_of(house, registration_id, present).answer
+    )
+
+
+async def test_a_mail_that_waits_is_told_with_the_servers_that_take_none() -> None:
+    house = InMemoryService()
+    registration_id = await house.registered()
+    await house.settle()
+    await _does(house, failed(registration_id, TIMEOUT))
+
+    def answer(**present: Any) -> str:
+        return story_of(house, registration_id, replace(NOTHING_AMISS, **present)).answer
+
+    assert f"The circuit of mail server {MX} is open; others are called. The next look" in answer(shut=(MX,))
+    assert f"Mail server {MX} takes none of our mails at present. The next look" in answer(troubled=(MX,))
+
+
+async def test_a_registration_that_was_put_aside_is_told_as_such() -> None:
+    house = InMemoryService()
+    registration_id = await house.registered()
+    await house.settle()
+    house.move(timedelta(minutes=4))
+    parked = replace(NOTHING_AMISS, parked_at=AT, parked_for="KeyError")
+
+    answer = story_of(house, registration_id, parked).answer
+
+    assert "is overdue by 2 min." in answer
+    assert "The mail saga has put this registration aside since 2026-03-01 12:01:00 UTC (KeyError), and does" in answer
+    behind = story_of(house, registration_id, replace(NOTHING_AMISS, saga_behind=1200)).answer
+    assert "overdue by 2 min: the mail saga is 1,200 events behind; does `registrar process`" in behind
+    await _does(house, CancelRegistration(registration_id=registration_id, reason=CancelReason.OPERATOR))
+    assert "put this registration aside" not in story_of(house, registration_id, parked).answer
+
+
+async def test_who_did_it_and_what_is_told_in_words() -> None:
+    house = InMemoryService()
+    registration_id = await house.registered()
+    await house.settle()
+    dead = replace(WORKER, actor="dead-letter-consumer")
+    await _does(house, failed(registration_id, EXPIRED), actor=dead)
+    restore = replace(OPERATOR, actor="restore", correlation_id=UUID(int=7))
+    await _does(house, EraseRegistration(registration_id=registration_id), actor=restore)
+
+    headlines = [act.headline for act in story_of(house, registration_id).acts]
+
+    assert "The consumer of dead letters got back what no worker had done" in headlines
+    assert "The first start after a restore erased the person again" in headlines
+    assert not any(headline.endswith("went on") for headline in headlines)
 
 
 async def test_it_says_if_nobody_asked_for_the_mail() -> None:
@@ -348,7 +534,7 @@ async def test_what_follows_from_something_is_below_it() -> None:
         "email_claim.email_claimed",
     ]
     assert [rows_of(one) for one in registered.consequences] == [["mail_saga.started"], ["mail_saga.mail_requested"]]
-    assert retried.headline == "An operator did retry-mail"
+    assert retried.headline == "An operator had the mail tried again"
     assert [rows_of(one) for one in retried.consequences] == [["mail_saga.mail_requested"]]
     assert [*lines(story)][2:] == [
         f"Registration {registration_id}, PENDING, begun at 2026-03-01 12:00:00 UTC",
@@ -356,14 +542,14 @@ async def test_what_follows_from_something_is_below_it() -> None:
         "│  12:00:00.000  Registered.",
         "│  12:00:00.000  Code 1 was issued for the new registration.",
         "│  12:00:00.000  The address belongs to this registration.",
-        "│  ├─ The mail saga went on",
+        "│  ├─ The mail saga took it up",
         "│  │  12:00:00.000  Decided: if the address is not verified by 2026-03-02 12:00:00 UTC, undo the registration.",
-        "│  └─ The mail saga went on",
+        "│  └─ The mail saga asked for the mail",
         "│     12:00:00.000  Decided: send mail 1, and look again at 2026-03-01 12:02:00 UTC.",
-        "├─ 2026-03-01 12:00:02 UTC: An operator did retry-mail",
-        '│  12:00:02.000  An operator\'s act: retry-mail, because "ticket 4711".',
+        "├─ 2026-03-01 12:00:02 UTC: An operator had the mail tried again",
+        '│  12:00:02.000  An operator had the mail tried again, because "ticket 4711".',
         "│  12:00:02.000  Mail 1 is to be tried again now.",
-        "└─ The mail saga went on",
+        "└─ The mail saga asked for the mail",
         "   12:00:02.000  Decided: send mail 1 again (request 2), and look again at 2026-03-01 12:04:02 UTC.",
     ]
 
