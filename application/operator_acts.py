@@ -23,7 +23,9 @@ SHOW_REGISTRATION: Final = "show-registration"
 BACK_UP: Final = "back-up"
 EXPORT_WITH_KEYS: Final = "export-log-with-keys"
 APPLY_ROLES: Final = "apply-database-roles"
-"""Acts whose effect is not in the log: what is in it leaves the database, or others may read it from now on."""
+ROTATE_SIGNING_KEY: Final = "rotate-signing-key"
+"""Acts whose effect is not in the log: what is in it leaves the database, others may read it from now on, or another
+key signs for it."""
 
 _ACTS: Final[Mapping[type[Command], str]] = {
     CancelRegistration: "cancel-registration",

@@ -8,8 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
+from uuid import UUID, uuid5
 
+from application.operator_acts import ROTATE_SIGNING_KEY
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.acts import record_act
 from entrypoints.bootstrap.checkpoints import checkpoint_seeds, checkpointer
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from infrastructure.audit.checkpointer import Checkpointer
@@ -24,6 +27,9 @@ PATIENCE: Final = timedelta(seconds=60)
 """For the process that leads to sign a checkpoint by the new key: it does so within seconds, if it can."""
 
 _LOOK: Final = 0.2
+
+_ACTS: Final = UUID("5b0c7f6e-9a43-5d0e-8a0f-6c6f67206b65")
+"""Namespace of the acts that change a key."""
 
 _ORIGIN: Final = "SELECT origin FROM public.tree_head WHERE origin <> ''"
 _FORGET: Final = "DELETE FROM public.checkpoint_keys WHERE first_size IS NULL AND public_key <> %s"
@@ -66,16 +72,18 @@ class SigningKeyDesk:
     _dsn: str = field(repr=False)
     _checkpointer: Checkpointer
 
-    async def change(self, *, old_is_lost: bool, patience: timedelta = PATIENCE) -> Changed:
+    async def change(self, *, old_is_lost: bool, reason: str | None = None, patience: timedelta = PATIENCE) -> Changed:
         """Have the next key sign from now on; the first checkpoint is signed by the old one, too.
 
         Ended at any point, it is finished when it is called again.
 
         Args:
             old_is_lost: the first checkpoint is signed by the new key alone.
+            reason: the operator's.
 
         Raises:
             CannotChange, CannotStart, BadDataDirectory: one line each, fit to show.
+            Unavailable: it could not be recorded, and is not made.
         """
         own = None if self._settings.checkpoint_key is not None else self._own_directory()
         async with first_connection(self._dsn) as connection:
@@ -83,7 +91,7 @@ class SigningKeyDesk:
             new = SigningKey(origin, await asyncio.to_thread(self._next, own))
             resumed = new.verifier.public == used.public
             if not resumed:
-                await self._choose(connection, origin, used, new, old_is_lost=old_is_lost)
+                await self._choose(connection, origin, used, new, old_is_lost=old_is_lost, reason=reason)
             first_size = await self._until_signed(connection, new, patience)
         replaced = None if resumed else VerifierKey(origin, used.public).short
         advice = _SET_IT if own is None else await asyncio.to_thread(_take, own, origin)
@@ -103,8 +111,16 @@ class SigningKeyDesk:
         return self._settings.next_checkpoint_key.get_secret_value()
 
     async def _choose(
-        self, connection: Connection, origin: str, used: KeyRow, new: SigningKey, *, old_is_lost: bool
+        self,
+        connection: Connection,
+        origin: str,
+        used: KeyRow,
+        new: SigningKey,
+        *,
+        old_is_lost: bool,
+        reason: str | None,
     ) -> None:
+        """Note which key is to sign, and record that an operator has it so, once for each key."""
         seeds = await asyncio.to_thread(checkpoint_seeds, self._settings)
         if not old_is_lost and used.public not in {SigningKey(origin, seed).verifier.public for seed in seeds}:
             raise CannotChange(
@@ -116,6 +132,13 @@ class SigningKeyDesk:
             chosen = await connection.execute(_CHOOSE, {"key": new.verifier.public, "alone": old_is_lost})
             if not chosen.rowcount:
                 raise CannotChange("The next key has signed before, and was replaced; take one that is new.")
+            await record_act(
+                self._dsn,
+                ROTATE_SIGNING_KEY,
+                reason,
+                statement_timeout=self._settings.statement_timeout,
+                act_id=uuid5(_ACTS, new.verifier.public.hex()),
+            )
 
     async def _until_signed(self, connection: Connection, new: SigningKey, patience: timedelta) -> int:
         standing_by = asyncio.create_task(lead(self._checkpointer, self._dsn))

@@ -33,11 +33,14 @@ def list_checkpoints(*, last: int, as_json: bool, data_dir: Path | None) -> int:
     return verifying_log(data_dir, lambda verifier: show(verifier, most=last, as_json=as_json))
 
 
-@checkpoints.command("rotate-key", epilog=options.example("registrar audit checkpoints rotate-key"))
+@checkpoints.command(
+    "rotate-key", epilog=options.example('registrar audit checkpoints rotate-key --reason "every November"')
+)
 @click.option("--old-key-is-lost", is_flag=True, help="The new key signs without it.")
+@options.reason
 @options.as_json
 @options.data_dir
-def rotate_key(*, old_key_is_lost: bool, as_json: bool, data_dir: Path | None) -> int:
+def rotate_key(*, old_key_is_lost: bool, reason: str | None, as_json: bool, data_dir: Path | None) -> int:
     """Have another key sign checkpoints from now on, while the service runs.
 
     First set REGISTRAR_NEXT_CHECKPOINT_KEY (or …_FILE) in every process that may sign, and restart them one by one.
@@ -48,4 +51,6 @@ def rotate_key(*, old_key_is_lost: bool, as_json: bool, data_dir: Path | None) -
     from entrypoints.cli.checkpoints import change_key
     from entrypoints.cli.session import changing_signing_key
 
-    return changing_signing_key(data_dir, lambda desk: change_key(desk, old_is_lost=old_key_is_lost, as_json=as_json))
+    return changing_signing_key(
+        data_dir, lambda desk: change_key(desk, old_is_lost=old_key_is_lost, reason=reason, as_json=as_json)
+    )

@@ -23,11 +23,11 @@ async def show(verifier: LogVerifier, *, most: int, as_json: bool) -> int:
     return 1 if any(one.checkpoint is None for one in known) else 0
 
 
-async def change_key(desk: SigningKeyDesk, *, old_is_lost: bool, as_json: bool) -> int:
+async def change_key(desk: SigningKeyDesk, *, old_is_lost: bool, reason: str | None, as_json: bool) -> int:
     """Change the key that signs, and say what is to be done now."""
     try:
         with waiting("Signing"):
-            done = await desk.change(old_is_lost=old_is_lost)
+            done = await desk.change(old_is_lost=old_is_lost, reason=reason)
     except CannotChange as error:
         raise click.ClickException(str(error)) from None
     if as_json:

@@ -33,7 +33,7 @@ from tests.integration.test_checkpoints import (
 )
 from tests.integration.test_flow import register
 from tests.support.facts import eventually
-from tests.support.log import query
+from tests.support.log import acts_of, query
 from tests.support.service import open_service
 
 NEXT = bytes(range(32, 64))
@@ -242,11 +242,13 @@ def test_the_command_says_what_to_set_and_what_it_did(dsn: str, command: Command
     asyncio.run(one_checkpoint(dsn, tmp_path))
 
     unset = command("audit", "checkpoints", "rotate-key", **given)
-    done = command("audit", "checkpoints", "rotate-key", "--json", **given, NEXT_CHECKPOINT_KEY=NEXT.hex())
+    words = ("audit", "checkpoints", "rotate-key", "--reason", "every November", "--json")
+    done, again = (command(*words, **given, NEXT_CHECKPOINT_KEY=NEXT.hex()) for _ in range(2))
     listed = command("audit", "checkpoints", "list", **given | {"CHECKPOINT_KEY": NEXT.hex()})
 
     assert "REGISTRAR_NEXT_CHECKPOINT_KEY is not set" in unset.err
-    assert done.code == 0, done.err
+    assert (done.code, again.code) == (0, 0), (done.err, again.err)
+    assert asyncio.run(acts_of(dsn)) == [("rotate-signing-key", "every November")]
     new = SigningKey(done.json["keys"][0].split("+")[0], NEXT)
     assert done.json["keys"] == [str(key) for key in new.verifiers]
     assert "Now set REGISTRAR_CHECKPOINT_KEY" in done.err
