@@ -55,6 +55,7 @@ GROUPS: dict[str, Group] = {
         *audit.run(c, sizes=(10_000 if quick else 20_000, long), repetitions=1 if quick else 3),
         *audit_search.run(c, sizes=(10_000 if quick else 20_000, long)),
         *checkpointing.run(c, seconds=2 if quick else 8, repetitions=1 if quick else 12),
+        *checkpointing.always_on(c, seconds=5 if quick else 60),
         *proof.run(blocks=long // 3, repetitions=3 if quick else 15),
     ],
     "growth": lambda c, quick, long: growth.run(

@@ -17,7 +17,7 @@ from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastor
 from psycopg.conninfo import conninfo_to_dict
 
 from application.ports import Context
-from bench.history import registered, registration_id
+from bench.history import gone_well, registered, registration_id
 from bench.report import percentile
 from entrypoints.cli.garbage_collection import collect_rarely, keep_what_is_there
 from infrastructure.event_store.codec import EventCodec
@@ -49,6 +49,30 @@ async def ours(job: dict[str, Any]) -> list[float]:
                 taken.append(time.perf_counter() - started)
 
     await asyncio.gather(*(call() for _ in range(job["callers"])))
+    await store.close()
+    return taken
+
+
+async def steady(job: dict[str, Any]) -> list[float]:
+    """As many registrations a second as are asked for, from sign-up to account; answers each append's seconds."""
+    store = EventStore(job["dsn"], codec=EventCodec(), clock=DatabaseClock(), statement_timeout=timedelta(seconds=30))
+    await store.open()
+    taken: list[float] = []
+
+    async def register(number: int) -> None:
+        context = Context("client", registration_id(number))
+        story = [(event, context) for event in gone_well(number)]
+        asked_for = len(registered(number))
+        for entries in (story[:asked_for], story[asked_for:]):
+            started = time.perf_counter()
+            await store.append_stored(entries)
+            taken.append(time.perf_counter() - started)
+
+    begun = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for count in range(int(job["rate"] * job["seconds"])):
+            await asyncio.sleep(begun + count / job["rate"] - time.perf_counter())
+            group.create_task(register(job["first"] + count))
     await store.close()
     return taken
 
@@ -96,7 +120,13 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     collect_rarely()  # as the service does, for both sides
     keep_what_is_there()
-    taken = sorted(uvloop.run(ours(job)) if job["who"] == "ours" else stock(job))
+    match job["who"]:
+        case "ours":
+            taken = sorted(uvloop.run(ours(job)))
+        case "steady":
+            taken = sorted(uvloop.run(steady(job)))
+        case _:
+            taken = sorted(stock(job))
     rate = len(taken) / job["seconds"]
     print(json.dumps({"rate": rate, "p50": percentile(taken, 0.5), "p99": percentile(taken, 0.99)}))
 

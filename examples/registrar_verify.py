@@ -50,11 +50,6 @@ from typing import Any, NamedTuple
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-try:
-    from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey
-except ImportError:  # of an older release, or built without
-    MLDSA44PublicKey = None  # type: ignore[assignment,misc]
-
 
 class Refused(Exception):
     """The proof does not hold; the reason in one line."""
@@ -109,7 +104,7 @@ class Key(NamedTuple):
             raise Unusable("a key looks like name+1a2b3c4d+base64") from None
         if sha256(name.encode() + b"\n" + public).digest()[:4].hex() != key_id:
             raise Unusable(f"the key {name} is not whole: its id {key_id} does not fit")
-        if public[:1] not in (b"\1", b"\4", b"\6") or (public[0] == ML_DSA_44 and MLDSA44PublicKey is None):
+        if public[:1] not in (b"\1", b"\4", b"\6") or (public[0] == ML_DSA_44 and _ml_dsa() is None):
             raise Unusable(f"the key {name} is of a type that is unknown here")
         return cls(name, bytes.fromhex(key_id), public[0], public[1:])
 
@@ -126,10 +121,19 @@ class Key(NamedTuple):
                 name, origin = self.name.encode(), checkpoint.origin.encode()
                 signed = b"subtree/v1\n\0" + bytes([len(name)]) + name + signature[:8] + bytes([len(origin)]) + origin
                 signed += bytes(8) + checkpoint.size.to_bytes(8, "big") + checkpoint.root
-                MLDSA44PublicKey.from_public_bytes(self.public).verify(signature[8:], signed)
+                _ml_dsa().from_public_bytes(self.public).verify(signature[8:], signed)
         except (InvalidSignature, ValueError):
             return False
         return True
+
+
+def _ml_dsa() -> Any:
+    """The class of keys of ML-DSA-44; None if `cryptography` is of an older release, or built without."""
+    try:
+        from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey  # noqa: PLC0415 - hardly ever used
+    except ImportError:
+        return None
+    return MLDSA44PublicKey
 
 
 def open_note(note: str, keys: Sequence[Key], witnesses: Sequence[Key]) -> Checkpoint:
