@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final
 
@@ -169,10 +170,10 @@ class Outbox:
         row: Any = await (await connection.execute(_FOR_URL, (list(self._refused),))).fetchone()
         if row is None:
             return
-        try:
-            keys = await keys_that_lead(connection, self._directory, await ours())
-        except OSError:  # of the directory, which is told where it is written to
-            return
+        signs = await ours()
+        keys = await keys_that_lead(connection, None, signs)
+        with suppress(OSError):  # of the directory, which is told where it is written to
+            keys = await keys_that_lead(connection, self._directory, signs)
         if self._is_ours(*row, keys):
             posting.begin(*row)
             self._published += self._directory is None
