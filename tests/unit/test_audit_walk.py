@@ -54,6 +54,18 @@ def swap(events: list[Event], one: int, other: int) -> None:
     events[one - 1], events[other - 1] = b._replace(position=one), a._replace(position=other)
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_a_block_may_be_longer_than_what_is_looked_at_together(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    blocks, events = a_log()
+    events[8] = altered(events[8])
+    expected = findings(blocks, events)
+
+    monkeypatch.setattr("infrastructure.audit.walk.MOST_AT_ONCE", at_once)
+
+    assert findings(blocks, events) == expected
+    assert findings(*a_log()) == []
+
+
 def test_a_log_as_it_was_recorded_has_no_findings() -> None:
     blocks, events = a_log()
 
