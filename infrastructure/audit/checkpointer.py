@@ -150,6 +150,7 @@ class Checkpointer:
                     await self._follow(connection, head)
                     if await self._sign(connection, head, signed, changing=changing):
                         signed, signed_position = head.tree.size, head.link.position
+                        outbox.add(signed)
                     due = loop.time() + self._every
                 if head.origin:
                     await outbox.go_on(connection, partial(self._signers.verifiers, connection, head.origin))

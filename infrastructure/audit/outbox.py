@@ -112,6 +112,10 @@ class Outbox:
         self._refused: set[int] = set()
         self._published = 0
 
+    def add(self, size: int) -> None:
+        """A checkpoint of that size was signed: whatever stood in its place is replaced."""
+        self._refused.discard(size)
+
     async def go_on(self, connection: Connection, ours: Callable[[], Awaitable[Sequence[VerifierKey]]]) -> None:
         """Publish what waits, as far as that goes; the rest at the next call.
 
@@ -124,7 +128,7 @@ class Outbox:
             if self._posting.is_ready:
                 await self._post_next(connection, self._posting, ours)
         if self._published >= THIN_AFTER:
-            await connection.execute(_THIN, (KEPT,))
+            await connection.execute(_THIN, (KEPT - 1,))
             self._published = 0
 
     async def _to_directory(self, connection: Connection, ours: Callable[[], Awaitable[Sequence[VerifierKey]]]) -> None:

@@ -43,7 +43,7 @@ async def some_checkpoints(store: EventStore, dsn: str, directory: Path, count: 
         await until_published(dsn)
 
 
-@pytest.mark.parametrize("size", [1, 2**62])
+@pytest.mark.parametrize("size", [0, 2**62])
 async def test_a_row_that_nobody_has_signed_is_not_published_and_holds_up_nothing(
     store: EventStore, dsn: str, tmp_path: Path, connection: Connection, size: int
 ) -> None:
@@ -75,6 +75,22 @@ async def test_a_row_that_nobody_has_signed_is_not_published_and_holds_up_nothin
         connection, CheckpointDirectory(tmp_path), CheckpointDirectory(tmp_path).keys(), most=10
     )
     assert [one.why for one in known if one.waits] == ["no known key has signed it"]
+
+
+async def test_a_forged_row_in_the_place_of_the_next_checkpoint_gives_way_to_it(
+    store: EventStore, dsn: str, tmp_path: Path
+) -> None:
+    async with checkpointing(dsn, tmp_path):
+        await until_signed(dsn, await recorded(store, 1))
+        await until_published(dsn)
+        with capture_logs() as logs:
+            [(size,)] = await query(dsn, "SELECT max(size) + 1 FROM checkpoints")
+            await query(dsn, FORGED, size, 1, "forged")
+            await eventually(lambda: [one for one in logs if one["event"] == "checkpoint.forged"])
+        await until_signed(dsn, await recorded(store, 1))
+        await until_published(dsn)
+
+    assert await checked(dsn, tmp_path) == (await signed(dsn), [])
 
 
 async def test_an_older_checkpoint_that_is_marked_as_unpublished_does_not_become_the_latest(
@@ -191,7 +207,9 @@ async def test_of_what_is_published_the_latest_and_the_last_of_each_day_are_kept
 
         await eventually(is_thinned)
 
-    assert await checked(dsn, tmp_path) == (6, [])
+    notes = list(CheckpointDirectory(tmp_path).notes())
+    assert await checked(dsn, tmp_path) == (len(notes), [])
+    assert len(notes) > len(sizes)
 
 
 async def test_notes_of_many_files_are_compared_in_the_order_of_their_trees(
