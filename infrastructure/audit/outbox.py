@@ -178,8 +178,9 @@ class Outbox:
         keys = await keys_that_lead(connection, None, signs)
         with suppress(OSError):  # of the directory, which is told where it is written to
             keys = await keys_that_lead(connection, self._directory, signs)
-        if self._is_ours(*row, keys):
-            posting.begin(*row)
+        size, note = row
+        if self._is_ours(size, note, keys):
+            posting.begin(size, note)
             self._published += self._directory is None
 
     def _is_ours(self, size: int, note: str, keys: Sequence[VerifierKey]) -> bool:

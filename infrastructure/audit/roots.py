@@ -158,7 +158,7 @@ class Comparison:
         while unsettled:
             if self._is_signed(unsettled[-1]):
                 self._last = unsettled[-1].checkpoint
-                self._compared += len(unsettled)
+                self._compared += len({one.checkpoint for one in unsettled})  # two keys may have signed the same one
                 return
             unsettled.pop()
             self._unsigned += 1

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from entrypoints.bootstrap.audit import log_verifier
-from entrypoints.bootstrap.signing_keys import CannotChange, signing_key_desk
+from entrypoints.bootstrap.signing_keys import PATIENCE, CannotChange, signing_key_desk
 from infrastructure.audit.known import Known, known_checkpoints, known_keys
 from infrastructure.audit.note_keys import SigningKey, VerifierKey
 from infrastructure.audit.notes import BadNote, open_note
@@ -51,11 +51,10 @@ def settings_of(dsn: str, directory: Path, key: bytes = SEED, following: bytes =
     return Settings.from_environment({f"REGISTRAR_{name}": of for name, of in given.items()}, with_secrets=False)
 
 
-async def change(settings: Settings, *, old_is_lost: bool = False, patience: timedelta | None = None) -> int:
+async def change(settings: Settings, *, old_is_lost: bool = False, patience: timedelta = PATIENCE) -> int:
     """Change the key; the number of blocks of the first checkpoint that the new one has signed."""
     async with signing_key_desk(settings) as desk:
-        more = {} if patience is None else {"patience": patience}
-        return (await desk.change(old_is_lost=old_is_lost, **more)).first_size
+        return (await desk.change(old_is_lost=old_is_lost, patience=patience)).first_size
 
 
 async def signers_by_size(dsn: str) -> dict[int, set[bytes]]:
