@@ -68,7 +68,8 @@ _KEEP_UNSOUND: Final = """
 _LOSABLE: Final = "SET LOCAL synchronous_commit = off"  # what is lost is done again, and no append waits for its flush
 _KEEP: Final = """
     INSERT INTO public.checkpoints (size, position, note, signed_at, in_directory, at_url)
-    VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (size) DO UPDATE SET note = excluded.note,
+    VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (size) DO UPDATE SET position = excluded.position,
+        note = excluded.note,
         signed_at = excluded.signed_at, in_directory = excluded.in_directory, at_url = excluded.at_url
 """
 
