@@ -62,7 +62,8 @@ async def test_a_row_that_nobody_has_signed_is_not_published_and_holds_up_nothin
             position = await recorded(store, 2)
 
             async def is_out() -> bool:
-                return bool(posted) and f"position {position}\n" in (tmp_path / "checkpoint").read_text()
+                standing = await standing_of(connection)
+                return (standing.position, standing.unpublished) == (position, 1)
 
             await eventually(is_out)
 
