@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 
-from entrypoints.bootstrap.checkpoints import checkpointer
+from entrypoints.bootstrap.checkpoints import checkpointer, taken_by
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.delivery import Delivery, finish_within
 from entrypoints.bootstrap.erasures import journal_file, note_key
 from infrastructure.alerts.alerts import Alerts
 from infrastructure.alerts.webhook import Webhook
-from infrastructure.audit.erasures import ErasureJournal, PostedErasures, write_to
+from infrastructure.audit.erasures import ErasureJournal, PostedErasures, is_complete, write_to
 from infrastructure.followers.integration_events import IntegrationEvents, PublishesEvents
 from infrastructure.followers.leadership import LeaderTask
 from infrastructure.followers.process_manager import ProcessManager
@@ -95,19 +95,12 @@ def relay_inside(core: Core, settings: Settings, delivery: Delivery) -> Relay:
 
 def erasure_journals(core: Core, settings: Settings) -> Iterator[ErasureJournal]:
     """What writes the journal of erasures, to each place that there is for it."""
+    parts = {"tail": core.tail, "notifications": core.notifications, "key": note_key(core.keyring)}
     if (file := journal_file(settings)) is not None:
-        yield _journal_to(ErasureJournal, core, partial(write_to, file))
+        complete = partial(is_complete, file, note_key(core.keyring))
+        yield ErasureJournal(take=partial(write_to, file), is_complete=complete, **parts)
     if settings.checkpoint_url is not None:
-        webhook = Webhook(settings.checkpoint_url.get_secret_value())
-
-        async def post(note: str) -> None:
-            await webhook.post(note.encode(), {"Content-Type": "text/plain; charset=utf-8"})
-
-        yield _journal_to(PostedErasures, core, post)
-
-
-def _journal_to(kind: type[ErasureJournal], core: Core, take: Callable[[str], Awaitable[None]]) -> ErasureJournal:
-    return kind(tail=core.tail, notifications=core.notifications, key=note_key(core.keyring), take=take)
+        yield PostedErasures(take=taken_by(settings.checkpoint_url.get_secret_value()), **parts)
 
 
 def _verification(core: Core, settings: Settings, every: timedelta) -> BackgroundVerification:
