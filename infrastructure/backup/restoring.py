@@ -104,10 +104,10 @@ def move_into(server: EmbeddedPostgres, directory: Path) -> None:
     sync(directory)
 
 
-def give_to_owner(tree: Path) -> None:
-    """Have a tree belong to the owner of the directory that it is in: root may work in another user's."""
+def give_to_owner(tree: Path, of: Path) -> None:
+    """Have a tree belong to the owner of a directory: root may work in another user's."""
     if os.geteuid() == 0:
-        found = tree.parent.stat()
+        found = of.stat()
         for one in (tree, *tree.rglob("*")):
             os.chown(one, found.st_uid, found.st_gid, follow_symlinks=False)
 
