@@ -221,6 +221,16 @@ class RetryParkedStream(Command):
     stream_id: UUID
 
 
+class RecordKeyChange(Command):
+    """Record that an operator changes a key; the same `key_id` again is a repeat.
+
+    `act`: which key that is, a name of `application.operator_acts`; `key_id` tells the new one from others.
+    """
+
+    act: str
+    key_id: str
+
+
 class RecordPersonalDataRead(Command):
     """Record that an operator is about to be shown these persons in clear; the same `read_id` again is a repeat.
 

@@ -25,6 +25,7 @@ from application.commands import (
     KeepStrayMessage,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
+    RecordKeyChange,
     RecordPersonalDataRead,
     RecordRebuild,
     RegisterUser,
@@ -120,6 +121,7 @@ class Handlers:
             DiscardStrayMessage: self._discard_stray_message,
             RecordRebuild: self._record_rebuild,
             RetryParkedStream: self._retry_parked_stream,
+            RecordKeyChange: self._record_key_change,
             RecordPersonalDataRead: self._record_personal_data_read,
         }
 
@@ -408,6 +410,20 @@ class Handlers:
             return _answer(command.retry_id, None, saved, streams.position(command.retry_id))
 
         return await self._in_turn(command.retry_id, decide)
+
+    async def _record_key_change(self, command: RecordKeyChange, context: Context) -> Answer:
+        stream_id = OperatorAct.stream_id_of_key(command.key_id)
+
+        async def decide() -> Answer:
+            streams, saved = await self._log.load(stream_id), None
+            if streams.get(OperatorAct, stream_id) is None:
+                change = OperatorAct.key_changed(
+                    act=command.act, key_id=command.key_id, reason=context.reason, now=self._clock()
+                )
+                saved = await self._save(change, context=context)
+            return _answer(stream_id, None, saved, streams.position(stream_id))
+
+        return await self._in_turn(stream_id, decide)
 
     async def _record_personal_data_read(self, command: RecordPersonalDataRead, context: Context) -> Answer:
         async def decide() -> Answer:

@@ -20,6 +20,9 @@ SEARCH_REGISTRATIONS: Final = "search-registrations"
 SHOW_REGISTRATION: Final = "show-registration"
 """Looks at persons in clear."""
 
+ROTATE_MASTER_KEY: Final = "rotate-master-key"
+"""Changes no registration."""
+
 _ACTS: Final[Mapping[type[Command], str]] = {
     CancelRegistration: "cancel-registration",
     EraseRegistration: "erase-registration",

@@ -19,7 +19,7 @@ class OperatorAct(Aggregate, created_event_name="OperatorActed"):
     """One act of an operator that had an effect, or one look at a person's data in clear; a stream of its own."""
 
     class OperatorActed(Aggregate.Created):
-        """An operator's command had an effect: the events that follow in the same commit.
+        """An operator's command had an effect: the events that follow in the same commit, or a change of keys.
 
         `act` names the command, `registration_id` the registration that it is about, if it is about one; `reason` is
         what the operator said, without personal data.
@@ -60,6 +60,25 @@ class OperatorAct(Aggregate, created_event_name="OperatorActed"):
             now=first.timestamp,
             act=act,
             registration_id=str(registration_id) if registration_id else None,
+            reason=reason,
+        )
+
+    @staticmethod
+    def stream_id_of_key(key_id: str) -> UUID:
+        """The stream of the change to a key, which is made once."""
+        return uuid5(_NAMESPACE, f"key {key_id}")
+
+    @classmethod
+    def key_changed(cls, *, act: str, key_id: str, reason: str | None, now: datetime) -> OperatorAct:
+        """Record that the service has begun to use another key. What that changes is not in the log."""
+        return begin(
+            cls,
+            cls.OperatorActed,
+            name="operator_act",
+            stream_id=cls.stream_id_of_key(key_id),
+            now=now,
+            act=act,
+            registration_id=None,
             reason=reason,
         )
 

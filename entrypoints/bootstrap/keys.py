@@ -8,9 +8,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
+from uuid import uuid4
 
-from application.ports import WrongMasterKey
+from application.commands import RecordKeyChange
+from application.operator_acts import ROTATE_MASTER_KEY
+from application.ports import Context, WrongMasterKey
+from domain.recorded import Actor
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.core import Timing, core_on
 from entrypoints.bootstrap.database import Database, first_connection, open_database, prepare
 from infrastructure.crypto.key_uses import FIRST, count_persons, noted
 from infrastructure.crypto.keyring import read_root_secret
@@ -107,20 +112,32 @@ class KeyDesk:
             return ListedKey(None, "wraps", False, persons)
         return ListedKey(ours.ids[0].hex(), "wraps", True, persons)
 
-    async def rotate(self, watch: Callable[[int, int], None]) -> Done:
+    async def rotate(self, watch: Callable[[int, int], None], reason: str | None = None) -> Done:
         """See `infrastructure.crypto.rotation.rotate`. The next key of a data directory is made, and then put in the
         place of the one that it has replaced.
 
+        Args:
+            reason: that the operator gives, for the audit.
+
         Raises:
             CannotRotate, CannotStart, WrongMasterKey, BadDataDirectory: one line each, fit to show.
+            Conflict, Unavailable: worth a repeat.
         """
-        await prepare(self._database)
+        keyring = await prepare(self._database)
         own = None if self._settings.master_key is not None else DataDirectory(self._settings.data_dir)
         to = key_id(await asyncio.to_thread(self._next_key, own))
         self._database.master_keys.add(await asyncio.to_thread(self._database.find_keys))
-        connection = await connect(self._database.dsn, name="keys", statement_timeout=_PATIENCE)
-        async with closing(connection):
-            done = await rotate(connection, self._database.master_keys, to, watch=watch)
+        async with AsyncExitStack() as stack:
+            core = await core_on(self._database, keyring, self._settings, stack, Timing())
+            act = RecordKeyChange(act=ROTATE_MASTER_KEY, key_id=to.hex())
+            context = Context(Actor.OPERATOR, uuid4(), reason=reason)
+            connection = await connect(self._database.dsn, name="keys", statement_timeout=_PATIENCE)
+            await stack.enter_async_context(closing(connection))
+
+            async def record() -> None:
+                await core.handlers.handle(act, context)
+
+            done = await rotate(connection, self._database.master_keys, to, watch=watch, first=record)
         advice = _SET_IT if own is None else await asyncio.to_thread(_take, own, to)
         return Done(to.hex(), [one.hex() for one in done.retired], done.persons, done.resumed, advice)
 

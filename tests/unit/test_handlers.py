@@ -24,6 +24,7 @@ from application.commands import (
     KeepStrayMessage,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
+    RecordKeyChange,
     RecordPersonalDataRead,
     RecordRebuild,
     RegisterUser,
@@ -39,7 +40,7 @@ from application.commands import (
 from application.handlers import CONFLICT_RETRIES
 from application.keyed_lock import KeyedLock
 from application.loading import loaded
-from application.operator_acts import SHOW_REGISTRATION
+from application.operator_acts import ROTATE_MASTER_KEY, SHOW_REGISTRATION
 from application.ports import Checkpoint, Conflict, Context, Entry, ForeignRequest, Overloaded, WrappedKey
 from application.retrying import AT_ONCE
 from domain.email_claim import ClaimId, EmailClaim
@@ -490,6 +491,10 @@ async def _retry_parked(_: InMemoryService) -> Command:
     return RetryParkedStream(retry_id=UUID(int=7), follower="accounts", stream_id=STRAY)
 
 
+async def _change_key(_: InMemoryService) -> Command:
+    return RecordKeyChange(act=ROTATE_MASTER_KEY, key_id="0123456789abcdef")
+
+
 async def _read(house: InMemoryService) -> Command:
     return RecordPersonalDataRead(
         read_id=UUID(int=8), act=SHOW_REGISTRATION, registration_ids=(await house.registered(), UUID(int=9))
@@ -515,6 +520,7 @@ EVERY = {
     DiscardStrayMessage: (_discard_stray, ["StrayMessageDiscarded"]),
     RecordRebuild: (_rebuild, ["RebuildBegun"]),
     RetryParkedStream: (_retry_parked, ["ParkedRetryAsked"]),
+    RecordKeyChange: (_change_key, ["OperatorActed"]),
     RecordPersonalDataRead: (_read, ["PersonalDataRead", "PersonalDataRead"]),
 }
 BY_NAME = [pytest.param(*row, id=command.__name__) for command, row in EVERY.items()]
@@ -615,6 +621,18 @@ async def test_what_others_do_is_no_operators_act(house: InMemoryService) -> Non
     await house.handle(await _cancel(house), SAGA)
 
     assert house.log.all(OperatorAct.OperatorActed) == []
+
+
+async def test_a_change_of_keys_is_an_act_that_is_recorded_once(house: InMemoryService) -> None:
+    change = await _change_key(house)
+
+    await house.handle(change, replace(OPERATOR, reason="every November"))
+    await house.handle(change, OPERATOR)
+
+    acts: list[Any] = house.log.all(OperatorAct.OperatorActed)
+    assert [(one.act, one.registration_id, one.reason) for one in acts] == [
+        ("rotate-master-key", None, "every November")
+    ]
 
 
 async def test_who_was_shown_in_clear_is_recorded_once_for_each_person(house: InMemoryService) -> None:
@@ -758,7 +776,15 @@ async def test_a_fact_that_conflicts_for_ever_leaves_the_processor_to_others(com
     assert deciding.cancelled()
 
 
-BEGINS = {RegisterUser, ReleaseEmail, KeepStrayMessage, RecordRebuild, RetryParkedStream, RecordPersonalDataRead}
+BEGINS = {
+    RegisterUser,
+    ReleaseEmail,
+    KeepStrayMessage,
+    RecordRebuild,
+    RetryParkedStream,
+    RecordKeyChange,
+    RecordPersonalDataRead,
+}
 """These need nothing that is there already."""
 
 
