@@ -448,7 +448,7 @@ async def test_who_was_erased_since_the_backup_is_erased_before_the_first_reques
 
 
 async def test_without_the_journal_a_start_after_a_restore_says_so(
-    backup: tuple[Settings, list[UUID]], log: io.StringIO, tmp_path: Path
+    backup: tuple[Settings, list[UUID]], log: io.StringIO, tmp_path: Path, command: Command
 ) -> None:
     settings, [ada, eve] = backup
     dsn = url_of(settings)
@@ -457,6 +457,9 @@ async def test_without_the_journal_a_start_after_a_restore_says_so(
     async with open_service(settings.model_copy(update={"checkpoint_dir": tmp_path / "elsewhere"}), follows=True):
         assert await keys_of(dsn) == {ada, eve}
 
+    doctor = await asyncio.to_thread(command, "doctor", "--json", DATABASE_URL=dsn, MASTER_KEY=KEY)
+    [finding] = [one for one in doctor.json["checks"] if one["check"] == "erasures"]
+    assert (finding["state"], "who was erased after it is not known" in finding["says"]) == ("fail", True)
     [line] = [json.loads(line) for line in log.getvalue().splitlines() if "erasures.unknown_since_restore" in line]
     assert line["level"] == "error"
     assert "there is no journal of erasures" in line["hint"]
