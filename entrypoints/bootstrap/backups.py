@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -34,7 +34,7 @@ from infrastructure.backup.layout import (
     new_directory,
 )
 from infrastructure.backup.records import note, note_restore, noted
-from infrastructure.backup.restoring import give_to_owner, move_into, restored, server_user
+from infrastructure.backup.restoring import give_to_owner, move_into, remove_abandoned, restored, server_user
 from infrastructure.backup.taking import size_of, take_base_backup
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.embedded.files import exclusively
@@ -46,10 +46,16 @@ from infrastructure.settings.settings import Settings
 _DRILL: Final = {"fsync": "off", "full_page_writes": "off"}
 """A database that is thrown away afterwards."""
 
+_DRILL_LOCK: Final = "drill.lock"
+
 _ELSEWHERE: Final = (
     "REGISTRAR_DATABASE_URL is set: that server is backed up by those who run it (docs/backup.md says how, and "
     "`registrar doctor` looks at its settings); `registrar backup` is for the embedded one."
 )
+
+
+class _DrillUnderWay(Exception):
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +116,15 @@ async def back_up(settings: Settings, directory: Path, *, keep: int | None, prog
             with exclusively(
                 _lock_in(directory), or_else=CannotStart(f"Another backup is being taken to {directory}.")
             ):
-                return await _back_up(connection, dsn, settings, directory, keep, progress)
+                taken = await _back_up(connection, dsn, settings, directory, keep, progress)
+        await asyncio.to_thread(_remove_killed_drill, DataDirectory(settings.data_dir).path)
+    return taken
+
+
+def _remove_killed_drill(data: Path) -> None:
+    """Or its server would run, and take the room of a second database, until the next one."""
+    with suppress(_DrillUnderWay), exclusively(data / _DRILL_LOCK, or_else=_DrillUnderWay()):
+        remove_abandoned(data, "drill")
 
 
 async def _back_up(
@@ -259,7 +273,7 @@ async def drill(settings: Settings, directory: Path | None, progress: Progress) 
     data = DataDirectory(settings.data_dir)
     running = None
     began = time.monotonic()
-    with exclusively(data.path / "drill.lock", or_else=CannotStart("Another drill is under way on this database.")):
+    with exclusively(data.path / _DRILL_LOCK, or_else=CannotStart("Another drill is under way on this database.")):
         async with AsyncExitStack() as stack:
             if (data.path / "postgres").exists():
                 running = await dsn_to_read(settings, stack)

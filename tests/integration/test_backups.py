@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 
@@ -513,6 +514,30 @@ def test_a_killed_backup_is_never_taken_for_a_whole_one_and_the_next_one_cleans_
 
     command("backup", str(home.backups), "--data-dir", str(home.data))
     assert [path.name for path in unfinished.iterdir()] == ["wal"]
+
+
+def test_what_a_killed_drill_leaves_is_ended_and_removed_by_the_next_backup(home: Home, command: Command) -> None:
+    command("backup", str(home.backups), "--data-dir", str(home.data))
+
+    def scratch() -> list[Path]:
+        return list(home.data.glob("drill.new.*/postgres/postmaster.pid"))
+
+    with subprocess.Popen(
+        [REGISTRAR, "backup", "--drill", "--data-dir", home.data],
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        asyncio.run(_until(scratch))
+        process.kill()
+    [pid_file] = scratch()
+    server = int(pid_file.read_text().splitlines()[0])
+    assert psutil.pid_exists(server)
+
+    done = command("backup", str(home.backups), "--data-dir", str(home.data))
+
+    assert done.code == 0, done
+    assert (list(home.data.glob("drill.new.*")), psutil.pid_exists(server)) == ([], False)
 
 
 def test_an_archive_that_is_gone_and_comes_back_has_lost_nothing(home: Home, command: Command) -> None:

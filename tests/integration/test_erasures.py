@@ -144,6 +144,24 @@ def test_of_an_address_every_registration_is_erased(dsn: str, settings: Settings
     assert none_left.code in {0, 1}  # the read model may not know it yet
 
 
+def test_where_the_read_model_is_behind_the_command_says_that_somebody_may_be_missing(
+    dsn: str, settings: Settings, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing.ErasureDesk.caught_up, "__defaults__", (timedelta(0),))
+    asyncio.run(one_registered(settings, "ada@example.com"))
+    asyncio.run(_registered_unseen(settings, "eve@example.com"))
+
+    done = erase(command, dsn, "ada@example.com", "--json")
+
+    assert (done.code, "not every registration may be found" in done.err) == (1, True), done
+    assert [one["outcome"] for one in done.json] == ["erased"]
+
+
+async def _registered_unseen(settings: Settings, address: str) -> None:
+    async with open_service(settings, follows=False) as service:
+        await register(service, address)
+
+
 async def test_of_an_address_with_more_registrations_than_a_page_the_oldest_is_found_too(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
