@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
@@ -95,12 +95,26 @@ def relay_inside(core: Core, settings: Settings, delivery: Delivery) -> Relay:
 
 def erasure_journals(core: Core, settings: Settings) -> Iterator[ErasureJournal]:
     """What writes the journal of erasures, to each place that there is for it."""
-    parts = {"tail": core.tail, "notifications": core.notifications, "key": note_key(core.keyring)}
     if (file := journal_file(settings)) is not None:
         complete = partial(is_complete, file, note_key(core.keyring))
-        yield ErasureJournal(take=partial(write_to, file), is_complete=complete, **parts)
+        yield _journal(ErasureJournal, core, partial(write_to, file), complete)
     if settings.checkpoint_url is not None:
-        yield PostedErasures(take=taken_by(settings.checkpoint_url.get_secret_value()), **parts)
+        yield _journal(PostedErasures, core, taken_by(settings.checkpoint_url.get_secret_value()))
+
+
+def _journal(
+    kind: type[ErasureJournal],
+    core: Core,
+    take: Callable[[str], Awaitable[None]],
+    complete: Callable[[], bool] = lambda: True,
+) -> ErasureJournal:
+    return kind(
+        tail=core.tail,
+        notifications=core.notifications,
+        key=note_key(core.keyring),
+        take=take,
+        is_complete=complete,
+    )
 
 
 def _verification(core: Core, settings: Settings, every: timedelta) -> BackgroundVerification:
