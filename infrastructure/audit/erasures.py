@@ -242,7 +242,7 @@ class ErasureJournal:
             read=self._read,
             act=partial(self._advance, connection),
             wake=self._notifications,
-            rest=lambda took: max(timedelta(0), PACE - took),
+            rest=lambda took: max(timedelta(0), PACE - took) if self._saved else timedelta(0),
             chores=[keep_leadership(connection)],
         )
 

@@ -432,7 +432,7 @@ async def backup(
     copy = await restored(dsn, postgres, administration, name)
     async with open_service(settings, follows=True) as service:
         await service.handlers.handle(EraseRegistration(registration_id=ids[0]), client())
-        await eventually(lambda: _written(settings, 1))
+        await eventually(lambda: _written(settings, 1) and _complete(settings))
     yield settings.model_copy(update={"database_url": SecretStr(copy)}), ids
     administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
