@@ -28,6 +28,7 @@ from application.ports import Letter, Person
 from domain.registration import Status
 from entrypoints.bootstrap import CannotStart, erasing
 from entrypoints.bootstrap.erasures import note_key
+from entrypoints.cli.checks.backups import unsettled_restores
 from entrypoints.queries.followers import followers_with
 from infrastructure.audit.erasures import (
     ORIGIN,
@@ -42,6 +43,7 @@ from infrastructure.audit.note_keys import SigningKey
 from infrastructure.audit.notes import BadNote, open_note
 from infrastructure.audit.publishing import CheckpointDirectory, append
 from infrastructure.embedded.postgres import EmbeddedPostgres
+from infrastructure.postgres.connection import connect
 from infrastructure.settings.settings import Settings
 from tests.integration.conftest import Command
 from tests.integration.test_flow import client, code_in, mails_to, register, registration, verify
@@ -466,7 +468,7 @@ async def test_who_was_erased_since_the_backup_is_erased_before_the_first_reques
 
 
 async def test_without_the_journal_a_start_after_a_restore_says_so(
-    backup: tuple[Settings, list[UUID]], log: io.StringIO, tmp_path: Path, command: Command
+    backup: tuple[Settings, list[UUID]], log: io.StringIO, tmp_path: Path
 ) -> None:
     settings, [ada, eve] = backup
     dsn = url_of(settings)
@@ -475,9 +477,9 @@ async def test_without_the_journal_a_start_after_a_restore_says_so(
     async with open_service(settings.model_copy(update={"checkpoint_dir": tmp_path / "elsewhere"}), follows=True):
         assert await keys_of(dsn) == {ada, eve}
 
-    doctor = await asyncio.to_thread(command, "doctor", "--json", DATABASE_URL=dsn, MASTER_KEY=KEY)
-    [finding] = [one for one in doctor.json["checks"] if one["check"] == "erasures"]
-    assert (finding["state"], "who was erased after it is not known" in finding["says"]) == ("fail", True)
+    async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
+        [finding] = [one async for one in unsettled_restores(connection)]
+    assert (finding.state, "who was erased after it is not known" in finding.says) == ("fail", True)
     [line] = [json.loads(line) for line in log.getvalue().splitlines() if "erasures.unknown_since_restore" in line]
     assert line["level"] == "error"
     assert "there is no journal of erasures" in line["hint"]
