@@ -170,7 +170,9 @@ def _copy_checkpoints(published: Path, to: Path) -> None:
     """
     shutil.copytree(published, to, ignore=shutil.ignore_patterns("*.new", FILE), dirs_exist_ok=True)
     if (published / FILE).exists():
-        shutil.copy(published / FILE, to / f"{FILE}.new").rename(to / FILE)
+        new = to / f"{FILE}.new"
+        shutil.copy(published / FILE, new)
+        new.rename(to / FILE)
 
 
 def _demand_embedded(settings: Settings) -> None:

@@ -87,17 +87,14 @@ class Operators:
         await eventually(lambda: len(self.statuses) >= wanted)
 
 
-async def rolled(fleet: Fleet, traffic: Traffic, nodes: Sequence[Node], **settings: str) -> None:
+async def rolled(traffic: Traffic, nodes: Sequence[Node], **settings: str) -> None:
     """Restart the nodes one after the other with these settings; who serves gets no request while it ends."""
     for node in nodes:
         if serves := node in traffic.serving:
             traffic.serving.remove(node)
         assert await node.stop() == 0
-        dsn = settings.get("database_url")
-        node.environment |= fleet.settings(dsn=dsn, **settings)
-        for name in ("REGISTRAR_NEXT_ADMIN_TOKEN",):
-            if name.removeprefix("REGISTRAR_").lower() not in settings:
-                node.environment.pop(name, None)
+        node.environment.pop("REGISTRAR_NEXT_ADMIN_TOKEN", None)
+        node.environment |= {f"REGISTRAR_{name.upper()}": value for name, value in settings.items()}
         await node.start()
         if serves:
             traffic.serving.append(node)
@@ -139,7 +136,7 @@ async def _changed_while_people_register(
         await goes_on(scene)
 
         # Both are accepted while one process after the other is given the new ones.
-        await rolled(fleet, traffic, nodes, **new, next_admin_token=NEW_TOKEN)
+        await rolled(traffic, nodes, **new, next_admin_token=NEW_TOKEN)
         await goes_on(scene)
 
         # Nobody needs the old ones any more.
@@ -149,7 +146,7 @@ async def _changed_while_people_register(
         rabbit.ask("DELETE", f"users/{old['broker_url'].split('//')[1].partition(':')[0]}")
         operators.token = NEW_TOKEN
         await operators.answered()
-        await rolled(fleet, traffic, nodes, **new, admin_token=NEW_TOKEN)
+        await rolled(traffic, nodes, **new, admin_token=NEW_TOKEN)
         await goes_on(scene)
         await operators.answered()
     finally:

@@ -154,18 +154,21 @@ def _opens(directory: Path, master_key: bytes, person: UUID) -> bool:
     return False
 
 
-async def test_nothing_of_a_person_is_in_clear_in_an_export_or_a_proof_of_the_log(home: Path, command: Command) -> None:
-    settings = settings_of(home)
-    async with open_service(settings, follows=True) as service:
-        person, code = await registered(service)
-        checkpoint = settings.data_dir / "checkpoints" / "checkpoint"
-        await eventually(checkpoint.exists, within=60)
-        said = await asyncio.to_thread(_exported, command, home, person)
+def test_nothing_of_a_person_is_in_clear_in_an_export_or_a_proof_of_the_log(home: Path, command: Command) -> None:
+    person, code = asyncio.run(_in_a_checkpoint(settings_of(home)))
+    said = _exported(command, home, person)
 
     texts = [content.decode() for _, content in contents(home / "exported")]
     assert [occurs(text, SECRETS) for text in [*texts, *said]] == [[]] * (len(texts) + len(said))
     assert shown([code], "\n".join([*texts, *said])) == []
     assert sum(str(person) in text for text in texts) == len(texts) == 4
+
+
+async def _in_a_checkpoint(settings: Settings) -> tuple[UUID, str]:
+    async with open_service(settings, follows=True) as service:
+        found = await registered(service)
+        await eventually((settings.data_dir / "checkpoints" / "checkpoint").exists, within=60)
+        return found
 
 
 def _exported(command: Command, home: Path, person: UUID) -> list[str]:
