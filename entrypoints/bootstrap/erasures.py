@@ -132,7 +132,7 @@ async def _settle(connection: Connection, journal: Journal, key: SigningKey) -> 
         "erasures.unknown_since_restore",
         restored_at=restored_at.isoformat(),
         position=position,
-        hint="this database was restored from a backup, and no journal of erasures is here that was complete before: whoever "
+        hint="this database was restored from a backup, and there is no journal of erasures that was complete before: whoever "
         "was erased after that position can be read again. Put the journal into CHECKPOINT_DIR and start again, or "
         "erase them again and then UPDATE restores SET settled_at = now()",
     )

@@ -530,14 +530,19 @@ def test_what_a_killed_drill_leaves_is_ended_and_removed_by_the_next_backup(home
     ) as process:
         asyncio.run(_until(scratch))
         process.kill()
-    [pid_file] = scratch()
-    server = int(pid_file.read_text().splitlines()[0])
-    assert psutil.pid_exists(server)
+    [abandoned] = home.data.glob("drill.new.*/postgres")
+    assert servers_on(abandoned) == 1
 
     done = command("backup", str(home.backups), "--data-dir", str(home.data))
 
     assert done.code == 0, done
-    assert (list(home.data.glob("drill.new.*")), psutil.pid_exists(server)) == ([], False)
+    assert (list(home.data.glob("drill.new.*")), servers_on(abandoned)) == ([], 0)
+
+
+def servers_on(data: Path) -> int:
+    """How many servers run with their data there; what has ended and waits to be reaped has no command line."""
+    command_lines = [one.info["cmdline"] or [] for one in psutil.process_iter(["cmdline"])]
+    return sum(words[-2:] == ["-D", str(data)] for words in command_lines)
 
 
 def test_an_archive_that_is_gone_and_comes_back_has_lost_nothing(home: Home, command: Command) -> None:
