@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from tests.faults.fleet import TOKEN, Fleet, Node
+from tests.faults.invariants import check
 from tests.faults.people import Crowd, Inbox
 from tests.faults.scene import Scene
 from tests.faults.test_upgrade import A_SECOND, Traffic, goes_on
@@ -115,6 +116,11 @@ async def test_passwords_of_database_and_broker_and_the_operators_token_change_w
     fleet = Fleet(service, sink.port, directory=tmp_path, reached=reached_directory, broker_url=broker_url)
     async with Scene.on(fleet, sink) as scene:
         await _changed_while_people_register(scene, database, rabbit, broker_url)
+
+        async def delivered() -> bool:
+            return not check(await scene.evidence(refold=False), only=("I4",))
+
+        await eventually(delivered, within=150, every=1)  # what was in a worker's hand is sent once more after a while
         await scene.must_hold(refold=True)
 
 
