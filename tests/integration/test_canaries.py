@@ -112,7 +112,7 @@ async def test_nothing_of_a_person_is_in_clear_in_a_backup_its_archive_or_what_i
 async def test_a_backup_from_before_an_erasure_has_the_key_and_one_from_after_a_rotation_has_none_that_opens(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What data-protection.md says of backups: only the end of the old master key is the end of older copies."""
+    """What docs/data-protection.md says of backups: only the end of the old master key is the end of older copies."""
     monkeypatch.setattr(rotation, "REJOINED", rotation.LOOK)
     settings = settings_of(home)
     async with open_service(settings, follows=True) as service:
