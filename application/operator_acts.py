@@ -24,8 +24,9 @@ BACK_UP: Final = "back-up"
 EXPORT_WITH_KEYS: Final = "export-log-with-keys"
 APPLY_ROLES: Final = "apply-database-roles"
 ROTATE_SIGNING_KEY: Final = "rotate-signing-key"
+ROTATE_MASTER_KEY: Final = "rotate-master-key"
 """Acts whose effect is not in the log: what is in it leaves the database, others may read it from now on, or another
-key signs for it."""
+key signs for it, or wraps what opens it."""
 
 _ACTS: Final[Mapping[type[Command], str]] = {
     CancelRegistration: "cancel-registration",

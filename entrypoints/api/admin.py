@@ -65,20 +65,20 @@ Address = Annotated[str, BeforeValidator(trimmed), Field(max_length=MAX_LENGTH),
 
 
 class Operator:
-    """Lets in those who know the token; if there is no token, nobody.
+    """Lets in those who know one of the tokens; if there is none, nobody.
 
     Compared in constant time, also in the length of what was sent: two hashes are always of the same length.
     """
 
-    def __init__(self, token: str | None) -> None:
-        # Without a token the comparison is with one that nobody has.
-        self._expected = _digest(token or secrets.token_urlsafe(32))
+    def __init__(self, *tokens: str | None) -> None:
+        # In place of a token that is not set the comparison is with one that nobody has.
+        self._expected = [_digest(token or secrets.token_urlsafe(32)) for token in tokens]
 
     async def __call__(
         self, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
     ) -> None:
-        offered = "" if credentials is None else credentials.credentials
-        if not hmac.compare_digest(_digest(offered), self._expected):
+        offered = _digest("" if credentials is None else credentials.credentials)
+        if not any(hmac.compare_digest(offered, one) for one in self._expected):
             raise HttpProblem("unauthorized", headers={"WWW-Authenticate": 'Bearer realm="registrar"'})
 
 
@@ -158,7 +158,7 @@ class FunnelQuery(_Query):
 
 def add_admin_routes(app: FastAPI, parts: Parts) -> None:
     """Everything under `/v1/admin`."""
-    guarded = [Depends(Operator(parts.admin_token)), Depends(read_reason)]
+    guarded = [Depends(Operator(parts.admin_token, parts.next_admin_token)), Depends(read_reason)]
     handlers, queries = parts.handlers, parts.queries
 
     def add(

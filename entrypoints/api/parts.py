@@ -23,6 +23,7 @@ class Parts:
 
     Attributes:
         admin_token: what operators prove themselves with; None if nobody can.
+        next_admin_token: what they prove themselves with as well while it is changed; None otherwise.
         jobs: what is done for operators in processes of its own.
         export: the log in pieces, without personal keys; see `infrastructure.archive.exporting.exported`.
         tracing: where spans go; None if tracing is off.
@@ -43,3 +44,4 @@ class Parts:
     mailbox: Mailbox | None
     broken: asyncio.Event
     prefix: str = ""
+    next_admin_token: str | None = None

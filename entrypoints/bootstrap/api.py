@@ -86,6 +86,7 @@ def api_parts(
         metrics=core.metrics,
         request_timeout=settings.request_timeout,
         admin_token=core.database.admin_token,
+        next_admin_token=settings.next_admin_token.get_secret_value() if settings.next_admin_token else None,
         jobs=jobs_of(core.database.dsn, settings, stack),
         export=partial(
             exported,

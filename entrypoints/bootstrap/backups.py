@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from entrypoints.bootstrap.checkpoints import checkpoint_directory
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from entrypoints.bootstrap.replay import READ_MODELS, Verifier, giving_way
 from entrypoints.bootstrap.restored_log import PATIENCE, Arrived, Progress, RestoredLog, look_at, row_of
+from infrastructure.audit.erasures import FILE
 from infrastructure.backup.archive import make_archive, turn_on
 from infrastructure.backup.layout import (
     CHECKPOINTS,
@@ -28,13 +29,14 @@ from infrastructure.backup.layout import (
     Backup,
     Description,
     backup_for,
+    demand_one_database,
     drop_unfinished,
     finish,
     forget,
     new_directory,
 )
 from infrastructure.backup.records import note, note_restore, noted
-from infrastructure.backup.restoring import give_to_owner, move_into, restored, server_user
+from infrastructure.backup.restoring import give_to_owner, move_into, remove_abandoned, restored, server_user
 from infrastructure.backup.taking import size_of, take_base_backup
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.embedded.files import exclusively
@@ -46,10 +48,16 @@ from infrastructure.settings.settings import Settings
 _DRILL: Final = {"fsync": "off", "full_page_writes": "off"}
 """A database that is thrown away afterwards."""
 
+_DRILL_LOCK: Final = "drill.lock"
+
 _ELSEWHERE: Final = (
     "REGISTRAR_DATABASE_URL is set: that server is backed up by those who run it (docs/backup.md says how, and "
     "`registrar doctor` looks at its settings); `registrar backup` is for the embedded one."
 )
+
+
+class _DrillUnderWay(Exception):
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +120,19 @@ async def back_up(
         dsn = await dsn_to_read(settings, stack)
         await check_schema(dsn)
         async with first_connection(dsn) as connection:
-            with exclusively(_lock_in(directory)):
+            with exclusively(
+                _lock_in(directory), or_else=CannotStart(f"Another backup is being taken to {directory}.")
+            ):
                 await record_act(dsn, BACK_UP, reason, statement_timeout=settings.statement_timeout)
-                return await _back_up(connection, dsn, settings, directory, keep, progress)
+                taken = await _back_up(connection, dsn, settings, directory, keep, progress)
+        await asyncio.to_thread(_remove_killed_drill, DataDirectory(settings.data_dir).path)
+    return taken
+
+
+def _remove_killed_drill(data: Path) -> None:
+    """Or its server would run, and take the room of a second database, until the next one."""
+    with suppress(_DrillUnderWay), exclusively(data / _DRILL_LOCK, or_else=_DrillUnderWay()):
+        remove_abandoned(data, "drill")
 
 
 async def _back_up(
@@ -125,6 +143,7 @@ async def _back_up(
         "SELECT clock_timestamp(), position, encode(hash, 'hex'), current_setting('server_version'),"
         " (SELECT system_identifier::text FROM pg_control_system()) FROM public.head",
     )
+    demand_one_database(directory, identifier)
     drop_unfinished(directory)
     path = new_directory(directory, began_at)
     data = DataDirectory(settings.data_dir).path
@@ -153,8 +172,15 @@ def checkpoints_of(settings: Settings) -> Path:
 
 
 def _copy_checkpoints(published: Path, to: Path) -> None:
-    """The checkpointer may publish meanwhile: a file that it is about to rename is gone before it is copied."""
-    shutil.copytree(published, to, ignore=shutil.ignore_patterns("*.new"), dirs_exist_ok=True)
+    """The checkpointer may publish meanwhile: a file that it is about to rename is gone before it is copied.
+
+    The journal of erasures comes last, and whole: it is not there before everything is.
+    """
+    shutil.copytree(published, to, ignore=shutil.ignore_patterns("*.new", FILE), dirs_exist_ok=True)
+    if (published / FILE).exists():
+        new = to / f"{FILE}.new"
+        shutil.copy(published / FILE, new)
+        new.rename(to / FILE)
 
 
 def _demand_embedded(settings: Settings) -> None:
@@ -170,13 +196,30 @@ def _lock_in(directory: Path) -> Path:
 # --- Restoring one ----------------------------------------------------------------------------
 
 
+def journal_for(settings: Settings, checkpoints: Path | None) -> Path:
+    """Where a restore with these arguments finds the journal of erasures, if it is there.
+
+    Raises:
+        CannotStart: the database is an external one.
+    """
+    _demand_embedded(settings)
+    return (checkpoints or checkpoints_of(settings)) / FILE
+
+
 async def restore(
-    settings: Settings, directory: Path, *, to: datetime | None, checkpoints: Path | None, progress: Progress
+    settings: Settings,
+    directory: Path,
+    *,
+    to: datetime | None,
+    checkpoints: Path | None,
+    progress: Progress,
+    without_journal: bool = False,
 ) -> Arrived:
     """Bring a backup back into a data directory that holds no database.
 
     Args:
         checkpoints: a directory with checkpoints, and the journal of erasures, that is taken along; None: none is.
+        without_journal: nothing has to be known of erasures since.
 
     Raises:
         CannotStart, BadDataDirectory, DatabaseDidNotStart, BadBackup, NoRoom, CannotVerify: one line each, fit to
@@ -191,19 +234,36 @@ async def restore(
                 f"There is a database in {data.path}, and nothing is restored over one; "
                 "name another directory with --data-dir, or move that one away."
             )
+        _demand_place(checkpoints, checkpoints_of(settings))
         async with restored(
             backup, data.path, purpose="restore", to=to, progress=lambda done, of: progress("Restoring", done, of)
         ) as server:
             published = (checkpoints or checkpoints_of(settings), backup.path / CHECKPOINTS)
             arrived = await look_at(server.dsn, settings, backup, published, to is None, progress)
             async with first_connection(server.dsn) as connection:
-                await note_restore(connection, arrived.log.position)
+                await note_restore(connection, arrived.log.position, settled=without_journal)
             await asyncio.to_thread(server.stop)
             if checkpoints is not None:
-                await asyncio.to_thread(_copy_checkpoints, checkpoints, data.path / CHECKPOINTS)
-                await asyncio.to_thread(give_to_owner, data.path / CHECKPOINTS)
+                await asyncio.to_thread(_bring, checkpoints, checkpoints_of(settings), data.path)
             move_into(server, data.path)
     return arrived
+
+
+def _demand_place(checkpoints: Path | None, home: Path) -> None:
+    """
+    Raises:
+        CannotStart: those that are to be brought would take the place of others, which may know of more erasures.
+    """
+    if checkpoints is not None and home.is_dir() and any(home.iterdir()) and not home.samefile(checkpoints):
+        raise CannotStart(
+            f"There are checkpoints in {home}, perhaps newer ones; leave --checkpoints out, or move them away."
+        )
+
+
+def _bring(checkpoints: Path, home: Path, data: Path) -> None:
+    if not (home.is_dir() and home.samefile(checkpoints)):
+        _copy_checkpoints(checkpoints, home)
+        give_to_owner(home, data)
 
 
 # --- Trying one out ---------------------------------------------------------------------------
@@ -223,7 +283,7 @@ async def drill(settings: Settings, directory: Path | None, progress: Progress) 
     data = DataDirectory(settings.data_dir)
     running = None
     began = time.monotonic()
-    with exclusively(data.path / "drill.lock"):
+    with exclusively(data.path / _DRILL_LOCK, or_else=CannotStart("Another drill is under way on this database.")):
         async with AsyncExitStack() as stack:
             if (data.path / "postgres").exists():
                 running = await dsn_to_read(settings, stack)

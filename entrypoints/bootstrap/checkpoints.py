@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from entrypoints.bootstrap import CannotStart
@@ -52,13 +53,23 @@ def checkpoint_seeds(settings: Settings) -> list[bytes]:
     return [key.get_secret_value() for key in keys if key is not None]
 
 
-def posting_to(url: str) -> Post:
-    """Sends notes there; what it may take, see `Webhook`."""
+def taken_by(url: str) -> Callable[[str], Awaitable[None]]:
+    """Sends notes there; what it may take, and raises, see `Webhook.post`."""
     webhook = Webhook(url)
+
+    async def take(note: str) -> None:
+        await webhook.post(note.encode(), {"Content-Type": "text/plain; charset=utf-8"})
+
+    return take
+
+
+def posting_to(url: str) -> Post:
+    """`taken_by`, for the checkpointer."""
+    take = taken_by(url)
 
     async def post(note: bytes) -> str | None:
         try:
-            await webhook.post(note, {"Content-Type": "text/plain; charset=utf-8"})
+            await take(note.decode())
         except NotTaken as error:
             return error.failure
         return None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 from uuid import UUID, uuid4
@@ -28,6 +29,11 @@ PROOF: Final = "registrar/erasure-proof"
 
 PAGE: Final = 200
 """Registrations of one address that are asked for at once."""
+
+PATIENCE: Final = timedelta(seconds=10)
+"""For the read model to catch up; in a service that runs it does within some hundredths of a second."""
+
+_LOOK: Final = 0.05
 
 _ERASED: Final = """
     SELECT e.notification_id, e.recorded_at, b.first_position, b.last_position, b.hash,
@@ -88,9 +94,20 @@ class ErasureDesk:
     def public_key(self) -> str:
         return str(note_key(self._core.keyring).verifier)
 
+    async def caught_up(self, within: timedelta = PATIENCE) -> bool:
+        """Does the read model that addresses are looked up in know by now what was recorded before this was called?"""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within.total_seconds()
+        end = await self._core.store.head()
+        while not await self._core.pool.ask(partial(_has_reached, end)):
+            if loop.time() >= deadline:
+                return False
+            await asyncio.sleep(_LOOK)
+        return True
+
     async def of_address(self, email: str) -> list[UUID]:
         """The registrations of an address that are not erased, pending and ended ones and duplicates included; as of
-        the read model, which may be a moment behind."""
+        the read model, see `caught_up`."""
         claims = claims_of(self._core.keyring, canonical_address(email))
         found: list[UUID] = []
         cursor: str | None = None
@@ -122,6 +139,13 @@ class ErasureDesk:
     def proof(self, erased: Erased) -> str:
         """A signed note that says so."""
         return note_key(self._core.keyring).sign(erased.text())
+
+
+async def _has_reached(position: Position, connection: Connection) -> bool:
+    cursor = await connection.execute(
+        "SELECT FROM public.followers WHERE name = %s AND position >= %s", (Registrations.name, position)
+    )
+    return await cursor.fetchone() is not None
 
 
 async def _look(registration_id: UUID, outcome: str, connection: Connection) -> Erased:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
@@ -17,7 +16,7 @@ from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.checkpoints import checkpoint_directory
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.database import first_connection
-from infrastructure.audit.erasures import FILE, ORIGIN, JournalEntry, read_journal
+from infrastructure.audit.erasures import FILE, ORIGIN, Journal, JournalEntry, read_journal
 from infrastructure.audit.note_keys import SigningKey
 from infrastructure.audit.notes import BadNote, open_note
 from infrastructure.crypto.keyring import Keyring
@@ -60,9 +59,9 @@ async def erase_again(core: Core, settings: Settings) -> bool:
         Unavailable: as of any command.
     """
     file, key = journal_file(settings), note_key(core.keyring)
-    entries = [] if file is None else await asyncio.to_thread(_journal, file)
+    journal = Journal() if file is None else await asyncio.to_thread(_journal, file)
     async with first_connection(core.database.dsn) as connection:
-        back = await _back(connection, entries, key)
+        back = await _back(connection, journal, key)
         for registration_id in back:
             await core.handlers.handle(
                 EraseRegistration(registration_id=registration_id), Context(Actor.RESTORE, uuid4())
@@ -71,15 +70,15 @@ async def erase_again(core: Core, settings: Settings) -> bool:
             # Of a registration that the log knows to be erased nothing is recorded again; its key is another matter.
             await connection.execute("DELETE FROM public.personal_keys WHERE registration_id = ANY (%s)", (back,))
             log.warning("erasures.repeated", registrations=len(back), hint="a restore had brought them back")
-        return await _settle(connection, entries, key)
+        return await _settle(connection, journal, key)
 
 
-def _journal(file: Path) -> list[JournalEntry]:
+def _journal(file: Path) -> Journal:
     """Empty: there is none."""
     try:
         return read_journal(file)
     except FileNotFoundError:
-        return []
+        return Journal()
     except OSError as error:
         raise CannotStart(
             f"The journal of erasures {file} cannot be read ({error.strerror}), and a restore may have brought back who "
@@ -87,39 +86,40 @@ def _journal(file: Path) -> list[JournalEntry]:
         ) from None
 
 
-async def _back(connection: Connection, entries: Sequence[JournalEntry], key: SigningKey) -> list[UUID]:
+async def _back(connection: Connection, journal: Journal, key: SigningKey) -> list[UUID]:
     """Registrations in the journal whose keys are there. One that began after the erasure is another with the same id,
     which an Idempotency-Key gives it after a restore."""
     lines: dict[UUID, list[JournalEntry]] = {}
-    for entry in entries:
+    for entry in journal.entries:
         lines.setdefault(entry.erasure.registration_id, []).append(entry)
     if not lines:
         return []
     cursor = await connection.execute(_BACK, (list(lines),))
     back = []
     for registration_id, began_at in await cursor.fetchall():
-        signed = [one.erasure for one in lines[registration_id] if _is_signed(one, key)]
+        signed = [one.erasure for one in lines[registration_id] if _is_signed(one.note, key, registration_id)]
         if any(began_at is None or began_at < one.erased_at for one in signed):
             back.append(registration_id)
     return back
 
 
-def _is_signed(entry: JournalEntry, key: SigningKey) -> bool:
+def _is_signed(note: str, key: SigningKey, registration_id: UUID | None = None) -> bool:
     try:
-        open_note(entry.note, [key.verifier])
+        open_note(note, [key.verifier])
     except BadNote as error:
         hint = f"that note of the journal has no effect: {error}"
-        log.error("erasures.not_signed", registration_id=str(entry.erasure.registration_id), hint=hint)  # noqa: TRY400
+        log.error("erasures.not_signed", registration_id=registration_id and str(registration_id), hint=hint)  # noqa: TRY400
         return False
     return True
 
 
-async def _settle(connection: Connection, entries: Sequence[JournalEntry], key: SigningKey) -> bool:
-    """Only a journal from before the restore says who was erased by then; one that was begun afterwards does not."""
+async def _settle(connection: Connection, journal: Journal, key: SigningKey) -> bool:
+    """Only a journal that was complete before the restore says who was erased by then, also if that is nobody; one that
+    was begun afterwards does not."""
     unsettled = await (await connection.execute(_UNSETTLED)).fetchall()
     if not unsettled:
         return True
-    first = min((one.erasure.erased_at for one in entries if _is_signed(one, key)), default=None)
+    first = min((one.complete.since for one in journal.complete if _is_signed(one.note, key)), default=None)
     unknown = [row for row in unsettled if first is None or first >= row[0]]
     await connection.execute(
         "UPDATE public.restores SET settled_at = clock_timestamp() WHERE settled_at IS NULL AND restored_at > %s",
@@ -132,7 +132,7 @@ async def _settle(connection: Connection, entries: Sequence[JournalEntry], key: 
         "erasures.unknown_since_restore",
         restored_at=restored_at.isoformat(),
         position=position,
-        hint="this database was restored from a backup, and there is no journal of erasures from before that: whoever "
+        hint="this database was restored from a backup, and there is no journal of erasures that was complete before: whoever "
         "was erased after that position can be read again. Put the journal into CHECKPOINT_DIR and start again, or "
         "erase them again and then UPDATE restores SET settled_at = now()",
     )

@@ -7,13 +7,13 @@ from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 
-from entrypoints.bootstrap.checkpoints import checkpointer
+from entrypoints.bootstrap.checkpoints import checkpointer, taken_by
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.delivery import Delivery, finish_within
 from entrypoints.bootstrap.erasures import journal_file, note_key
 from infrastructure.alerts.alerts import Alerts
 from infrastructure.alerts.webhook import Webhook
-from infrastructure.audit.erasures import ErasureJournal, PostedErasures, write_to
+from infrastructure.audit.erasures import ErasureJournal, PostedErasures, is_complete, write_to
 from infrastructure.followers.integration_events import IntegrationEvents, PublishesEvents
 from infrastructure.followers.leadership import LeaderTask
 from infrastructure.followers.process_manager import ProcessManager
@@ -96,18 +96,25 @@ def relay_inside(core: Core, settings: Settings, delivery: Delivery) -> Relay:
 def erasure_journals(core: Core, settings: Settings) -> Iterator[ErasureJournal]:
     """What writes the journal of erasures, to each place that there is for it."""
     if (file := journal_file(settings)) is not None:
-        yield _journal_to(ErasureJournal, core, partial(write_to, file))
+        complete = partial(is_complete, file, note_key(core.keyring))
+        yield _journal(ErasureJournal, core, partial(write_to, file), complete)
     if settings.checkpoint_url is not None:
-        webhook = Webhook(settings.checkpoint_url.get_secret_value())
-
-        async def post(note: str) -> None:
-            await webhook.post(note.encode(), {"Content-Type": "text/plain; charset=utf-8"})
-
-        yield _journal_to(PostedErasures, core, post)
+        yield _journal(PostedErasures, core, taken_by(settings.checkpoint_url.get_secret_value()))
 
 
-def _journal_to(kind: type[ErasureJournal], core: Core, take: Callable[[str], Awaitable[None]]) -> ErasureJournal:
-    return kind(tail=core.tail, notifications=core.notifications, key=note_key(core.keyring), take=take)
+def _journal(
+    kind: type[ErasureJournal],
+    core: Core,
+    take: Callable[[str], Awaitable[None]],
+    complete: Callable[[], bool] = lambda: True,
+) -> ErasureJournal:
+    return kind(
+        tail=core.tail,
+        notifications=core.notifications,
+        key=note_key(core.keyring),
+        take=take,
+        is_complete=complete,
+    )
 
 
 def _verification(core: Core, settings: Settings, every: timedelta) -> BackgroundVerification:

@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
+from application.operator_acts import ROTATE_MASTER_KEY
 from application.ports import WrongMasterKey
 from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.acts import record_act
 from entrypoints.bootstrap.database import Database, first_connection, open_database, prepare
 from infrastructure.crypto.key_uses import FIRST, count_persons, noted
 from infrastructure.crypto.keyring import read_root_secret
@@ -107,20 +110,28 @@ class KeyDesk:
             return ListedKey(None, "wraps", False, persons)
         return ListedKey(ours.ids[0].hex(), "wraps", True, persons)
 
-    async def rotate(self, watch: Callable[[int, int], None]) -> Done:
+    async def rotate(self, watch: Callable[[int, int], None], reason: str | None = None) -> Done:
         """See `infrastructure.crypto.rotation.rotate`. The next key of a data directory is made, and then put in the
         place of the one that it has replaced.
 
+        Args:
+            reason: that the operator gives, for the audit.
+
         Raises:
             CannotRotate, CannotStart, WrongMasterKey, BadDataDirectory: one line each, fit to show.
+            Unavailable: worth a repeat.
         """
         await prepare(self._database)
         own = None if self._settings.master_key is not None else DataDirectory(self._settings.data_dir)
         to = key_id(await asyncio.to_thread(self._next_key, own))
         self._database.master_keys.add(await asyncio.to_thread(self._database.find_keys))
         connection = await connect(self._database.dsn, name="keys", statement_timeout=_PATIENCE)
+        record = partial(
+            record_act, self._database.dsn, ROTATE_MASTER_KEY, reason,
+            statement_timeout=self._settings.statement_timeout, once_for=to.hex(),
+        )  # fmt: skip
         async with closing(connection):
-            done = await rotate(connection, self._database.master_keys, to, watch=watch)
+            done = await rotate(connection, self._database.master_keys, to, watch=watch, first=record)
         advice = _SET_IT if own is None else await asyncio.to_thread(_take, own, to)
         return Done(to.hex(), [one.hex() for one in done.retired], done.persons, done.resumed, advice)
 

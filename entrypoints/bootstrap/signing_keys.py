@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
-from uuid import UUID, uuid5
 
 from application.operator_acts import ROTATE_SIGNING_KEY
 from entrypoints.bootstrap import CannotStart
@@ -27,9 +26,6 @@ PATIENCE: Final = timedelta(seconds=60)
 """For the process that leads to sign a checkpoint by the new key: it does so within seconds, if it can."""
 
 _LOOK: Final = 0.2
-
-_ACTS: Final = UUID("5b0c7f6e-9a43-5d0e-8a0f-6c6f67206b65")
-"""Namespace of the acts that change a key."""
 
 _ORIGIN: Final = "SELECT origin FROM public.tree_head WHERE origin <> ''"
 _FORGET: Final = "DELETE FROM public.checkpoint_keys WHERE first_size IS NULL AND public_key <> %s"
@@ -137,7 +133,7 @@ class SigningKeyDesk:
                 ROTATE_SIGNING_KEY,
                 reason,
                 statement_timeout=self._settings.statement_timeout,
-                act_id=uuid5(_ACTS, new.verifier.public.hex()),
+                once_for=new.verifier.public.hex(),
             )
 
     async def _until_signed(self, connection: Connection, new: SigningKey, patience: timedelta) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -16,6 +18,11 @@ from entrypoints.bootstrap.restored_log import Arrived
 from entrypoints.cli.output import moving, note, print_json, show
 from infrastructure.audit.erasures import FILE
 from infrastructure.settings.settings import Settings
+
+_WITHOUT_JOURNAL: Final = (
+    "There is no journal of erasures {}: whoever was erased after the moment that you go back to can be read again. "
+    "Restore all the same, and never ask for it again?"
+)
 
 
 async def back_up(settings: Settings, directory: Path, *, keep: int | None, reason: str | None, as_json: bool) -> int:
@@ -38,11 +45,28 @@ async def back_up(settings: Settings, directory: Path, *, keep: int | None, reas
 
 
 async def restore(
-    settings: Settings, directory: Path, *, to: datetime | None, checkpoints: Path | None, as_json: bool
+    settings: Settings,
+    directory: Path,
+    *,
+    to: datetime | None,
+    checkpoints: Path | None,
+    without_journal: bool,
+    as_json: bool,
 ) -> int:
     """Bring a backup back; 1 if it is not all that was recorded, or not what was signed."""
+    journal = backups.journal_for(settings, checkpoints)
+    asked = not without_journal and not journal.exists() and sys.stdin.isatty()
+    if asked and not click.confirm(_WITHOUT_JOURNAL.format(journal), err=True):
+        return 1
     with _interruptible("nothing was restored."), moving() as progress:
-        arrived = await backups.restore(settings, directory, to=to, checkpoints=checkpoints, progress=progress)
+        arrived = await backups.restore(
+            settings,
+            directory,
+            to=to,
+            checkpoints=checkpoints,
+            without_journal=without_journal or asked,
+            progress=progress,
+        )
     if as_json:
         print_json({"data_dir": str(settings.data_dir), **_arrival(arrived)})
     else:
@@ -50,10 +74,10 @@ async def restore(
         _tell(arrived)
     if not (settings.data_dir / "master.key").exists() and settings.master_key is None:
         note(f"Put master.key back into {settings.data_dir} before you start `registrar up`.")
-    if not (backups.checkpoints_of(settings) / FILE).exists():
+    if not (without_journal or asked or (backups.checkpoints_of(settings) / FILE).exists()):
         note(
             "No journal of erasures is there: whoever was erased after that position can be read again. Copy the newest "
-            f"one into {backups.checkpoints_of(settings)} before you start `registrar up`."
+            f"one into {backups.checkpoints_of(settings)} before you start `registrar up`, or say --without-journal."
         )
     return 1 if arrived.is_troubled else 0
 

@@ -82,16 +82,27 @@ def backup(
     metavar="DIR",
     help="Directory of signed checkpoints with the journal of erasures, which is copied along.",
 )
+@click.option(
+    "--without-journal",
+    is_flag=True,
+    help="Nobody was erased since, or you erase them yourself: do not look for the journal of erasures.",
+)
 @options.as_json
 @options.data_dir
 def restore(
-    *, directory: Path, to: datetime | None, checkpoints: Path | None, as_json: bool, data_dir: Path | None
+    *,
+    directory: Path,
+    to: datetime | None,
+    checkpoints: Path | None,
+    without_journal: bool,
+    as_json: bool,
+    data_dir: Path | None,
 ) -> int:
     """Restore a backup in DIR into a data directory without a database.
 
     Never over an existing database. Put master.key back beside it, then start `registrar up`. Whoever was erased since
-    is erased again from the journal of erasures, if that is there. Exit code 1 if the archive has a gap, or the newest
-    checkpoint covers another log.
+    is erased again from the journal of erasures; where there is none, a person at a terminal is asked before anything
+    is restored. Exit code 1 if the archive has a gap, or the newest checkpoint covers another log.
     """
     from entrypoints.cli import backing_up
     from entrypoints.cli.session import driver_silent, finish, log_troubles, read_settings
@@ -99,4 +110,13 @@ def restore(
     settings = read_settings(data_dir=data_dir, with_secrets=False)
     log_troubles(settings)
     with driver_silent():
-        return finish(backing_up.restore(settings, directory, to=to, checkpoints=checkpoints, as_json=as_json))
+        return finish(
+            backing_up.restore(
+                settings,
+                directory,
+                to=to,
+                checkpoints=checkpoints,
+                without_journal=without_journal,
+                as_json=as_json,
+            )
+        )

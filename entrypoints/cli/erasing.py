@@ -60,6 +60,11 @@ async def erase(
     desk: ErasureDesk, who: UUID | str, reason: str, *, sure: bool, proof: Path | None, as_json: bool
 ) -> int:
     """Erase, report, and prove it if that is wanted; 1 if anybody was not erased, or nobody was found."""
+    behind = not isinstance(who, UUID) and not await desk.caught_up()
+    if behind:
+        note(
+            "The read models are behind the log, so not every registration may be found; repeat this when they are not."
+        )
     ids = [who] if isinstance(who, UUID) else await desk.of_address(who)
     if not ids:
         note("There is no registration of this address that is not erased.")
@@ -78,7 +83,7 @@ async def erase(
             file.truncate(0)
             file.write("\n".join(desk.proof(one) for one in erased))
             note(f"{proof} proves it, to whoever has this key: {desk.public_key}")
-    return 1 if any(one.outcome in {"refused", "failed"} for one in reports) else 0
+    return 1 if behind or any(one.outcome in {"refused", "failed"} for one in reports) else 0
 
 
 def _show(reports: Sequence[Report], *, as_json: bool) -> None:

@@ -24,11 +24,11 @@ async def list_keys(desk: KeyDesk, *, as_json: bool) -> int:
     return 1 if missing else 0
 
 
-async def rotate(desk: KeyDesk, *, as_json: bool) -> int:
+async def rotate(desk: KeyDesk, *, reason: str | None, as_json: bool) -> int:
     """Change the master key, and say what is to be done now."""
     try:
         with moving() as show:
-            done = await desk.rotate(lambda ready, of: show("Re-wrapping", ready, of))
+            done = await desk.rotate(lambda ready, of: show("Re-wrapping", ready, of), reason)
     except CannotRotate as error:
         raise click.ClickException(str(error)) from None
     if as_json:

@@ -34,10 +34,11 @@ def keys_list(*, as_json: bool, data_dir: Path | None) -> int:
     return keeping_keys(data_dir, lambda desk: key_desk.list_keys(desk, as_json=as_json))
 
 
-@keys.command("rotate", epilog=options.example("registrar keys rotate"))
+@keys.command("rotate", epilog=options.example('registrar keys rotate --reason "every November"'))
+@options.reason
 @options.as_json
 @options.data_dir
-def keys_rotate(*, as_json: bool, data_dir: Path | None) -> int:
+def keys_rotate(*, reason: str | None, as_json: bool, data_dir: Path | None) -> int:
     """Wrap everything by the next master key, while the service runs.
 
     First set REGISTRAR_NEXT_MASTER_KEY (or …_FILE) in every process, and restart them one by one; this command waits
@@ -47,4 +48,4 @@ def keys_rotate(*, as_json: bool, data_dir: Path | None) -> int:
     from entrypoints.cli import key_desk
     from entrypoints.cli.session import keeping_keys
 
-    return keeping_keys(data_dir, lambda desk: key_desk.rotate(desk, as_json=as_json))
+    return keeping_keys(data_dir, lambda desk: key_desk.rotate(desk, reason=reason, as_json=as_json))

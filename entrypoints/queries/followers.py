@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from application.ports import Clock
 from domain.recorded import Position
-from infrastructure.audit.erasures import ErasureJournal
+from infrastructure.audit.erasures import ErasureJournal, PostedErasures
 from infrastructure.audit.standing import Standing, standing_of
 from infrastructure.backup.records import Kind, noted
 from infrastructure.followers.names import names_of_followers
@@ -28,9 +28,11 @@ _READ_MODELS: Final = tuple(projection.name for projection in PROJECTIONS)
 
 def followers_with(settings: Settings) -> tuple[str, ...]:
     """Everything that follows the log under these settings: nobody publishes where there is no broker, and erasures are
-    noted where checkpoints are published."""
+    noted in the directory of checkpoints, at their address, or both."""
     names = names_of_followers(_READ_MODELS, publishes=settings.broker_url is not None)
-    return (*names, ErasureJournal.name) if settings.has_checkpoints else names
+    in_directory = settings.database_url is None or settings.checkpoint_dir is not None
+    at_address = settings.checkpoint_url is not None
+    return (*names, *[ErasureJournal.name] * in_directory, *[PostedErasures.name] * at_address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,9 @@ A backup from before an erasure brings the person's key back. At the start after
 journal is erased again. Each erasure is a note of its own, signed in the form of C2SP's signed-note with a key that is
 derived from the root secret: no other key has to be kept for it, it is the same after a restore and after a change of
 the master key, and nobody can have a person erased by writing to the file. There is no personal data in it.
+
+One more note says since when the journal is complete: an installation that has never erased anybody has a journal, too,
+and one that was begun after a restore says nothing of the time before.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -24,6 +27,7 @@ from application.crash_points import crash_point
 from domain.recorded import Position
 from domain.registration import Registration
 from infrastructure.audit.note_keys import SigningKey
+from infrastructure.audit.notes import BadNote, open_note
 from infrastructure.audit.publishing import append
 from infrastructure.embedded.files import make_directory
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
@@ -49,7 +53,10 @@ PACE: Final = timedelta(milliseconds=500)
 MOST_PAUSE: Final = timedelta(seconds=30)
 """Between two attempts to write to a full disk, or to a place that does not take it."""
 
-_NOTE: Final = re.compile(rf"{ORIGIN}\nregistration [0-9a-f-]{{36}}\nposition [0-9]+\nerased [^\n]+\n\n(?:— [^\n]+\n)+")
+_NOTE: Final = re.compile(
+    rf"{ORIGIN}\n(?:registration [0-9a-f-]{{36}}\nposition [0-9]+\nerased|complete since) [^\n]+\n\n(?:— [^\n]+\n)+"
+)
+_END: Final = "SELECT position, clock_timestamp() FROM public.head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +95,51 @@ class Erasure:
 
 
 @dataclass(frozen=True, slots=True)
+class Complete:
+    """That a journal has every erasure in the log as of a moment, and that later ones are added to it."""
+
+    since: datetime
+
+    def text(self) -> str:
+        """The text of its note."""
+        return f"{ORIGIN}\ncomplete since {self.since.astimezone(UTC).isoformat()}\n"
+
+    @classmethod
+    def parse(cls, text: str) -> Complete:
+        """
+        Raises:
+            ValueError: it is not such a text.
+        """
+        _, words, time = "\n".join(text.splitlines()[:2]).partition(f"{ORIGIN}\ncomplete since ")
+        if not words:
+            raise ValueError("it does not say that a journal is complete")
+        return cls(datetime.fromisoformat(time))
+
+
+@dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """A note of the journal, whose signature has not been looked at yet."""
+    """An erasure in a journal. Nobody has looked at the signature of its note yet."""
 
     erasure: Erasure
     note: str
 
 
-def read_journal(file: Path) -> list[JournalEntry]:
+@dataclass(frozen=True, slots=True)
+class CompleteNote:
+    """Where a journal says that it is complete. Nobody has looked at the signature of that note yet."""
+
+    complete: Complete
+    note: str
+
+
+class Journal(NamedTuple):
+    """What is in a journal."""
+
+    entries: Sequence[JournalEntry] = ()
+    complete: Sequence[CompleteNote] = ()
+
+
+def read_journal(file: Path) -> Journal:
     """Every note in it, however they follow each other: as they were written here, or posted to an address.
 
     What a crash has torn was written again behind it.
@@ -104,15 +148,35 @@ def read_journal(file: Path) -> list[JournalEntry]:
         OSError: it cannot be read; FileNotFoundError: there is none.
     """
     text = file.read_text(encoding="utf-8", errors="replace")
-    found, strange = [], bool(_NOTE.sub("", text).strip())
+    entries, complete, strange = list[JournalEntry](), list[CompleteNote](), bool(_NOTE.sub("", text).strip())
     for note in _NOTE.findall(text):
         try:
-            found.append(JournalEntry(Erasure.parse(note), note))
+            if note.startswith(f"{ORIGIN}\ncomplete"):
+                complete.append(CompleteNote(Complete.parse(note), note))
+            else:
+                entries.append(JournalEntry(Erasure.parse(note), note))
         except ValueError:
             strange = True
     if strange:
         log.warning("erasures.unreadable_line", file=file.name, hint="the journal has lines that are none of ours")
-    return found
+    return Journal(entries, complete)
+
+
+def is_complete(file: Path, key: SigningKey) -> bool:
+    """Does a note in the journal, signed by this key, say so? Not if it cannot be read."""
+    try:
+        found = read_journal(file).complete
+    except OSError:
+        return False
+    return any(_is_signed(one.note, key) for one in found)
+
+
+def _is_signed(note: str, key: SigningKey) -> bool:
+    try:
+        open_note(note, [key.verifier])
+    except BadNote:
+        return False
+    return True
 
 
 async def write_to(file: Path, note: str) -> None:
@@ -132,8 +196,10 @@ def _write(file: Path, note: str) -> None:
 class ErasureJournal:
     """Follows the log, and has each erasure written to the journal; one process leads (`followers.leadership.lead`).
 
-    At least once: its position moves once a note is on disk, so that a crash in between repeats the note. Nothing that
-    goes wrong here reaches an erasure, which is in the log and effective before.
+    At least once: its position moves once a note is on disk, so that a crash in between repeats the note. A journal
+    that does not say that it is complete, because it is new, or was lost, is written from the first event of the log
+    on; the position stays at 0 until it is. Nothing that goes wrong here reaches an erasure, which is in the log and
+    effective before.
     """
 
     name = "erasures"
@@ -145,26 +211,38 @@ class ErasureJournal:
         notifications: Notifications,
         key: SigningKey,
         take: Callable[[str], Awaitable[None]],
+        is_complete: Callable[[], bool] = lambda: True,
     ) -> None:
         """
         Args:
             take: keeps a note for good, and is repeated until it raises nothing.
+            is_complete: does the journal say so, once there is a position? An address cannot be asked.
         """
         self._tail = tail
         self._notifications = notifications
         self._key = key
         self._take = take
+        self._is_complete = is_complete
+        self._saved: Position = 0
+        self._end: Position = 0
+        self._complete = Complete(datetime.min.replace(tzinfo=UTC))
 
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
-        await connection.execute("SET synchronous_commit = off")  # a lost position repeats lines
         position = await position_of(connection, self.name)
+        if position and not await asyncio.to_thread(self._is_complete):
+            await save_position(connection, self.name, position, 0)
+            position = 0
+        row = await (await connection.execute(_END)).fetchone()
+        assert row is not None  # noqa: S101 - a log has an end
+        self._end, self._complete, self._saved = row[0], Complete(row[1]), position
+        await connection.execute("SET synchronous_commit = off")  # a lost position repeats lines
         await follow(
             position,
             read=self._read,
             act=partial(self._advance, connection),
             wake=self._notifications,
-            rest=lambda took: max(timedelta(0), PACE - took),
+            rest=lambda took: max(timedelta(0), PACE - took) if self._saved else timedelta(0),
             chores=[keep_leadership(connection)],
         )
 
@@ -172,20 +250,25 @@ class ErasureJournal:
         return await self._tail.read(position, BATCH, (Registration.PersonalDataErased.TOPIC,))
 
     async def _advance(
-        self, connection: Connection, rows: Sequence[RecordedRow], position: Position, seen: Position
+        self, connection: Connection, rows: Sequence[RecordedRow], _position: Position, seen: Position
     ) -> None:
         if rows:
             crash_point("erasures.before_line")
             await while_touching(connection, self._write_all(rows))
             crash_point("erasures.before_position")
-        await save_position(connection, self.name, position, seen)
+        if not self._saved:
+            if seen < self._end:
+                return
+            await while_touching(connection, self._until_taken(self._complete.text()))
+        await save_position(connection, self.name, self._saved, seen)
+        self._saved = seen
 
     async def _write_all(self, rows: Sequence[RecordedRow]) -> None:
         for row in rows:
-            note = self._key.sign(Erasure(row.stream_id, row.position, row.recorded_at).text())
-            await self._until_taken(note)
+            await self._until_taken(Erasure(row.stream_id, row.position, row.recorded_at).text())
 
-    async def _until_taken(self, note: str) -> None:
+    async def _until_taken(self, text: str) -> None:
+        note = self._key.sign(text)
         pause, told = timedelta(milliseconds=200), False
         while True:
             try:

@@ -36,7 +36,7 @@ def archive_command(archive: Path, *, may_wait: int = MAY_WAIT) -> str:
     """The shell's line that archives a segment: whole or not at all, and on disk."""
     to = shlex.quote(str(archive)).replace("%", "%%")
     return (
-        f"if test -d {to} && gzip -1 <%p >{to}/.%f && sync {to}/.%f && mv -f {to}/.%f {to}/%f.gz; then exit 0; fi; "
+        f"if test -d {to} && gzip -1 <%p >{to}/.%f && sync {to}/.%f && mv -f {to}/.%f {to}/%f.gz && sync {to}; then exit 0; fi; "
         f"test $(ls pg_wal/archive_status | grep -c '[.]ready$') -gt {may_wait}"
     )
 

@@ -80,15 +80,18 @@ def new_directory(directory: Path, now: datetime) -> Path:
     """Make the directory of a backup that begins now.
 
     Raises:
-        BadBackup: one was begun in the same second.
+        BadBackup: one is there that was begun in the same second, or later: by their names the last one is told.
         OSError: it cannot be made.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory.resolve() / now.strftime(_STAMP)
-    try:
-        path.mkdir(mode=0o700)
-    except FileExistsError:
-        raise BadBackup(f"{path} is there already: another backup was begun in the same second; try again.") from None
+    newest = max(_paths(directory), default=None)
+    if newest is not None and newest.name >= path.name:
+        raise BadBackup(
+            f"{newest} was begun in this second, or after it; try again, and if that does not help, look whether the "
+            "clock of the database is right, or name another directory."
+        )
+    path.mkdir(mode=0o700)
     sync(path.parent)
     return path
 
@@ -105,6 +108,18 @@ def whole_backups(directory: Path) -> list[Backup]:
         BadBackup: one of them was written by a release that writes another form.
     """
     return [Backup(path, _described(path)) for path in _paths(directory) if (path / DESCRIPTION).exists()]
+
+
+def demand_one_database(directory: Path, system_identifier: str) -> None:
+    """
+    Raises:
+        BadBackup: there are backups of another database; one of the two would be taken for the other.
+    """
+    for one in whole_backups(directory):
+        if one.description.system_identifier != system_identifier:
+            raise BadBackup(
+                f"{one.path} is a backup of another database; each has its own directory, name another one."
+            )
 
 
 def _described(path: Path) -> Description:

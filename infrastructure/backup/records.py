@@ -45,11 +45,17 @@ async def noted(connection: Connection) -> dict[Kind, Noted]:
     return {kind: Noted(Path(path), *more) for kind, path, *more in await cursor.fetchall()}
 
 
-async def note_restore(connection: Connection, position: Position) -> None:
+async def note_restore(connection: Connection, position: Position, *, settled: bool) -> None:
     """Note that this database has come out of a backup and ends at a position, so that erasures since are repeated.
 
     Without effect on a database of a release before that table.
+
+    Args:
+        settled: nothing has to be known of erasures since.
     """
     row = await (await connection.execute("SELECT to_regclass('public.restores') IS NULL")).fetchone()
     if row is not None and not row[0]:
-        await connection.execute("INSERT INTO public.restores (position) VALUES (%s)", (position,))
+        await connection.execute(
+            "INSERT INTO public.restores (position, settled_at) VALUES (%s, CASE WHEN %s THEN clock_timestamp() END)",
+            (position, settled),
+        )

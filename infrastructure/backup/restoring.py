@@ -60,7 +60,7 @@ async def restored(
         DatabaseDidNotStart: the embedded PostgreSQL is not installed, or does not stop.
         OSError: it cannot be written.
     """
-    await asyncio.to_thread(_remove_abandoned, within, purpose)
+    await asyncio.to_thread(remove_abandoned, within, purpose)
     owner = server_user(within)
     archives = [one for one in archives_from(backup) if one.is_dir()]
     copied = sum(file.stat().st_size for one in archives if _is_anothers(one, owner) for file in _segments_of(one))
@@ -104,10 +104,10 @@ def move_into(server: EmbeddedPostgres, directory: Path) -> None:
     sync(directory)
 
 
-def give_to_owner(tree: Path) -> None:
-    """Have a tree belong to the owner of the directory that it is in: root may work in another user's."""
+def give_to_owner(tree: Path, of: Path) -> None:
+    """Have a tree belong to the owner of a directory: root may work in another user's."""
     if os.geteuid() == 0:
-        found = tree.parent.stat()
+        found = of.stat()
         for one in (tree, *tree.rglob("*")):
             os.chown(one, found.st_uid, found.st_gid, follow_symlinks=False)
 
@@ -121,7 +121,8 @@ def _demand_room(within: Path, size: int) -> None:
         )
 
 
-def _remove_abandoned(within: Path, purpose: str) -> None:
+def remove_abandoned(within: Path, purpose: str) -> None:
+    """What killed ones have left, servers that still run included. The caller sees to it that no other is at work."""
     for abandoned in within.glob(_LEFT_BEHIND.format(purpose) + "*"):
         _remove(abandoned)
 

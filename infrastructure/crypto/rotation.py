@@ -2,7 +2,7 @@
 
 In this order, each step repeatable, so that a rotation killed anywhere is resumed by the next one:
 
-1. Every running process has the new key; otherwise nothing begins.
+1. Every running process has the new key; otherwise nothing begins. The log has it that an operator does this.
 2. In one commit: the new key wraps from now on, and the root secret is re-wrapped. The root comes first, because a
    process opens it at its start: one without the new key is refused there, with the key's id, instead of failing on one
    person after the other.
@@ -17,7 +17,7 @@ In this order, each step repeatable, so that a rotation killed anywhere is resum
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -106,8 +106,18 @@ Watch = Callable[[int, int], None]
 """Called with how many persons' keys are done, and of how many."""
 
 
-async def rotate(connection: Connection, keys: MasterKeys, to: KeyId, *, watch: Watch = lambda *_: None) -> Rotated:
+async def rotate(
+    connection: Connection,
+    keys: MasterKeys,
+    to: KeyId,
+    *,
+    watch: Watch = lambda *_: None,
+    first: Callable[[], Awaitable[None]] | None = None,
+) -> Rotated:
     """Have everything wrapped by the master key `to`, which is one of `keys`.
+
+    Args:
+        first: done before anything is changed, once nothing stands in the way; also if it was begun before.
 
     Raises:
         CannotRotate: see there.
@@ -119,6 +129,8 @@ async def rotate(connection: Connection, keys: MasterKeys, to: KeyId, *, watch: 
     done = Rotated(to, resumed=await _begun(connection, to))
     if not done.resumed:
         await _until_none_lacks(connection, "has", to, _WITHOUT_IT)
+    if first is not None:
+        await first()
     await _begin(connection, keys, to, anew=not done.resumed)
     rejoined = asyncio.get_running_loop().time() + REJOINED.total_seconds()
     crash_point("rotation.begun")

@@ -78,11 +78,19 @@ def sync(directory: Path) -> None:
 
 
 @contextmanager
-def exclusively(lock_file: Path) -> Iterator[None]:
-    """One process, and one thread, at a time. The file is not removed: that would let two in."""
+def exclusively(lock_file: Path, *, or_else: Exception | None = None) -> Iterator[None]:
+    """One process, and one thread, at a time. The file is not removed: that would let two in.
+
+    Args:
+        or_else: raised if somebody else is in; None: wait for them.
+    """
     lock = open_private(lock_file, os.O_RDWR)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if or_else else 0))
+        except BlockingIOError:
+            assert or_else is not None  # noqa: S101 - it would have waited
+            raise or_else from None
         yield
     finally:
         os.close(lock)

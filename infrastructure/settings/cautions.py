@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from pydantic import SecretStr
+
 from infrastructure.settings.environment import FILE, PREFIX
 from infrastructure.settings.settings import Settings
 
@@ -39,11 +41,13 @@ class Caution(NamedTuple):
 
 def cautions(settings: Settings) -> Iterator[Caution]:
     """Secrets that are easy to guess, or that others can read."""
-    if settings.admin_token is not None and is_easy_to_guess(settings.admin_token.get_secret_value()):
-        yield Caution(
-            f"{PREFIX}ADMIN_TOKEN is easy to guess",
-            "Set it to what `openssl rand -hex 32` prints; it opens every account.",
-        )
+    for name in ("admin_token", "next_admin_token"):
+        token: SecretStr | None = getattr(settings, name)
+        if token is not None and is_easy_to_guess(token.get_secret_value()):
+            yield Caution(
+                f"{PREFIX}{name.upper()} is easy to guess",
+                "Set it to what `openssl rand -hex 32` prints; it opens every account.",
+            )
     for name in sorted(settings.model_fields_set):
         path = getattr(settings, name)
         if name.endswith(FILE) and isinstance(path, Path) and is_open_to_others(path):

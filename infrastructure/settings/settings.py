@@ -96,6 +96,12 @@ class Settings(BaseModel):
         examples=["what `openssl rand -hex 32` prints"],
     )
     admin_token_file: Path | None = _file("admin_token")
+    next_admin_token: Token | None = Field(
+        default=None,
+        description="token that is to replace `admin_token`, and opens the admin routes, too; None: none",
+        examples=["what `openssl rand -hex 32` prints"],
+    )
+    next_admin_token_file: Path | None = _file("next_admin_token")
     admin_listen: ListenAddress | None = Field(
         default=None,
         description="host:port of the admin routes, docs and metrics; None: the main listener",

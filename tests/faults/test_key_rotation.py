@@ -187,7 +187,7 @@ async def test_an_erasure_reaches_the_journal_though_its_writer_dies_around_the_
         await service.handlers.handle(EraseRegistration(registration_id=registration_id), Context("operator", uuid4()))
 
         def journal() -> list[Erasure]:
-            return [one.erasure for one in read_journal(tmp_path / "checkpoints" / "erasures")]
+            return [one.erasure for one in read_journal(tmp_path / "checkpoints" / "erasures").entries]
 
         found = await eventually(lambda: _of_length(journal, lines))
 

@@ -683,6 +683,16 @@ async def test_without_a_token_nobody_is_an_operator(idle: Api) -> None:
             assert (await http.get("/v1/admin/mail", headers=headers)).status_code == 401
 
 
+async def test_while_the_token_is_changed_both_open_the_operators_routes(idle: Api) -> None:
+    following = {"Authorization": "Bearer what-comes-after-it"}
+    both = replace(idle.service.api, next_admin_token="what-comes-after-it")
+    for parts, status in ((idle.service.api, 401), (both, 200)):
+        async with client_of(create_app(parts)) as http:
+            assert (await http.get("/v1/admin/mail", headers=following)).status_code == status
+            assert (await http.get("/v1/admin/mail", headers=ADMIN)).status_code == 200
+            assert (await http.get("/v1/admin/mail", headers={"Authorization": "Bearer other"})).status_code == 401
+
+
 # --- Which routes there are ----------------------------------------------------------------------
 
 PUBLIC = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 
@@ -24,6 +27,7 @@ from infrastructure.audit.note_keys import SigningKey
 from infrastructure.audit.notes import checkpoint_text, signed_note
 from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.embedded.data_directory import DataDirectory
+from infrastructure.embedded.files import exclusively
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
@@ -196,6 +200,113 @@ def test_a_restore_says_whether_a_journal_of_erasures_is_there(home: Home, comma
 
     assert (without.code, "No journal of erasures is there" in without.err) == (0, True), without
     assert (having.code, "No journal of erasures is there" in having.err) == (0, False), having
+
+
+def test_a_restore_without_a_journal_can_be_said_to_need_none(home: Home, command: Command) -> None:
+    command("backup", str(home.backups), "--data-dir", str(home.data))
+    asked, told = home.data.parent / "asked", home.data.parent / "told"
+
+    command("restore", str(home.backups), "--data-dir", str(asked))
+    done = command("restore", str(home.backups), "--without-journal", "--data-dir", str(told))
+
+    assert (done.code, "journal" in done.err) == (0, False), done
+    assert [unsettled(asked), unsettled(told)] == [1, 0]
+
+
+def unsettled(data: Path) -> int:
+    """Restores of a database that does not run, of which erasures since are unknown."""
+    postgres = EmbeddedPostgres(data, SURVIVES_KILLS)
+    postgres.start()
+    try:
+        return len(asyncio.run(query(postgres.dsn, "SELECT 1 FROM restores WHERE settled_at IS NULL")))
+    finally:
+        postgres.stop()
+
+
+def test_a_person_at_a_terminal_is_asked_before_anything_is_restored_without_a_journal(
+    home: Home, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("backup", str(home.backups), "--data-dir", str(home.data))
+    to = home.data.parent / "restored"
+
+    def answered(answer: str) -> Any:
+        monkeypatch.setattr(sys, "stdin", Terminal(answer))
+        return command("restore", str(home.backups), "--data-dir", str(to))
+
+    no = answered("n\n")
+    assert (no.code, "can be read again" in no.err) == (1, True), no
+    assert not (to / "postgres").exists()
+    yes = answered("y\n")
+    assert yes.code == 0, yes
+    assert unsettled(to) == 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_no_journal_takes_the_place_of_another(home: Home, command: Command) -> None:
+    """One in the place that is restored to may know of more erasures."""
+    command("backup", str(home.backups), "--data-dir", str(home.data))
+    to, older = home.data.parent / "restored", home.data.parent / "older"
+    for directory, text in ((to / "checkpoints", "newer"), (older, "older")):
+        directory.mkdir(parents=True, mode=0o700)
+        (directory / "erasures").write_text(text)
+
+    refused = command("restore", str(home.backups), "--data-dir", str(to), "--checkpoints", str(older))
+    assert (refused.code, "perhaps newer ones" in refused.err) == (2, True), refused
+    done = command("restore", str(home.backups), "--data-dir", str(to))
+
+    assert done.code == 0, done
+    assert (to / "checkpoints" / "erasures").read_text() == "newer"
+
+
+def test_what_is_brought_goes_to_where_the_service_looks_for_it(home: Home, command: Command, tmp_path: Path) -> None:
+    command("backup", str(home.backups), "--data-dir", str(home.data))
+    published, to = home.data.parent / "published", home.data.parent / "restored"
+    published.mkdir()
+    (published / "erasures").write_text("notes\n")
+    words = ("restore", str(home.backups), "--data-dir", str(to), "--checkpoints", str(published))
+
+    done = command(*words, CHECKPOINT_DIR=str(tmp_path / "checkpoints"))
+
+    assert done.code == 0, done
+    assert (tmp_path / "checkpoints" / "erasures").read_text() == "notes\n"
+
+
+def test_a_backup_of_another_database_and_one_from_the_future_are_never_taken_for_the_last_one(
+    home: Home, command: Command
+) -> None:
+    command("backup", str(home.backups), "--data-dir", str(home.data))
+    whole = home.latest
+
+    def tried() -> Any:
+        asyncio.run(_until(lambda: home.ask("SELECT clock_timestamp()").strftime("%Y-%m-%dT%H-%M-%SZ") > whole.name))
+        return command("backup", str(home.backups), "--keep", "1", "--data-dir", str(home.data))
+
+    description = whole / "backup.json"
+    ours = description.read_text()
+    identifier = json.loads(ours)["system_identifier"]
+    description.write_text(ours.replace(identifier, "7"))
+    refused = tried()
+    assert (refused.code, "a backup of another database" in refused.err) == (1, True), refused
+
+    description.write_text(ours)
+    future = whole.rename(whole.with_name("2099-01-01T00-00-00Z"))
+    refused = tried()
+    assert (refused.code, "clock of the database" in refused.err) == (1, True), refused
+    assert [path for path in home.backups.iterdir() if path.is_dir()] == [future]
+
+
+def test_a_second_backup_at_the_same_time_says_so(home: Home, command: Command) -> None:
+    home.backups.mkdir()
+    with exclusively(home.backups / "backup.lock"), exclusively(home.data / "drill.lock"):
+        backup = command("backup", str(home.backups), "--data-dir", str(home.data))
+        drill = command("backup", "--drill", "--data-dir", str(home.data))
+
+    assert (backup.code, "Another backup is being taken" in backup.err) == (2, True), backup
+    assert (drill.code, "Another drill is under way" in drill.err) == (2, True), drill
 
 
 def test_a_second_backup_takes_the_archive_over_and_a_moment_between_the_two_can_be_reached(
@@ -404,6 +515,35 @@ def test_a_killed_backup_is_never_taken_for_a_whole_one_and_the_next_one_cleans_
 
     command("backup", str(home.backups), "--data-dir", str(home.data))
     assert [path.name for path in unfinished.iterdir()] == ["wal"]
+
+
+def test_what_a_killed_drill_leaves_is_ended_and_removed_by_the_next_backup(home: Home, command: Command) -> None:
+    command("backup", str(home.backups), "--data-dir", str(home.data))
+
+    def scratch() -> list[Path]:
+        return list(home.data.glob("drill.new.*/postgres/postmaster.pid"))
+
+    with subprocess.Popen(
+        [REGISTRAR, "backup", "--drill", "--data-dir", home.data],
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        asyncio.run(_until(scratch))
+        process.kill()
+    [abandoned] = home.data.glob("drill.new.*/postgres")
+    assert servers_on(abandoned) == 1
+
+    done = command("backup", str(home.backups), "--data-dir", str(home.data))
+
+    assert done.code == 0, done
+    assert (list(home.data.glob("drill.new.*")), servers_on(abandoned)) == ([], 0)
+
+
+def servers_on(data: Path) -> int:
+    """How many servers run with their data there; what has ended and waits to be reaped has no command line."""
+    command_lines = [one.info["cmdline"] or [] for one in psutil.process_iter(["cmdline"])]
+    return sum(words[-2:] == ["-D", str(data)] for words in command_lines)
 
 
 def test_an_archive_that_is_gone_and_comes_back_has_lost_nothing(home: Home, command: Command) -> None:

@@ -28,11 +28,22 @@ from application.ports import Letter, Person
 from domain.registration import Status
 from entrypoints.bootstrap import CannotStart, erasing
 from entrypoints.bootstrap.erasures import note_key
-from infrastructure.audit.erasures import ORIGIN, Erasure, read_journal, write_to
+from entrypoints.cli.checks.backups import unsettled_restores
+from entrypoints.queries.followers import followers_with
+from infrastructure.audit.erasures import (
+    ORIGIN,
+    Complete,
+    CompleteNote,
+    Erasure,
+    Journal,
+    read_journal,
+    write_to,
+)
 from infrastructure.audit.note_keys import SigningKey
 from infrastructure.audit.notes import BadNote, open_note
 from infrastructure.audit.publishing import CheckpointDirectory, append
 from infrastructure.embedded.postgres import EmbeddedPostgres
+from infrastructure.postgres.connection import connect
 from infrastructure.settings.settings import Settings
 from tests.integration.conftest import Command
 from tests.integration.test_flow import client, code_in, mails_to, register, registration, verify
@@ -135,6 +146,24 @@ def test_of_an_address_every_registration_is_erased(dsn: str, settings: Settings
     assert none_left.code in {0, 1}  # the read model may not know it yet
 
 
+def test_where_the_read_model_is_behind_the_command_says_that_somebody_may_be_missing(
+    dsn: str, settings: Settings, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing.ErasureDesk.caught_up, "__defaults__", (timedelta(0),))
+    asyncio.run(one_registered(settings, "ada@example.com"))
+    asyncio.run(_registered_unseen(settings, "eve@example.com"))
+
+    done = erase(command, dsn, "ada@example.com", "--json")
+
+    assert (done.code, "not every registration may be found" in done.err) == (1, True), done
+    assert [one["outcome"] for one in done.json] == ["erased"]
+
+
+async def _registered_unseen(settings: Settings, address: str) -> None:
+    async with open_service(settings, follows=False) as service:
+        await register(service, address)
+
+
 async def test_of_an_address_with_more_registrations_than_a_page_the_oldest_is_found_too(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +240,7 @@ async def _followed_to_the_end(settings: Settings) -> None:
 def _written(settings: Settings, lines: int) -> list[Erasure]:
     assert settings.checkpoint_dir is not None
     try:
-        found = [one.erasure for one in read_journal(settings.checkpoint_dir / "erasures")]
+        found = [one.erasure for one in read_journal(settings.checkpoint_dir / "erasures").entries]
     except FileNotFoundError:
         return []
     return found if len(found) >= lines else []
@@ -375,7 +404,7 @@ async def erased_by_service(settings: Settings, *addresses: str) -> list[UUID]:
 async def test_a_journal_holds_what_a_restore_needs_and_nothing_personal(settings: Settings, directory: Path) -> None:
     [ada, _] = await erased_by_service(settings, "ada@example.com", "eve@example.com")
 
-    [entry] = read_journal(directory / "erasures")
+    [entry] = read_journal(directory / "erasures").entries
 
     key = await _key(settings)
     assert Erasure.parse(open_note(entry.note, [key.verifier])) == entry.erasure
@@ -405,7 +434,7 @@ async def backup(
     copy = await restored(dsn, postgres, administration, name)
     async with open_service(settings, follows=True) as service:
         await service.handlers.handle(EraseRegistration(registration_id=ids[0]), client())
-        await eventually(lambda: _written(settings, 1))
+        await eventually(lambda: _written(settings, 1) and _complete(settings))
     yield settings.model_copy(update={"database_url": SecretStr(copy)}), ids
     administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -448,6 +477,9 @@ async def test_without_the_journal_a_start_after_a_restore_says_so(
     async with open_service(settings.model_copy(update={"checkpoint_dir": tmp_path / "elsewhere"}), follows=True):
         assert await keys_of(dsn) == {ada, eve}
 
+    async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
+        [finding] = [one async for one in unsettled_restores(connection)]
+    assert (finding.state, "who was erased after it is not known" in finding.says) == ("fail", True)
     [line] = [json.loads(line) for line in log.getvalue().splitlines() if "erasures.unknown_since_restore" in line]
     assert line["level"] == "error"
     assert "there is no journal of erasures" in line["hint"]
@@ -469,8 +501,8 @@ async def test_the_api_of_a_host_without_the_journal_waits_for_the_host_that_has
         assert await keys_of(dsn) == {eve}
 
 
-@pytest.mark.parametrize("journal", ["an empty one", "one of later", "one that others signed"])
-async def test_a_journal_that_was_not_there_before_a_restore_settles_nothing(
+@pytest.mark.parametrize("journal", ["an empty one", "one of later", "one that others signed", "a part of one"])
+async def test_a_journal_that_was_not_complete_before_a_restore_settles_nothing(
     backup: tuple[Settings, list[UUID]], log: io.StringIO, tmp_path: Path, journal: str
 ) -> None:
     settings, [ada, eve] = backup
@@ -485,9 +517,11 @@ async def test_a_journal_that_was_not_there_before_a_restore_settles_nothing(
         case "an empty one":
             await write_to(file, "")
         case "one of later":
-            await write_to(file, ours.sign(Erasure(uuid4(), 9, after).text()))
+            await write_to(file, ours.sign(Complete(after).text()))
         case "one that others signed":
-            await write_to(file, SigningKey(ORIGIN, bytes(32)).sign(Erasure(uuid4(), 9, before).text()))
+            await write_to(file, SigningKey(ORIGIN, bytes(32)).sign(Complete(before).text()))
+        case "a part of one":
+            await write_to(file, ours.sign(Erasure(uuid4(), 9, before).text()))
 
     async with open_service(elsewhere, follows=True):
         assert await keys_of(dsn) == {ada, eve}
@@ -495,9 +529,40 @@ async def test_a_journal_that_was_not_there_before_a_restore_settles_nothing(
     assert '"erasures.unknown_since_restore"' in log.getvalue()
     assert await query(dsn, "SELECT settled_at FROM restores") == [(None,)]
 
-    await write_to(file, ours.sign(Erasure(uuid4(), 9, before).text()))
+    await write_to(file, ours.sign(Complete(before).text()))
     async with open_service(elsewhere, follows=True):
         assert await query(dsn, "SELECT 1 FROM restores WHERE settled_at IS NULL") == []
+
+
+async def test_where_nobody_was_ever_erased_the_journal_says_so_after_a_restore(settings: Settings, dsn: str) -> None:
+    async with open_service(settings, follows=True) as service:
+        await register(service, "ada@example.com")
+        await eventually(lambda: _complete(settings))
+    await query(dsn, "INSERT INTO restores (position) SELECT position FROM head")
+
+    async with open_service(settings, follows=False):  # as `serve`, which does not start otherwise
+        assert await query(dsn, "SELECT 1 FROM restores WHERE settled_at IS NULL") == []
+
+
+def _complete(settings: Settings) -> list[CompleteNote]:
+    assert settings.checkpoint_dir is not None
+    try:
+        return list(read_journal(settings.checkpoint_dir / "erasures").complete)
+    except FileNotFoundError:
+        return []
+
+
+async def test_a_journal_that_was_lost_is_written_anew_from_the_first_event_on(
+    settings: Settings, directory: Path
+) -> None:
+    """Or whoever was erased before would be back after a restore, and the journal would say that it is complete."""
+    [ada, _] = await erased_by_service(settings, "ada@example.com", "eve@example.com")
+    (directory / "erasures").unlink()
+
+    async with open_service(settings, follows=True):
+        await eventually(lambda: _complete(settings))
+
+    assert [one.registration_id for one in _written(settings, 1)] == [ada]
 
 
 async def test_a_journal_that_cannot_be_read_stops_the_start(settings: Settings, directory: Path) -> None:
@@ -513,7 +578,7 @@ async def test_nobody_is_erased_because_somebody_wrote_to_the_journal(
 ) -> None:
     settings, [ada, eve] = backup
     file = directory / "erasures"
-    [ours] = read_journal(file)
+    [ours] = read_journal(file).entries
     forged = SigningKey(ORIGIN, bytes(32)).sign(Erasure(eve, 1, ours.erasure.erased_at).text())
     for text in (forged, ours.note.replace(str(ada), str(eve)), "{\n", "something else\n"):
         append(file, text)
@@ -562,7 +627,7 @@ async def test_a_note_that_a_crash_tore_does_not_spoil_the_next_one(tmp_path: Pa
     for note in notes:
         await write_to(file, note)
 
-    assert [one.erasure for one in read_journal(file)] == erasures
+    assert [one.erasure for one in read_journal(file).entries] == erasures
 
 
 @pytest.mark.parametrize("between", ["", "\n", "\n\n"])
@@ -572,7 +637,7 @@ def test_a_journal_of_what_was_posted_is_read(tmp_path: Path, between: str, log:
 
     found = read_journal(tmp_path / "erasures")
 
-    assert [(one.erasure, one.note) for one in found] == list(zip(erasures, notes, strict=True))
+    assert [(one.erasure, one.note) for one in found.entries] == list(zip(erasures, notes, strict=True))
     assert log.getvalue() == ""
 
 
@@ -596,17 +661,23 @@ async def test_a_journal_that_cannot_be_written_holds_up_no_erasure(
     settings: Settings, directory: Path, log: io.StringIO
 ) -> None:
     async with open_service(settings, follows=True) as service:
+        await register(service, "eve@example.com")
+        await eventually(lambda: _complete(settings))
+        await asyncio.to_thread(directory.rename, directory.with_name("away"))
         await asyncio.to_thread(directory.write_text, "a file where the directory should be")
         ada = (await register(service, "ada@example.com")).subject_id
         await service.handlers.handle(EraseRegistration(registration_id=ada), client())
-        assert await keys_of(service.dsn) == set()
+        assert ada not in await keys_of(service.dsn)
         await eventually(lambda: "erasures.not_written" in log.getvalue())
         await asyncio.to_thread(directory.unlink)
 
         await eventually(lambda: _written(settings, 1))
 
 
-async def test_an_address_that_is_away_holds_up_no_line_of_the_journal(settings: Settings) -> None:
+@pytest.mark.fault("A21")
+async def test_an_address_that_is_away_holds_up_no_line_of_the_journal_and_gets_all_of_it_when_it_is_back(
+    settings: Settings, tmp_path: Path
+) -> None:
     async with WebhookStub() as stub:
         url = stub.url
     posting = settings.model_copy(update={"checkpoint_url": SecretStr(url)})
@@ -618,10 +689,24 @@ async def test_an_address_that_is_away_holds_up_no_line_of_the_journal(settings:
 
         async with WebhookStub(port=stub.port) as back:
 
-            def posted() -> set[UUID]:
+            def posted() -> Journal:
                 notes = [call.body.decode() for call in back.calls]
-                return {
-                    Erasure.parse(note).registration_id for note in notes if note.startswith("registrar/erasures\n")
-                }
+                file = tmp_path / "posted"
+                file.write_text("".join(note for note in notes if note.startswith("registrar/erasures\n")))
+                return read_journal(file)
 
-            await eventually(lambda: posted() == ids, within=60)
+            await eventually(lambda: posted().complete, within=60)
+            await eventually(lambda: {one.erasure.registration_id for one in posted().entries} == ids, within=60)
+
+
+def test_erasures_are_followed_to_each_place_that_there_is_for_them(settings: Settings) -> None:
+    nowhere = settings.model_copy(update={"checkpoint_dir": None})
+    address = {"checkpoint_url": SecretStr("http://127.0.0.1:9")}
+
+    def followers(one: Settings) -> set[str]:
+        return {name for name in followers_with(one) if "erasures" in name}
+
+    assert followers(nowhere) == set()
+    assert followers(settings) == {"erasures"}
+    assert followers(nowhere.model_copy(update=address)) == {"posted-erasures"}
+    assert followers(settings.model_copy(update=address)) == {"erasures", "posted-erasures"}

@@ -309,7 +309,8 @@ async def test_the_log_is_not_touched(dsn: str, process: Any) -> None:
     before = await query(dsn, "SELECT * FROM events ORDER BY notification_id")
     await rotate(with_keys(dsn, OLD, NEXT))
 
-    assert await query(dsn, "SELECT * FROM events ORDER BY notification_id") == before
+    after = await query(dsn, "SELECT * FROM events WHERE topic <> 'operator.acted' ORDER BY notification_id")
+    assert after == before
     async with await _session(dsn) as session:
         assert await broken_blocks(session) == []
     assert (await service.store.load(ada)).get(Registration, ada) is not None
@@ -369,6 +370,32 @@ def test_it_says_what_it_did_and_what_is_to_be_done(dsn: str, command: Command) 
     [finding] = [one for one in doctor.json["checks"] if one["check"] == "master key"]
     assert finding["state"] == "warn"
     assert f"REGISTRAR_MASTER_KEY is {OLD_ID.hex()}, which is retired" in finding["says"]
+
+
+def test_a_rotation_is_an_operators_act_in_the_audit_with_its_reason(dsn: str, command: Command) -> None:
+    keys = {"DATABASE_URL": dsn, "MASTER_KEY": OLD, "NEXT_MASTER_KEY": NEXT}
+
+    done = command("keys", "rotate", "--reason", "every November", **keys)
+    again = command("keys", "rotate", "--reason", "once more", **keys)
+
+    assert (done.code, again.code) == (0, 0), (done, again)
+    found = rows(dsn, "SELECT actor, convert_from(state, 'UTF8')::jsonb FROM events WHERE topic = 'operator.acted'")
+    assert [(actor, state["act"], state["reason"]) for actor, state in found] == [
+        ("operator", "rotate-master-key", "every November")
+    ]
+
+
+async def test_a_rotation_that_does_not_begin_is_no_act(
+    dsn: str, process: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotation, "PATIENCE", rotation.LOOK)
+    await register(await process(dsn, OLD), "ada@example.com")
+    await eventually(lambda: _listening(dsn, 1))
+
+    with pytest.raises(CannotRotate):
+        await rotate(with_keys(dsn, OLD, NEXT))
+
+    assert await query(dsn, "SELECT 1 FROM events WHERE topic = 'operator.acted'") == []
 
 
 def test_no_key_is_ever_shown(dsn: str, command: Command, log: io.StringIO) -> None:

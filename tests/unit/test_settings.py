@@ -306,6 +306,7 @@ SECRETS = {
     "MASTER_KEY": KEY.hex(),
     "NEXT_MASTER_KEY": KEY.hex(),
     "ADMIN_TOKEN": "hunter2-canary",
+    "NEXT_ADMIN_TOKEN": "hunter2-canary",
     "ALERT_URL": "https://host/hunter2-canary",
     "CHECKPOINT_URL": "https://host/hunter2-canary",
     "CHECKPOINT_KEY": KEY.hex(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Final
 
@@ -49,6 +50,23 @@ async def look_at_backups(connection: Connection) -> Finding:
     if not drill or drill.age > OLD_DRILL.total_seconds():
         return Finding("backups", "warn", says, "`registrar backup --drill`, every week.")
     return Finding("backups", "ok", says)
+
+
+async def unsettled_restores(connection: Connection) -> AsyncIterator[Finding]:
+    """Restores since which it is not known who was erased."""
+    rows = await (
+        await connection.execute(
+            "SELECT restored_at, position FROM public.restores WHERE settled_at IS NULL ORDER BY 1"
+        )
+    ).fetchall()
+    for restored_at, position in rows:
+        yield Finding(
+            "erasures",
+            "fail",
+            f"restored at {restored_at:%Y-%m-%dT%H:%M:%SZ} to position {position}: who was erased after it is not known",
+            "Put the journal of erasures into CHECKPOINT_DIR and restart; or erase them again, then UPDATE restores SET "
+            "settled_at = now().",
+        )
 
 
 async def look_at_role(connection: Connection, *, embedded: bool) -> Finding:

@@ -12,7 +12,7 @@ import psycopg
 
 from application.ports import WrongMasterKey
 from entrypoints.bootstrap.database import SCHEMA, keys_in
-from entrypoints.cli.checks.backups import look_at_archive, look_at_backups, look_at_role
+from entrypoints.cli.checks.backups import look_at_archive, look_at_backups, look_at_role, unsettled_restores
 from entrypoints.cli.checks.finding import PATIENCE, Finding, State
 from entrypoints.queries.followers import followers_with
 from infrastructure.audit.standing import standing_of
@@ -109,6 +109,9 @@ async def _in_database(connection: Connection, dsn: str, settings: Settings) -> 
         yield await look_at_archive(connection, embedded=embedded)
         if embedded and await _value(connection, "SELECT to_regclass('public.backups') IS NOT NULL"):
             yield await look_at_backups(connection)
+        if await _value(connection, "SELECT to_regclass('public.restores') IS NOT NULL"):
+            async for finding in unsettled_restores(connection):
+                yield finding
         yield await _master_key(connection, settings)
         if await _value(connection, "SELECT count(*) FROM head"):  # (none while an import is not finished)
             async for finding in _followers(connection, settings):
