@@ -330,7 +330,13 @@ def _add_acts_on_followers(add: Callable[..., None], handlers: Handlers, parked:
     async def retry(stream_id: UUID, request: Request) -> Response:
         """Have every follower that has parked this stream try it again now; the others go on meanwhile."""
         followers = await parked.followers_of(stream_id)
-        done = await parked_streams.retry(handlers, stream_id, followers, operator_of(request))
+        done = await parked_streams.retry(
+            handlers,
+            stream_id,
+            followers,
+            operator_of(request),
+            registration_id=await parked.registration_of(stream_id),
+        )
         return answer(ParkedRetried(stream_id, followers), headers={"Registrar-Position": str(done[-1].position)})
 
     add("POST", "/projections/parked/{stream_id}/retry", retry, "Retry a parked stream", ParkedRetried, _UNKNOWN)
