@@ -112,15 +112,22 @@ class RegistrationsQuery(_Page):
 
 
 class AuditQuery(_Page):
-    registration_id: UUID | None = None
+    """Filters in any combination."""
+
+    registration_id: Annotated[
+        UUID | None, Field(description="everything about this registration, whichever stream it stands in")
+    ] = None
     email: Annotated[Address | None, Field(description="everything about this address")] = None
-    actor: Annotated[str | None, Field(pattern="^[a-z][a-z0-9-]{0,31}$", examples=["client"])] = None
+    actor: Annotated[
+        str | None,
+        Field(pattern="^[a-z][a-z0-9-]{0,31}$", examples=["client"], description="who did it: client, operator, …"),
+    ] = None
     type: Annotated[
         str | None, Field(pattern="^[a-z_]{1,32}[.][a-z_]{1,64}$", examples=["registration.email_verified"])
     ] = None
-    correlation_id: UUID | None = None
-    since: AwareDatetime | None = None
-    until: Annotated[AwareDatetime | None, Field(description="excluded")] = None
+    correlation_id: Annotated[UUID | None, Field(description="everything that followed from one request")] = None
+    since: Annotated[AwareDatetime | None, Field(description="recorded at this time or later")] = None
+    until: Annotated[AwareDatetime | None, Field(description="recorded before this time")] = None
 
     @model_validator(mode="after")
     def _something_lies_between(self) -> AuditQuery:
