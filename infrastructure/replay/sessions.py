@@ -13,6 +13,10 @@ from infrastructure.postgres.connection import Connection, closing, connect
 LONGEST_STATEMENT = timedelta(hours=1)
 """An index, or a comparison of all rows, may take that long."""
 
+LONGEST_WAIT = timedelta(seconds=10)
+"""For a lock. Only after a second (`deadlock_timeout`) does the server end its own cleaning (autovacuum) of a table
+that somebody wants, and a copy that was just filled is due for one. Nobody else uses a copy: nobody waits behind us."""
+
 
 @asynccontextmanager
 async def replaying(dsn: str, *, name: str) -> AsyncIterator[Connection]:
@@ -21,7 +25,7 @@ async def replaying(dsn: str, *, name: str) -> AsyncIterator[Connection]:
     Raises:
         psycopg.Error, OSError: the database is away.
     """
-    connection = await connect(dsn, name=name, statement_timeout=LONGEST_STATEMENT)
+    connection = await connect(dsn, name=name, statement_timeout=LONGEST_STATEMENT, lock_timeout=LONGEST_WAIT)
     async with closing(connection):
         await replay_in(connection)
         yield connection

@@ -71,6 +71,7 @@ async def drop_superseded(
             await refuse_dependents(connection, prefix + name, f"{prefix}{name}__old")
             one = Dropped(name, await live_position(connection, name))
             async with connection.transaction():
+                await connection.execute("SET LOCAL lock_timeout = '1s'")  # readers of it wait behind us
                 row = await (await connection.execute(_LEAD, (name,))).fetchone()
                 if row is None or not row[0]:
                     raise CannotReplay(f"A process of an earlier release follows {name}; stop it first.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -133,6 +134,25 @@ async def test_a_verification_that_is_stopped_says_so_in_one_line_and_leaves_not
 
 async def recorded(_: RebuildAct) -> None:
     """Elsewhere."""
+
+
+@pytest.mark.slow
+async def test_a_rebuild_waits_until_the_server_has_ended_its_cleaning_of_the_copy(
+    connection: Connection, store: EventStore, dsn: str
+) -> None:
+    """It does so a second after somebody began to wait."""
+    rebuild = asyncio.create_task(Rebuilds(dsn, log=store, record=recorded, throttle=800).rebuild(Registrations))
+    await until_filling(connection)
+    async with locked(dsn, "SET idle_in_transaction_session_timeout = 0") as cleaning:
+        await cleaning.execute("LOCK TABLE read_registrations__next.progress IN SHARE UPDATE EXCLUSIVE MODE")
+
+        async def waits_for_long() -> bool:
+            long = "SELECT FROM pg_locks WHERE NOT granted AND clock_timestamp() > waitstart + interval '1.2 s'"
+            return rebuild.done() or bool(await rows(connection, long))
+
+        await eventually(waits_for_long)
+
+    assert (await rebuild).swapped
 
 
 @pytest.mark.slow
