@@ -214,11 +214,15 @@ class RecordRebuild(Command):
 
 
 class RetryParkedStream(Command):
-    """Have a follower try the events of a stream again that it has parked; the same `retry_id` again is a repeat."""
+    """Have a follower try the events of a stream again that it has parked; the same `retry_id` again is a repeat.
+
+    `registration_id`: that the stream is about; None: none, or it is not known.
+    """
 
     retry_id: UUID
     follower: str
     stream_id: UUID
+    registration_id: UUID | None = None
 
 
 class RecordPersonalDataRead(Command):

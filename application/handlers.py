@@ -404,7 +404,7 @@ class Handlers:
                     parked_stream=command.stream_id,
                     now=self._clock(),
                 )
-                saved = await self._save(retry, context=context)
+                saved = await self._save(retry, context=context, about=command.registration_id)
             return _answer(command.retry_id, None, saved, streams.position(command.retry_id))
 
         return await self._in_turn(command.retry_id, decide)
@@ -461,15 +461,23 @@ class Handlers:
         return await self._in_turn(registration_id, decide, losses=losses)
 
     async def _save(
-        self, *aggregates: Aggregate, context: Context, keys: tuple[WrappedKey, ...] = ()
+        self,
+        *aggregates: Aggregate,
+        context: Context,
+        keys: tuple[WrappedKey, ...] = (),
+        about: UUID | None = None,
     ) -> Position | None:
         """Append the events that the aggregates recorded, after the operator's act that led to them; None if there are
-        none."""
+        none.
+
+        Args:
+            about: the registration that the act is about, if none is among the aggregates.
+        """
         events = [event for aggregate in aggregates for event in aggregate.collect_events()]
         if not events:
             return None
         if context.act is not None:
-            about = next((one.id for one in aggregates if isinstance(one, Registration)), None)
+            about = next((one.id for one in aggregates if isinstance(one, Registration)), about)
             act = OperatorAct.acted(act=context.act, registration_id=about, reason=context.reason, effects=events)
             events[:0] = act.collect_events()
         return await self._log.append(entries_of(events, context), keys=keys)

@@ -11,13 +11,21 @@ from application.handlers import Handlers
 from application.ports import Context
 
 
-async def retry(handlers: Handlers, stream_id: UUID, followers: Sequence[str], context: Context) -> list[Answer]:
+async def retry(
+    handlers: Handlers, stream_id: UUID, followers: Sequence[str], context: Context, *, registration_id: UUID | None
+) -> list[Answer]:
     """Have each of these followers try the stream again, within a second of hearing of it.
+
+    Args:
+        registration_id: whose stream it is, as far as that is known.
 
     Raises:
         Conflict, Unavailable: worth a repeat.
     """
-    return [
-        await handlers.handle(RetryParkedStream(retry_id=uuid4(), follower=follower, stream_id=stream_id), context)
-        for follower in followers
-    ]
+
+    def again(follower: str) -> RetryParkedStream:
+        return RetryParkedStream(
+            retry_id=uuid4(), follower=follower, stream_id=stream_id, registration_id=registration_id
+        )
+
+    return [await handlers.handle(again(follower), context) for follower in followers]

@@ -112,15 +112,22 @@ class RegistrationsQuery(_Page):
 
 
 class AuditQuery(_Page):
-    registration_id: UUID | None = None
+    """Filters in any combination."""
+
+    registration_id: Annotated[
+        UUID | None, Field(description="everything about this registration, whichever stream it stands in")
+    ] = None
     email: Annotated[Address | None, Field(description="everything about this address")] = None
-    actor: Annotated[str | None, Field(pattern="^[a-z][a-z0-9-]{0,31}$", examples=["client"])] = None
+    actor: Annotated[
+        str | None,
+        Field(pattern="^[a-z][a-z0-9-]{0,31}$", examples=["client"], description="who did it: client, operator, …"),
+    ] = None
     type: Annotated[
         str | None, Field(pattern="^[a-z_]{1,32}[.][a-z_]{1,64}$", examples=["registration.email_verified"])
     ] = None
-    correlation_id: UUID | None = None
-    since: AwareDatetime | None = None
-    until: Annotated[AwareDatetime | None, Field(description="excluded")] = None
+    correlation_id: Annotated[UUID | None, Field(description="everything that followed from one request")] = None
+    since: Annotated[AwareDatetime | None, Field(description="recorded at this time or later")] = None
+    until: Annotated[AwareDatetime | None, Field(description="recorded before this time")] = None
 
     @model_validator(mode="after")
     def _something_lies_between(self) -> AuditQuery:
@@ -330,7 +337,13 @@ def _add_acts_on_followers(add: Callable[..., None], handlers: Handlers, parked:
     async def retry(stream_id: UUID, request: Request) -> Response:
         """Have every follower that has parked this stream try it again now; the others go on meanwhile."""
         followers = await parked.followers_of(stream_id)
-        done = await parked_streams.retry(handlers, stream_id, followers, operator_of(request))
+        done = await parked_streams.retry(
+            handlers,
+            stream_id,
+            followers,
+            operator_of(request),
+            registration_id=await parked.registration_of(stream_id),
+        )
         return answer(ParkedRetried(stream_id, followers), headers={"Registrar-Position": str(done[-1].position)})
 
     add("POST", "/projections/parked/{stream_id}/retry", retry, "Retry a parked stream", ParkedRetried, _UNKNOWN)

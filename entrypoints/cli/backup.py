@@ -39,7 +39,7 @@ def backup(
 
     From then on its write-ahead log is archived there, too, so that `registrar restore DIR --to TIME` can go back to
     any moment since. The master key is NOT in it: keep master.key elsewhere, as whoever has both can read everything,
-    and without it nobody can. Nor is the admin token.
+    and without it nobody can. Nor is the admin token. Each backup is recorded before it begins, with --reason.
 
     With --drill, restores the latest backup (in DIR, or where the last one was taken to) beside the running database,
     folds its log, compares it with the newest checkpoint, says how much would be lost and how long it takes, and throws

@@ -101,7 +101,7 @@ async def list_strays(reader: Reader, *, limit: int, as_json: bool) -> int:
 async def _note_what_is_missing(reader: Reader, limit: int, *, there_are_more: bool) -> None:
     if there_are_more:
         note(f"There are more than {limit}; --limit shows more.")
-    if behind := await (await reader.followers.progress_of(Mails.name)).lag_events:
+    if behind := (await reader.followers.progress_of(Mails.name)).lag_events:
         note(f"This list is behind the log by {behind}; does `registrar up` or `registrar process` run?")
 
 

@@ -117,7 +117,8 @@ async def retry(
     with moving() as progress:
         for number, one in enumerate(before):
             progress("Asking", number, len(before))
-            await parked_streams.retry(desk.handlers, one.stream_id, [one.follower], context)
+            about = await desk.parked.registration_of(one.stream_id)
+            await parked_streams.retry(desk.handlers, one.stream_id, [one.follower], context, registration_id=about)
         outcomes = await _outcomes(desk.parked, before, stream_ids, follower, partial(progress, "Trying again"))
     known = {one.stream_id for one in before}
     unknown = [stream_id for stream_id in dict.fromkeys(stream_ids) if stream_id not in known]

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from domain.errors import UnknownRegistration
 from entrypoints.queries.events import EventEntry, EventQueries
+from infrastructure.event_store.listing import registration_of_stream
 from infrastructure.followers.parked_listing import (
     ParkedEvent,
     ParkedStream,
@@ -71,6 +72,10 @@ class ParkedQueries:
             raise UnknownRegistration("No follower has parked a stream with this id.")
         entries = await self._events.at({one.position for one in parked if one.position})
         return [RefusedEvent(one, entries.get(one.position)) for one in parked]
+
+    async def registration_of(self, stream_id: UUID) -> UUID | None:
+        """The registration whose own stream this is, or its saga's; None: it is another one."""
+        return await self._pool.ask(lambda connection: registration_of_stream(connection, stream_id))
 
     async def followers_of(self, stream_id: UUID, *, follower: str | None = None) -> Sequence[str]:
         """The followers that have parked this stream.

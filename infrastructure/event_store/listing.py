@@ -10,6 +10,7 @@ from psycopg.rows import class_row
 
 from domain.mail_saga import MailSaga
 from domain.recorded import Position
+from domain.registration import Registration
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.connection import Connection
 
@@ -36,6 +37,12 @@ _ABOUT = """
                AND convert_from(state, 'UTF8')::jsonb ->> 'registration_id' = %(registration)s::text))
 """
 
+_REGISTRATION_OF = """
+    SELECT CASE topic WHEN %(own)s THEN originator_id
+                      WHEN %(saga)s THEN (convert_from(state, 'UTF8')::jsonb ->> 'registration_id')::uuid END
+    FROM events WHERE originator_id = %(stream)s AND originator_version = 1
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class About:
@@ -58,6 +65,14 @@ async def events_of(
         " WHERE originator_id = ANY (%(streams)s) OR notification_id = ANY (%(positions)s) ORDER BY notification_id"
     )
     return await _rows(connection, query, {"streams": list(stream_ids), "positions": list(positions)})
+
+
+async def registration_of_stream(connection: Connection, stream_id: UUID) -> UUID | None:
+    """The registration whose own stream this is, or its saga's; None: it is another one."""
+    topics = {"own": Registration.UserRegistered.TOPIC, "saga": MailSaga.MailSagaStarted.TOPIC}
+    found = await connection.execute(_REGISTRATION_OF.encode(), {"stream": stream_id} | topics)
+    row = await found.fetchone()
+    return None if row is None else row[0]
 
 
 async def streams_begun_by(connection: Connection, topic: str, stream_ids: Sequence[UUID]) -> set[UUID]:

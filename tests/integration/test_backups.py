@@ -143,7 +143,7 @@ def test_what_was_recorded_since_the_backup_comes_back_from_the_archive_or_up_to
 ) -> None:
     taken = command("backup", str(home.backups), "--reason", "the nightly one", "--data-dir", str(home.data))
     assert (taken.code, "up to position" in taken.out) == (0, True), taken.err
-    assert asyncio.run(acts_of(home.postgres.dsn)) == [("back-up", "the nightly one")]
+    assert asyncio.run(acts_of(home.postgres.dsn))[-1] == ("back-up", "the nightly one")
     assert "master key is not in it" in taken.err
     before = home.live()
     moment = home.ask("SELECT clock_timestamp()")

@@ -257,6 +257,9 @@ async def test_what_a_leader_makes_of_it_is_waited_for_and_told(dsn: str, monkey
         projection.mended = True
         assert await retry_all() == (0, ["applied"])
 
+    about = "SELECT convert_from(state, 'UTF8')::jsonb ->> 'registration_id' FROM events WHERE topic = 'operator.acted'"
+    assert await query(dsn, about) == [(str(REGISTRATION),)] * 2
+
 
 async def ask(store: EventStore, follower: str = FOLLOWER) -> None:
     """As another process does."""

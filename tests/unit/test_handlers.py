@@ -617,18 +617,6 @@ async def test_what_others_do_is_no_operators_act(house: InMemoryService) -> Non
     assert house.log.all(OperatorAct.OperatorActed) == []
 
 
-async def test_a_change_of_keys_is_an_act_that_is_recorded_once(house: InMemoryService) -> None:
-    change = await _change_key(house)
-
-    await house.handle(change, replace(OPERATOR, reason="every November"))
-    await house.handle(change, OPERATOR)
-
-    acts: list[Any] = house.log.all(OperatorAct.OperatorActed)
-    assert [(one.act, one.registration_id, one.reason) for one in acts] == [
-        ("rotate-master-key", None, "every November")
-    ]
-
-
 async def test_who_was_shown_in_clear_is_recorded_once_for_each_person(house: InMemoryService) -> None:
     shown = RecordPersonalDataRead(
         read_id=UUID(int=8), act=SHOW_REGISTRATION, registration_ids=(REGISTRATION, UUID(int=9), REGISTRATION)
