@@ -37,6 +37,7 @@ from tests.faults.evidence import MASTER_KEY, HealthSample, Moment, ResourceSamp
 from tests.faults.journal import Faults
 from tests.support.facts import eventually
 from tests.support.log import by_way_of, proxy_to, query
+from tests.support.preforked import Forked, fork
 from tests.support.tcp_proxy import TcpProxy
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +76,7 @@ class Node:
         environment: Mapping[str, str],
         directory: Path,
         reached: Path,
-        prefix: Sequence[str],
+        command: Sequence[str | Path] | None,
         faults: Faults,
     ) -> None:
         self.name = name
@@ -84,10 +85,10 @@ class Node:
         self.log = directory / f"{name}.log"
         self.exits: list[int] = []
         self._reached = reached
-        self._prefix = list(prefix)
+        self._command = command
         self._faults = faults
         self._port = 0
-        self._popen: subprocess.Popen[bytes] | None = None
+        self._popen: subprocess.Popen[bytes] | Forked | None = None
 
     @property
     def url(self) -> str:
@@ -118,22 +119,23 @@ class Node:
         assert not self.is_running, f"{self.name} runs already"
         if armed is not None:
             self._fails("dies")
-        command: list[str | Path] = [*self._prefix]
-        if armed is None:
-            command += [REGISTRAR, self.kind]
-        else:
-            command += [sys.executable, "-m", "tests.faults.armed", armed, self._reached, "--", self.kind]
-        if self.kind == "serve":
-            command += ["--port", str(self._port)]
         before = len(self.written)
-        with self.log.open("ab") as log:
-            # Blocks for the milliseconds of a fork; asyncio's own processes would need its loop to be waited for.
-            self._popen = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)  # noqa: ASYNC220
+        self._popen = self._begun(armed)
         if wait:
             await self.until_up(since=before)
             if armed is None:
                 self._faults.end_if_begun(f"{self.name} dies")
         return self
+
+    def _begun(self, armed: str | None) -> subprocess.Popen[bytes] | Forked:
+        """Blocks for the milliseconds of a fork; asyncio's own processes would need its loop to be waited for."""
+        words = [self.kind, *(["--port", str(self._port)] if self.kind == "serve" else [])]
+        with self.log.open("ab") as log:
+            if self._command is None:
+                death = None if armed is None else (armed, self._reached)
+                return fork(*words, environment=self.environment, stdout=log, stderr=log, armed=death)
+            assert armed is None, "what runs with a command of its own cannot be armed"
+            return subprocess.Popen([*self._command, *words], cwd=ROOT, env=self.environment, stdout=log, stderr=log)
 
     async def revive(self, *, within: float = STARTS_WITHIN) -> Self:
         """Begin a life as a supervisor has it: again and again, while what the process needs to start is away."""
@@ -300,7 +302,8 @@ class Fleet:
             inherited | chosen | dict(environment or {}),
             self._directory,
             self._reached,
-            prefix,
+            # Forked where it is the same from its first line on as what would be started.
+            [*prefix, REGISTRAR] if prefix or environment else None,
             self.faults,
         )
         self.nodes.append(node)
