@@ -20,7 +20,7 @@ from domain.errors import Refused
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
 from entrypoints.bootstrap.replay import Rebuilder, Verifier, rebuilder, verifier
-from entrypoints.cli.garbage_collection import collect_hardly_ever
+from entrypoints.cli.garbage_collection import collect_from_now_on, collect_hardly_ever
 from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
@@ -89,6 +89,7 @@ def finish(work: Coroutine[Any, Any, int]) -> int:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await work
 
+    collect_from_now_on()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             return runner.run(until_told_otherwise())
