@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -36,6 +35,7 @@ from infrastructure.settings.settings import Settings
 from tests.faults.evidence import MASTER_KEY, HealthSample, Moment, ResourceSample
 from tests.faults.journal import Faults
 from tests.support.facts import eventually
+from tests.support.http import NO_TLS
 from tests.support.log import by_way_of, proxy_to, query
 from tests.support.preforked import Forked, fork
 from tests.support.tcp_proxy import TcpProxy
@@ -47,9 +47,6 @@ STARTS_WITHIN = 60.0
 
 FOLLOWS = "name NOT LIKE '%\\_\\_%'"
 """Of a follower; copies of read models stand still beside them."""
-
-_NO_TLS = ssl.create_default_context()
-"""To make one for every look costs more than the look."""
 
 _IS_UP = {
     "serve": re.compile(r"^API +(http\S+)$", re.MULTILINE),
@@ -369,7 +366,7 @@ class Fleet:
 
     async def look(self, node: Node) -> None:
         """Ask an API how it is, for I16."""
-        async with httpx.AsyncClient(base_url=node.url, timeout=5, verify=_NO_TLS) as http:
+        async with httpx.AsyncClient(base_url=node.url, timeout=5, verify=NO_TLS) as http:
             for probe in ("live", "ready"):
                 at = datetime.now(UTC)
                 status, state = None, None
@@ -388,7 +385,7 @@ class Fleet:
     async def texts(self) -> dict[str, str]:
         """Everything that the nodes wrote and show to whoever watches, for I10."""
         texts = {f"log of {node.name}": node.written for node in self.nodes}
-        async with httpx.AsyncClient(timeout=5) as http:
+        async with httpx.AsyncClient(timeout=5, verify=NO_TLS) as http:
             for node in self.nodes:
                 if node.kind == "serve" and node.is_running:
                     answer = await http.get(f"{node.url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"})

@@ -20,6 +20,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 
 from tests.support.facts import eventually
+from tests.support.http import NO_TLS
 from tests.support.log import query
 from tests.support.preforked import Forked, fork
 
@@ -67,7 +68,7 @@ class Program:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx.AsyncClient]:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=30) as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=30, verify=NO_TLS) as http:
             yield http
 
 
