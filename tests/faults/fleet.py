@@ -209,8 +209,8 @@ class Node:
 
         await eventually(over, within=within)
         self._popen = None
-        self.exits.append(popen.returncode)
-        return popen.returncode
+        self.exits.append(popen.wait())
+        return self.exits[-1]
 
     def end_at_once(self) -> None:
         """Whatever state it is in."""
