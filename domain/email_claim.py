@@ -22,6 +22,9 @@ class EmailClaim(Aggregate, created_event_name="EmailClaimed"):
     one through.
     """
 
+    class Event(Aggregate.Event):
+        """What happens to a claim; not named here, the library would make each class a second time."""
+
     class EmailClaimed(Aggregate.Created):
         """The address belongs to this registration from now on; the first such event starts the stream."""
 
@@ -36,7 +39,7 @@ class EmailClaim(Aggregate, created_event_name="EmailClaimed"):
         def apply(self, aggregate: Any) -> None:
             aggregate.holder = UUID(self.registration_id)
 
-    class EmailReleased(Aggregate.Event):
+    class EmailReleased(Event):
         """Compensation of `EmailClaimed`: the address is free."""
 
         TOPIC = "email_claim.email_released"

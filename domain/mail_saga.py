@@ -22,6 +22,9 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
     Until it has ended there is always a `look_again_at`: nothing waits without a date.
     """
 
+    class Event(Aggregate.Event):
+        """What happens to a saga; not named here, the library would make each class a second time."""
+
     class MailSagaStarted(Aggregate.Created):
         """A registration was made; if it is still unverified at `ends_at`, it is undone. `kind`: a `MailKind`."""
 
@@ -31,7 +34,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         kind: str
         ends_at: datetime
 
-    class MailRequested(Aggregate.Event):
+    class MailRequested(Event):
         """The mail of this issue is to be sent: the relay passes the request on.
 
         `issued_at` is when the code was issued, `request` counts the requests of this issue from 1.
@@ -45,7 +48,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         request: int
         look_again_at: datetime
 
-    class RetryScheduled(Aggregate.Event):
+    class RetryScheduled(Event):
         """The mail failed temporarily and will be retried; `failures` counts over the whole registration."""
 
         TOPIC = "mail_saga.retry_scheduled"
@@ -54,7 +57,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         failures: int
         look_again_at: datetime
 
-    class CodeFoundDead(Aggregate.Event):
+    class CodeFoundDead(Event):
         """The code was locked before its hand-over was recorded: to send its mail would be useless."""
 
         TOPIC = "mail_saga.code_found_dead"
@@ -62,7 +65,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         serial: int
         look_again_at: datetime
 
-    class FreshCodeAsked(Aggregate.Event):
+    class FreshCodeAsked(Event):
         """The code would have been stale on arrival; a new one was requested instead."""
 
         TOPIC = "mail_saga.fresh_code_asked"
@@ -70,7 +73,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         serial: int
         look_again_at: datetime
 
-    class EndAwaited(Aggregate.Event):
+    class EndAwaited(Event):
         """A mail server has accepted the mail; the rest is up to the registrant."""
 
         TOPIC = "mail_saga.end_awaited"
@@ -78,7 +81,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         serial: int
         look_again_at: datetime
 
-    class UndoDecided(Aggregate.Event):
+    class UndoDecided(Event):
         """The registration is to be undone; once its cancellation is in the log, the address is released."""
 
         TOPIC = "mail_saga.undo_decided"
@@ -86,14 +89,14 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         reason: str
         look_again_at: datetime
 
-    class MailSagaReopened(Aggregate.Event):
+    class MailSagaReopened(Event):
         """The registration was reopened after its end; if it is still unverified at `ends_at`, it is undone."""
 
         TOPIC = "mail_saga.reopened"
         registration_id: str
         ends_at: datetime
 
-    class MailSagaEnded(Aggregate.Event):
+    class MailSagaEnded(Event):
         """Nothing is left to do. `outcome`: "active", or the reason why the registration was undone."""
 
         TOPIC = "mail_saga.ended"

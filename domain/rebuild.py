@@ -14,13 +14,16 @@ from domain.streams import begin
 class Rebuild(Aggregate, created_event_name="RebuildBegun"):
     """One rebuild of a read model. It is recorded after it was done, so a repeat finds it done and records nothing."""
 
+    class Event(Aggregate.Event):
+        """What happens to a rebuild; not named here, the library would make each class a second time."""
+
     class RebuildBegun(Aggregate.Created):
         """A copy of the read model is being folded from the log."""
 
         TOPIC = "rebuild.begun"
         read_model: str
 
-    class RebuildSwapped(Aggregate.Event):
+    class RebuildSwapped(Event):
         """The copy serves in the place of the former one since both were at `position`.
 
         `differences`: how many values differed; `decision`: "equal", "accepted", "repaired" or "built"
@@ -33,14 +36,14 @@ class Rebuild(Aggregate, created_event_name="RebuildBegun"):
         differences: int
         decision: str
 
-    class RebuildRolledBack(Aggregate.Event):
+    class RebuildRolledBack(Event):
         """The former one serves again since both were at `position`."""
 
         TOPIC = "rebuild.rolled_back"
         read_model: str
         position: int
 
-    class RebuildAborted(Aggregate.Event):
+    class RebuildAborted(Event):
         """The copy was dropped before it served."""
 
         TOPIC = "rebuild.aborted"

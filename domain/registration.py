@@ -43,6 +43,9 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     other, but no code ever matches, and its mail is a notice to the owner of the account.
     """
 
+    class Event(Aggregate.Event):
+        """What happens to a registration; not named here, the library would make each class a second time."""
+
     class UserRegistered(Aggregate.Created):
         """Somebody asked for an account.
 
@@ -58,14 +61,14 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         locale: str
         duplicate_of: str | None
 
-    class OtpIssued(Aggregate.Event):
+    class OtpIssued(Event):
         """A code was issued; the previous one is no longer valid. `reason`: an `IssueReason`."""
 
         TOPIC = "registration.otp_issued"
         serial: int
         reason: str
 
-    class EmailDispatched(Aggregate.Event):
+    class EmailDispatched(Event):
         """A mail server accepted the mail of this issue: a `HandOver`. `kind`: a `MailKind`."""
 
         TOPIC = "registration.email_dispatched"
@@ -75,7 +78,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         attempts: int
         reply_code: int
 
-    class EmailWithheld(Aggregate.Event):
+    class EmailWithheld(Event):
         """The owner of the address already got a notice within the last day, so this issue's mail is not sent.
 
         Seen from outside, it counts as handed over.
@@ -84,7 +87,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         TOPIC = "registration.email_withheld"
         serial: int
 
-    class EmailDispatchFailed(Aggregate.Event):
+    class EmailDispatchFailed(Event):
         """No mail server accepted the mail of this issue: a `DispatchFailure`. `kind`: a `MailKind`.
 
         `request_position`: the position in the log of a request that became a dead letter in the broker; None if a mail
@@ -113,61 +116,61 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         def upcast_v2_v3(state: dict[str, Any]) -> None:
             state["circuit"] = None
 
-    class EmailRetryRequested(Aggregate.Event):
+    class EmailRetryRequested(Event):
         """An operator asked to retry the mail now."""
 
         TOPIC = "registration.email_retry_requested"
         serial: int
 
-    class EmailDiscarded(Aggregate.Event):
+    class EmailDiscarded(Event):
         """An operator gave up on the mail: the registration is to be undone."""
 
         TOPIC = "registration.email_discarded"
         serial: int
 
-    class OwnerNotified(Aggregate.Event):
+    class OwnerNotified(Event):
         """The owner of this account was notified by mail that somebody tried to register the address again."""
 
         TOPIC = "registration.owner_notified"
         duplicate_id: str
 
-    class CodeRejected(Aggregate.Event):
+    class CodeRejected(Event):
         """A wrong code was submitted; `attempt` counts from 1 within the issue."""
 
         TOPIC = "registration.code_rejected"
         serial: int
         attempt: int
 
-    class CodeLocked(Aggregate.Event):
+    class CodeLocked(Event):
         """No tries are left for the code of this issue."""
 
         TOPIC = "registration.code_locked"
         serial: int
 
-    class EmailVerified(Aggregate.Event):
+    class EmailVerified(Event):
         """The registrant proved that they can read mail sent to the address."""
 
         TOPIC = "registration.email_verified"
         serial: int
 
-    class AccountActivated(Aggregate.Event):
+    class AccountActivated(Event):
         """The account may be used."""
 
         TOPIC = "registration.account_activated"
 
-    class OtpRevoked(Aggregate.Event):
+    class OtpRevoked(Event):
         """Compensation of `OtpIssued`."""
 
         TOPIC = "registration.otp_revoked"
         serial: int
 
-    class RegistrationCancelled(Aggregate.Event):
+    class RegistrationCancelled(Event):
         """Compensation of `UserRegistered`. `reason`: a `CancelReason`."""
 
         TOPIC = "registration.registration_cancelled"
         reason: str
 
-    class RegistrationReopened(Aggregate.Event):
+    class RegistrationReopened(Event):
         """An operator has revived a registration that was undone although its registrant never got a mail.
 
         The address is claimed again in the same commit. It repeats what `UserRegistered` said, for those who forgot it
@@ -180,7 +183,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         locale: str
         duplicate_of: str | None
 
-    class PersonalDataErased(Aggregate.Event):
+    class PersonalDataErased(Event):
         """The person's key was destroyed in this commit; what was sealed with it cannot be read any more."""
 
         TOPIC = "registration.personal_data_erased"

@@ -17,6 +17,9 @@ class StrayMessage(Aggregate, created_event_name="StrayMessageKept"):
     """What is known of a message that the service cannot process. The log contains nothing that its sender wrote: the
     message is identified by its digest and described in terms of our own."""
 
+    class Event(Aggregate.Event):
+        """What happens to a stray message; not named here, the library would make each class a second time."""
+
     class StrayMessageKept(Aggregate.Created):
         """A foreign message was taken from the dead letters.
 
@@ -33,7 +36,7 @@ class StrayMessage(Aggregate, created_event_name="StrayMessageKept"):
         fields: str
         other_fields: int
 
-    class StrayMessageDiscarded(Aggregate.Event):
+    class StrayMessageDiscarded(Event):
         """An operator has seen it and does not need it any more."""
 
         TOPIC = "stray_message.discarded"

@@ -5,12 +5,24 @@ from __future__ import annotations
 import gc
 
 
+def collect_nothing_yet() -> None:
+    """Let the garbage collector rest until `collect_from_now_on`: nearly everything that imports make stays.
+
+    There it took a twelfth of the time with Python's own thresholds, and a twentieth if it ran seldom (2026-11-28).
+    """
+    gc.disable()
+
+
+def collect_from_now_on() -> None:
+    """The end of `collect_nothing_yet`."""
+    gc.enable()
+
+
 def collect_rarely() -> None:
     """Let the garbage collector run seldom.
 
     Nearly everything a request makes dies by reference count. With Python's own thresholds the collector took a
     third of the time of a registration: 1,735/s became 2,300/s (medians of two pairs, 64 connections, 2026-11-23).
-    Nearly everything that is made at the start stays: there it took a twelfth (2026-11-27).
     """
     gc.set_threshold(20_000, 50, 100)
 

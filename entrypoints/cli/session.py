@@ -26,7 +26,7 @@ from entrypoints.bootstrap.erasing import ErasureDesk, erasure_desk
 from entrypoints.bootstrap.keys import KeyDesk, key_desk
 from entrypoints.bootstrap.replay import Rebuilder, Verifier, rebuilder, verifier
 from entrypoints.bootstrap.signing_keys import SigningKeyDesk, signing_key_desk
-from entrypoints.cli.garbage_collection import collect_hardly_ever
+from entrypoints.cli.garbage_collection import collect_from_now_on, collect_hardly_ever
 from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint
 from entrypoints.queries.audit import NoSecrets
@@ -99,6 +99,7 @@ def finish(work: Coroutine[Any, Any, int]) -> int:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await work
 
+    collect_from_now_on()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             return runner.run(until_told_otherwise())

@@ -17,13 +17,14 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _end)
     try:
         # Not before the handler is installed: this is what takes its time.
-        from entrypoints.cli.garbage_collection import collect_rarely  # noqa: PLC0415
+        from entrypoints.cli.garbage_collection import collect_nothing_yet, collect_rarely  # noqa: PLC0415
         from entrypoints.cli.streams import secure_standard_streams  # noqa: PLC0415
 
+        collect_nothing_yet()
+        collect_rarely()
         secure_standard_streams()
         from entrypoints.cli.main import run  # noqa: PLC0415
 
-        collect_rarely()
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
         code = 130

@@ -33,6 +33,8 @@ BATCH_EVENTS: Final = 5_000
 """Maximum number of events per transaction. Most rows are born in the batch in which they change, and are written once;
 more events take memory and no less time (our measurement)."""
 
+_RELEASE: Final = version("registrar")
+
 MakesProjection = Callable[..., Projection]
 """A read model's class: called without an argument, the live one; with the name of a schema, a copy there."""
 
@@ -135,7 +137,7 @@ class Copy:
 
     def fold(self) -> str:
         """A digest of what makes and fills it, as far as one release and one module differ from others."""
-        parts = [version("registrar"), inspect.getsource(sys.modules[type(self._projection).__module__])]
+        parts = [_RELEASE, inspect.getsource(sys.modules[type(self._projection).__module__])]
         parts += [script.text for script in read_scripts(self._projection)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import subprocess
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -24,13 +22,14 @@ from pathlib import Path
 from typing import Final, cast
 
 from tests.faults.evidence import Evidence
-from tests.faults.fleet import REGISTRAR, ROOT, Fleet, NodeKind
+from tests.faults.fleet import Fleet, NodeKind
 from tests.faults.invariants import Violation, check
 from tests.faults.journal import Kind
 from tests.faults.nemesis import PROGRESS_WITHIN, BrokerOnTheWay, Nemesis, Sink, Tally
 from tests.faults.people import MARKS, Crowd, Inbox
 from tests.faults.scene import Scene
 from tests.faults.schedule import Planned, nodes_of, schedule
+from tests.faults.shell import Shell
 from tests.faults.tap import Tap
 from tests.support.facts import eventually
 from tests.support.log import by_way_of, proxy_to, query
@@ -275,16 +274,8 @@ _UNSETTLED: Final = """
 
 def _retry_all(fleet: Fleet) -> None:
     """`registrar mail retry --all`; 1 if some refused, because they ended meanwhile."""
-    done = subprocess.run(
-        [REGISTRAR, "mail", "retry", "--all", "--json"],
-        cwd=ROOT,
-        env=os.environ | fleet.settings(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode in {0, 1}, done.stderr.decode(errors="replace")
+    ran = Shell.of(fleet).run("mail", "retry", "--all", "--json")
+    assert ran.code in {0, 1}, ran.err
 
 
 async def _evidence(nemesis: Nemesis, directory: Path) -> Evidence:

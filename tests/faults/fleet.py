@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -36,7 +35,9 @@ from infrastructure.settings.settings import Settings
 from tests.faults.evidence import MASTER_KEY, HealthSample, Moment, ResourceSample
 from tests.faults.journal import Faults
 from tests.support.facts import eventually
+from tests.support.http import NO_TLS
 from tests.support.log import by_way_of, proxy_to, query
+from tests.support.preforked import Forked, fork
 from tests.support.tcp_proxy import TcpProxy
 
 ROOT = Path(__file__).parents[2]
@@ -46,9 +47,6 @@ STARTS_WITHIN = 60.0
 
 FOLLOWS = "name NOT LIKE '%\\_\\_%'"
 """Of a follower; copies of read models stand still beside them."""
-
-_NO_TLS = ssl.create_default_context()
-"""To make one for every look costs more than the look."""
 
 _IS_UP = {
     "serve": re.compile(r"^API +(http\S+)$", re.MULTILINE),
@@ -75,7 +73,7 @@ class Node:
         environment: Mapping[str, str],
         directory: Path,
         reached: Path,
-        prefix: Sequence[str],
+        command: Sequence[str | Path] | None,
         faults: Faults,
     ) -> None:
         self.name = name
@@ -84,10 +82,10 @@ class Node:
         self.log = directory / f"{name}.log"
         self.exits: list[int] = []
         self._reached = reached
-        self._prefix = list(prefix)
+        self._command = command
         self._faults = faults
         self._port = 0
-        self._popen: subprocess.Popen[bytes] | None = None
+        self._popen: subprocess.Popen[bytes] | Forked | None = None
 
     @property
     def url(self) -> str:
@@ -118,22 +116,23 @@ class Node:
         assert not self.is_running, f"{self.name} runs already"
         if armed is not None:
             self._fails("dies")
-        command: list[str | Path] = [*self._prefix]
-        if armed is None:
-            command += [REGISTRAR, self.kind]
-        else:
-            command += [sys.executable, "-m", "tests.faults.armed", armed, self._reached, "--", self.kind]
-        if self.kind == "serve":
-            command += ["--port", str(self._port)]
         before = len(self.written)
-        with self.log.open("ab") as log:
-            # Blocks for the milliseconds of a fork; asyncio's own processes would need its loop to be waited for.
-            self._popen = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)  # noqa: ASYNC220
+        self._popen = self._begun(armed)
         if wait:
             await self.until_up(since=before)
             if armed is None:
                 self._faults.end_if_begun(f"{self.name} dies")
         return self
+
+    def _begun(self, armed: str | None) -> subprocess.Popen[bytes] | Forked:
+        """Blocks for the milliseconds of a fork; asyncio's own processes would need its loop to be waited for."""
+        words = [self.kind, *(["--port", str(self._port)] if self.kind == "serve" else [])]
+        with self.log.open("ab") as log:
+            if self._command is None:
+                death = None if armed is None else (armed, self._reached)
+                return fork(*words, environment=self.environment, stdout=log, stderr=log, armed=death)
+            assert armed is None, "what runs with a command of its own cannot be armed"
+            return subprocess.Popen([*self._command, *words], cwd=ROOT, env=self.environment, stdout=log, stderr=log)
 
     async def revive(self, *, within: float = STARTS_WITHIN) -> Self:
         """Begin a life as a supervisor has it: again and again, while what the process needs to start is away."""
@@ -210,8 +209,8 @@ class Node:
 
         await eventually(over, within=within)
         self._popen = None
-        self.exits.append(popen.returncode)
-        return popen.returncode
+        self.exits.append(popen.wait())
+        return self.exits[-1]
 
     def end_at_once(self) -> None:
         """Whatever state it is in."""
@@ -300,7 +299,8 @@ class Fleet:
             inherited | chosen | dict(environment or {}),
             self._directory,
             self._reached,
-            prefix,
+            # Forked where it is the same from its first line on as what would be started.
+            [*prefix, REGISTRAR] if prefix or environment else None,
             self.faults,
         )
         self.nodes.append(node)
@@ -366,7 +366,7 @@ class Fleet:
 
     async def look(self, node: Node) -> None:
         """Ask an API how it is, for I16."""
-        async with httpx.AsyncClient(base_url=node.url, timeout=5, verify=_NO_TLS) as http:
+        async with httpx.AsyncClient(base_url=node.url, timeout=5, verify=NO_TLS) as http:
             for probe in ("live", "ready"):
                 at = datetime.now(UTC)
                 status, state = None, None
@@ -385,7 +385,7 @@ class Fleet:
     async def texts(self) -> dict[str, str]:
         """Everything that the nodes wrote and show to whoever watches, for I10."""
         texts = {f"log of {node.name}": node.written for node in self.nodes}
-        async with httpx.AsyncClient(timeout=5) as http:
+        async with httpx.AsyncClient(timeout=5, verify=NO_TLS) as http:
             for node in self.nodes:
                 if node.kind == "serve" and node.is_running:
                     answer = await http.get(f"{node.url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"})

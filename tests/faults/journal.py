@@ -23,6 +23,8 @@ from uuid import UUID, uuid4
 
 import httpx
 
+from tests.support.http import NO_TLS
+
 Kind = Literal["register", "look", "verify", "new code"]
 Outcome = Literal["invoked", "ok", "fail", "unknown"]
 
@@ -126,7 +128,9 @@ class Client:
         self.journal = journal
         self._url = url
         self._timeout = timeout
-        self._http = http or httpx.AsyncClient(timeout=timeout + 1.5, limits=httpx.Limits(max_connections=None))
+        self._http = http or httpx.AsyncClient(
+            timeout=timeout + 1.5, limits=httpx.Limits(max_connections=None), verify=NO_TLS
+        )
 
     async def close(self) -> None:
         await self._http.aclose()

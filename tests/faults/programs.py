@@ -9,18 +9,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import httpx
 import psutil  # type: ignore[import-untyped]
 
 from tests.support.facts import eventually
+from tests.support.http import NO_TLS
 from tests.support.log import query
+from tests.support.preforked import Forked, fork
 
 ROOT = Path(__file__).parents[2]
 _UP = re.compile(r"^(?:API +(?P<url>http\S+)|Following the log)", re.MULTILINE)
@@ -34,7 +36,7 @@ class Program:
         port: where it serves, 0 if it does not.
     """
 
-    popen: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes] | Forked
     log: Path
     port: int = 0
 
@@ -62,11 +64,11 @@ class Program:
     async def ends(self, *, within: float = 60) -> int:
         """Its exit status, once it has ended."""
         await eventually(lambda: not self.runs, within=within)
-        return self.popen.returncode
+        return self.popen.wait()
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx.AsyncClient]:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=30) as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=30, verify=NO_TLS) as http:
             yield http
 
 
@@ -77,17 +79,15 @@ async def program(
     """Run `registrar` with these arguments until the end of the block, unless it ends itself.
 
     Args:
-        how: see `tests.faults.launcher`.
+        how: see `tests.faults.launcher`; None: as it should be.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRAR_")}
     environment |= {"REGISTRAR_DATABASE_URL": dsn, "REGISTRAR_MASTER_KEY": "7" * 64, "REGISTRAR_LOG_FORMAT": "json"}
     environment |= {f"REGISTRAR_{name.upper()}": value for name, value in settings.items()}
-    command = [sys.executable, "-m", "tests.faults.launcher", json.dumps(how or {}), *arguments]
     with tempfile.TemporaryDirectory(prefix="registrar-program-") as directory:
         log = Path(directory) / "log"
         with log.open("ab") as output:
-            # Blocks for the milliseconds of a fork.
-            popen = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)  # noqa: ASYNC220
+            popen = _begun(arguments, how, environment, output)
         running = Program(popen, log)
         try:
             running.port = await _until_up(running)
@@ -102,6 +102,16 @@ async def program(
                 if running.runs:
                     popen.kill()
                 popen.wait()
+
+
+def _begun(
+    arguments: Sequence[str], how: Mapping[str, Any] | None, environment: Mapping[str, str], output: IO[bytes]
+) -> subprocess.Popen[bytes] | Forked:
+    """Blocks for the milliseconds of a fork."""
+    if how is None:
+        return fork(*arguments, environment=environment, stdout=output, stderr=output)
+    command = [sys.executable, "-m", "tests.faults.launcher", json.dumps(how), *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
 
 
 async def _until_up(running: Program) -> int:

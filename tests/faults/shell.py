@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import signal
+import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from tests.faults.fleet import REGISTRAR, ROOT, Fleet
-from tests.support.commands import clean_environment, heeding_ctrl_c
+from tests.faults.fleet import Fleet
+from tests.support.commands import clean_environment
+from tests.support.preforked import Forked, fork
 
 MASTER_KEY = "ab" * 32
 PATIENCE = 300.0
@@ -35,6 +36,17 @@ class Ran(NamedTuple):
         return one
 
 
+class Running(NamedTuple):
+    """A command that has been started, and the files that it writes to."""
+
+    process: Forked
+    out: IO[str]
+    err: IO[str]
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+
 class Shell:
     """
     Args:
@@ -52,24 +64,26 @@ class Shell:
         settings = {name.removeprefix("REGISTRAR_"): value for name, value in fleet.settings().items()}
         return cls(fleet.dsn, None, **settings)
 
-    def begin(self, *words: str, dies_at: str | None = None) -> subprocess.Popen[str]:
+    def begin(self, *words: str, dies_at: str | None = None) -> Running:
         """Start `registrar projections …`.
 
         Args:
             dies_at: crash point at which it kills itself: `"rebuild.mid_batch:3"`.
         """
-        command = [str(REGISTRAR)]
+        return self._begin("projections", *words, dies_at=dies_at)
+
+    def run(self, *words: str) -> Ran:
+        """`registrar …`, whatever the command, to its end."""
+        return ended(self._begin(*words))
+
+    def _begin(self, *words: str, dies_at: str | None = None) -> Running:
+        armed = None
         if dies_at is not None:
-            command = [sys.executable, "-m", "tests.faults.armed", dies_at, str(self._reached), "--"]
-        with heeding_ctrl_c():
-            return subprocess.Popen(
-                [*command, "projections", *words],
-                cwd=ROOT,
-                env=self._environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            assert self._reached is not None
+            armed = (dies_at, self._reached)
+        # Closed by `ended`.
+        out, err = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
+        return Running(fork(*words, environment=self._environment, stdout=out, stderr=err, armed=armed), out, err)
 
     def projections(self, *words: str, dies_at: str | None = None) -> Ran:
         """`begin`, and wait for its end."""
@@ -80,10 +94,16 @@ class Shell:
         return self.projections("rebuild", *words, "--json", dies_at=dies_at)
 
 
-def ended(process: subprocess.Popen[str]) -> Ran:
+def ended(running: Running) -> Ran:
     """How it ended, once it has."""
-    try:
-        out, err = process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-    return Ran(process.returncode, out, err)
+    with running.out, running.err:
+        try:
+            code = running.process.wait(PATIENCE)
+        finally:
+            running.process.kill()
+        return Ran(code, _all_of(running.out), _all_of(running.err))
+
+
+def _all_of(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()

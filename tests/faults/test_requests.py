@@ -20,7 +20,7 @@ from infrastructure.crypto import password_hashing
 from infrastructure.telemetry.metrics import Metrics
 from tests.faults.programs import Program, process, serve
 from tests.support.facts import eventually
-from tests.support.http import ADA, Api, client_of, open_api, problem_of
+from tests.support.http import ADA, NO_TLS, Api, client_of, open_api, problem_of
 from tests.support.load import open_loop, registration
 from tests.support.log import query
 from tests.support.smtp_stub import SmtpStub
@@ -250,7 +250,10 @@ async def test_a_registration_too_many_is_refused_however_it_is_asked_for_and_th
 
 @pytest.mark.fault("F8")
 async def test_while_there_is_no_room_for_registrations_the_rest_is_served(api: Api, full: pytest.MonkeyPatch) -> None:
-    async with serving(api) as server, httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as http:
+    async with (
+        serving(api) as server,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", verify=NO_TLS) as http,
+    ):
         assert (await http.post("/v1/registrations", json=ADA)).status_code == 503
         unknown = "/v1/registrations/019cab10-0000-7000-8000-00000000dead"
         answers = [

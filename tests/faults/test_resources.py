@@ -13,7 +13,7 @@ import pytest
 from entrypoints.api.http_server import RESERVED
 from tests.faults.programs import serve
 from tests.support.facts import eventually
-from tests.support.http import ADA
+from tests.support.http import ADA, NO_TLS
 from tests.support.rabbitmq import free_ports
 
 DESCRIPTORS = 64
@@ -79,7 +79,7 @@ async def test_more_connections_than_file_descriptors_cost_their_clients_and_nob
 
         # and: it is as before
         assert program.runs
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{program.port}") as other:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{program.port}", verify=NO_TLS) as other:
             assert (await other.post("/v1/registrations", json=ADA | {"email": "c@example.com"})).status_code == 202
             assert 'registrar_shed_total{reason="connections"}' in (await other.get("/metrics")).text
         assert len(program.written.splitlines()) < 20
@@ -92,7 +92,7 @@ async def test_two_listeners_together_leave_the_same_descriptors_alone_as_one(ds
     async with (
         serve(dsn, how=how, admin_listen=f"127.0.0.1:{admin_port}") as program,
         program.client() as http,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{admin_port}") as admin,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{admin_port}", verify=NO_TLS) as admin,
     ):
         assert (await admin.get("/metrics")).status_code == 200
         assert (await http.post("/v1/registrations", json=ADA)).status_code == 202

@@ -38,7 +38,7 @@ def next_release(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """Runs a command with the code of a release in which a read model has changed: this one's, but for that."""
     code = tmp_path_factory.mktemp("next")
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / package, code / package)  # with times and bytecode: only what changes is compiled
     changed = code / "projections" / "registrations.py"
     text = changed.read_text(encoding="utf-8")
     for before, after in CHANGES:

@@ -36,7 +36,7 @@ from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from infrastructure.settings.settings import Settings
 from projections import PROJECTIONS
-from tests.support.commands import PATIENCE, Done, clean_environment, started, stop
+from tests.support.commands import PATIENCE, Done, clean_environment, ran, started, stop
 from tests.support.facts import (
     CLAIM,
     CLIENT,
@@ -63,15 +63,7 @@ NOBODY = "0198c0de-0000-7000-8000-000000000000"
 
 def command(*arguments: str | Path, **settings: str) -> Done:
     """A command in a process of its own."""
-    done = subprocess.run(
-        [REGISTRAR, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-        env=clean_environment(**settings),
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
+    return ran(*arguments, environment=clean_environment(**settings))
 
 
 def running(

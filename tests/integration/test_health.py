@@ -19,7 +19,7 @@ from infrastructure.rabbitmq.inspection import connected
 from infrastructure.rabbitmq.topology import Topology
 from infrastructure.telemetry.metrics import Metrics
 from tests.support.facts import eventually
-from tests.support.http import ADA, ADMIN, Api, open_api, open_api_through, problem_of
+from tests.support.http import ADA, ADMIN, NO_TLS, Api, open_api, open_api_through, problem_of
 from tests.support.log import proxy_to, query
 from tests.support.tcp_proxy import TO_CLIENT
 
@@ -325,7 +325,7 @@ async def test_a_listener_that_ends_is_an_error_line_and_not_ready_at_the_other(
         monkeypatch.setattr(uvicorn.Server, "main_loop", one_ends)
         async with listening(api.service.api, api.service.settings) as addresses:
             started.set()
-            async with httpx.AsyncClient(base_url=addresses.admin) as http:
+            async with httpx.AsyncClient(base_url=addresses.admin, verify=NO_TLS) as http:
 
                 async def told() -> bool:
                     answer = await http.get("/health/ready")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,14 +10,13 @@ from application.commands import RegisterUser
 from application.ports import Context
 from infrastructure.rabbitmq.topology import EVENTS_EXCHANGE
 from tests.support.broker import spy_on
-from tests.support.commands import clean_environment
+from tests.support.commands import clean_environment, ran
 from tests.support.facts import eventually
 from tests.support.http import MASTER_KEY, settings
 from tests.support.log import query
 from tests.support.service import Service, open_service
 from tests.support.smtp_stub import SmtpStub
 
-REGISTRAR = Path(sys.executable).with_name("registrar")
 PEOPLE = 5
 
 
@@ -36,17 +34,10 @@ async def is_settled(dsn: str) -> bool:
     ) == [(PEOPLE, True)]
 
 
-async def run(*words: str, **environment: str) -> tuple[int | None, str]:
+async def run(*words: str, **environment: str) -> tuple[int, str]:
     """The exit code of a command with all the settings of a service, and what it printed."""
-    process = await asyncio.create_subprocess_exec(
-        REGISTRAR,
-        *words,
-        env=clean_environment(**environment),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    out, _ = await process.communicate()
-    return process.returncode, out.decode()
+    done = await asyncio.to_thread(ran, *words, environment=clean_environment(**environment))
+    return done.code, done.out + done.err
 
 
 async def test_nothing_arrives_while_a_whole_log_is_replayed(dsn: str, broker_url: str, tmp_path: Path) -> None:

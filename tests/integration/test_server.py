@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from entrypoints.api.http_server import Server
 from tests.support.facts import eventually
-from tests.support.http import ADA, Api, open_api
+from tests.support.http import ADA, NO_TLS, Api, open_api
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def post(body: bytes, *headers: str) -> bytes:
 
 
 async def test_it_serves_on_a_free_port(server: Server) -> None:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", verify=NO_TLS) as http:
         begun = await http.post("/v1/registrations", json=ADA)
 
     assert begun.status_code == 202
@@ -176,7 +176,7 @@ async def test_a_request_that_takes_its_time_after_its_head_is_not_cut_off(
     api: Api, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("entrypoints.api.http_server.HEAD_DEADLINE", timedelta(milliseconds=200))
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", verify=NO_TLS) as http:
         head = await api.service.store.head()
         late = await http.get(
             "/v1/registrations/00000000-0000-7000-8000-000000000000", params={"min_position": head + 1, "wait": 900}
@@ -298,7 +298,7 @@ async def test_head_answers_as_get_without_the_body(api: Api, server: Server) ->
         "/openapi.json",
     ]
     paths += ["/v1/admin/mail", "/nowhere", "/v1/registrations", f"{registration}/otp", registration + "?wait=x"]
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", verify=NO_TLS) as http:
         for path in paths:
             got, head = await http.get(path), await http.head(path)
             assert (head.status_code, head.content) == (got.status_code, b""), path

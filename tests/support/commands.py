@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from tests.support.preforked import fork
 
 PATIENCE = 60.0
 
@@ -33,6 +35,15 @@ def clean_environment(**settings: str) -> dict[str, str]:
     """This process's environment, with these settings and no others."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRAR_")}
     return inherited | {f"REGISTRAR_{name}": value for name, value in settings.items()}
+
+
+def ran(*arguments: str | Path, environment: Mapping[str, str]) -> Done:
+    """How `registrar` with these arguments ended, in a process of its own that was forked after its imports."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        code = fork(*map(str, arguments), environment=environment, stdout=out, stderr=err).wait(PATIENCE)
+        for written in (out, err):
+            written.seek(0)
+        return Done(code, out.read(), err.read())
 
 
 @contextmanager

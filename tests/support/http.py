@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import httpx
 from fastapi import FastAPI
@@ -102,6 +103,11 @@ class Api:
 
     async def wrong_code(self, email: str) -> str:
         return f"{(int(await self.code(email)) + 1) % 1_000_000:06d}"
+
+
+NO_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Trusts nobody, for `verify` of a client of plain HTTP: to read whom the system trusts costs more than the requests of
+most tests."""
 
 
 @asynccontextmanager
