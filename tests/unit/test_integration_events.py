@@ -184,4 +184,7 @@ def test_the_publisher_of_events_is_missed_only_where_there_is_a_broker() -> Non
     with_broker = Settings.from_environment({"REGISTRAR_BROKER_URL": "amqp://localhost"})
 
     assert "integration-events" not in followers_with(without)
-    assert followers_with(with_broker) == (*followers_with(without), "integration-events")
+    assert tuple(name for name in followers_with(with_broker) if name != "integration-events") == followers_with(
+        without
+    )
+    assert followers_with(with_broker).count("integration-events") == 1
