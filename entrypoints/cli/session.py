@@ -1,5 +1,6 @@
 """What every command uses: settings, the event loop, a service for its duration, and errors in one line."""
 
+# ruff: noqa: PLC0415 - as in `main`: a command imports what it needs when it runs
 from __future__ import annotations
 
 import asyncio
@@ -10,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import structlog
@@ -19,20 +20,11 @@ import uvloop
 from application.ports import Conflict, Unavailable, WrongMasterKey
 from domain.errors import Refused
 from entrypoints.bootstrap import CannotStart
-from entrypoints.bootstrap.audit import LogVerifier, log_verifier
-from entrypoints.bootstrap.auditor import Auditor, auditor
 from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
-from entrypoints.bootstrap.erasing import ErasureDesk, erasure_desk
-from entrypoints.bootstrap.keys import KeyDesk, key_desk
 from entrypoints.bootstrap.replay import Rebuilder, Verifier, rebuilder, verifier
-from entrypoints.bootstrap.signing_keys import SigningKeyDesk, signing_key_desk
 from entrypoints.cli.garbage_collection import collect_from_now_on, collect_hardly_ever
 from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint
-from entrypoints.queries.audit import NoSecrets
-from infrastructure.audit.verification import CannotVerify
-from infrastructure.backup.layout import BadBackup, NoRoom
-from infrastructure.backup.taking import BackupFailed
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart
 from infrastructure.postgres.circumstances import why_unusable
@@ -43,6 +35,13 @@ from infrastructure.settings.cautions import cautions
 from infrastructure.settings.environment import BadSettings, links_in
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.logs import configure_logging
+
+if TYPE_CHECKING:
+    from entrypoints.bootstrap.audit import LogVerifier
+    from entrypoints.bootstrap.auditor import Auditor
+    from entrypoints.bootstrap.erasing import ErasureDesk
+    from entrypoints.bootstrap.keys import KeyDesk
+    from entrypoints.bootstrap.signing_keys import SigningKeyDesk
 
 T = TypeVar("T")
 
@@ -138,6 +137,8 @@ def auditing(data_dir: Path | None, work: Callable[[Auditor], Awaitable[int]], *
     Args:
         with_keys: they look up addresses or Message-IDs, for which the master key is needed.
     """
+    from entrypoints.bootstrap.auditor import auditor
+
     collect_hardly_ever()
     settings = read_settings(data_dir=data_dir, with_secrets=with_keys)
     return _with(settings, partial(auditor, with_keys=with_keys), work)
@@ -145,16 +146,22 @@ def auditing(data_dir: Path | None, work: Callable[[Auditor], Awaitable[int]], *
 
 def erasing_with(data_dir: Path | None, work: Callable[[ErasureDesk], Awaitable[int]]) -> int:
     """`acting`, for a command that erases."""
+    from entrypoints.bootstrap.erasing import erasure_desk
+
     return _with(read_settings(data_dir=data_dir), erasure_desk, work)
 
 
 def keeping_keys(data_dir: Path | None, work: Callable[[KeyDesk], Awaitable[int]]) -> int:
     """`reading`, for a command about the master keys."""
+    from entrypoints.bootstrap.keys import key_desk
+
     return _with(read_settings(data_dir=data_dir), key_desk, work)
 
 
 def changing_signing_key(data_dir: Path | None, work: Callable[[SigningKeyDesk], Awaitable[int]]) -> int:
     """`reading`, for the command that changes the key which signs checkpoints: it needs no other secret."""
+    from entrypoints.bootstrap.signing_keys import signing_key_desk
+
     return _with(read_settings(data_dir=data_dir, with_secrets=False), signing_key_desk, work)
 
 
@@ -174,6 +181,8 @@ def verifying(data_dir: Path | None, work: Callable[[Verifier], Awaitable[int]])
 
 def verifying_log(data_dir: Path | None, work: Callable[[LogVerifier], Awaitable[int]]) -> int:
     """`reading`, for a command that verifies the log or its checkpoints; exit code as of `comparing`."""
+    from entrypoints.bootstrap.audit import log_verifier
+
     collect_hardly_ever()
     with _one_means_a_difference():
         return _with(read_settings(data_dir=data_dir, with_secrets=False), log_verifier, work)
@@ -235,6 +244,11 @@ def _holds_a_database(directory: Path) -> bool:
 
 def explain(error: Exception) -> tuple[str, int]:
     """An error in one line that says what to do, and the exit code."""
+    from entrypoints.queries.audit import NoSecrets
+    from infrastructure.audit.verification import CannotVerify
+    from infrastructure.backup.layout import BadBackup, NoRoom
+    from infrastructure.backup.taking import BackupFailed
+
     if (reason := why_unusable(error.__cause__ if isinstance(error, Unavailable) else error)) is not None:
         return reason, 2
     match error:
