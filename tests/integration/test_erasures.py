@@ -319,7 +319,9 @@ async def stub() -> AsyncIterator[SmtpStub]:
 @pytest.fixture
 async def two(settings: Settings, stub: SmtpStub) -> AsyncIterator[tuple[Service, Service]]:
     """A process that serves requests, and one that sends mails."""
-    sending = settings.model_copy(update={"smtp_urls": SecretStr(f"smtp://127.0.0.1:{stub.port}?starttls=never")})
+    mail_server = SecretStr(f"smtp://127.0.0.1:{stub.port}?starttls=never")
+    # A mail server may hang for longer than the tests wait.
+    sending = settings.model_copy(update={"smtp_urls": mail_server, "send_timeout": timedelta(minutes=10)})
     async with AsyncExitStack() as stack:
         serving = await stack.enter_async_context(open_service(settings, follows=False))
         yield serving, await stack.enter_async_context(open_service(sending, follows=True))
@@ -334,7 +336,7 @@ def in_memory(canary: str) -> list[object]:
 
 @pytest.mark.fault("X7")
 @pytest.mark.parametrize("stage", ["banner", "mail", "rcpt", "data", "eod"])
-async def test_an_erasure_reaches_every_process_within_five_seconds(
+async def test_an_erasure_reaches_every_process_however_long_the_mail_server_hangs(
     two: tuple[Service, Service], stub: SmtpStub, stage: Any
 ) -> None:
     """The mail server does not get on with the mail, at any stage of it, while the person is erased by a process that
@@ -348,8 +350,8 @@ async def test_an_erasure_reaches_every_process_within_five_seconds(
 
     await serving.handlers.handle(EraseRegistration(registration_id=erased), client())
 
-    await eventually(lambda: not in_memory(canary), within=5)
-    await eventually(lambda: not _ascii_domain.cache_info().currsize, within=5)
+    await eventually(lambda: not in_memory(canary))
+    await eventually(lambda: not _ascii_domain.cache_info().currsize)
     for one in two:
         story = await one.api.queries.registrations.story(erased)
         assert story is not None
