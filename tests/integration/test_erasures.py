@@ -554,6 +554,7 @@ def _complete(settings: Settings) -> list[CompleteNote]:
         return []
 
 
+@pytest.mark.fault("A21")
 async def test_a_journal_that_was_lost_is_written_anew_from_the_first_event_on(
     settings: Settings, directory: Path
 ) -> None:
