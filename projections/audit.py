@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import PERSONAL_FIELDS, Registration
-from projections.paging import LAST_POSITION, Page, before, page
+from projections.paging import Page, before, page
 from projections.table import Connection, Table, schema_of
 
 # `subjects` says whose address a registration is about: an entry is found by address through its registration,
@@ -43,12 +43,6 @@ TABLES = """
         claim_id        uuid NOT NULL
     );
     CREATE INDEX IF NOT EXISTS subjects_of_claim ON subjects (claim_id, registration_id);
-"""
-
-# Where in the log a time is: positions rise with times, so the times of a few entries lead to all of them. To find one,
-# the summaries of `entries_in_time` would have to be read whole.
-TIMES = """
-    CREATE INDEX IF NOT EXISTS entries_by_time ON entries (recorded_at, position) WHERE position % 64 = 0;
 """
 
 ENTRIES = Table(
@@ -90,13 +84,21 @@ _WIDE = {
     "until": "recorded_at < %(until)s AND position < %(until_position)s",
 }
 
-# Of every 64th entry, of whose times there is an index: the last one before a time, and the first one not before it.
-# What is between it and the very position is read, and passed over by its time.
-_AROUND = """
-    SELECT coalesce((SELECT e.position FROM {entries} AS e WHERE e.position %% 64 = 0 AND e.recorded_at < %(since)s
-                     ORDER BY e.recorded_at DESC, e.position DESC LIMIT 1), 0),
-           coalesce((SELECT e.position FROM {entries} AS e WHERE e.position %% 64 = 0 AND e.recorded_at >= %(until)s
-                     ORDER BY e.recorded_at, e.position LIMIT 1), {last})
+# Halves the log until one position is left: entries before it are older than a time, those from it on are not. Twenty
+# steps through the primary key for a million entries; a scan, even of the summaries in `entries_in_time`, would grow
+# with the log. A position that is not there (its stream is parked) counts as the next one.
+_FIRST_AT = """
+    WITH RECURSIVE halving AS (
+        SELECT 0::bigint AS low, coalesce((SELECT max(e.position) FROM {entries} AS e), 0) + 1 AS high
+        UNION ALL
+        SELECT CASE WHEN found.recorded_at < %(at)s THEN h.middle ELSE h.low END,
+               CASE WHEN found.recorded_at < %(at)s THEN h.high ELSE h.middle END
+        FROM (SELECT low, high, (low + high) / 2 AS middle FROM halving WHERE high - low > 1) AS h
+        CROSS JOIN LATERAL (
+            SELECT e.recorded_at FROM {entries} AS e WHERE e.position >= h.middle ORDER BY e.position LIMIT 1
+        ) AS found
+    )
+    SELECT min(high) FROM halving
 """
 
 SET_BACK = timedelta(milliseconds=100)
@@ -162,12 +164,12 @@ class Audit:
 
     name = "audit"
     topics: tuple[str, ...] | None = None
-    tables: tuple[str, ...] = (TABLES, TIMES)
+    tables: tuple[str, ...] = (TABLES,)
 
     def __init__(self, schema: str | None = None) -> None:
         self.schema = schema = schema or schema_of(self.name)
         self._entries = ENTRIES.within(schema)
-        self._around = _AROUND.format(entries=self._entries, last=LAST_POSITION)
+        self._first_at = _FIRST_AT.format(entries=self._entries)
         self._about = f"SELECT position FROM {self._entries} WHERE registration_id = %s ORDER BY position DESC LIMIT %s"  # noqa: S608 - a constant
         self._end = f"SELECT coalesce(max(position), 0) FROM {self._entries}"  # noqa: S608 - a constant
         subjects = SUBJECTS.within(schema)
@@ -233,7 +235,9 @@ class Audit:
     ) -> list[Entry]:
         given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
         parameters = parameters | given
-        parameters |= await self._positions(connection, given.get("since"), given.get("until"))
+        for name, leeway in (("since", -SET_BACK), ("until", SET_BACK)):
+            if name in given:
+                parameters[f"{name}_position"] = await self._first(connection, _moved(given[name], leeway))
         narrow = [condition for name, condition in self._narrow.items() if name in given]
         source = self._entries
         if narrow:  # OFFSET 0 keeps the planner from walking through the log in order all the same
@@ -244,19 +248,11 @@ class Audit:
         await reading.execute(f"{query} ORDER BY position {order} LIMIT %(limit)s".encode(), parameters, prepare=False)
         return [Entry(*row) for row in await reading.fetchall()]
 
-    async def _positions(
-        self, connection: Connection, since: datetime | None, until: datetime | None
-    ) -> dict[str, Position]:
-        """Positions between which everything is that was recorded between two times."""
-        if since is None and until is None:
-            return {}
-        times = {
-            "since": None if since is None else _moved(since, -SET_BACK),
-            "until": None if until is None else _moved(until, SET_BACK),
-        }
-        row = await (await connection.execute(self._around.encode(), times)).fetchone()
-        assert row is not None  # noqa: S101 - no table is read by the outermost query
-        return {"since_position": row[0], "until_position": row[1]}
+    async def _first(self, connection: Connection, at: datetime) -> Position:
+        """The first position from which on nothing is older than this."""
+        row = await (await connection.execute(self._first_at.encode(), {"at": at})).fetchone()
+        assert row is not None  # noqa: S101 - an aggregate
+        return int(row[0])
 
 
 def _moved(at: datetime, by: timedelta) -> datetime:

@@ -85,6 +85,7 @@ class Rotation:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.fault("A20")
 async def test_a_rotation_that_is_killed_twenty_times_is_resumed_and_ends(
     dsn: str, store: EventStore, reached_directory: Path

@@ -41,7 +41,9 @@ from tests.support.log import query
 from tests.support.scenarios import InMemoryService
 from tests.support.smtp_stub import SmtpStub
 
-FOLLOWERS = followers_with(Settings.from_environment({}))
+FOLLOWERS = followers_with(
+    Settings.from_environment({"REGISTRAR_DATABASE_URL": "postgresql://a-server", "REGISTRAR_MASTER_KEY": "00" * 32})
+)
 VERIFIES = 1
 """A leader that is no follower: who verifies read models in the background."""
 

@@ -523,7 +523,7 @@ def test_a_reader_that_goes_away_is_no_error(desk: _Desk) -> None:
 
 def test_every_follower_is_listed_with_its_lag(desk: _Desk) -> None:
     listed = {one["name"]: one for one in desk("projections", "list", "--json").json}
-    assert set(listed) == set(followers_with(Settings.from_environment({})))
+    assert set(listed) == set(followers_with(Settings.from_environment(os.environ)))
     assert (listed["relay"]["status"], listed["relay"]["updated_at"]) == ("degraded", None)
     assert (listed["mail"]["position"], listed["mail"]["head"], listed["mail"]["lag_events"]) == (6, 6, 0)
     assert desk("mail", "retry", str(REGISTRATION)).code == 0

@@ -736,7 +736,8 @@ def test_the_embedded_database_is_made_for_an_import(dsn: str, tmp_path: Path, c
     listed = command("events", "list", "--data-dir", directory, "--json", MASTER_KEY=MASTER_KEY)
 
     assert done.code == 0
-    assert [event["position"] for event in listed.json] == [1, 2, 3]
+    assert [event["position"] for event in listed.json] == [1, 2, 3, 4]
+    assert listed.json[-1]["topic"] == "operator.acted"  # the export with keys
 
 
 # --- What ends a check, or an import ----------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from typing import Final
 
 import structlog
@@ -118,7 +118,7 @@ class SmtpServers:
         self._settings = tuple(servers)
         self._factory = circuits or Circuits()
         self._limits = limits or Limits()
-        self._tls = tls or _trusted_by_the_system()
+        self._tls = tls or ssl.create_default_context()
         self._on_attempt = on_attempt
         self._on_concurrency = on_concurrency
         self._may_probe = may_probe or _always_allowed
@@ -250,12 +250,6 @@ class SmtpServers:
             ]
             self._on_opened(self.circuits, [one.evidence for one in self._opened])
         return self._opened
-
-
-@cache
-def _trusted_by_the_system() -> ssl.SSLContext:
-    """Read once by a process: that takes 50 ms."""
-    return ssl.create_default_context()
 
 
 async def _always_allowed(*_: object) -> bool:
