@@ -737,7 +737,7 @@ def test_the_embedded_database_is_made_for_an_import(dsn: str, tmp_path: Path, c
 
     assert done.code == 0
     assert [event["position"] for event in listed.json] == [1, 2, 3, 4]
-    assert listed.json[-1]["topic"] == "operator.acted"  # the export with keys
+    assert listed.json[-1]["type"] == "operator.acted"  # the export with keys
 
 
 # --- What ends a check, or an import ----------------------------------------------------------
