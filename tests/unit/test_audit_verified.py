@@ -10,11 +10,11 @@ TWO = Agreement(2, Checkpoint(8, 12, bytes(32)), None)
 
 
 def test_what_was_read_is_counted() -> None:
-    later = Verified(since=12, upto=15, events=3, blocks=2, checkpoints=TWO)
+    later = Verified(since=12, upto=15, events=3, blocks=1, checkpoints=TWO)
 
     assert (
         summary(later)
-        == "Verified positions 13 to 15: 3 events in 2 blocks, as they were recorded; 2 checkpoints agree."
+        == "Verified positions 13 to 15: 3 events in 1 block, as they were recorded; 2 checkpoints agree."
     )
 
 
