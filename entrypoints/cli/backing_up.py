@@ -21,6 +21,7 @@ from infrastructure.settings.settings import Settings
 
 _WITHOUT_JOURNAL: Final = (
     "There is no journal of erasures {}: whoever was erased after the moment that you go back to can be read again. "
+    "If there is one elsewhere, answer no, and name its directory with --checkpoints. "
     "Restore all the same, and never ask for it again?"
 )
 
@@ -40,7 +41,10 @@ async def back_up(settings: Settings, directory: Path, *, keep: int | None, reas
         note("The log is archived there after the next start of `registrar up`; until then --to is not possible.")
     if taken.same_disk:
         note("It is on the disk that the database is on, and is lost with it; copy it, or name another directory.")
-    note(f"The master key is not in it: keep {settings.data_dir / 'master.key'} in another place.")
+    note(
+        f"The master key is not in it: keep {settings.data_dir / 'master.key'} in another place, and checkpoint.key, "
+        "which signs checkpoints, as well."
+    )
     return 0
 
 
@@ -72,14 +76,20 @@ async def restore(
     else:
         click.echo(f"Restored {arrived.backup.path} into {settings.data_dir}: {_where(arrived)}.")
         _tell(arrived)
-    if not (settings.data_dir / "master.key").exists() and settings.master_key is None:
-        note(f"Put master.key back into {settings.data_dir} before you start `registrar up`.")
+    if missing := _not_in_backups(settings):
+        note(f"Put {' and '.join(missing)} back into {settings.data_dir} before you start `registrar up`.")
     if not (without_journal or asked or (backups.checkpoints_of(settings) / FILE).exists()):
         note(
             "No journal of erasures is there: whoever was erased after that position can be read again. Copy the newest "
             f"one into {backups.checkpoints_of(settings)} before you start `registrar up`, or say --without-journal."
         )
     return 1 if arrived.is_troubled else 0
+
+
+def _not_in_backups(settings: Settings) -> list[str]:
+    """The files of keys that a restored database needs, and that are not there."""
+    keys = {"master.key": settings.master_key, "checkpoint.key": settings.checkpoint_key}
+    return [name for name, key in keys.items() if key is None and not (settings.data_dir / name).exists()]
 
 
 async def drill(settings: Settings, directory: Path | None, *, as_json: bool) -> int:

@@ -35,8 +35,7 @@ async def rotate(desk: KeyDesk, *, reason: str | None, as_json: bool) -> int:
         print_json(done)
     else:
         begun = "An earlier run had begun; this one has" if done.resumed else "It has"
-        click.echo(
-            f"Everything is wrapped by the master key {done.key} now. {begun} re-wrapped {done.persons} persons."
-        )
+        persons = "1 person" if done.persons == 1 else f"{done.persons:,} persons"
+        click.echo(f"Everything is wrapped by the master key {done.key} now. {begun} re-wrapped {persons}.")
     note(done.advice)
     return 0

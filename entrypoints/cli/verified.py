@@ -40,7 +40,7 @@ async def verify(verifier: LogVerifier, *, since_checkpoint: bool, as_json: bool
                 f"{restore.restored_at:%Y-%m-%d at %H:%M:%S %Z}. If it was, the checkpoints of what came later in the "
                 "log of before do not agree with it: move them aside (docs/backup.md)."
             )
-        click.echo(_summary(result))
+        click.echo(summary(result))
     return 1 if result.found else 0
 
 
@@ -59,20 +59,26 @@ def line(finding: Finding) -> str:
     return f"{subject} not what was recorded: {says}"
 
 
-def _summary(result: Verified) -> str:
+def summary(result: Verified) -> str:
+    """What was verified, in a sentence."""
     of = f"positions {result.since + 1} to {result.upto}" if result.since else f"the log up to position {result.upto}"
-    counted = f"{result.events:,} events in {result.blocks:,} blocks"
+    counted = f"{_many(result.events, 'event')} in {_many(result.blocks, 'block')}"
     if result.found:
-        findings = "1 finding" if result.found == 1 else f"{result.found:,} findings"
-        return f"{findings} in {of} ({counted})." + _agrees(result.checkpoints.last)
+        return f"{_many(result.found, 'finding')} in {of} ({counted})." + _agrees(result.checkpoints.last)
     checkpoints = result.checkpoints
     if not checkpoints.compared:
         return (
             f"Verified {of}: {counted}, as they were recorded. "
             "There is no checkpoint: a log that was rewritten whole would look the same."
         )
-    many = "1 checkpoint agrees" if checkpoints.compared == 1 else f"{checkpoints.compared:,} checkpoints agree"
-    return f"Verified {of}: {counted}, as they were recorded; {many}."
+    agree = "1 checkpoint agrees" if checkpoints.compared == 1 else f"{checkpoints.compared:,} checkpoints agree"
+    if result.since == result.upto:
+        return f"Nothing was recorded after position {result.upto}, to which the latest checkpoint leads; {agree}."
+    return f"Verified {of}: {counted}, as they were recorded; {agree}."
+
+
+def _many(count: int, of: str) -> str:
+    return f"1 {of}" if count == 1 else f"{count:,} {of}s"
 
 
 def _agrees(checkpoint: Checkpoint | None) -> str:

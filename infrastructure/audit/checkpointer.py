@@ -238,7 +238,10 @@ class Checkpointer:
             chosen = await self._signers.choose(connection, head.origin)
         except KeyNotHere as error:
             if str(error) != self._not_here:
-                hint = "nothing is signed by this process; is it in REGISTRAR_CHECKPOINT_KEY, or …_FILE?"
+                hint = (
+                    "nothing is signed by this process; put that key back (REGISTRAR_CHECKPOINT_KEY, or "
+                    "checkpoint.key in the data directory)"
+                )
                 log.error("checkpoint.not_signed", why=str(error), hint=hint)  # noqa: TRY400 - no bug
             self._not_here = str(error)
             return False

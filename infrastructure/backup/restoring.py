@@ -187,8 +187,8 @@ def _explained(error: DatabaseDidNotStart, output: Path, to: datetime | None) ->
         return BadBackup(f"The archived segment {found[1]} cannot be read; restore to a moment before it, with --to.")
     if _TOO_LATE.search(said):
         return BadBackup(
-            f"The archive ends before {to:%Y-%m-%dT%H:%M:%SZ}, or nothing was recorded after that; "
-            "without --to everything in it is restored."
+            f"The archive ends before {to:%Y-%m-%dT%H:%M:%SZ}, or nothing was recorded after that. What was recorded "
+            "within the last minute may get there yet: try again then. Without --to everything in it is restored."
         )
     if _TOO_EARLY.search(said):
         return BadBackup(f"The backup is not consistent at {to:%Y-%m-%dT%H:%M:%SZ} yet; name a later moment.")

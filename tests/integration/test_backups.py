@@ -145,6 +145,7 @@ def test_what_was_recorded_since_the_backup_comes_back_from_the_archive_or_up_to
     assert (taken.code, "up to position" in taken.out) == (0, True), taken.err
     assert asyncio.run(acts_of(home.postgres.dsn))[-1] == ("back-up", "the nightly one")
     assert "master key is not in it" in taken.err
+    assert "checkpoint.key" in taken.err
     before = home.live()
     moment = home.ask("SELECT clock_timestamp()")
     head = home.live()
@@ -155,7 +156,7 @@ def test_what_was_recorded_since_the_backup_comes_back_from_the_archive_or_up_to
     done = command("restore", str(home.backups), "--data-dir", str(whole), "--json")
     assert done.code == 0, done
     assert done.json["position"] == head
-    assert "Put master.key back" in done.err
+    assert "Put master.key and checkpoint.key back" in done.err
     found = facts_of(whole)
     assert (found["head"], found["models"]) == (expected["head"], expected["models"])
     # It lives on by itself, and archives nothing to where it came from.
@@ -183,7 +184,7 @@ def test_a_moment_that_no_backup_reaches_is_refused_and_leaves_no_database(home:
     late = command("restore", str(home.backups), "--to", "2099-01-01", "--data-dir", to)
 
     assert (early.code, "The oldest backup" in early.err) == (1, True)
-    assert (late.code, "The archive ends before 2099" in late.err) == (1, True)
+    assert (late.code, "The archive ends before 2099" in late.err, "try again" in late.err) == (1, True, True)
     assert not (Path(to) / "postgres").exists()
 
 
@@ -234,7 +235,7 @@ def test_a_person_at_a_terminal_is_asked_before_anything_is_restored_without_a_j
         return command("restore", str(home.backups), "--data-dir", str(to))
 
     no = answered("n\n")
-    assert (no.code, "can be read again" in no.err) == (1, True), no
+    assert (no.code, "can be read again" in no.err, "--checkpoints" in no.err) == (1, True, True), no
     assert not (to / "postgres").exists()
     yes = answered("y\n")
     assert yes.code == 0, yes

@@ -372,6 +372,14 @@ def test_it_says_what_it_did_and_what_is_to_be_done(dsn: str, command: Command) 
     assert f"REGISTRAR_MASTER_KEY is {OLD_ID.hex()}, which is retired" in finding["says"]
 
 
+def test_one_person_is_counted_as_one(dsn: str, command: Command) -> None:
+    asyncio.run(_one_rotated(dsn, half_way=True))
+
+    done = command("keys", "rotate", DATABASE_URL=dsn, MASTER_KEY=OLD, NEXT_MASTER_KEY=NEXT)
+
+    assert "this one has re-wrapped 1 person." in done.out
+
+
 def test_a_rotation_is_an_operators_act_in_the_audit_with_its_reason(dsn: str, command: Command) -> None:
     keys = {"DATABASE_URL": dsn, "MASTER_KEY": OLD, "NEXT_MASTER_KEY": NEXT}
 

@@ -138,6 +138,7 @@ async def test_a_process_that_has_only_another_key_than_the_one_that_signs_signs
             await eventually(lambda: [one for one in logs if one["event"] == "checkpoint.not_signed"])
 
     assert {one["why"] for one in logs if "why" in one} == {f"the key {key}, which signs, is not here"}
+    assert all("checkpoint.key in the data directory" in one["hint"] for one in logs if "why" in one)
     assert await signed_upto(dsn) == position
     with pytest.raises(CannotChange, match=key.replace("+", r"\+")):
         await change(settings_of(dsn, tmp_path, key=OTHER))
