@@ -46,7 +46,7 @@ def backup(
     it away. Exit code 1 if anything is wrong.
     """
     from entrypoints.cli import backing_up
-    from entrypoints.cli.session import driver_silent, finish, log_troubles, read_settings
+    from entrypoints.cli.session import finish, log_troubles, read_settings
 
     if drill and keep is not None:
         raise click.UsageError("--keep does not go with --drill.", click.get_current_context())
@@ -56,10 +56,9 @@ def backup(
         raise click.UsageError("Name the directory that the backup goes to.", click.get_current_context())
     settings = read_settings(data_dir=data_dir, with_secrets=False)
     log_troubles(settings)
-    with driver_silent():
-        if drill or directory is None:
-            return finish(backing_up.drill(settings, directory, as_json=as_json))
-        return finish(backing_up.back_up(settings, directory, keep=keep, reason=reason, as_json=as_json))
+    if drill or directory is None:
+        return finish(backing_up.drill(settings, directory, as_json=as_json))
+    return finish(backing_up.back_up(settings, directory, keep=keep, reason=reason, as_json=as_json))
 
 
 @click.command(
@@ -105,18 +104,17 @@ def restore(
     is restored. Exit code 1 if the archive has a gap, or the newest checkpoint covers another log.
     """
     from entrypoints.cli import backing_up
-    from entrypoints.cli.session import driver_silent, finish, log_troubles, read_settings
+    from entrypoints.cli.session import finish, log_troubles, read_settings
 
     settings = read_settings(data_dir=data_dir, with_secrets=False)
     log_troubles(settings)
-    with driver_silent():
-        return finish(
-            backing_up.restore(
-                settings,
-                directory,
-                to=to,
-                checkpoints=checkpoints,
-                without_journal=without_journal,
-                as_json=as_json,
-            )
+    return finish(
+        backing_up.restore(
+            settings,
+            directory,
+            to=to,
+            checkpoints=checkpoints,
+            without_journal=without_journal,
+            as_json=as_json,
         )
+    )

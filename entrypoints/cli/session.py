@@ -222,20 +222,7 @@ def _with(
         async with opened(opening(settings)) as parts:
             return await work(parts)
 
-    with driver_silent():
-        return finish(session())
-
-
-@contextmanager
-def driver_silent() -> Iterator[None]:
-    """What goes wrong with a session is told once, in our words."""
-    driver = logging.getLogger("psycopg")
-    level = driver.level
-    driver.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        driver.setLevel(level)
+    return finish(session())
 
 
 def _holds_a_database(directory: Path) -> bool:

@@ -48,7 +48,9 @@ _LIBRARIES = {
     "aiosmtpd": logging.ERROR,
     "aio_pika": logging.CRITICAL,  # `infrastructure.rabbitmq.connection` logs what matters about a connection
     "aiormq": logging.CRITICAL,
-    "psycopg": logging.WARNING,  # `eventsourcing.postgres` lowers the level of these two when it is imported
+    # `eventsourcing.postgres` lowers the level of these two when it is imported. The driver warns of errors that it
+    # ignores for the sake of the one that it raises, and quotes what the server says.
+    "psycopg": logging.ERROR,
     "psycopg.pool": logging.WARNING,
 }
 

@@ -212,6 +212,7 @@ def test_libraries_log_through_the_same_door_from_warning_on(log: FilteringBound
 def test_those_who_write_addresses_are_quiet(log: FilteringBoundLogger, stream: io.StringIO) -> None:
     logging.getLogger("mail.log").warning("%r sender: %s", "peer", CANARY)
     logging.getLogger("uvicorn.access").info("GET /v1/admin/registrations?email=%s", CANARY)
+    logging.getLogger("psycopg").warning("error ignored terminating %r: %s", "<AsyncPipeline>", CANARY)
 
     assert stream.getvalue() == ""
 
