@@ -25,6 +25,7 @@ from bench import (
     proof,
     replay,
     report,
+    rotating,
     through_rabbitmq,
     whole_way,
 )
@@ -57,6 +58,7 @@ GROUPS: dict[str, Group] = {
         *checkpointing.run(c, seconds=2 if quick else 8, repetitions=1 if quick else 12),
         *checkpointing.always_on(c, seconds=5 if quick else 60),
         *proof.run(blocks=long // 3, repetitions=3 if quick else 15),
+        *rotating.run(c, persons=10_000 if quick else 250_000),
     ],
     "growth": lambda c, quick, long: growth.run(
         c, sizes=(2_000 if quick else 20_000, long), repetitions=1 if quick else 5
