@@ -53,30 +53,13 @@ class OperatorAct(Aggregate, created_event_name="OperatorActed"):
         The stream's id comes from the first of them, which is recorded once: so is the act.
         """
         first = effects[0]
-        return begin(
-            cls,
-            cls.OperatorActed,
-            name="operator_act",
-            stream_id=uuid5(_NAMESPACE, f"{first.originator_id} {first.originator_version}"),
-            now=first.timestamp,
-            act=act,
-            registration_id=str(registration_id) if registration_id else None,
-            reason=reason,
-        )
+        act_id = uuid5(_NAMESPACE, f"{first.originator_id} {first.originator_version}")
+        return cls._begun(cls.OperatorActed, act_id, first.timestamp, act, registration_id, reason)
 
     @classmethod
     def outside(cls, *, act_id: UUID, act: str, reason: str | None, now: datetime) -> OperatorAct:
         """Record an act without an effect in the log; no other has this id."""
-        return begin(
-            cls,
-            cls.OperatorActed,
-            name="operator_act",
-            stream_id=act_id,
-            now=now,
-            act=act,
-            registration_id=None,
-            reason=reason,
-        )
+        return cls._begun(cls.OperatorActed, act_id, now, act, None, reason)
 
     @staticmethod
     def stream_id_of_read(read_id: UUID, registration_id: UUID) -> UUID:
@@ -86,15 +69,22 @@ class OperatorAct(Aggregate, created_event_name="OperatorActed"):
     @classmethod
     def read(cls, *, read_id: UUID, act: str, registration_id: UUID, reason: str | None, now: datetime) -> OperatorAct:
         """Record that the person behind this registration was shown in clear."""
+        stream_id = cls.stream_id_of_read(read_id, registration_id)
+        return cls._begun(cls.PersonalDataRead, stream_id, now, act, registration_id, reason)
+
+    @classmethod
+    def _begun(
+        cls,
+        event: type[OperatorActed | PersonalDataRead],
+        stream_id: UUID,
+        now: datetime,
+        act: str,
+        registration_id: UUID | None,
+        reason: str | None,
+    ) -> OperatorAct:
+        about = None if registration_id is None else str(registration_id)
         return begin(
-            cls,
-            cls.PersonalDataRead,
-            name="operator_act",
-            stream_id=cls.stream_id_of_read(read_id, registration_id),
-            now=now,
-            act=act,
-            registration_id=str(registration_id),
-            reason=reason,
+            cls, event, name="operator_act", stream_id=stream_id, now=now, act=act, registration_id=about, reason=reason
         )
 
 

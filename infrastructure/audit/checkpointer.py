@@ -17,7 +17,8 @@ import structlog
 from application.crash_points import crash_point
 from domain.recorded import Position
 from infrastructure.audit.growing_tree import GrowingTree, edge_of
-from infrastructure.audit.outbox import Outbox, Post, keys_that_lead, latest_signed
+from infrastructure.audit.known import keys_that_lead
+from infrastructure.audit.outbox import Outbox, Post, latest_signed
 from infrastructure.audit.paths import MissingTile, Tiles, consistency_proof
 from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.audit.roots import Checkpoint, leaf_of

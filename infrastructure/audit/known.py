@@ -22,7 +22,7 @@ from infrastructure.postgres.connection import Connection
 
 _TABLE: Final = "SELECT note, NOT (in_directory AND at_url) FROM public.checkpoints ORDER BY size DESC LIMIT %s"
 _NOTES: Final = "SELECT note FROM public.checkpoints"
-_CHANGES: Final = "SELECT note FROM public.checkpoints WHERE position(E'\\nreplaces ' IN note) > 0"
+_CHANGES: Final = f"SELECT note FROM public.checkpoints WHERE position(E'\\n{REPLACES} ' IN note) > 0"  # noqa: S608 - a constant
 _ORIGIN: Final = "SELECT origin FROM public.tree_head WHERE origin <> ''"
 
 
@@ -56,13 +56,27 @@ async def known_keys(
         OSError: the directory cannot be read.
     """
     rows: list[Any] = await (await connection.execute(_ORIGIN)).fetchall()
-    keys = [key for (origin,) in rows for seed in seeds for key in SigningKey(origin, seed).verifiers]
-    changes = []
+    ours = [key for (origin,) in rows for seed in seeds for key in SigningKey(origin, seed).verifiers]
+    changes = list[str]()
     if directory is not None:
-        keys += await asyncio.to_thread(directory.keys)
         changes = await asyncio.to_thread(lambda: [note for note in directory.notes() if f"\n{REPLACES} " in note])
-    changes += [note for (note,) in await (await connection.execute(_CHANGES)).fetchall()]
-    return vouched_for(keys, changes)
+    return await keys_that_lead(connection, directory, ours, changes)
+
+
+async def keys_that_lead(
+    connection: Connection,
+    directory: CheckpointDirectory | None,
+    ours: Sequence[VerifierKey],
+    changes: Sequence[str] = (),
+) -> list[VerifierKey]:
+    """Ours, those of the directory, and those that these changes of keys, and the table's, lead to.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    keys = [*ours, *(await asyncio.to_thread(directory.keys) if directory is not None else ())]
+    rows: list[Any] = await (await connection.execute(_CHANGES)).fetchall()
+    return vouched_for(keys, [*changes, *(note for (note,) in rows)])
 
 
 async def known_checkpoints(

@@ -14,8 +14,9 @@ from typing import Any, Final
 import structlog
 
 from application.crash_points import crash_point
+from infrastructure.audit.known import keys_that_lead
 from infrastructure.audit.note_keys import VerifierKey
-from infrastructure.audit.notes import REPLACES, BadNote, checkpoint_in, open_note, time_in, vouched_for
+from infrastructure.audit.notes import REPLACES, BadNote, checkpoint_in, open_note, time_in
 from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.audit.roots import Checkpoint
 from infrastructure.followers.leadership import while_touching
@@ -52,7 +53,6 @@ _WRITTEN: Final = "UPDATE public.checkpoints SET in_directory = true WHERE size 
 _POSTED: Final = "UPDATE public.checkpoints SET at_url = true WHERE size = %s AND note = %s"
 _SIGNED: Final = "SELECT size, note FROM public.checkpoints WHERE size < %s ORDER BY size DESC LIMIT 10"
 _ENDLESS: Final = 2**63 - 1
-_CHANGES: Final = f"SELECT note FROM public.checkpoints WHERE position(E'\\n{REPLACES} ' IN note) > 0"  # noqa: S608 - a constant
 _THIN: Final = f"""
     DELETE FROM public.checkpoints AS c
     WHERE c.in_directory AND c.at_url AND position(E'\\n{REPLACES} ' IN c.note) = 0
@@ -63,18 +63,6 @@ _THIN: Final = f"""
                 AND (later.signed_at AT TIME ZONE 'UTC')::date = (c.signed_at AT TIME ZONE 'UTC')::date
         )
 """  # noqa: S608 - a constant
-
-
-async def keys_that_lead(
-    connection: Connection, directory: CheckpointDirectory | None, ours: Sequence[VerifierKey]
-) -> list[VerifierKey]:
-    """Ours, those of the directory, and those that the changes of keys lead to.
-
-    Raises:
-        OSError: the directory cannot be read.
-    """
-    keys = [*ours, *(await asyncio.to_thread(directory.keys) if directory is not None else ())]
-    return vouched_for(keys, [note for (note,) in await (await connection.execute(_CHANGES)).fetchall()])
 
 
 async def latest_signed(connection: Connection, keys: Sequence[VerifierKey]) -> Checkpoint | None:

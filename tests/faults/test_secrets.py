@@ -14,6 +14,7 @@ import pytest
 
 from tests.faults.fleet import TOKEN, Fleet, Node
 from tests.faults.invariants import check
+from tests.faults.journal import Journal
 from tests.faults.people import Crowd, Inbox
 from tests.faults.scene import Scene
 from tests.faults.test_upgrade import A_SECOND, Traffic, goes_on
@@ -61,13 +62,15 @@ def database() -> Iterator[Server]:
 
 @dataclass
 class Operators:
-    """They look again and again, at every process that serves, with the token that they have.
+    """They look again whenever people have done something, at every process that serves, with the token that they have.
 
     Attributes:
+        people: what they do.
         statuses: of all answers so far.
     """
 
     traffic: Traffic
+    people: Journal
     token: str = TOKEN
     statuses: list[int] = field(default_factory=list)
 
@@ -76,7 +79,12 @@ class Operators:
             while True:
                 for node in list(self.traffic.serving):
                     self.statuses.append(await self.ask(http, node))
-                await asyncio.sleep(0.2)  # as people do
+                await self._somebody_does_something()
+
+    async def _somebody_does_something(self) -> None:
+        operations = self.people.operations
+        done = len(operations)
+        await eventually(lambda: len(operations) > done, every=0.2)
 
     async def ask(self, http: httpx.AsyncClient, node: Node) -> int:
         found = await http.get(f"{node.url}/v1/admin/mail", headers={"Authorization": f"Bearer {self.token}"})
@@ -135,7 +143,7 @@ async def _changed_while_people_register(
     nodes = [first, *await asyncio.gather(fleet.serve(**old), fleet.serve(**old), fleet.work(**old))]
     traffic.serving = [node for node in nodes if node.kind == "serve"]
     crowd = Crowd(traffic.client, Inbox(scene.sink), random.Random(4), a_second=A_SECOND)  # noqa: S311 - repeatable
-    operators = Operators(traffic)
+    operators = Operators(traffic, scene.journal)
     people = asyncio.create_task(crowd.run())
     looking = asyncio.create_task(operators.look())
     try:
