@@ -16,9 +16,8 @@ from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.checkpoints import checkpoint_directory
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.database import first_connection
-from infrastructure.audit.erasures import FILE, ORIGIN, Journal, JournalEntry, read_journal
+from infrastructure.audit.erasures import FILE, ORIGIN, Journal, JournalEntry, read_journal, refusal_of
 from infrastructure.audit.note_keys import SigningKey
-from infrastructure.audit.notes import BadNote, open_note
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.postgres.connection import Connection
 from infrastructure.settings.settings import Settings
@@ -104,13 +103,11 @@ async def _back(connection: Connection, journal: Journal, key: SigningKey) -> li
 
 
 def _is_signed(note: str, key: SigningKey, registration_id: UUID | None = None) -> bool:
-    try:
-        open_note(note, [key.verifier])
-    except BadNote as error:
-        hint = f"that note of the journal has no effect: {error}"
-        log.error("erasures.not_signed", registration_id=registration_id and str(registration_id), hint=hint)  # noqa: TRY400
-        return False
-    return True
+    refusal = refusal_of(note, key)
+    if refusal is not None:
+        hint = f"that note of the journal has no effect: {refusal}"
+        log.error("erasures.not_signed", registration_id=registration_id and str(registration_id), hint=hint)
+    return refusal is None
 
 
 async def _settle(connection: Connection, journal: Journal, key: SigningKey) -> bool:

@@ -168,15 +168,16 @@ def is_complete(file: Path, key: SigningKey) -> bool:
         found = read_journal(file).complete
     except OSError:
         return False
-    return any(_is_signed(one.note, key) for one in found)
+    return any(refusal_of(one.note, key) is None for one in found)
 
 
-def _is_signed(note: str, key: SigningKey) -> bool:
+def refusal_of(note: str, key: SigningKey) -> str | None:
+    """Why a note is not one that this key has signed; None: it is."""
     try:
         open_note(note, [key.verifier])
-    except BadNote:
-        return False
-    return True
+    except BadNote as error:
+        return str(error)
+    return None
 
 
 async def write_to(file: Path, note: str) -> None:
