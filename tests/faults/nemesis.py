@@ -317,8 +317,11 @@ class Nemesis:
         return False
 
     def _judged(self, planned: Planned, ran: Ran) -> bool:
-        """It may be that it could not be done (2); a difference, or more than a line about it, is wrong."""
-        allowed = {0, 2} | ({-signal.SIGKILL, 130} if planned.detail else set())
+        """It may be that it could not be done (2); a difference, or more than a line about it, is wrong.
+
+        A SIGINT that comes when the command is done and its process is ending kills it: Python has no handler any more.
+        """
+        allowed = {0, 2} | ({-signal.SIGKILL, -signal.SIGINT, 130} if planned.detail else set())
         if ran.code not in allowed or ran.err.count("\n") > 1:
             self.wrong.append(Violation("I8", f"{planned.kind} ({planned.target}): {ran}"))
         return ran.code != 2
