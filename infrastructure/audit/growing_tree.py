@@ -7,7 +7,6 @@ from functools import reduce
 from hashlib import sha256
 from typing import Final
 
-from infrastructure.audit.paths import node_hash
 from infrastructure.audit.roots import Frontier
 
 FULL: Final = 256
@@ -70,12 +69,6 @@ class GrowingTree:
 
 
 def _root_of(hashes: list[bytes]) -> bytes:
-    if len(hashes) == FULL:
-        level = hashes
-        while len(level) > 1:
-            level = [node_hash(level[at], level[at + 1]) for at in range(0, len(level), 2)]
-        return level[0]
     tree = Frontier()
-    for one in hashes:
-        tree.add(one)
+    tree.add_all(hashes)
     return tree.root()

@@ -11,6 +11,7 @@ from hashlib import sha256
 from itertools import count
 from typing import Any, Final
 
+from infrastructure.audit.roots import subtree_roots
 from infrastructure.postgres.connection import Connection
 
 _TILE: Final = "SELECT hashes FROM public.tree_tiles WHERE level = %(level)s AND index = %(index)s"
@@ -145,10 +146,8 @@ class GrowingTiles:
 
 
 def _root_of_full(tile: bytearray) -> bytes:
-    hashes = [bytes(tile[place : place + 32]) for place in range(0, len(tile), 32)]
-    while len(hashes) > 1:
-        hashes = [node_hash(left, right) for left, right in zip(hashes[::2], hashes[1::2], strict=True)]
-    return hashes[0]
+    (root,) = subtree_roots([bytes(tile[place : place + 32]) for place in range(0, len(tile), 32)])
+    return root
 
 
 async def audit_path(tiles: Tiles, index: int, size: int) -> list[bytes]:

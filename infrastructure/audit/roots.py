@@ -24,6 +24,23 @@ class Checkpoint(NamedTuple):
     root: bytes
 
 
+FULL: Final = 256
+"""Leaves of a subtree that is computed at once."""
+
+
+def subtree_roots(leaves: Sequence[bytes], each: int = FULL) -> Sequence[bytes]:
+    """The roots of consecutive full subtrees.
+
+    Args:
+        each: leaves of one, a power of two; all are a multiple of it.
+    """
+    while each > 1:
+        one_by_one = iter(leaves)
+        leaves = [sha256(b"\1" + left + right).digest() for left, right in zip(one_by_one, one_by_one, strict=True)]
+        each //= 2
+    return leaves
+
+
 class Frontier:
     """The tree over the blocks so far: only the roots of its full subtrees, the largest first.
 
@@ -36,12 +53,29 @@ class Frontier:
         self._roots: list[bytes] = []
 
     def add(self, leaf: bytes) -> None:
-        roots, size = self._roots, self.size
-        while size & 1:
-            leaf = sha256(b"\1" + roots.pop() + leaf).digest()
-            size >>= 1
-        roots.append(leaf)
-        self.size += 1
+        self._add(leaf, 1)
+
+    def add_all(self, leaves: Sequence[bytes]) -> None:
+        """As `add` of each, in a third of the time."""
+        at = 0
+        while at < len(leaves):
+            if self.size % FULL or len(leaves) - at < FULL:
+                self._add(leaves[at], 1)
+                at += 1
+                continue
+            whole = (len(leaves) - at) // FULL * FULL
+            for root in subtree_roots(leaves[at : at + whole]):
+                self._add(root, FULL)
+            at += whole
+
+    def _add(self, root: bytes, leaves: int) -> None:
+        """Add a subtree of a power of two leaves, of which those before it are a multiple."""
+        roots, subtrees = self._roots, self.size // leaves
+        while subtrees & 1:
+            root = sha256(b"\1" + roots.pop() + root).digest()
+            subtrees >>= 1
+        roots.append(root)
+        self.size += leaves
 
     def root(self) -> bytes:
         if not self._roots:
@@ -54,6 +88,10 @@ class Frontier:
 
 def leaf_of(block_hash: bytes) -> bytes:
     return sha256(b"\0" + block_hash).digest()
+
+
+def leaves_of(block_hashes: Iterable[bytes]) -> list[bytes]:
+    return [sha256(b"\0" + one).digest() for one in block_hashes]
 
 
 class Claim(NamedTuple):
@@ -115,15 +153,19 @@ class Comparison:
         self._disagrees: Checkpoint | None = None
         self._why = ""
 
-    def grow(self, blocks: Iterable[tuple[Position, bytes]]) -> None:
+    @property
+    def is_done(self) -> bool:
+        """More blocks change nothing: there is no checkpoint left, or one has not agreed."""
+        return self._next is None
+
+    def grow(self, positions: Sequence[Position], leaves: Sequence[bytes]) -> None:
         """Add blocks: the last position and the leaf hash of each."""
-        if self._next is None:
-            return
-        tree = self._tree
-        for position, leaf in blocks:
-            tree.add(leaf)
-            self._end = position
-            while self._next is not None and self._next.checkpoint.size <= tree.size:
+        at = 0
+        while self._next is not None and at < len(leaves):
+            first, at = at, at + max(1, self._next.checkpoint.size - self._tree.size)
+            self._tree.add_all(leaves[first:at])
+            self._end = positions[min(at, len(leaves)) - 1]
+            while self._next is not None and self._next.checkpoint.size <= self._tree.size:
                 self._compare(self._take(self._next))
 
     def _take(self, claim: Claim) -> Claim:

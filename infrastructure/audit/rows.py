@@ -33,6 +33,17 @@ _BLOCKS: Final = """
     WHERE last_position > %(after)s AND last_position <= %(upto)s ORDER BY last_position
 """
 
+# (In one value: a row for each of a million blocks takes longer to receive than to read. A hash of another length would
+# move those behind it.)
+_HASHES: Final = """
+    SELECT coalesce(string_agg(
+        int8send(last_position) || CASE WHEN length(hash) = 32 THEN hash ELSE %(none)s END, '' ORDER BY last_position
+    ), '')
+    FROM public.blocks WHERE last_position > %(after)s AND last_position <= %(upto)s
+"""
+_NO_HASH: Final = bytes(32)
+_POSITION_AND_HASH: Final = Struct("!q32s")
+
 _RESTORES: Final = "SELECT restored_at, position FROM public.restores WHERE isfinite(restored_at) ORDER BY restored_at"
 
 # In one statement, so at one moment.
@@ -126,6 +137,18 @@ async def blocks_between(connection: Connection, after: Position, upto: Position
     cursor = connection.cursor(binary=True)
     await cursor.execute(_BLOCKS, {"after": after, "upto": upto})
     return [Block(*row) for row in await cursor.fetchall()]
+
+
+async def hashes_between(
+    connection: Connection, after: Position, upto: Position
+) -> tuple[Sequence[Position], Sequence[bytes]]:
+    """Of the blocks that end after one position and up to another: where each ends, and its hash; zeros for what cannot
+    be one."""
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(_HASHES, {"after": after, "upto": upto, "none": _NO_HASH})
+    row: Any = await cursor.fetchone()
+    found = list(_POSITION_AND_HASH.iter_unpack(row[0]))
+    return [position for position, _ in found], [hash_ for _, hash_ in found]
 
 
 async def block_from(connection: Connection, position: Position) -> Link | None:

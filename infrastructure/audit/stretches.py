@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
 from domain.recorded import Position
-from infrastructure.audit.roots import leaf_of
+from infrastructure.audit.roots import leaves_of
 from infrastructure.audit.rows import CHUNK_EVENTS, blocks_between, digests_remembered, events_between
 from infrastructure.audit.walk import Block, Finding, Link, walk
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
@@ -49,10 +49,9 @@ class Walked(NamedTuple):
     positions: array[int]
     leaves: bytes
 
-    def tree(self) -> Iterator[tuple[Position, bytes]]:
+    def tree(self) -> tuple[Sequence[Position], Sequence[bytes]]:
         """Its blocks as `infrastructure.audit.roots.Comparison` takes them."""
-        for at, position in enumerate(self.positions):
-            yield position, self.leaves[32 * at : 32 * at + 32]
+        return self.positions, [self.leaves[at : at + 32] for at in range(0, len(self.leaves), 32)]
 
 
 class WalksStretches:
@@ -78,7 +77,7 @@ class WalksStretches:
                 found += len(step.findings)
                 findings += step.findings[: MOST_KEPT - len(findings)]
         positions = array("q", [one.last for one in blocks])
-        return Walked(seen, found, findings, positions, b"".join([leaf_of(one.hash) for one in blocks]))
+        return Walked(seen, found, findings, positions, b"".join(leaves_of(one.hash for one in blocks)))
 
     def _events(self, stretch: Stretch) -> Iterator[tuple[Position, int, bytes]]:
         after: Position | None = stretch.after.position or None  # what stands before the first position is found, too

@@ -153,6 +153,45 @@ async def test_since_a_checkpoint_that_does_not_agree_no_event_is_taken_for_veri
     ]
 
 
+HASHES = {
+    "another": "sha256(hash)",
+    "none": "NULL",
+    "one that is too short": "substr(hash, 2)",
+    "one that is longer by the next one": "hash || sha256(hash)",
+}
+
+
+@pytest.mark.parametrize("hash_", HASHES.values(), ids=HASHES)
+@pytest.mark.parametrize("altered_at", [0.0, 0.3, 0.7])
+async def test_since_the_checkpoint_a_hash_that_was_altered_long_before_is_found(
+    dsn: str, superuser: Superuser, monkeypatch: pytest.MonkeyPatch, altered_at: float, hash_: str
+) -> None:
+    connection = superuser.connection
+    checkpoints = [await checkpoint_at(connection, share) for share in (0.2, 0.5, 0.9)]
+    lasts = [last for (last,) in await rows(connection, "SELECT last_position FROM blocks ORDER BY 1")]
+    altered = lasts[int(altered_at * len(lasts))]
+    await connection.execute("ALTER TABLE blocks ALTER hash DROP NOT NULL")
+    await connection.execute(f"UPDATE blocks SET hash = {hash_} WHERE last_position = %s".encode(), (altered,))
+    monkeypatch.setattr(verification, "COMPARED", 40)
+
+    found = await verified(dsn, *checkpoints, since_checkpoint=True)
+
+    agree = [one for one in checkpoints if one.position < altered]
+    assert found.checkpoints.last == (agree[-1] if agree else None)
+    assert found.checkpoints.disagrees == checkpoints[len(agree)]
+    assert [one.kind for one in found.findings][-1] == "checkpoint"
+
+
+async def test_since_the_checkpoint_no_event_before_it_is_read_again(
+    dsn: str, superuser: Superuser, connection: Connection
+) -> None:
+    half = await checkpoint_at(connection, 0.5)
+    await superuser.connection.execute("UPDATE events SET actor = 'x' WHERE notification_id = %s", (half.position,))
+
+    assert (await verified(dsn, half, since_checkpoint=True)).found == 0
+    assert (await verified(dsn, half)).findings[0].last == half.position
+
+
 async def test_chunks_stretches_and_helpers_find_the_same(
     dsn: str, superuser: Superuser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +205,9 @@ async def test_chunks_stretches_and_helpers_find_the_same(
     assert (await verified(dsn)).findings == expected
 
     monkeypatch.setattr(verification, "MANY_EVENTS", 1)
+    monkeypatch.setattr(verification, "MANY_LATER_EVENTS", 1)
     assert (await verified(dsn)).findings == expected
+    assert (await verified(dsn, since_checkpoint=True)).findings == expected
 
 
 async def test_positions_that_no_service_would_give_end_no_verification(dsn: str, superuser: Superuser) -> None:

@@ -104,3 +104,12 @@ def test_the_root_of_the_growing_tree_is_that_of_the_definition(size: int) -> No
         tree.add(leaf)
 
     assert (tree.size, tree.root()) == (size, proofs.tree_root(leaves_of(size)))
+
+
+@given(st.lists(st.one_of(st.integers(0, 5), st.integers(250, 600)), max_size=6))
+def test_a_tree_that_grows_by_many_leaves_at_once_is_the_same(portions: list[int]) -> None:
+    tree, leaves = Frontier(), leaves_of(sum(portions))
+    for portion in portions:
+        tree.add_all(leaves[tree.size : tree.size + portion])
+
+    assert (tree.size, tree.root()) == (len(leaves), proofs.tree_root(leaves))

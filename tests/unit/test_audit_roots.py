@@ -31,7 +31,7 @@ class Signatures:
 
 def compared(claims: Iterable[Claim], *, signatures: Signatures | None = None, blocks: int = len(LEAVES)) -> Agreement:
     comparison = Comparison(claims, signatures or Signatures())
-    comparison.grow((2 * number, leaf) for number, leaf in enumerate(LEAVES[:blocks], 1))
+    comparison.grow(range(2, 2 * blocks + 1, 2), LEAVES[:blocks])
     return comparison.result()
 
 
@@ -98,7 +98,7 @@ def test_of_many_notes_few_are_kept_and_few_signatures_looked_at() -> None:
             yield Claim(Checkpoint(size, 2 * size, tree.root()), SIGNED)
 
     comparison = Comparison(claims(), signatures)
-    comparison.grow((2 * number, leaf) for number, leaf in enumerate(LEAVES, 1))
+    comparison.grow(range(2, 2 * len(LEAVES) + 1, 2), LEAVES)
 
     assert (comparison.result().compared, most < Comparison.MOST_UNSETTLED) == (len(LEAVES), True)
     assert signatures.looks <= len(LEAVES) // Comparison.MOST_UNSETTLED + 1
