@@ -19,6 +19,7 @@ from bench.cluster import Cluster
 from bench.history import EVENTS_EACH
 from bench.processes import beside, cpu_of_postgres, cpu_seconds, run_job
 from bench.report import Row
+from entrypoints.cli.garbage_collection import collect_rarely, keep_what_is_there
 from infrastructure.audit.checkpointer import Checkpointer
 from infrastructure.audit.publishing import CheckpointDirectory
 from infrastructure.audit.witness import Witnesses
@@ -112,4 +113,6 @@ async def _make(dsn: str, directory: str) -> None:
 
 
 if __name__ == "__main__":
+    collect_rarely()  # as the service does
+    keep_what_is_there()
     uvloop.run(_make(*sys.argv[1:]))

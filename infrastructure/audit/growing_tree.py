@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from hashlib import sha256
 from typing import Final
@@ -41,17 +41,21 @@ class GrowingTree:
             self._tiles[level] = [edge[level][32 * at : 32 * at + 32] for at in range(count)]
         self._changed: dict[tuple[int, int], bytes] = {}
 
-    def add(self, leaf: bytes) -> None:
-        self._add(0, self.size, leaf)
-        self.size += 1
+    def add(self, leaves: Sequence[bytes]) -> None:
+        at = 0
+        while at < len(leaves):
+            some = leaves[at : at + FULL - self.size % FULL]
+            at, self.size = at + len(some), self.size + len(some)
+            self._add(0, self.size - 1, some)
 
-    def _add(self, level: int, index: int, hash_: bytes) -> None:
+    def _add(self, level: int, last: int, hashes: Sequence[bytes]) -> None:
+        """Add some to the last tile of a level, as many as it has room for."""
         tile = self._tiles.setdefault(level, [])
-        tile.append(hash_)
+        tile += hashes
         if len(tile) == FULL:
-            self._changed[level, index // FULL] = b"".join(tile)
+            self._changed[level, last // FULL] = b"".join(tile)
             self._tiles[level] = []
-            self._add(level + 1, index // FULL, _root_of(tile))
+            self._add(level + 1, last // FULL, [_root_of(tile)])
 
     def root(self) -> bytes:
         if not self.size:

@@ -136,7 +136,7 @@ async def blocks_between(connection: Connection, after: Position, upto: Position
     """Those that end after one position and up to another."""
     cursor = connection.cursor(binary=True)
     await cursor.execute(_BLOCKS, {"after": after, "upto": upto})
-    return [Block(*row) for row in await cursor.fetchall()]
+    return list(map(Block._make, await cursor.fetchall()))
 
 
 async def hashes_between(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from hashlib import sha256
+from itertools import cycle
 
 import metamorphic_log
 import pytest
@@ -170,13 +171,13 @@ def test_the_growing_tree_is_that_of_the_definition(size: int) -> None:
     leaves = [sha256(number.to_bytes(4)).digest() for number in range(size)]
     tree = GrowingTree(0, {})
     kept: dict[tuple[int, int], bytes] = {}
-    for number, leaf in enumerate(leaves):
-        tree.add(leaf)
-        if number % 999 == 0:
-            kept |= tree.take_changed()
-            edge = {level: kept[level, index] for level, index in edge_of(tree.size)}
-            tree = GrowingTree(tree.size, edge)
-    kept |= tree.take_changed()
+    portions = cycle([1, 255, 999, 256, 3, 700])
+    while tree.size < size:
+        tree.add(leaves[tree.size : tree.size + next(portions)])
+        tree.add(leaves[tree.size : tree.size + next(portions)])
+        kept |= tree.take_changed()
+        edge = {level: kept[level, index] for level, index in edge_of(tree.size)}
+        tree = GrowingTree(tree.size, edge)
 
     assert tree.root() == tree_root(leaves)
     assert kept == tiles_of(leaves)
