@@ -23,8 +23,9 @@ def verify(*, since_checkpoint: bool, as_json: bool, data_dir: Path | None) -> i
     compared with the end of the log and with every checkpoint. What is not as it was recorded is listed in the order of
     its positions. Exit code 1 if there is anything.
 
-    With --since-checkpoint events before the latest checkpoint that agrees are not read again; the hashes of their
-    blocks are compared with the checkpoints all the same.
+    With --since-checkpoint events before the latest checkpoint that agrees are not read again, so one that was altered
+    there is only found without it. The hashes of all blocks are compared with the checkpoints all the same: a chain
+    that was rewritten or cut off is found.
     """
     from entrypoints.cli import verified
     from entrypoints.cli.session import verifying_log

@@ -182,6 +182,19 @@ async def test_since_the_checkpoint_a_hash_that_was_altered_long_before_is_found
     assert [one.kind for one in found.findings][-1] == "checkpoint"
 
 
+async def test_since_the_checkpoint_a_log_that_was_rewritten_and_signed_anew_is_told_by_an_older_one(
+    dsn: str, superuser: Superuser, connection: Connection
+) -> None:
+    old = await checkpoint_at(connection, 0.8)
+    while (await superuser.alter("rewritten chain")).first > old.position:
+        await superuser.put_back()
+    anew = await checkpoint_at(connection)
+
+    found = await verified(dsn, old, anew, since_checkpoint=True)
+
+    assert (found.checkpoints.last, found.checkpoints.disagrees) == (None, old)
+
+
 async def test_since_the_checkpoint_no_event_before_it_is_read_again(
     dsn: str, superuser: Superuser, connection: Connection
 ) -> None:
