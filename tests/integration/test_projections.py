@@ -609,6 +609,25 @@ async def test_a_search_by_actor_and_time_reads_little_of_the_time_between(conne
     assert await read() - before < 2_000
 
 
+async def test_a_search_by_time_loses_nothing_where_the_clock_was_set_back_a_little(connection: Connection) -> None:
+    begun = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    # A millisecond from entry to entry; before the hundredth the clock was set back by 90.
+    times = [begun + timedelta(milliseconds=n if n < 100 else n - 90) for n in range(1, 401)]
+    await connection.execute(
+        "INSERT INTO read_audit.entries"
+        " SELECT n, at, 'some.topic', gen_random_uuid(), n, gen_random_uuid(), 'client', gen_random_uuid(), NULL, NULL,"
+        " '{}' FROM unnest(%s::timestamptz[]) WITH ORDINALITY AS t (at, n)",
+        (times,),
+    )
+
+    for start in range(0, 300, 7):
+        since = begun + timedelta(milliseconds=start)
+        until = since + timedelta(milliseconds=20)
+        found = await Audit().search(connection, actor="client", since=since, until=until, limit=400)
+        due = [n for n, at in enumerate(times, 1) if since <= at < until]
+        assert [entry.position for entry in found.items] == due[::-1]
+
+
 async def test_failed_mails_are_found_by_their_last_failure_page_by_page(
     store: EventStore, connection: Connection
 ) -> None:
