@@ -80,30 +80,37 @@ many were found would be to read nearly all of it."""
 _WIDE = {
     "actor": "actor = %(actor)s",
     "topic": "topic = %(topic)s",
-    "since": "recorded_at >= %(since)s AND position >= %(since_position)s",
-    "until": "recorded_at < %(until)s AND position < %(until_position)s",
+    "since": "CASE WHEN recorded_at >= %(since)s THEN true END AND position >= %(since_position)s",
+    "until": "CASE WHEN recorded_at < %(until)s THEN true END AND position < %(until_position)s",
 }
+"""Filters that may leave most of the log, which is gone through in order until enough is found.
+
+The planner must not see that the times are compared: it takes them to narrow down what the positions have narrowed down
+already, expects hardly any entry, and reads the whole time between instead of the few entries that are asked for.
+"""
 
 # Halves the log until one position is left: entries before it are older than a time, those from it on are not. Twenty
 # steps through the primary key for a million entries; a scan, even of the summaries in `entries_in_time`, would grow
 # with the log. A position that is not there (its stream is parked) counts as the next one.
-_FIRST_AT = """
+_FIRST_AT = """(
     WITH RECURSIVE halving AS (
         SELECT 0::bigint AS low, coalesce((SELECT max(e.position) FROM {entries} AS e), 0) + 1 AS high
         UNION ALL
-        SELECT CASE WHEN found.recorded_at < %(at)s THEN h.middle ELSE h.low END,
-               CASE WHEN found.recorded_at < %(at)s THEN h.high ELSE h.middle END
+        SELECT CASE WHEN found.recorded_at < {at} THEN h.middle ELSE h.low END,
+               CASE WHEN found.recorded_at < {at} THEN h.high ELSE h.middle END
         FROM (SELECT low, high, (low + high) / 2 AS middle FROM halving WHERE high - low > 1) AS h
         CROSS JOIN LATERAL (
             SELECT e.recorded_at FROM {entries} AS e WHERE e.position >= h.middle ORDER BY e.position LIMIT 1
         ) AS found
     )
     SELECT min(high) FROM halving
-"""
+)"""
 
 SET_BACK = timedelta(milliseconds=100)
 """By so much the database's clock may be set back without a search by time losing anything: times rise with positions
 otherwise. More would be read in vain by every search up to a time: a busy log has thousands of entries a second."""
+
+_LEEWAY = {"since": -SET_BACK, "until": SET_BACK}
 
 _NOT_DETAILS = frozenset(
     {
@@ -169,7 +176,9 @@ class Audit:
     def __init__(self, schema: str | None = None) -> None:
         self.schema = schema = schema or schema_of(self.name)
         self._entries = ENTRIES.within(schema)
-        self._first_at = _FIRST_AT.format(entries=self._entries)
+        self._first_at = {
+            name: _FIRST_AT.format(entries=self._entries, at=f"%({name})s::timestamptz") for name in _LEEWAY
+        }
         self._about = f"SELECT position FROM {self._entries} WHERE registration_id = %s ORDER BY position DESC LIMIT %s"  # noqa: S608 - a constant
         self._end = f"SELECT coalesce(max(position), 0) FROM {self._entries}"  # noqa: S608 - a constant
         subjects = SUBJECTS.within(schema)
@@ -235,9 +244,7 @@ class Audit:
     ) -> list[Entry]:
         given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
         parameters = parameters | given
-        for name, leeway in (("since", -SET_BACK), ("until", SET_BACK)):
-            if name in given:
-                parameters[f"{name}_position"] = await self._first(connection, _moved(given[name], leeway))
+        parameters |= await self._positions(connection, {name: given[name] for name in _LEEWAY if name in given})
         narrow = [condition for name, condition in self._narrow.items() if name in given]
         source = self._entries
         if narrow:  # OFFSET 0 keeps the planner from walking through the log in order all the same
@@ -248,11 +255,15 @@ class Audit:
         await reading.execute(f"{query} ORDER BY position {order} LIMIT %(limit)s".encode(), parameters, prepare=False)
         return [Entry(*row) for row in await reading.fetchall()]
 
-    async def _first(self, connection: Connection, at: datetime) -> Position:
-        """The first position from which on nothing is older than this."""
-        row = await (await connection.execute(self._first_at.encode(), {"at": at})).fetchone()
-        assert row is not None  # noqa: S101 - an aggregate
-        return int(row[0])
+    async def _positions(self, connection: Connection, times: dict[str, datetime]) -> dict[str, Position]:
+        """For each time the first position from which on nothing is older, all in one round trip."""
+        if not times:
+            return {}
+        moved = {name: _moved(at, _LEEWAY[name]) for name, at in times.items()}
+        query = "SELECT " + ", ".join(self._first_at[name] for name in times)
+        row = await (await connection.execute(query.encode(), moved)).fetchone()
+        assert row is not None  # noqa: S101 - a SELECT without FROM has a row
+        return {f"{name}_position": position for name, position in zip(times, row, strict=True)}
 
 
 def _moved(at: datetime, by: timedelta) -> datetime:

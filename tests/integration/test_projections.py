@@ -6,7 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -578,6 +578,54 @@ async def test_counting_what_waits_reads_no_more_however_much_has_ever_failed(co
     before = await read()
     assert await Mails().dead_letters(connection) == 3
     assert await read() - before <= 3
+
+
+async def test_a_search_by_actor_and_time_reads_little_of_the_time_between(connection: Connection) -> None:
+    begun = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    await connection.execute(
+        "INSERT INTO read_audit.entries"
+        " SELECT n, %s + n * interval '0.1 ms', 'some.topic', id, n, id,"
+        " CASE n %% 10 WHEN 0 THEN 'mail-worker' ELSE 'client' END, id, NULL, NULL, '{}'"
+        " FROM (SELECT n, gen_random_uuid() AS id FROM generate_series(1, 200000) AS n) AS numbered",
+        (begun,),
+    )
+    await connection.execute("VACUUM ANALYZE read_audit.entries")
+
+    async def read() -> int:
+        await connection.execute("SELECT pg_stat_force_next_flush()")
+        found = await connection.execute(
+            "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_user_tables"
+            " WHERE (schemaname, relname) = ('read_audit', 'entries')"
+        )
+        [(tuples,)] = await found.fetchall()
+        return int(tuples)
+
+    before = await read()
+    since, until = begun + timedelta(seconds=10), begun + timedelta(seconds=10.5)
+    found = await Audit().search(connection, actor="mail-worker", since=since, until=until)
+    assert [entry.position for entry in found.items] == [*range(104_990, 104_490, -10)]
+    # Ten times the fifty that are shown and one more, the thousand of the next tenth of a second, and the halving; the
+    # five thousand of the half second that was asked for are not among them.
+    assert await read() - before < 2_000
+
+
+async def test_a_search_by_time_loses_nothing_where_the_clock_was_set_back_a_little(connection: Connection) -> None:
+    begun = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    # A millisecond from entry to entry; before the hundredth the clock was set back by 90.
+    times = [begun + timedelta(milliseconds=n if n < 100 else n - 90) for n in range(1, 401)]
+    await connection.execute(
+        "INSERT INTO read_audit.entries"
+        " SELECT n, at, 'some.topic', gen_random_uuid(), n, gen_random_uuid(), 'client', gen_random_uuid(), NULL, NULL,"
+        " '{}' FROM unnest(%s::timestamptz[]) WITH ORDINALITY AS t (at, n)",
+        (times,),
+    )
+
+    for start in range(0, 300, 7):
+        since = begun + timedelta(milliseconds=start)
+        until = since + timedelta(milliseconds=20)
+        found = await Audit().search(connection, actor="client", since=since, until=until, limit=400)
+        due = [n for n, at in enumerate(times, 1) if since <= at < until]
+        assert [entry.position for entry in found.items] == due[::-1]
 
 
 async def test_failed_mails_are_found_by_their_last_failure_page_by_page(

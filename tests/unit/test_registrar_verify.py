@@ -369,6 +369,23 @@ def test_the_command_says_what_it_proves_or_why_not_in_one_line(tmp_path: Path) 
     assert command(tmp_path, "proof.json")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "one file and a key are required"),
+        (["proof.json"], "one file and a key are required"),
+        (["proof.json", "another.json", "--key", "k"], "one file and a key are required"),
+        (["proof.json", "--key"], "option --key requires argument"),
+        (["proof.json", "--kye", "k"], "option --kye not recognized"),
+    ],
+)
+def test_wrong_usage_is_told_with_the_right_one(tmp_path: Path, arguments: list[str], says: str) -> None:
+    usage = "usage: registrar_verify FILE --key KEY [--key KEY …] [--witness KEY …]\n"
+    assert command(tmp_path, *arguments) == (2, "", f"{usage}registrar_verify: {says}.\n")
+    code, out, err = command(tmp_path, "--help")
+    assert (code, out[: len(usage)], err) == (0, usage, "")
+
+
 def test_the_program_takes_nothing_of_ours() -> None:
     text = Path(registrar_verify.__file__).read_text()
     imported = set(re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE))
