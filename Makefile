@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-ground simulate chaos bench \
-        check check-fast asyncapi format lock clean
+        check check-fast asyncapi format lock audit-deps release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -93,5 +93,11 @@ format: setup-dev  ## rewrite the code in the house's format
 lock: setup-dev  ## resolve the dependencies again (hashes, no index address)
 	scripts/lock
 
+audit-deps: setup-dev  ## look for known vulnerabilities in what is locked (needs a network)
+	@$(BIN)/python scripts/audit-deps $(ARGS)
+
+release: setup-dev  ## build the wheel and its bills of materials (CycloneDX) into dist/
+	@scripts/release
+
 clean:  ## remove the virtual environment and caches; .registrar/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache registrar.egg-info build
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache registrar.egg-info build dist
