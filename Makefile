@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-ground simulate chaos bench \
+.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-ground simulate chaos fuzz bench \
         check check-fast asyncapi format lock audit-deps release clean
 
 help:  ## list the targets
@@ -71,6 +71,11 @@ READS ?= 1000000
 chaos: setup-dev $(if $(BROKER),services)  ## break things at random; MINUTES=20, BROKER=1, SEED=7 repeats
 	$(BIN)/python -m tests.faults --minutes $(MINUTES) --reads $(READS) $(if $(BROKER),--broker) \
 		$(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# Requests that are generated from the OpenAPI document, then histories against the model of tests/fuzz/test_histories.py.
+fuzz: setup-dev  ## generated requests and histories, longer; MINUTES=20, ARGS="--seed 7" repeats
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
+	$(BIN)/pytest -rs --full-size tests/fuzz/test_histories.py
 
 bench: setup-dev  ## benchmarks, half an hour; ARGS="--quick" or "--only append"
 	$(BIN)/python -m bench $(ARGS)
