@@ -73,7 +73,7 @@ chaos: setup-dev $(if $(BROKER),services)  ## break things at random; MINUTES=20
 		$(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # Requests that are generated from the OpenAPI document, then histories against the model of tests/fuzz/test_histories.py.
-fuzz: setup-dev  ## generated requests and histories, longer; MINUTES=20, ARGS="--seed 7" repeats
+fuzz: setup-dev  ## generated requests and histories, longer; MINUTES=20
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 	$(BIN)/pytest -rs --full-size tests/fuzz/test_histories.py
 

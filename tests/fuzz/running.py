@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.commands import clean_environment, started
+from tests.support.leaks import must_not_tell
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -49,6 +50,7 @@ def running(**settings: str) -> Iterator[Running]:
         ):
             told = {line.split()[0]: line.split()[-1] for line in printed if line}
             yield Running(told["API"], told["Admin"], log)
+        must_not_tell(log.read_text())
 
 
 def fuzz(service: Running, *options: str) -> subprocess.CompletedProcess[str]:

@@ -266,7 +266,7 @@ def test_every_history_is_as_the_model_has_it(service: Running, full_size: bool)
     run_state_machine_as_test(
         OfThisService,
         settings=settings(
-            max_examples=200 if full_size else 40,
+            max_examples=200 if full_size else 25,
             stateful_step_count=40 if full_size else 25,
             derandomize=not full_size,
             database=None,
