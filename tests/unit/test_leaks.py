@@ -60,6 +60,6 @@ def test_a_test_whose_service_logs_a_person_fails(told: str, code: int, tmp_path
 
 
 def test_a_command_that_logs_a_person_is_found() -> None:
-    leak = f"echo ready; echo '{ENTRY.format('ada@example.com')}' >&2; exec sleep 60"
+    leak = f"echo '{ENTRY.format('ada@example.com')}' >&2; echo ready; exec sleep 60"
     with pytest.raises(AssertionError), started("sh", "-c", leak, until="ready", environment=clean_environment()):
         pass
