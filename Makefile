@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-ground simulate chaos bench \
-        check check-fast asyncapi format lock clean
+.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-ground simulate chaos fuzz bench \
+        check check-fast asyncapi format lock audit-deps release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -72,6 +72,11 @@ chaos: setup-dev $(if $(BROKER),services)  ## break things at random; MINUTES=20
 	$(BIN)/python -m tests.faults --minutes $(MINUTES) --reads $(READS) $(if $(BROKER),--broker) \
 		$(if $(SEED),--seed $(SEED)) $(ARGS)
 
+# Requests that are generated from the OpenAPI document, then histories against the model of tests/fuzz/test_histories.py.
+fuzz: setup-dev  ## generated requests and histories, longer; MINUTES=20
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
+	$(BIN)/pytest -rs --full-size tests/fuzz/test_histories.py
+
 bench: setup-dev  ## benchmarks, half an hour; ARGS="--quick" or "--only append"
 	$(BIN)/python -m bench $(ARGS)
 
@@ -93,5 +98,11 @@ format: setup-dev  ## rewrite the code in the house's format
 lock: setup-dev  ## resolve the dependencies again (hashes, no index address)
 	scripts/lock
 
+audit-deps: setup-dev  ## look for known vulnerabilities in what is locked (needs a network)
+	@$(BIN)/python scripts/audit-deps $(ARGS)
+
+release: setup-dev  ## build the wheel and its bills of materials (CycloneDX) into dist/
+	@scripts/release
+
 clean:  ## remove the virtual environment and caches; .registrar/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache registrar.egg-info build
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache registrar.egg-info build dist

@@ -29,12 +29,15 @@ from infrastructure.postgres.connection import Connection, connect
 from infrastructure.telemetry.logs import configure_logging
 from tests.faults import reached
 from tests.support.facts import MovableClock
+from tests.support.leaks import must_not_tell, pytest_runtest_makereport
 from tests.support.postgres import SHARED, database_of, server
 from tests.support.rabbitmq import PrivateRabbit, SharedRabbit, demand, node
 
 # Tests start hundreds of processes. Where bytecode is not to be written (containers often say so), each of them would
 # compile our modules again, which is a sixth of its start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+__all__ = ["pytest_runtest_makereport"]
 
 _TEMPLATE = "registrar_template"
 _numbers = count(1)
@@ -121,11 +124,12 @@ def _logging_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture
-def log() -> io.StringIO:
-    """What the service writes to its log, as it is written."""
+def log() -> Iterator[io.StringIO]:
+    """What the service writes to its log, as it is written; in the end nothing of a person may be in it."""
     stream = io.StringIO()
     configure_logging("json", stream=stream)
-    return stream
+    yield stream
+    must_not_tell(stream.getvalue())
 
 
 # --- PostgreSQL ---------------------------------------------------------------------------------

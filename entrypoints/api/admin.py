@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 from fastapi import Depends, FastAPI, Query
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -54,6 +54,7 @@ from entrypoints.api.responses import (
     funnel_buckets,
     registrations_page,
 )
+from entrypoints.api.strict_values import WHOLE, Instant
 from entrypoints.queries.audit import Filters
 from entrypoints.queries.mails import MailQueries
 from entrypoints.queries.parked import ParkedQueries
@@ -103,7 +104,7 @@ class _Page(_Query):
         Field(pattern="^[A-Za-z0-9_=-]{1,64}$", description="`next_cursor` of a page"),
         AfterValidator(_cursor_of_ours),
     ] = None
-    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    limit: Annotated[int, Field(ge=1, le=200), WHOLE] = 50
 
 
 class RegistrationsQuery(_Page):
@@ -126,8 +127,8 @@ class AuditQuery(_Page):
         str | None, Field(pattern="^[a-z_]{1,32}[.][a-z_]{1,64}$", examples=["registration.email_verified"])
     ] = None
     correlation_id: Annotated[UUID | None, Field(description="everything that followed from one request")] = None
-    since: Annotated[AwareDatetime | None, Field(description="recorded at this time or later")] = None
-    until: Annotated[AwareDatetime | None, Field(description="recorded before this time")] = None
+    since: Annotated[Instant | None, Field(description="recorded at this time or later")] = None
+    until: Annotated[Instant | None, Field(description="recorded before this time")] = None
 
     @model_validator(mode="after")
     def _something_lies_between(self) -> AuditQuery:
@@ -159,7 +160,7 @@ class ParkedQuery(_Query):
 
 
 class FunnelQuery(_Query):
-    since: Annotated[AwareDatetime | None, Field(description="by default a day ago, or 30 days for `day`")] = None
+    since: Annotated[Instant | None, Field(description="by default a day ago, or 30 days for `day`")] = None
     bucket: Literal["hour", "day"] = "hour"
 
 

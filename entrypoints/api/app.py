@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from entrypoints.api.admin import add_admin_routes
 from entrypoints.api.guard import DIRECTLY, Guard
 from entrypoints.api.health import add_health_routes, add_metrics_route
+from entrypoints.api.hosts import Hosts
 from entrypoints.api.mailbox import add_mailbox_routes
 from entrypoints.api.openapi import add_docs_routes, describe_problems
 from entrypoints.api.parts import Parts
@@ -37,6 +38,9 @@ def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:
     guard: dict[str, Any] = {
         "metrics": parts.metrics,
         "request_timeout": parts.request_timeout,
+        # Operators' own listener is called by what names orchestrators and Prometheus have for it, and nothing is there
+        # that a browser is let in to by itself.
+        "hosts": Hosts(parts.host_names if public else None),
         "tracer": parts.tracing.get_tracer("registrar") if parts.tracing is not None else None,
     }
     app = Api(

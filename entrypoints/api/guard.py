@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from application.ports import Context
 from domain.recorded import Actor
 from entrypoints.api.admission import PLACE, AdmissionSlot
+from entrypoints.api.hosts import Hosts
 from entrypoints.api.problems import HttpProblem, to_problem
 from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.telemetry.metrics import Metrics
@@ -49,6 +50,7 @@ UNMATCHED: Final = "unmatched"
 
 _WANTED = frozenset(
     {
+        b"host",
         b"content-type",
         b"content-length",
         b"content-encoding",
@@ -119,18 +121,21 @@ class Guard:
         *,
         metrics: Metrics,
         request_timeout: timedelta,
+        hosts: Hosts | None = None,
         body_deadline: timedelta | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         """
         Args:
             request_timeout: after which the response is 504, whatever the application is doing.
+            hosts: whom requests may be for; None: whomever.
             body_deadline: None means `BODY_DEADLINE`.
             tracer: None means that tracing is off.
         """
         self._app = app
         self._metrics = metrics
         self._request_timeout = request_timeout.total_seconds()
+        self._hosts = hosts or Hosts()
         self._body_deadline = (body_deadline or BODY_DEADLINE).total_seconds()
         self._tracer = tracer
 
@@ -181,6 +186,7 @@ class Guard:
         try:
             async with deadline:
                 _check_size(size)
+                self._hosts.check(headers.get(b"host"), scope)
                 if has_body:
                     state.body = await self._read_body(receive, headers)
                 if reading:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -26,8 +27,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from application.ports import Overloaded
 from entrypoints.api.admission import PLACE, ROUTE, Admission, AdmissionSlot
 from entrypoints.api.guard import POLICY, SECURITY_HEADERS
-from entrypoints.api.problems import to_problem
+from entrypoints.api.problems import HttpProblem, to_problem
 from entrypoints.api.request_parser import RequestParser
+from entrypoints.api.request_target import is_plain, origin_form
 from infrastructure.reach import look_up
 from infrastructure.settings.values import Network
 from infrastructure.telemetry.metrics import Metrics
@@ -171,14 +173,16 @@ def _spare() -> int:
     return sys.maxsize if descriptors == resource.RLIM_INFINITY else max(8, descriptors - RESERVED)
 
 
-def _overload_response() -> tuple[bytes, bytes]:
-    """The refusal's headers and its body, as the application and `Guard` would make them but for the request's id."""
-    response = to_problem(Overloaded("too many registrations are under way")).response()
+def _refusal(error: Exception) -> tuple[bytes, bytes]:
+    """The head and the body, as the application and `Guard` would make them but for the request's id."""
+    response = to_problem(error).response()
+    line = f"HTTP/1.1 {response.status_code} {HTTPStatus(response.status_code).phrase}\r\n".encode()
     headers = [*response.raw_headers, *SECURITY_HEADERS, POLICY]
-    return b"".join(b"%b: %b\r\n" % header for header in headers), bytes(response.body)
+    return line + b"".join(b"%b: %b\r\n" % header for header in headers), bytes(response.body)
 
 
-_REFUSAL: Final = _overload_response()
+_REFUSAL: Final = _refusal(Overloaded("too many registrations are under way"))
+_NOT_HTTP: Final = _refusal(HttpProblem("bad-request"))
 
 _PLAIN_HEAD: Final = re.compile(rb"POST %b HTTP/1\.1\r\n(?:[A-Za-z0-9-]+:[ -~]*\r\n)+\r\n" % re.escape(ROUTE.encode()))
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:([^\r]*)", re.IGNORECASE)
@@ -257,6 +261,8 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             return
+        if not is_plain(self.url):
+            self.url = origin_form(self.url, self.parser.get_method(), self.headers)
         registers = self._registers()
         if registers and self._admission.full and (self.cycle is None or self.cycle.response_complete):
             # Read to its end, with a head's patience, so that the client hears it and can keep the connection.
@@ -316,19 +322,23 @@ class _Protocol(HttpToolsProtocol):
         path = httptools.parse_url(self.url).path
         return (unquote_to_bytes(path) if b"%" in path else path) in self._admission.paths
 
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text, which is no problem's title
+        self._write(_NOT_HTTP, keep=False)
+
+    def _write(self, refusal: tuple[bytes, bytes], *, keep: bool) -> None:
+        head, body = refusal
+        date = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)
+        self.transport.write(head + date + (b"\r\n" if keep else b"connection: close\r\n\r\n") + body)
+        if not keep:
+            self.transport.close()
+
     def _refuse(self, *, keep: bool) -> None:
         if self.flow.write_paused:  # somebody who asks on and on, and does not read
             self.transport.abort()
             return
-        headers, body = _REFUSAL
-        date = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)
-        end = b"\r\n" if keep else b"connection: close\r\n\r\n"
-        self.transport.write(b"HTTP/1.1 503 Service Unavailable\r\n" + date + headers + end + body)
-        if not keep:
-            self.transport.close()
-            return
+        self._write(_REFUSAL, keep=keep)
         self._answered_at = self.loop.time()
-        if self.timeout_keep_alive_task is None:
+        if keep and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )

@@ -111,8 +111,13 @@ BODY_PROBLEMS: Final = ("request-timeout", "payload-too-large", "unsupported-med
 
 
 def body_described(kind: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
-    """The part `openapi_extra` of a route whose body is read by hand (`entrypoints.api.request_body`)."""
-    return _extra(schema=kind.model_json_schema(), example=dict(example))
+    """The part `openapi_extra` of a route whose body is read by hand (`entrypoints.api.request_body`).
+
+    Where no field is required, none is the same as an empty object.
+    """
+    described = _extra(schema=kind.model_json_schema(), example=dict(example))
+    described["requestBody"]["required"] = any(field.is_required() for field in kind.model_fields.values())
+    return described
 
 
 # --- The registrants' routes, whose parameters and bodies are read by hand ------------------------

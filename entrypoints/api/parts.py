@@ -28,6 +28,7 @@ class Parts:
         export: the log in pieces, without personal keys; see `infrastructure.archive.exporting.exported`.
         tracing: where spans go; None if tracing is off.
         prefix: path of `PUBLIC_URL`, such as "/accounts"; "" if it has none.
+        host_names: that requests may call the service by, beside IP addresses; None: any.
         broken: set when something that runs until the end of the process has ended before.
         mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
     """
@@ -44,4 +45,5 @@ class Parts:
     mailbox: Mailbox | None
     broken: asyncio.Event
     prefix: str = ""
+    host_names: frozenset[str] | None = None
     next_admin_token: str | None = None

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import zstandard
 from fastapi import Query
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -24,6 +24,7 @@ from entrypoints.api.problems import HttpProblem
 from entrypoints.api.reasons import reason_argument
 from entrypoints.api.request_body import parse
 from entrypoints.api.responses import Cursor, Id, Time, answer
+from entrypoints.api.strict_values import WHOLE, Instant
 from entrypoints.queries.replay import FoundByRebuild, ReplayQueries
 from infrastructure.replay.comparison import Difference
 from infrastructure.replay.jobs import MOST_LISTED, Job, Jobs, Kind, State, UnderWay
@@ -32,7 +33,7 @@ from infrastructure.replay.verified import Verified
 from projections.paging import before
 
 Name = Literal["registrations", "accounts", "mail", "funnel", "audit", "deadlines"]
-Moment = Annotated[Position, Field(ge=0, lt=2**63)] | AwareDatetime
+Moment = Annotated[Position, Field(strict=True, ge=0, lt=2**63), WHOLE] | Instant
 """A position of the log, or a time: the last position that was recorded by then."""
 
 PREFIX: Final = "/v1/admin"
@@ -56,7 +57,7 @@ class Rebuild(_Body):
         bool, Field(strict=True, description="swap the copy in if a second fold of the log says the same as the first")
     ] = False
     throttle: Annotated[
-        int | None, Field(strict=True, ge=1, le=10**9, description="at most so many positions of the log a second")
+        int | None, Field(strict=True, ge=1, le=10**9, description="positions of the log a second at most"), WHOLE
     ] = None
 
     @model_validator(mode="after")

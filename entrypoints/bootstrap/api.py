@@ -100,4 +100,5 @@ def api_parts(
         mailbox=mailbox,
         broken=core.broken,
         prefix=urlsplit(settings.public_url).path,
+        host_names=settings.host_names,
     )

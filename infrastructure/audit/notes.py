@@ -15,8 +15,6 @@ from infrastructure.audit.note_keys import SigningKey, VerifierKey
 from infrastructure.audit.roots import Checkpoint
 
 _SIGNATURE: Final = re.compile(r"— ([^\s+]+) ([A-Za-z0-9+/]+=*)")
-_NOTE: Final = re.compile(r"(?:[^\n]+\n)+\n(?:— [^\n]+\n)+(?=\n|\Z)")
-
 
 REPLACES: Final = "replaces"
 """Begins a line of the first checkpoint that new keys have signed: behind it stands one of those that they replace."""
@@ -70,7 +68,15 @@ def open_note(note: str, keys: Iterable[VerifierKey]) -> str:
 
 def notes_in(text: str) -> Iterator[str]:
     """The notes of a file in which an empty line follows each; what is torn is left out."""
-    return (found[0] for found in _NOTE.finditer(text))
+    # By paragraphs: a regular expression would begin again at every character of a file that somebody has spoilt.
+    *whole, last = text.split("\n\n")
+    before = ""
+    for paragraph in [*whole, last.removesuffix("\n")] if last.endswith("\n") else whole:
+        if before and all(line.startswith("— ") and len(line) > 2 for line in paragraph.split("\n")):
+            yield f"{before}\n\n{paragraph}\n"
+            before = ""
+        else:
+            before = paragraph.lstrip("\n")
 
 
 def checkpoint_text(origin: str, checkpoint: Checkpoint, time: datetime, change: Change | None = None) -> str:

@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import importlib.util
 import os
-import re
 import shutil
 import signal
 import stat
@@ -243,7 +242,7 @@ class EmbeddedPostgres:
                         raise
             elif not postmaster and (server is None or server.returncode is not None):
                 # Children of a killed server hold its shared memory for a moment; any other failure is permanent.
-                if server and not re.search(rf"\[{server.pid}\] .* is still in use", self._output()):
+                if server and not _says_memory_is_in_use(server.pid, self._output()):
                     raise DatabaseDidNotStart(f"The embedded PostgreSQL in {self._data} ended: {self._reason()}")
                 if server:
                     time.sleep(0.1)
@@ -356,7 +355,12 @@ class EmbeddedPostgres:
 
     def _reason(self) -> str:
         # Children of an earlier server write there too, when they notice that it is gone.
-        return last_useful_line(re.sub(r".*unexpected postmaster exit\n", "", self._output()))
+        lines = self._output().splitlines(keepends=True)
+        return last_useful_line("".join(line for line in lines if not line.endswith("unexpected postmaster exit\n")))
+
+
+def _says_memory_is_in_use(pid: int, output: str) -> bool:
+    return any(f"[{pid}] " in line and " is still in use" in line for line in output.splitlines())
 
 
 def _reap(server: subprocess.Popen[bytes]) -> None:

@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from infrastructure.settings.environment import FILE, PREFIX, given
 from infrastructure.settings.values import (
+    ANY_HOST,
     AlertUrl,
     BrokerUrl,
     DatabaseUrl,
     Duration,
     DurationOrNone,
+    HostNames,
     ListenAddress,
     MailServer,
     MasterKey,
@@ -29,6 +32,7 @@ from infrastructure.settings.values import (
     Token,
     Unsupported,
     WebUrl,
+    host_name,
     mail_servers,
 )
 from infrastructure.settings.witnesses import Witnesses
@@ -175,6 +179,12 @@ class Settings(BaseModel):
         description="networks whose X-Forwarded-For is believed, CIDR, separated by commas",
         examples=["10.0.0.0/8,192.168.7.1/32"],
     )
+    allowed_hosts: HostNames = Field(
+        default=(),
+        description="names that requests may call the service by, beside that of `public_url`, localhost and IP "
+        "addresses, separated by commas; *: any; by default any unless `public_url` is set",
+        examples=["accounts.example.org,registrar.internal"],
+    )
     mail_from: Sender = Field(
         default="Registrar <no-reply@registrar.localhost>",
         description="sender of every mail, with or without a name",
@@ -230,6 +240,15 @@ class Settings(BaseModel):
     def has_checkpoints(self) -> bool:
         """Is there a place, outside of the database, that checkpoints go to? Beside an embedded one there always is."""
         return self.database_url is None or self.checkpoint_dir is not None or self.checkpoint_url is not None
+
+    @property
+    def host_names(self) -> frozenset[str] | None:
+        """Every name that requests may call the service by, beside IP addresses; None: any."""
+        names = set(self.allowed_hosts)
+        if "public_url" in self.model_fields_set:
+            host = urlsplit(self.public_url).hostname or ""
+            names.add(host if ":" in host else host_name(host))
+        return frozenset(names | {"localhost"}) if names and ANY_HOST not in names else None
 
     @property
     def mail_servers(self) -> tuple[MailServer, ...]:

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Annotated, Final, Literal, NamedTuple, Self
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+import idna
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, SecretStr
@@ -241,6 +242,8 @@ def _web_url(value: object) -> object:
         parts, _ = _split(value)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
             raise ValueError("is not an address of the form https://host[:port][/path]")
+        if ":" not in parts.hostname:
+            host_name(parts.hostname)
         return value.rstrip("/")
     return value
 
@@ -287,8 +290,45 @@ def _networks(value: object) -> object:
     return tuple(networks)
 
 
+ANY_HOST: Final = "*"
+"""In place of a name: whatever the service is called by."""
+
+
+_HOST_NAME: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE | re.ASCII)
+
+
+def host_name(text: str) -> str:
+    """A host's name as it stands in requests: in lower case, in ASCII by IDNA, without the dot of the root.
+
+    Raises:
+        ValueError: it is not the name of a host.
+    """
+    name = text.removesuffix(".")
+    try:
+        name = name if name.isascii() else idna.encode(name, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        name = ""
+    if not _HOST_NAME.fullmatch(name):
+        raise ValueError("names no host that there can be")
+    return name.lower()
+
+
+def _host_names(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    names = []
+    for number, text in enumerate(value.split(","), start=1):
+        name = text.strip()
+        try:
+            names.append(name if name == ANY_HOST else host_name(name))
+        except ValueError:
+            raise ValueError(f"entry {number} is neither a name without scheme and port nor *") from None
+    return tuple(names)
+
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
+HostNames = Annotated[tuple[str, ...], BeforeValidator(_host_names)]
 Duration = Annotated[timedelta, BeforeValidator(duration), _at_most(timedelta(days=366))]
 DurationOrNone = Annotated[timedelta, BeforeValidator(duration), _at_most(timedelta(days=366), or_none=True)]
 # PostgreSQL and RabbitMQ count these in 32 bits of milliseconds.

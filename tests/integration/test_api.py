@@ -945,7 +945,7 @@ async def test_the_shortcut_leads_where_the_framework_would_have_led(
 @pytest.mark.parametrize("passed_on", ["", "/accounts"])
 async def test_below_a_path_every_address_that_is_told_leads_back(dsn: str, passed_on: str) -> None:
     """`passed_on`: what the proxy leaves of the path of `PUBLIC_URL`."""
-    async with open_api(dsn, public_url="https://example.org/accounts/") as api:
+    async with open_api(dsn, public_url="https://registrar.test/accounts/") as api:
         begun = await api.http.post(f"{passed_on}/v1/registrations", json=ADA)
         assert begun.status_code == 202
         location = begun.headers["Location"]

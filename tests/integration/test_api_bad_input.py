@@ -428,6 +428,7 @@ async def test_every_answer_has_the_headers_of_a_careful_service(api: Api) -> No
         assert one.headers["referrer-policy"] == "no-referrer"
         assert one.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
         assert "server" not in one.headers
+        assert "strict-transport-security" not in one.headers  # TLS ends at the proxy
         assert not any(name.startswith("access-control") for name in one.headers)
 
 

@@ -207,7 +207,7 @@ async def test_a_request_with_an_offer_to_upgrade_is_answered_as_if_it_had_none(
     whole = "\r\n".join([*head, LENGTH, "", ""]).encode() + BODY
     in_chunks = "\r\n".join([*head, "Transfer-Encoding: chunked", "", ""]).encode()
     in_chunks += b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in (BODY[:9], BODY[9:])) + b"0\r\n\r\n"
-    last = b"GET /health/live HTTP/1.1\r\nConnection: close\r\n\r\n"
+    last = b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
     for request in (whole, in_chunks):
         assert b"HTTP/1.1 202 Accepted\r\n" in await raw(server, request + last), request
@@ -216,8 +216,8 @@ async def test_a_request_with_an_offer_to_upgrade_is_answered_as_if_it_had_none(
 
 
 async def test_many_offers_in_one_read_are_answered_one_by_one(server: Server) -> None:
-    request = b"GET /health/live HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
-    last = b"GET /health/live HTTP/1.1\r\nConnection: close\r\n\r\n"
+    request = b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+    last = b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
     answers = await raw(server, 1500 * request + last)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.support.leaks import must_not_tell
 from tests.support.preforked import fork
 
 PATIENCE = 60.0
@@ -43,7 +44,9 @@ def ran(*arguments: str | Path, environment: Mapping[str, str]) -> Done:
         code = fork(*map(str, arguments), environment=environment, stdout=out, stderr=err).wait(PATIENCE)
         for written in (out, err):
             written.seek(0)
-        return Done(code, out.read(), err.read())
+        done = Done(code, out.read(), err.read())
+        must_not_tell(done.err)
+        return done
 
 
 @contextmanager
@@ -82,6 +85,8 @@ def started(
             if process.poll() is None:
                 process.terminate()
             process.communicate(timeout=PATIENCE)
+        errors.seek(0)
+        must_not_tell(errors.read())
 
 
 def stop(process: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:

@@ -25,6 +25,7 @@ from infrastructure.postgres.pool import QueryPool
 from infrastructure.rabbitmq.connection import Broker
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.metrics import Metrics
+from tests.support.leaks import must_not_tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +106,4 @@ async def open_service(
             settings = settings.model_copy(update={"smtp_urls": urls})
         running = await stack.enter_async_context(role(settings, timing))
         yield Service(settings, running, replace(running.api, mailbox=mailbox))
+        must_not_tell(metrics=running.core.metrics.render().decode())

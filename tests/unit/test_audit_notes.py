@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import cycle
@@ -9,6 +10,8 @@ from itertools import cycle
 import metamorphic_log
 import pytest
 from cryptography.exceptions import InvalidSignature
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from registrar_verify import Key
 from registrar_verify import open_note as open_as_an_auditor
 from tlog_scales.signing import NoteSignature, Vkey
@@ -164,6 +167,13 @@ def test_a_cosignature_beside_ours_says_nothing() -> None:
 def test_what_a_crash_has_torn_hides_no_whole_note(torn: int) -> None:
     assert list(notes_in(f"{SIGNED}\n{SIGNED[:torn]}\n\n{SIGNED}\n"))[-1] == SIGNED
     assert next(notes_in(f"{SIGNED}\n{SIGNED[:torn]}")) == SIGNED
+
+
+@given(st.lists(st.sampled_from(["\n", "text\n", "— a b\n", "— ", "x", "\n\n", SIGNED]), max_size=16).map("".join))
+@settings(max_examples=500, derandomize=True, database=None)
+def test_notes_are_found_wherever_they_stand(text: str) -> None:
+    # The definition; of a long file it would take the square of the time.
+    assert list(notes_in(text)) == re.findall(r"(?:[^\n]+\n)+\n(?:— [^\n]+\n)+(?=\n|\Z)", text)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 255, 256, 257, 511, 512, 513, 65_535, 65_536, 65_537, 66_000])

@@ -209,6 +209,11 @@ def test_a_duration_that_makes_no_sense_is_refused(text: str) -> None:
         ("PUBLIC_URL", "ftp://example.org"),
         ("PUBLIC_URL", "https://"),
         ("PUBLIC_URL", "https://example.org?x=1"),
+        ("PUBLIC_URL", "https://a..example.org"),
+        ("ALLOWED_HOSTS", "https://example.org"),
+        ("ALLOWED_HOSTS", "example.org:443"),
+        ("ALLOWED_HOSTS", "example.org,,"),
+        ("ALLOWED_HOSTS", "*.example.org"),
         ("MAIL_FROM", "nobody"),
         ("MAIL_FROM", "a@example.org, b@example.org"),
         ("MAIL_FROM", "Registrar <a@example.org>\r\nBcc: b@example.org"),
@@ -254,6 +259,27 @@ def test_the_public_url_of_a_wildcard_address_can_be_followed() -> None:
 
 def test_a_public_url_loses_its_last_slash() -> None:
     assert read(PUBLIC_URL="https://example.org/accounts/").public_url == "https://example.org/accounts"
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({}, None),
+        ({"HOST": "registrar.internal"}, None),
+        ({"ALLOWED_HOSTS": "*"}, None),
+        ({"PUBLIC_URL": "https://example.org", "ALLOWED_HOSTS": "api-1, *"}, None),
+        ({"PUBLIC_URL": "https://Accounts.Example.org:8443/x"}, {"accounts.example.org", "localhost"}),
+        ({"PUBLIC_URL": "https://bücher.example"}, {"xn--bcher-kva.example", "localhost"}),
+        ({"PUBLIC_URL": "http://[::1]:8000"}, {"::1", "localhost"}),
+        (
+            {"ALLOWED_HOSTS": "API_1, Bücher.example., 10.0.0.1"},
+            {"api_1", "xn--bcher-kva.example", "10.0.0.1", "localhost"},
+        ),
+        ({"PUBLIC_URL": "https://example.org", "ALLOWED_HOSTS": "api"}, {"example.org", "api", "localhost"}),
+    ],
+)
+def test_any_name_will_do_until_one_is_given(given: dict[str, str], names: set[str] | None) -> None:
+    assert read(**given).host_names == names
 
 
 def test_two_kinds_of_address_can_listen_for_operators() -> None:
