@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Final
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final, NamedTuple
 
 from starlette.types import Scope
 
@@ -13,18 +13,49 @@ UNKNOWN: Final = "unknown"
 SITE: Final = 64
 """Bits of an IPv6 address that one subscriber is given at least (RFC 6177); the others are theirs to change."""
 
+LARGER: Final = {4: 24, 6: 48}
+"""Bits of the larger network, in which one tenant of a provider often has several (docs/security.md, S13)."""
+
+
+class Requester(NamedTuple):
+    """
+    Attributes:
+        network: the IPv4 address, or the /64 of the IPv6 address.
+        larger: the /24 or the /48 around it.
+        is_loopback: comes from this machine.
+    """
+
+    network: str
+    larger: str
+    is_loopback: bool
+
 
 def network_of(scope: Scope) -> str:
     """The requester's network: an IPv4 address, or the /64 of an IPv6 address (docs/security.md, S13)."""
+    return requester_of(scope).network
+
+
+def requester_of(scope: Scope) -> Requester:
+    """Whose request it is. Someone whose address cannot be read is of the network `UNKNOWN`."""
+    address = _address_of(scope)
+    if address is None:
+        return Requester(UNKNOWN, UNKNOWN, is_loopback=False)
+    network = str(address) if address.version == 4 else str(ip_network((address, SITE), strict=False))
+    larger = str(ip_network((address, LARGER[address.version]), strict=False))
+    return Requester(network, larger, address.is_loopback)
+
+
+def is_forwarded(scope: Scope) -> bool:
+    """Does a proxy say for whom it asks, whether it is believed or not?"""
+    return any(name == b"x-forwarded-for" for name, _ in scope["headers"])
+
+
+def _address_of(scope: Scope) -> IPv4Address | IPv6Address | None:
     client = scope.get("client")
     try:
         address = ip_address(client[0].partition("%")[0]) if client else None
     except ValueError:
-        return UNKNOWN
-    if address is None:
-        return UNKNOWN
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is None:
-            return str(ip_network((address, SITE), strict=False))
-        address = address.ipv4_mapped
-    return str(address)
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address

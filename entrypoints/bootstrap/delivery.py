@@ -17,8 +17,8 @@ from application.mail_delivery import MailDelivery
 from application.ports import MailRequest, Unavailable
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.core import Core, Timing
+from infrastructure.circuits import OnTransition
 from infrastructure.embedded.data_directory import DataDirectory
-from infrastructure.mail.circuits import OnTransition
 from infrastructure.mail.mailbox import Mailbox
 from infrastructure.mail.rendering import TemplateLetters
 from infrastructure.mail.send_claims import StoredSendClaims

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from entrypoints.api.app import Api as App
 from entrypoints.api.app import create_app
-from infrastructure.mail.circuits import Circuits
+from infrastructure.circuits import Circuits
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.settings.settings import Settings
 from tests.support.facts import eventually
