@@ -41,7 +41,19 @@ class Limit:
     mode: Mode = "on"
 
     def __str__(self) -> str:
-        return f"{self.name}={self.count}/{_written(self.per)} burst {self.burst} {self.mode}"
+        return f"{self.name}={self.count}/{self.written_per} burst {self.burst} {self.mode}"
+
+    @property
+    def written_per(self) -> str:
+        """`per` as `LIMITS` has it, in its largest unit that fits."""
+        seconds = int(self.per.total_seconds())
+        unit, size = next(one for one in _UNITS if not seconds % one[1])
+        return f"{seconds // size}{unit}"
+
+    @property
+    def of(self) -> str:
+        """Whose requests it counts, and which, as a person reads it."""
+        return _OF[self.name]
 
 
 DEFAULTS: Final = (
@@ -56,6 +68,19 @@ DEFAULTS: Final = (
 )
 """Every policy (docs/limits.md). The first five count registrations: five an hour is the customer's plan's, the figures
 of the networks and the domain are those of docs/security.md, S13."""
+
+_OF: Final = {
+    "registrations": "registrations of one address by one network",
+    "network": "registrations by an IPv4 address or IPv6 /64",
+    "network-day": "the same, over a day",
+    "larger-network": "registrations by an IPv4 /24 or IPv6 /48",
+    "domain": "registrations of addresses of one domain",
+    "verifications": "codes offered by an IPv4 address or IPv6 /64",
+    "new-codes": "new codes asked for by an IPv4 address or IPv6 /64",
+    "admin-login": "wrong operator's tokens by an IPv4 address or IPv6 /64",
+}
+
+_UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 _NAMES: Final = tuple(limit.name for limit in DEFAULTS)
 
@@ -95,7 +120,7 @@ def _parse(entry: str) -> Limit:
     name = re.split(r"[=\s]", entry, maxsplit=1)[0]
     if name not in _NAMES:
         nearest = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0)[0]
-        raise ValueError(f"has a limit {name[:40]!a}, which there is not; did you mean {nearest}?")
+        raise ValueError(f"names a limit {name[:40]!a}, which there is not ({nearest} is the nearest)")
     found = _ENTRY.fullmatch(entry)
     if found is None or (found["count"] is None and found["mode"] is None):
         raise ValueError(
@@ -128,15 +153,6 @@ def _per(name: str, text: str) -> timedelta:
     if not isinstance(per, timedelta) or not SHORTEST <= per <= LONGEST or per.microseconds:
         raise ValueError(f"gives {name} a duration that is not whole seconds, from 1s to {LONGEST.days}d")
     return per
-
-
-def _written(per: timedelta) -> str:
-    """A duration as `LIMITS` has it, in its largest unit that fits."""
-    seconds = int(per.total_seconds())
-    unit, size = next(
-        (unit, size) for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)) if not seconds % size
-    )
-    return f"{seconds // size}{unit}"
 
 
 Limits = Annotated[tuple[Limit, ...], BeforeValidator(parse_limits)]

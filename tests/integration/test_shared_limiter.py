@@ -18,7 +18,7 @@ from starlette.types import Scope
 from entrypoints.api.limits import VERIFYING, OverLimit, RequestLimits
 from infrastructure.circuits import Circuits
 from infrastructure.limits.gcra import MICROSECONDS, Check, LocalLimiter
-from infrastructure.limits.shared import BUDGET, CONNECTIONS, FAILURES, SharedLimiter, ask, connect, try_out
+from infrastructure.limits.shared import BUDGET, FAILURES, SharedLimiter, ask, connect, try_out
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.metrics import Metrics
 from tests.support import redis as redis_server
@@ -105,7 +105,7 @@ async def test_redis_decides_as_the_process_itself_does(redis: PrivateRedis) -> 
     try:
         for _ in range(500):
             checks = [checks_of[key] for key in dice.sample([*checks_of], dice.randint(1, 5))]
-            theirs, ours = await ask(client, checks), local.decide_now(checks)
+            (theirs,), ours = await ask(client, [checks]), local.decide_now(checks)
             assert [abs(a - b) < 30 * MICROSECONDS for a, b in zip(theirs, ours, strict=True)] == [True] * len(checks)
             assert [wait == 0 for wait in theirs] == [wait == 0 for wait in ours]
     finally:
@@ -189,11 +189,11 @@ async def test_a_server_that_forgot_everything_gives_the_allowance_once_more_and
         assert one.changes == [False]
 
 
-async def test_a_crowd_opens_no_more_connections_than_are_its_share(redis: PrivateRedis) -> None:
+async def test_a_crowd_needs_one_connection(redis: PrivateRedis) -> None:
     async with limiting(redis.url) as one:
         await one.passing(ten(), 500)
 
-        assert len(redis.ask("CLIENT", "LIST").splitlines()) <= CONNECTIONS + 1
+        assert len(redis.ask("CLIENT", "LIST").splitlines()) == 2  # and the test's own
 
 
 # --- While it is not ----------------------------------------------------------------------------
@@ -280,7 +280,7 @@ async def test_answers_that_are_slow_are_used_until_they_are_most_of_them(redis:
     async with TcpProxy(("127.0.0.1", redis.port)) as proxy, limiting(f"redis://127.0.0.1:{proxy.port}") as one:
         check = ten()
         assert await one.limiter.decide([check]) == [0]
-        proxy.delay(0.03)  # there and back: 60 ms, of the 50 that are no trouble and the 100 that there are
+        proxy.delay(0.035)  # there and back: 70 ms, of the 60 that are no trouble and the 100 that there are
         passed = [await one.limiter.decide([check]) for _ in range(20)].count([0])
 
         assert proxy.is_effective

@@ -58,8 +58,8 @@ def test_what_is_shown_can_be_set(limit: Limit) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("nettwork=1/1m", "has a limit 'nettwork', which there is not; did you mean network?"),
-        ("registration=off", "did you mean registrations?"),
+        ("nettwork=1/1m", "names a limit 'nettwork', which there is not (network is the nearest)."),
+        ("registration=off", "(registrations is the nearest)"),
         ("network", "says of network something other than COUNT/DURATION"),
         ("network=", "says of network something other than"),
         ("network=10", "says of network something other than"),
@@ -74,7 +74,7 @@ def test_what_is_shown_can_be_set(limit: Limit) -> None:
         ("network=10/1.5s", "gives network a duration that is not whole seconds"),
         ("network=10/32d", "gives network a duration that is not whole seconds, from 1s to 31d"),
         ("network=1/1m,network=2/1m", "names network twice"),
-        ("net\x1b[31mwork=1/1m", "has a limit 'net\\x1b[31mwork', which there is not"),
+        ("net\x1b[31mwork=1/1m", "names a limit 'net\\x1b[31mwork', which there is not"),
     ],
 )
 def test_what_cannot_be_used_is_said_by_the_name_of_the_limit(text: str, what: str) -> None:
