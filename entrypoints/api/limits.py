@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, Self
 
 import structlog
 from starlette.types import Scope
@@ -63,11 +63,12 @@ class RequestLimits:
     ) -> None:
         """
         Args:
-            hashed: a keyed hash, the same in all processes; only what it returns is in the limiter's keys.
+            hashed: a keyed hash, the same in all processes; only what it returns is in the limiter's keys. Where these
+                leave the process nowhere, it may return what it is given.
             spare_loopback: whether limits by network are for others than this machine.
             clock: monotonic seconds.
         """
-        self._limits = {limit.name: limit for limit in limits if limit.mode != "off"}
+        self._counters = {limit.name: _Counter.of(limit) for limit in limits if limit.mode != "off"}
         self._limiter = limiter
         self._hashed = hashed
         self._metrics = metrics
@@ -89,7 +90,7 @@ class RequestLimits:
         if self._blocked:  # hardly ever
             now = self._clock()
             waits = {name: self._blocked.get((name, _network(requester, name)), now) - now for name in names}
-            refused = [(self._limits[name], wait) for name, wait in waits.items() if wait > 0]
+            refused = [(self._counters[name].limit, wait) for name, wait in waits.items() if wait > 0]
             for limit, _ in refused:
                 self._metrics.limit(limit.name, "refused")
             if refused:
@@ -112,7 +113,7 @@ class RequestLimits:
             OverLimit: it is one too many; then it is not counted.
         """
         address = canonical_address(email)
-        whom = [("registrations", f"{requester.network}\0{address}")]
+        whom = [("registrations", f"{requester.network} {address}")]
         if not requester.is_loopback:
             whom += _by_network(requester, REGISTERING)
             whom.append(("domain", address.rpartition("@")[2]))
@@ -129,14 +130,28 @@ class RequestLimits:
     async def count(self, requester: Requester, names: Sequence[str]) -> None:
         """The second half of `request`."""
         if not requester.is_loopback:
-            await self._count(requester, [*_by_network(requester, names)])
+            await self._count(requester, _by_network(requester, names))
 
     async def _count(self, requester: Requester, whom: Sequence[tuple[str, str]]) -> None:
-        asked = [(limit, of) for name, of in whom if (limit := self._limits.get(name)) is not None]
+        asked = [(counter, of) for name, of in whom if (counter := self._counters.get(name)) is not None]
         if not asked:
             return
-        waits = await self._limiter.decide([self._check(limit, of) for limit, of in asked])
-        found = [(limit, wait / MICROSECONDS) for (limit, _), wait in zip(asked, waits, strict=True)]
+        hashed = self._hashed
+        waits = await self._limiter.decide(
+            [
+                Check(prefix + hashed(of), interval, burst, enforced)
+                for (_, prefix, interval, burst, enforced), of in asked
+            ]
+        )
+        if not any(waits):
+            for counter, _ in asked:
+                self._metrics.limit(counter.limit.name, "passed")
+        else:
+            self._judge(requester, [counter.limit for counter, _ in asked], waits)
+
+    def _judge(self, requester: Requester, limits: Sequence[Limit], waits: Sequence[int]) -> None:
+        """At least one of the limits is exceeded; a shadow refuses nobody."""
+        found = [(limit, wait / MICROSECONDS) for limit, wait in zip(limits, waits, strict=True)]
         refused = [(limit, wait) for limit, wait in found if wait and limit.mode == "on"]
         for limit, wait in found:
             if wait:
@@ -147,18 +162,32 @@ class RequestLimits:
             self._remember(requester, refused)
             raise OverLimit(refused)
 
-    def _check(self, limit: Limit, of: str) -> Check:
-        interval = round(limit.per.total_seconds() * MICROSECONDS / limit.count)
-        # All keys of a request are in the same slot of a cluster. Where a process has other figures, it counts apart.
-        whom = self._hashed(f"{limit.name}\0{interval}\0{limit.burst}\0{of}")
-        return Check(f"{{registrar}}:{limit.name}:{whom}", interval, limit.burst, limit.mode == "on")
-
     def _remember(self, requester: Requester, refused: Sequence[tuple[Limit, float]]) -> None:
         for limit, wait in refused:
             if limit.name in _OF_NETWORKS:
                 if len(self._blocked) >= MOST_BLOCKED:
                     del self._blocked[next(iter(self._blocked))]
                 self._blocked[limit.name, _network(requester, limit.name)] = self._clock() + wait
+
+
+class _Counter(NamedTuple):
+    """A limit, as the limiter is asked about it.
+
+    Attributes:
+        prefix: of its keys. All are in the same slot of a cluster. A process with other figures has other keys.
+    """
+
+    limit: Limit
+    prefix: str
+    interval: int
+    burst: int
+    enforced: bool
+
+    @classmethod
+    def of(cls, limit: Limit) -> Self:
+        interval = round(limit.per.total_seconds() * MICROSECONDS / limit.count)
+        prefix = f"{{registrar}}:{limit.name}:{interval}/{limit.burst}:"
+        return cls(limit, prefix, interval, limit.burst, limit.mode == "on")
 
 
 _OF_NETWORKS: Final = frozenset((*REGISTERING, *VERIFYING, *ASKING_FOR_A_CODE, *LOGGING_IN))
@@ -168,8 +197,8 @@ def _network(requester: Requester, name: str) -> str:
     return requester.larger if name == "larger-network" else requester.network
 
 
-def _by_network(requester: Requester, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    return ((name, _network(requester, name)) for name in names)
+def _by_network(requester: Requester, names: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name, _network(requester, name)) for name in names]
 
 
 def fields_of(refused: Sequence[tuple[Limit, int]]) -> dict[str, str]:

@@ -37,7 +37,7 @@ def request_limits(core: Core, settings: Settings, limiter: Limiter) -> RequestL
     return RequestLimits(
         settings.limits,
         limiter,
-        hashed=core.keyring.limited,
+        hashed=str if settings.rate_limit_url is None else core.keyring.limited,
         metrics=core.metrics,
         spare_loopback=not _trusts_loopback(settings.trusted_proxies),
     )

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 MICROSECONDS: Final = 1_000_000
 """In a second; times are whole microseconds, which Redis' TIME has as well."""
@@ -19,8 +18,7 @@ MOST_KEYS: Final = 100_000
 """Keys that one generation holds: 25 MB for both. Whoever has so many networks gets a second allowance for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """One policy of one request.
 
     Attributes:
@@ -79,21 +77,21 @@ class LocalLimiter:
 
     def decide_now(self, checks: Sequence[Check]) -> list[int]:
         """See `Limiter.decide`."""
-        now = int(self._clock() * MICROSECONDS)
+        now, share = int(self._clock() * MICROSECONDS), self._share
         waits, paid = [], []
         passes = True
-        for check in checks:
-            interval, burst = check.interval * self._share, max(1, check.burst // self._share)
-            full = now + interval * burst
-            tat = max(self._tat(check.key), now) + interval
-            wait = max(0, tat - full)
+        for key, interval, burst, enforced in checks:
+            tat = max(self._tat(key), now) + interval * share
+            wait = tat - now - interval * share * (burst // share or 1)
+            if wait > 0:
+                passes = passes and not enforced
+            else:
+                wait = 0
+                paid.append((key, tat))
             waits.append(wait)
-            paid.append(tat)
-            passes = passes and not (wait and check.enforced)
         if passes:
-            for check, wait, tat in zip(checks, waits, paid, strict=True):
-                if not wait:
-                    self._keep(check.key, tat)
+            for key, tat in paid:
+                self._keep(key, tat)
         return waits
 
     def _tat(self, key: str) -> int:

@@ -209,7 +209,9 @@ async def _in_steps() -> AsyncIterator[list[float]]:
         TimeoutError: it is used up.
     """
     loop = asyncio.get_running_loop()
+    step = BUDGET.total_seconds() / STEPS
     steps: list[float] = []
+    timer: asyncio.TimerHandle
     async with asyncio.timeout(None) as deadline:
 
         def over() -> None:
@@ -220,7 +222,6 @@ async def _in_steps() -> AsyncIterator[list[float]]:
             else:
                 timer = loop.call_later(step, over)
 
-        step = BUDGET.total_seconds() / STEPS
         timer = loop.call_later(step, over)
         try:
             yield steps

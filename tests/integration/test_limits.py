@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
+from typing import Any
 
 import httpx
 import pytest
@@ -29,7 +30,7 @@ PROXIES = (ip_network("127.0.0.0/8"), ip_network("10.0.0.0/8"), ip_network("fd00
 
 
 @asynccontextmanager
-async def behind_a_proxy(dsn: str, **settings: str) -> AsyncIterator[tuple[Api, Server]]:
+async def behind_a_proxy(dsn: str, **settings: Any) -> AsyncIterator[tuple[Api, Server]]:
     """A service that believes whom this machine speaks for."""
     trusted = "127.0.0.0/8"
     async with open_api(dsn, follows=False, trusted_proxies=trusted, **settings) as api:
@@ -277,7 +278,7 @@ async def test_neither_an_address_nor_a_network_is_in_redis(dsn: str, redis: Pri
         "network-day",
         "registrations",
     ]
-    assert all(re.fullmatch(r"\{registrar\}:[a-z-]+:[0-9a-f]{32}", key) for key in keys)
+    assert all(re.fullmatch(r"\{registrar\}:[a-z-]+:[0-9]+/[0-9]+:[0-9a-f]{32}", key) for key in keys)
     assert all(int(redis.ask("PTTL", key)) > 0 for key in keys)
 
 
@@ -312,7 +313,7 @@ def test_doctor_says_whether_redis_counts(pytestconfig: pytest.Config) -> None:
     redis_server.demand(pytestconfig)
     with tempfile.TemporaryDirectory() as directory, redis_server.server() as redis:
 
-        def doctor() -> dict[str, str]:
+        def doctor() -> Any:
             found = ran(
                 "doctor", "--json", "--data-dir", directory, environment=clean_environment(RATE_LIMIT_URL=redis.url)
             )

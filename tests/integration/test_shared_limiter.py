@@ -172,8 +172,8 @@ async def test_two_processes_with_different_limits_each_keep_their_own(redis: Pr
 
     async with limiting(redis.url) as strict, limiting(redis.url) as loose:
         few, many = "verifications=5/30d", "verifications=20/1d"
-        assert await asyncio.gather(passed(strict.limiter, few), passed(loose.limiter, many)) == [5, 20]
-        assert await asyncio.gather(passed(strict.limiter, many), passed(loose.limiter, few)) == [0, 0]
+        assert tuple(await asyncio.gather(passed(strict.limiter, few), passed(loose.limiter, many))) == (5, 20)
+        assert tuple(await asyncio.gather(passed(strict.limiter, many), passed(loose.limiter, few))) == (0, 0)
         assert strict.changes == loose.changes == [False]
 
 

@@ -86,7 +86,7 @@ class PrivateRedis:
     def ask(self, *words: Any) -> Any:
         """One command."""
         with self.client() as client:
-            return client.execute_command(*words)  # type: ignore[no-untyped-call]
+            return client.execute_command(*words)
 
     def pause(self) -> None:
         """It hangs, with its port open."""
