@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.cluster import Cluster
 from bench.limiting import EVERYTHING_PASSES
-from bench.processes import load, registrar_serve, run_job
+from bench.processes import cpu_seconds, load, registrar_serve, run_job
 from bench.report import Row, median_by_side, medians
 from infrastructure.settings.limits import DEFAULTS
 from tests.support.redis import server
@@ -70,9 +70,14 @@ def _posting(cluster: Cluster, url: str, seconds: float, repetitions: int) -> li
             for name, chosen in settings.items()
         }
 
+        cpu: dict[str, list[float]] = {name: [] for name in sides}
+
         def rate(name: str) -> float:
+            used = cpu_seconds(sides[name].pid)
             outcome: Any = load(sides[name], what="register", tag=next(tags), connections=CONNECTIONS, seconds=seconds)
             assert set(outcome["statuses"]) == {"202"}, outcome["statuses"]
+            used = cpu_seconds(sides[name].pid) - used
+            cpu[name].append(used / len(outcome["latencies"]))
             return len(outcome["latencies"]) / float(outcome["seconds"])
 
         found = median_by_side({name: lambda name=name: rate(name) for name in sides}, repetitions)  # type: ignore[misc]
@@ -83,6 +88,8 @@ def _posting(cluster: Cluster, url: str, seconds: float, repetitions: int) -> li
         ratio = statistics.median(ours / off for ours, off in zip(found[name], found["off"], strict=True))
         what = f"POST with all limits on, {name}"
         ours, off = f"{middle[name]:,.0f}/s", f"{middle['off']:,.0f}/s"
-        return Row(what, "limits off", ours, off, ratio, "x", target, True, {"every repetition": found})
+        return Row(
+            what, "limits off", ours, off, ratio, "x", target, True, {"every repetition": found, "seconds of CPU": cpu}
+        )
 
     return [row("in process", 0.95), row("in Redis", 0.8)]

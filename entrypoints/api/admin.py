@@ -197,7 +197,7 @@ def add_admin_routes(app: FastAPI, parts: Parts) -> None:
             summary=summary,
             dependencies=guarded,
             status_code=status,
-            responses={status: shape, **problems("invalid-request", "unauthorized", *codes)},
+            responses={status: shape, **problems("invalid-request", "unauthorized", "too-many-requests", *codes)},
             **described,
         )
 

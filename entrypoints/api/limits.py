@@ -104,7 +104,7 @@ class RequestLimits:
             self._warned = True
             hint = "a proxy on this machine passes requests on; name it in REGISTRAR_TRUSTED_PROXIES"
             log.warning("limits.proxy_not_trusted", hint=f"{hint}, or all its clients share the limits of one")
-        return requester._replace(is_loopback=False)
+        return Requester(requester.network, requester.larger, is_loopback=False)
 
     async def registration(self, requester: Requester, email: str) -> None:
         """Count a registration.
