@@ -18,9 +18,6 @@ from itertools import islice
 from typing import Final
 
 import structlog
-from purgatory.domain.model import CLOSED
-from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
-from purgatory.typing import StateName
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -35,7 +32,7 @@ from redis.exceptions import (
 )
 
 from application.ports import Overloaded, Unavailable
-from infrastructure.circuits import Circuit, CircuitOpen, Circuits, OnTransition
+from infrastructure.circuits import CLOSED, AsyncCircuitBreaker, Circuit, CircuitOpen, Circuits, OnTransition, StateName
 from infrastructure.limits.gcra import Check, LocalLimiter
 from infrastructure.postgres.batching import Batcher
 

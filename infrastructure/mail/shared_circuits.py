@@ -20,11 +20,9 @@ from typing import Final
 
 import psycopg
 import structlog
-from purgatory.domain.model import CLOSED, OPENED
-from purgatory.typing import StateName
 
 from application.ports import Unavailable
-from infrastructure.circuits import Circuit
+from infrastructure.circuits import CLOSED, OPENED, Circuit, StateName
 from infrastructure.mail.smtp.evidence import ONLY_DEFERRED, Evidence, Standing
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 
