@@ -20,6 +20,7 @@ from bench import (
     checkpointing,
     fold,
     growth,
+    limits,
     over_http,
     overload,
     proof,
@@ -41,6 +42,9 @@ Group = Callable[[Cluster, bool, int], list[Row]]
 GROUPS: dict[str, Group] = {
     "append": lambda c, quick, _: append.run(c, seconds=1 if quick else 2, repetitions=1 if quick else 3),
     "http": lambda c, quick, _: over_http.run(c, seconds=1 if quick else 4, repetitions=1 if quick else 3),
+    "limits": lambda c, quick, _: limits.run(
+        c, decisions=500 if quick else 20_000, seconds=1 if quick else 4, repetitions=1 if quick else 5
+    ),
     "whole-way": lambda c, quick, _: whole_way.run(c, seconds=3 if quick else 30, repetitions=1 if quick else 3),
     "rabbitmq": lambda c, quick, _: through_rabbitmq.run(
         c, mails=200 if quick else 5000, seconds=3 if quick else 15, repetitions=1 if quick else 3

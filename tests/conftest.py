@@ -28,10 +28,12 @@ from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.telemetry.logs import configure_logging
 from tests.faults import reached
+from tests.support import redis as redis_server
 from tests.support.facts import MovableClock
 from tests.support.leaks import must_not_tell, pytest_runtest_makereport
 from tests.support.postgres import SHARED, database_of, server
 from tests.support.rabbitmq import PrivateRabbit, SharedRabbit, demand, node
+from tests.support.redis import PrivateRedis
 
 # Tests start hundreds of processes. Where bytecode is not to be written (containers often say so), each of them would
 # compile our modules again, which is a sixth of its start.
@@ -49,7 +51,7 @@ _UNREACHED = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--without", action="append", default=[], choices=["rabbitmq", "pgbouncer"], help="skip what needs it"
+        "--without", action="append", default=[], choices=["rabbitmq", "pgbouncer", "redis"], help="skip what needs it"
     )
     parser.addoption("--full-size", action="store_true", help="what replays, at the size of `make test-replay`")
     parser.addoption("--every-python", action="store_true", help="install the wheel with every Python there is")
@@ -226,6 +228,17 @@ def broker_url(rabbit: PrivateRabbit) -> Iterator[str]:
     url = rabbit.vhost()
     yield url
     rabbit.drop(url)
+
+
+# --- Redis --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def redis(pytestconfig: pytest.Config) -> Iterator[PrivateRedis]:
+    """A server with nothing in it, for this test alone; it is up in 30 ms."""
+    redis_server.demand(pytestconfig)
+    with redis_server.server() as redis:
+        yield redis
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from domain.mail_state import STRAY, ListedAs
 from domain.registration import Status
 from entrypoints import dead_letters, parked_streams
 from entrypoints.api.guard import body_of
+from entrypoints.api.limits import LOGGING_IN, RequestLimits
 from entrypoints.api.openapi import BODY_PROBLEMS, body_described, problems
 from entrypoints.api.parts import Parts
 from entrypoints.api.problems import HttpProblem
@@ -68,18 +69,26 @@ Address = Annotated[str, BeforeValidator(trimmed), Field(max_length=MAX_LENGTH),
 class Operator:
     """Lets in those who know one of the tokens; if there is none, nobody.
 
+    Only who does not is counted, by the network; who has failed too often is not even compared with for a while, so
+    that guesses are few.
+
     Compared in constant time, also in the length of what was sent: two hashes are always of the same length.
     """
 
-    def __init__(self, *tokens: str | None) -> None:
+    def __init__(self, limits: RequestLimits, *tokens: str | None) -> None:
+        self._limits = limits
         # In place of a token that is not set the comparison is with one that nobody has.
         self._expected = [_digest(token or secrets.token_urlsafe(32)) for token in tokens]
 
     async def __call__(
-        self, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+        self,
+        request: Request,
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
     ) -> None:
+        requester = self._limits.requester(request.scope, LOGGING_IN)
         offered = _digest("" if credentials is None else credentials.credentials)
         if not any(hmac.compare_digest(offered, one) for one in self._expected):
+            await self._limits.count(requester, LOGGING_IN)
             raise HttpProblem("unauthorized", headers={"WWW-Authenticate": 'Bearer realm="registrar"'})
 
 
@@ -166,7 +175,7 @@ class FunnelQuery(_Query):
 
 def add_admin_routes(app: FastAPI, parts: Parts) -> None:
     """Everything under `/v1/admin`."""
-    guarded = [Depends(Operator(parts.admin_token, parts.next_admin_token)), Depends(read_reason)]
+    guarded = [Depends(Operator(parts.limits, parts.admin_token, parts.next_admin_token)), Depends(read_reason)]
     handlers, queries = parts.handlers, parts.queries
 
     def add(
@@ -189,7 +198,7 @@ def add_admin_routes(app: FastAPI, parts: Parts) -> None:
             summary=summary,
             dependencies=guarded,
             status_code=status,
-            responses={status: shape, **problems("invalid-request", "unauthorized", *codes)},
+            responses={status: shape, **problems("invalid-request", "unauthorized", "too-many-requests", *codes)},
             **described,
         )
 

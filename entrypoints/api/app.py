@@ -75,6 +75,7 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> Non
             app,
             parts.handlers,
             parts.queries.registrations,
+            limits=parts.limits,
             metrics=parts.metrics,
             request_timeout=parts.request_timeout,
             prefix=parts.prefix,

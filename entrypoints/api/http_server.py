@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
+from ipaddress import IPv6Network
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -152,8 +153,15 @@ def _config(
         timeout_keep_alive=int(KEEP_ALIVE.total_seconds()),
         timeout_graceful_shutdown=max(1, int(grace.total_seconds())),
         proxy_headers=bool(trusted_proxies),
-        forwarded_allow_ips=[str(network) for network in trusted_proxies],
+        forwarded_allow_ips=[str(form) for network in trusted_proxies for form in _forms(network)],
     )
+
+
+def _forms(network: Network) -> tuple[Network, ...]:
+    """The network as it may come: a socket for both kinds of addresses shows an IPv4 address in IPv6."""
+    if isinstance(network, IPv6Network):
+        return (network,)
+    return network, IPv6Network(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
 
 
 def shares() -> tuple[int, int]:

@@ -73,6 +73,18 @@ def _file(name: str) -> Any:
     return file
 
 
+_RATE_LIMIT: Final = {
+    "RateLimit-Policy": {
+        "description": "the limits that were exceeded (draft-ietf-httpapi-ratelimit-headers-10)",
+        "schema": {"type": "string", "examples": ['"registrations";q=5;w=3600']},
+    },
+    "RateLimit": {
+        "description": "when each of them lets the next request pass, in seconds",
+        "schema": {"type": "string", "examples": ['"registrations";r=0;t=720']},
+    },
+}
+
+
 def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     """The part `responses` of a route: its error codes, each with an example."""
     responses: dict[int | str, dict[str, Any]] = {}
@@ -88,6 +100,8 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
         response["description"] = f"{response['description']} `{code}`: {TITLES[code]}".strip()
         if status in {429, 503, 504}:
             response["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+        if status == 429:
+            response["headers"] |= _RATE_LIMIT
         example: dict[str, Any] = {"type": PREFIX + code, "title": TITLES[code], "status": status}
         if code == "wrong-code":
             example["attempts_left"] = 4
@@ -175,7 +189,7 @@ REGISTER: Final[dict[str, Any]] = {
             "description": "Accepted; a code is sent by mail",
             "headers": _POSITION | {"Location": {"schema": {"type": "string"}}},
         },
-        **problems(*_BODY, "idempotency-key-reused", "idempotency-key-in-use", "address-taken"),
+        **problems(*_BODY, "too-many-requests", "idempotency-key-reused", "idempotency-key-in-use", "address-taken"),
     },
     "openapi_extra": _extra(
         _KEY,
@@ -192,7 +206,15 @@ REGISTER: Final[dict[str, Any]] = {
 VERIFY: Final[dict[str, Any]] = {
     "responses": {
         200: {"model": Verification, "headers": _POSITION},
-        **problems(*_BODY, "wrong-code", "unknown-registration", "not-pending", "code-expired", "code-locked"),
+        **problems(
+            *_BODY,
+            "too-many-requests",
+            "wrong-code",
+            "unknown-registration",
+            "not-pending",
+            "code-expired",
+            "code-locked",
+        ),
     },
     "openapi_extra": _extra(_ID, schema=_without(VerifyEmail, "registration_id"), example={"code": "123456"}),
 }

@@ -10,6 +10,7 @@ from datetime import timedelta
 from opentelemetry.sdk.trace import TracerProvider
 
 from application.handlers import Handlers
+from entrypoints.api.limits import RequestLimits
 from entrypoints.queries.health import HealthChecks
 from entrypoints.queries.queries import Queries
 from infrastructure.mail.mailbox import Mailbox
@@ -36,6 +37,7 @@ class Parts:
     handlers: Handlers
     queries: Queries
     checks: HealthChecks
+    limits: RequestLimits
     metrics: Metrics
     request_timeout: timedelta
     admin_token: str | None

@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from application.ports import Conflict, Overloaded, Unavailable
 from domain.errors import Refused, TooManyRequests, WrongCode
+from entrypoints.api.limits import OverLimit
 from infrastructure.postgres.circumstances import REFUSALS
 from infrastructure.postgres.connection import AWAY
 
@@ -64,7 +65,7 @@ TITLES: Final[Mapping[str, str]] = {
     "code-locked": "Too many wrong codes; ask for a new one.",
     "replay-under-way": "Another rebuild, verification or the like is under way; wait for its end, or abort it.",
     "not-pending": "This registration is not pending any more.",
-    "too-many-requests": "Too many codes were asked for; wait as long as Retry-After says.",
+    "too-many-requests": "Too much was asked for; wait as long as Retry-After says.",
     "idempotency-key-reused": "This Idempotency-Key came before with another payload.",
     "idempotency-key-in-use": "A request with this Idempotency-Key is under way.",
     "address-taken": "An account with this address exists.",
@@ -155,6 +156,8 @@ def to_problem(error: Exception) -> ProblemResponse:
             return ProblemResponse(error.code, attempts_left=error.attempts_left)
         case TooManyRequests():
             return ProblemResponse(error.code, _retry_after(error.retry_after.total_seconds()))
+        case OverLimit():
+            return ProblemResponse("too-many-requests", error.headers)
         case Refused():
             return ProblemResponse(error.code)
         case ValidationError():

@@ -24,6 +24,7 @@ from domain.languages import language_of
 from domain.recorded import Actor
 from domain.registration import Status
 from entrypoints.api.guard import body_of, context_of
+from entrypoints.api.limits import ASKING_FOR_A_CODE, REGISTERING, VERIFYING, RequestLimits
 from entrypoints.api.openapi import REGISTER, REQUEST_CODE, VERIFY, show_described
 from entrypoints.api.problems import to_problem
 from entrypoints.api.request_body import malformed, parse
@@ -57,6 +58,7 @@ def add_registration_routes(
     handlers: Handlers,
     registrations: RegistrationQueries,
     *,
+    limits: RequestLimits,
     metrics: Metrics,
     request_timeout: timedelta,
     prefix: str = "",
@@ -79,7 +81,7 @@ def add_registration_routes(
             **description,
         )
 
-    register, verify, request_code = _commands(handlers, metrics, prefix)
+    register, verify, request_code = _commands(handlers, limits, metrics, prefix)
     show = _look(registrations, longest_wait)
     add("POST", "", register, "Register", **REGISTER)
     add("GET", "/{registration_id}", show, "Look at a registration", **show_described(longest_wait))
@@ -90,12 +92,16 @@ def add_registration_routes(
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-def _commands(handlers: Handlers, metrics: Metrics, prefix: str) -> tuple[Endpoint, Endpoint, Endpoint]:
+def _commands(
+    handlers: Handlers, limits: RequestLimits, metrics: Metrics, prefix: str
+) -> tuple[Endpoint, Endpoint, Endpoint]:
     async def register(request: Request) -> Response:
         """Start a registration. The response is the same whether or not the address is taken."""
         with _Counted(metrics.registration):
+            requester = limits.requester(request.scope, REGISTERING)
             key = _idempotency_key_of(request)
             command = parse(RegisterUser, body_of(request), idempotency_key=key)
+            await limits.registration(requester, command.email)
             begun = await handlers.handle(command, context_of(request, Actor.CLIENT))
         return answer(
             Registered(begun.subject_id, command.email, Status.PENDING, ON_ITS_WAY, language_of(command.locale)),
@@ -109,6 +115,7 @@ def _commands(handlers: Handlers, metrics: Metrics, prefix: str) -> tuple[Endpoi
     async def verify(request: Request) -> Response:
         """Prove the address with the code from the mail. Once it is proved, any code gets the same response."""
         with _Counted(metrics.verification):
+            await limits.request(request.scope, VERIFYING)
             command = parse(VerifyEmail, body_of(request), registration_id=_id_of(request))
             verified = await handlers.handle(command, context_of(request, Actor.CLIENT))
         return answer(
@@ -118,6 +125,7 @@ def _commands(handlers: Handlers, metrics: Metrics, prefix: str) -> tuple[Endpoi
 
     async def request_code(request: Request) -> Response:
         """Replace the code by a new one, at most once a minute and five times an hour."""
+        await limits.request(request.scope, ASKING_FOR_A_CODE)
         command = RequestNewCode(registration_id=_id_of(request))
         renewed = await handlers.handle(command, context_of(request, Actor.CLIENT))
         return answer(CodeRequested(renewed.subject_id, NEW_CODE), 202, {"Registrar-Position": str(renewed.position)})

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from entrypoints.api.parts import Parts
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.jobs import jobs_of
+from entrypoints.bootstrap.limits import limiter_of, request_limits
 from entrypoints.queries.audit import AuditQueries
 from entrypoints.queries.followers import FollowerQueries, followers_with
 from entrypoints.queries.funnel import FunnelQueries
@@ -68,6 +69,7 @@ def api_parts(
         servers: the mail servers, None in a process that does not deliver.
     """
     queries = queries_of(core, settings, stack)
+    limiter = limiter_of(core, settings, stack)
     checks = HealthChecks(
         store=core.store,
         followers=queries.followers,
@@ -76,6 +78,7 @@ def api_parts(
         broker=broker,
         hasher=core.hasher,
         metrics=core.metrics,
+        limiter=limiter,
         broken=core.broken,
     )
     stack.push_async_callback(checks.close)
@@ -83,6 +86,7 @@ def api_parts(
         handlers=core.handlers,
         queries=queries,
         checks=checks,
+        limits=request_limits(core, settings, limiter),
         metrics=core.metrics,
         request_timeout=settings.request_timeout,
         admin_token=core.database.admin_token,

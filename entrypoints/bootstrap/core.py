@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from application.handlers import Handlers
 from domain.policy import Policy
 from entrypoints.bootstrap.database import Database, keyring_of, open_database, prepare
+from infrastructure.circuits import Circuits
 from infrastructure.crypto.key_uses import CHANNEL
 from infrastructure.crypto.key_watch import KeyWatch
 from infrastructure.crypto.keyring import Keyring
@@ -21,7 +22,6 @@ from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
-from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import ReconnectingConnection

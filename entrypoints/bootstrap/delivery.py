@@ -10,15 +10,13 @@ from datetime import timedelta
 
 import psycopg
 import structlog
-from purgatory.domain.model import CLOSED, OPENED
-from purgatory.typing import StateName
 
 from application.mail_delivery import MailDelivery
 from application.ports import MailRequest, Unavailable
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.core import Core, Timing
+from infrastructure.circuits import CLOSED, OPENED, OnTransition, StateName
 from infrastructure.embedded.data_directory import DataDirectory
-from infrastructure.mail.circuits import OnTransition
 from infrastructure.mail.mailbox import Mailbox
 from infrastructure.mail.rendering import TemplateLetters
 from infrastructure.mail.send_claims import StoredSendClaims

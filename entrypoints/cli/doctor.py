@@ -9,7 +9,12 @@ from pathlib import Path
 from entrypoints.cli.checks.database import look_at_database
 from entrypoints.cli.checks.finding import Finding
 from entrypoints.cli.checks.machine import data_directory, disk, look_at_settings, python
-from entrypoints.cli.checks.services import look_at_broker, look_at_mail_servers, look_at_webhook
+from entrypoints.cli.checks.services import (
+    look_at_broker,
+    look_at_limiter,
+    look_at_mail_servers,
+    look_at_webhook,
+)
 from entrypoints.cli.output import console, print_json
 from entrypoints.cli.session import log_troubles, read_settings
 from infrastructure.settings.environment import BadSettings
@@ -53,6 +58,7 @@ async def examine(data_dir: Path | None) -> AsyncIterator[Finding]:
         yield finding
     async for finding in look_at_broker(settings):
         yield finding
+    yield await look_at_limiter(settings)
     async for finding in look_at_mail_servers(settings):
         yield finding
     if settings.alert_url is not None:

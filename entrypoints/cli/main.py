@@ -22,6 +22,7 @@ from entrypoints.cli.audit import audit
 from entrypoints.cli.database import database
 from entrypoints.cli.erasure import erase
 from entrypoints.cli.keys import keys
+from entrypoints.cli.limits import limits
 from entrypoints.cli.read_models import projections
 
 
@@ -254,6 +255,7 @@ registrar.add_command(projections)
 registrar.add_command(audit)
 registrar.add_command(erase)
 registrar.add_command(keys)
+registrar.add_command(limits)
 registrar.add_command(backup.backup)
 registrar.add_command(backup.restore)
 registrar.add_command(database)

@@ -17,6 +17,7 @@ from entrypoints.queries.followers import FollowerQueries
 from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.versions import Behind
+from infrastructure.limits.gcra import Limiter
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.telemetry.metrics import Metrics
@@ -67,6 +68,7 @@ class HealthChecks:
         broker: Broker | None,
         hasher: PasswordHashing,
         metrics: Metrics,
+        limiter: Limiter,
         broken: asyncio.Event,
     ) -> None:
         """
@@ -84,6 +86,7 @@ class HealthChecks:
         self._broker = broker
         self._hasher = hasher
         self._metrics = metrics
+        self._limiter = limiter
         self._broken = broken
         self._not_yet_ahead: Collection[str] = followers.names
         if not followers.has_checkpoints:
@@ -104,7 +107,8 @@ class HealthChecks:
         self.stopping = True
 
     async def ready(self) -> Report:
-        """Can this process take registrations, and show them? Mail that is away delays them, no more."""
+        """Can this process take registrations, and show them? Mail that is away delays them, no more; without Redis
+        each process counts for itself."""
         if self.stopping:
             return Report("down", {"database": "up", "reason": "stopping"})
         if self._broken.is_set():
@@ -119,7 +123,9 @@ class HealthChecks:
             return Report("down", {"database": "up", "reason": "building read models", "read_models": found})
         broker = self._broker
         mail_is_away = _all_open(await self._circuits()) or (broker is not None and not broker.is_up)
-        return Report("degraded" if mail_is_away else "up", {"database": "up"})
+        limiter = await self._limiter.works()
+        details = {"database": "up"} | ({} if limiter is None else {"limiter": "up" if limiter else "degraded"})
+        return Report("degraded" if mail_is_away or limiter is False else "up", details)
 
     async def database(self) -> Report:
         """Does it take appends, and is the log what was recorded, signed and published, where there are checkpoints?"""

@@ -11,6 +11,7 @@ import hmac
 import os
 from base64 import b64decode, b64encode
 from datetime import datetime
+from hashlib import blake2b
 from uuid import UUID
 
 import msgspec
@@ -44,6 +45,7 @@ class Keyring:
         self._code_key = _derive(root_secret, b"one-time codes")
         self._message_key = _derive(root_secret, b"message ids")
         self._salt_key = _derive(root_secret, b"password salts")
+        self._limit_key = _derive(root_secret, b"rate limits")
         self.journal_seed = _derive(root_secret, b"journal of erasures")
 
     def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> ClaimId:
@@ -80,6 +82,10 @@ class Keyring:
         """Left part of the Message-ID of an issue's mail: the same for every copy, and it reveals nothing."""
         message = registration_id.bytes + serial.to_bytes(8, "big")
         return hmac.digest(self._message_key, message, "sha256")[:16].hex()
+
+    def limited(self, whom: str) -> str:
+        """Keyed hash of whom a rate limit counts, in hexadecimal: the limiter need not know networks and addresses."""
+        return blake2b(whom.encode(), digest_size=16, key=self._limit_key).hexdigest()
 
     def password_salt(self, canonical_email: str) -> bytes:
         """16 bytes derived from the address: a repeated registration has the same hash, and is recognised."""

@@ -20,11 +20,9 @@ from typing import Final
 
 import psycopg
 import structlog
-from purgatory.domain.model import CLOSED, OPENED
-from purgatory.typing import StateName
 
 from application.ports import Unavailable
-from infrastructure.mail.circuits import Circuit
+from infrastructure.circuits import CLOSED, OPENED, Circuit, StateName
 from infrastructure.mail.smtp.evidence import ONLY_DEFERRED, Evidence, Standing
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 
@@ -206,7 +204,7 @@ class SharedCircuits:
         return True
 
     def changed(self, name: str, _old: StateName, new: StateName) -> None:
-        """A circuit of ours has changed: publish it (see `infrastructure.mail.circuits.OnTransition`)."""
+        """A circuit of ours has changed: publish it (see `infrastructure.circuits.OnTransition`)."""
         if self._applying or new not in {CLOSED, OPENED}:
             return
         circuit = next((one for one in self._own if one.name == name), None)

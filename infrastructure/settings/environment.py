@@ -16,8 +16,6 @@ from typing import Final, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from infrastructure.settings.values import NotSupported
-
 PREFIX = "REGISTRAR_"
 
 FILE: Final = "_file"
@@ -118,8 +116,6 @@ class Given:
             shown, without = f"--{name.replace('_', '-')}", "leave it out"
         ours = isinstance(reason, Exception)  # the library's own errors have a text here
         what = str(reason) if ours else f"is refused: {message[:1].lower()}{message[1:]}"
-        if isinstance(reason, NotSupported):
-            return f"{shown} {what}; {without}."
         example = _example(info)
         if name in self.files:
             what = f"contains something that cannot be used: it {what}"

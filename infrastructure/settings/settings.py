@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field
 
 from infrastructure.settings.environment import FILE, PREFIX, given
+from infrastructure.settings.limits import DEFAULTS, Limits
 from infrastructure.settings.values import (
     ANY_HOST,
     AlertUrl,
@@ -26,11 +27,11 @@ from infrastructure.settings.values import (
     MailServer,
     MasterKey,
     Networks,
+    RedisUrl,
     Sender,
     ShortDuration,
     SmtpUrls,
     Token,
-    Unsupported,
     WebUrl,
     host_name,
     mail_servers,
@@ -75,9 +76,12 @@ class Settings(BaseModel):
         examples=["smtps://user:password@mail.example.org:465"],
     )
     smtp_urls_file: Path | None = _file("smtp_urls")
-    rate_limit_url: Unsupported | None = Field(
-        default=None, description="Redis to count in, as a URL; None: counted inside the process"
+    rate_limit_url: RedisUrl | None = Field(
+        default=None,
+        description="Redis to count requests in, as a URL; None: each process counts for itself",
+        examples=["redis://user:password@host:6379/0"],
     )
+    rate_limit_url_file: Path | None = _file("rate_limit_url")
     master_key: MasterKey | None = Field(
         default=None,
         description="key that wraps every other key, 32 bytes; None: made once in `data_dir` (embedded database only)",
@@ -173,6 +177,11 @@ class Settings(BaseModel):
     )
     data_dir: Path = Field(
         default=Path(".registrar"), description="directory of the embedded services", examples=[".registrar"]
+    )
+    limits: Limits = Field(
+        default=DEFAULTS,
+        description="rate limits that differ from the defaults, separated by commas or line ends",
+        examples=["network=20/1m burst 40, domain=on, new-codes=off"],
     )
     trusted_proxies: Networks = Field(
         default=(),

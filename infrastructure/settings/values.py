@@ -229,12 +229,20 @@ def _broker_url(value: object) -> object:
     return value
 
 
-class NotSupported(ValueError):
-    """The setting must stay unset: there is no better value to suggest."""
-
-
-def _unsupported(_: object) -> object:
-    raise NotSupported("is not supported by this version yet")
+def _redis_url(value: object) -> object:
+    if isinstance(value, str):
+        parts, port = _split(value)
+        database = parts.path.removeprefix("/")
+        if (
+            parts.scheme not in {"redis", "rediss"}
+            or not parts.hostname
+            or parts.query
+            or parts.fragment
+            or port == 0
+            or not re.fullmatch(r"[0-9]{0,5}", database)
+        ):
+            raise ValueError("is not of the form redis://user:password@host:port/database, or rediss://…")
+    return value
 
 
 def _web_url(value: object) -> object:
@@ -342,4 +350,4 @@ AlertUrl = Annotated[SecretStr, BeforeValidator(_alert_url)]
 WebUrl = Annotated[str, BeforeValidator(_web_url)]
 ListenAddress = Annotated[Listen, BeforeValidator(_listen)]
 Sender = Annotated[str, BeforeValidator(_sender)]
-Unsupported = Annotated[SecretStr, BeforeValidator(_unsupported)]
+RedisUrl = Annotated[SecretStr, BeforeValidator(_redis_url)]

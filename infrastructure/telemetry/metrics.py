@@ -125,8 +125,15 @@ class Metrics:
         self._alerts = Counter(
             "registrar_alerts_total", "Calls of the alert webhook, by outcome", ["alert", "outcome"], registry=registry
         )
+        self._limits = Counter(
+            "registrar_limit_total", "What the rate limits said of requests", ["policy", "outcome"], registry=registry
+        )
+        self._limiter_degraded = Gauge(
+            "registrar_limiter_degraded", "1 while Redis does not count, and each process does", registry=registry
+        )
         # Called at every refusal, which should cost next to nothing.
         self._registrations_by, self._shed_for = cache(self._registrations.labels), cache(self._shed.labels)
+        self._limits_by = cache(self._limits.labels)
         self._hash_queue = Gauge("registrar_hash_queue_depth", "Passwords that wait to be hashed", registry=registry)
 
     def append_batch(self, count: int) -> None:
@@ -136,7 +143,7 @@ class Metrics:
         self._append.observe(seconds)
 
     def circuit(self, name: str, old: str, new: str) -> None:
-        """See `infrastructure.mail.circuits.OnTransition`; of one that has not changed only the state is shown."""
+        """See `infrastructure.circuits.OnTransition`; of one that has not changed only the state is shown."""
         self._circuit.labels(name).set(CIRCUIT_STATES[new])
         if new != old:
             self._transitions.labels(name, new).inc()
@@ -169,6 +176,13 @@ class Metrics:
 
     def shed(self, reason: str) -> None:
         self._shed_for(reason).inc()
+
+    def limit(self, policy: str, outcome: str) -> None:
+        """`outcome`: "passed" (the request did), "refused", or of a policy in shadow "would-refuse"."""
+        self._limits_by(policy, outcome).inc()
+
+    def limiter_degraded(self, degraded: bool) -> None:
+        self._limiter_degraded.set(degraded)
 
     def alert(self, alert: str, outcome: str) -> None:
         """See `infrastructure.alerts.alerts.OnAttempt`."""

@@ -35,7 +35,7 @@ from infrastructure.settings.settings import Settings
 from tests.faults.evidence import MASTER_KEY, HealthSample, Moment, ResourceSample
 from tests.faults.journal import Faults
 from tests.support.facts import eventually
-from tests.support.http import NO_TLS
+from tests.support.http import ANY_NUMBER, NO_TLS
 from tests.support.log import by_way_of, proxy_to, query
 from tests.support.preforked import Forked, fork
 from tests.support.tcp_proxy import TcpProxy
@@ -315,6 +315,7 @@ class Fleet:
                 "smtp_urls": f"smtp://127.0.0.1:{smtp_port or self._smtp_port}?starttls=never",
                 "master_key": MASTER_KEY,
                 "data_dir": str(self._directory / "data"),
+                "limits": ANY_NUMBER,  # who gets no answer asks again and again
             }
             | settings
         )

@@ -24,7 +24,7 @@ import trustme
 
 from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
-from infrastructure.mail.circuits import Circuit, Circuits
+from infrastructure.circuits import Circuit, Circuits
 from infrastructure.mail.smtp.server import PROBE_RECHECK
 from infrastructure.mail.smtp.servers import SmtpServers
 from tests.faults.canaries import occurs, shown

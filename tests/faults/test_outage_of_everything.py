@@ -26,7 +26,7 @@ import pytest
 
 from domain.mail_saga import MailSaga
 from domain.registration import Registration
-from infrastructure.mail.circuits import Circuits
+from infrastructure.circuits import Circuits
 from tests.support.facts import MovableClock, eventually
 from tests.support.http import Api, open_api
 from tests.support.mail import code_in

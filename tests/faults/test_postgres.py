@@ -41,7 +41,7 @@ from tests.faults.database import (
 )
 from tests.faults.fleet import kill_postmaster
 from tests.support.facts import eventually
-from tests.support.http import ADMIN, Api, open_api, open_api_through, problem_of
+from tests.support.http import ADMIN, ANY_NUMBER, Api, open_api, open_api_through, problem_of
 from tests.support.log import (
     append,
     by_way_of,
@@ -519,7 +519,10 @@ async def test_whoever_finds_all_connections_taken_and_the_queue_full_is_told_at
 async def test_of_50_who_register_one_address_at_once_in_two_processes_one_is_left_and_all_are_answered_alike(
     dsn: str, payload: str
 ) -> None:
-    async with open_api(dsn, follows=False) as one, open_api(dsn, follows=False) as other:
+    async with (
+        open_api(dsn, follows=False, limits=ANY_NUMBER) as one,
+        open_api(dsn, follows=False, limits=ANY_NUMBER) as other,
+    ):
         names = [f"Rival {number}" if payload == "another each" else "Ada" for number in range(50)]
 
         async def register(number: int) -> httpx.Response:

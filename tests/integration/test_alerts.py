@@ -21,10 +21,10 @@ from application.ports import Context, entries_of
 from domain.mail_outcome import DispatchFailure, MailKind
 from infrastructure.alerts.alerts import NEWS_FOR, UNUSED, Alerts
 from infrastructure.alerts.webhook import NotTaken, Webhook
+from infrastructure.circuits import Circuit, Circuits
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.projector import Projector
-from infrastructure.mail.circuits import Circuit, Circuits
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.mail.smtp.evidence import ONLY_DEFERRED, Evidence
 from infrastructure.mail.smtp.replies import Verdict, judge_reply

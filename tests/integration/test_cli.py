@@ -231,7 +231,7 @@ def test_serve_and_process_share_a_database(dsn: str) -> None:
         ({"DATABASE_URL": "postgresql://u:hush@127.0.0.1:1/x", "MASTER_KEY": "ab" * 32}, "cannot be reached"),
         ({"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, "REGISTRAR_MASTER_KEY"),
         ({"DATABSE_URL": "postgresql://127.0.0.1:1/x"}, "REGISTRAR_DATABASE_URL"),
-        ({"RATE_LIMIT_URL": "redis://127.0.0.1"}, "not supported"),
+        ({"LIMITS": "nettwork=1/1m"}, "network is the nearest"),
         ({"BROKER_URL": "http://127.0.0.1"}, "REGISTRAR_BROKER_URL"),
     ],
 )

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from application.ports import Letter, MailServersAway, NotSent, Rendered
 from domain.mail_outcome import HandOver
-from infrastructure.mail.circuits import Circuits
+from infrastructure.circuits import Circuits
 from infrastructure.mail.shared_circuits import DEFERRING, REFUSING, SharedCircuits
 from infrastructure.mail.smtp.evidence import ONLY_DEFERRED
 from infrastructure.mail.smtp.pool import Limits

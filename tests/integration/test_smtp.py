@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from application.ports import Letter, MailServersAway, NotSent, Rendered
 from domain.mail_outcome import DispatchFailure, HandOver
-from infrastructure.mail.circuits import Circuits
+from infrastructure.circuits import Circuits
 from infrastructure.mail.smtp.evidence import Evidence
 from infrastructure.mail.smtp.pool import FIRST_CONNECTIONS, Limits
 from infrastructure.mail.smtp.servers import SmtpServers

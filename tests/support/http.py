@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from entrypoints.api.app import Api as App
 from entrypoints.api.app import create_app
-from infrastructure.mail.circuits import Circuits
+from infrastructure.circuits import Circuits
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.settings.settings import Settings
 from tests.support.facts import eventually
@@ -29,6 +29,8 @@ TOKEN = "t0ken-of-the-operators"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
 PROBLEM = "urn:registrar:problem:"
 ADA = {"email": "ada@example.com", "name": "Ada Lovelace"}
+ANY_NUMBER = "registrations=off"
+"""`LIMITS` of a test that registers one address more often than the plan's five times an hour."""
 
 
 def settings(dsn: str, directory: str, **more: str) -> Settings:

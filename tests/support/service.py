@@ -15,9 +15,9 @@ from entrypoints.bootstrap.core import Timing
 from entrypoints.bootstrap.delivery import open_mailbox
 from entrypoints.bootstrap.desk import Desk
 from entrypoints.bootstrap.roles import Process, process, serve, up, work
+from infrastructure.circuits import Circuits
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.event_store.store import EventStore
-from infrastructure.mail.circuits import Circuits
 from infrastructure.mail.mailbox import Mailbox
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.clock import DatabaseClock

@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
 
-from infrastructure.mail.circuits import Circuit, CircuitOpen, Circuits
+from infrastructure.circuits import Circuit, CircuitOpen, Circuits
 
 Transitions = list[tuple[str, str, str]]
 

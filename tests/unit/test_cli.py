@@ -32,7 +32,20 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[s
 EVERY = sorted(commands(registrar))
 LEAVES = [path for path in EVERY if not any(other[:-1] == path for other in EVERY)]
 DATA = {
-    *("audit", "backup", "broker", "database", "doctor", "erase", "events", "keys", "mail", "projections", "restore")
+    *(
+        "audit",
+        "backup",
+        "broker",
+        "database",
+        "doctor",
+        "erase",
+        "events",
+        "keys",
+        "limits",
+        "mail",
+        "projections",
+        "restore",
+    )
 }
 PRINTS_DATA = [path for path in LEAVES if path[0] in DATA]
 
@@ -53,6 +66,7 @@ def test_every_command_of_the_contract_is_there() -> None:
     wanted += "|erase|keys list|keys rotate"
     wanted += "|backup|restore|database roles"
     wanted += "|audit checkpoints list|audit checkpoints rotate-key|audit prove|audit verify"
+    wanted += "|limits show"
     ours = {"broker declare", "projections drop"}
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), *ours}
 

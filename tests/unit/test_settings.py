@@ -328,6 +328,7 @@ def test_a_master_key_is_32_bytes_as_hex_or_base64(text: str) -> None:
 SECRETS = {
     "DATABASE_URL": "postgresql://u:hunter2-canary@host/db",
     "BROKER_URL": "amqp://u:hunter2-canary@host/",
+    "RATE_LIMIT_URL": "redis://u:hunter2-canary@host/0",
     "SMTP_URLS": "smtps://u:hunter2-canary@host",
     "MASTER_KEY": KEY.hex(),
     "NEXT_MASTER_KEY": KEY.hex(),
@@ -342,7 +343,7 @@ SECRETS = {
 
 def test_every_secret_can_come_from_a_file(tmp_path: Path) -> None:
     secret = {name for name, info in Settings.model_fields.items() if "Secret" in str(info.annotation)}
-    assert secret == {name.lower() for name in SECRETS} | {"rate_limit_url"}
+    assert secret == {name.lower() for name in SECRETS}
     for name, value in SECRETS.items():
         (tmp_path / name).write_text(f"\ufeff{value}\r\n", encoding="utf-8")
 
@@ -405,10 +406,21 @@ def test_a_database_of_ones_own_needs_a_master_key_of_ones_own() -> None:
     assert read(DATABASE_URL="postgresql://localhost/x", MASTER_KEY=KEY.hex()).database_url is not None
 
 
-def test_what_later_versions_bring_is_refused_today() -> None:
-    assert refusal(RATE_LIMIT_URL="redis://localhost") == (
-        "REGISTRAR_RATE_LIMIT_URL is not supported by this version yet; unset it."
-    )
+@pytest.mark.parametrize(
+    "url", ["redis://localhost", "rediss://:p%40@redis.example.org:6380/1", "redis://u:p@[::1]:6379/", "redis://h/0"]
+)
+def test_a_redis_is_named_by_its_url(url: str) -> None:
+    redis = read(RATE_LIMIT_URL=url).rate_limit_url
+    assert redis is not None
+    assert redis.get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost", "http://h", "redis://", "redis://h:0", "redis://h:x", "redis://h/x", "rediss://h?ssl_cert_reqs=none"],
+)
+def test_what_names_no_redis_is_refused(url: str) -> None:
+    assert "REGISTRAR_RATE_LIMIT_URL" in refusal(RATE_LIMIT_URL=url)
 
 
 @pytest.mark.parametrize("url", ["amqp://localhost", "amqps://u:p%40@mq.example.org:5671/registrar", "amqp://[::1]/"])
@@ -532,7 +544,8 @@ def test_a_url_that_means_one_thing_is_taken(name: str, url: str) -> None:
         ("ADMIN_TOKEN", f"{CANARY} {CANARY}"),
         ("BROKER_URL", f"amqp://u:{CANARY}@host:x"),
         ("BROKER_URL", f"http://u:{CANARY}@host"),
-        ("RATE_LIMIT_URL", f"redis://u:{CANARY}@host"),
+        ("RATE_LIMIT_URL", f"redis://u:{CANARY}@host:x"),
+        ("RATE_LIMIT_URL", f"redis://u:{CANARY}@host/{CANARY}"),
         ("ALERT_URL", f"https://u:{CANARY}@host:x/{CANARY}"),
         ("ALERT_URL", f"ftp://u:{CANARY}@host/{CANARY}"),
         ("ALERT_URL", f"https://host/{CANARY}#{CANARY}"),

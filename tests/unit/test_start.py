@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-LATER = ("faststream", "aio_pika", "opentelemetry.exporter", "fastapi", "uvicorn")
-"""Half of a start together (our measurement), and only needed where a broker or a collector is set, or HTTP is
-served."""
+LATER = ("faststream", "aio_pika", "redis", "opentelemetry.exporter", "fastapi", "uvicorn")
+"""Half of a start together (our measurement), and only needed where a broker, Redis or a collector is set,
+or HTTP is served."""
 
 
 @pytest.mark.parametrize("module", ["entrypoints.cli.run", "entrypoints.cli.events", "entrypoints.cli.mail"])

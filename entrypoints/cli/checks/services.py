@@ -1,5 +1,6 @@
-"""RabbitMQ, the mail servers, and the webhook that alerts go to."""
+"""RabbitMQ, Redis, the mail servers, and the webhook that alerts go to."""
 
+# ruff: noqa: PLC0415 - as in `cli.main`: the client of Redis is loaded only where one is set
 from __future__ import annotations
 
 import asyncio
@@ -66,6 +67,24 @@ def _queues(counts: dict[str, dict[str, int]]) -> Finding:
     if not all(count["consumers"] for count in counts.values()):
         return Finding("rabbitmq", "warn", says, "Nobody takes the mails: run `registrar work`.")
     return Finding("rabbitmq", "ok", says)
+
+
+# --- Redis --------------------------------------------------------------------------------------
+
+
+async def look_at_limiter(settings: Settings) -> Finding:
+    """Decide there once, as a request would; it uses up nobody's limit."""
+    if settings.rate_limit_url is None:
+        return Finding("rate limits", "ok", "counted by each process for itself")
+    from infrastructure.limits.shared import AWAY, explain, try_out
+
+    try:
+        async with asyncio.timeout(PATIENCE.total_seconds()):
+            await try_out(settings.rate_limit_url.get_secret_value())
+    except AWAY as error:
+        says, hint = explain(error)
+        return Finding("rate limits", "fail", f"Redis does not count: {says}", f"{hint[:1].upper()}{hint[1:]}.")
+    return Finding("rate limits", "ok", "counted in Redis, by all processes together")
 
 
 # --- Mail -------------------------------------------------------------------------------------

@@ -11,9 +11,8 @@ from functools import partial
 from typing import Final, cast
 
 from aiosmtplib import SMTPException
-from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
 
-from infrastructure.mail.circuits import Circuit, CircuitOpen
+from infrastructure.circuits import AsyncCircuitBreaker, Circuit, CircuitOpen
 from infrastructure.mail.concurrency_limit import ConcurrencyLimit
 from infrastructure.mail.smtp.connection import Progress
 from infrastructure.mail.smtp.evidence import Evidence

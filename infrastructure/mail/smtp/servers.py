@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 from application.ports import Letter, MailServersAway, NotSent
 from application.retrying import with_retries
 from domain.mail_outcome import DispatchFailure, HandOver, MailFailure
-from infrastructure.mail.circuits import Circuit, CircuitOpen, Circuits
+from infrastructure.circuits import Circuit, CircuitOpen, Circuits
 from infrastructure.mail.composing import Composer
 from infrastructure.mail.smtp.evidence import Alone, Beliefs, Evidence
 from infrastructure.mail.smtp.pool import Limits

@@ -13,7 +13,9 @@ gets the previous state as well.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,10 +23,21 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
+if "redis" not in sys.modules:
+    # purgatory loads the client of Redis wherever there is one, for a store of its own that is not used here: a quarter
+    # of a second at every start.
+    sys.modules["redis"] = None  # type: ignore[assignment]
+    importlib.import_module("purgatory")
+    del sys.modules["redis"]
+
 from purgatory import AsyncAbstractUnitOfWork, AsyncCircuitBreakerFactory, CircuitBreakerCreated
 from purgatory.domain.messages.commands import CreateCircuitBreaker
 from purgatory.domain.model import CLOSED, HALF_OPENED, OPENED, Context, ExcludeType, State
+from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
 from purgatory.typing import StateName
+
+__all__ = ["CLOSED", "OPENED", "AsyncCircuitBreaker", "Circuit", "CircuitOpen", "Circuits", "OnTransition", "StateName"]
+"""What others need of purgatory they have from here, where it is loaded."""
 
 WINDOW_SECONDS: Final = 60.0
 """Seconds over which calls are counted."""
