@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 import structlog
@@ -38,6 +39,10 @@ from tests.support.redis import PrivateRedis
 # Tests start hundreds of processes. Where bytecode is not to be written (containers often say so), each of them would
 # compile our modules again, which is a sixth of its start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# No test depends on how fast the machine is: an example that takes a while is not a fault.
+hypothesis.settings.register_profile("registrar", deadline=None)
+hypothesis.settings.load_profile("registrar")
 
 __all__ = ["pytest_runtest_makereport"]
 

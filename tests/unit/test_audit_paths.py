@@ -30,7 +30,7 @@ def leaves_of(size: int) -> list[bytes]:
 SIZES = st.one_of(st.integers(1, 20), st.integers(250, 260), st.integers(500, 1200))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), size=SIZES, grown_by=st.integers(0, 300))
 async def test_an_audit_path_is_that_of_the_definition_whatever_came_later(
     data: st.DataObject, size: int, grown_by: int
@@ -45,7 +45,7 @@ async def test_an_audit_path_is_that_of_the_definition_whatever_came_later(
     metamorphic_log.verify_inclusion(index, size, leaves[index], path, proofs.tree_root(leaves))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), size=SIZES)
 async def test_a_consistency_proof_is_that_of_the_definition(data: st.DataObject, size: int) -> None:
     leaves = leaves_of(size)

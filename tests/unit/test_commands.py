@@ -209,7 +209,7 @@ def _parsed(typed: str) -> str | None:
         return None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @for_any(st.one_of(st.builds("{}@{}".format, LOCAL_PARTS, domains()), st.emails(), st.text(max_size=60)))
 @example("ada@\u0130stanbul.com")
 @example("ada@faß.de")
@@ -228,7 +228,7 @@ def test_parsing_and_the_canonical_form_are_stable(typed: str) -> None:
     assert not any(character.isspace() for character in parsed)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @for_any(st.text(max_size=300))
 def test_whatever_is_typed_is_an_address_or_a_refusal_that_does_not_repeat_it(typed: str) -> None:
     refusals = []
@@ -383,7 +383,7 @@ def test_a_password_is_hashed_in_one_form_however_it_is_typed() -> None:
     assert parse_password("Zoe\u0308 und die Ｂatterie") == parse_password("Zoë und die Batterie")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @for_any(st.text(max_size=160))
 def test_a_password_that_is_taken_has_a_length_within_the_limits_and_a_stable_form(typed: str) -> None:
     try:

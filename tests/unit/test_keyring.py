@@ -58,7 +58,7 @@ def personal_code_key(keyring: Keyring, registration_id: UUID) -> bytes:
     return hmac.new(keyring._code_key, registration_id.bytes, hashlib.sha256).digest()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @for_any(st.uuids(), st.integers(0, 2**63 - 1))
 def test_a_code_is_hotp_with_the_serial_as_counter(registration_id: UUID, serial: int) -> None:
     code = KEYRING.code(registration_id, serial)
@@ -196,7 +196,7 @@ def test_a_message_id_is_the_same_for_every_copy_and_tells_nothing() -> None:
 # --- Fingerprints -----------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @for_any(st.lists(st.text(max_size=8), max_size=4), st.lists(st.text(max_size=8), max_size=4))
 def test_fingerprints_are_equal_for_equal_parts_only(one: list[str], other: list[str]) -> None:
     assert (KEYRING.fingerprint(*one) == KEYRING.fingerprint(*other)) is (one == other)

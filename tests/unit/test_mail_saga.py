@@ -596,7 +596,7 @@ def tell(story: Sequence[tuple[Fact | None, int]]) -> tuple[MailSaga, list[list[
     return remembered, notes, commands
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @for_any(ANY_STORY)
 def test_whatever_happens_in_whatever_order_the_saga_has_a_dated_next_step_until_it_ends(
     story: list[tuple[Fact | None, int]],
@@ -608,7 +608,7 @@ def test_whatever_happens_in_whatever_order_the_saga_has_a_dated_next_step_until
         assert remembered.look_again_at <= remembered.ends_at
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @for_any(ANY_STORY)
 def test_whatever_happened_a_deadline_that_is_due_leads_to_a_later_one(story: list[tuple[Fact | None, int]]) -> None:
     remembered, _, _ = tell(story)
@@ -623,7 +623,7 @@ def test_whatever_happened_a_deadline_that_is_due_leads_to_a_later_one(story: li
     assert remembered.look_again_at > at
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @for_any(ANY_STORY)
 def test_the_saga_decides_the_same_in_the_same_story(story: list[tuple[Fact | None, int]]) -> None:
     first, second = tell(story), tell(story)
@@ -631,7 +631,7 @@ def test_the_saga_decides_the_same_in_the_same_story(story: list[tuple[Fact | No
     assert first[1:] == second[1:]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @for_any(ANY_STORY)
 def test_the_saga_read_back_from_its_notes_is_the_saga_that_made_them(story: list[tuple[Fact | None, int]]) -> None:
     remembered, notes, _ = tell(story)

@@ -303,7 +303,7 @@ def test_a_key_that_is_not_one_is_told_before_anything_is_checked(key: str, says
 # --- Trees, and what others say of them ---------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), size=st.integers(1, 300))
 def test_the_way_up_a_tree_is_that_of_others(data: st.DataObject, size: int) -> None:
     leaves = [sha256(number.to_bytes(4, "big")).digest() for number in range(size)]
