@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, NamedTuple
 
 from starlette.types import Scope
+
+from infrastructure.settings.values import Network
 
 UNKNOWN: Final = "unknown"
 """The network of who has no address: on a Unix socket, or behind a proxy that names none. They share one."""
@@ -64,3 +66,10 @@ def _requester_at(host: str) -> Requester:
         address = address.ipv4_mapped
     provider = str(ip_network((address, PROVIDER_V4), strict=False))
     return Requester(str(address), provider, address.is_loopback)
+
+
+def forms_of(network: Network) -> tuple[Network, ...]:
+    """The network as its addresses may come: a socket for both kinds shows an IPv4 address in IPv6."""
+    if isinstance(network, IPv6Network):
+        return (network,)
+    return network, IPv6Network(f"::ffff:{network.network_address}/{96 + network.prefixlen}")

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
-from ipaddress import IPv6Network
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -27,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from application.ports import Overloaded
 from entrypoints.api.admission import PLACE, ROUTE, Admission, AdmissionSlot
+from entrypoints.api.client_address import forms_of
 from entrypoints.api.guard import POLICY, SECURITY_HEADERS
 from entrypoints.api.problems import HttpProblem, to_problem
 from entrypoints.api.request_parser import RequestParser
@@ -153,15 +153,8 @@ def _config(
         timeout_keep_alive=int(KEEP_ALIVE.total_seconds()),
         timeout_graceful_shutdown=max(1, int(grace.total_seconds())),
         proxy_headers=bool(trusted_proxies),
-        forwarded_allow_ips=[str(form) for network in trusted_proxies for form in _forms(network)],
+        forwarded_allow_ips=[str(form) for network in trusted_proxies for form in forms_of(network)],
     )
-
-
-def _forms(network: Network) -> tuple[Network, ...]:
-    """The network as it may come: a socket for both kinds of addresses shows an IPv4 address in IPv6."""
-    if isinstance(network, IPv6Network):
-        return (network,)
-    return network, IPv6Network(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
 
 
 def shares() -> tuple[int, int]:
@@ -347,9 +340,8 @@ class _Protocol(HttpToolsProtocol):
         self._write(_REFUSAL, keep=keep)
         self._answered_at = self.loop.time()
         if keep and self.timeout_keep_alive_task is None:
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            idle = self.timeout_keep_alive
+            self.timeout_keep_alive_task = self.loop.call_later(idle, self.timeout_keep_alive_handler)
 
     def _await_head(self) -> None:
         self._patience = self.loop.call_later(HEAD_DEADLINE.total_seconds(), self._give_up)

@@ -69,6 +69,8 @@ class RequestLimits:
             clock: monotonic seconds.
         """
         self._counters = {limit.name: _Counter.of(limit) for limit in limits if limit.mode != "off"}
+        self._of_others = [self._counters.get(name) for name in ("registrations", *REGISTERING, "domain")]
+        self._of_anybody = self._of_others[:1]
         self._limiter = limiter
         self._hashed = hashed
         self._metrics = metrics
@@ -113,11 +115,12 @@ class RequestLimits:
             OverLimit: it is one too many; then it is not counted.
         """
         address = canonical_address(email)
-        whom = [("registrations", f"{requester.network} {address}")]
-        if not requester.is_loopback:
-            whom += _by_network(requester, REGISTERING)
-            whom.append(("domain", address.rpartition("@")[2]))
-        await self._count(requester, whom)
+        of_both = f"{requester.network} {address}"
+        if requester.is_loopback:
+            await self._count(requester, self._of_anybody, (of_both,))
+            return
+        network, domain = requester.network, address.rpartition("@")[2]
+        await self._count(requester, self._of_others, (of_both, network, network, requester.larger, domain))
 
     async def request(self, scope: Scope, names: Sequence[str]) -> None:
         """Count a request that is limited by its network alone.
@@ -130,24 +133,28 @@ class RequestLimits:
     async def count(self, requester: Requester, names: Sequence[str]) -> None:
         """The second half of `request`."""
         if not requester.is_loopback:
-            await self._count(requester, _by_network(requester, names))
+            counters = [self._counters.get(name) for name in names]
+            await self._count(requester, counters, [_network(requester, name) for name in names])
 
-    async def _count(self, requester: Requester, whom: Sequence[tuple[str, str]]) -> None:
-        asked = [(counter, of) for name, of in whom if (counter := self._counters.get(name)) is not None]
-        if not asked:
-            return
+    async def _count(self, requester: Requester, counters: Sequence[_Counter | None], whom: Sequence[str]) -> None:
+        """
+        Args:
+            counters: None in place of one that is off.
+            whom: whose requests each of them counts.
+        """
         hashed = self._hashed
-        waits = await self._limiter.decide(
-            [
-                Check(prefix + hashed(of), interval, burst, enforced)
-                for (_, prefix, interval, burst, enforced), of in asked
-            ]
-        )
-        if not any(waits):
-            for counter, _ in asked:
-                self._metrics.limit(counter.limit.name, "passed")
+        checks = [
+            Check(counter.prefix + hashed(of), counter.interval, counter.burst, counter.enforced)
+            for counter, of in zip(counters, whom, strict=True)
+            if counter is not None
+        ]
+        if not checks:
+            return
+        waits = await self._limiter.decide(checks)
+        if any(waits):
+            self._judge(requester, [counter.limit for counter in counters if counter is not None], waits)
         else:
-            self._judge(requester, [counter.limit for counter, _ in asked], waits)
+            self._metrics.limits_passed(tuple([counter.name for counter in counters if counter is not None]))
 
     def _judge(self, requester: Requester, limits: Sequence[Limit], waits: Sequence[int]) -> None:
         """At least one of the limits is exceeded; a shadow refuses nobody."""
@@ -178,6 +185,7 @@ class _Counter(NamedTuple):
     """
 
     limit: Limit
+    name: str
     prefix: str
     interval: int
     burst: int
@@ -187,7 +195,7 @@ class _Counter(NamedTuple):
     def of(cls, limit: Limit) -> Self:
         interval = round(limit.per.total_seconds() * MICROSECONDS / limit.count)
         prefix = f"{{registrar}}:{limit.name}:{interval}/{limit.burst}:"
-        return cls(limit, prefix, interval, limit.burst, limit.mode == "on")
+        return cls(limit, limit.name, prefix, interval, limit.burst, limit.mode == "on")
 
 
 _OF_NETWORKS: Final = frozenset((*REGISTERING, *VERIFYING, *ASKING_FOR_A_CODE, *LOGGING_IN))
@@ -195,10 +203,6 @@ _OF_NETWORKS: Final = frozenset((*REGISTERING, *VERIFYING, *ASKING_FOR_A_CODE, *
 
 def _network(requester: Requester, name: str) -> str:
     return requester.larger if name == "larger-network" else requester.network
-
-
-def _by_network(requester: Requester, names: Sequence[str]) -> list[tuple[str, str]]:
-    return [(name, _network(requester, name)) for name in names]
 
 
 def fields_of(refused: Sequence[tuple[Limit, int]]) -> dict[str, str]:

@@ -244,17 +244,18 @@ async def ask(redis: Redis, requests: Sequence[Sequence[Check]]) -> Sequence[Seq
     Raises:
         RedisError, OSError: there are none; whether they were counted is unknown.
     """
-    keys = [check.key for checks in requests for check in checks]
-    arguments: list[int] = []
-    for checks in requests:
-        arguments.append(len(checks))
-        for check in checks:
-            arguments += (check.interval, check.burst, int(check.enforced))
+    keys = [key.encode() for checks in requests for key, *_ in checks]
+    given = " ".join([f"{len(checks)} {_figures(checks)}" for checks in requests])
     try:
-        waits = iter(await redis.evalsha(_DIGEST, len(keys), *keys, *arguments))
+        answer: bytes = await redis.evalsha(_DIGEST, len(keys), *keys, given)
     except NoScriptError:  # a new or restarted server: this one stores it
-        waits = iter(await redis.eval(_SCRIPT, len(keys), *keys, *arguments))
+        answer = await redis.eval(_SCRIPT, len(keys), *keys, given)
+    waits = map(int, answer.split())
     return [[*islice(waits, len(checks))] for checks in requests]
+
+
+def _figures(checks: Sequence[Check]) -> str:
+    return " ".join([f"{interval} {burst} {enforced:d}" for _, interval, burst, enforced in checks])
 
 
 async def try_out(url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter as Counts
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Final
@@ -134,6 +135,7 @@ class Metrics:
         # Called at every refusal, which should cost next to nothing.
         self._registrations_by, self._shed_for = cache(self._registrations.labels), cache(self._shed.labels)
         self._limits_by = cache(self._limits.labels)
+        self._passed: Counts[tuple[str, ...]] = Counts()
         self._hash_queue = Gauge("registrar_hash_queue_depth", "Passwords that wait to be hashed", registry=registry)
 
     def append_batch(self, count: int) -> None:
@@ -180,6 +182,10 @@ class Metrics:
     def limit(self, policy: str, outcome: str) -> None:
         """`outcome`: "passed" (the request did), "refused", or of a policy in shadow "would-refuse"."""
         self._limits_by(policy, outcome).inc()
+
+    def limits_passed(self, policies: tuple[str, ...]) -> None:
+        """The same of a request that all of them let pass; once for each request, so it is written down at a scrape."""
+        self._passed[policies] += 1
 
     def limiter_degraded(self, degraded: bool) -> None:
         self._limiter_degraded.set(degraded)
@@ -249,4 +255,8 @@ class Metrics:
 
     def render(self) -> bytes:
         """All of it in Prometheus' text format."""
+        passed, self._passed = self._passed, Counts()
+        for policies, requests in passed.items():
+            for policy in policies:
+                self._limits_by(policy, "passed").inc(requests)
         return generate_latest(self._registry)

@@ -64,6 +64,7 @@ class Limiting:
         return passed
 
     def counted(self, policy: str, outcome: str) -> float:
+        self.metrics.render()
         return (
             self.metrics._registry.get_sample_value("registrar_limit_total", {"policy": policy, "outcome": outcome})
             or 0.0
