@@ -521,7 +521,14 @@ async def test_a_dead_letter_and_a_server_that_is_away_reach_the_webhook_and_so_
 ) -> None:
     async with SmtpStub() as smtp:
         url = f"smtp://127.0.0.1:{smtp.port}"
-        async with open_api(dsn, smtp_urls=url, alert_url=stub.url, alert_dead_letters="1", public_url=SERVICE) as api:
+        async with open_api(
+            dsn,
+            smtp_urls=url,
+            alert_url=stub.url,
+            alert_dead_letters="1",
+            public_url=SERVICE,
+            allowed_hosts="registrar.test",
+        ) as api:
             stray = entries_of(stream(STRAY, stray_kept()), Context("dead-letter-consumer", uuid4()))
             await api.service.store.append(stray)
             await told(stub, FIRING)
