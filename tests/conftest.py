@@ -31,7 +31,8 @@ from infrastructure.telemetry.logs import configure_logging
 from tests.faults import reached
 from tests.support import redis as redis_server
 from tests.support.facts import MovableClock
-from tests.support.leaks import must_not_tell, pytest_runtest_makereport
+from tests.support.leaks import must_not_tell
+from tests.support.leaks import pytest_runtest_makereport as pytest_runtest_makereport  # a hook of pytest's
 from tests.support.postgres import SHARED, database_of, server
 from tests.support.rabbitmq import PrivateRabbit, SharedRabbit, demand, node
 from tests.support.redis import PrivateRedis
@@ -43,8 +44,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # No test depends on how fast the machine is: an example that takes a while is not a fault.
 hypothesis.settings.register_profile("registrar", deadline=None)
 hypothesis.settings.load_profile("registrar")
-
-__all__ = ["pytest_runtest_makereport"]
 
 _TEMPLATE = "registrar_template"
 _numbers = count(1)
