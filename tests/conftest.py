@@ -32,7 +32,7 @@ from tests.faults import reached
 from tests.support import redis as redis_server
 from tests.support.facts import MovableClock
 from tests.support.leaks import must_not_tell
-from tests.support.leaks import pytest_runtest_makereport as pytest_runtest_makereport  # a hook of pytest's
+from tests.support.leaks import pytest_runtest_makereport as pytest_runtest_makereport  # noqa: PLC0414 - a hook
 from tests.support.postgres import SHARED, database_of, server
 from tests.support.rabbitmq import PrivateRabbit, SharedRabbit, demand, node
 from tests.support.redis import PrivateRedis

@@ -78,8 +78,12 @@ class Api:
     async def look(self, registration_id: str, **query: Any) -> httpx.Response:
         return await self.http.get(f"/v1/registrations/{registration_id}", params=query)
 
-    async def becomes(self, registration_id: str, **expected: Any) -> dict[str, Any]:
-        """The registration as the API shows it, once these fields have these values."""
+    async def becomes(self, registration_id: str, *, within: float = 60, **expected: Any) -> dict[str, Any]:
+        """The registration as the API shows it, once these fields have these values.
+
+        Args:
+            within: seconds.
+        """
 
         async def shown() -> dict[str, Any] | None:
             answer = await self.look(registration_id)
@@ -87,7 +91,7 @@ class Api:
             assert {name: state.get(name) for name in expected} == expected
             return state
 
-        state: dict[str, Any] = await eventually(shown, within=60)
+        state: dict[str, Any] = await eventually(shown, within=within)
         return state
 
     async def verify(self, registration_id: str, code: str) -> httpx.Response:

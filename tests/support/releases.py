@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -41,9 +42,14 @@ def former_code(directory: Path) -> Path | None:
     return directory
 
 
-def run_from(code: Path) -> tuple[str, ...]:
-    """What runs the command after it with other code of ours: `(*run_from(code), "registrar", "serve")`."""
+def run_from(code: Path, *, unknown: Sequence[str] = ()) -> tuple[str, ...]:
+    """What runs the command after it with other code of ours: `(*run_from(code), "registrar", "serve")`.
+
+    Args:
+        unknown: variables that this code would refuse as no settings, which are not passed on to it.
+    """
     program = (
-        f"import sys; sys.path.insert(0, {str(code)!r}); del sys.argv[0]; from entrypoints.cli import main; main()"
+        f"import os, sys; [os.environ.pop(name, None) for name in {[*unknown]!r}]; "
+        f"sys.path.insert(0, {str(code)!r}); del sys.argv[0]; from entrypoints.cli import main; main()"
     )
     return (sys.executable, "-c", program)
