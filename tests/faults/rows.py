@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -27,27 +28,33 @@ ASKED_FOR: Final = frozenset(
 """More may be tested."""
 
 
-class _Reader:
-    """Reads the marks off what pytest collects."""
+def marked(items: Iterable[pytest.Item]) -> dict[str, list[str]]:
+    """Tests by row, as `file::name`: read off their marks."""
+    tests: dict[str, set[str]] = {}
+    for item in items:
+        name = f"{item.path.relative_to(TESTS).as_posix()}::{item.name.partition('[')[0]}"
+        for mark in item.iter_markers("fault"):
+            for row in mark.args:
+                tests.setdefault(row, set()).add(name)
+    return {row: sorted(names) for row, names in sorted(tests.items())}
+
+
+class _Collector:
+    """Keeps what pytest collects."""
 
     def __init__(self) -> None:
-        self.tests: dict[str, set[str]] = {}
+        self.items: list[pytest.Item] = []
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        for item in session.items:
-            name = f"{item.path.relative_to(TESTS).as_posix()}::{item.name.partition('[')[0]}"
-            for mark in item.iter_markers("fault"):
-                for row in mark.args:
-                    self.tests.setdefault(row, set()).add(name)
+        self.items = session.items
 
 
-def marked() -> dict[str, list[str]]:
-    """Tests by row, as `file::name`. For a process of its own: pytest collects in it."""
-    reader = _Reader()
+def _main() -> None:
+    collector = _Collector()
     with contextlib.redirect_stdout(io.StringIO()):
-        pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", str(TESTS)], plugins=[reader])
-    return {row: sorted(tests) for row, tests in sorted(reader.tests.items())}
+        pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", str(TESTS)], plugins=[collector])
+    json.dump(marked(collector.items), sys.stdout, indent=1)
 
 
 if __name__ == "__main__":
-    json.dump(marked(), sys.stdout, indent=1)
+    _main()
