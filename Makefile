@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-ground simulate chaos fuzz bench \
-        check check-fast asyncapi format lock audit-deps release clean
+        check check-fast asyncapi format lock lists audit-deps release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -103,6 +103,9 @@ audit-deps: setup-dev  ## look for known vulnerabilities in what is locked (need
 
 release: setup-dev  ## build the wheel and its bills of materials (CycloneDX) into dist/
 	@scripts/release
+
+lists: setup-dev  ## update the lists of common passwords and disposable domains
+	$(BIN)/python scripts/lists.py
 
 clean:  ## remove the virtual environment and caches; .registrar/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache registrar.egg-info build dist

@@ -1,117 +1,43 @@
-"""Which passwords are accepted (NIST SP 800-63-4: length and a blocklist, no composition rules)."""
+"""Which passwords are accepted (NIST SP 800-63B-4, 3.1.1.2: length and a blocklist, no composition rules)."""
+
+from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Final
 
-MIN_CHARACTERS = 8
-MAX_CHARACTERS = 128
-MAX_BYTES = 1024
+from application.listed import listed
 
-# The most used passwords of at least eight characters, over several published breach lists, in lower case.
-_COMMON = frozenset(
-    [
-        "12345678",
-        "123456789",
-        "1234567890",
-        "0123456789",
-        "987654321",
-        "9876543210",
-        "11111111",
-        "00000000",
-        "12341234",
-        "12121212",
-        "123123123",
-        "123321123",
-        "1q2w3e4r",
-        "1q2w3e4r5t",
-        "1qaz2wsx",
-        "q1w2e3r4",
-        "q1w2e3r4t5",
-        "qwertyui",
-        "qwertyuiop",
-        "qwerty12",
-        "qwerty123",
-        "qwerty1234",
-        "asdfghjk",
-        "asdfghjkl",
-        "asdf1234",
-        "zxcvbnm1",
-        "zaq12wsx",
-        "password",
-        "password1",
-        "password12",
-        "password123",
-        "password1234",
-        "passw0rd",
-        "p@ssw0rd",
-        "p@ssword",
-        "passwort",
-        "passwort1",
-        "passwort123",
-        "iloveyou",
-        "iloveyou1",
-        "sunshine",
-        "sunshine1",
-        "princess",
-        "princess1",
-        "football",
-        "football1",
-        "baseball",
-        "baseball1",
-        "superman",
-        "superman1",
-        "batman123",
-        "trustno1",
-        "welcome1",
-        "welcome123",
-        "whatever",
-        "starwars",
-        "computer",
-        "internet",
-        "michelle",
-        "jennifer",
-        "charlie1",
-        "danielle",
-        "jordan23",
-        "liverpool",
-        "chelsea1",
-        "arsenal1",
-        "monkey123",
-        "dragon123",
-        "master123",
-        "shadow123",
-        "letmein1",
-        "letmein123",
-        "abcd1234",
-        "abc12345",
-        "abcdefgh",
-        "abcdefg1",
-        "aa123456",
-        "a1234567",
-        "a12345678",
-        "admin123",
-        "admin1234",
-        "administrator",
-        "changeme",
-        "changeme1",
-        "secret123",
-        "default1",
-        "testtest",
-        "test1234",
-        "hallo123",
-        "schatz123",
-        "ficken123",
-        "registrar",
-        "registrar1",
-        "registrar123",
-    ]
+MIN_CHARACTERS: Final = 8
+MAX_CHARACTERS: Final = 128
+MAX_BYTES: Final = 1024
+
+OUR_NAME: Final = "registrar"
+
+SHORTEST_WORD: Final = 4
+"""Characters of a word that counts for nothing in a password; shorter ones are in too many words by chance."""
+
+_ROWS: Final = (
+    "qwertyuiop",
+    "asdfghjkl",
+    "zxcvbnm",
+    "qwertzuiop",
+    "yxcvbnm",
+    "azertyuiop",
+    "qsdfghjklm",
+    "wxcvbn",
+    "90",
 )
+"""Of keyboards; and of their digits, which go on with 0."""
+_NEXT: Final = frozenset(pair for row in _ROWS for pair in pairwise(row))
 
 
-def parse_password(typed: str, *, email: str = "") -> str:
+def normal_password(typed: str) -> str:
     """The password in NFKC, as it is hashed.
 
     Raises:
-        ValueError: too short, too long, among the most used ones, or the address itself; the message can be shown.
+        ValueError: no password of any release: too short, too long, or with something in it that is no character.
     """
     if len(typed) > MAX_CHARACTERS or len(typed.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise ValueError(f"too long: at most {MAX_CHARACTERS} characters")
@@ -125,9 +51,82 @@ def parse_password(typed: str, *, email: str = "") -> str:
     # Also as typed: NFKC may turn one character into up to eighteen.
     if min(len(typed), len(password)) < MIN_CHARACTERS:
         raise ValueError(f"too short: at least {MIN_CHARACTERS} characters")
-    lowered = password.lower()
-    if lowered in _COMMON or len(set(lowered)) == 1:
-        raise ValueError("too common: it is among the first ones that an attacker tries")
-    if email and lowered in {email.lower(), email.lower().partition("@")[0]}:
-        raise ValueError("too easy to guess: it is the mail address")
     return password
+
+
+def parse_password(typed: str, *, email: str = "") -> str:
+    """A new password in NFKC, as it is hashed.
+
+    Raises:
+        ValueError: too short, too long, or among the first ones that an attacker tries; the message can be shown, and
+            repeats nothing of what was typed.
+    """
+    password = normal_password(typed)
+    word = folded(password)
+    unit = _repeated(word)
+    if min(len(unit), len(_repeated(typed))) < MIN_CHARACTERS:
+        raise ValueError("too easy to guess: it repeats the same few characters")
+    if _pieces(unit) * 3 <= len(unit):
+        raise ValueError("too easy to guess: it is made of sequences such as 1234, abcd or qwerty")
+    if unit in listed("common-passwords"):
+        raise ValueError("too common: it is among the first ones that an attacker tries")
+    check_words(password, (OUR_NAME,), "the name of this service")
+    check_words(password, (email, email.rpartition("@")[0]), "your mail address")
+    return password
+
+
+def check_words(password: str, words: Iterable[str], called: str) -> None:
+    """Refuse a password that is too short without words that anybody knows.
+
+    Args:
+        called: what they are, in the message.
+
+    Raises:
+        ValueError: as of `parse_password`.
+    """
+    rest = folded(password)
+    for word in sorted(map(folded, words), key=len, reverse=True):
+        if len(word) >= SHORTEST_WORD:
+            rest = rest.replace(word, "\x00")  # which no password has: what stood around it forms no other word
+    if len(rest.replace("\x00", "")) < MIN_CHARACTERS:
+        raise ValueError(f"too easy to guess: apart from {called}, it has fewer than {MIN_CHARACTERS} characters")
+
+
+def folded(text: str) -> str:
+    """The form in which passwords and words are compared: NFKC, without differences of case."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+def _repeated(text: str) -> str:
+    """The shortest text that repeats to this one, the last time perhaps not to its end; itself if there is none."""
+    for length in range(1, len(text) // 2 + 1):
+        if text.startswith(text[length:]):
+            return text[:length]
+    return text
+
+
+def _pieces(text: str) -> int:
+    """How many things there are to remember in it: a sequence or repeat of three characters or more is one, and so is
+    every other character: `1234abcd` has two, `aaaaaaa!` too."""
+    pieces = length = 1
+    steps: frozenset[int] = frozenset()  # in which of its directions the sequence goes; a pair may stand in two
+    for left, right in pairwise(text):
+        step = _steps(left, right)
+        if step & steps:
+            length, steps = length + 1, step & steps
+        else:
+            length, steps = 2 if step and length <= 2 else 1, step
+        # The third of a sequence: that the second was counted is taken back.
+        pieces += 0 if length > 3 else -1 if length == 3 else 1
+    return pieces
+
+
+def _steps(left: str, right: str) -> frozenset[int]:
+    """Has `right` 0: the same character, 1: the next one, -1: the one before? In the alphabet, or on a keyboard."""
+    step = ord(right) - ord(left)
+    found = {step} if -1 <= step <= 1 else set()
+    if (left, right) in _NEXT:
+        found.add(1)
+    if (right, left) in _NEXT:
+        found.add(-1)
+    return frozenset(found)

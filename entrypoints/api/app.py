@@ -76,6 +76,7 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> Non
             parts.handlers,
             parts.queries.registrations,
             limits=parts.limits,
+            rules=parts.rules,
             metrics=parts.metrics,
             request_timeout=parts.request_timeout,
             prefix=parts.prefix,

@@ -12,7 +12,7 @@ from swagger_ui_bundle import swagger_ui_path
 
 from application.commands import Command, RegisterUser, VerifyEmail
 from entrypoints.api.problems import MEDIA_TYPE, PREFIX, STATUS_OF, TITLES, Problem
-from entrypoints.api.responses import CodeRequested, Registered, RegistrationState, Verification
+from entrypoints.api.responses import CodeRequested, Registered, RegisteredWithHint, RegistrationState, Verification
 
 _FILES: Final = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
 
@@ -185,7 +185,7 @@ REGISTER: Final[dict[str, Any]] = {
     "status_code": 202,
     "responses": {
         202: {
-            "model": Registered,
+            "model": Registered | RegisteredWithHint,
             "description": "Accepted; a code is sent by mail",
             "headers": _POSITION | {"Location": {"schema": {"type": "string"}}},
         },

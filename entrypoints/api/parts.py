@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from application.handlers import Handlers
 from entrypoints.api.limits import RequestLimits
+from entrypoints.api.sign_up_rules import SignUpRules
 from entrypoints.queries.health import HealthChecks
 from entrypoints.queries.queries import Queries
 from infrastructure.mail.mailbox import Mailbox
@@ -38,6 +39,7 @@ class Parts:
     queries: Queries
     checks: HealthChecks
     limits: RequestLimits
+    rules: SignUpRules
     metrics: Metrics
     request_timeout: timedelta
     admin_token: str | None

@@ -28,7 +28,15 @@ from entrypoints.api.limits import ASKING_FOR_A_CODE, REGISTERING, VERIFYING, Re
 from entrypoints.api.openapi import REGISTER, REQUEST_CODE, VERIFY, show_described
 from entrypoints.api.problems import to_problem
 from entrypoints.api.request_body import malformed, parse
-from entrypoints.api.responses import CodeRequested, Registered, Verification, answer, registration_state
+from entrypoints.api.responses import (
+    CodeRequested,
+    Registered,
+    RegisteredWithHint,
+    Verification,
+    answer,
+    registration_state,
+)
+from entrypoints.api.sign_up_rules import SignUpRules
 from entrypoints.queries.registrations import RegistrationQueries
 from infrastructure.telemetry.metrics import Metrics
 
@@ -59,6 +67,7 @@ def add_registration_routes(
     registrations: RegistrationQueries,
     *,
     limits: RequestLimits,
+    rules: SignUpRules,
     metrics: Metrics,
     request_timeout: timedelta,
     prefix: str = "",
@@ -81,7 +90,7 @@ def add_registration_routes(
             **description,
         )
 
-    register, verify, request_code = _commands(handlers, limits, metrics, prefix)
+    register, verify, request_code = _commands(handlers, limits, rules, metrics, prefix)
     show = _look(registrations, longest_wait)
     add("POST", "", register, "Register", **REGISTER)
     add("GET", "/{registration_id}", show, "Look at a registration", **show_described(longest_wait))
@@ -93,7 +102,7 @@ Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 def _commands(
-    handlers: Handlers, limits: RequestLimits, metrics: Metrics, prefix: str
+    handlers: Handlers, limits: RequestLimits, rules: SignUpRules, metrics: Metrics, prefix: str
 ) -> tuple[Endpoint, Endpoint, Endpoint]:
     async def register(request: Request) -> Response:
         """Start a registration. The response is the same whether or not the address is taken."""
@@ -102,9 +111,11 @@ def _commands(
             key = _idempotency_key_of(request)
             command = parse(RegisterUser, body_of(request), idempotency_key=key)
             await limits.registration(requester, command.email)
+            hint = rules.check(command)
             begun = await handlers.handle(command, context_of(request, Actor.CLIENT))
+        told = (begun.subject_id, command.email, Status.PENDING, ON_ITS_WAY, language_of(command.locale))
         return answer(
-            Registered(begun.subject_id, command.email, Status.PENDING, ON_ITS_WAY, language_of(command.locale)),
+            Registered(*told) if hint is None else RegisteredWithHint(*told, hint),
             202,
             {
                 "Location": f"{prefix}/v1/registrations/{begun.subject_id}",

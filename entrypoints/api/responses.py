@@ -61,6 +61,27 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True)
+class Hint:
+    """Something about the address as it was typed, whoever has it: the registration goes on.
+
+    Attributes:
+        message: completes "The address: …".
+        suggestion: the address that was meant, for the person to confirm; null if we know none.
+    """
+
+    code: Literal["misspelt-domain", "disposable-domain"]
+    message: Annotated[str, Field(examples=["its domain looks misspelt; did you mean gmail.com?"])]
+    suggestion: Annotated[str | None, Field(examples=["ada@gmail.com"])]
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredWithHint(Registered):
+    """The same, where `DISPOSABLE_DOMAINS` or `MISSPELT_DOMAINS` is `hint` and there is one."""
+
+    hint: Hint
+
+
+@dataclass(frozen=True, slots=True)
 class RegistrationState:
     """A registration as its owner sees it.
 

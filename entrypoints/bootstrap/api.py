@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from entrypoints.api.parts import Parts
+from entrypoints.api.sign_up_rules import SignUpRules
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.jobs import jobs_of
 from entrypoints.bootstrap.limits import limiter_of, request_limits
@@ -87,6 +88,12 @@ def api_parts(
         queries=queries,
         checks=checks,
         limits=request_limits(core, settings, limiter),
+        rules=SignUpRules(
+            disposable=settings.disposable_domains,
+            misspelt=settings.misspelt_domains,
+            service_names=settings.service_names,
+            metrics=core.metrics,
+        ),
         metrics=core.metrics,
         request_timeout=settings.request_timeout,
         admin_token=core.database.admin_token,

@@ -15,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from infrastructure.settings.environment import FILE, PREFIX, given
 from infrastructure.settings.limits import DEFAULTS, Limits
+from infrastructure.settings.sender import split_sender
 from infrastructure.settings.values import (
     ANY_HOST,
     AlertUrl,
     BrokerUrl,
     DatabaseUrl,
+    DomainPolicy,
     Duration,
     DurationOrNone,
     HostNames,
@@ -238,6 +240,14 @@ class Settings(BaseModel):
         description="seconds for which a stopping process reports that it is not ready, before it stops listening",
     )
 
+    disposable_domains: DomainPolicy = Field(
+        default="log",
+        description="what becomes of addresses at domains that give everybody one for minutes: off, log, hint, refuse",
+    )
+    misspelt_domains: DomainPolicy = Field(
+        default="log",
+        description="what becomes of addresses at a domain one slip away from a much used one: off, log, hint, refuse",
+    )
     reveal_duplicates: bool = Field(
         default=False, description="tell registrants that the address is taken", examples=["false"]
     )
@@ -258,6 +268,11 @@ class Settings(BaseModel):
             host = urlsplit(self.public_url).hostname or ""
             names.add(host if ":" in host else host_name(host))
         return frozenset(names | {"localhost"}) if names and ANY_HOST not in names else None
+
+    @property
+    def service_names(self) -> tuple[str, ...]:
+        """What people call the service: the sender's name, and the host of `public_url`."""
+        return split_sender(self.mail_from)[0], urlsplit(self.public_url).hostname or ""
 
     @property
     def mail_servers(self) -> tuple[MailServer, ...]:

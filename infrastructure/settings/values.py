@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import difflib
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -334,6 +335,15 @@ def _host_names(value: object) -> object:
     return tuple(names)
 
 
+def _domain_policy(value: object) -> object:
+    if isinstance(value, str) and value not in DOMAIN_POLICIES:
+        nearest = difflib.get_close_matches(value.lower(), DOMAIN_POLICIES, n=1, cutoff=0)[0]
+        raise ValueError(f"is not one of {', '.join(DOMAIN_POLICIES)}; the nearest is {nearest}")
+    return value
+
+
+DOMAIN_POLICIES: Final = ("off", "log", "hint", "refuse")
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
 HostNames = Annotated[tuple[str, ...], BeforeValidator(_host_names)]
@@ -351,3 +361,4 @@ WebUrl = Annotated[str, BeforeValidator(_web_url)]
 ListenAddress = Annotated[Listen, BeforeValidator(_listen)]
 Sender = Annotated[str, BeforeValidator(_sender)]
 RedisUrl = Annotated[SecretStr, BeforeValidator(_redis_url)]
+DomainPolicy = Annotated[Literal["off", "log", "hint", "refuse"], BeforeValidator(_domain_policy)]

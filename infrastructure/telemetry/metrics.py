@@ -34,6 +34,12 @@ class Metrics:
         self._registrations = Counter(
             "registrar_registrations_total", "Requests to register, by outcome", ["outcome"], registry=registry
         )
+        self._doubtful_addresses = Counter(
+            "registrar_doubtful_addresses_total",
+            "Requests to register an address at a domain that is disposable or looks misspelt",
+            ["doubt", "policy"],
+            registry=registry,
+        )
         self._verifications = Counter(
             "registrar_verifications_total", "Codes offered, by outcome", ["outcome"], registry=registry
         )
@@ -164,6 +170,10 @@ class Metrics:
     def registration(self, outcome: str) -> None:
         """`outcome`: "accepted", or an error code of the contract."""
         self._registrations_by(outcome).inc()
+
+    def doubtful_address(self, doubt: str, policy: str) -> None:
+        """`doubt`: "misspelt-domain" or "disposable-domain"; `policy`: the setting that says what becomes of it."""
+        self._doubtful_addresses.labels(doubt, policy).inc()
 
     def verification(self, outcome: str) -> None:
         """`outcome`: "accepted", or an error code of the contract."""

@@ -603,3 +603,21 @@ def test_a_setting_without_an_example_is_refused_in_one_line_too(field: str, tex
 def test_a_bad_option_without_an_example_is_left_out_rather_than_unset() -> None:
     with pytest.raises(BadSettings, match=r"^--nickname is .*[.] Correct it or leave it out[.]$"):
         Further.from_environment({}, nickname="long")
+
+
+@pytest.mark.parametrize("name", ["DISPOSABLE_DOMAINS", "MISSPELT_DOMAINS"])
+def test_a_policy_for_domains_is_one_of_four_words_and_another_names_the_nearest(name: str) -> None:
+    for policy in ("off", "log", "hint", "refuse"):
+        assert getattr(read(**{name: policy}), name.lower()) == policy
+    assert getattr(read(), name.lower()) == "log"
+
+    message = refusal(**{name: "refused"})
+
+    assert message.startswith(f"REGISTRAR_{name} is not one of off, log, hint, refuse; the nearest is refuse.")
+    assert "refused" not in message
+
+
+def test_the_service_is_called_by_its_senders_name_and_its_host() -> None:
+    named = read(MAIL_FROM="Müller & Co. <no-reply@example.org>", PUBLIC_URL="https://accounts.example.org/up")
+    assert named.service_names == ("Müller & Co.", "accounts.example.org")
+    assert read(MAIL_FROM="no-reply@example.org").service_names == ("", "127.0.0.1")
