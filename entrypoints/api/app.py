@@ -26,6 +26,7 @@ from entrypoints.api.openapi import add_docs_routes, describe_problems
 from entrypoints.api.parts import Parts
 from entrypoints.api.problems import to_problem
 from entrypoints.api.registrations import ByHand, add_registration_routes
+from entrypoints.api.sign_up_rules import SignUpRules
 
 
 def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:
@@ -76,7 +77,7 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> Non
             parts.handlers,
             parts.queries.registrations,
             limits=parts.limits,
-            rules=parts.rules,
+            rules=SignUpRules(parts.sign_up_policy, parts.metrics),
             metrics=parts.metrics,
             request_timeout=parts.request_timeout,
             prefix=parts.prefix,

@@ -6,17 +6,33 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 from opentelemetry.sdk.trace import TracerProvider
 
 from application.handlers import Handlers
 from entrypoints.api.limits import RequestLimits
-from entrypoints.api.sign_up_rules import SignUpRules
 from entrypoints.queries.health import HealthChecks
 from entrypoints.queries.queries import Queries
 from infrastructure.mail.mailbox import Mailbox
 from infrastructure.replay.jobs import Jobs
 from infrastructure.telemetry.metrics import Metrics
+
+DomainPolicy = Literal["off", "log", "hint", "refuse"]
+
+
+@dataclass(frozen=True, slots=True)
+class SignUpPolicy:
+    """What the operator makes of sign-ups that are well-formed.
+
+    Attributes:
+        disposable, misspelt: what is done about an address at a disposable domain, and at one that looks misspelt.
+        service_names: what people call the service, which counts for nothing in a password.
+    """
+
+    disposable: DomainPolicy
+    misspelt: DomainPolicy
+    service_names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +55,7 @@ class Parts:
     queries: Queries
     checks: HealthChecks
     limits: RequestLimits
-    rules: SignUpRules
+    sign_up_policy: SignUpPolicy
     metrics: Metrics
     request_timeout: timedelta
     admin_token: str | None

@@ -13,13 +13,12 @@ import structlog
 from application.commands import RegisterUser
 from application.doubtful_domains import is_disposable, meant_domain
 from application.passwords import check_words
+from entrypoints.api.parts import DomainPolicy, SignUpPolicy
 from entrypoints.api.problems import FieldError, HttpProblem
 from entrypoints.api.responses import Hint
 from infrastructure.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
-
-DomainPolicy = Literal["off", "log", "hint", "refuse"]
 
 DISPOSABLE: Final = "addresses at this domain are disposable; use one that you keep"
 
@@ -27,21 +26,10 @@ DISPOSABLE: Final = "addresses at this domain are disposable; use one that you k
 class SignUpRules:
     """See the module's docstring."""
 
-    def __init__(
-        self,
-        *,
-        disposable: DomainPolicy,
-        misspelt: DomainPolicy,
-        service_names: Iterable[str],
-        metrics: Metrics,
-    ) -> None:
-        """
-        Args:
-            service_names: what people call the service, which counts for nothing in a password.
-        """
-        self._disposable = disposable
-        self._misspelt = misspelt
-        self._service_names = tuple(service_names)
+    def __init__(self, policy: SignUpPolicy, metrics: Metrics) -> None:
+        self._disposable = policy.disposable
+        self._misspelt = policy.misspelt
+        self._service_names = policy.service_names
         self._metrics = metrics
 
     def check(self, command: RegisterUser) -> Hint | None:

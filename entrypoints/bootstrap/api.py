@@ -8,8 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from entrypoints.api.parts import Parts
-from entrypoints.api.sign_up_rules import SignUpRules
+from entrypoints.api.parts import Parts, SignUpPolicy
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.jobs import jobs_of
 from entrypoints.bootstrap.limits import limiter_of, request_limits
@@ -88,12 +87,7 @@ def api_parts(
         queries=queries,
         checks=checks,
         limits=request_limits(core, settings, limiter),
-        rules=SignUpRules(
-            disposable=settings.disposable_domains,
-            misspelt=settings.misspelt_domains,
-            service_names=settings.service_names,
-            metrics=core.metrics,
-        ),
+        sign_up_policy=SignUpPolicy(settings.disposable_domains, settings.misspelt_domains, settings.service_names),
         metrics=core.metrics,
         request_timeout=settings.request_timeout,
         admin_token=core.database.admin_token,
