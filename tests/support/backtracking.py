@@ -39,16 +39,16 @@ class Steps:
         self._limit = limit
         self._text = ""
         self._groups: dict[int, tuple[int, int]] = {}
-        self._matchers: dict[int, re.Pattern[str]] = {}
+        self._accepted: dict[tuple[int, str], bool] = {}
 
     def fullmatch(self, text: str) -> bool:
         self._begin(text)
-        return any(end == len(text) for end in self._sequence(list(self.parsed), 0))
+        return any(end == len(text) for end in self._sequence(self.parsed.data, 0))
 
     def search(self, text: str) -> bool:
         """From every place, as `search`, `sub` and `findall` do where nothing is found."""
         self._begin(text)
-        return any(True for start in range(len(text) + 1) for _ in self._sequence(list(self.parsed), start))
+        return any(True for start in range(len(text) + 1) for _ in self._sequence(self.parsed.data, start))
 
     def _begin(self, text: str) -> None:
         self._text, self.taken = text, 0
@@ -56,11 +56,12 @@ class Steps:
 
     def accepts(self, node: Node, character: str) -> bool:
         """Does this node, which is about one character, match it?"""
-        matcher = self._matchers.get(id(node))
-        if matcher is None:
+        answer = self._accepted.get((id(node), character))
+        if answer is None:
             one = _parser.SubPattern(self.parsed.state, [node])
-            matcher = self._matchers[id(node)] = _compiler.compile(one, self.parsed.state.flags)
-        return matcher.match(character) is not None
+            matcher = _compiler.compile(one, self.parsed.state.flags)
+            answer = self._accepted[id(node), character] = matcher.match(character) is not None
+        return answer
 
     # --- Backtracking: every iterator yields the ends of a match, in the order in which they are tried ---------
 
@@ -69,26 +70,28 @@ class Steps:
         if self.taken > self._limit:
             raise TooManySteps
 
-    def _sequence(self, nodes: list[Node], at: int) -> Iterator[int]:
-        if not nodes:
+    def _sequence(self, nodes: list[Node], at: int, first: int = 0) -> Iterator[int]:
+        while first < len(nodes) and nodes[first][0] in _ONE_CHARACTER:  # it has one end at most: no iterator for it
+            self._step()
+            if at == len(self._text) or not self.accepts(nodes[first], self._text[at]):
+                return
+            at, first = at + 1, first + 1
+        if first == len(nodes):
             yield at
             return
-        for end in self._node(nodes[0], at):
-            yield from self._sequence(nodes[1:], end)
+        for end in self._node(nodes[first], at):
+            yield from self._sequence(nodes, end, first + 1)
 
     def _node(self, node: Node, at: int) -> Iterator[int]:
         self._step()
         op, about = node
-        if op in _ONE_CHARACTER:
-            if at < len(self._text) and self.accepts(node, self._text[at]):
-                yield at + 1
-        elif op in _REPEATS:
+        if op in _REPEATS:
             yield from self._repeat(op, about, at)
         elif op is _ops.BRANCH:
             for one in about[1]:
-                yield from self._sequence(list(one), at)
+                yield from self._sequence(one.data, at)
         elif op is _ops.SUBPATTERN:
-            for end in self._sequence(list(about[3]), at):
+            for end in self._sequence(about[3].data, at):
                 self._groups[about[0]] = (at, end)
                 yield end
         elif op is _ops.GROUPREF:
@@ -101,7 +104,7 @@ class Steps:
         elif op in {_ops.ASSERT, _ops.ASSERT_NOT}:
             direction, inner = about
             start = at if direction > 0 else at - inner.getwidth()[0]
-            found = start >= 0 and any(True for _ in self._sequence(list(inner), start))
+            found = start >= 0 and any(True for _ in self._sequence(inner.data, start))
             if found is (op is _ops.ASSERT):
                 yield at
         else:
@@ -116,7 +119,7 @@ class Steps:
             return
         if op is _ops.POSSESSIVE_REPEAT:
             raise NotImplementedError("count the steps of a possessive group")
-        yield from self._rounds(list(body), least, most, at, is_lazy=op is _ops.MIN_REPEAT)
+        yield from self._rounds(body.data, least, most, at, is_lazy=op is _ops.MIN_REPEAT)
 
     def _run(self, node: Node, at: int, least: int, most: int) -> list[int]:
         end = at
@@ -152,11 +155,11 @@ class Steps:
     def attacks(self, times: int) -> Iterator[str]:
         """Texts that repeat a part of what a repeat of the pattern accepts, so often, and then do not go on."""
         ends = "\0", "!", "\n", "a", ""
-        for before, body in _repeats_in(list(self.parsed), []):
+        for before, body in _repeats_in(self.parsed.data, []):
             prefix = "".join(map(self._sample, before))
             whole = "".join(map(self._sample, body))
             letters = self._alphabet(body)
-            words = [*letters, *self._words(list(self.parsed))]
+            words = [*letters, *self._words(self.parsed.data)]
             pumps = {whole, *words, *(one + other for one in words for other in letters)}
             for pump in sorted(pumps - {""}):
                 for end in ends:
@@ -185,7 +188,7 @@ class Steps:
 
     def _alphabet(self, nodes: list[Node]) -> list[str]:
         """A character for each set of the pattern's classes that share it, of those that stand in these nodes."""
-        classes = list(_characters_in(list(self.parsed)))
+        classes = list(_characters_in(self.parsed.data))
         within = list(_characters_in(nodes))
         found: dict[tuple[bool, ...], str] = {}
         for one in self._characters():
@@ -195,7 +198,7 @@ class Steps:
 
     def _characters(self) -> Iterator[str]:
         yield from _INTERESTING
-        for op, about in _characters_in(list(self.parsed)):
+        for op, about in _characters_in(self.parsed.data):
             if op is _ops.LITERAL:
                 yield chr(about)
             elif op is _ops.IN:
@@ -208,13 +211,13 @@ def _inner(node: Node) -> list[list[Node]]:
     """The sequences within a node."""
     op, about = node
     if op in _REPEATS:
-        return [list(about[2])]
+        return [about[2].data]
     if op is _ops.BRANCH:
-        return [list(one) for one in about[1]]
+        return [one.data for one in about[1]]
     if op is _ops.SUBPATTERN:
-        return [list(about[3])]
+        return [about[3].data]
     if op in {_ops.ASSERT, _ops.ASSERT_NOT}:
-        return [list(about[1])]
+        return [about[1].data]
     return []
 
 
@@ -231,7 +234,7 @@ def _repeats_in(nodes: list[Node], before: list[Node]) -> Iterator[tuple[list[No
     for number, node in enumerate(nodes):
         until = [*before, *nodes[:number]]
         if node[0] in _REPEATS and (node[1][1] is _ops.MAXREPEAT or node[1][1] > 32):
-            yield until, list(node[1][2])
+            yield until, node[1][2].data
         for sequence in _inner(node):
             yield from _repeats_in(sequence, until)
 
