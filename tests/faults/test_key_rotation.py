@@ -35,7 +35,7 @@ from tests.support.service import open_service
 
 OLD, NEXT = "ab" * 32, "cd" * 32
 KILLS = 20
-PEOPLE = 3_000
+PEOPLE = 1_500  # three batches, so that one is done and one is not when it is killed
 POINTS: list[CrashPoint] = ["rotation.begun", "rotation.mid_batch", "rotation.after_batch", "rotation.before_end"]
 
 
