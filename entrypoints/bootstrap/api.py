@@ -55,6 +55,15 @@ def queries_of(core: Core, settings: Settings, stack: AsyncExitStack) -> Queries
     )
 
 
+def _rules(core: Core, settings: Settings) -> SignUpRules:
+    return SignUpRules(
+        disposable=settings.disposable_domains,
+        misspelt=settings.misspelt_domains,
+        service_names=settings.service_names,
+        metrics=core.metrics,
+    )
+
+
 def api_parts(
     core: Core,
     settings: Settings,
@@ -88,12 +97,7 @@ def api_parts(
         queries=queries,
         checks=checks,
         limits=request_limits(core, settings, limiter),
-        rules=SignUpRules(
-            disposable=settings.disposable_domains,
-            misspelt=settings.misspelt_domains,
-            service_names=settings.service_names,
-            metrics=core.metrics,
-        ),
+        rules=_rules(core, settings),
         metrics=core.metrics,
         request_timeout=settings.request_timeout,
         admin_token=core.database.admin_token,
