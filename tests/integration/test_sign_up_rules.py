@@ -90,8 +90,8 @@ async def test_a_hint_is_the_same_when_the_request_is_repeated(dsn: str) -> None
 async def test_a_refused_domain_gets_422_with_the_reason_and_nothing_is_recorded(
     dsn: str, setting: str, email: str, message: str
 ) -> None:
-    refusing: dict[str, Any] = {setting: "refuse"}
-    async with open_api(dsn, follows=False, **refusing) as api:
+    rules: dict[str, Any] = {setting: "refuse"}
+    async with open_api(dsn, follows=False, **rules) as api:
         refused = await api.register(email)
 
         assert (refused.status_code, problem_of(refused)) == (422, "invalid-request")
@@ -101,8 +101,8 @@ async def test_a_refused_domain_gets_422_with_the_reason_and_nothing_is_recorded
 
 
 async def test_the_name_of_the_service_is_no_password_and_every_reason_is_told_at_once(dsn: str) -> None:
-    rules: dict[str, Any] = {"mail_from": "Sunny Side <no-reply@example.org>", "disposable_domains": "refuse"}
-    async with open_api(dsn, follows=False, **rules) as api:
+    sender = "Sunny Side <no-reply@example.org>"
+    async with open_api(dsn, follows=False, mail_from=sender, disposable_domains="refuse") as api:
         refused = await api.register("ada@mailinator.com", password="sunny side 24")
 
         assert refused.status_code == 422
