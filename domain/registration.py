@@ -548,7 +548,8 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self, serial: int, reason: str, withheld: bool, mailbox_id: str | None, timestamp: datetime
     ) -> None:
         self.serial = serial
-        self.mailbox_id = MailboxId(UUID(mailbox_id)) if mailbox_id else None
+        if mailbox_id:  # a code that release 0.1.0 issued tells none
+            self.mailbox_id = MailboxId(UUID(mailbox_id))
         if withheld:
             self.withheld.add(serial)
         self.issued_at = timestamp
