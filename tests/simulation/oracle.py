@@ -158,11 +158,7 @@ class Oracle:
                     message_id = f"<{KEYRING.message_id(seen.registration_id, serial)}@sim.test>"
                     self._by_message_id[message_id] = (seen.registration_id, serial)
             case Registration.EmailDispatched():
-                must(event.serial not in seen.handed_over, "I5", "a hand-over is recorded twice", seen)
-                key = (seen.registration_id, event.serial)
-                must(key in self.copies, "I4", "a hand-over is recorded, but no mail server has the mail", seen)
-                seen.handed_over[event.serial] = event.timestamp
-                seen.handed_over_at[event.serial] = position
+                self._dispatched(seen, event, position)
             case Registration.EmailWithheld():
                 self._withheld(seen, event)
             case Registration.EmailDispatchFailed():
@@ -208,6 +204,13 @@ class Oracle:
         self._must(not seen.erased, "claims", "reopened after its erasure", seen)
         seen.status, seen.ended_at, seen.reason = "PENDING", None, None
         seen.revoked = seen.discarded = False
+
+    def _dispatched(self, seen: Seen, event: Registration.EmailDispatched, position: Position) -> None:
+        self._must(event.serial not in seen.handed_over, "I5", "a hand-over is recorded twice", seen)
+        key = (seen.registration_id, event.serial)
+        self._must(key in self.copies, "I4", "a hand-over is recorded, but no mail server has the mail", seen)
+        seen.handed_over[event.serial] = event.timestamp
+        seen.handed_over_at[event.serial] = position
 
     def _withheld(self, seen: Seen, event: Registration.EmailWithheld) -> None:
         may = seen.duplicate_of or seen.superseded_at or event.serial in seen.over_budget
