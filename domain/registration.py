@@ -67,20 +67,20 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     class OtpIssued(Event):
         """A code was issued; the previous one is no longer valid. `reason`: an `IssueReason`.
 
-        `withheld`: its mail is past the silent budget of the mailbox `mailbox_id`, and will not be sent. The stream of
-        the mailbox is None for codes of registrations that were begun under release 0.1.0, which kept no budget.
+        `withheld`: its mail is past the silent budget of the mailbox `mailbox_id`, and will not be sent. Release 0.1.0,
+        which kept no budget, recorded neither (None); of what it began, `mailbox_id` stays unknown ("").
         """
 
         TOPIC = "registration.otp_issued"
         class_version = 2
         serial: int
         reason: str
-        withheld: bool
+        withheld: bool | None
         mailbox_id: str | None
 
         @staticmethod
         def upcast_v1_v2(state: dict[str, Any]) -> None:
-            state["withheld"] = False
+            state["withheld"] = None
             state["mailbox_id"] = None
 
     class EmailDispatched(Event):
@@ -415,7 +415,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
             serial=self.serial + 1,
             reason=reason,
             withheld=withheld,
-            mailbox_id=str(self.mailbox_id) if self.mailbox_id else None,
+            mailbox_id=str(self.mailbox_id or ""),
             timestamp=now,
         )
 
@@ -545,7 +545,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
 
     @event(OtpIssued)
     def _otp_issued(
-        self, serial: int, reason: str, withheld: bool, mailbox_id: str | None, timestamp: datetime
+        self, serial: int, reason: str, withheld: bool | None, mailbox_id: str | None, timestamp: datetime
     ) -> None:
         self.serial = serial
         if mailbox_id:  # a code that release 0.1.0 issued tells none

@@ -39,7 +39,7 @@ def sentence(event: AnyEvent) -> str:
             )
         case Registration.OtpIssued():
             why = _ISSUED.get(event.reason, event.reason)
-            unsent = "; its mail is withheld, because the mailbox has had as many as it is sent" * event.withheld
+            unsent = "; its mail is withheld, because the mailbox has had as many as it is sent" * bool(event.withheld)
             return f"Code {event.serial} was issued {why}{unsent}."
         case Registration.EmailDispatched():
             return (

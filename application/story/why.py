@@ -108,7 +108,7 @@ def _learn(known: _Known, recorded: Recorded) -> None:
 
 
 def _learn_code(known: _Known, recorded: Recorded, event: Registration.OtpIssued) -> None:
-    known.serial, known.over_budget = event.serial, event.withheld
+    known.serial, known.over_budget = event.serial, bool(event.withheld)
     known.sent_before = known.sent or known.sent_before
     known.asked = known.sent = known.withheld = known.discarded = known.locked = None
     if event.reason == IssueReason.STALE and known.wanted is not None:

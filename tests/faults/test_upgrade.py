@@ -105,7 +105,7 @@ async def _roll_there_and_back(scene: Scene, former: tuple[str, ...]) -> None:
     errors = [operation for operation in scene.journal if (operation.status or 0) >= 500]
     # Nor does the release before know what became of a registration whose address another one has proven.
     topic = "registration.registration_superseded"
-    dead = {one for (one,) in await query(fleet.dsn, f"SELECT originator_id FROM events WHERE topic = '{topic}'")}  # noqa: S608 - a constant
+    dead = {one for (one,) in await query(fleet.dsn, f"SELECT originator_id FROM events WHERE topic = '{topic}'")}
     unknown_to_it = [(operation.registration_id in dead, operation.status) == (True, 500) for operation in errors]
     assert [
         operation

@@ -169,7 +169,7 @@ def otp_issued(
     reason: str = "registered",
     *,
     withheld: bool = False,
-    mailbox_id: UUID | None = MAILBOX,
+    mailbox_id: UUID | str | None = MAILBOX,
     at: datetime = T0,
 ) -> Fact:
     told = None if mailbox_id is None else str(mailbox_id)

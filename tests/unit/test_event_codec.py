@@ -75,7 +75,7 @@ registration.email_dispatched v1: serial: int, kind: str, provider: str, attempt
 registration.email_retry_requested v1: serial: int
 registration.email_verified v1: serial: int
 registration.email_withheld v1: serial: int
-registration.otp_issued v2: serial: int, reason: str, withheld: bool, mailbox_id: str | None
+registration.otp_issued v2: serial: int, reason: str, withheld: bool | None, mailbox_id: str | None
 registration.otp_revoked v1: serial: int
 registration.owner_notified v1: duplicate_id: str
 registration.personal_data_erased v1:
@@ -90,7 +90,7 @@ stray_message.kept v1: digest: str, reason: str, died_of: str, size: int, conten
 PLACED = {"originator_id", "originator_version", "originator_topic", "timestamp"}
 """Fields of the library's that every event, or every first event, has."""
 
-PRIMITIVE = {"str", "int", "bool", "datetime", "str | None", "int | None", "list[str]"}
+PRIMITIVE = {"str", "int", "bool", "datetime", "str | None", "int | None", "list[str]", "bool | None"}
 
 
 def fields(kind: type[AnyEvent]) -> list[dataclasses.Field[Any]]:

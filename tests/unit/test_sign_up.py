@@ -318,7 +318,7 @@ def test_a_new_code_of_a_registration_that_an_old_release_began_is_not_counted()
 
     [changed] = renew_code(registration, None, network="", now=LATER, policy=POLICY)
 
-    assert recorded(changed) == [otp_issued(2, "requested", mailbox_id=None)]
+    assert recorded(changed) == [otp_issued(2, "requested", mailbox_id="")]
 
 
 # --- Reopening --------------------------------------------------------------------------------
