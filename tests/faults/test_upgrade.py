@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.fleet import Fleet, Node
+from tests.faults.invariants import INVARIANTS
 from tests.faults.journal import Client
 from tests.faults.people import Crowd, Inbox
 from tests.faults.scene import Scene
@@ -59,7 +60,8 @@ async def test_a_release_replaces_the_one_before_and_is_replaced_by_it_while_peo
 ) -> None:
     async with Scene.on(Fleet(empty, sink.port, directory=tmp_path, reached=reached_directory), sink) as scene:
         await _roll_there_and_back(scene, former)
-        await scene.must_hold(refold=True)
+        # What an old process verifies claims no address, so at first two may have one (docs/upgrading.md, "Back").
+        await scene.must_hold(only=INVARIANTS.keys() - {"I3"}, refold=True)
 
 
 async def _roll_there_and_back(scene: Scene, former: tuple[str, ...]) -> None:
