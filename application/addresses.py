@@ -68,6 +68,16 @@ def canonical_address(address: str) -> str:
     return address.lower()
 
 
+def mailbox_guess(canonical: str) -> str:
+    """The mailbox that a canonical address may lead to: without tag (RFC 5233) and without dots in its local part.
+
+    Only to count mails by: where the guess is wrong, two people share a budget, and nobody gets another's account.
+    """
+    local, _, domain = canonical.rpartition("@")
+    base = local.partition("+")[0].replace(".", "") or local
+    return f"{base}@{domain}"
+
+
 def masked_address(address: str) -> str:
     """The address so that its owner recognises it and others learn little: `a•••@example.com`."""
     local, _, domain = address.rpartition("@")

@@ -37,11 +37,16 @@ class Command(BaseModel):
 # --- The registrant ---------------------------------------------------------------------------
 
 
+UNKNOWN_NETWORK = "unknown"
+"""The network of whoever has no address: on a Unix socket, or behind a proxy that names none. They share one."""
+
+
 class RegisterUser(Command):
-    """Start a registration; its code is sent by mail.
+    """Start a registration; its code is sent by mail, unless the mailbox's budget is used up.
 
     `idempotency_key` comes from the request's header, not its body. The registration's id is derived from it and the
-    address, so a repeat after a crash finds the registration that the first request made.
+    address, so a repeat after a crash finds the registration that the first request made. Nor does `network`, the
+    requester's, by which the mailbox's budget is shared out.
     """
 
     email: Annotated[
@@ -64,6 +69,7 @@ class RegisterUser(Command):
         AfterValidator(parse_locale),
     ] = "en"
     idempotency_key: str | None = Field(default=None, repr=False)
+    network: str = Field(default=UNKNOWN_NETWORK, repr=False)
 
     @field_validator("password")
     @classmethod
@@ -86,9 +92,11 @@ class VerifyEmail(Command):
 
 
 class RequestNewCode(Command):
-    """Replace the code with a new one, which is sent by mail."""
+    """Replace the code with a new one, which is sent by mail, unless the mailbox's budget is used up. `network`: the
+    requester's."""
 
     registration_id: UUID
+    network: str = Field(default=UNKNOWN_NETWORK, repr=False)
 
 
 # --- The mail worker --------------------------------------------------------------------------
@@ -117,7 +125,7 @@ class RecordEmailDispatchFailed(Command):
 
 
 class WithholdEmail(Command):
-    """Record that the mail of this issue is not sent: the owner of the address got a notice within the last day."""
+    """Record that the mail of this issue is not sent, for one of the reasons of `Registration.EmailWithheld`."""
 
     registration_id: UUID
     serial: int
@@ -168,7 +176,7 @@ class CancelRegistration(Command):
 
 
 class ReleaseEmail(Command):
-    """Release the address, if this registration still holds it."""
+    """Release the address, if this registration holds it."""
 
     registration_id: UUID
     claim_id: ClaimId

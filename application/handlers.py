@@ -13,7 +13,7 @@ from uuid import UUID
 
 from eventsourcing.domain import Aggregate
 
-from application.addresses import canonical_address
+from application.addresses import canonical_address, mailbox_guess
 from application.answers import Answer, Around, Handle
 from application.commands import (
     ActivateAccount,
@@ -39,7 +39,7 @@ from application.commands import (
 )
 from application.crash_points import crash_point
 from application.keyed_lock import KeyedLock
-from application.loading import Loaded, claimed_address, loaded, must_be_of_kind, require
+from application.loading import Loaded, known_address, loaded, must_be_of_kind, require
 from application.operator_acts import act_of
 from application.ports import (
     Clock,
@@ -53,14 +53,15 @@ from application.ports import (
 )
 from application.retrying import decided_again
 from domain.email_claim import EmailClaim
-from domain.errors import NotPending, Refused
+from domain.errors import Refused
+from domain.mailbox import Mailbox
 from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
 from domain.policy import Policy
 from domain.rebuild import Rebuild
 from domain.recorded import Actor, Position
 from domain.registration import Registration, Status
-from domain.sign_up import sign_up
+from domain.sign_up import prove, renew_code, reopen, sign_up
 from domain.stray_message import StrayMessage
 
 CONFLICT_RETRIES = 3
@@ -158,14 +159,14 @@ class Handlers:
         # The hash in place of the password: a fast hash of the password itself must not be stored in the log.
         fingerprint = secrets.fingerprint(command.email, command.name, password_hash or "", command.locale)
         person = Person(email=command.email, name=command.name, password_hash=password_hash)
-        claim_id = secrets.claim_id(address)
-        duplicates_id = secrets.claim_id(address, duplicate=True)
+        claim_id, mailbox_id = secrets.claim_id(address), secrets.mailbox_id(mailbox_guess(address))
+        network = secrets.network_mark(mailbox_id, command.network)
         idempotency_key = command.idempotency_key
         repeatable_id = secrets.registration_id_for(address, idempotency_key) if idempotency_key else None
 
         async def decide() -> Answer:
             streams = await self._log.load(
-                *((repeatable_id,) if repeatable_id else ()), holders_of=(claim_id, duplicates_id)
+                *((repeatable_id,) if repeatable_id else ()), holders_of=(claim_id,), mailboxes=(mailbox_id,)
             )
             now = self._clock()
             earlier = streams.get(Registration, repeatable_id) if repeatable_id else None
@@ -173,15 +174,19 @@ class Handlers:
             fresh = repeatable_id if earlier is None else None
             registration_id = fresh or secrets.new_registration_id(now)
             sealed, key = secrets.seal(registration_id, person)
+            mailbox = streams.get(Mailbox, mailbox_id)
             outcome = sign_up(
-                address=claimed_address(streams, claim_id),
-                duplicates=claimed_address(streams, duplicates_id),
+                address=known_address(streams, claim_id, mailbox),
+                mailbox_id=mailbox_id,
+                mailbox=mailbox,
                 earlier=earlier,
                 registration_id=registration_id,
                 fingerprint=fingerprint,
                 personal_data=sealed,
                 locale=command.locale,
+                network=network,
                 now=now,
+                policy=self._policy,
                 reveal_duplicates=self._reveal_duplicates,
             )
             registration = outcome.registration
@@ -190,24 +195,53 @@ class Handlers:
             crash_point("api.after_commit")
             return _answer(registration.id, Status.PENDING, saved, streams.position(registration.id))
 
-        return await self._in_turn(claim_id, decide)
+        return await self._in_turn(mailbox_id, decide)
 
     async def _verify_email(self, command: VerifyEmail, context: Context) -> Answer:
-        return await self._change(
-            command.registration_id,
-            context,
-            lambda r: r.verify(
-                offered=command.code.get_secret_value(),
-                expected=self._secrets.code(r.id, r.serial),
-                now=self._clock(),
+        """Try a code. Only the right one leads to a second read, of who else waits for the address or has it."""
+        registration_id, offered = command.registration_id, command.code.get_secret_value()
+
+        async def decide() -> Answer:
+            (registration, position), address, now = await self._load(registration_id), None, self._clock()
+            expected = self._secrets.code(registration_id, registration.serial)
+            if registration.may_be_verified(offered=offered, expected=expected, now=now, policy=self._policy):
+                claim_id, mailbox_id = registration.claim_id, registration.mailbox_id
+                mailboxes = () if mailbox_id is None else (mailbox_id,)
+                streams = await self._log.load(registration_id, holders_of=(claim_id,), mailboxes=mailboxes)
+                registration, position = loaded(streams, registration_id)
+                mailbox = None if mailbox_id is None else streams.get(Mailbox, mailbox_id)
+                address = known_address(streams, claim_id, mailbox)
+            proof = prove(
+                registration,
+                address,
+                offered=offered,
+                expected=self._secrets.code(registration_id, registration.serial),
+                now=now,
                 policy=self._policy,
-            ),
-        )
+            )
+            saved = await self._save(*proof.changed, context=context)
+            if proof.refused is not None:
+                raise proof.refused
+            return _answer(registration_id, registration.status, saved, position)
+
+        return await self._in_turn(registration_id, decide)
 
     async def _request_new_code(self, command: RequestNewCode, context: Context) -> Answer:
-        return await self._change(
-            command.registration_id, context, lambda r: r.request_new_code(now=self._clock(), policy=self._policy)
-        )
+        """Replace the code, and count its mail in the mailbox in the same commit."""
+        registration_id = command.registration_id
+        mailbox_id = (await self._load(registration_id)).registration.mailbox_id  # it stays the same
+        mailboxes = () if mailbox_id is None else (mailbox_id,)
+        network = "" if mailbox_id is None else self._secrets.network_mark(mailbox_id, command.network)
+
+        async def decide() -> Answer:
+            streams = await self._log.load(registration_id, mailboxes=mailboxes)
+            registration, position = loaded(streams, registration_id)
+            mailbox = None if mailbox_id is None else streams.get(Mailbox, mailbox_id)
+            changed = renew_code(registration, mailbox, network=network, now=self._clock(), policy=self._policy)
+            saved = await self._save(*changed, context=context)
+            return _answer(registration_id, registration.status, saved, position)
+
+        return await self._in_turn(mailbox_id or registration_id, decide)
 
     # --- The mail worker ----------------------------------------------------------------------
 
@@ -337,18 +371,13 @@ class Handlers:
 
         async def decide() -> Answer:
             registration, position = await self._load(command.registration_id)
-            changed: list[Aggregate] = [registration]
             if registration.may_be_reopened:
                 claim_id = registration.claim_id
-                claim = require(EmailClaim, await self._log.load(claim_id), claim_id)
-                if claim.holder is not None:  # by a later registration, or the compensation is still under way
-                    raise NotPending
-                registration.reopen(now=self._clock())
-                claim.take(registration_id=registration.id, now=self._clock())
-                changed.append(claim)
+                address = known_address(await self._log.load(holders_of=(claim_id,)), claim_id, None)
+                reopen(registration, address, now=self._clock())
             else:
                 registration.retry_mail(now=self._clock())
-            saved = await self._save(*changed, context=context)
+            saved = await self._save(registration, context=context)
             return _answer(registration.id, registration.status, saved, position)
 
         return await self._in_turn(command.registration_id, decide)

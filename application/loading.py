@@ -10,9 +10,10 @@ from application.ports import A, ForeignRequest, Streams, UnexpectedAggregate
 from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import UnknownRegistration
 from domain.mail_outcome import MailKind
+from domain.mailbox import Mailbox
 from domain.recorded import Position
 from domain.registration import Registration
-from domain.sign_up import ClaimedAddress
+from domain.sign_up import KnownAddress
 
 
 class Loaded(NamedTuple):
@@ -54,8 +55,13 @@ def must_be_of_kind(registration: Registration, kind: MailKind) -> None:
         raise ForeignRequest
 
 
-def claimed_address(streams: Streams, claim_id: ClaimId) -> ClaimedAddress:
-    """A claim, and the registration that holds it."""
+def known_address(streams: Streams, claim_id: ClaimId, mailbox: Mailbox | None) -> KnownAddress:
+    """An address's claim and registrations, from streams that were loaded with it and its mailbox."""
     claim = streams.get(EmailClaim, claim_id)
     holder = streams.get(Registration, claim.holder) if claim is not None and claim.holder is not None else None
-    return ClaimedAddress(claim_id, claim, holder)
+    applicants = [
+        streams.get(Registration, one.registration_id)
+        for one in (() if mailbox is None else mailbox.applicants)
+        if one.claim_id == claim_id and (holder is None or one.registration_id != holder.id)
+    ]
+    return KnownAddress(claim_id, claim, holder, tuple(filter(None, applicants)))

@@ -132,6 +132,9 @@ class MailDelivery:
         must_be_of_kind(registration, request.kind)
         if not registration.wants_mail(request.serial) or _was_tried(request, read):
             return
+        if registration.withholds_mail(request.serial):
+            await self._attempt(request, read, None, until)
+            return
         if registration.duplicate_of is not None:
             await self._deliver_notice(request, read, registration.duplicate_of, until)
             return

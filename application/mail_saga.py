@@ -127,7 +127,7 @@ def react(
             saga.end(outcome="active", now=now)
             return saga, []
         case Registration.RegistrationCancelled(reason=reason):
-            # By the saga's compensation, an operator or a superseding registration: the address is still claimed.
+            # By the saga's compensation or an operator; it may hold its address, if the log is of release 0.1.0.
             saga.end(outcome=reason, now=now)
             return saga, [ReleaseEmail(registration_id=saga.registration_id, claim_id=saga.claim_id)]
         case _:

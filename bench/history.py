@@ -19,6 +19,7 @@ from application.ports import Context
 from domain.email_claim import ClaimId, EmailClaim
 from domain.mail_outcome import HandOver, MailKind
 from domain.mail_saga import MailSaga
+from domain.mailbox import MailboxId
 from domain.policy import Policy
 from domain.recorded import Actor, Position
 from domain.registration import Registration
@@ -107,6 +108,8 @@ def _story() -> list[_Line]:
         personal_data=_SEALED,
         locale="en",
         duplicate_of=None,
+        mailbox_id=MailboxId(_CLAIM),
+        withheld=False,
         now=now,
     )
     record("registration", registration)

@@ -1,4 +1,4 @@
-"""EmailClaim: which registration holds an address."""
+"""EmailClaim: which registration has proven an address."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ ClaimId = NewType("ClaimId", UUID)
 class EmailClaim(Aggregate, created_event_name="EmailClaimed"):
     """Which registration holds one address. The stream's id is a keyed hash of the address, so the log never names it.
 
-    Saved in the same commit as the registration: of any number of simultaneous claims, the store's primary key lets
-    one through.
+    Saved in the same commit as the proof: of any number of simultaneous proofs, the store's primary key lets one
+    through. Until release 0.1.0 an address was claimed as soon as it was registered: in a log of that time a claim may
+    be held by a registration that is still pending, which keeps nobody out.
     """
 
     class Event(Aggregate.Event):
@@ -56,7 +57,7 @@ class EmailClaim(Aggregate, created_event_name="EmailClaimed"):
         )
 
     def take(self, *, registration_id: UUID, now: datetime) -> None:
-        """Claim the address for a registration, from an earlier holder that has ended."""
+        """Claim the address for a registration, from an earlier holder that has ended or has not proven it."""
         if self.holder == registration_id:
             return
         if self.holder is not None:

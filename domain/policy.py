@@ -22,6 +22,11 @@ class Policy:
         notice_interval: minimum time between two notices to the owner of an address that others try to register.
         codes_locked: number of locked codes after which the registration is undone. With 5 tries each, this limits
             the guesses at one registration to 25 (docs/security.md, S4); NIST SP 800-63B allows 100.
+        mailbox_mails_per_hour, mailbox_mails_per_day: how many mails a mailbox is sent at the request of whomever, the
+            first of each registration and every new code; past it they are withheld silently (docs/security.md, S13).
+            And one in `resend_cooldown`: with an interval of its own, a new code could be accepted and never be sent.
+        network_mails_per_hour, network_mails_per_day: the part of these that one network can use up, so that a stranger
+            leaves the person at least one mail an hour and two a day.
     """
 
     otp_ttl: timedelta = timedelta(minutes=10)
@@ -31,3 +36,7 @@ class Policy:
     registration_ttl: timedelta = timedelta(hours=24)
     notice_interval: timedelta = timedelta(hours=24)
     codes_locked: int = 5
+    mailbox_mails_per_hour: int = 3
+    mailbox_mails_per_day: int = 5
+    network_mails_per_hour: int = 2
+    network_mails_per_day: int = 3

@@ -19,6 +19,7 @@ from eventsourcing.utils import register_topic
 from domain.email_claim import ClaimId
 from domain.errors import CodeExpired, CodeLocked, NotPending, Refused, TooManyRequests, WrongCode
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, IssueReason, MailKind
+from domain.mailbox import MailboxId
 from domain.policy import Policy
 from domain.streams import begin
 
@@ -39,8 +40,10 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     PENDING → VERIFIED → ACTIVE, or CANCELLED, from where an operator may reopen it. A public method is a command: it
     checks, then records. One whose effect already holds records nothing.
 
-    A registration for an address that an account already holds is a `duplicate`: seen from outside it behaves like any
-    other, but no code ever matches, and its mail is a notice to the owner of the account.
+    Several registrations for one address may be pending side by side, each with its own code; who proves the address
+    first has it, and the others are superseded. A registration for an address that an account already holds is a
+    `duplicate`. Seen from outside, both behave like any other, but no code ever matches; a duplicate's mail is a notice
+    to the owner of the account, and a superseded one's is withheld.
     """
 
     class Event(Aggregate.Event):
@@ -62,11 +65,23 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         duplicate_of: str | None
 
     class OtpIssued(Event):
-        """A code was issued; the previous one is no longer valid. `reason`: an `IssueReason`."""
+        """A code was issued; the previous one is no longer valid. `reason`: an `IssueReason`.
+
+        `withheld`: its mail is past the silent budget of the mailbox `mailbox_id`, and will not be sent. Release 0.1.0,
+        which kept no budget, recorded neither (None); of what it began, `mailbox_id` stays unknown ("").
+        """
 
         TOPIC = "registration.otp_issued"
+        class_version = 2
         serial: int
         reason: str
+        withheld: bool | None
+        mailbox_id: str | None
+
+        @staticmethod
+        def upcast_v1_v2(state: dict[str, Any]) -> None:
+            state["withheld"] = None
+            state["mailbox_id"] = None
 
     class EmailDispatched(Event):
         """A mail server accepted the mail of this issue: a `HandOver`. `kind`: a `MailKind`."""
@@ -79,9 +94,11 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         reply_code: int
 
     class EmailWithheld(Event):
-        """The owner of the address already got a notice within the last day, so this issue's mail is not sent.
+        """The mail of this issue is not sent. Seen from outside, it counts as handed over.
 
-        Seen from outside, it counts as handed over.
+        Because it is past the mailbox's silent budget (`OtpIssued.withheld`); or nobody could use its code, because
+        another registration has proven the address (`RegistrationSuperseded`); or it would have been a notice, and the
+        owner of the address already got one within the last day.
         """
 
         TOPIC = "registration.email_withheld"
@@ -170,10 +187,20 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         TOPIC = "registration.registration_cancelled"
         reason: str
 
+    class RegistrationSuperseded(Event):
+        """Another registration, `by`, has proven the address, in this commit: no code of this one matches any more.
+
+        Seen from outside it stays pending until its ordinary end, or its status would tell whoever began it that the
+        address was proven just then.
+        """
+
+        TOPIC = "registration.registration_superseded"
+        by: str
+
     class RegistrationReopened(Event):
         """An operator has revived a registration that was undone although its registrant never got a mail.
 
-        The address is claimed again in the same commit. It repeats what `UserRegistered` said, for those who forgot it
+        It repeats what `UserRegistered` said, for those who forgot it
         when the registration was cancelled.
         """
 
@@ -211,6 +238,9 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self.cancel_reason: str | None = None
         self.owner_notified_at: datetime | None = None
         self.erased = False
+        self.mailbox_id: MailboxId | None = None
+        self.withheld: set[int] = set()
+        self.superseded_by: UUID | None = None
 
     @classmethod
     def register(
@@ -222,9 +252,11 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         personal_data: str,
         locale: str,
         duplicate_of: UUID | None,
+        mailbox_id: MailboxId,
+        withheld: bool,
         now: datetime,
     ) -> Registration:
-        """Start a registration and issue its first code."""
+        """Start a registration and issue its first code, whose mail is `withheld` or not."""
         registration = begin(
             cls,
             cls.UserRegistered,
@@ -237,7 +269,8 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
             locale=locale,
             duplicate_of=str(duplicate_of) if duplicate_of else None,
         )
-        registration.trigger_event(Registration.OtpIssued, serial=1, reason=IssueReason.REGISTERED, timestamp=now)
+        registration.mailbox_id = mailbox_id
+        registration._issue(IssueReason.REGISTERED, withheld=withheld, now=now)
         return registration
 
     # --- Queries ------------------------------------------------------------------------------
@@ -257,6 +290,11 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         return self.status in {Status.VERIFIED, Status.ACTIVE}
 
     @property
+    def can_be_proven(self) -> bool:
+        """Does the right code verify it? Never that of a duplicate or a superseded one."""
+        return self.duplicate_of is None and self.superseded_by is None
+
+    @property
     def mail_kind(self) -> MailKind:
         """Whether its mails are codes or notices."""
         return MailKind.CODE if self.duplicate_of is None else MailKind.NOTICE
@@ -265,7 +303,8 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     def may_be_reopened(self) -> bool:
         """Was it undone because no mail could be sent, for whatever reason?"""
         undone = self.cancel_reason in {CancelReason.UNDELIVERABLE, CancelReason.EXPIRED}
-        return undone and not self.erased and self.serial not in self.handed_over_at
+        given_up = self.erased or self.superseded_by is not None
+        return undone and not given_up and self.serial not in self.handed_over_at
 
     def lacks_mail(self, serial: int) -> bool:
         """Is this the current issue of a pending registration, and its mail not handed over yet?"""
@@ -275,6 +314,10 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     def wants_mail(self, serial: int) -> bool:
         """Is the mail of this issue still to be sent? Not if its code is locked: then a new code is due."""
         return self.lacks_mail(serial) and not self.locked
+
+    def withholds_mail(self, serial: int) -> bool:
+        """Is the mail of this issue not to be sent, though it is seen to be?"""
+        return serial in self.withheld or self.superseded_by is not None
 
     @property
     def latest_try_failed(self) -> bool:
@@ -290,6 +333,12 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
 
     # --- Codes --------------------------------------------------------------------------------
 
+    def may_be_verified(self, *, offered: str, expected: str, now: datetime, policy: Policy) -> bool:
+        """Would `verify` verify it with this code, if nobody else has proven the address?"""
+        # Compared even where no code ever matches, so that it takes the same time.
+        matches = compare_digest(offered.encode(), expected.encode())
+        return matches and self.is_pending and self.can_be_proven and self._code_refused(now, policy) is None
+
     def verify(self, *, offered: str, expected: str, now: datetime, policy: Policy) -> Refused | None:
         """Verify the address with the code from the mail.
 
@@ -302,14 +351,10 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
             return None
         if not self.is_pending:
             return NotPending()
-        if self.locked:
-            return CodeLocked()
-        handed_over_at = self.handed_over_at.get(self.serial)
-        if self.revoked or (handed_over_at is not None and now >= handed_over_at + policy.otp_ttl):
-            return CodeExpired()
-        # Compared even for a duplicate, whose codes never match, so that both take the same time.
-        matches = compare_digest(offered.encode(), expected.encode())
-        if matches and self.duplicate_of is None:
+        refused = self._code_refused(now, policy)
+        if refused is not None:
+            return refused
+        if self.may_be_verified(offered=offered, expected=expected, now=now, policy=policy):
             self.trigger_event(Registration.EmailVerified, serial=self.serial, timestamp=now)
             return None
         self.trigger_event(Registration.CodeRejected, serial=self.serial, attempt=self.rejections + 1, timestamp=now)
@@ -320,8 +365,17 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
                 self.cancel(reason=CancelReason.GUESSED, now=now)
         return WrongCode(attempts_left=max(0, policy.otp_max_attempts - self.rejections))
 
-    def request_new_code(self, *, now: datetime, policy: Policy) -> None:
-        """Replace the code because the registrant asks for it.
+    def _code_refused(self, now: datetime, policy: Policy) -> Refused | None:
+        """Why no code can be tried at the moment, whatever it is."""
+        if self.locked:
+            return CodeLocked()
+        handed_over_at = self.handed_over_at.get(self.serial)
+        if self.revoked or (handed_over_at is not None and now >= handed_over_at + policy.otp_ttl):
+            return CodeExpired()
+        return None
+
+    def check_new_code(self, *, now: datetime, policy: Policy) -> None:
+        """Check that the registrant may have the code replaced.
 
         Raises:
             NotPending: there is nothing left to prove.
@@ -337,12 +391,33 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
             waits.append(within_the_hour[-policy.resends_per_hour] + timedelta(hours=1) - now)
         if max(waits) > timedelta(0):
             raise TooManyRequests(retry_after=max(waits))
-        self.trigger_event(Registration.OtpIssued, serial=self.serial + 1, reason=IssueReason.REQUESTED, timestamp=now)
+
+    def request_new_code(self, *, now: datetime, policy: Policy, withheld: bool = False) -> None:
+        """Replace the code because the registrant asks for it; the mail of the new one is `withheld` or not.
+
+        Raises:
+            NotPending, TooManyRequests: see `check_new_code`.
+        """
+        self.check_new_code(now=now, policy=policy)
+        self._issue(IssueReason.REQUESTED, withheld=withheld, now=now)
 
     def replace_stale_code(self, *, serial: int, now: datetime) -> None:
-        """Replace the code of issue `serial`, which would be useless by the time its mail arrives."""
+        """Replace the code of issue `serial`, which would be useless by the time its mail arrives.
+
+        The mail of the new one takes the place of one that was never handed over, so it is not counted again.
+        """
         if self.lacks_mail(serial):
-            self.trigger_event(Registration.OtpIssued, serial=serial + 1, reason=IssueReason.STALE, timestamp=now)
+            self._issue(IssueReason.STALE, withheld=serial in self.withheld, now=now)
+
+    def _issue(self, reason: IssueReason, *, withheld: bool, now: datetime) -> None:
+        self.trigger_event(
+            Registration.OtpIssued,
+            serial=self.serial + 1,
+            reason=reason,
+            withheld=withheld,
+            mailbox_id=str(self.mailbox_id or ""),
+            timestamp=now,
+        )
 
     # --- Mail ---------------------------------------------------------------------------------
 
@@ -360,7 +435,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
             )
 
     def withhold_mail(self, *, serial: int, now: datetime) -> None:
-        """Do not send the mail of issue `serial`: the owner of the address has been notified already."""
+        """Do not send the mail of issue `serial`; the reasons are those of `EmailWithheld`."""
         if self.lacks_mail(serial):
             self.trigger_event(Registration.EmailWithheld, serial=serial, timestamp=now)
 
@@ -423,13 +498,15 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
             self.trigger_event(Registration.OtpRevoked, serial=self.serial, timestamp=now)
 
     def cancel(self, *, reason: CancelReason, now: datetime) -> None:
-        """Cancel the registration; its code is no longer valid.
+        """Cancel the registration; its code is no longer valid. One that expires because it was superseded says so.
 
         Raises:
             NotPending: the account is verified or active.
         """
         if self.is_proven:
             raise NotPending
+        if self.superseded_by is not None and reason is CancelReason.EXPIRED:
+            reason = CancelReason.SUPERSEDED
         if self.is_pending:
             self.trigger_event(Registration.RegistrationCancelled, reason=reason, timestamp=now)
 
@@ -449,12 +526,12 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
             duplicate_of=str(self.duplicate_of) if self.duplicate_of else None,
             timestamp=now,
         )
-        self.trigger_event(Registration.OtpIssued, serial=self.serial + 1, reason=IssueReason.REOPENED, timestamp=now)
+        self._issue(IssueReason.REOPENED, withheld=self.serial in self.withheld, now=now)
 
-    def supersede(self, *, now: datetime) -> None:
-        """Give way to a later registration of the same address: its commit ends this one's code and password."""
-        self.revoke_code(now=now)
-        self.cancel(reason=CancelReason.SUPERSEDED, now=now)
+    def give_way(self, *, by: UUID, now: datetime) -> None:
+        """Give way to the registration `by`, which has proven the address: no code of this one matches any more."""
+        if self.is_pending and self.can_be_proven:
+            self.trigger_event(Registration.RegistrationSuperseded, by=str(by), timestamp=now)
 
     def erase(self, *, now: datetime) -> None:
         """End the registration, whatever its status, and record that its personal data is destroyed."""
@@ -467,8 +544,14 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     # --- State changes: they run again on every replay, so they check nothing. They name the fields they use. ---
 
     @event(OtpIssued)
-    def _otp_issued(self, serial: int, reason: str, timestamp: datetime) -> None:
+    def _otp_issued(
+        self, serial: int, reason: str, withheld: bool | None, mailbox_id: str | None, timestamp: datetime
+    ) -> None:
         self.serial = serial
+        if mailbox_id:  # a code that release 0.1.0 issued tells none
+            self.mailbox_id = MailboxId(UUID(mailbox_id))
+        if withheld:
+            self.withheld.add(serial)
         self.issued_at = timestamp
         if reason == IssueReason.REQUESTED:
             self.requested_at.append(timestamp)
@@ -523,6 +606,10 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     def _registration_cancelled(self, reason: str) -> None:
         self.status = Status.CANCELLED
         self.cancel_reason = reason
+
+    @event(RegistrationSuperseded)
+    def _registration_superseded(self, by: str) -> None:
+        self.superseded_by = UUID(by)
 
     @event(RegistrationReopened)
     def _registration_reopened(self) -> None:

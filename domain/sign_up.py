@@ -1,4 +1,8 @@
-"""What a request to register becomes: a new registration, an earlier one, or a duplicate."""
+"""What concerns more than one registration: to begin one, to prove its address, to get a new code for it, to reopen it.
+
+Whoever proves an address first has it. Until then any number of registrations may wait for it side by side, each with a
+code, a password and an id of its own, and none can end another.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,9 @@ from uuid import UUID
 from eventsourcing.domain import Aggregate
 
 from domain.email_claim import ClaimId, EmailClaim
-from domain.errors import AddressTaken, IdempotencyKeyReused
+from domain.errors import AddressTaken, IdempotencyKeyReused, NotPending, Refused
+from domain.mailbox import Asked, Mailbox, MailboxId, decide_mail
+from domain.policy import Policy
 from domain.registration import Registration
 
 IDEMPOTENCY_TTL = timedelta(hours=24)
@@ -17,16 +23,42 @@ IDEMPOTENCY_TTL = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimedAddress:
-    """The claim of an address and the registration that holds it; there are two per address.
+class KnownAddress:
+    """What is known of an address.
 
-    The first is for the address itself. Requests to register an address that an account already holds compete for the
-    second, by the same rules: so they get the same responses, superseding and repeats included.
+    Attributes:
+        claim: None if nobody has proven it yet.
+        holder: the registration that the claim names.
+        applicants: the registrations for it that its mailbox remembers, as they are now, without the holder.
     """
 
     claim_id: ClaimId
     claim: EmailClaim | None
     holder: Registration | None
+    applicants: tuple[Registration, ...]
+
+    @property
+    def registrations(self) -> tuple[Registration, ...]:
+        """All that are known, the holder first."""
+        return self.applicants if self.holder is None else (self.holder, *self.applicants)
+
+    @property
+    def owner(self) -> Registration | None:
+        """The registration that has proven the address.
+
+        One that has proven it without claiming it was verified by a process of release 0.1.0, for which a registration
+        held its address from the beginning.
+        """
+        return next((one for one in self.registrations if one.is_proven), None)
+
+    def given_to(self, registration: Registration, now: datetime) -> tuple[EmailClaim, ...]:
+        """The claim, if it has to change for this registration to hold it."""
+        if self.claim is None:
+            return (EmailClaim.begin(claim_id=self.claim_id, registration_id=registration.id, now=now),)
+        if self.claim.holder == registration.id:
+            return ()
+        self.claim.take(registration_id=registration.id, now=now)
+        return (self.claim,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +71,31 @@ class SignUp:
 
 def sign_up(
     *,
-    address: ClaimedAddress,
-    duplicates: ClaimedAddress,
+    address: KnownAddress,
+    mailbox_id: MailboxId,
+    mailbox: Mailbox | None,
     earlier: Registration | None,
     registration_id: UUID,
     fingerprint: str,
     personal_data: str,
     locale: str,
+    network: str,
     now: datetime,
+    policy: Policy,
     reveal_duplicates: bool = False,
 ) -> SignUp:
     """Decide what a request to register becomes.
 
     The same payload again, while its registration is pending, returns that registration, unless it is being undone
-    already and its code would never arrive. Another payload supersedes the pending registration in the same commit, so
-    nobody can squat on an address whose mail they cannot read.
+    already and its code would never arrive. Another payload is a registration of its own. Every new registration has
+    the same events, whatever the address is: nobody can tell from them.
 
     Args:
+        mailbox: that of the address; None if nobody has asked for a mail there yet.
         earlier: the registration of the same address and Idempotency-Key, if there is one; valid for a day.
         registration_id: id of the new registration, if there is to be one.
         fingerprint: keyed hash of the whole payload.
+        network: keyed hash of the requester's network.
 
     Raises:
         IdempotencyKeyReused: `earlier` had another payload.
@@ -69,30 +106,107 @@ def sign_up(
             raise IdempotencyKeyReused
         return SignUp(earlier, ())
 
-    owner = address.holder if address.holder is not None and address.holder.is_proven else None
+    owner = address.owner
     if owner is not None and reveal_duplicates:
         raise AddressTaken
-    claimed = address if owner is None else duplicates
 
-    changed: list[Aggregate] = []
-    if claimed.holder is not None and claimed.holder.is_pending:
-        if claimed.holder.fingerprint == fingerprint and not claimed.holder.is_being_undone:
-            return SignUp(claimed.holder, ())
-        claimed.holder.supersede(now=now)
-        changed.append(claimed.holder)
+    for one in address.registrations:
+        if one.is_pending and one.fingerprint == fingerprint and not one.is_being_undone:
+            return SignUp(one, ())
 
+    mailbox = decide_mail(
+        mailbox,
+        mailbox_id,
+        Asked(registration_id, 1, address.claim_id, network),
+        now=now,
+        policy=policy,
+        ended={one.id for one in address.applicants if not one.is_pending},
+    )
     registration = Registration.register(
         registration_id=registration_id,
-        claim_id=claimed.claim_id,
+        claim_id=address.claim_id,
         fingerprint=fingerprint,
         personal_data=personal_data,
         locale=locale,
         duplicate_of=None if owner is None else owner.id,
+        mailbox_id=mailbox_id,
+        withheld=mailbox.withheld,
         now=now,
     )
-    if claimed.claim is None:
-        claim = EmailClaim.begin(claim_id=claimed.claim_id, registration_id=registration_id, now=now)
-    else:
-        claim = claimed.claim
-        claim.take(registration_id=registration_id, now=now)
-    return SignUp(registration, (*changed, registration, claim))
+    mended = () if owner is None else address.given_to(owner, now)
+    return SignUp(registration, (registration, mailbox, *mended))
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The aggregates to save, and the refusal to raise after that."""
+
+    refused: Refused | None
+    changed: tuple[Aggregate, ...]
+
+
+def prove(
+    registration: Registration,
+    address: KnownAddress | None,
+    *,
+    offered: str,
+    expected: str,
+    now: datetime,
+    policy: Policy,
+) -> Proof:
+    """Prove an address with a code from a mail, which decides in one commit whose it is.
+
+    The registrations that wait for the same address give way. If another one has proven it, no code matches, as for a
+    duplicate.
+
+    Args:
+        address: None if `Registration.may_be_verified` says that the code is not the right one.
+    """
+    owner = None if address is None else address.owner
+    mended: tuple[Aggregate, ...] = ()
+    if address is not None and owner is not None and owner.id != registration.id:
+        registration.give_way(by=owner.id, now=now)  # it was begun while the other one was being verified
+        mended = address.given_to(owner, now)
+
+    refused = registration.verify(offered=offered, expected=expected, now=now, policy=policy)
+    if address is None or refused is not None:
+        return Proof(refused, (registration, *mended))
+    others = tuple(one for one in address.registrations if one.id != registration.id)
+    for one in others:
+        one.give_way(by=registration.id, now=now)
+    return Proof(None, (registration, *address.given_to(registration, now), *others))
+
+
+def renew_code(
+    registration: Registration, mailbox: Mailbox | None, *, network: str, now: datetime, policy: Policy
+) -> tuple[Aggregate, ...]:
+    """Replace a registration's code because the registrant asks for it; returns the aggregates to save.
+
+    Its mail is sent if it is within the budget of the mailbox, and otherwise withheld silently.
+
+    Args:
+        mailbox: that of the registration; None if nobody has asked for a mail there yet.
+        network: keyed hash of the requester's network.
+
+    Raises:
+        NotPending, TooManyRequests: see `Registration.check_new_code`.
+    """
+    registration.check_new_code(now=now, policy=policy)
+    if registration.mailbox_id is None:
+        registration.request_new_code(now=now, policy=policy)
+        return (registration,)
+    asked = Asked(registration.id, registration.serial + 1, None, network)
+    mailbox = decide_mail(mailbox, registration.mailbox_id, asked, now=now, policy=policy)
+    registration.request_new_code(now=now, policy=policy, withheld=mailbox.withheld)
+    return registration, mailbox
+
+
+def reopen(registration: Registration, address: KnownAddress, *, now: datetime) -> None:
+    """Undo a registration's cancellation at an operator's request. It waits for the proof again, as others may.
+
+    Raises:
+        NotPending: see `Registration.may_be_reopened`; or another registration has proven the address since.
+    """
+    if address.owner is not None and registration.can_be_proven:
+        raise NotPending
+    registration.reopen(now=now)

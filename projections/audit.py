@@ -121,7 +121,7 @@ _NOT_DETAILS = frozenset(
 )  # fmt: skip
 
 
-_LATER = frozenset({"circuit"})
+_LATER = frozenset({"circuit", "withheld", "mailbox_id"})
 """Fields that events got later: entries of older events are without them, and stay as they are."""
 
 

@@ -11,6 +11,7 @@ from uuid import UUID
 from eventsourcing.domain import Aggregate
 
 from domain.email_claim import ClaimId
+from domain.mailbox import MailboxId
 from domain.recorded import AnyEvent, Position
 
 A = TypeVar("A", bound=Aggregate)
@@ -84,8 +85,14 @@ class Log(Protocol):
         """
         ...
 
-    async def load(self, *stream_ids: UUID, holders_of: Sequence[ClaimId] = ()) -> Streams:
-        """The given streams, and the claims `holders_of` with their current holders' streams, in one round trip."""
+    async def load(
+        self, *stream_ids: UUID, holders_of: Sequence[ClaimId] = (), mailboxes: Sequence[MailboxId] = ()
+    ) -> Streams:
+        """The given streams, the claims `holders_of` with their current holders' streams, and the `mailboxes` with the
+        streams of those of their applicants that want an address of `holders_of`, all in one round trip.
+
+        Of a mailbox only the latest event is read, which has its whole state.
+        """
         ...
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from application.ports.log import WrappedKey
 from domain.email_claim import ClaimId
+from domain.mailbox import MailboxId
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,16 @@ class Secrets(Protocol):
     """Everything derived from the service's root secret, and the sealing of personal data."""
 
     def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> ClaimId:
-        """Stream of the address's claim; with `duplicate`, of the claim for which duplicates compete."""
+        """Stream of the address's claim; with `duplicate`, that which duplicates claimed until release 0.1.0."""
+        ...
+
+    def mailbox_id(self, mailbox: str) -> MailboxId:
+        """Stream of a mailbox, as `application.addresses.mailbox_guess` names it."""
+        ...
+
+    def network_mark(self, mailbox_id: MailboxId, network: str) -> str:
+        """Keyed hash of a requester's network, for one mailbox: 32 bits in hexadecimal, enough to tell apart the few
+        networks that ask for mails there, and too few to name one."""
         ...
 
     def registration_id_for(self, canonical_email: str, idempotency_key: str) -> UUID: ...

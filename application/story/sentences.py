@@ -8,6 +8,7 @@ from typing import Final
 from application.story.words import ACTS, CANCELLED, FAILURES, LOOKS, moment
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
+from domain.mailbox import Mailbox
 from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
 from domain.recorded import AnyEvent
@@ -37,13 +38,15 @@ def sentence(event: AnyEvent) -> str:
                 "no code will match, and the owner gets a notice."
             )
         case Registration.OtpIssued():
-            return f"Code {event.serial} was issued {_ISSUED.get(event.reason, event.reason)}."
+            why = _ISSUED.get(event.reason, event.reason)
+            unsent = "; its mail is withheld, because the mailbox has had as many as it is sent" * bool(event.withheld)
+            return f"Code {event.serial} was issued {why}{unsent}."
         case Registration.EmailDispatched():
             return (
                 f"Mail server {event.provider} accepted {mail(event)} with {event.reply_code}{tries(event.attempts)}."
             )
         case Registration.EmailWithheld():
-            return f"Mail {event.serial} was withheld: the owner of the address got a notice within the last day."
+            return f"Mail {event.serial} was withheld."
         case Registration.EmailDispatchFailed():
             return f"{mail(event).capitalize()} was not sent: {failure(event)}."
         case Registration.EmailRetryRequested():
@@ -64,12 +67,17 @@ def sentence(event: AnyEvent) -> str:
             return f"Undone: code {event.serial} was revoked."
         case Registration.RegistrationCancelled():
             return f"Undone: the registration was cancelled, because {cancelled(event.reason)}."
+        case Registration.RegistrationSuperseded():
+            return f"Registration {event.by} has proven the address: no code of this one will match any more."
         case Registration.RegistrationReopened():
             return "The registration was reopened."
         case Registration.PersonalDataErased():
             return "The person's key was destroyed: address and name cannot be read any more."
         case EmailClaim.EmailClaimed():
             return "The address belongs to this registration."
+        case Mailbox.MailDecided():
+            decided = "will be withheld" if event.withheld else "may be sent"
+            return f"Mail {event.serial} {decided}: the mailbox was granted {len(event.granted)} within a day."
         case EmailClaim.EmailReleased():
             return "Undone: the address is free again."
         case MailSaga.MailSagaStarted():

@@ -138,7 +138,7 @@ def _did(event: AnyEvent) -> str:
             return "asked to register"
         case Registration.OtpIssued(reason="requested"):
             return "asked for a new code"
-        case Registration.CodeRejected():
+        case Registration.CodeRejected() | Registration.RegistrationSuperseded():
             return "entered a wrong code"
         case Registration.EmailVerified():
             return "entered the code"

@@ -43,6 +43,8 @@ class _Known:
     sent_before: Recorded | None = None
     failed: list[Recorded] = field(default_factory=list)
     withheld: Recorded | None = None
+    over_budget: bool = False
+    superseded: Recorded | None = None
     discarded: Recorded | None = None
     locked: Recorded | None = None
     verified: Recorded | None = None
@@ -84,6 +86,8 @@ def _learn(known: _Known, recorded: Recorded) -> None:
             known.failed.append(recorded)
         case Registration.EmailWithheld():
             known.withheld = recorded
+        case Registration.RegistrationSuperseded():
+            known.superseded = recorded
         case Registration.EmailDiscarded():
             known.discarded = recorded
         case Registration.CodeLocked():
@@ -104,13 +108,21 @@ def _learn(known: _Known, recorded: Recorded) -> None:
 
 
 def _learn_code(known: _Known, recorded: Recorded, event: Registration.OtpIssued) -> None:
-    known.serial = event.serial
+    known.serial, known.over_budget = event.serial, bool(event.withheld)
     known.sent_before = known.sent or known.sent_before
     known.asked = known.sent = known.withheld = known.discarded = known.locked = None
     if event.reason == IssueReason.STALE and known.wanted is not None:
         known.codes += 1
     else:
         known.wanted, known.codes, known.failed = recorded, 1, []
+
+
+def _withheld_because(known: _Known) -> str:
+    if known.over_budget:
+        return "the mailbox, or the part of it that the requester's network gets, has had as many mails as it is sent"
+    if known.superseded is not None:
+        return f"the address was proven by another registration at {moment(known.superseded.recorded_at)}"
+    return "the address belongs to an account, whose owner got a notice within the day before"
 
 
 def _answer(known: _Known, now: datetime, present: AtPresent | None) -> str:
@@ -120,10 +132,7 @@ def _answer(known: _Known, now: datetime, present: AtPresent | None) -> str:
             kind = " It was a notice to the owner of the account: the address was taken, so there was no code in it."
         return f"It was sent: {_accepted(known.sent)}{_since(known, known.sent)}.{kind} What came after that, only that server knows."
     if known.withheld is not None:
-        return (
-            f"It was withheld at {moment(known.withheld.recorded_at)}: the address belongs to an account, "
-            "whose owner got a notice within the day before."
-        )
+        return f"It was withheld at {moment(known.withheld.recorded_at)}: {_withheld_because(known)}."
     if known.verified is not None:
         return f"That it was sent is not recorded, but its code was entered at {moment(known.verified.recorded_at)}."
     if known.cancelled is not None:

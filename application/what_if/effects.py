@@ -17,6 +17,7 @@ from application.commands import (
 from application.what_if.history import History, Mark
 from domain.email_claim import EmailClaim
 from domain.errors import Refused
+from domain.mail_outcome import CancelReason
 from domain.recorded import Position, Recorded
 from domain.registration import Registration
 
@@ -44,7 +45,9 @@ def is_effect_of(mark: Mark, command: Command) -> bool:
         return False
     match command, mark:
         case CancelRegistration(reason=reason), Recorded(event=Registration.RegistrationCancelled() as cancelled):
-            return cancelled.reason == reason
+            # One that expires after it was superseded says so.
+            expired = reason is CancelReason.EXPIRED and cancelled.reason == CancelReason.SUPERSEDED
+            return cancelled.reason == reason or expired
         case ReplaceStaleCode(serial=serial), Recorded(event=Registration.OtpIssued() as issued):
             return issued.serial == serial + 1
         case _:

@@ -8,10 +8,10 @@ from typing import Final, NamedTuple
 
 from starlette.types import Scope
 
+from application.commands import UNKNOWN_NETWORK
 from infrastructure.settings.values import Network
 
-UNKNOWN: Final = "unknown"
-"""The network of who has no address: on a Unix socket, or behind a proxy that names none. They share one."""
+UNKNOWN: Final = UNKNOWN_NETWORK
 
 SITE: Final = 64
 """Bits of an IPv6 address that one subscriber is given at least (RFC 6177); the others are theirs to change."""

@@ -152,11 +152,12 @@ def _extra(*parameters: dict[str, Any], schema: dict[str, Any] | None = None, ex
     return extra
 
 
-def _without(kind: type[Command], name: str) -> dict[str, Any]:
-    """The command's JSON schema without a field that is not in the body."""
+def _without(kind: type[Command], *names: str) -> dict[str, Any]:
+    """The command's JSON schema without the fields that are not in the body."""
     schema = kind.model_json_schema()
-    del schema["properties"][name]
-    schema["required"] = [one for one in schema["required"] if one != name]
+    for name in names:
+        del schema["properties"][name]
+    schema["required"] = [one for one in schema["required"] if one not in names]
     return schema
 
 
@@ -193,7 +194,7 @@ REGISTER: Final[dict[str, Any]] = {
     },
     "openapi_extra": _extra(
         _KEY,
-        schema=_without(RegisterUser, "idempotency_key"),
+        schema=_without(RegisterUser, "idempotency_key", "network"),
         example={
             "email": "ada@example.com",
             "name": "Ada Lovelace",

@@ -23,6 +23,7 @@ from domain.errors import UnknownRegistration
 from domain.languages import language_of
 from domain.recorded import Actor
 from domain.registration import Status
+from entrypoints.api.client_address import network_of
 from entrypoints.api.guard import body_of, context_of
 from entrypoints.api.limits import ASKING_FOR_A_CODE, REGISTERING, VERIFYING, RequestLimits
 from entrypoints.api.openapi import REGISTER, REQUEST_CODE, VERIFY, show_described
@@ -109,7 +110,7 @@ def _commands(
         with _Counted(metrics.registration):
             requester = limits.requester(request.scope, REGISTERING)
             key = _idempotency_key_of(request)
-            command = parse(RegisterUser, body_of(request), idempotency_key=key)
+            command = parse(RegisterUser, body_of(request), idempotency_key=key, network=network_of(request.scope))
             await limits.registration(requester, command.email)
             hint = rules.check(command)
             begun = await handlers.handle(command, context_of(request, Actor.CLIENT))
@@ -137,7 +138,7 @@ def _commands(
     async def request_code(request: Request) -> Response:
         """Replace the code by a new one, at most once a minute and five times an hour."""
         await limits.request(request.scope, ASKING_FOR_A_CODE)
-        command = RequestNewCode(registration_id=_id_of(request))
+        command = RequestNewCode(registration_id=_id_of(request), network=network_of(request.scope))
         renewed = await handlers.handle(command, context_of(request, Actor.CLIENT))
         return answer(CodeRequested(renewed.subject_id, NEW_CODE), 202, {"Registrar-Position": str(renewed.position)})
 

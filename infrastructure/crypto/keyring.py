@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from application.ports import Person, WrappedKey, WrongMasterKey
 from domain.email_claim import ClaimId
+from domain.mailbox import MailboxId
 from infrastructure.crypto.key_uses import note_first_use, noted, read_use
 from infrastructure.crypto.master_keys import NONCE_BYTES, MasterKeys, Unopened
 from infrastructure.postgres.connection import Connection
@@ -40,6 +41,8 @@ class Keyring:
         """
         self.master_keys = keys_of(master_key)
         self._address_key = _derive(root_secret, b"address claim")
+        self._mailbox_key = _derive(root_secret, b"mailbox")
+        self._network_key = _derive(root_secret, b"requester's network")
         self._idempotency_key = _derive(root_secret, b"idempotent registration id")
         self._fingerprint_key = _derive(root_secret, b"payload fingerprint")
         self._code_key = _derive(root_secret, b"one-time codes")
@@ -49,9 +52,17 @@ class Keyring:
         self.journal_seed = _derive(root_secret, b"journal of erasures")
 
     def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> ClaimId:
-        """The stream of the address's claim; with `duplicate`, of the claim that decides among duplicates."""
+        """See `application.ports.Secrets`."""
         label = b"duplicate\0" if duplicate else b"address\0"
         return ClaimId(_uuid8(hmac.digest(self._address_key, label + canonical_email.encode(), "sha256")))
+
+    def mailbox_id(self, mailbox: str) -> MailboxId:
+        """See `application.ports.Secrets`."""
+        return MailboxId(_uuid8(hmac.digest(self._mailbox_key, mailbox.encode(), "sha256")))
+
+    def network_mark(self, mailbox_id: MailboxId, network: str) -> str:
+        """See `application.ports.Secrets`."""
+        return hmac.digest(self._network_key, mailbox_id.bytes + network.encode(), "sha256")[:4].hex()
 
     def registration_id_for(self, canonical_email: str, idempotency_key: str) -> UUID:
         """The id of the registration with this address and Idempotency-Key: always the same."""

@@ -14,6 +14,7 @@ from eventsourcing.utils import get_topic
 
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
+from domain.mailbox import Mailbox
 from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
 from domain.rebuild import Rebuild
@@ -25,8 +26,8 @@ _DATETIME = "datetime_iso"  # the library's name of its transcoding of datetimes
 
 
 class EventTranscoder(Transcoder):
-    """Fields are primitive (text, numbers, booleans, null) or datetimes, in the form that the library's own
-    `JSONTranscoder` reads, so an unmodified application of the library can read our log."""
+    """Fields are primitive (text, numbers, booleans, null), datetimes or lists of text, in the form that the library's
+    own `JSONTranscoder` reads, so an unmodified application of the library can read our log."""
 
     def __init__(self) -> None:
         self._encode = msgspec.json.Encoder().encode
@@ -54,7 +55,7 @@ def _transcoded(value: datetime) -> dict[str, str]:
 def event_classes() -> dict[str, type[AnyEvent]]:
     """Every event class by its topic; this also registers the topics with the library."""
     classes: dict[str, type[AnyEvent]] = {}
-    for aggregate in (Registration, EmailClaim, MailSaga, StrayMessage, Rebuild, ParkedRetry, OperatorAct):
+    for aggregate in (Registration, EmailClaim, Mailbox, MailSaga, StrayMessage, Rebuild, ParkedRetry, OperatorAct):
         for member in vars(aggregate).values():
             # `hasattr` sees an inherited TOPIC: the library replaces each event class that we write by a subclass.
             if isinstance(member, type) and issubclass(member, CanMutateAggregate) and hasattr(member, "TOPIC"):

@@ -16,8 +16,18 @@ from infrastructure.postgres.circumstances import TellingRefusals
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from infrastructure.postgres.cutting import cut_after
 
-# The streams asked for, the claims, and the streams of the registrations that hold the claims now.
+# The streams asked for; the claims, and the streams of the registrations that hold them now; the latest event of each
+# mailbox, and the streams of its applicants for an address of these claims. (An applicant is "REGISTRATION CLAIM …".)
 _LOAD = """
+    WITH mailbox AS MATERIALIZED (
+        SELECT latest.*
+        FROM unnest(%(mailboxes)b::uuid[]) AS asked (id)
+        CROSS JOIN LATERAL (
+            SELECT m.originator_id, m.originator_version, m.topic, m.state, m.notification_id
+            FROM events AS m WHERE m.originator_id = asked.id
+            ORDER BY m.originator_version DESC LIMIT 1
+        ) AS latest
+    )
     SELECT e.originator_id, e.originator_version, e.topic, e.state, e.notification_id
     FROM (
         SELECT unnest(%(streams)b::uuid[]) AS id
@@ -28,11 +38,21 @@ _LOAD = """
             SELECT c.state FROM events AS c WHERE c.originator_id = claim.id
             ORDER BY c.originator_version DESC LIMIT 1
         ) AS latest
+        UNION SELECT split_part(applicant.told, ' ', 1)::uuid
+        FROM mailbox
+        CROSS JOIN LATERAL jsonb_array_elements_text(
+            convert_from(mailbox.state, 'UTF8')::jsonb -> 'applicants'
+        ) AS applicant (told)
+        WHERE split_part(applicant.told, ' ', 2)::uuid = ANY (%(claims)b::uuid[])
     ) AS wanted
     CROSS JOIN LATERAL (
         SELECT * FROM events AS s WHERE s.originator_id = wanted.id ORDER BY s.originator_version
     ) AS e
+    UNION ALL SELECT * FROM mailbox
 """
+
+_Request = tuple[tuple[UUID, ...], tuple[UUID, ...], tuple[UUID, ...]]
+"""Streams, claims and mailboxes."""
 
 _Rows = dict[UUID, list[tuple[int, str, bytes, Position]]]
 
@@ -89,7 +109,7 @@ class StreamLoader:
         self._codec = codec
         self._on_unavailable = on_unavailable
         self._refusals = TellingRefusals("load")
-        self._loads: Batcher[tuple[tuple[UUID, ...], tuple[UUID, ...]], LoadedStreams] = Batcher(
+        self._loads: Batcher[_Request, LoadedStreams] = Batcher(
             self._load_batch, name="load", max_batch=200, max_waiting=max_waiting, pace=pace
         )
 
@@ -116,19 +136,20 @@ class StreamLoader:
 
         await self._connection.execute_idempotent(ask)
 
-    async def load(self, *stream_ids: UUID, holders_of: Sequence[UUID] = ()) -> LoadedStreams:
+    async def load(
+        self, *stream_ids: UUID, holders_of: Sequence[UUID] = (), mailboxes: Sequence[UUID] = ()
+    ) -> LoadedStreams:
         """See `application.ports.Log.load`."""
-        return await self._loads.do((stream_ids, tuple(holders_of)))
+        return await self._loads.do((stream_ids, tuple(holders_of), tuple(mailboxes)))
 
-    async def _load_batch(
-        self, requests: Sequence[tuple[tuple[UUID, ...], tuple[UUID, ...]]]
-    ) -> Sequence[LoadedStreams | Exception]:
-        streams = list({stream for stream_ids, _ in requests for stream in stream_ids})
-        claims = list({claim for _, claim_ids in requests for claim in claim_ids})
+    async def _load_batch(self, requests: Sequence[_Request]) -> Sequence[LoadedStreams | Exception]:
+        streams = list({one for stream_ids, _, _ in requests for one in stream_ids})
+        claims = list({one for _, claim_ids, _ in requests for one in claim_ids})
+        mailboxes = list({one for _, _, mailbox_ids in requests for one in mailbox_ids})
 
         async def select(connection: Connection) -> _Rows:
             cursor = connection.cursor(binary=True)
-            await cursor.execute(_LOAD, {"streams": streams, "claims": claims})
+            await cursor.execute(_LOAD, {"streams": streams, "claims": claims, "mailboxes": mailboxes})
             rows: _Rows = {}
             for stream_id, version, topic, state, position in await cursor.fetchall():
                 rows.setdefault(stream_id, []).append((version, topic, state, position))

@@ -137,9 +137,11 @@ class EventStore:
 
     # --- Reading ------------------------------------------------------------------------------
 
-    async def load(self, *stream_ids: UUID, holders_of: Sequence[UUID] = ()) -> LoadedStreams:
+    async def load(
+        self, *stream_ids: UUID, holders_of: Sequence[UUID] = (), mailboxes: Sequence[UUID] = ()
+    ) -> LoadedStreams:
         """See `application.ports.Log.load`."""
-        return await self._loader.load(*stream_ids, holders_of=holders_of)
+        return await self._loader.load(*stream_ids, holders_of=holders_of, mailboxes=mailboxes)
 
     @property
     def end_seen(self) -> Position:

@@ -211,38 +211,33 @@ def no_ghost(evidence: Evidence) -> Iterator[str]:
 
 @_invariant("I3")
 def unique(evidence: Evidence) -> Iterator[str]:
-    """At every prefix of the log an address has at most one unended registration, and ever at most one account."""
+    """At every prefix of the log an address has at most one registration that has proven it, and that one holds it."""
     claim_of: dict[UUID, UUID] = {}
-    unended: dict[UUID, set[UUID]] = defaultdict(set)
-    accounts: dict[UUID, set[UUID]] = defaultdict(set)
+    proven: dict[UUID, set[UUID]] = defaultdict(set)
     holder: dict[UUID, UUID | None] = {}
     for recorded in evidence.log:
         event = recorded.event
         stream = event.originator_id
         match event:
             case Registration.UserRegistered():
-                claim = claim_of[stream] = UUID(event.claim_id)
-                unended[claim].add(stream)
-                if len(unended[claim]) > 1:
-                    yield f"at position {recorded.position} claim {claim} has unended registrations {_listed(unended[claim])}"
+                claim_of[stream] = UUID(event.claim_id)
             case Registration.RegistrationCancelled() | Registration.PersonalDataErased() if stream in claim_of:
-                unended[claim_of[stream]].discard(stream)
-                accounts[claim_of[stream]].discard(stream)
-            case Registration.AccountActivated() if stream in claim_of:
+                proven[claim_of[stream]].discard(stream)
+            case Registration.EmailVerified() if stream in claim_of:
                 claim = claim_of[stream]
-                accounts[claim].add(stream)
-                if len(accounts[claim]) > 1:
-                    yield f"at position {recorded.position} claim {claim} has accounts {_listed(accounts[claim])}"
+                proven[claim].add(stream)
+                if len(proven[claim]) > 1:
+                    yield f"at position {recorded.position} claim {claim} is proven by {_listed(proven[claim])}"
             case EmailClaim.EmailClaimed(registration_id=registration_id):
                 if holder.get(stream) not in {None, UUID(registration_id)}:
                     yield f"at position {recorded.position} claim {stream} is taken by {registration_id}, and held by {holder[stream]}"
                 holder[stream] = UUID(registration_id)
             case EmailClaim.EmailReleased():
                 holder[stream] = None
-    for claim, registrations in unended.items():
-        for unfinished in registrations:
-            if holder.get(claim) != unfinished:
-                yield f"registration {unfinished} has not ended, and its claim {claim} is held by {holder.get(claim)}"
+    for claim, registrations in proven.items():
+        for one in registrations:
+            if holder.get(claim) != one:
+                yield f"registration {one} has proven its address, and its claim {claim} is held by {holder.get(claim)}"
     yield from _one_claim_per_address(evidence, claim_of)
 
 

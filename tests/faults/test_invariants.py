@@ -45,6 +45,7 @@ OTHER = UUID("019cab10-0000-7000-8000-000000000002")
 OTHER_CLAIM = UUID("c1a10000-0000-5000-8000-000000000002")
 REQUEST = UUID("c0000000-0000-4000-8000-00000000000a")
 VERIFYING = UUID("c0000000-0000-4000-8000-00000000000b")
+VERIFYING_OTHER = UUID("c0000000-0000-4000-8000-00000000000c")
 KEY = "f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff"
 
 
@@ -229,12 +230,28 @@ def verified_by_a_refused_request() -> Evidence:
     return clean(journal=[operation("verify", "fail", request_id=VERIFYING, code="111111")])
 
 
-def two_unended_registrations() -> Evidence:
-    # The second one takes the claim by its rules, but nobody has ended the first.
-    history = mailed(History())
+def two_proofs_of_one_address() -> Evidence:
+    # The second one takes the claim by its rules, but the first one has not ended.
+    history = whole_story()
     history.add(CLAIM, email_released())
-    mailed_other = mailed(history, registration_id=OTHER)
-    return evidence(mailed_other, mails=[copy(), copy(2)], issues=two_issues())
+    mailed(history, registration_id=OTHER).add(OTHER, email_verified(), because_of=VERIFYING_OTHER)
+    history.add(OTHER, account_activated(), actor="mail-saga")
+    history.add(saga(OTHER), saga_ended(OTHER), actor="mail-saga")
+    offered = [
+        register(request_id=REQUEST),
+        operation("verify", request_id=VERIFYING, code="111111"),
+        operation("verify", request_id=VERIFYING_OTHER, registration_id=OTHER, code="222222"),
+    ]
+    return evidence(history, mails=[copy(), copy(2)], issues=two_issues(), journal=offered)
+
+
+def proof_without_a_claim() -> Evidence:
+    history = mailed(History()).add(CLAIM, email_released())
+    history.add(REGISTRATION, email_verified(), because_of=VERIFYING)
+    history.add(REGISTRATION, account_activated(), actor="mail-saga")
+    history.add(saga(), saga_ended(), actor="mail-saga")
+    offered = [register(request_id=REQUEST), operation("verify", request_id=VERIFYING, code="111111")]
+    return evidence(history, journal=offered)
 
 
 def two_issues() -> dict[tuple[UUID, int], Issue]:
@@ -584,7 +601,7 @@ def not_live_while_another_node_is_dead() -> Evidence:
 FORGERIES: dict[str, list[Callable[[], Evidence]]] = {
     "I1": [lost_acknowledgement, lost_verification, lost_new_code, position_beyond_the_end],
     "I2": [ghost, verified_by_a_refused_request],
-    "I3": [two_unended_registrations, claim_taken_from_its_holder, two_claims_of_one_address],
+    "I3": [two_proofs_of_one_address, proof_without_a_claim, claim_taken_from_its_holder, two_claims_of_one_address],
     "chain": [broken_chain],
     "I4": [
         stuck_without_a_mail,

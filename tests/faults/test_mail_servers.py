@@ -35,7 +35,7 @@ from tests.support.smtp_stub import Mail, SmtpStub, Stage
 
 USER, PASSWORD = "registrar", "pa55-" + secrets.token_hex(8)
 FAILED, DISPATCHED = "registration.email_dispatch_failed", "registration.email_dispatched"
-RETRY, RELEASED = "mail_saga.retry_scheduled", "email_claim.email_released"
+RETRY, ENDED = "mail_saga.retry_scheduled", "mail_saga.ended"
 
 
 class Seconds:
@@ -509,7 +509,7 @@ async def test_a_mailbox_that_does_not_exist_is_undone_at_once_and_nobody_outsid
     refused = await post.api.register("ada.canary@example.com")
     registration_id = UUID(refused.json()["registration_id"])
     post.addresses[registration_id] = "ada.canary@example.com"
-    await post.until(RELEASED)
+    await post.until(ENDED)
 
     assert post.stub.faults == {"rcpt": 1}, "it is not asked twice"
     assert (await post.count(FAILED), await post.count(RETRY), post.pauses) == (1, 0, [])
@@ -543,7 +543,7 @@ async def test_a_content_refused_between_others_that_are_taken_undoes_only_its_o
     post.stub.at("eod", "554 5.6.0 <ada.canary@example.com>: looks like spam", times=1)
 
     refused = await post.register()
-    await post.until(RELEASED)
+    await post.until(ENDED)
     await post.register("after.canary@example.com")
     await post.until(DISPATCHED, 2)
 
@@ -620,7 +620,7 @@ async def test_a_row_of_refusals_is_ours_and_whoever_it_cost_is_revived_by_the_o
 
     waiting = [await post.register(f"canary{number}@example.com") for number in range(6)]
     await post.until(FAILED, 4)
-    await post.until(RELEASED, costs)
+    await post.until(ENDED, costs)
 
     assert {one["level"] for one in post.logged(alarm)} == {"error"}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.fleet import Fleet, Node
+from tests.faults.invariants import INVARIANTS
 from tests.faults.journal import Client
 from tests.faults.people import Crowd, Inbox
 from tests.faults.scene import Scene
@@ -59,7 +60,8 @@ async def test_a_release_replaces_the_one_before_and_is_replaced_by_it_while_peo
 ) -> None:
     async with Scene.on(Fleet(empty, sink.port, directory=tmp_path, reached=reached_directory), sink) as scene:
         await _roll_there_and_back(scene, former)
-        await scene.must_hold(refold=True)
+        # What an old process verifies claims no address, so at first two may have one (docs/upgrading.md, "Back").
+        await scene.must_hold(only=INVARIANTS.keys() - {"I3"}, refold=True)
 
 
 async def _roll_there_and_back(scene: Scene, former: tuple[str, ...]) -> None:
@@ -103,5 +105,13 @@ async def _roll_there_and_back(scene: Scene, former: tuple[str, ...]) -> None:
     # Nobody is turned away, not even with "try again". (No answer at all: the process stopped before it took the
     # request. A look that waits for a position is told so when its wait is over, and between two leaders it may be.)
     errors = [operation for operation in scene.journal if (operation.status or 0) >= 500]
-    assert [operation for operation in errors if (operation.waits, operation.status) != (True, 503)] == []
+    # Nor does the release before know what became of a registration whose address another one has proven.
+    topic = "registration.registration_superseded"
+    dead = {one for (one,) in await query(fleet.dsn, f"SELECT originator_id FROM events WHERE topic = '{topic}'")}
+    unknown_to_it = [(operation.registration_id in dead, operation.status) == (True, 500) for operation in errors]
+    assert [
+        operation
+        for operation, excused in zip(errors, unknown_to_it, strict=True)
+        if not excused and (operation.waits, operation.status) != (True, 503)
+    ] == []
     assert len([operation for operation in scene.journal if operation.status is not None]) > 100

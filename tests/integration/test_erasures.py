@@ -384,9 +384,13 @@ async def test_a_mail_that_waits_for_its_next_try_is_not_sent_after_the_erasure(
 
     await eventually(ended)
     again = (await register(serving, "ada@example.com")).subject_id
-    await eventually(lambda: len(stub.mails) == 1)
+
+    async def is_settled() -> bool:
+        return bool((await registration(serving, again)).handed_over_at)
+
+    await eventually(is_settled)  # withheld: within a minute of the first mail that was asked for there
     assert again != erased, "the address is free"
-    assert [mail.recipients for mail in stub.mails] == [[b"ada@example.com"]]
+    assert stub.mails == []
     assert (await registration(serving, erased)).handed_over_at == {}
     assert (await registration(serving, again)).duplicate_of is None
 

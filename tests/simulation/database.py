@@ -32,6 +32,7 @@ from application.ports import (
 )
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
+from domain.mailbox import Mailbox
 from domain.recorded import AnyEvent, Position, Recorded
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.batching import Batcher
@@ -154,13 +155,19 @@ class Database:
         self.announce()
         return len(self.recorded)
 
-    def load(self, stream_ids: Sequence[UUID], holders_of: Sequence[UUID]) -> SimulatedStreams:
+    def load(
+        self, stream_ids: Sequence[UUID], holders_of: Sequence[UUID], mailboxes: Sequence[UUID]
+    ) -> SimulatedStreams:
         states: dict[UUID, Aggregate] = {}
-        wanted = [*stream_ids, *holders_of]
+        wanted = [*stream_ids, *holders_of, *mailboxes]
         for claim_id in holders_of:
             claim = self.states.get(claim_id)
             if isinstance(claim, EmailClaim) and claim.holder is not None:
                 wanted.append(claim.holder)
+        for mailbox_id in mailboxes:
+            mailbox = self.states.get(mailbox_id)
+            if isinstance(mailbox, Mailbox):
+                wanted += [one.registration_id for one in mailbox.applicants if one.claim_id in holders_of]
         for stream_id in wanted:
             if stream_id in self.states:
                 states[stream_id] = copy_of(self.states[stream_id])
@@ -309,9 +316,11 @@ class SimulatedStore(DatabasePort):
         except Conflict:
             return
 
-    async def load(self, *stream_ids: UUID, holders_of: Sequence[UUID] = ()) -> SimulatedStreams:
+    async def load(
+        self, *stream_ids: UUID, holders_of: Sequence[UUID] = (), mailboxes: Sequence[UUID] = ()
+    ) -> SimulatedStreams:
         await self.go("load")
-        streams = self.database.load(stream_ids, holders_of)
+        streams = self.database.load(stream_ids, holders_of, mailboxes)
         await self.come("load")
         return streams
 

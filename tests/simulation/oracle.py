@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
-from application.addresses import canonical_address
+from application.addresses import canonical_address, mailbox_guess
 from application.ports import Context
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
@@ -23,6 +23,8 @@ from tests.simulation.database import LEASE, Database, copy_of
 from tests.simulation.mail import KEYRING, Attempt, Copy
 
 MAX_GUESSES = 5
+MAILS_PER_HOUR, MAILS_PER_DAY = 3, 5
+"""The silent budget of a mailbox (docs/security.md, S13)."""
 COPIES_CAP = 6
 """The bound of docs/reliability.md, I5."""
 
@@ -48,6 +50,8 @@ class Seen:
     handed_over: dict[int, datetime] = field(default_factory=dict)
     handed_over_at: dict[int, Position] = field(default_factory=dict)
     withheld: set[int] = field(default_factory=set)
+    over_budget: set[int] = field(default_factory=set)
+    superseded_at: Position | None = None
     failed_at: dict[int, Position] = field(default_factory=dict)
     dead_requests: set[Position | None] = field(default_factory=set)
     rejections: Counter[int] = field(default_factory=Counter)
@@ -83,7 +87,8 @@ class Oracle:
         self.offered: dict[UUID, set[str]] = {}
         self.wrong_code_answers: Counter[UUID] = Counter()
         self._by_message_id: dict[str, tuple[UUID, int]] = {}
-        self._unended: dict[UUID, set[UUID]] = {}
+        self._proven: dict[UUID, UUID] = {}
+        self._granted: dict[str, list[datetime]] = {}
         self._requests: list[tuple[Position, UUID, int]] = []
         self._requests_seen = 0
 
@@ -113,21 +118,18 @@ class Oracle:
             elif isinstance(event, Registration.Event):
                 self._registration(self.seen[event.originator_id], event, position)
         for event in events:
-            if isinstance(event, Registration.UserRegistered | Registration.RegistrationReopened):
+            if isinstance(event, Registration.EmailVerified):
                 seen = self.seen[event.originator_id]
                 holder = self.holders.get(seen.claim_id)
-                self._must(holder == seen.registration_id, "I3", "begins without holding its address", seen)
+                self._must(holder == seen.registration_id, "I3", "is proven without holding its address", seen)
 
     def _registered(self, event: Registration.UserRegistered) -> None:
         address = canonical_address(event.personal_data.split("\n")[1])
         duplicate_of = UUID(event.duplicate_of) if event.duplicate_of else None
-        claim_id = KEYRING.claim_id(address, duplicate=duplicate_of is not None)
+        claim_id = KEYRING.claim_id(address)
         seen = Seen(len(self.seen) + 1, event.originator_id, claim_id, address, duplicate_of, event.timestamp)
         self.seen[event.originator_id] = seen
         self._must(event.claim_id == str(claim_id), "I3", "claims another address", seen)
-        unended = self._unended.setdefault(claim_id, set())
-        unended.add(event.originator_id)
-        self._must(len(unended) == 1, "I3", "two unended registrations of one address", seen)
         if duplicate_of is not None:
             owner = self.seen[duplicate_of]
             self._must(owner.address == address, "I3", "duplicate of another address", seen)
@@ -142,6 +144,7 @@ class Oracle:
             self.holders[event.originator_id] = None
         else:
             self._must(holder is None, "I3", "takes an address from somebody", seen)
+            self._must(seen.verified, "I3", "takes an address that it has not proven", seen)
             self.holders[event.originator_id] = registration_id
 
     def _registration(self, seen: Seen, event: Any, position: Position) -> None:
@@ -150,24 +153,21 @@ class Oracle:
             case Registration.OtpIssued():
                 must(pending and event.serial == seen.serial + 1, "I6", f"issue {event.serial} out of turn", seen)
                 seen.serial = event.serial
+                self._issued(seen, event)
                 for serial in (event.serial, event.serial + 1):
                     message_id = f"<{KEYRING.message_id(seen.registration_id, serial)}@sim.test>"
                     self._by_message_id[message_id] = (seen.registration_id, serial)
             case Registration.EmailDispatched():
-                must(event.serial not in seen.handed_over, "I5", "a hand-over is recorded twice", seen)
-                key = (seen.registration_id, event.serial)
-                must(key in self.copies, "I4", "a hand-over is recorded, but no mail server has the mail", seen)
-                seen.handed_over[event.serial] = event.timestamp
-                seen.handed_over_at[event.serial] = position
+                self._dispatched(seen, event, position)
             case Registration.EmailWithheld():
-                must(seen.duplicate_of is not None, "I4", "a code's mail is withheld", seen)
-                seen.handed_over[event.serial] = event.timestamp
-                seen.withheld.add(event.serial)
+                self._withheld(seen, event)
             case Registration.EmailDispatchFailed():
                 died = event.request_position
                 must(died is None or died not in seen.dead_requests, "I5", "a request's death is recorded twice", seen)
                 seen.dead_requests.add(died)
                 seen.failed_at[event.serial] = position
+            case Registration.RegistrationSuperseded():
+                self._superseded(seen, event, position)
             case Registration.EmailDiscarded():
                 seen.discarded = True
             case Registration.CodeRejected():
@@ -190,7 +190,8 @@ class Oracle:
                 may = pending or (event.reason == "erased" and seen.status != "CANCELLED")
                 must(may, "I3", f"cancelled ({event.reason}) while {seen.status}", seen)
                 seen.status, seen.ended_at, seen.reason = "CANCELLED", position, event.reason
-                self._unended[seen.claim_id].discard(seen.registration_id)
+                if self._proven.get(seen.claim_id) == seen.registration_id:
+                    del self._proven[seen.claim_id]
             case Registration.RegistrationReopened():
                 self._reopened(seen)
             case Registration.PersonalDataErased():
@@ -203,14 +204,45 @@ class Oracle:
         self._must(not seen.erased, "claims", "reopened after its erasure", seen)
         seen.status, seen.ended_at, seen.reason = "PENDING", None, None
         seen.revoked = seen.discarded = False
-        unended = self._unended[seen.claim_id]
-        unended.add(seen.registration_id)
-        self._must(len(unended) == 1, "I3", "two unended registrations of one address", seen)
+
+    def _dispatched(self, seen: Seen, event: Registration.EmailDispatched, position: Position) -> None:
+        self._must(event.serial not in seen.handed_over, "I5", "a hand-over is recorded twice", seen)
+        key = (seen.registration_id, event.serial)
+        self._must(key in self.copies, "I4", "a hand-over is recorded, but no mail server has the mail", seen)
+        seen.handed_over[event.serial] = event.timestamp
+        seen.handed_over_at[event.serial] = position
+
+    def _withheld(self, seen: Seen, event: Registration.EmailWithheld) -> None:
+        may = seen.duplicate_of or seen.superseded_at or event.serial in seen.over_budget
+        self._must(may, "I4", "a code's mail is withheld", seen)
+        seen.handed_over[event.serial] = event.timestamp
+        seen.withheld.add(event.serial)
+
+    def _superseded(self, seen: Seen, event: Registration.RegistrationSuperseded, position: Position) -> None:
+        winner = self._proven.get(seen.claim_id)
+        gives_way = seen.status == "PENDING" and str(winner) == event.by != str(seen.registration_id)
+        self._must(gives_way, "I3", "gives way to nobody", seen)
+        seen.superseded_at = position
+
+    def _issued(self, seen: Seen, event: Registration.OtpIssued) -> None:
+        """Mails that somebody asks for are counted by mailbox; those in place of one that was never sent are not."""
+        if event.withheld:
+            seen.over_budget.add(event.serial)
+        if event.withheld or event.reason not in {"registered", "requested"}:
+            return
+        granted = self._granted.setdefault(mailbox_guess(seen.address), [])
+        granted.append(event.timestamp)
+        ages = [(event.timestamp - at).total_seconds() for at in granted]
+        self._must(sum(age < 3600 for age in ages) <= MAILS_PER_HOUR, "I5", "a fourth mail within an hour", seen)
+        self._must(sum(age < 86400 for age in ages) <= MAILS_PER_DAY, "I5", "a sixth mail within a day", seen)
 
     def _verified(self, seen: Seen, event: Registration.EmailVerified) -> None:
         must, serial = self._must, event.serial
         seen.verified += 1
         must(seen.verified == 1, "I7", "verified twice", seen)
+        must(seen.claim_id not in self._proven, "I3", "two have proven one address", seen)
+        must(seen.superseded_at is None, "I3", "is proven, though it was superseded", seen)
+        self._proven[seen.claim_id] = seen.registration_id
         must(seen.status == "PENDING" and seen.duplicate_of is None, "I7", "verified what was not pending", seen)
         must(serial == seen.serial and not seen.revoked, "I6", "verified by a dead code", seen)
         must(serial not in seen.locked, "I7", "verified by a locked code", seen)
@@ -259,6 +291,9 @@ class Oracle:
             self._must(canonical_address(copy.letter.to) == owner.address, "I6", "notice to somebody else", seen)
         late = seen.ended_at is not None and seen.ended_at <= attempt.began_at
         self._must(not late, "I4", "mail of a registration that had ended before", seen)
+        self._must(serial not in seen.over_budget, "I5", f"issue {serial} is sent past the mailbox's budget", seen)
+        dead = seen.superseded_at is not None and seen.superseded_at <= attempt.began_at
+        self._must(not dead, "I6", "mail of a registration that had been superseded before", seen)
         known = seen.handed_over_at.get(serial, attempt.began_at + 1) <= attempt.began_at
         self._must(not known, "I5", f"issue {serial} is sent again after its hand-over was recorded", seen)
 
@@ -330,7 +365,7 @@ class Oracle:
             saga = database.states.get(MailSaga.stream_id(seen.registration_id))
             assert saga is None or isinstance(saga, MailSaga)
             self._must(saga is not None and saga.ended, "I4", "its saga has not ended", seen)
-            holds = self.holders[seen.claim_id] == seen.registration_id
+            holds = self.holders.get(seen.claim_id) == seen.registration_id
             self._must(holds == (seen.status == "ACTIVE"), "claims", f"{seen.status}, holds {holds}", seen)
             kept = seen.registration_id in database.keys
             self._must(kept != seen.erased, "claims", f"erased {seen.erased}, but its key is kept {kept}", seen)

@@ -113,6 +113,7 @@ class People:
             name=name,
             password=None if password is None else SecretStr(password),
             idempotency_key=f"key of {name}" if rng.random() < 0.6 else None,
+            network=f"192.0.2.{rng.randrange(3)}",
         )
         answer = await self.ask("client", command, tries=5)
         while rng.random() < 0.3:

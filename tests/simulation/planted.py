@@ -11,21 +11,18 @@ from typing import Any, cast
 from unittest.mock import patch
 from uuid import UUID
 
-from application import handlers, mail_saga
+from application import mail_saga
 from application.answers import Answer
 from application.commands import (
     ActivateAccount,
-    CancelRegistration,
     Command,
     RecordEmailDispatched,
-    ReleaseEmail,
     RevokeOtp,
     VerifyEmail,
 )
 from application.handlers import Handlers
 from application.loading import Loaded
 from application.mail_delivery import MailDelivery
-from application.mail_saga import SECOND_LOOK
 from application.ports import (
     Checkpoint,
     Conflict,
@@ -37,15 +34,15 @@ from application.ports import (
     SendClaim,
     Unavailable,
 )
+from domain import mailbox
 from domain.email_claim import EmailClaim
 from domain.errors import Refused
-from domain.mail_outcome import CancelReason, HandOver
+from domain.mail_outcome import HandOver
 from domain.mail_saga import MailSaga
 from domain.policy import Policy
 from domain.recorded import Position
 from domain.registration import Registration
-from domain.sign_up import SignUp
-from domain.sign_up import sign_up as registration_sign_up
+from domain.sign_up import KnownAddress
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.followers import process_manager
 from infrastructure.followers.positions import save_position
@@ -127,38 +124,9 @@ def retries_without_an_end() -> Iterator[Parts]:
         yield Parts()
 
 
-@planted("claims", within=20)
-def address_released_before_the_cancellation() -> Iterator[Parts]:
-    def undo(saga: MailSaga, reason: CancelReason, now: datetime) -> list[Command]:
-        saga.undo(reason=reason, look_again_at=now + SECOND_LOOK, now=now)
-        return [
-            RevokeOtp(registration_id=saga.registration_id),
-            ReleaseEmail(registration_id=saga.registration_id, claim_id=saga.claim_id),
-            CancelRegistration(registration_id=saga.registration_id, reason=reason),
-        ]
-
-    class Blind(Handlers):
-        async def _release_email(self, command: ReleaseEmail, context: Context) -> Answer:
-            """Does not look whether the registration is pending."""
-            claim = (await self._log.load(command.claim_id)).get(EmailClaim, command.claim_id)
-            assert claim is not None
-            claim.release(registration_id=command.registration_id, now=self._clock())
-            saved = await self._save(claim, context=context)
-            return Answer(command.registration_id, None, saved or 0, recorded=saved is not None)
-
-    with patch.object(mail_saga, "_undo", undo):
-        yield Parts(handlers=Blind)
-
-
-@planted("claims", within=20)
+@planted("claims", within=50)
 def address_never_released() -> Iterator[Parts]:
-    real = mail_saga.react
-
-    def react(saga: MailSaga | None, happened: Any, now: datetime, policy: Policy) -> Any:
-        saga, commands = real(saga, happened, now, policy)
-        return saga, [command for command in commands if not isinstance(command, ReleaseEmail)]
-
-    with patch.object(process_manager, "react", react):
+    with patch.object(EmailClaim, "release", lambda self, *, registration_id, now: None):
         yield Parts()
 
 
@@ -425,20 +393,37 @@ def guesses_not_counted_together() -> Iterator[Parts]:
 
 
 @planted("I3", within=20)
-def claim_of_the_address_not_taken() -> Iterator[Parts]:
-    real = registration_sign_up
-
-    def sign_up(**wish: Any) -> SignUp:
-        outcome = real(**wish)
-        return SignUp(outcome.registration, outcome.changed[:-1])
-
-    with patch.object(handlers, "sign_up", sign_up):
+def proof_without_the_claim_of_the_address() -> Iterator[Parts]:
+    with patch.object(KnownAddress, "given_to", lambda self, registration, now: ()):
         yield Parts()
 
 
-@planted("I3", within=20)
-def superseded_registration_left_open() -> Iterator[Parts]:
-    with patch.object(Registration, "supersede", lambda self, *, now: None):
+@planted("I3", within=50)
+def proof_of_an_address_that_another_has_proven() -> Iterator[Parts]:
+    with patch.object(KnownAddress, "owner", None):
+        yield Parts()
+
+
+@planted("I5", within=20)
+def mail_sent_past_the_mailboxes_budget() -> Iterator[Parts]:
+    real = Registration.withholds_mail
+
+    def withholds(self: Registration, serial: int) -> bool:
+        return real(self, serial) and self.superseded_by is not None
+
+    with patch.object(Registration, "withholds_mail", withholds):
+        yield Parts()
+
+
+@planted("I5", within=50)
+def budget_of_a_mailbox_forgotten() -> Iterator[Parts]:
+    with patch.object(mailbox, "_is_used_up", lambda granted, network, now, policy: False):
+        yield Parts()
+
+
+@planted("I6", within=100)
+def mail_of_a_superseded_registration_sent() -> Iterator[Parts]:
+    with patch.object(Registration, "withholds_mail", lambda self, serial: serial in self.withheld):
         yield Parts()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from eventsourcing.domain import Aggregate, AggregateCreated
 from application.ports import Context
 from domain.email_claim import ClaimId, EmailClaim
 from domain.mail_saga import MailSaga
+from domain.mailbox import Mailbox, MailboxId
 from domain.operator_act import OperatorAct
 from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent
@@ -34,6 +35,8 @@ A = TypeVar("A", bound=Aggregate)
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
 REGISTRATION = UUID("019cab10-0000-7000-8000-000000000001")
 CLAIM = ClaimId(UUID("c1a10000-0000-5000-8000-000000000001"))
+MAILBOX = MailboxId(UUID("3a110000-0000-5000-8000-000000000001"))
+NETWORK = "0badcafe"
 DIGEST = "5f" * 32
 STRAY = StrayMessage.stream_id(DIGEST)
 CLIENT = Context("client", correlation_id=UUID("c0000000-0000-4000-8000-000000000001"))
@@ -161,8 +164,18 @@ def registered(
     )
 
 
-def otp_issued(serial: int = 1, reason: str = "registered", *, at: datetime = T0) -> Fact:
-    return Fact(Registration.OtpIssued, {"serial": serial, "reason": reason}, at)
+def otp_issued(
+    serial: int = 1,
+    reason: str = "registered",
+    *,
+    withheld: bool = False,
+    mailbox_id: UUID | str | None = MAILBOX,
+    at: datetime = T0,
+) -> Fact:
+    told = None if mailbox_id is None else str(mailbox_id)
+    return Fact(
+        Registration.OtpIssued, {"serial": serial, "reason": reason, "withheld": withheld, "mailbox_id": told}, at
+    )
 
 
 def email_dispatched(
@@ -276,6 +289,10 @@ def registration_cancelled(reason: str = "expired", *, at: datetime = T0) -> Fac
     return Fact(Registration.RegistrationCancelled, {"reason": reason}, at)
 
 
+def registration_superseded(by: UUID, *, at: datetime = T0) -> Fact:
+    return Fact(Registration.RegistrationSuperseded, {"by": str(by)}, at)
+
+
 def registration_reopened(*, duplicate_of: UUID | None = None, at: datetime = T0) -> Fact:
     said = registered(duplicate_of=duplicate_of).fields
     return Fact(Registration.RegistrationReopened, {name: said[name] for name in said if name != "fingerprint"}, at)
@@ -294,6 +311,33 @@ def email_claimed(registration_id: UUID = REGISTRATION, *, at: datetime = T0) ->
 
 def email_released(registration_id: UUID = REGISTRATION, *, at: datetime = T0) -> Fact:
     return Fact(EmailClaim.EmailReleased, {"registration_id": str(registration_id)}, at)
+
+
+# --- Mailbox ----------------------------------------------------------------------------------
+
+
+def mail_decided(
+    registration_id: UUID = REGISTRATION,
+    serial: int = 1,
+    *,
+    withheld: bool = False,
+    granted: Sequence[tuple[datetime, str]] = ((T0, NETWORK),),
+    applicants: Sequence[tuple[UUID, UUID]] = ((REGISTRATION, CLAIM),),
+    network: str = NETWORK,
+    at: datetime = T0,
+) -> Fact:
+    """`network`: of the applicants."""
+    return Fact(
+        Mailbox.MailDecided,
+        {
+            "registration_id": str(registration_id),
+            "serial": serial,
+            "withheld": withheld,
+            "granted": [f"{moment.isoformat()} {of}" for moment, of in granted],
+            "applicants": [f"{one} {claim_id} {network}" for one, claim_id in applicants],
+        },
+        at,
+    )
 
 
 # --- MailSaga ---------------------------------------------------------------------------------

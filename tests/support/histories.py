@@ -24,17 +24,17 @@ from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import Refused
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailFailure
 from domain.mail_saga import MailSaga
+from domain.mailbox import Mailbox, MailboxId
 from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
 from domain.policy import Policy
 from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent, Position
 from domain.registration import Registration
-from domain.sign_up import ClaimedAddress, sign_up
+from domain.sign_up import KnownAddress, prove, renew_code, reopen, sign_up
 from domain.stray_message import StrayMessage
-from tests.support.facts import CLAIM, T0
+from tests.support.facts import CLAIM, MAILBOX, T0
 
-_DUPLICATES = UUID("d1a10000-0000-5000-8000-000000000001")
 _LIKELIHOODS = {
     "send": 30,
     "fail for now": 8,
@@ -65,6 +65,7 @@ class History:
         self._policy = Policy()
         self._registrations: dict[UUID, Registration] = {}
         self._claims: dict[UUID, EmailClaim] = {}
+        self._mailboxes: dict[UUID, Mailbox] = {}
         self._sagas: dict[UUID, MailSaga] = {}
         self._latest: dict[UUID, Position] = {}
         self._strays: list[StrayMessage] = []
@@ -110,7 +111,9 @@ class History:
 
     def _run(self, command: Command) -> Aggregate:
         if isinstance(command, ReleaseEmail):
-            claim = self._claims[command.claim_id]
+            claim = self._claims.get(command.claim_id)
+            if claim is None:
+                return self._registrations[command.registration_id]
             claim.release(registration_id=command.registration_id, now=self._now)
             return claim
         assert isinstance(command, ActivateAccount | RevokeOtp | CancelRegistration | ReplaceStaleCode)
@@ -132,24 +135,51 @@ class History:
 
     def _register(self) -> Sequence[Aggregate]:
         address = f"address {self._random.randrange(self._addresses)}"
+        claim_id, mailbox_id = ClaimId(uuid5(CLAIM, address)), MailboxId(uuid5(MAILBOX, address))
         outcome = sign_up(
-            address=self._claimed_address(ClaimId(uuid5(CLAIM, address))),
-            duplicates=self._claimed_address(ClaimId(uuid5(_DUPLICATES, address))),
+            address=self._known_address(claim_id),
+            mailbox_id=mailbox_id,
+            mailbox=self._mailboxes.get(mailbox_id),
             earlier=None,
             registration_id=self._any_id(),
             fingerprint=str(self._any_id()),
             personal_data=f"sealed {address}",
             locale=self._random.choice(["en", "de"]),
+            network=self._any_network(),
             now=self._now,
+            policy=self._policy,
         )
-        self._registrations[outcome.registration.id] = outcome.registration
-        self._claims |= {changed.id: changed for changed in outcome.changed if isinstance(changed, EmailClaim)}
-        return outcome.changed
+        registration = outcome.registration
+        self._registrations[registration.id] = registration
+        if outcome.changed and claim_id not in self._claims and self._random.random() < 0.5:
+            # As release 0.1.0 did it, which claimed an address as soon as it was registered.
+            claim = EmailClaim.begin(claim_id=claim_id, registration_id=registration.id, now=self._now)
+            return self._kept([*outcome.changed, claim])
+        return self._kept(outcome.changed)
 
-    def _claimed_address(self, claim_id: ClaimId) -> ClaimedAddress:
+    def _kept(self, changed: Sequence[Aggregate]) -> Sequence[Aggregate]:
+        self._claims |= {one.id: one for one in changed if isinstance(one, EmailClaim)}
+        self._mailboxes |= {one.id: one for one in changed if isinstance(one, Mailbox)}
+        return changed
+
+    def _known_address(self, claim_id: ClaimId) -> KnownAddress:
         claim = self._claims.get(claim_id)
         holder = None if claim is None or claim.holder is None else self._registrations[claim.holder]
-        return ClaimedAddress(claim_id, claim, holder)
+        applicants = [one for one in self._registrations.values() if one.claim_id == claim_id and one is not holder]
+        return KnownAddress(claim_id, claim, holder, tuple(applicants))
+
+    def _prove(self, registration: Registration) -> Sequence[Aggregate]:
+        address = self._known_address(registration.claim_id)
+        proof = prove(registration, address, offered="1", expected="1", now=self._now, policy=self._policy)
+        return self._kept(proof.changed)
+
+    def _renew(self, registration: Registration) -> Sequence[Aggregate]:
+        mailbox = None if registration.mailbox_id is None else self._mailboxes[registration.mailbox_id]
+        network = self._any_network()
+        return renew_code(registration, mailbox, network=network, now=self._now, policy=self._policy)
+
+    def _any_network(self) -> str:
+        return self._random.choice(["0badcafe", "deadbeef"])
 
     def _live(self, registration: Registration) -> None:
         """One thing happens to a registration."""
@@ -171,12 +201,12 @@ class History:
             case "fail for good":
                 by("mail-worker", lambda: self._fail(registration, "mailbox-unknown", permanent=True))
             case "verify":
-                by("client", lambda: registration.verify(offered="1", expected="1", now=now, policy=policy))
+                self._act("client", lambda: self._prove(registration))
             case "guess":
                 for _ in range(self._random.choice([1, 2, 6])):
                     by("client", lambda: registration.verify(offered="0", expected="1", now=now, policy=policy))
             case "renew":
-                by("client", lambda: registration.request_new_code(now=now, policy=policy))
+                self._act("client", lambda: self._renew(registration))
             case "retry":
                 self._act("operator", lambda: self._retry(registration))
             case "discard":
@@ -192,7 +222,8 @@ class History:
         # Sometimes the outcome of an earlier issue arrives late, or after the end.
         serial = max(1, registration.serial - self._random.choice([0, 0, 0, 0, 1]))
         owner = None if registration.duplicate_of is None else self._registrations[registration.duplicate_of]
-        if owner is not None and not owner.may_notify_owner(self._now, self._policy):
+        of_owner = owner is not None and not owner.may_notify_owner(self._now, self._policy)
+        if of_owner or registration.withholds_mail(serial):
             registration.withhold_mail(serial=serial, now=self._now)
             return [registration]
         before = registration.version
@@ -213,13 +244,11 @@ class History:
         """An operator has this one's mail retried, or that of the latest one that was undone."""
         if self._undone and self._random.random() < 0.5:
             registration = self._undone.pop()
-        claim = self._claims[registration.claim_id]
-        if not registration.may_be_reopened or claim.holder is not None:
+        if registration.may_be_reopened:
+            reopen(registration, self._known_address(registration.claim_id), now=self._now)
+        else:
             registration.retry_mail(now=self._now)
-            return [registration]
-        registration.reopen(now=self._now)
-        claim.take(registration_id=registration.id, now=self._now)
-        return [registration, claim]
+        return [registration]
 
     def _fail(self, registration: Registration, failure: MailFailure, *, permanent: bool) -> None:
         registration.record_dispatch_failed(

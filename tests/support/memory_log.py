@@ -16,6 +16,7 @@ from eventsourcing.domain import Aggregate
 
 from application.ports import A, Checkpoint, Conflict, Context, Entry, Log, UnexpectedAggregate, WrappedKey, entries_of
 from domain.email_claim import ClaimId, EmailClaim
+from domain.mailbox import Mailbox, MailboxId
 from domain.recorded import AnyEvent, Position
 from domain.registration import Registration
 from infrastructure.event_store.codec import EventCodec
@@ -25,6 +26,7 @@ from tests.support.facts import (
     email_claimed,
     email_released,
     email_verified,
+    mail_decided,
     otp_issued,
     registered,
     stream,
@@ -103,7 +105,9 @@ class MemoryLog:
                 self.keys[key.registration_id] = key.wrapped
         return len(self.events)
 
-    async def load(self, *stream_ids: UUID, holders_of: Sequence[UUID] = ()) -> MemoryStreams:
+    async def load(
+        self, *stream_ids: UUID, holders_of: Sequence[UUID] = (), mailboxes: Sequence[UUID] = ()
+    ) -> MemoryStreams:
         await asyncio.sleep(0)
         self.loads += 1
         wanted = {*stream_ids, *holders_of}
@@ -112,7 +116,13 @@ class MemoryLog:
             claim = everything.get(EmailClaim, claim_id)
             if claim is not None and claim.holder is not None:
                 wanted.add(claim.holder)
-        return MemoryStreams(self.codec, {name: list(self.rows[name]) for name in wanted if name in self.rows})
+        latest = {mailbox_id: self.rows[mailbox_id][-1:] for mailbox_id in mailboxes if mailbox_id in self.rows}
+        for mailbox_id in latest:
+            mailbox = MemoryStreams(self.codec, latest).get(Mailbox, mailbox_id)
+            assert mailbox is not None
+            wanted |= {one.registration_id for one in mailbox.applicants if one.claim_id in holders_of}
+        rows = {name: list(self.rows[name]) for name in wanted if name in self.rows}
+        return MemoryStreams(self.codec, rows | latest)
 
     def of(self, kind: type[A], stream_id: UUID) -> A:
         """The aggregate as it stands now."""
@@ -141,6 +151,7 @@ async def log_contract(log: Log) -> None:
     await _one_conflict_spoils_the_whole_append(log)
     await _one_of_many_simultaneous_appends_wins(log)
     await _loads_claims_with_their_holders(log)
+    await _loads_the_latest_of_a_mailbox_with_its_applicants(log)
     await _gives_each_caller_an_aggregate_of_its_own(log)
     await _keeps_followers_in_step(log)
 
@@ -239,6 +250,38 @@ async def _loads_claims_with_their_holders(log: Log) -> None:
     assert free is not None
     assert free.holder is None
     assert streams.get(EmailClaim, unknown) is None
+
+
+async def _loads_the_latest_of_a_mailbox_with_its_applicants(log: Log) -> None:
+    first, second, of_a_tag = uuid4(), uuid4(), uuid4()
+    claim, tagged, mailbox_id, unknown = ClaimId(uuid4()), ClaimId(uuid4()), MailboxId(uuid4()), MailboxId(uuid4())
+    for version, (name, applicants) in enumerate(
+        {
+            first: [(first, claim)],
+            of_a_tag: [(first, claim), (of_a_tag, tagged)],
+            second: [(first, claim), (of_a_tag, tagged), (second, claim)],
+        }.items()
+    ):
+        decided = mail_decided(name, applicants=applicants)
+        await log.append(
+            entries_of([*stream(name, registered(), otp_issued()), *stream(mailbox_id, decided, after=version)], CLIENT)
+        )
+
+    streams = await log.load(holders_of=[claim], mailboxes=[mailbox_id, unknown])
+    alone = await log.load(mailboxes=[mailbox_id])
+
+    mailbox = streams.get(Mailbox, mailbox_id)
+    assert mailbox is not None
+    assert mailbox.version == 3
+    assert [one.registration_id for one in mailbox.applicants] == [first, of_a_tag, second]
+    assert streams.position(mailbox_id) > streams.position(second) > streams.position(first) > 0
+    assert streams.get(Registration, second) is not None
+    assert streams.position(of_a_tag) == 0
+    assert streams.get(Mailbox, unknown) is None
+    assert alone.get(Mailbox, mailbox_id) is not None
+    assert alone.position(first) == 0
+    mailbox.trigger_event(Mailbox.MailDecided, originator_topic="mailbox", timestamp=T0, **decided.fields)
+    await log.append(entries_of(mailbox.collect_events(), CLIENT))
 
 
 async def _gives_each_caller_an_aggregate_of_its_own(log: Log) -> None:

@@ -103,8 +103,14 @@ class InMemoryService:
     def registration(self, registration_id: UUID) -> Registration:
         return self.log.of(Registration, registration_id)
 
-    def claim(self, email: str = "ada@example.com", *, duplicate: bool = False) -> EmailClaim:
-        return self.log.of(EmailClaim, KEYRING.claim_id(email, duplicate=duplicate))
+    def claim(self, email: str = "ada@example.com") -> EmailClaim:
+        return self.log.of(EmailClaim, KEYRING.claim_id(email))
+
+    async def claimed_at_once(self, registration_id: UUID) -> None:
+        """As by release 0.1.0, which claimed an address as soon as it was registered."""
+        claim_id = self.registration(registration_id).claim_id
+        claim = EmailClaim.begin(claim_id=claim_id, registration_id=registration_id, now=self.clock())
+        await self.log.append(entries_of(claim.collect_events(), CLIENT))
 
     def saga_of(self, registration_id: UUID) -> MailSaga:
         return self.log.of(MailSaga, MailSaga.stream_id(registration_id))

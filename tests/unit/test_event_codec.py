@@ -33,6 +33,7 @@ from eventsourcing.utils import TopicError
 import domain
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
+from domain.mailbox import Mailbox
 from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
 from domain.rebuild import Rebuild
@@ -56,6 +57,7 @@ mail_saga.reopened v1: registration_id: str, ends_at: datetime
 mail_saga.retry_scheduled v1: registration_id: str, serial: int, failures: int, look_again_at: datetime
 mail_saga.started v1: registration_id: str, claim_id: str, kind: str, ends_at: datetime
 mail_saga.undo_decided v1: registration_id: str, reason: str, look_again_at: datetime
+mailbox.mail_decided v1: registration_id: str, serial: int, withheld: bool, granted: list[str], applicants: list[str]
 operator.acted v1: act: str, registration_id: str | None, reason: str | None
 operator.personal_data_read v1: act: str, registration_id: str, reason: str | None
 parked_retry.asked v1: follower: str, parked_stream: str
@@ -73,12 +75,13 @@ registration.email_dispatched v1: serial: int, kind: str, provider: str, attempt
 registration.email_retry_requested v1: serial: int
 registration.email_verified v1: serial: int
 registration.email_withheld v1: serial: int
-registration.otp_issued v1: serial: int, reason: str
+registration.otp_issued v2: serial: int, reason: str, withheld: bool | None, mailbox_id: str | None
 registration.otp_revoked v1: serial: int
 registration.owner_notified v1: duplicate_id: str
 registration.personal_data_erased v1:
 registration.registration_cancelled v1: reason: str
 registration.registration_reopened v1: claim_id: str, personal_data: str, locale: str, duplicate_of: str | None
+registration.registration_superseded v1: by: str
 registration.user_registered v1: claim_id: str, fingerprint: str, personal_data: str, locale: str, duplicate_of: str | None
 stray_message.discarded v1:
 stray_message.kept v1: digest: str, reason: str, died_of: str, size: int, content_type: str | None, fields: str, other_fields: int
@@ -87,7 +90,7 @@ stray_message.kept v1: digest: str, reason: str, died_of: str, size: int, conten
 PLACED = {"originator_id", "originator_version", "originator_topic", "timestamp"}
 """Fields of the library's that every event, or every first event, has."""
 
-PRIMITIVE = {"str", "int", "bool", "datetime", "str | None", "int | None"}
+PRIMITIVE = {"str", "int", "bool", "datetime", "str | None", "int | None", "list[str]", "bool | None"}
 
 
 def fields(kind: type[AnyEvent]) -> list[dataclasses.Field[Any]]:
@@ -152,7 +155,7 @@ def test_every_event_class_of_every_aggregate_has_a_topic_of_its_own() -> None:
     """Without one an event would be stored under its class's path, which then could never change."""
     ours = {
         member
-        for aggregate in (Registration, EmailClaim, MailSaga, StrayMessage, Rebuild, ParkedRetry, OperatorAct)
+        for aggregate in (Registration, EmailClaim, Mailbox, MailSaga, StrayMessage, Rebuild, ParkedRetry, OperatorAct)
         for name, member in vars(aggregate).items()
         if isinstance(member, type) and issubclass(member, Aggregate.Event) and name not in {"Event", "Created"}
     }

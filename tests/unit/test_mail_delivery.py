@@ -29,7 +29,7 @@ from domain.registration import Registration
 from infrastructure.mail.rendering import TemplateLetters
 from tests.support.facts import CLIENT, REGISTRATION, T0, eventually
 from tests.support.memory_log import MemoryLog
-from tests.support.scenarios import KEYRING, InMemoryService, registers
+from tests.support.scenarios import KEYRING, InMemoryService, registers, right_code, verifies
 
 
 class Servers:
@@ -307,10 +307,12 @@ async def test_what_somebody_else_may_be_sending_is_left_to_them(post: Post) -> 
 
 async def test_a_duplicates_withheld_mail_takes_as_long_as_one_that_is_sent(post: Post) -> None:
     owner = await post.house.active()
+    post.house.clock.move(timedelta(minutes=1))
     first = await post.house.registered(registers(name="Mallory"))
     post.servers.does = lambda: post.house.clock.move(timedelta(seconds=3))
     await post.deliver(first, kind="notice")
-    second = await post.house.registered(registers(name="Trudy"))
+    post.house.clock.move(timedelta(minutes=1))
+    second = await post.house.registered(registers(name="Trudy").model_copy(update={"network": "192.0.2.1"}))
 
     await post.deliver(second, kind="notice")
 
@@ -322,11 +324,42 @@ async def test_a_duplicates_withheld_mail_takes_as_long_as_one_that_is_sent(post
 
 async def test_a_duplicates_withheld_mail_shares_the_fate_of_one_that_is_sent(post: Post) -> None:
     await post.house.active()
+    post.house.clock.move(timedelta(minutes=1))
     await post.deliver(await post.house.registered(registers(name="Mallory")), kind="notice")
     second = await post.house.registered(registers(name="Trudy"))
     post.servers.away = True
 
     await post.deliver(second, kind="notice")
+
+    assert post.count(Registration.EmailWithheld) == 0
+    assert post.count(Registration.EmailDispatchFailed) == 1
+
+
+@pytest.mark.parametrize("because", ["the budget", "another's proof"])
+async def test_a_code_whose_mail_is_withheld_is_told_from_no_other(post: Post, because: str) -> None:
+    first = await post.house.registered()
+    post.servers.does = lambda: post.house.clock.move(timedelta(seconds=3))
+    await post.deliver(first)
+    if because == "the budget":
+        withheld = await post.house.registered(registers(name="Mallory"))
+    else:
+        post.house.clock.move(timedelta(minutes=1))
+        withheld = await post.house.registered(registers(name="Mallory"))
+        await post.house.handle(verifies(first, right_code(first)))
+
+    await post.deliver(withheld)
+
+    assert len(post.servers.letters) == 1
+    assert post.house.log.history(withheld)[-1] == "EmailWithheld"
+    assert (post.servers.probed, post.slept) == (1, [3.0])
+
+
+async def test_a_withheld_code_shares_the_fate_of_one_that_is_sent(post: Post) -> None:
+    await post.deliver(await post.house.registered())
+    withheld = await post.house.registered(registers(name="Mallory"))
+    post.servers.away = True
+
+    await post.deliver(withheld)
 
     assert post.count(Registration.EmailWithheld) == 0
     assert post.count(Registration.EmailDispatchFailed) == 1

@@ -13,6 +13,7 @@ from domain.policy import Policy
 from domain.registration import Registration, Status
 from tests.support.facts import (
     CLAIM,
+    MAILBOX,
     REGISTRATION,
     T0,
     Fact,
@@ -36,6 +37,7 @@ from tests.support.facts import (
     registered,
     registration_cancelled,
     registration_reopened,
+    registration_superseded,
 )
 
 OWNER = UUID("019cab10-0000-7000-8000-00000000000a")
@@ -95,6 +97,8 @@ def test_registering_issues_the_first_code_in_the_same_breath() -> None:
         personal_data="sealed",
         locale="en",
         duplicate_of=None,
+        mailbox_id=MAILBOX,
+        withheld=False,
         now=T0,
     )
 
@@ -706,9 +710,19 @@ def test_what_was_undone_for_want_of_a_mail_is_reopened_with_a_new_code(history:
         (*PENDING, registration_cancelled("operator")),
         (*PENDING, email_dispatched(), otp_revoked(), registration_cancelled("expired")),
         (*UNDELIVERABLE, personal_data_erased()),
+        (*PENDING, registration_superseded(OWNER), otp_revoked(), registration_cancelled("undeliverable")),
         (*UNDELIVERABLE, registration_reopened(), otp_issued(2, "reopened")),
     ],
-    ids=["pending", "active", "superseded", "cancelled by an operator", "had its mail", "erased", "reopened already"],
+    ids=[
+        "pending",
+        "active",
+        "superseded in an old log",
+        "cancelled by an operator",
+        "had its mail",
+        "erased",
+        "superseded",
+        "reopened already",
+    ],
 )
 def test_nothing_else_is_reopened(history: tuple[Fact, ...]) -> None:
     registration = given(Registration, *history)
@@ -863,31 +877,78 @@ def test_an_account_is_not_cancelled(history: tuple[Fact, ...]) -> None:
     assert recorded(registration) == []
 
 
+SUPERSEDED = (*PENDING, registration_superseded(OWNER))
+
+
+def test_a_registration_gives_way_once_and_stays_pending() -> None:
+    registration = given(Registration, *PENDING)
+
+    registration.give_way(by=OWNER, now=T0)
+    registration.give_way(by=DUPLICATE, now=T0)
+
+    assert recorded(registration) == [registration_superseded(OWNER)]
+    assert registration.is_pending
+    assert registration.lacks_mail(1)
+    assert registration.withholds_mail(1)
+
+
 @pytest.mark.parametrize(
-    ("history", "compensations"),
-    [
-        (PENDING, [otp_revoked(), registration_cancelled("superseded")]),
-        (REVOKED, [registration_cancelled("superseded")]),
-        (CANCELLED, []),
-    ],
-    ids=["pending", "revoked", "cancelled"],
+    "history",
+    [ACTIVE, CANCELLED, (registered(duplicate_of=OWNER), otp_issued())],
+    ids=["active", "cancelled", "duplicate"],
 )
-def test_superseding_undoes_what_is_left(history: tuple[Fact, ...], compensations: list[Fact]) -> None:
+def test_what_waits_for_no_proof_does_not_give_way(history: tuple[Fact, ...]) -> None:
     registration = given(Registration, *history)
 
-    registration.supersede(now=T0)
-
-    assert recorded(registration) == compensations
-
-
-@pytest.mark.parametrize("history", [VERIFIED, ACTIVE], ids=["verified", "active"])
-def test_an_account_is_not_superseded(history: tuple[Fact, ...]) -> None:
-    registration = given(Registration, *history)
-
-    with pytest.raises(NotPending):
-        registration.supersede(now=T0)
+    registration.give_way(by=OWNER, now=T0)
 
     assert recorded(registration) == []
+
+
+def test_no_code_matches_a_superseded_registration_and_a_new_one_is_no_better() -> None:
+    registration = given(Registration, *SUPERSEDED)
+
+    first = verify(registration)
+    registration.request_new_code(now=T0 + MINUTE, policy=POLICY)
+    second = verify(registration, at=T0 + MINUTE)
+
+    assert isinstance(first, WrongCode)
+    assert isinstance(second, WrongCode)
+    assert registration.withholds_mail(2)
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        (CancelReason.EXPIRED, "superseded"),
+        (CancelReason.OPERATOR, "operator"),
+        (CancelReason.UNDELIVERABLE, "undeliverable"),
+    ],
+)
+def test_a_superseded_registration_that_expires_says_so(reason: CancelReason, told: str) -> None:
+    registration = given(Registration, *SUPERSEDED)
+
+    registration.cancel(reason=reason, now=T0)
+
+    assert recorded(registration) == [registration_cancelled(told)]
+
+
+def test_a_code_that_replaces_one_whose_mail_is_withheld_is_withheld_as_well() -> None:
+    registration = given(Registration, registered(), otp_issued(withheld=True))
+
+    registration.replace_stale_code(serial=1, now=T0)
+
+    assert recorded(registration) == [otp_issued(2, "stale", withheld=True)]
+    assert registration.wants_mail(2)
+
+
+def test_a_new_code_of_a_registration_whose_mail_is_withheld_may_be_sent() -> None:
+    registration = given(Registration, registered(), otp_issued(withheld=True), email_withheld())
+
+    registration.request_new_code(now=T0 + MINUTE, policy=POLICY)
+
+    assert recorded(registration) == [otp_issued(2, "requested")]
+    assert not registration.withholds_mail(2)
 
 
 @pytest.mark.parametrize(

@@ -1,286 +1,355 @@
-"""What a request to register becomes: new, the same again, superseding, or a duplicate that looks like any other."""
+"""What concerns more than one registration: beginning one, proving an address, new codes, reopening."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from itertools import permutations
 from uuid import UUID
 
 import pytest
-from eventsourcing.domain import Aggregate
 
 from domain.email_claim import ClaimId, EmailClaim
-from domain.errors import AddressTaken, CodeExpired, IdempotencyKeyReused, NotPending
+from domain.errors import AddressTaken, IdempotencyKeyReused, NotPending, TooManyRequests, WrongCode
+from domain.mailbox import Mailbox
 from domain.policy import Policy
 from domain.registration import Registration, Status
-from domain.sign_up import ClaimedAddress, SignUp, sign_up
+from domain.sign_up import KnownAddress, Proof, SignUp, prove, renew_code, reopen, sign_up
 from tests.support.facts import (
+    MAILBOX,
+    NETWORK,
     T0,
     Fact,
     account_activated,
+    code_rejected,
     email_claimed,
     email_discarded,
     email_released,
     email_verified,
+    mail_decided,
+    mailbox_unknown,
     otp_issued,
     otp_revoked,
     personal_data_erased,
     recorded,
     registered,
     registration_cancelled,
+    registration_superseded,
 )
 from tests.support.facts import given as given_stream
 
 ADDRESS = ClaimId(UUID("c1a10000-0000-5000-8000-00000000000a"))
-DUPLICATES = ClaimId(UUID("c1a10000-0000-5000-8000-00000000000d"))
 FIRST = UUID("019cab10-0000-7000-8000-000000000001")
 SECOND = UUID("019cab10-0000-7000-8000-000000000002")
 THIRD = UUID("019cab10-0000-7000-8000-000000000003")
 LATER = T0 + timedelta(hours=1)
+POLICY = Policy()
 
 PENDING = (registered(claim_id=ADDRESS, fingerprint="one"), otp_issued())
 VERIFIED = (*PENDING, email_verified())
 ACTIVE = (*VERIFIED, account_activated())
 CANCELLED = (*PENDING, otp_revoked(), registration_cancelled())
 ERASED = (*ACTIVE, registration_cancelled("erased"), personal_data_erased())
-DUPLICATE = (registered(claim_id=DUPLICATES, fingerprint="one", duplicate_of=FIRST), otp_issued())
+SUPERSEDED = (*PENDING, registration_superseded(SECOND))
+DUPLICATE = (registered(claim_id=ADDRESS, fingerprint="one", duplicate_of=FIRST), otp_issued())
 
-FREE_ADDRESS = ClaimedAddress(ADDRESS, None, None)
-FREE_DUPLICATES = ClaimedAddress(DUPLICATES, None, None)
+FREE = KnownAddress(ADDRESS, None, None, ())
 
 
-def claimed(claim_id: ClaimId, holder_id: UUID, *history: Fact, released: bool = False) -> ClaimedAddress:
-    """A claimed address and its holder, or one that the holder left."""
+def held(holder_id: UUID, *history: Fact, released: bool = False) -> KnownAddress:
+    """An address with a claim, and its holder; or one that the holder left."""
     facts = [email_claimed(holder_id), *([email_released(holder_id)] if released else [])]
-    claim = given_stream(EmailClaim, *facts, stream_id=claim_id)
-    return ClaimedAddress(
-        claim_id, claim, None if released else given_stream(Registration, *history, stream_id=holder_id)
+    claim = given_stream(EmailClaim, *facts, stream_id=ADDRESS)
+    return KnownAddress(ADDRESS, claim, None if released else given(holder_id, *history), ())
+
+
+def waiting(*histories: tuple[Fact, ...]) -> KnownAddress:
+    """An address without a claim, for which the first, the second, … registration was begun."""
+    ids = (FIRST, SECOND, THIRD)
+    return KnownAddress(
+        ADDRESS, None, None, tuple(given(one, *facts) for one, facts in zip(ids, histories, strict=False))
     )
+
+
+def given(registration_id: UUID, *history: Fact) -> Registration:
+    return given_stream(Registration, *history, stream_id=registration_id)
 
 
 def request(
     *,
-    address: ClaimedAddress = FREE_ADDRESS,
-    duplicates: ClaimedAddress = FREE_DUPLICATES,
+    address: KnownAddress = FREE,
+    mailbox: Mailbox | None = None,
     earlier: Registration | None = None,
-    registration_id: UUID = SECOND,
+    registration_id: UUID = THIRD,
     fingerprint: str = "one",
     reveal_duplicates: bool = False,
     now: datetime = T0,
 ) -> SignUp:
     return sign_up(
         address=address,
-        duplicates=duplicates,
+        mailbox_id=MAILBOX,
+        mailbox=mailbox,
         earlier=earlier,
         registration_id=registration_id,
         fingerprint=fingerprint,
         personal_data="sealed",
         locale="en",
+        network=NETWORK,
         now=now,
+        policy=POLICY,
         reveal_duplicates=reveal_duplicates,
     )
 
 
-def streams(outcome: SignUp) -> list[tuple[UUID, list[Fact]]]:
+def proves(registration: Registration, address: KnownAddress | None, offered: str = "123456") -> Proof:
+    return prove(registration, address, offered=offered, expected="123456", now=T0, policy=POLICY)
+
+
+def streams(outcome: SignUp | Proof) -> list[tuple[UUID, list[Fact]]]:
     return [(aggregate.id, recorded(aggregate)) for aggregate in outcome.changed]
 
 
-def begun(registration_id: UUID, claim_id: UUID, duplicate_of: UUID | None = None, fingerprint: str = "one") -> object:
-    first = registered(claim_id=claim_id, fingerprint=fingerprint, duplicate_of=duplicate_of)
-    return (registration_id, [first, otp_issued()])
+def begun(registration_id: UUID, duplicate_of: UUID | None = None, fingerprint: str = "one") -> list[object]:
+    first = registered(claim_id=ADDRESS, fingerprint=fingerprint, duplicate_of=duplicate_of)
+    decided = mail_decided(registration_id, applicants=((registration_id, ADDRESS),))
+    return [(registration_id, [first, otp_issued()]), (MAILBOX, [decided])]
 
 
-# --- An address that nobody holds -------------------------------------------------------------
+# --- Beginning one ----------------------------------------------------------------------------
 
 
-def test_a_new_address_is_registered_and_claimed_together() -> None:
-    outcome = request(registration_id=FIRST)
+@pytest.mark.parametrize(
+    "address",
+    [
+        FREE,
+        held(FIRST, released=True),
+        held(FIRST, *CANCELLED),
+        held(FIRST, *ERASED),
+        held(FIRST, *PENDING),
+        waiting(PENDING, CANCELLED),
+        waiting(SUPERSEDED, DUPLICATE),
+    ],
+    ids=["new", "released", "cancelled", "erased", "pending in an old log", "pending", "dead ones"],
+)
+def test_an_address_that_nobody_has_proven_is_not_claimed_and_nobody_gives_way(address: KnownAddress) -> None:
+    outcome = request(address=address, fingerprint="two")
 
-    assert outcome.registration.id == FIRST
-    assert streams(outcome) == [begun(FIRST, ADDRESS), (ADDRESS, [email_claimed(FIRST)])]
-
-
-def test_a_released_address_is_claimed_anew() -> None:
-    outcome = request(address=claimed(ADDRESS, FIRST, released=True))
-
-    assert streams(outcome) == [begun(SECOND, ADDRESS), (ADDRESS, [email_claimed(SECOND)])]
-    assert outcome.registration.duplicate_of is None
-
-
-@pytest.mark.parametrize("history", [CANCELLED, ERASED], ids=["cancelled", "erased"])
-def test_a_cancelled_holder_whose_claim_was_not_released_yet_gives_way(history: tuple[Fact, ...]) -> None:
-    outcome = request(address=claimed(ADDRESS, FIRST, *history))
-
-    assert streams(outcome) == [
-        begun(SECOND, ADDRESS),
-        (ADDRESS, [email_released(FIRST), email_claimed(SECOND)]),
-    ]
-    assert outcome.registration.duplicate_of is None
+    assert outcome.registration.id == THIRD
+    assert streams(outcome) == begun(THIRD, fingerprint="two")
+    assert not any(one.pending_events for one in address.registrations)
 
 
-def test_the_holders_late_release_leaves_the_address_with_the_next_one() -> None:
-    outcome = request(address=claimed(ADDRESS, FIRST, *CANCELLED))
-    claim = outcome.changed[-1]
-    assert isinstance(claim, EmailClaim)
-    claim.collect_events()
-
-    claim.release(registration_id=FIRST, now=LATER)
-
-    assert recorded(claim) == []
-    assert claim.holder == SECOND
-
-
-# --- An address that a pending registration holds ---------------------------------------------
-
-
-def test_the_same_payload_while_pending_is_the_same_registration() -> None:
-    outcome = request(address=claimed(ADDRESS, FIRST, *PENDING), fingerprint="one")
+@pytest.mark.parametrize(
+    "address",
+    [held(FIRST, *PENDING), waiting(PENDING), waiting(SUPERSEDED), waiting(DUPLICATE)],
+    ids=["in an old log", "ordinary", "superseded", "duplicate"],
+)
+def test_the_same_payload_while_pending_is_the_same_registration(address: KnownAddress) -> None:
+    outcome = request(address=address)
 
     assert outcome.registration.id == FIRST
     assert outcome.changed == ()
 
 
-def test_another_payload_supersedes_the_pending_registration_in_the_same_commit() -> None:
-    outcome = request(address=claimed(ADDRESS, FIRST, *PENDING), fingerprint="two", now=LATER)
-
-    assert outcome.registration.id == SECOND
-    assert streams(outcome) == [
-        (FIRST, [otp_revoked(), registration_cancelled("superseded")]),
-        begun(SECOND, ADDRESS, fingerprint="two"),
-        (ADDRESS, [email_released(FIRST), email_claimed(SECOND)]),
-    ]
-
-
-def test_the_code_of_a_superseded_registration_is_dead() -> None:
-    outcome = request(address=claimed(ADDRESS, FIRST, *PENDING), fingerprint="two")
-    superseded = outcome.changed[0]
-    assert isinstance(superseded, Registration)
-
-    refusal = superseded.verify(offered="123456", expected="123456", now=LATER, policy=Policy())
-
-    assert isinstance(refusal, NotPending)
-    assert superseded.status is Status.CANCELLED
-
-
-@pytest.mark.parametrize(
-    ("being_undone", "left_to_do"),
-    [
-        (otp_revoked(), [registration_cancelled("superseded")]),
-        (email_discarded(), [otp_revoked(), registration_cancelled("superseded")]),
-    ],
-    ids=["revoked", "discarded"],
-)
-def test_the_same_payload_does_not_get_a_registration_that_is_being_undone(
-    being_undone: Fact, left_to_do: list[Fact]
-) -> None:
+@pytest.mark.parametrize("being_undone", [otp_revoked(), email_discarded()], ids=["revoked", "discarded"])
+def test_the_same_payload_does_not_get_a_registration_that_is_being_undone(being_undone: Fact) -> None:
     """Between the saga's two steps: nobody would ever get that one's code."""
-    outcome = request(address=claimed(ADDRESS, FIRST, *PENDING, being_undone), fingerprint="one")
+    outcome = request(address=waiting((*PENDING, being_undone)))
 
-    assert outcome.registration.id == SECOND
-    assert streams(outcome) == [
-        (FIRST, left_to_do),
-        begun(SECOND, ADDRESS),
-        (ADDRESS, [email_released(FIRST), email_claimed(SECOND)]),
-    ]
-
-
-# --- An address that an account holds ---------------------------------------------------------
+    assert outcome.registration.id == THIRD
 
 
 @pytest.mark.parametrize("history", [VERIFIED, ACTIVE], ids=["verified", "active"])
-@pytest.mark.parametrize("fingerprint", ["one", "two"], ids=["same payload", "another payload"])
-def test_a_taken_address_leads_to_a_duplicate_with_a_seat_of_its_own(
-    history: tuple[Fact, ...], fingerprint: str
-) -> None:
-    owned = claimed(ADDRESS, FIRST, *history)
+def test_a_taken_address_leads_to_a_duplicate(history: tuple[Fact, ...]) -> None:
+    outcome = request(address=held(FIRST, *history), fingerprint="two")
 
-    outcome = request(address=owned, fingerprint=fingerprint)
+    assert streams(outcome) == begun(THIRD, duplicate_of=FIRST, fingerprint="two")
 
-    assert streams(outcome) == [
-        begun(SECOND, DUPLICATES, duplicate_of=FIRST, fingerprint=fingerprint),
-        (DUPLICATES, [email_claimed(SECOND)]),
-    ]
-    assert owned.holder is not None
-    assert recorded(owned.holder) == []
-    assert owned.claim is not None
-    assert owned.claim.holder == FIRST
+
+def test_a_proof_without_a_claim_is_mended_when_the_address_is_asked_for_again() -> None:
+    """Release 0.1.0, which claimed at the beginning, may run beside this one and verify what this one began."""
+    address = waiting(ACTIVE)
+
+    outcome = request(address=address, fingerprint="two")
+
+    assert outcome.registration.duplicate_of == FIRST
+    assert (ADDRESS, [email_claimed(FIRST)]) in streams(outcome)
 
 
 def test_the_owner_is_told_apart_only_where_the_operator_reveals_it() -> None:
-    owned = claimed(ADDRESS, FIRST, *ACTIVE)
-
     with pytest.raises(AddressTaken):
-        request(address=owned, reveal_duplicates=True)
+        request(address=held(FIRST, *ACTIVE), reveal_duplicates=True)
 
 
 def test_revealing_tells_nothing_about_a_pending_registration() -> None:
-    outcome = request(address=claimed(ADDRESS, FIRST, *PENDING), fingerprint="two", reveal_duplicates=True)
+    outcome = request(address=waiting(PENDING), fingerprint="two", reveal_duplicates=True)
 
-    assert outcome.registration.id == SECOND
+    assert outcome.registration.id == THIRD
 
 
-OWNED = claimed(ADDRESS, FIRST, *ACTIVE)
+FULL_DAY = [(T0 - timedelta(hours=n), NETWORK) for n in (3, 2, 1)]
 
 
 @pytest.mark.parametrize(
-    ("ordinary", "duplicate"),
+    "address",
     [
-        (
-            {"address": FREE_ADDRESS},
-            {"address": OWNED},
-        ),
-        (
-            {"address": claimed(ADDRESS, SECOND, *PENDING)},
-            {"address": OWNED, "duplicates": claimed(DUPLICATES, SECOND, *DUPLICATE)},
-        ),
-        (
-            {"address": claimed(ADDRESS, SECOND, *PENDING), "fingerprint": "two"},
-            {"address": OWNED, "duplicates": claimed(DUPLICATES, SECOND, *DUPLICATE), "fingerprint": "two"},
-        ),
-        (
-            {"address": claimed(ADDRESS, SECOND, released=True)},
-            {"address": OWNED, "duplicates": claimed(DUPLICATES, SECOND, released=True)},
-        ),
-        (
-            {"address": claimed(ADDRESS, SECOND, *CANCELLED)},
-            {
-                "address": OWNED,
-                "duplicates": claimed(DUPLICATES, SECOND, *DUPLICATE, otp_revoked(), registration_cancelled()),
-            },
-        ),
+        FREE,
+        waiting(PENDING),
+        waiting(PENDING, SUPERSEDED, DUPLICATE),
+        held(FIRST, *ACTIVE),
+        held(FIRST, *CANCELLED),
+        held(FIRST, *ERASED),
     ],
-    ids=["first", "same payload", "another payload", "released", "cancelled"],
+    ids=["new", "pending", "several", "active", "cancelled", "erased"],
 )
-def test_a_duplicate_is_recorded_as_any_registration_is(
-    ordinary: dict[str, object], duplicate: dict[str, object]
-) -> None:
-    """The same streams in the same order with the same kinds of events: the same work and the same answers."""
-    like_any_other = request(registration_id=THIRD, **ordinary)  # type: ignore[arg-type]
-    like_a_duplicate = request(registration_id=THIRD, **duplicate)  # type: ignore[arg-type]
+@pytest.mark.parametrize("full", [False, True], ids=["within the budget", "past it"])
+def test_every_new_registration_has_the_same_events_whatever_the_address_is(address: KnownAddress, full: bool) -> None:
+    """The same streams in the same order with the same kinds of events: the same work, answers and positions."""
+    mailbox = given_stream(Mailbox, *[mail_decided(granted=FULL_DAY)], stream_id=MAILBOX) if full else None
 
-    assert like_a_duplicate.registration.id == like_any_other.registration.id
-    assert _shape(like_a_duplicate.changed) == _shape(like_any_other.changed)
+    outcome = request(address=address, mailbox=mailbox, fingerprint="another")
+
+    assert [(type(one), [type(event) for event in one.pending_events]) for one in outcome.changed] == [
+        (Registration, [Registration.UserRegistered, Registration.OtpIssued]),
+        (Mailbox, [Mailbox.MailDecided]),
+    ]
+    assert outcome.registration.withholds_mail(1) is full
 
 
-def _shape(changed: tuple[Aggregate, ...]) -> list[tuple[type, list[type]]]:
-    return [(type(aggregate), [fact.event for fact in recorded(aggregate)]) for aggregate in changed]
+# --- Proving an address -----------------------------------------------------------------------
 
 
-def test_an_address_whose_owner_was_erased_can_be_registered_again() -> None:
-    left_over = claimed(DUPLICATES, SECOND, *DUPLICATE)
+def test_the_first_proof_claims_the_address_and_the_others_give_way_in_the_same_commit() -> None:
+    address = waiting(PENDING, PENDING, DUPLICATE)
 
-    outcome = request(address=claimed(ADDRESS, FIRST, released=True), duplicates=left_over, registration_id=THIRD)
+    proof = proves(given(SECOND, *PENDING), address)
 
-    assert outcome.registration.id == THIRD
-    assert outcome.registration.duplicate_of is None
-    assert streams(outcome) == [begun(THIRD, ADDRESS), (ADDRESS, [email_claimed(THIRD)])]
+    assert proof.refused is None
+    assert [(one, facts) for one, facts in streams(proof) if facts] == [
+        (SECOND, [email_verified()]),
+        (ADDRESS, [email_claimed(SECOND)]),
+        (FIRST, [registration_superseded(SECOND)]),
+    ]
+
+
+def test_a_proof_takes_the_address_from_one_that_claimed_it_without_having_proven_it() -> None:
+    """In a log of release 0.1.0."""
+    proof = proves(given(SECOND, *PENDING), held(FIRST, *PENDING))
+
+    assert streams(proof) == [
+        (SECOND, [email_verified()]),
+        (ADDRESS, [email_released(FIRST), email_claimed(SECOND)]),
+        (FIRST, [registration_superseded(SECOND)]),
+    ]
+
+
+def test_who_claimed_an_address_in_an_old_log_proves_it() -> None:
+    proof = proves(given(FIRST, *PENDING), held(FIRST, *PENDING))
+
+    assert streams(proof) == [(FIRST, [email_verified()])]
+
+
+def test_once_an_address_is_proven_no_other_code_matches() -> None:
+    proof = proves(given(SECOND, *PENDING), held(FIRST, *ACTIVE))
+
+    assert isinstance(proof.refused, WrongCode)
+    assert streams(proof) == [(SECOND, [registration_superseded(FIRST), code_rejected()])]
+
+
+def test_a_proof_without_a_claim_is_mended_when_another_one_offers_its_code() -> None:
+    proof = proves(given(SECOND, *PENDING), waiting(ACTIVE))
+
+    assert isinstance(proof.refused, WrongCode)
+    assert streams(proof) == [
+        (SECOND, [registration_superseded(FIRST), code_rejected()]),
+        (ADDRESS, [email_claimed(FIRST)]),
+    ]
+
+
+def test_a_wrong_code_needs_to_know_nothing_of_the_address() -> None:
+    proof = proves(given(FIRST, *PENDING), None, offered="654321")
+
+    assert isinstance(proof.refused, WrongCode)
+    assert streams(proof) == [(FIRST, [code_rejected()])]
+
+
+def test_proving_again_records_nothing() -> None:
+    proof = proves(given(FIRST, *ACTIVE), held(FIRST, *ACTIVE))
+
+    assert proof.refused is None
+    assert streams(proof) == [(FIRST, [])]
+
+
+# --- New codes --------------------------------------------------------------------------------
+
+
+def test_a_new_code_is_counted_in_the_mailbox_in_the_same_commit() -> None:
+    mailbox = given_stream(Mailbox, mail_decided(), stream_id=MAILBOX)
+
+    changed = renew_code(given(FIRST, *PENDING), mailbox, network=NETWORK, now=LATER, policy=POLICY)
+
+    assert [(one.id, [fact.event for fact in recorded(one)]) for one in changed] == [
+        (FIRST, [Registration.OtpIssued]),
+        (MAILBOX, [Mailbox.MailDecided]),
+    ]
+    assert [grant.at for grant in mailbox.granted] == [T0, LATER]
+
+
+def test_a_new_code_past_the_budget_is_issued_and_its_mail_withheld() -> None:
+    registration = given(FIRST, *PENDING)
+    mailbox = given_stream(Mailbox, mail_decided(granted=[(T0, NETWORK)] * 5), stream_id=MAILBOX)
+
+    renew_code(registration, mailbox, network="deadbeef", now=LATER, policy=POLICY)
+
+    assert registration.serial == 2
+    assert registration.withholds_mail(2)
+
+
+def test_a_new_code_that_comes_too_soon_counts_nothing() -> None:
+    mailbox = given_stream(Mailbox, mail_decided(), stream_id=MAILBOX)
+
+    with pytest.raises(TooManyRequests):
+        renew_code(given(FIRST, *PENDING), mailbox, network=NETWORK, now=T0, policy=POLICY)
+
+    assert recorded(mailbox) == []
+
+
+def test_a_new_code_of_a_registration_that_an_old_release_began_is_not_counted() -> None:
+    registration = given(FIRST, registered(), otp_issued(mailbox_id=None))
+
+    [changed] = renew_code(registration, None, network="", now=LATER, policy=POLICY)
+
+    assert recorded(changed) == [otp_issued(2, "requested", mailbox_id="")]
+
+
+# --- Reopening --------------------------------------------------------------------------------
+
+UNDELIVERED = (*PENDING, mailbox_unknown(), otp_revoked(), registration_cancelled("undeliverable"))
+
+
+@pytest.mark.parametrize("address", [FREE, held(FIRST, released=True), waiting(UNDELIVERED, PENDING)])
+def test_a_reopened_registration_waits_for_the_proof_beside_the_others(address: KnownAddress) -> None:
+    registration = given(FIRST, *UNDELIVERED)
+
+    reopen(registration, address, now=T0)
+
+    assert registration.is_pending
+
+
+def test_a_registration_is_not_reopened_once_another_has_proven_the_address() -> None:
+    registration = given(FIRST, *UNDELIVERED)
+
+    with pytest.raises(NotPending):
+        reopen(registration, held(SECOND, *ACTIVE), now=T0)
+
+    assert recorded(registration) == []
 
 
 # --- Idempotency-Key --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("history", [PENDING, VERIFIED, ACTIVE, CANCELLED, DUPLICATE])
+@pytest.mark.parametrize("history", [PENDING, VERIFIED, ACTIVE, CANCELLED, DUPLICATE, SUPERSEDED])
 def test_the_same_key_and_payload_is_the_same_registration_whatever_became_of_it(history: tuple[Fact, ...]) -> None:
-    earlier = given_stream(Registration, *history, stream_id=FIRST)
+    earlier = given(FIRST, *history)
 
     outcome = request(earlier=earlier, registration_id=FIRST, reveal_duplicates=True)
 
@@ -289,7 +358,7 @@ def test_the_same_key_and_payload_is_the_same_registration_whatever_became_of_it
 
 
 def test_a_key_stands_for_its_registration_for_a_day_only() -> None:
-    earlier = given_stream(Registration, *CANCELLED, stream_id=FIRST)
+    earlier = given(FIRST, *CANCELLED)
 
     outcome = request(earlier=earlier, registration_id=SECOND, now=T0 + timedelta(hours=24))
 
@@ -298,7 +367,7 @@ def test_a_key_stands_for_its_registration_for_a_day_only() -> None:
 
 
 def test_the_same_key_with_another_payload_is_refused() -> None:
-    earlier = given_stream(Registration, *PENDING, stream_id=FIRST)
+    earlier = given(FIRST, *PENDING)
 
     with pytest.raises(IdempotencyKeyReused):
         request(earlier=earlier, registration_id=FIRST, fingerprint="two")
@@ -307,7 +376,7 @@ def test_the_same_key_with_another_payload_is_refused() -> None:
 
 
 def test_a_new_key_with_the_payload_of_a_pending_registration_is_that_registration() -> None:
-    outcome = request(address=claimed(ADDRESS, FIRST, *PENDING), registration_id=SECOND)
+    outcome = request(address=waiting(PENDING), registration_id=SECOND)
 
     assert outcome.registration.id == FIRST
     assert outcome.changed == ()
@@ -316,22 +385,32 @@ def test_a_new_key_with_the_payload_of_a_pending_registration_is_that_registrati
 # --- Pre-hijacking (docs/security.md, S8) -----------------------------------------------------
 
 
-def test_who_registers_a_victims_address_first_gets_nothing_of_it() -> None:
-    policy = Policy()
-    attackers = request(registration_id=FIRST, fingerprint="the attacker's password")
-    claim = attackers.changed[-1]
-    assert isinstance(claim, EmailClaim)
-    victims = request(
-        address=ClaimedAddress(ADDRESS, claim, attackers.registration),
-        registration_id=SECOND,
-        fingerprint="the victim's password",
-        now=LATER,
-    )
+@pytest.mark.parametrize("order", list(permutations(["attacker", "victim"])), ids="-".join)
+@pytest.mark.parametrize("prover", ["victim", "nobody but the attacker"])
+def test_who_registers_a_victims_address_gets_nothing_of_it(order: tuple[str, ...], prover: str) -> None:
+    """Whoever is first: a code opens its own registration only, and the attacker cannot read the victim's mail."""
+    ids, codes = {"attacker": FIRST, "victim": SECOND}, {"attacker": "111111", "victim": "222222"}
+    registrations: dict[str, Registration] = {}
+    mailbox: Mailbox | None = None
+    for who in order:
+        address = KnownAddress(ADDRESS, None, None, tuple(registrations.values()))
+        outcome = request(
+            address=address, mailbox=mailbox, registration_id=ids[who], fingerprint=f"the {who}'s password"
+        )
+        registrations[who] = outcome.registration
+        mailbox = next(one for one in outcome.changed if isinstance(one, Mailbox))
+    address = KnownAddress(ADDRESS, None, None, tuple(registrations.values()))
 
-    victims_refusal = victims.registration.verify(offered="222222", expected="222222", now=LATER, policy=policy)
-    attackers_refusal = attackers.registration.verify(offered="111111", expected="111111", now=LATER, policy=policy)
+    def offers(who: str, offered: str) -> Proof:
+        return prove(registrations[who], address, offered=offered, expected=codes[who], now=LATER, policy=POLICY)
 
-    assert victims_refusal is None
-    assert isinstance(attackers_refusal, NotPending)
-    assert not isinstance(attackers_refusal, CodeExpired)
-    assert claim.holder == victims.registration.id
+    guess = offers("attacker", codes["victim"])
+    if prover == "victim":
+        assert offers("victim", codes["victim"]).refused is None
+    late = offers("attacker", "999999")
+
+    assert isinstance(guess.refused, WrongCode)
+    assert isinstance(late.refused, WrongCode)
+    assert registrations["attacker"].status is Status.PENDING
+    assert registrations["attacker"].can_be_proven is (prover != "victim")
+    assert registrations["victim"].is_proven is (prover == "victim")

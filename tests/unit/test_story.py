@@ -531,7 +531,7 @@ async def test_what_follows_from_something_is_below_it() -> None:
     assert rows_of(registered) == [
         "registration.user_registered",
         "registration.otp_issued",
-        "email_claim.email_claimed",
+        "mailbox.mail_decided",
     ]
     assert [rows_of(one) for one in registered.consequences] == [["mail_saga.started"], ["mail_saga.mail_requested"]]
     assert retried.headline == "An operator had the mail tried again"
@@ -541,7 +541,7 @@ async def test_what_follows_from_something_is_below_it() -> None:
         f"├─ 2026-03-01 12:00:00 UTC: A client asked to register (request {OPERATOR.correlation_id})",
         "│  12:00:00.000  Registered.",
         "│  12:00:00.000  Code 1 was issued for the new registration.",
-        "│  12:00:00.000  The address belongs to this registration.",
+        "│  12:00:00.000  Mail 1 may be sent: the mailbox was granted 1 within a day.",
         "│  ├─ The mail saga took it up",
         "│  │  12:00:00.000  Decided: if the address is not verified by 2026-03-02 12:00:00 UTC, undo the registration.",
         "│  └─ The mail saga asked for the mail",

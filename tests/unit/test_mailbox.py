@@ -1,0 +1,160 @@
+"""The silent budget of a mailbox, the part of it that one network gets, and what a mailbox remembers."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from uuid import UUID, uuid5
+
+import pytest
+
+from domain.mailbox import OF_ONE_NETWORK, REMEMBERED, Asked, Mailbox, decide_mail
+from domain.policy import Policy
+from tests.support.facts import CLAIM, MAILBOX, NETWORK, REGISTRATION, T0, given, mail_decided, recorded, stream
+
+POLICY = Policy()
+INSTANT = timedelta(microseconds=1)
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+
+
+def ask(
+    mailbox: Mailbox | None,
+    at: datetime,
+    network: str = NETWORK,
+    *,
+    registration_id: UUID = REGISTRATION,
+    serial: int = 1,
+) -> Mailbox:
+    asked = Asked(registration_id, serial, CLAIM if serial == 1 else None, network)
+    return decide_mail(mailbox, MAILBOX, asked, now=at, policy=POLICY)
+
+
+def granted(*before: tuple[timedelta, str]) -> Mailbox:
+    """A mailbox that was sent mails so long before T0, the oldest first."""
+    return given(Mailbox, mail_decided(granted=[(T0 - ago, of) for ago, of in before]), stream_id=MAILBOX)
+
+
+def test_the_first_mail_begins_the_stream() -> None:
+    mailbox = ask(None, T0)
+
+    assert not mailbox.withheld
+    assert (mailbox.id, mailbox.version) == (MAILBOX, 1)
+    assert recorded(mailbox) == [mail_decided()]
+
+
+@pytest.mark.parametrize(
+    ("before", "network", "withheld"),
+    [
+        ([(MINUTE - INSTANT, "a")], "b", True),
+        ([(MINUTE, "a")], "b", False),
+        ([(40 * MINUTE, "a"), (30 * MINUTE, "b"), (20 * MINUTE, "c")], "d", True),
+        ([(HOUR, "a"), (30 * MINUTE, "b"), (20 * MINUTE, "c")], "d", False),
+        ([(n * HOUR, "abcde"[n - 1]) for n in (5, 4, 3, 2, 1)], "f", True),
+        ([(24 * HOUR, "a"), *((n * HOUR, "bcde"[n - 1]) for n in (4, 3, 2, 1))], "f", False),
+        ([(40 * MINUTE, "a"), (20 * MINUTE, "a")], "a", True),
+        ([(40 * MINUTE, "a"), (20 * MINUTE, "a")], "b", False),
+        ([(n * HOUR, "a") for n in (3, 2, 1)], "a", True),
+        ([(n * HOUR, "a") for n in (3, 2, 1)], "b", False),
+        ([(-INSTANT, "a")], "b", True),
+    ],
+    ids=[
+        "within the minute",
+        "a minute later",
+        "the fourth within an hour",
+        "when the first is an hour old",
+        "the sixth within a day",
+        "when the first is a day old",
+        "the third of a network within an hour",
+        "another network within that hour",
+        "the fourth of a network within a day",
+        "another network within that day",
+        "by a clock that lags",
+    ],
+)
+def test_the_budget_of_a_mailbox(before: list[tuple[timedelta, str]], network: str, withheld: bool) -> None:
+    mailbox = ask(granted(*before), T0, network)
+
+    assert mailbox.withheld is withheld
+
+
+def test_a_mail_that_is_withheld_uses_up_nothing() -> None:
+    mailbox = ask(None, T0)
+    for seconds in range(1, 60):
+        mailbox = ask(mailbox, T0 + timedelta(seconds=seconds))
+        assert mailbox.withheld
+
+    assert not ask(mailbox, T0 + MINUTE).withheld
+
+
+def test_whatever_one_network_does_another_gets_two_mails_a_day() -> None:
+    mailbox = None
+    for minutes in range(24 * 60):
+        mailbox = ask(mailbox, T0 + minutes * MINUTE, "stranger")
+    assert mailbox is not None
+    end = T0 + 24 * HOUR
+
+    sent = [not (mailbox := ask(mailbox, end + n * MINUTE, "person")).withheld for n in range(2)]
+
+    assert sent == [True, True]
+
+
+def test_only_the_latest_event_of_a_mailbox_is_needed() -> None:
+    mailbox = None
+    for minutes in range(20):
+        mailbox = ask(mailbox, T0 + minutes * 10 * MINUTE, f"{minutes:08x}", registration_id=uuid5(CLAIM, str(minutes)))
+    assert mailbox is not None
+    last = mailbox.collect_events()[-1]
+
+    again = last.mutate(None)
+
+    assert isinstance(again, Mailbox)
+    assert (again.version, again.granted, again.applicants) == (20, mailbox.granted, mailbox.applicants)
+    assert ask(again, T0 + 4 * HOUR).version == 21
+
+
+def test_a_mailbox_remembers_the_latest_registrations_whether_they_got_a_mail_or_not() -> None:
+    ids = [uuid5(CLAIM, str(n)) for n in range(REMEMBERED + 3)]
+    mailbox = None
+    for n, one in enumerate(ids):
+        mailbox = ask(mailbox, T0, f"{n:08x}", registration_id=one)
+    assert mailbox is not None
+
+    assert [one.registration_id for one in mailbox.applicants] == ids[3:]
+
+
+def test_one_network_cannot_make_a_mailbox_forget_another_ones_registrations() -> None:
+    mailbox = ask(None, T0, "person")
+    for n in range(100):
+        mailbox = ask(mailbox, T0, "stranger", registration_id=uuid5(CLAIM, str(n)))
+
+    assert [one.registration_id for one in mailbox.applicants] == [
+        REGISTRATION,
+        *(uuid5(CLAIM, str(n)) for n in range(100 - OF_ONE_NETWORK, 100)),
+    ]
+
+
+def test_registrations_that_ended_are_forgotten() -> None:
+    mailbox = ask(None, T0)
+
+    asked = Asked(uuid5(CLAIM, "next"), 1, CLAIM, NETWORK)
+    decide_mail(mailbox, MAILBOX, asked, now=T0, policy=POLICY, ended={REGISTRATION})
+
+    assert [one.registration_id for one in mailbox.applicants] == [uuid5(CLAIM, "next")]
+
+
+def test_a_new_code_is_no_new_registration() -> None:
+    mailbox = ask(ask(None, T0), T0 + HOUR, serial=2)
+
+    assert len(mailbox.applicants) == 1
+    assert len(mailbox.granted) == 2
+
+
+def test_what_a_mailbox_is_told_is_small() -> None:
+    mailbox = None
+    for n in range(1000):
+        mailbox = ask(mailbox, T0 + n * MINUTE, f"{n % 40:08x}", registration_id=uuid5(CLAIM, str(n)))
+    assert mailbox is not None
+
+    [last] = stream(MAILBOX, *recorded(mailbox)[-1:], after=999)
+
+    assert len(repr(last)) < 4000
