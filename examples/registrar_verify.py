@@ -357,7 +357,6 @@ IN_WORDS = {
     "registration.email_dispatch_failed": "no mail server accepted the mail",
     "registration.email_dispatched": "a mail server accepted the mail",
     "registration.email_retry_requested": "an operator asked for the mail to be tried again",
-    "mailbox.mail_decided": "it was decided whether the mail may be sent",
     "registration.email_verified": "the person proved that they read mail at the address",
     "registration.email_withheld": "the mail was not sent",
     "registration.otp_issued": "a code was issued",

@@ -118,7 +118,8 @@ def _decides(one: Recorded) -> bool:
 
 
 def _headline(group: Sequence[Recorded]) -> str:
-    first = group[0]
+    # Who is superseded may have been told so by a code of their own.
+    first = next((one for one in group if not isinstance(one.event, Registration.RegistrationSuperseded)), group[0])
     who = ACTORS.get(first.actor, first.actor)
     what = "erased the person again" if first.actor == Actor.RESTORE else _did(first.event)
     return f"{who[0].upper()}{who[1:]} {what}"
@@ -138,8 +139,10 @@ def _did(event: AnyEvent) -> str:
             return "asked to register"
         case Registration.OtpIssued(reason="requested"):
             return "asked for a new code"
-        case Registration.CodeRejected() | Registration.RegistrationSuperseded():
+        case Registration.CodeRejected():
             return "entered a wrong code"
+        case Registration.RegistrationSuperseded():
+            return "entered the code of another registration, which has the address since"
         case Registration.EmailVerified():
             return "entered the code"
         case Registration.EmailDispatchFailed(provider="broker"):

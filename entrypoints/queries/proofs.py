@@ -6,6 +6,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from domain.errors import UnknownRegistration
+from domain.mailbox import Mailbox
 from domain.recorded import Position
 from infrastructure.audit.proving import CannotProve, Proof, checkpoint_of, prove
 from infrastructure.followers.progress import progress_of
@@ -14,8 +15,10 @@ from infrastructure.postgres.pool import QueryPool
 from projections.audit import ENTRIES, Audit
 
 _READ_MODEL: Final = Audit.name
+# A mailbox's events name the other registrations that wait for it, whose ids are nobody else's.
 _POSITIONS: Final = f"""
-    SELECT position FROM {ENTRIES.within(Audit().schema)} WHERE registration_id = %s ORDER BY position
+    SELECT position FROM {ENTRIES.within(Audit().schema)}
+    WHERE registration_id = %(registration_id)s AND topic <> %(of_others)s ORDER BY position
 """  # noqa: S608 - a constant
 
 
@@ -29,7 +32,7 @@ class ProofQueries:
         self._pool = pool
 
     async def prove(self, registration_id: UUID, *, size: int | None = None) -> Proof:
-        """The proof of all events about a registration, whichever stream they stand in, up to a checkpoint.
+        """The proof of all events about a registration alone, whichever stream they stand in, up to a checkpoint.
 
         Args:
             size: of the checkpoint's tree; None is the latest one.
@@ -58,6 +61,7 @@ class ProofQueries:
 
 async def _positions_of(connection: Connection, registration_id: UUID) -> list[Position]:
     cursor = connection.cursor(binary=True)
-    await cursor.execute(_POSITIONS.encode(), (registration_id,))
+    named = {"registration_id": registration_id, "of_others": Mailbox.MailDecided.TOPIC}
+    await cursor.execute(_POSITIONS.encode(), named)
     rows: list[Any] = await cursor.fetchall()
     return [row[0] for row in rows]

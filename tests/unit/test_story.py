@@ -25,6 +25,7 @@ from application.story.at_present import AtPresent
 from application.story.sentences import sentence
 from application.story.telling import QUESTION, Act, Story, lines, told
 from application.story.words import FAILURES, duration
+from domain.errors import WrongCode
 from domain.mail_outcome import MAIL_FAILURES, CancelReason, DispatchFailure, HandOver, MailKind
 from domain.recorded import Recorded
 from infrastructure.event_store.codec import EventCodec, event_classes
@@ -566,3 +567,21 @@ async def test_a_mail_that_is_tried_for_a_day_does_not_go_to_the_right() -> None
     printed = [*lines(told(registration_id, chain, house.clock()))]
 
     assert max(map(len, printed[3:])) < 60
+
+
+@pytest.mark.parametrize("tries", [False, True])
+async def test_whose_address_another_has_proven_is_told_by_what_was_done_to_it(tries: bool) -> None:
+    house = InMemoryService()
+    first, second = await house.registered(), await house.registered(registers(name="Eve"))
+    await house.settle()
+    house.move(timedelta(minutes=1))
+    await house.handle(verifies(second, right_code(second)))
+    house.move(timedelta(minutes=1))
+    if tries:
+        with pytest.raises(WrongCode):
+            await house.handle(verifies(first, right_code(first)))
+
+    headlines = [act.headline for act in story_of(house, first).acts if act.actor == "client"]
+
+    proven = "A client entered the code of another registration, which has the address since"
+    assert headlines == ["A client asked to register", proven, *["A client entered a wrong code"] * tries]
