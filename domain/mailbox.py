@@ -78,13 +78,21 @@ class Mailbox(Aggregate, created_event_name="MailDecided"):
 
         def apply(self, aggregate: Any) -> None:
             aggregate.withheld = self.withheld
-            aggregate.granted = tuple(_grant(text) for text in self.granted)
-            aggregate.applicants = tuple(_applicant(text) for text in self.applicants)
+            aggregate.latest = self
 
     def __init__(self) -> None:
         self.withheld = False
-        self.granted: tuple[Grant, ...] = ()
-        self.applicants: tuple[Applicant, ...] = ()
+        self.latest: Mailbox.MailDecided | None = None
+
+    # Read where somebody asks, which hardly anybody does of the mailbox of a new address.
+
+    @property
+    def granted(self) -> tuple[Grant, ...]:
+        return () if self.latest is None else tuple(map(_grant, self.latest.granted))
+
+    @property
+    def applicants(self) -> tuple[Applicant, ...]:
+        return () if self.latest is None else tuple(map(_applicant, self.latest.applicants))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +161,9 @@ def _is_used_up(granted: Collection[Grant], network: str, now: datetime, policy:
     )
 
 
-def _latest(applicants: Collection[Applicant]) -> list[Applicant]:
+def _latest(applicants: list[Applicant]) -> list[Applicant]:
+    if len(applicants) <= OF_ONE_NETWORK:
+        return applicants
     kept: list[Applicant] = []
     of_network: Counter[str] = Counter()
     for one in reversed([*applicants]):
