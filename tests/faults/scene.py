@@ -76,13 +76,14 @@ class Scene:
             self._stack.push_async_callback(client.close)
         return self._clients[name]
 
-    async def client_within(self, *, broker_up: bool = False) -> Client:
+    async def client_within(self, *, broker_up: bool = False, **settings: str) -> Client:
         """A client of an API in this very process, where it is not the API that fails: spares a process.
 
         Args:
             broker_up: what we have in RabbitMQ is declared first; an API only looks at it.
+            settings: of this API alone.
         """
-        service = await self._stack.enter_async_context(self.within())
+        service = await self._stack.enter_async_context(self.within(**settings))
         if broker_up:
             await declared(service)
         http = await self._stack.enter_async_context(client_of(create_app(service.api)))

@@ -242,7 +242,7 @@ async def test_a_forged_code_for_a_duplicate_is_kept_as_a_strangers_and_the_owne
     scene_over_broker: Scene, broker_url: str
 ) -> None:
     scene = scene_over_broker
-    client = await scene.client_within(broker_up=True)
+    client = await scene.client_within(broker_up=True, resend_cooldown="1ms")  # two mails to one mailbox
     async with scene.within(follows=True, works=True):
         owner = await scene.accepted(client, "ada@example.com")
         await scene.prove(client, owner)
