@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -24,6 +25,9 @@ from tests.fuzz.running import Running, running
 TRIES, RESENDS, LOCKS = 5, 5, 5
 """Per code, per hour, and locked codes that end a registration (docs/security.md, S4)."""
 
+MAILS = 2
+"""That one network can have a mailbox sent within an hour (docs/security.md, S13)."""
+
 PATIENCE = 30.0
 
 
@@ -32,7 +36,13 @@ PATIENCE = 30.0
 
 @dataclass(eq=False)
 class Believed:
-    """A registration, or what looks like one to whoever registers a taken address (`is_decoy`)."""
+    """A registration, or what looks like one to whoever registers a taken address (`is_decoy`).
+
+    Attributes:
+        is_superseded: another one has proven the address since: no code is right any more.
+        code: the right one; None if its mail was withheld, so that nobody knows it.
+        codes: those that were right once.
+    """
 
     id: str
     address: str
@@ -43,11 +53,17 @@ class Believed:
     locks: int = 0
     resends: int = 0
     erased: bool = False
+    is_superseded: bool = False
+    code: str | None = None
     codes: list[str] = field(default_factory=list)
 
     @property
     def is_pending(self) -> bool:
         return self.status == "PENDING"
+
+    @property
+    def gets_codes(self) -> bool:
+        return not (self.is_decoy or self.is_superseded)
 
     def verified_with(self, *, right: bool) -> tuple[int, str]:
         """The status and code of the answer; the registration is as it is afterwards."""
@@ -86,28 +102,38 @@ class Believed:
 
 
 class Model:
-    """Who registered what. An address has a seat for whoever may prove it, and one for those who come after."""
+    """Who registered what: for one address they stand side by side, and whoever proves it first has it."""
 
     def __init__(self) -> None:
         self.all: dict[str, Believed] = {}
-        self._seats: dict[tuple[str, bool], Believed] = {}
+        self._mails: Counter[str] = Counter()
 
     def registered(self, address: str, name: str, answered: str) -> Believed:
         """What the answer's id stands for; the model is as it is afterwards.
 
-        The same payload again is the same registration; another one supersedes it while it is pending.
+        The same payload again, while it is pending, is the same registration; another one is one of its own.
         """
-        owner = self._seats.get((address, False))
-        seat = (address, owner is not None and owner.status == "ACTIVE")
-        holder = self._seats.get(seat)
-        if holder is not None and holder.is_pending:
-            if holder.name == name:
-                assert answered == holder.id
-                return holder
-            holder.status = "CANCELLED"
+        for known in self._of(address):
+            if known.is_pending and known.name == name:
+                assert answered == known.id
+                return known
         assert answered not in self.all
-        self._seats[seat] = self.all[answered] = Believed(answered, address, name, is_decoy=seat[1])
+        is_taken = any(known.status == "ACTIVE" for known in self._of(address))
+        self.all[answered] = Believed(answered, address, name, is_decoy=is_taken)
         return self.all[answered]
+
+    def is_sent_a_mail(self, address: str) -> bool:
+        """Is one more within the budget? Then it is counted."""
+        self._mails[address] += 1
+        return self._mails[address] <= MAILS
+
+    def proven(self, registration: Believed) -> None:
+        for other in self._of(registration.address):
+            if other is not registration and other.is_pending and not other.is_decoy:
+                other.is_superseded, other.code = True, None
+
+    def _of(self, address: str) -> list[Believed]:
+        return [one for one in self.all.values() if one.address == address]
 
 
 # --- What is done ---------------------------------------------------------------------------------
@@ -151,12 +177,14 @@ class Histories(RuleBasedStateMachine):
         return shown
 
     def read_mail(self, registration: Believed) -> None:
-        """Wait for its mail, and note the code, if there is one in it."""
+        """Wait for what looks like its mail, and note the code, if one was sent."""
         self.until(registration, mail="SENT")
-        messages = self.http.get("/mailbox/messages", params={"to": registration.address}).json()
-        code = re.search(r"^\s*(\d{6})\s*$", messages[0]["text"], re.MULTILINE)
-        assert registration.is_decoy or code is not None
-        if code is not None and not registration.is_decoy:
+        registration.code = None
+        if self.model.is_sent_a_mail(registration.address) and registration.gets_codes:
+            messages = self.http.get("/mailbox/messages", params={"to": registration.address}).json()
+            code = re.search(r"^\s*(\d{6})\s*$", messages[0]["text"], re.MULTILINE)
+            assert code is not None
+            registration.code = code[1]
             registration.codes.append(code[1])
 
     def pick(self, data: st.DataObject) -> Believed:
@@ -195,13 +223,16 @@ class Histories(RuleBasedStateMachine):
     def offer(self, registration: Believed, kind: str) -> None:
         codes = registration.codes or ["000000"]
         code = {"right": codes[-1], "old": codes[0], "wrong": f"{(int(codes[-1]) + 1) % 10**6:06d}"}[kind]
-        right = bool(registration.codes) and code == codes[-1]
+        right = code == registration.code
+        was_pending = registration.is_pending
         expected = registration.verified_with(right=right)
         answer = self.post(f"/v1/registrations/{registration.id}/verification", {"code": code})
         assert told(answer) == expected
         if expected[1] == "wrong-code":
             assert answer.json()["attempts_left"] == TRIES - registration.rejections
         if expected[0] == 200:
+            if was_pending:
+                self.model.proven(registration)
             self.until(registration, status="ACTIVE")
 
     @has_some
