@@ -76,14 +76,14 @@ class Scene:
             self._stack.push_async_callback(client.close)
         return self._clients[name]
 
-    async def client_within(self, *, broker_up: bool = False, **settings: str) -> Client:
+    async def client_within(self, *, broker_up: bool = False, resend_cooldown: str = "60") -> Client:
         """A client of an API in this very process, where it is not the API that fails: spares a process.
 
         Args:
             broker_up: what we have in RabbitMQ is declared first; an API only looks at it.
-            settings: of this API alone.
+            resend_cooldown: of this API alone; it is also the least time between two mails to a mailbox.
         """
-        service = await self._stack.enter_async_context(self.within(**settings))
+        service = await self._stack.enter_async_context(self.within(resend_cooldown=resend_cooldown))
         if broker_up:
             await declared(service)
         http = await self._stack.enter_async_context(client_of(create_app(service.api)))
