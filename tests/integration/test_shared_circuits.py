@@ -180,6 +180,10 @@ async def test_of_a_row_of_refusals_one_is_believed_whichever_workers_get_them(d
             assert [await one.send(), await other.send()] == ["mailbox-unknown", "refused"], number
             assert [await one.send(), await other.send()] == ["refused", "refused"], number
             stub.heal()
+            # Each tells how long ago it was refused: told later than the next mail is taken, it would seem to be so.
+            for told in (one, other, one, other):  # the first time, a look may have been under way
+                told.circuits.standing_changed()
+                await told.circuits.looked()
 
 
 async def test_everybody_knows_that_a_server_refuses_and_that_it_takes_mails_again(dsn: str) -> None:
