@@ -229,7 +229,9 @@ class Handlers:
     async def _request_new_code(self, command: RequestNewCode, context: Context) -> Answer:
         """Replace the code, and count its mail in the mailbox in the same commit."""
         registration_id = command.registration_id
-        mailbox_id = (await self._load(registration_id)).registration.mailbox_id  # it stays the same
+        first = (await self._load(registration_id)).registration
+        first.check_new_code(now=self._clock(), policy=self._policy)  # who asks too often costs one read, not two
+        mailbox_id = first.mailbox_id  # it stays the same
         mailboxes = () if mailbox_id is None else (mailbox_id,)
         network = "" if mailbox_id is None else self._secrets.network_mark(mailbox_id, command.network)
 

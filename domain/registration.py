@@ -200,8 +200,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     class RegistrationReopened(Event):
         """An operator has revived a registration that was undone although its registrant never got a mail.
 
-        It repeats what `UserRegistered` said, for those who forgot it
-        when the registration was cancelled.
+        It repeats what `UserRegistered` said, for those who forgot it when the registration was cancelled.
         """
 
         TOPIC = "registration.registration_reopened"

@@ -27,7 +27,7 @@ class KnownAddress:
     """What is known of an address.
 
     Attributes:
-        claim: None if nobody has proven it yet.
+        claim: None if nobody has ever held it.
         holder: the registration that the claim names.
         applicants: the registrations for it that its mailbox remembers, as they are now, without the holder.
     """

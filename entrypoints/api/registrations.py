@@ -110,7 +110,7 @@ def _commands(
         with _Counted(metrics.registration):
             requester = limits.requester(request.scope, REGISTERING)
             key = _idempotency_key_of(request)
-            command = parse(RegisterUser, body_of(request), idempotency_key=key, network=network_of(request.scope))
+            command = parse(RegisterUser, body_of(request), idempotency_key=key, network=requester.network)
             await limits.registration(requester, command.email)
             hint = rules.check(command)
             begun = await handlers.handle(command, context_of(request, Actor.CLIENT))

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from tests.fuzz.running import Running, running
+from tests.support.facts import eventually
 
 TRIES, RESENDS, LOCKS = 5, 5, 5
 """Per code, per hour, and locked codes that end a registration (docs/security.md, S4)."""
@@ -170,11 +171,13 @@ class Histories(RuleBasedStateMachine):
         return shown
 
     def until(self, registration: Believed, **expected: Any) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE
-        while expected.items() - (shown := self.seen(registration)).items():
-            assert time.monotonic() < deadline, (expected, shown)
-            time.sleep(0.01)
-        return shown
+        def shown() -> dict[str, Any]:
+            found = self.seen(registration)
+            assert found.items() >= expected.items(), (expected, found)
+            return found
+
+        found: dict[str, Any] = asyncio.run(eventually(shown, within=PATIENCE))
+        return found
 
     def read_mail(self, registration: Believed) -> None:
         """Wait for what looks like its mail, and note the code, if one was sent."""

@@ -752,9 +752,12 @@ async def test_asking_for_a_new_code_twice_is_refused_by_the_cooldown(house: InM
     command = await _new_code(house)
     await house.handle(command)
 
+    before = house.log.loads
+
     with pytest.raises(TooManyRequests):
         await house.handle(command)
 
+    assert house.log.loads == before + 1
     assert house.log.appends[-1] == ["OtpIssued", "MailDecided"]
 
 
