@@ -11,15 +11,15 @@ import os
 import signal
 import sys
 
-from entrypoints.cli.huge_pages import begin_with_huge_pages
-
 
 def main() -> None:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _end)
-    begin_with_huge_pages(sys.argv[1:])
     try:
         # Not before the handler is installed: this is what takes its time.
+        from entrypoints.cli.huge_pages import begin_with_huge_pages  # noqa: PLC0415
+
+        begin_with_huge_pages(sys.argv[1:])
         from entrypoints.cli.garbage_collection import collect_nothing_yet, collect_rarely  # noqa: PLC0415
         from entrypoints.cli.streams import secure_standard_streams  # noqa: PLC0415
 

@@ -191,6 +191,7 @@ def _become(asked: dict[str, Any], files: Sequence[int]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ.clear()
     os.environ.update(asked["environment"])
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=0"  # what was forked cannot begin once more
     if asked["armed"]:
         sys.exit(importlib.import_module("tests.faults.armed").main(asked["arguments"]))
     sys.argv = ["registrar", *asked["arguments"]]
