@@ -12,7 +12,7 @@ import resource
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
@@ -129,7 +129,7 @@ class Server:
             # After a second request to stop, nothing is waited for.
             await asyncio.wait({self._task}, timeout=self._stop_delay)
         finally:
-            self._server.should_exit = True
+            self._server.end()
         await self._task
         self._task = None
 
@@ -363,6 +363,19 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.begun = asyncio.Event()
+        self._told_to_end = asyncio.Event()
+
+    def end(self) -> None:
+        """Have `serve` stop."""
+        self.should_exit = True
+        self._told_to_end.set()
+
+    async def main_loop(self) -> None:
+        """uvicorn's looks ten times a second whether it is to stop. This one is told, and wakes for the date header."""
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._told_to_end.wait()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         try:

@@ -12,13 +12,18 @@ from typing import Any, Never, Protocol, TypeVar
 from domain.recorded import Position
 from infrastructure.followers.leadership import TOUCH, touch
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.notifications import HEAD, LOOK_ANYWAY
+from infrastructure.postgres.notifications import HEAD
 
 E = TypeVar("E")
 
 
 class Wakes(Protocol):
     """Wakes a follower when there is more to read, as `infrastructure.postgres.notifications.Notifications` does."""
+
+    @property
+    def patience(self) -> timedelta:
+        """How long to wait at most, because an announcement may be lost."""
+        ...
 
     async def wait_past(self, who: str, position: Position, *, within: timedelta) -> bool:
         """Return when `who` is beyond `position`; False if that did not happen in time."""
@@ -39,7 +44,7 @@ class Chore:
 
 
 def keep_leadership(connection: Connection) -> Chore:
-    """The chore of every leader that does not use its session every second or two anyway."""
+    """The chore of every leader that does not use its session every second anyway."""
 
     async def run() -> timedelta:
         await touch(connection)
@@ -70,8 +75,8 @@ async def follow(
             and the one after, which is always greater.
         rest: returns how long to rest at the end of the log, given how long `act` took.
         read_ahead_of: from so many events on, the next batch is read while `act` handles this one.
-        chores: one of them must use the session of a leader (`infrastructure.followers.leadership.lead`) every second
-            or two, as `keep_leadership` does.
+        chores: one of them must use the session of a leader (`infrastructure.followers.leadership.lead`) every few
+            seconds, as `keep_leadership` does.
     """
     loop = asyncio.get_running_loop()
     timetable = _Timetable(chores)
@@ -89,7 +94,7 @@ async def follow(
                     await asyncio.sleep(pause.total_seconds())
             await timetable.run_due()
             if ahead is None:
-                await wake.wait_past(HEAD, position, within=timetable.until_next())
+                await wake.wait_past(HEAD, position, within=min(wake.patience, timetable.until_next()))
     finally:
         if ahead is not None:
             ahead.cancel()
@@ -115,6 +120,6 @@ class _Timetable:
                 self._due[chore] = inf if again_in is None else self._now() + again_in.total_seconds()
 
     def until_next(self) -> timedelta:
-        """How long until a chore is due, at most a second: notifications may be lost, so a follower also polls."""
+        """How long until a chore is due; at most a day."""
         next_due = min(self._due.values(), default=inf) - self._now()
-        return timedelta(seconds=max(0.0, min(next_due, LOOK_ANYWAY.total_seconds())))
+        return timedelta(seconds=min(max(0.0, next_due), 86400.0))

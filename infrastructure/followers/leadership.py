@@ -23,7 +23,7 @@ STAND_BY = timedelta(seconds=1)
 LEASE_MARGIN = timedelta(seconds=2)
 """Added to the statement timeout before a silent leader is deposed: it may be waiting for another session meanwhile."""
 
-TOUCH = timedelta(seconds=1)
+TOUCH = timedelta(seconds=3)
 """How often the session that holds a leadership is used, at least: a silent one is deposed."""
 
 
@@ -39,7 +39,7 @@ class LeaderTask(Protocol):
     async def work(self, connection: Connection) -> None:
         """Work until cancelled, or until something goes wrong.
 
-        `connection` holds the leadership: it must be used every second or two, or a standby takes it for dead.
+        `connection` holds the leadership: it must be used every few seconds, or a standby takes it for dead.
         """
         ...
 

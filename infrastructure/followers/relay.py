@@ -114,6 +114,11 @@ class Relay:
     def _full(self) -> bool:
         return len(self._under_way) >= MAX_UNDER_WAY
 
+    @property
+    def patience(self) -> timedelta:
+        """See `infrastructure.followers.follow.Wakes`."""
+        return self._notifications.patience
+
     async def wait_past(self, who: str, position: Position, *, within: timedelta) -> bool:
         """Return when there is more to read and room for it; see `infrastructure.followers.follow.Wakes`."""
         if not self._full:

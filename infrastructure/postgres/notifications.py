@@ -1,6 +1,6 @@
 """Notifications: receives what commits announce (LISTEN), and wakes the tasks that wait for it.
 
-Nothing relies on notifications: a lost one is a delay of at most a second, because every waiter polls as well.
+Nothing relies on notifications: a lost one is a delay of three seconds at most, because every waiter polls as well.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ HEAD = "log"
 """Name under which the event store announces the head of the log; a follower's progress is announced under its own."""
 
 LOOK_ANYWAY = timedelta(seconds=1)
-"""How long to wait for a notification before polling."""
+"""How long to wait for a notification before polling, while the session that they come by is lost."""
 
 LOOK_AGAIN = timedelta(seconds=3)
-"""How often the watches look without being told to."""
+"""The same while the session lasts, and how often the watches look without being told to."""
 
 _POSITION = re.compile("[0-9]{1,19}")  # no more than a bigint has
 
@@ -62,6 +62,7 @@ class Notifications:
         self._watches = watches
         self._channels = frozenset(watch.channel for watch in watches)
         self._failed: set[str] = set()
+        self._listening = False
         self._heard: dict[str, Position] = {}
         self._unverified: dict[str, Position] = {}  # announced, but not compared with the tables yet
         self._waiting: dict[str, asyncio.Future[None]] = {}
@@ -73,6 +74,7 @@ class Notifications:
             try:
                 await self._listen()
             except Exception as error:  # noqa: BLE001 - the loop's edge: whatever it was, listen again
+                self._listening = False
                 now = asyncio.get_running_loop().time()
                 if now > lost_at + 2 * LOOK_ANYWAY.total_seconds():  # once per outage, not once per second
                     log.warning(
@@ -80,6 +82,11 @@ class Notifications:
                     )
                 lost_at = now
                 await asyncio.sleep(LOOK_ANYWAY.total_seconds())
+
+    @property
+    def patience(self) -> timedelta:
+        """How long to wait for an announcement before looking without one."""
+        return LOOK_AGAIN if self._listening else LOOK_ANYWAY
 
     async def wait_past(self, who: str, position: Position, *, within: timedelta = LOOK_ANYWAY) -> bool:
         """Wait until `who` has announced a position beyond `position`; False if that did not happen in time."""
@@ -122,18 +129,29 @@ class Notifications:
                 await connection.execute(f"LISTEN {watch.channel}".encode())
             due: set[str] = set()
             look_at = 0.0
+            self._listening = True
             while True:
-                if due or asyncio.get_running_loop().time() >= look_at:
+                now = asyncio.get_running_loop().time()
+                if due or now >= look_at:
                     due.clear()
                     await self._look(connection)
-                    look_at = asyncio.get_running_loop().time() + LOOK_AGAIN.total_seconds()
-                async for notification in connection.notifies(timeout=LOOK_ANYWAY.total_seconds()):
-                    due |= {notification.channel} & self._channels
-                    name, _, number = notification.payload.rpartition(":")
-                    if _POSITION.fullmatch(number) and notification.channel not in self._channels:
-                        self._trust_for_now(HEAD if notification.channel == "registrar_log" else name, int(number))
+                    look_at = now + LOOK_AGAIN.total_seconds()
+                # At rest it sleeps until the next look; what comes then is taken together for a second.
+                if await self._hear(connection, due, within=look_at - now, at_most=1):
+                    await self._hear(connection, due, within=LOOK_ANYWAY.total_seconds())
                 if self._unverified:
                     self._correct(await _positions(connection))
+
+    async def _hear(self, connection: Connection, due: set[str], *, within: float, at_most: int | None = None) -> bool:
+        """Take what is announced within so many seconds; adds the watches that it concerns to `due`."""
+        heard = False
+        async for notification in connection.notifies(timeout=within, stop_after=at_most):
+            heard = True
+            due |= {notification.channel} & self._channels
+            name, _, number = notification.payload.rpartition(":")
+            if _POSITION.fullmatch(number) and notification.channel not in self._channels:
+                self._trust_for_now(HEAD if notification.channel == "registrar_log" else name, int(number))
+        return heard
 
     async def _look(self, connection: Connection) -> None:
         """Run the watches; one that fails does not keep the others from it, nor anybody from what is announced."""

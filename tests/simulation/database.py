@@ -444,6 +444,8 @@ class Notifications:
     """Wakes those who wait for news of the log, and the saga when a deadline may be due; some news is lost, which
     costs a second. So nobody has to look every second, though it comes to the same."""
 
+    patience = timedelta(seconds=1)
+
     def __init__(self, database: Database, loop: VirtualLoop, rng: Random, faults: Faults, *, deadlines: bool) -> None:
         self._database = database
         self._loop = loop

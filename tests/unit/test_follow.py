@@ -21,6 +21,8 @@ LATER = timedelta(hours=1)
 class Numbers:
     """A log of numbers that grows; a follower reads three at a time."""
 
+    patience = timedelta(seconds=1)
+
     def __init__(self, end: int = 0) -> None:
         self.end = end
         self.reads: list[int] = []
