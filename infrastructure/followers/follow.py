@@ -94,11 +94,21 @@ async def follow(
                     await asyncio.sleep(pause.total_seconds())
             await timetable.run_due()
             if ahead is None:
-                await wake.wait_past(HEAD, position, within=min(wake.patience, timetable.until_next()))
+                await _until_there_may_be_more(wake, position, timetable)
     finally:
         if ahead is not None:
             ahead.cancel()
             await asyncio.gather(ahead, return_exceptions=True)
+
+
+async def _until_there_may_be_more(wake: Wakes, position: Position, timetable: _Timetable) -> None:
+    """Wait for an announcement, or for as long as patience lasts without one; the chores go on meanwhile."""
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    while (left := wake.patience - timedelta(seconds=loop.time() - begun)) > timedelta(0):
+        if await wake.wait_past(HEAD, position, within=min(left, timetable.until_next())):
+            return
+        await timetable.run_due()
 
 
 class _Timetable:

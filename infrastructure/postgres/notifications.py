@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -26,7 +27,10 @@ LOOK_ANYWAY = timedelta(seconds=1)
 """How long to wait for a notification before polling, while the session that they come by is lost."""
 
 LOOK_AGAIN = timedelta(seconds=3)
-"""The same while the session lasts, and how often the watches look without being told to."""
+"""How often the listening session looks at all positions, and the watches look, without being told to."""
+
+LISTENED_FOR = timedelta(seconds=10)
+"""How long to wait before polling while the session lasts, which looks for everybody: it may hang."""
 
 _POSITION = re.compile("[0-9]{1,19}")  # no more than a bigint has
 
@@ -86,7 +90,7 @@ class Notifications:
     @property
     def patience(self) -> timedelta:
         """How long to wait for an announcement before looking without one."""
-        return LOOK_AGAIN if self._listening else LOOK_ANYWAY
+        return LISTENED_FOR if self._listening else LOOK_ANYWAY
 
     async def wait_past(self, who: str, position: Position, *, within: timedelta = LOOK_ANYWAY) -> bool:
         """Wait until `who` has announced a position beyond `position`; False if that did not happen in time."""
@@ -122,9 +126,6 @@ class Notifications:
             self._heard.clear()
             self._unverified.clear()
             self._on_restart()
-            # What was announced before we were listening.
-            for who, position in (await _positions(connection)).items():
-                self.note_position(who, position)
             for watch in self._watches:
                 await connection.execute(f"LISTEN {watch.channel}".encode())
             due: set[str] = set()
@@ -132,20 +133,24 @@ class Notifications:
             self._listening = True
             while True:
                 now = asyncio.get_running_loop().time()
+                if now >= look_at:  # at first for what was announced before we were listening
+                    for who, position in (await _positions(connection)).items():
+                        self.note_position(who, position)
                 if due or now >= look_at:
                     due.clear()
                     await self._look(connection)
                     look_at = now + LOOK_AGAIN.total_seconds()
-                # At rest it sleeps until the next look; what comes then is taken together for a second.
-                if await self._hear(connection, due, within=look_at - now, at_most=1):
+                await _until_told(connection, within=look_at - now)
+                if await self._hear(connection, due, within=0):
+                    # What else comes within a second is taken together.
                     await self._hear(connection, due, within=LOOK_ANYWAY.total_seconds())
                 if self._unverified:
                     self._correct(await _positions(connection))
 
-    async def _hear(self, connection: Connection, due: set[str], *, within: float, at_most: int | None = None) -> bool:
+    async def _hear(self, connection: Connection, due: set[str], *, within: float) -> bool:
         """Take what is announced within so many seconds; adds the watches that it concerns to `due`."""
         heard = False
-        async for notification in connection.notifies(timeout=within, stop_after=at_most):
+        async for notification in connection.notifies(timeout=within):
             heard = True
             due |= {notification.channel} & self._channels
             name, _, number = notification.payload.rpartition(":")
@@ -181,6 +186,18 @@ class Notifications:
             if not self._heard[who]:
                 del self._heard[who]
         self._unverified.clear()
+
+
+async def _until_told(connection: Connection, *, within: float) -> None:
+    """Wait until the server sends something. psycopg's own waiting wakes ten times a second (3.3.9)."""
+    loop, told, socket = asyncio.get_running_loop(), asyncio.Event(), connection.fileno()
+    loop.add_reader(socket, told.set)
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await told.wait()
+    finally:
+        loop.remove_reader(socket)
 
 
 async def _positions(connection: Connection) -> dict[str, Position]:

@@ -358,7 +358,7 @@ class _FromMemory:
 class _AlwaysNews:
     """Announces again and again, whether or not there is anything new."""
 
-    patience = timedelta(0)
+    patience = timedelta(seconds=1)
 
     async def wait_past(self, who: str, position: Position, *, within: timedelta = timedelta(0)) -> bool:
         await asyncio.sleep(0)

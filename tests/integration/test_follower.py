@@ -462,6 +462,16 @@ async def test_a_followers_progress_is_announced_to_other_processes(
         assert await notifications.wait_past("tally", 0, within=timedelta(seconds=30))
 
 
+async def test_what_nobody_announces_is_found_by_looking(
+    store: EventStore, notifications: Notifications, dsn: str
+) -> None:
+    await append(store, claimed(), claimed(), moved=Checkpoint("tally", 0, 1))
+    assert await notifications.wait_past(HEAD, 1, within=timedelta(seconds=30))
+    await query(dsn, "SELECT move_on('tally', 1, 2, false)")
+
+    assert await notifications.wait_past("tally", 1, within=timedelta(seconds=30))
+
+
 async def test_nobody_waits_longer_than_told(notifications: Notifications) -> None:
     assert not await notifications.wait_past(HEAD, 99, within=timedelta(seconds=0.05))
     assert not await notifications.wait_past(HEAD, 99, within=timedelta(0))

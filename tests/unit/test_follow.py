@@ -43,7 +43,8 @@ class Numbers:
         self.grown.clear()
         try:
             async with asyncio.timeout(within.total_seconds()):
-                await self.grown.wait()
+                while self.end <= position:
+                    await self.grown.wait()
         except TimeoutError:
             return False
         return True
@@ -86,10 +87,29 @@ async def test_a_stretch_without_an_event_of_ours_moves_the_position_all_the_sam
 async def test_nothing_is_acted_upon_while_there_is_nothing_new() -> None:
     numbers = Numbers(end=3)
 
-    async with following(numbers, position=3, chores=[Chore(partial(_again, SOON))]):
+    numbers.patience = SOON
+    async with following(numbers, position=3):
         await eventually(lambda: len(numbers.reads) > 3)
 
     assert numbers.acts == []
+
+
+async def test_chores_go_on_and_nothing_is_read_while_nobody_announces_anything() -> None:
+    numbers = Numbers(end=3)
+    numbers.patience = LATER
+    ran: list[int] = []
+
+    async def run() -> timedelta:
+        ran.append(1)
+        return SOON
+
+    async with following(numbers, position=3, chores=[Chore(run)]):
+        await eventually(lambda: len(ran) > 3)
+        assert numbers.reads == [3]
+        numbers.grow(by=1)
+        await eventually(lambda: numbers.acts)
+
+    assert numbers.acts == [([], 3, 4)]
 
 
 async def test_far_behind_the_next_batch_is_read_while_this_one_is_acted_upon() -> None:
