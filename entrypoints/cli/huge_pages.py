@@ -8,7 +8,6 @@ to, and reads that only when a program begins; so the program begins once more, 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -51,11 +50,12 @@ def begin_with_huge_pages(arguments: Sequence[str]) -> None:
 def _are_on_request() -> bool:
     """Does the kernel give huge pages to who asks, and only then, and does glibc know how to ask?"""
     try:
-        version = re.fullmatch(r"glibc (\d+)\.(\d+).*", os.confstr("CS_GNU_LIBC_VERSION") or "")
+        library, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
         mode = _MODE.read_text()
     except (OSError, ValueError):  # another C library, or another kernel
         return False
-    return version is not None and tuple(map(int, version.groups())) >= _FIRST_GLIBC and "[madvise]" in mode
+    numbers = tuple(int(number) for number in version.split(".")[:2] if number.isdecimal())
+    return library == "glibc" and numbers >= _FIRST_GLIBC and "[madvise]" in mode
 
 
 def _set(name: str, value: str) -> None:

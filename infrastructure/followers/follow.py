@@ -130,6 +130,6 @@ class _Timetable:
                 self._due[chore] = inf if again_in is None else self._now() + again_in.total_seconds()
 
     def until_next(self) -> timedelta:
-        """How long until a chore is due; at most a day."""
+        """How long until a chore is due: from a millisecond, so that time passes, to a day."""
         next_due = min(self._due.values(), default=inf) - self._now()
-        return timedelta(seconds=min(max(0.0, next_due), 86400.0))
+        return timedelta(seconds=min(max(0.001, next_due), 86400.0))
