@@ -191,8 +191,7 @@ async def collect(
         async with connection.transaction():  # so all of it is of one moment
             rows = await _rows(connection)
             log, undecodable = _decoded(dsn, rows)
-            root_secret = await open_root_secret(connection, bytes.fromhex(MASTER_KEY))
-            issues = _issues(log, Keyring(master_key=bytes.fromhex(MASTER_KEY), root_secret=root_secret))
+            issues = _issues(log, await keyring_of(connection))
             failed = await _all(
                 connection, "SELECT registration_id, serial, failure FROM read_mail.mails WHERE state = 'FAILED'"
             )
@@ -227,6 +226,12 @@ async def collect(
     if not refold:
         return evidence
     return replace(evidence, read_models=await _read_models(dsn, rows, live, evidence.followers))
+
+
+async def keyring_of(connection: Connection) -> Keyring:
+    """The keys of a fleet's database."""
+    root_secret = await open_root_secret(connection, bytes.fromhex(MASTER_KEY))
+    return Keyring(master_key=bytes.fromhex(MASTER_KEY), root_secret=root_secret)
 
 
 def copy_of(mail: Mail) -> Copy:

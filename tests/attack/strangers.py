@@ -1,0 +1,202 @@
+"""Attackers who want to know, or to have, what is somebody else's: is this address taken, what did this key do, can I
+have that account."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+from uuid import UUID
+
+import httpx
+
+from tests.attack.deeds import Field, Hijack, Range
+from tests.attack.honest import Person
+from tests.attack.wire import Answer, Network, Who, at_our_domain, honest_network
+from tests.faults.fleet import TOKEN
+from tests.faults.people import KEY, NAME, PASSWORD
+from tests.support.facts import eventually
+from tests.support.http import NO_TLS
+
+STATES: Final = ("new", "pending", "active", "cancelled", "erased", "limited")
+"""What may have become of an address before somebody asks for it."""
+
+
+class TellApart:
+    """Registers addresses of which it is known what has become of them, and compares everything that it is told, then
+    and later. In random order, so that no drift is taken for a difference.
+
+    Claim: nothing differs, and neither does how much is recorded.
+    """
+
+    NETWORKS: Final = Range(170, 185)
+
+    def __init__(self, of_each: int) -> None:
+        self._of_each = of_each
+        self._asked: list[tuple[str, str, UUID]] = []
+
+    def address(self, state: str, number: int) -> str:
+        return at_our_domain(f"{state}{number}")
+
+    async def prepare(self, field: Field, urls: Sequence[str]) -> None:
+        """Let become of the addresses what is to become of them."""
+
+        async def one(place: int, state: str, number: int) -> None:
+            address, network = self.address(state, number), honest_network(5000 + place)
+            answer = await field.wire.register(Who.PREPARING, network, address, name=NAME)
+            registration_id = answer.registration_id
+            if state == "active":
+                await arrived(field, address)
+                code = field.codes.code(registration_id, 1)
+                assert (await field.wire.verify(Who.PREPARING, network, registration_id, code)).status == 200
+                await field.scene.becomes(
+                    field.scene.client_of(*field.scene.fleet.nodes[:1]), registration_id, status="ACTIVE"
+                )
+            elif state in {"cancelled", "erased"}:
+                await arrived(field, address)
+                await _operate(urls, registration_id, {"cancelled": "cancel", "erased": "erase"}[state])
+
+        states = [state for state in STATES if state not in {"new", "limited"}]
+        places = [(state, number) for state in states for number in range(self._of_each)]
+        await asyncio.gather(*(one(place, *what) for place, what in enumerate(places)))
+
+    async def attack(self, field: Field, requests: int) -> None:
+        turns = [(state, number) for state in STATES for number in range(self._of_each)]
+        turns = turns * (1 + requests // (2 * len(turns)))
+        random.Random(field.chance.random()).shuffle(turns)  # noqa: S311 - repeatable
+        for turn, (state, number) in enumerate(turns[: requests // 2]):
+            await self._ask(field, turn, state, number)
+
+    async def _ask(self, field: Field, turn: int, state: str, number: int) -> None:
+        network, address = self.NETWORKS.at(turn), self.address(state, number)
+        if state == "limited":  # somebody else has just used up what its mailbox may get
+            for other in range(3):
+                await field.wire.register(Who.PREPARING, honest_network(6000 + 3 * turn + other), address, name=NAME)
+        with_password = {"password": f"{PASSWORD}{turn:06}"} if not turn % 10 else {}
+        name = f"{NAME} {turn:06}"
+        answer = await field.wire.register(Who.COMPARING, network, address, name=name, **with_password)
+        field.deeds.tell("a registration that compares", answer, {202})
+        if answer.status != 202:
+            return
+        field.deeds.compare("a registration", state, answer, address)
+        field.deeds.probes[state].add(answer.request_id)
+        self._asked.append((state, address, answer.registration_id))
+
+    async def look_again(self, field: Field) -> None:
+        """Everybody has had their mail, or would have: look at all of them, and try a wrong code and a new one."""
+        for turn, (state, address, registration_id) in enumerate(self._asked):
+            network = honest_network(8000 + turn // 10)
+            shown = f"{address[0]}•••@{address.partition('@')[2]}"
+            seen = await field.wire.look(Who.COMPARING, network, registration_id)
+            field.deeds.compare("a registration, looked at later", state, seen, shown)
+            code = field.a_wrong_code(registration_id, "654321")
+            guessed = await field.wire.verify(Who.COMPARING, network, registration_id, code)
+            field.deeds.guesses[registration_id].note(guessed)
+            field.deeds.compare("a wrong code", state, guessed)
+            renewed = await field.wire.new_code(Who.COMPARING, network, registration_id)
+            field.deeds.guesses[registration_id].is_first_code = False
+            if renewed.status == 202:
+                field.deeds.compare("a new code", state, renewed)
+            else:
+                field.deeds.compare("a new code, too soon", state, renewed)
+
+
+async def _operate(urls: Sequence[str], registration_id: UUID, act: str) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}", "X-Reason": "before an attack"}
+    async with httpx.AsyncClient(base_url=urls[0], headers=headers, verify=NO_TLS) as http:
+        answer = await http.post(f"/v1/admin/registrations/{registration_id}/{act}")
+        assert answer.status_code == 200, answer.text
+
+
+async def arrived(field: Field, address: str) -> str:
+    """The newest code that the sink has for this address."""
+    code: str = await eventually(lambda: field.inbox.code_for(address), within=120)
+    return code
+
+
+class Repeat:
+    """Uses Idempotency-Keys again: at once and from many networks, in quotes, with another body, with another address.
+
+    Claim: one registration for a key and an address; another body is refused; another address is as if the key were
+    new.
+    """
+
+    NETWORKS: Final = Range(185, 195)
+    A_SET: Final = 30
+
+    async def attack(self, field: Field, requests: int) -> None:
+        for number in range(max(1, requests // self.A_SET)):
+            await self._repeat(field, number)
+
+    async def _repeat(self, field: Field, number: int) -> None:
+        key, address = f"{KEY}{field.chance.getrandbits(128):032x}", at_our_domain(f"repeated{number}")
+
+        async def ask(turn: int, **other: str) -> Answer:
+            given = {"key": key, "address": address, "name": NAME, **other}
+            at, by = given.pop("address"), self.NETWORKS.at(turn)
+            return await field.wire.register(Who.REPEATING, by, at, turn=turn, **given)  # type: ignore[arg-type]
+
+        first = await ask(0)
+        if first.status != 202:
+            return
+        turns = range(1, self.A_SET - 5)
+        for answer in (first, *await asyncio.gather(*(ask(turn, **_quoted(key, turn)) for turn in turns))):
+            field.deeds.tell("a key again", answer, {202})
+            if answer.status == 202:
+                field.deeds.same[f"key {number}"].add(answer.registration_id)
+                field.deeds.compare("a key again", "repeated", _without_replayed(answer), address)
+        for turn in range(2):
+            changed = await ask(turn, name=f"{NAME} the {turn}th")
+            field.deeds.tell("a key with another body", changed, {422})
+            elsewhere = at_our_domain(f"elsewhere{number}x{turn}")
+            other = await ask(turn + 2, address=elsewhere)
+            field.deeds.tell("a key with another address", other, {202})
+            if other.status == 202:
+                field.deeds.same[f"key {number} with address {turn}"].add(other.registration_id)
+                field.deeds.compare("a registration", "with a key of somebody else", other, elsewhere)
+
+
+def _quoted(key: str, turn: int) -> Mapping[str, str]:
+    return {"key": f'"{key}"'} if turn % 4 == 0 else {}
+
+
+def _without_replayed(answer: Answer) -> Answer:
+    """What says that it is a repeat, if anything does, is on repeats only."""
+    return answer._replace(head=answer.head.replace(b"\r\nidempotent-replayed: true", b""))
+
+
+class Hijacker:
+    """Registers the addresses of people who are about to, with passwords of its own: before them, after them, both, and
+    over and over.
+
+    Claim: the person gets the account, and nobody else has anything of it.
+    """
+
+    NETWORKS: Final = Range(195, 200)
+    ORDERS: Final[Mapping[str, tuple[int, int]]] = {
+        "before": (1, 0),
+        "after": (0, 1),
+        "around": (1, 2),
+        "again and again": (3, 6),
+    }
+
+    async def hijack(self, field: Field, number: int, person: Callable[[str, int], Person]) -> None:
+        order = list(self.ORDERS)[number % len(self.ORDERS)]
+        before, after = self.ORDERS[order]
+        address = at_our_domain(f"hijacked{number}")
+        network = self.NETWORKS.at(number)
+        others = [await self._register(field, network, address, turn) for turn in range(before)]
+        victim = person(address, number)
+        registered = await victim.register()
+        others += [await self._register(field, network, address, before + turn) for turn in range(after)]
+        if registered is None:
+            return
+        field.deeds.hijacks.append(Hijack(order, registered, [one for one in others if one is not None]))
+        await victim.get_in()
+
+    async def _register(self, field: Field, network: Network, address: str, turn: int) -> UUID | None:
+        secret = {"password": f"{PASSWORD}of-a-hijacker-{turn}"}
+        answer = await field.wire.register(Who.HIJACKING, network, address, name=f"{NAME} {turn}", **secret)
+        field.deeds.tell("a registration of somebody else's address", answer, {202})
+        return answer.registration_id if answer.status == 202 else None
