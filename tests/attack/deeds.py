@@ -15,8 +15,8 @@ from uuid import UUID
 
 from infrastructure.crypto.keyring import Keyring
 from tests.attack.wire import NETWORKS, Answer, Ledger, Network, Wire, masked
+from tests.faults.journal import Journal
 from tests.faults.people import Inbox
-from tests.faults.scene import Scene
 
 COME_AGAIN: Final = frozenset({429, 503, 504})
 """What anybody may be told at any time."""
@@ -117,6 +117,7 @@ class Field:
     """What attackers have at hand.
 
     Attributes:
+        journal: of what honest people do.
         begun: registrations that attackers began, and from where: they know the ids of these, and of no others.
         codes: what the right codes are. Attackers do not know them: they are here so that a guess which would be right
             by accident (one in a million) is not made, and the sixth try can be made with the right one.
@@ -124,7 +125,7 @@ class Field:
     """
 
     wire: Wire
-    scene: Scene
+    journal: Journal
     inbox: Inbox
     codes: Keyring
     chance: random.Random

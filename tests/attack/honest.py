@@ -40,7 +40,7 @@ class Person:
         self._id: UUID | None = None
         self._tried: set[str] = set()
         self._http = httpx.AsyncClient(timeout=31.5, headers={"X-Forwarded-For": network.address()}, verify=NO_TLS)
-        self._client = Client(field.scene.journal, self._url, http=self._http)
+        self._client = Client(field.journal, self._url, http=self._http)
         field.deeds.finished[name] = False
 
     def _url(self) -> str:

@@ -190,9 +190,9 @@ async def run(
         async with await connect(stage.dsn, name="attack", statement_timeout=timedelta(seconds=10)) as connection:
             codes = await keyring_of(connection)
         wire = Wire([_port_of(api) for api in apis])
-        field = Field(wire, scene, Inbox(stage.sink), codes, random.Random(seed), timedelta(seconds=cooldown))  # noqa: S311 - repeatable
+        field = Field(wire, scene.journal, Inbox(stage.sink), codes, random.Random(seed), timedelta(seconds=cooldown))  # noqa: S311 - repeatable
         began_with = _cpu(fleet, stage)
-        measured = await _attack(Size.of(requests), field, stage, apis, say)
+        measured = await _attack(Size.of(requests), field, stage, scene, say)
         say("what was recorded is read back")
         evidence = await _evidence(scene)
         cpu = {name: used - began_with[name] for name, used in _cpu(fleet, stage).items()}
@@ -201,7 +201,8 @@ async def run(
     return _report(field, measured, evidence, violations, cpu, fleet)
 
 
-async def _attack(size: Size, field: Field, stage: Stage, apis: Sequence[Node], say: Callable[[str], None]) -> Run:
+async def _attack(size: Size, field: Field, stage: Stage, scene: Scene, say: Callable[[str], None]) -> Run:
+    apis = [node for node in scene.fleet.nodes if node.kind == "serve"]
     comparing = TellApart(size.of_each)
     say("addresses are prepared")
     calls_before, began = _connections(stage.redis), _now(stage.redis)
@@ -217,19 +218,20 @@ async def _attack(size: Size, field: Field, stage: Stage, apis: Sequence[Node], 
         field.over = True
         say(f"the attackers are through, and {sum(field.deeds.finished.values())} of {len(people)} honest people")
         await asyncio.gather(*people)
+        ended = _now(stage.redis)
         await holding
     measured = Run(
         field.wire.ledger,
-        seconds=_now(stage.redis) - began,
+        seconds=ended - began,
         # Each API keeps one connection; one more stands for a call that failed. The two looks are ours.
         uncounted=max(0, _connections(stage.redis) - calls_before - len(apis) - 3),
         processes=len(apis),
         cooldown=field.cooldown,
     )
     say("mails are waited for")
-    await _settled(field.scene.fleet)
+    await _settled(scene.fleet)
     await comparing.look_again(field)
-    await _settled(field.scene.fleet)
+    await _settled(scene.fleet)
     return measured
 
 

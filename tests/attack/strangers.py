@@ -50,9 +50,7 @@ class TellApart:
                 await arrived(field, address)
                 code = field.codes.code(registration_id, 1)
                 assert (await field.wire.verify(Who.PREPARING, network, registration_id, code)).status == 200
-                await field.scene.becomes(
-                    field.scene.client_of(*field.scene.fleet.nodes[:1]), registration_id, status="ACTIVE"
-                )
+                await eventually(lambda: self._is_active(field, network, registration_id), within=120, every=0.1)
             elif state in {"cancelled", "erased"}:
                 await arrived(field, address)
                 await _operate(urls, registration_id, {"cancelled": "cancel", "erased": "erase"}[state])
@@ -60,6 +58,9 @@ class TellApart:
         states = [state for state in STATES if state not in {"new", "limited"}]
         places = [(state, number) for state in states for number in range(self._of_each)]
         await asyncio.gather(*(one(place, *what) for place, what in enumerate(places)))
+
+    async def _is_active(self, field: Field, network: Network, registration_id: UUID) -> bool:
+        return b'"ACTIVE"' in (await field.wire.look(Who.PREPARING, network, registration_id)).body
 
     async def attack(self, field: Field, requests: int) -> None:
         turns = [(state, number) for state in STATES for number in range(self._of_each)]
