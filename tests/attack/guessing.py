@@ -35,6 +35,14 @@ class Guess:
 
     NETWORKS: Final = Range(150, 170)
 
+    def __init__(self, *, hasty: bool) -> None:
+        """
+        Args:
+            hasty: guesses begin before the mail is out. A code that is locked by then is not sent at all; the next one
+                follows two minutes later.
+        """
+        self._hasty = hasty
+
     async def attack(self, field: Field, requests: int) -> None:
         turns = count()
         for number in range(max(1, requests // (AT_ONCE + 2))):
@@ -60,6 +68,9 @@ class Guess:
             return answer.registration_id if answer.status == 202 else None
 
         registration_id: UUID = await eventually(begun, within=PATIENCE, every=0.25)
+        if not self._hasty:
+            network = self.NETWORKS.at(number)
+            await eventually(lambda: is_mailed(field, network, registration_id), within=PATIENCE, every=0.1)
         return registration_id
 
     def _wrong_codes(self, field: Field, registration_id: UUID) -> Iterator[str]:
@@ -99,6 +110,14 @@ class Spray:
 
     NETWORKS: Final = Range(120, 150)
 
+    def __init__(self, *, hasty: bool) -> None:
+        """
+        Args:
+            hasty: see `Guess`.
+        """
+        self._hasty = hasty
+        self._mailed: set[UUID] = set()
+
     async def attack(self, field: Field, requests: int) -> None:
         async def once(turn: int) -> None:
             network = self.NETWORKS.at(turn)
@@ -108,6 +127,10 @@ class Spray:
                 field.deeds.tell("a guess at a registration of somebody else", answer, {404})
                 return
             registration_id, _ = field.begun[turn % len(field.begun)]
+            if not self._hasty and registration_id not in self._mailed:
+                if not await is_mailed(field, network, registration_id):
+                    return
+                self._mailed.add(registration_id)
             code = field.a_wrong_code(registration_id, f"{123456 + turn // 20_000 * 111111 % 876543:06d}")
             answer = await field.wire.verify(Who.SPRAYING, network, registration_id, code)
             field.deeds.tell("a sprayed code", answer, {422, 423, 409, 410})
@@ -137,6 +160,11 @@ class Peep:
                 field.deeds.tell("a look at a registration of one's own", answer, {200})
 
         await in_lanes(6, requests, once)
+
+
+async def is_mailed(field: Field, network: Network, registration_id: UUID) -> bool:
+    """Whether its mail is out, or withheld, as far as anybody is told."""
+    return b'"mail":"SENT"' in (await field.wire.look(Who.SPRAYING, network, registration_id)).body
 
 
 def made_up_id(field: Field, now: float) -> UUID:
