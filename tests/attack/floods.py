@@ -26,28 +26,26 @@ async def in_lanes(lanes: int, turns: int, do: Callable[[int], Awaitable[None]])
 
 
 class MailBomb:
-    """Has codes sent to a few mailboxes, from 120 networks, under every form that an address of theirs can have, and
+    """Has codes sent to a few mailboxes, from many networks, under every form that an address of theirs can have, and
     asks for further codes for what it has begun.
 
     Claim: no mailbox gets more mails than its budget, and no answer shows that the budget is used up.
     """
 
-    NETWORKS: Final = Range(0, 120)
-
-    def __init__(self, victims: int) -> None:
+    def __init__(self, victims: int, networks: Range) -> None:
         self.victims = victims
+        self._networks = networks
 
     async def attack(self, field: Field, requests: int) -> None:
         async def once(turn: int) -> None:
-            mine = [one for one in field.begun[-200:] if one[1].number < 120] if turn % 5 == 4 else []
-            if mine:
-                registration_id, network = field.chance.choice(mine)
+            if turn % 5 == 4 and field.begun:
+                registration_id, network = field.chance.choice(field.begun)
                 answer = await field.wire.new_code(Who.BOMBING, network, registration_id)
                 field.deeds.tell("a new code for what a bomber has begun", answer, {202, 409})
                 if answer.status == 202:
                     field.deeds.compare("a new code", "bombed", answer)
                 return
-            network, address = self.NETWORKS.at(turn), self.form(field, turn)
+            network, address = self._networks.at(turn), self.form(field, turn)
             name = f"{NAME} {turn}"
             answer = await field.wire.register(Who.BOMBING, network, address, name=name, turn=turn)
             field.deeds.tell("a registration of a bombed mailbox", answer, {202})

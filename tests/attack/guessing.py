@@ -84,6 +84,8 @@ class Guess:
         return answer.status
 
     async def _offer_right(self, field: Field, registration_id: UUID, serial: int, network: Network) -> None:
+        if field.deeds.guesses[registration_id].wrong[422] < TRIES * serial:
+            return  # its limits have kept it from guessing: with a try left its own code is right
         right = field.codes.code(registration_id, serial)
         answer = await field.wire.verify(Who.GUESSING, network, registration_id, right)
         field.deeds.guesses[registration_id].note(answer, right=True)

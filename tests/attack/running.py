@@ -24,7 +24,7 @@ import psutil  # type: ignore[import-untyped]
 from domain.registration import Registration
 from infrastructure.postgres.connection import connect
 from tests.attack.claims import judge
-from tests.attack.deeds import Deeds, Field, Run
+from tests.attack.deeds import Deeds, Field, Range, Run
 from tests.attack.floods import MailBomb, SpoofedFlood
 from tests.attack.guessing import Guess, Peep, Spray
 from tests.attack.honest import Person
@@ -32,7 +32,7 @@ from tests.attack.rude import Malformed, Slow
 from tests.attack.strangers import Hijacker, Repeat, TellApart
 from tests.attack.wire import Who, Wire, at_our_domain, honest_network
 from tests.faults.evidence import Evidence, keyring_of
-from tests.faults.fleet import Fleet, Node
+from tests.faults.fleet import Fleet, Node, unsettled
 from tests.faults.invariants import Violation
 from tests.faults.people import MARKS, Inbox
 from tests.faults.scene import Scene
@@ -245,7 +245,7 @@ Attack = Callable[[int], Coroutine[Any, Any, None]]
 def _attackers(size: Size, field: Field, comparing: TellApart, ports: list[int]) -> dict[str, Attack]:
     """What each does with so many requests."""
     attackers = {
-        "bombing": MailBomb(size.victims),
+        "bombing": MailBomb(size.victims, Range(0, 120)),
         "spoofing": SpoofedFlood(),
         "guessing": Guess(hasty=size.hasty),
         "spraying": Spray(hasty=size.hasty),
@@ -289,12 +289,18 @@ def _people(size: Size, field: Field, urls: Sequence[str], group: asyncio.TaskGr
 async def _settled(fleet: Fleet) -> None:
     """Every follower has seen everything, and every mail is out or withheld."""
 
-    async def settled() -> bool:
-        return await fleet.unsettled() == 0
+    await fleet.until_caught_up(within=SETTLES_WITHIN)
+    await until_mailed(fleet.dsn)
+    await fleet.until_caught_up(within=SETTLES_WITHIN)
 
-    await fleet.until_caught_up(within=SETTLES_WITHIN)
-    await eventually(settled, within=SETTLES_WITHIN, every=0.2)
-    await fleet.until_caught_up(within=SETTLES_WITHIN)
+
+async def until_mailed(dsn: str) -> None:
+    """Every mail is out or withheld, as far as the read models say."""
+
+    async def mailed() -> bool:
+        return await unsettled(dsn) == 0
+
+    await eventually(mailed, within=SETTLES_WITHIN, every=0.2)
 
 
 async def _evidence(scene: Scene) -> Evidence:

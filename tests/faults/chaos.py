@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from tests.faults.evidence import Evidence
-from tests.faults.fleet import Fleet, NodeKind
+from tests.faults.fleet import Fleet, NodeKind, unsettled
 from tests.faults.invariants import Violation, check
 from tests.faults.journal import Kind
 from tests.faults.nemesis import PROGRESS_WITHIN, BrokerOnTheWay, Nemesis, Sink, Tally
@@ -228,7 +228,7 @@ async def _settle(nemesis: Nemesis) -> str:
         if time.monotonic() > tried_at + RETRY_EVERY:
             await asyncio.to_thread(_retry_all, scene.fleet)
             tried_at = time.monotonic()
-        return await scene.fleet.unsettled() == 0
+        return await unsettled(scene.fleet.dsn) == 0
 
     await scene.fleet.until_caught_up(within=PROGRESS_WITHIN)
     try:

@@ -361,11 +361,6 @@ class Fleet:
 
         await eventually(caught_up, within=within)
 
-    async def unsettled(self) -> int:
-        """How many registrations wait for their mail to go out or to be withheld, or to become an account."""
-        rows = await query(self.dsn, _UNSETTLED)
-        return int(rows[0][0])
-
     def _followers(self) -> Sequence[str]:
         return followers_with(Settings.from_environment(self.settings()))
 
@@ -421,6 +416,12 @@ class Fleet:
         finally:
             for node in self.nodes:
                 node.end_at_once()
+
+
+async def unsettled(dsn: str) -> int:
+    """How many registrations wait for their mail to go out or to be withheld, or to become an account."""
+    rows = await query(dsn, _UNSETTLED)
+    return int(rows[0][0])
 
 
 @asynccontextmanager
