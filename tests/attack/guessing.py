@@ -11,9 +11,10 @@ from uuid import UUID
 
 from tests.attack.deeds import Field, Guesses, Range
 from tests.attack.floods import in_lanes
-from tests.attack.wire import Network, Who, at_our_domain
+from tests.attack.wire import Network, Who, at_our_domain, honest_network
 from tests.faults.people import NAME
 from tests.support.facts import eventually
+from tests.support.log import query
 
 AT_ONCE: Final = 200
 TRIES: Final = 5
@@ -141,6 +142,37 @@ class Spray:
             guesses.note(answer)
 
         await in_lanes(8, requests, once)
+
+
+class GuessUnsent:
+    """Offers the right codes of registrations whose mails were withheld: guesses that have hit.
+
+    An attacker can begin any number of those for an address, so a hit must not count.
+
+    Claim: a code that nobody was sent opens nothing.
+    """
+
+    async def attack(self, field: Field, dsn: str, most: int) -> None:
+        rows = await query(dsn, _UNSENT, most)
+        for turn, (registration_id, serial) in enumerate(rows):
+            right = field.codes.code(registration_id, serial)
+            answer = await field.wire.verify(Who.GUESSING, honest_network(20_000 + turn // 50), registration_id, right)
+            field.deeds.tell("the right code of a mail that was withheld", answer, {422, 423, 409, 410})
+            guesses = field.deeds.guesses[registration_id]
+            guesses.is_first_code = False
+            guesses.note(answer)
+
+
+_UNSENT: Final = """
+    SELECT originator_id, (last ->> 'serial')::int
+    FROM (
+        SELECT DISTINCT ON (originator_id) originator_id, convert_from(state, 'UTF8')::jsonb AS last
+        FROM events WHERE topic = 'registration.otp_issued' ORDER BY originator_id, originator_version DESC
+    ) AS issues
+    WHERE (last ->> 'withheld')::bool
+    ORDER BY originator_id DESC LIMIT %s
+"""
+"""Registrations whose current code is one that was withheld; the latest first."""
 
 
 class Peep:

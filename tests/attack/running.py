@@ -26,7 +26,7 @@ from infrastructure.postgres.connection import connect
 from tests.attack.claims import judge
 from tests.attack.deeds import Deeds, Field, Range, Run
 from tests.attack.floods import MailBomb, SpoofedFlood
-from tests.attack.guessing import Guess, Peep, Spray
+from tests.attack.guessing import Guess, GuessUnsent, Peep, Spray
 from tests.attack.honest import Person
 from tests.attack.rude import Malformed, Slow
 from tests.attack.strangers import Hijacker, Repeat, TellApart
@@ -42,6 +42,7 @@ from tests.support.smtp_stub import SmtpStub
 
 LASTS_AT_MOST: Final = 3 * 3600.0
 HASTY_FROM: Final = 50_000
+MOST_UNSENT: Final = 200
 SETTLES_WITHIN: Final = 1800.0
 """Seconds."""
 
@@ -235,6 +236,7 @@ async def _attack(size: Size, field: Field, stage: Stage, scene: Scene, say: Cal
     say("mails are waited for")
     await _settled(scene.fleet)
     await comparing.look_again(field)
+    await GuessUnsent().attack(field, stage.dsn, MOST_UNSENT)
     await _settled(scene.fleet)
     return measured
 
