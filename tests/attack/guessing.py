@@ -24,6 +24,9 @@ LOCKS: Final = 5
 PATIENCE: Final = 300.0
 """Seconds."""
 
+ENOUGH: Final = 50
+"""Registrations to spray over, so that not all lanes guess at the same one."""
+
 PATIENT_UP_TO: Final = 5.0
 """Seconds of cooldown up to which somebody waits for one code after the other."""
 
@@ -119,21 +122,18 @@ class Spray:
             hasty: see `Guess`.
         """
         self._hasty = hasty
-        self._mailed: set[UUID] = set()
 
     async def attack(self, field: Field, requests: int) -> None:
         async def once(turn: int) -> None:
             network = self.NETWORKS.at(turn)
-            if turn % 4 == 3 or not field.begun:
+            if turn % 4 == 3 or len(field.begun) < ENOUGH:
                 made_up = made_up_id(field, time.time())
                 answer = await field.wire.verify(Who.SPRAYING, network, made_up, "123456")
                 field.deeds.tell("a guess at a registration of somebody else", answer, {404})
                 return
             registration_id, _ = field.begun[turn % len(field.begun)]
-            if not self._hasty and registration_id not in self._mailed:
-                if not await is_mailed(field, network, registration_id):
-                    return
-                self._mailed.add(registration_id)
+            if not self._hasty and not await is_mailed(field, network, registration_id):
+                return
             code = field.a_wrong_code(registration_id, f"{123456 + turn // 20_000 * 111111 % 876543:06d}")
             answer = await field.wire.verify(Who.SPRAYING, network, registration_id, code)
             field.deeds.tell("a sprayed code", answer, {422, 423, 409, 410})

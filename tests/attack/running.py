@@ -236,6 +236,7 @@ async def _attack(size: Size, field: Field, stage: Stage, scene: Scene, say: Cal
     say("mails are waited for")
     await _settled(scene.fleet)
     await comparing.look_again(field)
+    await _settled(scene.fleet)
     await GuessUnsent().attack(field, stage.dsn, MOST_UNSENT)
     await _settled(scene.fleet)
     return measured
