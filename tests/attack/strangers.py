@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Final
@@ -142,12 +143,15 @@ class Repeat:
         first = await ask(0)
         if first.status != 202:
             return
+        field.deeds.same[f"key {number}"].add(first.registration_id)
+        field.deeds.compare("a registration", "with a key", first, address)
         turns = range(1, self.A_SET - 5)
-        for answer in (first, *await asyncio.gather(*(ask(turn, **_quoted(key, turn)) for turn in turns))):
-            field.deeds.tell("a key again", answer, {202})
-            if answer.status == 202:
-                field.deeds.same[f"key {number}"].add(answer.registration_id)
-                field.deeds.compare("a key again", "repeated", _without_replayed(answer), address)
+        for again in await asyncio.gather(*(ask(turn, **_quoted(key, turn)) for turn in turns)):
+            field.deeds.tell("a key again", again, {202})
+            if again.status == 202:
+                field.deeds.same[f"key {number}"].add(again.registration_id)
+                field.deeds.compare("a key again", "all say that they are repeats, or none", again, address)
+                field.deeds.compare("a registration", "with a key again", _without_replayed(again), address)
         for turn in range(2):
             changed = await ask(turn, name=f"{NAME} the {turn}th")
             field.deeds.tell("a key with another body", changed, {422})
@@ -164,8 +168,10 @@ def _quoted(key: str, turn: int) -> Mapping[str, str]:
 
 
 def _without_replayed(answer: Answer) -> Answer:
-    """What says that it is a repeat, if anything does, is on repeats only."""
-    return answer._replace(head=answer.head.replace(b"\r\nidempotent-replayed: true", b""))
+    """The answer but for what says that it is a repeat, if anything does."""
+    return answer._replace(
+        head=re.sub(rb"\r\nidempotent-replayed: true(?=\r|$)", b"", answer.head, flags=re.IGNORECASE)
+    )
 
 
 class Hijacker:
