@@ -57,6 +57,7 @@ async def _stage(directory: Path) -> AsyncIterator[Stage]:
         redis_server.server() as redis,
         tempfile.TemporaryDirectory() as reached,
     ):
+        assert postgres.pid is not None
         async with SmtpStub() as sink:
             yield Stage(postgres.dsn, sink, redis, directory, Path(reached), servers={"postgres": postgres.pid})
 

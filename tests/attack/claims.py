@@ -193,8 +193,9 @@ def nobody_refused_for_others(evidence: Evidence, deeds: Deeds, run: Run) -> Ite
     for (name, whom), refused in run.ledger.refused.items():
         burst = LIMITS[name][2]
         least = max(1, burst // run.processes) if run.uncounted else burst
-        if run.ledger.asked[name, whom] < least:
-            yield f"{refused} were refused by {name} of {_shown(name, whom)}, which let {run.ledger.asked[name, whom]} through"
+        asked = run.ledger.asked[name, whom]
+        if asked < least:
+            yield f"{refused} were refused by {name} of {_shown(name, whom)}, which let {asked} through"
 
 
 def _shown(name: str, whom: str) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 
 from tests.attack.deeds import Field, Range
 from tests.attack.wire import Network, Who, at_our_domain, ipv4, ipv6
-from tests.faults.people import NAME
+from tests.faults.journal import NAME
 
 
 async def in_lanes(lanes: int, turns: int, do: Callable[[int], Awaitable[None]]) -> None:

@@ -12,7 +12,7 @@ from uuid import UUID
 from tests.attack.deeds import Field, Guesses, Range
 from tests.attack.floods import in_lanes
 from tests.attack.wire import Network, Who, at_our_domain, honest_network
-from tests.faults.people import NAME
+from tests.faults.journal import NAME
 from tests.support.facts import eventually
 from tests.support.log import query
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import count, repeat
 from typing import Final
@@ -12,7 +12,7 @@ from typing import Final
 from tests.attack.deeds import Field
 from tests.attack.floods import in_lanes
 from tests.attack.wire import Answer, at_our_domain
-from tests.faults.people import NAME
+from tests.faults.journal import NAME
 
 PATIENCE: Final = 120.0
 """Seconds in which the server must have ended what a slow client holds; it does after ten, a busy machine later."""
@@ -82,7 +82,7 @@ class Malformed:
     Claim: it is refused; nothing that stands within another request is ever done.
     """
 
-    async def attack(self, field: Field, requests: int, ports: list[int]) -> None:
+    async def attack(self, field: Field, ports: Sequence[int], requests: int) -> None:
         async def once(turn: int) -> None:
             hidden = at_our_domain(f"smuggled{turn}")
             forms = _forms(hidden)

@@ -138,10 +138,10 @@ class Report:
     violations: Sequence[Violation]
 
     def __str__(self) -> str:
-        seconds = self.run.seconds
-        total = sum(self.statuses.values(), Counter[int]())
+        seconds, total = self.run.seconds, sum(self.statuses.values(), Counter[int]())
         lines = [
-            f"{self.requests} requests in {seconds:.0f} s ({self.requests / seconds:.0f}/s), by status {_sorted(total)}",
+            f"{self.requests} requests in {seconds:.0f} s, {self.requests / seconds:.0f}/s",
+            f"  by status {_sorted(total)}",
             f"  {self.registrations} registrations, {self.mails} mails, {self.honest} honest people",
             f"  {self.guesses} guesses compared; not made, because they were right: {self.deeds.spared}",
         ]
@@ -195,7 +195,8 @@ async def run(
         async with await connect(stage.dsn, name="attack", statement_timeout=timedelta(seconds=10)) as connection:
             codes = await keyring_of(connection)
         wire = Wire([_port_of(api) for api in apis])
-        field = Field(wire, scene.journal, Inbox(stage.sink), codes, random.Random(seed), timedelta(seconds=cooldown))  # noqa: S311 - repeatable
+        chance = random.Random(seed)  # noqa: S311 - repeatable
+        field = Field(wire, scene.journal, Inbox(stage.sink), codes, chance, timedelta(seconds=cooldown))
         began_with = _cpu(fleet, stage)
         measured = await _attack(Size.of(requests), field, stage, scene, say)
         say("what was recorded is read back")
@@ -247,17 +248,16 @@ Attack = Callable[[int], Coroutine[Any, Any, None]]
 
 def _attackers(size: Size, field: Field, comparing: TellApart, ports: list[int]) -> dict[str, Attack]:
     """What each does with so many requests."""
-    attackers = {
-        "bombing": MailBomb(size.victims, Range(0, 120)),
-        "spoofing": SpoofedFlood(),
-        "guessing": Guess(hasty=size.hasty),
-        "spraying": Spray(hasty=size.hasty),
-        "peeping": Peep(),
-        "comparing": comparing,
-        "repeating": Repeat(),
+    return {
+        "bombing": partial(MailBomb(size.victims, Range(0, 120)).attack, field),
+        "spoofing": partial(SpoofedFlood().attack, field),
+        "guessing": partial(Guess(hasty=size.hasty).attack, field),
+        "spraying": partial(Spray(hasty=size.hasty).attack, field),
+        "peeping": partial(Peep().attack, field),
+        "comparing": partial(comparing.attack, field),
+        "repeating": partial(Repeat().attack, field),
+        "malformed": partial(Malformed().attack, field, ports),
     }
-    with_field: dict[str, Attack] = {name: partial(one.attack, field) for name, one in attackers.items()}
-    return {**with_field, "malformed": lambda requests: Malformed().attack(field, requests, ports)}
 
 
 async def _told(doing: Coroutine[Any, Any, None], what: str, say: Callable[[str], None]) -> None:

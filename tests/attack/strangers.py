@@ -17,7 +17,8 @@ from tests.attack.deeds import Field, Hijack, Range
 from tests.attack.honest import Person
 from tests.attack.wire import Answer, Network, Who, at_our_domain, honest_network
 from tests.faults.fleet import TOKEN
-from tests.faults.people import KEY, NAME, PASSWORD
+from tests.faults.journal import NAME
+from tests.faults.people import KEY, PASSWORD
 from tests.support.facts import eventually
 from tests.support.http import NO_TLS
 
@@ -76,9 +77,9 @@ class TellApart:
         if state == "limited":  # somebody else has just used up what its mailbox may get
             for other in range(3):
                 await field.wire.register(Who.PREPARING, honest_network(6000 + 3 * turn + other), address, name=NAME)
-        with_password = {"password": f"{PASSWORD}{turn:06}"} if not turn % 10 else {}
+        password = None if turn % 10 else f"{PASSWORD}{turn:06}"
         name = f"{NAME} {turn:06}"
-        answer = await field.wire.register(Who.COMPARING, network, address, name=name, **with_password)
+        answer = await field.wire.register(Who.COMPARING, network, address, name=name, password=password)
         field.deeds.tell("a registration that compares", answer, {202})
         if answer.status != 202:
             return
@@ -135,10 +136,10 @@ class Repeat:
     async def _repeat(self, field: Field, number: int) -> None:
         key, address = f"{KEY}{field.chance.getrandbits(128):032x}", at_our_domain(f"repeated{number}")
 
-        async def ask(turn: int, **other: str) -> Answer:
-            given = {"key": key, "address": address, "name": NAME, **other}
-            at, by = given.pop("address"), self.NETWORKS.at(turn)
-            return await field.wire.register(Who.REPEATING, by, at, turn=turn, **given)  # type: ignore[arg-type]
+        async def ask(turn: int, *, at: str = address, name: str = NAME, written: str = key) -> Answer:
+            return await field.wire.register(
+                Who.REPEATING, self.NETWORKS.at(turn), at, name=name, key=written, turn=turn
+            )
 
         first = await ask(0)
         if first.status != 202:
@@ -146,7 +147,7 @@ class Repeat:
         field.deeds.same[f"key {number}"].add(first.registration_id)
         field.deeds.compare("a registration", "with a key", first, address)
         turns = range(1, self.A_SET - 5)
-        for again in await asyncio.gather(*(ask(turn, **_quoted(key, turn)) for turn in turns)):
+        for again in await asyncio.gather(*(ask(turn, written=_quoted(key, turn)) for turn in turns)):
             field.deeds.tell("a key again", again, {202})
             if again.status == 202:
                 field.deeds.same[f"key {number}"].add(again.registration_id)
@@ -156,15 +157,16 @@ class Repeat:
             changed = await ask(turn, name=f"{NAME} the {turn}th")
             field.deeds.tell("a key with another body", changed, {422})
             elsewhere = at_our_domain(f"elsewhere{number}x{turn}")
-            other = await ask(turn + 2, address=elsewhere)
+            other = await ask(turn + 2, at=elsewhere)
             field.deeds.tell("a key with another address", other, {202})
             if other.status == 202:
                 field.deeds.same[f"key {number} with address {turn}"].add(other.registration_id)
                 field.deeds.compare("a registration", "with a key of somebody else", other, elsewhere)
 
 
-def _quoted(key: str, turn: int) -> Mapping[str, str]:
-    return {"key": f'"{key}"'} if turn % 4 == 0 else {}
+def _quoted(key: str, turn: int) -> str:
+    """In quotes it is the same key."""
+    return key if turn % 4 else f'"{key}"'
 
 
 def _without_replayed(answer: Answer) -> Answer:
@@ -204,7 +206,7 @@ class Hijacker:
         await victim.get_in()
 
     async def _register(self, field: Field, network: Network, address: str, turn: int) -> UUID | None:
-        secret = {"password": f"{PASSWORD}of-a-hijacker-{turn}"}
-        answer = await field.wire.register(Who.HIJACKING, network, address, name=f"{NAME} {turn}", **secret)
+        secret, name = f"{PASSWORD}of-a-hijacker-{turn}", f"{NAME} {turn}"
+        answer = await field.wire.register(Who.HIJACKING, network, address, name=name, password=secret)
         field.deeds.tell("a registration of somebody else's address", answer, {202})
         return answer.registration_id if answer.status == 202 else None

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,7 +102,7 @@ async def test_in_a_day_of_attacks_from_200_networks_a_mailbox_gets_five_mails_a
 @asynccontextmanager
 async def _in_this_process(dsn: str, sink: SmtpStub, clock: MovableClock) -> AsyncIterator[tuple[Field, str]]:
     """The whole service by this clock, and what attackers of it have at hand; and where it serves."""
-    settings = {
+    settings: dict[str, Any] = {
         "smtp_urls": f"smtp://127.0.0.1:{sink.port}?starttls=never",
         "trusted_proxies": "127.0.0.0/8",
         "master_key": MASTER_KEY,

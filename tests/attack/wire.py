@@ -212,17 +212,26 @@ class Wire:
         self._numbers = count(1)
 
     async def register(
-        self, who: Who, network: Network, address: str, *, name: str, forwarded: str = "", turn: int = 1, **more: str
+        self,
+        who: Who,
+        network: Network,
+        address: str,
+        *,
+        name: str,
+        password: str | None = None,
+        key: str | None = None,
+        forwarded: str = "",
+        turn: int = 1,
     ) -> Answer:
         """
         Args:
+            key: the Idempotency-Key.
             forwarded: header lines that say where the request comes from, in place of the usual one.
-            more: `key`: the Idempotency-Key. Everything else stands in the body.
+            turn: which of the network's addresses it comes from.
         """
-        key = more.pop("key", None)
         head = forwarded or f"X-Forwarded-For: {network.address(turn)}\r\n"
         head += f"Idempotency-Key: {key}\r\n" if key else ""
-        body = json.dumps({"email": address, "name": name, **more})
+        body = json.dumps({"email": address, "name": name, **({"password": password} if password else {})})
         answer = await self._ask(who, network, "POST", "", head, body)
         whom = dict(zip(REGISTERING, (network.name, network.name, network.larger), strict=True))
         self.ledger.note(answer, {"registrations": f"{network.name} {address.lower()}", **whom})
