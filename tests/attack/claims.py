@@ -15,7 +15,7 @@ from typing import Final
 from uuid import UUID
 
 from domain.registration import Registration
-from tests.attack.deeds import COME_AGAIN, Deeds, Guesses, Run
+from tests.attack.deeds import COME_AGAIN, UNSENT, Deeds, Guesses, Run
 from tests.attack.wire import Who, request_id_of
 from tests.faults.evidence import Evidence
 from tests.faults.invariants import Violation, check
@@ -319,6 +319,7 @@ def attack_took_effect(evidence: Evidence, deeds: Deeds, run: Run) -> Iterator[s
         "a comparison with an address past its budget": withheld & deeds.probes["limited"],
         "a network past its limit": [name for name, _ in run.ledger.refused if name == "network"],
         "the right code after five wrong ones": [one for one in deeds.guesses.values() if one.right[423]],
+        "the right code of a mail that was withheld": deeds.told.get(UNSENT),
         "a guess at a code": [one for one in deeds.guesses.values() if one.wrong[422] >= TRIES],
         "somebody else's address": deeds.hijacks,
         "a key again": deeds.same,

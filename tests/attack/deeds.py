@@ -21,6 +21,9 @@ from tests.faults.people import Inbox
 COME_AGAIN: Final = frozenset({429, 503, 504})
 """What anybody may be told at any time."""
 
+UNSENT: Final = "the right code of a mail that was withheld"
+"""What `Deeds.told` calls it."""
+
 CODES: Final = range(1, 8)
 """Serials that a registration can come to within a run: its first code and five an hour."""
 

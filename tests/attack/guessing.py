@@ -9,7 +9,7 @@ from itertools import count
 from typing import Final
 from uuid import UUID
 
-from tests.attack.deeds import Field, Guesses, Range
+from tests.attack.deeds import UNSENT, Field, Guesses, Range
 from tests.attack.floods import in_lanes
 from tests.attack.wire import Network, Who, at_our_domain, honest_network
 from tests.faults.journal import NAME
@@ -157,7 +157,7 @@ class GuessUnsent:
         for turn, (registration_id, serial) in enumerate(rows):
             right = field.codes.code(registration_id, serial)
             answer = await field.wire.verify(Who.GUESSING, honest_network(20_000 + turn // 50), registration_id, right)
-            field.deeds.tell("the right code of a mail that was withheld", answer, {422, 423, 409, 410})
+            field.deeds.tell(UNSENT, answer, {422, 423, 409, 410})
             guesses = field.deeds.guesses[registration_id]
             guesses.is_first_code = False
             guesses.note(answer)

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 
 from tests.attack.claims import CLAIMS, LIMITS, MOST_GUESSES, judge, mailbox_of
-from tests.attack.deeds import Deeds, Guesses, Hijack, Run
+from tests.attack.deeds import UNSENT, Deeds, Guesses, Hijack, Run
 from tests.attack.wire import NETWORKS, Answer, Ledger, Who, _request_id, masked, request_id_of
 from tests.faults.evidence import Copy, Evidence, Issue
 from tests.faults.history import History, at
@@ -65,6 +65,7 @@ class World:
         deeds.compare("a registration", "new", answer())
         deeds.compare("a registration", "active", answer())
         deeds.tell("a sprayed code", answer(422), {422})
+        deeds.tell(UNSENT, answer(422), {422})
         for name, (number, per, burst) in LIMITS.items():
             world.run.ledger.passed[name, "198.18.0.7"] = burst + 60 * number // per
             world.run.ledger.asked[name, "198.18.0.7"] = burst + 60 * number // per
@@ -177,6 +178,7 @@ FORGERIES: list[tuple[str, str, Callable[[World], object]]] = [
         "no limit met": lambda w: w.run.ledger.refused.clear(),
         "nothing limited compared": lambda w: w.deeds.probes.clear(),
         "nothing guessed": lambda w: w.deeds.guesses.clear(),
+        "no code of a withheld mail": lambda w: w.deeds.told.clear(),
     }.items()),
     *(("limits", name, lambda w, name=name: w.run.ledger.passed.update({(name, "198.18.0.7"): 1})) for name in LIMITS),
     *(("limits of others", name, lambda w, name=name: w.run.ledger.refused.update({(name, "198.18.1.7"): 1}))
