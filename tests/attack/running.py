@@ -211,7 +211,7 @@ async def _attack(size: Size, field: Field, stage: Stage, scene: Scene, say: Cal
     apis = [node for node in scene.fleet.nodes if node.kind == "serve"]
     comparing = TellApart(size.of_each)
     say("addresses are prepared")
-    calls_before, began = _connections(stage.redis), _now(stage.redis)
+    connections_before, began = connections(stage.redis), _now(stage.redis)
     await comparing.prepare(field, [api.url for api in apis])
     say(f"{size.requests} requests")
     ports = [_port_of(api) for api in apis]
@@ -229,17 +229,16 @@ async def _attack(size: Size, field: Field, stage: Stage, scene: Scene, say: Cal
     measured = Run(
         field.wire.ledger,
         seconds=ended - began,
-        # Each API keeps one connection; one more stands for a call that failed. The two looks are ours.
-        uncounted=max(0, _connections(stage.redis) - calls_before - len(apis) - 3),
+        # Each API makes one connection and keeps it. Our own: two looks at the time, and this one.
+        uncounted=max(0, connections(stage.redis) - connections_before - len(apis) - 3),
         processes=len(apis),
         cooldown=field.cooldown,
     )
     say("mails are waited for")
     await _settled(scene.fleet)
-    await comparing.look_again(field)
-    await _settled(scene.fleet)
-    await GuessUnsent().attack(field, stage.dsn, MOST_UNSENT)
-    await _settled(scene.fleet)
+    for afterwards in (comparing.look_again(field), GuessUnsent().attack(field, stage.dsn, MOST_UNSENT)):
+        await afterwards
+        await _settled(scene.fleet)
     return measured
 
 
@@ -291,7 +290,6 @@ def _people(size: Size, field: Field, urls: Sequence[str], group: asyncio.TaskGr
 
 async def _settled(fleet: Fleet) -> None:
     """Every follower has seen everything, and every mail is out or withheld."""
-
     await fleet.until_caught_up(within=SETTLES_WITHIN)
     await until_mailed(fleet.dsn)
     await fleet.until_caught_up(within=SETTLES_WITHIN)
@@ -351,8 +349,8 @@ def _now(redis: PrivateRedis) -> float:
     return int(seconds) + int(microseconds) / 1e6
 
 
-def _connections(redis: PrivateRedis) -> int:
-    """That were ever made to it."""
+def connections(redis: PrivateRedis) -> int:
+    """That were ever made to it, this one included. A process makes a further one after a call that failed."""
     return int(redis.ask("INFO", "stats")["total_connections_received"])
 
 

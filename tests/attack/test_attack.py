@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 
 from entrypoints.api.http_server import Server
+from infrastructure.limits.gcra import Check
+from infrastructure.limits.shared import SharedLimiter
 from infrastructure.postgres.connection import connect
 from tests.attack.claims import judge, mailbox_of
 from tests.attack.deeds import Field, Range, Run
 from tests.attack.floods import MailBomb
-from tests.attack.running import Stage, run, until_mailed
+from tests.attack.running import Stage, connections, run, until_mailed
 from tests.attack.strangers import TellApart
 from tests.attack.wire import Who, Wire
 from tests.faults.evidence import MASTER_KEY, collect, keyring_of
@@ -72,6 +74,8 @@ async def test_the_same_attack_on_weaker_settings_is_noticed(stage: Stage) -> No
     assert {one.invariant for one in report.violations} >= {"limits", "budget", "guesses", "statuses"}, str(report)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_in_a_day_of_attacks_from_200_networks_a_mailbox_gets_five_mails_and_no_end_tells_anybody_apart(
     dsn: str, clock: MovableClock
 ) -> None:
@@ -97,6 +101,23 @@ async def test_in_a_day_of_attacks_from_200_networks_a_mailbox_gets_five_mails_a
     bombed = [mail for mail in evidence.mails if mailbox_of(mail.to).startswith("victim")]
     assert [mail.code is not None for mail in bombed] == [True] * 6  # the sixth in the 25th hour
     assert field.wire.statuses[Who.BOMBING].keys() <= {202, 429, 409}
+
+
+async def test_a_call_to_redis_that_fails_shows_as_a_connection(redis: PrivateRedis) -> None:
+    """Claims about limits allow for such a call: they must learn of it."""
+    limiter, check = SharedLimiter(redis.url), Check("{registrar}:test", interval=1, burst=1)
+    before = connections(redis)
+    for _ in range(10):
+        await limiter.decide([check])
+    assert connections(redis) == before + 1 + 1  # one of its, one of ours
+
+    redis.pause()
+    await limiter.decide([check])
+    redis.resume()
+    await limiter.decide([check])
+    await limiter.close()
+
+    assert connections(redis) == before + 2 + 2
 
 
 @asynccontextmanager
