@@ -11,7 +11,7 @@ import re
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
@@ -307,11 +307,13 @@ async def _dump(connection: Connection) -> str:
         connection,
         "SELECT schemaname, tablename FROM pg_tables WHERE schemaname = 'public' OR schemaname LIKE 'read\\_%'",
     )
-    lines = [
-        str(row[0])
-        for schema, table in tables
-        for row in await _all(connection, f'SELECT t::text FROM "{schema}"."{table}" AS t')
-    ]
+    lines: list[str] = []
+    for schema, table in tables:
+        with suppress(psycopg.errors.UndefinedTable):  # of a verification that has ended since
+            async with connection.transaction():
+                lines += [
+                    str(row[0]) for row in await _all(connection, f'SELECT t::text FROM "{schema}"."{table}" AS t')
+                ]
     # What stands in events is bytes to the database, which shows them as digits.
     states = await _all(connection, "SELECT convert_from(state, 'UTF8') FROM events")
     return "\n".join([*lines, *(str(row[0]) for row in states)])
