@@ -103,6 +103,7 @@ class Run:
 
     Attributes:
         seconds: from the first request to the last, by Redis' clock, which limits go by.
+        attacked_for: seconds in which the attackers made their requests.
         uncounted: calls to Redis that failed: for those a process decided by itself.
         processes: how many count.
         cooldown: `RESEND_COOLDOWN`.
@@ -113,6 +114,7 @@ class Run:
     uncounted: int
     processes: int
     cooldown: timedelta
+    attacked_for: float = 0.0
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ class MailBomb:
             if turn % 5 == 4 and field.begun:
                 registration_id, network = field.chance.choice(field.begun)
                 answer = await field.wire.new_code(Who.BOMBING, network, registration_id)
-                field.deeds.tell("a new code for what a bomber has begun", answer, {202, 409})
+                field.deeds.tell("a new code for what a bomber has begun", answer, {202, 409, 429})
                 if answer.status == 202:
                     field.deeds.compare("a new code", "bombed", answer)
                 return
