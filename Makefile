@@ -69,7 +69,7 @@ simulate: setup-dev  ## the seeded simulation; SEEDS=20000, ARGS="--seed 17 --tr
 MINUTES ?= 10
 BROKER ?=
 READS ?= 1000000
-chaos: setup-dev services  ## break things at random; MINUTES=20, BROKER=1, SEED=7 repeats
+chaos: setup-dev $(if $(BROKER),services)  ## break things at random; MINUTES=20, BROKER=1, SEED=7 repeats
 	$(BIN)/python -m tests.faults --minutes $(MINUTES) --reads $(READS) $(if $(BROKER),--broker) \
 		$(if $(SEED),--seed $(SEED)) $(ARGS)
 	$(if $(filter-out 0,$(REQUESTS)),$(ATTACK))
@@ -77,8 +77,8 @@ chaos: setup-dev services  ## break things at random; MINUTES=20, BROKER=1, SEED
 # From 200 networks at once, beside honest people: mails for one mailbox, guesses, spoofed headers, slow clients.
 chaos: REQUESTS ?= 1000000
 attack: REQUESTS ?= 100000
-ATTACK = $(BIN)/python -m tests.attack --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))
-attack: setup-dev services  ## attack a service from 200 networks; REQUESTS=1000000, SEED=7
+ATTACK = scripts/services rabbitmq pgbouncer && $(BIN)/python -m tests.attack --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))
+attack: setup-dev  ## attack a service from 200 networks; REQUESTS=1000000, SEED=7
 	$(ATTACK) $(ARGS)
 
 # Requests that are generated from the OpenAPI document, then histories against the model of tests/fuzz/test_histories.py.
