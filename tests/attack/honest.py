@@ -5,6 +5,7 @@ They do as `tests.faults.people` does, but for one thing: nothing that attackers
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 from uuid import UUID
@@ -38,6 +39,8 @@ class Person:
         self._urls = urls
         self._key = f"{KEY}{fresh_key()}"
         self._id: UUID | None = None
+        self._position = 0
+        self._asks_again_at = 0.0
         self._tried: set[str] = set()
         self._http = httpx.AsyncClient(timeout=31.5, headers={"X-Forwarded-For": network.address()}, verify=NO_TLS)
         self._client = Client(field.journal, self._url, http=self._http)
@@ -60,7 +63,7 @@ class Person:
             return operation if operation.outcome != "unknown" else None
 
         operation: Operation = await self._eventually(answered)
-        self._id = operation.registration_id
+        self._id, self._position = operation.registration_id, operation.position or 0
         return self._id
 
     async def get_in(self) -> None:
@@ -85,21 +88,27 @@ class Person:
             self._tried.add(code)
             return operation.outcome == "ok"
         if is_sent:
-            await self._eventually(self._is_promised_a_code)
+            await self._ask_for_a_code()
         return False
 
     async def _offered(self, code: str) -> Operation | None:
         operation = await self._client.verify(self._known, code)
         return operation if operation.outcome != "unknown" else None
 
-    async def _is_promised_a_code(self) -> bool:
-        return (await self._client.new_code(self._known)).outcome == "ok"
+    async def _ask_for_a_code(self) -> None:
+        """Not before the service has said that it may be asked again."""
+        if time.monotonic() < self._asks_again_at:
+            return
+        operation = await self._client.new_code(self._known)
+        self._position = operation.position or self._position
+        self._asks_again_at = time.monotonic() + int(operation.retry_after or 0)
 
     async def _is_active(self) -> bool:
         return (await self._seen()).get("status") == "ACTIVE"
 
     async def _seen(self) -> Mapping[str, Any]:
-        return (await self._client.look(self._known)).answer or {}
+        """As it is since the last thing that was accepted: what was sent before is no mail of a new code."""
+        return (await self._client.look(self._known, min_position=self._position)).answer or {}
 
     async def _eventually(self, condition: Callable[[], Awaitable[Any]]) -> Any:
         return await eventually(condition, within=PATIENCE, every=LOOKS_EVERY)
