@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator
 from itertools import count
 from typing import Final
@@ -23,9 +24,6 @@ LOCKS: Final = 5
 
 PATIENCE: Final = 300.0
 """Seconds."""
-
-ENOUGH: Final = 50
-"""Registrations to spray over, so that not all lanes guess at the same one."""
 
 PATIENT_UP_TO: Final = 5.0
 """Seconds of cooldown up to which somebody waits for one code after the other."""
@@ -119,20 +117,22 @@ class Spray:
     def __init__(self, *, hasty: bool) -> None:
         """
         Args:
-            hasty: see `Guess`.
+            hasty: see `Guess`; else a try of each code is left, because mails may be late.
         """
         self._hasty = hasty
+        self._offered: Counter[UUID] = Counter()
 
     async def attack(self, field: Field, requests: int) -> None:
         async def once(turn: int) -> None:
             network = self.NETWORKS.at(turn)
-            if turn % 4 == 3 or len(field.begun) < ENOUGH:
+            if turn % 4 == 3 or not field.begun:
                 made_up = made_up_id(field, time.time())
                 answer = await field.wire.verify(Who.SPRAYING, network, made_up, "123456")
                 field.deeds.tell("a guess at a registration of somebody else", answer, {404})
                 return
             registration_id, _ = field.begun[turn % len(field.begun)]
-            if not self._hasty and not await is_mailed(field, network, registration_id):
+            self._offered[registration_id] += 1
+            if not self._hasty and self._offered[registration_id] >= TRIES:
                 return
             code = field.a_wrong_code(registration_id, f"{123456 + turn // 20_000 * 111111 % 876543:06d}")
             answer = await field.wire.verify(Who.SPRAYING, network, registration_id, code)
