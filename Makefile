@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-ground simulate chaos fuzz bench \
+.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-ground simulate chaos attack fuzz bench \
         check check-fast asyncapi format lock lists audit-deps release clean
 
 help:  ## list the targets
@@ -64,13 +64,22 @@ simulate: setup-dev  ## the seeded simulation; SEEDS=20000, ARGS="--seed 17 --tr
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
 # Everything is killed, paused and cut off at random while people register. BROKER=1 sends mail over RabbitMQ.
-# Then, with nothing broken, read models are rebuilt until READS reads are done, of which none may fail.
+# Then, with nothing broken, read models are rebuilt until READS reads are done, of which none may fail; and then the
+# service is attacked with REQUESTS requests (0: it is not).
 MINUTES ?= 10
 BROKER ?=
 READS ?= 1000000
 chaos: setup-dev $(if $(BROKER),services)  ## break things at random; MINUTES=20, BROKER=1, SEED=7 repeats
 	$(BIN)/python -m tests.faults --minutes $(MINUTES) --reads $(READS) $(if $(BROKER),--broker) \
 		$(if $(SEED),--seed $(SEED)) $(ARGS)
+	$(if $(filter-out 0,$(REQUESTS)),$(ATTACK))
+
+# From 200 networks at once, beside honest people: mails for one mailbox, guesses, spoofed headers, slow clients.
+chaos: REQUESTS ?= 1000000
+attack: REQUESTS ?= 100000
+ATTACK = scripts/services rabbitmq pgbouncer && $(BIN)/python -m tests.attack --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))
+attack: setup-dev  ## attack a service from 200 networks; REQUESTS=1000000, SEED=7
+	$(ATTACK) $(ARGS)
 
 # Requests that are generated from the OpenAPI document, then histories against the model of tests/fuzz/test_histories.py.
 fuzz: setup-dev  ## generated requests and histories, longer; MINUTES=20

@@ -336,6 +336,8 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         """Would `verify` verify it with this code, if nobody else has proven the address?"""
         # Compared even where no code ever matches, so that it takes the same time.
         matches = compare_digest(offered.encode(), expected.encode())
+        # A code that nobody is sent can only be guessed, and of those there may be any number for one address.
+        matches = matches and self.serial not in self.withheld
         return matches and self.is_pending and self.can_be_proven and self._code_refused(now, policy) is None
 
     def verify(self, *, offered: str, expected: str, now: datetime, policy: Policy) -> Refused | None:

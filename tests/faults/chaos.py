@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from tests.faults.evidence import Evidence
-from tests.faults.fleet import Fleet, NodeKind
+from tests.faults.fleet import Fleet, NodeKind, unsettled
 from tests.faults.invariants import Violation, check
 from tests.faults.journal import Kind
 from tests.faults.nemesis import PROGRESS_WITHIN, BrokerOnTheWay, Nemesis, Sink, Tally
@@ -32,7 +32,7 @@ from tests.faults.schedule import Planned, nodes_of, schedule
 from tests.faults.shell import Shell
 from tests.faults.tap import Tap
 from tests.support.facts import eventually
-from tests.support.log import by_way_of, proxy_to, query
+from tests.support.log import by_way_of, proxy_to
 from tests.support.postgres import SURVIVES_KILLS, server
 from tests.support.rabbitmq import PrivateRabbit
 from tests.support.tcp_proxy import TcpProxy
@@ -228,8 +228,7 @@ async def _settle(nemesis: Nemesis) -> str:
         if time.monotonic() > tried_at + RETRY_EVERY:
             await asyncio.to_thread(_retry_all, scene.fleet)
             tried_at = time.monotonic()
-        unsettled = await query(scene.fleet.dsn, _UNSETTLED)
-        return bool(unsettled[0][0] == 0)
+        return await unsettled(scene.fleet.dsn) == 0
 
     await scene.fleet.until_caught_up(within=PROGRESS_WITHIN)
     try:
@@ -261,15 +260,6 @@ def _complaints(scene: Scene) -> list[Violation]:
         if entry["event"] != RIGHTLY_SAID
     )
     return [Violation("log", f"{node} says {event} {count} times") for (node, event), count in found.items()]
-
-
-_UNSETTLED: Final = """
-    SELECT count(*)
-    FROM read_registrations.progress AS p
-    LEFT JOIN read_mail.mails AS m ON m.registration_id = p.registration_id AND m.serial = p.serial
-    WHERE p.status = 'VERIFIED'
-       OR (p.status = 'PENDING' AND (m.state IS NULL OR m.state NOT IN ('SENT', 'WITHHELD')))
-"""
 
 
 def _retry_all(fleet: Fleet) -> None:

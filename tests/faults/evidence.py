@@ -11,7 +11,7 @@ import re
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
@@ -191,8 +191,7 @@ async def collect(
         async with connection.transaction():  # so all of it is of one moment
             rows = await _rows(connection)
             log, undecodable = _decoded(dsn, rows)
-            root_secret = await open_root_secret(connection, bytes.fromhex(MASTER_KEY))
-            issues = _issues(log, Keyring(master_key=bytes.fromhex(MASTER_KEY), root_secret=root_secret))
+            issues = _issues(log, await keyring_of(connection))
             failed = await _all(
                 connection, "SELECT registration_id, serial, failure FROM read_mail.mails WHERE state = 'FAILED'"
             )
@@ -227,6 +226,12 @@ async def collect(
     if not refold:
         return evidence
     return replace(evidence, read_models=await _read_models(dsn, rows, live, evidence.followers))
+
+
+async def keyring_of(connection: Connection) -> Keyring:
+    """The keys of a fleet's database."""
+    root_secret = await open_root_secret(connection, bytes.fromhex(MASTER_KEY))
+    return Keyring(master_key=bytes.fromhex(MASTER_KEY), root_secret=root_secret)
 
 
 def copy_of(mail: Mail) -> Copy:
@@ -302,11 +307,13 @@ async def _dump(connection: Connection) -> str:
         connection,
         "SELECT schemaname, tablename FROM pg_tables WHERE schemaname = 'public' OR schemaname LIKE 'read\\_%'",
     )
-    lines = [
-        str(row[0])
-        for schema, table in tables
-        for row in await _all(connection, f'SELECT t::text FROM "{schema}"."{table}" AS t')
-    ]
+    lines: list[str] = []
+    for schema, table in tables:
+        with suppress(psycopg.errors.UndefinedTable):  # of a verification that has ended since
+            async with connection.transaction():
+                lines += [
+                    str(row[0]) for row in await _all(connection, f'SELECT t::text FROM "{schema}"."{table}" AS t')
+                ]
     # What stands in events is bytes to the database, which shows them as digits.
     states = await _all(connection, "SELECT convert_from(state, 'UTF8') FROM events")
     return "\n".join([*lines, *(str(row[0]) for row in states)])

@@ -48,6 +48,14 @@ STARTS_WITHIN = 60.0
 FOLLOWS = "name NOT LIKE '%\\_\\_%'"
 """Of a follower; copies of read models stand still beside them."""
 
+_UNSETTLED = """
+    SELECT count(*)
+    FROM read_registrations.progress AS p
+    LEFT JOIN read_mail.mails AS m ON m.registration_id = p.registration_id AND m.serial = p.serial
+    WHERE p.status = 'VERIFIED'
+       OR (p.status = 'PENDING' AND (m.state IS NULL OR m.state NOT IN ('SENT', 'WITHHELD')))
+"""
+
 _IS_UP = {
     "serve": re.compile(r"^API +(http\S+)$", re.MULTILINE),
     "process": re.compile(r"^(Following) the log", re.MULTILINE),
@@ -408,6 +416,12 @@ class Fleet:
         finally:
             for node in self.nodes:
                 node.end_at_once()
+
+
+async def unsettled(dsn: str) -> int:
+    """How many registrations wait for their mail to go out or to be withheld, or to become an account."""
+    rows = await query(dsn, _UNSETTLED)
+    return int(rows[0][0])
 
 
 @asynccontextmanager

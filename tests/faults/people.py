@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -40,20 +40,25 @@ _TIRED_AFTER: Final = 12
 
 
 class Inbox:
-    """The newest code that reached each address; reads every mail once."""
+    """The codes that reached each address; reads every mail once."""
 
     def __init__(self, sink: SmtpStub) -> None:
         self._sink = sink
         self._read = 0
-        self._codes: dict[str, str] = {}
+        self._codes: dict[str, list[str]] = {}
 
     def code_for(self, address: str) -> str | None:
+        """The newest one."""
+        return next(reversed(self.codes_for(address)), None)
+
+    def codes_for(self, address: str) -> Sequence[str]:
+        """All of them, the oldest first."""
         for mail in self._sink.mails[self._read :]:
             copy = copy_of(mail)
             self._read += 1
             if copy.code is not None:
-                self._codes[copy.to] = copy.code
-        return self._codes.get(address)
+                self._codes.setdefault(copy.to, []).append(copy.code)
+        return self._codes.get(address, ())
 
 
 class Crowd:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,15 +13,14 @@ from uuid import UUID, uuid4
 import pytest
 
 from domain.mail_saga import MailSaga
-from domain.recorded import Recorded
 from tests.faults.evidence import Canary, Copy, DeadLetter, Evidence, HealthSample, Issue, Moment, ResourceSample
+from tests.faults.history import REQUEST, History, at
 from tests.faults.invariants import INVARIANTS, check
 from tests.faults.journal import FaultWindow, Journal, Kind, Operation, Outcome
 from tests.support.facts import (
     CLAIM,
     REGISTRATION,
     T0,
-    Fact,
     account_activated,
     code_locked,
     code_rejected,
@@ -37,47 +36,14 @@ from tests.support.facts import (
     registration_cancelled,
     saga_ended,
     saga_started,
-    stream,
 )
 
 ADDRESS = "ada.canary@example.com"
 OTHER = UUID("019cab10-0000-7000-8000-000000000002")
 OTHER_CLAIM = UUID("c1a10000-0000-5000-8000-000000000002")
-REQUEST = UUID("c0000000-0000-4000-8000-00000000000a")
 VERIFYING = UUID("c0000000-0000-4000-8000-00000000000b")
 VERIFYING_OTHER = UUID("c0000000-0000-4000-8000-00000000000c")
 KEY = "f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff"
-
-
-class History:
-    """A log that is written event by event, a second apart."""
-
-    def __init__(self) -> None:
-        self.log: list[Recorded] = []
-        self._versions: dict[UUID, int] = {}
-
-    def add(
-        self,
-        stream_id: UUID,
-        *facts: Fact,
-        actor: str = "client",
-        because_of: UUID = REQUEST,
-        decided: timedelta = timedelta(0),
-        caused_by: int | None = None,
-    ) -> History:
-        for fact in facts:
-            position = len(self.log) + 1
-            recorded_at = at(position)
-            after = self._versions.get(stream_id, 0)
-            [event] = stream(stream_id, Fact(fact.event, fact.fields, recorded_at - decided), after=after)
-            self._versions[stream_id] = after + 1
-            topic: str = fact.event.TOPIC  # type: ignore[attr-defined]
-            self.log.append(Recorded(event, position, topic, recorded_at, because_of, caused_by, actor, None))
-        return self
-
-
-def at(second: float) -> datetime:
-    return T0 + timedelta(seconds=second)
 
 
 def saga(registration_id: UUID = REGISTRATION) -> UUID:

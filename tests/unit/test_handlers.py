@@ -212,6 +212,7 @@ async def test_another_payload_is_a_registration_of_its_own_and_who_proves_the_a
     house: InMemoryService,
 ) -> None:
     first = await house.registered()
+    house.move(timedelta(minutes=1))
     second = await house.registered(registers(password="another horse battery"))
 
     await house.handle(verifies(second, right_code(second)))
@@ -229,7 +230,11 @@ async def test_another_payload_is_a_registration_of_its_own_and_who_proves_the_a
 
 async def test_of_two_that_prove_an_address_at_once_one_has_it(house: InMemoryService) -> None:
     """In two processes; both have read that nobody has it before either is recorded."""
-    ids = [await house.registered(registers(name=name)) for name in ("Ada", "Eve", "Mallory")]
+    ids = []
+    for number, name in enumerate(("Ada", "Eve", "Mallory")):
+        house.move(timedelta(minutes=1))
+        request = registers(name=name).model_copy(update={"network": f"192.0.2.{number}"})
+        ids.append(await house.registered(request))
 
     results = await asyncio.gather(
         *(house.process(house.log).handle(verifies(one, right_code(one)), CLIENT) for one in ids),
@@ -244,6 +249,7 @@ async def test_a_registration_begun_while_another_is_proven_is_superseded_once_i
     house: InMemoryService,
 ) -> None:
     first = await house.registered()
+    house.move(timedelta(minutes=1))
     slow = house.process(SlowLog(house.log))
     begins = asyncio.create_task(slow.handle(registers(name="Eve"), CLIENT))
     await eventually(lambda: house.log.loads == 2)
@@ -952,6 +958,7 @@ async def test_erasing_ends_frees_and_destroys_in_one_append(house: InMemoryServ
 
 async def test_erasing_a_superseded_registration_leaves_the_address_with_its_holder(house: InMemoryService) -> None:
     first = await house.registered()
+    house.move(timedelta(minutes=1))
     second = await house.active(registers(name="Eve"))
 
     await house.handle(EraseRegistration(registration_id=first), OPERATOR)
@@ -1005,6 +1012,7 @@ async def test_a_saga_that_repeats_its_last_step_does_not_take_the_address_from_
 
 async def test_a_registration_is_not_reopened_once_somebody_has_proven_its_address(house: InMemoryService) -> None:
     undone = await _undone(house)
+    house.move(timedelta(minutes=1))
     other = await house.active()
 
     with pytest.raises(NotPending):

@@ -869,6 +869,7 @@ async def test_a_superseded_registration_is_undone_at_its_ordinary_end_and_leave
     house: InMemoryService,
 ) -> None:
     first = await house.registered()
+    house.move(timedelta(minutes=1))
     second = await house.active(registers(name="Somebody else"))
     assert house.registration(first).is_pending
     assert not house.saga_of(first).ended

@@ -942,6 +942,23 @@ def test_a_code_that_replaces_one_whose_mail_is_withheld_is_withheld_as_well() -
     assert registration.wants_mail(2)
 
 
+def test_the_code_of_a_mail_that_is_withheld_is_wrong_as_nobody_can_know_it() -> None:
+    registration = given(Registration, registered(), otp_issued(withheld=True), email_withheld())
+
+    refusal = verify(registration)
+
+    assert isinstance(refusal, WrongCode)
+    assert recorded(registration) == [code_rejected(attempt=1)]
+
+
+def test_a_code_that_is_sent_after_one_whose_mail_was_withheld_is_right() -> None:
+    history = registered(), otp_issued(withheld=True), email_withheld(), otp_issued(2, "requested"), email_dispatched(2)
+    registration = given(Registration, *history)
+
+    assert verify(registration) is None
+    assert recorded(registration) == [email_verified(2)]
+
+
 def test_a_new_code_of_a_registration_whose_mail_is_withheld_may_be_sent() -> None:
     registration = given(Registration, registered(), otp_issued(withheld=True), email_withheld())
 

@@ -392,10 +392,14 @@ def test_who_registers_a_victims_address_gets_nothing_of_it(order: tuple[str, ..
     ids, codes = {"attacker": FIRST, "victim": SECOND}, {"attacker": "111111", "victim": "222222"}
     registrations: dict[str, Registration] = {}
     mailbox: Mailbox | None = None
-    for who in order:
+    for minute, who in enumerate(order):
         address = KnownAddress(ADDRESS, None, None, tuple(registrations.values()))
         outcome = request(
-            address=address, mailbox=mailbox, registration_id=ids[who], fingerprint=f"the {who}'s password"
+            address=address,
+            mailbox=mailbox,
+            registration_id=ids[who],
+            fingerprint=f"the {who}'s password",
+            now=T0 + timedelta(minutes=minute),
         )
         registrations[who] = outcome.registration
         mailbox = next(one for one in outcome.changed if isinstance(one, Mailbox))
