@@ -109,6 +109,7 @@ def _told(trial: Trial) -> dict[str, Any]:
         "requesters": len(tally.requesters),
         "mailboxes": len(tally.mailboxes),
         "at_least": tally.requesters.at_least or tally.mailboxes.at_least,
+        "longest_wait_seconds": tally.longest.total_seconds() if limit.name == "mails" else None,
         "worst": {"stopped": most, "since": begun, "seconds": int(limit.per.total_seconds())} if begun else None,
     }
 
@@ -127,6 +128,9 @@ def _print(trials: Sequence[Trial], unanswered: Sequence[Limit]) -> None:
             ),
         )
         note(f"{NOT_IN_THE_LOG} A network at two mailboxes is two requesters.")
+    for trial in trials:
+        if trial.tally.longest:
+            note(f"{trial.limit.name}: those stopped wait, the longest {trial.tally.longest.total_seconds():,.1f} s.")
     for limit in unanswered:
         note(f"{limit.name} cannot be answered from the log: {UNANSWERED[limit.name]}.")
 

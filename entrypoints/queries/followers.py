@@ -14,6 +14,7 @@ from infrastructure.audit.standing import Standing, standing_of
 from infrastructure.backup.records import Kind, noted
 from infrastructure.followers.names import names_of_followers
 from infrastructure.followers.progress import LAGGING, AllProgress, Progress, progress_of
+from infrastructure.followers.turns import waiting_after
 from infrastructure.followers.versions import Behind, behind_others, others_of, positions, version_of
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.pool import QueryPool
@@ -135,6 +136,10 @@ class FollowerQueries:
         """How long the registrant who has waited longest has had no mail; zero if nobody waits."""
         return self._age(await self._pool.ask(self._mails.oldest_unsent))
 
+    async def mails_are_paced(self) -> bool:
+        """Do mails wait for their turn, because more are asked for than the service may send in all?"""
+        return await self._pool.ask(waiting_after) is not None
+
     async def checkpoints(self) -> Standing:
         """How they stand, where there are some."""
         return await self._pool.ask(standing_of)
@@ -148,7 +153,7 @@ class FollowerQueries:
                 self._age(await self._mails.oldest_unsent(connection)),
                 await self._mails.dead_letters(connection),
                 await self._strays.count(connection),
-                await self._deadlines.overdue(connection, self._clock() - LAGGING),
+                await self._deadlines.overdue(connection, self._clock() - LAGGING, await waiting_after(connection)),
                 {kind: one.age for kind, one in (await noted(connection)).items()},
                 await standing_of(connection) if self.has_checkpoints else None,
             )

@@ -12,10 +12,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
+from domain.mail_saga import MailSaga
 from domain.mailbox import DAY, Grant, Mailbox, grant
 from domain.policy import Policy
 from domain.recorded import AnyEvent
 from infrastructure.limits.gcra import Check, LocalLimiter
+from infrastructure.limits.pace import Pace
 from infrastructure.settings.limits import Limit
 
 K = TypeVar("K")
@@ -64,9 +66,10 @@ class Asked(NamedTuple):
     granted: list[Grant]
 
     @classmethod
-    def of(cls, event: Mailbox.MailDecided) -> Asked:
+    def of(cls, event: AnyEvent) -> Asked:
         """A new code whose mail was withheld has no network in its event: that is taken from where the registration was
         begun."""
+        assert isinstance(event, Mailbox.MailDecided)  # noqa: S101 - of the trials' topic
         granted, applicant = event.grants(), event.applicant()
         address = str(applicant.claim_id) if applicant is not None and event.serial == 1 else None
         network = "" if applicant is None else applicant.network
@@ -105,6 +108,7 @@ class Tally:
         more_mails: that were withheld and would have been sent.
         requesters: of what was stopped, a network once for each mailbox.
         worst: the most that it would have stopped in a stretch as long as the limit counts over, and when that began.
+        longest: of those that are not stopped but wait, how long one would have waited.
     """
 
     asked: int = 0
@@ -114,15 +118,19 @@ class Tally:
     requesters: Distinct = field(default_factory=Distinct)
     mailboxes: Distinct = field(default_factory=Distinct)
     worst: tuple[int, datetime | None] = (0, None)
+    longest: timedelta = timedelta(0)
     _stretch: tuple[datetime, int] = (_EPOCH, 0)
 
     def stop(self, asked: Asked, per: timedelta) -> None:
-        self.stopped += 1
         self.requesters.add((asked.mailbox_id, asked.network))
         self.mailboxes.add(asked.mailbox_id)
+        self.stop_at(asked.at, per)
+
+    def stop_at(self, at: datetime, per: timedelta) -> None:
+        self.stopped += 1
         begun, count = self._stretch
-        if asked.at - begun >= per:
-            begun, count = asked.at, 0
+        if at - begun >= per:
+            begun, count = at, 0
         self._stretch = begun, count + 1
         self.worst = max(self.worst, (count + 1, begun), key=lambda one: one[0])
 
@@ -141,7 +149,12 @@ class Trial(Protocol):
         """How far back what was asked matters."""
         ...
 
-    def ask(self, asked: Asked, *, counts: bool) -> None:
+    @property
+    def topic(self) -> str:
+        """Of the events that tell of what it counts."""
+        ...
+
+    def tell(self, event: AnyEvent, *, counts: bool) -> None:
         """Decide; what is asked next was asked later, or hardly earlier.
 
         Args:
@@ -153,6 +166,8 @@ class Trial(Protocol):
 class RegistrationsTrial:
     """The limit of registrations of one address by one network, as `LocalLimiter` counts them."""
 
+    topic = Mailbox.MailDecided.TOPIC
+
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self.tally = Tally()
@@ -162,13 +177,14 @@ class RegistrationsTrial:
 
     @property
     def remembers(self) -> timedelta:
-        return timedelta(microseconds=self.limit.interval * self.limit.burst)
+        return _remembered(self.limit)
 
-    def ask(self, asked: Asked, *, counts: bool) -> None:
+    def tell(self, event: AnyEvent, *, counts: bool) -> None:
+        asked = Asked.of(event)
         if asked.address is None:
             stops = asked.registration_id in self._stopped  # a new code for what would not have been
         else:
-            self._now = (asked.at - _EPOCH).total_seconds()
+            self._now = _seconds(asked.at)
             check = Check(f"{asked.address} {asked.network}", self.limit.interval, self.limit.burst)
             stops = any(self._limiter.decide_now((check,)))
             self.tally.asked += counts
@@ -183,6 +199,7 @@ class RegistrationsTrial:
 class MailboxTrial:
     """A part of the silent budget of mailboxes, with the other parts as they are set."""
 
+    topic = Mailbox.MailDecided.TOPIC
     remembers = DAY
 
     _FIELDS: Final = {
@@ -200,7 +217,8 @@ class MailboxTrial:
         # A mailbox that would have been granted what it was granted is in its next event: it need not be remembered.
         self._others: dict[UUID, list[Grant]] = {}
 
-    def ask(self, asked: Asked, *, counts: bool) -> None:
+    def tell(self, event: AnyEvent, *, counts: bool) -> None:
+        asked = Asked.of(event)
         granted = self._others.pop(asked.mailbox_id, asked.granted)
         granted, withheld = grant(granted, asked.network, now=asked.at, policy=self._policy)
         then = asked.granted if asked.withheld else [*asked.granted, Grant(asked.at, asked.network)]
@@ -215,23 +233,57 @@ class MailboxTrial:
         self.tally.more_mails += asked.withheld and not withheld
 
 
+class MailsTrial:
+    """The limit of mails that the whole service sends, past which they wait: `stopped` are those that wait."""
+
+    topic = MailSaga.MailRequested.TOPIC
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self.tally = Tally()
+        self._pace = Pace(limit)
+
+    @property
+    def remembers(self) -> timedelta:
+        return _remembered(self.limit)
+
+    def tell(self, event: AnyEvent, *, counts: bool) -> None:
+        wait = timedelta(seconds=self._pace.turn(_seconds(event.timestamp)))
+        if counts:
+            self.tally.asked += 1
+            self.tally.longest = max(self.tally.longest, wait)
+        if counts and wait:
+            self.tally.stop_at(event.timestamp, self.limit.per)
+
+
 def trials_of(limits: Collection[Limit], policy: Policy) -> list[Trial]:
     """Of those limits that the log can tell of."""
     tried: list[Trial] = []
     for limit in limits:
         if limit.name == "registrations":
             tried.append(RegistrationsTrial(limit))
+        elif limit.name == "mails":
+            tried.append(MailsTrial(limit))
         elif limit.name not in UNANSWERED:
             tried.append(MailboxTrial(limit, policy))
     return tried
 
 
-def ask_all(trials: Collection[Trial], event: AnyEvent, since: datetime, until: datetime) -> None:
+def tell_all(trials: Collection[Trial], event: AnyEvent, since: datetime, until: datetime) -> None:
     """Try the limits on what an event tells of."""
-    if isinstance(event, Mailbox.MailDecided) and event.timestamp < until:
-        asked = Asked.of(event)
+    if event.timestamp < until:
         for trial in trials:
-            trial.ask(asked, counts=asked.at >= since)
+            if trial.topic == event.TOPIC:
+                trial.tell(event, counts=event.timestamp >= since)
+
+
+def _remembered(limit: Limit) -> timedelta:
+    """How long it takes until nothing is left of what has passed."""
+    return timedelta(microseconds=limit.interval * limit.burst)
+
+
+def _seconds(at: datetime) -> float:
+    return (at - _EPOCH).total_seconds()
 
 
 def _remember(memory: dict[K, V], key: K, value: V) -> None:

@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator, Collection
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from domain.mailbox import Mailbox
 from domain.recorded import Position
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import LogReader
-from infrastructure.limits.simulation import Trial, ask_all
+from infrastructure.limits.simulation import Trial, tell_all
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from infrastructure.replay.moments import position_at
 from infrastructure.replay.reading import batches
@@ -44,10 +43,11 @@ class PastRequests:
         """
         before = max((trial.remembers for trial in trials), default=timedelta(0))
         first, last = await self._position_at(max(since, _FIRST + before) - before), await self._position_at(until)
-        read = batches(self._log, first, last, topics=(Mailbox.MailDecided.TOPIC,), limit=BATCH_EVENTS)
+        topics = sorted({trial.topic for trial in trials})
+        read = batches(self._log, first, last, topics=topics, limit=BATCH_EVENTS)
         async for batch in read:
             for recorded in batch.readable():
-                ask_all(trials, recorded.event, since, until)
+                tell_all(trials, recorded.event, since, until)
             yield batch.upto - first, last - first
 
     async def _position_at(self, when: datetime) -> Position:

@@ -71,6 +71,7 @@ DEFAULTS: Final = (
     Limit("verifications", 60, timedelta(minutes=1), 120),
     Limit("new-codes", 10, timedelta(minutes=1), 20),
     Limit("admin-login", 10, timedelta(minutes=1), 20),
+    Limit("mails", 20, timedelta(seconds=1), 1200),
 )
 """Every policy (docs/limits.md). The first five count registrations: five an hour is the customer's plan's, the figures
 of the networks and the domain are those of docs/security.md, S13."""
@@ -86,6 +87,7 @@ _OF: Final = {
     "verifications": "codes offered by an IPv4 address or IPv6 /64",
     "new-codes": "new codes asked for by an IPv4 address or IPv6 /64",
     "admin-login": "wrong operator's tokens by an IPv4 address or IPv6 /64",
+    "mails": "mails to whomever: past it they wait",
     "mailbox": "mails to one mailbox",
     "mailbox-day": "the same, over a day",
     "mailbox-network": "mails to one mailbox that one network asks for",

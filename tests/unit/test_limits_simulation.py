@@ -9,13 +9,14 @@ from uuid import UUID, uuid5
 import pytest
 
 from domain.email_claim import ClaimId
+from domain.mail_saga import MailSaga
 from domain.mailbox import Asked, Mailbox, MailboxId, decide_mail
 from domain.policy import Policy
 from infrastructure.limits import simulation
 from infrastructure.limits.gcra import Check, LocalLimiter
-from infrastructure.limits.simulation import Distinct, Trial, ask_all, trials_of
+from infrastructure.limits.simulation import Distinct, Trial, tell_all, trials_of
 from infrastructure.settings.limits import DEFAULTS, MAILBOX_DEFAULTS, Limit, parse_limit
-from tests.support.facts import CLAIM, MAILBOX, REGISTRATION, T0
+from tests.support.facts import CLAIM, MAILBOX, REGISTRATION, T0, mail_requested, saga_started, stream
 
 EVER = datetime(9999, 1, 1, tzinfo=UTC)
 
@@ -69,7 +70,7 @@ def trial_of(entry: str, policy: Policy | None = None) -> Trial:
 def tried(entry: str, events: list[Mailbox.MailDecided], *, since: datetime = T0, until: datetime = EVER) -> Trial:
     trial = trial_of(entry)
     for event in events:
-        ask_all([trial], event, since, until)
+        tell_all([trial], event, since, until)
     return trial
 
 
@@ -129,6 +130,18 @@ def test_registrations_are_stopped_as_the_limiter_of_the_service_stops_them(entr
     assert len(found.mailboxes) == len({one[1] for one in stopped})
 
 
+def test_of_all_mails_it_is_told_how_many_wait_and_how_long() -> None:
+    at = [T0 + timedelta(seconds=seconds) for seconds in (0, 0, 0, 0, 1, 60)]
+    requested = [mail_requested(request=number, at=one) for number, one in enumerate(at, start=1)]
+    trial = trial_of("mails=1/1s burst 2")
+    for event in stream(MailSaga.stream_id(REGISTRATION), saga_started(), *requested):
+        tell_all([trial], event, T0, EVER)
+
+    assert (trial.tally.asked, trial.tally.stopped) == (6, 3)
+    assert trial.tally.longest == timedelta(seconds=2)
+    assert trial.remembers == timedelta(seconds=2)
+
+
 def test_what_came_before_counts_and_is_not_told() -> None:
     of_a_minute = [(T0 + n * timedelta(seconds=1), "0", "a", uuid5(REGISTRATION, str(n)), 1) for n in range(5)]
     events = decided(of_a_minute, Policy())
@@ -154,7 +167,7 @@ def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     events = decided(requests(3, to_mailboxes=200), Policy())
     trials = [trial_of("registrations=1/31d"), trial_of("mailbox=1/1h")]
     for event in events:
-        ask_all(trials, event, T0, EVER)
+        tell_all(trials, event, T0, EVER)
 
     assert len(vars(trials[0])["_stopped"]) <= 10
     assert len(vars(trials[1])["_others"]) <= 10
