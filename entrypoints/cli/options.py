@@ -1,5 +1,6 @@
 """Options that several commands have, and how their helps give examples."""
 
+# ruff: noqa: PLC0415 - as in `main`: a command imports what it needs when it runs
 from __future__ import annotations
 
 import sys
@@ -11,7 +12,6 @@ from typing import Any, Final, TypeVar
 import click
 
 from application.reasons import parse_reason
-from infrastructure.settings.values import duration
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -110,6 +110,8 @@ def parse_past(ctx: click.Context, param: click.Parameter, value: str | None) ->
     """A time, or how long ago it was."""
     if value is None:
         return None
+    from infrastructure.settings.values import duration
+
     try:
         ago = duration(value)
         assert isinstance(ago, timedelta)  # noqa: S101 - of text it is

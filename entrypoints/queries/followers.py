@@ -153,7 +153,7 @@ class FollowerQueries:
                 self._age(await self._mails.oldest_unsent(connection)),
                 await self._mails.dead_letters(connection),
                 await self._strays.count(connection),
-                await self._deadlines.overdue(connection, self._clock() - LAGGING, await waiting_after(connection)),
+                await self._deadlines.overdue(connection, self._clock() - LAGGING),
                 {kind: one.age for kind, one in (await noted(connection)).items()},
                 await standing_of(connection) if self.has_checkpoints else None,
             )

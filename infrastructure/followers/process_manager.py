@@ -31,7 +31,6 @@ from infrastructure.followers.leadership import NotLeader, while_touching
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, BEHIND, ParkedStreams, place_of
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.followers.releases import note_release
-from infrastructure.followers.turns import waiting_after
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 
@@ -69,9 +68,8 @@ class Look(Protocol):
     def trace(self) -> str | None: ...
 
 
-Due = Callable[[Connection, datetime, int, Position | None], Awaitable[Sequence[Look]]]
-"""Returns the looks that are due, the longest overdue first; not those at mails whose request, after this position,
-waits for its turn."""
+Due = Callable[[Connection, datetime, int], Awaitable[Sequence[Look]]]
+"""Returns the looks that are due, the longest overdue first; not those at mails that wait for their turn."""
 
 
 @dataclass(slots=True)
@@ -183,8 +181,7 @@ class ProcessManager:
 
     async def _look_again(self, connection: Connection) -> timedelta:
         """Let the sagas that are due decide; returns how long until the next look."""
-        waiting = await waiting_after(connection)
-        due = await self._due(connection, self._clock(), MAX_DUE_LOOKS + len(self._parked), waiting)
+        due = await self._due(connection, self._clock(), MAX_DUE_LOOKS + len(self._parked))
         inboxes: dict[UUID, _Inbox] = {}
         for look in due:
             if look.registration_id not in self._parked:

@@ -150,7 +150,7 @@ class Trial(Protocol):
         ...
 
     @property
-    def topic(self) -> str:
+    def kind(self) -> type[AnyEvent]:
         """Of the events that tell of what it counts."""
         ...
 
@@ -166,7 +166,7 @@ class Trial(Protocol):
 class RegistrationsTrial:
     """The limit of registrations of one address by one network, as `LocalLimiter` counts them."""
 
-    topic = Mailbox.MailDecided.TOPIC
+    kind: type[AnyEvent] = Mailbox.MailDecided
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
@@ -199,7 +199,7 @@ class RegistrationsTrial:
 class MailboxTrial:
     """A part of the silent budget of mailboxes, with the other parts as they are set."""
 
-    topic = Mailbox.MailDecided.TOPIC
+    kind: type[AnyEvent] = Mailbox.MailDecided
     remembers = DAY
 
     _FIELDS: Final = {
@@ -236,7 +236,7 @@ class MailboxTrial:
 class MailsTrial:
     """The limit of mails that the whole service sends, past which they wait: `stopped` are those that wait."""
 
-    topic = MailSaga.MailRequested.TOPIC
+    kind: type[AnyEvent] = MailSaga.MailRequested
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
@@ -273,7 +273,7 @@ def tell_all(trials: Collection[Trial], event: AnyEvent, since: datetime, until:
     """Try the limits on what an event tells of."""
     if event.timestamp < until:
         for trial in trials:
-            if trial.topic == event.TOPIC:
+            if isinstance(event, trial.kind):
                 trial.tell(event, counts=event.timestamp >= since)
 
 

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Collection
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from eventsourcing.utils import get_topic
+
 from domain.recorded import Position
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import LogReader
@@ -43,7 +45,7 @@ class PastRequests:
         """
         before = max((trial.remembers for trial in trials), default=timedelta(0))
         first, last = await self._position_at(max(since, _FIRST + before) - before), await self._position_at(until)
-        topics = sorted({trial.topic for trial in trials})
+        topics = sorted({get_topic(trial.kind) for trial in trials})
         read = batches(self._log, first, last, topics=topics, limit=BATCH_EVENTS)
         async for batch in read:
             for recorded in batch.readable():
