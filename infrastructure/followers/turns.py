@@ -140,8 +140,8 @@ class Turns:
                 log.warning("mails.paced", limit=str(self._limit), hint=hint)
         elif self.paced and now - self._last_waited >= QUIET.total_seconds():
             self.paced, self._noted = False, None
-            await connection.execute(b"DELETE FROM public.followers WHERE name = %s", (WAITING_BEHIND,))
             log.info("mails.paced_no_more", limit=str(self._limit))
+            await connection.execute(b"DELETE FROM public.followers WHERE name = %s", (WAITING_BEHIND,))
         if self.paced and begun != self._noted:
             await connection.execute(_NOTE.encode(), (WAITING_BEHIND, begun))
             self._noted = begun
