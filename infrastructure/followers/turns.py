@@ -25,10 +25,12 @@ from infrastructure.settings.limits import Limit
 log = structlog.get_logger(__name__)
 
 WAITING_BEHIND: Final = "relay__waiting"
-"""In the table of followers, while mails wait: the position up to which requests have had their turn."""
+"""In the table of followers, while mails wait: the position up to which requests had their turn `QUIET` ago."""
 
-QUIET: Final = timedelta(seconds=10)
-"""For so long no mail has waited when the waiting is over: at the limit itself it would come and go."""
+QUIET: Final = timedelta(minutes=2)
+"""For so long no mail has waited when the waiting is over: at the limit itself it would come and go. And for so long a
+mail that had its turn is left alone, as after a request (`application.mail_saga.SECOND_LOOK`): its second look is long
+overdue by then, and would take a mail for lost that is just being sent."""
 
 LEAST: Final = timedelta(milliseconds=50)
 """Between two looks whose turn it is; the turns of several may have come by then."""
@@ -78,6 +80,7 @@ class Turns:
         self._waiting: deque[tuple[float, RecordedRow]] = deque()
         self._last_waited = 0.0
         self._noted: Position | None = None
+        self._begun: deque[tuple[float, Position]] = deque()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -91,6 +94,7 @@ class Turns:
         """This process leads from now on. What was sent lately counts, whoever led then: otherwise each crash would let
         another burst out."""
         self._waiting.clear()
+        self._begun.clear()
         self._pace, now = Pace(self._limit), self._clock()
         self._last_waited = now
         self._noted = await waiting_after(connection)
@@ -142,9 +146,17 @@ class Turns:
             self.paced, self._noted = False, None
             log.info("mails.paced_no_more", limit=str(self._limit))
             await connection.execute(b"DELETE FROM public.followers WHERE name = %s", (WAITING_BEHIND,))
-        if self.paced and begun != self._noted:
-            await connection.execute(_NOTE.encode(), (WAITING_BEHIND, begun))
-            self._noted = begun
+        if not self.paced:
+            self._begun.clear()
+            return
+        if not self._begun or self._begun[-1][1] != begun:
+            self._begun.append((now, begun))
+        noted = begun if self._noted is None else self._noted
+        while self._begun and self._begun[0][0] <= now - QUIET.total_seconds():
+            noted = self._begun.popleft()[1]
+        if noted != self._noted:
+            await connection.execute(_NOTE.encode(), (WAITING_BEHIND, noted))
+            self._noted = noted
 
 
 async def waiting_after(connection: Connection) -> Position | None:
