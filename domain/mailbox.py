@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, NewType
@@ -71,6 +71,15 @@ class Mailbox(Aggregate, created_event_name="MailDecided"):
         granted: list[str]
         applicants: list[str]
 
+        def grants(self) -> list[Grant]:
+            """`granted`, read."""
+            return list(map(_grant, self.granted))
+
+        def applicant(self) -> Applicant | None:
+            """The registration that the mail is for; None if it is not remembered any more."""
+            own = (one for one in reversed(self.applicants) if one.startswith(self.registration_id))
+            return next(map(_applicant, own), None)
+
         def mutate(self, aggregate: Any) -> Any:
             if aggregate is None:  # also if it is not the stream's first
                 return super().mutate(None)
@@ -88,7 +97,7 @@ class Mailbox(Aggregate, created_event_name="MailDecided"):
 
     @property
     def granted(self) -> tuple[Grant, ...]:
-        return () if self.latest is None else tuple(map(_grant, self.latest.granted))
+        return () if self.latest is None else tuple(self.latest.grants())
 
     @property
     def applicants(self) -> tuple[Applicant, ...]:
@@ -125,18 +134,15 @@ def decide_mail(
         mailbox: None if nobody has asked for a mail there yet.
         ended: registrations that need not be remembered any more.
     """
-    granted = [] if mailbox is None else [grant for grant in mailbox.granted if grant.at > now - DAY]
     applicants = [] if mailbox is None else [one for one in mailbox.applicants if one.registration_id not in ended]
-    withheld = _is_used_up(granted, asked.network, now, policy)
-    if not withheld:
-        granted.append(Grant(now, asked.network))
+    granted, withheld = grant(() if mailbox is None else mailbox.granted, asked.network, now=now, policy=policy)
     if asked.claim_id is not None:
         applicants.append(Applicant(asked.registration_id, asked.claim_id, asked.network))
     fields: dict[str, Any] = {
         "registration_id": str(asked.registration_id),
         "serial": asked.serial,
         "withheld": withheld,
-        "granted": [f"{grant.at.isoformat()} {grant.network}" for grant in granted],
+        "granted": [f"{one.at.isoformat()} {one.network}" for one in granted],
         "applicants": [f"{one.registration_id} {one.claim_id} {one.network}" for one in _latest(applicants)],
     }
     if mailbox is None:
@@ -145,13 +151,20 @@ def decide_mail(
     return mailbox
 
 
+def grant(granted: Iterable[Grant], network: str, *, now: datetime, policy: Policy) -> tuple[list[Grant], bool]:
+    """The rule of the budget: the grants of the last day after a mail was asked for, and whether it is withheld."""
+    of_the_day = [one for one in granted if one.at > now - DAY]
+    withheld = _is_used_up(of_the_day, network, now, policy)
+    return (of_the_day if withheld else [*of_the_day, Grant(now, network)]), withheld
+
+
 def _is_used_up(granted: Collection[Grant], network: str, now: datetime, policy: Policy) -> bool:
     """Is the whole budget used up, or this network's part of it?"""
 
     def mails(within: timedelta, of: Collection[Grant] = granted) -> int:
-        return sum(grant.at > now - within for grant in of)
+        return sum(one.at > now - within for one in of)
 
-    own = [grant for grant in granted if grant.network == network]
+    own = [one for one in granted if one.network == network]
     return (
         mails(policy.resend_cooldown) > 0
         or mails(HOUR) >= policy.mailbox_mails_per_hour

@@ -45,6 +45,17 @@ DEADLINES = Table(
 _REMOVE = "DELETE FROM deadlines WHERE registration_id = ANY (%b::text[]::uuid[])"
 
 
+_REQUESTED = MailSaga.MailRequested.TOPIC
+
+# While mails wait for their turn, the relay says after which position (`infrastructure.followers.turns`): there is
+# nothing to be seen yet of those that were requested after it. Hardly ever is there such a row, and then one look does.
+_BUT_WAITING = """
+    AND NOT (d.position > coalesce(
+            (SELECT f.position FROM public.followers AS f WHERE f.name = 'relay__waiting'), 9223372036854775807)
+        AND EXISTS (SELECT FROM public.events AS e WHERE e.notification_id = d.position AND e.topic = %(requested)s))
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class DueLook:
     """A registration whose saga is to look again.
@@ -131,22 +142,26 @@ class Deadlines:
             await cursor.execute(_REMOVE, (list(batch.ended),), prepare=False)
 
     async def due(self, connection: Connection, now: datetime, limit: int) -> list[DueLook]:
-        """The registrations to look at now, the one that has waited longest first."""
+        """The registrations to look at now, the one that has waited longest first; not those whose mail waits for its
+        turn."""
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
         await cursor.execute(
-            f"SELECT registration_id, correlation_id, position, trace FROM {self._deadlines}"  # noqa: S608 - a constant
-            " WHERE look_again_at <= %s ORDER BY look_again_at, registration_id LIMIT %s",
-            (now, limit),
+            f"SELECT registration_id, correlation_id, position, trace FROM {self._deadlines} AS d"  # noqa: S608 - a constant
+            f" WHERE look_again_at <= %(now)s {_BUT_WAITING}"
+            " ORDER BY look_again_at, registration_id LIMIT %(limit)s",
+            {"now": now, "limit": limit, "requested": _REQUESTED},
             prepare=False,
         )
         return [DueLook(*row) for row in await cursor.fetchall()]
 
     async def overdue(self, connection: Connection, before: datetime) -> int:
-        """How many registrations should have been looked at before this time and were not: these are stuck."""
+        """How many registrations should have been looked at before this time and were not: these are stuck. Not those
+        whose mail waits for its turn (`due`)."""
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
         await cursor.execute(
-            f"SELECT count(*) FROM {self._deadlines} WHERE look_again_at < %s",  # noqa: S608 - a constant
-            (before,),
+            f"SELECT count(*) FROM {self._deadlines} AS d"  # noqa: S608 - a constant
+            f" WHERE look_again_at < %(before)s {_BUT_WAITING}",
+            {"before": before, "requested": _REQUESTED},
             prepare=False,
         )
         row = await cursor.fetchone()

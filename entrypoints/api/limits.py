@@ -193,9 +193,8 @@ class _Counter(NamedTuple):
 
     @classmethod
     def of(cls, limit: Limit) -> Self:
-        interval = round(limit.per.total_seconds() * MICROSECONDS / limit.count)
-        prefix = f"{{registrar}}:{limit.name}:{interval}/{limit.burst}:"
-        return cls(limit, limit.name, prefix, interval, limit.burst, limit.mode == "on")
+        prefix = f"{{registrar}}:{limit.name}:{limit.interval}/{limit.burst}:"
+        return cls(limit, limit.name, prefix, limit.interval, limit.burst, limit.mode == "on")
 
 
 _OF_NETWORKS: Final = frozenset((*REGISTERING, *VERIFYING, *ASKING_FOR_A_CODE, *LOGGING_IN))

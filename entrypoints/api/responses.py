@@ -209,6 +209,7 @@ class FollowerState:
         verified_at: when a read model was last compared with the log, all of it; None: never.
         mismatches: how many differences that has found.
         rebuild: how far a rebuild is that is under way, or waits for a decision.
+        paced: mails wait for their turn, because more are asked for than the service may send in all.
         status: "degraded" while streams are parked, the lag is more than a minute, it never ran, or it is not what the
             log says; "superseded" or "later": a version of a read model that another release reads.
     """
@@ -223,6 +224,7 @@ class FollowerState:
     verified_at: Time | None
     mismatches: Annotated[int | None, Field(examples=[0])]
     rebuild: Literal["filling", "indexed"] | None
+    paced: bool
     status: Status
 
 

@@ -14,6 +14,7 @@ from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.delivery import Delivery, finish_within
 from infrastructure.followers.integration_events import PublishesEvents
 from infrastructure.followers.relay import Relay
+from infrastructure.followers.turns import Turns
 from infrastructure.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def mail_consumers(core: Core, delivery: Delivery, stack: AsyncExitStack) -> tup
     return worker.consumer, dead_letters.consumer
 
 
-def relay_to(broker: Broker, core: Core, settings: Settings) -> Relay:
+def relay_to(broker: Broker, core: Core, settings: Settings, turns: Turns) -> Relay:
     """A relay that has the mails sent by the workers behind the broker."""
     from infrastructure.rabbitmq.mail_publisher import MailPublisher
 
@@ -67,6 +68,7 @@ def relay_to(broker: Broker, core: Core, settings: Settings) -> Relay:
         notifications=core.notifications,
         hand_over=publisher.hand_over,
         until_ready=publisher.until_ready,
+        turns=turns,
         at_once=PUBLISHING,
     )
 

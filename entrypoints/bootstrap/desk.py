@@ -20,6 +20,7 @@ from entrypoints.queries.proofs import ProofQueries
 from infrastructure.archive.exporting import exported
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.pool import QueryPool
+from infrastructure.replay.limits import PastRequests
 from infrastructure.replay.what_if import WhatIf
 from infrastructure.settings.settings import Settings
 
@@ -39,6 +40,7 @@ class Reader:
     export: Callable[..., AsyncGenerator[bytes, None]]
     record_act: Callable[[str, str | None], Awaitable[None]]
     what_if: WhatIf
+    past_requests: PastRequests
     parked: ParkedQueries
     proofs: ProofQueries
 
@@ -69,6 +71,8 @@ async def reader(settings: Settings) -> AsyncIterator[Reader]:
         export = partial(exported, pool, release=version("registrar"))
         what_if = WhatIf(dsn, statement_timeout=settings.statement_timeout)
         stack.push_async_callback(what_if.close)
+        past_requests = PastRequests(dsn, statement_timeout=settings.statement_timeout)
+        stack.push_async_callback(past_requests.close)
         yield Reader(
             EventQueries(pool),
             MailQueries(pool),
@@ -76,6 +80,7 @@ async def reader(settings: Settings) -> AsyncIterator[Reader]:
             export,
             partial(record_act, dsn, statement_timeout=settings.statement_timeout),
             what_if,
+            past_requests,
             ParkedQueries(pool),
             ProofQueries(pool),
         )

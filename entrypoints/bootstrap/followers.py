@@ -19,6 +19,7 @@ from infrastructure.followers.leadership import LeaderTask
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.projector import Projector
 from infrastructure.followers.relay import Relay
+from infrastructure.followers.turns import Turns
 from infrastructure.postgres.connection import Connection
 from infrastructure.replay.background import BackgroundVerification
 from infrastructure.settings.settings import Settings
@@ -88,9 +89,16 @@ def relay_inside(core: Core, settings: Settings, delivery: Delivery) -> Relay:
         notifications=core.notifications,
         hand_over=delivery.deliver,
         until_ready=delivery.servers.until_ready,
+        turns=turns_of_mails(core, settings),
         finish_within=finish_within(settings),
         give_back=delivery.give_back_claims,
     )
+
+
+def turns_of_mails(core: Core, settings: Settings) -> Turns:
+    """When mails may be handed on: the limit of all that the service sends."""
+    limit = next(limit for limit in settings.limits if limit.name == "mails")
+    return Turns(limit, on_turn=core.metrics.limit)
 
 
 def erasure_journals(core: Core, settings: Settings) -> Iterator[ErasureJournal]:

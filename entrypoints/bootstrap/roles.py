@@ -19,7 +19,7 @@ from entrypoints.bootstrap.broker import broker_for, mail_consumers, publisher_t
 from entrypoints.bootstrap.core import Core, Timing, open_core
 from entrypoints.bootstrap.delivery import WORKERS_PACE, Delivery, open_delivery, open_mailbox
 from entrypoints.bootstrap.erasures import erase_again
-from entrypoints.bootstrap.followers import followers, relay_inside
+from entrypoints.bootstrap.followers import followers, relay_inside, turns_of_mails
 from infrastructure.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,7 +59,11 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
         delivery = await open_delivery(core, settings, stack, timing, mailbox)
         consumers = mail_consumers(core, delivery, stack) if settings.broker_url else ()
         broker = broker_for("work", settings, *consumers)
-        relay = relay_to(broker, core, settings) if broker else relay_inside(core, settings, delivery)
+        relay = (
+            relay_to(broker, core, settings, turns_of_mails(core, settings))
+            if broker
+            else relay_inside(core, settings, delivery)
+        )
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers, mailbox=mailbox)
         leading = followers(core, settings, relay, publisher_to(broker))
         await stack.enter_async_context(running(core, settings, broker, leading))
@@ -91,7 +95,7 @@ async def process(settings: Settings, timing: Timing | None = None) -> AsyncIter
             delivery = await open_delivery(core, settings, stack, timing)
             relay = relay_inside(core, settings, delivery)
         else:
-            relay = relay_to(broker, core, settings)
+            relay = relay_to(broker, core, settings, turns_of_mails(core, settings))
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers if delivery else None)
         leading = followers(core, settings, relay, publisher_to(broker))
         await stack.enter_async_context(running(core, settings, broker, leading))

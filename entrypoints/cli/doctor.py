@@ -8,7 +8,7 @@ from pathlib import Path
 
 from entrypoints.cli.checks.database import look_at_database
 from entrypoints.cli.checks.finding import Finding
-from entrypoints.cli.checks.machine import data_directory, disk, look_at_settings, python
+from entrypoints.cli.checks.machine import data_directory, disk, host_names, look_at_settings, python
 from entrypoints.cli.checks.services import (
     look_at_broker,
     look_at_limiter,
@@ -51,6 +51,7 @@ async def examine(data_dir: Path | None) -> AsyncIterator[Finding]:
         return
     for finding in look_at_settings(settings, os.environ):
         yield finding
+    yield host_names(settings)
     if settings.database_url is None or not settings.mail_servers:  # nothing else is kept there
         yield data_directory(settings)
         yield disk(settings)

@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - as in `main`: a command imports what it needs when it runs
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ import click
 from entrypoints.cli import options
 
 
-@click.group("limits", epilog=options.example("registrar limits show"))
+@click.group("limits", epilog=options.example("registrar limits show", "registrar limits simulate --since 7d"))
 def limits() -> None:
     """Rate limits: what a requester may ask of the public API."""
 
@@ -55,3 +56,41 @@ def show(data_dir: Path | None, *, as_json: bool) -> int:
         ),
     )
     return 0
+
+
+@limits.command(
+    "simulate",
+    epilog=options.example(
+        "registrar limits simulate --since 7d --limit registrations=3/1h --limit mailbox=2/1h",
+        "registrar limits simulate --since 2026-01-01 --until 2026-02-01 --json",
+    ),
+)
+@click.option("--since", default="7d", show_default=True, callback=options.parse_past, help="A time, or how long ago.")
+@click.option("--until", callback=options.parse_past, help="A time, or how long ago.  [default: now]")
+@click.option(
+    "--limit",
+    "entries",
+    multiple=True,
+    metavar="NAME=COUNT/DURATION",
+    help="As in REGISTRAR_LIMITS, or mailbox, mailbox-day, mailbox-network, mailbox-network-day; may be repeated.  "
+    "[default: those in force]",
+)
+@options.wide
+@options.as_json
+@options.data_dir
+def simulate(
+    *, since: datetime, until: datetime | None, entries: tuple[str, ...], as_json: bool, data_dir: Path | None
+) -> int:
+    """Ask the log what limits would have stopped.
+
+    Each limit is tried by itself on what was asked and let pass. Of some the log cannot tell, by design: these are
+    named, with what to do instead. Reads only. Exit code 1 if a limit would have stopped something.
+    """
+    from entrypoints.cli import simulated_limits
+    from entrypoints.cli.session import comparing
+
+    stretch = simulated_limits.Stretch.of(since, until)
+    chosen, policy = simulated_limits.chosen(data_dir, entries)
+    return comparing(
+        data_dir, lambda reader: simulated_limits.simulate(reader, chosen, policy, stretch, as_json=as_json)
+    )

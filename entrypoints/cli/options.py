@@ -1,10 +1,11 @@
 """Options that several commands have, and how their helps give examples."""
 
+# ruff: noqa: PLC0415 - as in `main`: a command imports what it needs when it runs
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -103,6 +104,28 @@ def parse_time(ctx: click.Context, param: click.Parameter, value: str | None) ->
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (ValueError, OverflowError):
         raise click.BadParameter(f"'{value}' is not a time like 2026-01-31T12:00:00Z.", ctx, param) from None
+
+
+def parse_past(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    """A time, or how long ago it was."""
+    if value is None:
+        return None
+    from infrastructure.settings.values import duration
+
+    try:
+        ago = duration(value)
+        assert isinstance(ago, timedelta)  # noqa: S101 - of text it is
+        return datetime.now(UTC) - ago
+    except OverflowError:
+        raise click.BadParameter(f"'{value}' is longer ago than times go back.", ctx, param) from None
+    except ValueError:
+        pass
+    try:
+        return parse_time(ctx, param, value)
+    except click.BadParameter:
+        raise click.BadParameter(
+            f"'{value}' is neither a duration like 7d nor a time like 2026-01-31T12:00:00Z.", ctx, param
+        ) from None
 
 
 def parse_moment(ctx: click.Context, param: click.Parameter, value: str | None) -> int | datetime | None:

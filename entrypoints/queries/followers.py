@@ -14,6 +14,7 @@ from infrastructure.audit.standing import Standing, standing_of
 from infrastructure.backup.records import Kind, noted
 from infrastructure.followers.names import names_of_followers
 from infrastructure.followers.progress import LAGGING, AllProgress, Progress, progress_of
+from infrastructure.followers.turns import waiting_after
 from infrastructure.followers.versions import Behind, behind_others, others_of, positions, version_of
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.pool import QueryPool
@@ -134,6 +135,10 @@ class FollowerQueries:
     async def oldest_unsent(self) -> timedelta:
         """How long the registrant who has waited longest has had no mail; zero if nobody waits."""
         return self._age(await self._pool.ask(self._mails.oldest_unsent))
+
+    async def mails_are_paced(self) -> bool:
+        """Do mails wait for their turn, because more are asked for than the service may send in all?"""
+        return await self._pool.ask(waiting_after) is not None
 
     async def checkpoints(self) -> Standing:
         """How they stand, where there are some."""

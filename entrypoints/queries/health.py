@@ -152,9 +152,10 @@ class HealthChecks:
 
     async def mail(self) -> Report:
         """The mail servers' circuits, which of them take none of our mails though they may be called, and how long the
-        registrant who has waited longest has had no mail."""
+        registrant who has waited longest has had no mail; `paced` if mails wait for their turn."""
         circuits, troubles = await self._circuits(), self._shared_circuits.troubles
         oldest = await self._patiently(self._followers.oldest_unsent())
+        paced = await self._patiently(self._followers.mails_are_paced())
         status: State = "up"
         if _all_open(circuits) or (oldest is None and not circuits):
             status = "down"
@@ -165,7 +166,8 @@ class HealthChecks:
         ):
             status = "degraded"
         seconds = None if oldest is None else oldest.total_seconds()
-        return Report(status, {"servers": circuits, "troubles": troubles, "oldest_unsent_seconds": seconds})
+        found = {"servers": circuits, "troubles": troubles, "oldest_unsent_seconds": seconds}
+        return Report(status, found | ({"paced": True} if paced else {}))
 
     async def projections(self) -> Report:
         progress = await self._patiently(self._followers.progress())

@@ -69,7 +69,7 @@ class Look(Protocol):
 
 
 Due = Callable[[Connection, datetime, int], Awaitable[Sequence[Look]]]
-"""Returns the looks that are due, the longest overdue first."""
+"""Returns the looks that are due, the longest overdue first; not those at mails that wait for their turn."""
 
 
 @dataclass(slots=True)

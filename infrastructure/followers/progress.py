@@ -20,7 +20,7 @@ _FOLLOWERS = """
     SELECT h.position, n.name, coalesce(f.position, 0), h.position - coalesce(f.position, 0),
            greatest(0, extract(epoch FROM clock_timestamp() - e.recorded_at))::double precision,
            coalesce(p.streams, 0), f.updated_at, v.verified_at, v.differences,
-           CASE WHEN r.step IN ('filling', 'indexed') THEN r.step END
+           CASE WHEN r.step IN ('filling', 'indexed') THEN r.step END, w.name IS NOT NULL
     FROM head AS h
     CROSS JOIN unnest(%s::text[]) AS n (name)
     LEFT JOIN followers AS f ON f.name = n.name
@@ -30,6 +30,7 @@ _FOLLOWERS = """
     ) AS p ON p.follower = n.name
     LEFT JOIN verifications AS v ON v.read_model = n.name
     LEFT JOIN rebuilds AS r ON r.read_model = n.name
+    LEFT JOIN followers AS w ON n.name = 'relay' AND w.name = 'relay__waiting'
     ORDER BY n.name
 """
 
@@ -44,6 +45,7 @@ class Progress:
         verified_at: when a read model was last compared with the log, all of it; None: never.
         mismatches: how many differences that has found.
         rebuild: how far a rebuild is that is under way, or waits for a decision.
+        paced: mails wait for their turn, because more are asked for than the service may send in all.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Progress:
     verified_at: datetime | None = None
     mismatches: int | None = None
     rebuild: Literal["filling", "indexed"] | None = None
+    paced: bool = False
 
     @property
     def version(self) -> int:
@@ -65,12 +68,12 @@ class Progress:
     @property
     def status(self) -> Literal["up", "degraded"]:
         """ "degraded" while streams are parked, the lag is more than a minute, it never ran, or it is not what the log
-        says."""
+        says. Mails that wait for their turn are no lag."""
         troubled = (
             self.parked_streams
             or self.mismatches
             or self.updated_at is None
-            or self.lag_seconds > LAGGING.total_seconds()
+            or (self.lag_seconds > LAGGING.total_seconds() and not self.paced)
         )
         return "degraded" if troubled else "up"
 

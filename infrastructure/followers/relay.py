@@ -18,6 +18,7 @@ from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.followers.follow import Chore, follow, keep_leadership
 from infrastructure.followers.positions import position_of, save_position
+from infrastructure.followers.turns import Turns
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 
@@ -48,6 +49,7 @@ class Relay:
         notifications: Notifications,
         hand_over: Callable[[MailRequest], Awaitable[None]],
         until_ready: Callable[[], Awaitable[None]],
+        turns: Turns,
         at_once: int = 32,
         finish_within: timedelta = timedelta(seconds=15),
         give_back: Callable[[], Awaitable[None]] | None = None,
@@ -55,6 +57,7 @@ class Relay:
         """
         Args:
             until_ready: returns when handing over makes sense again, after `MailServersAway` or `BrokerAway`.
+            turns: when each request may be handed on.
             at_once: hand-overs under way at the same time.
             finish_within: how long a stop waits for them: a mail cut off in the middle may go out twice.
             give_back: called when this process no longer leads and no hand-over is under way: the next leader would
@@ -64,6 +67,7 @@ class Relay:
         self._notifications = notifications
         self._hand_over = hand_over
         self._until_ready = until_ready
+        self._turns = turns
         self._gate = asyncio.Semaphore(at_once)
         self._finish_within = finish_within
         self._give_back = give_back
@@ -79,6 +83,7 @@ class Relay:
         self._stopping = False
         await connection.execute("SET synchronous_commit = off")  # a lost position repeats requests, which is harmless
         self._saved = self._read_up_to = await position_of(connection, self.name)
+        await self._turns.begin(connection)
         try:
             await follow(
                 self._saved,
@@ -91,24 +96,37 @@ class Relay:
             await self._stop()
 
     async def _read(self, position: Position) -> tuple[Sequence[RecordedRow], Position]:
-        if self._full:
+        self._start_those_in_turn()
+        if self._full or self._turns:
             return [], position
         return await self._tail.read(position, BATCH_REQUESTS, (MailSaga.MailRequested.TOPIC,))
 
     async def _start_all(self, rows: Sequence[RecordedRow], _: Position, seen: Position) -> None:
         for row in rows:
+            self._turns.add(row)
+        self._read_up_to = seen
+        self._start_those_in_turn()
+
+    def _start_those_in_turn(self) -> None:
+        for row in self._turns.take():
             crash_point("relay.batch")
             self._start(row)
-        self._read_up_to = seen
+
+    @property
+    def _begun(self) -> Position:
+        """The position up to which requests have had their turn."""
+        return self._read_up_to if self._turns.first is None else self._turns.first - 1
 
     async def _save(self, connection: Connection) -> timedelta | None:
         """Save the position up to which everything is safe; returns how long until the next save."""
-        safe = next(iter(self._under_way), self._read_up_to + 1) - 1
+        begun = self._begun
+        safe = next(iter(self._under_way), begun + 1) - 1
         if safe > self._saved:
             crash_point("relay.before_cursor")
             await save_position(connection, self.name, self._saved, safe)
             self._saved = safe
-        return SAVE_INTERVAL if self._under_way else None
+        await self._turns.note(connection, begun)
+        return SAVE_INTERVAL if self._under_way or self._turns.paced else None
 
     @property
     def _full(self) -> bool:
@@ -120,7 +138,11 @@ class Relay:
         return self._notifications.patience
 
     async def wait_past(self, who: str, position: Position, *, within: timedelta) -> bool:
-        """Return when there is more to read and room for it; see `infrastructure.followers.follow.Wakes`."""
+        """Return when there is more to read and room for it, or it is the turn of one that waits; see
+        `infrastructure.followers.follow.Wakes`."""
+        if self._turns:
+            await asyncio.sleep(min(within, self._turns.next_in).total_seconds())
+            return True
         if not self._full:
             return await self._notifications.wait_past(who, position, within=within)
         self._room.clear()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator
 
+from domain.policy import Policy
 from infrastructure.settings.values import duration
 
 Mode = Literal["on", "shadow", "off"]
@@ -40,6 +41,11 @@ class Limit:
     burst: int
     mode: Mode = "on"
 
+    @property
+    def interval(self) -> int:
+        """Microseconds in which one more may come."""
+        return self.per / self.count // timedelta(microseconds=1)
+
     def __str__(self) -> str:
         return f"{self.name}={self.count}/{self.written_per} burst {self.burst} {self.mode}"
 
@@ -65,9 +71,12 @@ DEFAULTS: Final = (
     Limit("verifications", 60, timedelta(minutes=1), 120),
     Limit("new-codes", 10, timedelta(minutes=1), 20),
     Limit("admin-login", 10, timedelta(minutes=1), 20),
+    Limit("mails", 20, timedelta(seconds=1), 1200),
 )
 """Every policy (docs/limits.md). The first five count registrations: five an hour is the customer's plan's, the figures
 of the networks and the domain are those of docs/security.md, S13."""
+
+_POLICY: Final = Policy()
 
 _OF: Final = {
     "registrations": "registrations of one address by one network",
@@ -78,11 +87,23 @@ _OF: Final = {
     "verifications": "codes offered by an IPv4 address or IPv6 /64",
     "new-codes": "new codes asked for by an IPv4 address or IPv6 /64",
     "admin-login": "wrong operator's tokens by an IPv4 address or IPv6 /64",
+    "mails": "mails to whomever: past it they wait",
+    "mailbox": "mails to one mailbox",
+    "mailbox-day": "the same, over a day",
+    "mailbox-network": "mails to one mailbox that one network asks for",
+    "mailbox-network-day": "the same, over a day",
 }
 
-_UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+MAILBOX_DEFAULTS: Final = (
+    Limit("mailbox", _POLICY.mailbox_mails_per_hour, timedelta(hours=1), _POLICY.mailbox_mails_per_hour),
+    Limit("mailbox-day", _POLICY.mailbox_mails_per_day, timedelta(days=1), _POLICY.mailbox_mails_per_day),
+    Limit("mailbox-network", _POLICY.network_mails_per_hour, timedelta(hours=1), _POLICY.network_mails_per_hour),
+    Limit("mailbox-network-day", _POLICY.network_mails_per_day, timedelta(days=1), _POLICY.network_mails_per_day),
+)
+"""The silent budget of a mailbox, which the domain keeps (`domain.mailbox`): no settings, but `limits simulate` tries
+others."""
 
-_NAMES: Final = tuple(limit.name for limit in DEFAULTS)
+_UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 _ENTRY: Final = re.compile(
     r"(?P<name>[^=\s]+)\s*=\s*"
@@ -105,7 +126,7 @@ def parse_limits(value: object) -> object:
         return value
     changed: dict[str, Limit] = {}
     for entry in _entries(value):
-        limit = _parse(entry)
+        limit = parse_limit(entry)
         if limit.name in changed:
             raise ValueError(f"names {limit.name} twice")
         changed[limit.name] = limit
@@ -116,17 +137,26 @@ def _entries(text: str) -> Iterator[str]:
     return (entry.strip() for entry in re.split(r"[,;\n]", text) if entry.strip())
 
 
-def _parse(entry: str) -> Limit:
+def parse_limit(entry: str, among: Sequence[Limit] = DEFAULTS) -> Limit:
+    """One entry of `LIMITS`.
+
+    Args:
+        among: the limits that there are, with their defaults.
+
+    Raises:
+        ValueError: see `parse_limits`.
+    """
+    names = [limit.name for limit in among]
     name = re.split(r"[=\s]", entry, maxsplit=1)[0]
-    if name not in _NAMES:
-        nearest = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0)[0]
+    if name not in names:
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
         raise ValueError(f"names a limit {name[:40]!a}, which there is not ({nearest} is the nearest)")
     found = _ENTRY.fullmatch(entry)
     if found is None or (found["count"] is None and found["mode"] is None):
         raise ValueError(
             f"says of {name} something other than COUNT/DURATION [burst COUNT] [on|shadow], on, shadow or off"
         )
-    usual = next(limit for limit in DEFAULTS if limit.name == name)
+    usual = next(limit for limit in among if limit.name == name)
     if found["count"] is None:
         return replace(usual, mode=_mode(found["mode"]))
     count = _number(name, "the count", found["count"])

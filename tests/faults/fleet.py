@@ -323,7 +323,7 @@ class Fleet:
                 "smtp_urls": f"smtp://127.0.0.1:{smtp_port or self._smtp_port}?starttls=never",
                 "master_key": MASTER_KEY,
                 "data_dir": str(self._directory / "data"),
-                "limits": ANY_NUMBER,  # who gets no answer asks again and again
+                "limits": f"{ANY_NUMBER}, mails=off",  # who gets no answer asks again and again
             }
             | settings
         )

@@ -21,7 +21,9 @@ from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.relay import Relay
+from infrastructure.followers.turns import Turns
 from infrastructure.postgres.notifications import Notifications
+from infrastructure.settings.limits import parse_limit
 from infrastructure.settings.settings import Settings
 from projections.deadlines import Deadlines
 from tests.faults.scene import Scene
@@ -161,7 +163,14 @@ async def test_a_relay_that_waits_for_a_hand_over_goes_on_using_the_session_that
         await asyncio.get_running_loop().create_future()
 
     notifications = Notifications(dsn)
-    relay = Relay(tail=store, notifications=notifications, hand_over=hand_over, until_ready=never, finish_within=NOW)
+    relay = Relay(
+        tail=store,
+        notifications=notifications,
+        hand_over=hand_over,
+        until_ready=never,
+        turns=Turns(parse_limit("mails=off")),
+        finish_within=NOW,
+    )
     async with running(notifications.run()), running(lead(relay, dsn)):
         await under_way.wait()
         for _ in range(2):

@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from entrypoints.cli.checks.finding import Finding
-from entrypoints.cli.checks.machine import look_at_settings
+from entrypoints.cli.checks.machine import host_names, look_at_settings
 from entrypoints.cli.checks.services import look_at_mail_servers
 from entrypoints.cli.doctor import examine
 from entrypoints.cli.session import begin
@@ -146,3 +146,18 @@ def test_a_start_notes_what_is_ignored_and_warns_of_what_should_not_be_so(
     ignored, weak = map(json.loads, capsys.readouterr().err.splitlines())
     assert (ignored["event"], ignored["variables"]) == ("settings.ignored", "REGISTRAR_PORT, REGISTRAR_SERVICE_HOST")
     assert (weak["event"], weak["says"]) == ("settings.caution", "REGISTRAR_ADMIN_TOKEN is easy to guess")
+
+
+def test_the_names_that_are_answered_are_told_and_what_a_proxy_of_another_name_gets() -> None:
+    def told(**settings: str) -> str:
+        found = host_names(Settings.from_environment({f"REGISTRAR_{name}": of for name, of in settings.items()}))
+        assert (found.state, found.advice) == ("ok", None)
+        return found.says
+
+    url = "https://accounts.example.org"
+    assert told() == told(PUBLIC_URL=url, ALLOWED_HOSTS="*") == "any"
+    assert told(PUBLIC_URL=url) == (
+        "accounts.example.org, localhost, and IP addresses (of REGISTRAR_PUBLIC_URL); "
+        "a proxy that sends another as Host gets 421, unless REGISTRAR_ALLOWED_HOSTS has it"
+    )
+    assert told(PUBLIC_URL=url, ALLOWED_HOSTS="backend") == "accounts.example.org, backend, localhost, and IP addresses"

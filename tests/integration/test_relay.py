@@ -10,8 +10,10 @@ from domain.mail_saga import MailSaga
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.relay import Relay
+from infrastructure.followers.turns import Turns
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Notifications
+from infrastructure.settings.limits import parse_limit
 from tests.support.facts import CLIENT, REGISTRATION, eventually, mail_requested, saga_started, stream
 
 
@@ -31,6 +33,7 @@ async def test_a_stop_does_not_wait_for_servers_that_turn_out_to_be_away(dsn: st
         notifications=Notifications(dsn),
         hand_over=hand_over,
         until_ready=never,
+        turns=Turns(parse_limit("mails=off")),
         finish_within=timedelta(hours=1),
     )
     await store.append(entries_of(stream(MailSaga.stream_id(REGISTRATION), saga_started(), mail_requested()), CLIENT))

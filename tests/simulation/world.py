@@ -29,6 +29,8 @@ from infrastructure.followers import process_manager, relay
 from infrastructure.followers.leadership import NotLeader
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.relay import Relay
+from infrastructure.followers.turns import Turns
+from infrastructure.settings.limits import parse_limit
 from projections.deadlines import DueLook
 from tests.simulation.database import (
     Database,
@@ -63,6 +65,13 @@ LIFE = timedelta(hours=24).total_seconds()
 CLIENT_PATIENCE = 10.0
 COMMANDERS = 4
 """Requests that a worker behind a broker has under way."""
+
+
+class Unpaced(Turns):
+    """Every request has its turn at once, and nothing of that is noted in a database."""
+
+    async def begin(self, connection: object) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,6 +444,7 @@ class World:
             notifications=cast("Any", notifications),
             hand_over=attempt if self._broker is None else self._broker.publish,
             until_ready=servers.until_ready,
+            turns=Unpaced(parse_limit("mails=off")),
         )
         self._leading[process] = self.loop.spawn(process, self._lead(process, port, hands_on.work))
 

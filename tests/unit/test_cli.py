@@ -66,7 +66,7 @@ def test_every_command_of_the_contract_is_there() -> None:
     wanted += "|erase|keys list|keys rotate"
     wanted += "|backup|restore|database roles"
     wanted += "|audit checkpoints list|audit checkpoints rotate-key|audit prove|audit verify"
-    wanted += "|limits show"
+    wanted += "|limits show|limits simulate"
     ours = {"broker declare", "projections drop"}
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), *ours}
 

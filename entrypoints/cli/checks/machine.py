@@ -44,6 +44,19 @@ def look_at_settings(settings: Settings, environ: Mapping[str, str]) -> Iterator
         yield Finding("settings", "ok", f"{len(settings.model_fields_set)} set, the rest as by default")
 
 
+def host_names(settings: Settings) -> Finding:
+    """The names that requests may call the service by. Whether a proxy passes on another one cannot be seen from here:
+    health routes, the only ones that may be asked for as often as one likes, answer to any name."""
+    names = settings.host_names
+    if names is None:
+        return Finding("host names", "ok", "any")
+    says = f"{', '.join(sorted(names))}, and IP addresses"
+    if settings.allowed_hosts:
+        return Finding("host names", "ok", says)
+    behind = "a proxy that sends another as Host gets 421, unless REGISTRAR_ALLOWED_HOSTS has it"
+    return Finding("host names", "ok", f"{says} (of REGISTRAR_PUBLIC_URL); {behind}")
+
+
 def data_directory(settings: Settings) -> Finding:
     path = settings.data_dir
     try:
