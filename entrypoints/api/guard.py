@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from application.ports import Context
+from application.ports import Context, Overloaded
 from domain.recorded import Actor
 from entrypoints.api.admission import PLACE, AdmissionSlot
 from entrypoints.api.hosts import Hosts
@@ -189,6 +189,7 @@ class Guard:
                 self._hosts.check(headers.get(b"host"), scope)
                 if has_body:
                     state.body = await self._read_body(receive, headers)
+                _check_place(scope.get(PLACE))
                 if reading:
                     reading = False
                     deadline.reschedule(until)
@@ -283,6 +284,11 @@ class _Gone(Exception):
 def _check_size(of_headers: int) -> None:
     if of_headers > HEADERS_LIMIT:
         raise HttpProblem("headers-too-large", headers={"Connection": "close"})
+
+
+def _check_place(place: AdmissionSlot | None) -> None:
+    if place is not None and place.denied:
+        raise Overloaded("too much is under way")
 
 
 def _and_close(refusal: HttpProblem) -> HttpProblem:
