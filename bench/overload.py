@@ -1,8 +1,8 @@
 """More than can be done: four times as many registrations as the service can take, for a minute, and the time after.
 
-The load is an open loop on the same cores, and refusing makes it work more than the peak does, so the peak is lower
-there by what the generator takes. The details therefore also tell how much of the service's own CPU went to what it
-accepted, beside its CPU for a registration at the peak: that figure leaves the generator out.
+The service has a core to itself, at the peak as under the overload; the load and PostgreSQL share the other one, and
+nothing that the generator does is taken from what is measured. The details also tell how much of the
+service's CPU went to what it accepted, beside its CPU for a registration at the peak.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any
 
 from bench.cluster import Cluster
-from bench.processes import Process, cpu_seconds, load, registrar_serve
+from bench.processes import REST, SERVICE, Process, cpu_seconds, load_apart, pinned, registrar_serve
 from bench.report import Row, percentile
 
 TIMES = 4
@@ -49,16 +49,23 @@ def run(cluster: Cluster, *, seconds: float, repetitions: int) -> list[Row]:
 
 
 def _once(cluster: Cluster, *, seconds: float) -> dict[str, Any]:
-    with cluster.fresh() as dsn, registrar_serve(dsn) as serve:
-        load(serve, what="register", tag=next(_tags), connections=64, seconds=2)
+    postmaster = cluster.server.pid
+    assert postmaster is not None
+    with (
+        pinned(postmaster, REST),
+        cluster.fresh() as dsn,
+        registrar_serve(dsn) as serve,
+        pinned(serve.pid, SERVICE),
+    ):
+        load_apart(serve, what="register", tag=next(_tags), connections=64, seconds=2)
         normal = percentile(_calm(serve, 3.0)["latencies"], 0.5)
         used = cpu_seconds(serve.pid)
-        peak = load(serve, what="register", tag=next(_tags), connections=64, seconds=max(2.0, seconds / 6))
+        peak = load_apart(serve, what="register", tag=next(_tags), connections=64, seconds=max(2.0, seconds / 6))
         cpu_at_peak = (cpu_seconds(serve.pid) - used) / (len(peak["latencies"]) * _with_warm_up(peak["seconds"]))
         rate = len(peak["latencies"]) / peak["seconds"]
 
         used, begun = cpu_seconds(serve.pid), time.perf_counter()
-        over = load(
+        over = load_apart(
             serve, what="register", tag=next(_tags), rate=TIMES * rate, seconds=seconds, connections=CONNECTIONS
         )
         took, cpu = time.perf_counter() - begun, cpu_seconds(serve.pid) - used
@@ -89,7 +96,7 @@ def _with_warm_up(seconds: float) -> float:
 
 
 def _calm(serve: Process, seconds: float) -> Any:
-    return load(serve, what="register", tag=next(_tags), rate=CALM_RATE, seconds=seconds)
+    return load_apart(serve, what="register", tag=next(_tags), rate=CALM_RATE, seconds=seconds)
 
 
 def _until_normal(after: Any, normal: float) -> float:

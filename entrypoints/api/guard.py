@@ -28,6 +28,7 @@ from entrypoints.api.admission import PLACE, AdmissionSlot
 from entrypoints.api.hosts import Hosts
 from entrypoints.api.problems import HttpProblem, to_problem
 from infrastructure.postgres.circumstances import why_unusable
+from infrastructure.postgres.patience import limited
 from infrastructure.telemetry.metrics import Metrics
 from infrastructure.telemetry.tracing import continued, parse_traceparent, traceparent
 
@@ -194,8 +195,9 @@ class Guard:
                     reading = False
                     deadline.reschedule(until)
                 endpoint: Endpoint | None = scope.get(DIRECTLY)
-                app = self._app if endpoint is None else await endpoint(Request(scope, receive))
-                await app(scope, receive, send)
+                with limited():
+                    app = self._app if endpoint is None else await endpoint(Request(scope, receive))
+                    await app(scope, receive, send)
         except _Gone:
             return
         except Exception as error:  # noqa: BLE001 - the edge: every error becomes a response, a bug is logged

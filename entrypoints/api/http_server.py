@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -166,12 +165,11 @@ class _Protocol(HttpToolsProtocol):
         self._patience: asyncio.TimerHandle | None = None
         self._turned_away: Bound | None = None
         self._in_message = False
-        self._answered_at = 0.0
         self._idle_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._idle_since = time.monotonic()
+        self._idle_since = self.loop.time()
         self.host = self.client[0] if self.client else ""
         if not self._held.enter(self, self.host):
             self._admission.refused_connection()
@@ -253,7 +251,7 @@ class _Protocol(HttpToolsProtocol):
         return b"".join((line, *headers, b"\r\n"))
 
     def timeout_keep_alive_handler(self) -> None:
-        idle_until = self._answered_at + self.timeout_keep_alive
+        idle_until = self._idle_since + self.timeout_keep_alive
         if self.loop.time() < idle_until:  # a refusal came after what armed this timer
             self.timeout_keep_alive_task = self.loop.call_at(idle_until, self.timeout_keep_alive_handler)
         else:
@@ -282,7 +280,7 @@ class _Protocol(HttpToolsProtocol):
         self.transport.write(OVERLOADED.response(self.server_state.default_headers, keep=keep))
         if not keep:
             self.transport.close()
-        self._answered_at = self.loop.time()
+        self._idle_since = self.loop.time()
         if keep and self.timeout_keep_alive_task is None:
             idle = self.timeout_keep_alive
             self.timeout_keep_alive_task = self.loop.call_later(idle, self.timeout_keep_alive_handler)
@@ -301,7 +299,7 @@ class _Protocol(HttpToolsProtocol):
         return None if is_served else self._idle_since
 
     def on_response_complete(self) -> None:
-        self._idle_since = time.monotonic()
+        self._idle_since = self.loop.time()
         super().on_response_complete()
 
     def give_up(self) -> None:
