@@ -131,7 +131,8 @@ class StoredSendClaims:
 
         async def end(connection: Connection) -> None:
             await connection.execute(
-                "UPDATE send_claims SET lease_until = '-infinity' WHERE lost < %s", (LOST_AT_ONCE,)
+                "UPDATE send_claims SET lease_until = clock_timestamp() - interval '1 second' WHERE lost < %s",
+                (LOST_AT_ONCE,),
             )
 
         await self._connection.execute_idempotent(end)
