@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -27,8 +28,8 @@ def run(*, seconds: float, repetitions: int) -> list[Row]:
         servers = {"ours": stack.enter_context(refusing(ROOT)), "bare": stack.enter_context(refusing(ROOT, "--bare"))}
         if (tree := stack.enter_context(_checkout(BEFORE))) is not None:
             servers["before"] = stack.enter_context(refusing(tree))
-        sides = {name: (lambda server=server: _cost(server, seconds)) for name, server in servers.items()}
-        found = median_by_side(sides, repetitions)
+        sides = {name: partial(_cost, server, seconds) for name, server in servers.items()}
+        found = median_by_side({**sides}, repetitions)
     middle = medians(found)
     return [
         Row(
@@ -55,7 +56,7 @@ def _cost(server: Process, seconds: float) -> float:
     used = cpu_seconds(server.pid)
     outcome = load_apart(server, what="register", tag=next(_tags), connections=CONNECTIONS, seconds=seconds)
     assert set(outcome["statuses"]) == {"503"}, outcome["statuses"]
-    refused = outcome["statuses"]["503"] * (seconds + 1.0) / seconds  # it works for a second before it counts
+    refused: float = outcome["statuses"]["503"] * (seconds + 1.0) / seconds  # it works for a second before it counts
     return (cpu_seconds(server.pid) - used) / refused * 1e6
 
 

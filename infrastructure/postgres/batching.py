@@ -8,12 +8,12 @@ from datetime import timedelta
 from typing import Generic, TypeVar
 
 from application.ports import Overloaded, Unavailable
-from infrastructure.postgres.patience import current
+from infrastructure.postgres.patience import LONGEST, current
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-BATCH_TIMEOUT = timedelta(seconds=2)
+BATCH_TIMEOUT = LONGEST
 """A batch that takes longer is stuck: callers behind it fail at once rather than wait (docs/reliability.md, B1, B8)."""
 
 LOOK_EVERY = timedelta(milliseconds=100)

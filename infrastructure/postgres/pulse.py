@@ -59,4 +59,6 @@ class Pulse:
             await self._connection.execute(ask)
         except (Unavailable, psycopg.Error, OSError):
             return False
+        finally:
+            await self._connection.close()  # it is felt too rarely to keep a session for it
         return True

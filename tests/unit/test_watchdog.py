@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -13,7 +14,7 @@ from infrastructure.telemetry.watchdog import watched
 from tests.support.facts import eventually
 
 
-def blocked_by_a_bug(until_told: list[dict[str, object]], deadline: float) -> None:
+def blocked_by_a_bug(until_told: Sequence[object], deadline: float) -> None:
     while not until_told and time.monotonic() < deadline:
         time.sleep(0.005)  # what must not be done on a loop
 
