@@ -24,6 +24,7 @@ from bench import (
     over_http,
     overload,
     proof,
+    refusal,
     replay,
     report,
     rotating,
@@ -49,7 +50,10 @@ GROUPS: dict[str, Group] = {
     "rabbitmq": lambda c, quick, _: through_rabbitmq.run(
         c, mails=200 if quick else 5000, seconds=3 if quick else 15, repetitions=1 if quick else 3
     ),
-    "overload": lambda c, quick, _: overload.run(c, seconds=5 if quick else 60, repetitions=1 if quick else 3),
+    "overload": lambda c, quick, _: [
+        *overload.run(c, seconds=5 if quick else 60, repetitions=1 if quick else 3),
+        *refusal.run(seconds=1 if quick else 4, repetitions=1 if quick else 5),
+    ],
     "fold": lambda c, quick, long: fold.run(
         c, sizes=(10_000 if quick else 200_000, long), repetitions=1 if quick else 3
     ),

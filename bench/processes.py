@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,12 +51,14 @@ class Process:
 
 
 @contextmanager
-def _running(arguments: list[str], ready: str, environment: dict[str, str] | None = None) -> Iterator[Process]:
+def _running(
+    arguments: list[str], ready: str, environment: dict[str, str] | None = None, tree: Path = ROOT
+) -> Iterator[Process]:
     """Run until the end of the block. It is up when it prints a line that begins with `ready`; a URL in it is its
     address."""
     popen = subprocess.Popen(
         arguments,
-        cwd=ROOT,
+        cwd=tree,
         env=_environment() | (environment or {}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -145,6 +147,36 @@ def empty_endpoint() -> Iterator[Process]:
 
 
 @contextmanager
+def refusing(tree: Path, *options: str) -> Iterator[Process]:
+    """A server that refuses everything, of the checkout there; on the first core. See `bench.refusing`."""
+    arguments = [sys.executable, str(ROOT / "bench" / "refusing.py"), *options]
+    with _running(arguments, "listening", tree=tree) as process, pinned(process.pid, SERVICE):
+        yield process
+
+
+SERVICE, REST = 0, 1
+"""Cores of the service, and of the load and the database, where their CPU is kept apart."""
+
+
+@contextmanager
+def pinned(pid: int, core: int) -> Iterator[None]:
+    """Keep a process, and those that it has started or starts, on one core; with fewer cores they stay as they are."""
+    _keep_on(pid, [core])
+    try:
+        yield
+    finally:
+        _keep_on(pid, None)
+
+
+def _keep_on(pid: int, cores: list[int] | None) -> None:
+    every = list(range(os.cpu_count() or 1))
+    if cores is None or set(cores) <= set(every):
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.cpu_affinity(cores or every)
+
+
+@contextmanager
 def beside(module: str, *arguments: str) -> Iterator[Process]:
     """A module of the benchmark that goes on in a process of its own, from the first line that it prints on."""
     with _running([sys.executable, "-m", module, *arguments], "") as process:
@@ -175,6 +207,11 @@ def command(dsn: str, *words: str, settings: Mapping[str, str] = _NOTHING) -> fl
 def load(process: Process, **job: Any) -> Any:
     """Put load on a process; answers the outcome as `tests.support.load` prints it."""
     return run_job("tests.support.load", job | {"port": process.port})
+
+
+def load_apart(process: Process, **job: Any) -> Any:
+    """`load`, from a core of its own."""
+    return load(process, core=REST, **job)
 
 
 def _until_it_leads(dsn: str) -> None:

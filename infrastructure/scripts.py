@@ -21,7 +21,7 @@ SCRIPTS = (
     *_of("log", "event_store/log.sql"),
     *_of("guard", "event_store/guard.sql"),
     *_of("archive", "archive/archive.sql"),
-    *_of("mail", "mail/mail.sql", "mail/mail_2.sql"),
+    *_of("mail", "mail/mail.sql", "mail/mail_2.sql", "mail/mail_3.sql"),
     *_of("alerts", "alerts/alerts.sql"),
     *_of("replay", "replay/replay.sql", "replay/replay_2.sql"),
     *_of("erasures", "audit/erasures.sql"),

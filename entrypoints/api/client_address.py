@@ -45,6 +45,11 @@ def requester_of(scope: Scope) -> Requester:
     return _requester_at(client[0]) if client else _NOBODY
 
 
+def network_at(host: str) -> str:
+    """The network of a client with this address."""
+    return _requester_at(host).network
+
+
 def is_forwarded(scope: Scope) -> bool:
     """Does a proxy say for whom it asks, whether it is believed or not?"""
     return any(name == b"x-forwarded-for" for name, _ in scope["headers"])

@@ -22,12 +22,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from application.ports import Context
+from application.ports import Context, Overloaded
 from domain.recorded import Actor
 from entrypoints.api.admission import PLACE, AdmissionSlot
 from entrypoints.api.hosts import Hosts
 from entrypoints.api.problems import HttpProblem, to_problem
 from infrastructure.postgres.circumstances import why_unusable
+from infrastructure.postgres.patience import limited
 from infrastructure.telemetry.metrics import Metrics
 from infrastructure.telemetry.tracing import continued, parse_traceparent, traceparent
 
@@ -189,12 +190,14 @@ class Guard:
                 self._hosts.check(headers.get(b"host"), scope)
                 if has_body:
                     state.body = await self._read_body(receive, headers)
+                _check_place(scope.get(PLACE))
                 if reading:
                     reading = False
                     deadline.reschedule(until)
                 endpoint: Endpoint | None = scope.get(DIRECTLY)
-                app = self._app if endpoint is None else await endpoint(Request(scope, receive))
-                await app(scope, receive, send)
+                with limited():
+                    app = self._app if endpoint is None else await endpoint(Request(scope, receive))
+                    await app(scope, receive, send)
         except _Gone:
             return
         except Exception as error:  # noqa: BLE001 - the edge: every error becomes a response, a bug is logged
@@ -283,6 +286,11 @@ class _Gone(Exception):
 def _check_size(of_headers: int) -> None:
     if of_headers > HEADERS_LIMIT:
         raise HttpProblem("headers-too-large", headers={"Connection": "close"})
+
+
+def _check_place(place: AdmissionSlot | None) -> None:
+    if place is not None and place.denied:
+        raise Overloaded("too much is under way")
 
 
 def _and_close(refusal: HttpProblem) -> HttpProblem:

@@ -1,21 +1,17 @@
 """The HTTP server: uvicorn on our own socket, started and stopped by the code that owns the process.
 
-At its door is decided who comes in: no more connections than there are file descriptors to spare, no more
-registrations at once than can be worked on. A refusal there costs a twentieth of a registration.
+At its door is decided who comes in: no more connections than there are file descriptors to spare, no more requests at
+once than can be worked on. A refusal there costs a twenty-fifth of a registration.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-import resource
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
-from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -24,11 +20,10 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from application.ports import Overloaded
-from entrypoints.api.admission import PLACE, ROUTE, Admission, AdmissionSlot
+from entrypoints.api.admission import PLACE, Admission, AdmissionSlot, Bound
 from entrypoints.api.client_address import forms_of
-from entrypoints.api.guard import POLICY, SECURITY_HEADERS
-from entrypoints.api.problems import HttpProblem, to_problem
+from entrypoints.api.connections import Connections, sparing
+from entrypoints.api.refusals import NOT_HTTP, OVERLOADED, is_a_registration
 from entrypoints.api.request_parser import RequestParser
 from entrypoints.api.request_target import is_plain, origin_form
 from infrastructure.reach import look_up
@@ -45,9 +40,6 @@ BACKLOG: Final = 2048
 
 KEEP_ALIVE: Final = timedelta(seconds=15)
 """How long an idle connection is kept."""
-
-RESERVED: Final = 48
-"""File descriptors that connections of clients leave alone: the database's connections, files, mail servers."""
 
 
 class Server:
@@ -86,6 +78,7 @@ class Server:
             prefix: of paths, see `Admission`.
         """
         admission = Admission(metrics or Metrics(), prefix=prefix)
+        held = Connections(connections, network_of=sparing(trusted_proxies))
         self.host = host
         self.port = port
         self._on_stopping = on_stopping
@@ -96,7 +89,7 @@ class Server:
         self._server = _Server(
             _config(
                 app,
-                partial(_Protocol, admission, _spare() if connections is None else connections),
+                partial(_Protocol, admission, held),
                 grace=grace,
                 trusted_proxies=trusted_proxies,
             )
@@ -157,73 +150,28 @@ def _config(
     )
 
 
-def shares() -> tuple[int, int]:
-    """Connections that registrants and operators may have open where each have a server of their own.
-
-    Together they are what one server alone may have. An eighth is the operators', so that no flood of the others
-    keeps them out.
-    """
-    spare = _spare()
-    operators = max(2, spare // 8)
-    return spare - operators, operators
-
-
-def _spare() -> int:
-    """Connections that clients may have open: beyond it a file descriptor that we need might be missing."""
-    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if descriptors == resource.RLIM_INFINITY else max(8, descriptors - RESERVED)
-
-
-def _refusal(error: Exception) -> tuple[bytes, bytes]:
-    """The head and the body, as the application and `Guard` would make them but for the request's id."""
-    response = to_problem(error).response()
-    line = f"HTTP/1.1 {response.status_code} {HTTPStatus(response.status_code).phrase}\r\n".encode()
-    headers = [*response.raw_headers, *SECURITY_HEADERS, POLICY]
-    return line + b"".join(b"%b: %b\r\n" % header for header in headers), bytes(response.body)
-
-
-_REFUSAL: Final = _refusal(Overloaded("too many registrations are under way"))
-_NOT_HTTP: Final = _refusal(HttpProblem("bad-request"))
-
-_PLAIN_HEAD: Final = re.compile(rb"POST %b HTTP/1\.1\r\n(?:[A-Za-z0-9-]+:[ -~]*\r\n)+\r\n" % re.escape(ROUTE.encode()))
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:([^\r]*)", re.IGNORECASE)
-_PLAIN_LENGTH: Final = re.compile(rb" *[0-9]{1,9} *")  # what is longer is the parser's to read
-_PARTICULAR: Final = re.compile(
-    rb"\r\n(?:transfer-encoding|expect|upgrade|connection(?!: *keep-alive\r\n))", re.IGNORECASE
-)
-
-
-def _is_a_registration(data: bytes) -> bool:
-    """Is this exactly one whole request to register, with nothing about it that a parser would have to see?"""
-    head = _PLAIN_HEAD.match(data)
-    if head is None or _PARTICULAR.search(data, 0, head.end()):
-        return False
-    lengths = _LENGTH.findall(data, 0, head.end())
-    return (
-        len(lengths) == 1
-        and _PLAIN_LENGTH.fullmatch(lengths[0]) is not None
-        and int(lengths[0]) == len(data) - head.end()
-    )
-
-
 class _Protocol(HttpToolsProtocol):
     """uvicorn's, with an end to waiting (it gives a client for ever to start a request, and any number of bytes) and
     with the decision who is let in."""
 
-    def __init__(self, admission: Admission, connections: int, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, admission: Admission, held: Connections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.parser: RequestParser = RequestParser(self)  # type: ignore[assignment]  # all that is called of it
+        self.host = ""
         self._admission = admission
-        self._most_connections = connections
+        self._registrations = admission.registrations
+        self._held = held
         self._head_bytes = 0
         self._patience: asyncio.TimerHandle | None = None
-        self._turned_away = False
+        self._turned_away: Bound | None = None
         self._in_message = False
-        self._answered_at = 0.0
+        self._idle_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._most_connections:
+        self._idle_since = self.loop.time()
+        self.host = self.client[0] if self.client else ""
+        if not self._held.enter(self, self.host):
             self._admission.refused_connection()
             self._refuse(keep=False)
             return
@@ -231,12 +179,13 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_patience()
+        self._held.leave(self, self.host)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._admission.full and self._is_at_rest() and _is_a_registration(data):
+        if self._registrations.full and self._is_at_rest() and is_a_registration(data):
             # The usual client at the usual moment: not even parsed, at half the cost.
-            self._admission.refused()
+            self._registrations.refused()
             self._refuse(keep=True)
             return
         if self._patience is not None:
@@ -246,7 +195,7 @@ class _Protocol(HttpToolsProtocol):
             self._await_head()  # an empty line between two requests: it ended the one wait and started no other
         # Not before: a head that came together with the rest of its request is left to the guard.
         if self._patience is not None and self._head_bytes > HEAD_LIMIT:
-            self._give_up()
+            self.give_up()
 
     def on_message_begin(self) -> None:
         self._unset_keepalive_if_required()  # a refusal of the request before has set it
@@ -264,38 +213,36 @@ class _Protocol(HttpToolsProtocol):
             return
         if not is_plain(self.url):
             self.url = origin_form(self.url, self.parser.get_method(), self.headers)
-        registers = self._registers()
-        if registers and self._admission.full and (self.cycle is None or self.cycle.response_complete):
+        bound = self._bound()
+        if bound.full and (self.cycle is None or self.cycle.response_complete):
             # Read to its end, with a head's patience, so that the client hears it and can keep the connection.
-            self._turned_away = True
+            self._turned_away = bound
             if self.expect_100_continue:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             return
         self._end_patience()
-        if registers:
-            self.scope[PLACE] = AdmissionSlot(self._admission)  # type: ignore[typeddict-unknown-key]
+        self.scope[PLACE] = AdmissionSlot(bound)  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        if not self._turned_away:
+        if self._turned_away is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
         self._in_message = False
-        if self._turned_away:
-            self._turned_away = False
+        if self._turned_away is not None:
+            self._turned_away.refused()
+            self._turned_away = None
             self._end_patience()
-            self._admission.refused()
             self._refuse(keep=self.parser.should_keep_alive())
             return
         super().on_message_complete()
         # A request that was sent before the response to the previous one has no place, as it has not been started: a
         # connection has one at a time.
-        place: AdmissionSlot | None = self.cycle.scope.get(PLACE)  # type: ignore[assignment]
-        if place is not None and not self.pipeline:
-            place.take()
+        if not self.pipeline:
+            self.cycle.scope[PLACE].take()  # type: ignore[typeddict-item]
 
     def head_without_upgrade(self) -> bytes:
         """What was read last, a whole head, but for its `Upgrade`."""
@@ -304,7 +251,7 @@ class _Protocol(HttpToolsProtocol):
         return b"".join((line, *headers, b"\r\n"))
 
     def timeout_keep_alive_handler(self) -> None:
-        idle_until = self._answered_at + self.timeout_keep_alive
+        idle_until = self._idle_since + self.timeout_keep_alive
         if self.loop.time() < idle_until:  # a refusal came after what armed this timer
             self.timeout_keep_alive_task = self.loop.call_at(idle_until, self.timeout_keep_alive_handler)
         else:
@@ -317,41 +264,46 @@ class _Protocol(HttpToolsProtocol):
     def _is_at_work(self) -> bool:
         return self._in_message or (self.cycle is not None and not self.cycle.response_complete)
 
-    def _registers(self) -> bool:
-        if self.parser.get_method() != b"POST":
-            return False
-        path = httptools.parse_url(self.url).path
-        return (unquote_to_bytes(path) if b"%" in path else path) in self._admission.paths
+    def _bound(self) -> Bound:
+        url = httptools.parse_url(self.url)
+        path = unquote_to_bytes(url.path) if b"%" in url.path else url.path
+        return self._admission.bound_of(self.parser.get_method(), path, url.query)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text, which is no problem's title
-        self._write(_NOT_HTTP, keep=False)
-
-    def _write(self, refusal: tuple[bytes, bytes], *, keep: bool) -> None:
-        head, body = refusal
-        date = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)
-        self.transport.write(head + date + (b"\r\n" if keep else b"connection: close\r\n\r\n") + body)
-        if not keep:
-            self.transport.close()
+        self.transport.write(NOT_HTTP.response(self.server_state.default_headers, keep=False))
+        self.transport.close()
 
     def _refuse(self, *, keep: bool) -> None:
         if self.flow.write_paused:  # somebody who asks on and on, and does not read
             self.transport.abort()
             return
-        self._write(_REFUSAL, keep=keep)
-        self._answered_at = self.loop.time()
+        self.transport.write(OVERLOADED.response(self.server_state.default_headers, keep=keep))
+        if not keep:
+            self.transport.close()
+        self._idle_since = self.loop.time()
         if keep and self.timeout_keep_alive_task is None:
             idle = self.timeout_keep_alive
             self.timeout_keep_alive_task = self.loop.call_later(idle, self.timeout_keep_alive_handler)
 
     def _await_head(self) -> None:
-        self._patience = self.loop.call_later(HEAD_DEADLINE.total_seconds(), self._give_up)
+        self._patience = self.loop.call_later(HEAD_DEADLINE.total_seconds(), self.give_up)
 
     def _end_patience(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
 
-    def _give_up(self) -> None:
+    def idle_since(self) -> float | None:
+        """See `entrypoints.api.connections.Held`. One that is sending has not asked yet."""
+        is_served = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        return None if is_served else self._idle_since
+
+    def on_response_complete(self) -> None:
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def give_up(self) -> None:
+        """End it, whatever it waits for."""
         self._end_patience()
         if not self.transport.is_closing():
             self.transport.close()

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from entrypoints.api.app import create_app
-from entrypoints.api.http_server import Server, shares
+from entrypoints.api.connections import shares
+from entrypoints.api.http_server import Server
 from entrypoints.api.parts import Parts
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.background import note_end

@@ -27,6 +27,7 @@ from entrypoints.cli.output import note
 from entrypoints.cli.session import begin, log_everything, opened
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.settings.settings import Settings
+from infrastructure.telemetry.watchdog import watched
 
 if TYPE_CHECKING:
     from entrypoints.api.parts import Parts
@@ -122,7 +123,8 @@ async def _until(stop: asyncio.Event, core: Core) -> bool:
     """Wait until the process is told to stop, or is broken; was it told?"""
     waits = [asyncio.create_task(event.wait()) for event in (stop, core.broken)]
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        with watched():
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for one in waits:
             one.cancel()

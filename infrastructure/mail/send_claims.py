@@ -26,11 +26,18 @@ RELEASE_WITHIN = timedelta(seconds=1)
 which must not find the claim of the failed try (`application.mail_saga.RETRY_DELAYS`: 30 s; the lease lasts 45 s)."""
 
 
+LOST_AT_ONCE = 2
+"""Claims of a mail that a process which is alone drops at its start; the third lasts, and each is twice as long as the
+one before. So whatever a crash loop does, a mail has gone out at most five times when its code's ten minutes are over
+(0 to 2: at once, then after 180 and 540 s; workers that others take over from: after 45, 135, 315 and 675 s)."""
+
+
 class StoredSendClaims:
     """Implements `application.ports.SendClaims` with leases in the database, timed by its clock.
 
-    A worker that died keeps its claims until their leases end: by then it cannot be sending any more. A release shares
-    the transaction of the next claim, so it costs no commit of its own. Without one, it is made alone after a moment.
+    A worker that died keeps its claims until their leases end: by then it cannot be sending any more. Whoever takes a
+    mail over from one holds it for twice as long, as it may be the mail that they die of. A release shares the
+    transaction of the next claim, so it costs no commit of its own. Without one, it is made alone after a moment.
     """
 
     def __init__(
@@ -119,12 +126,16 @@ class StoredSendClaims:
         await self._claim([])
 
     async def forget_the_dead(self) -> None:
-        """Drop every claim. Only for a process that is certain to be the only one (the embedded data directory)."""
+        """End the claims of all others, but for mails that have cost several of them (`LOST_AT_ONCE`). Only for a
+        process that is certain to be the only one (the embedded data directory)."""
 
-        async def delete(connection: Connection) -> None:
-            await connection.execute("DELETE FROM send_claims")
+        async def end(connection: Connection) -> None:
+            await connection.execute(
+                "UPDATE send_claims SET lease_until = clock_timestamp() - interval '1 second' WHERE lost < %s",
+                (LOST_AT_ONCE,),
+            )
 
-        await self._connection.execute_idempotent(delete)
+        await self._connection.execute_idempotent(end)
 
     async def _keep(self) -> None:
         """Extend the leases of claims that are kept, all in one statement, for as long as there are any."""
@@ -158,7 +169,7 @@ class StoredSendClaims:
         """Those that nobody else has taken since; a repeat extends them again."""
         cursor = connection.cursor(binary=True)
         await cursor.execute(
-            "UPDATE send_claims AS c SET lease_until = clock_timestamp() + %b"
+            "UPDATE send_claims AS c SET lease_until = greatest(c.lease_until, clock_timestamp() + %b)"
             " FROM unnest(%b::uuid[], %b::integer[], %b::timestamptz[]) AS w (registration_id, serial, lease_until)"
             " WHERE c.registration_id = w.registration_id AND c.serial = w.serial"
             " AND c.lease_until >= w.lease_until AND c.holder = %b"
@@ -212,11 +223,16 @@ class StoredSendClaims:
                     " SELECT w.registration_id, w.serial, %b, clock_timestamp() + %b"
                     " FROM unnest(%b::uuid[], %b::integer[]) AS w (registration_id, serial)"
                     " ON CONFLICT (registration_id, serial) DO UPDATE"
-                    " SET holder = excluded.holder, lease_until = excluded.lease_until"
+                    " SET holder = excluded.holder, lost = c.lost + 1,"
+                    " lease_until = excluded.lease_until + %b * (power(2, least(c.lost + 1, 8)) - 1)"
                     " WHERE c.lease_until < clock_timestamp()"
                     " RETURNING c.registration_id, c.serial, c.lease_until,"
                     " (SELECT k.wrapped FROM personal_keys AS k WHERE k.registration_id = c.registration_id)",
-                    (self._holder, self._lease, [mail[0] for mail in wanted], [mail[1] for mail in wanted]),
+                    (
+                        *(self._holder, self._lease),
+                        *([mail[0] for mail in wanted], [mail[1] for mail in wanted]),
+                        self._lease,
+                    ),
                 )
             return await cursor.fetchall()
 

@@ -8,12 +8,16 @@ from datetime import timedelta
 from typing import Generic, TypeVar
 
 from application.ports import Overloaded, Unavailable
+from infrastructure.postgres.patience import LONGEST, current
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-BATCH_TIMEOUT = timedelta(seconds=2)
+BATCH_TIMEOUT = LONGEST
 """A batch that takes longer is stuck: callers behind it fail at once rather than wait (docs/reliability.md, B1, B8)."""
+
+LOOK_EVERY = timedelta(milliseconds=100)
+"""How often it is looked whose patience is over, while a batch takes longer than that."""
 
 
 class Batcher(Generic[Item, Result]):
@@ -21,6 +25,9 @@ class Batcher(Generic[Item, Result]):
 
     A lone item goes at once; a batch fills while the previous one is under way and, where there is a pace, for a moment
     after it. Order is kept. At most one batch is under way at any time.
+
+    No request waits for longer than its patience lasts (`infrastructure.postgres.patience`). Once a batch was stuck,
+    whether the next one gets an answer is tried with a single item, while all others fail at once.
     """
 
     def __init__(
@@ -60,7 +67,9 @@ class Batcher(Generic[Item, Result]):
         self._sleep = sleep
         self._next_at = 0.0
         self._stuck = False
-        self._waiting: dict[asyncio.Future[Result], Item] = {}  # in order; O(1) to remove a cancelled caller's item
+        self._suspect = False
+        # In order; O(1) to remove a cancelled caller's item. With it, until when its caller waits.
+        self._waiting: dict[asyncio.Future[Result], tuple[Item, float]] = {}
         self._under_way: asyncio.Future[None] | None = None
         self._worker: asyncio.Task[None] | None = None
         self._closed = False
@@ -82,22 +91,26 @@ class Batcher(Generic[Item, Result]):
 
         Raises:
             Overloaded: too many items are waiting; it was not handled.
-            Unavailable: the batcher was closed, or a batch is stuck; it was not handled.
+            Unavailable: the batcher was closed, or a batch is stuck; it was not handled. Or the caller's patience is
+                over; then it may be handled yet if it was under way.
             Exception: what `run` returned or raised for this item.
         """
         if self._closed:
             raise Unavailable(f"{self._name} is shutting down")
-        if self._stuck:
+        if self._stuck or (self._suspect and (self._waiting or self._under_way is not None)):
             raise Unavailable(f"{self._name} gets no answer")
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{self._name}: {self._max_waiting} are waiting already")
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting[future] = item
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        patience, since = current(), loop.time()
+        self._waiting[future] = item, since + patience.left
         if self._worker is None:
             self._worker = asyncio.create_task(self._work(), name=f"{self._name} batches")
         try:
             return await future
         finally:
+            patience.left -= loop.time() - since
             self._waiting.pop(future, None)
 
     async def settled(self) -> None:
@@ -133,47 +146,59 @@ class Batcher(Generic[Item, Result]):
             for future in self._waiting:  # none, unless the worker itself was cancelled
                 future.cancel()
 
-    def _take(self) -> list[tuple[Item, asyncio.Future[Result]]]:
-        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+    def _take(self) -> list[tuple[Item, asyncio.Future[Result], float]]:
+        batch: list[tuple[Item, asyncio.Future[Result], float]] = []
         seen = []
         weight = 0
-        for future, item in self._waiting.items():
+        for future, (item, until) in self._waiting.items():
             if not future.done():  # otherwise its caller was cancelled a moment ago
                 weight += self._weigh(item)
                 if batch and weight > self._max_batch:
                     break
-                batch.append((item, future))
+                batch.append((item, future, until))
             seen.append(future)
         for future in seen:
             del self._waiting[future]
         return batch
 
-    def _refuse_waiting(self) -> None:
-        """The batch under way is stuck: fail the items that wait behind it."""
-        self._stuck = True
-        for future in self._waiting:
-            if not future.done():
+    def _look(self, batch: Sequence[tuple[Item, asyncio.Future[Result], float]], stuck_at: float) -> None:
+        """The batch takes its time: let go of those whose patience is over and, once it is stuck, of all behind it."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._alarm = loop.call_later(LOOK_EVERY.total_seconds(), self._look, batch, stuck_at)
+        for _, future, until in batch:
+            if now >= until and not future.done():
+                future.set_exception(Unavailable(f"{self._name} gets no answer; whether it was done is unknown"))
+        self._stuck = self._stuck or now >= stuck_at
+        self._suspect = self._suspect or self._stuck
+        for future, (_, until) in self._waiting.items():
+            if (self._stuck or now >= until) and not future.done():
                 future.set_exception(Unavailable(f"{self._name} gets no answer"))
 
-    async def _resolve(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
-        results: list[tuple[tuple[Item, asyncio.Future[Result]], Result | Exception]]
-        alarm = asyncio.get_running_loop().call_later(self._patience, self._refuse_waiting)
-        under_way = self._under_way = asyncio.get_running_loop().create_future()
+    async def _resolve(self, batch: list[tuple[Item, asyncio.Future[Result], float]]) -> None:
+        results: list[Result | Exception]
+        loop = asyncio.get_running_loop()
+        first_look = min(LOOK_EVERY.total_seconds(), self._patience)
+        self._alarm = loop.call_later(first_look, self._look, batch, loop.time() + self._patience)
+        under_way = self._under_way = loop.create_future()
         try:
             self._on_batch(len(batch))
-            results = list(zip(batch, await self._run([item for item, _ in batch]), strict=True))
+            found = await self._run([item for item, _, _ in batch])
+            results = [result for result, _ in zip(found, batch, strict=True)]
         except Exception as error:  # noqa: BLE001 - not swallowed: every caller gets it
-            results = [(entry, error) for entry in batch]
+            results = [error] * len(batch)
         except BaseException:
-            for _, future in batch:
+            for _, future, _ in batch:
                 future.cancel()
             raise
         finally:
-            alarm.cancel()
+            self._alarm.cancel()
             self._stuck = False
             self._under_way = None
             under_way.set_result(None)
-        for (_, future), result in results:
+        if not all(isinstance(result, Unavailable) for result in results):
+            self._suspect = False
+        for (_, future, _), result in zip(batch, results, strict=True):
             if future.done():
                 continue
             if isinstance(result, Exception):

@@ -19,14 +19,15 @@ log = structlog.get_logger(__name__)
 @contextmanager
 def cut_after(patience: timedelta, connection: psycopg.AsyncConnection[Any]) -> Iterator[None]:
     """Cut the connection at the socket if the block takes longer: it then fails, instead of hanging."""
-    alarm = asyncio.get_running_loop().call_later(patience.total_seconds(), _cut, connection)
+    alarm = asyncio.get_running_loop().call_later(patience.total_seconds(), cut, connection)
     try:
         yield
     finally:
         alarm.cancel()
 
 
-def _cut(connection: psycopg.AsyncConnection[Any]) -> None:
+def cut(connection: psycopg.AsyncConnection[Any]) -> None:
+    """End it at the socket: whoever waits for its answer gets an error."""
     log.warning("database.no_answer", hint="the connection is cut; look at the database server")
     # A duplicate, so that closing it leaves libpq's own descriptor alone.
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.pgconn.socket)) as line:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from application.ports import Unavailable
 from infrastructure.postgres.connection import AWAY, GRACE, Connection, ToldConnection, parameters
-from infrastructure.postgres.cutting import cut_after
+from infrastructure.postgres.cutting import cut, cut_after
+from infrastructure.postgres.pulse import LONG, Pulse
 from infrastructure.postgres.session import Terms
 
 T = TypeVar("T")
@@ -41,25 +43,58 @@ class QueryPool(AsyncConnectionPool[ToldConnection]):
         )
         longest = statement_timeout + GRACE
         self._patience = longest if patience is None else min(longest, patience)
+        self._pulse = Pulse(dsn)
+
+    async def close(self, timeout: float = 5.0) -> None:
+        await self._pulse.close()
+        await super().close(timeout)
 
     async def ask(self, select: Callable[[Connection], Awaitable[T]]) -> T:
         """Run a query on a connection of the pool, and on another one if that turns out to be broken.
 
-        It takes no longer than `patience`: the pool itself would wait for an unresponsive database for ever.
+        It takes no longer than `patience`: the pool itself would wait for an unresponsive database for ever. If the
+        database does not respond at all, it takes two seconds, and for the next who ask nothing, but for one at a time.
 
         Raises:
             Unavailable, one of `AWAY`: the database is away.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._patience.total_seconds()
+        if self._pulse.is_lost and (self._pulse.is_being_felt or not await self._pulse.beats()):
+            raise Unavailable(_HANGS)
         for _ in range(self.max_size):
             try:
                 async with self.connection() as connection:
-                    with cut_after(timedelta(seconds=deadline - loop.time()), connection):
+                    with cut_after(timedelta(seconds=deadline - loop.time()), connection), self._watched(connection):
                         return await select(connection)
             except (PoolTimeout, PoolClosed, TooManyRequests):
                 raise  # there was no connection at all
-            except AWAY:
+            except AWAY as error:
+                if self._pulse.is_lost:
+                    raise Unavailable(_HANGS) from error
                 if not connection.broken or loop.time() >= deadline:
                     raise
         raise Unavailable("the database is away")
+
+    @contextmanager
+    def _watched(self, connection: Connection) -> Iterator[None]:
+        """Cut the connection if the block takes long and the database has no pulse."""
+        feeling: list[asyncio.Task[None]] = []
+
+        async def feel() -> None:
+            while await self._pulse.beats():  # noqa: ASYNC110 - nobody could tell
+                await asyncio.sleep(LONG.total_seconds())
+            cut(connection)
+
+        alarm = asyncio.get_running_loop().call_later(
+            LONG.total_seconds(), lambda: feeling.append(asyncio.create_task(feel()))
+        )
+        try:
+            yield
+        finally:
+            alarm.cancel()
+            for task in feeling:
+                task.cancel()
+
+
+_HANGS: Final = "the database does not respond"

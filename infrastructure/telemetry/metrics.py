@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter as Counts
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+
+from infrastructure.telemetry.durations import Durations
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Of what `Metrics.render` returns (Prometheus text format)."""
@@ -100,14 +103,15 @@ class Metrics:
         self._stuck = Gauge(
             "registrar_stuck_registrations", "Registrations whose next step is overdue", registry=registry
         )
-        self._requests = Histogram(
-            "registrar_requests_seconds",
-            "HTTP requests",
-            ["route", "status"],
-            buckets=_REQUEST_SECONDS,
+        self._requests = Durations("registrar_requests_seconds", "HTTP requests", ["route", "status"], _REQUEST_SECONDS)
+        registry.register(self._requests)
+        self._under_way = Gauge(
+            "registrar_requests_under_way",
+            "Requests that are being worked on, by the class that they are bounded in",
+            ["class"],
             registry=registry,
         )
-        self._request_series: dict[tuple[str, int], Histogram] = {}  # looked up at every request: `labels` is slow
+        self._count_under_way: list[Callable[[], Mapping[str, int]]] = []
         self._shed = Counter(
             "registrar_shed_total", "Requests refused because of overload", ["reason"], registry=registry
         )
@@ -138,10 +142,13 @@ class Metrics:
         self._limiter_degraded = Gauge(
             "registrar_limiter_degraded", "1 while Redis does not count, and each process does", registry=registry
         )
-        # Called at every refusal, which should cost next to nothing.
-        self._registrations_by, self._shed_for = cache(self._registrations.labels), cache(self._shed.labels)
+        # Called for every request, and `labels` is slow.
+        self._registrations_by, self._verifications_by = map(
+            cache, (self._registrations.labels, self._verifications.labels)
+        )
         self._limits_by = cache(self._limits.labels)
         self._passed: Counts[tuple[str, ...]] = Counts()
+        self._turned_away: Counts[tuple[str, str]] = Counts()
         self._hash_queue = Gauge("registrar_hash_queue_depth", "Passwords that wait to be hashed", registry=registry)
 
     def append_batch(self, count: int) -> None:
@@ -177,17 +184,29 @@ class Metrics:
 
     def verification(self, outcome: str) -> None:
         """`outcome`: "accepted", or an error code of the contract."""
-        self._verifications.labels(outcome).inc()
+        self._verifications_by(outcome).inc()
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """`route`: its template, never the path that was asked for."""
-        series = self._request_series.get((route, status))
-        if series is None:
-            series = self._request_series[route, status] = self._requests.labels(route, str(status))
-        series.observe(seconds)
+        self._requests.observe(route, status, seconds)
+
+    def turned_away(self, reason: str, route: str) -> None:
+        """A request was refused before the application saw it; written down at a scrape, as these come in floods."""
+        self._turned_away[reason, route] += 1
+
+    def overloaded(self, reason: str, requests: int = 1) -> None:
+        """Counts requests that there was no place for as what became of registrations and verifications."""
+        if reason == "busy":
+            self._registrations_by("overloaded").inc(requests)
+        elif reason == "busy-verify":
+            self._verifications_by("overloaded").inc(requests)
+
+    def shows_under_way(self, count: Callable[[], Mapping[str, int]]) -> None:
+        """`count` says how many requests of each class are under way; those of several are added up."""
+        self._count_under_way.append(count)
 
     def shed(self, reason: str) -> None:
-        self._shed_for(reason).inc()
+        self._shed.labels(reason).inc()
 
     def limit(self, policy: str, outcome: str) -> None:
         """`outcome`: "passed" (the request did), "refused", or of a policy in shadow "would-refuse"."""
@@ -269,4 +288,14 @@ class Metrics:
         for policies, requests in passed.items():
             for policy in policies:
                 self._limits_by(policy, "passed").inc(requests)
+        turned_away, self._turned_away = self._turned_away, Counts()
+        for (reason, route), requests in turned_away.items():
+            self._shed.labels(reason).inc(requests)
+            self.overloaded(reason, requests)
+            self._requests.observe(route, 503, 0.0, requests)
+        under_way: Counts[str] = Counts()
+        for count in self._count_under_way:
+            under_way.update(count())
+        for name, requests in under_way.items():
+            self._under_way.labels(name).set(requests)
         return generate_latest(self._registry)

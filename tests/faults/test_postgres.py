@@ -58,6 +58,9 @@ from tests.support.tcp_proxy import TcpProxy
 
 REQUEST_TIMEOUT = 8
 SHORT: dict[str, Any] = {"request_timeout": str(REQUEST_TIMEOUT), "statement_timeout": "1"}
+ENDLESS: dict[str, Any] = {"request_timeout": "600", "statement_timeout": "300"}
+"""Longer than any test waits."""
+
 IN_TIME = REQUEST_TIMEOUT + 7.0
 """Seconds in which a request must have ended: its timeout, and some for a busy machine."""
 
@@ -250,33 +253,72 @@ async def hanging(
 
 
 @pytest.mark.fault("B8", "B9")
-async def test_whoever_comes_while_the_database_hangs_is_refused_and_whoever_was_first_is_answered_after_it(
+async def test_a_hanging_database_costs_who_is_first_two_seconds_and_whoever_comes_later_nothing(
     hanging: tuple[Hang, str, str],
 ) -> None:
+    """Nobody waits for the statement timeout, and what was under way ends as it ends."""
     hang, url, own_dsn = hanging
-    async with open_api(url, follows=False) as api:
+    async with open_api(url, follows=False, **ENDLESS) as api:
         crowd = Crowd(api, within=45)
         known = id_of(await crowd.register())
         await api.look(known)
         with healed(hang):
             hang.inject()
-            first = asyncio.create_task(crowd.register())
-            first_look = asyncio.create_task(api.look(known))
+            told_to_come_again(await asyncio.gather(crowd.register(), api.look(known), verify(api, known)))
+            assert api.service.store.refuses  # what they asked for is under way still
             await becomes(api, 503, within=15)
 
-            # Refused, while the first one still waits: so nobody pays what the first one pays.
             told_to_come_again(await asyncio.gather(*(crowd.register() for _ in range(100))))
             told_to_come_again(await asyncio.gather(*(api.look(known) for _ in range(100))))
-            assert not first.done()
-            assert not first_look.done()
             assert await ready(api) == 503
             assert hang.is_effective
 
-        # Long before any timeout it goes on, and was right to wait.
-        assert (await first).status_code == 202
-        assert (await first_look).status_code in {200, 404}  # nobody follows: no read model may know of it
         await accepts_again(api, crowd)
-        await crowd.settle(own_dsn)
+        await crowd.settle(own_dsn)  # repeats what nobody knew the outcome of: recorded once, whether then or now
+
+
+@pytest.mark.fault("B8", "B9")
+async def test_an_operators_list_is_given_up_when_the_database_hangs_and_the_next_ones_at_once(
+    hanging: tuple[Hang, str, str],
+) -> None:
+    hang, url, _ = hanging
+    async with open_api(url, follows=False, **ENDLESS) as api:
+
+        async def listed(times: int = 1) -> list[httpx.Response]:
+            async with asyncio.timeout(60):
+                asked = (api.http.get("/v1/admin/mail", headers=ADMIN) for _ in range(times))
+                return await asyncio.gather(*asked)
+
+        assert [answer.status_code for answer in await listed()] == [200]
+        with healed(hang):
+            hang.inject()
+            told_to_come_again(await listed())
+            told_to_come_again(await listed(40))
+            assert hang.is_effective
+
+        async def works() -> bool:
+            return [answer.status_code for answer in await listed()] == [200]
+
+        await eventually(works)
+
+
+@pytest.mark.fault("B13")
+async def test_a_query_that_takes_its_time_is_not_taken_for_a_database_that_hangs(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infrastructure.postgres.pool.LONG", timedelta(milliseconds=50))
+
+    async def select(connection: psycopg.AsyncConnection[Any]) -> bool:
+        await connection.execute("SELECT pg_sleep(0.5)")
+        return True
+
+    async with open_api(dsn, follows=False) as api:
+        assert await api.service.pool.ask(select)
+        assert api.service.pool._pulse._feeling is not None  # it was felt
+
+
+async def verify(api: Api, registration_id: str) -> httpx.Response:
+    return await api.verify(registration_id, "123456")
 
 
 @pytest.mark.fault("B8", "B9")

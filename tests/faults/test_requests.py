@@ -13,9 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from entrypoints.api.admission import BURST, STEADY, Admission
+from entrypoints.api.admission import BURST, STEADY, Registrations
 from entrypoints.api.app import create_app
-from entrypoints.api.http_server import Server, _is_a_registration
+from entrypoints.api.http_server import Server
+from entrypoints.api.refusals import is_a_registration
 from infrastructure.crypto import password_hashing
 from infrastructure.telemetry.metrics import Metrics
 from tests.faults.programs import Program, process, serve
@@ -232,7 +233,8 @@ async def test_a_registration_too_many_is_refused_however_it_is_asked_for_and_th
             for _ in range(2):  # at first, and where a request went before
                 await client.send(*pieces)
                 status, headers, body = await client.answer()
-                assert (status, headers["retry-after"], headers.get("connection")) == (503, "1", None), name
+                assert (status, headers.get("connection")) == (503, None), name
+                assert headers["retry-after"] in {"1", "2", "3"}
                 assert headers["content-type"] == "application/problem+json"
                 assert headers["cache-control"] == "no-store"
                 assert json.loads(body)["type"] == "urn:registrar:problem:overloaded"
@@ -341,7 +343,7 @@ async def test_what_only_looks_like_one_whole_registration_is_parsed(api: Api, f
 def test_a_request_is_whole_when_its_length_says_so(length: str, sent: int, *, is_whole: bool) -> None:
     """Of 0000000107 nine digits make 10: the other 97 bytes would be taken for a request, behind a proxy for somebody
     else's."""
-    assert _is_a_registration(head(f"Content-Length: {length}") + b"x" * sent) is is_whole
+    assert is_a_registration(head(f"Content-Length: {length}") + b"x" * sent) is is_whole
 
 
 @pytest.mark.fault("F8")
@@ -405,7 +407,7 @@ async def test_places_are_given_back_whatever_becomes_of_a_request(api: Api, mon
 @pytest.mark.fault("F8")
 def test_a_burst_is_let_in_and_a_queue_is_not() -> None:
     now = 0.0
-    admission = Admission(Metrics(), clock=lambda: now)
+    admission = Registrations(Metrics(), clock=lambda: now)
 
     # a burst: many at once, none of which has waited yet
     for _ in range(BURST):

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from functools import partial
+from math import ceil
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from structlog.testing import capture_logs
@@ -224,6 +225,40 @@ async def test_a_process_that_is_alone_forgets_the_dead(
     assert await dead.acquire(mail, 1)
     await alone.forget_the_dead()
     assert await alone.acquire(mail, 1)
+
+
+async def leases_of(dsn: str, mail: UUID) -> tuple[int, int]:
+    """How often the mail's holder was lost, and how many leases the claim lasts from now on, begun ones included."""
+    [(lost, rest)] = await query(
+        dsn, "SELECT lost, lease_until - clock_timestamp() FROM send_claims WHERE registration_id = %s", mail
+    )
+    return lost, ceil(rest / LEASE)
+
+
+async def test_a_process_that_is_alone_sends_a_mail_that_it_dies_of_three_times_and_then_waits_longer_each_time(
+    connection: ReconnectingConnection, dsn: str
+) -> None:
+    """At each of its starts it is another holder, alone, and dies with the mail in hand."""
+    mail = uuid4()
+
+    async def starts() -> StoredSendClaims:
+        claims = StoredSendClaims(connection, lease=LEASE)
+        await claims.forget_the_dead()
+        return claims
+
+    for lost, leases in ((0, 1), (1, 2), (2, 4)):
+        assert await (await starts()).acquire(mail, 1)
+        assert await leases_of(dsn, mail) == (lost, leases)
+    assert await (await starts()).acquire(mail, 1) is None
+    assert await leases_of(dsn, mail) == (2, 4)
+
+    await query(dsn, "UPDATE send_claims SET lease_until = clock_timestamp() - interval '1 second'")
+    last = await starts()
+    assert await last.acquire(mail, 1)
+    assert await leases_of(dsn, mail) == (3, 8)
+    await last.release(mail, 1)
+    await last.close()
+    assert await query(dsn, "SELECT * FROM send_claims") == []
 
 
 async def test_a_claim_brings_the_personal_key_if_there_is_one(connection: ReconnectingConnection, dsn: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import resource
 import sys
 import time
@@ -290,6 +291,8 @@ def get(path: str) -> bytes:
 def main() -> None:
     """Run as a process of its own: the arguments come as JSON, the outcome goes out as JSON."""
     job = json.loads(sys.argv[1])
+    if "core" in job and (os.cpu_count() or 1) > job["core"]:
+        os.sched_setaffinity(0, {job["core"]})
     if job["what"] == "register":
         make = registration(job["tag"], job.get("password"))
     elif job["what"] == "post":

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
+from math import inf
 
 import pytest
 
 from application.ports import Overloaded, Unavailable
 from infrastructure.postgres.batching import Batcher
+from infrastructure.postgres.patience import current, limited
+from tests.support.facts import eventually
 
 
 class Work:
@@ -306,3 +309,67 @@ async def test_settled_waits_for_what_is_under_way_though_its_caller_has_left(
     work.gate.set()
     await settled
     assert work.batches == [[0]]
+
+
+# --- Patience ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infrastructure.postgres.batching.LOOK_EVERY", timedelta(0))
+
+
+async def asked(batcher: Batcher[int, int], item: int, patience: timedelta) -> int:
+    with limited(patience):
+        return await batcher.do(item)
+
+
+@pytest.mark.usefixtures("looks_at_once")
+async def test_who_has_no_patience_left_is_let_go_and_told_whether_the_outcome_is_known(
+    batcher: Batcher[int, int], work: Work
+) -> None:
+    work.gate.clear()
+    under_way = asyncio.create_task(asked(batcher, 1, timedelta(0)))
+    await work.started.wait()
+    behind = asyncio.create_task(asked(batcher, 2, timedelta(0)))
+    patient = await queued(batcher, 3)
+
+    with pytest.raises(Unavailable, match="unknown"):
+        await under_way
+    with pytest.raises(Unavailable, match=r"no answer$"):
+        await behind
+    work.gate.set()
+
+    assert await asyncio.gather(*patient) == [6]
+    assert work.batches == [[1], [3]]
+
+
+async def test_what_one_wait_took_is_missing_in_the_next(batcher: Batcher[int, int]) -> None:
+    with limited(timedelta(seconds=100)):
+        await batcher.do(1)
+        first = current().left
+        await batcher.do(2)
+        assert 0 < current().left < first < 100
+    assert current().left == inf
+
+
+@pytest.mark.usefixtures("looks_at_once")
+async def test_after_a_batch_without_an_answer_one_item_at_a_time_is_tried_until_there_is_one(work: Work) -> None:
+    batcher: Batcher[int, int] = Batcher(work, name="test", max_batch=10, max_waiting=5, patience=timedelta(0))
+    stuck = await work.occupy(batcher)
+    await eventually(lambda: batcher.stuck)
+    with pytest.raises(Unavailable):
+        await batcher.do(1)
+    work.answers[0] = Unavailable("away")
+    work.gate.set()
+    with pytest.raises(Unavailable, match="away"):
+        await stuck
+
+    (probe,) = await queued(batcher, 2)  # it has not begun yet
+    with pytest.raises(Unavailable, match="no answer"):
+        await batcher.do(3)
+    assert await probe == 4
+
+    assert await asyncio.gather(*await queued(batcher, 5, 6)) == [10, 12]
+    assert work.batches == [[0], [2], [5, 6]]
+    await batcher.close()
