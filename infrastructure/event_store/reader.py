@@ -134,8 +134,9 @@ class LogReader:
         Raises:
             TopicError, MapperDeserialisationError: this version of the service cannot read the event.
         """
-        event = self._codec.decode(row.stream_id, row.version, row.topic, row.state)
-        return _new(Recorded, (event, row.position, row.topic, *row[5:]))  # the rest is in the same order
+        stream_id, version, topic, state, position, at, correlation_id, causation_position, actor, trace = row
+        event = self._codec.decode(stream_id, version, topic, state)
+        return _new(Recorded, (event, position, topic, at, correlation_id, causation_position, actor, trace))
 
 
 async def head_of(connection: Connection) -> Position:
