@@ -51,10 +51,13 @@ class Table:
         self.name = name
         self.columns = dict(columns)
         self.names = ", ".join(columns)
-        arrays = ", ".join(
-            f"%b::text[]::{kind}[]" if column in as_text else f"%b::{kind}[]" for column, kind in columns.items()
+        # One `unnest` for each column, not one of all in FROM, which keeps every column's values in a store of their own
+        # before the first row is made: that took the server half of its time for a row of the audit log.
+        values = ", ".join(
+            f"unnest(%b::text[])::{kind}" if column in as_text else f"unnest(%b::{kind}[])"
+            for column, kind in columns.items()
         )
-        self.insert = f"INSERT INTO {name} ({self.names}) SELECT * FROM unnest({arrays})"  # noqa: S608 - no input
+        self.insert = f"INSERT INTO {name} ({self.names}) SELECT {values}"  # noqa: S608 - no input
         self.on_conflict = f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET "
         self.upsert = (
             self.insert
