@@ -111,7 +111,7 @@ class LogReader:
         upto = after + 4 * limit
         found = await self._read(_READ_TOPICS, {"after": after, "upto": upto, "limit": limit, "topics": list(topics)})
         self.end_seen = found[0][0]
-        rows = _readable(row[1:] for row in found if row[1] is not None)
+        rows = [] if found[0][1] is None else _readable([row[1:] for row in found])
         seen = rows[-1].position if len(rows) == limit else min(self.end_seen, upto)
         return rows, max(after, seen)
 

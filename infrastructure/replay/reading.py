@@ -1,4 +1,4 @@
-"""The log up to a position, in large batches, the next one read and decoded while this one is written."""
+"""The log up to a position, in large batches: while one is written, the next is decoded, and the one after it read."""
 
 from __future__ import annotations
 
@@ -59,33 +59,51 @@ async def batches(
         Unavailable: the database is away.
     """
 
-    async def read(since: Position) -> Batch:
+    fetching: asyncio.Task[tuple[list[RecordedRow], Position]] | None = None
+
+    async def fetch(since: Position) -> tuple[list[RecordedRow], Position]:
         rows, seen = await log.read(since, limit, topics)
         if seen == since:
             raise UnreadableLog(f"the log ends at {since}; {upto} was expected")
-        wanted = [row for row in rows if row.position <= upto]
-        events: list[Recorded | Unreadable] = []
-        sound = True
-        for start in range(0, len(wanted), SLICE_EVENTS):
-            some = wanted[start : start + SLICE_EVENTS]
-            try:
-                events += [log.decode(row) for row in some]
-            except Exception:  # noqa: BLE001 - told apart below, and raised where the event is applied, which parks its stream
-                events += [_decoded(log, row) for row in some]
-                sound = False
-            await asyncio.sleep(0)
-        return Batch(events, since, min(seen, upto), sound)
+        return rows, seen
 
-    ahead = asyncio.create_task(read(since)) if since < upto else None
+    async def make(since: Position) -> Batch:
+        nonlocal fetching
+        assert fetching is not None  # noqa: S101 - there is one as long as there is more to read
+        rows, seen = await fetching
+        # The database looks for the next ones while these are decoded.
+        fetching = asyncio.create_task(fetch(seen)) if seen < upto else None
+        return await _batch(log, rows, since, min(seen, upto))
+
+    if since >= upto:
+        return
+    fetching = asyncio.create_task(fetch(since))
+    making: asyncio.Task[Batch] | None = asyncio.create_task(make(since))
     try:
-        while ahead is not None:
-            batch = await ahead
-            ahead = asyncio.create_task(read(batch.upto)) if batch.upto < upto else None
+        while making is not None:
+            batch = await making
+            making = asyncio.create_task(make(batch.upto)) if batch.upto < upto else None
             yield batch
     finally:
-        if ahead is not None:
-            ahead.cancel()
-            await asyncio.gather(ahead, return_exceptions=True)
+        ahead = [task for task in (making, fetching) if task is not None]
+        for task in ahead:
+            task.cancel()
+        await asyncio.gather(*ahead, return_exceptions=True)
+
+
+async def _batch(log: ReadsLog, rows: Sequence[RecordedRow], since: Position, upto: Position) -> Batch:
+    wanted = [row for row in rows if row.position <= upto]
+    events: list[Recorded | Unreadable] = []
+    sound = True
+    for start in range(0, len(wanted), SLICE_EVENTS):
+        some = wanted[start : start + SLICE_EVENTS]
+        try:
+            events += [log.decode(row) for row in some]
+        except Exception:  # noqa: BLE001 - told apart below, and raised where the event is applied, which parks its stream
+            events += [_decoded(log, row) for row in some]
+            sound = False
+        await asyncio.sleep(0)
+    return Batch(events, since, upto, sound)
 
 
 def _decoded(log: ReadsLog, row: RecordedRow) -> Recorded | Unreadable:
