@@ -1,10 +1,10 @@
-"""The log up to a position, in large batches: while one is written, the next is decoded, and the one after it read."""
+"""The log up to a position, in large batches, of which the next two are read and decoded while one is written."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 from domain.recorded import Position, Recorded
@@ -58,8 +58,31 @@ async def batches(
         UnreadableLog: the log ends before `upto`.
         Unavailable: the database is away.
     """
+    made: asyncio.Queue[Batch | Exception | None] = asyncio.Queue(maxsize=1)
 
-    fetching: asyncio.Task[tuple[list[RecordedRow], Position]] | None = None
+    async def make() -> None:
+        try:
+            async for batch in _decoded_batches(log, since, upto, topics, limit):
+                await made.put(batch)
+        except Exception as error:  # noqa: BLE001 - raised in its turn, after the batches before it
+            await made.put(error)
+        else:
+            await made.put(None)
+
+    making = asyncio.create_task(make())
+    try:
+        while (batch := await made.get()) is not None:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    finally:
+        await _cancelled(making)
+
+
+async def _decoded_batches(
+    log: ReadsLog, since: Position, upto: Position, topics: Sequence[str] | None, limit: int
+) -> AsyncIterator[Batch]:
+    """The database looks for the next rows while these are decoded."""
 
     async def fetch(since: Position) -> tuple[list[RecordedRow], Position]:
         rows, seen = await log.read(since, limit, topics)
@@ -67,28 +90,22 @@ async def batches(
             raise UnreadableLog(f"the log ends at {since}; {upto} was expected")
         return rows, seen
 
-    async def make(since: Position) -> Batch:
-        nonlocal fetching
-        assert fetching is not None  # noqa: S101 - there is one as long as there is more to read
-        rows, seen = await fetching
-        # The database looks for the next ones while these are decoded.
-        fetching = asyncio.create_task(fetch(seen)) if seen < upto else None
-        return await _batch(log, rows, since, min(seen, upto))
-
-    if since >= upto:
-        return
-    fetching = asyncio.create_task(fetch(since))
-    making: asyncio.Task[Batch] | None = asyncio.create_task(make(since))
+    fetching = asyncio.create_task(fetch(since)) if since < upto else None
     try:
-        while making is not None:
-            batch = await making
-            making = asyncio.create_task(make(batch.upto)) if batch.upto < upto else None
+        while fetching is not None:
+            rows, seen = await fetching
+            fetching = asyncio.create_task(fetch(seen)) if seen < upto else None
+            batch = await _batch(log, rows, since, min(seen, upto))
             yield batch
+            since = batch.upto
     finally:
-        ahead = [task for task in (making, fetching) if task is not None]
-        for task in ahead:
-            task.cancel()
-        await asyncio.gather(*ahead, return_exceptions=True)
+        await _cancelled(fetching)
+
+
+async def _cancelled(task: asyncio.Task[Any] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _batch(log: ReadsLog, rows: Sequence[RecordedRow], since: Position, upto: Position) -> Batch:
