@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
@@ -39,6 +39,16 @@ class Batch(NamedTuple):
         """The events of a batch that is sound."""
         assert self.sound  # noqa: S101 - the caller has looked
         return cast("Sequence[Recorded]", self.events)
+
+    def in_parts(self, most: int) -> Iterator[Batch]:
+        """Batches of so many events at most that are this one together."""
+        since = self.since
+        for end in range(most, len(self.events), most):
+            part = self.events[end - most : end]
+            yield Batch(part, since, part[-1].position, self.sound)
+            since = part[-1].position
+        left = len(self.events) % most or min(most, len(self.events))
+        yield Batch(self.events[len(self.events) - left :], since, self.upto, self.sound)
 
 
 async def batches(
