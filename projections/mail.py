@@ -394,8 +394,6 @@ class Mails:
         return int((await reading.fetchall())[0][0])
 
 
-_OF_THE_SAGA: Any = frozenset({MailSaga.MailRequested, MailSaga.RetryScheduled, MailSaga.FreshCodeAsked})
-
-
 def _registration_of(event: AnyEvent) -> UUID:
-    return uuid_of(vars(event)["registration_id"]) if type(event) in _OF_THE_SAGA else event.originator_id
+    named: str | None = vars(event).get("registration_id")  # the saga's
+    return event.originator_id if named is None else uuid_of(named)

@@ -68,7 +68,8 @@ async def test_beside_others_copies_are_written_one_after_the_other_and_are_the_
         for make in PROJECTIONS:
             session = await stack.enter_async_context(replaying(dsn, name=make.name))
             copy = Copy(watched(make), "check")
-            await copy.make(session)
+            async with session.transaction():
+                await copy.make(session)
             fillings.append(Filling(copy, session, head))
         await fill_together(store, fillings, limit=20, told=told)
 
