@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
@@ -58,7 +58,7 @@ async def batches(
     *,
     topics: Sequence[str] | None,
     limit: int,
-) -> AsyncIterator[Batch]:
+) -> AsyncGenerator[Batch, None]:
     """What stands in the log after one position and up to another.
 
     Args:

@@ -74,5 +74,6 @@ async def test_beside_others_copies_are_written_one_after_the_other_and_are_the_
         await fill_together(store, fillings, limit=20, told=told)
 
     assert (max(sizes[first[0] :]), max(at_once[first[0] :])) == (7, 1)
-    for filling, make in zip(fillings, PROJECTIONS, strict=True):
-        assert await contents(connection, filling.copy.schema) == await contents(connection, make().schema)
+    for filling in fillings:
+        live = filling.copy.schema.removesuffix("__check")
+        assert await contents(connection, filling.copy.schema) == await contents(connection, live)
