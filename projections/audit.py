@@ -11,10 +11,10 @@ from uuid import UUID
 import msgspec
 from psycopg.rows import tuple_row
 
-from domain.recorded import AnyEvent, Position, Recorded
+from domain.recorded import Position, Recorded
 from domain.registration import PERSONAL_FIELDS, Registration
 from projections.paging import Page, before, page
-from projections.table import Connection, Table, schema_of
+from projections.table import Connection, Table, schema_of, uuid_of
 
 # `subjects` says whose address a registration is about: an entry is found by address through its registration,
 # whichever stream it stands in.
@@ -198,7 +198,7 @@ class Audit:
         begun = [
             (recorded.event.originator_id, recorded.event.claim_id)
             for recorded in events
-            if isinstance(recorded.event, Registration.UserRegistered)
+            if type(recorded.event) is Registration.UserRegistered
         ]
         if begun:
             await cursor.execute(SUBJECTS.insert, SUBJECTS.arrays(begun))
@@ -278,20 +278,17 @@ _encode = msgspec.json.Encoder().encode
 
 
 def _row(recorded: Recorded) -> tuple[Any, ...]:
-    event = recorded.event
+    event, position, topic, recorded_at, correlation_id, causation_position, actor, trace = recorded
+    fields = vars(event)
     details = {
-        name: value.isoformat() if isinstance(value, datetime) else value  # with "+00:00", as ever
-        for name, value in vars(event).items()
+        name: value.isoformat() if type(value) is datetime else value  # with "+00:00", as ever
+        for name, value in fields.items()
         if name not in _NOT_DETAILS and not (value is None and name in _LATER)
     }
+    # An event of any other stream than a registration's own names its registration, if it is about one.
+    stream_id, named = event.originator_id, fields.get("registration_id")
     return (
-        recorded.position, recorded.recorded_at, recorded.topic, event.originator_id, event.originator_version,
-        _registration_of(event), recorded.actor, recorded.correlation_id, recorded.causation_position, recorded.trace,
+        position, recorded_at, topic, stream_id, event.originator_version,
+        stream_id if named is None else uuid_of(named), actor, correlation_id, causation_position, trace,
         _encode(details).decode() if details else "{}",
     )  # fmt: skip
-
-
-def _registration_of(event: AnyEvent) -> UUID:
-    """An event of any other stream than a registration's own names its registration, if it is about one."""
-    named: str | None = getattr(event, "registration_id", None)
-    return event.originator_id if named is None else UUID(named)

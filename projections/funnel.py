@@ -20,6 +20,7 @@ from projections.table import Connection, Table, schema_of
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _AN_HOUR = timedelta(hours=1)
+_MICROSECOND = timedelta(microseconds=1)
 
 AT_MOST = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0, 86400.0, inf)
 """Upper ends of the histogram's classes, in seconds; those of a mail that goes straight out, a retry, a code's ten
@@ -253,7 +254,7 @@ class _Tally:
 
     def _measure(self, step: str, since: datetime, until: datetime, duplicate: bool) -> None:
         # Two machines' clocks: an event may seem to precede its cause by a little.
-        took = max(0, (until - since) // timedelta(microseconds=1))
+        took = max(0, (until - since) // _MICROSECOND)
         key = (_hour(until), step, duplicate, AT_MOST[bisect_left(AT_MOST, took / 1_000_000)])
         count, total, longest = self.durations.get(key, (0, 0, 0))
         self.durations[key] = (count + 1, total + took, max(longest, took))

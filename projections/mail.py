@@ -19,7 +19,7 @@ from domain.registration import Registration
 from projections import strays
 from projections.paging import LAST_POSITION, Page, before, page
 from projections.registrations import PROGRESS, Registrations
-from projections.table import Connection, Table, schema_of
+from projections.table import Connection, Table, schema_of, uuid_of
 
 # A mail's state comes from its registration's stream alone, its requests and next try from the saga's alone: so it
 # does not matter which of the two streams is ahead, should the other one be parked.
@@ -213,12 +213,12 @@ class _Batch:
         self._end(event.originator_id, position, unsent)
 
     def requested(self, event: MailSaga.MailRequested, position: Position) -> None:
-        mail = self._begin(UUID(event.registration_id), event.serial, position, event.kind, event.issued_at)
+        mail = self._begin(uuid_of(event.registration_id), event.serial, position, event.kind, event.issued_at)
         mail.requests = event.request
         mail.next_try_at = event.look_again_at
 
     def postponed(self, event: MailSaga.RetryScheduled | MailSaga.FreshCodeAsked, position: Position) -> None:
-        mail = self._change(UUID(event.registration_id), event.serial, position)
+        mail = self._change(uuid_of(event.registration_id), event.serial, position)
         mail.next_try_at = event.look_again_at
 
     def _begin(self, registration_id: UUID, serial: int, position: Position, kind: str, issued_at: datetime) -> Mail:
@@ -395,6 +395,5 @@ class Mails:
 
 
 def _registration_of(event: AnyEvent) -> UUID:
-    if isinstance(event, MailSaga.MailRequested | MailSaga.RetryScheduled | MailSaga.FreshCodeAsked):
-        return UUID(event.registration_id)
-    return event.originator_id
+    named: str | None = vars(event).get("registration_id")  # the saga's
+    return event.originator_id if named is None else uuid_of(named)

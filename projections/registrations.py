@@ -105,6 +105,11 @@ _FIND = """
 """
 
 
+# Looked up once: an enumeration does it in Python code, event by event.
+_PENDING, _VERIFIED, _ACTIVE, _CANCELLED = (
+    one.value for one in (Status.PENDING, Status.VERIFIED, Status.ACTIVE, Status.CANCELLED)
+)
+
 MailProgress = Literal["QUEUED", "SENT", "FAILED"]
 """What a registrant can expect of the current mail.
 
@@ -154,7 +159,7 @@ class _Progress:
     registration_id: UUID
     created_position: Position
     position: Position
-    status: str = Status.PENDING.value
+    status: str = _PENDING
     serial: int = 0
     mail: MailProgress = "QUEUED"
     handed_over_at: datetime | None = None
@@ -207,13 +212,13 @@ def _locked(row: _Progress, _: Any) -> None:
 
 
 def _verified(row: _Progress, event: Any) -> None:
-    row.status = Status.VERIFIED.value
+    row.status = _VERIFIED
     row.verified_at = event.timestamp
     row.mail = "SENT"  # the code was read, so the mail arrived, whether or not its hand-over was recorded
 
 
 def _activated(row: _Progress, event: Any) -> None:
-    row.status = Status.ACTIVE.value
+    row.status = _ACTIVE
     row.activated_at = event.timestamp
 
 
@@ -222,14 +227,14 @@ def _mail_given_up(row: _Progress, _: Any) -> None:
 
 
 def _cancelled(row: _Progress, event: Any) -> None:
-    row.status = Status.CANCELLED.value
+    row.status = _CANCELLED
     row.cancelled_at = event.timestamp
     row.cancel_reason = event.reason
     row.give_up_mail()
 
 
 def _reopened(row: _Progress, _: Any) -> None:
-    row.status = Status.PENDING.value
+    row.status = _PENDING
     row.cancelled_at = None
     row.cancel_reason = None
 

@@ -67,18 +67,45 @@ class EventCodec:
     """Converts events to stored form and back, upcasting old versions."""
 
     def __init__(self) -> None:
-        event_classes()
         self._mapper: Mapper[UUID] = Mapper(EventTranscoder())
+        self._latest = {topic: (kind, getattr(kind, "class_version", 1)) for topic, kind in event_classes().items()}
+        self._parse = msgspec.json.Decoder(dict[str, Any]).decode
 
     def encode(self, event: AnyEvent) -> StoredEvent:
         return self._mapper.to_stored_event(event)
 
     def decode(self, stream_id: UUID, version: int, topic: str, state: bytes) -> AnyEvent:
         """
+        Events of the latest version of their class, which are nearly all, are made here as the library makes them, in
+        less than half of its time; whatever is not as expected is the library's, to upcast it or to say what is wrong.
+
         Raises:
             TopicError: no class has this topic.
             MapperDeserialisationError: the state is not what was written.
         """
+        try:
+            kind, latest = self._latest[topic]
+            fields = self._parse(state)
+            for name, value in fields.items():
+                if type(value) is dict:
+                    fields[name] = _time_of(value["_data_"])
+            if fields.pop("class_version", 1) == latest:
+                fields["originator_id"] = stream_id
+                fields["originator_version"] = version
+                event = _blank(kind)
+                _set(event, "__dict__", fields)
+                return event
+        except Exception:  # noqa: BLE001, S110 - the library meets the same, and says so
+            pass
+        return self._by_the_library(stream_id, version, topic, state)
+
+    def _by_the_library(self, stream_id: UUID, version: int, topic: str, state: bytes) -> AnyEvent:
         event = self._mapper.to_domain_event(StoredEvent(stream_id, version, topic, state))
         assert isinstance(event, CanMutateAggregate)  # noqa: S101 - narrows the library's protocol
         return event
+
+
+_time_of = datetime.fromisoformat
+_blank = object.__new__
+_set = object.__setattr__
+"""Events are frozen; the library sets all their fields at once, too."""

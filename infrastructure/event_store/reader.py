@@ -111,7 +111,7 @@ class LogReader:
         upto = after + 4 * limit
         found = await self._read(_READ_TOPICS, {"after": after, "upto": upto, "limit": limit, "topics": list(topics)})
         self.end_seen = found[0][0]
-        rows = _readable(row[1:] for row in found if row[1] is not None)
+        rows = [] if found[0][1] is None else _readable([row[1:] for row in found])
         seen = rows[-1].position if len(rows) == limit else min(self.end_seen, upto)
         return rows, max(after, seen)
 
@@ -134,8 +134,9 @@ class LogReader:
         Raises:
             TopicError, MapperDeserialisationError: this version of the service cannot read the event.
         """
-        event = self._codec.decode(row.stream_id, row.version, row.topic, row.state)
-        return _new(Recorded, (event, row.position, row.topic, *row[5:]))  # the rest is in the same order
+        stream_id, version, topic, state, position, at, correlation_id, causation_position, actor, trace = row
+        event = self._codec.decode(stream_id, version, topic, state)
+        return _new(Recorded, (event, position, topic, at, correlation_id, causation_position, actor, trace))
 
 
 async def head_of(connection: Connection) -> Position:

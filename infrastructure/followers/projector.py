@@ -110,7 +110,11 @@ class Projector:
 
     async def _read(self, position: Position) -> _Batch:
         rows, seen = await self._store.read(position, BATCH_EVENTS, self._projection.topics)
-        return [(row, self._decoded(row)) for row in rows], seen
+        decode = self._store.decode
+        try:
+            return list(zip(rows, [decode(row) for row in rows], strict=True)), seen
+        except Exception:  # noqa: BLE001 - told apart below
+            return [(row, self._decoded(row)) for row in rows], seen
 
     def _decoded(self, row: RecordedRow) -> Recorded | Exception:
         try:

@@ -76,18 +76,27 @@ class _ArrayDumper(Dumper):
         return head + b"".join(written)
 
 
+class _NothingDumper(Dumper):
+    """Dumps a list of None alone, or an empty one, as the driver does, but not element by element: as text, and of no
+    type, which the statement has to say."""
+
+    def dump(self, obj: Sequence[None]) -> bytes:
+        return b"{" + b",".join([b"NULL"] * len(obj)) + b"}"
+
+
 def _dumper(kind: str, element: int, array: int, write: Callable[[Any], list[bytes]]) -> type[_ArrayDumper]:
     """The OIDs are those of PostgreSQL's pg_type.dat."""
     return type(kind, (_ArrayDumper,), {"element": element, "oid": array, "write": staticmethod(write)})
 
 
-_DUMPERS: dict[type, type[_ArrayDumper]] = {
+_DUMPERS: dict[type, type[Dumper]] = {
     bytes: _dumper("_Byteas", 17, 1001, _bytes),
     str: _dumper("_Texts", 25, 1009, _texts),
     UUID: _dumper("_Uuids", 2950, 2951, _uuids),
     int: _dumper("_Bigints", 20, 1016, _integers),  # for an integer[], the statement has a cast
     bool: _dumper("_Booleans", 16, 1000, _booleans),
     datetime: _dumper("_Times", 1184, 1185, _times),
+    type(None): _NothingDumper,
 }
 
 
@@ -108,7 +117,7 @@ class Bigints(list[int | None]):
 
 
 class _ListDumper(ListBinaryDumper):
-    """Chooses a dumper by the first element; leaves nested, empty and other lists to the driver."""
+    """Chooses a dumper by the first element; leaves nested and other lists to the driver."""
 
     def get_key(self, obj: list[Any], format: PyFormat) -> DumperKey:  # noqa: A002 - the driver's name
         kind = _kind(obj)

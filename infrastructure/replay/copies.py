@@ -28,10 +28,14 @@ from infrastructure.postgres.schema import execute
 from infrastructure.replay.comparison import shapes
 from infrastructure.replay.reading import Batch, Unreadable, batches
 from infrastructure.replay.sessions import replaying
+from infrastructure.replay.traffic import Traffic
 
 BATCH_EVENTS: Final = 5_000
 """Maximum number of events per transaction. Most rows are born in the batch in which they change, and are written once;
 more events take memory and no less time (our measurement)."""
+
+BATCH_BESIDE_OTHERS: Final = 1_000
+"""The same while others append to the log."""
 
 _RELEASE: Final = version("registrar")
 
@@ -294,6 +298,9 @@ async def fill_together(
     """Apply the events to each of some copies, from where it is and up to a position: the log is read once, and each
     copy has a session and transactions of its own.
 
+    All copies are written at the same time, unless others append to the log meanwhile: then one after the other, and
+    in smaller transactions, so that no more than one processor of the server is taken, and not for long.
+
     Args:
         limit: maximum number of events in a transaction.
         told: called after each batch with the position reached.
@@ -313,11 +320,17 @@ async def fill_together(
             at[one.copy.name] = part.upto
 
     since, upto = min(at.values()), max(one.upto for one in fillings)
+    traffic = Traffic()
     async for batch in batches(log, since, upto, topics=topics, limit=limit):
-        outcomes = await asyncio.gather(*(take(one, batch) for one in fillings), return_exceptions=True)
-        for outcome in outcomes:
-            if outcome is not None:
-                raise outcome
+        if await traffic.is_much(fillings[0].connection):
+            for part in batch.in_parts(BATCH_BESIDE_OTHERS):
+                for one in fillings:
+                    await take(one, part)
+        else:
+            outcomes = await asyncio.gather(*(take(one, batch) for one in fillings), return_exceptions=True)
+            for outcome in outcomes:
+                if outcome is not None:
+                    raise outcome
         crash_point("rebuild.after_batch")
         await told(batch.upto)
 

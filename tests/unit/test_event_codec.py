@@ -41,7 +41,7 @@ from domain.recorded import AnyEvent
 from domain.registration import Registration
 from domain.stray_message import StrayMessage
 from infrastructure.event_store.codec import EventCodec, event_classes
-from tests.support.facts import REGISTRATION, Fact, email_dispatch_failed, otp_issued, registered, stream
+from tests.support.facts import REGISTRATION, T0, Fact, email_dispatch_failed, otp_issued, registered, stream
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -289,11 +289,30 @@ def test_a_topic_that_nobody_knows_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "state", [b"", b"{", b"[]", b"null", b'"text"', b'{"timestamp":{"_type_":"datetime_iso"}}', b"\xff"]
+    "state",
+    [
+        *(b"", b"{", b"[]", b"null", b'"text"', b"\xff"),
+        b'{"timestamp":{"_type_":"datetime_iso"}}',
+        pytest.param(b'{"reason":' * 10_000, id="too deep"),
+    ],
 )
 def test_a_state_that_is_not_what_was_written_is_an_error(state: bytes) -> None:
     with pytest.raises(MapperDeserialisationError):
         EventCodec().decode(REGISTRATION, 2, "registration.otp_issued", state)
+
+
+def test_a_later_release_may_have_written_what_this_one_does_not_know() -> None:
+    codec = EventCodec()
+    stored = codec.encode(stream(REGISTRATION, otp_issued())[0])
+    later = json.loads(stored.state) | {
+        "class_version": 99,
+        "note_until": {"_type_": "datetime_iso", "_data_": str(T0)},
+    }
+
+    decoded = codec.decode(REGISTRATION, 1, stored.topic, json.dumps(later).encode())
+
+    assert type(decoded) is Registration.OtpIssued
+    assert vars(decoded)["note_until"] == T0
 
 
 # --- Upcasting --------------------------------------------------------------------------------
