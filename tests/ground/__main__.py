@@ -15,12 +15,14 @@ from typing import Final
 
 from tests.ground import mail_scenarios
 from tests.ground.between import BETWEEN
+from tests.ground.proxies import PROXIES
 from tests.ground.running import NEEDS, RunningServer
 from tests.ground.table import Cell, as_markdown, misses
 from tests.support.postgres import SHARED, server
 
 MAIL_SERVERS: Final = ("postfix", "exim", "opensmtpd", "sendmail", "courier", "maildev", "haraka")
-ALL: Final = (*MAIL_SERVERS, *BETWEEN)
+OTHERS: Final = {**BETWEEN, **PROXIES}
+ALL: Final = (*MAIL_SERVERS, *OTHERS)
 
 
 def main() -> int:
@@ -52,8 +54,8 @@ async def _until_told_otherwise(chosen: Sequence[str], scenarios: Sequence[str])
     table: dict[str, dict[str, Cell]] = {}
     with server(SHARED, prefix="registrar-ground-") as postgres:
         for name in chosen:
-            if name in BETWEEN:
-                version, cells = await BETWEEN[name](postgres)
+            if name in OTHERS:
+                version, cells = await OTHERS[name](postgres)
                 table[f"{name} {version}"] = cells
                 say(f"{name}: {cells}")
                 continue
