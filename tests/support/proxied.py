@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import httpx
 from fastapi import FastAPI
@@ -113,7 +113,7 @@ class Recorder:
     """Answers every request with what arrived, through the server of ours, which believes the proxy.
 
     Attributes:
-        connections: by which requests came.
+        connections: by which requests came, where it does not believe the proxy.
         arrived: how many requests.
     """
 
@@ -127,6 +127,8 @@ class Recorder:
         if request.url.path.startswith("/health/"):
             return JSONResponse({})
         self.arrived += 1
+        assert request.client is not None
+        self.connections.add(request.client.port)
         body = (await request.body()).decode()
         seen = {"network": network_of(request.scope), "method": request.method, "scheme": request.url.scheme}
         seen |= {"http": request.scope["http_version"], "body": body}
@@ -141,21 +143,11 @@ class Recorder:
         """
         async with AsyncExitStack() as stack:
             for port in ports:
-                app = self.app if trusting else self._noting
-                server = Server(
-                    app,  # type: ignore[arg-type]  # any ASGI application
-                    host="127.0.0.1",
-                    port=port,
-                    trusted_proxies=(ITSELF,) if trusting else (),
-                )
+                trusted = (ITSELF,) if trusting else ()
+                server = Server(self.app, host="127.0.0.1", port=port, trusted_proxies=trusted)
                 await server.start()
                 stack.push_async_callback(server.stop)
             yield
-
-    async def _noting(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and not scope["path"].startswith("/health/"):
-            self.connections.add(scope["client"][1])
-        await self.app(scope, receive, send)
 
 
 class Upstream:
