@@ -55,7 +55,11 @@ _UNREACHED = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--without", action="append", default=[], choices=["rabbitmq", "pgbouncer", "redis"], help="skip what needs it"
+        "--without",
+        action="append",
+        default=[],
+        choices=["rabbitmq", "pgbouncer", "redis", "nginx"],
+        help="skip what needs it",
     )
     parser.addoption("--full-size", action="store_true", help="what replays, at the size of `make test-replay`")
     parser.addoption("--every-python", action="store_true", help="install the wheel with every Python there is")

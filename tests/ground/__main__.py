@@ -54,7 +54,9 @@ async def _until_told_otherwise(chosen: Sequence[str], beginnings: tuple[str, ..
     with server(SHARED, prefix="registrar-ground-") as postgres:
         for name in chosen:
             if name not in MAIL_SERVERS:
-                version, cells = await (behind(name, postgres, beginnings) if name in PROXIES else BETWEEN[name](postgres))
+                version, cells = await (
+                    behind(name, postgres, beginnings) if name in PROXIES else BETWEEN[name](postgres)
+                )
                 table[f"{name} {version}"] = cells
                 say(f"{name}: {cells}")
                 continue

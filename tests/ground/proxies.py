@@ -13,7 +13,6 @@ from tests.support import redis as redis_server
 from tests.support.proxied import configuration
 from tests.support.proxy_scenarios import SCENARIOS, Around
 
-
 PROXIES: Final = ("nginx", "haproxy-http", "apache", "varnish", "caddy")
 
 
