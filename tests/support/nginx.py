@@ -11,8 +11,7 @@ from typing import Final
 
 import pytest
 
-from tests.support.proxied import configuration
-from tests.support.rabbitmq import free_ports
+from tests.support.proxied import configuration, kept_ports
 
 _PROGRAM: Final = shutil.which("nginx") or "/usr/sbin/nginx"
 
@@ -31,7 +30,7 @@ class PrivateNginx:
     name = "nginx"
 
     def __init__(self, directory: Path) -> None:
-        (self.port,) = free_ports(1)
+        (self.port,) = kept_ports(1)
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
 

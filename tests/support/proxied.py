@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import signal
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final, Protocol
@@ -35,14 +37,15 @@ _BACKEND: Final = re.compile(r'\bapi-([12])("; \.port = "|:)8000\b')
 
 
 class Proxy(Protocol):
-    """A proxy on this machine, with an address in 127.0.0.0/8 and one in IPv6.
+    """A proxy on this machine, with an address in 127.0.0.0/8 and one in IPv6."""
 
-    Attributes:
-        port: where clients come in.
-    """
+    @property
+    def name(self) -> str: ...
 
-    name: str
-    port: int
+    @property
+    def port(self) -> int:
+        """Where clients come in."""
+        ...
 
     async def use(self, backends: Sequence[int], *change: tuple[str, str]) -> None:
         """Run it anew in front of these two ports.
@@ -71,6 +74,17 @@ def configuration(name: str, port: int, backends: Sequence[int], change: Sequenc
     assert found == 2, f"{found} backends in the configuration of {name}"
     assert "8080" in text
     return text.replace("8080", str(port))
+
+
+def kept_ports(number: int) -> list[int]:
+    """Ports that nobody listens on now and that no client is given: for what is stopped and started amid a crowd."""
+    below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports: list[int] = []
+    while len(ports) < number:
+        port = random.randrange(below // 2, below)  # noqa: S311 - no secret
+        with suppress(OSError), socket.create_server(("", port)):
+            ports.append(port)
+    return ports
 
 
 # --- Clients --------------------------------------------------------------------------------------

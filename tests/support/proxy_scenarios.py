@@ -15,8 +15,7 @@ import httpx
 
 from tests.support.facts import eventually
 from tests.support.log import query
-from tests.support.proxied import HOST, Proxy, Recorder, Upstream, client_at, problem, spoken, upstreams
-from tests.support.rabbitmq import free_ports
+from tests.support.proxied import HOST, Proxy, Recorder, Upstream, client_at, kept_ports, problem, spoken, upstreams
 
 CLIENTS: Final = {"127.0.0.2": "127.0.0.2", "127.9.8.7": "127.9.8.7", "::1": "::/64"}
 """Addresses of clients, and the networks that they are of."""
@@ -72,7 +71,7 @@ class Around:
     @asynccontextmanager
     async def recorder(self, *change: tuple[str, str], trusting: bool = True) -> AsyncIterator[Recorder]:
         """Behind the proxy, as both of its backends."""
-        ports, recorder = free_ports(2), Recorder()
+        ports, recorder = kept_ports(2), Recorder()
         async with recorder.serving(*ports, trusting=trusting):
             await self._used(ports, *change)
             yield recorder
@@ -80,7 +79,7 @@ class Around:
     @asynccontextmanager
     async def service(self, *change: tuple[str, str], **settings: str) -> AsyncIterator[list[Upstream]]:
         """Two of `serve` behind the proxy, with one Redis."""
-        ports = free_ports(2)
+        ports = kept_ports(2)
         async with upstreams(self.dsn, ports, RATE_LIMIT_URL=self.redis_url, **settings) as both:
             await self._used(ports, *change)
             yield both
@@ -198,17 +197,16 @@ async def limits_by_client(around: Around) -> str:
 async def answers_pass(around: Around) -> str:
     """Refusals come back as we made them, and nothing but the public routes is to be seen."""
     async with around.service() as both, client_at("127.0.0.2", around.proxy) as http:
-        posted = {"Content-Type": "application/json"}
 
-        async def post(content: bytes = b"{}", **headers: str) -> httpx.Response:
-            return await http.post("/v1/registrations", content=content, headers=posted | headers)
+        async def post(content: bytes = b"{}", kind: str = "application/json") -> httpx.Response:
+            return await http.post("/v1/registrations", content=content, headers={"Content-Type": kind})
 
         answers = {
             "misdirected-request": await http.get(NOBODY, headers={"Host": "evil.example"}),
             "unknown-registration": await http.get(NOBODY),
             "unavailable": await http.get(NOBODY, params={"min_position": 10**9, "wait": 50}),
             "invalid-request": await post(),
-            "unsupported-media-type": await post(**{"Content-Type": "text/plain"}),
+            "unsupported-media-type": await post(kind="text/plain"),
             "method-not-allowed": await http.put(NOBODY),
         }
         found = {expected: problem(answer) for expected, answer in answers.items()}
@@ -229,7 +227,7 @@ async def answers_pass(around: Around) -> str:
 
 async def nothing_cached(around: Around) -> str:
     """Whoever looks sees what is so, and each look gets to us."""
-    changes = [()]
+    changes: list[tuple[tuple[str, str], ...]] = [()]
     if around.proxy.name == "varnish":
         changes.append((("return (pass);", ""),))  # as it comes: it goes by what we say of our answers
     for change in changes:
@@ -334,7 +332,7 @@ async def killed(around: Around) -> str:
 
 async def dies_before_its_answer(around: Around) -> str:
     """One dies between commit and answer: the proxy asks the other, or tells the client to come again."""
-    ports = free_ports(2)
+    ports = kept_ports(2)
     async with upstreams(around.dsn, ports) as both:
         await both[0].stop()
         await both[0].start(armed="api.after_commit")
