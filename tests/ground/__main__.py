@@ -18,10 +18,12 @@ from tests.ground.between import BETWEEN
 from tests.ground.proxies import PROXIES, behind
 from tests.ground.running import NEEDS, RunningServer
 from tests.ground.table import Cell, as_markdown, misses
+from tests.ground.valkey import valkey
 from tests.support.postgres import SHARED, server
 
 MAIL_SERVERS: Final = ("postfix", "exim", "opensmtpd", "sendmail", "courier", "maildev", "haraka")
-ALL: Final = (*MAIL_SERVERS, *BETWEEN, *PROXIES)
+STORES: Final = {"valkey": valkey}
+ALL: Final = (*MAIL_SERVERS, *BETWEEN, *PROXIES, *STORES)
 
 
 def main() -> int:
