@@ -56,9 +56,10 @@ async def _until_told_otherwise(chosen: Sequence[str], beginnings: tuple[str, ..
     with server(SHARED, prefix="registrar-ground-") as postgres:
         for name in chosen:
             if name not in MAIL_SERVERS:
-                version, cells = await (
-                    behind(name, postgres, beginnings) if name in PROXIES else BETWEEN[name](postgres)
-                )
+                if name in PROXIES:
+                    version, cells = await behind(name, postgres, beginnings)
+                else:
+                    version, cells = await {**BETWEEN, **STORES}[name](postgres)
                 table[f"{name} {version}"] = cells
                 say(f"{name}: {cells}")
                 continue
