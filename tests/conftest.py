@@ -55,13 +55,20 @@ _UNREACHED = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--without", action="append", default=[], choices=["rabbitmq", "pgbouncer", "redis"], help="skip what needs it"
+        "--without",
+        action="append",
+        default=[],
+        choices=["rabbitmq", "pgbouncer", "redis", "nginx"],
+        help="skip what needs it",
     )
+    parser.addoption("--redis-server", help="use this program, which may be Valkey's")
     parser.addoption("--full-size", action="store_true", help="what replays, at the size of `make test-replay`")
     parser.addoption("--every-python", action="store_true", help="install the wheel with every Python there is")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if program := config.getoption("--redis-server"):
+        PrivateRedis.program = program
     if not hasattr(config, "workerinput"):
         directory = tempfile.TemporaryDirectory(prefix="registrar-reached-")
         config.stash[reached.DIRECTORY] = Path(directory.name)

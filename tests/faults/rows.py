@@ -19,10 +19,10 @@ ASKED_FOR: Final = frozenset(
         *(f"A{n}" for n in range(1, 24)),
         *(f"B{n}" for n in (*range(1, 6), *range(8, 15), *range(18, 22), *range(23, 27))),
         *(f"C{n}" for n in (*range(1, 7), *range(8, 17), 18)),
-        *(f"D{n}" for n in (*range(1, 6), 7)),
+        *(f"D{n}" for n in (*range(1, 6), *range(7, 12))),
         *(f"E{n}" for n in (*range(1, 24), 26)),
         *("F1", "F2", "F3", "F4", "F6", "F7", "F8", "F10", "F12", "F13"),
-        *("G1", "G3", "G4", "H1", "X5", "X6", "X7", "X9"),
+        *("G1", "G3", "G4", "H1", "H2", "H3", "X5", "X6", "X7", "X9"),
     }
 )
 """More may be tested."""

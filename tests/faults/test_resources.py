@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
 
 import httpx
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from entrypoints.api.connections import RESERVED
-from tests.faults.programs import serve
+from tests.faults.programs import Program, process, serve
 from tests.support.facts import eventually
 from tests.support.http import ADA, NO_TLS
+from tests.support.log import query
 from tests.support.rabbitmq import free_ports
+from tests.support.smtp_stub import SmtpStub
 
 DESCRIPTORS = 64
 CLIENTS = 200
@@ -109,3 +118,140 @@ async def test_two_listeners_together_leave_the_same_descriptors_alone_as_one(ds
             # and: who was there before is served on either
             assert (await http.post("/v1/registrations", json=ADA | {"email": "b@example.com"})).status_code == 202
             assert (await admin.get("/health/ready")).status_code == 200
+
+
+# --- Memory (H2) ----------------------------------------------------------------------------------
+
+MIB = 1024 * 1024
+
+
+@contextmanager
+def room_for(program: Program, size: int) -> Iterator[None]:
+    """The program may have so many bytes more than it has now."""
+    status = Path(f"/proc/{program.popen.pid}/status").read_text()
+    has = int(re.findall(r"^VmData:\s+(\d+) kB", status, re.MULTILINE)[0]) * 1024
+    program.resources.rlimit(psutil.RLIMIT_DATA, (has + size, psutil.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        program.resources.rlimit(psutil.RLIMIT_DATA, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+
+
+def hungry(number: int) -> dict[str, Any]:
+    """A request that needs memory: for the hash of a password, or for a body of 16 KiB."""
+    person = {"email": f"person{number}@example.com", "name": "Ada"}
+    if number % 2:
+        return person | {"password": (f"{number}-correct-horse-" * 16)[:128]}
+    return person | {"name": "x" * 16_000}
+
+
+async def outcomes_of(http: httpx.AsyncClient, requests: int) -> Counter[int]:
+    """Of so many hungry requests at once: their statuses, 0 for those without an answer."""
+
+    async def status(number: int) -> int:
+        try:
+            return (await http.post("/v1/registrations", json=hungry(number))).status_code
+        except httpx.TransportError:
+            return 0
+
+    return Counter(await asyncio.gather(*(status(number) for number in range(requests))))
+
+
+async def registered_in(dsn: str) -> int:
+    ((number,),) = await query(dsn, "SELECT count(*) FROM events WHERE topic = 'registration.user_registered'")
+    return int(number)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("H2")
+async def test_a_flood_in_little_memory_is_answered_and_costs_nobody_anything(dsn: str) -> None:
+    async with serve(dsn) as program, program.client() as http:
+        assert (await http.post("/v1/registrations", json=ADA)).status_code == 202
+        with room_for(program, 64 * MIB):
+            statuses = await outcomes_of(http, 300)
+
+            assert statuses.keys() <= {202, 422, 503}, statuses
+            assert statuses[202] > 0
+            assert (await http.get("/health/ready")).status_code == 200
+        assert await registered_in(dsn) == 1 + statuses[202]
+        assert "MemoryError" not in program.written
+
+
+@pytest.mark.slow
+@pytest.mark.fault("H2")
+async def test_what_was_acknowledged_while_memory_had_no_room_is_recorded_and_all_is_well_with_more(dsn: str) -> None:
+    async with serve(dsn) as program, program.client() as http:
+        assert (await http.post("/v1/registrations", json=ADA)).status_code == 202
+        with room_for(program, 0):
+            statuses = await outcomes_of(http, 300)
+        assert statuses.keys() - {202, 422, 503}, "there was room"
+
+        async def well() -> bool:
+            return (await http.post("/v1/registrations", json=hungry(1001))).status_code == 202
+
+        await eventually(well, within=60)
+        assert 2 + statuses[202] <= await registered_in(dsn) <= 2 + statuses[202] + statuses[0] + statuses[500]
+
+
+# --- CPU (H3) -------------------------------------------------------------------------------------
+
+LOOPS = 4
+
+
+@asynccontextmanager
+async def starved(*programs: Program) -> AsyncIterator[None]:
+    """The programs share one core with loops that never rest."""
+    core = {min(os.sched_getaffinity(0))}
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(LOOPS)]  # noqa: ASYNC220
+    try:
+        for pid in (loop.pid for loop in loops):
+            os.sched_setaffinity(pid, core)
+        for thread in (thread for program in programs for thread in program.resources.threads()):
+            os.sched_setaffinity(thread.id, core)
+        before = [psutil.Process(loop.pid).cpu_times().user for loop in loops]
+        yield
+        after = [psutil.Process(loop.pid).cpu_times().user for loop in loops]
+        assert all(late > early for early, late in zip(before, after, strict=True))
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("H3")
+async def test_with_a_sixth_of_a_core_everybody_is_answered_and_health_does_not_flap(dsn: str) -> None:
+    async with (
+        SmtpStub() as sink,
+        serve(dsn) as api,
+        process(dsn, sink.port) as follower,
+        api.client() as http,
+        api.client() as looking,
+    ):
+        seen: Counter[int] = Counter()
+        done = asyncio.Event()
+
+        async def look() -> None:
+            while not done.is_set():
+                for path in ("/health/live", "/health/ready"):
+                    seen[(await looking.get(path)).status_code] += 1
+
+        async def register(first: int) -> Counter[int]:
+            statuses: Counter[int] = Counter()
+            for number in range(first, 400, 40):
+                body = {"email": f"person{number}@example{number}.com", "name": "Ada"}
+                answer = await http.post("/v1/registrations", json=body)
+                assert answer.status_code == 202 or int(answer.headers["retry-after"]) >= 1
+                statuses[answer.status_code] += 1
+            return statuses
+
+        async with starved(api, follower), asyncio.TaskGroup() as group:
+            group.create_task(look())
+            found = await asyncio.gather(*(register(first) for first in range(40)))
+            done.set()
+        statuses = sum(found, Counter[int]())
+        assert statuses.keys() <= {202, 503}, statuses
+        assert statuses[202] > 0
+        assert seen.keys() == {200}, seen
+        await eventually(lambda: len(sink.mails) >= statuses[202], within=60)
+        assert len(sink.mails) == statuses[202]

@@ -16,6 +16,7 @@ import pytest
 from tests.faults.programs import process, serve
 from tests.support.facts import eventually
 from tests.support.log import query
+from tests.support.redis import PrivateRedis
 from tests.support.smtp_stub import Mail, SmtpStub
 from tests.support.tcp_proxy import TO_CLIENT, TcpProxy
 
@@ -53,6 +54,28 @@ async def mailed(http: httpx.AsyncClient, registration_id: str) -> dict[str, Any
 
     state: dict[str, Any] = await eventually(sent, within=60)
     return state
+
+
+@pytest.mark.slow
+@pytest.mark.fault("D9")
+async def test_processes_whose_clocks_are_apart_count_requests_by_that_of_redis(dsn: str, redis: PrivateRedis) -> None:
+    """One more request may come every two minutes; eleven are enough for all five."""
+    settings = {"rate_limit_url": redis.url, "limits": "verifications=5/10m", "trusted_proxies": "127.0.0.1/32"}
+    async with (
+        serve(dsn, how={"shifts": [AHEAD]}, **settings) as ahead,
+        serve(dsn, how={"shifts": [BEHIND]}, **settings) as behind,
+        ahead.client() as one,
+        behind.client() as other,
+    ):
+        assert abs(await wrong_by(one) - AHEAD) < 60
+        assert abs(await wrong_by(other) - BEHIND) < 60
+        path = "/v1/registrations/019cab10-0000-7000-8000-00000000dead/verification"
+        answers = [
+            await http.post(path, json={"code": "123456"}, headers={"X-Forwarded-For": "192.0.2.7"})
+            for http in (one, other, one, other, one, other, one, other)
+        ]
+        assert [answer.status_code for answer in answers] == 5 * [404] + 3 * [429]
+        assert all(1 <= int(answer.headers["retry-after"]) <= 120 for answer in answers[5:])
 
 
 @pytest.mark.slow

@@ -124,6 +124,7 @@ async def test_after_its_interval_the_next_one_passes_and_what_is_paid_leaves_no
         await eventually(lambda: redis.ask("EXISTS", check.key) == 0, within=5)
 
 
+@pytest.mark.fault("D10")
 async def test_what_is_in_a_key_that_is_not_ours_is_written_over(redis: PrivateRedis) -> None:
     async with limiting(redis.url) as one:
         for spoil in (
@@ -157,6 +158,7 @@ async def test_a_count_from_the_future_refuses_for_one_interval_and_no_longer(re
             await eventually(passes, within=5)
 
 
+@pytest.mark.fault("D11")
 async def test_two_processes_with_different_limits_each_keep_their_own(redis: PrivateRedis) -> None:
     """As while a new setting is being rolled out."""
 
@@ -314,6 +316,25 @@ async def test_a_read_only_replica_is_as_good_as_away(redis: PrivateRedis, log: 
             await all_passes_again(one)
 
             assert said(log)[0] == ("limits.degraded", "it is a read-only replica")
+
+
+@pytest.mark.fault("D8")
+async def test_after_a_failover_the_counts_go_on_where_the_replica_had_them(redis: PrivateRedis) -> None:
+    with redis_server.server("--replicaof", "127.0.0.1", str(redis.port)) as replica:
+        async with (
+            TcpProxy(("127.0.0.1", redis.port)) as address,
+            limiting(f"redis://127.0.0.1:{address.port}") as one,
+        ):
+            check = ten()
+            assert await one.passing(check, 6) == 6
+            await eventually(lambda: replica.ask("GET", check.key) == redis.ask("GET", check.key))
+            redis.kill()
+            address.lead_to(("127.0.0.1", replica.port))
+            await half_passes(one)  # nobody has promoted it yet
+            replica.ask("REPLICAOF", "NO", "ONE")
+            await all_passes_again(one)
+
+            assert await one.passing(check, 20) == 4
 
 
 @pytest.mark.fault("D5")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import pytest
 from redis import Redis
@@ -19,8 +19,6 @@ from redis.exceptions import RedisError
 
 from tests.support.rabbitmq import free_ports
 
-PROGRAM: Final = shutil.which("redis-server") or "/usr/bin/redis-server"
-
 START_DEADLINE: Final = 30.0
 
 
@@ -28,7 +26,7 @@ def demand(config: pytest.Config) -> None:
     """Let a test that needs Redis fail without it, or be skipped where that was asked for."""
     if "redis" in config.getoption("--without"):
         pytest.skip("told to go without Redis")
-    if not Path(PROGRAM).exists():
+    if not Path(PrivateRedis.program).exists():
         pytest.fail("redis-server is missing: `scripts/services` installs it, `--without redis` goes without")
 
 
@@ -36,8 +34,11 @@ class PrivateRedis:
     """One server, which keeps nothing on disk: what is started again is empty.
 
     Attributes:
+        program: that all of them run; Valkey's will do.
         port: TCP, on loopback.
     """
+
+    program: ClassVar[str] = shutil.which("redis-server") or "/usr/bin/redis-server"
 
     def __init__(self, directory: Path, *options: str) -> None:
         """
@@ -58,7 +59,7 @@ class PrivateRedis:
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(PROGRAM, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._directory)),
+                    *(self.program, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._directory)),
                     *("--save", "", "--appendonly", "no", *self._options),
                 ],
                 stdin=subprocess.DEVNULL,

@@ -97,6 +97,10 @@ class TcpProxy:
         self._traps.clear()
         self._healed.set()
 
+    def lead_to(self, upstream: str | tuple[str, int]) -> None:
+        """What connects from now on."""
+        self._upstream = upstream
+
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
