@@ -39,7 +39,15 @@ from application.commands import (
 )
 from application.crash_points import crash_point
 from application.keyed_lock import KeyedLock
-from application.loading import Loaded, known_address, loaded, must_be_of_kind, require
+from application.loading import (
+    Loaded,
+    address_at_a_glance,
+    known_address,
+    loaded,
+    must_be_of_kind,
+    registrations,
+    require,
+)
 from application.operator_acts import act_of
 from application.ports import (
     Clock,
@@ -61,7 +69,7 @@ from domain.policy import Policy
 from domain.rebuild import Rebuild
 from domain.recorded import Actor, Position
 from domain.registration import Registration, Status
-from domain.sign_up import prove, renew_code, reopen, sign_up
+from domain.sign_up import KnownAddress, prove, renew_code, reopen, sign_up
 from domain.stray_message import StrayMessage
 
 CONFLICT_RETRIES = 3
@@ -144,7 +152,8 @@ class Handlers:
     # --- The registrant -----------------------------------------------------------------------
 
     async def _register_user(self, command: RegisterUser, context: Context) -> Answer:
-        """Start a registration: one read and one append, whether the address is new, pending or taken.
+        """Start a registration: one read and one append, whether the address is new, pending or taken. Only the same
+        payload again has its registration looked at, too.
 
         With an Idempotency-Key the id is derived from address and key, so a repeat after a crash finds the registration
         that the first request made.
@@ -166,17 +175,21 @@ class Handlers:
 
         async def decide() -> Answer:
             streams = await self._log.load(
-                *((repeatable_id,) if repeatable_id else ()), holders_of=(claim_id,), mailboxes=(mailbox_id,)
+                *((repeatable_id,) if repeatable_id else ()), proofs_of=(claim_id,), mailboxes=(mailbox_id,)
             )
+            mailbox = streams.get(Mailbox, mailbox_id)
+            proven_by, alike = address_at_a_glance(streams, claim_id, mailbox, fingerprint)
+            beside = await self._log.load(claim_id, *alike) if alike else None
+            claim = None if beside is None else beside.get(EmailClaim, claim_id)
+            applicants = () if beside is None else registrations(beside, alike)
             now = self._clock()
             earlier = streams.get(Registration, repeatable_id) if repeatable_id else None
             # The key may be older than a day: its stream exists, so the new registration needs another id.
             fresh = repeatable_id if earlier is None else None
             registration_id = fresh or secrets.new_registration_id(now)
             sealed, key = secrets.seal(registration_id, person)
-            mailbox = streams.get(Mailbox, mailbox_id)
             outcome = sign_up(
-                address=known_address(streams, claim_id, mailbox),
+                address=KnownAddress(claim_id, claim, None, applicants, proven_by),
                 mailbox_id=mailbox_id,
                 mailbox=mailbox,
                 earlier=earlier,
@@ -193,7 +206,8 @@ class Handlers:
             crash_point("api.before_append")
             saved = await self._save(*outcome.changed, context=context, keys=(key,) if outcome.changed else ())
             crash_point("api.after_commit")
-            return _answer(registration.id, Status.PENDING, saved, streams.position(registration.id))
+            before = max(read.position(registration.id) for read in (streams, beside) if read is not None)
+            return _answer(registration.id, Status.PENDING, saved, before)
 
         return await self._in_turn(mailbox_id, decide)
 

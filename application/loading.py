@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 from uuid import UUID
@@ -10,7 +11,7 @@ from application.ports import A, ForeignRequest, Streams, UnexpectedAggregate
 from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import UnknownRegistration
 from domain.mail_outcome import MailKind
-from domain.mailbox import Mailbox
+from domain.mailbox import Mailbox, applicants_with
 from domain.recorded import Position
 from domain.registration import Registration
 from domain.sign_up import KnownAddress
@@ -55,13 +56,37 @@ def must_be_of_kind(registration: Registration, kind: MailKind) -> None:
         raise ForeignRequest
 
 
+def address_at_a_glance(
+    streams: Streams, claim_id: ClaimId, mailbox: Mailbox | None, fingerprint: str
+) -> tuple[UUID | None, tuple[UUID, ...]]:
+    """What a new registration has to know of its address: who has proven it, and which registrations have to be looked
+    at, because they may have the same payload. Nobody but their registrant sends that, so for everybody else it takes
+    as long whatever the address is.
+
+    Args:
+        streams: the mailbox, and `proofs_of` the claim.
+    """
+    holder = streams.holder(claim_id)
+    alike = applicants_with(mailbox, claim_id, fingerprint)
+    if holder is None:
+        return None, alike
+    if holder.proven:
+        return holder.registration_id, alike
+    return None, (*alike, holder.registration_id)  # in a log of release 0.1.0: pending, and in no mailbox's memory
+
+
 def known_address(streams: Streams, claim_id: ClaimId, mailbox: Mailbox | None) -> KnownAddress:
     """An address's claim and registrations, from streams that were loaded with it and its mailbox."""
     claim = streams.get(EmailClaim, claim_id)
     holder = streams.get(Registration, claim.holder) if claim is not None and claim.holder is not None else None
     applicants = [
-        streams.get(Registration, one.registration_id)
+        one.registration_id
         for one in (() if mailbox is None else mailbox.applicants)
         if one.claim_id == claim_id and (holder is None or one.registration_id != holder.id)
     ]
-    return KnownAddress(claim_id, claim, holder, tuple(filter(None, applicants)))
+    return KnownAddress(claim_id, claim, holder, registrations(streams, applicants))
+
+
+def registrations(streams: Streams, ids: Iterable[UUID]) -> tuple[Registration, ...]:
+    """Those of these registrations that there are."""
+    return tuple(filter(None, (streams.get(Registration, one) for one in ids)))

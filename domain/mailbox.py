@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Final, NewType
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple, NewType
 from uuid import UUID
 
 from eventsourcing.domain import Aggregate, CanMutateAggregate
@@ -29,22 +28,27 @@ OF_ONE_NETWORK: Final = 4
 HOUR: Final = timedelta(hours=1)
 DAY: Final = timedelta(hours=24)
 
+_LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+
+class Grant(NamedTuple):
     """A mail that was granted; `network`: see `Mailbox.MailDecided`."""
 
     at: datetime
     network: str
 
+    def __str__(self) -> str:
+        return f"{self.at.isoformat()} {self.network}"
+
 
 @dataclass(frozen=True, slots=True)
 class Applicant:
-    """A registration that wants a mail there; `network`: from which it was begun."""
+    """A registration that wants a mail there; `network`: from which it was begun; `payload`: see `payload_mark`."""
 
     registration_id: UUID
     claim_id: ClaimId
     network: str
+    payload: str = ""
 
 
 class Mailbox(Aggregate, created_event_name="MailDecided"):
@@ -61,7 +65,7 @@ class Mailbox(Aggregate, created_event_name="MailDecided"):
 
         `granted`: the mails of the last 24 hours, the oldest first, each "TIME NETWORK"; the network is a keyed hash of
         32 bits that differs from mailbox to mailbox. `applicants`: the latest registrations, the oldest first, each
-        "REGISTRATION CLAIM NETWORK".
+        "REGISTRATION CLAIM NETWORK PAYLOAD"; the payload is a keyed hash of 32 bits, too.
         """
 
         TOPIC = "mailbox.mail_decided"
@@ -91,17 +95,40 @@ class Mailbox(Aggregate, created_event_name="MailDecided"):
 
     def __init__(self) -> None:
         self.withheld = False
-        self.latest: Mailbox.MailDecided | None = None
+        self.latest: Mailbox.MailDecided  # set by the event, which has all there is
 
-    # Read where somebody asks, which hardly anybody does of the mailbox of a new address.
+    # Read where somebody asks. To register takes as long whatever is in there (docs/security.md, S2), so it reads the
+    # texts as they are.
 
     @property
     def granted(self) -> tuple[Grant, ...]:
-        return () if self.latest is None else tuple(self.latest.grants())
+        return tuple(self.latest.grants())
 
     @property
     def applicants(self) -> tuple[Applicant, ...]:
-        return () if self.latest is None else tuple(map(_applicant, self.latest.applicants))
+        return tuple(map(_applicant, self.latest.applicants))
+
+
+_NOTHING: Final[dict[str, Any]] = {
+    "registration_id": "",
+    "serial": 0,
+    "withheld": False,
+    "granted": [str(Grant(_LONG_AGO, "00000000"))] * 4,
+    "applicants": [],
+}
+UNTOUCHED: Final = Mailbox.MailDecided(
+    originator_topic="mailbox", originator_id=UUID(int=0), originator_version=0, timestamp=_LONG_AGO, **_NOTHING
+)
+"""What is taken for the latest event of a mailbox that nobody has asked for yet; never recorded. It has mails to
+forget, about as many as a budget has, so that it takes as long to read."""
+
+
+def applicants_with(mailbox: Mailbox | None, claim_id: ClaimId, fingerprint: str) -> tuple[UUID, ...]:
+    """The registrations for this address that may have this payload, and every one that the mailbox remembers and that
+    does."""
+    latest = UNTOUCHED if mailbox is None else mailbox.latest
+    claim, mark = f" {claim_id} ", f" {payload_mark(fingerprint)}"
+    return tuple(UUID(one[:36]) for one in latest.applicants if one.endswith(mark) and claim in one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +138,14 @@ class Asked:
     Attributes:
         claim_id: the address's claim if this is a new registration's first mail, None for a later one.
         network: a keyed hash of the requester's network.
+        fingerprint: of the new registration.
     """
 
     registration_id: UUID
     serial: int
     claim_id: ClaimId | None
     network: str
+    fingerprint: str = ""
 
 
 def decide_mail(
@@ -126,29 +155,35 @@ def decide_mail(
     *,
     now: datetime,
     policy: Policy,
-    ended: Collection[UUID] = (),
 ) -> Mailbox:
     """Decide whether a mail is within the mailbox's budget; `withheld` of the mailbox that is returned says so.
 
+    It is a new object, so that the same is done whether there was one or not.
+
     Args:
         mailbox: None if nobody has asked for a mail there yet.
-        ended: registrations that need not be remembered any more.
     """
-    applicants = [] if mailbox is None else [one for one in mailbox.applicants if one.registration_id not in ended]
-    granted, withheld = grant(() if mailbox is None else mailbox.granted, asked.network, now=now, policy=policy)
+    latest, version = (UNTOUCHED, 0) if mailbox is None else (mailbox.latest, mailbox.version)
+    yesterday = now - DAY
+    told = [(text, grant) for text in latest.granted if (grant := _grant(text)).at > yesterday]
+    applicants = [*latest.applicants]
+    withheld = _is_used_up([grant for _, grant in told], asked.network, now, policy)
+    granted = [text for text, _ in told]
+    if not withheld:
+        granted.append(str(Grant(now, asked.network)))
     if asked.claim_id is not None:
-        applicants.append(Applicant(asked.registration_id, asked.claim_id, asked.network))
+        mark = payload_mark(asked.fingerprint)
+        applicants.append(f"{asked.registration_id} {asked.claim_id} {asked.network} {mark}")
     fields: dict[str, Any] = {
         "registration_id": str(asked.registration_id),
         "serial": asked.serial,
         "withheld": withheld,
-        "granted": [f"{one.at.isoformat()} {one.network}" for one in granted],
-        "applicants": [f"{one.registration_id} {one.claim_id} {one.network}" for one in _latest(applicants)],
+        "granted": granted,
+        "applicants": _latest(applicants),
     }
-    if mailbox is None:
-        return begin(Mailbox, Mailbox.MailDecided, name="mailbox", stream_id=mailbox_id, now=now, **fields)
-    mailbox.trigger_event(Mailbox.MailDecided, originator_topic="mailbox", timestamp=now, **fields)
-    return mailbox
+    return begin(
+        Mailbox, Mailbox.MailDecided, name="mailbox", stream_id=mailbox_id, now=now, version=version + 1, **fields
+    )
 
 
 def grant(granted: Iterable[Grant], network: str, *, now: datetime, policy: Policy) -> tuple[list[Grant], bool]:
@@ -159,31 +194,39 @@ def grant(granted: Iterable[Grant], network: str, *, now: datetime, policy: Poli
 
 
 def _is_used_up(granted: Collection[Grant], network: str, now: datetime, policy: Policy) -> bool:
-    """Is the whole budget used up, or this network's part of it?"""
+    """Is the whole budget used up, or this network's part of it?
 
-    def mails(within: timedelta, of: Collection[Grant] = granted) -> int:
-        return sum(one.at > now - within for one in of)
-
-    own = [one for one in granted if one.network == network]
+    Args:
+        granted: within a day.
+    """
+    an_hour_ago = now - HOUR
+    of_the_hour = [grant for grant in granted if grant.at > an_hour_ago]
+    own, own_of_the_hour = (sum(grant.network == network for grant in of) for of in (granted, of_the_hour))
     return (
-        mails(policy.resend_cooldown) > 0
-        or mails(HOUR) >= policy.mailbox_mails_per_hour
-        or mails(DAY) >= policy.mailbox_mails_per_day
-        or mails(HOUR, own) >= policy.network_mails_per_hour
-        or mails(DAY, own) >= policy.network_mails_per_day
+        any(grant.at > now - policy.resend_cooldown for grant in granted)
+        or len(of_the_hour) >= policy.mailbox_mails_per_hour
+        or len(granted) >= policy.mailbox_mails_per_day
+        or own_of_the_hour >= policy.network_mails_per_hour
+        or own >= policy.network_mails_per_day
     )
 
 
-def _latest(applicants: list[Applicant]) -> list[Applicant]:
+def _latest(applicants: list[str]) -> list[str]:
     if len(applicants) <= OF_ONE_NETWORK:
         return applicants
-    kept: list[Applicant] = []
-    of_network: Counter[str] = Counter()
-    for one in reversed([*applicants]):
-        of_network[one.network] += 1
-        if of_network[one.network] <= OF_ONE_NETWORK and len(kept) < REMEMBERED:
+    kept: list[str] = []
+    of_network: dict[str, int] = {}
+    for one in reversed(applicants):
+        network = one.split(" ")[2]
+        of_network[network] = others = of_network.get(network, 0) + 1
+        if others <= OF_ONE_NETWORK and len(kept) < REMEMBERED:
             kept.append(one)
     return kept[::-1]
+
+
+def payload_mark(fingerprint: str) -> str:
+    """32 bits of a fingerprint: enough to know which registration to look at, too few to stand for the payload."""
+    return fingerprint[:8]
 
 
 def _grant(text: str) -> Grant:
@@ -192,8 +235,8 @@ def _grant(text: str) -> Grant:
 
 
 def _applicant(text: str) -> Applicant:
-    registration_id, claim_id, network = text.split(" ")
-    return Applicant(UUID(registration_id), ClaimId(UUID(claim_id)), network)
+    registration_id, claim_id, network, *payload = text.split(" ")  # the first of them have no payload
+    return Applicant(UUID(registration_id), ClaimId(UUID(claim_id)), network, *payload)
 
 
 # A stable name instead of the class's path, which would become data in every event.

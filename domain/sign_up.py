@@ -28,14 +28,17 @@ class KnownAddress:
 
     Attributes:
         claim: None if nobody has ever held it.
-        holder: the registration that the claim names.
-        applicants: the registrations for it that its mailbox remembers, as they are now, without the holder.
+        holder: the registration that the claim names; None as well if nobody needs to know more of it.
+        applicants: the registrations for it that its mailbox remembers, as they are now, without the holder; for a new
+            registration, those of them that may have the same payload.
+        proven_by: the registration that has proven it and holds it, if more of that one is not known here.
     """
 
     claim_id: ClaimId
     claim: EmailClaim | None
     holder: Registration | None
     applicants: tuple[Registration, ...]
+    proven_by: UUID | None = None
 
     @property
     def registrations(self) -> tuple[Registration, ...]:
@@ -107,7 +110,8 @@ def sign_up(
         return SignUp(earlier, ())
 
     owner = address.owner
-    if owner is not None and reveal_duplicates:
+    owner_id = address.proven_by if owner is None else owner.id
+    if owner_id is not None and reveal_duplicates:
         raise AddressTaken
 
     for one in address.registrations:
@@ -117,10 +121,9 @@ def sign_up(
     mailbox = decide_mail(
         mailbox,
         mailbox_id,
-        Asked(registration_id, 1, address.claim_id, network),
+        Asked(registration_id, 1, address.claim_id, network, fingerprint),
         now=now,
         policy=policy,
-        ended={one.id for one in address.applicants if not one.is_pending},
     )
     registration = Registration.register(
         registration_id=registration_id,
@@ -128,7 +131,7 @@ def sign_up(
         fingerprint=fingerprint,
         personal_data=personal_data,
         locale=locale,
-        duplicate_of=None if owner is None else owner.id,
+        duplicate_of=owner_id,
         mailbox_id=mailbox_id,
         withheld=mailbox.withheld,
         now=now,

@@ -10,9 +10,17 @@ A = TypeVar("A", bound=Aggregate)
 
 
 def begin(
-    kind: type[A], created: type[AggregateCreated], /, *, name: str, stream_id: UUID, now: datetime, **fields: Any
+    kind: type[A],
+    created: type[AggregateCreated],
+    /,
+    *,
+    name: str,
+    stream_id: UUID,
+    now: datetime,
+    version: int | None = None,
+    **fields: Any,
 ) -> A:
-    """Create an aggregate from its first event, which is then pending.
+    """Create an aggregate from its first event, or from a later one that has its whole state, which is then pending.
 
     The library's own `_create` would write the class's path into the event (`originator_topic`); `name` is registered
     for the class instead, so the class can move.
@@ -20,7 +28,7 @@ def begin(
     first = created(
         originator_topic=name,
         originator_id=stream_id,
-        originator_version=kind.INITIAL_VERSION,
+        originator_version=kind.INITIAL_VERSION if version is None else version,
         timestamp=now,
         **fields,
     )

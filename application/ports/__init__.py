@@ -13,7 +13,7 @@ from application.ports.errors import (
     UnexpectedAggregate,
     WrongMasterKey,
 )
-from application.ports.log import A, Checkpoint, Clock, Context, Entry, Log, Streams, WrappedKey, entries_of
+from application.ports.log import A, Checkpoint, Clock, Context, Entry, Holder, Log, Streams, WrappedKey, entries_of
 from application.ports.mail import (
     CODE_GAP,
     Letter,
@@ -37,6 +37,7 @@ __all__ = [
     "Context",
     "Entry",
     "ForeignRequest",
+    "Holder",
     "Letter",
     "Log",
     "MailRequest",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 from eventsourcing.domain import Aggregate
@@ -67,6 +67,13 @@ def entries_of(events: Iterable[AnyEvent], context: Context) -> list[Entry]:
     return [(event, context) for event in events]
 
 
+class Holder(NamedTuple):
+    """The registration that holds an address's claim; in a log of release 0.1.0 it may not have `proven` it yet."""
+
+    registration_id: UUID
+    proven: bool
+
+
 class Log(Protocol):
     """The event store."""
 
@@ -86,10 +93,17 @@ class Log(Protocol):
         ...
 
     async def load(
-        self, *stream_ids: UUID, holders_of: Sequence[ClaimId] = (), mailboxes: Sequence[MailboxId] = ()
+        self,
+        *stream_ids: UUID,
+        holders_of: Sequence[ClaimId] = (),
+        mailboxes: Sequence[MailboxId] = (),
+        proofs_of: Sequence[ClaimId] = (),
     ) -> Streams:
         """The given streams, the claims `holders_of` with their current holders' streams, and the `mailboxes` with the
         streams of those of their applicants that want an address of `holders_of`, all in one round trip.
+
+        Of the claims `proofs_of`, only who holds them (`Streams.holder`). To read one and a mailbox takes as long
+        whether there are such, or not.
 
         Of a mailbox only the latest event is read, which has its whole state.
         """
@@ -105,6 +119,10 @@ class Streams(Protocol):
         Raises:
             UnexpectedAggregate: the stream is of another kind.
         """
+        ...
+
+    def holder(self, claim_id: UUID) -> Holder | None:
+        """Who holds this claim of `proofs_of`; None if nobody does."""
         ...
 
     def position(self, stream_id: UUID) -> Position:

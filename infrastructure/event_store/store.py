@@ -138,10 +138,14 @@ class EventStore:
     # --- Reading ------------------------------------------------------------------------------
 
     async def load(
-        self, *stream_ids: UUID, holders_of: Sequence[UUID] = (), mailboxes: Sequence[UUID] = ()
+        self,
+        *stream_ids: UUID,
+        holders_of: Sequence[UUID] = (),
+        mailboxes: Sequence[UUID] = (),
+        proofs_of: Sequence[UUID] = (),
     ) -> LoadedStreams:
         """See `application.ports.Log.load`."""
-        return await self._loader.load(*stream_ids, holders_of=holders_of, mailboxes=mailboxes)
+        return await self._loader.load(*stream_ids, holders_of=holders_of, mailboxes=mailboxes, proofs_of=proofs_of)
 
     @property
     def end_seen(self) -> Position:

@@ -24,6 +24,7 @@ from application.ports import (
     Conflict,
     Context,
     Entry,
+    Holder,
     Overloaded,
     SendClaim,
     Unavailable,
@@ -34,6 +35,7 @@ from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.mailbox import Mailbox
 from domain.recorded import AnyEvent, Position, Recorded
+from domain.registration import Registration
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.batching import Batcher
 from projections.deadlines import DueLook
@@ -48,9 +50,12 @@ LEASE = 45.0
 class SimulatedStreams:
     """Implements `application.ports.Streams`: copies of the aggregates as they were at one moment."""
 
-    def __init__(self, states: dict[UUID, Aggregate], positions: dict[UUID, Position]) -> None:
+    def __init__(
+        self, states: dict[UUID, Aggregate], positions: dict[UUID, Position], holders: dict[UUID, Holder]
+    ) -> None:
         self._states = states
         self._positions = positions
+        self._holders = holders
 
     def get(self, kind: type[A], stream_id: UUID) -> A | None:
         state = self._states.get(stream_id)
@@ -59,6 +64,9 @@ class SimulatedStreams:
         if not isinstance(state, kind):
             raise UnexpectedAggregate(stream_id, type(state), kind)
         return copy_of(state)
+
+    def holder(self, claim_id: UUID) -> Holder | None:
+        return self._holders.get(claim_id)
 
     def position(self, stream_id: UUID) -> Position:
         return self._positions.get(stream_id, 0)
@@ -156,7 +164,11 @@ class Database:
         return len(self.recorded)
 
     def load(
-        self, stream_ids: Sequence[UUID], holders_of: Sequence[UUID], mailboxes: Sequence[UUID]
+        self,
+        stream_ids: Sequence[UUID],
+        holders_of: Sequence[UUID],
+        mailboxes: Sequence[UUID],
+        proofs_of: Sequence[UUID] = (),
     ) -> SimulatedStreams:
         states: dict[UUID, Aggregate] = {}
         wanted = [*stream_ids, *holders_of, *mailboxes]
@@ -171,7 +183,14 @@ class Database:
         for stream_id in wanted:
             if stream_id in self.states:
                 states[stream_id] = copy_of(self.states[stream_id])
-        return SimulatedStreams(states, {stream_id: self.positions[stream_id] for stream_id in states})
+        holders: dict[UUID, Holder] = {}
+        for claim_id in proofs_of:
+            claim = self.states.get(claim_id)
+            if isinstance(claim, EmailClaim) and claim.holder is not None:
+                registration = self.states.get(claim.holder)
+                proven = isinstance(registration, Registration) and registration.is_proven
+                holders[claim_id] = Holder(claim.holder, proven)
+        return SimulatedStreams(states, {stream_id: self.positions[stream_id] for stream_id in states}, holders)
 
     def save_position(self, name: str, since: Position, to: Position) -> bool:
         if self.followers.get(name, 0) != since:
@@ -317,10 +336,14 @@ class SimulatedStore(DatabasePort):
             return
 
     async def load(
-        self, *stream_ids: UUID, holders_of: Sequence[UUID] = (), mailboxes: Sequence[UUID] = ()
+        self,
+        *stream_ids: UUID,
+        holders_of: Sequence[UUID] = (),
+        mailboxes: Sequence[UUID] = (),
+        proofs_of: Sequence[UUID] = (),
     ) -> SimulatedStreams:
         await self.go("load")
-        streams = self.database.load(stream_ids, holders_of, mailboxes)
+        streams = self.database.load(stream_ids, holders_of, mailboxes, proofs_of)
         await self.come("load")
         return streams
 

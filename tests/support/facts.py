@@ -22,7 +22,7 @@ from eventsourcing.domain import Aggregate, AggregateCreated
 from application.ports import Context
 from domain.email_claim import ClaimId, EmailClaim
 from domain.mail_saga import MailSaga
-from domain.mailbox import Mailbox, MailboxId
+from domain.mailbox import Mailbox, MailboxId, payload_mark
 from domain.operator_act import OperatorAct
 from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent
@@ -324,9 +324,10 @@ def mail_decided(
     granted: Sequence[tuple[datetime, str]] = ((T0, NETWORK),),
     applicants: Sequence[tuple[UUID, UUID]] = ((REGISTRATION, CLAIM),),
     network: str = NETWORK,
+    fingerprint: str = "fingerprint",
     at: datetime = T0,
 ) -> Fact:
-    """`network`: of the applicants."""
+    """`network`, `fingerprint`: of the applicants."""
     return Fact(
         Mailbox.MailDecided,
         {
@@ -334,7 +335,7 @@ def mail_decided(
             "serial": serial,
             "withheld": withheld,
             "granted": [f"{moment.isoformat()} {of}" for moment, of in granted],
-            "applicants": [f"{one} {claim_id} {network}" for one, claim_id in applicants],
+            "applicants": [f"{one} {claim_id} {network} {payload_mark(fingerprint)}" for one, claim_id in applicants],
         },
         at,
     )

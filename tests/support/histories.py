@@ -176,7 +176,7 @@ class History:
     def _renew(self, registration: Registration) -> Sequence[Aggregate]:
         mailbox = None if registration.mailbox_id is None else self._mailboxes[registration.mailbox_id]
         network = self._any_network()
-        return renew_code(registration, mailbox, network=network, now=self._now, policy=self._policy)
+        return self._kept(renew_code(registration, mailbox, network=network, now=self._now, policy=self._policy))
 
     def _any_network(self) -> str:
         return self._random.choice(["0badcafe", "deadbeef"])

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -14,7 +14,18 @@ from uuid import UUID, uuid4
 import pytest
 from eventsourcing.domain import Aggregate
 
-from application.ports import A, Checkpoint, Conflict, Context, Entry, Log, UnexpectedAggregate, WrappedKey, entries_of
+from application.ports import (
+    A,
+    Checkpoint,
+    Conflict,
+    Context,
+    Entry,
+    Holder,
+    Log,
+    UnexpectedAggregate,
+    WrappedKey,
+    entries_of,
+)
 from domain.email_claim import ClaimId, EmailClaim
 from domain.mailbox import Mailbox, MailboxId
 from domain.recorded import AnyEvent, Position
@@ -23,6 +34,7 @@ from infrastructure.event_store.codec import EventCodec
 from tests.support.facts import (
     CLIENT,
     T0,
+    Fact,
     email_claimed,
     email_released,
     email_verified,
@@ -42,13 +54,17 @@ class Row(NamedTuple):
 
 Rows = dict[UUID, list[tuple[Row, Position]]]
 
+_PROOF = Registration.EmailVerified.TOPIC
+_NOBODY: Mapping[UUID, Holder] = {}
+
 
 class MemoryStreams:
     """Implements `application.ports.Streams`."""
 
-    def __init__(self, codec: EventCodec, rows: Rows) -> None:
+    def __init__(self, codec: EventCodec, rows: Rows, holders: Mapping[UUID, Holder] = _NOBODY) -> None:
         self._codec = codec
         self._rows = rows
+        self._holders = holders
 
     def get(self, kind: type[A], stream_id: UUID) -> A | None:
         aggregate: Any = None
@@ -57,6 +73,9 @@ class MemoryStreams:
         if aggregate is not None and not isinstance(aggregate, kind):
             raise UnexpectedAggregate(stream_id, type(aggregate), kind)
         return aggregate
+
+    def holder(self, claim_id: UUID) -> Holder | None:
+        return self._holders.get(claim_id)
 
     def position(self, stream_id: UUID) -> Position:
         rows = self._rows.get(stream_id)
@@ -106,7 +125,11 @@ class MemoryLog:
         return len(self.events)
 
     async def load(
-        self, *stream_ids: UUID, holders_of: Sequence[UUID] = (), mailboxes: Sequence[UUID] = ()
+        self,
+        *stream_ids: UUID,
+        holders_of: Sequence[UUID] = (),
+        mailboxes: Sequence[UUID] = (),
+        proofs_of: Sequence[UUID] = (),
     ) -> MemoryStreams:
         await asyncio.sleep(0)
         self.loads += 1
@@ -122,7 +145,13 @@ class MemoryLog:
             assert mailbox is not None
             wanted |= {one.registration_id for one in mailbox.applicants if one.claim_id in holders_of}
         rows = {name: list(self.rows[name]) for name in wanted if name in self.rows}
-        return MemoryStreams(self.codec, rows | latest)
+        holders = {}
+        for claim_id in proofs_of:
+            claim = everything.get(EmailClaim, claim_id)
+            if claim is not None and claim.holder is not None:
+                proven = any(row.topic == _PROOF for row, _ in self.rows.get(claim.holder, ()))
+                holders[claim_id] = Holder(claim.holder, proven)
+        return MemoryStreams(self.codec, rows | latest, holders)
 
     def of(self, kind: type[A], stream_id: UUID) -> A:
         """The aggregate as it stands now."""
@@ -152,6 +181,7 @@ async def log_contract(log: Log) -> None:
     await _one_of_many_simultaneous_appends_wins(log)
     await _loads_claims_with_their_holders(log)
     await _loads_the_latest_of_a_mailbox_with_its_applicants(log)
+    await _tells_who_holds_a_claim_and_whether_they_have_proven_it(log)
     await _gives_each_caller_an_aggregate_of_its_own(log)
     await _keeps_followers_in_step(log)
 
@@ -250,6 +280,24 @@ async def _loads_claims_with_their_holders(log: Log) -> None:
     assert free is not None
     assert free.holder is None
     assert streams.get(EmailClaim, unknown) is None
+
+
+async def _tells_who_holds_a_claim_and_whether_they_have_proven_it(log: Log) -> None:
+    proven, pending, former = uuid4(), uuid4(), uuid4()
+    facts: dict[UUID, list[Fact]] = {proven: [email_verified()], pending: [], former: [email_verified()]}
+    claims = {name: ClaimId(uuid4()) for name in facts}
+    for name, claim in claims.items():
+        registration = stream(name, registered(), otp_issued(), *facts[name])
+        await log.append(entries_of([*registration, *stream(claim, email_claimed(name))], CLIENT))
+    await log.append(entries_of(stream(claims[former], email_released(former), after=1), CLIENT))
+    unknown = ClaimId(uuid4())
+
+    streams = await log.load(proofs_of=[*claims.values(), unknown])
+
+    assert streams.holder(claims[proven]) == Holder(proven, proven=True)
+    assert streams.holder(claims[pending]) == Holder(pending, proven=False)
+    assert streams.holder(claims[former]) is None
+    assert streams.holder(unknown) is None
 
 
 async def _loads_the_latest_of_a_mailbox_with_its_applicants(log: Log) -> None:

@@ -276,6 +276,38 @@ async def test_a_taken_address_is_answered_like_a_new_one(house: InMemoryService
     assert house.claim().holder == owner
 
 
+async def test_a_registration_is_one_read_whatever_the_address_is(house: InMemoryService) -> None:
+    """S2. Only who sends a payload again has a registration looked at, which is that one."""
+    pending, active = registers(email="pending@example.com"), registers(email="active@example.com")
+    erased, limited = registers(email="erased@example.com"), registers(email="limited@example.com")
+    await house.registered(pending)
+    await house.active(active)
+    await house.handle(EraseRegistration(registration_id=await house.active(erased)), OPERATOR)
+    for name in ("Eve", "Mallory", "Trent"):
+        await house.registered(limited.model_copy(update={"name": name}))
+    reads = {}
+
+    for command in (registers(email="new@example.com"), pending, active, erased, limited):
+        before = house.log.loads
+        await house.handle(command.model_copy(update={"name": "Grace Hopper"}))
+        reads[command.email] = house.log.loads - before
+    before = house.log.loads
+    await house.handle(pending)
+
+    assert set(reads.values()) == {1}
+    assert house.log.loads == before + 2
+
+
+async def test_the_same_payload_finds_what_release_0_1_0_began_and_no_mailbox_remembers(house: InMemoryService) -> None:
+    first = await house.registered()
+    await house.claimed_at_once(first)
+    mailbox_id = house.registration(first).mailbox_id
+    assert mailbox_id is not None
+    del house.log.rows[mailbox_id]
+
+    assert await house.registered() == first
+
+
 async def test_a_duplicate_repeats_as_any_registration(house: InMemoryService) -> None:
     await house.active()
     first = await house.registered(registers(name="Eve"))

@@ -7,7 +7,8 @@ from uuid import UUID, uuid5
 
 import pytest
 
-from domain.mailbox import OF_ONE_NETWORK, REMEMBERED, Asked, Mailbox, decide_mail
+from domain.email_claim import ClaimId
+from domain.mailbox import OF_ONE_NETWORK, REMEMBERED, Asked, Mailbox, applicants_with, decide_mail
 from domain.policy import Policy
 from tests.support.facts import CLAIM, MAILBOX, NETWORK, REGISTRATION, T0, given, mail_decided, recorded, stream
 
@@ -25,7 +26,7 @@ def ask(
     registration_id: UUID = REGISTRATION,
     serial: int = 1,
 ) -> Mailbox:
-    asked = Asked(registration_id, serial, CLAIM if serial == 1 else None, network)
+    asked = Asked(registration_id, serial, CLAIM if serial == 1 else None, network, "fingerprint")
     return decide_mail(mailbox, MAILBOX, asked, now=at, policy=POLICY)
 
 
@@ -133,13 +134,18 @@ def test_one_network_cannot_make_a_mailbox_forget_another_ones_registrations() -
     ]
 
 
-def test_registrations_that_ended_are_forgotten() -> None:
-    mailbox = ask(None, T0)
+def test_who_may_have_sent_a_payload_is_known_by_address_and_payload() -> None:
+    tagged = ClaimId(uuid5(CLAIM, "a tag"))
+    ids = {fingerprint: uuid5(CLAIM, fingerprint) for fingerprint in ("one", "two", "tagged")}
+    mailbox = None
+    for fingerprint, one in ids.items():
+        asked = Asked(one, 1, tagged if fingerprint == "tagged" else CLAIM, NETWORK, fingerprint)
+        mailbox = decide_mail(mailbox, MAILBOX, asked, now=T0, policy=POLICY)
 
-    asked = Asked(uuid5(CLAIM, "next"), 1, CLAIM, NETWORK)
-    decide_mail(mailbox, MAILBOX, asked, now=T0, policy=POLICY, ended={REGISTRATION})
-
-    assert [one.registration_id for one in mailbox.applicants] == [uuid5(CLAIM, "next")]
+    assert applicants_with(mailbox, CLAIM, "two") == (ids["two"],)
+    assert applicants_with(mailbox, CLAIM, "tagged") == ()
+    assert applicants_with(mailbox, tagged, "tagged") == (ids["tagged"],)
+    assert applicants_with(None, CLAIM, "one") == ()
 
 
 def test_a_new_code_is_no_new_registration() -> None:

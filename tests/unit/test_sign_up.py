@@ -110,7 +110,7 @@ def streams(outcome: SignUp | Proof) -> list[tuple[UUID, list[Fact]]]:
 
 def begun(registration_id: UUID, duplicate_of: UUID | None = None, fingerprint: str = "one") -> list[object]:
     first = registered(claim_id=ADDRESS, fingerprint=fingerprint, duplicate_of=duplicate_of)
-    decided = mail_decided(registration_id, applicants=((registration_id, ADDRESS),))
+    decided = mail_decided(registration_id, applicants=((registration_id, ADDRESS),), fingerprint=fingerprint)
     return [(registration_id, [first, otp_issued()]), (MAILBOX, [decided])]
 
 
@@ -287,11 +287,13 @@ def test_a_new_code_is_counted_in_the_mailbox_in_the_same_commit() -> None:
 
     changed = renew_code(given(FIRST, *PENDING), mailbox, network=NETWORK, now=LATER, policy=POLICY)
 
+    counted = changed[-1]
+    assert isinstance(counted, Mailbox)
+    assert [grant.at for grant in counted.granted] == [T0, LATER]
     assert [(one.id, [fact.event for fact in recorded(one)]) for one in changed] == [
         (FIRST, [Registration.OtpIssued]),
         (MAILBOX, [Mailbox.MailDecided]),
     ]
-    assert [grant.at for grant in mailbox.granted] == [T0, LATER]
 
 
 def test_a_new_code_past_the_budget_is_issued_and_its_mail_withheld() -> None:
