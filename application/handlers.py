@@ -22,6 +22,7 @@ from application.commands import (
     DiscardMail,
     DiscardStrayMessage,
     EraseRegistration,
+    KeepAnswer,
     KeepStrayMessage,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
@@ -39,6 +40,7 @@ from application.commands import (
 )
 from application.crash_points import crash_point
 from application.keyed_lock import KeyedLock
+from application.keyed_requests import Admit, KeyedRequests, answered_before
 from application.loading import Loaded, known_address, loaded, must_be_of_kind, require
 from application.operator_acts import act_of
 from application.ports import (
@@ -53,14 +55,15 @@ from application.ports import (
 )
 from application.retrying import decided_again
 from domain.email_claim import EmailClaim
-from domain.errors import Refused
+from domain.errors import Refused, WrongCode
+from domain.kept_answer import KeptAnswer
 from domain.mailbox import Mailbox
 from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
 from domain.policy import Policy
 from domain.rebuild import Rebuild
 from domain.recorded import Actor, Position
-from domain.registration import Registration, Status
+from domain.registration import BEGUN, Registration, Status
 from domain.sign_up import prove, renew_code, reopen, sign_up
 from domain.stray_message import StrayMessage
 
@@ -102,6 +105,7 @@ class Handlers:
         self._reveal_duplicates = reveal_duplicates
         self._around = tuple(reversed(around))
         self._lock = KeyedLock()
+        self.keys = KeyedRequests(log, secrets)
         self._table: dict[type[Command], Callable[..., Awaitable[Answer]]] = {
             RegisterUser: self._register_user,
             VerifyEmail: self._verify_email,
@@ -122,24 +126,36 @@ class Handlers:
             RecordRebuild: self._record_rebuild,
             RetryParkedStream: self._retry_parked_stream,
             RecordPersonalDataRead: self._record_personal_data_read,
+            KeepAnswer: self._keep_answer,
         }
 
-    async def handle(self, command: Command, context: Context, *, read: Loaded | None = None) -> Answer:
+    async def handle(
+        self, command: Command, context: Context, *, read: Loaded | None = None, admit: Admit | None = None
+    ) -> Answer:
         """Run any command.
 
         Args:
+            admit: for requests with an Idempotency-Key only: lets it in, once it is known whether the key is.
             read: for the mail worker's commands only: the registration that it has just loaded, which saves a load; it
                 must not use it any more. If it has changed since, the append conflicts, and it is loaded.
         """
-        run: Handle = self._run if read is None else partial(self._run, read=read)
+        run: Handle = self._run if read is None and admit is None else partial(self._run, read=read, admit=admit)
         for around in self._around:
             run = partial(around, run)
         return await run(command, context)
 
-    async def _run(self, command: Command, context: Context, **given: Loaded) -> Answer:
+    async def _run(
+        self, command: Command, context: Context, read: Loaded | None = None, admit: Admit | None = None
+    ) -> Answer:
         if context.actor == Actor.OPERATOR:
             context = replace(context, act=act_of(command))
-        return await self._table[type(command)](command, context, **given)
+        run = self._table[type(command)]
+        if read is not None:
+            return await run(command, context, read)
+        keyed = self.keys.keyed(command, context)
+        if keyed is None:
+            return await run(command, context)
+        return await self.keys.run_once(command, context, keyed, partial(run, command), admit)
 
     # --- The registrant -----------------------------------------------------------------------
 
@@ -147,7 +163,7 @@ class Handlers:
         """Start a registration: one read and one append, whether the address is new, pending or taken.
 
         With an Idempotency-Key the id is derived from address and key, so a repeat after a crash finds the registration
-        that the first request made.
+        that the first request made, and is told what that was: the registration as it was begun.
 
         Over 40 lines, because all of it is one decision.
         """
@@ -169,10 +185,12 @@ class Handlers:
                 *((repeatable_id,) if repeatable_id else ()), holders_of=(claim_id,), mailboxes=(mailbox_id,)
             )
             now = self._clock()
-            earlier = streams.get(Registration, repeatable_id) if repeatable_id else None
-            # The key may be older than a day: its stream exists, so the new registration needs another id.
-            fresh = repeatable_id if earlier is None else None
-            registration_id = fresh or secrets.new_registration_id(now)
+            earlier = None
+            if repeatable_id:
+                if told := answered_before(streams, repeatable_id, fingerprint):
+                    return told
+                earlier = streams.get(Registration, repeatable_id)
+            registration_id = repeatable_id or secrets.new_registration_id(now)
             sealed, key = secrets.seal(registration_id, person)
             mailbox = streams.get(Mailbox, mailbox_id)
             outcome = sign_up(
@@ -187,13 +205,21 @@ class Handlers:
                 network=network,
                 now=now,
                 policy=self._policy,
+                keyed=repeatable_id is not None,
                 reveal_duplicates=self._reveal_duplicates,
             )
             registration = outcome.registration
+            if earlier is not None:
+                begun = streams.position_at(earlier.id, BEGUN)
+                return Answer(earlier.id, Status.PENDING, begun, recorded=False, replayed=True)
+            # What a repeat finds again is the position of the registration's own events.
+            behind = sum(len(one.pending_events) for one in outcome.changed[1:])
             crash_point("api.before_append")
-            saved = await self._save(*outcome.changed, context=context, keys=(key,) if outcome.changed else ())
+            is_new = registration.id == registration_id
+            saved = await self._save(*outcome.changed, context=context, keys=(key,) if is_new else ())
             crash_point("api.after_commit")
-            return _answer(registration.id, Status.PENDING, saved, streams.position(registration.id))
+            own = None if saved is None else saved - behind
+            return _answer(registration.id, Status.PENDING, own, streams.position(registration.id))
 
         return await self._in_turn(mailbox_id, decide)
 
@@ -202,7 +228,12 @@ class Handlers:
         registration_id, offered = command.registration_id, command.code.get_secret_value()
 
         async def decide() -> Answer:
-            (registration, position), address, now = await self._load(registration_id), None, self._clock()
+            streams, address, now = await self._log.load(registration_id), None, self._clock()
+            registration, position = loaded(streams, registration_id)
+            if context.keyed is not None and registration.is_proven:
+                # Nothing is kept, and yet it is told alike whenever it is asked.
+                proven = streams.position_at(registration_id, registration.proven_version)
+                return Answer(registration_id, Status.VERIFIED, proven, recorded=False)
             expected = self._secrets.code(registration_id, registration.serial)
             if registration.may_be_verified(offered=offered, expected=expected, now=now, policy=self._policy):
                 claim_id, mailbox_id = registration.claim_id, registration.mailbox_id
@@ -219,12 +250,21 @@ class Handlers:
                 now=now,
                 policy=self._policy,
             )
-            saved = await self._save(*proof.changed, context=context)
+            saved = await self._save(
+                *proof.changed, context=self._of_issue(context, command, registration.serial), refused=proof.refused
+            )
             if proof.refused is not None:
                 raise proof.refused
             return _answer(registration_id, registration.status, saved, position)
 
         return await self._in_turn(registration_id, decide)
+
+    def _of_issue(self, context: Context, command: VerifyEmail, serial: int) -> Context:
+        """How the answer is kept: with the code's issue in place of a right code's hash."""
+        keyed = context.keyed
+        if keyed is None or not self.keys.is_code_of(command, serial):
+            return context
+        return replace(context, keyed=replace(keyed, fingerprint="", serial=serial))
 
     async def _request_new_code(self, command: RequestNewCode, context: Context) -> Answer:
         """Replace the code, and count its mail in the mailbox in the same commit."""
@@ -460,6 +500,18 @@ class Handlers:
 
         return await self._in_turn(command.read_id, decide)
 
+    async def _keep_answer(self, command: KeepAnswer, context: Context) -> Answer:
+        async def decide() -> Answer:
+            streams = await self._log.load(command.answer_id)
+            told = answered_before(streams, command.answer_id, command.fingerprint)
+            if told is not None:
+                return told
+            kept = KeptAnswer.keep(**command.model_dump(), subject_id=None, now=self._clock())
+            saved = await self._save(kept, context=context)
+            return replace(_answer(command.answer_id, None, saved, 0), details=command.details)
+
+        return await self._in_turn(command.answer_id, decide)
+
     # --- The three moves ----------------------------------------------------------------------
 
     async def _load(self, registration_id: UUID) -> Loaded:
@@ -497,20 +549,36 @@ class Handlers:
         context: Context,
         keys: tuple[WrappedKey, ...] = (),
         about: UUID | None = None,
+        refused: Refused | None = None,
     ) -> Position | None:
-        """Append the events that the aggregates recorded, after the operator's act that led to them; None if there are
-        none.
+        """Append the events that the aggregates recorded, after the operator's act that led to them and before the
+        answer that is kept; None if there are none.
 
         Args:
+            aggregates: the first is the one that the answer is about.
             about: the registration that the act is about, if none is among the aggregates.
+            refused: the answer, if it is a refusal.
         """
         events = [event for aggregate in aggregates for event in aggregate.collect_events()]
-        if not events:
-            return None
-        if context.act is not None:
+        if events and context.act is not None:
             about = next((one.id for one in aggregates if isinstance(one, Registration)), about)
             act = OperatorAct.acted(act=context.act, registration_id=about, reason=context.reason, effects=events)
             events[:0] = act.collect_events()
+        keyed = context.keyed
+        if keyed is not None and (events or keyed.always):
+            subject = next(iter(aggregates), None)
+            events += KeptAnswer.keep(
+                answer_id=keyed.answer_id,
+                request=keyed.request,
+                subject_id=None if subject is None else subject.id,
+                fingerprint=keyed.fingerprint,
+                serial=keyed.serial,
+                status=subject.status if isinstance(subject, Registration) else None,
+                attempts_left=refused.attempts_left if isinstance(refused, WrongCode) else None,
+                now=self._clock(),
+            ).collect_events()
+        if not events:
+            return None
         return await self._log.append(entries_of(events, context), keys=keys)
 
     async def _in_turn(

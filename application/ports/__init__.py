@@ -13,7 +13,19 @@ from application.ports.errors import (
     UnexpectedAggregate,
     WrongMasterKey,
 )
-from application.ports.log import A, Checkpoint, Clock, Context, Entry, Log, Streams, WrappedKey, entries_of
+from application.ports.log import (
+    A,
+    Checkpoint,
+    Clock,
+    Context,
+    Entry,
+    Keyed,
+    Log,
+    Once,
+    Streams,
+    WrappedKey,
+    entries_of,
+)
 from application.ports.mail import (
     CODE_GAP,
     Letter,
@@ -37,12 +49,14 @@ __all__ = [
     "Context",
     "Entry",
     "ForeignRequest",
+    "Keyed",
     "Letter",
     "Log",
     "MailRequest",
     "MailServers",
     "MailServersAway",
     "NotSent",
+    "Once",
     "Overloaded",
     "PasswordHasher",
     "Person",

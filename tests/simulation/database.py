@@ -48,9 +48,12 @@ LEASE = 45.0
 class SimulatedStreams:
     """Implements `application.ports.Streams`: copies of the aggregates as they were at one moment."""
 
-    def __init__(self, states: dict[UUID, Aggregate], positions: dict[UUID, Position]) -> None:
+    def __init__(
+        self, states: dict[UUID, Aggregate], positions: dict[UUID, Position], placed: dict[UUID, list[Position]]
+    ) -> None:
         self._states = states
         self._positions = positions
+        self._placed = placed
 
     def get(self, kind: type[A], stream_id: UUID) -> A | None:
         state = self._states.get(stream_id)
@@ -62,6 +65,9 @@ class SimulatedStreams:
 
     def position(self, stream_id: UUID) -> Position:
         return self._positions.get(stream_id, 0)
+
+    def position_at(self, stream_id: UUID, version: int) -> Position:
+        return self._placed[stream_id][version - 1]
 
 
 def copy_of(aggregate: A) -> A:
@@ -97,6 +103,7 @@ class Database:
         self.streams: dict[UUID, list[AnyEvent]] = {}
         self.states: dict[UUID, Aggregate] = {}
         self.positions: dict[UUID, Position] = {}
+        self.placed: dict[UUID, list[Position]] = {}
         self.followers: dict[str, Position] = {}
         self.keys: dict[UUID, bytes] = {}
         self.claims: dict[tuple[UUID, int], tuple[UUID, float]] = {}
@@ -144,6 +151,7 @@ class Database:
             state: Any = event.mutate(self.states.get(stream_id))
             self.states[stream_id] = state
             self.positions[stream_id] = position
+            self.placed.setdefault(stream_id, []).append(position)
             if isinstance(state, MailSaga):
                 self._project(event, state, context)
         for key in keys:
@@ -171,7 +179,7 @@ class Database:
         for stream_id in wanted:
             if stream_id in self.states:
                 states[stream_id] = copy_of(self.states[stream_id])
-        return SimulatedStreams(states, {stream_id: self.positions[stream_id] for stream_id in states})
+        return SimulatedStreams(states, {one: self.positions[one] for one in states}, self.placed)
 
     def save_position(self, name: str, since: Position, to: Position) -> bool:
         if self.followers.get(name, 0) != since:

@@ -432,11 +432,9 @@ def lost_append_answered_as_done() -> Iterator[Parts]:
     """A lost append is taken for a success: what was said is not in the log."""
 
     class Deaf(Handlers):
-        async def _save(
-            self, *aggregates: Any, context: Context, keys: Any = (), about: UUID | None = None
-        ) -> Position | None:
+        async def _save(self, *aggregates: Any, context: Context, **more: Any) -> Position | None:
             try:
-                return await super()._save(*aggregates, context=context, keys=keys, about=about)
+                return await super()._save(*aggregates, context=context, **more)
             except Unavailable:
                 return 1
 
