@@ -46,10 +46,12 @@ from application.operator_acts import act_of
 from application.ports import (
     Clock,
     Context,
+    Keyed,
     Log,
     PasswordHasher,
     Person,
     Secrets,
+    Streams,
     WrappedKey,
     entries_of,
 )
@@ -228,20 +230,19 @@ class Handlers:
         registration_id, offered = command.registration_id, command.code.get_secret_value()
 
         async def decide() -> Answer:
-            streams, address, now = await self._log.load(registration_id), None, self._clock()
+            kept = () if context.keyed is None else (context.keyed.answer_id,)
+            streams, address, now = await self._log.load(registration_id, *kept), None, self._clock()
             registration, position = loaded(streams, registration_id)
-            if context.keyed is not None and registration.is_proven:
-                # Nothing is kept, and yet it is told alike whenever it is asked.
-                proven = streams.position_at(registration_id, registration.proven_version)
-                return Answer(registration_id, Status.VERIFIED, proven, recorded=False)
             expected = self._secrets.code(registration_id, registration.serial)
             if registration.may_be_verified(offered=offered, expected=expected, now=now, policy=self._policy):
                 claim_id, mailbox_id = registration.claim_id, registration.mailbox_id
                 mailboxes = () if mailbox_id is None else (mailbox_id,)
-                streams = await self._log.load(registration_id, holders_of=(claim_id,), mailboxes=mailboxes)
+                streams = await self._log.load(registration_id, *kept, holders_of=(claim_id,), mailboxes=mailboxes)
                 registration, position = loaded(streams, registration_id)
                 mailbox = None if mailbox_id is None else streams.get(Mailbox, mailbox_id)
                 address = known_address(streams, claim_id, mailbox)
+            if context.keyed is not None and registration.is_proven:
+                return self._proven_already(command, context.keyed, registration, streams)
             proof = prove(
                 registration,
                 address,
@@ -258,6 +259,15 @@ class Handlers:
             return _answer(registration_id, registration.status, saved, position)
 
         return await self._in_turn(registration_id, decide)
+
+    def _proven_already(
+        self, command: VerifyEmail, keyed: Keyed, registration: Registration, streams: Streams
+    ) -> Answer:
+        """By this very request, if another process was faster with it. Or by another one: that is not kept, and yet
+        told alike whenever it is asked."""
+        told = self.keys.told_in(command, keyed, streams)
+        proven = streams.position_at(registration.id, registration.proven_version)
+        return told or Answer(registration.id, Status.VERIFIED, proven, recorded=False)
 
     def _of_issue(self, context: Context, command: VerifyEmail, serial: int) -> Context:
         """How the answer is kept: with the code's issue in place of a right code's hash."""

@@ -81,7 +81,7 @@ class KeyedRequests:
             await admit(streams.position(keyed.answer_id) > 0)
         if isinstance(command, RegisterUser):
             return await run(context)  # which reads it again, with all that it has to decide about
-        told = self._told(command, keyed, streams)
+        told = self.told_in(command, keyed, streams)
         if told is not None:
             return told
         try:
@@ -90,7 +90,7 @@ class KeyedRequests:
             raise  # it is recorded, and with it that it was told
         except (Conflict, Refused):
             # Another process may have been faster with this very request.
-            told = self._told(command, keyed, await self._log.load(keyed.answer_id))
+            told = self.told_in(command, keyed, await self._log.load(keyed.answer_id))
             if told is None:
                 raise
             return told
@@ -103,10 +103,11 @@ class KeyedRequests:
         """
         return answered_before(await self._log.load(keyed.answer_id), keyed.answer_id, keyed.fingerprint)
 
-    def _told(self, command: Command, keyed: Keyed, streams: Streams) -> Answer | None:
-        """
+    def told_in(self, command: Command, keyed: Keyed, streams: Streams) -> Answer | None:
+        """The kept answer, from streams that were loaded with it.
+
         Raises:
-            IdempotencyKeyReused: see `told`.
+            IdempotencyKeyReused: it is that to another request.
             WrongCode: that was the answer.
         """
         kept = streams.get(KeptAnswer, keyed.answer_id)

@@ -21,6 +21,7 @@ from application.commands import (
     VerifyEmail,
 )
 from application.handlers import Handlers
+from application.keyed_requests import KeyedRequests
 from application.loading import Loaded
 from application.mail_delivery import MailDelivery
 from application.ports import (
@@ -424,6 +425,13 @@ def budget_of_a_mailbox_forgotten() -> Iterator[Parts]:
 @planted("I6", within=100)
 def mail_of_a_superseded_registration_sent() -> Iterator[Parts]:
     with patch.object(Registration, "withholds_mail", lambda self, serial: serial in self.withheld):
+        yield Parts()
+
+
+@planted("I15", within=50)
+def kept_answers_never_looked_for() -> Iterator[Parts]:
+    """Whoever repeats a request with its key is run again."""
+    with patch.object(KeyedRequests, "told_in", lambda *_: None):
         yield Parts()
 
 
