@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from hmac import compare_digest
+from typing import TypeVar
 from uuid import UUID
 
 from eventsourcing.domain import Aggregate
@@ -24,6 +25,8 @@ from application.ports import Conflict, Context, Keyed, Log, Once, Secrets, Stre
 from domain.errors import IdempotencyKeyReused, Refused, WrongCode
 from domain.kept_answer import KeptAnswer
 from domain.registration import Status
+
+T = TypeVar("T")
 
 Admit = Callable[[bool], Awaitable[None]]
 """Lets a request in, once it is known whether its key is: raises what is to be answered instead."""
@@ -71,7 +74,11 @@ class KeyedRequests:
         Raises:
             IdempotencyKeyReused: that one asked for something else.
         """
-        return await self._lock.run(keyed.answer_id, partial(self._run_once, command, context, keyed, run, admit))
+        return await self.in_turn(keyed, partial(self._run_once, command, context, keyed, run, admit))
+
+    async def in_turn(self, keyed: Keyed, work: Callable[[], Awaitable[T]]) -> T:
+        """Run the work once no other request with this key runs in this process."""
+        return await self._lock.run(keyed.answer_id, work)
 
     async def _run_once(
         self, command: Command, context: Context, keyed: Keyed, run: Run, admit: Admit | None

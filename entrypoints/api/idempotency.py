@@ -60,9 +60,14 @@ async def answered_once(
     if context.once is None:
         return await do(), {}
     keyed = handlers.keys.of_operator(context.once, request)
-    answered = await handlers.keys.told(keyed)
-    if answered is None:
-        told = tuple(await do())
-        keep = KeepAnswer(answer_id=keyed.answer_id, request=request, fingerprint=keyed.fingerprint, details=told)
-        answered = await handlers.handle(keep, replace(context, once=None))
+
+    async def answer() -> Answer:
+        told = await handlers.keys.told(keyed)
+        if told is not None:
+            return told
+        details = tuple(await do())
+        keep = KeepAnswer(answer_id=keyed.answer_id, request=request, fingerprint=keyed.fingerprint, details=details)
+        return await handlers.handle(keep, replace(context, once=None))
+
+    answered = await handlers.keys.in_turn(keyed, answer)
     return answered.details, headers_of(answered)
