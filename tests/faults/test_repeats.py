@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import pytest
 
@@ -65,10 +66,10 @@ class Asked:
         self.told[status, tuple(sorted(_SAME.findall(head.replace(b"\r", b"")))), body] += 1
 
     @property
-    def answer(self) -> dict[str, str]:
+    def answer(self) -> dict[str, Any]:
         """The only answer that there was."""
         ((_, _, body),) = self.told
-        found: dict[str, str] = json.loads(body)
+        found: dict[str, Any] = json.loads(body)
         return found
 
 
@@ -174,6 +175,7 @@ async def test_ten_thousand_repeats_are_one_registration_of_each_person_and_one_
             await ask(f"{path}/verification", {"code": await scene.code_of(address, other_than=first)})
 
         assert proxy.is_effective
+        assert proxy.effects["cut"] >= PEOPLE
         assert troubles.kills >= PEOPLE
         assert sum(asked.unheard for asked in everything) >= troubles.kills
         assert sum(asked.told.total() for asked in everything) >= REPEATS
