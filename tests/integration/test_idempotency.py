@@ -204,6 +204,7 @@ async def test_every_post_that_comes_again_with_its_key_gets_the_first_response_
         assert await two.head() == head, path
 
 
+@pytest.mark.fault("F7")
 async def test_another_body_with_the_same_key_is_refused(two: Two) -> None:
     registration_id = await two.registered("ada@example.com")
     wrong = f"{OF}/{registration_id}/verification", {"code": two.code(registration_id, right=False)}
