@@ -161,22 +161,20 @@ class Handlers:
 
     # --- The registrant -----------------------------------------------------------------------
 
-    async def _register_user(self, command: RegisterUser, context: Context) -> Answer:
+    async def _register_user(self, command: RegisterUser, context: Context, admit: Admit | None = None) -> Answer:
         """Start a registration: one read and one append, whether the address is new, pending or taken.
 
         With an Idempotency-Key the id is derived from address and key, so a repeat after a crash finds the registration
         that the first request made, and is told what that was: the registration as it was begun.
 
         Over 40 lines, because all of it is one decision.
+
+        Args:
+            admit: lets it in once it is known whether its key is; until then no password is hashed.
         """
         secrets = self._secrets
         address = canonical_address(command.email)
-        password_hash = None
-        if command.password is not None:
-            password_hash = await self._hasher.hash(command.password.get_secret_value(), address)
-        # The hash in place of the password: a fast hash of the password itself must not be stored in the log.
-        fingerprint = secrets.fingerprint(command.email, command.name, password_hash or "", command.locale)
-        person = Person(email=command.email, name=command.name, password_hash=password_hash)
+        asked = await self._asked(command, address) if admit is None else None
         claim_id, mailbox_id = secrets.claim_id(address), secrets.mailbox_id(mailbox_guess(address))
         network = secrets.network_mark(mailbox_id, command.network)
         idempotency_key = command.idempotency_key
@@ -186,6 +184,12 @@ class Handlers:
             streams = await self._log.load(
                 *((repeatable_id,) if repeatable_id else ()), holders_of=(claim_id,), mailboxes=(mailbox_id,)
             )
+            nonlocal asked
+            if asked is None:
+                if admit is not None and repeatable_id is not None:
+                    await admit(streams.position(repeatable_id) > 0)
+                asked = await self._asked(command, address)
+            fingerprint, person = asked
             now = self._clock()
             earlier = None
             if repeatable_id:
@@ -215,7 +219,7 @@ class Handlers:
                 begun = streams.position_at(earlier.id, BEGUN)
                 return Answer(earlier.id, Status.PENDING, begun, recorded=False, replayed=True)
             # What a repeat finds again is the position of the registration's own events.
-            behind = sum(len(one.pending_events) for one in outcome.changed[1:])
+            behind = sum([len(one.pending_events) for one in outcome.changed[1:]])
             crash_point("api.before_append")
             is_new = registration.id == registration_id
             saved = await self._save(*outcome.changed, context=context, keys=(key,) if is_new else ())
@@ -224,6 +228,15 @@ class Handlers:
             return _answer(registration.id, Status.PENDING, own, streams.position(registration.id))
 
         return await self._in_turn(mailbox_id, decide)
+
+    async def _asked(self, command: RegisterUser, address: str) -> tuple[str, Person]:
+        """The fingerprint of a request to register, and whom it is about."""
+        password_hash = None
+        if command.password is not None:
+            password_hash = await self._hasher.hash(command.password.get_secret_value(), address)
+        # The hash in place of the password: a fast hash of the password itself must not be stored in the log.
+        fingerprint = self._secrets.fingerprint(command.email, command.name, password_hash or "", command.locale)
+        return fingerprint, Person(email=command.email, name=command.name, password_hash=password_hash)
 
     async def _verify_email(self, command: VerifyEmail, context: Context) -> Answer:
         """Try a code. Only the right one leads to a second read, of who else waits for the address or has it."""

@@ -31,7 +31,8 @@ T = TypeVar("T")
 Admit = Callable[[bool], Awaitable[None]]
 """Lets a request in, once it is known whether its key is: raises what is to be answered instead."""
 
-Run = Callable[[Context], Awaitable[Answer]]
+Run = Callable[..., Awaitable[Answer]]
+"""Runs the command in a context; a registration is also told how it is let in."""
 
 
 class KeyedRequests:
@@ -74,6 +75,8 @@ class KeyedRequests:
         Raises:
             IdempotencyKeyReused: that one asked for something else.
         """
+        if isinstance(command, RegisterUser):  # what the key leads to is among what it has to read anyway
+            return await self.in_turn(keyed, partial(run, context, admit))
         return await self.in_turn(keyed, partial(self._run_once, command, context, keyed, run, admit))
 
     async def in_turn(self, keyed: Keyed, work: Callable[[], Awaitable[T]]) -> T:
@@ -86,8 +89,6 @@ class KeyedRequests:
         streams = await self._log.load(keyed.answer_id)
         if admit is not None:
             await admit(streams.position(keyed.answer_id) > 0)
-        if isinstance(command, RegisterUser):
-            return await run(context)  # which reads it again, with all that it has to decide about
         told = self.told_in(command, keyed, streams)
         if told is not None:
             return told

@@ -18,14 +18,16 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from application.answers import Answer
 from application.commands import RegisterUser, RequestNewCode, VerifyEmail
 from application.handlers import Handlers
 from application.keyed_requests import Admit
+from application.ports import Context
 from domain.errors import UnknownRegistration
 from domain.languages import language_of
 from domain.recorded import Actor
 from domain.registration import Status
-from entrypoints.api.client_address import network_of
+from entrypoints.api.client_address import Requester, network_of
 from entrypoints.api.guard import body_of, context_of
 from entrypoints.api.idempotency import headers_of, idempotency_key_of
 from entrypoints.api.limits import ASKING_FOR_A_CODE, REGISTERING, VERIFYING, RequestLimits
@@ -34,6 +36,7 @@ from entrypoints.api.problems import to_problem
 from entrypoints.api.request_body import malformed, parse
 from entrypoints.api.responses import (
     CodeRequested,
+    Hint,
     Registered,
     RegisteredWithHint,
     Verification,
@@ -114,23 +117,31 @@ def _registering(
             key = idempotency_key_of(request)
             requester = limits.requester(request.scope, REGISTERING, keyed=key is not None)
             command = parse(RegisterUser, body_of(request), idempotency_key=key, network=requester.network)
-            hint = None
-
-            async def count() -> None:
-                nonlocal hint
+            context = context_of(request, Actor.CLIENT)
+            if key is None:
                 await limits.registration(requester, command.email)
                 hint = rules.check(command)
-
-            admit = await limits.let_in(requester, count, keyed=key is not None)
-            begun = await handlers.handle(command, context_of(request, Actor.CLIENT), admit=admit)
-            if begun.replayed and hint is None:
-                hint = rules.hint(command)
+                begun = await handlers.handle(command, context)
+            else:
+                begun, hint = await with_key(requester, command, context)
         told = (begun.subject_id, command.email, Status.PENDING, ON_ITS_WAY, language_of(command.locale))
         return answer(
             Registered(*told) if hint is None else RegisteredWithHint(*told, hint),
             202,
             {"Location": f"{prefix}/v1/registrations/{begun.subject_id}", **headers_of(begun)},
         )
+
+    async def with_key(requester: Requester, command: RegisterUser, context: Context) -> tuple[Answer, Hint | None]:
+        hint = None
+
+        async def count() -> None:
+            nonlocal hint
+            await limits.registration(requester, command.email)
+            hint = rules.check(command)
+
+        admit = await limits.let_in(requester, count, keyed=True)
+        begun = await handlers.handle(command, context, admit=admit)
+        return begun, rules.hint(command) if begun.replayed and hint is None else hint
 
     return register
 
