@@ -66,7 +66,7 @@ from domain.policy import Policy
 from domain.rebuild import Rebuild
 from domain.recorded import Actor, Position
 from domain.registration import BEGUN, Registration, Status
-from domain.sign_up import prove, renew_code, reopen, sign_up
+from domain.sign_up import SignUp, prove, renew_code, reopen, sign_up
 from domain.stray_message import StrayMessage
 
 CONFLICT_RETRIES = 3
@@ -174,22 +174,23 @@ class Handlers:
         """
         secrets = self._secrets
         address = canonical_address(command.email)
-        asked = await self._asked(command, address) if admit is None else None
         claim_id, mailbox_id = secrets.claim_id(address), secrets.mailbox_id(mailbox_guess(address))
         network = secrets.network_mark(mailbox_id, command.network)
         idempotency_key = command.idempotency_key
         repeatable_id = secrets.registration_id_for(address, idempotency_key) if idempotency_key else None
+        own_stream = (repeatable_id,) if repeatable_id else ()
+        read = partial(self._log.load, *own_stream, holders_of=(claim_id,), mailboxes=(mailbox_id,))
+        first: Streams | None = None
+        if admit is not None and repeatable_id is not None:  # not in turn: nobody is to wait for who is not let in
+            first = await read()
+            await admit(first.position(repeatable_id) > 0)
+        fingerprint, person = await self._asked(command, address)
+        if command.password is not None:
+            first = None  # it is old by now
 
         async def decide() -> Answer:
-            streams = await self._log.load(
-                *((repeatable_id,) if repeatable_id else ()), holders_of=(claim_id,), mailboxes=(mailbox_id,)
-            )
-            nonlocal asked
-            if asked is None:
-                if admit is not None and repeatable_id is not None:
-                    await admit(streams.position(repeatable_id) > 0)
-                asked = await self._asked(command, address)
-            fingerprint, person = asked
+            nonlocal first
+            streams, first = first or await read(), None
             now = self._clock()
             earlier = None
             if repeatable_id:
@@ -214,20 +215,23 @@ class Handlers:
                 keyed=repeatable_id is not None,
                 reveal_duplicates=self._reveal_duplicates,
             )
-            registration = outcome.registration
             if earlier is not None:
                 begun = streams.position_at(earlier.id, BEGUN)
                 return Answer(earlier.id, Status.PENDING, begun, recorded=False, replayed=True)
-            # What a repeat finds again is the position of the registration's own events.
-            behind = sum([len(one.pending_events) for one in outcome.changed[1:]])
-            crash_point("api.before_append")
-            is_new = registration.id == registration_id
-            saved = await self._save(*outcome.changed, context=context, keys=(key,) if is_new else ())
-            crash_point("api.after_commit")
-            own = None if saved is None else saved - behind
-            return _answer(registration.id, Status.PENDING, own, streams.position(registration.id))
+            is_new = outcome.registration.id == registration_id
+            own = await self._begun(outcome, context, keys=(key,) if is_new else ())
+            met = outcome.registration.id
+            return _answer(met, Status.PENDING, own, streams.position(met))
 
         return await self._in_turn(mailbox_id, decide)
+
+    async def _begun(self, outcome: SignUp, context: Context, *, keys: tuple[WrappedKey, ...]) -> Position | None:
+        """Save a registration; the position of its own events, which a repeat finds again, where there are any."""
+        behind = sum([len(one.pending_events) for one in outcome.changed[1:]])
+        crash_point("api.before_append")
+        saved = await self._save(*outcome.changed, context=context, keys=keys)
+        crash_point("api.after_commit")
+        return None if saved is None else saved - behind
 
     async def _asked(self, command: RegisterUser, address: str) -> tuple[str, Person]:
         """The fingerprint of a request to register, and whom it is about."""
