@@ -125,7 +125,7 @@ def retries_without_an_end() -> Iterator[Parts]:
         yield Parts()
 
 
-@planted("claims", within=50)
+@planted("claims", within=150)
 def address_never_released() -> Iterator[Parts]:
     with patch.object(EmailClaim, "release", lambda self, *, registration_id, now: None):
         yield Parts()
