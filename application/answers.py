@@ -22,12 +22,16 @@ class Answer:
             registration.
         position: a read model at this position shows the effect.
         recorded: whether events were recorded; False if the effect held already.
+        replayed: whether it is the answer to an earlier request with the same Idempotency-Key.
+        details: what else was told, as the one who asks has written it (`KeepAnswer`).
     """
 
     subject_id: UUID
     status: Status | None
     position: Position
     recorded: bool
+    replayed: bool = False
+    details: tuple[str, ...] = ()
 
 
 Handle = Callable[[Command, Context], Awaitable[Answer]]

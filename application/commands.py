@@ -80,10 +80,11 @@ class RegisterUser(Command):
 
 
 class VerifyEmail(Command):
-    """Verify the address with the code from the mail."""
+    """Verify the address with the code from the mail. `idempotency_key`: from the request's header."""
 
     registration_id: UUID
     code: SecretStr
+    idempotency_key: str | None = Field(default=None, repr=False)
 
     @field_validator("code")
     @classmethod
@@ -93,9 +94,10 @@ class VerifyEmail(Command):
 
 class RequestNewCode(Command):
     """Replace the code with a new one, which is sent by mail, unless the mailbox's budget is used up. `network`: the
-    requester's."""
+    requester's. `idempotency_key`: from the request's header."""
 
     registration_id: UUID
+    idempotency_key: str | None = Field(default=None, repr=False)
     network: str = Field(default=UNKNOWN_NETWORK, repr=False)
 
 
@@ -231,6 +233,16 @@ class RetryParkedStream(Command):
     follower: str
     stream_id: UUID
     registration_id: UUID | None = None
+
+
+class KeepAnswer(Command):
+    """Keep what an operator's request with an Idempotency-Key was answered that took several commands; the same again
+    is a repeat. The fields are those of `KeptAnswer`."""
+
+    answer_id: UUID
+    request: str
+    fingerprint: str
+    details: tuple[str, ...]
 
 
 class RecordPersonalDataRead(Command):

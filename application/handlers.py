@@ -22,6 +22,7 @@ from application.commands import (
     DiscardMail,
     DiscardStrayMessage,
     EraseRegistration,
+    KeepAnswer,
     KeepStrayMessage,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
@@ -39,6 +40,7 @@ from application.commands import (
 )
 from application.crash_points import crash_point
 from application.keyed_lock import KeyedLock
+from application.keyed_requests import Admit, KeyedRequests, answered_before
 from application.loading import (
     Loaded,
     address_at_a_glance,
@@ -52,24 +54,27 @@ from application.operator_acts import act_of
 from application.ports import (
     Clock,
     Context,
+    Keyed,
     Log,
     PasswordHasher,
     Person,
     Secrets,
+    Streams,
     WrappedKey,
     entries_of,
 )
 from application.retrying import decided_again
 from domain.email_claim import EmailClaim
-from domain.errors import Refused
+from domain.errors import Refused, WrongCode
+from domain.kept_answer import KeptAnswer
 from domain.mailbox import Mailbox
 from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
 from domain.policy import Policy
 from domain.rebuild import Rebuild
 from domain.recorded import Actor, Position
-from domain.registration import Registration, Status
-from domain.sign_up import KnownAddress, prove, renew_code, reopen, sign_up
+from domain.registration import BEGUN, Registration, Status
+from domain.sign_up import KnownAddress, SignUp, prove, renew_code, reopen, sign_up
 from domain.stray_message import StrayMessage
 
 CONFLICT_RETRIES = 3
@@ -110,6 +115,7 @@ class Handlers:
         self._reveal_duplicates = reveal_duplicates
         self._around = tuple(reversed(around))
         self._lock = KeyedLock()
+        self.keys = KeyedRequests(log, secrets)
         self._table: dict[type[Command], Callable[..., Awaitable[Answer]]] = {
             RegisterUser: self._register_user,
             VerifyEmail: self._verify_email,
@@ -130,63 +136,82 @@ class Handlers:
             RecordRebuild: self._record_rebuild,
             RetryParkedStream: self._retry_parked_stream,
             RecordPersonalDataRead: self._record_personal_data_read,
+            KeepAnswer: self._keep_answer,
         }
 
-    async def handle(self, command: Command, context: Context, *, read: Loaded | None = None) -> Answer:
+    async def handle(
+        self, command: Command, context: Context, *, read: Loaded | None = None, admit: Admit | None = None
+    ) -> Answer:
         """Run any command.
 
         Args:
+            admit: for requests with an Idempotency-Key only: lets it in, once it is known whether the key is.
             read: for the mail worker's commands only: the registration that it has just loaded, which saves a load; it
                 must not use it any more. If it has changed since, the append conflicts, and it is loaded.
         """
-        run: Handle = self._run if read is None else partial(self._run, read=read)
+        run: Handle = self._run if read is None and admit is None else partial(self._run, read=read, admit=admit)
         for around in self._around:
             run = partial(around, run)
         return await run(command, context)
 
-    async def _run(self, command: Command, context: Context, **given: Loaded) -> Answer:
+    async def _run(
+        self, command: Command, context: Context, read: Loaded | None = None, admit: Admit | None = None
+    ) -> Answer:
         if context.actor == Actor.OPERATOR:
             context = replace(context, act=act_of(command))
-        return await self._table[type(command)](command, context, **given)
+        run = self._table[type(command)]
+        if read is not None:
+            return await run(command, context, read)
+        keyed = self.keys.keyed(command, context)
+        if keyed is None:
+            return await run(command, context)
+        return await self.keys.run_once(command, context, keyed, partial(run, command), admit)
 
     # --- The registrant -----------------------------------------------------------------------
 
-    async def _register_user(self, command: RegisterUser, context: Context) -> Answer:
+    async def _register_user(self, command: RegisterUser, context: Context, admit: Admit | None = None) -> Answer:
         """Start a registration: one read and one append, whether the address is new, pending or taken. Only the same
         payload again has its registration looked at, too.
 
         With an Idempotency-Key the id is derived from address and key, so a repeat after a crash finds the registration
-        that the first request made.
+        that the first request made, and is told what that was: the registration as it was begun.
 
         Over 40 lines, because all of it is one decision.
+
+        Args:
+            admit: lets it in once it is known whether its key is; until then no password is hashed.
         """
         secrets = self._secrets
         address = canonical_address(command.email)
-        password_hash = None
-        if command.password is not None:
-            password_hash = await self._hasher.hash(command.password.get_secret_value(), address)
-        # The hash in place of the password: a fast hash of the password itself must not be stored in the log.
-        fingerprint = secrets.fingerprint(command.email, command.name, password_hash or "", command.locale)
-        person = Person(email=command.email, name=command.name, password_hash=password_hash)
         claim_id, mailbox_id = secrets.claim_id(address), secrets.mailbox_id(mailbox_guess(address))
         network = secrets.network_mark(mailbox_id, command.network)
         idempotency_key = command.idempotency_key
         repeatable_id = secrets.registration_id_for(address, idempotency_key) if idempotency_key else None
+        own_stream = (repeatable_id,) if repeatable_id else ()
+        read = partial(self._log.load, *own_stream, proofs_of=(claim_id,), mailboxes=(mailbox_id,))
+        first: Streams | None = None
+        if admit is not None and repeatable_id is not None:  # not in turn: nobody is to wait for who is not let in
+            first = await read()
+            await admit(first.position(repeatable_id) > 0)
+        fingerprint, person = await self._asked(command, address)
+        if command.password is not None:
+            first = None  # it is old by now
 
         async def decide() -> Answer:
-            streams = await self._log.load(
-                *((repeatable_id,) if repeatable_id else ()), proofs_of=(claim_id,), mailboxes=(mailbox_id,)
-            )
+            nonlocal first
+            streams, first = first or await read(), None
+            now = self._clock()
+            earlier = None
+            if repeatable_id:
+                if told := answered_before(streams, repeatable_id, fingerprint):
+                    return told
+                earlier = streams.get(Registration, repeatable_id)
             mailbox = streams.get(Mailbox, mailbox_id)
             proven_by, alike = address_at_a_glance(streams, claim_id, mailbox, fingerprint)
             beside = await self._log.load(claim_id, *alike) if alike else None
             claim = None if beside is None else beside.get(EmailClaim, claim_id)
             applicants = () if beside is None else registrations(beside, alike)
-            now = self._clock()
-            earlier = streams.get(Registration, repeatable_id) if repeatable_id else None
-            # The key may be older than a day: its stream exists, so the new registration needs another id.
-            fresh = repeatable_id if earlier is None else None
-            registration_id = fresh or secrets.new_registration_id(now)
+            registration_id = repeatable_id or secrets.new_registration_id(now)
             sealed, key = secrets.seal(registration_id, person)
             outcome = sign_up(
                 address=KnownAddress(claim_id, claim, None, applicants, proven_by),
@@ -200,31 +225,55 @@ class Handlers:
                 network=network,
                 now=now,
                 policy=self._policy,
+                keyed=repeatable_id is not None,
                 reveal_duplicates=self._reveal_duplicates,
             )
-            registration = outcome.registration
-            crash_point("api.before_append")
-            saved = await self._save(*outcome.changed, context=context, keys=(key,) if outcome.changed else ())
-            crash_point("api.after_commit")
-            before = max(read.position(registration.id) for read in (streams, beside) if read is not None)
-            return _answer(registration.id, Status.PENDING, saved, before)
+            if earlier is not None:
+                begun = streams.position_at(earlier.id, BEGUN)
+                return Answer(earlier.id, Status.PENDING, begun, recorded=False, replayed=True)
+            is_new = outcome.registration.id == registration_id
+            own = await self._begun(outcome, context, keys=(key,) if is_new else ())
+            met = outcome.registration.id
+            before = max(found.position(met) for found in (streams, beside) if found is not None)
+            return _answer(met, Status.PENDING, own, before)
 
         return await self._in_turn(mailbox_id, decide)
+
+    async def _begun(self, outcome: SignUp, context: Context, *, keys: tuple[WrappedKey, ...]) -> Position | None:
+        """Save a registration; the position of its own events, which a repeat finds again, where there are any."""
+        behind = sum([len(one.pending_events) for one in outcome.changed[1:]])
+        crash_point("api.before_append")
+        saved = await self._save(*outcome.changed, context=context, keys=keys)
+        crash_point("api.after_commit")
+        return None if saved is None else saved - behind
+
+    async def _asked(self, command: RegisterUser, address: str) -> tuple[str, Person]:
+        """The fingerprint of a request to register, and whom it is about."""
+        password_hash = None
+        if command.password is not None:
+            password_hash = await self._hasher.hash(command.password.get_secret_value(), address)
+        # The hash in place of the password: a fast hash of the password itself must not be stored in the log.
+        fingerprint = self._secrets.fingerprint(command.email, command.name, password_hash or "", command.locale)
+        return fingerprint, Person(email=command.email, name=command.name, password_hash=password_hash)
 
     async def _verify_email(self, command: VerifyEmail, context: Context) -> Answer:
         """Try a code. Only the right one leads to a second read, of who else waits for the address or has it."""
         registration_id, offered = command.registration_id, command.code.get_secret_value()
 
         async def decide() -> Answer:
-            (registration, position), address, now = await self._load(registration_id), None, self._clock()
+            kept = () if context.keyed is None else (context.keyed.answer_id,)
+            streams, address, now = await self._log.load(registration_id, *kept), None, self._clock()
+            registration, position = loaded(streams, registration_id)
             expected = self._secrets.code(registration_id, registration.serial)
             if registration.may_be_verified(offered=offered, expected=expected, now=now, policy=self._policy):
                 claim_id, mailbox_id = registration.claim_id, registration.mailbox_id
                 mailboxes = () if mailbox_id is None else (mailbox_id,)
-                streams = await self._log.load(registration_id, holders_of=(claim_id,), mailboxes=mailboxes)
+                streams = await self._log.load(registration_id, *kept, holders_of=(claim_id,), mailboxes=mailboxes)
                 registration, position = loaded(streams, registration_id)
                 mailbox = None if mailbox_id is None else streams.get(Mailbox, mailbox_id)
                 address = known_address(streams, claim_id, mailbox)
+            if context.keyed is not None and registration.is_proven:
+                return self._proven_already(command, context.keyed, registration, streams)
             proof = prove(
                 registration,
                 address,
@@ -233,12 +282,30 @@ class Handlers:
                 now=now,
                 policy=self._policy,
             )
-            saved = await self._save(*proof.changed, context=context)
+            saved = await self._save(
+                *proof.changed, context=self._of_issue(context, command, registration.serial), refused=proof.refused
+            )
             if proof.refused is not None:
                 raise proof.refused
             return _answer(registration_id, registration.status, saved, position)
 
         return await self._in_turn(registration_id, decide)
+
+    def _proven_already(
+        self, command: VerifyEmail, keyed: Keyed, registration: Registration, streams: Streams
+    ) -> Answer:
+        """By this very request, if another process was faster with it. Or by another one: that is not kept, and yet
+        told alike whenever it is asked."""
+        told = self.keys.told_in(command, keyed, streams)
+        proven = streams.position_at(registration.id, registration.proven_version)
+        return told or Answer(registration.id, Status.VERIFIED, proven, recorded=False)
+
+    def _of_issue(self, context: Context, command: VerifyEmail, serial: int) -> Context:
+        """How the answer is kept: with the code's issue in place of a right code's hash."""
+        keyed = context.keyed
+        if keyed is None or not self.keys.is_code_of(command, serial):
+            return context
+        return replace(context, keyed=replace(keyed, fingerprint="", serial=serial))
 
     async def _request_new_code(self, command: RequestNewCode, context: Context) -> Answer:
         """Replace the code, and count its mail in the mailbox in the same commit."""
@@ -474,6 +541,18 @@ class Handlers:
 
         return await self._in_turn(command.read_id, decide)
 
+    async def _keep_answer(self, command: KeepAnswer, context: Context) -> Answer:
+        async def decide() -> Answer:
+            streams = await self._log.load(command.answer_id)
+            told = answered_before(streams, command.answer_id, command.fingerprint)
+            if told is not None:
+                return told
+            kept = KeptAnswer.keep(**command.model_dump(), subject_id=None, now=self._clock())
+            saved = await self._save(kept, context=context)
+            return replace(_answer(command.answer_id, None, saved, 0), details=command.details)
+
+        return await self._in_turn(command.answer_id, decide)
+
     # --- The three moves ----------------------------------------------------------------------
 
     async def _load(self, registration_id: UUID) -> Loaded:
@@ -511,20 +590,36 @@ class Handlers:
         context: Context,
         keys: tuple[WrappedKey, ...] = (),
         about: UUID | None = None,
+        refused: Refused | None = None,
     ) -> Position | None:
-        """Append the events that the aggregates recorded, after the operator's act that led to them; None if there are
-        none.
+        """Append the events that the aggregates recorded, after the operator's act that led to them and before the
+        answer that is kept; None if there are none.
 
         Args:
+            aggregates: the first is the one that the answer is about.
             about: the registration that the act is about, if none is among the aggregates.
+            refused: the answer, if it is a refusal.
         """
         events = [event for aggregate in aggregates for event in aggregate.collect_events()]
-        if not events:
-            return None
-        if context.act is not None:
+        if events and context.act is not None:
             about = next((one.id for one in aggregates if isinstance(one, Registration)), about)
             act = OperatorAct.acted(act=context.act, registration_id=about, reason=context.reason, effects=events)
             events[:0] = act.collect_events()
+        keyed = context.keyed
+        if keyed is not None and (events or keyed.always):
+            subject = next(iter(aggregates), None)
+            events += KeptAnswer.keep(
+                answer_id=keyed.answer_id,
+                request=keyed.request,
+                subject_id=None if subject is None else subject.id,
+                fingerprint=keyed.fingerprint,
+                serial=keyed.serial,
+                status=subject.status if isinstance(subject, Registration) else None,
+                attempts_left=refused.attempts_left if isinstance(refused, WrongCode) else None,
+                now=self._clock(),
+            ).collect_events()
+        if not events:
+            return None
         return await self._log.append(entries_of(events, context), keys=keys)
 
     async def _in_turn(

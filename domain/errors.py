@@ -19,9 +19,11 @@ class Refused(Exception):
 
     Attributes:
         code: stable name of the situation, part of the public contract.
+        replayed: whether it is the answer to an earlier request with the same Idempotency-Key.
     """
 
     code = "refused"
+    replayed = False
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (self.__doc__ or "").strip())

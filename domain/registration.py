@@ -23,6 +23,9 @@ from domain.mailbox import MailboxId
 from domain.policy import Policy
 from domain.streams import begin
 
+BEGUN = 2
+"""Version of a registration that was just begun."""
+
 PERSONAL_FIELDS = frozenset({"personal_data", "fingerprint"})
 """Fields of events that are about the person, sealed or hashed: never shown outside the log."""
 
@@ -240,6 +243,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self.mailbox_id: MailboxId | None = None
         self.withheld: set[int] = set()
         self.superseded_by: UUID | None = None
+        self.proven_version = 0
 
     @classmethod
     def register(
@@ -592,8 +596,9 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self.locks += 1
 
     @event(EmailVerified)
-    def _email_verified(self) -> None:
+    def _email_verified(self, originator_version: int) -> None:
         self.status = Status.VERIFIED
+        self.proven_version = originator_version
 
     @event(AccountActivated)
     def _account_activated(self) -> None:

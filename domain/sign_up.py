@@ -7,19 +7,17 @@ code, a password and an id of its own, and none can end another.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 from eventsourcing.domain import Aggregate
 
 from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import AddressTaken, IdempotencyKeyReused, NotPending, Refused
+from domain.kept_answer import KeptAnswer
 from domain.mailbox import Asked, Mailbox, MailboxId, decide_mail
 from domain.policy import Policy
-from domain.registration import Registration
-
-IDEMPOTENCY_TTL = timedelta(hours=24)
-"""How long an Idempotency-Key identifies its registration (docs/security.md, S15)."""
+from domain.registration import Registration, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +83,7 @@ def sign_up(
     network: str,
     now: datetime,
     policy: Policy,
+    keyed: bool = False,
     reveal_duplicates: bool = False,
 ) -> SignUp:
     """Decide what a request to register becomes.
@@ -95,16 +94,19 @@ def sign_up(
 
     Args:
         mailbox: that of the address; None if nobody has asked for a mail there yet.
-        earlier: the registration of the same address and Idempotency-Key, if there is one; valid for a day.
+        earlier: the registration that was begun with the same address and Idempotency-Key, if there is one, whatever
+            has become of it.
         registration_id: id of the new registration, if there is to be one.
         fingerprint: keyed hash of the whole payload.
         network: keyed hash of the requester's network.
+        keyed: whether `registration_id` follows from an Idempotency-Key. Where that meets the registration of another
+            request, the answer is kept under it.
 
     Raises:
         IdempotencyKeyReused: `earlier` had another payload.
         AddressTaken: an account holds the address, and the operator chose to reveal that.
     """
-    if earlier is not None and now < earlier.created_on + IDEMPOTENCY_TTL:
+    if earlier is not None:
         if earlier.fingerprint != fingerprint:
             raise IdempotencyKeyReused
         return SignUp(earlier, ())
@@ -116,7 +118,7 @@ def sign_up(
 
     for one in address.registrations:
         if one.is_pending and one.fingerprint == fingerprint and not one.is_being_undone:
-            return SignUp(one, ())
+            return SignUp(one, (_kept(registration_id, one, now),) if keyed else ())
 
     mailbox = decide_mail(
         mailbox,
@@ -138,6 +140,17 @@ def sign_up(
     )
     mended = () if owner is None else address.given_to(owner, now)
     return SignUp(registration, (registration, mailbox, *mended))
+
+
+def _kept(answer_id: UUID, registration: Registration, now: datetime) -> KeptAnswer:
+    return KeptAnswer.keep(
+        answer_id=answer_id,
+        request="register",
+        subject_id=registration.id,
+        fingerprint=registration.fingerprint,
+        status=Status.PENDING,
+        now=now,
+    )
 
 
 @dataclass(frozen=True, slots=True)

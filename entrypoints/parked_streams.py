@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 from application.answers import Answer
@@ -24,8 +25,11 @@ async def retry(
     """
 
     def again(follower: str) -> RetryParkedStream:
+        once = context.once
+        retry_id = uuid4() if once is None else handlers.keys.operators_id(f"{once.key} {stream_id} {follower}")
         return RetryParkedStream(
-            retry_id=uuid4(), follower=follower, stream_id=stream_id, registration_id=registration_id
+            retry_id=retry_id, follower=follower, stream_id=stream_id, registration_id=registration_id
         )
 
-    return [await handlers.handle(again(follower), context) for follower in followers]
+    one_of_them = replace(context, once=None)  # the answer to all is kept by the one who asks
+    return [await handlers.handle(again(follower), one_of_them) for follower in followers]

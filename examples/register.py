@@ -2,7 +2,8 @@
 
     python examples/register.py http://127.0.0.1:8000 ada@example.com 'Ada Lovelace'
 
-Every try carries the same Idempotency-Key, so all of them are one registration, whatever became of lost answers.
+Every try carries the same Idempotency-Key, so all of them are one registration, whatever became of lost answers, and
+all get the same response; `Idempotent-Replayed: true` says that an earlier try had been heard.
 A client that may crash itself stores the key before the first try, and begins again with it.
 """
 

@@ -13,7 +13,20 @@ from application.ports.errors import (
     UnexpectedAggregate,
     WrongMasterKey,
 )
-from application.ports.log import A, Checkpoint, Clock, Context, Entry, Holder, Log, Streams, WrappedKey, entries_of
+from application.ports.log import (
+    A,
+    Checkpoint,
+    Clock,
+    Context,
+    Entry,
+    Holder,
+    Keyed,
+    Log,
+    Once,
+    Streams,
+    WrappedKey,
+    entries_of,
+)
 from application.ports.mail import (
     CODE_GAP,
     Letter,
@@ -38,12 +51,14 @@ __all__ = [
     "Entry",
     "ForeignRequest",
     "Holder",
+    "Keyed",
     "Letter",
     "Log",
     "MailRequest",
     "MailServers",
     "MailServersAway",
     "NotSent",
+    "Once",
     "Overloaded",
     "PasswordHasher",
     "Person",

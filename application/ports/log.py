@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypeVar
 from uuid import UUID
@@ -18,6 +18,31 @@ A = TypeVar("A", bound=Aggregate)
 
 
 @dataclass(frozen=True, slots=True)
+class Once:
+    """An operator's request that comes with an Idempotency-Key.
+
+    Attributes:
+        asked: all of what it asks: another request with the same key is refused.
+        always: whether its answer is kept even where nothing else is recorded.
+    """
+
+    key: str = field(repr=False)
+    asked: str = field(repr=False)
+    always: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed:
+    """Where the answer of a request is kept, and by what a repeat is told from another request: see `KeptAnswer`."""
+
+    answer_id: UUID
+    request: str
+    fingerprint: str
+    serial: int | None = None
+    always: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """Who does this, and why: the metadata recorded with every event.
 
@@ -27,7 +52,9 @@ class Context:
         causation_position: position of the event that led to this, None if it came from outside.
         trace: W3C `traceparent`, or None.
         reason: why an operator does this, in their words and without personal data; None if they gave none.
+        once: an operator's Idempotency-Key, None if they gave none.
         act: the name of an operator's act; the handlers fill it in.
+        keyed: how the answer is kept, None if it is not; the handlers fill it in.
     """
 
     actor: str
@@ -35,7 +62,9 @@ class Context:
     causation_position: Position | None = None
     trace: str | None = None
     reason: str | None = None
+    once: Once | None = None
     act: str | None = None
+    keyed: Keyed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +156,10 @@ class Streams(Protocol):
 
     def position(self, stream_id: UUID) -> Position:
         """Position of the stream's last event, 0 if it has none."""
+        ...
+
+    def position_at(self, stream_id: UUID, version: int) -> Position:
+        """Position of an event of a stream, of which all was loaded."""
         ...
 
 

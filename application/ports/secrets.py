@@ -44,6 +44,11 @@ class Secrets(Protocol):
 
     def registration_id_for(self, canonical_email: str, idempotency_key: str) -> UUID: ...
 
+    def answer_id(self, *scope: str) -> UUID:
+        """Stream of the answer to a request with an Idempotency-Key, the last part of the scope within which it is one
+        key."""
+        ...
+
     def new_registration_id(self, now: datetime) -> UUID: ...
 
     def fingerprint(self, *parts: str) -> str:

@@ -7,6 +7,7 @@ from typing import Final
 
 from application.story.words import ACTS, CANCELLED, FAILURES, LOOKS, moment
 from domain.email_claim import EmailClaim
+from domain.kept_answer import KeptAnswer
 from domain.mail_saga import MailSaga
 from domain.mailbox import Mailbox
 from domain.operator_act import OperatorAct
@@ -105,6 +106,8 @@ def sentence(event: AnyEvent) -> str:
         case OperatorAct.PersonalDataRead():
             where = LOOKS.get(event.act, event.act)
             return f"An operator was shown address and name in clear, {where}{because(event.reason)}."
+        case KeptAnswer.AnswerKept():
+            return f"The answer to this request ({event.request}) is kept, for whoever repeats it with its key."
         case ParkedRetry.ParkedRetryAsked():
             return f"Follower {event.follower} was asked to try its parked stream again."
         case _:

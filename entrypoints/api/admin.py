@@ -28,12 +28,14 @@ from domain.mail_state import STRAY, ListedAs
 from domain.registration import Status
 from entrypoints import dead_letters, parked_streams
 from entrypoints.api.guard import body_of
+from entrypoints.api.idempotency import answered_once, headers_of, part_of
+from entrypoints.api.jobs import PREFIX, BeginJob
 from entrypoints.api.limits import LOGGING_IN, RequestLimits
-from entrypoints.api.openapi import BODY_PROBLEMS, body_described, problems
+from entrypoints.api.openapi import BODY_PROBLEMS, KEY_PROBLEMS, body_described, problems, with_key
 from entrypoints.api.parts import Parts
 from entrypoints.api.problems import HttpProblem
 from entrypoints.api.reasons import operator_of, read_reason
-from entrypoints.api.replay import PREFIX, add_replay_routes
+from entrypoints.api.replay import add_replay_routes
 from entrypoints.api.request_body import parse
 from entrypoints.api.responses import (
     AdminRegistrationStory,
@@ -189,7 +191,10 @@ def add_admin_routes(app: FastAPI, parts: Parts) -> None:
         **described: Any,
     ) -> None:
         """`model` is a media type where the response is no JSON."""
+        shape: dict[str, Any]
         shape = {"content": {model: {"schema": {"type": "string"}}}} if isinstance(model, str) else {"model": model}
+        if method == "POST":
+            codes, described = (*codes, *KEY_PROBLEMS), with_key(shape, described)
         app.add_api_route(
             f"{PREFIX}{path}",
             endpoint,
@@ -207,7 +212,8 @@ def add_admin_routes(app: FastAPI, parts: Parts) -> None:
     _add_acts_on_registrations(add, handlers)
     _add_acts_on_mails(add, handlers, queries.mails)
     _add_acts_on_followers(add, handlers, queries.parked)
-    add_replay_routes(add, queries.replay, parts.jobs, parts.export, patience=parts.request_timeout)
+    begin = BeginJob(parts.jobs, handlers)
+    add_replay_routes(add, queries.replay, begin, parts.export, patience=parts.request_timeout)
 
 
 _UNKNOWN: Final = "unknown-registration"
@@ -291,7 +297,7 @@ _REFUSALS: Final = (_UNKNOWN, "not-pending")
 
 def _done(done: Answer) -> Response:
     status = done.status or Status.CANCELLED  # a stray message has none of its own: it is discarded
-    return answer(Done(done.subject_id, status.value), headers={"Registrar-Position": str(done.position)})
+    return answer(Done(done.subject_id, status.value), headers=headers_of(done))
 
 
 def _add_acts_on_registrations(add: Callable[..., None], handlers: Handlers) -> None:
@@ -321,15 +327,22 @@ def _add_acts_on_mails(add: Callable[..., None], handlers: Handlers, mails: Mail
         A request looks at `limit` mails; go on with `next_cursor` until it is null. Repeatable: a mail that goes out
         in the meantime is passed over.
         """
-        wanted = parse(RetryByCause, body_of(request))
-        found = await mails.worth_a_retry(failures=[wanted.failure], cursor=wanted.cursor, limit=wanted.limit)
-        requested = 0
-        for registration_id in found.registration_ids:
-            with suppress(Refused):  # verified or ended since
-                retried = await dead_letters.retry(handlers, registration_id, operator_of(request))
-                requested += retried.recorded
-        passed_over = len(found.registration_ids) - requested + found.others
-        return answer(MailsRetried(requested, passed_over, found.next_cursor))
+        wanted, context = parse(RetryByCause, body_of(request)), operator_of(request)
+
+        async def retry_some() -> Sequence[str]:
+            found = await mails.worth_a_retry(failures=[wanted.failure], cursor=wanted.cursor, limit=wanted.limit)
+            requested = 0
+            for registration_id in found.registration_ids:
+                with suppress(Refused):  # verified or ended since
+                    part = part_of(context, registration_id)
+                    retried = await dead_letters.retry(handlers, registration_id, part)
+                    requested += retried.recorded or retried.replayed
+            passed_over = len(found.registration_ids) - requested + found.others
+            return str(requested), str(passed_over), found.next_cursor or ""
+
+        (requested, passed_over, cursor), headers = await answered_once(handlers, context, "retry-mails", retry_some)
+        headers.pop("Registrar-Position", None)
+        return answer(MailsRetried(int(requested), int(passed_over), cursor or None), headers=headers)
 
     async def discard(registration_id: UUID, request: Request) -> Response:
         """Give the mail up; the registration is undone. A stray message, by its id, is taken from the list."""
@@ -346,14 +359,17 @@ def _add_acts_on_mails(add: Callable[..., None], handlers: Handlers, mails: Mail
 def _add_acts_on_followers(add: Callable[..., None], handlers: Handlers, parked: ParkedQueries) -> None:
     async def retry(stream_id: UUID, request: Request) -> Response:
         """Have every follower that has parked this stream try it again now; the others go on meanwhile."""
-        followers = await parked.followers_of(stream_id)
-        done = await parked_streams.retry(
-            handlers,
-            stream_id,
-            followers,
-            operator_of(request),
-            registration_id=await parked.registration_of(stream_id),
-        )
-        return answer(ParkedRetried(stream_id, followers), headers={"Registrar-Position": str(done[-1].position)})
+        context, position = operator_of(request), 0
+
+        async def retry_all() -> Sequence[str]:
+            nonlocal position
+            followers = await parked.followers_of(stream_id)
+            registration_id = await parked.registration_of(stream_id)
+            done = await parked_streams.retry(handlers, stream_id, followers, context, registration_id=registration_id)
+            position = done[-1].position
+            return followers
+
+        followers, headers = await answered_once(handlers, context, "retry-parked-stream", retry_all)
+        return answer(ParkedRetried(stream_id, followers), headers={"Registrar-Position": str(position), **headers})
 
     add("POST", "/projections/parked/{stream_id}/retry", retry, "Retry a parked stream", ParkedRetried, _UNKNOWN)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Final, NamedTuple, Self
 
 import structlog
@@ -27,6 +29,7 @@ REGISTERING: Final = ("network", "network-day", "larger-network")
 VERIFYING: Final = ("verifications",)
 ASKING_FOR_A_CODE: Final = ("new-codes",)
 LOGGING_IN: Final = ("admin-login",)
+REPEATING: Final = ("repeats",)
 """The limits by network of each thing that is limited."""
 
 MOST_BLOCKED: Final = 10_000
@@ -79,25 +82,66 @@ class RequestLimits:
         self._blocked: dict[tuple[str, str], float] = {}
         self._warned = False
 
-    def requester(self, scope: Scope, names: Sequence[str]) -> Requester:
+    def requester(self, scope: Scope, names: Sequence[str], *, keyed: bool = False) -> Requester:
         """Whose request it is. `is_loopback` is False also where this machine speaks for somebody else.
 
         Args:
             names: limits by network.
+            keyed: whether it has an Idempotency-Key: it may be a repeat, which has a limit of its own.
 
         Raises:
             OverLimit: one of them has just refused this network, and its time is not over.
         """
         requester = self._counted_as(requester_of(scope), scope)
         if self._blocked:  # hardly ever
-            now = self._clock()
-            waits = {name: self._blocked.get((name, _network(requester, name)), now) - now for name in names}
-            refused = [(self._counters[name].limit, wait) for name, wait in waits.items() if wait > 0]
-            for limit, _ in refused:
-                self._metrics.limit(limit.name, "refused")
-            if refused:
+            refused = self._refused(requester, names)
+            if refused and not (keyed and self._may_repeat(requester)):
+                for limit, _ in refused:
+                    self._metrics.limit(limit.name, "refused")
                 raise OverLimit(refused)
         return requester
+
+    def _refused(self, requester: Requester, names: Sequence[str]) -> list[tuple[Limit, float]]:
+        """What has just refused this network, and for how long it does."""
+        now = self._clock()
+        waits = {name: self._blocked.get((name, _network(requester, name)), now) - now for name in names}
+        return [(self._counters[name].limit, wait) for name, wait in waits.items() if wait > 0]
+
+    def _may_repeat(self, requester: Requester) -> bool:
+        """May this network's keys be looked for, as far as this process knows?"""
+        return "repeats" in self._counters and not self._refused(requester, REPEATING)
+
+    async def let_in(
+        self, requester: Requester, count: Callable[[], Awaitable[None]], *, keyed: bool
+    ) -> Callable[[bool], Awaitable[None]] | None:
+        """Count a request by `count`; with an Idempotency-Key only once that has been looked for, and then not if it
+        is known: so a repeat uses up nothing of what the first one needed, and what that has used up refuses nobody
+        the answer. Both repeats and looks in vain that a limit refuses then have a limit of their own; whoever is
+        beyond it is counted as if there were no key.
+
+        Returns:
+            What is to be called with whether the key is known; None: the request is let in.
+
+        Raises (also what is returned):
+            OverLimit: it is one too many.
+        """
+        if keyed and self._may_repeat(requester):
+            return partial(self._admit, requester, count)
+        await count()
+        return None
+
+    async def _admit(self, requester: Requester, count: Callable[[], Awaitable[None]], known: bool) -> None:
+        if known:
+            with suppress(OverLimit):
+                await self.count(requester, REPEATING)
+                return
+        try:
+            await count()
+        except OverLimit:
+            if not known:
+                with suppress(OverLimit):
+                    await self.count(requester, REPEATING)
+            raise
 
     def _counted_as(self, requester: Requester, scope: Scope) -> Requester:
         if not requester.is_loopback or (self._spare_loopback and not is_forwarded(scope)):
@@ -197,7 +241,7 @@ class _Counter(NamedTuple):
         return cls(limit, limit.name, prefix, limit.interval, limit.burst, limit.mode == "on")
 
 
-_OF_NETWORKS: Final = frozenset((*REGISTERING, *VERIFYING, *ASKING_FOR_A_CODE, *LOGGING_IN))
+_OF_NETWORKS: Final = frozenset((*REGISTERING, *VERIFYING, *ASKING_FOR_A_CODE, *LOGGING_IN, *REPEATING))
 
 
 def _network(requester: Requester, name: str) -> str:

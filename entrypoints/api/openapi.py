@@ -170,10 +170,27 @@ _KEY: Final = _parameter(
         "pattern": '^("?)[A-Za-z0-9_-]{16,64}\\1$',
         "examples": ["0b6f7c1e-5f0c-4a7e-9a39-b1de4cf2c0de"],
     },
-    "Requests with the same key, address and payload return the same registration, however often they are sent, also "
-    "while the first one is in progress. So this version never returns 409 `idempotency-key-in-use`, which stays "
-    "reserved; a client that receives it repeats the request. In double quotes it is the same key.",
+    "A request that comes again with its key has no further effect, and gets the response of the first one, with "
+    "`Idempotent-Replayed: true`: for as long as the registration exists, also while the first one is in progress. So "
+    "this version never returns 409 `idempotency-key-in-use`, which stays reserved; a client that receives it repeats "
+    "the request. A response that recorded nothing is not kept: 4xx (but `wrong-code`) and 5xx are decided afresh. "
+    "In double quotes it is the same key.",
 )
+REPLAYED_HEADER: Final = {
+    "Idempotent-Replayed": {
+        "description": "`true`: this is the response to an earlier request with the same `Idempotency-Key`",
+        "schema": {"type": "string", "enum": ["true"]},
+    }
+}
+
+
+def with_key(response: dict[str, Any], route: dict[str, Any]) -> dict[str, Any]:
+    """The description of a route, and of its response, which is changed, where it takes an `Idempotency-Key`."""
+    response["headers"] = REPLAYED_HEADER
+    return route | {"openapi_extra": route.get("openapi_extra", {}) | {"parameters": [_KEY]}}
+
+
+KEY_PROBLEMS: Final = ("idempotency-key-reused", "idempotency-key-in-use")
 _POSITION: Final = {
     "Registrar-Position": {
         "description": "use it as `min_position` in a read that has to show the effect",
@@ -188,9 +205,9 @@ REGISTER: Final[dict[str, Any]] = {
         202: {
             "model": Registered | RegisteredWithHint,
             "description": "Accepted; a code is sent by mail",
-            "headers": _POSITION | {"Location": {"schema": {"type": "string"}}},
+            "headers": _POSITION | {"Location": {"schema": {"type": "string"}}} | REPLAYED_HEADER,
         },
-        **problems(*_BODY, "too-many-requests", "idempotency-key-reused", "idempotency-key-in-use", "address-taken"),
+        **problems(*_BODY, "too-many-requests", *KEY_PROBLEMS, "address-taken"),
     },
     "openapi_extra": _extra(
         _KEY,
@@ -206,7 +223,7 @@ REGISTER: Final[dict[str, Any]] = {
 
 VERIFY: Final[dict[str, Any]] = {
     "responses": {
-        200: {"model": Verification, "headers": _POSITION},
+        200: {"model": Verification, "headers": _POSITION | REPLAYED_HEADER},
         **problems(
             *_BODY,
             "too-many-requests",
@@ -215,18 +232,21 @@ VERIFY: Final[dict[str, Any]] = {
             "not-pending",
             "code-expired",
             "code-locked",
+            *KEY_PROBLEMS,
         ),
     },
-    "openapi_extra": _extra(_ID, schema=_without(VerifyEmail, "registration_id"), example={"code": "123456"}),
+    "openapi_extra": _extra(
+        *(_ID, _KEY), schema=_without(VerifyEmail, "registration_id", "idempotency_key"), example={"code": "123456"}
+    ),
 }
 
 REQUEST_CODE: Final[dict[str, Any]] = {
     "status_code": 202,
     "responses": {
-        202: {"model": CodeRequested, "headers": _POSITION},
-        **problems("invalid-request", "unknown-registration", "not-pending", "too-many-requests"),
+        202: {"model": CodeRequested, "headers": _POSITION | REPLAYED_HEADER},
+        **problems("invalid-request", "unknown-registration", "not-pending", "too-many-requests", *KEY_PROBLEMS),
     },
-    "openapi_extra": _extra(_ID),
+    "openapi_extra": _extra(_ID, _KEY),
 }
 
 

@@ -27,6 +27,9 @@ from infrastructure.postgres.connection import AWAY
 PREFIX: Final = "urn:registrar:problem:"
 """What stands before the code in a problem's `type`."""
 
+REPLAYED: Final[Mapping[str, str]] = {"Idempotent-Replayed": "true"}
+"""Says that an answer is that to an earlier request with the same Idempotency-Key."""
+
 MEDIA_TYPE: Final = "application/problem+json"
 
 STATUS_OF: Final[Mapping[str, int]] = {
@@ -153,7 +156,8 @@ def to_problem(error: Exception) -> ProblemResponse:
         case HttpProblem():
             return ProblemResponse(error.code, error.headers, error.errors)
         case WrongCode():
-            return ProblemResponse(error.code, attempts_left=error.attempts_left)
+            headers = REPLAYED if error.replayed else {}
+            return ProblemResponse(error.code, headers, attempts_left=error.attempts_left)
         case TooManyRequests():
             return ProblemResponse(error.code, _retry_after(error.retry_after.total_seconds()))
         case OverLimit():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Final
 from urllib.parse import unquote
@@ -9,10 +11,11 @@ from urllib.parse import unquote
 from fastapi import Header
 from starlette.requests import Request
 
-from application.ports import Context
+from application.ports import Context, Once
 from application.reasons import LONGEST_REASON, parse_reason
 from domain.recorded import Actor
-from entrypoints.api.guard import context_of
+from entrypoints.api.guard import body_of, context_of
+from entrypoints.api.idempotency import idempotency_key_of
 from entrypoints.api.request_body import malformed
 
 _HEADER: Final = "X-Reason"
@@ -47,8 +50,22 @@ async def read_reason(
 
 
 def operator_of(request: Request) -> Context:
-    """The metadata of the events that this request of an operator leads to."""
-    return replace(context_of(request, Actor.OPERATOR), reason=request.state.reason)
+    """The metadata of the events that this request of an operator leads to, and its Idempotency-Key.
+
+    Raises:
+        HttpProblem: the key is none.
+    """
+    key = idempotency_key_of(request) if request.method == "POST" else None
+    once = None if key is None else Once(key, _asked(request))
+    return replace(context_of(request, Actor.OPERATOR), reason=request.state.reason, once=once)
+
+
+def _asked(request: Request) -> str:
+    """What a request asks, however its body is written."""
+    body = body_of(request).decode("utf-8", "backslashreplace")
+    with suppress(ValueError, RecursionError):  # what is no JSON is refused, or not looked at
+        body = json.dumps(json.loads(body), sort_keys=True)
+    return "\n".join((request.scope["path"], request.url.query, body))
 
 
 def reason_argument(request: Request) -> str | None:

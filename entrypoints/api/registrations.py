@@ -7,8 +7,9 @@ taken: a duplicate takes the same way through the same code.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -17,20 +18,25 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from application.answers import Answer
 from application.commands import RegisterUser, RequestNewCode, VerifyEmail
 from application.handlers import Handlers
+from application.keyed_requests import Admit
+from application.ports import Context
 from domain.errors import UnknownRegistration
 from domain.languages import language_of
 from domain.recorded import Actor
 from domain.registration import Status
-from entrypoints.api.client_address import network_of
+from entrypoints.api.client_address import Requester, network_of
 from entrypoints.api.guard import body_of, context_of
+from entrypoints.api.idempotency import headers_of, idempotency_key_of
 from entrypoints.api.limits import ASKING_FOR_A_CODE, REGISTERING, VERIFYING, RequestLimits
 from entrypoints.api.openapi import REGISTER, REQUEST_CODE, VERIFY, show_described
 from entrypoints.api.problems import to_problem
 from entrypoints.api.request_body import malformed, parse
 from entrypoints.api.responses import (
     CodeRequested,
+    Hint,
     Registered,
     RegisteredWithHint,
     Verification,
@@ -48,7 +54,6 @@ LAST_POSITION: Final = 2**63 - 1
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,19}")
-_IDEMPOTENCY_KEY = re.compile(r'(?P<quote>"?)(?P<key>[A-Za-z0-9_-]{16,64})(?P=quote)')
 
 ON_ITS_WAY: Final = "If this address can be registered, a code is on its way to it."
 NEW_CODE: Final = "A new code is on its way; the one before does not work any more."
@@ -91,7 +96,8 @@ def add_registration_routes(
             **description,
         )
 
-    register, verify, request_code = _commands(handlers, limits, rules, metrics, prefix)
+    register = _registering(handlers, limits, rules, metrics, prefix)
+    verify, request_code = _proving(handlers, limits, metrics)
     show = _look(registrations, longest_wait)
     add("POST", "", register, "Register", **REGISTER)
     add("GET", "/{registration_id}", show, "Look at a registration", **show_described(longest_wait))
@@ -102,47 +108,71 @@ def add_registration_routes(
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-def _commands(
+def _registering(
     handlers: Handlers, limits: RequestLimits, rules: SignUpRules, metrics: Metrics, prefix: str
-) -> tuple[Endpoint, Endpoint, Endpoint]:
+) -> Endpoint:
     async def register(request: Request) -> Response:
         """Start a registration. The response is the same whether or not the address is taken."""
         with _Counted(metrics.registration):
-            requester = limits.requester(request.scope, REGISTERING)
-            key = _idempotency_key_of(request)
+            key = idempotency_key_of(request)
+            requester = limits.requester(request.scope, REGISTERING, keyed=key is not None)
             command = parse(RegisterUser, body_of(request), idempotency_key=key, network=requester.network)
-            await limits.registration(requester, command.email)
-            hint = rules.check(command)
-            begun = await handlers.handle(command, context_of(request, Actor.CLIENT))
+            context = context_of(request, Actor.CLIENT)
+            if key is None:
+                await limits.registration(requester, command.email)
+                hint = rules.check(command)
+                begun = await handlers.handle(command, context)
+            else:
+                begun, hint = await with_key(requester, command, context)
         told = (begun.subject_id, command.email, Status.PENDING, ON_ITS_WAY, language_of(command.locale))
         return answer(
             Registered(*told) if hint is None else RegisteredWithHint(*told, hint),
             202,
-            {
-                "Location": f"{prefix}/v1/registrations/{begun.subject_id}",
-                "Registrar-Position": str(begun.position),
-            },
+            {"Location": f"{prefix}/v1/registrations/{begun.subject_id}", **headers_of(begun)},
         )
+
+    async def with_key(requester: Requester, command: RegisterUser, context: Context) -> tuple[Answer, Hint | None]:
+        hint = None
+
+        async def count() -> None:
+            nonlocal hint
+            await limits.registration(requester, command.email)
+            hint = rules.check(command)
+
+        admit = await limits.let_in(requester, count, keyed=True)
+        begun = await handlers.handle(command, context, admit=admit)
+        return begun, rules.hint(command) if begun.replayed and hint is None else hint
+
+    return register
+
+
+def _proving(handlers: Handlers, limits: RequestLimits, metrics: Metrics) -> tuple[Endpoint, Endpoint]:
+    async def let_in(request: Request, names: Sequence[str]) -> tuple[str | None, Admit | None]:
+        """The request's key, and what lets it in once that has been looked for; None: it has been let in."""
+        key = idempotency_key_of(request)
+        requester = limits.requester(request.scope, names, keyed=key is not None)
+        return key, await limits.let_in(requester, partial(limits.count, requester, names), keyed=key is not None)
 
     async def verify(request: Request) -> Response:
         """Prove the address with the code from the mail. Once it is proved, any code gets the same response."""
         with _Counted(metrics.verification):
-            await limits.request(request.scope, VERIFYING)
-            command = parse(VerifyEmail, body_of(request), registration_id=_id_of(request))
-            verified = await handlers.handle(command, context_of(request, Actor.CLIENT))
+            key, admit = await let_in(request, VERIFYING)
+            command = parse(VerifyEmail, body_of(request), registration_id=_id_of(request), idempotency_key=key)
+            verified = await handlers.handle(command, context_of(request, Actor.CLIENT), admit=admit)
         return answer(
-            Verification("ACTIVE" if verified.status is Status.ACTIVE else "VERIFIED"),
-            headers={"Registrar-Position": str(verified.position)},
+            Verification("ACTIVE" if verified.status is Status.ACTIVE else "VERIFIED"), headers=headers_of(verified)
         )
 
     async def request_code(request: Request) -> Response:
         """Replace the code by a new one, at most once a minute and five times an hour."""
-        await limits.request(request.scope, ASKING_FOR_A_CODE)
-        command = RequestNewCode(registration_id=_id_of(request), network=network_of(request.scope))
-        renewed = await handlers.handle(command, context_of(request, Actor.CLIENT))
-        return answer(CodeRequested(renewed.subject_id, NEW_CODE), 202, {"Registrar-Position": str(renewed.position)})
+        key, admit = await let_in(request, ASKING_FOR_A_CODE)
+        command = RequestNewCode(
+            registration_id=_id_of(request), network=network_of(request.scope), idempotency_key=key
+        )
+        renewed = await handlers.handle(command, context_of(request, Actor.CLIENT), admit=admit)
+        return answer(CodeRequested(renewed.subject_id, NEW_CODE), 202, headers_of(renewed))
 
-    return register, verify, request_code
+    return verify, request_code
 
 
 def _look(registrations: RegistrationQueries, longest_wait: int) -> Endpoint:
@@ -196,14 +226,3 @@ def _number_of(request: Request, name: str, most: int) -> int | None:
     if len(values) > 1 or not _NUMBER.fullmatch(values[0]) or int(values[0]) > most:
         raise malformed(name, f"not one whole number from 0 to {most}")
     return int(values[0])
-
-
-def _idempotency_key_of(request: Request) -> str | None:
-    """The key, in quotes (draft-ietf-httpapi-idempotency-key-header makes it a string, RFC 9651) or bare: the same."""
-    values = request.headers.getlist("idempotency-key")
-    if not values:
-        return None
-    found = _IDEMPOTENCY_KEY.fullmatch(values[0])
-    if len(values) > 1 or found is None:
-        raise malformed("idempotency-key", "not one key of 16 to 64 letters, digits, '-' and '_'")
-    return found["key"]

@@ -19,6 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from application.ports import Overloaded
 from domain.recorded import Position
 from entrypoints.api.guard import body_of, extend_deadline
+from entrypoints.api.jobs import UNDER_WAY, BeginJob
 from entrypoints.api.openapi import BODY_PROBLEMS, body_described
 from entrypoints.api.problems import HttpProblem
 from entrypoints.api.reasons import reason_argument
@@ -27,7 +28,7 @@ from entrypoints.api.responses import Cursor, Id, Time, answer
 from entrypoints.api.strict_values import WHOLE, Instant
 from entrypoints.queries.replay import FoundByRebuild, ReplayQueries
 from infrastructure.replay.comparison import Difference
-from infrastructure.replay.jobs import MOST_LISTED, Job, Jobs, Kind, State, UnderWay
+from infrastructure.replay.jobs import MOST_LISTED, Jobs, Kind, State
 from infrastructure.replay.states import PassState
 from infrastructure.replay.verified import Verified
 from projections.paging import before
@@ -36,8 +37,6 @@ Name = Literal["registrations", "accounts", "mail", "funnel", "audit", "deadline
 Moment = Annotated[Position, Field(strict=True, ge=0, lt=2**63), WHOLE] | Instant
 """A position of the log, or a time: the last position that was recorded by then."""
 
-PREFIX: Final = "/v1/admin"
-UNDER_WAY: Final = "replay-under-way"
 NOT_FOUND: Final = "not-found"
 JSON_LINES: Final = "application/jsonl"
 
@@ -193,7 +192,7 @@ class VerificationState:
 def add_replay_routes(
     add: Callable[..., None],
     queries: ReplayQueries,
-    jobs: Jobs,
+    begin: BeginJob,
     export: Callable[[], AsyncGenerator[bytes, None]],
     *,
     patience: timedelta,
@@ -204,9 +203,9 @@ def add_replay_routes(
         export: the log in pieces of whole lines.
         patience: how long a client may take over a piece of it.
     """
-    _add_states(add, queries, jobs)
-    _add_rebuilds(add, jobs)
-    _add_time_travel(add, jobs)
+    _add_states(add, queries, begin.jobs)
+    _add_rebuilds(add, begin)
+    _add_time_travel(add, begin)
     _add_export(add, export, patience)
 
 
@@ -252,18 +251,6 @@ def _progress(it: FoundByRebuild) -> RebuildProgress:
     )
 
 
-async def _begun(
-    jobs: Jobs, kind: Kind, read_model: str | None, asked: BaseModel, *words: str | int | None
-) -> Response:
-    """Begin a job; words that are None are left out."""
-    arguments = [str(word) for word in words if word is not None]
-    try:
-        job: Job = await jobs.begin(kind, read_model, asked.model_dump(mode="json", exclude_defaults=True), arguments)
-    except UnderWay:
-        raise HttpProblem(UNDER_WAY) from None
-    return answer(job, 202, {"Location": f"{PREFIX}/jobs/{job.job_id}"})
-
-
 def _asked(kind: type[BaseModel], request: Request) -> Any:
     return parse(kind, body_of(request) or b"{}")
 
@@ -278,7 +265,7 @@ def _add_job(
     )
 
 
-def _add_rebuilds(add: Callable[..., None], jobs: Jobs) -> None:
+def _add_rebuilds(add: Callable[..., None], begin: BeginJob) -> None:
     async def rebuild(name: Name, request: Request) -> Response:
         """Rebuild a read model from the log while it serves, or go on with the rebuild that was interrupted.
 
@@ -288,21 +275,21 @@ def _add_rebuilds(add: Callable[..., None], jobs: Jobs) -> None:
         decision = "--accept" if asked.accept else "--repair" if asked.repair else None
         throttle = ("--throttle", asked.throttle) if asked.throttle is not None else ()
         words = ("projections", "rebuild", name, "--json", decision, *throttle, reason_argument(request))
-        return await _begun(jobs, "rebuild", name, asked, *words)
+        return await begin(request, "rebuild", name, asked, *words)
 
     async def roll_back(name: Name, request: Request) -> Response:
         """Have the read model serve again that the last rebuild replaced."""
         words = ("projections", "rebuild", name, "--json", "--rollback", reason_argument(request))
-        return await _begun(jobs, "rollback", name, _asked(Nothing, request), *words)
+        return await begin(request, "rollback", name, _asked(Nothing, request), *words)
 
     async def abort(name: Name, request: Request) -> Response:
         """End the rebuild of a read model, wherever it runs, and drop its copy."""
         words = ("projections", "rebuild", name, "--json", "--abort", reason_argument(request))
-        return await _begun(jobs, "abort", name, _asked(Nothing, request), *words)
+        return await begin(request, "abort", name, _asked(Nothing, request), *words)
 
     async def verify(name: Name, request: Request) -> Response:
         """Compare a read model with a fresh fold of the log, every row."""
-        return await _begun(jobs, "verify", name, _asked(Nothing, request), "projections", "verify", name, "--json")
+        return await begin(request, "verify", name, _asked(Nothing, request), "projections", "verify", name, "--json")
 
     of = "/projections/{name}"
     _add_job(add, f"{of}/rebuild", rebuild, "Rebuild a read model", Rebuild, {"repair": True, "throttle": 20000})
@@ -315,7 +302,7 @@ def _word(moment: Position | datetime) -> str:
     return moment.isoformat() if isinstance(moment, datetime) else str(moment)
 
 
-def _add_time_travel(add: Callable[..., None], jobs: Jobs) -> None:
+def _add_time_travel(add: Callable[..., None], begin: BeginJob) -> None:
     async def as_of(name: Name, request: Request) -> Response:
         """Build a read model as it was, in a schema of its own, which stays until it is dropped.
 
@@ -323,13 +310,13 @@ def _add_time_travel(add: Callable[..., None], jobs: Jobs) -> None:
         """
         asked: AsOf = _asked(AsOf, request)
         drop = "--drop" if asked.drop else None
-        return await _begun(jobs, "as-of", name, asked, "projections", "as-of", name, _word(asked.at), "--json", drop)
+        return await begin(request, "as-of", name, asked, "projections", "as-of", name, _word(asked.at), "--json", drop)
 
     async def diff(name: Name, request: Request) -> Response:
         """What is different in a read model between two moments."""
         asked: Diff = _asked(Diff, request)
         words = ("projections", "diff", name, _word(asked.a), _word(asked.b), "--json")
-        return await _begun(jobs, "diff", name, asked, *words)
+        return await begin(request, "diff", name, asked, *words)
 
     async def what_if(request: Request) -> Response:
         """Ask what the mail saga would decide today, by this release and with these settings.
@@ -343,7 +330,7 @@ def _add_time_travel(add: Callable[..., None], jobs: Jobs) -> None:
         words.append("--since-release" if asked.since_release else None)
         for name, value in asked.set.items():
             words += ["--set", f"{name}={value}"]
-        return await _begun(jobs, "what-if", None, asked, *words)
+        return await begin(request, "what-if", None, asked, *words)
 
     _add_job(add, "/projections/{name}/as-of", as_of, "A read model as it was", AsOf, {"at": 4711})
     _add_job(add, "/projections/{name}/diff", diff, "Between two moments", Diff, {"a": 4000, "b": 4711})

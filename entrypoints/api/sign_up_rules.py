@@ -38,6 +38,16 @@ class SignUpRules:
         Raises:
             HttpProblem: a rule refuses it; with every reason.
         """
+        hint, errors = self._judged(command)
+        if errors:
+            raise HttpProblem("invalid-request", errors=errors)
+        return hint
+
+    def hint(self, command: RegisterUser) -> Hint | None:
+        """`check` for a repeat of what was accepted before: a rule that came since refuses nothing."""
+        return self._judged(command)[0]
+
+    def _judged(self, command: RegisterUser) -> tuple[Hint | None, list[FieldError]]:
         errors = list(self._errors_of_password(command))
         hint = None
         local, _, domain = command.email.rpartition("@")
@@ -47,9 +57,7 @@ class SignUpRules:
         if self._disposable != "off" and is_disposable(domain):
             other = self._doubt("disposable-domain", self._disposable, DISPOSABLE, errors)
             hint = hint or other
-        if errors:
-            raise HttpProblem("invalid-request", errors=errors)
-        return hint
+        return hint, errors
 
     def _errors_of_password(self, command: RegisterUser) -> Iterable[FieldError]:
         if command.password is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import os
 from base64 import b64decode, b64encode
+from collections.abc import Iterable
 from datetime import datetime
 from hashlib import blake2b
 from uuid import UUID
@@ -44,6 +45,7 @@ class Keyring:
         self._mailbox_key = _derive(root_secret, b"mailbox")
         self._network_key = _derive(root_secret, b"requester's network")
         self._idempotency_key = _derive(root_secret, b"idempotent registration id")
+        self._answer_key = _derive(root_secret, b"kept answers")
         self._fingerprint_key = _derive(root_secret, b"payload fingerprint")
         self._code_key = _derive(root_secret, b"one-time codes")
         self._message_key = _derive(root_secret, b"message ids")
@@ -69,6 +71,10 @@ class Keyring:
         message = canonical_email.encode() + b"\0" + idempotency_key.encode()
         return _uuid8(hmac.digest(self._idempotency_key, message, "sha256"))
 
+    def answer_id(self, *scope: str) -> UUID:
+        """See `application.ports.Secrets`."""
+        return _uuid8(hmac.digest(self._answer_key, _joined(scope), "sha256"))
+
     def new_registration_id(self, now: datetime) -> UUID:
         """A UUIDv7 (RFC 9562): 48 bits of milliseconds, 74 random bits."""
         milliseconds = int(now.timestamp() * 1000)
@@ -78,8 +84,7 @@ class Keyring:
 
     def fingerprint(self, *parts: str) -> str:
         """Keyed hash of the parts, in hexadecimal; each part's length is hashed with it, so that boundaries count."""
-        message = b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
-        return hmac.digest(self._fingerprint_key, message, "sha256").hex()
+        return hmac.digest(self._fingerprint_key, _joined(parts), "sha256").hex()
 
     def code(self, registration_id: UUID, serial: int) -> str:
         """The six digits of an issue: HOTP (RFC 4226) with the issue's serial as counter."""
@@ -202,6 +207,11 @@ def unwrap_root_secret(wrapped: bytes, master_key: bytes | MasterKeys) -> bytes:
 
 def _derive(root_secret: bytes, purpose: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"registrar " + purpose).derive(root_secret)
+
+
+def _joined(parts: Iterable[str]) -> bytes:
+    """Each part after its length."""
+    return b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
 
 
 def _uuid8(digest: bytes) -> UUID:

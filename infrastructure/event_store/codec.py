@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
-from eventsourcing.domain import CanMutateAggregate
+from eventsourcing.domain import Aggregate, CanMutateAggregate
 from eventsourcing.persistence import Mapper, StoredEvent, Transcoder
 from eventsourcing.utils import get_topic
 
 from domain.email_claim import EmailClaim
+from domain.kept_answer import KeptAnswer
 from domain.mail_saga import MailSaga
 from domain.mailbox import Mailbox
 from domain.operator_act import OperatorAct
@@ -51,11 +52,25 @@ def _transcoded(value: datetime) -> dict[str, str]:
     return {"_type_": _DATETIME, "_data_": value.isoformat()}
 
 
+AGGREGATES: Final[tuple[type[Aggregate], ...]] = (
+    Registration,
+    EmailClaim,
+    Mailbox,
+    MailSaga,
+    StrayMessage,
+    Rebuild,
+    ParkedRetry,
+    OperatorAct,
+    KeptAnswer,
+)
+"""Whose events are in the log."""
+
+
 @cache
 def event_classes() -> dict[str, type[AnyEvent]]:
     """Every event class by its topic; this also registers the topics with the library."""
     classes: dict[str, type[AnyEvent]] = {}
-    for aggregate in (Registration, EmailClaim, Mailbox, MailSaga, StrayMessage, Rebuild, ParkedRetry, OperatorAct):
+    for aggregate in AGGREGATES:
         for member in vars(aggregate).values():
             # `hasattr` sees an inherited TOPIC: the library replaces each event class that we write by a subclass.
             if isinstance(member, type) and issubclass(member, CanMutateAggregate) and hasattr(member, "TOPIC"):

@@ -146,6 +146,10 @@ class LoadedStreams:
         rows = self._rows.get(stream_id)
         return rows[-1][3] if rows else 0
 
+    def position_at(self, stream_id: UUID, version: int) -> Position:
+        """See `application.ports.Streams`."""
+        return self._rows[stream_id][version - 1][3]
+
 
 class StreamLoader:
     """Reads streams over one connection; requests are gathered while the previous query is running."""

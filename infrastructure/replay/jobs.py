@@ -68,7 +68,10 @@ _FORGET = "DELETE FROM public.replay_jobs WHERE ended_at < clock_timestamp() - %
 
 _BEGIN = """
     INSERT INTO public.replay_jobs (job_id, kind, read_model, asked) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING
+    RETURNING begun_at
 """
+
+_BEGUN = "SELECT kind, read_model, asked, begun_at FROM public.replay_jobs WHERE job_id = %s"
 
 _SEEN = "UPDATE public.replay_jobs SET seen_at = clock_timestamp() WHERE job_id = %s"
 
@@ -89,6 +92,10 @@ _CLAIMED = """
 
 class UnderWay(Exception):
     """Another job, or a command of an operator, is under way."""
+
+
+class OtherJob(Exception):
+    """The job of this id is another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,36 +145,62 @@ class Jobs:
         await self._line.close()
 
     async def begin(
-        self, kind: Kind, read_model: str | None, asked: Mapping[str, Any], arguments: Sequence[str]
-    ) -> Job:
+        self,
+        kind: Kind,
+        read_model: str | None,
+        asked: Mapping[str, Any],
+        arguments: Sequence[str],
+        *,
+        job_id: UUID | None = None,
+    ) -> tuple[Job, bool]:
         """Begin a job, which goes on when this returns.
 
         Args:
             arguments: of the command.
+            job_id: of the job to begin, if it was not begun before, and is still known; None: of a new one.
+
+        Returns:
+            The job as it was when it was begun, and whether that was before.
 
         Raises:
             UnderWay: there is another one; only to abort a rebuild need not wait for that.
+            OtherJob: this id is that of another one.
         """
-        job_id = uuid4()
+        chosen = job_id or uuid4()
 
-        async def insert(connection: Connection) -> bool:
+        async def insert(connection: Connection) -> tuple[datetime, bool] | None:
             async with connection.transaction():
                 await connection.execute(_TIDY, {"patience": LOST_AFTER, "lost": _INTERRUPTED})
                 await connection.execute(_FORGET, (KEPT_FOR,))
+                known = await _known(connection)
+                if known is not None:
+                    return known, True
                 row = await (await connection.execute(_CLAIMED)).fetchone()
                 if kind in {"rebuild", "rollback", "verify"} and row is not None and row[0]:
-                    return False
-                values = (job_id, kind, read_model, Jsonb(asked))
-                return (await connection.execute(_BEGIN, values)).rowcount == 1
+                    return None
+                row = await (await connection.execute(_BEGIN, (chosen, kind, read_model, Jsonb(asked)))).fetchone()
+                if row is not None:
+                    return row[0], False
+                known = await _known(connection)  # begun at the same time
+                return None if known is None else (known, True)
 
-        if not await self._line.execute(insert):
+        async def _known(connection: Connection) -> datetime | None:
+            if job_id is None:
+                return None
+            row = await (await connection.execute(_BEGUN, (job_id,))).fetchone()
+            if row is not None and row[:3] != (kind, read_model, asked):
+                raise OtherJob
+            return None if row is None else row[3]
+
+        begun = await self._line.execute(insert)
+        if begun is None:
             raise UnderWay
-        task = asyncio.create_task(self._run(job_id, kind, arguments), name=f"job {kind}")
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
-        found = await self.find(job_id)
-        assert found is not None  # noqa: S101 - inserted above
-        return found
+        begun_at, before = begun
+        if not before:
+            task = asyncio.create_task(self._run(chosen, kind, arguments), name=f"job {kind}")
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+        return Job(chosen, kind, read_model, dict(asked), "running", None, None, begun_at, None), before
 
     async def find(self, job_id: UUID) -> Job | None:
         """None: there is none of that id, or it ended long ago."""

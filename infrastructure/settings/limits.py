@@ -70,6 +70,7 @@ DEFAULTS: Final = (
     Limit("domain", 100, timedelta(minutes=1), 100, "shadow"),
     Limit("verifications", 60, timedelta(minutes=1), 120),
     Limit("new-codes", 10, timedelta(minutes=1), 20),
+    Limit("repeats", 60, timedelta(minutes=1), 120),
     Limit("admin-login", 10, timedelta(minutes=1), 20),
     Limit("mails", 20, timedelta(seconds=1), 1200),
 )
@@ -86,6 +87,7 @@ _OF: Final = {
     "domain": "registrations of addresses of one domain",
     "verifications": "codes offered by an IPv4 address or IPv6 /64",
     "new-codes": "new codes asked for by an IPv4 address or IPv6 /64",
+    "repeats": "requests repeated with their Idempotency-Key by an IPv4 address or IPv6 /64",
     "admin-login": "wrong operator's tokens by an IPv4 address or IPv6 /64",
     "mails": "mails to whomever: past it they wait",
     "mailbox": "mails to one mailbox",

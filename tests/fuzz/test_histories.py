@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -140,6 +140,7 @@ class Model:
 # --- What is done ---------------------------------------------------------------------------------
 
 _runs = count(1)
+_requests = count(1)
 ADDRESSES = st.sampled_from(["ada", "bob"])
 NAMES = st.sampled_from(["Ada", "Ada Lovelace"])
 
@@ -158,9 +159,17 @@ class Histories(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.http.close()
 
-    def post(self, path: str, body: Any = None, **more: Any) -> httpx.Response:
-        answer = self.http.post(path, json=body, **more)
+    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> httpx.Response:
+        """Every second request has a key, and comes twice; the model knows nothing of the second time."""
+        number = next(_requests)
+        key = {"Idempotency-Key": f"the-key-of-request-{number}"} if number % 2 else {}
+        answers = [self.http.post(path, json=body, headers={**(headers or {}), **key}) for _ in range(1 + number % 2)]
+        answer, again = answers[0], answers[-1]
         self.position = max(self.position, int(answer.headers.get("Registrar-Position", 0)))
+        if answer.is_success or told(answer)[1] == "wrong-code":
+            position = "Registrar-Position"
+            assert (again.status_code, again.content) == (answer.status_code, answer.content)
+            assert again.headers.get(position) == answer.headers.get(position)
         return answer
 
     def seen(self, registration: Believed) -> dict[str, Any]:

@@ -51,11 +51,16 @@ class SimulatedStreams:
     """Implements `application.ports.Streams`: copies of the aggregates as they were at one moment."""
 
     def __init__(
-        self, states: dict[UUID, Aggregate], positions: dict[UUID, Position], holders: dict[UUID, Holder]
+        self,
+        states: dict[UUID, Aggregate],
+        positions: dict[UUID, Position],
+        placed: dict[UUID, list[Position]],
+        holders: dict[UUID, Holder],
     ) -> None:
         self._states = states
         self._positions = positions
         self._holders = holders
+        self._placed = placed
 
     def get(self, kind: type[A], stream_id: UUID) -> A | None:
         state = self._states.get(stream_id)
@@ -70,6 +75,9 @@ class SimulatedStreams:
 
     def position(self, stream_id: UUID) -> Position:
         return self._positions.get(stream_id, 0)
+
+    def position_at(self, stream_id: UUID, version: int) -> Position:
+        return self._placed[stream_id][version - 1]
 
 
 def copy_of(aggregate: A) -> A:
@@ -105,6 +113,7 @@ class Database:
         self.streams: dict[UUID, list[AnyEvent]] = {}
         self.states: dict[UUID, Aggregate] = {}
         self.positions: dict[UUID, Position] = {}
+        self.placed: dict[UUID, list[Position]] = {}
         self.followers: dict[str, Position] = {}
         self.keys: dict[UUID, bytes] = {}
         self.claims: dict[tuple[UUID, int], tuple[UUID, float]] = {}
@@ -152,6 +161,7 @@ class Database:
             state: Any = event.mutate(self.states.get(stream_id))
             self.states[stream_id] = state
             self.positions[stream_id] = position
+            self.placed.setdefault(stream_id, []).append(position)
             if isinstance(state, MailSaga):
                 self._project(event, state, context)
         for key in keys:
@@ -190,7 +200,7 @@ class Database:
                 registration = self.states.get(claim.holder)
                 proven = isinstance(registration, Registration) and registration.is_proven
                 holders[claim_id] = Holder(claim.holder, proven)
-        return SimulatedStreams(states, {stream_id: self.positions[stream_id] for stream_id in states}, holders)
+        return SimulatedStreams(states, {one: self.positions[one] for one in states}, self.placed, holders)
 
     def save_position(self, name: str, since: Position, to: Position) -> bool:
         if self.followers.get(name, 0) != since:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 from pydantic import SecretStr
@@ -29,6 +29,8 @@ from domain.mail_outcome import CancelReason
 from tests.simulation.faults import Network
 from tests.simulation.mail import KEYRING, Copy
 from tests.simulation.oracle import Oracle
+
+T = TypeVar("T", VerifyEmail, RequestNewCode)
 
 Request = Callable[[Handlers], Awaitable[Answer]]
 
@@ -62,6 +64,7 @@ class People:
     mailboxes: dict[str, Mailbox]
     note: Callable[[str], None]
     known: list[UUID] = field(default_factory=list)
+    told: dict[str, str] = field(default_factory=dict)
 
     def deliver(self, copy: Copy) -> None:
         """A mail server took a mail."""
@@ -87,7 +90,8 @@ class People:
             except WrongCode as refusal:
                 assert isinstance(command, VerifyEmail)
                 self.note(f"{type(command).__name__} -> {type(refusal).__name__}")
-                self.oracle.on_wrong_code(command.registration_id)
+                if self._is_news(command, f"{refusal.attempts_left} tries left"):
+                    self.oracle.on_wrong_code(command.registration_id)
                 return None
             except Refused as refusal:
                 self.note(f"{type(command).__name__} -> {type(refusal).__name__}")
@@ -97,9 +101,26 @@ class People:
                 await self.network.pause(1.0 + self.rng.random() * 20.0)
                 continue
             self.oracle.on_answer(answer.subject_id)
+            self._is_news(command, f"{answer.subject_id} {answer.status} at {answer.position}")
             self.note(f"{type(command).__name__} -> {self.oracle.name(answer.subject_id)} {answer.status}")
             return answer
         return None
+
+    def _is_news(self, command: Command, told: str) -> bool:
+        """Was this not told before of a request with the same key? Of one that was, something else must not be."""
+        key = getattr(command, "idempotency_key", None)
+        if key is None:
+            return True
+        request = f"{type(command).__name__} {key}"
+        before = self.told.setdefault(request, told)
+        if before != told:
+            self.oracle.violated("I15", f"{request} was told {before}, and then {told}")
+        return before is told
+
+    def _keyed(self, command: T) -> T:
+        """Most have a key, by which they are repeated."""
+        key = f"key {self.rng.getrandbits(64):016x}" if self.rng.random() < 0.6 else None
+        return command.model_copy(update={"idempotency_key": key})
 
     # --- Registrants --------------------------------------------------------------------------
 
@@ -112,7 +133,7 @@ class People:
             email=email,
             name=name,
             password=None if password is None else SecretStr(password),
-            idempotency_key=f"key of {name}" if rng.random() < 0.6 else None,
+            idempotency_key=f"key of {name} at {email}" if rng.random() < 0.6 else None,
             network=f"192.0.2.{rng.randrange(3)}",
         )
         answer = await self.ask("client", command, tries=5)
@@ -141,7 +162,7 @@ class People:
                 await network.pause(61.0 + rng.random() * 400.0)
                 if network.loop.now > until:
                     break
-                await self.ask("client", RequestNewCode(registration_id=registration_id), tries=2)
+                await self.ask("client", self._keyed(RequestNewCode(registration_id=registration_id)), tries=2)
         if plan == "guess":
             await self._guess(registration_id, rng.randint(1, 7))
         mailbox = self.mailboxes.setdefault(email.lower(), Mailbox())
@@ -164,7 +185,7 @@ class People:
                 await self.ask("client", RequestNewCode(registration_id=registration_id))
 
     async def _verify(self, registration_id: UUID, code: str) -> bool:
-        command = VerifyEmail(registration_id=registration_id, code=SecretStr(code))
+        command = self._keyed(VerifyEmail(registration_id=registration_id, code=SecretStr(code)))
         if self.rng.random() < 0.15:  # a double click
             answers = await asyncio.gather(self.ask("client", command), self.ask("client", command))
             answer = answers[0] or answers[1]
@@ -179,12 +200,12 @@ class People:
         """Wrong codes, one after the other or all at once."""
         right = {KEYRING.code(registration_id, serial) for serial in range(1, 9)}
         codes = [code for code in (f"{self.rng.randrange(1_000_000):06d}" for _ in range(number)) if code not in right]
-        guesses = [VerifyEmail(registration_id=registration_id, code=SecretStr(code)) for code in codes]
+        guesses = [self._keyed(VerifyEmail(registration_id=registration_id, code=SecretStr(code))) for code in codes]
         if self.rng.random() < 0.5:
             await asyncio.gather(*(self.ask("client", guess) for guess in guesses))
         else:
             for guess in guesses:
-                await self.ask("client", guess)
+                await self.ask("client", guess, tries=2)
 
     async def _squatter(self, registration_id: UUID, until: float) -> None:
         rounds = self.rng.choice((0, 1, 2, 3, 6))
@@ -193,7 +214,7 @@ class People:
             await self.network.pause(61.0 + self.rng.random() * 300.0)
             if self.network.loop.now > until:
                 return
-            await self.ask("client", RequestNewCode(registration_id=registration_id), tries=2)
+            await self.ask("client", self._keyed(RequestNewCode(registration_id=registration_id)), tries=2)
 
     # --- Operators ----------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from application.commands import (
     VerifyEmail,
 )
 from application.handlers import Handlers
+from application.keyed_requests import KeyedRequests
 from application.loading import Loaded, address_at_a_glance
 from application.mail_delivery import MailDelivery
 from application.ports import (
@@ -124,7 +125,7 @@ def retries_without_an_end() -> Iterator[Parts]:
         yield Parts()
 
 
-@planted("claims", within=50)
+@planted("claims", within=150)
 def address_never_released() -> Iterator[Parts]:
     with patch.object(EmailClaim, "release", lambda self, *, registration_id, now: None):
         yield Parts()
@@ -432,16 +433,21 @@ def mail_of_a_superseded_registration_sent() -> Iterator[Parts]:
         yield Parts()
 
 
+@planted("I15", within=50)
+def kept_answers_never_looked_for() -> Iterator[Parts]:
+    """Whoever repeats a request with its key is run again."""
+    with patch.object(KeyedRequests, "told_in", lambda *_: None):
+        yield Parts()
+
+
 @planted("I1", within=50)
 def lost_append_answered_as_done() -> Iterator[Parts]:
     """A lost append is taken for a success: what was said is not in the log."""
 
     class Deaf(Handlers):
-        async def _save(
-            self, *aggregates: Any, context: Context, keys: Any = (), about: UUID | None = None
-        ) -> Position | None:
+        async def _save(self, *aggregates: Any, context: Context, **more: Any) -> Position | None:
             try:
-                return await super()._save(*aggregates, context=context, keys=keys, about=about)
+                return await super()._save(*aggregates, context=context, **more)
             except Unavailable:
                 return 1
 

@@ -22,6 +22,7 @@ from application.mail_saga import DeadlineReached, react
 from application.ports import Context
 from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import Refused
+from domain.kept_answer import KeptAnswer
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailFailure
 from domain.mail_saga import MailSaga
 from domain.mailbox import Mailbox, MailboxId
@@ -318,7 +319,15 @@ class History:
             reason="ticket 4711",
             effects=registration.pending_events[-1:],
         )
-        return read, acted, registration
+        kept = KeptAnswer.keep(
+            answer_id=uuid5(CLAIM, "kept"),
+            request="retry-mail",
+            subject_id=registration.id,
+            fingerprint="5f" * 32,
+            status=registration.status,
+            now=self._now,
+        )
+        return read, acted, registration, kept
 
     def _parked_retry(self) -> ParkedRetry:
         return ParkedRetry.ask(retry_id=self._any_id(), follower="mail", parked_stream=self._any_id(), now=self._now)

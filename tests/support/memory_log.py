@@ -81,6 +81,9 @@ class MemoryStreams:
         rows = self._rows.get(stream_id)
         return rows[-1][1] if rows else 0
 
+    def position_at(self, stream_id: UUID, version: int) -> Position:
+        return self._rows[stream_id][version - 1][1]
+
 
 class MemoryLog:
     """Implements `application.ports.Log`. Every call lets others run first, as a round trip would."""

@@ -39,6 +39,7 @@ def test_the_defaults_are_the_plans_and_those_of_the_list_of_threats() -> None:
         "domain=100/1m burst 100 shadow",
         "verifications=60/1m burst 120 on",
         "new-codes=10/1m burst 20 on",
+        "repeats=60/1m burst 120 on",
         "admin-login=10/1m burst 20 on",
         "mails=20/1s burst 1200 on",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -174,6 +175,88 @@ async def test_outcomes_are_counted_by_the_limit_that_had_them() -> None:
     assert limiting.counted("registrations", "refused") == 2
     assert limiting.counted("network", "passed") == 5
     assert limiting.counted("network", "would-refuse") == 0
+
+
+# --- Repeats ------------------------------------------------------------------------------------
+
+
+class Keyed:
+    """A client whose requests have keys; `known`: what is found of them."""
+
+    def __init__(self, limiting: Limiting, client: str = "192.0.2.7") -> None:
+        self.limiting = limiting
+        self.client = client
+        self.looked = 0
+
+    async def passes(self, *, known: bool) -> bool:
+        limits = self.limiting.limits
+        try:
+            requester = limits.requester(scope(self.client), REGISTERING, keyed=True)
+            admit = await limits.let_in(
+                requester, partial(limits.registration, requester, "ada@example.com"), keyed=True
+            )
+            if admit is not None:
+                self.looked += 1
+                await admit(known)
+        except OverLimit:
+            return False
+        return True
+
+    async def passing(self, requests: int, *, known: bool) -> int:
+        return sum([await self.passes(known=known) for _ in range(requests)])
+
+
+async def test_a_repeat_uses_up_nothing_of_what_the_first_one_needed() -> None:
+    limiting = Limiting()
+    client = Keyed(limiting)
+    assert await client.passes(known=False)
+
+    assert await client.passing(100, known=True) == 100
+
+    assert [names(checks) for checks in limiting.limiter.asked[1:]] == [["repeats"]] * 100
+    assert await limiting.passing(10) == 4
+
+
+@pytest.mark.parametrize("used_up", ["registrations", "network"])
+async def test_a_repeat_is_let_in_whatever_is_used_up(used_up: str) -> None:
+    limiting = Limiting("" if used_up == "registrations" else "registrations=off,network=1/1m")
+    assert await limiting.passing(10) < 10
+
+    assert await Keyed(limiting).passing(100, known=True) == 100
+    assert await limiting.passing(10) == 0
+
+
+async def test_repeats_have_a_limit_and_count_as_any_request_beyond_it() -> None:
+    limiting = Limiting()
+
+    assert await Keyed(limiting).passing(200, known=True) == 120 + 5
+    assert limiting.counted("repeats", "passed") == 120
+    assert await Keyed(limiting, "192.0.2.8").passing(1, known=True) == 1
+
+
+@pytest.mark.parametrize("refuses", ["registrations", "network"])
+async def test_whoever_makes_keys_up_once_they_are_refused_has_few_of_them_looked_for(refuses: str) -> None:
+    limiting = Limiting("" if refuses == "registrations" else "registrations=off,network=5/1d,repeats=120/1d")
+    client = Keyed(limiting)
+
+    assert await client.passing(10_000, known=False) == 5
+
+    assert client.looked <= 5 + 121
+
+
+async def test_who_is_not_refused_is_not_charged_for_a_look() -> None:
+    limiting = Limiting("registrations=off")
+
+    assert await Keyed(limiting).passing(20, known=False) == 20
+    assert limiting.counted("repeats", "passed") == 0
+
+
+async def test_without_a_limit_for_repeats_they_count_as_any_request() -> None:
+    limiting = Limiting("repeats=off")
+    client = Keyed(limiting)
+
+    assert await client.passing(10, known=True) == 5
+    assert client.looked == 0
 
 
 # --- A flood --------------------------------------------------------------------------------------

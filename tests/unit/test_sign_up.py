@@ -10,6 +10,7 @@ import pytest
 
 from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import AddressTaken, IdempotencyKeyReused, NotPending, TooManyRequests, WrongCode
+from domain.kept_answer import KeptAnswer
 from domain.mailbox import Mailbox
 from domain.policy import Policy
 from domain.registration import Registration, Status
@@ -81,6 +82,7 @@ def request(
     earlier: Registration | None = None,
     registration_id: UUID = THIRD,
     fingerprint: str = "one",
+    keyed: bool = False,
     reveal_duplicates: bool = False,
     now: datetime = T0,
 ) -> SignUp:
@@ -96,6 +98,7 @@ def request(
         network=NETWORK,
         now=now,
         policy=POLICY,
+        keyed=keyed,
         reveal_duplicates=reveal_duplicates,
     )
 
@@ -359,13 +362,24 @@ def test_the_same_key_and_payload_is_the_same_registration_whatever_became_of_it
     assert outcome.changed == ()
 
 
-def test_a_key_stands_for_its_registration_for_a_day_only() -> None:
-    earlier = given(FIRST, *CANCELLED)
+@pytest.mark.parametrize("history", [CANCELLED, ERASED])
+def test_a_key_stands_for_its_registration_for_ever(history: tuple[Fact, ...]) -> None:
+    """Also once the person is erased: whoever repeats an old request does not ask for anything anew."""
+    earlier = given(FIRST, *history)
 
-    outcome = request(earlier=earlier, registration_id=SECOND, now=T0 + timedelta(hours=24))
+    outcome = request(earlier=earlier, registration_id=FIRST, now=T0 + timedelta(days=3650))
 
-    assert outcome.registration.id == SECOND
-    assert outcome.registration.is_pending
+    assert outcome.registration is earlier
+    assert outcome.changed == ()
+
+
+def test_a_key_that_meets_the_registration_of_another_request_keeps_that() -> None:
+    outcome = request(address=waiting(PENDING), registration_id=SECOND, keyed=True)
+
+    assert outcome.registration.id == FIRST
+    (kept,) = outcome.changed
+    assert isinstance(kept, KeptAnswer)
+    assert (kept.id, kept.subject_id, kept.fingerprint, kept.status) == (SECOND, FIRST, "one", "PENDING")
 
 
 def test_the_same_key_with_another_payload_is_refused() -> None:
