@@ -187,7 +187,8 @@ async def test_what_was_acknowledged_while_memory_had_no_room_is_recorded_and_al
         assert statuses.keys() - {202, 422, 503}, "there was room"
 
         async def well() -> bool:
-            return bool((await http.post("/v1/registrations", json=hungry(1001))).status_code == 202)
+            answer: httpx.Response = await http.post("/v1/registrations", json=hungry(1001))
+            return answer.status_code == 202
 
         await eventually(well, within=60)
         assert 2 + statuses[202] <= await registered_in(dsn) <= 2 + statuses[202] + statuses[0] + statuses[500]
