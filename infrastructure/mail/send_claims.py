@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Final
 from uuid import UUID, uuid4
 
 import psycopg
@@ -30,6 +31,26 @@ LOST_AT_ONCE = 2
 """Claims of a mail that a process which is alone drops at its start; the third lasts, and each is twice as long as the
 one before. So whatever a crash loop does, a mail has gone out at most five times when its code's ten minutes are over
 (0 to 2: at once, then after 180 and 540 s; workers that others take over from: after 45, 135, 315 and 675 s)."""
+
+
+_RELEASE: Final = """
+    DELETE FROM send_claims AS c
+    USING unnest(%b::uuid[], %b::integer[], %b::timestamptz[]) AS w (registration_id, serial, lease_until)
+    WHERE c.registration_id = w.registration_id AND c.serial = w.serial
+        AND c.lease_until = w.lease_until AND c.holder = %b
+"""
+
+_CLAIM: Final = """
+    INSERT INTO send_claims AS c (registration_id, serial, holder, lease_until)
+    SELECT w.registration_id, w.serial, %b, clock_timestamp() + %b
+    FROM unnest(%b::uuid[], %b::integer[]) AS w (registration_id, serial)
+    ON CONFLICT (registration_id, serial) DO UPDATE
+    SET holder = excluded.holder, lost = c.lost + 1,
+        lease_until = excluded.lease_until + %b * (power(2, least(c.lost + 1, 8)) - 1)
+    WHERE c.lease_until < clock_timestamp()
+    RETURNING c.registration_id, c.serial, c.lease_until,
+        (SELECT k.wrapped FROM personal_keys AS k WHERE k.registration_id = c.registration_id)
+"""
 
 
 class StoredSendClaims:
@@ -209,31 +230,11 @@ class StoredSendClaims:
             # Both in one transaction, which a pipeline is implicitly.
             async with pipeline(connection):
                 if released:
-                    await connection.execute(
-                        "DELETE FROM send_claims AS c"
-                        " USING unnest(%b::uuid[], %b::integer[], %b::timestamptz[])"
-                        " AS w (registration_id, serial, lease_until)"
-                        " WHERE c.registration_id = w.registration_id AND c.serial = w.serial"
-                        " AND c.lease_until = w.lease_until AND c.holder = %b",
-                        (*(list(column) for column in zip(*released, strict=True)), self._holder),
-                    )
+                    columns = (list(column) for column in zip(*released, strict=True))
+                    await connection.execute(_RELEASE, (*columns, self._holder))
                 cursor = connection.cursor(binary=True)
-                await cursor.execute(
-                    "INSERT INTO send_claims AS c (registration_id, serial, holder, lease_until)"
-                    " SELECT w.registration_id, w.serial, %b, clock_timestamp() + %b"
-                    " FROM unnest(%b::uuid[], %b::integer[]) AS w (registration_id, serial)"
-                    " ON CONFLICT (registration_id, serial) DO UPDATE"
-                    " SET holder = excluded.holder, lost = c.lost + 1,"
-                    " lease_until = excluded.lease_until + %b * (power(2, least(c.lost + 1, 8)) - 1)"
-                    " WHERE c.lease_until < clock_timestamp()"
-                    " RETURNING c.registration_id, c.serial, c.lease_until,"
-                    " (SELECT k.wrapped FROM personal_keys AS k WHERE k.registration_id = c.registration_id)",
-                    (
-                        *(self._holder, self._lease),
-                        *([mail[0] for mail in wanted], [mail[1] for mail in wanted]),
-                        self._lease,
-                    ),
-                )
+                ids, serials = [mail[0] for mail in wanted], [mail[1] for mail in wanted]
+                await cursor.execute(_CLAIM, (self._holder, self._lease, ids, serials, self._lease))
             return await cursor.fetchall()
 
         try:
