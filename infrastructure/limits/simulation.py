@@ -42,6 +42,7 @@ UNANSWERED: Final = {
     "new-codes": _NO_NETWORK,
     "domain": f"the log has addresses only sealed; {SEEN_IN_METRICS}",
     "verifications": f"the log does not have who offers a code; {SEEN_IN_METRICS}",
+    "repeats": f"a repeat records nothing; {SEEN_IN_METRICS}",
     "admin-login": f"the log does not have wrong tokens; {SEEN_IN_METRICS}",
 }
 """The limits that the log cannot tell of, and why: it was made so that nobody can be followed by it."""

@@ -140,9 +140,12 @@ class Notifications:
                     due.clear()
                     await self._look(connection)
                     look_at = now + LOOK_AGAIN.total_seconds()
-                await _until_told(connection, within=look_at - now)
-                if await self._hear(connection, due, within=0):
-                    # What else comes within a second is taken together.
+                # First what came with the answers to our own statements, of which the socket does not tell any more.
+                heard = await self._hear(connection, due, within=0)
+                if not heard:
+                    await _until_told(connection, within=look_at - now)
+                    heard = await self._hear(connection, due, within=0)
+                if heard:  # what else comes within a second is taken together
                     await self._hear(connection, due, within=LOOK_ANYWAY.total_seconds())
                 if self._unverified:
                     self._correct(await _positions(connection))

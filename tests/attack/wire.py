@@ -181,9 +181,11 @@ class Ledger:
             for name in refused:
                 self.refused[name, whom.get(name, "nobody")] += 1
             return
+        if b"\r\nidempotent-replayed: true" in answer.head.lower() or answer.problem == "idempotency-key-reused":
+            return  # a key that is known uses up the limit of repeats only
         # A registration that is malformed, or was turned away at the door, is not counted; of a code it does not
         # matter what it is.
-        certain = answer.status == 202 or answer.problem == "idempotency-key-reused" or "network" not in whom
+        certain = answer.status == 202 or "network" not in whom
         for key in whom.items():
             self.asked[key] += 1
             if certain and 0 < answer.status < 500:

@@ -22,7 +22,7 @@ from infrastructure.followers.leadership import lead
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING
 from infrastructure.followers.projector import Projector, read_scripts, rest_after
 from infrastructure.postgres.connection import Connection, connect
-from infrastructure.postgres.notifications import HEAD, Notifications
+from infrastructure.postgres.notifications import HEAD, Notifications, Watch
 from infrastructure.postgres.schema import bring_up_to_date
 from tests.support.facts import email_claimed, email_released, eventually, stream
 from tests.support.interruptions import interrupt, nothing_left_behind, wait_as_under_load
@@ -470,6 +470,19 @@ async def test_what_nobody_announces_is_found_by_looking(
     await query(dsn, "SELECT move_on('tally', 1, 2, false)")
 
     assert await notifications.wait_past("tally", 1, within=timedelta(seconds=30))
+
+
+async def test_what_is_announced_while_the_listening_session_asks_something_is_heard_at_once(
+    store: EventStore, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infrastructure.postgres.notifications.LOOK_AGAIN", timedelta(hours=1))
+
+    async def announce(connection: Connection) -> None:
+        await connection.execute("SELECT pg_notify('registrar_follower', 'tally:7')")
+
+    notifications = Notifications(dsn, watches=[Watch("registrar_tally", announce)])
+    async with running(notifications.run()):
+        assert await notifications.wait_past("tally", 6, within=timedelta(seconds=30))
 
 
 async def test_nobody_waits_longer_than_told(notifications: Notifications) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-import uvicorn
 
+from entrypoints.api.http_server import _Server as Listening
 from entrypoints.bootstrap import background
 from entrypoints.cli.listening import listening
 from infrastructure.rabbitmq.inspection import connected
@@ -313,16 +313,16 @@ async def test_a_listener_that_ends_is_an_error_line_and_not_ready_at_the_other(
     says: str,
 ) -> None:
     async with open_api(dsn, follows=False, port="0", admin_listen="127.0.0.1:0") as api:
-        started, listeners, loop = asyncio.Event(), iter(["operators", "registrants"]), uvicorn.Server.main_loop
+        started, listeners, loop = asyncio.Event(), iter(["operators", "registrants"]), Listening.main_loop
 
-        async def one_ends(server: uvicorn.Server) -> None:
+        async def one_ends(server: Listening) -> None:
             if next(listeners) == "operators":
                 await loop(server)
             else:
                 await started.wait()
                 await ends(server)
 
-        monkeypatch.setattr(uvicorn.Server, "main_loop", one_ends)
+        monkeypatch.setattr(Listening, "main_loop", one_ends)
         async with listening(api.service.api, api.service.settings) as addresses:
             started.set()
             async with httpx.AsyncClient(base_url=addresses.admin, verify=NO_TLS) as http:

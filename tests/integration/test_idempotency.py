@@ -16,6 +16,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from application.ports import Context, entries_of
+from entrypoints.api.admission import MOST
 from entrypoints.api.http_server import Server
 from infrastructure.settings.values import Network
 from tests.faults.database import ANSWER
@@ -288,13 +289,14 @@ async def test_of_fifty_at_once_on_two_processes_one_is_run_and_all_get_its_resp
     """Within the limits that there are by default: five registrations of an address an hour."""
     path, body = await prepare(two)
 
-    answers = await asyncio.gather(*(two.post(path, body, on=on) for on in range(50)))
+    together = min(50, 2 * MOST["operate"]) if path.startswith(ADMINS) else 50  # as many as two processes let in
+    answers = await asyncio.gather(*(two.post(path, body, on=on) for on in range(together)))
 
     assert (
         len({(status, tuple(sorted(headers.items())), content) for status, headers, content in map(told, answers)}) == 1
     )
     assert answers[0].status_code in {200, 202} or problem_of(answers[0]) == "wrong-code"
-    assert Counter(map(is_repeat, answers)) == {False: 1, True: 49}
+    assert Counter(map(is_repeat, answers)) == {False: 1, True: together - 1}
 
 
 # --- After a commit whose answer was lost ---------------------------------------------------------

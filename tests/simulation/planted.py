@@ -433,7 +433,7 @@ def mail_of_a_superseded_registration_sent() -> Iterator[Parts]:
         yield Parts()
 
 
-@planted("I15", within=50)
+@planted("I15", within=150)
 def kept_answers_never_looked_for() -> Iterator[Parts]:
     """Whoever repeats a request with its key is run again."""
     with patch.object(KeyedRequests, "told_in", lambda *_: None):
