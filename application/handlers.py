@@ -208,7 +208,7 @@ class Handlers:
                 earlier = streams.get(Registration, repeatable_id)
             mailbox = streams.get(Mailbox, mailbox_id)
             proven_by, alike = address_at_a_glance(streams, claim_id, mailbox, fingerprint)
-            beside = await self._log.load(claim_id, *alike) if alike else None
+            beside = await self._log.load(claim_id, *alike) if alike and earlier is None else None
             claim = None if beside is None else beside.get(EmailClaim, claim_id)
             applicants = () if beside is None else registrations(beside, alike)
             registration_id = repeatable_id or secrets.new_registration_id(now)

@@ -70,7 +70,16 @@ async def test_what_the_log_cannot_tell_is_said_with_what_to_do(dsn: str) -> Non
     assert found.code == 1
     assert "registrations=5/1h" in found.out
     assert "network=10/1m" not in found.out
-    for name in ("network", "network-day", "larger-network", "domain", "verifications", "new-codes", "repeats", "admin-login"):
+    for name in (
+        "network",
+        "network-day",
+        "larger-network",
+        "domain",
+        "verifications",
+        "new-codes",
+        "repeats",
+        "admin-login",
+    ):
         assert f"{name} cannot be answered from the log: " in found.err
     assert "set it to shadow and watch registrar_limit_total" in found.err
     assert nothing.code == 2
