@@ -10,10 +10,10 @@ from typing import Any
 
 import psycopg
 import pytest
-import uvicorn
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from entrypoints.api.http_server import _Server as Listening
 from entrypoints.bootstrap import background
 from infrastructure.embedded.postgres import EmbeddedPostgres
 from infrastructure.event_store.codec import EventCodec
@@ -267,16 +267,16 @@ def test_a_process_that_does_not_listen_any_more_ends_with_an_exit_code(
     ends: Callable[[object], Awaitable[None]],
     which: int,
 ) -> None:
-    started, listeners, loop = asyncio.Event(), count(), uvicorn.Server.main_loop
+    started, listeners, loop = asyncio.Event(), count(), Listening.main_loop
 
-    async def one_ends(server: uvicorn.Server) -> None:
+    async def one_ends(server: Listening) -> None:
         if next(listeners) == which:
             await started.wait()
             await ends(server)
         else:
             await loop(server)
 
-    monkeypatch.setattr(uvicorn.Server, "main_loop", one_ends)
+    monkeypatch.setattr(Listening, "main_loop", one_ends)
     monkeypatch.setattr("entrypoints.cli.run.keep_what_is_there", started.set)
 
     done = command("serve", DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY, PORT="0", ADMIN_LISTEN="127.0.0.1:0")
