@@ -164,13 +164,8 @@ def decide_mail(
         mailbox: None if nobody has asked for a mail there yet.
     """
     latest, version = (UNTOUCHED, 0) if mailbox is None else (mailbox.latest, mailbox.version)
-    yesterday = now - DAY
-    told = [(text, grant) for text in latest.granted if (grant := _grant(text)).at > yesterday]
+    granted, withheld = grant(latest.grants(), asked.network, now=now, policy=policy)
     applicants = [*latest.applicants]
-    withheld = _is_used_up([grant for _, grant in told], asked.network, now, policy)
-    granted = [text for text, _ in told]
-    if not withheld:
-        granted.append(str(Grant(now, asked.network)))
     if asked.claim_id is not None:
         mark = payload_mark(asked.fingerprint)
         applicants.append(f"{asked.registration_id} {asked.claim_id} {asked.network} {mark}")
@@ -178,7 +173,7 @@ def decide_mail(
         "registration_id": str(asked.registration_id),
         "serial": asked.serial,
         "withheld": withheld,
-        "granted": granted,
+        "granted": [str(one) for one in granted],
         "applicants": _latest(applicants),
     }
     return begin(

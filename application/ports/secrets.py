@@ -76,5 +76,6 @@ class PasswordHasher(Protocol):
 
         Raises:
             Overloaded: too many hashes are waiting.
+            Unavailable: it is shutting down.
         """
         ...

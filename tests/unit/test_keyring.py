@@ -20,7 +20,7 @@ from hypothesis import given as for_any
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from application.ports import Overloaded, Person, WrongMasterKey
+from application.ports import Overloaded, Person, Unavailable, WrongMasterKey
 from infrastructure.crypto import password_hashing
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.crypto.password_hashing import MAX_WAITING, PasswordHashing
@@ -365,6 +365,31 @@ async def test_beyond_the_queue_a_caller_is_told_at_once(
     go.set()
     assert await asyncio.gather(*callers) == [f"password {n}" for n in range(1 + MAX_WAITING)]
     assert hashing.waiting == 0
+
+
+async def test_who_waits_when_hashing_is_closed_is_let_go_and_what_is_being_hashed_is_seen_through(
+    hashing: PasswordHashing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = Event(), Event()
+
+    def patiently(password: str, salt: bytes) -> str:
+        begun.set()
+        assert go.wait(10)
+        return password
+
+    monkeypatch.setattr(password_hashing, "_hash", patiently)
+    callers = [asyncio.ensure_future(hashing.hash(f"password {n}", "ada@example.com")) for n in range(3)]
+    assert await asyncio.to_thread(begun.wait, 10)
+    hashing.close()
+    go.set()
+
+    assert await callers[0] == "password 0"
+    assert [type(one) for one in await asyncio.gather(*callers[1:], return_exceptions=True)] == [
+        asyncio.CancelledError,
+        asyncio.CancelledError,
+    ]
+    with pytest.raises(Unavailable):
+        await hashing.hash("too late", "ada@example.com")
 
 
 async def test_a_caller_who_leaves_keeps_its_place_until_the_thread_is_done(
