@@ -133,7 +133,7 @@ class Evidence:
         issues: what each issue's mail must carry, by registration and serial.
         followers: how far each one is, but for copies of read models.
         handled: positions whose handling can be seen, by follower.
-        parked: follower and stream of everything put aside.
+        parked: follower and stream of everything put aside, and why.
         read_models: hashes of each read model's tables, by way of making it: "live", "from zero", "in two halves",
             "told twice".
         texts: where personal data and secrets must not be, by name of the place.
@@ -150,7 +150,7 @@ class Evidence:
     issues: Mapping[tuple[UUID, int], Issue] = field(default_factory=dict)
     mails: Sequence[Copy] = ()
     dead_letters: Sequence[DeadLetter] = ()
-    parked: Sequence[tuple[str, UUID]] = ()
+    parked: Sequence[tuple[str, UUID, str]] = ()
     followers: Mapping[str, Position] = field(default_factory=dict)
     handled: Mapping[str, Sequence[Position]] = field(default_factory=dict)
     read_models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -210,7 +210,9 @@ async def collect(
                 dead_letters=[
                     DeadLetter(id_, serial, failure, (id_, serial) in waiting) for id_, serial, failure in failed
                 ],
-                parked=await _all(connection, "SELECT follower, stream_id FROM parked_events"),
+                parked=await _all(
+                    connection, "SELECT follower, stream_id, concat_ws(' at ', error, code) FROM parked_events"
+                ),
                 followers=dict(
                     await _all(connection, "SELECT name, position FROM followers WHERE name NOT LIKE '%\\_\\_%'")
                 ),

@@ -348,16 +348,22 @@ class Fleet:
 
         await eventually(led, within=60)
 
-    async def until_caught_up(self, *, within: float = 60) -> None:
-        """Wait until every follower has seen the whole log, and nothing more comes of that."""
+    async def until_caught_up(self, *, within: float = 120) -> None:
+        """Wait until every follower has seen the whole log, and nothing more comes of that.
+
+        What a process of another release has put aside must have been tried again, which takes a leader a minute.
+        """
         followers = self._followers()
 
         async def caught_up() -> bool:
             rows = await query(
-                self.dsn, f"SELECT (SELECT position FROM head), count(*), min(position) FROM followers WHERE {FOLLOWS}"
+                self.dsn,
+                "SELECT (SELECT position FROM head), count(*), min(position),"
+                f" EXISTS (SELECT FROM parked_events AS parked (name) WHERE {FOLLOWS} AND tried_at IS NULL)"
+                f" FROM followers WHERE {FOLLOWS}",
             )
-            head, count, least = rows[0]
-            return bool(count >= len(followers) and least == head)
+            head, count, least, untried = rows[0]
+            return bool(count >= len(followers) and least == head and not untried)
 
         await eventually(caught_up, within=within)
 

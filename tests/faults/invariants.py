@@ -472,8 +472,8 @@ def everything_understood(evidence: Evidence) -> Iterator[str]:
     """No follower has put anything aside, and every event can be read."""
     for position in evidence.undecodable:
         yield f"the event at position {position} cannot be decoded"
-    for follower, stream in sorted(set(evidence.parked)):
-        yield f"{follower} has parked stream {stream}"
+    for follower, stream, error in sorted(set(evidence.parked)):
+        yield f"{follower} has parked stream {stream}: {error}"
 
 
 # --- Silence ----------------------------------------------------------------------------------------

@@ -36,6 +36,6 @@ async def test_what_is_tampered_with_after_a_clean_run_is_found(scene: Scene) ->
     ) == ["I8", "chain"]
     assert await blamed_after(
         "UPDATE events SET actor = 'client' WHERE notification_id = 3",
-        "INSERT INTO parked_events (follower, stream_id, position, error)"
-        " VALUES ('audit', '019cab10-0000-7000-8000-000000000001', 1, 'hello ada@example.com')",
+        "INSERT INTO parked_events (follower, stream_id, position, error, tried_at)"
+        " VALUES ('audit', '019cab10-0000-7000-8000-000000000001', 1, 'hello ada@example.com', now())",
     ) == ["I10", "I14"]

@@ -485,7 +485,7 @@ def recorded_before_what_came_earlier() -> Evidence:
 
 
 def parked_stream() -> Evidence:
-    return clean(parked=[("audit", REGISTRATION)])
+    return clean(parked=[("audit", REGISTRATION, "stream is parked")])
 
 
 def event_that_nobody_can_read() -> Evidence:
