@@ -170,7 +170,7 @@ class Admission:
         """
         if self._prefix and path.startswith(self._prefix + b"/"):
             path = path[len(self._prefix) :]
-        if path == _REGISTER and method == b"POST":
+        if path == REGISTER and method == b"POST":
             return self.registrations
         return self._bounds[_class_of(method, path, query)]
 
@@ -181,11 +181,11 @@ class Admission:
         return {bound.name: bound.under_way for bound in (self.registrations, *self._bounds.values())}
 
 
-_REGISTER: Final = ROUTE.encode()
+REGISTER: Final = ROUTE.encode()
 
 
 def _class_of(method: bytes, path: bytes, query: bytes | None) -> Class:
-    if path.startswith(_REGISTER + b"/"):
+    if path.startswith(REGISTER + b"/"):
         if method != b"POST":
             return "wait" if query else "look"
         if path.endswith(b"/verification"):

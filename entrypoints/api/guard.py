@@ -24,7 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from application.ports import Context, Overloaded
 from domain.recorded import Actor
+from domain.uuids import uuid_of
 from entrypoints.api.admission import PLACE, AdmissionSlot
+from entrypoints.api.exchange import EXCHANGE, Exchange, WholeResponse
 from entrypoints.api.hosts import Hosts
 from entrypoints.api.problems import HttpProblem, to_problem
 from infrastructure.postgres.circumstances import why_unusable
@@ -177,12 +179,13 @@ class Guard:
         headers: dict[bytes, bytes],
         size: int,
     ) -> None:
-        now = asyncio.get_running_loop().time
-        until = now() + self._request_timeout
+        now = asyncio.get_running_loop().time()
+        until = now + self._request_timeout
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        reading = has_body and self._body_deadline < self._request_timeout
+        exchange: Exchange | None = scope.get(EXCHANGE)
+        reading = has_body and exchange is None and self._body_deadline < self._request_timeout
         # One timer for both deadlines: setting one is among the dearer things that a request does here.
-        deadline = asyncio.timeout_at(now() + self._body_deadline if reading else until)
+        deadline = asyncio.timeout_at(now + self._body_deadline if reading else until)
         scope[_DEADLINE] = deadline
         try:
             async with deadline:
@@ -197,7 +200,11 @@ class Guard:
                 endpoint: Endpoint | None = scope.get(DIRECTLY)
                 with limited():
                     app = self._app if endpoint is None else await endpoint(Request(scope, receive))
-                    await app(scope, receive, send)
+                    if exchange is not None and isinstance(app, WholeResponse):
+                        state.status = app.status_code
+                        await exchange.respond(app.status_code, _guarded(app.raw_headers, state), app.body)
+                    else:
+                        await app(scope, receive, send)
         except _Gone:
             return
         except Exception as error:  # noqa: BLE001 - the edge: every error becomes a response, a bug is logged
@@ -323,7 +330,7 @@ def _correlation_id(header: bytes | None) -> UUID:
     if header is not None and _UUID.fullmatch(header):
         return UUID(header.decode())
     # Not a secret, and drawn for every request: the system's generator would be a call into the kernel.
-    return UUID(int=_random() & ~(0xF << 76 | 0b11 << 62) | 4 << 76 | 0b10 << 62)
+    return uuid_of(_random() & ~(0xF << 76 | 0b11 << 62) | 4 << 76 | 0b10 << 62)
 
 
 _random = partial(random.getrandbits, 128)

@@ -13,6 +13,7 @@ import psycopg
 import structlog
 
 from application.addresses import forget_domains
+from application.doubtful_domains import forget_judged_domains
 from application.ports import Unavailable
 from entrypoints.bootstrap.core import Core
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
@@ -98,6 +99,7 @@ async def _forget() -> None:
     while True:
         await asyncio.sleep(FORGET.total_seconds())
         forget_domains()
+        forget_judged_domains()
 
 
 async def _keep_time(store: EventStore) -> None:
