@@ -335,7 +335,9 @@ def mail_decided(
             "serial": serial,
             "withheld": withheld,
             "granted": [f"{moment.isoformat()} {of}" for moment, of in granted],
-            "applicants": [f"{one} {claim_id} {network} {payload_mark(fingerprint)}" for one, claim_id in applicants],
+            "applicants": [
+                f"{one.hex} {claim_id.hex} {network} {payload_mark(fingerprint)}" for one, claim_id in applicants
+            ],
         },
         at,
     )
