@@ -52,7 +52,7 @@ class Asked(NamedTuple):
     """A mail that somebody asked for.
 
     Attributes:
-        address: the claim's id, with a registration; None: for a new code.
+        address: its mailbox and its claim, with a registration; None: for a new code.
         network: a mark of the requester's, for this mailbox; "" if the log does not have it.
         withheld: what was decided then.
         granted: the mails that the mailbox was granted within the day before.
@@ -72,7 +72,7 @@ class Asked(NamedTuple):
         begun."""
         assert isinstance(event, Mailbox.MailDecided)  # noqa: S101 - of the trials' topic
         granted, applicant = event.grants(), event.applicant()
-        address = str(applicant.claim_id) if applicant is not None and event.serial == 1 else None
+        address = f"{event.originator_id} {applicant.claim}" if applicant is not None and event.serial == 1 else None
         network = "" if applicant is None else applicant.network
         if not event.withheld:
             network = granted.pop().network

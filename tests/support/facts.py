@@ -22,7 +22,7 @@ from eventsourcing.domain import Aggregate, AggregateCreated
 from application.ports import Context
 from domain.email_claim import ClaimId, EmailClaim
 from domain.mail_saga import MailSaga
-from domain.mailbox import Mailbox, MailboxId, payload_mark
+from domain.mailbox import Mailbox, MailboxId, claim_mark, payload_mark
 from domain.operator_act import OperatorAct
 from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent
@@ -336,7 +336,7 @@ def mail_decided(
             "withheld": withheld,
             "granted": [f"{moment.isoformat()} {of}" for moment, of in granted],
             "applicants": [
-                f"{one.hex} {claim_id.hex} {network} {payload_mark(fingerprint)}" for one, claim_id in applicants
+                f"{one.hex} {claim_mark(claim_id)} {network} {payload_mark(fingerprint)}" for one, claim_id in applicants
             ],
         },
         at,
