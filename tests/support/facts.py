@@ -336,7 +336,8 @@ def mail_decided(
             "withheld": withheld,
             "granted": [f"{moment.isoformat()} {of}" for moment, of in granted],
             "applicants": [
-                f"{one.hex} {claim_mark(claim_id)} {network} {payload_mark(fingerprint)}" for one, claim_id in applicants
+                f"{one.hex} {claim_mark(claim_id)} {network} {payload_mark(fingerprint)}"
+                for one, claim_id in applicants
             ],
         },
         at,
