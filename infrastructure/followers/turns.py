@@ -79,8 +79,8 @@ class Turns:
     ) -> None:
         """
         Args:
-            on_turn: called for each request that counts with the limit's name, and "passed", "waited", or of a limit that only
-                counts "would-wait".
+            on_turn: called for each request that counts, with the limit's name, and "passed", "waited", or of a limit
+                that only counts "would-wait".
             clock: monotonic seconds.
         """
         self.paced = False
