@@ -116,6 +116,7 @@ def test_only_the_latest_event_of_a_mailbox_is_needed() -> None:
     assert mailbox is not None
     last = mailbox.collect_events()[-1]
 
+    assert isinstance(last, Mailbox.MailDecided)
     again = last.mutate(None)
 
     assert isinstance(again, Mailbox)
