@@ -43,9 +43,8 @@ def _application() -> FastAPI:
 
 
 async def _main() -> None:
-    MOST.update(
-        dict.fromkeys(MOST, sys.maxsize)
-    )  # there is no guard to give back the places that are taken at the door
+    # There is no guard to give back the places that are taken at the door.
+    MOST.update(dict.fromkeys(MOST, sys.maxsize))
     server = Server(_application(), host="127.0.0.1", port=0)
     await server.start()
     stop = asyncio.Event()

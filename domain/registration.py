@@ -22,7 +22,7 @@ from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, IssueRe
 from domain.mailbox import MailboxId
 from domain.policy import Policy
 from domain.streams import begin, record
-from domain.uuids import uuid_in
+from domain.uuids import uuid_of_text
 
 BEGUN = 2
 """Version of a registration that was just begun."""
@@ -87,12 +87,11 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
             state["withheld"] = None
             state["mailbox_id"] = None
 
-        def apply(
-            self, aggregate: Any
-        ) -> None:  # not by `@event`, which takes five times as long: every stream has one
+        # Not by `@event`, which takes five times as long: every stream has one.
+        def apply(self, aggregate: Any) -> None:
             aggregate.serial = self.serial
             if self.mailbox_id:  # a code that release 0.1.0 issued tells none
-                aggregate.mailbox_id = MailboxId(uuid_in(self.mailbox_id))
+                aggregate.mailbox_id = MailboxId(uuid_of_text(self.mailbox_id))
             if self.withheld:
                 aggregate.withheld.add(self.serial)
             aggregate.issued_at = self.timestamp
@@ -236,7 +235,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self, claim_id: str, fingerprint: str, personal_data: str, locale: str, duplicate_of: str | None
     ) -> None:
         self.status = Status.PENDING
-        self.claim_id = ClaimId(uuid_in(claim_id))
+        self.claim_id = ClaimId(uuid_of_text(claim_id))
         self.fingerprint = fingerprint
         self.personal_data = personal_data
         self.locale = locale

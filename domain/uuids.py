@@ -6,7 +6,7 @@ from typing import Final
 from uuid import UUID, SafeUUID
 
 
-def uuid_of(value: int) -> UUID:
+def uuid_of_int(value: int) -> UUID:
     """The UUID of 128 bits."""
     made = _blank(UUID)
     _set(made, "int", value)
@@ -14,13 +14,13 @@ def uuid_of(value: int) -> UUID:
     return made
 
 
-def uuid_in(text: str) -> UUID:
+def uuid_of_text(text: str) -> UUID:
     """The UUID that an event of ours has as text.
 
     Raises:
         ValueError: it is none.
     """
-    return uuid_of(int(text.replace("-", ""), 16)) if len(text) == _LENGTH else UUID(text)
+    return uuid_of_int(int(text.replace("-", ""), 16)) if len(text) == _LENGTH else UUID(text)
 
 
 _LENGTH: Final = 36

@@ -1,7 +1,7 @@
 """Admission: how many requests of each kind one process works on at a time.
 
 A service that takes in more than it can do responds late to everybody, and does less: it spends its time on requests
-whose clients have gone. So it is decided at the door (`entrypoints.api.http_server`), before anything is spent on a
+whose clients have gone. So it is decided at the door (`entrypoints.api.http_protocol`), before anything is spent on a
 request. Each kind of request has a bound of its own, so that a flood of one keeps out no other: what ends a
 registration (a code, a look at it) and what operators need (health, metrics) goes on while registrations are refused.
 """
@@ -42,8 +42,8 @@ MOST: Final[dict[Class, int]] = {
     "resend": 64,
     "look": 128,
     # Reads with `min_position`, which wait for the read model, for two seconds by default; also on when their client
-    # has gone, so they do not share the bound of those that do not wait. Each holds nothing but memory: 13 KiB
-    # (2026-11-29).
+    # has gone, so they do not share the bound of those that do not wait. Each holds nothing but memory: 6 KiB, and its
+    # connection 11 (500 of them at `registrar serve`: what its private memory grew by, 2026-11-29): 9 MiB for all.
     "wait": 512,
     # What the database has for queries, and lets wait for it: 8 and 16 (docs/reliability.md, B14).
     "operate": 24,

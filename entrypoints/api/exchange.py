@@ -25,7 +25,7 @@ class WholeResponse(Response):
         self.body: bytes = body
         self.background = None
         self.raw_headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-        self.raw_headers += ((b"content-length", b"%d" % len(body)), _JSON)
+        self.raw_headers += [(b"content-length", b"%d" % len(body)), _JSON]
 
 
 _JSON: Final = (b"content-type", b"application/json")

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from application.ports import Context, Overloaded
 from domain.recorded import Actor
-from domain.uuids import uuid_of
+from domain.uuids import uuid_of_int
 from entrypoints.api.admission import PLACE, AdmissionSlot
 from entrypoints.api.exchange import EXCHANGE, Exchange, WholeResponse
 from entrypoints.api.hosts import Hosts
@@ -330,7 +330,7 @@ def _correlation_id(header: bytes | None) -> UUID:
     if header is not None and _UUID.fullmatch(header):
         return UUID(header.decode())
     # Not a secret, and drawn for every request: the system's generator would be a call into the kernel.
-    return uuid_of(_random() & ~(0xF << 76 | 0b11 << 62) | 4 << 76 | 0b10 << 62)
+    return uuid_of_int(_random() & ~(0xF << 76 | 0b11 << 62) | 4 << 76 | 0b10 << 62)
 
 
 _random = partial(random.getrandbits, 128)

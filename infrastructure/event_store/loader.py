@@ -11,7 +11,7 @@ from uuid import UUID
 from application.ports import A, Holder, Unavailable, UnexpectedAggregate
 from domain.mailbox import UNTOUCHED
 from domain.recorded import Position
-from domain.uuids import uuid_of
+from domain.uuids import uuid_of_int
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.batching import BATCH_TIMEOUT, Batcher
@@ -60,7 +60,7 @@ _PARTS: Final = {
     ) AS proof ON true
 """,
     # The claims, and the streams of the registrations that hold them now; the streams of the mailboxes' applicants for
-    # an address of these claims. (An applicant is "REGISTRATION CLAIM …".)
+    # an address of these claims. (An applicant is "REGISTRATION CLAIM …", with eight digits of the claim or more.)
     "claims": """
     SELECT e.originator_id, e.originator_version, e.topic, e.state, e.notification_id
     FROM (
@@ -80,7 +80,8 @@ _PARTS: Final = {
         CROSS JOIN LATERAL jsonb_array_elements_text(
             convert_from(latest.state, 'UTF8')::jsonb -> 'applicants'
         ) AS applicant (told)
-        WHERE split_part(applicant.told, ' ', 2)::uuid = ANY (%(claims)b::uuid[])
+        WHERE left(split_part(applicant.told, ' ', 2), 8) IN (
+            SELECT left(c.id::text, 8) FROM unnest(%(claims)b::uuid[]) AS c (id))
     ) AS wanted
     CROSS JOIN LATERAL (
         SELECT * FROM events AS s WHERE s.originator_id = wanted.id ORDER BY s.originator_version
@@ -229,7 +230,7 @@ class StreamLoader:
                 elif state is None:
                     rows[stream_id] = self._untouched
                 else:
-                    holder = Holder(uuid_of(int.from_bytes(state, "big")), bool(version))
+                    holder = Holder(uuid_of_int(int.from_bytes(state, "big")), bool(version))
                     if version is not None:
                         holders[stream_id] = holder
             return rows, holders

@@ -363,7 +363,7 @@ async def test_what_follows_a_refusal_in_one_piece_is_answered_in_its_turn(api: 
 async def test_an_empty_line_after_a_request_does_not_hold_a_connection_open(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("entrypoints.api.http_server.HEAD_DEADLINE", timedelta(seconds=0.5))
+    monkeypatch.setattr("entrypoints.api.http_protocol.HEAD_DEADLINE", timedelta(seconds=0.5))
     async with serving(api) as server, connected(server.port) as client:
         await client.send(b"GET /health/live HTTP/1.1\r\nHost: registrar\r\n\r\n")
         assert (await client.answer())[0] == 200
