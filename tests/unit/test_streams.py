@@ -1,4 +1,4 @@
-"""Events that we make ourselves are those that the library would have made."""
+"""Events that we make and encode ourselves are those that the library would have made."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from eventsourcing.domain import Aggregate, AggregateCreated, AggregateEvent
+from eventsourcing.persistence import Mapper
 
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.mailbox import Mailbox
 from domain.registration import Registration
 from domain.streams import begin, made, record
-from infrastructure.event_store.codec import event_classes
+from infrastructure.event_store.codec import EventCodec, EventTranscoder, event_classes
 from tests.support.facts import REGISTRATION, T0
 
 ANYTHING: dict[str, Any] = {
@@ -53,6 +54,14 @@ def test_an_event_is_what_its_constructor_makes(topic: str) -> None:
 
     assert event == kind(**fields)
     assert list(vars(event)) == list(vars(kind(**fields)))  # the order in which they are stored
+
+
+@pytest.mark.parametrize("topic", sorted(event_classes()))
+def test_an_event_is_stored_as_the_library_stores_it(topic: str) -> None:
+    kind: Any = event_classes()[topic]
+    event = kind(**fields_of(kind))
+
+    assert EventCodec().encode(event) == Mapper(EventTranscoder()).to_stored_event(event)
 
 
 @pytest.mark.parametrize("fault", ["too few", "too many", "another"])
