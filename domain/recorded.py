@@ -46,3 +46,11 @@ class Recorded(NamedTuple):
     causation_position: Position | None
     actor: str
     trace: str | None
+
+
+class Placed(NamedTuple):
+    """An event and where it stands in the log: of a `Recorded`, what most folds look at."""
+
+    event: AnyEvent
+    position: Position
+    topic: str
