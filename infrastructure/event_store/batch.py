@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 from uuid import UUID
 
@@ -53,6 +53,18 @@ class Batch(NamedTuple):
             since = part[-1].position
         left = len(self.events) % most or min(most, len(self.events))
         yield Batch(self.events[len(self.events) - left :], since, self.upto, self.sound)
+
+
+class Stretch(NamedTuple):
+    """What was read after one position and up to another.
+
+    Attributes:
+        decoded: decodes it, which takes longer than to read it: who wants more of the log asks for that before.
+    """
+
+    since: Position
+    upto: Position
+    decoded: Callable[[], Batch]
 
 
 def stream_of(event: Told | Unreadable) -> UUID:

@@ -14,7 +14,7 @@ from uuid import UUID
 from application.ports import Checkpoint, Entry, WrappedKey
 from domain.recorded import Position, Recorded
 from infrastructure.event_store.appender import Appender
-from infrastructure.event_store.batch import Batch
+from infrastructure.event_store.batch import Stretch
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.loader import LoadedStreams, StreamLoader
 from infrastructure.event_store.parameters import Append, StoredEntry
@@ -167,8 +167,8 @@ class EventStore:
         """See `infrastructure.event_store.reader.LogReader.decode`."""
         return self._reader.decode(row)
 
-    async def events(
+    async def stretch(
         self, after: Position, limit: int, topics: Sequence[str] | None = None, *, metadata: bool = True
-    ) -> Batch:
-        """See `infrastructure.event_store.reader.LogReader.events`."""
-        return await self._reader.events(after, limit, topics, metadata=metadata)
+    ) -> Stretch:
+        """See `infrastructure.event_store.reader.LogReader.stretch`."""
+        return await self._reader.stretch(after, limit, topics, metadata=metadata)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from domain.recorded import Position, Recorded
-from infrastructure.event_store.batch import Batch
+from infrastructure.event_store.batch import Stretch
 from infrastructure.event_store.reader import RecordedRow, decoded
 from infrastructure.event_store.store import EventStore
 
@@ -59,14 +60,14 @@ class LogTail:
         seen = rows[-1].position if rows else after
         return rows if topics is None else [row for row in rows if row.topic in topics], seen
 
-    async def events(
+    async def stretch(
         self, after: Position, limit: int, topics: Sequence[str] | None = None, *, metadata: bool = True
-    ) -> Batch:
-        """See `LogReader.events`; of the end of the log, each event is decoded once for all."""
+    ) -> Stretch:
+        """See `LogReader.stretch`; of the end of the log, each event is decoded once for all."""
         if self._is_far_behind(after):
-            return await self._store.events(after, limit, topics, metadata=metadata)
+            return await self._store.stretch(after, limit, topics, metadata=metadata)
         rows, seen = await self.read(after, limit, topics)
-        return decoded(rows, after, seen, self.decode)
+        return Stretch(after, seen, partial(decoded, rows, after, seen, self.decode))
 
     def _is_far_behind(self, after: Position) -> bool:
         """Then it reads on its own."""

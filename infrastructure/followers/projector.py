@@ -112,10 +112,9 @@ class Projector:
         )
 
     async def _read(self, position: Position) -> tuple[Sequence[_Entry], Position]:
-        batch = await self._store.events(
-            position, BATCH_EVENTS, self._projection.topics, metadata=self._projection.metadata
-        )
-        return batch.events, batch.upto
+        wanted = self._projection
+        stretch = await self._store.stretch(position, BATCH_EVENTS, wanted.topics, metadata=wanted.metadata)
+        return stretch.decoded().events, stretch.upto
 
     async def _advance(
         self, connection: Connection, entries: Sequence[_Entry], position: Position, seen: Position

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any
 
 from domain.recorded import Position
-from infrastructure.event_store.batch import Batch
+from infrastructure.event_store.batch import Batch, Stretch
 from infrastructure.event_store.reader import ReadsLog, UnreadableLog
 
 
@@ -47,17 +48,34 @@ async def batches(
                 raise batch
             yield batch
     finally:
-        making.cancel()
-        await asyncio.gather(making, return_exceptions=True)
+        await _cancelled(making)
 
 
 async def _decoded_batches(
     log: ReadsLog, since: Position, upto: Position, topics: Sequence[str] | None, limit: int, metadata: bool
 ) -> AsyncIterator[Batch]:
-    while since < upto:
-        batch = await log.events(since, limit, topics, metadata=metadata)
-        if batch.upto == since:
+    """The database looks for the next ones while these are decoded."""
+
+    async def read(since: Position) -> Stretch:
+        stretch = await log.stretch(since, limit, topics, metadata=metadata)
+        if stretch.upto == since:
             raise UnreadableLog(f"the log ends at {since}; {upto} was expected")
-        batch = batch.until(upto)
-        yield batch
-        since = batch.upto
+        return stretch
+
+    reading = asyncio.create_task(read(since)) if since < upto else None
+    try:
+        while reading is not None:
+            stretch = await reading
+            reading = None
+            if stretch.upto < upto:
+                reading = asyncio.create_task(read(stretch.upto))
+                await asyncio.sleep(0)  # so that it is asked for at once
+            yield stretch.decoded().until(upto)
+    finally:
+        await _cancelled(reading)
+
+
+async def _cancelled(task: asyncio.Task[Any] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
