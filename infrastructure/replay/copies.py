@@ -30,7 +30,7 @@ from infrastructure.replay.reading import batches
 from infrastructure.replay.sessions import replaying
 from infrastructure.replay.traffic import Traffic
 
-BATCH_EVENTS: Final = 5_000
+BATCH_EVENTS: Final = 2_000
 """Maximum number of events per transaction. Most rows are born in the batch in which they change, and are written once;
 more events take memory and no less time (our measurement)."""
 
