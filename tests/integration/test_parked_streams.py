@@ -314,6 +314,7 @@ class _Counted:
         self.reads = 0
         self._store = store
         self.decode = store.decode
+        self.stretch = store.stretch
 
     async def read(
         self, after: Position, limit: int, topics: Sequence[str] | None = None
