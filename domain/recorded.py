@@ -54,3 +54,7 @@ class Placed(NamedTuple):
     event: AnyEvent
     position: Position
     topic: str
+
+
+Told = Recorded | Placed
+"""An event with its metadata or, for who does not look at that, without."""

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from psycopg.rows import tuple_row
 
-from domain.recorded import Placed, Recorded
+from domain.recorded import Told
 from domain.registration import Registration
 from projections.table import Connection, Table, schema_of
 
@@ -127,7 +127,7 @@ class Accounts:
         self.schema = schema = schema or schema_of(self.name)
         self._account = _ACCOUNT.format(accounts=ACCOUNTS.within(schema))
 
-    async def apply(self, connection: Connection, events: Sequence[Placed | Recorded]) -> None:
+    async def apply(self, connection: Connection, events: Sequence[Told]) -> None:
         """Write what a batch of events changes.
 
         Raises:

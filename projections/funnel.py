@@ -14,7 +14,7 @@ from uuid import UUID
 from psycopg.rows import tuple_row
 
 from domain.mail_outcome import IssueReason, MailKind
-from domain.recorded import Placed, Recorded
+from domain.recorded import Told
 from domain.registration import Registration
 from projections.table import Connection, Table, schema_of
 
@@ -292,7 +292,7 @@ class Funnel:
         self.schema = schema = schema or schema_of(self.name)
         self._funnel = _FUNNEL.format(stages=STAGES.within(schema), durations=DURATIONS.within(schema))
 
-    async def apply(self, connection: Connection, events: Sequence[Placed | Recorded]) -> None:
+    async def apply(self, connection: Connection, events: Sequence[Told]) -> None:
         """Add what a batch of events counts.
 
         Raises:

@@ -14,7 +14,7 @@ from psycopg.rows import tuple_row
 from domain.mail_outcome import CancelReason
 from domain.mail_saga import MailSaga
 from domain.mail_state import STATES, UNSENT, WAITING, MailState
-from domain.recorded import AnyEvent, Placed, Position, Recorded
+from domain.recorded import AnyEvent, Position, Told
 from domain.registration import Registration
 from projections import strays
 from projections.paging import LAST_POSITION, Page, before, page
@@ -294,7 +294,7 @@ class Mails:
         self._waits = _WAITS.format(progress=progress)
         self._view = _VIEW.format(progress=progress, mails=self._mails)
 
-    async def apply(self, connection: Connection, events: Sequence[Placed | Recorded]) -> None:
+    async def apply(self, connection: Connection, events: Sequence[Told]) -> None:
         """Write what a batch of events changes.
 
         Raises:

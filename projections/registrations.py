@@ -10,7 +10,7 @@ from uuid import UUID
 
 from psycopg.rows import tuple_row
 
-from domain.recorded import Placed, Position, Recorded
+from domain.recorded import Position, Recorded, Told
 from domain.registration import Registration, Status
 from projections.paging import Page, before, page
 from projections.table import Connection, Table, schema_of
@@ -304,7 +304,7 @@ class Registrations:
         self._view = _VIEW.format(registrations=REGISTRATIONS.within(schema), progress=PROGRESS.within(schema))
         self._find = _FIND.format(view=self._view)
 
-    async def apply(self, connection: Connection, events: Sequence[Placed | Recorded]) -> None:
+    async def apply(self, connection: Connection, events: Sequence[Told]) -> None:
         """Write what a batch of events changes.
 
         Raises:

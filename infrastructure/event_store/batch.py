@@ -6,10 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 from uuid import UUID
 
-from domain.recorded import Placed, Position, Recorded
-
-Told = Recorded | Placed
-"""An event with its metadata or, for who does not look at that, without."""
+from domain.recorded import Position, Told
 
 
 class Unreadable(NamedTuple):

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
-from domain.recorded import Placed, Position, Recorded
-from infrastructure.event_store.batch import Batch, Stretch, Told, Unreadable
+from domain.recorded import Placed, Position, Recorded, Told
+from infrastructure.event_store.batch import Batch, Stretch, Unreadable
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 
@@ -177,7 +177,7 @@ class LogReader:
     ) -> list[Told | Unreadable]:
         if type(topics[0]) is not str:
             raise UnreadableLog(f"the topic of event {positions[0]} is no text")
-        kind = Recorded if metadata else Placed
+        kind: Any = Recorded if metadata else Placed
         try:
             events = map(self._codec.decode, stream_ids, versions, topics, states)
             return [_new(kind, each) for each in zip(events, positions, topics, *metadata, strict=True)]

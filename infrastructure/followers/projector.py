@@ -12,8 +12,8 @@ import structlog
 from psycopg import sql
 
 from application.crash_points import crash_point
-from domain.recorded import Position
-from infrastructure.event_store.batch import Told, Unreadable, stream_of
+from domain.recorded import Position, Told
+from infrastructure.event_store.batch import Unreadable, stream_of
 from infrastructure.event_store.reader import ReadsLog
 from infrastructure.followers.follow import Chore, follow, keep_leadership
 from infrastructure.followers.leadership import NotLeader

@@ -16,8 +16,8 @@ import psycopg
 from psycopg import sql
 
 from application.crash_points import crash_point
-from domain.recorded import Position
-from infrastructure.event_store.batch import Batch, Told, Unreadable, stream_of
+from domain.recorded import Position, Told
+from infrastructure.event_store.batch import Batch, Unreadable, stream_of
 from infrastructure.event_store.reader import ReadsLog
 from infrastructure.followers.leadership import NotLeader
 from infrastructure.followers.parked import BEHIND, ParkedStreams, place_of
