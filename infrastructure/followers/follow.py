@@ -84,10 +84,7 @@ async def follow(
     try:
         while True:
             events, seen = await (ahead or read(position))
-            ahead = None
-            if seen - position >= read_ahead_of:
-                ahead = asyncio.create_task(read(seen))
-                await asyncio.sleep(0)  # asked for now, not once `act` has to wait for something
+            ahead = asyncio.create_task(read(seen)) if seen - position >= read_ahead_of else None
             if seen > position:
                 started = loop.time()
                 await act(events, position, seen)

@@ -34,11 +34,8 @@ BATCH_EVENTS: Final = 2_000
 """Maximum number of events per transaction. Most rows are born in the batch in which they change, and are written once;
 more events take memory and no less time (our measurement)."""
 
-BATCH_BESIDE_OTHERS: Final = 250
-"""The same while others append to the log: a millisecond or two for the server, which then turns to those who wait."""
-
-REST_BESIDE_OTHERS: Final = 1.0
-"""After each transaction, as a part of the time that it took, while others append to the log."""
+BATCH_BESIDE_OTHERS: Final = 1_000
+"""The same while others append to the log."""
 
 _RELEASE: Final = version("registrar")
 
@@ -303,9 +300,9 @@ async def fill_together(
     """Apply the events to each of some copies, from where it is and up to a position: the log is read once, and each
     copy has a session and transactions of its own.
 
-    All copies are written at the same time, unless others append to the log meanwhile: then one after the other, in
-    smaller transactions and with rests between them, so that no more than half a processor of the server is taken, and
-    not for long at a time. What is a batch in all is written at once, as readers or a projector may wait for it.
+    All copies are written at the same time, unless others append to the log meanwhile: then one after the other, and
+    in smaller transactions, so that no more than one processor of the server is taken, and not for long. What is a
+    batch in all is written at once, as readers or a projector may wait for it.
 
     Args:
         limit: maximum number of events in a transaction.
@@ -326,15 +323,13 @@ async def fill_together(
             at[one.copy.name] = part.upto
 
     since, upto = min(at.values()), max(one.upto for one in fillings)
-    traffic, loop = Traffic(), asyncio.get_running_loop()
+    traffic = Traffic()
     metadata = any(one.copy.metadata for one in fillings)
     async for batch in batches(log, since, upto, topics=topics, limit=limit, metadata=metadata):
         if upto - since > limit and await traffic.is_much(fillings[0].connection):
             for part in batch.in_parts(BATCH_BESIDE_OTHERS):
                 for one in fillings:
-                    started = loop.time()
                     await take(one, part)
-                    await asyncio.sleep(REST_BESIDE_OTHERS * (loop.time() - started))
         else:
             outcomes = await asyncio.gather(*(take(one, batch) for one in fillings), return_exceptions=True)
             for outcome in outcomes:
