@@ -26,7 +26,6 @@ from application.ports import Context, Overloaded
 from domain.recorded import Actor
 from domain.uuids import uuid_of_int
 from entrypoints.api.admission import PLACE, AdmissionSlot
-from entrypoints.api.exchange import EXCHANGE, Exchange, WholeResponse
 from entrypoints.api.hosts import Hosts
 from entrypoints.api.problems import HttpProblem, to_problem
 from infrastructure.postgres.circumstances import why_unusable
@@ -182,8 +181,7 @@ class Guard:
         now = asyncio.get_running_loop().time()
         until = now + self._request_timeout
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        exchange: Exchange | None = scope.get(EXCHANGE)
-        reading = has_body and exchange is None and self._body_deadline < self._request_timeout
+        reading = has_body and self._body_deadline < self._request_timeout
         # One timer for both deadlines: setting one is among the dearer things that a request does here.
         deadline = asyncio.timeout_at(now + self._body_deadline if reading else until)
         scope[_DEADLINE] = deadline
@@ -200,11 +198,7 @@ class Guard:
                 endpoint: Endpoint | None = scope.get(DIRECTLY)
                 with limited():
                     app = self._app if endpoint is None else await endpoint(Request(scope, receive))
-                    if exchange is not None and isinstance(app, WholeResponse):
-                        state.status = app.status_code
-                        await exchange.respond(app.status_code, _guarded(app.raw_headers, state), app.body)
-                    else:
-                        await app(scope, receive, send)
+                    await app(scope, receive, send)
         except _Gone:
             return
         except Exception as error:  # noqa: BLE001 - the edge: every error becomes a response, a bug is logged

@@ -14,9 +14,8 @@ from urllib.parse import unquote_to_bytes
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from entrypoints.api.admission import PLACE, REGISTER, ROUTE, Admission, AdmissionSlot, Bound
+from entrypoints.api.admission import PLACE, REGISTER, Admission, AdmissionSlot, Bound
 from entrypoints.api.connections import Connections
-from entrypoints.api.exchange import EXCHANGE, Exchange
 from entrypoints.api.malformed import MalformedRequests
 from entrypoints.api.refusals import NOT_HTTP, OVERLOADED, is_a_registration
 from entrypoints.api.request_parser import RequestParser
@@ -47,7 +46,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._patience: asyncio.TimerHandle | None = None
         self._turned_away: Bound | None = None
         self._in_message = False
-        self._held_back: list[bytes] | None = None
         self._idle_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -74,8 +72,6 @@ class HttpProtocol(HttpToolsProtocol):
         if self._patience is not None:
             self._head_bytes += len(data)
         self._parse(data)
-        if self._held_back is not None:
-            self._begin_cycle(self._held_back)  # the rest of the body is on its way
         if self._patience is None and self.timeout_keep_alive_task is None and not self._is_at_work():
             self._await_head()  # an empty line between two requests: it ended the one wait and started no other
         # Not before: a head that came together with the rest of its request is left to the guard.
@@ -124,15 +120,10 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._end_patience()
         self.scope[PLACE] = AdmissionSlot(bound)  # type: ignore[typeddict-unknown-key]
-        if is_usual and not self.expect_100_continue and (self.cycle is None or self.cycle.response_complete):
-            self._held_back = []  # perhaps the body came with it
-        else:
-            super().on_headers_complete()
+        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        if self._held_back is not None:
-            self._held_back.append(body)
-        elif self._turned_away is None:
+        if self._turned_away is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -145,32 +136,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._end_patience()
             self._refuse(keep=self.parser.should_keep_alive())
             return
-        if self._held_back is not None:
-            self._begin_exchange(b"".join(self._held_back))
-            return
         super().on_message_complete()
         # A request that was sent before the response to the previous one has no place, as it has not been started: a
         # connection has one at a time.
         if not self.pipeline:
             self.cycle.scope[PLACE].take()  # type: ignore[typeddict-item]
-
-    def _begin_cycle(self, begun: list[bytes]) -> None:
-        """Start on a request in uvicorn's way, with what there is of its body."""
-        self._held_back = None
-        super().on_headers_complete()
-        for piece in begun:
-            super().on_body(piece)
-
-    def _begin_exchange(self, body: bytes) -> None:
-        """Start on a whole registration."""
-        self._held_back = None
-        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
-        scope[PLACE].take()
-        version = self.parser.get_http_version()
-        scope |= {"method": "POST", "path": ROUTE, "raw_path": REGISTER, "query_string": b"", "http_version": version}
-        self.cycle = Exchange(self, body, keep_alive=version != "1.0" and self.parser.should_keep_alive())
-        scope[EXCHANGE] = self.cycle
-        self._start_asgi_task(self.cycle, self.app)
 
     def head_without_upgrade(self) -> bytes:
         """What was read last, a whole head, but for its `Upgrade`."""

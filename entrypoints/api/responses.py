@@ -16,7 +16,6 @@ from starlette.responses import Response
 from application.addresses import masked_address
 from domain.languages import Language
 from domain.recorded import Position
-from entrypoints.api.exchange import WholeResponse
 from entrypoints.queries.followers import AllListed, Status
 from entrypoints.queries.parked import RefusedEvent
 from entrypoints.queries.registrations import OpenedRegistration, Story
@@ -35,13 +34,12 @@ Time = Annotated[datetime, Field(examples=["2026-03-01T12:00:00Z"])]
 LogPosition = Annotated[Position, Field(description="place in the log", examples=[4711])]
 Cursor = Annotated[str | None, Field(description="brings the next page; null on the last one", examples=["NDcxMQ=="])]
 
-_NO_HEADERS: Mapping[str, str] = {}
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
 
 def answer(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """The content as JSON: times in UTC with `Z`, ids in their usual form."""
-    return WholeResponse(_encoder.encode(content), status, headers or _NO_HEADERS)
+    return Response(_encoder.encode(content), status, headers, "application/json")
 
 
 # --- Public -------------------------------------------------------------------------------------
