@@ -11,13 +11,13 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Literal
 
 from entrypoints.bootstrap.core import Core
-from entrypoints.bootstrap.delivery import Delivery, finish_within
-from infrastructure.followers.integration_events import PublishesEvents
-from infrastructure.followers.relay import Relay
-from infrastructure.followers.turns import Turns
 from infrastructure.settings.settings import Settings
 
 if TYPE_CHECKING:
+    from entrypoints.bootstrap.delivery import Delivery
+    from infrastructure.followers.integration_events import PublishesEvents
+    from infrastructure.followers.relay import Relay
+    from infrastructure.followers.turns import Turns
     from infrastructure.rabbitmq.connection import Broker
     from infrastructure.rabbitmq.consumer import Consumer
 
@@ -30,6 +30,7 @@ def broker_for(role: Literal["serve", "process", "work"], settings: Settings, *c
     process."""
     if settings.broker_url is None:
         return None
+    from entrypoints.bootstrap.delivery import finish_within
     from infrastructure.rabbitmq.connection import Broker
     from infrastructure.rabbitmq.topology import Topology
 
@@ -60,6 +61,7 @@ def mail_consumers(core: Core, delivery: Delivery, stack: AsyncExitStack) -> tup
 
 def relay_to(broker: Broker, core: Core, settings: Settings, turns: Turns) -> Relay:
     """A relay that has the mails sent by the workers behind the broker."""
+    from infrastructure.followers.relay import Relay
     from infrastructure.rabbitmq.mail_publisher import MailPublisher
 
     publisher = MailPublisher(broker, message_ttl=settings.message_ttl, circuits=core.shared_circuits)
