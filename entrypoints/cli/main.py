@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import click
@@ -68,7 +69,7 @@ def registrar() -> None:
     """
 
 
-def _keep_running(command: str, **given: object) -> int:
+def _keep_running(command: str, **given: Any) -> int:
     """Run one of the commands that go on until they are stopped; returns its exit code."""
     from entrypoints.cli.libraries import load_structlog
 
