@@ -24,7 +24,10 @@ def lazily() -> Iterator[None]:
 
 def pair(*, slots: bool) -> tuple[type[Any], type[Any]]:
     """A frozen dataclass and one derived from it."""
-    fields = [("number", int), ("text", str, dataclasses.field(default="", repr=False))]
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+        ("number", int),
+        ("text", str, dataclasses.field(default="", repr=False)),
+    ]
     base = dataclasses.make_dataclass("Base", fields, frozen=True, slots=slots)
     derived = dataclasses.make_dataclass("Derived", [("more", tuple, ())], bases=(base,), frozen=True, slots=slots)
     return base, derived
