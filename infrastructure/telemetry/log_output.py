@@ -1,4 +1,4 @@
-"""Where log lines go: a reader that has stopped, a closed pipe or a full disk costs lines, and never holds up a request.
+"""Where log lines go: a stopped reader, a closed pipe or a full disk costs lines, and never holds up a request.
 
 A line is written at once if it can be without a wait, as nearly all are, and so is in the log before its process may
 die. Else it waits, in order and bounded, for a thread that ends when all of it is written.

@@ -106,7 +106,7 @@ def configure_logging(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,  # a second call must reach the loggers that exist
     )
-    handler = _Handler(stream)
+    handler = _Handler(stream, lost_before=lines_lost())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[_first_line, *shared],
@@ -124,13 +124,14 @@ def configure_logging(
 
 
 def lines_lost() -> int:
-    """Lines that could not be written, since logging was configured."""
+    """Lines that could not be written, since logging was first configured."""
     return sum(handler.lost for handler in logging.getLogger().handlers if isinstance(handler, _Handler))
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, lost_before: int) -> None:
         super().__init__(stream)
+        self._lost_before = lost_before
         try:
             self._output: LogOutput | None = LogOutput(stream.fileno(), _lost)
         except (OSError, ValueError):  # a text in memory, which makes nobody wait
@@ -138,7 +139,7 @@ class _Handler(logging.StreamHandler[TextIO]):
 
     @property
     def lost(self) -> int:
-        return self._output.lost if self._output else 0
+        return self._lost_before + (self._output.lost if self._output else 0)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -128,20 +128,14 @@ async def _until_up(running: Program) -> int:
     return urlsplit(found["url"]).port or 0 if found["url"] else 0
 
 
-def serve(dsn: str, *, how: dict[str, Any] | None = None, errors: IO[bytes] | None = None, **settings: str) -> Any:
+def serve(dsn: str, *, how: dict[str, Any] | None = None, **settings: str) -> Any:
     """`registrar serve` on a free port."""
-    return program(dsn, "serve", "--port", "0", how=how, errors=errors, **settings)
+    return program(dsn, "serve", "--port", "0", how=how, errors=None, **settings)
 
 
 @asynccontextmanager
 async def process(
-    dsn: str,
-    smtp_port: int,
-    *,
-    how: dict[str, Any] | None = None,
-    errors: IO[bytes] | None = None,
-    leads: bool = True,
-    **settings: str,
+    dsn: str, smtp_port: int, *, how: dict[str, Any] | None = None, leads: bool = True, **settings: str
 ) -> AsyncIterator[Program]:
     """`registrar process` with this mail server.
 
@@ -149,7 +143,7 @@ async def process(
         leads: wait until it leads in everything.
     """
     settings = {"smtp_urls": f"smtp://127.0.0.1:{smtp_port}?starttls=never"} | settings
-    async with program(dsn, "process", how=how, errors=errors, **settings) as running:
+    async with program(dsn, "process", how=how, errors=None, **settings) as running:
         if leads:
             await eventually(lambda: _all_led(dsn), within=60)
         yield running

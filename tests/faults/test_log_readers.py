@@ -11,7 +11,7 @@ from typing import IO
 
 import pytest
 
-from tests.faults.programs import process, serve
+from tests.faults.programs import program
 from tests.support.commands import clean_environment
 from tests.support.facts import eventually
 from tests.support.http import ADA
@@ -52,6 +52,7 @@ def without_room() -> Iterator[IO[bytes]]:
         yield full
 
 
+@pytest.mark.fault("H4")
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", [stopped, gone, without_room])
 async def test_a_log_that_nobody_takes_holds_up_no_request_no_mail_and_no_stop(
@@ -60,18 +61,19 @@ async def test_a_log_that_nobody_takes_holds_up_no_request_no_mail_and_no_stop(
     with reader() as log:
         async with (
             SmtpStub() as sink,
-            serve(dsn, errors=log) as api,
-            process(dsn, sink.port, errors=log) as follower,
+            program(dsn, "serve", "--port", "0", errors=log) as api,
+            program(dsn, "process", errors=log, smtp_urls=f"smtp://127.0.0.1:{sink.port}?starttls=never") as follower,
             api.client() as http,
         ):
             assert (await http.post("/v1/registrations", json=ADA)).status_code == 202
             await eventually(lambda: sink.mails, within=60)
 
-            for program in (api, follower):
-                program.signal(signal.SIGTERM)
-                assert await program.ends() == 0
+            for one in (api, follower):
+                one.signal(signal.SIGTERM)
+                assert await one.ends() == 0
 
 
+@pytest.mark.fault("H4")
 @pytest.mark.slow
 def test_a_service_stops_though_nobody_reads_what_it_prints(dsn: str) -> None:
     reading, writing = os.pipe()

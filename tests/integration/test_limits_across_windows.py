@@ -39,7 +39,7 @@ async def test_across_the_edges_of_windows_exactly_those_pass_that_redis_time_al
         "trusted_proxies": "127.0.0.0/8",
     }
     async with Redis(port=redis.port) as client, client.monitor() as monitor:
-        async with serve(dsn, **settings) as one, serve(dsn, **settings) as other:
+        async with serve(dsn, how=None, **settings) as one, serve(dsn, how=None, **settings) as other:
             statuses = await _asked_across_windows([one.port, other.port], redis)
         redis.ask("ECHO", "the end")
         decisions = [one async for one in _decisions(monitor)]

@@ -50,6 +50,7 @@ def numbered(count: int, length: int = 200) -> list[bytes]:
     return [f"{number:0{length}}\n".encode() for number in range(count)]
 
 
+@pytest.mark.fault("H4")
 def test_a_reader_that_has_stopped_costs_the_lines_past_the_bound_and_then_learns_how_many(
     pipe: tuple[int, int],
 ) -> None:
@@ -110,7 +111,7 @@ def test_a_closed_pipe_costs_lines_only(pipe: tuple[int, int]) -> None:
 
 
 def test_a_full_disk_costs_lines_only(tmp_path: Path) -> None:
-    with open("/dev/full", "wb", buffering=0) as full, (tmp_path / "log").open("wb", buffering=0) as disk:
+    with Path("/dev/full").open("wb", buffering=0) as full, (tmp_path / "log").open("wb", buffering=0) as disk:
         output = output_to(full.fileno())
         for line in numbered(10):
             output.write(line)
@@ -141,17 +142,20 @@ def test_what_comes_after_half_a_line_begins_a_line(pipe: tuple[int, int], tmp_p
 
 
 def test_the_service_log_counts_what_it_loses_and_says_so_in_a_line_of_its_own(tmp_path: Path) -> None:
-    with open("/dev/full", "w") as full, (tmp_path / "log").open("w") as disk:
+    with Path("/dev/full").open("w") as full, (tmp_path / "log").open("w") as disk:
         configure_logging("json", stream=full)
         log = structlog.get_logger("infrastructure.test")
         log.warning("x")
         log.warning("y")
         assert lines_lost() == 2
+        configure_logging("json", stream=full)  # as a service does once it is up: a counter must not go back
+        assert lines_lost() == 2
+        log.warning("w")
         os.dup2(disk.fileno(), full.fileno())
         log.warning("z")
 
     notice, line = map(json.loads, (tmp_path / "log").read_text().splitlines())
-    assert without_time(notice) == {"level": "warning", "event": "log lines were lost", "lines": 2}
+    assert without_time(notice) == {"level": "warning", "event": "log lines were lost", "lines": 1}
     assert line["event"] == "z"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid5
 
 import pytest
@@ -114,7 +115,7 @@ def test_only_the_latest_event_of_a_mailbox_is_needed() -> None:
     for minutes in range(20):
         mailbox = ask(mailbox, T0 + minutes * 10 * MINUTE, f"{minutes:08x}", registration_id=uuid5(CLAIM, str(minutes)))
     assert mailbox is not None
-    last = mailbox.collect_events()[-1]
+    last: Any = mailbox.collect_events()[-1]
 
     again = last.mutate(None)
 
@@ -172,7 +173,7 @@ def test_what_a_mailbox_is_told_is_small() -> None:
         mailbox = ask(mailbox, T0 + n * MINUTE, f"{n % 40:08x}", registration_id=uuid5(CLAIM, str(n)))
     assert mailbox is not None
 
-    last = mailbox.collect_events()[-1]
+    last: Any = mailbox.collect_events()[-1]
 
     assert (len(last.granted), len(last.applicants)) == (5, REMEMBERED)
     assert len(EventCodec().encode(last).state) < 1500
