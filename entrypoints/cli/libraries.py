@@ -13,8 +13,6 @@ from contextlib import contextmanager
 
 from pydantic import BaseModel
 
-_PYDANTIC_1 = "pydantic.v1"
-
 
 def load_structlog() -> None:
     """Load structlog without rich, which it has for tracebacks with the values of variables: those we never log."""
@@ -24,11 +22,7 @@ def load_structlog() -> None:
 
 
 def load_fastapi() -> None:
-    """Load FastAPI, and have it build the models of OpenAPI documents when there is a document to make.
-
-    It looks whether models are those of the first version of pydantic, which it loads for that; ours are not.
-    """
-    sys.modules.setdefault(_PYDANTIC_1, None)  # type: ignore[arg-type]  # an import of it is an ImportError
+    """Load FastAPI, and have it build the models of OpenAPI documents when there is a document to make."""
     with _models_are_built_when_used():
         importlib.import_module("fastapi")
 

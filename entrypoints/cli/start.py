@@ -20,13 +20,11 @@ def main() -> None:
         from entrypoints.cli.huge_pages import begin_with_huge_pages  # noqa: PLC0415
 
         begin_with_huge_pages(sys.argv[1:])
-        from entrypoints.cli.dataclass_methods import compile_when_called  # noqa: PLC0415
         from entrypoints.cli.garbage_collection import collect_nothing_yet, collect_rarely  # noqa: PLC0415
         from entrypoints.cli.streams import secure_standard_streams  # noqa: PLC0415
 
         collect_nothing_yet()
         collect_rarely()
-        compile_when_called()
         secure_standard_streams()
         from entrypoints.cli.main import run  # noqa: PLC0415
 
