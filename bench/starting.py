@@ -1,6 +1,5 @@
 """How soon a process that starts is ready, and the memory it takes; beside an earlier build where there is one."""
 
-
 from __future__ import annotations
 
 import json
@@ -89,7 +88,7 @@ def _row(what: str, sides: dict[str, list[float]]) -> Row:
         "x" if compared else "MiB" if is_memory else "s",
         (0.85 if is_memory else 0.6) if compared and "CPU" not in what else None,
         at_least=False,
-        details={"every repetition": sides},
+        details={"every repetition": dict(sides)},
     )
 
 
