@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from entrypoints.bootstrap.core import Core
@@ -30,7 +31,6 @@ def broker_for(role: Literal["serve", "process", "work"], settings: Settings, *c
     process."""
     if settings.broker_url is None:
         return None
-    from entrypoints.bootstrap.delivery import finish_within
     from infrastructure.rabbitmq.connection import Broker
     from infrastructure.rabbitmq.topology import Topology
 
@@ -42,6 +42,11 @@ def broker_for(role: Literal["serve", "process", "work"], settings: Settings, *c
         consumers=consumers,
         finish_within=finish_within(settings),
     )
+
+
+def finish_within(settings: Settings) -> timedelta:
+    """How long a stop waits for mails that are being sent: one that is cut off in the middle may go out twice."""
+    return settings.send_timeout + timedelta(seconds=5)
 
 
 def mail_consumers(core: Core, delivery: Delivery, stack: AsyncExitStack) -> tuple[Consumer, Consumer]:

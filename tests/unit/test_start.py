@@ -18,10 +18,7 @@ or HTTP is served."""
 @pytest.mark.parametrize("module", ["entrypoints.cli.run", "entrypoints.cli.events", "entrypoints.cli.mail"])
 def test_what_only_some_processes_use_is_not_loaded_by_all(module: str) -> None:
     program = f"import sys, {module}; print([name for name in {LATER} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert printed_by(program) == "[]"
 
 
 NEVER_IN_SERVE = (
@@ -44,6 +41,22 @@ def test_what_serves_http_loads_nothing_that_sends_follows_or_shows() -> None:
         f"print([name for name in {NEVER_IN_SERVE} if name in sys.modules])"
     )
     assert printed_by(program) == "[]"
+
+
+def test_neither_does_it_for_a_broker() -> None:
+    program = (
+        "import sys; from entrypoints.cli.libraries import load_structlog; load_structlog(); "
+        "from entrypoints.bootstrap.broker import broker_for; "
+        "from infrastructure.settings.settings import Settings; "
+        "settings = Settings.from_environment({'REGISTRAR_BROKER_URL': 'amqp://localhost'}, with_secrets=False); "
+        f"print(broker_for('serve', settings) is None, [name for name in {NEVER_IN_SERVE} if name in sys.modules])"
+    )
+    assert printed_by(program) == "False []"
+
+
+def test_what_sends_mail_loads_no_mailbox() -> None:
+    program = "import sys, entrypoints.bootstrap.delivery; print('aiosmtpd' in sys.modules)"
+    assert printed_by(program) == "False"
 
 
 def test_help_loads_no_library_of_a_service() -> None:
