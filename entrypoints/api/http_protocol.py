@@ -99,11 +99,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._await_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        # White space is no part of it (RFC 9110, 5.5), and the parser leaves it there.
-        self.headers.append((name, value.rstrip(b" \t")))
+        super().on_header(name, value.rstrip(b" \t"))  # no part of it (RFC 9110, 5.5), and the parser leaves it there
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
