@@ -60,9 +60,7 @@ async def told_otherwise(request: pytest.FixtureRequest, empty: str, monkeypatch
     return empty
 
 
-async def test_a_session_that_is_to_plan_once_does_so_though_a_new_plan_would_be_cheaper(
-    dsn: str,
-) -> None:
+async def test_a_session_that_is_to_plan_once_never_plans_for_its_parameters(dsn: str) -> None:
     line = ReconnectingConnection(dsn, name="test", statement_timeout=timedelta(seconds=5), plan_once=True)
     looked_up = "SELECT e.topic FROM unnest(%s::uuid[]) AS u (id) JOIN events AS e ON e.originator_id = u.id"
 
