@@ -37,8 +37,8 @@ RECORDING = timedelta(seconds=3)
 """What of that is for the recording: sending is given up so long before the claim ends."""
 
 SENDERS_PACE = timedelta(milliseconds=3)
-"""Least time between two batches of what a sender of mails asks the database. A mail that comes alone waits for nothing; of
-many, a worker sends 1,630 a second instead of 1,350, and no more with 5 or 10 ms (2 cores, 2026-11-25)."""
+"""Least time between two batches of what a sender of mails asks the database. A mail that comes alone waits for
+nothing; of many, a worker sends 1,630 a second instead of 1,350, and no more with 5 or 10 ms (2 cores, 2026-11-25)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,9 +159,7 @@ class ProcessManager:
     async def _read(self, position: Position) -> tuple[Sequence[RecordedRow], Position]:
         return await self._tail.read(position, BATCH_EVENTS, SOURCES)
 
-    async def _follow(
-        self, connection: Connection, rows: Sequence[RecordedRow], _: Position, seen: Position
-    ) -> None:
+    async def _follow(self, connection: Connection, rows: Sequence[RecordedRow], _: Position, seen: Position) -> None:
         inboxes: dict[UUID, _Inbox] = {}
         for row in rows:
             if row.stream_id in self._parked:

@@ -201,10 +201,10 @@ class _Conversation:
                         mail = None
                 case b"RCPT" | b"DATA" if mail is None:
                     self.writer.write(b"503 5.5.1 nobody has begun a mail\r\n")
-                case b"RCPT":
+                case b"RCPT" if mail is not None:
                     if await self.answer("rcpt", "250 2.1.5 fine"):
                         mail.recipients.append(rest.split(b":", 1)[1].strip(b"<>"))
-                case b"DATA":
+                case b"DATA" if mail is not None:
                     if not await self.answer("data", "354 go ahead" if mail.recipients else "554 5.5.1 to whom?"):
                         continue
                     mail.data = await self.content()

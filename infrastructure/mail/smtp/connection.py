@@ -111,13 +111,13 @@ class Connection:
             if server.username is not None:
                 progress.stage = "login"
                 await client.login(server.username, server.password.get_secret_value() if server.password else "")
-            if client.transport is None:
-                raise ConnectionResetError
         except BaseException:
             if client.transport is not None:
                 cast("asyncio.WriteTransport", client.transport).abort()
             client.close()
             raise
+        if client.transport is None:
+            raise ConnectionResetError
         return cls(Dialogue(cast("asyncio.WriteTransport", client.transport)), client.supports_extension("pipelining"))
 
     async def begin(self, sender: bytes, to: str | None) -> None:
