@@ -33,7 +33,7 @@ from infrastructure.telemetry.tracing import setup_tracing
 
 PACE = timedelta(milliseconds=25)
 """Least time between two reads of the end of the log by a process's followers, while it is busy. At 200 registrations a
-second it halves their transactions; a mail is twice as much later at most."""
+second they make a third fewer transactions; a mail is twice as much later at most."""
 
 
 @dataclass(frozen=True, slots=True)

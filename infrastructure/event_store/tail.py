@@ -17,8 +17,8 @@ MAX_KEPT_EVENTS = 4000
 
 FETCH_EVENTS = 1000
 
-BUSY: Final = 500.0
-"""Events a second from which on the end of the log is read at a pace: some seventy registrations."""
+BUSY: Final = 700.0
+"""Events a second from which on the end of the log is read at a pace: some hundred registrations."""
 
 LATELY: Final = 1.0
 """Seconds over which events are counted for that."""

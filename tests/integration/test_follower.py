@@ -413,7 +413,7 @@ async def test_what_was_read_before_a_failover_is_not_taken_for_what_the_log_hol
     ("events", "rests"),
     [
         pytest.param(10, [], id="few: what comes next is read at once"),
-        pytest.param(600, [pytest.approx(3600, rel=0.1)], id="many: the rest of the pace is waited for"),
+        pytest.param(900, [pytest.approx(3600, rel=0.1)], id="many: the rest of the pace is waited for"),
         pytest.param(1000, [], id="as many as are read at once: the end is not there yet"),
     ],
 )
