@@ -12,6 +12,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from infrastructure.telemetry.durations import Durations
+from infrastructure.telemetry.logs import lines_lost
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Of what `Metrics.render` returns (Prometheus text format)."""
@@ -149,6 +150,12 @@ class Metrics:
         self._limits_by = cache(self._limits.labels)
         self._passed: Counts[tuple[str, ...]] = Counts()
         self._turned_away: Counts[tuple[str, str]] = Counts()
+        self._log_lines_lost = Counter(
+            "registrar_log_lines_lost_total",
+            "Log lines that nobody took, or that there was no room for",
+            registry=registry,
+        )
+        self._log_lines_reported = 0
         self._hash_queue = Gauge("registrar_hash_queue_depth", "Passwords that wait to be hashed", registry=registry)
 
     def append_batch(self, count: int) -> None:
@@ -298,4 +305,7 @@ class Metrics:
             under_way.update(count())
         for name, requests in under_way.items():
             self._under_way.labels(name).set(requests)
+        lost = lines_lost()
+        self._log_lines_lost.inc(lost - self._log_lines_reported)
+        self._log_lines_reported = lost
         return generate_latest(self._registry)
