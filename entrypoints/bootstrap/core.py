@@ -31,10 +31,6 @@ from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.metrics import Metrics
 from infrastructure.telemetry.tracing import setup_tracing
 
-PACE = timedelta(milliseconds=25)
-"""Least time between two reads of the end of the log by a process's followers, while it is busy. At 200 registrations a
-second they make a third fewer transactions; a mail is twice as much later at most."""
-
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -139,7 +135,7 @@ async def core_on(
     if tracing is not None:
         stack.push_async_callback(asyncio.to_thread, tracing.shutdown)
     policy = policy_of(settings)
-    tail = LogTail(store, pace=PACE)
+    tail = LogTail(store)
     return Core(
         database=database,
         policy=policy,

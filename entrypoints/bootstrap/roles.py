@@ -17,7 +17,7 @@ from entrypoints.bootstrap.api import api_parts
 from entrypoints.bootstrap.background import running
 from entrypoints.bootstrap.broker import broker_for, mail_consumers, publisher_to, relay_to
 from entrypoints.bootstrap.core import Core, Timing, open_core
-from entrypoints.bootstrap.delivery import SENDERS_PACE, Delivery, open_delivery, open_mailbox
+from entrypoints.bootstrap.delivery import WORKERS_PACE, Delivery, open_delivery, open_mailbox
 from entrypoints.bootstrap.erasures import erase_again
 from entrypoints.bootstrap.followers import followers, relay_inside, turns_of_mails
 from infrastructure.settings.settings import Settings
@@ -88,7 +88,7 @@ async def process(settings: Settings, timing: Timing | None = None) -> AsyncIter
     """The followers; without a broker, with the mail delivery behind them."""
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
-        core = await open_core(settings, stack, timing, pace=SENDERS_PACE)
+        core = await open_core(settings, stack, timing)
         await erase_again(core, settings)
         broker, delivery = broker_for("process", settings), None
         if broker is None:
@@ -107,7 +107,7 @@ async def work(settings: Settings, timing: Timing | None = None) -> AsyncIterato
     """The mail worker and the consumer of dead letters. Without a broker there is nothing for them to consume."""
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
-        core = await open_core(settings, stack, timing, pace=SENDERS_PACE)
+        core = await open_core(settings, stack, timing, pace=WORKERS_PACE)
         delivery = await open_delivery(core, settings, stack, timing)
         broker = broker_for("work", settings, *mail_consumers(core, delivery, stack))
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers)

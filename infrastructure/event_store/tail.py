@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import timedelta
-from typing import Final
+from collections.abc import Sequence
 
 from domain.recorded import Position, Recorded
 from infrastructure.event_store.reader import RecordedRow
@@ -17,37 +14,16 @@ MAX_KEPT_EVENTS = 4000
 
 FETCH_EVENTS = 1000
 
-BUSY: Final = 700.0
-"""Events a second from which on the end of the log is read at a pace: some hundred registrations."""
-
-LATELY: Final = 1.0
-"""Seconds over which events are counted for that."""
-
 
 class LogTail:
     """Reads like `EventStore.read`, from memory where this process has read the same events before.
 
     At the end of the log all followers want the same events within milliseconds, so one query and one decoding serve
-    them all. Where there are many, they come in few large batches, to all followers at once: whatever a batch costs
-    each of them and the database is then paid for many events. An event after a quiet time is read at once.
+    them all.
     """
 
-    def __init__(
-        self,
-        store: EventStore,
-        *,
-        pace: timedelta = timedelta(0),
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        """
-        Args:
-            pace: minimum time between two reads of the end of the log while it is busy (`BUSY`).
-            sleep: waits, in seconds.
-        """
+    def __init__(self, store: EventStore) -> None:
         self._store = store
-        self._pace = pace.total_seconds()
-        self._sleep = sleep
-        self._flow = _Flow()
         self._rows: list[RecordedRow] = []
         self._end: Position | None = None
         self._decoded: dict[Position, Recorded] = {}
@@ -72,8 +48,6 @@ class LogTail:
             async with self._fetching:
                 # Another follower may have fetched while we waited.
                 if self._end is None or after >= self._end:
-                    if rest := self._flow.rest(self._pace):
-                        await self._sleep(rest)
                     await self._fetch(after)
         assert self._end is not None  # noqa: S101 - fetched above
         start = self._end - len(self._rows)
@@ -115,7 +89,6 @@ class LogTail:
                 break
         if self._end != after:  # the first read, or one beyond what is kept: start again from there
             self._rows, self._decoded = [], {}
-        self._flow.note(len(rows))
         self._rows.extend(rows)
         self._end = seen
         surplus = len(self._rows) - MAX_KEPT_EVENTS
@@ -123,25 +96,3 @@ class LogTail:
             for row in self._rows[:surplus]:
                 self._decoded.pop(row.position, None)
             del self._rows[:surplus]
-
-
-class _Flow:
-    """How many events came lately, and when the latest ones did."""
-
-    def __init__(self) -> None:
-        self._lately = 0.0  # events, each counting for less as it ages
-        self._noted_at = -math.inf
-        self._is_end = False
-
-    def note(self, events: int) -> None:
-        """So many were read just now."""
-        now = asyncio.get_running_loop().time()
-        self._lately = self._lately * math.exp((self._noted_at - now) / LATELY) + events
-        self._noted_at = now
-        self._is_end = events < FETCH_EVENTS
-
-    def rest(self, pace: float) -> float:
-        """Seconds to wait before the next read, for so many between two: none at a quiet time, nor before the end."""
-        if self._lately < BUSY * LATELY or not self._is_end:
-            return 0.0
-        return max(0.0, self._noted_at + pace - asyncio.get_running_loop().time())

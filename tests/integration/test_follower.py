@@ -409,33 +409,6 @@ async def test_what_was_read_before_a_failover_is_not_taken_for_what_the_log_hol
     assert tail.decode(row) is tail.decode(row)  # decoded once for all followers
 
 
-@pytest.mark.parametrize(
-    ("events", "rests"),
-    [
-        pytest.param(10, [], id="few: what comes next is read at once"),
-        pytest.param(900, [pytest.approx(3600, rel=0.1)], id="many: the rest of the pace is waited for"),
-        pytest.param(1000, [], id="as many as are read at once: the end is not there yet"),
-    ],
-)
-async def test_the_end_of_the_log_is_read_at_a_pace_while_much_is_recorded(
-    store: EventStore, events: int, rests: list[Any]
-) -> None:
-    slept = []
-
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
-
-    tail = LogTail(store, pace=timedelta(hours=1), sleep=sleep)
-    for _ in range(events // 10):
-        await append(store, *(claimed() for _ in range(10)))
-
-    _, seen = await tail.read(0, 1000)
-    await append(store, claimed())
-    assert (seen, len((await tail.read(seen, 1000))[0])) == (events, 1)
-
-    assert slept == rests
-
-
 async def test_a_follower_whose_announcements_are_cut_off_catches_up_and_they_come_back(
     store: EventStore, notifications: Notifications, dsn: str
 ) -> None:
