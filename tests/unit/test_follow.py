@@ -185,7 +185,7 @@ async def test_what_nobody_waits_for_is_left_until_something_comes_that_somebody
         await eventually(lambda: numbers.acts)
         for end in (2, 3, 4):
             numbers.grow(by=1)
-            await eventually(lambda end=end: end - 1 in numbers.reads)
+            await eventually(partial(numbers.reads.__contains__, end - 1))
         numbers.grow(by=1)
         await eventually(lambda: numbers.acts[-1][2] == 5)
 
@@ -206,7 +206,7 @@ async def test_what_nobody_waits_for_is_left_for_a_while_only() -> None:
 async def test_an_announcement_of_what_is_not_there_is_looked_for_once() -> None:
     numbers = Numbers(end=1)
 
-    async def wait_past(*_: object, within: timedelta) -> bool:
+    async def wait_past(who: str, position: int, *, within: timedelta) -> bool:  # noqa: ARG001 - the protocol's
         numbers.waits.append(within)
         if numbers.waits[1:]:
             await asyncio.Event().wait()
