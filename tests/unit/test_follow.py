@@ -206,7 +206,7 @@ async def test_what_nobody_waits_for_is_left_for_a_while_only() -> None:
 async def test_an_announcement_of_what_is_not_there_is_looked_for_once() -> None:
     numbers = Numbers(end=1)
 
-    async def wait_past(who: str, position: int, *, within: timedelta) -> bool:  # noqa: ARG001 - the protocol's
+    async def wait_past(who: str, position: int, *, within: timedelta) -> bool:
         numbers.waits.append(within)
         if numbers.waits[1:]:
             await asyncio.Event().wait()
