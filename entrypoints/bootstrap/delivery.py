@@ -94,7 +94,9 @@ async def open_delivery(
     """
     servers = _servers(core, settings, timing, _mail_servers(settings, mailbox))
     stack.push_async_callback(servers.close)
-    connection = ReconnectingConnection(core.database.dsn, name="mail", statement_timeout=settings.statement_timeout)
+    connection = ReconnectingConnection(
+        core.database.dsn, name="mail", statement_timeout=settings.statement_timeout, plan_once=True
+    )
     stack.push_async_callback(connection.close)
     lease = 3 * settings.send_timeout + SEND_MARGIN
     pace = timedelta(0) if settings.broker_url is None else WORKERS_PACE

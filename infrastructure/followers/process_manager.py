@@ -45,6 +45,9 @@ MAX_DUE_LOOKS = 200
 LOOK_INTERVAL = timedelta(seconds=1)
 """How often deadlines are checked."""
 
+SAVE_INTERVAL = timedelta(milliseconds=100)
+"""How often the position is saved at most while the saga has nothing to note, with which it is saved otherwise."""
+
 MAX_CACHED_SAGAS = 2000
 """Sagas kept in memory after a step: most get their next event within a second, and need not be loaded again."""
 
@@ -129,12 +132,14 @@ class ProcessManager:
         self._parked = ParkedStreams(self.name, tail)
         self._cached_sagas: dict[int, MailSaga] = {}  # by the registration id's number, the latest last
         self._in_step = False
+        self._saved: Position = 0
+        self._seen: Position = 0
 
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
         self._cached_sagas.clear()
         self._in_step = False
-        position = await position_of(connection, self.name)
+        position = self._saved = self._seen = await position_of(connection, self.name)
         if self._release is not None:
             await note_release(connection, self._release, position)
         await self._parked.load(connection, position)
@@ -145,6 +150,7 @@ class ProcessManager:
             wake=self._notifications,
             chores=[
                 Chore(partial(self._retry_parked, connection)),
+                Chore(partial(self._save, connection)),
                 # This one uses the session every second, so it keeps the leadership.
                 Chore(partial(self._look_again, connection)),
             ],
@@ -153,9 +159,7 @@ class ProcessManager:
     async def _read(self, position: Position) -> tuple[Sequence[RecordedRow], Position]:
         return await self._tail.read(position, BATCH_EVENTS, SOURCES)
 
-    async def _follow(
-        self, connection: Connection, rows: Sequence[RecordedRow], position: Position, seen: Position
-    ) -> None:
+    async def _follow(self, connection: Connection, rows: Sequence[RecordedRow], _: Position, seen: Position) -> None:
         inboxes: dict[UUID, _Inbox] = {}
         for row in rows:
             if row.stream_id in self._parked:
@@ -171,13 +175,21 @@ class ProcessManager:
         if notes:
             crash_point("pm.before_commit")
             try:
-                await self._store.append(notes, moved=Checkpoint(self.name, position, seen))
+                await self._store.append(notes, moved=Checkpoint(self.name, self._saved, seen))
             except Conflict:
                 raise NotLeader(self.name) from None
+            self._saved = seen
             self._in_step = True
-        else:
-            await save_position(connection, self.name, position, seen)
+        self._seen = seen
         self._cache(inboxes.values())
+
+    async def _save(self, connection: Connection) -> timedelta | None:
+        """Save the position where the saga had nothing to note since: to read that again would have no effect."""
+        if self._seen == self._saved:
+            return None
+        await save_position(connection, self.name, self._saved, self._seen)
+        self._saved = self._seen
+        return SAVE_INTERVAL
 
     async def _look_again(self, connection: Connection) -> timedelta:
         """Let the sagas that are due decide; returns how long until the next look."""
