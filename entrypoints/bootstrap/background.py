@@ -56,6 +56,8 @@ async def running(
     }
     if core.database.embedded is not None:
         works["embedded PostgreSQL"] = _keep_running(core.database.embedded)
+    if core.exported is not None:
+        works["tracing"] = core.exported.run
     if broker is not None:
         works["RabbitMQ"] = broker.run()
     for work in leading:

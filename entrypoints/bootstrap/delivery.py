@@ -27,7 +27,6 @@ from infrastructure.postgres.connection import Connection, ReconnectingConnectio
 from infrastructure.postgres.notifications import LOOK_ANYWAY
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import MailServer
-from infrastructure.telemetry.tracing import traced
 
 if TYPE_CHECKING:
     from infrastructure.mail.mailbox import Mailbox
@@ -115,7 +114,7 @@ async def open_delivery(
         sleep=timing.sleep,
         on_first_mail=core.metrics.time_to_inbox,
     )
-    delivery = Delivery(servers, claims, connection, traced(core.tracing, sending.deliver))
+    delivery = Delivery(servers, claims, connection, sending.deliver)
     stack.push_async_callback(delivery.give_back_claims)
     if settings.database_url is None and stack.enter_context(DataDirectory(settings.data_dir).following()):
         await claims.forget_the_dead()
@@ -133,6 +132,7 @@ def _servers(core: Core, settings: Settings, timing: Timing, mail_servers: tuple
         on_opened=core.shared_circuits.share,
         limits=Limits(timeout=settings.send_timeout, content_timeout=settings.accept_timeout),
         on_attempt=core.metrics.mail,
+        tracing=core.tracing,
         on_concurrency=core.metrics.mail_concurrency,
         sleep=timing.sleep,
     )

@@ -22,6 +22,7 @@ from infrastructure.followers.positions import position_of, save_position
 from infrastructure.followers.turns import Turns
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
+from infrastructure.telemetry.trace_context import DOING
 
 log = structlog.get_logger(__name__)
 
@@ -207,6 +208,7 @@ class Relay:
     async def _hand_over_until_safe(self, row: RecordedRow) -> None:
         """Hand a request over, however long the database, the broker or the mail servers are away."""
         request = self._request(row)
+        DOING.set(request)
         pause = timedelta(milliseconds=200)
         task = asyncio.current_task()
         while True:
