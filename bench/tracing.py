@@ -76,7 +76,7 @@ def _cpu_of_one(service: Service, seconds: float) -> float:
     step = send(service, rate=RATE, seconds=seconds)
     assert step["accepted"] == step["sent"], step
     used = {who: cpu - before.get(who, 0.0) for who, cpu in service.cpu().items() if who != "sink"}
-    return sum(used.values()) / step["sent"]
+    return sum(used.values()) / int(step["sent"])
 
 
 def _row(how: str, found: dict[str, list[float]]) -> Row:

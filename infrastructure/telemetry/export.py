@@ -20,7 +20,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as EncodedSpan
 
-from infrastructure.telemetry.encoding import SCHEMA, encoded
+from infrastructure.telemetry.encoding import CONVENTIONS, encoded
 from infrastructure.telemetry.tracing import Span
 
 log = structlog.get_logger(__name__)
@@ -172,8 +172,8 @@ class SpanExport:
         for start in range(0, len(spans), ENCODED_AT_ONCE):
             messages += encoded(spans[start : start + ENCODED_AT_ONCE])
             await asyncio.sleep(0)
-        scope = ScopeSpans(scope=self._scope, spans=messages, schema_url=SCHEMA)
-        of_process = ResourceSpans(resource=self._resource, scope_spans=[scope], schema_url=SCHEMA)
+        scope = ScopeSpans(scope=self._scope, spans=messages, schema_url=CONVENTIONS)
+        of_process = ResourceSpans(resource=self._resource, scope_spans=[scope], schema_url=CONVENTIONS)
         return bytes(ExportTraceServiceRequest(resource_spans=[of_process]).SerializeToString())
 
     def _lose(self, why: str, spans: int) -> None:
