@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from uuid import UUID
 
 from application.ports import Checkpoint, Entry, WrappedKey
 from domain.recorded import Position
-from infrastructure.event_store.loader import LoadedStreams
 from infrastructure.event_store.store import EventStore
 from infrastructure.telemetry.tracing import Kind, Tracing
 
@@ -19,6 +17,7 @@ class TracedLog:
     def __init__(self, store: EventStore, tracing: Tracing) -> None:
         self._store = store
         self._tracing = tracing
+        self.load = store.load
 
     async def append(
         self, entries: Sequence[Entry], *, keys: Sequence[WrappedKey] = (), moved: Checkpoint | None = None
@@ -39,13 +38,3 @@ class TracedLog:
             position = await self._store.append(entries, keys=keys, moved=moved)
             span.attributes["registrar.position"] = position
             return position
-
-    async def load(
-        self,
-        *stream_ids: UUID,
-        holders_of: Sequence[UUID] = (),
-        mailboxes: Sequence[UUID] = (),
-        proofs_of: Sequence[UUID] = (),
-    ) -> LoadedStreams:
-        """See `application.ports.Log.load`."""
-        return await self._store.load(*stream_ids, holders_of=holders_of, mailboxes=mailboxes, proofs_of=proofs_of)
