@@ -212,6 +212,13 @@ async def test_a_retry_is_a_trace_of_its_own_linked_both_ways_and_an_error_is_ke
     assert {"deliver mail", "smtp"} <= {span.name for span in second}
     assert not [span for span in second if span.is_error]
 
+    # What is recorded of an error says to other processes, too, that what follows is to be kept.
+    rows = await query(
+        dsn,
+        "SELECT trace_context FROM events WHERE topic IN ('registration.otp_issued', 'registration.email_dispatch_failed')",
+    )
+    assert [row[0][-2:] for row in rows] == ["00", "01"]
+
     # The log knows both, and so does the story that operators are told.
     rows = await query(dsn, "SELECT trace_context FROM events WHERE topic = 'registration.email_dispatched'")
     assert [trace_id_of(row[0]) for row in rows] == [retry]
