@@ -77,6 +77,9 @@ def run(cluster: Cluster, *, seconds: float, repetitions: int) -> list[Row]:
     return [_row(how, found) for how in CEILINGS]
 
 
+_SESSIONS: Final = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
 def _cpu_of_one(service: Service, seconds: float) -> float:
     before = _cpu(service)
     step = send(service, rate=RATE, seconds=seconds)
@@ -87,8 +90,8 @@ def _cpu_of_one(service: Service, seconds: float) -> float:
 def _cpu(service: Service) -> float:
     """CPU seconds of its processes and of the database's sessions; those of the other services only wait."""
     with psycopg.connect(service.dsn, autocommit=True) as connection:
-        sessions = connection.execute("SELECT pid FROM pg_stat_activity WHERE datname = current_database()").fetchall()
-    return sum(cpu_seconds(pid) for pid in (service.serve.pid, service.process.pid, *(pid for (pid,) in sessions)))
+        rows = connection.execute(_SESSIONS).fetchall()
+    return sum(cpu_seconds(pid) for pid in (service.serve.pid, service.process.pid, *(pid for (pid,) in rows)))
 
 
 def _row(how: str, found: dict[str, list[float]]) -> Row:
