@@ -67,13 +67,9 @@ GROUPS: dict[str, Group] = {
     ),
     "neutrality": lambda c, how: neutrality.run(
         c, blocks=200 if how.quick else 10_000, hashed=20 if how.quick else 1_500
-    "neutrality": lambda c, quick, _: neutrality.run(c, blocks=200 if quick else 10_000, hashed=20 if quick else 1_500),
-    "whole-way": lambda c, quick, _: whole_way.run(c, seconds=3 if quick else 30, repetitions=1 if quick else 3),
-    "tracing": lambda c, quick, _: tracing.run(c, seconds=2 if quick else 6, repetitions=1 if quick else 8),
-    "rabbitmq": lambda c, quick, _: through_rabbitmq.run(
-        c, mails=200 if quick else 5000, seconds=3 if quick else 15, repetitions=1 if quick else 3
     ),
     "whole-way": lambda c, how: whole_way.run(c, seconds=3 if how.quick else 30, repetitions=1 if how.quick else 3),
+    "tracing": lambda c, how: tracing.run(c, seconds=2 if how.quick else 6, repetitions=1 if how.quick else 8),
     "rabbitmq": lambda c, how: through_rabbitmq.run(
         c, mails=200 if how.quick else 5000, seconds=3 if how.quick else 15, repetitions=1 if how.quick else 3
     ),
