@@ -106,6 +106,7 @@ async def test_a_registration_is_one_trace_through_every_process_the_broker_and_
         )
         assert begun.status_code == 202
         await until_recorded(dsn, "mail_saga.end_awaited")
+        await collector.until("publish registrar.events:registration.accepted")
     [mail] = stub.mails
 
     spans = collector.traced(TRACE[3:35])
@@ -136,7 +137,8 @@ async def test_a_registration_is_one_trace_through_every_process_the_broker_and_
         ("registrar-process", "mail-saga decide", INTERNAL),
     ]
     assert [span.service for span in spans if span.name == "append events"] == ["registrar-serve", "registrar-work"]
-    assert "publish registrar.events:registration.accepted" in {span.name for span in spans}
+    [event] = [span for span in spans if span.name == "publish registrar.events:registration.accepted"]
+    assert (event.service, event.kind, event.parent_id) == ("registrar-process", PRODUCER, spans[0].span_id)
 
     consume = next(span for span in spans if span.kind == CONSUMER)
     publish = next(span for span in spans if span.name == f"publish {MAILS}")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTracePartialSuccess,
@@ -72,10 +71,9 @@ class Collector:
         """A trace's spans, the earliest first."""
         return sorted((span for span in self.spans if span.trace_id == trace_id), key=lambda span: span.began)
 
-    async def until(self, *names: str) -> Self:
-        """Wait for spans of all these names."""
-        await eventually(lambda: {*names} <= {span.name for span in self.spans}, within=30)
-        return self
+    async def until(self, name: str) -> None:
+        """Wait for a span of this name."""
+        await eventually(lambda: name in {span.name for span in self.spans}, within=30)
 
 
 def _seen(service: str, span: Span) -> Seen:
