@@ -17,11 +17,12 @@ from application.addresses import masked_address
 from domain.languages import Language
 from domain.recorded import Position
 from entrypoints.queries.followers import AllListed, Status
+from entrypoints.queries.funnel import as_told
 from entrypoints.queries.parked import RefusedEvent
 from entrypoints.queries.registrations import OpenedRegistration, Story
 from infrastructure.followers.parked_listing import ParkedStream
 from projections.audit import Entry
-from projections.funnel import Bucket, Flow
+from projections.funnel import Bucket
 from projections.mail import Mail
 from projections.paging import Page
 from projections.registrations import MailProgress
@@ -351,25 +352,7 @@ def followers(found: AllListed) -> Followers:
 
 
 def funnel_buckets(buckets: Sequence[Bucket]) -> FunnelBuckets:
-    return FunnelBuckets([_funnel_bucket(bucket) for bucket in buckets])
-
-
-def _funnel_bucket(bucket: Bucket) -> dict[str, Any]:
-    """A bucket as JSON knows it: the histogram's last class has no upper end, and JSON no such key."""
-    return {
-        "start": bucket.start,
-        "registrations": _flow(bucket.registrations),
-        "duplicates": _flow(bucket.duplicates),
-    }
-
-
-def _flow(flow: Flow) -> dict[str, Any]:
-    durations = {
-        step: asdict(took)
-        | {"histogram": {"+Inf" if top is None else f"{top:g}": count for top, count in took.histogram.items()}}
-        for step, took in flow.durations.items()
-    }
-    return {"stages": flow.stages, "durations": durations}
+    return FunnelBuckets([as_told(bucket) for bucket in buckets])
 
 
 # --- Health, mailbox ----------------------------------------------------------------------------

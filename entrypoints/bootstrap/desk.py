@@ -14,6 +14,7 @@ from entrypoints.bootstrap.core import core_as_it_is
 from entrypoints.bootstrap.database import check_schema, dsn_to_read
 from entrypoints.queries.events import EventQueries
 from entrypoints.queries.followers import FollowerQueries, followers_with
+from entrypoints.queries.funnel import FunnelQueries
 from entrypoints.queries.mails import MailQueries
 from entrypoints.queries.parked import ParkedQueries
 from entrypoints.queries.proofs import ProofQueries
@@ -43,6 +44,7 @@ class Reader:
     past_requests: PastRequests
     parked: ParkedQueries
     proofs: ProofQueries
+    funnel: FunnelQueries
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ async def reader(settings: Settings) -> AsyncIterator[Reader]:
         pool = QueryPool(dsn, statement_timeout=settings.statement_timeout, read_only=True)
         await pool.open()
         stack.push_async_callback(pool.close)
-        followers = FollowerQueries(pool, DatabaseClock(), followers_with(settings))
+        clock = DatabaseClock()
+        followers = FollowerQueries(pool, clock, followers_with(settings))
         export = partial(exported, pool, release=version("registrar"))
         what_if = WhatIf(dsn, statement_timeout=settings.statement_timeout)
         stack.push_async_callback(what_if.close)
@@ -83,6 +86,7 @@ async def reader(settings: Settings) -> AsyncIterator[Reader]:
             past_requests,
             ParkedQueries(pool),
             ProofQueries(pool),
+            FunnelQueries(pool, clock),
         )
 
 

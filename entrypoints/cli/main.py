@@ -18,7 +18,7 @@ from uuid import UUID
 import click
 
 from domain.mail_state import STATES, STRAY, WAITING
-from entrypoints.cli import backup, options, replaying, transfer
+from entrypoints.cli import backup, options, replaying, transfer, watching
 from entrypoints.cli.audit import audit
 from entrypoints.cli.database import database
 from entrypoints.cli.erasure import erase
@@ -259,6 +259,7 @@ registrar.add_command(limits)
 registrar.add_command(backup.backup)
 registrar.add_command(backup.restore)
 registrar.add_command(database)
+registrar.add_command(watching.funnel)
 events.add_command(replaying.replay)
 
 

@@ -37,6 +37,7 @@ LOOKS = [
     ("projections", "parked", "list"),
     ("mail", "list"),
     ("mail", "list", "--state", "stray"),
+    ("funnel",),
 ]
 ACTS = [
     ("mail", "retry", str(REGISTRATION)),
