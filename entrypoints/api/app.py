@@ -43,6 +43,7 @@ def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:
         # that a browser is let in to by itself.
         "hosts": Hosts(parts.host_names if public else None),
         "tracing": parts.tracing,
+        "access_log": parts.access_log,
     }
     app = Api(
         **_ABOUT,

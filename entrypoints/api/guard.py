@@ -30,7 +30,7 @@ from entrypoints.api.problems import HttpProblem, to_problem
 from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.postgres.patience import limited
 from infrastructure.telemetry.metrics import Metrics
-from infrastructure.telemetry.trace_context import DOING, parse_traceparent
+from infrastructure.telemetry.trace_context import DOING, parse_traceparent, trace_id_of
 from infrastructure.telemetry.tracing import Kind
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _KEY = "registrar.state"
 _DEADLINE = "registrar.deadline"
 
@@ -134,6 +135,7 @@ class Guard:
         hosts: Hosts | None = None,
         body_deadline: timedelta | None = None,
         tracing: Tracing | None = None,
+        access_log: bool = False,
     ) -> None:
         """
         Args:
@@ -141,6 +143,7 @@ class Guard:
             hosts: whom requests may be for; None: whomever.
             body_deadline: None means `BODY_DEADLINE`.
             tracing: None means that it is off.
+            access_log: whether each request gets a line in the log.
         """
         self._app = app
         self._metrics = metrics
@@ -148,6 +151,7 @@ class Guard:
         self._hosts = hosts or Hosts()
         self._body_deadline = (body_deadline or BODY_DEADLINE).total_seconds()
         self._tracing = tracing
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -176,7 +180,10 @@ class Guard:
             if place is not None:
                 place.leave()
             route = getattr(scope.get("route"), "path", UNMATCHED)
-            self._metrics.request(route, state.status or 499, time.perf_counter() - started)
+            took = time.perf_counter() - started
+            self._metrics.request(route, state.status or 499, took)
+            if self._access_log:
+                _log_access(scope["method"], route, state, took)
             if span is not None:
                 _end_span(span, route, state)
 
@@ -306,6 +313,19 @@ def _and_close(refusal: HttpProblem) -> HttpProblem:
     """The rest of the body may still be on its way: it is not read, so nothing can follow it."""
     refusal.headers["Connection"] = "close"
     return refusal
+
+
+def _log_access(method: str, route: str, state: RequestState, seconds: float) -> None:
+    """What was asked and answered, and nothing of who asked: neither an address nor a path with an id, nor a header."""
+    log.info(
+        "request",
+        method=method if method in _METHODS else "other",
+        route=route,
+        status=state.status or 499,
+        seconds=round(seconds, 6),
+        correlation_id=str(state.correlation_id),
+        trace_id=None if state.trace is None else trace_id_of(state.trace),
+    )
 
 
 def _end_span(span: Span, route: str, state: RequestState) -> None:

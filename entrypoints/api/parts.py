@@ -47,6 +47,7 @@ class Parts:
         export: the log in pieces, without personal keys; see `infrastructure.archive.exporting.exported`.
         tracing: makes spans; None if tracing is off.
         prefix: path of `PUBLIC_URL`, such as "/accounts"; "" if it has none.
+        access_log: whether each request gets a line in the log.
         host_names: that requests may call the service by, beside IP addresses; None: any.
         broken: set when something that runs until the end of the process has ended before.
         mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
@@ -68,3 +69,4 @@ class Parts:
     prefix: str = ""
     host_names: frozenset[str] | None = None
     next_admin_token: str | None = None
+    access_log: bool = False

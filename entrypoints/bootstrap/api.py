@@ -106,4 +106,5 @@ def api_parts(
         broken=core.broken,
         prefix=urlsplit(settings.public_url).path,
         host_names=settings.host_names,
+        access_log=settings.access_log,
     )

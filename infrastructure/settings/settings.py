@@ -262,6 +262,7 @@ class Settings(BaseModel):
     log_format: Literal["console", "json"] | None = Field(
         default=None, description="None: console on a terminal, else json", examples=["json"]
     )
+    access_log: bool = Field(default=False, description="write a log line for each request", examples=["false"])
 
     @property
     def has_checkpoints(self) -> bool:
