@@ -20,6 +20,7 @@ from pydantic.json_schema import SkipJsonSchema
 from domain.mail_outcome import CancelReason
 from domain.recorded import Position, Recorded
 from domain.registration import Registration
+from domain.synthetic import is_synthetic
 
 CONTENT_TYPE: Final = "application/cloudevents+json"
 """Structured mode: the attributes are in the body, so they survive brokers that drop headers."""
@@ -151,7 +152,10 @@ TOPICS: Final = (
 
 
 def integration_event(recorded: Recorded) -> IntegrationEvent | None:
-    """The integration event for a domain event, None if it has none. The same event gives the same bytes."""
+    """The integration event for a domain event, None if it has none, as none of a synthetic registration has. The same
+    event gives the same bytes."""
+    if is_synthetic(recorded.event.originator_id):
+        return None
     match recorded.event:
         case Registration.UserRegistered() | Registration.RegistrationReopened():
             return RegistrationAccepted(type="registrar.registration.accepted.v1", **_envelope(recorded))

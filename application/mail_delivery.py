@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Protocol
 from uuid import UUID
 
@@ -35,6 +36,7 @@ from domain.mail_outcome import HandOver
 from domain.policy import Policy
 from domain.recorded import Actor
 from domain.registration import Registration
+from domain.synthetic import is_synthetic
 
 NOTICE_SERIAL = 0
 """The serial of the send claim for a notice to an account's owner; issues count from 1."""
@@ -50,6 +52,22 @@ class Letters(Protocol):
     def code(self, *, to: str, locale: str, code: str, message_id: str) -> Letter: ...
 
     def notice(self, *, to: str, locale: str, message_id: str) -> Letter: ...
+
+
+class SyntheticMails(Protocol):
+    """Where the mails of synthetic registrations go."""
+
+    async def send(
+        self,
+        registration_id: UUID,
+        letter: Letter,
+        *,
+        until: float | None = None,
+        on_content: Callable[[], None] = lambda: None,
+    ) -> HandOver:
+        """Let the probe have the letter, and fail where it would fail now at the mail servers; otherwise as
+        `application.ports.MailServers.send`."""
+        ...
 
 
 class SendInProgress(Unavailable):
@@ -72,6 +90,7 @@ class MailDelivery:
         policy: Policy,
         retry_claimed_after: timedelta,
         give_up_after: timedelta | None = None,
+        synthetic: SyntheticMails | None = None,
         on_first_mail: Callable[[timedelta], None] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -82,7 +101,8 @@ class MailDelivery:
                 a send claim. A process that was suspended for longer must not continue: another worker may have sent
                 the mail by then. While a server takes its time over the content, the claim is extended.
             on_first_mail: called with the time from a registration's first event until a mail server accepted its first
-                mail.
+                mail; not of a synthetic one.
+            synthetic: None where there are none.
             sleep: waits for a number of seconds.
         """
         self._log = log
@@ -95,6 +115,7 @@ class MailDelivery:
         self._policy = policy
         self._retry_claimed_after = retry_claimed_after
         self._give_up_after = None if give_up_after is None else give_up_after.total_seconds()
+        self._synthetic = synthetic
         self._on_first_mail = on_first_mail
         self._sleep = sleep
         self._took: deque[timedelta] = deque(maxlen=64)  # by the latest hand-overs
@@ -208,9 +229,10 @@ class MailDelivery:
                 outcome = WithholdEmail(registration_id=request.registration_id, serial=request.serial)
             else:
                 crash_point("worker.before_sent_event")
-                self._took.append(took)
-                if not read.registration.handed_over_at:
-                    self._on_first_mail(accepted_at - read.registration.created_on)
+                if not is_synthetic(request.registration_id):
+                    self._took.append(took)
+                    if not read.registration.handed_over_at:
+                        self._on_first_mail(accepted_at - read.registration.created_on)
                 outcome = RecordEmailDispatched(
                     registration_id=request.registration_id,
                     serial=request.serial,
@@ -240,8 +262,12 @@ class MailDelivery:
             async with asyncio.timeout_at(until) as limit:
                 if letter is None:
                     return await self._servers.probe(until=until)
-                with self._dropped_if_erased(claims[-1][0], limit):
-                    return await self._servers.send(letter, until=until, on_content=content_sent)
+                person = claims[-1][0]
+                send = self._servers.send
+                if self._synthetic is not None and is_synthetic(person):
+                    send = partial(self._synthetic.send, person)
+                with self._dropped_if_erased(person, limit):
+                    return await send(letter, until=until, on_content=content_sent)
         except TimeoutError:
             raise SendInProgress(
                 "the lease has ended, or the person was erased", retry_after=self._retry_claimed_after.total_seconds()

@@ -25,6 +25,7 @@ class Actor(StrEnum):
     MAIL_WORKER = "mail-worker"
     DEAD_LETTER_CONSUMER = "dead-letter-consumer"
     RESTORE = "restore"
+    PROBE = "probe"
 
 
 class Recorded(NamedTuple):

@@ -26,5 +26,6 @@ SCRIPTS = (
     *_of("replay", "replay/replay.sql", "replay/replay_2.sql"),
     *_of("erasures", "audit/erasures.sql"),
     *_of("backup", "backup/backup.sql"),
+    *_of("synthetic", "synthetic/synthetic.sql"),
     *_of("audit", "audit/audit.sql", "audit/audit_2.sql"),
 )

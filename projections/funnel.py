@@ -16,6 +16,7 @@ from psycopg.rows import tuple_row
 from domain.mail_outcome import IssueReason, MailKind
 from domain.recorded import Told
 from domain.registration import Registration
+from domain.synthetic import is_synthetic
 from projections.table import Connection, Table, schema_of
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -281,7 +282,7 @@ _CHANGES: dict[Any, Callable[[_Tally, Any], None]] = {
 
 
 class Funnel:
-    """Counts and durations per hour of the events' own time."""
+    """Counts and durations per hour of the events' own time; synthetic registrations are none."""
 
     name = "funnel"
     topics: tuple[str, ...] | None = tuple(event.TOPIC for event in _CHANGES)
@@ -298,6 +299,7 @@ class Funnel:
         Raises:
             LookupError: an event's registration never started.
         """
+        events = [one for one in events if not is_synthetic(one.event.originator_id)]
         ids = {r.event.originator_id.int: r.event.originator_id for r in events}
         begun = {r.event.originator_id.int for r in events if type(r.event) is Registration.UserRegistered}
         known = [registration_id for number, registration_id in ids.items() if number not in begun]

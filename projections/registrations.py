@@ -12,6 +12,7 @@ from psycopg.rows import tuple_row
 
 from domain.recorded import Position, Recorded, Told
 from domain.registration import Registration, Status
+from domain.synthetic import FIRST, LAST
 from projections.paging import Page, before, page
 from projections.table import Connection, Table, schema_of
 
@@ -91,6 +92,9 @@ _VIEW = """
     JOIN {progress} AS p USING (registration_id)
     LEFT JOIN public.personal_keys AS k USING (registration_id)
 """
+
+_OF_PEOPLE = f"r.registration_id NOT BETWEEN '{FIRST}' AND '{LAST}'"
+"""What nobody has asked for is in no list; it is found by its id."""
 
 # One statement, so rows and position are of one moment; the position comes even where no row does.
 _FIND = """
@@ -365,7 +369,7 @@ class Registrations:
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[RegistrationView]:
-        """Registrations, newest first.
+        """Registrations, newest first, without the synthetic ones.
 
         Args:
             claim_ids: those of an address: the address's own and the one of its duplicates.
@@ -375,7 +379,7 @@ class Registrations:
         """
         # The created position stands in both tables, so that either's index gives the order.
         created = "r.created_position" if status is None else "p.created_position"
-        query = f"{self._view} WHERE {created} < %(before)s"
+        query = f"{self._view} WHERE {created} < %(before)s AND {_OF_PEOPLE}"
         if status is not None:
             query += " AND p.status = %(status)s"
         if claim_ids is not None:

@@ -42,7 +42,15 @@ class Secrets(Protocol):
         networks that ask for mails there, and too few to name one."""
         ...
 
-    def registration_id_for(self, canonical_email: str, idempotency_key: str) -> UUID: ...
+    def registration_id_for(self, canonical_email: str, idempotency_key: str) -> UUID:
+        """The id of the registration with this address and Idempotency-Key: always the same. With that of a synthetic
+        one (`synthetic_key`), an id that says so."""
+        ...
+
+    def synthetic_key(self, *scope: str) -> str:
+        """The Idempotency-Key of a request that the service makes of itself: of "register" and the address, or of
+        "verify" and the registration's id. Nobody else can derive it."""
+        ...
 
     def answer_id(self, *scope: str) -> UUID:
         """Stream of the answer to a request with an Idempotency-Key, the last part of the scope within which it is one

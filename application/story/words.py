@@ -17,6 +17,7 @@ ACTORS: Final[Mapping[str, str]] = {
     Actor.MAIL_WORKER: "the mail worker",
     Actor.DEAD_LETTER_CONSUMER: "the consumer of dead letters",
     Actor.RESTORE: "the first start after a restore",
+    Actor.PROBE: "the probe",
 }
 
 ACTS: Final[Mapping[str, str]] = {

@@ -81,6 +81,7 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> Non
             rules=SignUpRules(parts.sign_up_policy, parts.metrics),
             metrics=parts.metrics,
             request_timeout=parts.request_timeout,
+            is_synthetic_key=parts.is_synthetic_key,
             prefix=parts.prefix,
         )
         if parts.mailbox is not None:

@@ -50,6 +50,7 @@ class Parts:
         access_log: whether each request gets a line in the log.
         host_names: that requests may call the service by, beside IP addresses; None: any.
         broken: set when something that runs until the end of the process has ended before.
+        is_synthetic_key: see `infrastructure.crypto.keyring.Keyring.is_synthetic_key`.
         mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
     """
 
@@ -66,6 +67,7 @@ class Parts:
     tracing: Tracing | None
     mailbox: Mailbox | None
     broken: asyncio.Event
+    is_synthetic_key: Callable[..., bool]
     prefix: str = ""
     host_names: frozenset[str] | None = None
     next_admin_token: str | None = None

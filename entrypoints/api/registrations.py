@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Self
 from uuid import UUID
 
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from application.addresses import canonical_address
 from application.answers import Answer
 from application.commands import RegisterUser, RequestNewCode, VerifyEmail
 from application.handlers import Handlers
@@ -76,11 +78,13 @@ def add_registration_routes(
     rules: SignUpRules,
     metrics: Metrics,
     request_timeout: timedelta,
+    is_synthetic_key: IsSyntheticKey,
     prefix: str = "",
 ) -> None:
     """What registrants do.
 
     Args:
+        is_synthetic_key: see `infrastructure.crypto.keyring.Keyring.is_synthetic_key`.
         prefix: of the paths that clients are told.
     """
     longest_wait = request_timeout // timedelta(milliseconds=1)
@@ -96,8 +100,8 @@ def add_registration_routes(
             **description,
         )
 
-    register = _registering(handlers, limits, rules, metrics, prefix)
-    verify, request_code = _proving(handlers, limits, metrics)
+    register = _registering(handlers, limits, rules, metrics, is_synthetic_key, prefix)
+    verify, request_code = _proving(handlers, limits, metrics, is_synthetic_key)
     show = _look(registrations, longest_wait)
     add("POST", "", register, "Register", **REGISTER)
     add("GET", "/{registration_id}", show, "Look at a registration", **show_described(longest_wait))
@@ -106,14 +110,20 @@ def add_registration_routes(
 
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+IsSyntheticKey = Callable[..., bool]
 
 
 def _registering(
-    handlers: Handlers, limits: RequestLimits, rules: SignUpRules, metrics: Metrics, prefix: str
+    handlers: Handlers,
+    limits: RequestLimits,
+    rules: SignUpRules,
+    metrics: Metrics,
+    is_synthetic_key: IsSyntheticKey,
+    prefix: str,
 ) -> Endpoint:
     async def register(request: Request) -> Response:
         """Start a registration. The response is the same whether or not the address is taken."""
-        with _Counted(metrics.registration):
+        with _Counted(metrics.registration) as counted:
             key = idempotency_key_of(request)
             requester = limits.requester(request.scope, REGISTERING, keyed=key is not None)
             command = parse(RegisterUser, body_of(request), idempotency_key=key, network=requester.network)
@@ -122,6 +132,9 @@ def _registering(
                 await limits.registration(requester, command.email)
                 hint = rules.check(command)
                 begun = await handlers.handle(command, context)
+            elif is_synthetic_key(key, "register", canonical_address(command.email)):
+                counted.forget()
+                begun, hint = await handlers.handle(command, replace(context, actor=Actor.PROBE)), None
             else:
                 begun, hint = await with_key(requester, command, context)
         told = (begun.subject_id, command.email, Status.PENDING, ON_ITS_WAY, language_of(command.locale))
@@ -146,19 +159,30 @@ def _registering(
     return register
 
 
-def _proving(handlers: Handlers, limits: RequestLimits, metrics: Metrics) -> tuple[Endpoint, Endpoint]:
+def _proving(
+    handlers: Handlers, limits: RequestLimits, metrics: Metrics, is_synthetic_key: IsSyntheticKey
+) -> tuple[Endpoint, Endpoint]:
     async def let_in(request: Request, names: Sequence[str]) -> tuple[str | None, Admit | None]:
         """The request's key, and what lets it in once that has been looked for; None: it has been let in."""
         key = idempotency_key_of(request)
         requester = limits.requester(request.scope, names, keyed=key is not None)
         return key, await limits.let_in(requester, partial(limits.count, requester, names), keyed=key is not None)
 
+    def by_probe(request: Request) -> bool:
+        key = idempotency_key_of(request)
+        return key is not None and is_synthetic_key(key, "verify", str(_id_of(request)))
+
     async def verify(request: Request) -> Response:
         """Prove the address with the code from the mail. Once it is proved, any code gets the same response."""
-        with _Counted(metrics.verification):
-            key, admit = await let_in(request, VERIFYING)
+        with _Counted(metrics.verification) as counted:
+            actor = Actor.CLIENT
+            if by_probe(request):
+                counted.forget()
+                key, admit, actor = idempotency_key_of(request), None, Actor.PROBE
+            else:
+                key, admit = await let_in(request, VERIFYING)
             command = parse(VerifyEmail, body_of(request), registration_id=_id_of(request), idempotency_key=key)
-            verified = await handlers.handle(command, context_of(request, Actor.CLIENT), admit=admit)
+            verified = await handlers.handle(command, context_of(request, actor), admit=admit)
         return answer(
             Verification("ACTIVE" if verified.status is Status.ACTIVE else "VERIFIED"), headers=headers_of(verified)
         )
@@ -201,14 +225,22 @@ class _Counted:
     def __init__(self, count: Callable[[str], None]) -> None:
         self._count = count
 
-    def __enter__(self) -> None:
-        pass
+    def forget(self) -> None:
+        """It was none of a person: it does not count."""
+        self._count = _nothing
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is None:
             self._count("accepted")
         elif isinstance(error, Exception):
             self._count(to_problem(error).code)
+
+
+def _nothing(_: str) -> None:
+    pass
 
 
 def _id_of(request: Request) -> UUID:

@@ -104,6 +104,7 @@ def api_parts(
         tracing=core.tracing,
         mailbox=mailbox,
         broken=core.broken,
+        is_synthetic_key=core.keyring.is_synthetic_key,
         prefix=urlsplit(settings.public_url).path,
         host_names=settings.host_names,
         access_log=settings.access_log,

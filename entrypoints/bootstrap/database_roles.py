@@ -59,6 +59,7 @@ _PROGRESS: Final = {
     "backups": _LOOK,
     "checkpoints": _LOOK,
     "tree_head": _LOOK,
+    "synthetic_registrations": _LOOK,
 }
 """What health, metrics and `projections list` show."""
 
@@ -79,7 +80,13 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
         "found_differences": _LOOK,
         "replay_jobs": ("SELECT", "INSERT", "UPDATE"),
     },
-    "worker": {**_RECORDING, **_PROGRESS, **_MAIL, "personal_keys": _LOOK},
+    "worker": {
+        **_RECORDING,
+        **_PROGRESS,
+        **_MAIL,
+        "personal_keys": _LOOK,
+        "synthetic_registrations": ("SELECT", "UPDATE"),
+    },
     "process": {
         **_RECORDING,
         **_PROGRESS,
@@ -91,6 +98,7 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
         "alerts": _ALL,
         "verifications": _ALL,
         "rebuilds": _ALL,
+        "synthetic_registrations": _ALL,
         **dict.fromkeys((*_REPLAYS, *_PROVEN), _ALL),
     },
     "reader": {

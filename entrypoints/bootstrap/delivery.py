@@ -27,6 +27,7 @@ from infrastructure.postgres.connection import Connection, ReconnectingConnectio
 from infrastructure.postgres.notifications import LOOK_ANYWAY
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import MailServer
+from infrastructure.synthetic.sink import Sink
 
 if TYPE_CHECKING:
     from infrastructure.mail.mailbox import Mailbox
@@ -113,6 +114,7 @@ async def open_delivery(
         give_up_after=lease - RECORDING,
         sleep=timing.sleep,
         on_first_mail=core.metrics.time_to_inbox,
+        synthetic=Sink(servers, connection, sender=settings.mail_from, to=settings.synthetic_to),
     )
     delivery = Delivery(servers, claims, connection, sending.deliver)
     stack.push_async_callback(delivery.give_back_claims)

@@ -6,7 +6,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
+from uuid import UUID
 
+from application.commands import EraseRegistration
+from application.ports import Context
+from domain.errors import UnknownRegistration
+from domain.recorded import Actor
 from entrypoints.bootstrap.broker import finish_within
 from entrypoints.bootstrap.checkpoints import checkpointer, taken_by
 from entrypoints.bootstrap.core import Core
@@ -24,6 +29,7 @@ from infrastructure.followers.turns import Turns
 from infrastructure.postgres.connection import Connection
 from infrastructure.replay.background import BackgroundVerification
 from infrastructure.settings.settings import Settings
+from infrastructure.synthetic.probe import Erase, Probe
 from infrastructure.telemetry.tracing import traced
 from projections import PROJECTIONS
 from projections.deadlines import Deadlines
@@ -82,6 +88,8 @@ def followers(core: Core, settings: Settings, relay: Relay, publisher: Publishes
         leading.append(checkpoints)
     if settings.alert_url is not None:
         leading.append(_alerts(core, settings, settings.alert_url.get_secret_value()))
+    if settings.synthetic is not None:
+        leading.append(_probe(core, settings, settings.synthetic))
     return leading
 
 
@@ -131,6 +139,31 @@ def _journal(
 def _verification(core: Core, settings: Settings, every: timedelta) -> BackgroundVerification:
     return BackgroundVerification(
         PROJECTIONS, dsn=core.database.dsn, every=every, statement_timeout=settings.statement_timeout
+    )
+
+
+def erasing(core: Core) -> Erase:
+    """How the probe erases what it made."""
+
+    async def erase(registration_id: UUID, correlation_id: UUID) -> bool:
+        try:
+            await core.handlers.handle(
+                EraseRegistration(registration_id=registration_id), Context(Actor.PROBE, correlation_id)
+            )
+        except UnknownRegistration:
+            return False
+        return True
+
+    return erase
+
+
+def _probe(core: Core, settings: Settings, every: timedelta) -> Probe:
+    return Probe(
+        Webhook(settings.synthetic_url or settings.public_url),
+        secrets=core.keyring,
+        erase=erasing(core),
+        every=every,
+        on_end=core.metrics.synthetic,
     )
 
 

@@ -19,6 +19,7 @@ from infrastructure.followers.versions import Behind, behind_others, others_of, 
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.pool import QueryPool
 from infrastructure.settings.settings import Settings
+from infrastructure.synthetic.records import Last, last_of
 from projections import PROJECTIONS
 from projections.deadlines import Deadlines
 from projections.mail import Mails
@@ -47,6 +48,7 @@ class Backlog:
         stuck: registrations whose next step is overdue.
         ages: in seconds, of the last "backup" and of the last "drill" that was passed, as far as there was one.
         checkpoints: None where there are none.
+        synthetic: None where no synthetic registration has ended.
     """
 
     followers: AllProgress
@@ -56,6 +58,7 @@ class Backlog:
     stuck: int
     ages: dict[Kind, float]
     checkpoints: Standing | None
+    synthetic: Last | None
 
 
 Status = Literal["up", "degraded", "superseded", "later"]
@@ -156,6 +159,7 @@ class FollowerQueries:
                 await self._deadlines.overdue(connection, self._clock() - LAGGING),
                 {kind: one.age for kind, one in (await noted(connection)).items()},
                 await standing_of(connection) if self.has_checkpoints else None,
+                await last_of(connection),
             )
 
         return await self._pool.ask(select)

@@ -211,6 +211,8 @@ class HealthChecks:
                 unpublished=standing.unpublished,
                 mismatches=int(standing.unsound is not None),
             )
+        if backlog.synthetic is not None and backlog.synthetic.passed_age is not None:
+            metrics.synthetic_age(backlog.synthetic.passed_age)
         metrics.backups(**{f"{kind}_age": age for kind, age in backlog.ages.items()})
 
     async def _behind(self) -> list[Behind] | None:

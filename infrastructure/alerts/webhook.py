@@ -25,6 +25,9 @@ DEADLINE: Final = timedelta(seconds=10)
 READ_BYTES: Final = 8192
 """Bytes read at once; h11 refuses a head of over 16 KiB, and of the rest no more is read than was asked for."""
 
+MOST_BYTES: Final = 1024 * 1024
+"""Of what a response says to `Webhook.ask`."""
+
 
 class NotTaken(Exception):
     """The call got no response, or not a 2xx; whether it was received is unknown.
@@ -51,6 +54,7 @@ class Webhook:
         self._host = parts.hostname or ""
         self._encrypts = parts.scheme == "https"
         self._port = parts.port or (443 if self._encrypts else 80)
+        self._path = parts.path.rstrip("/")
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._headers = {"Host": parts.netloc.rpartition("@")[2], "Connection": "close"}
         if parts.username is not None:
@@ -85,7 +89,19 @@ class Webhook:
             NotTaken: there was none.
         """
         async with self._connected() as (reader, writer):
-            return await self._converse(reader, writer, body, {**headers, **self._headers}, most)
+            request = "POST", self._target, {**headers, **self._headers}
+            return await self._converse(reader, writer, request, body, most)
+
+    async def ask(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        """Send a request to a path below the address; returns the status of the response, and what it says, if that is
+        at most `MOST_BYTES`.
+
+        Raises:
+            NotTaken: there was none.
+        """
+        async with self._connected() as (reader, writer):
+            request = method, f"{self._path}{path}", {**headers, **self._headers}
+            return await self._converse(reader, writer, request, body, MOST_BYTES)
 
     async def reach(self) -> None:
         """Connect, encrypted if the address says so, and disconnect without a call.
@@ -119,18 +135,19 @@ class Webhook:
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        request: tuple[str, str, Mapping[str, str]],
         body: bytes,
-        headers: Mapping[str, str],
         most: int,
     ) -> tuple[int, bytes]:
-        """Send the request; see `call`."""
+        """Send a request of this method, target and headers; see `call`."""
+        method, target, headers = request
         connection = h11.Connection(h11.CLIENT)
-        request = h11.Request(
-            method="POST",
-            target=self._target,
+        head = h11.Request(
+            method=method,
+            target=target,
             headers=[*headers.items(), ("Content-Length", str(len(body)))],
         )
-        for part in (request, h11.Data(data=body), h11.EndOfMessage()):
+        for part in (head, h11.Data(data=body), h11.EndOfMessage()):
             writer.write(connection.send(part) or b"")
         await writer.drain()
         status, said = 0, b""

@@ -24,10 +24,14 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from application.ports import Person, WrappedKey, WrongMasterKey
 from domain.email_claim import ClaimId
 from domain.mailbox import MailboxId
+from domain.synthetic import marked
 from domain.uuids import uuid_of_int
 from infrastructure.crypto.key_uses import note_first_use, noted, read_use
 from infrastructure.crypto.master_keys import NONCE_BYTES, MasterKeys, Unopened
 from infrastructure.postgres.connection import Connection
+
+SYNTHETIC_KEY = 64
+"""Characters of the key of a synthetic request; any other one is told from it by its length, as a rule."""
 
 _PERSON = msgspec.json.Decoder(Person)
 
@@ -51,6 +55,7 @@ class Keyring:
         self._code_key = _derive(root_secret, b"one-time codes")
         self._message_key = _derive(root_secret, b"message ids")
         self._salt_key = _derive(root_secret, b"password salts")
+        self._synthetic_key = _derive(root_secret, b"synthetic registrations")
         self._limit_key = _derive(root_secret, b"rate limits")
         self.journal_seed = _derive(root_secret, b"journal of erasures")
 
@@ -68,9 +73,19 @@ class Keyring:
         return hmac.digest(self._network_key, mailbox_id.bytes + network.encode(), "sha256")[:4].hex()
 
     def registration_id_for(self, canonical_email: str, idempotency_key: str) -> UUID:
-        """The id of the registration with this address and Idempotency-Key: always the same."""
+        """See `application.ports.Secrets`."""
         message = canonical_email.encode() + b"\0" + idempotency_key.encode()
-        return _uuid8(hmac.digest(self._idempotency_key, message, "sha256"))
+        registration_id = _uuid8(hmac.digest(self._idempotency_key, message, "sha256"))
+        synthetic = self.is_synthetic_key(idempotency_key, "register", canonical_email)
+        return marked(registration_id) if synthetic else registration_id
+
+    def synthetic_key(self, *scope: str) -> str:
+        """See `application.ports.Secrets`."""
+        return hmac.digest(self._synthetic_key, _joined(scope), "sha256").hex()
+
+    def is_synthetic_key(self, key: str, *scope: str) -> bool:
+        """Is it the `synthetic_key` of this scope?"""
+        return len(key) == SYNTHETIC_KEY and hmac.compare_digest(key, self.synthetic_key(*scope))
 
     def answer_id(self, *scope: str) -> UUID:
         """See `application.ports.Secrets`."""

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from infrastructure.settings.environment import FILE, PREFIX, given
 from infrastructure.settings.limits import DEFAULTS, Limits
+from infrastructure.settings.rates import Rate
 from infrastructure.settings.sender import split_sender
 from infrastructure.settings.values import (
     ANY_HOST,
@@ -26,6 +27,7 @@ from infrastructure.settings.values import (
     DurationOrNone,
     HostNames,
     ListenAddress,
+    Mailbox,
     MailServer,
     MasterKey,
     Networks,
@@ -246,6 +248,23 @@ class Settings(BaseModel):
     stop_delay: Duration = Field(
         default=timedelta(seconds=1),
         description="seconds for which a stopping process reports that it is not ready, before it stops listening",
+    )
+
+    synthetic: Rate | None = Field(
+        default=None,
+        description="how often a synthetic registration is made; None: none is",
+        examples=["1/min"],
+    )
+    synthetic_url: WebUrl | None = Field(
+        default=None,
+        description="address that synthetic registrations are made at; None: `public_url`",
+        examples=["https://accounts.example.org"],
+    )
+    synthetic_to: Mailbox | None = Field(
+        default=None,
+        description="address of yours that takes the mails of synthetic registrations through the mail servers; None: "
+        "they are sent to nobody",
+        examples=["synthetic@example.org"],
     )
 
     disposable_domains: DomainPolicy = Field(

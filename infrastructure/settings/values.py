@@ -20,7 +20,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, SecretStr
 
-from infrastructure.settings.sender import split_sender
+from infrastructure.settings.sender import mailbox, split_sender
 
 
 class Listen(NamedTuple):
@@ -282,6 +282,15 @@ def _sender(value: object) -> object:
     return value
 
 
+def _mailbox(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return mailbox(value)
+        except ValueError:
+            raise ValueError("is not a mail address without a name") from None
+    return value
+
+
 def _networks(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -359,6 +368,7 @@ SmtpUrls = Annotated[SecretStr, BeforeValidator(_smtp_urls)]
 AlertUrl = Annotated[SecretStr, BeforeValidator(_alert_url)]
 WebUrl = Annotated[str, BeforeValidator(_web_url)]
 ListenAddress = Annotated[Listen, BeforeValidator(_listen)]
+Mailbox = Annotated[str, BeforeValidator(_mailbox)]
 Sender = Annotated[str, BeforeValidator(_sender)]
 RedisUrl = Annotated[SecretStr, BeforeValidator(_redis_url)]
 DomainPolicy = Annotated[Literal["off", "log", "hint", "refuse"], BeforeValidator(_domain_policy)]

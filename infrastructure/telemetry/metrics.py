@@ -26,6 +26,8 @@ _APPEND_BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 # A mail that goes straight out, one with retries, a code's ten minutes, an outage of hours.
 _INBOX_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 21600, 86400)
 
+_SYNTHETIC_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody needs
 
 
@@ -163,6 +165,21 @@ class Metrics:
             "registrar_spans_lost_total", "Spans that no collector of traces has got", ["reason"], registry=registry
         )
         self._hash_queue = Gauge("registrar_hash_queue_depth", "Passwords that wait to be hashed", registry=registry)
+        self._synthetic = Counter(
+            "registrar_synthetic_total", "Synthetic registrations, by outcome", ["outcome"], registry=registry
+        )
+        self._synthetic_seconds = Histogram(
+            "registrar_synthetic_seconds",
+            "From the request of a synthetic registration until it was an account, or had failed",
+            buckets=_SYNTHETIC_SECONDS,
+            registry=registry,
+        )
+        self._synthetic_age = Gauge(
+            "registrar_synthetic_age_seconds",
+            "Since a synthetic registration last became an account",
+            registry=registry,
+        )
+        self.synthetic_age()
 
     def append_batch(self, count: int) -> None:
         self._append_batch.observe(count)
@@ -243,6 +260,11 @@ class Metrics:
         """See `infrastructure.telemetry.export.SpanExport`."""
         self._spans_lost.labels(reason).inc(spans)
 
+    def synthetic(self, outcome: str, seconds: float) -> None:
+        """See `infrastructure.synthetic.probe.OnEnd`."""
+        self._synthetic.labels(outcome).inc()
+        self._synthetic_seconds.observe(seconds)
+
     # --- Collected at every scrape --------------------------------------------------------------
 
     def hash_queue(self, depth: int) -> None:
@@ -275,6 +297,10 @@ class Metrics:
         self._backup_age.set(backup_age)
         self._drill_age.set(drill_age)
 
+    def synthetic_age(self, seconds: float = math.nan) -> None:
+        """NaN: none ever has, as far as is known."""
+        self._synthetic_age.set(seconds)
+
     def checkpoints(
         self,
         *,
@@ -301,6 +327,7 @@ class Metrics:
         self.backlog(dead_letters=math.nan, stray_messages=math.nan, oldest_unsent_seconds=math.nan, stuck=math.nan)
         self.backups()
         self.checkpoints()
+        self.synthetic_age()
 
     def render(self) -> bytes:
         """All of it in Prometheus' text format."""

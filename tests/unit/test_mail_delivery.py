@@ -26,6 +26,7 @@ from application.ports import (
 from domain.errors import UnknownRegistration
 from domain.mail_outcome import DispatchFailure, HandOver, MailKind
 from domain.registration import Registration
+from domain.synthetic import is_synthetic
 from infrastructure.mail.rendering import TemplateLetters
 from tests.support.facts import CLIENT, REGISTRATION, T0, eventually
 from tests.support.memory_log import MemoryLog
@@ -60,6 +61,24 @@ class Servers:
 
     async def until_ready(self) -> None:
         raise AssertionError("the delivery does not wait")
+
+
+class Sink:
+    """Where the mails of synthetic registrations end."""
+
+    def __init__(self) -> None:
+        self.mails: list[tuple[UUID, str | None]] = []
+
+    async def send(
+        self,
+        registration_id: UUID,
+        letter: Letter,
+        *,
+        until: float | None = None,
+        on_content: Callable[[], None] = lambda: None,
+    ) -> HandOver:
+        self.mails.append((registration_id, letter.code))
+        return HandOver("synthetic-sink", 1, 250)
 
 
 class Claims:
@@ -107,6 +126,7 @@ class Post:
         self.claims = Claims(self.log)
         self.slept: list[float] = []
         self.on_sleep: Callable[[], None] = lambda: None
+        self.sink = Sink()
         self.first_mails: list[timedelta] = []
         self.delivery = MailDelivery(
             log=self.log,
@@ -120,6 +140,7 @@ class Post:
             clock=self.house.clock,
             policy=self.house.policy,
             retry_claimed_after=timedelta(seconds=5),
+            synthetic=self.sink,
             on_first_mail=self.first_mails.append,
             sleep=self.sleep,
         )
@@ -390,6 +411,19 @@ async def test_the_time_to_the_inbox_ends_with_the_acceptance_however_long_its_r
 
     assert post.count(Registration.EmailDispatched) == 1
     assert post.first_mails == [timedelta(seconds=3)]
+
+
+async def test_the_mail_of_a_synthetic_registration_goes_to_the_sink_and_is_not_timed(post: Post) -> None:
+    address = "0123@synthetic.registrar.example"
+    command = registers(address, key=KEYRING.synthetic_key("register", address))
+    registration_id = await post.house.registered(command)
+
+    await post.deliver(registration_id)
+
+    assert is_synthetic(registration_id)
+    assert post.sink.mails == [(registration_id, right_code(registration_id))]
+    assert (post.servers.letters, post.first_mails) == ([], [])
+    assert post.count(Registration.EmailDispatched) == 1
 
 
 async def test_the_mail_of_an_erased_person_is_not_sent(post: Post) -> None:
