@@ -22,6 +22,7 @@ from entrypoints.queries.queries import Queries
 from entrypoints.queries.registrations import RegistrationQueries
 from entrypoints.queries.replay import ReplayQueries
 from infrastructure.archive.exporting import exported
+from infrastructure.limits.gcra import Limiter
 from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.settings.settings import Settings
 
@@ -70,18 +71,7 @@ def api_parts(
     """
     queries = queries_of(core, settings, stack)
     limiter = limiter_of(core, settings, stack)
-    checks = HealthChecks(
-        store=core.store,
-        followers=queries.followers,
-        shared_circuits=core.shared_circuits,
-        servers=servers,
-        broker=broker,
-        hasher=core.hasher,
-        metrics=core.metrics,
-        limiter=limiter,
-        broken=core.broken,
-    )
-    stack.push_async_callback(checks.close)
+    checks = _checks(core, queries, limiter, servers, broker, stack)
     return Parts(
         handlers=core.handlers,
         queries=queries,
@@ -109,3 +99,26 @@ def api_parts(
         host_names=settings.host_names,
         access_log=settings.access_log,
     )
+
+
+def _checks(
+    core: Core,
+    queries: Queries,
+    limiter: Limiter,
+    servers: SmtpServers | None,
+    broker: Broker | None,
+    stack: AsyncExitStack,
+) -> HealthChecks:
+    checks = HealthChecks(
+        store=core.store,
+        followers=queries.followers,
+        shared_circuits=core.shared_circuits,
+        servers=servers,
+        broker=broker,
+        hasher=core.hasher,
+        metrics=core.metrics,
+        limiter=limiter,
+        broken=core.broken,
+    )
+    stack.push_async_callback(checks.close)
+    return checks

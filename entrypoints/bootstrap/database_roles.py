@@ -103,7 +103,7 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
     },
     "reader": {
         **_PROGRESS,
-        **dict.fromkeys(("schema_scripts", "events", "blocks", "head", "saga_releases"), _LOOK),
+        **dict.fromkeys(("schema_scripts", "events", "blocks", "head", "saga_releases", "circuits"), _LOOK),
         **dict.fromkeys((*_REPLAYS, *_PROVEN), _LOOK),
     },
     "auditor": {

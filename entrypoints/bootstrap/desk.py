@@ -12,6 +12,7 @@ from application.handlers import Handlers
 from entrypoints.bootstrap.acts import record_act
 from entrypoints.bootstrap.core import core_as_it_is
 from entrypoints.bootstrap.database import check_schema, dsn_to_read
+from entrypoints.queries.activity import ActivityQueries
 from entrypoints.queries.events import EventQueries
 from entrypoints.queries.followers import FollowerQueries, followers_with
 from entrypoints.queries.funnel import FunnelQueries
@@ -45,6 +46,7 @@ class Reader:
     parked: ParkedQueries
     proofs: ProofQueries
     funnel: FunnelQueries
+    activity: ActivityQueries
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ async def reader(settings: Settings) -> AsyncIterator[Reader]:
             ParkedQueries(pool),
             ProofQueries(pool),
             FunnelQueries(pool, clock),
+            ActivityQueries(pool, followers),
         )
 
 

@@ -260,6 +260,7 @@ registrar.add_command(backup.backup)
 registrar.add_command(backup.restore)
 registrar.add_command(database)
 registrar.add_command(watching.funnel)
+registrar.add_command(watching.top)
 events.add_command(replaying.replay)
 
 

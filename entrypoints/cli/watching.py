@@ -1,4 +1,4 @@
-"""The commands that show what goes on: how many registrations reach each stage."""
+"""The commands that show what goes on: right now, and how many registrations reach each stage."""
 
 # ruff: noqa: PLC0415 - as in `main`: a command imports what it needs when it runs
 from __future__ import annotations
@@ -10,6 +10,49 @@ from typing import Literal
 import click
 
 from entrypoints.cli import options
+
+
+@click.command(
+    "top",
+    epilog=options.example(
+        "registrar top",
+        "registrar top --metrics http://10.0.0.5:8001 --metrics http://10.0.0.6:8001",
+        "registrar top --json --count 1",
+    ),
+)
+@click.option(
+    "--metrics",
+    "urls",
+    multiple=True,
+    metavar="URL",
+    help="Where a process shows its metrics; may be repeated.  [default: where this machine's `serve` would]",
+)
+@click.option(
+    "--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds between two looks."
+)
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="End after so many looks.  [default: on a terminal none, else 1]",
+)
+@options.as_json
+@options.data_dir
+def top(*, urls: tuple[str, ...], interval: float, count: int | None, as_json: bool, data_dir: Path | None) -> int:
+    """Show what goes on, again and again, until Ctrl-C.
+
+    How many registrations there were in the last minute, what waits, how far the followers are, the circuits of the
+    mail servers and the last synthetic registration are in the database, and count for all processes. Requests and
+    limits are each process's own: name those that you want to see with --metrics. --json prints a line for each look.
+    """
+    from entrypoints.cli import top as cli_top
+    from entrypoints.cli.session import read_settings, reading
+
+    chosen = urls or cli_top.default_urls(read_settings(data_dir=data_dir, with_secrets=False))
+    return reading(
+        data_dir,
+        lambda reader: cli_top.watch(reader.activity, chosen, interval=interval, count=count, as_json=as_json),
+    )
 
 
 @click.command(

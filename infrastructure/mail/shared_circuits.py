@@ -110,6 +110,12 @@ _MAY_PROBE = """
 """
 
 
+_IN_USE = f"""
+    SELECT name, CASE WHEN state = '{OPENED}' AND probed_until > clock_timestamp() THEN 'half-opened' ELSE state END
+    FROM public.circuits WHERE named_at > clock_timestamp() - %s ORDER BY name
+"""  # noqa: S608 - a constant
+
+
 @dataclass(frozen=True, slots=True)
 class SharedCircuit:
     """What the workers have published about a mail server's circuit.
@@ -137,6 +143,12 @@ class SharedCircuit:
     def shown(self) -> str:
         """The state, by purgatory's names."""
         return "half-opened" if self.state == OPENED and self.probed else self.state
+
+
+async def in_use(connection: Connection) -> dict[str, str]:
+    """Each circuit in use, by name: "closed", "half-opened" or "opened"."""
+    cursor = await connection.execute(_IN_USE, (FORGOTTEN_AFTER,))
+    return dict(await cursor.fetchall())
 
 
 class SharedCircuits:

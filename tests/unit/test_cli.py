@@ -45,6 +45,8 @@ DATA = {
         "mail",
         "projections",
         "restore",
+        "funnel",
+        "top",
     )
 }
 PRINTS_DATA = [path for path in LEAVES if path[0] in DATA]
@@ -66,7 +68,7 @@ def test_every_command_of_the_contract_is_there() -> None:
     wanted += "|erase|keys list|keys rotate"
     wanted += "|backup|restore|database roles"
     wanted += "|audit checkpoints list|audit checkpoints rotate-key|audit prove|audit verify"
-    wanted += "|limits show|limits simulate"
+    wanted += "|limits show|limits simulate|top|funnel"
     ours = {"broker declare", "projections drop"}
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), *ours}
 
