@@ -21,7 +21,7 @@ from entrypoints.cli.streams import is_read
 from entrypoints.queries.activity import Activity, ActivityQueries
 from infrastructure.postgres.connection import AWAY
 from infrastructure.settings.settings import Settings
-from infrastructure.synthetic.records import PASSED
+from infrastructure.synthetic.records import PASSED, Last
 
 _TITLES: Final = {
     "registered": "registered",
@@ -140,8 +140,18 @@ def _told(look: Look) -> dict[str, Any]:
             for one in backlog.followers.items
         ],
         "circuits": activity.circuits,
-        "synthetic": None if backlog.synthetic is None else backlog.synthetic._asdict(),
+        "synthetic": _last(backlog.synthetic),
         "processes": look.processes,
+    }
+
+
+def _last(synthetic: Last | None) -> dict[str, Any] | None:
+    if synthetic is None:
+        return None
+    return {
+        "outcome": synthetic.outcome,
+        "age_seconds": synthetic.age,
+        "passed_age_seconds": synthetic.passed_age,
     }
 
 

@@ -40,7 +40,7 @@ class Caution(NamedTuple):
 
 
 def cautions(settings: Settings) -> Iterator[Caution]:
-    """Secrets that are easy to guess, or that others can read."""
+    """Secrets that are easy to guess, or that others can read; and what is asked for and cannot be done."""
     for name in ("admin_token", "next_admin_token"):
         token: SecretStr | None = getattr(settings, name)
         if token is not None and is_easy_to_guess(token.get_secret_value()):
@@ -55,6 +55,12 @@ def cautions(settings: Settings) -> Iterator[Caution]:
                 f"the file that {PREFIX}{name.upper()} names can be read by others",
                 "Close it to all but the service's user (`chmod 600`).",
             )
+    said = settings.model_fields_set & {"public_url", "synthetic_url"}
+    if settings.synthetic is not None and settings.database_url is not None and not said:
+        yield Caution(
+            f"{PREFIX}SYNTHETIC is set, and neither {PREFIX}PUBLIC_URL nor {PREFIX}SYNTHETIC_URL says where to register",
+            "Set one of them to the address that people register at.",
+        )
 
 
 def is_easy_to_guess(token: str) -> bool:

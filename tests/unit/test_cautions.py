@@ -44,3 +44,14 @@ def test_a_warning_does_not_repeat_the_token() -> None:
     (one,) = cautions(Settings.from_environment({"REGISTRAR_ADMIN_TOKEN": "hunter2"}))
     assert "hunter2" not in repr(one)
     assert "openssl rand" in one.advice
+
+
+def test_a_probe_of_a_service_of_several_processes_needs_to_know_where_to_register() -> None:
+    given = {"REGISTRAR_DATABASE_URL": "postgresql://db/registrar", "REGISTRAR_MASTER_KEY": "7" * 64}
+    probing = {**given, "REGISTRAR_SYNTHETIC": "1/min"}
+
+    (one,) = cautions(Settings.from_environment(probing))
+    assert "REGISTRAR_SYNTHETIC_URL" in one.says
+    for said in ({"REGISTRAR_PUBLIC_URL": "https://here.example"}, {"REGISTRAR_SYNTHETIC_URL": "http://proxy:8080"}):
+        assert not [*cautions(Settings.from_environment(probing | said))]
+    assert not [*cautions(Settings.from_environment(given))]

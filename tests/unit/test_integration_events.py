@@ -13,6 +13,7 @@ import pytest
 from application.integration_events import INTEGRATION_EVENTS, TOPICS, IntegrationEvent, encode, integration_event
 from domain.recorded import Recorded
 from domain.registration import Registration
+from domain.synthetic import marked
 from entrypoints.api.asyncapi import document
 from entrypoints.queries.followers import followers_with
 from infrastructure.settings.settings import Settings
@@ -188,3 +189,12 @@ def test_the_publisher_of_events_is_missed_only_where_there_is_a_broker() -> Non
         without
     )
     assert followers_with(with_broker).count("integration-events") == 1
+
+
+@pytest.mark.parametrize("fact", HEARD_OF.values(), ids=HEARD_OF)
+def test_others_hear_nothing_of_a_synthetic_registration(fact: Fact) -> None:
+    of_somebody = recorded(fact)
+    (event,) = stream(marked(REGISTRATION), fact)
+
+    assert integration_event(of_somebody) is not None
+    assert integration_event(of_somebody._replace(event=event)) is None

@@ -12,6 +12,7 @@ from domain.email_claim import ClaimId
 from domain.mail_saga import MailSaga
 from domain.mailbox import Asked, Mailbox, MailboxId, decide_mail
 from domain.policy import Policy
+from domain.synthetic import marked
 from infrastructure.limits import simulation
 from infrastructure.limits.gcra import Check, LocalLimiter
 from infrastructure.limits.simulation import Distinct, Trial, tell_all, trials_of
@@ -182,3 +183,14 @@ def test_who_is_known_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> N
         distinct.add("somebody")
 
     assert (len(distinct), distinct.at_least) == (1, False)
+
+
+def test_synthetic_registrations_are_not_counted_as_the_limits_do_not_count_them() -> None:
+    of_people = requests(3, to_mailboxes=1)
+    synthetic = [(at, mailbox, network, marked(one), serial) for at, mailbox, network, one, serial in of_people]
+
+    asked = tried("registrations=1/1d", decided(of_people, Policy())).tally
+    none = tried("registrations=1/1d", decided(synthetic, Policy())).tally
+
+    assert asked.asked > asked.stopped > 0
+    assert (none.asked, none.stopped) == (0, 0)

@@ -145,6 +145,13 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
     assert "REGISTRAR_" in refusal(ZZZZZZ="x")
 
 
+@pytest.mark.parametrize(
+    ("text", "every"), [("1/min", 60), ("6/h", 600), ("1/s", 1), ("1/30s", 30), ("2/1m", 30), ("1/d", 86400)]
+)
+def test_a_rate_is_written_as_so_many_in_so_long(text: str, every: float) -> None:
+    assert read(SYNTHETIC=text).synthetic == timedelta(seconds=every)
+
+
 @pytest.mark.parametrize(("text", "meaning"), [("1", 1.0), ("0.25", 0.25), (" 90 ", 90.0), ("86400.5", 86400.5)])
 def test_a_duration_is_written_in_seconds_whole_or_fractional(text: str, meaning: float) -> None:
     assert read(OTP_TTL=text).otp_ttl == timedelta(seconds=meaning)
@@ -200,6 +207,12 @@ def test_a_duration_that_makes_no_sense_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("SYNTHETIC", "1"),
+        ("SYNTHETIC", "0/min"),
+        ("SYNTHETIC", "2/s"),
+        ("SYNTHETIC", "1/2d"),
+        ("SYNTHETIC", "1/fortnight"),
+        ("SYNTHETIC_TO", "Probe <probe@example.org>"),
         ("PORT", "65536"),
         ("PORT", "-1"),
         ("PORT", "http"),
