@@ -166,8 +166,9 @@ def _drawn(look: Look, before: Look | None) -> RenderableType:
         parts += [_head(look.activity), _rates(look.activity), _backlog(look.activity), _followers(look.activity)]
         parts += [_circuits(look.activity)] if look.activity.circuits else []
     since = None if before is None or _some_silent(before) else look.taken - before.taken
-    parts += [_processes(look.processes, before and before.processes, since)]
-    limits = _limits(look.processes, before and before.processes, since)
+    then = None if before is None else before.processes
+    parts += [_processes(look.processes, then, since)]
+    limits = _limits(look.processes, then, since)
     parts += [limits] if limits.row_count else []
     return Group(*(piece for part in parts for piece in (part, Text())))
 

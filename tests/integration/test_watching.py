@@ -163,7 +163,7 @@ async def test_while_the_database_is_away_looks_go_on_and_say_so(dsn: str, capsy
         await pool.open()
         queries = ActivityQueries(pool, FollowerQueries(pool, DatabaseClock(), ["registrations"]))
         watching = asyncio.create_task(watch(queries, [], interval=0.05, count=10_000, as_json=True))
-        stack.push_async_callback(asyncio.gather, watching, return_exceptions=True)
+        stack.push_async_callback(asyncio.wait, [watching])
         stack.callback(watching.cancel)
         await eventually(lambda: shows(lambda look: look["at"] is not None))
         proxy.refuse()
