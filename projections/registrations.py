@@ -93,9 +93,6 @@ _VIEW = """
     LEFT JOIN public.personal_keys AS k USING (registration_id)
 """
 
-_OF_PEOPLE = f"r.registration_id NOT BETWEEN '{FIRST}' AND '{LAST}'"
-"""What nobody has asked for is in no list; it is found by its id."""
-
 # One statement, so rows and position are of one moment; the position comes even where no row does.
 _FIND = """
     SELECT f.position, v.*
@@ -379,7 +376,7 @@ class Registrations:
         """
         # The created position stands in both tables, so that either's index gives the order.
         created = "r.created_position" if status is None else "p.created_position"
-        query = f"{self._view} WHERE {created} < %(before)s AND {_OF_PEOPLE}"
+        query = f"{self._view} WHERE {created} < %(before)s AND r.registration_id NOT BETWEEN '{FIRST}' AND '{LAST}'"
         if status is not None:
             query += " AND p.status = %(status)s"
         if claim_ids is not None:
