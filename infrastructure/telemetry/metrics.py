@@ -165,6 +165,9 @@ class Metrics:
             "registrar_spans_lost_total", "Spans that no collector of traces has got", ["reason"], registry=registry
         )
         self._hash_queue = Gauge("registrar_hash_queue_depth", "Passwords that wait to be hashed", registry=registry)
+        self._add_synthetic(registry)
+
+    def _add_synthetic(self, registry: CollectorRegistry) -> None:
         self._synthetic = Counter(
             "registrar_synthetic_total", "Synthetic registrations, by outcome", ["outcome"], registry=registry
         )
