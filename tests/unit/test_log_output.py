@@ -66,6 +66,7 @@ def test_a_reader_that_has_stopped_costs_the_lines_past_the_bound_and_then_learn
     thread, pieces = read_in_background(reading)
     output.flush(60)
     output.write(b"last\n")
+    output.flush(60)  # the pipe may be full still
     os.close(writing)
     thread.join()
     read = b"".join(pieces).splitlines(keepends=True)
