@@ -25,7 +25,7 @@ setup-dev: $(VENV)/.ready-dev  ## the same with the tools of tests and checks
 run: setup  ## start everything, embedded; ARGS="--port 8001" passes options on
 	@exec $(BIN)/registrar up $(ARGS)
 
-# WORKERS=1 runs one test at a time; WITHOUT='rabbitmq pgbouncer redis nginx' skips what needs them, where they cannot be installed.
+# WORKERS=1 runs one test at a time; WITHOUT='rabbitmq pgbouncer redis nginx prometheus' skips what needs them, where they cannot be installed.
 WORKERS ?= 3
 WITHOUT ?=
 PYTEST = $(BIN)/pytest -rs -n $(WORKERS) --dist worksteal $(addprefix --without=,$(WITHOUT))
