@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-ground simulate chaos attack fuzz bench \
-        check check-fast asyncapi format lock lists audit-deps release clean
+        check check-fast monitoring asyncapi format lock lists audit-deps release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -96,6 +96,9 @@ check-fast: setup-dev  ## the same without types: two seconds
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+
+monitoring: setup-dev  ## write the alert rules and dashboards from their descriptions
+	$(BIN)/python scripts/objectives.py
 
 asyncapi: setup-dev  ## write docs/asyncapi.json, which other services rely on
 	$(BIN)/python -m entrypoints.api.asyncapi docs/asyncapi.json

@@ -1,0 +1,81 @@
+"""Alerts, runbooks and objectives keep together."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "deploy" / "prometheus" / "rules"
+RUNBOOKS = ROOT / "docs" / "runbooks"
+ORDER = ["What it means", "First", "What to do", "When to wake somebody"]
+
+
+def alerts() -> Iterator[dict[str, Any]]:
+    for file in RULES.glob("*.yaml"):
+        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]:
+            yield from (rule for rule in group["rules"] if "alert" in rule)
+
+
+def test_every_alert_links_its_runbook_and_every_runbook_is_of_an_alert() -> None:
+    linked = {alert["alert"]: alert["annotations"]["runbook"] for alert in alerts()}
+    assert linked
+    assert linked == {name: f"docs/runbooks/{name}.md" for name in linked}
+    assert {path.stem for path in RUNBOOKS.glob("*.md")} - {"README"} == set(linked)
+
+
+def test_the_list_of_runbooks_has_each_with_its_severities() -> None:
+    text = (RUNBOOKS / "README.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| \[(\w+)\]\(\1\.md\) \| ([\w, ]+) \|", text, re.MULTILINE))
+    found: dict[str, list[str]] = {}
+    for alert in alerts():
+        found.setdefault(alert["alert"], []).append(alert["labels"]["severity"])
+    assert listed == {name: ", ".join(severities) for name, severities in found.items()}
+
+
+def test_every_alert_says_in_one_line_what_is_wrong_and_how_much() -> None:
+    for alert in alerts():
+        assert alert["labels"]["severity"] in {"critical", "warning"}
+        assert 15 < len(alert["annotations"]["summary"]) < 90
+        assert alert["annotations"]["description"].endswith(".")
+
+
+@pytest.mark.parametrize("path", sorted(RUNBOOKS.glob("Registrar*.md")), ids=lambda path: path.stem)
+def test_a_runbook_begins_with_a_command_and_what_it_printed(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ORDER
+    (block,) = re.findall(r"^## First\n\n```\n(.*?)\n```\n", text, re.MULTILINE | re.DOTALL)
+    command, *printed = block.splitlines()
+    assert command.startswith("$ ")
+    assert printed
+    assert "\n1. " in text.partition("## What to do")[2]
+
+
+def test_every_command_of_registrar_that_a_runbook_types_exists() -> None:
+    from tests.support.approved import the
+
+    registrar = the("registrar")
+    typed = set()
+    for path in RUNBOOKS.glob("*.md"):
+        typed |= set(re.findall(r"(?:\$ |`)registrar ([a-z -]*[a-z])", path.read_text(encoding="utf-8")))
+    assert len(typed) > 10
+    for words in typed:
+        command = registrar
+        for word in words.split():
+            commands = getattr(command, "commands", None)
+            if commands is None or word.startswith("-"):
+                break
+            assert word in commands, words
+            command = commands[word]
+
+
+def test_the_rules_of_the_objectives_are_those_that_are_described() -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts" / "objectives.py", "--check"], check=False)
+    assert done.returncode == 0, "run `make monitoring`, and look at what it changed"
