@@ -99,6 +99,7 @@ check-fast: setup-dev  ## the same without types: two seconds
 
 monitoring: setup-dev  ## write the alert rules and dashboards from their descriptions
 	$(BIN)/python scripts/objectives.py
+	$(BIN)/python scripts/dashboards.py
 
 asyncapi: setup-dev  ## write docs/asyncapi.json, which other services rely on
 	$(BIN)/python -m entrypoints.api.asyncapi docs/asyncapi.json
