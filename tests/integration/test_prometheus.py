@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psycopg
@@ -13,8 +15,10 @@ from entrypoints.api.app import create_app
 from entrypoints.api.http_server import Server
 from tests.support import prometheus
 from tests.support.facts import eventually
-from tests.support.http import open_api
+from tests.support.http import Api, open_api
 from tests.support.prometheus import PrivatePrometheus
+from tests.support.rabbitmq import PrivateRabbit
+from tests.support.redis import PrivateRedis
 from tests.support.smtp_stub import SmtpStub
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "prometheus"
@@ -50,44 +54,104 @@ async def fires(server: PrivatePrometheus, *expected: str) -> None:
     await eventually(exactly, within=60)
 
 
+@asynccontextmanager
+async def watched(api: Api, directory: Path) -> AsyncIterator[tuple[PrivatePrometheus, Server]]:
+    """A Prometheus that scrapes the service and has judged it by every rule; and what the service listens with."""
+    listener = Server(create_app(api.service.api), host="127.0.0.1", port=0, metrics=api.service.metrics)
+    await listener.start()
+    number = configure(directory, listener.port)
+    with prometheus.server(directory) as server:
+
+        async def judged() -> bool:
+            targets = server.ask("targets")["activeTargets"]
+            assert [(target["health"], target["lastError"]) for target in targets] == [("up", "")]
+            rules = [rule for group in server.ask("rules")["groups"] for rule in group["rules"]]
+            assert len(rules) == number
+            assert {rule["health"] for rule in rules} == {"ok"}
+            return True
+
+        await eventually(judged, within=60)
+        await fires(server)  # before the first scrape nobody was ready
+        yield server, listener
+    await listener.stop()
+
+
 @pytest.mark.slow
-async def test_alerts_are_fired_by_their_faults_and_resolve(
+async def test_faults_of_mails_and_followers_fire_their_alerts_which_resolve(
     dsn: str, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     prometheus.demand(pytestconfig)
     async with (
         SmtpStub() as mail_server,
         open_api(dsn, works=True, smtp_urls=f"smtp://127.0.0.1:{mail_server.port}?starttls=never") as api,
+        watched(api, tmp_path) as (server, listener),
     ):
-        listener = Server(create_app(api.service.api), host="127.0.0.1", port=0, metrics=api.service.metrics)
-        await listener.start()
-        number = configure(tmp_path, listener.port)
-        with prometheus.server(tmp_path) as server:
+        mail_server.at("rcpt", "550 5.7.1 relaying denied")
+        for name in ("ada", "bob", "eve"):
+            assert (await api.register(f"{name}@example.com")).status_code == 202
+        await fires(server, "RegistrarMailServerTakesNothing")
+        mail_server.heal()
+        assert (await api.register("kim@example.com")).status_code == 202
+        await fires(server)
 
-            async def judged() -> bool:
-                targets = server.ask("targets")["activeTargets"]
-                assert [(target["health"], target["lastError"]) for target in targets] == [("up", "")]
-                rules = [rule for group in server.ask("rules")["groups"] for rule in group["rules"]]
-                assert len(rules) == number
-                assert {rule["health"] for rule in rules} == {"ok"}
-                return True
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("INSERT INTO parked_events VALUES ('audit', gen_random_uuid(), 1, 'TopicError')")
+            await fires(server, "RegistrarParkedStreams")
+            connection.execute("DELETE FROM parked_events")
+        await fires(server)
 
-            await eventually(judged, within=60)
-            await fires(server)  # before the first scrape nobody was ready
+        await listener.stop()
+        await fires(server, "RegistrarNotReady", "RegistrarProcessDown")
 
-            mail_server.at("rcpt", "550 5.7.1 relaying denied")
-            for name in ("ada", "bob", "eve"):
-                assert (await api.register(f"{name}@example.com")).status_code == 202
-            await fires(server, "RegistrarMailServerTakesNothing")
-            mail_server.heal()
-            assert (await api.register("kim@example.com")).status_code == 202
-            await fires(server)
 
-            with psycopg.connect(dsn, autocommit=True) as connection:
-                connection.execute("INSERT INTO parked_events VALUES ('audit', gen_random_uuid(), 1, 'TopicError')")
-                await fires(server, "RegistrarParkedStreams")
-                connection.execute("DELETE FROM parked_events")
-            await fires(server)
+@pytest.mark.slow
+async def test_faults_around_the_service_fire_their_alerts_which_resolve(
+    dsn: str,
+    killable_rabbit: PrivateRabbit,
+    redis: PrivateRedis,
+    tmp_path: Path,
+    pytestconfig: pytest.Config,
+) -> None:
+    prometheus.demand(pytestconfig)
+    async with (
+        open_api(
+            dsn,
+            works=True,
+            broker_url=killable_rabbit.vhost(),
+            rate_limit_url=redis.url,
+            verify_interval="1",
+        ) as api,
+        watched(api, tmp_path) as (server, _),
+    ):
+        await api.active()
+        redis.kill()
+        for name in ("bob", "eve", "kim"):  # it is noticed by those who ask
+            assert (await api.register(f"{name}@example.com")).status_code == 202
+        await fires(server, "RegistrarLimiterDegraded")
+        redis.start()
+        await fires(server)
 
-            await listener.stop()
-            await fires(server, "RegistrarNotReady", "RegistrarProcessDown")
+        killable_rabbit.kill()
+        await fires(server, "RegistrarBrokerDown")
+        killable_rabbit.start()
+        await fires(server)
+
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("UPDATE read_registrations.registrations SET locale = 'xx'")
+            await fires(server, "RegistrarReadModelDiffers")
+            connection.execute("UPDATE read_registrations.registrations SET locale = 'en'")
+        await fires(server)
+
+
+@pytest.mark.slow
+async def test_a_follower_that_does_not_run_fires_though_it_cannot_tell(
+    dsn: str, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    prometheus.demand(pytestconfig)
+    async with open_api(dsn, follows=False) as api, watched(api, tmp_path) as (server, _):
+        assert (await api.register()).status_code == 202
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
+            connection.execute("UPDATE events SET recorded_at = recorded_at - interval '2 minutes'")
+
+        await fires(server, "RegistrarFollowerLags", "RegistrarReadModelsBehind")
