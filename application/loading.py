@@ -11,7 +11,7 @@ from application.ports import A, ForeignRequest, Streams, UnexpectedAggregate
 from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import UnknownRegistration
 from domain.mail_outcome import MailKind
-from domain.mailbox import Mailbox, applicants_with
+from domain.mailbox import Mailbox, applicants_with, claim_mark
 from domain.recorded import Position
 from domain.registration import Registration
 from domain.sign_up import KnownAddress
@@ -82,9 +82,10 @@ def known_address(streams: Streams, claim_id: ClaimId, mailbox: Mailbox | None) 
     applicants = [
         one.registration_id
         for one in (() if mailbox is None else mailbox.applicants)
-        if one.claim_id == claim_id and (holder is None or one.registration_id != holder.id)
+        if one.claim == claim_mark(claim_id) and (holder is None or one.registration_id != holder.id)
     ]
-    return KnownAddress(claim_id, claim, holder, registrations(streams, applicants))
+    found = tuple(one for one in registrations(streams, applicants) if one.claim_id == claim_id)
+    return KnownAddress(claim_id, claim, holder, found)
 
 
 def registrations(streams: Streams, ids: Iterable[UUID]) -> tuple[Registration, ...]:

@@ -47,9 +47,7 @@ GROUPS: dict[str, Group] = {
     "limits": lambda c, quick, _: limits.run(
         c, decisions=500 if quick else 20_000, seconds=1 if quick else 4, repetitions=1 if quick else 5
     ),
-    "neutrality": lambda c, quick, _: neutrality.run(
-        c, blocks=200 if quick else 10_000, hashed=20 if quick else 1_500, others=100 if quick else 2_000
-    ),
+    "neutrality": lambda c, quick, _: neutrality.run(c, blocks=200 if quick else 10_000, hashed=20 if quick else 1_500),
     "whole-way": lambda c, quick, _: whole_way.run(c, seconds=3 if quick else 30, repetitions=1 if quick else 3),
     "rabbitmq": lambda c, quick, _: through_rabbitmq.run(
         c, mails=200 if quick else 5000, seconds=3 if quick else 15, repetitions=1 if quick else 3

@@ -112,6 +112,14 @@ def registrar_serve(dsn: str, settings: Mapping[str, str] = _NOTHING) -> Iterato
 
 
 @contextmanager
+def serve_hashing_least(dsn: str, settings: Mapping[str, str] = _NOTHING) -> Iterator[Process]:
+    """`registrar serve`, to which a password is hardly any work. See `bench.least_hashing`."""
+    arguments = [sys.executable, "-m", "bench.least_hashing", "serve", "--port", "0"]
+    with _running(arguments, "API", _settings(dsn) | dict(settings)) as process:
+        yield process
+
+
+@contextmanager
 def registrar_process(dsn: str, smtp_port: int, settings: Mapping[str, str] = _NOTHING) -> Iterator[Process]:
     """`registrar process`, with the sink as its mail server."""
     with _running([_REGISTRAR, "process"], "Following", _mailing(dsn, smtp_port) | dict(settings)) as process:

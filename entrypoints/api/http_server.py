@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from entrypoints.api.admission import PLACE, Admission, AdmissionSlot, Bound
 from entrypoints.api.client_address import forms_of
 from entrypoints.api.connections import Connections, sparing
+from entrypoints.api.malformed import MalformedRequests
 from entrypoints.api.refusals import NOT_HTTP, OVERLOADED, is_a_registration
 from entrypoints.api.request_parser import RequestParser
 from entrypoints.api.request_target import is_plain, origin_form
@@ -77,7 +78,8 @@ class Server:
             connections: that clients may have open; None: as many as the process can spare, this being its only server.
             prefix: of paths, see `Admission`.
         """
-        admission = Admission(metrics or Metrics(), prefix=prefix)
+        metrics = metrics or Metrics()
+        admission = Admission(metrics, prefix=prefix)
         held = Connections(connections, network_of=sparing(trusted_proxies))
         self.host = host
         self.port = port
@@ -89,7 +91,7 @@ class Server:
         self._server = _Server(
             _config(
                 app,
-                partial(_Protocol, admission, held),
+                partial(_Protocol, admission, held, MalformedRequests(metrics)),
                 grace=grace,
                 trusted_proxies=trusted_proxies,
             )
@@ -154,13 +156,16 @@ class _Protocol(HttpToolsProtocol):
     """uvicorn's, with an end to waiting (it gives a client for ever to start a request, and any number of bytes) and
     with the decision who is let in."""
 
-    def __init__(self, admission: Admission, held: Connections, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, admission: Admission, held: Connections, malformed: MalformedRequests, *args: Any, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.parser: RequestParser = RequestParser(self)  # type: ignore[assignment]  # all that is called of it
         self.host = ""
         self._admission = admission
         self._registrations = admission.registrations
         self._held = held
+        self._malformed = malformed
         self._head_bytes = 0
         self._patience: asyncio.TimerHandle | None = None
         self._turned_away: Bound | None = None
@@ -190,12 +195,24 @@ class _Protocol(HttpToolsProtocol):
             return
         if self._patience is not None:
             self._head_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
         if self._patience is None and self.timeout_keep_alive_task is None and not self._is_at_work():
             self._await_head()  # an empty line between two requests: it ended the one wait and started no other
         # Not before: a head that came together with the rest of its request is left to the guard.
         if self._patience is not None and self._head_bytes > HEAD_LIMIT:
             self.give_up()
+
+    def _parse(self, data: bytes) -> None:
+        """As uvicorn's `data_received`, which logs a line, or two, for whatever a stranger sends."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._malformed.refused()
+            self.transport.write(NOT_HTTP.response(self.server_state.default_headers, keep=False))
+            self.transport.close()
+        except httptools.HttpParserUpgrade:
+            pass  # CONNECT, which has been let in or turned away as any other request
 
     def on_message_begin(self) -> None:
         self._unset_keepalive_if_required()  # a refusal of the request before has set it
@@ -268,10 +285,6 @@ class _Protocol(HttpToolsProtocol):
         url = httptools.parse_url(self.url)
         path = unquote_to_bytes(url.path) if b"%" in url.path else url.path
         return self._admission.bound_of(self.parser.get_method(), path, url.query)
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text, which is no problem's title
-        self.transport.write(NOT_HTTP.response(self.server_state.default_headers, keep=False))
-        self.transport.close()
 
     def _refuse(self, *, keep: bool) -> None:
         if self.flow.write_paused:  # somebody who asks on and on, and does not read

@@ -24,7 +24,7 @@ from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
 from entrypoints.bootstrap.replay import Rebuilder, Verifier, rebuilder, verifier
 from entrypoints.cli.garbage_collection import collect_from_now_on, collect_hardly_ever
 from entrypoints.cli.output import waiting
-from entrypoints.cli.streams import CannotPrint
+from entrypoints.cli.streams import CannotPrint, never_wait
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart
 from infrastructure.postgres.circumstances import why_unusable
@@ -81,6 +81,7 @@ def log_troubles(settings: Settings | None = None) -> None:
 
 def begin(settings: Settings) -> None:
     """What a service says before it starts: only what an operator should change."""
+    never_wait()
     log_troubles(settings)
     if links := links_in(os.environ):
         hint = "Kubernetes or Docker set them for a service named like ours; they are no settings"

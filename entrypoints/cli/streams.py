@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any, TextIO
 
+from infrastructure.telemetry.log_output import is_ready
+
 
 class CannotPrint(OSError):
     """Standard output takes nothing."""
@@ -31,6 +33,14 @@ def secure_standard_streams() -> None:
     sys.stderr = _text(_Errors(2, "wb", closefd=False), sys.stderr)
 
 
+def never_wait() -> None:
+    """From now on drop what would have to wait for its reader: a service's end must not depend on who reads its log."""
+    for stream in (sys.stdout, sys.stderr):
+        raw = getattr(getattr(stream, "buffer", None), "raw", None)
+        if isinstance(raw, _Output | _Errors):
+            raw.waits = False
+
+
 def is_read() -> bool:
     """Does anybody still read what is printed?"""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
@@ -41,9 +51,10 @@ class _Output(io.FileIO):
     """Standard output; what is written after the first error is dropped."""
 
     failed = False
+    waits = True
 
     def write(self, data: Any, /) -> int:
-        if not self.failed:
+        if not self.failed and (self.waits or is_ready(1)):
             try:
                 return super().write(data)
             except BrokenPipeError:
@@ -57,9 +68,11 @@ class _Output(io.FileIO):
 class _Errors(io.FileIO):
     """Standard error; what cannot be written is dropped."""
 
+    waits = True
+
     def write(self, data: Any, /) -> int:
         try:
-            return super().write(data)
+            return super().write(data) if self.waits or is_ready(2) else memoryview(data).nbytes
         except OSError:
             return memoryview(data).nbytes
 

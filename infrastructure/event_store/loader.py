@@ -59,7 +59,7 @@ _PARTS: Final = {
     ) AS proof ON true
 """,
     # The claims, and the streams of the registrations that hold them now; the streams of the mailboxes' applicants for
-    # an address of these claims. (An applicant is "REGISTRATION CLAIM …".)
+    # an address of these claims. (An applicant is "REGISTRATION CLAIM …", with eight digits of the claim or more.)
     "claims": """
     SELECT e.originator_id, e.originator_version, e.topic, e.state, e.notification_id
     FROM (
@@ -79,7 +79,8 @@ _PARTS: Final = {
         CROSS JOIN LATERAL jsonb_array_elements_text(
             convert_from(latest.state, 'UTF8')::jsonb -> 'applicants'
         ) AS applicant (told)
-        WHERE split_part(applicant.told, ' ', 2)::uuid = ANY (%(claims)b::uuid[])
+        WHERE left(split_part(applicant.told, ' ', 2), 8) IN (
+            SELECT left(c.id::text, 8) FROM unnest(%(claims)b::uuid[]) AS c (id))
     ) AS wanted
     CROSS JOIN LATERAL (
         SELECT * FROM events AS s WHERE s.originator_id = wanted.id ORDER BY s.originator_version

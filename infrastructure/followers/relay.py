@@ -14,7 +14,8 @@ from application.crash_points import crash_point
 from application.ports import BrokerAway, MailRequest, MailServersAway, Unavailable, WantedMail
 from domain.mail_outcome import MailKind
 from domain.mail_saga import MailSaga
-from domain.recorded import Position
+from domain.recorded import AnyEvent, Position
+from domain.registration import Registration
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.followers.follow import Chore, follow, keep_leadership
 from infrastructure.followers.positions import position_of, save_position
@@ -28,6 +29,9 @@ MAX_UNDER_WAY = 500
 """Mails handed on but not yet safe: one that hangs delays the position, not the mails behind it."""
 
 BATCH_REQUESTS = 200
+"""Events that are read at a time: issues of codes, and requests of their mails."""
+
+_TOPICS = (Registration.OtpIssued.TOPIC, MailSaga.MailRequested.TOPIC)
 
 SAVE_INTERVAL = timedelta(milliseconds=100)
 """How often the position is saved while hand-overs are under way: a crash repeats what came since, without effect."""
@@ -99,13 +103,26 @@ class Relay:
         self._start_those_in_turn()
         if self._full or self._turns:
             return [], position
-        return await self._tail.read(position, BATCH_REQUESTS, (MailSaga.MailRequested.TOPIC,))
+        return await self._tail.read(position, BATCH_REQUESTS, _TOPICS)
 
     async def _start_all(self, rows: Sequence[RecordedRow], _: Position, seen: Position) -> None:
         for row in rows:
-            self._turns.add(row)
+            match self._event_of(row):
+                case Registration.OtpIssued() as issue:
+                    if issue.withheld:
+                        self._turns.withhold((row.stream_id, issue.serial))
+                case MailSaga.MailRequested() as request:
+                    self._turns.add(row, (UUID(request.registration_id), request.serial))
+                case None if row.topic == MailSaga.MailRequested.TOPIC:
+                    self._turns.add(row, None)
         self._read_up_to = seen
         self._start_those_in_turn()
+
+    def _event_of(self, row: RecordedRow) -> AnyEvent | None:
+        try:
+            return self._tail.decode(row).event
+        except Exception:  # noqa: BLE001 - raised again where it is handed over, which is told in the log
+            return None
 
     def _start_those_in_turn(self) -> None:
         for row in self._turns.take():
@@ -211,7 +228,7 @@ class Relay:
     def _request(self, row: RecordedRow) -> MailRequest:
         recorded = self._tail.decode(row)
         event = recorded.event
-        assert isinstance(event, MailSaga.MailRequested)  # noqa: S101 - only this topic is read
+        assert isinstance(event, MailSaga.MailRequested)  # noqa: S101 - only these have a turn
         return MailRequest(
             wanted=WantedMail(
                 UUID(event.registration_id), event.serial, MailKind(event.kind), requested_at=event.timestamp

@@ -3,6 +3,9 @@
 A mail past the limit waits and is never dropped. Its code's time runs from its hand-over, so waiting harms no code.
 Meanwhile it stands in the database where the waiting begins, for the saga: a request that waits for its turn is not
 lost, and to repeat it would only make the queue longer.
+
+A mail that is withheld stands in the line like any other, or whoever watches its state could tell; it does not count,
+or whoever asks for mails past the budget of a mailbox would have everybody else's wait.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Final
+from uuid import UUID
 
 import structlog
 
@@ -34,6 +38,13 @@ overdue by then, and would take a mail for lost that is just being sent."""
 
 LEAST: Final = timedelta(milliseconds=50)
 """Between two looks whose turn it is; the turns of several may have come by then."""
+
+MOST_WITHHELD: Final = 20_000
+"""Withheld mails that are remembered, some 4 MiB. A request follows within milliseconds, and a repeated one within
+minutes; one whose issue is forgotten, or was read by another leader, counts."""
+
+Mail = tuple[UUID, int]
+"""A mail's registration and serial."""
 
 _MOST_EVENTS: Final = 100_000
 _EVENTS_OF_A_MAIL: Final = 20
@@ -68,8 +79,8 @@ class Turns:
     ) -> None:
         """
         Args:
-            on_turn: called for each request with the limit's name, and "passed", "waited", or of a limit that only
-                counts "would-wait".
+            on_turn: called for each request that counts, with the limit's name, and "passed", "waited", or of a limit
+                that only counts "would-wait".
             clock: monotonic seconds.
         """
         self.paced = False
@@ -78,6 +89,7 @@ class Turns:
         self._clock = clock
         self._pace = Pace(limit)
         self._waiting: deque[tuple[float, RecordedRow]] = deque()
+        self._withheld: dict[Mail, None] = {}  # in order
         self._last_waited = 0.0
         self._noted: Position | None = None
         self._begun: deque[tuple[float, Position]] = deque()
@@ -107,15 +119,27 @@ class Turns:
         for (ago,) in await sent.fetchall():
             self._pace.turn(max(0.0, now - ago))
 
-    def add(self, row: RecordedRow) -> None:
-        """Have a request wait for its turn, which may have come."""
+    def withhold(self, mail: Mail) -> None:
+        """This mail will be withheld: requests of it do not count."""
+        self._withheld[mail] = None
+        if len(self._withheld) > MOST_WITHHELD:
+            del self._withheld[next(iter(self._withheld))]
+
+    def add(self, row: RecordedRow, mail: Mail | None) -> None:
+        """Have a request wait for its turn, which may have come.
+
+        Args:
+            mail: None if that cannot be read.
+        """
         now = self._clock()
         turn = now
         if self._limit.mode != "off":
-            wait = self._pace.turn(now)
+            counts = mail not in self._withheld
+            wait = self._pace.turn(now) if counts else self._pace.wait(now)
             if self._limit.mode == "on":
                 turn += wait
-            self._on_turn(self._limit.name, "passed" if not wait else "waited" if turn > now else "would-wait")
+            if counts:
+                self._on_turn(self._limit.name, "passed" if not wait else "waited" if turn > now else "would-wait")
         self._waiting.append((turn, row))
 
     def take(self) -> Iterator[RecordedRow]:

@@ -22,7 +22,11 @@ class Pace:
         Args:
             now: seconds, of the same clock each time.
         """
+        wait = self.wait(now)
+        self._paid_until = max(self._paid_until, int(now * MICROSECONDS)) + self._interval
+        return wait
+
+    def wait(self, now: float) -> float:
+        """The same for what passes in the line and does not count."""
         at = int(now * MICROSECONDS)
-        from_here = max(self._paid_until, at)
-        self._paid_until = from_here + self._interval
-        return max(0, from_here - at - self._ahead) / MICROSECONDS
+        return max(0, max(self._paid_until, at) - at - self._ahead) / MICROSECONDS

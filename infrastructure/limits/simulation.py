@@ -16,6 +16,7 @@ from domain.mail_saga import MailSaga
 from domain.mailbox import DAY, Grant, Mailbox, grant
 from domain.policy import Policy
 from domain.recorded import AnyEvent
+from domain.registration import Registration
 from infrastructure.limits.gcra import Check, LocalLimiter
 from infrastructure.limits.pace import Pace
 from infrastructure.settings.limits import Limit
@@ -52,7 +53,7 @@ class Asked(NamedTuple):
     """A mail that somebody asked for.
 
     Attributes:
-        address: the claim's id, with a registration; None: for a new code.
+        address: its mailbox and its claim, with a registration; None: for a new code.
         network: a mark of the requester's, for this mailbox; "" if the log does not have it.
         withheld: what was decided then.
         granted: the mails that the mailbox was granted within the day before.
@@ -72,7 +73,7 @@ class Asked(NamedTuple):
         begun."""
         assert isinstance(event, Mailbox.MailDecided)  # noqa: S101 - of the trials' topic
         granted, applicant = event.grants(), event.applicant()
-        address = str(applicant.claim_id) if applicant is not None and event.serial == 1 else None
+        address = f"{event.originator_id} {applicant.claim}" if applicant is not None and event.serial == 1 else None
         network = "" if applicant is None else applicant.network
         if not event.withheld:
             network = granted.pop().network
@@ -151,7 +152,7 @@ class Trial(Protocol):
         ...
 
     @property
-    def kind(self) -> type[AnyEvent]:
+    def kinds(self) -> tuple[type[AnyEvent], ...]:
         """Of the events that tell of what it counts."""
         ...
 
@@ -167,7 +168,7 @@ class Trial(Protocol):
 class RegistrationsTrial:
     """The limit of registrations of one address by one network, as `LocalLimiter` counts them."""
 
-    kind: type[AnyEvent] = Mailbox.MailDecided
+    kinds: tuple[type[AnyEvent], ...] = (Mailbox.MailDecided,)
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
@@ -200,7 +201,7 @@ class RegistrationsTrial:
 class MailboxTrial:
     """A part of the silent budget of mailboxes, with the other parts as they are set."""
 
-    kind: type[AnyEvent] = Mailbox.MailDecided
+    kinds: tuple[type[AnyEvent], ...] = (Mailbox.MailDecided,)
     remembers = DAY
 
     _FIELDS: Final = {
@@ -235,20 +236,29 @@ class MailboxTrial:
 
 
 class MailsTrial:
-    """The limit of mails that the whole service sends, past which they wait: `stopped` are those that wait."""
+    """The limit of mails that the whole service sends, past which they wait: `stopped` are those that wait. Those that
+    are withheld do not count."""
 
-    kind: type[AnyEvent] = MailSaga.MailRequested
+    kinds: tuple[type[AnyEvent], ...] = (Registration.OtpIssued, MailSaga.MailRequested)
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self.tally = Tally()
         self._pace = Pace(limit)
+        self._withheld: dict[tuple[str, int], None] = {}
 
     @property
     def remembers(self) -> timedelta:
         return _remembered(self.limit)
 
     def tell(self, event: AnyEvent, *, counts: bool) -> None:
+        if isinstance(event, Registration.OtpIssued):
+            if event.withheld:
+                _remember(self._withheld, (str(event.originator_id), event.serial), None)
+            return
+        assert isinstance(event, MailSaga.MailRequested)  # noqa: S101 - it is told of these two
+        if (event.registration_id, event.serial) in self._withheld:
+            return
         wait = timedelta(seconds=self._pace.turn(_seconds(event.timestamp)))
         if counts:
             self.tally.asked += 1
@@ -274,7 +284,7 @@ def tell_all(trials: Collection[Trial], event: AnyEvent, since: datetime, until:
     """Try the limits on what an event tells of."""
     if event.timestamp < until:
         for trial in trials:
-            if isinstance(event, trial.kind):
+            if isinstance(event, trial.kinds):
                 trial.tell(event, counts=event.timestamp >= since)
 
 

@@ -359,6 +359,6 @@ def _missing(recorded: Mapping[str, _Run], scripts: Collection[Script]) -> list[
         if script.name in recorded and recorded[script.name].digest != script.digest:
             raise WrongSchema(
                 f"Another build of Registrar has run a different script {script.name} on this database; "
-                "run the release that did."
+                "run the build that did (docs/upgrading.md, Builds between releases)."
             )
     return [script for script in scripts if script.name not in recorded]

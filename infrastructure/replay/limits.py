@@ -45,7 +45,7 @@ class PastRequests:
         """
         before = max((trial.remembers for trial in trials), default=timedelta(0))
         first, last = await self._position_at(max(since, _FIRST + before) - before), await self._position_at(until)
-        topics = sorted({get_topic(trial.kind) for trial in trials})
+        topics = sorted({get_topic(kind) for trial in trials for kind in trial.kinds})
         read = batches(self._log, first, last, topics=topics, limit=BATCH_EVENTS)
         async for batch in read:
             for recorded in batch.readable():

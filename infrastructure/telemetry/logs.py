@@ -26,7 +26,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,8 @@ from uuid import UUID
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from infrastructure.telemetry.log_output import LogOutput
 
 MAX_FIELD_LENGTH = 256
 """Characters of a text that are written; docs/security.md, S17."""
@@ -76,6 +78,7 @@ def configure_logging(
 
     Our own packages log from INFO on, libraries from WARNING on. uvicorn needs `log_config=None`, or it installs
     handlers of its own. An exception that ends a thread or the process is logged too, not printed with its values.
+    A line never waits for whoever reads it: see `LogOutput`.
 
     Args:
         log_format: None means console on a terminal, else json.
@@ -103,7 +106,7 @@ def configure_logging(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,  # a second call must reach the loggers that exist
     )
-    handler = _Handler(stream)
+    handler = _Handler(stream, lost_before=lines_lost())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[_first_line, *shared],
@@ -120,15 +123,43 @@ def configure_logging(
     threading.excepthook = lambda end: _log_unhandled(end.exc_type, end.exc_value, end.exc_traceback)
 
 
+def lines_lost() -> int:
+    """Lines that could not be written, since logging was first configured."""
+    return sum(handler.lost for handler in logging.getLogger().handlers if isinstance(handler, _Handler))
+
+
 class _Handler(logging.StreamHandler[TextIO]):
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
-        """Report that a line was lost, without its values (the standard library would print them), and go on."""
+    def __init__(self, stream: TextIO, *, lost_before: int) -> None:
+        super().__init__(stream)
+        self._lost_before = lost_before
         try:
-            self.stream.write(
-                f'{{"level": "error", "event": "a log line was lost", "logger": {json.dumps(record.name)}}}\n'
-            )
-        except (OSError, ValueError):
-            return  # the stream itself is gone; the service is not
+            self._output: LogOutput | None = LogOutput(stream.fileno(), _lost)
+        except (OSError, ValueError):  # a text in memory, which makes nobody wait
+            self._output = None
+
+    @property
+    def lost(self) -> int:
+        return self._lost_before + (self._output.lost if self._output else 0)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 - whoever logs is not harmed by it
+            # Without its values, which the standard library would print.
+            line = json.dumps({"level": "error", "event": "a log line was lost", "logger": record.name})
+        if self._output is not None:
+            self._output.write(f"{line}\n".encode(errors="backslashreplace"))
+        elif not self.stream.closed:
+            self.stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        if self._output is not None:
+            self._output.flush()
+
+
+def _lost(lines: int) -> bytes:
+    notice = {"timestamp": datetime.now(UTC).isoformat(), "level": "warning", "event": "log lines were lost"}
+    return f"{json.dumps(notice | {'lines': lines})}\n".encode()
 
 
 def _log_unhandled(kind: type[BaseException], end: BaseException | None, trace: TracebackType | None) -> None:

@@ -19,6 +19,7 @@ from prometheus_client import (
 )
 
 from infrastructure.telemetry.durations import Durations
+from infrastructure.telemetry.logs import lines_lost
 from infrastructure.telemetry.measured import Measured
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -143,6 +144,12 @@ class Metrics:
         self._limits_by = cache(self._limits.labels)
         self._passed: Counts[tuple[str, ...]] = Counts()
         self._turned_away: Counts[tuple[str, str]] = Counts()
+        self._log_lines_lost = Counter(
+            "registrar_log_lines_lost_total",
+            "Log lines that nobody took, or that there was no room for",
+            registry=registry,
+        )
+        self._log_lines_reported = 0
 
     def append_batch(self, count: int) -> None:
         self._append_batch.observe(count)
@@ -240,4 +247,7 @@ class Metrics:
             under_way.update(count())
         for name, requests in under_way.items():
             self._under_way.labels(name).set(requests)
+        lost = lines_lost()
+        self._log_lines_lost.inc(lost - self._log_lines_reported)
+        self._log_lines_reported = lost
         return generate_latest(self._registry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -16,6 +16,9 @@ from opentelemetry.trace import Status as SpanStatus
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from application.ports import MailRequest
+
+if TYPE_CHECKING:  # see `_exporter_to`
+    from requests import Response
 
 ALLOWED_ATTRIBUTES: Final = frozenset(
     {
@@ -85,6 +88,26 @@ def _allowed(span: ReadableSpan) -> ReadableSpan:
     )
 
 
+class _Redirected(Exception):
+    """The exporter follows no redirect, and would take it for a success (docs/compatibility.md)."""
+
+
+def _refuse_redirect(response: Response, *_: object, **__: object) -> None:
+    if 300 <= response.status_code < 400:
+        response.close()
+        raise _Redirected(f"redirected ({response.status_code}): OTLP_ENDPOINT is not the collector's own URL")
+
+
+def _exporter_to(url: str) -> SpanExporter:
+    # Only where it is used: the protocol's classes are a twentieth of a process's start (our measurement).
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+    from requests import Session  # noqa: PLC0415
+
+    session = Session()
+    session.hooks["response"].append(_refuse_redirect)
+    return OTLPSpanExporter(endpoint=url, timeout=5, session=session)
+
+
 def setup_tracing(
     otlp_endpoint: str | None, service_version: str, *, exporter: SpanExporter | None = None
 ) -> TracerProvider | None:
@@ -97,10 +120,7 @@ def setup_tracing(
     if exporter is None:
         if not otlp_endpoint:
             return None
-        # Only where it is used: the protocol's classes are a twentieth of a process's start (our measurement).
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-
-        exporter = OTLPSpanExporter(endpoint=f"{otlp_endpoint.rstrip('/')}/v1/traces", timeout=5)
+        exporter = _exporter_to(f"{otlp_endpoint.rstrip('/')}/v1/traces")
     resource = Resource.create({"service.name": "registrar", "service.version": service_version})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(_AttributeFilter(exporter)))

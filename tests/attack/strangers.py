@@ -76,7 +76,7 @@ class TellApart:
         network, address = self.NETWORKS.at(turn), self.address(state, number)
         if state == "limited":  # somebody else has just used up what its mailbox may get
             for other in range(3):
-                await field.wire.register(Who.PREPARING, honest_network(6000 + 3 * turn + other), address, name=NAME)
+                await field.wire.register(Who.PREPARING, honest_network(200_000 + 3 * turn + other), address, name=NAME)
         password = None if turn % 10 else f"{PASSWORD}{turn:06}"
         name = f"{NAME} {turn:06}"
         answer = await field.wire.register(Who.COMPARING, network, address, name=name, password=password)
@@ -90,7 +90,7 @@ class TellApart:
     async def look_again(self, field: Field, when: str = "later") -> None:
         """Look at all of them, and try a wrong code and a new one. Everybody has had their mail, or would have."""
         for turn, (state, address, registration_id) in enumerate(self._asked):
-            network = honest_network(8000 + turn // 10)
+            network = honest_network(100_000 + turn // 10)
             shown = f"{address[0]}•••@{address.partition('@')[2]}"
             seen = await field.wire.look(Who.COMPARING, network, registration_id)
             field.deeds.compare(f"a registration, looked at {when}", state, seen, shown)

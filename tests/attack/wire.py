@@ -86,7 +86,7 @@ NETWORKS: Final = (
 
 def honest_network(number: int) -> Network:
     """Where an honest person lives; nobody else does."""
-    return ipv4(1000 + number, f"100.{64 + number // 256}.{number % 256}.9")
+    return ipv4(1000 + number, f"{100 + number // 65536}.{number // 256 % 256}.{number % 256}.9")
 
 
 # --- Answers ----------------------------------------------------------------------------------------

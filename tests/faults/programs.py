@@ -74,12 +74,13 @@ class Program:
 
 @asynccontextmanager
 async def program(
-    dsn: str, *arguments: str, how: dict[str, Any] | None = None, **settings: str
+    dsn: str, *arguments: str, how: dict[str, Any] | None = None, errors: IO[bytes] | None = None, **settings: str
 ) -> AsyncIterator[Program]:
     """Run `registrar` with these arguments until the end of the block, unless it ends itself.
 
     Args:
         how: see `tests.faults.launcher`; None: as it should be.
+        errors: where standard error goes; None: where the rest of what it prints goes.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRAR_")}
     environment |= {"REGISTRAR_DATABASE_URL": dsn, "REGISTRAR_MASTER_KEY": "7" * 64, "REGISTRAR_LOG_FORMAT": "json"}
@@ -87,7 +88,7 @@ async def program(
     with tempfile.TemporaryDirectory(prefix="registrar-program-") as directory:
         log = Path(directory) / "log"
         with log.open("ab") as output:
-            popen = _begun(arguments, how, environment, output)
+            popen = _begun(arguments, how, environment, output, errors or output)
         running = Program(popen, log)
         try:
             running.port = await _until_up(running)
@@ -105,13 +106,17 @@ async def program(
 
 
 def _begun(
-    arguments: Sequence[str], how: Mapping[str, Any] | None, environment: Mapping[str, str], output: IO[bytes]
+    arguments: Sequence[str],
+    how: Mapping[str, Any] | None,
+    environment: Mapping[str, str],
+    output: IO[bytes],
+    errors: IO[bytes],
 ) -> subprocess.Popen[bytes] | Forked:
     """Blocks for the milliseconds of a fork."""
     if how is None:
-        return fork(*arguments, environment=environment, stdout=output, stderr=output)
+        return fork(*arguments, environment=environment, stdout=output, stderr=errors)
     command = [sys.executable, "-m", "tests.faults.launcher", json.dumps(how), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=errors)
 
 
 async def _until_up(running: Program) -> int:
@@ -125,7 +130,7 @@ async def _until_up(running: Program) -> int:
 
 def serve(dsn: str, *, how: dict[str, Any] | None = None, **settings: str) -> Any:
     """`registrar serve` on a free port."""
-    return program(dsn, "serve", "--port", "0", how=how, **settings)
+    return program(dsn, "serve", "--port", "0", how=how, errors=None, **settings)
 
 
 @asynccontextmanager
@@ -138,7 +143,7 @@ async def process(
         leads: wait until it leads in everything.
     """
     settings = {"smtp_urls": f"smtp://127.0.0.1:{smtp_port}?starttls=never"} | settings
-    async with program(dsn, "process", how=how, **settings) as running:
+    async with program(dsn, "process", how=how, errors=None, **settings) as running:
         if leads:
             await eventually(lambda: _all_led(dsn), within=60)
         yield running

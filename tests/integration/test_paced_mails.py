@@ -110,6 +110,34 @@ async def test_past_the_burst_mails_wait_and_go_out_in_their_order(dsn: str, sto
     assert leader.outcomes == ["passed"] * 2 + ["waited"] * 3
 
 
+async def test_mails_past_the_budget_of_a_mailbox_have_nobody_else_wait(dsn: str, store: EventStore) -> None:
+    """They stand in the line with the others, or their state would tell that they are not sent."""
+    withheld, sent = PEOPLE[:3], PEOPLE[3:]
+    for one in PEOPLE:
+        issue = otp_issued(withheld=one in withheld)
+        await store.append(entries_of(stream(one, registered(), issue), CLIENT))
+    await ask_for_mails(store)
+    async with leading(dsn, store, parse_limit("mails=1/1s burst 1")) as leader:
+        await eventually(lambda: leader.handed_over == PEOPLE[:4])
+        assert leader.outcomes == ["passed", "waited"]
+
+        leader.now += 1
+        await eventually(lambda: leader.handed_over == [*withheld, *sent])
+
+
+async def test_a_withheld_mail_waits_as_long_as_one_that_is_sent(dsn: str, store: EventStore) -> None:
+    for one in PEOPLE:
+        issue = otp_issued(withheld=one == PEOPLE[1])
+        await store.append(entries_of(stream(one, registered(), issue), CLIENT))
+    await ask_for_mails(store)
+    async with leading(dsn, store, parse_limit("mails=1/1s burst 1")) as leader:
+        await eventually(lambda: leader.handed_over == PEOPLE[:1])
+        await eventually(lambda: len(leader.turns) == 4)
+
+        leader.now += 1
+        await eventually(lambda: leader.handed_over == PEOPLE[:3])
+
+
 async def test_the_log_has_one_line_when_mails_begin_to_wait_and_one_when_none_do(dsn: str, store: EventStore) -> None:
     await ask_for_mails(store)
     with capture_logs() as lines:

@@ -437,7 +437,7 @@ async def test_a_release_that_cannot_work_with_what_a_later_one_took_away_says_s
 async def test_a_script_of_another_build_is_not_replaced(dsn: str) -> None:
     await query(dsn, "UPDATE schema_scripts SET digest = 'another' WHERE name = 'read_mail/1'")
 
-    with pytest.raises(WrongSchema, match=r"different script read_mail/1"):
+    with pytest.raises(WrongSchema, match=r"different script read_mail/1 on this database; run the build that did"):
         await start(dsn)
 
 

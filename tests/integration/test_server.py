@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,8 @@ import pytest
 from fastapi import FastAPI
 
 from entrypoints.api.http_server import Server
+from entrypoints.api.malformed import MalformedRequests
+from infrastructure.telemetry.metrics import Metrics
 from tests.support.facts import eventually
 from tests.support.http import ADA, NO_TLS, Api, open_api
 
@@ -124,6 +127,33 @@ async def test_a_huge_body_is_refused_before_it_is_sent(server: Server) -> None:
 
 async def test_what_is_not_http_is_refused(server: Server) -> None:
     assert (await raw(server, b"HELO registrar\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_a_flood_of_what_is_not_http_is_counted_and_logged_in_one_line(api: Api, log: io.StringIO) -> None:
+    server = Server(api.app, host="127.0.0.1", port=0, metrics=api.service.metrics)
+    await server.start()
+    try:
+        for _ in range(20):
+            await raw(server, b"HELO registrar\r\n\r\n")
+        metrics = api.service.metrics.render().decode()
+        for _ in range(20):
+            await raw(server, b"CONNECT registrar.test:443 HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n")
+    finally:
+        await server.stop()
+
+    assert [json.loads(line)["event"] for line in log.getvalue().splitlines()] == ["requests.malformed"]
+    assert 'registrar_requests_seconds_count{route="unmatched",status="400"} 20.0' in metrics
+
+
+async def test_malformed_requests_after_the_first_are_logged_together(log: io.StringIO) -> None:
+    malformed = MalformedRequests(Metrics(), summary=timedelta(milliseconds=1))
+    for _ in range(20):
+        malformed.refused()
+    await eventually(lambda: log.getvalue().count("\n") == 2)
+    malformed.refused()
+    await eventually(lambda: log.getvalue().count("\n") == 3)
+
+    assert [json.loads(line)["requests"] for line in log.getvalue().splitlines()] == [1, 19, 1]
 
 
 async def test_two_lengths_or_a_length_and_chunks_are_refused(server: Server) -> None:

@@ -33,7 +33,7 @@ from application.ports import (
 )
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
-from domain.mailbox import Mailbox
+from domain.mailbox import Mailbox, claim_mark
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import Registration
 from infrastructure.event_store.reader import RecordedRow
@@ -189,7 +189,8 @@ class Database:
         for mailbox_id in mailboxes:
             mailbox = self.states.get(mailbox_id)
             if isinstance(mailbox, Mailbox):
-                wanted += [one.registration_id for one in mailbox.applicants if one.claim_id in holders_of]
+                marks = set(map(claim_mark, holders_of))
+                wanted += [one.registration_id for one in mailbox.applicants if one.claim in marks]
         for stream_id in wanted:
             if stream_id in self.states:
                 states[stream_id] = copy_of(self.states[stream_id])

@@ -22,7 +22,7 @@ from eventsourcing.domain import Aggregate, AggregateCreated
 from application.ports import Context
 from domain.email_claim import ClaimId, EmailClaim
 from domain.mail_saga import MailSaga
-from domain.mailbox import Mailbox, MailboxId, payload_mark
+from domain.mailbox import Mailbox, MailboxId, claim_mark, payload_mark
 from domain.operator_act import OperatorAct
 from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent
@@ -335,7 +335,10 @@ def mail_decided(
             "serial": serial,
             "withheld": withheld,
             "granted": [f"{moment.isoformat()} {of}" for moment, of in granted],
-            "applicants": [f"{one} {claim_id} {network} {payload_mark(fingerprint)}" for one, claim_id in applicants],
+            "applicants": [
+                f"{one.hex} {claim_mark(claim_id)} {network} {payload_mark(fingerprint)}"
+                for one, claim_id in applicants
+            ],
         },
         at,
     )

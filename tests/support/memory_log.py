@@ -27,7 +27,7 @@ from application.ports import (
     entries_of,
 )
 from domain.email_claim import ClaimId, EmailClaim
-from domain.mailbox import Mailbox, MailboxId
+from domain.mailbox import Mailbox, MailboxId, claim_mark
 from domain.recorded import AnyEvent, Position
 from domain.registration import Registration
 from infrastructure.event_store.codec import EventCodec
@@ -146,7 +146,8 @@ class MemoryLog:
         for mailbox_id in latest:
             mailbox = MemoryStreams(self.codec, latest).get(Mailbox, mailbox_id)
             assert mailbox is not None
-            wanted |= {one.registration_id for one in mailbox.applicants if one.claim_id in holders_of}
+            marks = set(map(claim_mark, holders_of))
+            wanted |= {one.registration_id for one in mailbox.applicants if one.claim in marks}
         rows = {name: list(self.rows[name]) for name in wanted if name in self.rows}
         holders = {}
         for claim_id in proofs_of:

@@ -145,9 +145,9 @@ async def _superseded(past: _Past, addresses: Sequence[Address]) -> None:
 
 
 async def _crowded(past: _Past, addresses: Sequence[Address]) -> None:
-    """As many registrations as a mailbox remembers."""
+    """As many registrations as a mailbox remembers, and as many mails."""
     for number in range(16):
-        await past.step(timedelta(hours=20, minutes=-number), addresses, past.registered(f"{number % 4}"))
+        await past.step(timedelta(hours=20 - number), addresses, past.registered(f"{number % 4}"))
 
 
 def email(state: str, number: int) -> str:

@@ -39,9 +39,18 @@ from application.commands import (
 )
 from application.handlers import CONFLICT_RETRIES
 from application.keyed_lock import KeyedLock
-from application.loading import loaded
+from application.loading import known_address, loaded
 from application.operator_acts import SHOW_REGISTRATION
-from application.ports import Checkpoint, Conflict, Context, Entry, ForeignRequest, Overloaded, WrappedKey
+from application.ports import (
+    Checkpoint,
+    Conflict,
+    Context,
+    Entry,
+    ForeignRequest,
+    Overloaded,
+    WrappedKey,
+    entries_of,
+)
 from application.retrying import AT_ONCE
 from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import (
@@ -55,11 +64,23 @@ from domain.errors import (
     WrongCode,
 )
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailKind
+from domain.mailbox import Mailbox, MailboxId
 from domain.operator_act import OperatorAct
 from domain.recorded import Position
 from domain.registration import Registration, Status
 from domain.stray_message import StrayMessage
-from tests.support.facts import CLIENT, DIGEST, REGISTRATION, STRAY, eventually, stray_kept, stream
+from tests.support.facts import (
+    CLIENT,
+    DIGEST,
+    REGISTRATION,
+    STRAY,
+    eventually,
+    mail_decided,
+    otp_issued,
+    registered,
+    stray_kept,
+    stream,
+)
 from tests.support.memory_log import MemoryLog, MemoryStreams, log_contract
 from tests.support.scenarios import (
     KEYRING,
@@ -297,6 +318,21 @@ async def test_a_registration_is_one_read_whatever_the_address_is(house: InMemor
 
     assert set(reads.values()) == {1}
     assert house.log.loads == before + 2
+
+
+async def test_an_address_whose_claim_looks_like_another_ones_has_only_its_own_registrations() -> None:
+    log, mailbox_id = MemoryLog(), MailboxId(uuid4())
+    claim, alike = (ClaimId(UUID(f"aaaaaaaa-0000-4000-8000-00000000000{n}")) for n in (1, 2))
+    own, other = uuid4(), uuid4()
+    decided = mail_decided(own, applicants=[(own, claim), (other, alike)])
+    for name, of in ((own, claim), (other, alike)):
+        await log.append(entries_of(stream(name, registered(claim_id=of), otp_issued()), CLIENT))
+    await log.append(entries_of(stream(mailbox_id, decided), CLIENT))
+
+    streams = await log.load(holders_of=[claim], mailboxes=[mailbox_id])
+    address = known_address(streams, claim, streams.get(Mailbox, mailbox_id))
+
+    assert [one.id for one in address.applicants] == [own]
 
 
 async def test_the_same_payload_finds_what_release_0_1_0_began_and_no_mailbox_remembers(house: InMemoryService) -> None:
