@@ -29,7 +29,7 @@ class Objective:
     """What shall hold of nearly everything.
 
     Attributes:
-        alert: name of the alert, and of its runbook.
+        alert: name of the alert, and of its section in docs/runbook.md.
         name: in the names of recorded series.
         bad, all: PromQL; how many there were within `WINDOW`.
         share: of all that may be bad.
@@ -132,7 +132,7 @@ def _group(objective: Objective) -> str:
             "        annotations:",
             f"          summary: {objective.summary}",
             f"          description: {objective.description} The error budget of 30 days is spent too fast.",
-            f"          runbook: docs/runbooks/{objective.alert}.md",
+            f"          runbook: docs/runbook.md#{objective.alert.lower()}",
         ]
     return "\n".join(lines) + "\n"
 

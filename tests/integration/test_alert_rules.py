@@ -17,8 +17,8 @@ import yaml  # type: ignore[import-untyped]
 from tests.support.prometheus import demand, promtool
 
 RULES: Final = Path(__file__).parents[2] / "deploy" / "prometheus" / "rules"
-BEGINS, ENDS, LAST = 120, 150, 540
-"""Minutes: when a fault begins, when it is over, and when nothing in a window of six hours is left of it."""
+BEGINS, ENDS, SOON, LAST = 120, 150, 240, 540
+"""Minutes: when a fault begins, when it is over, and when nothing in a window of an hour, or of six, is left of it."""
 
 PAGE, TICKET = "critical", "warning"
 SERVE = 'instance="serve:8001",job="registrar"'
@@ -87,6 +87,7 @@ USUAL: Final[Mapping[str, Values]] = {
     f"registrar_checkpoint_unpublished_seconds{{{SERVE}}}": steady(0),
     f"registrar_backup_age_seconds{{{SERVE}}}": steady(80_000),
     f"registrar_drill_age_seconds{{{SERVE}}}": steady(500_000),
+    f"registrar_log_lines_lost_total{{{SERVE}}}": steady(3),
     f'registrar_alerts_total{{alert="circuit-open",outcome="failed",{SERVE}}}': steady(1),
 }
 
@@ -97,10 +98,12 @@ class Fault:
     Attributes:
         series: what is other than usual.
         fires: alert and severity of each that must, and nothing else may.
+        resolves: minute at which nothing fires any more; every minute before it costs time.
     """
 
     series: Mapping[str, Values]
     fires: set[tuple[str, str]]
+    resolves: int = SOON
 
 
 def one(alert: str, severity: str, series: str, usual: float, fault: float) -> Fault:
@@ -114,17 +117,19 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "half of the registrations are refused": Fault(
         {FAILED: counter(0, 60), ACCEPTED: counter(60, 0), f"registrar_requests_seconds_count{REGISTERED}": counter(60, 0), IN_TIME: counter(60, 0)},
         COMMANDS_FAIL,
+        LAST,
     ),
-    "one in a hundred registrations fails": Fault({FAILED: counter(0, 0.6)}, {("RegistrarCommandsFail", TICKET)}),
+    "one in a hundred registrations fails": Fault({FAILED: counter(0, 0.6)}, {("RegistrarCommandsFail", TICKET)}, LAST),
     "registrations take a second": Fault(
-        {IN_TIME: counter(60, 0)}, {("RegistrarRegistrationsSlow", PAGE), ("RegistrarRegistrationsSlow", TICKET)}
+        {IN_TIME: counter(60, 0)}, {("RegistrarRegistrationsSlow", PAGE), ("RegistrarRegistrationsSlow", TICKET)}, LAST
     ),
     "mails take two minutes": Fault(
-        {INBOX_IN_TIME: counter(60, 0)}, {("RegistrarMailsLate", PAGE), ("RegistrarMailsLate", TICKET)}
+        {INBOX_IN_TIME: counter(60, 0)}, {("RegistrarMailsLate", PAGE), ("RegistrarMailsLate", TICKET)}, LAST
     ),
     "a read model is ten seconds behind": Fault(
         {f'registrar_follower_lag_seconds{{follower="registrations",{SERVE}}}': gauge(0.2, 10)},
         {("RegistrarReadModelsBehind", PAGE), ("RegistrarReadModelsBehind", TICKET)},
+        LAST,
     ),
     "nobody relays": Fault(
         {f'registrar_follower_lag_seconds{{follower="relay",{SERVE}}}': gauge(0.2, 300)},
@@ -174,6 +179,7 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "nobody is let in": Fault(
         {f'registrar_registrations_total{{outcome="too-many-requests",{SERVE}}}': counter(0, 600)},
         {("RegistrarFewSucceed", TICKET)},
+        LAST,
     ),
     "somebody guesses": Fault({WRONG: counter(5, 300)}, {("RegistrarWrongCodes", TICKET)}),
     "Redis is gone": one("RegistrarLimiterDegraded", TICKET, "registrar_limiter_degraded{", 0, 1),
@@ -208,6 +214,9 @@ FAULTS: Final[Mapping[str, Fault]] = {
     ),
     "backups that are not ours": Fault(
         {f"registrar_{kind}_age_seconds{{{SERVE}}}": steady(NAN) for kind in ("backup", "drill")}, set()
+    ),
+    "nobody reads the log": Fault(
+        {f"registrar_log_lines_lost_total{{{SERVE}}}": counter(0, 0.2)}, {("RegistrarLogLinesLost", TICKET)}
     ),
     "the webhook is away": Fault(
         {f'registrar_alerts_total{{alert="circuit-open",outcome="failed",{SERVE}}}': counter(0, 1)},
@@ -282,8 +291,8 @@ def test_a_fault_fires_its_alerts_and_no_other_and_they_resolve(
 
     judged(
         tmp_path,
-        {**USUAL, **found.series},
-        {BEGINS - 1: set(), ENDS - 1: found.fires, LAST: set()},
+        {name: values[: found.resolves + 1] for name, values in {**USUAL, **found.series}.items()},
+        {BEGINS - 1: set(), ENDS - 1: found.fires, found.resolves: set()},
     )
 
 

@@ -1,4 +1,4 @@
-"""Alerts, runbooks and objectives keep together."""
+"""Alerts, runbook and objectives keep together."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import yaml  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules"
-RUNBOOKS = ROOT / "docs" / "runbooks"
-ORDER = ["What it means", "First", "What to do", "When to wake somebody"]
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+SECTIONS: dict[str, str] = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", RUNBOOK, re.MULTILINE | re.DOTALL))
+ORDER = ["What it means", "Who notices", "First", "What to do", "When to wake somebody"]
 
 
 def alerts() -> Iterator[dict[str, Any]]:
@@ -24,20 +25,20 @@ def alerts() -> Iterator[dict[str, Any]]:
             yield from (rule for rule in group["rules"] if "alert" in rule)
 
 
-def test_every_alert_links_its_runbook_and_every_runbook_is_of_an_alert() -> None:
+def test_every_alert_links_its_section_of_the_runbook_and_every_section_is_of_an_alert() -> None:
     linked = {alert["alert"]: alert["annotations"]["runbook"] for alert in alerts()}
     assert linked
-    assert linked == {name: f"docs/runbooks/{name}.md" for name in linked}
-    assert {path.stem for path in RUNBOOKS.glob("*.md")} - {"README"} == set(linked)
+    assert linked == {name: f"docs/runbook.md#{name.lower()}" for name in linked}
+    assert set(SECTIONS) == set(linked)
 
 
-def test_the_list_of_runbooks_has_each_with_its_severities() -> None:
-    text = (RUNBOOKS / "README.md").read_text(encoding="utf-8")
-    listed = dict(re.findall(r"^\| \[(\w+)\]\(\1\.md\) \| ([\w, ]+) \|", text, re.MULTILINE))
+def test_the_runbook_begins_with_a_list_of_its_sections_with_their_severities() -> None:
+    listed = re.findall(r"^\| \[(\w+)\]\(#(\w+)\) \| ([\w, ]+) \|", RUNBOOK, re.MULTILINE)
     found: dict[str, list[str]] = {}
     for alert in alerts():
         found.setdefault(alert["alert"], []).append(alert["labels"]["severity"])
-    assert listed == {name: ", ".join(severities) for name, severities in found.items()}
+    assert [name for name, _, _ in listed] == list(SECTIONS)
+    assert sorted(listed) == sorted((name, name.lower(), ", ".join(severities)) for name, severities in found.items())
 
 
 def test_every_alert_says_in_one_line_what_is_wrong_and_how_much() -> None:
@@ -47,24 +48,24 @@ def test_every_alert_says_in_one_line_what_is_wrong_and_how_much() -> None:
         assert alert["annotations"]["description"].endswith(".")
 
 
-@pytest.mark.parametrize("path", sorted(RUNBOOKS.glob("Registrar*.md")), ids=lambda path: path.stem)
-def test_a_runbook_begins_with_a_command_and_what_it_printed(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ORDER
-    (block,) = re.findall(r"^## First\n\n```\n(.*?)\n```\n", text, re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("alert", SECTIONS)
+def test_a_section_begins_with_a_command_and_what_it_printed(alert: str) -> None:
+    text = SECTIONS[alert]
+    assert re.findall(r"^### (.*)$", text, re.MULTILINE) == ORDER
+    (block,) = re.findall(r"^### First\n\n```\n(.*?)\n```\n", text, re.MULTILINE | re.DOTALL)
     command, *printed = block.splitlines()
     assert command.startswith("$ ")
     assert printed
-    assert "\n1. " in text.partition("## What to do")[2]
+    what_to_do = text.partition("### What to do")[2]
+    assert "\n1. " in what_to_do
+    assert "\nDo not " in what_to_do
 
 
-def test_every_command_of_registrar_that_a_runbook_types_exists() -> None:
+def test_every_command_of_registrar_that_the_runbook_types_exists() -> None:
     from tests.support.approved import the
 
     registrar = the("registrar")
-    typed = set()
-    for path in RUNBOOKS.glob("*.md"):
-        typed |= set(re.findall(r"(?:\$ |`)registrar ([a-z -]*[a-z])", path.read_text(encoding="utf-8")))
+    typed = set(re.findall(r"(?:\$ |`)registrar ([a-z -]*[a-z])", RUNBOOK))
     assert len(typed) > 10
     for words in typed:
         command = registrar
