@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-ground simulate chaos attack fuzz bench \
+.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-alerts test-ground simulate chaos attack fuzz bench \
         check check-fast monitoring asyncapi format lock lists audit-deps release clean
 
 help:  ## list the targets
@@ -48,6 +48,10 @@ test-replay: setup-dev  ## rebuilds and verifications at full size, ten minutes
 
 test-tampering: setup-dev  ## a thousand alterations of the log by a superuser, five minutes
 	$(BIN)/pytest -rs --full-size tests/integration/test_audit_verify.py -k random_alterations $(ARGS)
+
+# A Prometheus in scaled time watches the service while it is broken in each way that an alert is for.
+test-alerts: setup-dev services  ## every alert is fired by its real fault, twenty minutes
+	$(BIN)/pytest -rs --full-size -n $(WORKERS) --dist worksteal tests/alerts $(ARGS)
 
 test-spam: setup-dev  ## our mails' scores in SpamAssassin, which it installs
 	@command -v spamassassin >/dev/null || scripts/install spamassassin

@@ -169,7 +169,19 @@ def dashboard(name: str) -> dict[str, Any]:
         "time": {"from": "now-6h", "to": "now"},
         "templating": {"list": []},
         "annotations": {"list": []},
-        "links": [{"type": "dashboards", "title": "Registrar", "tags": ["registrar"], "asDropdown": True}],
+        "links": [
+            {
+                "type": "dashboards",
+                "title": "Registrar",
+                "icon": "external link",
+                "tooltip": "",
+                "tags": ["registrar"],
+                "asDropdown": True,
+                "includeVars": False,
+                "keepTime": True,
+                "targetBlank": False,
+            }
+        ],
         "panels": [_panel(panel, number) for number, panel in enumerate(DASHBOARDS[name])],
     }
 
