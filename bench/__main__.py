@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from bench import (
     replay,
     report,
     rotating,
+    starting,
     through_rabbitmq,
     whole_way,
 )
@@ -38,40 +40,58 @@ from bench.report import Row
 LONG = 2_000_000
 """Events in a long log."""
 
-Group = Callable[[Cluster, bool, int], list[Row]]
-"""Takes the server, whether it has to be quick, and how many events a long log has."""
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How much is measured.
+
+    Attributes:
+        quick: it only has to be seen whether it runs.
+        long: events in a long log.
+        before: a checkout of an earlier build, with its libraries in `.venv`.
+    """
+
+    quick: bool
+    long: int
+    before: Path | None
+
+
+Group = Callable[[Cluster, Wanted], list[Row]]
 
 GROUPS: dict[str, Group] = {
-    "append": lambda c, quick, _: append.run(c, seconds=1 if quick else 2, repetitions=1 if quick else 3),
-    "http": lambda c, quick, _: over_http.run(c, seconds=1 if quick else 4, repetitions=1 if quick else 3),
-    "limits": lambda c, quick, _: limits.run(
-        c, decisions=500 if quick else 20_000, seconds=1 if quick else 4, repetitions=1 if quick else 5
+    "append": lambda c, how: append.run(c, seconds=1 if how.quick else 2, repetitions=1 if how.quick else 3),
+    "http": lambda c, how: over_http.run(c, seconds=1 if how.quick else 4, repetitions=1 if how.quick else 3),
+    "limits": lambda c, how: limits.run(
+        c, decisions=500 if how.quick else 20_000, seconds=1 if how.quick else 4, repetitions=1 if how.quick else 5
     ),
-    "neutrality": lambda c, quick, _: neutrality.run(c, blocks=200 if quick else 10_000, hashed=20 if quick else 1_500),
-    "whole-way": lambda c, quick, _: whole_way.run(c, seconds=3 if quick else 30, repetitions=1 if quick else 3),
-    "rabbitmq": lambda c, quick, _: through_rabbitmq.run(
-        c, mails=200 if quick else 5000, seconds=3 if quick else 15, repetitions=1 if quick else 3
+    "neutrality": lambda c, how: neutrality.run(
+        c, blocks=200 if how.quick else 10_000, hashed=20 if how.quick else 1_500
     ),
-    "overload": lambda c, quick, _: [
-        *overload.run(c, seconds=5 if quick else 60, repetitions=1 if quick else 3),
-        *refusal.run(seconds=1 if quick else 4, repetitions=1 if quick else 5),
+    "whole-way": lambda c, how: whole_way.run(c, seconds=3 if how.quick else 30, repetitions=1 if how.quick else 3),
+    "rabbitmq": lambda c, how: through_rabbitmq.run(
+        c, mails=200 if how.quick else 5000, seconds=3 if how.quick else 15, repetitions=1 if how.quick else 3
+    ),
+    "overload": lambda c, how: [
+        *overload.run(c, seconds=5 if how.quick else 60, repetitions=1 if how.quick else 3),
+        *refusal.run(seconds=1 if how.quick else 4, repetitions=1 if how.quick else 5),
     ],
-    "fold": lambda c, quick, long: fold.run(
-        c, sizes=(10_000 if quick else 200_000, long), repetitions=1 if quick else 3
+    "fold": lambda c, how: fold.run(
+        c, sizes=(10_000 if how.quick else 200_000, how.long), repetitions=1 if how.quick else 3
     ),
-    "replay": lambda c, quick, long: replay.run(
-        c, sizes=(10_000 if quick else 20_000, long), seconds=3 if quick else 30, repetitions=1
+    "replay": lambda c, how: replay.run(
+        c, sizes=(10_000 if how.quick else 20_000, how.long), seconds=3 if how.quick else 30, repetitions=1
     ),
-    "audit": lambda c, quick, long: [
-        *audit.run(c, sizes=(10_000 if quick else 20_000, long), repetitions=1 if quick else 3),
-        *audit_search.run(c, sizes=(10_000 if quick else 20_000, long)),
-        *checkpointing.run(c, seconds=2 if quick else 8, repetitions=1 if quick else 12),
-        *checkpointing.always_on(c, seconds=5 if quick else 60),
-        *proof.run(blocks=long // 3, repetitions=3 if quick else 15),
-        *rotating.run(c, persons=10_000 if quick else 250_000),
+    "audit": lambda c, how: [
+        *audit.run(c, sizes=(10_000 if how.quick else 20_000, how.long), repetitions=1 if how.quick else 3),
+        *audit_search.run(c, sizes=(10_000 if how.quick else 20_000, how.long)),
+        *checkpointing.run(c, seconds=2 if how.quick else 8, repetitions=1 if how.quick else 12),
+        *checkpointing.always_on(c, seconds=5 if how.quick else 60),
+        *proof.run(blocks=how.long // 3, repetitions=3 if how.quick else 15),
+        *rotating.run(c, persons=10_000 if how.quick else 250_000),
     ],
-    "growth": lambda c, quick, long: growth.run(
-        c, sizes=(2_000 if quick else 20_000, long), repetitions=1 if quick else 5
+    "start": lambda c, how: starting.run(c, before=how.before, repetitions=1 if how.quick else 7),
+    "growth": lambda c, how: growth.run(
+        c, sizes=(2_000 if how.quick else 20_000, how.long), repetitions=1 if how.quick else 5
     ),
 }
 
@@ -88,11 +108,17 @@ def main() -> int:
         "--events", type=int, metavar="N", help=f"in a long log  [default: {LONG:,}; with --quick 20,000]"
     )
     parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="DIR",
+        help="a checkout of an earlier build with its .venv: starts beside this one",
+    )
+    parser.add_argument(
         "--output", type=Path, help="where the results go  [default: results.json, unless --quick or --events]"
     )
     arguments = parser.parse_args()
     output = arguments.output or (None if arguments.quick or arguments.events else report.RESULTS)
-    events = arguments.events or (20_000 if arguments.quick else LONG)
+    wanted = Wanted(arguments.quick, arguments.events or (20_000 if arguments.quick else LONG), arguments.before)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     console = Console(stderr=True)
     rows: list[Row] = []
@@ -103,7 +129,7 @@ def main() -> int:
             console.print(f"{datetime.now(UTC):%H:%M:%S} measuring: {name}")
             busy = psutil.cpu_percent(interval=2.0)
             try:
-                found = GROUPS[name](server, arguments.quick, events)
+                found = GROUPS[name](server, wanted)
             except Exception:  # noqa: BLE001 - the edge: the other groups are worth as much without this one
                 console.print_exception()
                 failed = True

@@ -134,6 +134,15 @@ def registrar_work(dsn: str, smtp_port: int, settings: Mapping[str, str]) -> Ite
         yield process
 
 
+@contextmanager
+def of_build(tree: Path | None, *words: str, ready: str, settings: Mapping[str, str]) -> Iterator[Process]:
+    """A command of a build: of the checkout there, with the libraries in its `.venv`, or of this one."""
+    program = _REGISTRAR if tree is None else str(tree / ".venv" / "bin" / "registrar")
+    ours = {"REGISTRAR_MASTER_KEY": MASTER_KEY, "REGISTRAR_LOG_FORMAT": "json"}
+    with _running([program, *words], ready, ours | dict(settings), tree=tree or ROOT) as process:
+        yield process
+
+
 def _mailing(dsn: str, smtp_port: int) -> dict[str, str]:
     # As many mails as there are: measured is how fast they can be sent, not how fast they may.
     smtp_url = f"smtp://127.0.0.1:{smtp_port}?starttls=never"

@@ -42,7 +42,8 @@ def run(cluster: Cluster, *, mails: int, seconds: float, repetitions: int) -> li
 
 
 @contextmanager
-def _virtual_host(rabbit: PrivateRabbit) -> Iterator[str]:
+def virtual_host(rabbit: PrivateRabbit) -> Iterator[str]:
+    """A virtual host for this block; its URL."""
     url = rabbit.vhost()
     try:
         yield url
@@ -61,7 +62,7 @@ def _mails_a_second(cluster: Cluster, rabbit: PrivateRabbit, *, mails: int, repe
             rate, used = _drain(cluster, rabbit, workers=workers, mails=mails)
             found[name].append(rate)
             cpu[name].append(used)
-        with _virtual_host(rabbit) as url:
+        with virtual_host(rabbit) as url:
             found["FastStream alone"].append(
                 run_job("bench.bare_mail", {"what": "faststream", "url": url, "mails": mails})
             )
@@ -95,7 +96,7 @@ def _drain(cluster: Cluster, rabbit: PrivateRabbit, *, workers: int, mails: int)
     """
     with ExitStack() as stack:
         dsn = stack.enter_context(cluster.fresh())
-        url = stack.enter_context(_virtual_host(rabbit))
+        url = stack.enter_context(virtual_host(rabbit))
         mail = stack.enter_context(sink())
         settings = {"REGISTRAR_BROKER_URL": url, "REGISTRAR_MESSAGE_TTL": "3600", "REGISTRAR_QUEUE_TTL": "3600"}
         with registrar_serve(dsn, settings) as serve, registrar_process(dsn, mail.port, settings):
@@ -137,7 +138,7 @@ def _calm(cluster: Cluster, rabbit: PrivateRabbit, *, seconds: float, repetition
     for _ in range(repetitions):
         with ExitStack() as stack:
             dsn = stack.enter_context(cluster.fresh())
-            url = stack.enter_context(_virtual_host(rabbit))
+            url = stack.enter_context(virtual_host(rabbit))
             mail = stack.enter_context(sink())
             settings = {"REGISTRAR_BROKER_URL": url}
             serve = stack.enter_context(registrar_serve(dsn, settings))

@@ -46,3 +46,15 @@ class Recorded(NamedTuple):
     causation_position: Position | None
     actor: str
     trace: str | None
+
+
+class Placed(NamedTuple):
+    """An event and where it stands in the log: of a `Recorded`, what most folds look at."""
+
+    event: AnyEvent
+    position: Position
+    topic: str
+
+
+Told = Recorded | Placed
+"""An event with its metadata or, for who does not look at that, without."""

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from psycopg.rows import tuple_row
 
-from domain.recorded import Recorded
+from domain.recorded import Told
 from domain.registration import Registration
 from projections.table import Connection, Table, schema_of
 
@@ -121,12 +121,13 @@ class Accounts:
     name = "accounts"
     topics: tuple[str, ...] | None = tuple(event.TOPIC for event in _CHANGES)
     tables: tuple[str, ...] = (TABLES,)
+    metadata = False
 
     def __init__(self, schema: str | None = None) -> None:
         self.schema = schema = schema or schema_of(self.name)
         self._account = _ACCOUNT.format(accounts=ACCOUNTS.within(schema))
 
-    async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:
+    async def apply(self, connection: Connection, events: Sequence[Told]) -> None:
         """Write what a batch of events changes.
 
         Raises:

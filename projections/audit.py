@@ -172,6 +172,7 @@ class Audit:
     name = "audit"
     topics: tuple[str, ...] | None = None
     tables: tuple[str, ...] = (TABLES,)
+    metadata = True
 
     def __init__(self, schema: str | None = None) -> None:
         self.schema = schema = schema or schema_of(self.name)

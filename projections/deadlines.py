@@ -124,6 +124,7 @@ class Deadlines:
     name = "deadlines"
     topics: tuple[str, ...] | None = tuple(event.TOPIC for event in _CHANGES)
     tables: tuple[str, ...] = (TABLES, TRACE)
+    metadata = True
 
     def __init__(self, schema: str | None = None) -> None:
         self.schema = schema or schema_of(self.name)

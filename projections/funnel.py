@@ -14,7 +14,7 @@ from uuid import UUID
 from psycopg.rows import tuple_row
 
 from domain.mail_outcome import IssueReason, MailKind
-from domain.recorded import Recorded
+from domain.recorded import Told
 from domain.registration import Registration
 from projections.table import Connection, Table, schema_of
 
@@ -286,12 +286,13 @@ class Funnel:
     name = "funnel"
     topics: tuple[str, ...] | None = tuple(event.TOPIC for event in _CHANGES)
     tables: tuple[str, ...] = (TABLES,)
+    metadata = False
 
     def __init__(self, schema: str | None = None) -> None:
         self.schema = schema = schema or schema_of(self.name)
         self._funnel = _FUNNEL.format(stages=STAGES.within(schema), durations=DURATIONS.within(schema))
 
-    async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:
+    async def apply(self, connection: Connection, events: Sequence[Told]) -> None:
         """Add what a batch of events counts.
 
         Raises:

@@ -14,7 +14,7 @@ from psycopg.rows import tuple_row
 from domain.mail_outcome import CancelReason
 from domain.mail_saga import MailSaga
 from domain.mail_state import STATES, UNSENT, WAITING, MailState
-from domain.recorded import AnyEvent, Position, Recorded
+from domain.recorded import AnyEvent, Position, Told
 from domain.registration import Registration
 from projections import strays
 from projections.paging import LAST_POSITION, Page, before, page
@@ -284,6 +284,7 @@ class Mails:
     name = "mail"
     topics: tuple[str, ...] | None = tuple(event.TOPIC for event in (*_CHANGES, *strays.CHANGES))
     tables: tuple[str, ...] = (TABLES + strays.TABLES, SETTLED, WAITING_INDEX, SETTLE)
+    metadata = False
 
     def __init__(self, schema: str | None = None, *, registrations: str | None = None) -> None:
         """Tables in `schema`; in `registrations` those of the read model of that name, which is asked, too."""
@@ -293,7 +294,7 @@ class Mails:
         self._waits = _WAITS.format(progress=progress)
         self._view = _VIEW.format(progress=progress, mails=self._mails)
 
-    async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:
+    async def apply(self, connection: Connection, events: Sequence[Told]) -> None:
         """Write what a batch of events changes.
 
         Raises:

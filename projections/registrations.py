@@ -10,7 +10,7 @@ from uuid import UUID
 
 from psycopg.rows import tuple_row
 
-from domain.recorded import Position, Recorded
+from domain.recorded import Position, Recorded, Told
 from domain.registration import Registration, Status
 from projections.paging import Page, before, page
 from projections.table import Connection, Table, schema_of
@@ -297,13 +297,14 @@ class Registrations:
     name = "registrations"
     topics: tuple[str, ...] | None = tuple(event.TOPIC for event in _CHANGES)
     tables: tuple[str, ...] = (TABLES,)
+    metadata = False
 
     def __init__(self, schema: str | None = None) -> None:
         self.schema = schema = schema or schema_of(self.name)
         self._view = _VIEW.format(registrations=REGISTRATIONS.within(schema), progress=PROGRESS.within(schema))
         self._find = _FIND.format(view=self._view)
 
-    async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:
+    async def apply(self, connection: Connection, events: Sequence[Told]) -> None:
         """Write what a batch of events changes.
 
         Raises:

@@ -11,7 +11,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import tuple_row
 
-from domain.recorded import Position, Recorded
+from domain.recorded import Position, Told
 from domain.stray_message import StrayMessage
 from projections.paging import Page, before, page
 from projections.table import Connection, Table
@@ -103,7 +103,7 @@ CHANGES: dict[Any, Callable[[_Batch, Any, Position], None]] = {
 }
 
 
-async def apply(cursor: psycopg.AsyncCursor[Any], events: Sequence[Recorded]) -> None:
+async def apply(cursor: psycopg.AsyncCursor[Any], events: Sequence[Told]) -> None:
     """Write what a batch of these events changes.
 
     Raises:

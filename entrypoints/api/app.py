@@ -1,5 +1,6 @@
 """The HTTP API: the application with its routes, for one listener."""
 
+# ruff: noqa: PLC0415 - as in `cli.main`: the mailbox is loaded only where there is one
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -21,7 +22,6 @@ from entrypoints.api.admin import add_admin_routes
 from entrypoints.api.guard import DIRECTLY, Guard
 from entrypoints.api.health import add_health_routes, add_metrics_route
 from entrypoints.api.hosts import Hosts
-from entrypoints.api.mailbox import add_mailbox_routes
 from entrypoints.api.openapi import add_docs_routes, describe_problems
 from entrypoints.api.parts import Parts
 from entrypoints.api.problems import to_problem
@@ -83,6 +83,8 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> Non
             prefix=parts.prefix,
         )
         if parts.mailbox is not None:
+            from entrypoints.api.mailbox import add_mailbox_routes
+
             add_mailbox_routes(app, parts.mailbox)
     add_health_routes(app, parts.checks)
     if admin:

@@ -6,17 +6,19 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
-
-from opentelemetry.sdk.trace import TracerProvider
+from typing import TYPE_CHECKING, Literal
 
 from application.handlers import Handlers
 from entrypoints.api.limits import RequestLimits
 from entrypoints.queries.health import HealthChecks
 from entrypoints.queries.queries import Queries
-from infrastructure.mail.mailbox import Mailbox
 from infrastructure.replay.jobs import Jobs
 from infrastructure.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from infrastructure.mail.mailbox import Mailbox
 
 DomainPolicy = Literal["off", "log", "hint", "refuse"]
 

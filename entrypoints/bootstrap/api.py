@@ -22,12 +22,12 @@ from entrypoints.queries.queries import Queries
 from entrypoints.queries.registrations import RegistrationQueries
 from entrypoints.queries.replay import ReplayQueries
 from infrastructure.archive.exporting import exported
-from infrastructure.mail.mailbox import Mailbox
-from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.settings.settings import Settings
 
 if TYPE_CHECKING:
+    from infrastructure.mail.mailbox import Mailbox
+    from infrastructure.mail.smtp.servers import SmtpServers
     from infrastructure.rabbitmq.connection import Broker
 
 

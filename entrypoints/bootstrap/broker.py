@@ -8,16 +8,17 @@ them.
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from entrypoints.bootstrap.core import Core
-from entrypoints.bootstrap.delivery import Delivery, finish_within
-from infrastructure.followers.integration_events import PublishesEvents
-from infrastructure.followers.relay import Relay
-from infrastructure.followers.turns import Turns
 from infrastructure.settings.settings import Settings
 
 if TYPE_CHECKING:
+    from entrypoints.bootstrap.delivery import Delivery
+    from infrastructure.followers.integration_events import PublishesEvents
+    from infrastructure.followers.relay import Relay
+    from infrastructure.followers.turns import Turns
     from infrastructure.rabbitmq.connection import Broker
     from infrastructure.rabbitmq.consumer import Consumer
 
@@ -43,6 +44,11 @@ def broker_for(role: Literal["serve", "process", "work"], settings: Settings, *c
     )
 
 
+def finish_within(settings: Settings) -> timedelta:
+    """How long a stop waits for mails that are being sent: one that is cut off in the middle may go out twice."""
+    return settings.send_timeout + timedelta(seconds=5)
+
+
 def mail_consumers(core: Core, delivery: Delivery, stack: AsyncExitStack) -> tuple[Consumer, Consumer]:
     """The consumers of the queues: the mail worker, and that of dead letters. Taken down with the stack."""
     from infrastructure.rabbitmq.dead_letters import DeadLetterConsumer
@@ -60,6 +66,7 @@ def mail_consumers(core: Core, delivery: Delivery, stack: AsyncExitStack) -> tup
 
 def relay_to(broker: Broker, core: Core, settings: Settings, turns: Turns) -> Relay:
     """A relay that has the mails sent by the workers behind the broker."""
+    from infrastructure.followers.relay import Relay
     from infrastructure.rabbitmq.mail_publisher import MailPublisher
 
     publisher = MailPublisher(broker, message_ttl=settings.message_ttl, circuits=core.shared_circuits)

@@ -8,8 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
-
-from opentelemetry.sdk.trace import TracerProvider
+from typing import TYPE_CHECKING
 
 from application.handlers import Handlers
 from domain.policy import Policy
@@ -30,6 +29,9 @@ from infrastructure.postgres.pool import QueryPool
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.metrics import Metrics
 from infrastructure.telemetry.tracing import setup_tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 
 @dataclass(frozen=True, slots=True)

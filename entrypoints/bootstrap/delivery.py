@@ -1,5 +1,6 @@
 """The sending of mails, the same behind the in-process relay and behind the broker's queue."""
 
+# ruff: noqa: PLC0415 - as in `cli.main`: the mailbox is loaded only where there is one
 from __future__ import annotations
 
 import asyncio
@@ -7,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import psycopg
 import structlog
@@ -17,7 +19,6 @@ from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.core import Core, Timing
 from infrastructure.circuits import CLOSED, OPENED, OnTransition, StateName
 from infrastructure.embedded.data_directory import DataDirectory
-from infrastructure.mail.mailbox import Mailbox
 from infrastructure.mail.rendering import TemplateLetters
 from infrastructure.mail.send_claims import StoredSendClaims
 from infrastructure.mail.smtp.pool import Limits
@@ -27,6 +28,9 @@ from infrastructure.postgres.notifications import LOOK_ANYWAY
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import MailServer
 from infrastructure.telemetry.tracing import traced
+
+if TYPE_CHECKING:
+    from infrastructure.mail.mailbox import Mailbox
 
 log = structlog.get_logger(__name__)
 
@@ -72,6 +76,8 @@ async def open_mailbox(settings: Settings, stack: AsyncExitStack) -> Mailbox | N
     """The embedded mailbox, for want of a mail server; None if one is set. Taken down with the stack."""
     if settings.mail_servers:
         return None
+    from infrastructure.mail.mailbox import Mailbox
+
     mailbox = Mailbox(settings.data_dir / "mailbox")
     await mailbox.start()
     stack.push_async_callback(mailbox.stop)
@@ -112,11 +118,6 @@ async def open_delivery(
     if settings.database_url is None and stack.enter_context(DataDirectory(settings.data_dir).following()):
         await claims.forget_the_dead()
     return delivery
-
-
-def finish_within(settings: Settings) -> timedelta:
-    """How long a stop waits for mails that are being sent: one that is cut off in the middle may go out twice."""
-    return settings.send_timeout + timedelta(seconds=5)
 
 
 def _servers(core: Core, settings: Settings, timing: Timing, mail_servers: tuple[MailServer, ...]) -> SmtpServers:

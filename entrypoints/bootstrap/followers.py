@@ -7,9 +7,10 @@ from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 
+from entrypoints.bootstrap.broker import finish_within
 from entrypoints.bootstrap.checkpoints import checkpointer, taken_by
 from entrypoints.bootstrap.core import Core
-from entrypoints.bootstrap.delivery import Delivery, finish_within
+from entrypoints.bootstrap.delivery import Delivery
 from entrypoints.bootstrap.erasures import journal_file, note_key
 from infrastructure.alerts.alerts import Alerts
 from infrastructure.alerts.webhook import Webhook

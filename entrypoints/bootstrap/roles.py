@@ -4,6 +4,7 @@ Last in, first out: what runs stops before what it runs on. Each may raise Canno
 DatabaseDidNotStart or WrongMasterKey, which are one line each, fit to show.
 """
 
+# ruff: noqa: PLC0415 - as in `cli.main`: a process loads what it runs
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
@@ -18,12 +19,11 @@ from entrypoints.bootstrap.api import api_parts
 from entrypoints.bootstrap.background import running
 from entrypoints.bootstrap.broker import broker_for, mail_consumers, publisher_to, relay_to
 from entrypoints.bootstrap.core import Core, Timing, open_core
-from entrypoints.bootstrap.delivery import WORKERS_PACE, Delivery, open_delivery, open_mailbox
 from entrypoints.bootstrap.erasures import erase_again
-from entrypoints.bootstrap.followers import followers, relay_inside, turns_of_mails
 from infrastructure.settings.settings import Settings
 
 if TYPE_CHECKING:
+    from entrypoints.bootstrap.delivery import Delivery
     from infrastructure.rabbitmq.connection import Broker
 
 _ERASURES_UNKNOWN: Final = (
@@ -52,6 +52,9 @@ class Process:
 @asynccontextmanager
 async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
     """Everything in one process, with a mailbox if no mail server is set."""
+    from entrypoints.bootstrap.delivery import open_delivery, open_mailbox
+    from entrypoints.bootstrap.followers import followers, relay_inside, turns_of_mails
+
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing)
@@ -89,6 +92,9 @@ async def serve(settings: Settings, timing: Timing | None = None) -> AsyncIterat
 @asynccontextmanager
 async def process(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
     """The followers; without a broker, with the mail delivery behind them."""
+    from entrypoints.bootstrap.delivery import open_delivery
+    from entrypoints.bootstrap.followers import followers, relay_inside, turns_of_mails
+
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing)
@@ -109,6 +115,8 @@ async def process(settings: Settings, timing: Timing | None = None) -> AsyncIter
 @asynccontextmanager
 async def work(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
     """The mail worker and the consumer of dead letters. Without a broker there is nothing for them to consume."""
+    from entrypoints.bootstrap.delivery import WORKERS_PACE, open_delivery
+
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing, pace=WORKERS_PACE)

@@ -14,7 +14,11 @@ def collect_nothing_yet() -> None:
 
 
 def collect_from_now_on() -> None:
-    """The end of `collect_nothing_yet`."""
+    """The end of `collect_nothing_yet`: what was made meanwhile is never looked at.
+
+    One object in a hundred of it is garbage (0.4 MB), and to find those took a tenth of a start (2026-11-29).
+    """
+    gc.freeze()
     gc.enable()
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import click
@@ -68,6 +69,17 @@ def registrar() -> None:
     """
 
 
+def _keep_running(command: str, **given: Any) -> int:
+    """Run one of the commands that go on until they are stopped; returns its exit code."""
+    from entrypoints.cli.libraries import load_structlog
+
+    load_structlog()
+    from entrypoints.cli import run as commands
+    from entrypoints.cli.session import finish, read_settings
+
+    return finish(getattr(commands, command)(read_settings(**given)))
+
+
 @registrar.command(epilog=options.example("registrar up --port 8001"))
 @options.listen
 @options.data_dir
@@ -77,10 +89,7 @@ def up(host: str | None, port: int | None, data_dir: Path | None) -> int:
     An embedded PostgreSQL, the HTTP API, the followers, mail delivery, and a mailbox in which to read the mails. With
     REGISTRAR_DATABASE_URL or REGISTRAR_SMTP_URLS, that database and those mail servers are used instead.
     """
-    from entrypoints.cli import run as cli_up
-    from entrypoints.cli.session import finish, read_settings
-
-    return finish(cli_up.up(read_settings(host=host, port=port, data_dir=data_dir)))
+    return _keep_running("up", host=host, port=port, data_dir=data_dir)
 
 
 @registrar.command(epilog=options.example("registrar serve --host 0.0.0.0 --port 8000"))
@@ -88,10 +97,7 @@ def up(host: str | None, port: int | None, data_dir: Path | None) -> int:
 @options.data_dir
 def serve(host: str | None, port: int | None, data_dir: Path | None) -> int:
     """Run the HTTP API only; any number of copies."""
-    from entrypoints.cli import run as cli_up
-    from entrypoints.cli.session import finish, read_settings
-
-    return finish(cli_up.serve(read_settings(host=host, port=port, data_dir=data_dir)))
+    return _keep_running("serve", host=host, port=port, data_dir=data_dir)
 
 
 @registrar.command(epilog=options.example("registrar process"))
@@ -101,10 +107,7 @@ def process(data_dir: Path | None) -> int:
 
     Any number of copies: one leads each task, the others stand by. Needs REGISTRAR_SMTP_URLS.
     """
-    from entrypoints.cli import run as cli_up
-    from entrypoints.cli.session import finish, read_settings
-
-    return finish(cli_up.process(read_settings(data_dir=data_dir)))
+    return _keep_running("process", data_dir=data_dir)
 
 
 @registrar.command(epilog=options.example("registrar work"))
@@ -115,10 +118,7 @@ def work(data_dir: Path | None) -> int:
     Any number of copies. They take mails from RabbitMQ (REGISTRAR_BROKER_URL) and hand them to the mail servers
     (REGISTRAR_SMTP_URLS).
     """
-    from entrypoints.cli import run as cli_up
-    from entrypoints.cli.session import finish, read_settings
-
-    return finish(cli_up.work(read_settings(data_dir=data_dir)))
+    return _keep_running("work", data_dir=data_dir)
 
 
 @registrar.command(epilog=options.example("registrar doctor", "registrar doctor --json"))

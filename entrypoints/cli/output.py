@@ -1,27 +1,29 @@
 """How commands print: tables for people, JSON for programs."""
 
+# ruff: noqa: PLC0415 - as in `main`: rich is loaded where there is something to show
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
-from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
-from rich.text import Text
 
 from entrypoints.cli.options import WIDE
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def console() -> Console:
     """Standard output, in colours where it is a terminal. Long lines stay lines: a folded id cannot be copied."""
+    from rich.console import Console
+
     return Console(highlight=False, width=10_000)
 
 
@@ -36,6 +38,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
     On a terminal, unless `--wide` is given, only those columns that fit, in their order: a folded id cannot be copied.
     """
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
     width = terminal_width()
     shown = show if width is None else _show_briefly
     cells = [[shown(value) for value in row] for row in rows]
@@ -95,10 +101,25 @@ def _show_briefly(value: object) -> str:
     return show(value)
 
 
+def terminal(*, stderr: bool = False) -> Console | None:
+    """Standard output or standard error where a person looks at it, None where a program reads it."""
+    stream = sys.stderr if stderr else sys.stdout
+    if not stream.isatty() and os.environ.keys().isdisjoint(_SAY_THAT_IT_IS_ONE):
+        return None
+    from rich.console import Console
+
+    screen = Console(stderr=stderr, highlight=False)
+    return screen if screen.is_terminal else None
+
+
+_SAY_THAT_IT_IS_ONE = {"FORCE_COLOR", "TTY_COMPATIBLE"}
+"""Variables that rich asks before it looks."""
+
+
 def waiting(what: str) -> AbstractContextManager[object]:
     """Show a person that something is under way; a program is shown nothing."""
-    screen = Console(stderr=True)
-    return screen.status(what) if screen.is_terminal else nullcontext()
+    screen = terminal(stderr=True)
+    return nullcontext() if screen is None else screen.status(what)
 
 
 def note(message: str) -> None:
@@ -110,27 +131,14 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much; 0 if that is not known."""
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        """Events a second."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None or task.total is None else f"{speed:,.0f}/s")
-
-
 @contextmanager
 def moving() -> Iterator[Progress]:
     """Show a person how far it is: a bar, events per second, and how long it will take. A program is shown nothing."""
-    screen = Console(stderr=True)
-    if not screen.is_terminal:
+    screen = terminal(stderr=True)
+    if screen is None:
         yield lambda *_: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Rate(), TimeRemainingColumn())
-    with Bars(*columns, console=screen, transient=True) as bars:
-        task = bars.add_task("", visible=False)
+    from entrypoints.cli.bars import bar_on
 
-        def show(what: str, done: int, total: int) -> None:
-            if bars.tasks[0].description != what:
-                bars.reset(task, description=what, visible=True)
-            bars.update(task, completed=done, total=total or None)
-
+    with bar_on(screen) as show:
         yield show

@@ -13,17 +13,14 @@ import signal
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from importlib.metadata import version
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
 from entrypoints.bootstrap import CannotStart, roles
 from entrypoints.cli.garbage_collection import keep_what_is_there
-from entrypoints.cli.output import note
+from entrypoints.cli.output import note, terminal
 from entrypoints.cli.session import begin, log_everything, opened
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.settings.settings import Settings
@@ -37,8 +34,7 @@ if TYPE_CHECKING:
 
 async def up(settings: Settings) -> int:
     """Everything in one process, on one data directory that is this process's alone until it ends."""
-    from entrypoints.cli.listening import listening
-
+    listening = _loaded().listening
     begin(settings)
     with DataDirectory(settings.data_dir).locked(), _until_stopped() as stop:
         async with (
@@ -55,8 +51,7 @@ async def up(settings: Settings) -> int:
 
 async def serve(settings: Settings) -> int:
     """The API alone."""
-    from entrypoints.cli.listening import listening
-
+    listening = _loaded().listening
     begin(settings)
     with _until_stopped() as stop:
         async with opened(roles.serve(settings)) as running, listening(running.api, settings) as addresses:
@@ -95,6 +90,16 @@ async def work(settings: Settings) -> int:
     return await _in_the_background(roles.work(settings), settings, says)
 
 
+def _loaded() -> ModuleType:
+    """`entrypoints.cli.listening`, with the libraries that serve HTTP."""
+    from entrypoints.cli.libraries import load_fastapi
+
+    load_fastapi()
+    from entrypoints.cli import listening
+
+    return listening
+
+
 def _demand_mail_servers(settings: Settings) -> None:
     if not settings.mail_servers:
         raise CannotStart("REGISTRAR_SMTP_URLS is not set; set it, or run `registrar up`, which has a mailbox.")
@@ -107,10 +112,8 @@ async def _in_the_background(role: AbstractAsyncContextManager[roles.Process], s
         async with AsyncExitStack() as stack:
             running = await stack.enter_async_context(opened(role))
             if settings.admin_listen is not None:
-                from entrypoints.cli.listening import listening_for_operators
-
                 # What this process counts (mails, circuits, time to inbox) is nowhere else.
-                listening = listening_for_operators(running.api, settings, settings.admin_listen)
+                listening = _loaded().listening_for_operators(running.api, settings, settings.admin_listen)
                 click.echo(f"{'Metrics':<{_LABEL}}{await stack.enter_async_context(listening)}/metrics")
             click.echo(says)
             log_everything(settings)
@@ -184,8 +187,11 @@ def _print_screen(parts: Parts, settings: Settings, addresses: Addresses) -> Non
         """-d '{"email": "ada@example.com", "name": "Ada Lovelace"}'"""
     )
     title = f"Registrar {version('registrar')} is ready"
-    screen = Console(highlight=False)
-    if screen.is_terminal:
+    if (screen := terminal()) is not None:
+        from rich.panel import Panel
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table.grid(padding=(0, 2))
         for label, value in lines.items():
             table.add_row(Text(label, style="bold"), Text(value, overflow="fold"))

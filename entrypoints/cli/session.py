@@ -20,8 +20,6 @@ import uvloop
 from application.ports import Conflict, Unavailable, WrongMasterKey
 from domain.errors import Refused
 from entrypoints.bootstrap import CannotStart
-from entrypoints.bootstrap.desk import Desk, Reader, desk, reader
-from entrypoints.bootstrap.replay import Rebuilder, Verifier, rebuilder, verifier
 from entrypoints.cli.garbage_collection import collect_from_now_on, collect_hardly_ever
 from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint, never_wait
@@ -39,8 +37,10 @@ from infrastructure.telemetry.logs import configure_logging
 if TYPE_CHECKING:
     from entrypoints.bootstrap.audit import LogVerifier
     from entrypoints.bootstrap.auditor import Auditor
+    from entrypoints.bootstrap.desk import Desk, Reader
     from entrypoints.bootstrap.erasing import ErasureDesk
     from entrypoints.bootstrap.keys import KeyDesk
+    from entrypoints.bootstrap.replay import Rebuilder, Verifier
     from entrypoints.bootstrap.signing_keys import SigningKeyDesk
 
 T = TypeVar("T")
@@ -123,12 +123,16 @@ def reading(data_dir: Path | None, work: Callable[[Reader], Awaitable[int]]) -> 
     Raises:
         CannotStart: there is no embedded database yet. Looking at one is no reason to make one.
     """
+    from entrypoints.bootstrap.desk import reader
+
     collect_hardly_ever()
     return _with(read_settings(data_dir=data_dir, with_secrets=False), reader, work)
 
 
 def acting(data_dir: Path | None, work: Callable[[Desk], Awaitable[int]]) -> int:
     """`reading`, for a command that records events."""
+    from entrypoints.bootstrap.desk import desk
+
     return _with(read_settings(data_dir=data_dir), desk, work)
 
 
@@ -168,6 +172,8 @@ def changing_signing_key(data_dir: Path | None, work: Callable[[SigningKeyDesk],
 
 def rebuilding(data_dir: Path | None, work: Callable[[Rebuilder], Awaitable[int]]) -> int:
     """`reading`, for a command that rebuilds read models; exit code as of `comparing`."""
+    from entrypoints.bootstrap.replay import rebuilder
+
     collect_hardly_ever()
     with _one_means_a_difference():
         return _with(read_settings(data_dir=data_dir), rebuilder, work)
@@ -175,6 +181,8 @@ def rebuilding(data_dir: Path | None, work: Callable[[Rebuilder], Awaitable[int]
 
 def verifying(data_dir: Path | None, work: Callable[[Verifier], Awaitable[int]]) -> int:
     """`reading`, for a command that compares read models with the log; exit code as of `comparing`."""
+    from entrypoints.bootstrap.replay import verifier
+
     collect_hardly_ever()
     with _one_means_a_difference():
         return _with(read_settings(data_dir=data_dir, with_secrets=False), verifier, work)

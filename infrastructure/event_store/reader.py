@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
-from domain.recorded import Position, Recorded
+from domain.recorded import Placed, Position, Recorded, Told
+from infrastructure.event_store.batch import Batch, Stretch, Unreadable
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 
-COLUMNS = """originator_id, originator_version, topic, state, notification_id, recorded_at, correlation_id,
-           causation_position, actor, trace_context"""
+_PLACED = ("originator_id", "originator_version", "topic", "state", "notification_id")
+_METADATA = ("recorded_at", "correlation_id", "causation_position", "actor", "trace_context")
+
+COLUMNS = ", ".join(_PLACED + _METADATA)
 """Those of a `RecordedRow`."""
 
 _READ = f"""
@@ -31,6 +34,26 @@ _READ_TOPICS = f"""
     ) AS e ON true
     ORDER BY e.notification_id
 """  # noqa: S608 - a constant
+
+# One row of arrays, which the driver makes in a third of the time that a row for each event takes.
+_READ_TOGETHER = """
+    SELECT h.position, e.*
+    FROM head AS h
+    CROSS JOIN (
+        SELECT {arrays}
+        FROM (
+            SELECT {columns} FROM events
+            WHERE notification_id > %(after)s AND notification_id <= %(upto)s AND {wanted}
+            ORDER BY notification_id LIMIT %(limit)s
+        ) AS those
+    ) AS e
+"""
+
+
+def _read_together(metadata: bool, wanted: str) -> str:
+    columns = _PLACED + _METADATA if metadata else _PLACED
+    arrays = ", ".join(f"array_agg({column} ORDER BY notification_id)" for column in columns)
+    return _READ_TOGETHER.format(arrays=arrays, columns=", ".join(columns), wanted=wanted)
 
 
 class RecordedRow(NamedTuple):
@@ -74,6 +97,10 @@ class ReadsLog(Protocol):
 
     def decode(self, row: RecordedRow) -> Recorded: ...
 
+    async def stretch(
+        self, after: Position, limit: int, topics: Sequence[str] | None = None, *, metadata: bool = True
+    ) -> Stretch: ...
+
 
 class LogReader:
     """Reads the log over one connection, and writes nothing.
@@ -115,6 +142,58 @@ class LogReader:
         seen = rows[-1].position if len(rows) == limit else min(self.end_seen, upto)
         return rows, max(after, seen)
 
+    async def stretch(
+        self, after: Position, limit: int, topics: Sequence[str] | None = None, *, metadata: bool = True
+    ) -> Stretch:
+        """The same as `read`, for large batches: in half of the time that its rows and their `decode` take.
+
+        Args:
+            metadata: the events are `Recorded`; else `Placed`, or `Recorded` all the same.
+        """
+        upto = after + (limit if topics is None else 4 * limit)
+        query = _read_together(metadata, "true" if topics is None else "topic = ANY(%(topics)s)")
+        wanted = {"after": after, "upto": upto, "limit": limit, "topics": list(topics or ())}
+        [(self.end_seen, *columns)] = await self._read(query, wanted)
+        positions = columns[_PLACED.index("notification_id")] or []
+        last = positions[-1] if positions else after
+        if topics is None and last - after != len(positions):
+            raise UnreadableLog(f"positions are missing between {after} and {last}")
+        seen = last if topics is None or len(positions) == limit else max(after, min(self.end_seen, upto))
+
+        def decoded() -> Batch:
+            events = self._decoded(*columns) if positions else []
+            return Batch(events, after, seen, sound=Unreadable not in set(map(type, events)))
+
+        return Stretch(after, seen, decoded)
+
+    def _decoded(
+        self,
+        stream_ids: Sequence[UUID],
+        versions: Sequence[int],
+        topics: Sequence[str],
+        states: Sequence[bytes],
+        positions: Sequence[Position],
+        *metadata: Sequence[Any],
+    ) -> list[Told | Unreadable]:
+        if type(topics[0]) is not str:
+            raise UnreadableLog(f"the topic of event {positions[0]} is no text")
+        kind: Any = Recorded if metadata else Placed
+        try:
+            events = map(self._codec.decode, stream_ids, versions, topics, states)
+            return [_new(kind, each) for each in zip(events, positions, topics, *metadata, strict=True)]
+        except Exception:  # noqa: BLE001 - told apart below, and raised where the event is applied, which parks its stream
+            rows = zip(stream_ids, versions, topics, states, positions, *metadata, strict=True)
+            return [self._told(*row) for row in rows]
+
+    def _told(
+        self, stream_id: UUID, version: int, topic: str, state: bytes, position: Position, *metadata: Any
+    ) -> Told | Unreadable:
+        try:
+            event = self._codec.decode(stream_id, version, topic, state)
+        except Exception as error:  # noqa: BLE001 - see above
+            return Unreadable(position, topic, stream_id, error)
+        return Recorded(event, position, topic, *metadata) if metadata else Placed(event, position, topic)
+
     async def _read(self, query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         async def select(connection: Connection) -> list[tuple[Any, ...]]:
             cursor = connection.cursor(binary=True)
@@ -137,6 +216,23 @@ class LogReader:
         stream_id, version, topic, state, position, at, correlation_id, causation_position, actor, trace = row
         event = self._codec.decode(stream_id, version, topic, state)
         return _new(Recorded, (event, position, topic, at, correlation_id, causation_position, actor, trace))
+
+
+def decoded(
+    rows: Sequence[RecordedRow], since: Position, upto: Position, decode: Callable[[RecordedRow], Recorded]
+) -> Batch:
+    """The batch of some rows, each decoded by itself."""
+    try:
+        return Batch([decode(row) for row in rows], since, upto)
+    except Exception:  # noqa: BLE001 - told apart below, and raised where the event is applied, which parks its stream
+        return Batch([_decoded(row, decode) for row in rows], since, upto, sound=False)
+
+
+def _decoded(row: RecordedRow, decode: Callable[[RecordedRow], Recorded]) -> Recorded | Unreadable:
+    try:
+        return decode(row)
+    except Exception as error:  # noqa: BLE001 - see above
+        return Unreadable(row.position, row.topic, row.stream_id, error)
 
 
 async def head_of(connection: Connection) -> Position:

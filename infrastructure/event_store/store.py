@@ -14,6 +14,7 @@ from uuid import UUID
 from application.ports import Checkpoint, Entry, WrappedKey
 from domain.recorded import Position, Recorded
 from infrastructure.event_store.appender import Appender
+from infrastructure.event_store.batch import Stretch
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.loader import LoadedStreams, StreamLoader
 from infrastructure.event_store.parameters import Append, StoredEntry
@@ -165,3 +166,9 @@ class EventStore:
     def decode(self, row: RecordedRow) -> Recorded:
         """See `infrastructure.event_store.reader.LogReader.decode`."""
         return self._reader.decode(row)
+
+    async def stretch(
+        self, after: Position, limit: int, topics: Sequence[str] | None = None, *, metadata: bool = True
+    ) -> Stretch:
+        """See `infrastructure.event_store.reader.LogReader.stretch`."""
+        return await self._reader.stretch(after, limit, topics, metadata=metadata)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from domain.recorded import Position, Recorded
-from infrastructure.event_store.reader import RecordedRow
+from infrastructure.event_store.batch import Stretch
+from infrastructure.event_store.reader import RecordedRow, decoded
 from infrastructure.event_store.store import EventStore
 
 MAX_KEPT_EVENTS = 4000
@@ -42,8 +44,8 @@ class LogTail:
         Raises:
             Unavailable: the database is away.
         """
-        if after + MAX_KEPT_EVENTS < self._store.end_seen:
-            return await self._store.read(after, limit, topics)  # far behind the others: it reads on its own
+        if self._is_far_behind(after):
+            return await self._store.read(after, limit, topics)
         if self._end is None or after >= self._end:
             async with self._fetching:
                 # Another follower may have fetched while we waited.
@@ -57,6 +59,19 @@ class LogTail:
         rows = self._rows[after - start : after - start + limit]
         seen = rows[-1].position if rows else after
         return rows if topics is None else [row for row in rows if row.topic in topics], seen
+
+    async def stretch(
+        self, after: Position, limit: int, topics: Sequence[str] | None = None, *, metadata: bool = True
+    ) -> Stretch:
+        """See `LogReader.stretch`; of the end of the log, each event is decoded once for all."""
+        if self._is_far_behind(after):
+            return await self._store.stretch(after, limit, topics, metadata=metadata)
+        rows, seen = await self.read(after, limit, topics)
+        return Stretch(after, seen, partial(decoded, rows, after, seen, self.decode))
+
+    def _is_far_behind(self, after: Position) -> bool:
+        """Then it reads on its own."""
+        return after + MAX_KEPT_EVENTS < self._store.end_seen
 
     def decode(self, row: RecordedRow) -> Recorded:
         """See `EventStore.decode`; events are immutable, so followers share them."""

@@ -12,8 +12,9 @@ import structlog
 from psycopg import sql
 
 from application.crash_points import crash_point
-from domain.recorded import Position, Recorded
-from infrastructure.event_store.reader import ReadsLog, RecordedRow
+from domain.recorded import Position, Told
+from infrastructure.event_store.batch import Unreadable, stream_of
+from infrastructure.event_store.reader import ReadsLog
 from infrastructure.followers.follow import Chore, follow, keep_leadership
 from infrastructure.followers.leadership import NotLeader
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, BEHIND, ParkedStreams, place_of
@@ -46,14 +47,16 @@ class Projection(Protocol):
         schema: where the tables are, for writing and reading; a copy beside the live one has another.
         tables: SQL scripts that create them, or change them in later releases, in order; each runs once
             (`postgres.schema`).
+        metadata: whether the fold looks at more of a `Recorded` than of a `Placed`; if not, it is told either.
     """
 
     name: str
     schema: str
     topics: tuple[str, ...] | None
     tables: tuple[str, ...]
+    metadata: bool
 
-    async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None: ...
+    async def apply(self, connection: Connection, events: Sequence[Any]) -> None: ...
 
 
 def read_scripts(projection: Projection) -> tuple[Script, ...]:
@@ -108,26 +111,17 @@ class Projector:
             ],
         )
 
-    async def _read(self, position: Position) -> _Batch:
-        rows, seen = await self._store.read(position, BATCH_EVENTS, self._projection.topics)
-        decode = self._store.decode
-        try:
-            return list(zip(rows, [decode(row) for row in rows], strict=True)), seen
-        except Exception:  # noqa: BLE001 - told apart below
-            return [(row, self._decoded(row)) for row in rows], seen
-
-    def _decoded(self, row: RecordedRow) -> Recorded | Exception:
-        try:
-            return self._store.decode(row)
-        except Exception as error:  # noqa: BLE001 - raised where the event is applied, which parks its stream
-            return error
+    async def _read(self, position: Position) -> tuple[Sequence[_Entry], Position]:
+        wanted = self._projection
+        stretch = await self._store.stretch(position, BATCH_EVENTS, wanted.topics, metadata=wanted.metadata)
+        return stretch.decoded().events, stretch.upto
 
     async def _advance(
-        self, connection: Connection, rows: Sequence[_Entry], position: Position, seen: Position
+        self, connection: Connection, entries: Sequence[_Entry], position: Position, seen: Position
     ) -> None:
         for attempt in range(ATTEMPTS_BEFORE_PARKING):
             try:
-                await self._move_on(connection, rows, position, seen)
+                await self._move_on(connection, entries, position, seen)
                 self._notifications.note_position(self.name, seen)
                 return
             except Exception as error:
@@ -138,27 +132,27 @@ class Projector:
                 log.warning(
                     "follower.batch_failed", follower=self.name, attempt=attempt + 1, error=type(error).__name__
                 )
-        await self._advance_one_by_one(connection, rows, position, seen)
+        await self._advance_one_by_one(connection, entries, position, seen)
 
     async def _move_on(
-        self, connection: Connection, rows: Sequence[_Entry], position: Position, seen: Position
+        self, connection: Connection, entries: Sequence[_Entry], position: Position, seen: Position
     ) -> None:
         async def apply() -> None:
-            await self._apply(connection, rows)
+            await self._apply(connection, entries)
             crash_point("projector.mid")
 
         await move_on(connection, self.name, position, seen, apply, announced=self._announced)
 
-    async def _apply(self, connection: Connection, rows: Sequence[_Entry]) -> None:
+    async def _apply(self, connection: Connection, entries: Sequence[_Entry]) -> None:
         events = []
         some_are_parked = len(self._parked) > 0
-        for row, recorded in rows:
-            if some_are_parked and row.stream_id in self._parked:
-                await self._parked.add(connection, row.stream_id, row.position, BEHIND)
-            elif isinstance(recorded, Exception):
-                raise recorded
+        for entry in entries:
+            if some_are_parked and stream_of(entry) in self._parked:
+                await self._parked.add(connection, stream_of(entry), entry.position, BEHIND)
+            elif isinstance(entry, Unreadable):
+                raise entry.error
             else:
-                events.append(recorded)
+                events.append(entry)
         if events:
             await self._projection.apply(connection, events)
 
@@ -185,15 +179,14 @@ class Projector:
         return timedelta(0)
 
     async def _advance_one_by_one(
-        self, connection: Connection, rows: Sequence[_Entry], position: Position, seen: Position
+        self, connection: Connection, entries: Sequence[_Entry], position: Position, seen: Position
     ) -> None:
         """Find what cannot be applied and park its stream, while the others go on."""
-        for entry in rows:
-            row = entry[0]
+        for entry in entries:
             async with connection.transaction():
-                await _apply_or_park(connection, row, self._parked, partial(self._apply, connection, [entry]))
-                await save_position(connection, self.name, position, row.position)
-            position = row.position
+                await _apply_or_park(connection, entry, self._parked, partial(self._apply, connection, [entry]))
+                await save_position(connection, self.name, position, entry.position)
+            position = entry.position
         await self._move_on(connection, (), position, seen)
         self._notifications.note_position(self.name, seen)
 
@@ -227,11 +220,7 @@ def rest_after(took: timedelta, pace: timedelta) -> timedelta:
     return max(timedelta(0), pace - took, min((REST_FACTOR - 1) * took, MAX_REST))
 
 
-_Entry = tuple[RecordedRow, Recorded | Exception]
-"""A stored event, with its decoded form or the error that decoding raised."""
-
-_Batch = tuple[Sequence[_Entry], Position]
-"""Events in order, and the position up to which they are complete."""
+_Entry = Told | Unreadable
 
 
 def is_event_error(error: Exception) -> bool:
@@ -245,7 +234,7 @@ def is_event_error(error: Exception) -> bool:
 
 
 async def _apply_or_park(
-    connection: Connection, row: RecordedRow, parked: ParkedStreams, apply: Callable[[], Awaitable[Any]]
+    connection: Connection, entry: _Entry, parked: ParkedStreams, apply: Callable[[], Awaitable[Any]]
 ) -> None:
     try:
         async with connection.transaction():
@@ -255,10 +244,10 @@ async def _apply_or_park(
             raise
         log.error(  # noqa: TRY400 - the trace could carry values
             "follower.parked",
-            stream_id=str(row.stream_id),
-            position=row.position,
-            topic=row.topic,
+            stream_id=str(stream_of(entry)),
+            position=entry.position,
+            topic=entry.topic,
             error=type(error).__name__,
             hint="the stream waits in parked_events; the others go on",
         )
-        await parked.add(connection, row.stream_id, row.position, type(error).__name__, place_of(error))
+        await parked.add(connection, stream_of(entry), entry.position, type(error).__name__, place_of(error))

@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final
-from uuid import UUID
 
 import psycopg
 from psycopg import sql
 
 from application.crash_points import crash_point
-from domain.recorded import Position, Recorded
+from domain.recorded import Position, Told
+from infrastructure.event_store.batch import Batch, Unreadable, stream_of
 from infrastructure.event_store.reader import ReadsLog
 from infrastructure.followers.leadership import NotLeader
 from infrastructure.followers.parked import BEHIND, ParkedStreams, place_of
@@ -26,11 +26,11 @@ from infrastructure.followers.projector import Projection, is_event_error, move_
 from infrastructure.postgres.connection import Connection, pipeline
 from infrastructure.postgres.schema import execute
 from infrastructure.replay.comparison import shapes
-from infrastructure.replay.reading import Batch, Unreadable, batches
+from infrastructure.replay.reading import batches
 from infrastructure.replay.sessions import replaying
 from infrastructure.replay.traffic import Traffic
 
-BATCH_EVENTS: Final = 5_000
+BATCH_EVENTS: Final = 2_000
 """Maximum number of events per transaction. Most rows are born in the batch in which they change, and are written once;
 more events take memory and no less time (our measurement)."""
 
@@ -71,6 +71,7 @@ class Copy:
         name: as a follower: "registrations__next".
         of: the live read model's name.
         topics: of the events that it is made of; None: of all.
+        metadata: see `Projection`.
     """
 
     def __init__(self, make: MakesProjection, kind: str) -> None:
@@ -85,6 +86,7 @@ class Copy:
         self._projection = make(self.schema)
         topics = self._projection.topics
         self.topics = None if topics is None else frozenset(topics)
+        self.metadata = self._projection.metadata
 
     # --- Its tables ---------------------------------------------------------------------------
 
@@ -210,12 +212,12 @@ class Copy:
                     await self._projection.apply(connection, events)
             crash_point("rebuild.mid_batch")
 
-    async def _not_parked(self, connection: Connection, batch: Batch) -> Sequence[Recorded]:
+    async def _not_parked(self, connection: Connection, batch: Batch) -> Sequence[Told]:
         if batch.sound and not len(self._parked):
             return batch.readable()
-        events: list[Recorded] = []
+        events: list[Told] = []
         for one in batch.events:
-            stream_id = _stream_of(one)
+            stream_id = stream_of(one)
             if stream_id in self._parked:
                 await self._parked.add(connection, stream_id, one.position, BEHIND)
             elif isinstance(one, Unreadable):
@@ -228,7 +230,7 @@ class Copy:
         [one] = batch.events
         async with connection.transaction():
             await save_position(connection, self.name, batch.since, batch.upto)
-            await self._parked.add(connection, _stream_of(one), one.position, type(error).__name__, place_of(error))
+            await self._parked.add(connection, stream_of(one), one.position, type(error).__name__, place_of(error))
 
     async def _tell_again(self, connection: Connection, batch: Batch) -> None:
         """As a projector tells events that another one has applied: it is refused, or the fold cannot take them."""
@@ -299,7 +301,8 @@ async def fill_together(
     copy has a session and transactions of its own.
 
     All copies are written at the same time, unless others append to the log meanwhile: then one after the other, and
-    in smaller transactions, so that no more than one processor of the server is taken, and not for long.
+    in smaller transactions, so that no more than one processor of the server is taken, and not for long. What is a
+    batch in all is written at once, as readers or a projector may wait for it.
 
     Args:
         limit: maximum number of events in a transaction.
@@ -321,8 +324,9 @@ async def fill_together(
 
     since, upto = min(at.values()), max(one.upto for one in fillings)
     traffic = Traffic()
-    async for batch in batches(log, since, upto, topics=topics, limit=limit):
-        if await traffic.is_much(fillings[0].connection):
+    metadata = any(one.copy.metadata for one in fillings)
+    async for batch in batches(log, since, upto, topics=topics, limit=limit, metadata=metadata):
+        if upto - since > limit and await traffic.is_much(fillings[0].connection):
             for part in batch.in_parts(BATCH_BESIDE_OTHERS):
                 for one in fillings:
                     await take(one, part)
@@ -342,7 +346,3 @@ def _all_topics(copies: Sequence[Copy]) -> Sequence[str] | None:
             return None
         topics |= dict.fromkeys(copy.topics)
     return list(topics)
-
-
-def _stream_of(event: Recorded | Unreadable) -> UUID:
-    return event.stream_id if isinstance(event, Unreadable) else event.event.originator_id

@@ -6,30 +6,36 @@ import asyncio
 from datetime import timedelta
 from typing import Final
 
-from domain.recorded import Position
-from infrastructure.event_store.reader import head_of
 from infrastructure.postgres.connection import Connection
 
 LOOKS_EVERY: Final = timedelta(seconds=1)
 
+LATELY: Final = timedelta(seconds=1)
+
 MUCH: Final = 20
-"""Events a second, two registrations from sign-up to account. With fewer, hardly anybody would notice."""
+"""Events that were recorded lately, two registrations from sign-up to account. With fewer, hardly anybody would notice.
+"""
+
+_MUCH = """
+    SELECT EXISTS (
+        SELECT FROM public.head AS h JOIN public.events AS e ON e.notification_id = h.position - %s
+        WHERE e.recorded_at > clock_timestamp() - %s
+    )
+"""
 
 
 class Traffic:
     """Looks at the end of the log, once a second at most."""
 
     def __init__(self) -> None:
-        self._end: Position | None = None
-        self._looked_at = 0.0
+        self._look_at = 0.0
         self._much = False
 
     async def is_much(self, connection: Connection) -> bool:
-        """Were there more than `MUCH` events a second, when it was looked last? Not known before the second look."""
+        """Were more than `MUCH` events recorded within a second, when it was looked last?"""
         now = asyncio.get_running_loop().time()
-        passed = now - self._looked_at
-        if self._end is None or passed >= LOOKS_EVERY.total_seconds():
-            end = await head_of(connection)
-            self._much = self._end is not None and end - self._end > MUCH * passed
-            self._end, self._looked_at = end, now
+        if now >= self._look_at:
+            row = await (await connection.execute(_MUCH, (MUCH, LATELY))).fetchone()
+            self._much = row is not None and bool(row[0])
+            self._look_at = now + LOOKS_EVERY.total_seconds()
         return self._much

@@ -1,38 +1,23 @@
-"""Spans, exported without personal data, and W3C trace contexts."""
+"""Tracing where it is set up, and W3C trace contexts."""
 
+# ruff: noqa: PLC0415 - as in `cli.main`: what exports spans is loaded only where a collector is set
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import Span, SpanKind
-from opentelemetry.trace import Status as SpanStatus
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from application.ports import MailRequest
 
-if TYPE_CHECKING:  # see `_exporter_to`
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
     from requests import Response
-
-ALLOWED_ATTRIBUTES: Final = frozenset(
-    {
-        "http.request.method",
-        "http.response.status_code",
-        "http.route",
-        "error.type",
-        "registrar.correlation_id",
-        "registrar.registration_id",
-        "registrar.command",
-        "registrar.position",
-    }
-)
-"""What a span may carry (docs/security.md, S9). Anything else is dropped before it leaves the process."""
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -56,38 +41,6 @@ def continued(parent: str | None) -> Context | None:
     return TraceContextTextMapPropagator().extract({"traceparent": parent}) if parent else None
 
 
-class _AttributeFilter(SpanExporter):
-    """Exports spans with allowed attributes only, and without events, whose texts are unchecked."""
-
-    def __init__(self, exporter: SpanExporter) -> None:
-        self._exporter = exporter
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        return self._exporter.export([_allowed(span) for span in spans])
-
-    def shutdown(self) -> None:
-        self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        return self._exporter.force_flush(timeout_millis)
-
-
-def _allowed(span: ReadableSpan) -> ReadableSpan:
-    return ReadableSpan(
-        name=span.name,
-        context=span.context,
-        parent=span.parent,
-        resource=span.resource,
-        attributes={key: value for key, value in (span.attributes or {}).items() if key in ALLOWED_ATTRIBUTES},
-        links=span.links,
-        kind=span.kind,
-        status=SpanStatus(span.status.status_code),
-        start_time=span.start_time,
-        end_time=span.end_time,
-        instrumentation_scope=span.instrumentation_scope,
-    )
-
-
 class _Redirected(Exception):
     """The exporter follows no redirect, and would take it for a success (docs/compatibility.md)."""
 
@@ -100,8 +53,8 @@ def _refuse_redirect(response: Response, *_: object, **__: object) -> None:
 
 def _exporter_to(url: str) -> SpanExporter:
     # Only where it is used: the protocol's classes are a twentieth of a process's start (our measurement).
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-    from requests import Session  # noqa: PLC0415
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from requests import Session
 
     session = Session()
     session.hooks["response"].append(_refuse_redirect)
@@ -121,10 +74,10 @@ def setup_tracing(
         if not otlp_endpoint:
             return None
         exporter = _exporter_to(f"{otlp_endpoint.rstrip('/')}/v1/traces")
-    resource = Resource.create({"service.name": "registrar", "service.version": service_version})
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(_AttributeFilter(exporter)))
-    return provider
+    # Only where it is used: what makes spans is a twentieth of a start, too (our measurement).
+    from infrastructure.telemetry.spans import provider_for
+
+    return provider_for(exporter, service_version)
 
 
 def traced(

@@ -30,8 +30,9 @@ from domain.recorded import Position, Recorded
 from domain.registration import Registration
 from entrypoints.bootstrap.database import create_schema
 from infrastructure.crypto.keyring import Keyring, open_root_secret
+from infrastructure.event_store.batch import Stretch
 from infrastructure.event_store.codec import EventCodec
-from infrastructure.event_store.reader import RecordedRow
+from infrastructure.event_store.reader import RecordedRow, decoded
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import NotLeader
 from infrastructure.followers.projector import Projection, Projector
@@ -362,6 +363,12 @@ class _FromMemory:
 
     def decode(self, row: RecordedRow) -> Recorded:
         return self._store.decode(row)
+
+    async def stretch(
+        self, after: Position, limit: int, topics: Sequence[str] | None = None, *, metadata: bool = True
+    ) -> Stretch:
+        rows, seen = await self.read(after, limit, topics)
+        return Stretch(after, seen, lambda: decoded(rows, after, seen, self.decode))
 
 
 class _AlwaysNews:

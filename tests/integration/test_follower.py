@@ -40,6 +40,7 @@ class Tally:
     tables: tuple[str, ...] = (
         "CREATE TABLE IF NOT EXISTS seen (number serial, position bigint, stream_id uuid, who text)",
     )
+    metadata = False
 
     def __init__(self, who: str = "one") -> None:
         self.who = who

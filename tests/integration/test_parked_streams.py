@@ -21,7 +21,7 @@ from application.commands import RetryParkedStream
 from application.handlers import Handlers
 from application.ports import Context
 from domain.policy import Policy
-from domain.recorded import Position, Recorded
+from domain.recorded import Position, Told
 from entrypoints.api import responses
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import RecordedRow
@@ -50,7 +50,7 @@ class Refusing(Accounts):
         super().__init__()
         self.mended = False
 
-    async def apply(self, connection: Connection, events: Sequence[Recorded]) -> None:
+    async def apply(self, connection: Connection, events: Sequence[Told]) -> None:
         if not self.mended and any(one.event.originator_id == REGISTRATION for one in events):
             await connection.execute("SELECT 1 / 0 AS ada_at_example_com")
         await super().apply(connection, events)
@@ -314,6 +314,7 @@ class _Counted:
         self.reads = 0
         self._store = store
         self.decode = store.decode
+        self.stretch = store.stretch
 
     async def read(
         self, after: Position, limit: int, topics: Sequence[str] | None = None

@@ -7,9 +7,10 @@ from contextlib import aclosing
 
 import pytest
 
+from infrastructure.event_store.batch import Batch
 from infrastructure.event_store.reader import UnreadableLog
 from infrastructure.event_store.store import EventStore
-from infrastructure.replay.reading import Batch, batches
+from infrastructure.replay.reading import batches
 from projections.registrations import Registrations
 from tests.support.facts import eventually
 from tests.support.read_models import recorded_history

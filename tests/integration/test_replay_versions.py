@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from application.ports import entries_of
-from domain.recorded import Recorded
+from domain.recorded import Told
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.leadership import lead
@@ -37,7 +37,7 @@ class CountedFunnel(Funnel):
 
     name = "funnel_2"
 
-    async def apply(self, connection: Any, events: Sequence[Recorded]) -> None:
+    async def apply(self, connection: Any, events: Sequence[Told]) -> None:
         await super().apply(connection, events)
         await connection.execute("UPDATE stages SET count = count + 1 WHERE stage = 'registered'")
 
@@ -181,7 +181,7 @@ async def test_a_projector_that_builds_meanwhile_goes_on_behind_the_copy_and_par
     begun, overtaken = asyncio.Event(), asyncio.Event()
 
     class SlowAccounts(SecondAccounts):
-        async def apply(self, connection: Any, events: Sequence[Recorded]) -> None:
+        async def apply(self, connection: Any, events: Sequence[Told]) -> None:
             if self.schema == "read_accounts_2" and not overtaken.is_set():
                 begun.set()
                 await overtaken.wait()

@@ -36,7 +36,8 @@ from domain.mail_saga import MailSaga
 from domain.mailbox import Mailbox, claim_mark
 from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import Registration
-from infrastructure.event_store.reader import RecordedRow
+from infrastructure.event_store.batch import Stretch
+from infrastructure.event_store.reader import RecordedRow, decoded
 from infrastructure.postgres.batching import Batcher
 from projections.deadlines import DueLook
 from tests.simulation.faults import Faults, Network, Windows, finish
@@ -369,6 +370,12 @@ class SimulatedStore(DatabasePort):
 
     def decode(self, row: RecordedRow) -> Recorded:
         return self.database.recorded[row.position - 1]
+
+    async def stretch(
+        self, after: Position, limit: int, topics: Sequence[str] | None = None, *, metadata: bool = True
+    ) -> Stretch:
+        rows, seen = await self.read(after, limit, topics)
+        return Stretch(after, seen, lambda: decoded(rows, after, seen, self.decode))
 
 
 class SimulatedClaims(DatabasePort):

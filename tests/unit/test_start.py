@@ -18,10 +18,70 @@ or HTTP is served."""
 @pytest.mark.parametrize("module", ["entrypoints.cli.run", "entrypoints.cli.events", "entrypoints.cli.mail"])
 def test_what_only_some_processes_use_is_not_loaded_by_all(module: str) -> None:
     program = f"import sys, {module}; print([name for name in {LATER} if name in sys.modules])"
+    assert printed_by(program) == "[]"
+
+
+NEVER_IN_SERVE = (
+    "aiosmtpd",
+    "entrypoints.bootstrap.delivery",
+    "entrypoints.bootstrap.desk",
+    "entrypoints.bootstrap.followers",
+    "entrypoints.bootstrap.replay",
+    "jinja2",
+    "opentelemetry.sdk",
+    "rich",
+)
+"""Sends mail, follows the log, makes spans for a collector, shows something to a person."""
+
+
+def test_what_serves_http_loads_nothing_that_sends_follows_or_shows() -> None:
+    program = (
+        "import sys; from entrypoints.cli.libraries import load_fastapi, load_structlog; "
+        "load_structlog(); load_fastapi(); import entrypoints.cli.run, entrypoints.cli.listening; "
+        f"print([name for name in {NEVER_IN_SERVE} if name in sys.modules])"
+    )
+    assert printed_by(program) == "[]"
+
+
+def test_neither_does_it_for_a_broker() -> None:
+    program = (
+        "import sys; from entrypoints.cli.libraries import load_structlog; load_structlog(); "
+        "from entrypoints.bootstrap.broker import broker_for; "
+        "from infrastructure.settings.settings import Settings; "
+        "settings = Settings.from_environment({'REGISTRAR_BROKER_URL': 'amqp://localhost'}, with_secrets=False); "
+        f"print(broker_for('serve', settings) is None, [name for name in {NEVER_IN_SERVE} if name in sys.modules])"
+    )
+    assert printed_by(program) == "False []"
+
+
+def test_what_sends_mail_loads_no_mailbox() -> None:
+    program = "import sys, entrypoints.bootstrap.delivery; print('aiosmtpd' in sys.modules)"
+    assert printed_by(program) == "False"
+
+
+def test_help_loads_no_library_of_a_service() -> None:
+    program = (
+        "import sys; from entrypoints.cli.main import run; run(['--help']); "
+        f"print([name for name in {(*LATER, *NEVER_IN_SERVE, 'psycopg', 'structlog')} if name in sys.modules])"
+    )
+    assert printed_by(program).splitlines()[-1] == "[]"
+
+
+def test_models_of_openapi_documents_wait_for_a_document_and_ours_do_not() -> None:
+    program = (
+        "from entrypoints.cli.libraries import load_fastapi; load_fastapi(); "
+        "from fastapi.openapi.models import Contact; from pydantic import BaseModel; "
+        "print(Contact.__pydantic_complete__, type('Ours', (BaseModel,), {}).__pydantic_complete__, "
+        "Contact(name='Ada').name)"
+    )
+    assert printed_by(program) == "False True Ada"
+
+
+def printed_by(program: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[]"
+    return done.stdout.strip()
 
 
 SLOW = "import signal\nprint('loading', flush=True)\nwhile True: signal.pause()\n"
