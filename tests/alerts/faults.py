@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from resource import RLIMIT_FSIZE, prlimit
+from typing import Final, get_args
 
 from domain.registration import Registration
 from entrypoints.cli.mail import discard
@@ -27,23 +28,29 @@ Breaks = Callable[[World], AbstractAsyncContextManager[None]]
 class Fault:
     """
     Attributes:
-        fires: exactly these.
+        fires: exactly these, all at the same time.
+        then: and these once it is mended.
     """
 
     breaks: Breaks
     fires: frozenset[str]
+    then: frozenset[str]
 
 
 FAULTS: dict[str, Fault] = {}
 """By what happens."""
 
 
-def fires(name: str, *alerts: str) -> Callable[[Breaks], Breaks]:
+def fires(name: str, *alerts: str, then: Collection[str] = ()) -> Callable[[Breaks], Breaks]:
     def note_it(breaks: Breaks) -> Breaks:
-        FAULTS[name] = Fault(breaks, frozenset(f"Registrar{alert}" for alert in alerts))
+        FAULTS[name] = Fault(breaks, _named(alerts), _named(then))
         return breaks
 
     return note_it
+
+
+def _named(alerts: Collection[str]) -> frozenset[str]:
+    return frozenset(f"Registrar{alert}" for alert in alerts)
 
 
 # --- Processes ------------------------------------------------------------------------------------
@@ -91,7 +98,7 @@ async def redis_killed(world: World) -> AsyncIterator[None]:
     world.redis.start()
 
 
-@fires("RabbitMQ is killed", "BrokerDown", "MailWaits")
+@fires("RabbitMQ is killed", "BrokerDown", "FollowerLags", "MailWaits")
 @asynccontextmanager
 async def rabbit_killed(world: World) -> AsyncIterator[None]:
     world.rabbit.kill()
@@ -104,14 +111,13 @@ async def rabbit_killed(world: World) -> AsyncIterator[None]:
 @asynccontextmanager
 async def mail_refused(world: World) -> AsyncIterator[None]:
     world.sink.at("rcpt", "550 5.7.1 relaying denied")
-    for _ in range(3):
-        await world.register()
+    await world.register()
     yield
     world.sink.heal()
     await world.join()
 
 
-@fires("the mail server hangs", "CircuitOpen", "MailWaits", "WebhookFails")
+@fires("the mail server hangs", "CircuitOpen", "MailWaits", "WebhookFails", then=["MailsLate"])
 @asynccontextmanager
 async def mail_hangs(world: World) -> AsyncIterator[None]:
     """And the webhook that would tell of it does not take the alert."""
@@ -210,34 +216,39 @@ async def guesses(world: World) -> AsyncIterator[None]:
 @fires("the site's form is broken", "FewSucceed")
 @asynccontextmanager
 async def form_broken(world: World) -> AsyncIterator[None]:
-    for _ in range(30):
+    async def try_to_register() -> None:
         assert (await world.http.post("/v1/registrations", json={"mail": "ada@example.com"})).status_code == 422
+
+    trying = asyncio.create_task(_again_and_again(try_to_register, every=0.05))
     yield
+    trying.cancel()
+    with suppress(asyncio.CancelledError):
+        await trying
     for _ in range(40):
         await world.register()
 
 
-@fires("more wait for a read model than may", "Overloaded")
+@fires("more read at the same time than may", "Overloaded")
 @asynccontextmanager
-async def too_many_wait(world: World) -> AsyncIterator[None]:
+async def flood_of_reads(world: World) -> AsyncIterator[None]:
     _, registration = await world.register()
-    path = f"/v1/registrations/{registration}?min_position=1000000&wait=25000"
-    asked = f"GET {path} HTTP/1.1\r\nHost: {world.http.base_url.host}\r\n\r\n".encode()
-    async with asyncio.TaskGroup() as group:
+    asked = f"GET /v1/registrations/{registration}?min_position=1 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
 
-        async def waiting() -> None:
+    async def read() -> None:
+        with suppress(ConnectionError):
             reader, writer = await asyncio.open_connection("127.0.0.1", world.http.base_url.port)
             writer.write(asked)
-            with suppress(asyncio.CancelledError):
-                await reader.read()
+            await reader.readuntil(b"\r\n\r\n")
             writer.transport.abort()
 
-        tasks = [group.create_task(waiting()) for _ in range(520)]
-        refusing = group.create_task(_again_and_again(lambda: world.http.get(path)))
-        yield
-        refusing.cancel()
-        for task in tasks:
-            task.cancel()
+    async def crowd() -> None:
+        await asyncio.gather(*(read() for _ in range(620)))
+
+    crowding = asyncio.create_task(_again_and_again(crowd, every=0.5))
+    yield
+    crowding.cancel()
+    with suppress(asyncio.CancelledError):
+        await crowding
 
 
 async def _again_and_again(act: Callable[[], Awaitable[object]], every: float = 0.2) -> None:
@@ -294,6 +305,9 @@ async def event_refused(world: World) -> AsyncIterator[None]:
     await query(world.dsn, "ALTER TABLE read_accounts.accounts DROP CONSTRAINT nobody")
 
 
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+
+
 async def noted(world: World, kind: Kind) -> None:
     async with await connect(world.dsn, name="fault", statement_timeout=timedelta(seconds=10)) as connection:
         await note(connection, kind, Path("/backups"), 1)
@@ -303,14 +317,14 @@ async def noted(world: World, kind: Kind) -> None:
 async def only(world: World, kind: Kind) -> AsyncIterator[None]:
     """Of the two, only this is done as often as it should be; and in the end both."""
 
-    for one in ("backup", "drill"):
+    for one in KINDS:
         await noted(world, one)
     going_on = asyncio.create_task(_again_and_again(lambda: noted(world, kind), every=3))
     yield
     going_on.cancel()
     with suppress(asyncio.CancelledError):
         await going_on
-    for one in ("backup", "drill"):
+    for one in KINDS:
         await noted(world, one)
 
 
@@ -333,14 +347,22 @@ async def no_drill(world: World) -> AsyncIterator[None]:
 async def query_broken(world: World) -> AsyncIterator[None]:
     _, registration = await world.register()
     await world.scene.fleet.until_caught_up()
-    rename = "ALTER TABLE read_registrations.registrations RENAME COLUMN {} TO {}"
-    await query(world.dsn, rename.format("locale", "renamed"))
+    retype = "ALTER TABLE read_registrations.registrations ALTER created_at TYPE {0} USING created_at::{0}"
+    await query(world.dsn, retype.format("text"))  # and we take it for a time
     assert (await world.http.get(f"/v1/registrations/{registration}")).status_code == 500
-    await query(world.dsn, rename.format("renamed", "locale"))
+    await query(world.dsn, retype.format("timestamptz"))
     yield
 
 
-@fires("a registration's next step is overdue", "ProcessDown", "StuckRegistrations", "MailWaits")
+@fires(
+    "a registration's next step is overdue",
+    "ProcessDown",
+    "StuckRegistrations",
+    "MailWaits",
+    "FollowerLags",
+    "ReadModelsBehind",
+    "CheckpointGap",
+)
 @asynccontextmanager
 async def nobody_decides(world: World) -> AsyncIterator[None]:
     """The mail is put off, and who would ask for it again is dead."""
@@ -354,5 +376,6 @@ async def nobody_decides(world: World) -> AsyncIterator[None]:
     await world.scene.fleet.until_caught_up()
     await world.process.kill()
     world.sink.heal()
+    await world.register()
     yield
     await world.process.start()

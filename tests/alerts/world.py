@@ -92,7 +92,7 @@ class World:
         await self.join()
         await self.until_silent()
 
-    async def until_fired(self, *alerts: str, within: float = 75) -> None:
+    async def until_fired(self, *alerts: str, within: float = 150) -> None:
         """Wait until all of these fire at the same time."""
         missing = set(alerts)
 
@@ -144,11 +144,10 @@ async def opened(
             checkpoint_dir=str(checkpoints),
             checkpoint_key="ab" * 32,
             verify_interval="1",
-            limits="mails=off",
         )
         scene = await stack.enter_async_context(Scene.on(fleet, sink))
         ports = dict(zip(("serve", "process", "work"), free_ports(3), strict=True))
-        serve = await fleet.serve(admin_listen=f"127.0.0.1:{ports['serve']}")
+        serve = await fleet.serve(admin_listen=f"127.0.0.1:{ports['serve']}", limits="mails=off")
         process = await fleet.process(admin_listen=f"127.0.0.1:{ports['process']}")
         work = await fleet.work(admin_listen=f"127.0.0.1:{ports['work']}")
         configure(directory, ports)
