@@ -12,6 +12,7 @@ from resource import RLIMIT_FSIZE, prlimit
 from typing import Final, get_args
 
 from domain.registration import Registration
+from domain.stray_message import StrayMessage
 from entrypoints.cli.mail import discard
 from infrastructure.backup.records import Kind, note
 from infrastructure.postgres.connection import connect
@@ -148,7 +149,8 @@ async def foreign_messages(world: World) -> AsyncIterator[None]:
     await put(world.broker_url, *[f"not ours, {number}".encode() for number in range(10)])
     yield
     async with world.scene.within() as service:
-        strays = [id_ for (id_,) in await query(world.dsn, "SELECT id FROM read_strays.strays")]
+        kept = "SELECT originator_id FROM events WHERE topic = %s"
+        strays = [stream for (stream,) in await query(world.dsn, kept, StrayMessage.StrayMessageKept.TOPIC)]
         assert await discard(service.desk, strays, reason="a test", as_json=True) == 0
 
 
@@ -347,10 +349,10 @@ async def no_drill(world: World) -> AsyncIterator[None]:
 async def query_broken(world: World) -> AsyncIterator[None]:
     _, registration = await world.register()
     await world.scene.fleet.until_caught_up()
-    retype = "ALTER TABLE read_registrations.registrations ALTER created_at TYPE {0} USING created_at::{0}"
-    await query(world.dsn, retype.format("text"))  # and we take it for a time
+    retype = "ALTER TABLE read_registrations.progress ALTER rejections TYPE {0} USING rejections::{0}"
+    await query(world.dsn, retype.format("text"))  # and we take it for a number
     assert (await world.http.get(f"/v1/registrations/{registration}")).status_code == 500
-    await query(world.dsn, retype.format("timestamptz"))
+    await query(world.dsn, retype.format("integer"))
     yield
 
 

@@ -32,11 +32,16 @@ AGES: Final = {
 """Limits of ages in the rules, and here."""
 
 
+_CONSUMERS: Final = re.compile(r"(alert: RegistrarNobodyConsumes\n(?:(?! +- ).*\n)*? +for: )\w+")
+"""How long it waits: RabbitMQ is looked at each five seconds, in haste as in earnest."""
+
+
 def scaled(rules: str) -> str:
     """The text of a file of rules, with all of its times divided."""
     for limit, here in AGES.items():
         rules = rules.replace(limit, here)
-    return _WINDOWS.sub(lambda found: f"{found[1]}{_SECONDS[found[3]] * int(found[2]) * 1000 // SCALE}ms", rules)
+    rules = _WINDOWS.sub(lambda found: f"{found[1]}{_SECONDS[found[3]] * int(found[2]) * 1000 // SCALE}ms", rules)
+    return _CONSUMERS.sub(r"\g<1>12s", rules)
 
 
 def configure(directory: Path, targets: Mapping[str, int]) -> None:
