@@ -5,6 +5,7 @@ Both questions are about the domain as it was typed, and nothing that is stored:
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import groupby
 from typing import Final
 
@@ -29,6 +30,7 @@ _BY_INITIAL: Final = {
 }
 
 
+@lru_cache(maxsize=4096)
 def is_disposable(domain: str) -> bool:
     """Is it, or a domain above it, on the list of domains that anybody gets an address at for minutes?
 
@@ -43,6 +45,7 @@ def is_disposable(domain: str) -> bool:
     return False
 
 
+@lru_cache(maxsize=4096)
 def meant_domain(domain: str) -> str | None:
     """The much used domain that is one slip away from this one; None if there is none, or this one is real.
 
@@ -56,6 +59,12 @@ def meant_domain(domain: str) -> str | None:
         return None
     near = (one for one in _BY_INITIAL.get(domain[:1], ()) if abs(len(one) - len(domain)) <= 1)
     return next((one for one in near if _one_slip(one, domain) and not _two_countries(one, domain)), None)
+
+
+def forget_judged_domains() -> None:
+    """Forget the domains that were judged: one of them may be a single person's."""
+    is_disposable.cache_clear()
+    meant_domain.cache_clear()
 
 
 def _one_slip(meant: str, typed: str) -> bool:

@@ -187,7 +187,7 @@ def _envelope(recorded: Recorded) -> dict[str, Any]:
         "time": recorded.recorded_at,
         "datacontenttype": "application/json",
         "correlationid": recorded.correlation_id,
-        "traceparent": recorded.trace,
+        "traceparent": None if recorded.trace is None else recorded.trace[:55],  # a `tracestate` may follow
         "data": RegistrationReference(**_reference(recorded)),
     }
 

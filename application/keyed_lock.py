@@ -19,10 +19,11 @@ class KeyedLock:
     """
 
     def __init__(self) -> None:
-        self._queues: dict[UUID, deque[asyncio.Future[None]]] = {}
+        self._queues: dict[int, deque[asyncio.Future[None]]] = {}  # a UUID's hash is computed in Python
 
-    async def run(self, key: UUID, work: Callable[[], Awaitable[T]]) -> T:
+    async def run(self, key_id: UUID, work: Callable[[], Awaitable[T]]) -> T:
         """Run the work once no other work runs under this key."""
+        key = key_id.int
         queue = self._queues.get(key)
         if queue is None:
             self._queues[key] = deque()
@@ -40,7 +41,7 @@ class KeyedLock:
         finally:
             self._pass_on(key)
 
-    def _pass_on(self, key: UUID) -> None:
+    def _pass_on(self, key: int) -> None:
         queue = self._queues[key]
         while queue:
             turn = queue.popleft()

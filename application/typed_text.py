@@ -67,6 +67,8 @@ def parse_name(typed: str) -> str:
     Raises:
         ValueError: there is nothing in it to be seen, or it contains control characters.
     """
+    if typed.isascii() and typed.isprintable() and (name := typed.strip()):
+        return name  # as most are: composed, and with nothing in it that cannot be seen
     name = unicodedata.normalize("NFC", typed).strip()
     if any(unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in name):
         raise ValueError("contains control characters")

@@ -32,6 +32,7 @@ from bench import (
     rotating,
     starting,
     through_rabbitmq,
+    tracing,
     whole_way,
 )
 from bench.cluster import Cluster, cluster
@@ -68,6 +69,7 @@ GROUPS: dict[str, Group] = {
         c, blocks=200 if how.quick else 10_000, hashed=20 if how.quick else 1_500
     ),
     "whole-way": lambda c, how: whole_way.run(c, seconds=3 if how.quick else 30, repetitions=1 if how.quick else 3),
+    "tracing": lambda c, how: tracing.run(c, seconds=2 if how.quick else 6, repetitions=1 if how.quick else 8),
     "rabbitmq": lambda c, how: through_rabbitmq.run(
         c, mails=200 if how.quick else 5000, seconds=3 if how.quick else 15, repetitions=1 if how.quick else 3
     ),

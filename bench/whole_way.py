@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -36,7 +36,7 @@ _tags = (f"way{number}" for number in count())
 
 
 @dataclass(frozen=True, slots=True)
-class _Service:
+class Service:
     dsn: str
     serve: Process
     process: Process
@@ -54,17 +54,22 @@ class _Service:
 
 
 @contextmanager
-def _service(cluster: Cluster) -> Iterator[_Service]:
-    """Everything fresh, warmed up by some registrations."""
+def service_on(cluster: Cluster, settings: Mapping[str, str] | None = None) -> Iterator[Service]:
+    """Everything fresh, warmed up by some registrations.
+
+    Args:
+        settings: of its processes.
+    """
+    more = settings or {}
     assert cluster.server.pid is not None
     with (
         cluster.fresh() as dsn,
         sink() as mail,
-        registrar_serve(dsn) as serve,
-        registrar_process(dsn, mail.port) as process,
+        registrar_serve(dsn, more) as serve,
+        registrar_process(dsn, mail.port, more) as process,
     ):
-        service = _Service(dsn, serve, process, mail, cluster.server.pid)
-        _send(service, rate=CALM_RATE, seconds=2)
+        service = Service(dsn, serve, process, mail, cluster.server.pid)
+        send(service, rate=CALM_RATE, seconds=2)
         yield service
 
 
@@ -83,8 +88,8 @@ def _highest_rate(cluster: Cluster, *, seconds: float, repetitions: int) -> Row:
     steps: list[dict[str, Any]] = []
 
     def holds(rate: float) -> bool:
-        with _service(cluster) as service:
-            step = _send(service, rate=rate, seconds=seconds)
+        with service_on(cluster) as service:
+            step = send(service, rate=rate, seconds=seconds)
         steps.append(step)
         return bool(step["accepted"] == step["sent"] and step["time to inbox"]["p99"] < 1.0)
 
@@ -125,7 +130,7 @@ def _mostly(holds: Callable[[], bool], repetitions: int) -> bool:
     return held >= needed
 
 
-def _send(service: _Service, *, rate: float, seconds: float) -> dict[str, Any]:
+def send(service: Service, *, rate: float, seconds: float) -> dict[str, Any]:
     """An open loop of registrations, until every mail is there or patience ends."""
     tag = next(_tags)
     before, already, begun = service.cpu(), service.sink.ask("count"), time.perf_counter()
@@ -178,8 +183,8 @@ def spread(seconds: Iterable[float]) -> dict[str, float]:
 def _calm(cluster: Cluster, *, seconds: float, repetitions: int) -> list[Row]:
     steps = []
     for _ in range(repetitions):
-        with _service(cluster) as service:
-            steps.append(_send(service, rate=CALM_RATE, seconds=seconds))
+        with service_on(cluster) as service:
+            steps.append(send(service, rate=CALM_RATE, seconds=seconds))
     assert all(step["accepted"] == step["sent"] for step in steps), steps
     late = statistics.median(step["lateness"]["p99"] for step in steps) * 1000
     rows = []
@@ -204,7 +209,7 @@ def _calm(cluster: Cluster, *, seconds: float, repetitions: int) -> list[Row]:
 def _read_your_write(cluster: Cluster, *, seconds: float, repetitions: int) -> Row:
     found: dict[str, list[float]] = {"alone": [], "waits": []}
     lateness: list[float] = []
-    with _service(cluster) as service:
+    with service_on(cluster) as service:
         for _ in range(repetitions):
             for side, values in found.items():
                 outcome = load(

@@ -21,7 +21,8 @@ from domain.errors import CodeExpired, CodeLocked, NotPending, Refused, TooManyR
 from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, IssueReason, MailKind
 from domain.mailbox import MailboxId
 from domain.policy import Policy
-from domain.streams import begin
+from domain.streams import begin, record
+from domain.uuids import uuid_of_text
 
 BEGUN = 2
 """Version of a registration that was just begun."""
@@ -85,6 +86,19 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         def upcast_v1_v2(state: dict[str, Any]) -> None:
             state["withheld"] = None
             state["mailbox_id"] = None
+
+        # Not by `@event`, which takes five times as long: every stream has one.
+        def apply(self, aggregate: Any) -> None:
+            aggregate.serial = self.serial
+            if self.mailbox_id:  # a code that release 0.1.0 issued tells none
+                aggregate.mailbox_id = MailboxId(uuid_of_text(self.mailbox_id))
+            if self.withheld:
+                aggregate.withheld.add(self.serial)
+            aggregate.issued_at = self.timestamp
+            if self.reason == IssueReason.REQUESTED:
+                aggregate.requested_at.append(self.timestamp)
+            aggregate.rejections = 0
+            aggregate.locked = False
 
     class EmailDispatched(Event):
         """A mail server accepted the mail of this issue: a `HandOver`. `kind`: a `MailKind`."""
@@ -221,7 +235,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self, claim_id: str, fingerprint: str, personal_data: str, locale: str, duplicate_of: str | None
     ) -> None:
         self.status = Status.PENDING
-        self.claim_id = ClaimId(UUID(claim_id))
+        self.claim_id = ClaimId(uuid_of_text(claim_id))
         self.fingerprint = fingerprint
         self.personal_data = personal_data
         self.locale = locale
@@ -415,13 +429,14 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
             self._issue(IssueReason.STALE, withheld=serial in self.withheld, now=now)
 
     def _issue(self, reason: IssueReason, *, withheld: bool, now: datetime) -> None:
-        self.trigger_event(
+        record(
+            self,
             Registration.OtpIssued,
+            now=now,
             serial=self.serial + 1,
             reason=reason,
             withheld=withheld,
             mailbox_id=str(self.mailbox_id or ""),
-            timestamp=now,
         )
 
     # --- Mail ---------------------------------------------------------------------------------
@@ -547,21 +562,6 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
             self.trigger_event(Registration.PersonalDataErased, timestamp=now)
 
     # --- State changes: they run again on every replay, so they check nothing. They name the fields they use. ---
-
-    @event(OtpIssued)
-    def _otp_issued(
-        self, serial: int, reason: str, withheld: bool | None, mailbox_id: str | None, timestamp: datetime
-    ) -> None:
-        self.serial = serial
-        if mailbox_id:  # a code that release 0.1.0 issued tells none
-            self.mailbox_id = MailboxId(UUID(mailbox_id))
-        if withheld:
-            self.withheld.add(serial)
-        self.issued_at = timestamp
-        if reason == IssueReason.REQUESTED:
-            self.requested_at.append(timestamp)
-        self.rejections = 0
-        self.locked = False
 
     @event(EmailDispatched)
     def _email_dispatched(self, serial: int, timestamp: datetime) -> None:

@@ -147,6 +147,7 @@ DASHBOARDS: dict[str, list[Panel]] = {
         Panel("Cores in use", {"{{instance}}": 'rate(process_cpu_seconds_total{job="registrar"}[$__rate_interval])'}),
         Panel("Memory", {"{{instance}}": 'process_resident_memory_bytes{job="registrar"}'}, "bytes"),
         Panel("Open files, of those there may be", {"{{instance}}": 'process_open_fds{job="registrar"} / process_max_fds{job="registrar"}'}, "percentunit"),
+        Panel("Spans", {"exported": rate("registrar_spans_exported_total"), "lost: {{reason}}": rate("registrar_spans_lost_total", "reason")}),
         Panel("Log lines lost", {"{{instance}}": rate("registrar_log_lines_lost_total", "instance")}),
         Panel("Up for", {"{{instance}}": 'time() - process_start_time_seconds{job="registrar"}'}, "s"),
     ],

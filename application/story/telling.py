@@ -18,6 +18,9 @@ from domain.operator_act import OperatorAct
 from domain.recorded import Actor, AnyEvent, Position, Recorded
 from domain.registration import Registration, Status
 
+_TRACE_ID: Final = slice(3, 35)
+"""Where a `traceparent` has it (W3C Trace Context, 3.2.2)."""
+
 QUESTION: Final = "Why did this person not get the mail?"
 
 
@@ -196,22 +199,30 @@ def lines(story: Story) -> Iterator[str]:
     yield from _lines(story.acts, "")
 
 
-def _lines(acts: Sequence[Act], indent: str, day: date | None = None) -> Iterator[str]:
+def _lines(acts: Sequence[Act], indent: str, day: date | None = None, trace: str | None = None) -> Iterator[str]:
     """A level of the tree. What alone follows from an act stands below it on the same level: a mail that is tried for a
-    day would go far to the right."""
-    rows: list[Act] = []
+    day would go far to the right.
+
+    Args:
+        trace: of what led to them. A trace's id is told where it begins.
+    """
+    rows: list[tuple[Act, str | None]] = []
     for act in acts:
-        rows.append(act)
-        while len(rows[-1].consequences) == 1:
-            rows.append(rows[-1].consequences[0])
+        rows.append((act, trace))
+        while len(rows[-1][0].consequences) == 1:
+            led_to = rows[-1][0]
+            rows.append((led_to.consequences[0], led_to.trace))
     outside = set() if indent else {id(act) for act in acts}
-    for number, act in enumerate(rows):
+    for number, (act, before) in enumerate(rows):
         from_outside = id(act) in outside
         last = number == len(rows) - 1
-        request = f" (request {act.correlation_id})" if from_outside and act.actor == Actor.CLIENT else ""
+        known_by = [f"request {act.correlation_id}"] if from_outside and act.actor == Actor.CLIENT else []
+        if act.trace is not None and (before is None or before[_TRACE_ID] != act.trace[_TRACE_ID]):
+            known_by.append(f"trace {act.trace[_TRACE_ID]}")
+        ids = f" ({', '.join(known_by)})" if known_by else ""
         when = f"{moment(act.events[0].at)}: " if from_outside else ""
         day = act.events[0].at.astimezone(UTC).date() if from_outside else day
-        yield f"{indent}{'└─' if last else '├─'} {when}{act.headline}{request}"
+        yield f"{indent}{'└─' if last else '├─'} {when}{act.headline}{ids}"
         deeper = indent + ("   " if last else "│  ")
         for one in act.events:
             took = "" if one.after is None else f" (+{duration(one.after)})"
@@ -220,4 +231,4 @@ def _lines(acts: Sequence[Act], indent: str, day: date | None = None) -> Iterato
             day = at.date()
             yield f"{deeper}{on}{f'{at:%H:%M:%S.%f}'[:-3]}  {one.says}{took}"
         if len(act.consequences) > 1:
-            yield from _lines(act.consequences, deeper, day)
+            yield from _lines(act.consequences, deeper, day, act.trace)

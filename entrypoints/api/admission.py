@@ -1,7 +1,7 @@
 """Admission: how many requests of each kind one process works on at a time.
 
 A service that takes in more than it can do responds late to everybody, and does less: it spends its time on requests
-whose clients have gone. So it is decided at the door (`entrypoints.api.http_server`), before anything is spent on a
+whose clients have gone. So it is decided at the door (`entrypoints.api.http_protocol`), before anything is spent on a
 request. Each kind of request has a bound of its own, so that a flood of one keeps out no other: what ends a
 registration (a code, a look at it) and what operators need (health, metrics) goes on while registrations are refused.
 """
@@ -170,7 +170,7 @@ class Admission:
         """
         if self._prefix and path.startswith(self._prefix + b"/"):
             path = path[len(self._prefix) :]
-        if path == _REGISTER and method == b"POST":
+        if path == REGISTER and method == b"POST":
             return self.registrations
         return self._bounds[_class_of(method, path, query)]
 
@@ -181,11 +181,11 @@ class Admission:
         return {bound.name: bound.under_way for bound in (self.registrations, *self._bounds.values())}
 
 
-_REGISTER: Final = ROUTE.encode()
+REGISTER: Final = ROUTE.encode()
 
 
 def _class_of(method: bytes, path: bytes, query: bytes | None) -> Class:
-    if path.startswith(_REGISTER + b"/"):
+    if path.startswith(REGISTER + b"/"):
         if method != b"POST":
             return "wait" if query else "look"
         if path.endswith(b"/verification"):

@@ -42,7 +42,7 @@ def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:
         # Operators' own listener is called by what names orchestrators and Prometheus have for it, and nothing is there
         # that a browser is let in to by itself.
         "hosts": Hosts(parts.host_names if public else None),
-        "tracer": parts.tracing.get_tracer("registrar") if parts.tracing is not None else None,
+        "tracing": parts.tracing,
     }
     app = Api(
         **_ABOUT,

@@ -13,24 +13,28 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import structlog
-from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from application.ports import Context, Overloaded
 from domain.recorded import Actor
+from domain.uuids import uuid_of_int
 from entrypoints.api.admission import PLACE, AdmissionSlot
 from entrypoints.api.hosts import Hosts
 from entrypoints.api.problems import HttpProblem, to_problem
 from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.postgres.patience import limited
 from infrastructure.telemetry.metrics import Metrics
-from infrastructure.telemetry.tracing import continued, parse_traceparent, traceparent
+from infrastructure.telemetry.trace_context import DOING, parse_traceparent
+from infrastructure.telemetry.tracing import Kind
+
+if TYPE_CHECKING:
+    from infrastructure.telemetry.tracing import Span, Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +53,10 @@ BODY_DEADLINE: Final = timedelta(seconds=5)
 UNMATCHED: Final = "unmatched"
 """The route in metrics of an unknown path."""
 
+UNTRACED: Final = ("/health", "/metrics")
+"""Routes that are asked every few seconds, and lead to nothing."""
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"})
 _WANTED = frozenset(
     {
         b"host",
@@ -58,6 +66,7 @@ _WANTED = frozenset(
         b"transfer-encoding",
         b"x-request-id",
         b"traceparent",
+        b"tracestate",
     }
 )
 # A parameter may be left out after its ";" (RFC 9110, 5.6.6), and the encoding's other name is understood everywhere.
@@ -84,7 +93,7 @@ class RequestState:
 
     Attributes:
         correlation_id: the client's own if it sent a UUID as `X-Request-Id`.
-        trace: W3C `traceparent` of our span, or the client's where tracing is off.
+        trace: context of our span, or the client's where tracing is off; see `infrastructure.telemetry.trace_context`.
         body: the whole of it, at most `BODY_LIMIT` bytes.
         status: of the response, 0 until it has started.
     """
@@ -124,21 +133,21 @@ class Guard:
         request_timeout: timedelta,
         hosts: Hosts | None = None,
         body_deadline: timedelta | None = None,
-        tracer: Tracer | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """
         Args:
             request_timeout: after which the response is 504, whatever the application is doing.
             hosts: whom requests may be for; None: whomever.
             body_deadline: None means `BODY_DEADLINE`.
-            tracer: None means that tracing is off.
+            tracing: None means that it is off.
         """
         self._app = app
         self._metrics = metrics
         self._request_timeout = request_timeout.total_seconds()
         self._hosts = hosts or Hosts()
         self._body_deadline = (body_deadline or BODY_DEADLINE).total_seconds()
-        self._tracer = tracer
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -147,9 +156,11 @@ class Guard:
         started = time.perf_counter()
         headers, size = _read_headers(scope)
         state = scope[_KEY] = RequestState(
-            _correlation_id(headers.get(b"x-request-id")), parse_traceparent(headers.get(b"traceparent"))
+            _correlation_id(headers.get(b"x-request-id")),
+            parse_traceparent(headers.get(b"traceparent"), headers.get(b"tracestate")),
         )
-        span = self._begin_span(scope, state) if self._tracer is not None else None
+        span = self._begin_span(scope, state) if self._tracing is not None else None
+        before = DOING.set(state)
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -160,6 +171,7 @@ class Guard:
         try:
             await self._answer(scope, receive, send_guarded, state, headers, size)
         finally:
+            DOING.reset(before)
             place: AdmissionSlot | None = scope.get(PLACE)
             if place is not None:
                 place.leave()
@@ -177,12 +189,12 @@ class Guard:
         headers: dict[bytes, bytes],
         size: int,
     ) -> None:
-        now = asyncio.get_running_loop().time
-        until = now() + self._request_timeout
+        now = asyncio.get_running_loop().time()
+        until = now + self._request_timeout
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         reading = has_body and self._body_deadline < self._request_timeout
         # One timer for both deadlines: setting one is among the dearer things that a request does here.
-        deadline = asyncio.timeout_at(now() + self._body_deadline if reading else until)
+        deadline = asyncio.timeout_at(now + self._body_deadline if reading else until)
         scope[_DEADLINE] = deadline
         try:
             async with deadline:
@@ -265,17 +277,14 @@ class Guard:
     # --- Tracing ------------------------------------------------------------------------------
 
     def _begin_span(self, scope: Scope, state: RequestState) -> Span:
-        assert self._tracer is not None  # noqa: S101 - the caller looked
-        span = self._tracer.start_span(
-            scope["method"],
-            context=continued(state.trace),
-            kind=SpanKind.SERVER,
-            attributes={
-                "http.request.method": scope["method"],
-                "registrar.correlation_id": str(state.correlation_id),
-            },
-        )
-        state.trace = traceparent(span)
+        assert self._tracing is not None  # noqa: S101 - the caller looked
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        attributes: dict[str, str | int] = {
+            "http.request.method": method,
+            "registrar.correlation_id": str(state.correlation_id),
+        }
+        span = self._tracing.span(method, parent=state.trace, kind=Kind.SERVER, attributes=attributes)
+        state.trace = span.trace
         return span
 
 
@@ -300,11 +309,15 @@ def _and_close(refusal: HttpProblem) -> HttpProblem:
 
 
 def _end_span(span: Span, route: str, state: RequestState) -> None:
-    span.update_name(route)
-    span.set_attribute("http.route", route)
-    span.set_attribute("http.response.status_code", state.status)
-    if state.status >= 500 or not state.status:
-        span.set_status(StatusCode.ERROR)
+    if route.startswith(UNTRACED):
+        return
+    if route != UNMATCHED:
+        span.name = f"{span.attributes['http.request.method']} {route}"
+        span.attributes["http.route"] = route
+    if state.status:  # otherwise the client has left
+        span.attributes["http.response.status_code"] = state.status
+    if state.status >= 500:
+        span.fail(str(state.status))
     span.end()
 
 
@@ -323,7 +336,7 @@ def _correlation_id(header: bytes | None) -> UUID:
     if header is not None and _UUID.fullmatch(header):
         return UUID(header.decode())
     # Not a secret, and drawn for every request: the system's generator would be a call into the kernel.
-    return UUID(int=_random() & ~(0xF << 76 | 0b11 << 62) | 4 << 76 | 0b10 << 62)
+    return uuid_of_int(_random() & ~(0xF << 76 | 0b11 << 62) | 4 << 76 | 0b10 << 62)
 
 
 _random = partial(random.getrandbits, 128)

@@ -16,9 +16,8 @@ from infrastructure.replay.jobs import Jobs
 from infrastructure.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
-
     from infrastructure.mail.mailbox import Mailbox
+    from infrastructure.telemetry.tracing import Tracing
 
 DomainPolicy = Literal["off", "log", "hint", "refuse"]
 
@@ -46,7 +45,7 @@ class Parts:
         next_admin_token: what they prove themselves with as well while it is changed; None otherwise.
         jobs: what is done for operators in processes of its own.
         export: the log in pieces, without personal keys; see `infrastructure.archive.exporting.exported`.
-        tracing: where spans go; None if tracing is off.
+        tracing: makes spans; None if tracing is off.
         prefix: path of `PUBLIC_URL`, such as "/accounts"; "" if it has none.
         host_names: that requests may call the service by, beside IP addresses; None: any.
         broken: set when something that runs until the end of the process has ended before.
@@ -63,7 +62,7 @@ class Parts:
     admin_token: str | None
     jobs: Jobs
     export: Callable[[], AsyncGenerator[bytes, None]]
-    tracing: TracerProvider | None
+    tracing: Tracing | None
     mailbox: Mailbox | None
     broken: asyncio.Event
     prefix: str = ""

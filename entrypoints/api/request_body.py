@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -22,7 +23,7 @@ def parse(kind: type[M], body: bytes, **known: object) -> M:
         HttpProblem, pydantic.ValidationError: it is malformed.
     """
     try:
-        fields = _json.decode(body.decode("utf-8-sig"))  # a byte order mark may be ignored (RFC 8259, 8.1)
+        fields = _json.decode(body.removeprefix(BOM_UTF8).decode())  # it may be ignored (RFC 8259, 8.1)
     except (ValueError, RecursionError):
         raise malformed("(body)", "not valid JSON, or a key comes twice") from None
     if not isinstance(fields, dict):

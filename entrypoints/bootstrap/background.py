@@ -13,6 +13,7 @@ import psycopg
 import structlog
 
 from application.addresses import forget_domains
+from application.doubtful_domains import forget_judged_domains
 from application.ports import Unavailable
 from entrypoints.bootstrap.core import Core
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
@@ -55,6 +56,8 @@ async def running(
     }
     if core.database.embedded is not None:
         works["embedded PostgreSQL"] = _keep_running(core.database.embedded)
+    if core.exported is not None:
+        works["tracing"] = core.exported.run
     if broker is not None:
         works["RabbitMQ"] = broker.run()
     for work in leading:
@@ -98,6 +101,7 @@ async def _forget() -> None:
     while True:
         await asyncio.sleep(FORGET.total_seconds())
         forget_domains()
+        forget_judged_domains()
 
 
 async def _keep_time(store: EventStore) -> None:

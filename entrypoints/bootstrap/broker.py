@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from entrypoints.bootstrap.core import Core
@@ -53,14 +54,19 @@ def mail_consumers(core: Core, delivery: Delivery, stack: AsyncExitStack) -> tup
     """The consumers of the queues: the mail worker, and that of dead letters. Taken down with the stack."""
     from infrastructure.rabbitmq.dead_letters import DeadLetterConsumer
     from infrastructure.rabbitmq.mail_worker import MailWorker
+    from infrastructure.rabbitmq.spans import burying, consuming
 
     worker = MailWorker(
-        deliver=delivery.deliver,
+        deliver=consuming(core.tracing, delivery.deliver),
         until_mail_ready=delivery.servers.until_ready,
         until_database_ready=delivery.until_database_ready,
     )
     stack.push_async_callback(worker.close)
-    dead_letters = DeadLetterConsumer(do=core.handlers.handle, until_database_ready=delivery.until_database_ready)
+    dead_letters = DeadLetterConsumer(
+        do=core.handlers.handle,
+        until_database_ready=delivery.until_database_ready,
+        traced=partial(burying, core.tracing),
+    )
     return worker.consumer, dead_letters.consumer
 
 
@@ -68,22 +74,23 @@ def relay_to(broker: Broker, core: Core, settings: Settings, turns: Turns) -> Re
     """A relay that has the mails sent by the workers behind the broker."""
     from infrastructure.followers.relay import Relay
     from infrastructure.rabbitmq.mail_publisher import MailPublisher
+    from infrastructure.rabbitmq.spans import publishing
 
     publisher = MailPublisher(broker, message_ttl=settings.message_ttl, circuits=core.shared_circuits)
     return Relay(
         tail=core.tail,
         notifications=core.notifications,
-        hand_over=publisher.hand_over,
+        hand_over=publishing(core.tracing, publisher.hand_over),
         until_ready=publisher.until_ready,
         turns=turns,
         at_once=PUBLISHING,
     )
 
 
-def publisher_to(broker: Broker | None) -> PublishesEvents | None:
+def publisher_to(broker: Broker | None, core: Core) -> PublishesEvents | None:
     """The integration events' way out, None without a broker."""
     if broker is None:
         return None
     from infrastructure.rabbitmq.event_publisher import EventPublisher
 
-    return EventPublisher(broker)
+    return EventPublisher(broker, core.tracing)

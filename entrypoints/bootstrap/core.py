@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from application.handlers import Handlers
 from domain.policy import Policy
 from entrypoints.bootstrap.database import Database, keyring_of, open_database, prepare
+from entrypoints.bootstrap.tracing import Exported, open_tracing
 from infrastructure.circuits import Circuits
 from infrastructure.crypto.key_uses import CHANNEL
 from infrastructure.crypto.key_watch import KeyWatch
@@ -21,6 +21,7 @@ from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
+from infrastructure.event_store.traced import TracedLog
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import ReconnectingConnection
@@ -28,10 +29,9 @@ from infrastructure.postgres.notifications import Notifications, Watch
 from infrastructure.postgres.pool import QueryPool
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.metrics import Metrics
-from infrastructure.telemetry.tracing import setup_tracing
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
+    from infrastructure.telemetry.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Core:
         tail: the log as this process's followers read it.
         pool: connections for the queries of read models; every one is autocommit.
         shared_circuits: the mail servers' circuits, as all workers know them.
-        tracing: where spans go; None if tracing is off.
+        exported: spans and their way to a collector; None if tracing is off.
         broken: set when something that runs in the background until the end has ended before.
     """
 
@@ -72,23 +72,34 @@ class Core:
     handlers: Handlers
     metrics: Metrics
     shared_circuits: SharedCircuits
-    tracing: TracerProvider | None
+    exported: Exported | None
     broken: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def tracing(self) -> Tracing | None:
+        """Makes spans; None if tracing is off."""
+        return None if self.exported is None else self.exported.tracing
 
 
 async def open_core(
-    settings: Settings, stack: AsyncExitStack, timing: Timing, *, pace: timedelta = timedelta(0)
+    settings: Settings,
+    stack: AsyncExitStack,
+    timing: Timing,
+    *,
+    role: str | None = None,
+    pace: timedelta = timedelta(0),
 ) -> Core:
     """The core on a database whose tables are brought up to date before. Taken down with the stack.
 
     Args:
+        role: see `entrypoints.bootstrap.tracing.open_tracing`.
         pace: of the batches of appends and loads; see `infrastructure.postgres.batching.Batcher`.
 
     Raises:
         CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each, fit to show.
     """
     database = await open_database(settings, stack)
-    return await core_on(database, await prepare(database), settings, stack, timing, pace=pace)
+    return await core_on(database, await prepare(database), settings, stack, timing, role=role, pace=pace)
 
 
 async def core_as_it_is(settings: Settings, stack: AsyncExitStack) -> Core:
@@ -108,6 +119,7 @@ async def core_on(
     stack: AsyncExitStack,
     timing: Timing,
     *,
+    role: str | None = None,
     pace: timedelta = timedelta(0),
 ) -> Core:
     """`open_core` on a prepared database.
@@ -133,9 +145,7 @@ async def core_on(
     pool = QueryPool(database.dsn, statement_timeout=settings.statement_timeout, patience=settings.request_timeout)
     await pool.open()
     stack.push_async_callback(pool.close)
-    tracing = setup_tracing(settings.otlp_endpoint, version("registrar"))
-    if tracing is not None:
-        stack.push_async_callback(asyncio.to_thread, tracing.shutdown)
+    exported = open_tracing(settings, stack, metrics, role)
     policy = policy_of(settings)
     tail = LogTail(store)
     return Core(
@@ -155,7 +165,7 @@ async def core_on(
         keyring=keyring,
         hasher=hasher,
         handlers=Handlers(
-            log=store,
+            log=store if exported is None else TracedLog(store, exported.tracing),
             clock=timing.clock,
             secrets=keyring,
             hasher=hasher,
@@ -164,7 +174,7 @@ async def core_on(
         ),
         metrics=metrics,
         shared_circuits=SharedCircuits(circuits_line, probe_lasts=2 * settings.send_timeout),
-        tracing=tracing,
+        exported=exported,
     )
 
 

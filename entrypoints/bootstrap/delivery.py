@@ -27,7 +27,6 @@ from infrastructure.postgres.connection import Connection, ReconnectingConnectio
 from infrastructure.postgres.notifications import LOOK_ANYWAY
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import MailServer
-from infrastructure.telemetry.tracing import traced
 
 if TYPE_CHECKING:
     from infrastructure.mail.mailbox import Mailbox
@@ -94,7 +93,9 @@ async def open_delivery(
     """
     servers = _servers(core, settings, timing, _mail_servers(settings, mailbox))
     stack.push_async_callback(servers.close)
-    connection = ReconnectingConnection(core.database.dsn, name="mail", statement_timeout=settings.statement_timeout)
+    connection = ReconnectingConnection(
+        core.database.dsn, name="mail", statement_timeout=settings.statement_timeout, plan_once=True
+    )
     stack.push_async_callback(connection.close)
     lease = 3 * settings.send_timeout + SEND_MARGIN
     pace = timedelta(0) if settings.broker_url is None else WORKERS_PACE
@@ -113,7 +114,7 @@ async def open_delivery(
         sleep=timing.sleep,
         on_first_mail=core.metrics.time_to_inbox,
     )
-    delivery = Delivery(servers, claims, connection, traced(core.tracing, sending.deliver))
+    delivery = Delivery(servers, claims, connection, sending.deliver)
     stack.push_async_callback(delivery.give_back_claims)
     if settings.database_url is None and stack.enter_context(DataDirectory(settings.data_dir).following()):
         await claims.forget_the_dead()
@@ -131,6 +132,7 @@ def _servers(core: Core, settings: Settings, timing: Timing, mail_servers: tuple
         on_opened=core.shared_circuits.share,
         limits=Limits(timeout=settings.send_timeout, content_timeout=settings.accept_timeout),
         on_attempt=core.metrics.mail,
+        tracing=core.tracing,
         on_concurrency=core.metrics.mail_concurrency,
         sleep=timing.sleep,
     )

@@ -24,6 +24,7 @@ from infrastructure.followers.turns import Turns
 from infrastructure.postgres.connection import Connection
 from infrastructure.replay.background import BackgroundVerification
 from infrastructure.settings.settings import Settings
+from infrastructure.telemetry.tracing import traced
 from projections import PROJECTIONS
 from projections.deadlines import Deadlines
 from projections.mail import Mails
@@ -66,6 +67,7 @@ def followers(core: Core, settings: Settings, relay: Relay, publisher: Publishes
             clock=core.clock,
             policy=core.policy,
             due=Deadlines().due,
+            tracing=core.tracing,
             release=version("registrar"),
         )
     )
@@ -88,7 +90,7 @@ def relay_inside(core: Core, settings: Settings, delivery: Delivery) -> Relay:
     return Relay(
         tail=core.tail,
         notifications=core.notifications,
-        hand_over=delivery.deliver,
+        hand_over=traced(core.tracing, delivery.deliver, "deliver mail"),
         until_ready=delivery.servers.until_ready,
         turns=turns_of_mails(core, settings),
         finish_within=finish_within(settings),

@@ -70,7 +70,7 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
             else relay_inside(core, settings, delivery)
         )
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers, mailbox=mailbox)
-        leading = followers(core, settings, relay, publisher_to(broker))
+        leading = followers(core, settings, relay, publisher_to(broker, core))
         await stack.enter_async_context(running(core, settings, broker, leading))
         yield Process(core, api, broker, delivery)
 
@@ -79,7 +79,7 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
 async def serve(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
     """The HTTP API alone. After a restore it does not start before one that has the journal of erasures did."""
     async with AsyncExitStack() as stack:
-        core = await open_core(settings, stack, timing or Timing())
+        core = await open_core(settings, stack, timing or Timing(), role="serve")
         core.metrics.measured.runs("serve", version("registrar"))
         if not await erase_again(core, settings):
             raise CannotStart(_ERASURES_UNKNOWN)
@@ -97,7 +97,7 @@ async def process(settings: Settings, timing: Timing | None = None) -> AsyncIter
 
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
-        core = await open_core(settings, stack, timing)
+        core = await open_core(settings, stack, timing, role="process")
         core.metrics.measured.runs("process", version("registrar"))
         await erase_again(core, settings)
         broker, delivery = broker_for("process", settings), None
@@ -107,7 +107,7 @@ async def process(settings: Settings, timing: Timing | None = None) -> AsyncIter
         else:
             relay = relay_to(broker, core, settings, turns_of_mails(core, settings))
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers if delivery else None)
-        leading = followers(core, settings, relay, publisher_to(broker))
+        leading = followers(core, settings, relay, publisher_to(broker, core))
         await stack.enter_async_context(running(core, settings, broker, leading))
         yield Process(core, api, broker, delivery)
 
@@ -119,7 +119,7 @@ async def work(settings: Settings, timing: Timing | None = None) -> AsyncIterato
 
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
-        core = await open_core(settings, stack, timing, pace=WORKERS_PACE)
+        core = await open_core(settings, stack, timing, role="work", pace=WORKERS_PACE)
         core.metrics.measured.runs("work", version("registrar"))
         delivery = await open_delivery(core, settings, stack, timing)
         broker = broker_for("work", settings, *mail_consumers(core, delivery, stack))

@@ -23,7 +23,7 @@ DEADLINE: Final = timedelta(seconds=10)
 """For one call, from the look-up of the host to the status of the response."""
 
 READ_BYTES: Final = 8192
-"""Bytes read at once; only the head of a response is read, and h11 refuses one over 16 KiB."""
+"""Bytes read at once; h11 refuses a head of over 16 KiB, and of the rest no more is read than was asked for."""
 
 
 class NotTaken(Exception):
@@ -74,10 +74,18 @@ class Webhook:
         Raises:
             NotTaken: anything else.
         """
-        async with self._connected() as (reader, writer):
-            status = await self._converse(reader, writer, body, {**headers, **self._headers})
+        status, _ = await self.call(body, headers)
         if not 200 <= status < 300:
             raise NotTaken(f"status {status}")
+
+    async def call(self, body: bytes, headers: Mapping[str, str], *, most: int = 0) -> tuple[int, bytes]:
+        """Send `body`; returns the status of the response, and what it says, if that is at most so many bytes.
+
+        Raises:
+            NotTaken: there was none.
+        """
+        async with self._connected() as (reader, writer):
+            return await self._converse(reader, writer, body, {**headers, **self._headers}, most)
 
     async def reach(self) -> None:
         """Connect, encrypted if the address says so, and disconnect without a call.
@@ -108,9 +116,14 @@ class Webhook:
             raise NotTaken("no HTTP answer") from None
 
     async def _converse(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes, headers: Mapping[str, str]
-    ) -> int:
-        """Send the request; returns the status of the response."""
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        body: bytes,
+        headers: Mapping[str, str],
+        most: int,
+    ) -> tuple[int, bytes]:
+        """Send the request; see `call`."""
         connection = h11.Connection(h11.CLIENT)
         request = h11.Request(
             method="POST",
@@ -120,11 +133,20 @@ class Webhook:
         for part in (request, h11.Data(data=body), h11.EndOfMessage()):
             writer.write(connection.send(part) or b"")
         await writer.drain()
+        status, said = 0, b""
         while True:
-            response = connection.next_event()
-            if response is h11.NEED_DATA:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
                 connection.receive_data(await reader.read(READ_BYTES))
-            elif isinstance(response, h11.Response):
-                return response.status_code
-            elif not isinstance(response, h11.InformationalResponse):
+            elif isinstance(event, h11.Response):
+                status = event.status_code
+                if not most:
+                    return status, b""
+            elif isinstance(event, h11.Data):
+                said += event.data
+                if len(said) > most:
+                    return status, b""
+            elif isinstance(event, h11.EndOfMessage):
+                return status, said
+            elif not isinstance(event, h11.InformationalResponse):
                 raise NotTaken("no HTTP answer")  # closed before any response

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from application.ports import Person, WrappedKey, WrongMasterKey
 from domain.email_claim import ClaimId
 from domain.mailbox import MailboxId
+from domain.uuids import uuid_of_int
 from infrastructure.crypto.key_uses import note_first_use, noted, read_use
 from infrastructure.crypto.master_keys import NONCE_BYTES, MasterKeys, Unopened
 from infrastructure.postgres.connection import Connection
@@ -80,7 +81,7 @@ class Keyring:
         milliseconds = int(now.timestamp() * 1000)
         value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
         value = value & ~(0xF << 76) | (7 << 76)
-        return UUID(int=value & ~(0b11 << 62) | (0b10 << 62))
+        return uuid_of_int(value & ~(0b11 << 62) | (0b10 << 62))
 
     def fingerprint(self, *parts: str) -> str:
         """Keyed hash of the parts, in hexadecimal; each part's length is hashed with it, so that boundaries count."""
@@ -218,4 +219,4 @@ def _uuid8(digest: bytes) -> UUID:
     """A UUID of version 8 (RFC 9562: custom content) from 122 of the first 128 bits."""
     value = int.from_bytes(digest[:16], "big")
     value = value & ~(0xF << 76) | (8 << 76)
-    return UUID(int=value & ~(0b11 << 62) | (0b10 << 62))
+    return uuid_of_int(value & ~(0b11 << 62) | (0b10 << 62))

@@ -27,16 +27,25 @@ def event_digest(
 
     Equal to `event_digest` in log.sql.
     """
-    return sha256(
-        stream_id.bytes
-        + _eight(version)
-        + _text(topic)
-        + _four(len(state))
-        + state
-        + correlation_id.bytes
+    return digest_before(
+        metadata_of(correlation_id, causation_position, actor, trace), stream_id, version, topic, state
+    )
+
+
+def metadata_of(correlation_id: UUID, causation_position: int | None, actor: str, trace: str | None) -> bytes:
+    """The end of what a digest is over: the same for events that are recorded together."""
+    return (
+        correlation_id.bytes
         + (_NULL if causation_position is None else _four(8) + _eight(causation_position))
         + _text(actor)
         + (_NULL if trace is None else _text.__wrapped__(trace))
+    )
+
+
+def digest_before(metadata: bytes, stream_id: UUID, version: int, topic: str, state: bytes) -> bytes:
+    """`event_digest` of an event with this metadata."""
+    return sha256(
+        b"".join((stream_id.bytes, _eight(version), _text(topic), _four(len(state)), state, metadata))
     ).digest()
 
 

@@ -11,6 +11,7 @@ from uuid import UUID
 from application.ports import A, Holder, Unavailable, UnexpectedAggregate
 from domain.mailbox import UNTOUCHED
 from domain.recorded import Position
+from domain.uuids import uuid_of_int
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.batching import BATCH_TIMEOUT, Batcher
@@ -229,7 +230,7 @@ class StreamLoader:
                 elif state is None:
                     rows[stream_id] = self._untouched
                 else:
-                    holder = Holder(UUID(bytes=state), bool(version))
+                    holder = Holder(uuid_of_int(int.from_bytes(state, "big")), bool(version))
                     if version is not None:
                         holders[stream_id] = holder
             return rows, holders

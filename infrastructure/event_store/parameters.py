@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -10,7 +10,7 @@ from uuid import UUID
 from eventsourcing.persistence import StoredEvent
 
 from application.ports import Checkpoint, Context, WrappedKey
-from infrastructure.event_store.chain import event_digest
+from infrastructure.event_store.chain import digest_before, metadata_of
 from infrastructure.postgres.binary_arrays import Bigints, Byteas, Texts, Uuids
 
 StoredEntry = tuple[StoredEvent, Context]
@@ -31,20 +31,18 @@ class Append:
     digests: Sequence[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digests", [_digest(event, context) for event, context in self.entries])
+        object.__setattr__(self, "digests", _digests(self.entries))
 
 
-def _digest(event: StoredEvent, context: Context) -> bytes:
-    return event_digest(
-        _stream_of(event),
-        event.originator_version,
-        event.topic,
-        event.state,
-        context.correlation_id,
-        context.causation_position,
-        context.actor,
-        context.trace,
-    )
+def _digests(entries: Iterable[StoredEntry]) -> list[bytes]:
+    digests = []
+    known: Context | None = None
+    for event, context in entries:
+        if context is not known:
+            known = context
+            metadata = metadata_of(context.correlation_id, context.causation_position, context.actor, context.trace)
+        digests.append(digest_before(metadata, _stream_of(event), event.originator_version, event.topic, event.state))
+    return digests
 
 
 def _stream_of(event: StoredEvent) -> UUID:

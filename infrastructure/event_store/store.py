@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 from application.ports import Checkpoint, Entry, WrappedKey
@@ -49,14 +50,12 @@ class EventStore:
         self._clock = clock
         self._on_append = on_append
 
-        def connection(name: str) -> ReconnectingConnection:
-            return ReconnectingConnection(dsn, name=name, statement_timeout=statement_timeout)
-
-        self._writing, self._tailing = connection("append"), connection("tail")
+        connection = partial(ReconnectingConnection, dsn, statement_timeout=statement_timeout)
+        self._writing, self._tailing = connection(name="append", plan_once=True), connection(name="tail")
         self._appender = Appender(self._writing, clock, max_waiting=max_waiting, pace=pace, on_batch=on_batch)
         # Every command starts with a load: if that finds the database unavailable, an append would, too.
         self._loader = StreamLoader(
-            connection("load"),
+            connection(name="load", plan_once=True),
             codec,
             max_waiting=max_waiting,
             pace=pace,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from math import inf
-from typing import Any, Never, Protocol, TypeVar
+from typing import Any, Generic, Never, Protocol, TypeVar
 
 from domain.recorded import Position
 from infrastructure.followers.leadership import TOUCH, touch
@@ -57,6 +57,19 @@ def no_rest(_: timedelta) -> timedelta:
     return timedelta(0)
 
 
+@dataclass(frozen=True, slots=True)
+class Linger(Generic[E]):
+    """Leaves events that nobody waits for until there are several, so as to be free for one that somebody waits for.
+
+    Attributes:
+        until: since a batch began, how long they are left.
+        is_urgent: does somebody wait for this event?
+    """
+
+    until: timedelta
+    is_urgent: Callable[[E], bool]
+
+
 async def follow(
     position: Position,
     *,
@@ -64,6 +77,7 @@ async def follow(
     act: Callable[[Sequence[E], Position, Position], Awaitable[None]],
     wake: Wakes,
     rest: Callable[[timedelta], timedelta] = no_rest,
+    linger: Linger[E] | None = None,
     read_ahead_of: float = inf,
     chores: Sequence[Chore] = (),
 ) -> Never:
@@ -74,6 +88,7 @@ async def follow(
         act: handles it, and sees to it that the position is saved. It is called with what was read, the position before
             and the one after, which is always greater.
         rest: returns how long to rest at the end of the log, given how long `act` took.
+        linger: what may be left for longer than that.
         read_ahead_of: from so many events on, the next batch is read while `act` handles this one.
         chores: one of them must use the session of a leader (`infrastructure.followers.leadership.lead`) every few
             seconds, as `keep_leadership` does.
@@ -90,8 +105,12 @@ async def follow(
                 await act(events, position, seen)
                 position = seen
                 timetable.wake_idle()
-                if ahead is None and (pause := rest(timedelta(seconds=loop.time() - started))):
-                    await asyncio.sleep(pause.total_seconds())
+                if ahead is None:
+                    if pause := rest(timedelta(seconds=loop.time() - started)):
+                        await asyncio.sleep(pause.total_seconds())
+                    if linger is not None:
+                        until = started + linger.until.total_seconds()
+                        await _until_urgent(read, linger.is_urgent, wake, position, until)
             await timetable.run_due()
             if ahead is None:
                 await _until_there_may_be_more(wake, position, timetable)
@@ -99,6 +118,22 @@ async def follow(
         if ahead is not None:
             ahead.cancel()
             await asyncio.gather(ahead, return_exceptions=True)
+
+
+async def _until_urgent(
+    read: Callable[[Position], Awaitable[tuple[Sequence[E], Position]]],
+    is_urgent: Callable[[E], bool],
+    wake: Wakes,
+    position: Position,
+    until: float,
+) -> None:
+    """Wait for an urgent event after a position, or until then, by the event loop's clock."""
+    loop = asyncio.get_running_loop()
+    while (left := until - loop.time()) > 0 and await wake.wait_past(HEAD, position, within=timedelta(seconds=left)):
+        events, seen = await read(position)
+        if seen == position or any(map(is_urgent, events)):  # or what was announced is not true
+            return
+        position = seen
 
 
 async def _until_there_may_be_more(wake: Wakes, position: Position, timetable: _Timetable) -> None:

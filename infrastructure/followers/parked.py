@@ -130,13 +130,13 @@ class ParkedStreams:
         Args:
             may_be_others: other streams may be parked than before, as where a read model was replaced by a copy.
         """
-        if may_be_others and _now() >= self._all_due:
-            await self._read(connection)
-        if not self._streams:
-            return None
         if _now() >= self._all_due:
+            if may_be_others:
+                await self._read(connection)
             self._to_try |= dict.fromkeys(self._streams)
             self._all_due = _now() + PARKED_RETRY_INTERVAL.total_seconds()
+        if not self._streams:
+            return None
         asked = await self._asked()
         self._to_try = dict.fromkeys(asked) | self._to_try
         while self._to_try:

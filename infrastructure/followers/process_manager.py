@@ -31,8 +31,11 @@ from infrastructure.followers.leadership import NotLeader, while_touching
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, BEHIND, ParkedStreams, place_of
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.followers.releases import note_release
+from infrastructure.followers.saga_spans import deciding
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
+from infrastructure.telemetry.trace_context import DOING
+from infrastructure.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +47,9 @@ MAX_DUE_LOOKS = 200
 
 LOOK_INTERVAL = timedelta(seconds=1)
 """How often deadlines are checked."""
+
+SAVE_INTERVAL = timedelta(milliseconds=100)
+"""How often the position is saved at most while the saga has nothing to note, with which it is saved otherwise."""
 
 MAX_CACHED_SAGAS = 2000
 """Sagas kept in memory after a step: most get their next event within a second, and need not be loaded again."""
@@ -81,6 +87,13 @@ class _Inbox:
     happened: list[tuple[AnyEvent | DeadlineReached, Context]] = field(default_factory=list)
     rows: list[RecordedRow] = field(default_factory=list)
     notes: list[tuple[AnyEvent, Context]] = field(default_factory=list)
+    commands: list[tuple[list[Command], Context]] = field(default_factory=list)
+    failure: str | None = None
+
+    @property
+    def has_effect(self) -> bool:
+        """Did the saga note or command anything?"""
+        return bool(self.notes or self.commands)
 
     @property
     def is_new(self) -> bool:
@@ -113,9 +126,11 @@ class ProcessManager:
         policy: Policy,
         due: Due,
         release: str | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """
         Args:
+            tracing: makes a span for each decision; None: none is made.
             release: which release of the service this is, to be noted where it begins to decide.
         """
         self._store = store
@@ -126,15 +141,18 @@ class ProcessManager:
         self._policy = policy
         self._due = due
         self._release = release
+        self._tracing = tracing
         self._parked = ParkedStreams(self.name, tail)
         self._cached_sagas: dict[int, MailSaga] = {}  # by the registration id's number, the latest last
         self._in_step = False
+        self._saved: Position = 0
+        self._seen: Position = 0
 
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
         self._cached_sagas.clear()
         self._in_step = False
-        position = await position_of(connection, self.name)
+        position = self._saved = self._seen = await position_of(connection, self.name)
         if self._release is not None:
             await note_release(connection, self._release, position)
         await self._parked.load(connection, position)
@@ -145,6 +163,7 @@ class ProcessManager:
             wake=self._notifications,
             chores=[
                 Chore(partial(self._retry_parked, connection)),
+                Chore(partial(self._save, connection)),
                 # This one uses the session every second, so it keeps the leadership.
                 Chore(partial(self._look_again, connection)),
             ],
@@ -153,9 +172,7 @@ class ProcessManager:
     async def _read(self, position: Position) -> tuple[Sequence[RecordedRow], Position]:
         return await self._tail.read(position, BATCH_EVENTS, SOURCES)
 
-    async def _follow(
-        self, connection: Connection, rows: Sequence[RecordedRow], position: Position, seen: Position
-    ) -> None:
+    async def _follow(self, connection: Connection, rows: Sequence[RecordedRow], _: Position, seen: Position) -> None:
         inboxes: dict[UUID, _Inbox] = {}
         for row in rows:
             if row.stream_id in self._parked:
@@ -167,17 +184,26 @@ class ProcessManager:
                 await self._park(connection, row.stream_id, [row], error)
                 continue
             inboxes.setdefault(row.stream_id, _Inbox(row.stream_id)).add(row, recorded)
-        notes = await self._process(connection, inboxes)
-        if notes:
-            crash_point("pm.before_commit")
-            try:
-                await self._store.append(notes, moved=Checkpoint(self.name, position, seen))
-            except Conflict:
-                raise NotLeader(self.name) from None
-            self._in_step = True
-        else:
-            await save_position(connection, self.name, position, seen)
+        with deciding(self._tracing, inboxes.values()):
+            notes = await self._process(connection, inboxes)
+            if notes:
+                crash_point("pm.before_commit")
+                try:
+                    await self._store.append(notes, moved=Checkpoint(self.name, self._saved, seen))
+                except Conflict:
+                    raise NotLeader(self.name) from None
+                self._saved = seen
+                self._in_step = True
+        self._seen = seen
         self._cache(inboxes.values())
+
+    async def _save(self, connection: Connection) -> timedelta | None:
+        """Save the position where the saga had nothing to note since: to read that again would have no effect."""
+        if self._seen == self._saved:
+            return None
+        await save_position(connection, self.name, self._saved, self._seen)
+        self._saved = self._seen
+        return SAVE_INTERVAL
 
     async def _look_again(self, connection: Connection) -> timedelta:
         """Let the sagas that are due decide; returns how long until the next look."""
@@ -188,13 +214,14 @@ class ProcessManager:
                 deadline = DeadlineReached(look.registration_id)
                 context = Context(Actor.MAIL_SAGA, look.correlation_id, look.position, look.trace)
                 inboxes[look.registration_id] = _Inbox(look.registration_id, happened=[(deadline, context)])
-        notes = await self._process(connection, inboxes)
-        if notes:
-            crash_point("reconcile.mid")
-            try:
-                await self._store.append(notes)
-            except Conflict:
-                raise NotLeader(self.name) from None
+        with deciding(self._tracing, inboxes.values()):
+            notes = await self._process(connection, inboxes)
+            if notes:
+                crash_point("reconcile.mid")
+                try:
+                    await self._store.append(notes)
+                except Conflict:
+                    raise NotLeader(self.name) from None
         self._cache(inboxes.values())
         return timedelta(0) if len(inboxes) >= MAX_DUE_LOOKS else LOOK_INTERVAL
 
@@ -210,6 +237,7 @@ class ProcessManager:
             if not left:
                 break
         for registration_id, error in failed.items():
+            inboxes[registration_id].failure = type(error).__name__
             await self._park(connection, registration_id, inboxes[registration_id].rows, error)
         return notes
 
@@ -235,12 +263,12 @@ class ProcessManager:
             try:
                 if streams is not None and inbox.registration_id in unknown:
                     inbox.saga = streams.get(MailSaga, unknown[inbox.registration_id])
-                commands = self._decide(inbox)
+                self._decide(inbox)
             except Exception as error:  # noqa: BLE001 - returned, and parked if it persists
                 failed[inbox.registration_id] = error
             else:
-                if commands:
-                    running[inbox.registration_id] = self._run_in_order(commands, gate)
+                if inbox.commands:
+                    running[inbox.registration_id] = self._run_in_order(inbox.commands, gate)
         outcomes: list[BaseException | None] = []
         if running:
             outcomes = await while_touching(connection, asyncio.gather(*running.values(), return_exceptions=True))
@@ -290,21 +318,21 @@ class ProcessManager:
         self._parked.forget(registration_id)
         return timedelta(0)
 
-    def _decide(self, inbox: _Inbox) -> list[tuple[list[Command], Context]]:
-        """Let the saga react to all that happened; returns the commands of each event."""
+    def _decide(self, inbox: _Inbox) -> None:
+        """Let the saga react to all that happened."""
         inbox.notes.clear()
-        decided = []
+        inbox.commands.clear()
         for happened, context in inbox.happened:
             inbox.saga, commands = react(inbox.saga, happened, self._clock(), self._policy)
             if inbox.saga is not None:
                 inbox.notes.extend((note, context) for note in inbox.saga.collect_events())
             if commands:
-                decided.append((commands, context))
-        return decided
+                inbox.commands.append((commands, context))
 
     async def _run_in_order(self, decided: Sequence[tuple[list[Command], Context]], gate: asyncio.Semaphore) -> None:
         for commands, context in decided:
             async with gate:
+                DOING.set(context)
                 await self._run(commands, context)
 
     async def _run(self, commands: Sequence[Command], context: Context) -> None:

@@ -12,10 +12,10 @@ import structlog
 from psycopg import sql
 
 from application.crash_points import crash_point
-from domain.recorded import Position, Told
+from domain.recorded import Position, Recorded, Told
 from infrastructure.event_store.batch import Unreadable, stream_of
 from infrastructure.event_store.reader import ReadsLog
-from infrastructure.followers.follow import Chore, follow, keep_leadership
+from infrastructure.followers.follow import Chore, Linger, follow, keep_leadership
 from infrastructure.followers.leadership import NotLeader
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, BEHIND, ParkedStreams, place_of
 from infrastructure.followers.positions import position_of, save_position
@@ -35,6 +35,10 @@ of them write the same rows."""
 MAX_REST = timedelta(seconds=1)
 """However long a batch took: one that a stopped database held up says nothing about the next, and a leader whose
 session is silent for long is deposed (`LEASE_MARGIN`)."""
+
+LEFT_FOR = timedelta(milliseconds=50)
+"""How long a read model that clients wait for leaves what no request recorded: the outcome of a mail, and what the saga
+notes. So it has one batch for most registrations, and time for the next one as soon as that is recorded."""
 
 _POSITION_MOVED = "RGLST"
 """SQLSTATE of `move_on_v2` for a follower that another process has moved."""
@@ -80,7 +84,8 @@ class Projector:
         Args:
             pace: minimum time between the starts of two batches (see also `REST_FACTOR`): few large transactions are
                 cheaper than many small ones. An event after a quiet time is applied at once.
-            announced: other processes wait for this read model, so its progress is announced to them.
+            announced: clients of other processes wait for this read model to show what they have just requested: its
+                progress is announced to them, and what nobody requested is left for a while (`LEFT_FOR`).
         """
         self.name = projection.name
         self._projection = projection
@@ -104,6 +109,7 @@ class Projector:
             act=partial(self._advance, connection),
             wake=self._notifications,
             rest=partial(rest_after, pace=self._pace),
+            linger=Linger(LEFT_FOR, _was_requested) if self._announced else None,
             read_ahead_of=BATCH_EVENTS,
             chores=[
                 Chore(partial(self._retry_parked, connection)),
@@ -213,6 +219,11 @@ async def move_on(
         if error.sqlstate == _POSITION_MOVED:
             raise NotLeader(name) from None
         raise
+
+
+def _was_requested(entry: _Entry) -> bool:
+    """Was it recorded by a request, whose client knows its position, and not because of an earlier event?"""
+    return not isinstance(entry, Recorded) or entry.causation_position is None
 
 
 def rest_after(took: timedelta, pace: timedelta) -> timedelta:

@@ -22,6 +22,7 @@ from infrastructure.followers.positions import position_of, save_position
 from infrastructure.followers.turns import Turns
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
+from infrastructure.telemetry.trace_context import DOING
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +35,7 @@ BATCH_REQUESTS = 200
 _TOPICS = (Registration.OtpIssued.TOPIC, MailSaga.MailRequested.TOPIC)
 
 SAVE_INTERVAL = timedelta(milliseconds=100)
-"""How often the position is saved while hand-overs are under way: a crash repeats what came since, without effect."""
+"""How often the position is saved at most: a crash repeats what came since, without effect."""
 
 
 class Relay:
@@ -138,12 +139,13 @@ class Relay:
         """Save the position up to which everything is safe; returns how long until the next save."""
         begun = self._begun
         safe = next(iter(self._under_way), begun + 1) - 1
-        if safe > self._saved:
+        moved = safe > self._saved
+        if moved:
             crash_point("relay.before_cursor")
             await save_position(connection, self.name, self._saved, safe)
             self._saved = safe
         await self._turns.note(connection, begun)
-        return SAVE_INTERVAL if self._under_way or self._turns.paced else None
+        return SAVE_INTERVAL if moved or self._under_way or self._turns.paced else None
 
     @property
     def _full(self) -> bool:
@@ -206,6 +208,7 @@ class Relay:
     async def _hand_over_until_safe(self, row: RecordedRow) -> None:
         """Hand a request over, however long the database, the broker or the mail servers are away."""
         request = self._request(row)
+        DOING.set(request)
         pause = timedelta(milliseconds=200)
         task = asyncio.current_task()
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from datetime import timedelta
 from typing import Generic, TypeVar
 
@@ -106,7 +107,8 @@ class Batcher(Generic[Item, Result]):
         patience, since = current(), loop.time()
         self._waiting[future] = item, since + patience.left
         if self._worker is None:
-            self._worker = asyncio.create_task(self._work(), name=f"{self._name} batches")
+            # Not in the context of whoever comes first: its log lines are about all of a batch.
+            self._worker = asyncio.create_task(self._work(), name=f"{self._name} batches", context=Context())
         try:
             return await future
         finally:

@@ -87,6 +87,7 @@ class ReconnectingConnection:
         statement_timeout: timedelta,
         lock_timeout: timedelta = timedelta(seconds=1),
         read_only: bool = False,
+        plan_once: bool = False,
     ) -> None:
         """
         Args:
@@ -94,12 +95,14 @@ class ReconnectingConnection:
             statement_timeout: enforced by the server; `GRACE` later we cut the connection ourselves.
             lock_timeout: how long a statement waits for a lock.
             read_only: the server refuses to change anything.
+            plan_once: for few statements with keys as parameters; see `infrastructure.postgres.session.Terms`.
         """
         self._dsn = dsn
         self._name = name
         self._statement_timeout = statement_timeout
         self._lock_timeout = lock_timeout
         self._read_only = read_only
+        self._plan_once = plan_once
         self._connection: Connection | None = None
         self._refuse_until = 0.0
         self._busy = asyncio.Lock()
@@ -155,6 +158,7 @@ class ReconnectingConnection:
                 statement_timeout=self._statement_timeout,
                 lock_timeout=self._lock_timeout,
                 read_only=self._read_only,
+                plan_once=self._plan_once,
             )
         except (psycopg.Error, OSError) as error:
             unfit = isinstance(error, UnfitSession)
@@ -178,18 +182,20 @@ async def connect(
     statement_timeout: timedelta,
     lock_timeout: timedelta = timedelta(seconds=1),
     read_only: bool = False,
+    plan_once: bool = False,
     quiet: bool = False,
 ) -> Connection:
     """A session for one task.
 
     Args:
+        plan_once: see `infrastructure.postgres.session.Terms`.
         quiet: whoever asked shows the error; the log says nothing.
 
     Raises:
         UnfitSession: it cannot have what our sessions rest on; a line that says what to do.
         psycopg.Error, OSError: the database is away.
     """
-    terms = Terms("look" if read_only else "write", statement_timeout, lock_timeout)
+    terms = Terms("look" if read_only else "write", statement_timeout, lock_timeout, plan_once)
     kind = ReachedConnection if quiet else ToldConnection
     connection = await kind.connect(dsn, terms=terms, **parameters(name))
     binary_arrays.register(connection)

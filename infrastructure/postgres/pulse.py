@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from datetime import timedelta
 from typing import Final
 
@@ -38,7 +39,7 @@ class Pulse:
     async def beats(self) -> bool:
         """Does it?"""
         if self._feeling is None or self._feeling.done():
-            self._feeling = asyncio.create_task(self._feel(), name="pulse of the database")
+            self._feeling = asyncio.create_task(self._feel(), name="pulse of the database", context=Context())
         # Not cancelled with whoever waits, and no longer than it may take: a connect without an answer takes longer.
         await asyncio.wait({self._feeling}, timeout=ANSWERS_WITHIN.total_seconds())
         self.is_lost = not self._feeling.done() or not self._feeling.result()

@@ -79,11 +79,14 @@ class Terms:
     Attributes:
         statement_timeout: enforced by the server.
         lock_timeout: how long a statement waits for a lock.
+        plan_once: a statement keeps the plan that it was given, whatever its parameters. The server takes a plan that
+            looks up ten of an array for dearer than a plan of one and its planning together, and so plans each time.
     """
 
     use: Use
     statement_timeout: timedelta
     lock_timeout: timedelta = timedelta(seconds=1)
+    plan_once: bool = False
 
     def settings(self, server_version: int) -> dict[str, str]:
         """All settings, as this server shows them."""
@@ -93,6 +96,8 @@ class Terms:
         }
         if self.use == "look":
             settings["default_transaction_read_only"] = "on"
+        if self.plan_once:
+            settings["plan_cache_mode"] = "force_generic_plan"
         if server_version >= 170000:
             # To the server, a client that stops between two messages of a pipeline neither runs a statement nor is
             # idle: no other timeout ever ends such a session, with the locks that it holds (measured on 18.4).

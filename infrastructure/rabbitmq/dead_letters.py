@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from datetime import timedelta
+from functools import partial
 from hashlib import sha256
 from typing import Any, Final
 from uuid import uuid4
@@ -18,13 +19,15 @@ from faststream.rabbit import RabbitMessage
 
 from application.commands import Command, KeepStrayMessage, RecordEmailDispatchFailed
 from application.crash_points import crash_point
-from application.ports import Context, ForeignRequest, Unavailable, WantedMail
+from application.ports import Context, ForeignRequest, MailRequest, Unavailable, WantedMail
 from domain.errors import UnknownRegistration
 from domain.mail_outcome import DispatchFailure, MailFailure
 from domain.recorded import Actor
 from infrastructure.rabbitmq.consumer import BUG_PAUSE, Consumer, acknowledge, reject
 from infrastructure.rabbitmq.mail_message import MAX_BODY_BYTES, Malformed, decode
 from infrastructure.rabbitmq.topology import CANARY, FAILED_QUEUE
+from infrastructure.telemetry.trace_context import DOING
+from infrastructure.telemetry.tracing import Deliver
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +51,7 @@ class DeadLetterConsumer:
     Args:
         do: runs a command (`application.handlers.Handlers.handle`).
         until_database_ready: returns when the database is available again.
+        traced: wraps what is done with a mail's dead letter.
     """
 
     def __init__(
@@ -55,11 +59,13 @@ class DeadLetterConsumer:
         *,
         do: Callable[[Command, Context], Awaitable[object]],
         until_database_ready: Callable[[], Awaitable[None]],
+        traced: Callable[[Deliver], Deliver] = lambda record: record,
         bug_pause: timedelta = BUG_PAUSE,
     ) -> None:
         self.consumer = Consumer(FAILED_QUEUE, self._handle, prefetch=PREFETCH)
         self._do = do
         self._until_database_ready = until_database_ready
+        self._traced = traced
         self._bug_pause = bug_pause
 
     async def _handle(self, message: RabbitMessage) -> None:
@@ -92,6 +98,10 @@ class DeadLetterConsumer:
                 stray(body, malformed.reason, died_of, content_type), Context(Actor.DEAD_LETTER_CONSUMER, uuid4())
             )
             return
+        DOING.set(request)
+        await self._traced(partial(self._record_failure, body, died_of, content_type))(request)
+
+    async def _record_failure(self, body: bytes, died_of: str, content_type: str | None, request: MailRequest) -> None:
         context = Context(Actor.DEAD_LETTER_CONSUMER, request.correlation_id, request.position, request.trace)
         try:
             await self._do_when_available(

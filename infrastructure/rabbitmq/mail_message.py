@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from pydantic import TypeAdapter, ValidationError
 
 from application.ports import MailRequest, WantedMail
-from infrastructure.telemetry.tracing import parse_traceparent
+from infrastructure.telemetry.trace_context import headers_of_trace, parse_traceparent
 
 MESSAGE_TYPE: Final = "registrar.mail.requested"
 
@@ -36,9 +36,7 @@ def headers_of(request: MailRequest) -> dict[str, str | int]:
     headers: dict[str, str | int] = {}
     if request.position is not None:
         headers["registrar-position"] = request.position
-    if request.trace is not None:
-        headers["traceparent"] = request.trace
-    return headers
+    return headers | headers_of_trace(request.trace)
 
 
 def message_id_of(request: MailRequest) -> str:
@@ -64,10 +62,13 @@ def decode(body: bytes, *, headers: Mapping[str, Any], correlation_id: str | Non
         correlation = UUID(correlation_id or "")
     except ValueError:
         correlation = uuid4()
-    trace = headers.get("traceparent")
     return MailRequest(
         wanted=wanted,
         position=position if type(position) is int and 0 < position < 2**63 else None,  # True is an int, too
         correlation_id=correlation,
-        trace=parse_traceparent(trace.encode()) if isinstance(trace, str) and trace.isascii() else None,
+        trace=parse_traceparent(_ascii(headers.get("traceparent")), _ascii(headers.get("tracestate"))),
     )
+
+
+def _ascii(header: object) -> bytes | None:
+    return header.encode() if isinstance(header, str) and header.isascii() else None

@@ -16,6 +16,7 @@ from domain.errors import UnknownRegistration
 from infrastructure.rabbitmq.consumer import BUG_PAUSE, Consumer, acknowledge, reject
 from infrastructure.rabbitmq.mail_message import Malformed, decode
 from infrastructure.rabbitmq.topology import CANARY, MAIL_QUEUE
+from infrastructure.telemetry.trace_context import DOING
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +77,7 @@ class MailWorker:
             log.warning("mail_message.rejected", reason=malformed.reason, bytes=len(raw.body))
             await reject(message)
             return
+        DOING.set(request)
         try:
             is_done = await self._deliver_or_hold(request)
         except (UnknownRegistration, ForeignRequest) as error:

@@ -122,6 +122,14 @@ class Settings(BaseModel):
         description="base URL of an OTLP/HTTP collector; None: tracing is off",
         examples=["http://localhost:4318"],
     )
+    trace_ratio: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of the traces beginning here that is exported; those with an error always are",
+        examples=["0.05"],
+    )
     alert_url: AlertUrl | None = Field(
         default=None,
         description="webhook to call about dead letters and mail servers' circuits; None: no alerts",

@@ -11,7 +11,8 @@ The event is a fixed text; what varies goes into fields. Fields hold ids, number
 anything else (models, bytes, unknown objects) is shown by its type only. A field whose name suggests a person or a
 secret (`email`, `name`, `code`, `token`, …) shows "[redacted]": call a follower's name `follower` and a refusal's code
 `reason`. Of an exception only the class and the places in the code are written: its text may quote what a person typed.
-`structlog.contextvars.bind_contextvars(correlation_id=…)` adds a field to every line of a task.
+Lines of a task that works on a request, a message or a decision carry its correlation id, and the trace's
+(`infrastructure.telemetry.trace_context.DOING`).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from infrastructure.telemetry.log_output import LogOutput
+from infrastructure.telemetry.trace_context import DOING, trace_id_of
 
 MAX_FIELD_LENGTH = 256
 """Characters of a text that are written; docs/security.md, S17."""
@@ -94,6 +96,7 @@ def configure_logging(
 
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _add_ids,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -168,6 +171,16 @@ def _log_unhandled(kind: type[BaseException], end: BaseException | None, trace: 
     structlog.get_logger("infrastructure.telemetry.logs").critical(
         "nobody handled an error", exc_info=(kind, end, trace)
     )
+
+
+def _add_ids(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Say by which request it came to this, and in which trace."""
+    doing = DOING.get()
+    if doing is not None:
+        event.setdefault("correlation_id", str(doing.correlation_id))
+        if doing.trace is not None:
+            event.setdefault("trace_id", trace_id_of(doing.trace))
+    return event
 
 
 class _Exceptions:

@@ -150,6 +150,12 @@ class Metrics:
             registry=registry,
         )
         self._log_lines_reported = 0
+        self._spans_exported = Counter(
+            "registrar_spans_exported_total", "Spans that a collector of traces has taken", registry=registry
+        )
+        self._spans_lost = Counter(
+            "registrar_spans_lost_total", "Spans that no collector of traces has got", ["reason"], registry=registry
+        )
 
     def append_batch(self, count: int) -> None:
         self._append_batch.observe(count)
@@ -230,6 +236,13 @@ class Metrics:
     def alert(self, alert: str, outcome: str) -> None:
         """See `infrastructure.alerts.alerts.OnAttempt`."""
         self._alerts.labels(alert, outcome).inc()
+
+    def spans_exported(self, spans: int) -> None:
+        self._spans_exported.inc(spans)
+
+    def spans_lost(self, reason: str, spans: int) -> None:
+        """See `infrastructure.telemetry.export.SpanExport`."""
+        self._spans_lost.labels(reason).inc(spans)
 
     def render(self) -> bytes:
         """All of it in Prometheus' text format."""

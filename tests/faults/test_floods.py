@@ -223,7 +223,7 @@ async def connected_from(address: str, port: int) -> AsyncIterator[Client]:
 async def test_slow_heads_slow_bodies_and_silence_of_one_network_keep_no_other_out(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("entrypoints.api.http_server.HEAD_DEADLINE", timedelta(hours=1))
+    monkeypatch.setattr("entrypoints.api.http_protocol.HEAD_DEADLINE", timedelta(hours=1))
     monkeypatch.setattr("entrypoints.api.guard.BODY_DEADLINE", timedelta(hours=1))
     monkeypatch.setattr("entrypoints.api.connections.spare", lambda: 9)
     whole = head(f"Content-Length: {len(BODY)}")

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -215,6 +216,44 @@ WAYS_TO_ASK: dict[str, tuple[bytes, ...]] = {
 }
 
 
+async def test_an_accepted_registration_is_answered_alike_however_it_is_asked_for(api: Api) -> None:
+    forms = set()
+    async with serving(api) as server, connected(server.port) as client:
+        for name, pieces in WAYS_TO_ASK.items():
+            if name != "without a body":
+                await client.send(*pieces)
+                status, headers, body = await client.answer()
+                assert status == 202, name
+                forms.add((*headers, *json.loads(body)))
+    assert len(forms) == 1
+
+
+async def test_whole_registrations_in_one_piece_are_answered_in_their_turn(api: Api) -> None:
+    async with serving(api) as server, connected(server.port) as client:
+        ids = [str(uuid4()) for _ in range(3)]
+        slow = json.dumps(ADA | {"password": "correct horse battery staple"}).encode()
+        bodies = zip(ids, (slow, BODY, BODY), strict=True)
+        await client.send(
+            b"".join(head(f"Content-Length: {len(body)}", f"X-Request-Id: {one}") + body for one, body in bodies)
+        )
+        answers = [await client.answer() for _ in ids]
+
+    assert [(status, headers["registrar-request-id"]) for status, headers, _ in answers] == [(202, one) for one in ids]
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [WHOLE.replace(b"HTTP/1.1", b"HTTP/1.0"), head(f"Content-Length: {len(BODY)}", "Connection: close") + BODY],
+    ids=["HTTP/1.0", "Connection: close"],
+)
+async def test_a_connection_that_is_not_to_be_kept_ends_with_the_answer(api: Api, whole: bytes) -> None:
+    async with serving(api) as server, connected(server.port) as client:
+        await client.send(whole)
+        status, headers, _ = await client.answer()
+        assert (status, headers["connection"]) == (202, "close")
+        assert await client.reader.read() == b""
+
+
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """There is room for no registration; what it is given back by undoing it."""
@@ -363,7 +402,7 @@ async def test_what_follows_a_refusal_in_one_piece_is_answered_in_its_turn(api: 
 async def test_an_empty_line_after_a_request_does_not_hold_a_connection_open(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("entrypoints.api.http_server.HEAD_DEADLINE", timedelta(seconds=0.5))
+    monkeypatch.setattr("entrypoints.api.http_protocol.HEAD_DEADLINE", timedelta(seconds=0.5))
     async with serving(api) as server, connected(server.port) as client:
         await client.send(b"GET /health/live HTTP/1.1\r\nHost: registrar\r\n\r\n")
         assert (await client.answer())[0] == 200

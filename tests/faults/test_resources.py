@@ -63,7 +63,7 @@ async def idle_clients(*ports: int) -> AsyncIterator[list[Idle]]:
 @pytest.mark.slow
 @pytest.mark.fault("H1")
 async def test_more_connections_than_file_descriptors_cost_their_clients_and_nobody_else(dsn: str) -> None:
-    how = {"descriptors": DESCRIPTORS, "durations": {"entrypoints.api.http_server.HEAD_DEADLINE": 3}}
+    how = {"descriptors": DESCRIPTORS, "durations": {"entrypoints.api.http_protocol.HEAD_DEADLINE": 3}}
     async with serve(dsn, how=how) as program, program.client() as http:
         assert (await http.post("/v1/registrations", json=ADA)).status_code == 202
         cpu = program.resources.cpu_times()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,7 +16,6 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from fastapi import FastAPI
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from psycopg import sql
 from pydantic import TypeAdapter
 from starlette.routing import Match
@@ -27,7 +28,7 @@ from entrypoints.api import responses
 from entrypoints.api.app import create_app
 from entrypoints.api.guard import DIRECTLY
 from infrastructure.postgres.connection import connect
-from infrastructure.telemetry.tracing import setup_tracing
+from infrastructure.telemetry.tracing import Span, Tracing
 from projections.mail import Mails
 from projections.registrations import Registrations
 from tests.support.facts import CLIENT, DIGEST, STRAY, MovableClock, eventually, stray_kept, stream
@@ -887,31 +888,38 @@ async def test_metrics_have_the_names_of_the_contract(api: Api) -> None:
 
 
 async def test_a_trace_is_continued_and_its_spans_carry_nothing_personal(idle: Api) -> None:
-    spans = InMemorySpanExporter()
-    tracing = setup_tracing(None, "1", exporter=spans)
-    assert tracing is not None
-    async with client_of(create_app(replace(idle.service.api, tracing=tracing))) as http:
+    spans: list[Span] = []
+    async with client_of(create_app(replace(idle.service.api, tracing=Tracing(spans.append)))) as http:
         begun = await http.post("/v1/registrations?x=ada@example.com", json=ADA, headers={"traceparent": TRACE})
-    tracing.shutdown()
+        await http.get("/nowhere/ada@example.com")
+        await http.get("/health/live")
 
-    (span,) = spans.get_finished_spans()
-    assert span.context is not None
-    assert span.parent is not None
-    assert f"{span.context.trace_id:032x}" == TRACE[3:35]
-    assert f"{span.parent.span_id:016x}" == TRACE[36:52]
-    assert span.attributes == {
+    of_request, of_nothing = spans
+    assert (of_request.trace_id, of_request.parent_id) == (TRACE[3:35], TRACE[36:52])
+    assert of_request.name == "POST /v1/registrations"
+    assert of_request.attributes == {
         "http.request.method": "POST",
         "http.route": "/v1/registrations",
         "http.response.status_code": 202,
         "registrar.correlation_id": begun.headers["registrar-request-id"],
     }
+    assert of_nothing.name == "GET"
+    assert "http.route" not in of_nothing.attributes
     rows, _ = await idle.service.store.read(0, 10)
-    assert {row.trace for row in rows} == {f"{TRACE[:36]}{span.context.span_id:016x}-01"}
+    assert {row.trace for row in rows} == {f"{TRACE[:36]}{of_request.span_id}-01"}
 
 
-async def test_without_an_endpoint_there_is_no_tracing() -> None:
-    assert setup_tracing(None, "1") is None
-    assert setup_tracing("", "1") is None
+async def test_a_log_line_of_a_request_carries_its_correlation_id_and_its_trace(
+    idle: Api, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(type(idle.service.handlers), "handle", fails)
+    answer = await idle.http.post("/v1/registrations", json=ADA, headers={"traceparent": TRACE})
+    assert answer.status_code == 500
+    [line] = [json.loads(line) for line in log.getvalue().splitlines() if "request.failed" in line]
+    assert (line["correlation_id"], line["trace_id"]) == (answer.headers["registrar-request-id"], TRACE[3:35])
 
 
 @pytest.mark.parametrize(

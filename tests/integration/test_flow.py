@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import re
 import secrets
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from uuid import UUID, uuid4
 
-import httpx
 import psycopg
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from pydantic import SecretStr
 
 from application.answers import Answer
@@ -28,7 +22,6 @@ from application.ports import Context, entries_of
 from domain.errors import CodeLocked, Refused, TooManyRequests, WrongCode
 from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
-from entrypoints.api.app import create_app
 from infrastructure.mail.mailbox import MailboxMessage
 from infrastructure.settings.settings import Settings
 from tests.support.facts import CLIENT, REGISTRATION, eventually, registered, stream
@@ -280,33 +273,6 @@ async def test_repeating_a_registration_with_its_idempotency_key_meets_itself(se
         await service.handlers.handle(other, client())
 
 
-class Collector(ThreadingHTTPServer):
-    """An OTLP/HTTP collector that keeps the spans it is sent."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-        super().__init__(("127.0.0.1", 0), _Collect)
-
-
-class _Collect(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        assert isinstance(self.server, Collector)
-        assert self.path == "/v1/traces"
-        body = self.rfile.read(int(self.headers["content-length"]))
-        if self.headers.get("content-encoding") == "gzip":
-            body = gzip.decompress(body)
-        request = ExportTraceServiceRequest.FromString(body)
-        for resource in request.resource_spans:
-            for scope in resource.scope_spans:
-                self.server.spans.extend(scope.spans)
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the standard library's name
-        pass
-
-
 async def test_what_is_done_at_a_deadline_belongs_to_the_trace_of_the_request(service: Service, dsn: str) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     # given: a registration whose day is long over
@@ -321,34 +287,3 @@ async def test_what_is_done_at_a_deadline_belongs_to_the_trace_of_the_request(se
         return rows if {topic for topic, *_ in rows} >= done else []
 
     assert {tuple(of) for _, *of in await eventually(undone)} == {(trace, CLIENT.correlation_id)}
-
-
-async def test_one_trace_leads_from_the_request_to_the_mail_server(dsn: str) -> None:
-    collector = Collector()
-    threading.Thread(target=collector.serve_forever, daemon=True).start()
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            settings = Settings.from_environment(
-                {
-                    "REGISTRAR_DATABASE_URL": dsn,
-                    "REGISTRAR_MASTER_KEY": secrets.token_hex(32),
-                    "REGISTRAR_DATA_DIR": directory,
-                    "REGISTRAR_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
-                }
-            )
-            async with open_service(settings, follows=True) as service:
-                app = create_app(service.api)
-                transport = httpx.ASGITransport(app)
-                async with httpx.AsyncClient(transport=transport, base_url="http://registrar") as http:
-                    body = {"email": "traced@example.com", "name": "Ada"}
-                    answer = await http.post("/v1/registrations", json=body)
-                assert answer.status_code == 202
-                await mails_to(service, "traced@example.com")
-    finally:
-        collector.shutdown()
-        collector.server_close()
-    request, delivery = sorted(collector.spans, key=lambda span: span.start_time_unix_nano)
-    assert (request.name, delivery.name) == ("/v1/registrations", "mail.deliver")
-    assert delivery.trace_id == request.trace_id
-    assert delivery.parent_span_id == request.span_id
-    assert b"traced@example.com" not in b"".join(span.SerializeToString() for span in collector.spans)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -18,13 +19,14 @@ from domain.recorded import Position, Recorded
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
+from infrastructure.followers import projector
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING
 from infrastructure.followers.projector import Projector, read_scripts, rest_after
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.notifications import HEAD, Notifications, Watch
 from infrastructure.postgres.schema import bring_up_to_date
-from tests.support.facts import email_claimed, email_released, eventually, stream
+from tests.support.facts import CLIENT, email_claimed, email_released, eventually, stream
 from tests.support.interruptions import interrupt, nothing_left_behind, wait_as_under_load
 from tests.support.log import append, happened, locked, query
 
@@ -365,6 +367,32 @@ async def test_a_read_model_that_is_locked_for_a_while_is_tried_again_and_nothin
 def test_a_projector_rests_by_what_a_batch_took_and_never_for_long(took: float, rests: float) -> None:
     rest = rest_after(timedelta(seconds=took), timedelta(milliseconds=200))
     assert rest.total_seconds() == pytest.approx(rests)
+
+
+async def test_a_read_model_that_clients_wait_for_leaves_what_nobody_requested_until_something_was(
+    store: EventStore, notifications: Notifications, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projector, "LEFT_FOR", timedelta(hours=1))
+    tally, tail, looked = Tally(), LogTail(store), set()
+    read = tail.stretch
+
+    async def stretch(after: Position, *arguments: Any, **options: Any) -> Any:
+        found = await read(after, *arguments, **options)
+        looked.add((after, found.upto))
+        return found
+
+    monkeypatch.setattr(tail, "stretch", stretch)
+    following_it = Projector(tally, store=tail, notifications=notifications, announced=True)
+    async with running(lead(following_it, dsn)):
+        await append(store, claimed())
+        await until_at(dsn, 1)
+        await append(store, claimed(), context=replace(CLIENT, causation_position=1))
+        await eventually(lambda: (1, 2) in looked)
+        await append(store, claimed())
+        await until_at(dsn, 3)
+
+    assert await positions(dsn) == [1, 2, 3]
+    assert tally.attempts == 2
 
 
 async def test_a_follower_that_never_hears_anything_looks_all_the_same(store: EventStore, dsn: str) -> None:

@@ -170,13 +170,13 @@ async def test_two_lengths_or_a_length_and_chunks_are_refused(server: Server) ->
 async def test_who_does_not_send_a_requests_head_is_cut_off(
     server: Server, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr("entrypoints.api.http_server.HEAD_DEADLINE", timedelta(milliseconds=200))
+    monkeypatch.setattr("entrypoints.api.http_protocol.HEAD_DEADLINE", timedelta(milliseconds=200))
 
     assert await raw(server, sent) == b""
 
 
 async def test_a_second_request_that_stays_half_is_cut_off_too(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("entrypoints.api.http_server.HEAD_DEADLINE", timedelta(milliseconds=500))
+    monkeypatch.setattr("entrypoints.api.http_protocol.HEAD_DEADLINE", timedelta(milliseconds=500))
 
     answer = await raw(server, b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\nGET /health/li")
 
@@ -205,7 +205,7 @@ async def test_headers_without_end_are_not_taken_in(server: Server) -> None:
 async def test_a_request_that_takes_its_time_after_its_head_is_not_cut_off(
     api: Api, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("entrypoints.api.http_server.HEAD_DEADLINE", timedelta(milliseconds=200))
+    monkeypatch.setattr("entrypoints.api.http_protocol.HEAD_DEADLINE", timedelta(milliseconds=200))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", verify=NO_TLS) as http:
         head = await api.service.store.head()
         late = await http.get(

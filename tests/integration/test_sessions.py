@@ -7,6 +7,7 @@ import io
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -57,6 +58,22 @@ async def told_otherwise(request: pytest.FixtureRequest, empty: str, monkeypatch
         for setting, value in OF_THE_ENVIRONMENT.items():
             monkeypatch.setenv(setting, value)
     return empty
+
+
+async def test_a_session_that_is_to_plan_once_never_plans_for_its_parameters(dsn: str) -> None:
+    line = ReconnectingConnection(dsn, name="test", statement_timeout=timedelta(seconds=5), plan_once=True)
+    looked_up = "SELECT e.topic FROM unnest(%s::uuid[]) AS u (id) JOIN events AS e ON e.originator_id = u.id"
+
+    async def plans(connection: Connection) -> tuple[object, ...] | None:
+        for _ in range(20):
+            await connection.execute(looked_up, ([uuid4()],))
+        cursor = await connection.execute(
+            "SELECT generic_plans > 0, custom_plans FROM pg_prepared_statements WHERE statement LIKE 'SELECT e.topic%'"
+        )
+        return await cursor.fetchone()
+
+    assert await line.execute_idempotent(plans) == (True, 0)
+    await line.close()
 
 
 async def a_row(connection: Connection) -> tuple[object, ...] | None:

@@ -108,9 +108,9 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
         yield stack
 
 
-@pytest.fixture
-async def stub(stack: AsyncExitStack) -> SmtpStub:
-    return await stack.enter_async_context(SmtpStub())
+@pytest.fixture(params=["one command at a time", "pipelining"])
+async def stub(stack: AsyncExitStack, request: pytest.FixtureRequest) -> SmtpStub:
+    return await stack.enter_async_context(SmtpStub(pipelining=request.param == "pipelining"))
 
 
 @pytest.fixture
@@ -826,7 +826,80 @@ async def test_a_refused_mail_is_forgotten_before_the_next(stub: SmtpStub, post:
     stub.at("rcpt", "550 5.1.1 unknown", times=1)
     await post.refused()
     await post.send()
-    assert stub.sessions[0].commands == [b"EHLO", b"MAIL", b"RCPT", b"RSET", b"MAIL", b"RCPT", b"DATA"]
+    refused = [b"MAIL", b"RCPT", b"DATA"] if stub.pipelining else [b"MAIL", b"RCPT"]
+    assert stub.sessions[0].commands == [b"EHLO", *refused, b"RSET", b"MAIL", b"RCPT", b"DATA"]
+
+
+async def test_a_server_that_waits_for_a_mail_that_it_has_refused_gets_nothing(
+    stack: AsyncExitStack, open_post: OpenPost
+) -> None:
+    stub = await stack.enter_async_context(SmtpStub(pipelining=True))
+    post = await open_post(stub)
+    stub.at("rcpt", "550 5.1.1 unknown", times=1).at("data", "354 go ahead", times=1)
+
+    assert (await post.refused()).permanent
+    await post.send(letter_to("ann@example.com"))
+
+    assert [mail.recipients for mail in stub.mails] == [[b"ann@example.com"]]
+    assert [session.commands for session in stub.sessions] == [[b"EHLO", b"MAIL", b"RCPT", b"DATA"]] * 2
+
+
+async def answering(stack: AsyncExitStack, *exchanges: tuple[bytes, bytes]) -> MailServer:
+    """A server that says each of these only after all of the line before it, on every session anew."""
+
+    serving = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            writer.write(b"220 stub.test\r\n")
+            for heard, said in (*exchanges, (b"QUIT\r\n", b"221 bye\r\n")):
+                await reader.readuntil(heard)
+                for byte in said:  # in as many pieces as there can be
+                    writer.write(bytes([byte]))
+                    await writer.drain()
+            await reader.read()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def end() -> None:
+        server.close()
+        await asyncio.gather(*(task for task in serving if task is not None))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    stack.push_async_callback(end)
+    return MailServer("smtp", "127.0.0.1", server.sockets[0].getsockname()[1], starttls="never")
+
+
+HELLO = (b"EHLO registrar.example\r\n", b"250-stub.test\r\n250-PIPELINING\r\n250 8BITMIME\r\n")
+COMMANDS = (b"DATA\r\n", b"250-fine\r\n250 so far\r\n250\r\n354 go ahead\r\n")
+
+
+async def test_a_server_that_takes_commands_ahead_of_its_replies_gets_them_together(
+    stack: AsyncExitStack, open_post: OpenPost
+) -> None:
+    post = await open_post(await answering(stack, HELLO, COMMANDS, (b"\r\n.\r\n", b"250 2.0.0 taken\r\n")))
+    assert (await post.send()).reply_code == 250
+
+
+async def test_what_a_server_says_unasked_is_not_taken_for_a_reply(stack: AsyncExitStack, open_post: OpenPost) -> None:
+    unasked = (b"\r\n.\r\n", b"250 2.0.0 taken\r\n421 4.3.2 I go\r\n")
+    post = await open_post(await answering(stack, HELLO, COMMANDS, unasked))
+
+    await post.send()
+    await post.send()  # on another session
+
+    assert post.outcomes == ["accepted", "accepted"]
+
+
+@pytest.mark.parametrize("reply", [b"hello\r\n", b"2500 fine\r\n", b"250-" + b"x" * 40000])
+async def test_what_is_no_reply_ends_the_session_before_anything_is_sent(
+    stack: AsyncExitStack, open_post: OpenPost, reply: bytes
+) -> None:
+    post = await open_post(await answering(stack, HELLO, (b"DATA\r\n", reply)))
+    failure = await post.refused()
+    assert (failure.failure, failure.permanent, failure.outcome_unknown) == ("connection", False, False)
 
 
 async def test_closing_says_goodbye(stub: SmtpStub, post: Post) -> None:
@@ -864,7 +937,7 @@ async def test_a_server_gets_as_many_mails_at_once_as_it_takes_and_more_when_it_
     assert len(lowered) < throttled, "what is refused at the same time counts once"
     assert min(post.concurrency) >= 2
     settled = next(number for number, limit in enumerate(post.concurrency) if limit <= 4)
-    assert max(post.concurrency[settled:]) <= 6
+    assert max(post.concurrency[settled:]) <= 7
     assert set(copies(stub).values()) == {1}
     assert len(stub.mails) == 300
 

@@ -254,7 +254,7 @@ def claim_to_send_not_taken() -> Iterator[Parts]:
     yield Parts(claims=Generous)
 
 
-@planted("I5", within=50)
+@planted("I5", within=150)
 def hand_over_not_recorded() -> Iterator[Parts]:
     """A database that is away while the hand-over is recorded is shrugged off."""
 

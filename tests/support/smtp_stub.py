@@ -41,22 +41,11 @@ class Session:
     """One connection: all that was received on it, commands and mail data, after TLS in clear."""
 
     received: bytearray = field(default_factory=bytearray)
+    commands: list[bytes] = field(default_factory=list)  # first words only
     encrypted: bool = False
     over: bool = False
     busy: bool = False
     mails: int = 0
-
-    @property
-    def commands(self) -> list[bytes]:
-        """First words only, mail data left out."""
-        words, in_data = [], False
-        for line in bytes(self.received).split(b"\r\n")[:-1]:
-            if in_data:
-                in_data = line != b"."
-            else:
-                words.append(line.split(b" ")[0].upper())
-                in_data = words[-1] == b"DATA"
-        return words
 
 
 class _HangUpError(Exception):
@@ -70,6 +59,7 @@ class SmtpStub:
         tls: certificate to offer by STARTTLS, or with `implicit` to speak TLS from the first byte.
         offer_starttls: False strips the offer, as somebody in the middle would.
         credentials: user and password to demand; AUTH is offered only where they are given.
+        pipelining: take commands ahead of the replies.
 
     All but `implicit` may be changed between sessions. `faults` counts by stage how often it misbehaved; what it
     throttles is counted as "too many at once" and "too many on one connection".
@@ -82,6 +72,7 @@ class SmtpStub:
         implicit: bool = False,
         offer_starttls: bool = True,
         credentials: tuple[str, str] | None = None,
+        pipelining: bool = False,
         port: int = 0,
     ) -> None:
         self.port = port
@@ -91,6 +82,7 @@ class SmtpStub:
         self.tls = tls
         self.offer_starttls = offer_starttls
         self.credentials = credentials
+        self.pipelining = pipelining
         self.faults: Counter[str] = Counter()
         self.bears: int | None = None
         self.mails_per_session: int | None = None
@@ -187,10 +179,11 @@ class _Conversation:
 
     async def run(self) -> None:
         await self.answer("banner", "220 stub.test ESMTP")
-        mail = Mail(b"", [], b"")
+        mail: Mail | None = None
         while True:
             line = await self.line()
             verb, _, rest = line.partition(b" ")
+            self.session.commands.append(verb.upper())
             match verb.upper():
                 case b"EHLO":
                     await self.answer("ehlo", "\r\n".join(self.greeting()))
@@ -204,12 +197,15 @@ class _Conversation:
                     await self.authenticate(rest)
                 case b"MAIL":
                     mail = Mail(rest.split(b":", 1)[1].split(b" ")[0].strip(b"<>"), [], b"")
-                    await self.answer("mail", self.stub._too_many(self.session) or "250 2.1.0 fine")
-                case b"RCPT":
+                    if not await self.answer("mail", self.stub._too_many(self.session) or "250 2.1.0 fine"):
+                        mail = None
+                case b"RCPT" | b"DATA" if mail is None:
+                    self.writer.write(b"503 5.5.1 nobody has begun a mail\r\n")
+                case b"RCPT" if mail is not None:
                     if await self.answer("rcpt", "250 2.1.5 fine"):
                         mail.recipients.append(rest.split(b":", 1)[1].strip(b"<>"))
-                case b"DATA":
-                    if not await self.answer("data", "354 go ahead"):
+                case b"DATA" if mail is not None:
+                    if not await self.answer("data", "354 go ahead" if mail.recipients else "554 5.5.1 to whom?"):
                         continue
                     mail.data = await self.content()
                     mail.at = datetime.now(UTC)
@@ -233,6 +229,8 @@ class _Conversation:
             yield "250-STARTTLS"
         if self.stub.credentials:
             yield "250-AUTH PLAIN LOGIN"
+        if self.stub.pipelining:
+            yield "250-PIPELINING"
         yield "250 8BITMIME"
 
     async def authenticate(self, words: bytes) -> None:

@@ -12,7 +12,8 @@ import pytest
 from application.ports import Overloaded, Unavailable
 from infrastructure.postgres.batching import Batcher
 from infrastructure.postgres.patience import current, limited
-from tests.support.facts import eventually
+from infrastructure.telemetry.trace_context import DOING
+from tests.support.facts import CLIENT, eventually
 
 
 class Work:
@@ -373,3 +374,18 @@ async def test_after_a_batch_without_an_answer_one_item_at_a_time_is_tried_until
     assert await asyncio.gather(*await queued(batcher, 5, 6)) == [10, 12]
     assert work.batches == [[0], [2], [5, 6]]
     await batcher.close()
+
+
+async def test_a_batch_is_not_said_to_be_of_the_request_that_came_first() -> None:
+    doing: list[object] = []
+
+    async def run(items: Sequence[int]) -> Sequence[int]:
+        doing.append(DOING.get())
+        return items
+
+    batcher: Batcher[int, int] = Batcher(run, name="test", max_batch=10, max_waiting=5)
+    before = DOING.set(CLIENT)
+    await batcher.do(1)
+    DOING.reset(before)
+    await batcher.close()
+    assert doing == [None]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from infrastructure.followers.follow import Chore, follow
+from infrastructure.followers.follow import Chore, Linger, follow
 from tests.support.facts import eventually
 
 SOON = timedelta(milliseconds=1)
@@ -176,6 +176,48 @@ async def test_an_idle_chore_runs_again_after_the_next_batch_only() -> None:
         await eventually(lambda: len(ran_at) == 2)
 
     assert ran_at == [0, 1]
+
+
+async def test_what_nobody_waits_for_is_left_until_something_comes_that_somebody_waits_for() -> None:
+    numbers = Numbers(end=1)
+
+    async with following(numbers, linger=Linger(LATER, lambda number: number > 4)):
+        await eventually(lambda: numbers.acts)
+        for end in (2, 3, 4):
+            numbers.grow(by=1)
+            await eventually(partial(numbers.reads.__contains__, end - 1))
+        numbers.grow(by=1)
+        await eventually(lambda: numbers.acts[-1][2] == 5)
+
+    assert numbers.acts == [([1], 0, 1), ([3], 1, 4), ([5], 4, 5)]
+
+
+async def test_what_nobody_waits_for_is_left_for_a_while_only() -> None:
+    numbers = Numbers(end=1)
+
+    async with following(numbers, linger=Linger(SOON, lambda _: False)):
+        await eventually(lambda: numbers.acts)
+        numbers.grow(by=2)
+        await eventually(lambda: len(numbers.acts) == 2)
+
+    assert numbers.acts == [([1], 0, 1), ([3], 1, 3)]
+
+
+async def test_an_announcement_of_what_is_not_there_is_looked_for_once() -> None:
+    numbers = Numbers(end=1)
+
+    async def wait_past(who: str, position: int, *, within: timedelta) -> bool:
+        numbers.waits.append(within)
+        if numbers.waits[1:]:
+            await asyncio.Event().wait()
+        return True
+
+    numbers.wait_past = wait_past  # type: ignore[method-assign]
+    async with following(numbers, linger=Linger(LATER, bool)):
+        await eventually(lambda: len(numbers.waits) == 2)
+
+    assert numbers.reads == [0, 1]
+    assert numbers.waits[1] <= numbers.patience
 
 
 @pytest.mark.parametrize("what", ["read", "act"])

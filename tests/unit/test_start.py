@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-LATER = ("faststream", "aio_pika", "redis", "opentelemetry.exporter", "fastapi", "uvicorn")
+LATER = ("faststream", "aio_pika", "redis", "opentelemetry", "fastapi", "uvicorn")
 """Half of a start together (our measurement), and only needed where a broker, Redis or a collector is set,
 or HTTP is served."""
 

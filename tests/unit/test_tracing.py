@@ -1,56 +1,58 @@
-"""What is told of spans that did not arrive."""
+"""What is told and counted of spans, by what a collector answers."""
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import io
+from contextlib import AsyncExitStack
 
 import pytest
 
-from infrastructure.telemetry.tracing import setup_tracing
+from entrypoints.bootstrap.tracing import open_tracing
+from infrastructure.settings.settings import Settings
+from infrastructure.telemetry.metrics import Metrics
+from tests.support.collector import Collector, collecting
 
 
-@contextmanager
-def answering(status: int) -> Iterator[str]:
-    """A server that answers whatever it is sent with this status; its base URL."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(status)
-            self.send_header("location", "https://collector.example.com/v1/traces")
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the standard library's name
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+async def sent(collector: Collector, metrics: Metrics) -> None:
+    """A span is made, and a process stops."""
+    settings = Settings(otlp_endpoint=collector.url)
+    async with AsyncExitStack() as stack:
+        exported = open_tracing(settings, stack, metrics, "work")
+        assert exported is not None
+        exported.tracing.span("smtp", parent=None).end()
 
 
-def told_of(status: int, caplog: pytest.LogCaptureFixture) -> list[str]:
-    with answering(status) as url:
-        tracing = setup_tracing(url, "1")
-        assert tracing is not None
-        tracing.get_tracer("test").start_span("lost").end()
-        tracing.shutdown()
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+def counted(metrics: Metrics) -> dict[str, float]:
+    lines = [line for line in metrics.render().decode().splitlines() if line.startswith("registrar_spans_")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_spans_that_end_at_a_redirect_are_told_of(status: int, caplog: pytest.LogCaptureFixture) -> None:
-    (line,) = told_of(status, caplog)
-    assert f"redirected ({status}): OTLP_ENDPOINT is not the collector's own URL" in line
+async def test_spans_that_were_taken_are_counted_and_not_told_of(log: io.StringIO) -> None:
+    metrics = Metrics()
+    with collecting() as collector:
+        await sent(collector, metrics)
+    [span] = collector.spans
+    assert (span.service, span.name) == ("registrar-work", "smtp")
+    assert counted(metrics) == {"registrar_spans_exported_total": 1}
+    assert log.getvalue() == ""
 
 
-def test_spans_that_were_taken_are_not_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    assert told_of(200, caplog) == []
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 400, 401, 404, 503])
+async def test_spans_that_were_not_taken_are_counted_and_told_of(status: int, log: io.StringIO) -> None:
+    metrics = Metrics()
+    with collecting() as collector:
+        collector.status = status
+        await sent(collector, metrics)
+    assert counted(metrics) == {
+        "registrar_spans_exported_total": 0,
+        'registrar_spans_lost_total{reason="stop"}': 1,
+    }
+    told = log.getvalue()
+    assert f"status {status}" in told
+    assert "REGISTRAR_OTLP_ENDPOINT" in told
+    assert "tracing.spans_lost" in told
+
+
+async def test_without_an_endpoint_there_is_no_tracing() -> None:
+    async with AsyncExitStack() as stack:
+        assert open_tracing(Settings(), stack, Metrics(), None) is None

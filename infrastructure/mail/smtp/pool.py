@@ -135,10 +135,13 @@ class ConnectionPool:
     def _is_scarce(self) -> bool:
         return asyncio.get_running_loop().time() < self._scarce_until
 
-    async def begin(self, progress: Progress) -> Connection:
+    async def begin(self, to: str | None, progress: Progress) -> Connection:
         """A connection on which MAIL FROM was accepted: an idle one, or if that has gone stale, a new one.
 
         The caller returns it by `put_back` or `recycle`.
+
+        Args:
+            to: see `Connection.begin`.
         """
         ended_after = None
         if (connection := self._take_idle()) is not None:
@@ -146,7 +149,7 @@ class ConnectionPool:
             mails = connection.mails
             try:
                 async with asyncio.timeout(self._stale_seconds):
-                    await connection.begin(self._sender)
+                    await connection.begin(self._sender, to)
                 return connection
             except (OSError, SMTPException) as error:
                 if is_plain_refusal(error) and not connection.reset_first:
@@ -161,7 +164,7 @@ class ConnectionPool:
         connection = await self._open(progress)
         progress.stage = "mail"
         try:
-            await connection.begin(self._sender)
+            await connection.begin(self._sender, to)
         except BaseException as error:
             self.recycle(connection, error)
             raise
@@ -218,7 +221,7 @@ class ConnectionPool:
             connection = self._idle.pop()  # the most recently used one; the others may expire
             if connection.expiry is not None:
                 connection.expiry.cancel()
-            if connection.protocol.is_connected:
+            if connection.is_usable:
                 return connection
         return None
 

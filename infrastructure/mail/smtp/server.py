@@ -247,7 +247,7 @@ class Server:
             self._news = None
 
     async def _converse(self, to: str, message: bytes | None, progress: Progress) -> int:
-        connection = await self._pool.begin(progress)
+        connection = await self._pool.begin(None if message is None else to, progress)
         progress.ready_at = asyncio.get_running_loop().time()
         try:
             if message is None:

@@ -23,8 +23,10 @@ from infrastructure.mail.smtp.evidence import Alone, Beliefs, Evidence
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.replies import ALARMS, Verdict
 from infrastructure.mail.smtp.server import MayProbe, OnConcurrency, Refused, Server, TooLate
+from infrastructure.mail.smtp.spans import traced
 from infrastructure.settings.sender import mailbox
 from infrastructure.settings.values import MailServer
+from infrastructure.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +89,7 @@ class SmtpServers:
         circuits: creates one per server, named `host:port`.
         tls: trust in the servers' certificates; the system's if None.
         on_concurrency: called with how many mails each server may be handed at the same time.
+        tracing: makes a span for each conversation; None: none is made.
         may_probe: asked before a call that would be a circuit's probe.
         beliefs: asked before a refusal that does not say why is taken to be about one mail.
         on_standing: called when what is known of a server should be published at once; see `Evidence`.
@@ -105,6 +108,7 @@ class SmtpServers:
         tls: ssl.SSLContext | None = None,
         on_attempt: OnAttempt | None = None,
         on_concurrency: OnConcurrency = lambda *_: None,
+        tracing: Tracing | None = None,
         may_probe: MayProbe | None = None,
         beliefs: Beliefs | None = None,
         on_standing: Callable[[], None] = lambda: None,
@@ -121,6 +125,7 @@ class SmtpServers:
         self._tls = tls or ssl.create_default_context()
         self._on_attempt = on_attempt
         self._on_concurrency = on_concurrency
+        self._tracing = tracing
         self._may_probe = may_probe or _always_allowed
         self._beliefs = beliefs or Alone()
         self._on_standing = on_standing
@@ -195,7 +200,7 @@ class SmtpServers:
         retry_after = self._factory.default_ttl
         for server in sorted(servers, key=lambda server: server.provider in sending.avoided):
             try:
-                code = await server.hand_over(sending.to, sending.message, sending.until, sending.on_content)
+                code = await self._hand_over(sending, server)
             except CircuitOpen as rejection:
                 retry_after = min(retry_after, rejection.retry_after)
                 continue
@@ -222,6 +227,10 @@ class SmtpServers:
         if sending.last is None:
             raise MailServersAway("no mail server may be called now", retry_after=retry_after)
         raise sending.failed()
+
+    async def _hand_over(self, sending: _Sending, server: Server) -> int:
+        talking = server.hand_over(sending.to, sending.message, sending.until, sending.on_content)
+        return await (talking if self._tracing is None else traced(self._tracing, server.provider, talking))
 
     def _report(self, server: Server, verdict: Verdict | None) -> None:
         if self._on_attempt is not None:
