@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-ground simulate chaos attack fuzz bench \
-        check check-fast asyncapi format lock lists audit-deps release clean
+.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-alerts test-ground simulate chaos attack fuzz bench \
+        check check-fast monitoring asyncapi format lock lists audit-deps release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,7 +25,7 @@ setup-dev: $(VENV)/.ready-dev  ## the same with the tools of tests and checks
 run: setup  ## start everything, embedded; ARGS="--port 8001" passes options on
 	@exec $(BIN)/registrar up $(ARGS)
 
-# WORKERS=1 runs one test at a time; WITHOUT='rabbitmq pgbouncer redis nginx' skips what needs them, where they cannot be installed.
+# WORKERS=1 runs one test at a time; WITHOUT='rabbitmq pgbouncer redis nginx prometheus' skips what needs them, where they cannot be installed.
 WORKERS ?= 3
 WITHOUT ?=
 PYTEST = $(BIN)/pytest -rs -n $(WORKERS) --dist worksteal $(addprefix --without=,$(WITHOUT))
@@ -48,6 +48,10 @@ test-replay: setup-dev  ## rebuilds and verifications at full size, ten minutes
 
 test-tampering: setup-dev  ## a thousand alterations of the log by a superuser, five minutes
 	$(BIN)/pytest -rs --full-size tests/integration/test_audit_verify.py -k random_alterations $(ARGS)
+
+# A Prometheus in scaled time watches the service while it is broken in each way that an alert is for.
+test-alerts: setup-dev services  ## every alert is fired by its real fault, twenty minutes
+	$(BIN)/pytest -rs --full-size -n $(WORKERS) --dist worksteal tests/alerts $(ARGS)
 
 test-spam: setup-dev  ## our mails' scores in SpamAssassin, which it installs
 	@command -v spamassassin >/dev/null || scripts/install spamassassin
@@ -96,6 +100,10 @@ check-fast: setup-dev  ## the same without types: two seconds
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+
+monitoring: setup-dev  ## write the alert rules and dashboards from their descriptions
+	$(BIN)/python scripts/objectives.py
+	$(BIN)/python scripts/dashboards.py
 
 asyncapi: setup-dev  ## write docs/asyncapi.json, which other services rely on
 	$(BIN)/python -m entrypoints.api.asyncapi docs/asyncapi.json

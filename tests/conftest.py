@@ -58,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--without",
         action="append",
         default=[],
-        choices=["rabbitmq", "pgbouncer", "redis", "nginx"],
+        choices=["rabbitmq", "pgbouncer", "redis", "nginx", "prometheus"],
         help="skip what needs it",
     )
     parser.addoption("--redis-server", help="use this program, which may be Valkey's")

@@ -31,7 +31,13 @@ def checkpointer(settings: Settings) -> Checkpointer | None:
         )
     post = posting_to(url.get_secret_value()) if url is not None else None
     witnesses = Witnesses(settings.checkpoint_witnesses)
-    return Checkpointer(seeds=partial(checkpoint_seeds, settings), directory=directory, post=post, witnesses=witnesses)
+    return Checkpointer(
+        seeds=partial(checkpoint_seeds, settings),
+        directory=directory,
+        post=post,
+        witnesses=witnesses,
+        read_again=settings.verify_interval or None,
+    )
 
 
 def checkpoint_directory(settings: Settings) -> CheckpointDirectory | None:

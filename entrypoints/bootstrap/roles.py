@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 from entrypoints.api.parts import Parts
@@ -57,6 +58,7 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing)
+        core.metrics.measured.runs("up", version("registrar"))
         await erase_again(core, settings)
         mailbox = await open_mailbox(settings, stack)
         delivery = await open_delivery(core, settings, stack, timing, mailbox)
@@ -78,6 +80,7 @@ async def serve(settings: Settings, timing: Timing | None = None) -> AsyncIterat
     """The HTTP API alone. After a restore it does not start before one that has the journal of erasures did."""
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing or Timing(), role="serve")
+        core.metrics.measured.runs("serve", version("registrar"))
         if not await erase_again(core, settings):
             raise CannotStart(_ERASURES_UNKNOWN)
         broker = broker_for("serve", settings)
@@ -95,6 +98,7 @@ async def process(settings: Settings, timing: Timing | None = None) -> AsyncIter
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing, role="process")
+        core.metrics.measured.runs("process", version("registrar"))
         await erase_again(core, settings)
         broker, delivery = broker_for("process", settings), None
         if broker is None:
@@ -116,6 +120,7 @@ async def work(settings: Settings, timing: Timing | None = None) -> AsyncIterato
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing, role="work", pace=WORKERS_PACE)
+        core.metrics.measured.runs("work", version("registrar"))
         delivery = await open_delivery(core, settings, stack, timing)
         broker = broker_for("work", settings, *mail_consumers(core, delivery, stack))
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers)

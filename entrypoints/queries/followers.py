@@ -17,7 +17,7 @@ from infrastructure.followers.progress import LAGGING, AllProgress, Progress, pr
 from infrastructure.followers.turns import waiting_after
 from infrastructure.followers.versions import Behind, behind_others, others_of, positions, version_of
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.pool import QueryPool
+from infrastructure.postgres.pool import Depths, QueryPool
 from infrastructure.settings.settings import Settings
 from infrastructure.synthetic.records import Last, last_of
 from projections import PROJECTIONS
@@ -146,6 +146,10 @@ class FollowerQueries:
     async def checkpoints(self) -> Standing:
         """How they stand, where there are some."""
         return await self._pool.ask(standing_of)
+
+    def pool_depths(self) -> Depths:
+        """How busy the connections are that all queries share."""
+        return self._pool.depths()
 
     async def backlog(self) -> Backlog:
         """All of it, on one connection."""

@@ -13,7 +13,7 @@ import structlog
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from application.ports import BrokerAway, Unavailable
-from entrypoints.queries.followers import FollowerQueries
+from entrypoints.queries.followers import Backlog, FollowerQueries
 from infrastructure.crypto.password_hashing import PasswordHashing
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.versions import Behind
@@ -90,7 +90,7 @@ class HealthChecks:
         self._broken = broken
         self._not_yet_ahead: Collection[str] = followers.names
         if not followers.has_checkpoints:
-            metrics.without_checkpoints()
+            metrics.measured.without_checkpoints()
         self._under_way: set[asyncio.Task[Any]] = set()
         self._look: asyncio.Task[bool] | None = None
         self._writable = False
@@ -179,41 +179,52 @@ class HealthChecks:
 
     async def measure(self) -> None:
         """Update the metrics that are not counted as things happen."""
-        metrics = self._metrics
-        metrics.hash_queue(self._hasher.waiting)
+        measured = self._metrics.measured
+        ready, circuits, backlog = await asyncio.gather(
+            self.ready(), self._circuits(), self._patiently(self._followers.backlog())
+        )
+        measured.ready(ready.status != "down")
+        pool = self._followers.pool_depths()
+        measured.queues(hashes=self._hasher.waiting, appends=self._store.waiting, queries=pool.waiting)
+        measured.pool(idle=pool.idle, used=pool.used)
         if self._broker is not None:
-            metrics.broker(up=self._broker.is_up)
-        for name, state in (await self._circuits()).items():
-            metrics.circuit(name, state, state)
-        backlog = await self._patiently(self._followers.backlog())
-        metrics.forget_backlog()  # a follower that no longer exists would stay for ever
-        if backlog is None:
-            return
-        for follower in backlog.followers.items:
-            metrics.follower(
+            measured.broker(up=self._broker.is_up, queues=self._broker.queues)
+        self._metrics.circuits(circuits)
+        measured.troubles(self._shared_circuits.troubles)
+        measured.forget_backlog()  # a follower that no longer exists would stay for ever
+        if backlog is not None:
+            self._show(backlog)
+
+    def _show(self, backlog: Backlog) -> None:
+        measured = self._metrics.measured
+        followers = backlog.followers.items
+        measured.log(position=backlog.followers.head, paced=any(follower.paced for follower in followers))
+        for follower in followers:
+            measured.follower(
                 follower.name,
                 lag_events=follower.lag_events,
                 lag_seconds=follower.lag_seconds,
                 parked_streams=follower.parked_streams,
             )
             if follower.verified_at is not None and follower.mismatches is not None:
-                metrics.projection(follower.name, mismatches=follower.mismatches, verified_at=follower.verified_at)
-        metrics.backlog(
+                measured.projection(follower.name, mismatches=follower.mismatches, verified_at=follower.verified_at)
+        measured.backlog(
             dead_letters=backlog.dead_letters,
             stray_messages=backlog.stray_messages,
             oldest_unsent_seconds=backlog.oldest_unsent.total_seconds(),
             stuck=backlog.stuck,
         )
         if (standing := backlog.checkpoints) is not None:
-            metrics.checkpoints(
+            measured.checkpoints(
                 age_seconds=standing.age_seconds,
                 position=standing.position,
                 unpublished=standing.unpublished,
+                unpublished_seconds=standing.unpublished_seconds,
                 mismatches=int(standing.unsound is not None),
             )
         if backlog.synthetic is not None and backlog.synthetic.passed_age is not None:
-            metrics.synthetic_age(backlog.synthetic.passed_age)
-        metrics.backups(**{f"{kind}_age": age for kind, age in backlog.ages.items()})
+            measured.synthetic_age(backlog.synthetic.passed_age)
+        measured.backups(**{f"{kind}_age": age for kind, age in backlog.ages.items()})
 
     async def _behind(self) -> list[Behind] | None:
         """The read models that another release's version is ahead of: whoever has read that one must not be sent here.

@@ -1,4 +1,5 @@
-"""The checkpointer: follows the log, verifies what is new, and signs how far it is what was recorded.
+"""The checkpointer: follows the log, verifies what is new, and signs how far it is what was recorded; and reads again
+what it has signed.
 
 It only reads what appends write, and locks nothing of it. What does not verify is never signed.
 """
@@ -22,10 +23,12 @@ from infrastructure.audit.known import keys_that_lead
 from infrastructure.audit.outbox import Outbox, Post, latest_signed
 from infrastructure.audit.paths import MissingTile, Tiles, consistency_proof
 from infrastructure.audit.publishing import CheckpointDirectory
-from infrastructure.audit.roots import Checkpoint, leaves_of
-from infrastructure.audit.rows import block_from, blocks_between, ends, events_between
+from infrastructure.audit.rereading import Rereading, another_log
+from infrastructure.audit.roots import Checkpoint
+from infrastructure.audit.rows import block_from, ends
 from infrastructure.audit.signers import Chosen, KeyNotHere, Seeds, Signers
-from infrastructure.audit.walk import BEGINNING, Block, Finding, Link, walk
+from infrastructure.audit.sound import Unsound, sound_stretch
+from infrastructure.audit.walk import BEGINNING, Link
 from infrastructure.audit.witness import Witnesses
 from infrastructure.followers.leadership import while_touching
 from infrastructure.postgres.connection import Connection
@@ -40,9 +43,6 @@ MANY_EVENTS: Final = 10_000
 
 LOOK: Final = timedelta(seconds=1)
 """How often is looked whether there is news, and whether something can be published now."""
-
-STRETCH: Final = 1_000
-"""Positions verified in one go, in some milliseconds; afterwards this process does other things."""
 
 REST: Final = 9
 """Rest after a stretch, in times of what it took: a first pass over a long log, or many appends, leave others nine
@@ -64,23 +64,20 @@ _KEEP_STRETCH: Final = """
     )
     INSERT INTO public.tree_head (size, position, hash, origin) VALUES (%(size)s, %(last)s, %(hash)s, %(origin)s)
     ON CONFLICT (only_row) DO UPDATE SET size = excluded.size, position = excluded.position, hash = excluded.hash,
-        unsound = NULL
+        unsound = %(unsound)s
     RETURNING pg_catalog.set_config('synchronous_commit', 'off', true)
 """
 _KEEP_UNSOUND: Final = """
     INSERT INTO public.tree_head (size, position, hash, origin, unsound) VALUES (%s, %s, %s, %s, %s)
     ON CONFLICT (only_row) DO UPDATE SET unsound = excluded.unsound
 """
+_FORGET_UNSOUND: Final = "UPDATE public.tree_head SET unsound = NULL"
 _KEEP: Final = """
     INSERT INTO public.checkpoints (size, position, note, signed_at, in_directory, at_url)
     VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (size) DO UPDATE SET position = excluded.position,
         note = excluded.note,
         signed_at = excluded.signed_at, in_directory = excluded.in_directory, at_url = excluded.at_url
 """
-
-
-class Unsound(Exception):
-    """The log is not what was recorded; one line, fit to show."""
 
 
 @dataclass(slots=True)
@@ -110,7 +107,7 @@ class Head:
             self.tree.add(leaves[:before])
             if self.tree.root() != signed.root:
                 self.tree, self.link = GrowingTree(0, {}), BEGINNING
-                raise Unsound(f"the log up to position {signed.position} is not the one that was signed")
+                raise Unsound(another_log(signed.position))
             self.has_to_lead_to = None
         self.tree.add(leaves[before:])
 
@@ -127,6 +124,7 @@ class Checkpointer:
         directory: CheckpointDirectory | None,
         post: Post | None,
         witnesses: Witnesses,
+        read_again: timedelta | None = None,
         every: timedelta = EVERY,
         look: timedelta = LOOK,
     ) -> None:
@@ -134,12 +132,14 @@ class Checkpointer:
         Args:
             seeds: of the keys that this process has.
             directory, post: where checkpoints are published.
+            read_again: from one reading of what was signed to the next; None: once signed, nothing is read again.
         """
         self._signers = Signers(seeds)
         self._not_here: str | None = None
         self._directory = directory
         self._post = post
         self._witnesses = witnesses
+        self._read_again = read_again
         self._every = every.total_seconds()
         self._look = look.total_seconds()
 
@@ -150,12 +150,16 @@ class Checkpointer:
         signed, signed_position = (last.size, last.position) if last is not None else (0, 0)
         due = loop.time()
         outbox = Outbox(self._directory, self._post)
+        in_doubt = head.unsound is not None and head.tree.size > 0  # it may be what the last leader had signed
+        rereading = Rereading(self._read_again, again=self._every, in_doubt=in_doubt)
         try:
             while True:
-                news = (await ends(connection)).block.position - signed_position
+                end = (await ends(connection)).block.position
+                is_sound = await _is_still_sound(connection, head, rereading, end)
+                news = end - signed_position
                 changing = await self._signers.is_changing(connection)
-                much = (news < 0 or news >= MANY_EVENTS) and head.unsound is None  # what is unsound stays so for long
-                if much or ((news or changing) and loop.time() >= due):
+                much = news >= MANY_EVENTS and head.unsound is None  # what is unsound stays so for long
+                if is_sound and (much or ((news or changing) and loop.time() >= due)):
                     await self._follow(connection, head)
                     if await self._sign(connection, head, signed, changing=changing):
                         signed, signed_position = head.tree.size, head.link.position
@@ -196,13 +200,10 @@ class Checkpointer:
         """Verify up to the end of the log as it is now, or as far as it is what was recorded."""
         loop = asyncio.get_running_loop()
         end = (await ends(connection)).block.position
-        verified = max(head.link.position, head.has_to_lead_to.position if head.has_to_lead_to is not None else 0)
-        if end < verified:
-            await _say(connection, head, f"the log was cut off: it was verified up to {verified}, and ends at {end}")
         try:
             while head.link.position < end:
                 begun = loop.time()
-                await self._stretch(connection, head, min(head.link.position + STRETCH, end))
+                await self._stretch(connection, head, end)
                 if head.link.position < end:
                     await while_touching(connection, asyncio.sleep(REST * (loop.time() - begun)))
         except Unsound as error:
@@ -215,27 +216,24 @@ class Checkpointer:
             Unsound: they are not what was recorded; nothing of them is added.
         """
         after = head.link
-        blocks = await blocks_between(connection, after.position, upto) or await _long_block(connection, after, upto)
-        last = Link(blocks[-1].last, blocks[-1].hash)
-        events = await _events_of(connection, after.position, last.position)
-        steps = list(walk(after, blocks, events))
-        findings = [one for step in steps for one in step.findings]
-        if findings:
-            raise Unsound(_line(findings[0]))
-        head.add(leaves_of(block.hash for block in blocks))
-        head.origin = head.origin or _origin(blocks[0].hash)
-        head.link, head.unsound = last, None
+        stretch = await sound_stretch(connection, after, upto)
+        head.add(stretch.leaves())
+        head.origin = head.origin or _origin(stretch.blocks[0].hash)
+        head.link = stretch.end
+        if head.has_to_lead_to is None:  # else what was found may be further on
+            head.unsound = None
         tiles = head.tree.take_changed()
         kept = {
             "levels": [level for level, _ in tiles],
             "indexes": [index for _, index in tiles],
             "tiles": list(tiles.values()),
             "first": after.position + 1,
-            "last": last.position,
-            "digests": b"".join(digest for step in steps for digest in step.digests),
+            "last": head.link.position,
+            "digests": stretch.digests,
             "size": head.tree.size,
-            "hash": last.hash,
+            "hash": head.link.hash,
             "origin": head.origin,
+            "unsound": head.unsound,
         }
         await connection.execute(_KEEP_STRETCH, kept)
 
@@ -305,6 +303,26 @@ async def _is_whole(tiles: Tiles, tree: GrowingTree, last: Checkpoint | None) ->
         return False
 
 
+async def _is_still_sound(connection: Connection, head: Head, rereading: Rereading, end: Position) -> bool:
+    """Is what was verified still so, as far as is known? Goes on with reading it again."""
+    verified = max(head.link.position, head.has_to_lead_to.position if head.has_to_lead_to is not None else 0)
+    if end < verified:
+        await _say(connection, head, f"the log was cut off: it was verified up to {verified}, and ends at {end}")
+        rereading.in_doubt = True
+        return False
+    if head.has_to_lead_to is not None:  # all of it is being read
+        return True
+    doubted = rereading.in_doubt
+    try:
+        await rereading.go_on(connection, head.tree, head.link)
+    except Unsound as error:
+        await _say(connection, head, str(error))
+    if doubted and not rereading.in_doubt and head.link.position == end:  # else it may be in what follows
+        await connection.execute(_FORGET_UNSOUND)
+        head.unsound = None
+    return not rereading.in_doubt
+
+
 async def _say(connection: Connection, head: Head, unsound: str) -> None:
     """Log what is not as it was recorded, once, and keep it for health."""
     if head.unsound != unsound:
@@ -313,28 +331,3 @@ async def _say(connection: Connection, head: Head, unsound: str) -> None:
         link = head.link  # of the beginning, if the first of all is not what was recorded
         await connection.execute(_KEEP_UNSOUND, (head.tree.size, link.position, link.hash, head.origin, unsound))
         head.unsound = unsound
-
-
-async def _long_block(connection: Connection, after: Link, upto: Position) -> Sequence[Block]:
-    """The one in which a whole stretch stands.
-
-    Raises:
-        Unsound: there is none.
-    """
-    last = await block_from(connection, upto)
-    if last is None:
-        raise Unsound(f"no block contains position {upto}")
-    return await blocks_between(connection, after.position, last.position)
-
-
-async def _events_of(connection: Connection, after: Position, upto: Position) -> list[tuple[Position, int, bytes]]:
-    found = await events_between(connection, after, upto)
-    while found and found[-1][0] < upto and (more := await events_between(connection, found[-1][0], upto)):
-        found += more
-    return found
-
-
-def _line(finding: Finding) -> str:
-    _, first, last, says = finding
-    where = f"position {first} is" if first == last else f"positions {first} to {last} are"
-    return f"{where} not what was recorded: {says}"

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
@@ -17,6 +17,14 @@ from infrastructure.postgres.pulse import LONG, Pulse
 from infrastructure.postgres.session import Terms
 
 T = TypeVar("T")
+
+
+class Depths(NamedTuple):
+    """Connections of a pool, and callers that wait for one."""
+
+    idle: int
+    used: int
+    waiting: int
 
 
 class QueryPool(AsyncConnectionPool[ToldConnection]):
@@ -48,6 +56,12 @@ class QueryPool(AsyncConnectionPool[ToldConnection]):
     async def close(self, timeout: float = 5.0) -> None:
         await self._pulse.close()
         await super().close(timeout)
+
+    def depths(self) -> Depths:
+        """As they are now."""
+        found = self.get_stats()
+        idle = found["pool_available"]
+        return Depths(idle, found["pool_size"] - idle, found["requests_waiting"])
 
     async def ask(self, select: Callable[[Connection], Awaitable[T]]) -> T:
         """Run a query on a connection of the pool, and on another one if that turns out to be broken.

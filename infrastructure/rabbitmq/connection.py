@@ -95,6 +95,11 @@ class Broker:
             return self._trouble
         return None if self._session.is_complete else "topology"
 
+    @property
+    def queues(self) -> dict[str, dict[str, int]]:
+        """See `queue_counts`, as of the latest check, some seconds ago; nothing while it is away."""
+        return {} if self._session is None else self._session.queues
+
     async def until_up(self) -> None:
         """Return when it is connected, and the topology (if we declare it) is declared."""
         await self._up.wait()

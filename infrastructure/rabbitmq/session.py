@@ -102,6 +102,7 @@ class Session:
     Attributes:
         lost: set when the connection, or what it needs on it, is gone.
         is_complete: no queue was missing at the latest check.
+        queues: what that check has counted; see `queue_counts`.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Session:
     ) -> None:
         self.lost = asyncio.Event()
         self.is_complete = True
+        self.queues: dict[str, dict[str, int]] = {}
         self._topology = topology
         self._consumers = consumers
         self._check_interval = check_interval
@@ -267,12 +269,12 @@ class Session:
         """See `queue_counts`."""
         assert self._connection is not None  # noqa: S101 - connected
         try:
-            counts = await queue_counts(self._connection)
+            self.queues = await queue_counts(self._connection)
         except ChannelNotFoundEntity:
             self.is_complete = False
             raise
         self.is_complete = True
-        return counts
+        return self.queues
 
     async def watch(self) -> None:
         """Return when the connection is lost.

@@ -243,7 +243,7 @@ class Settings(BaseModel):
     )
     verify_interval: DurationOrNone = Field(
         default=timedelta(days=1),
-        description="seconds from one verification of a read model in the background to the next; 0: none",
+        description="seconds from one verification of a read model, or of the signed log, in the background to the next; 0: none",
     )
     stop_delay: Duration = Field(
         default=timedelta(seconds=1),

@@ -41,6 +41,7 @@ async def checkpointing(
     post: Post | None = None,
     *,
     every: timedelta = SOON,
+    read_again: timedelta | None = None,
     seeds: Sequence[bytes] = (SEED,),
 ) -> AsyncIterator[None]:
     checkpointer = Checkpointer(
@@ -48,6 +49,7 @@ async def checkpointing(
         directory=CheckpointDirectory(directory) if directory else None,
         post=post,
         witnesses=Witnesses(()),
+        read_again=read_again,
         every=every,
         look=SOON,
     )

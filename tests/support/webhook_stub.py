@@ -61,6 +61,10 @@ class WebhookStub:
         self._answers.extend(answers)
         return self
 
+    def heal(self) -> None:
+        """Take everything from now on."""
+        self._answers.clear()
+
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
