@@ -67,7 +67,9 @@ DASHBOARDS: dict[str, list[Panel]] = {
         Panel("Stuck registrations", {"overdue": worst("registrar_stuck_registrations")}),
         Panel("Synthetic registrations", {"{{outcome}}": rate("registrar_synthetic_total", "outcome")}, "reqps"),
         Panel("A synthetic registration takes", quantiles("registrar_synthetic_seconds"), "s"),
-        Panel("Since one last became an account", {"passed": worst("registrar_synthetic_age_seconds")}, "s"),
+        Panel("Since one last became an account", {
+            "passed": worst("registrar_synthetic_age_seconds"), "interval": worst("registrar_synthetic_interval_seconds"),
+        }, "s"),
     ],
     "Objectives": [
         Panel("Commands that fail through our fault", {

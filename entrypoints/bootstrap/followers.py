@@ -158,6 +158,7 @@ def erasing(core: Core) -> Erase:
 
 
 def _probe(core: Core, settings: Settings, every: timedelta) -> Probe:
+    core.metrics.measured.synthetic_interval(every.total_seconds())
     return Probe(
         Webhook(settings.synthetic_url or settings.public_url),
         secrets=core.keyring,

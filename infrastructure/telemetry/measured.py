@@ -101,6 +101,11 @@ class Measured:
             "Since a synthetic registration last became an account",
             registry=registry,
         )
+        self._synthetic_interval = Gauge(
+            "registrar_synthetic_interval_seconds",
+            "How often this process is to make a synthetic registration; 0: never",
+            registry=registry,
+        )
         self.backups()
         self.checkpoints()
         self.synthetic_age()
@@ -173,6 +178,10 @@ class Measured:
     def synthetic_age(self, seconds: float = math.nan) -> None:
         """NaN: none ever has, as far as is known."""
         self._synthetic_age.set(seconds)
+
+    def synthetic_interval(self, seconds: float) -> None:
+        """From the begin of a synthetic registration to the begin of the next."""
+        self._synthetic_interval.set(seconds)
 
     def checkpoints(
         self,

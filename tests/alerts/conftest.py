@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.alerts import world as worlds
+from tests.alerts.faults import FAULTS
 from tests.alerts.world import World
 from tests.support import prometheus
 from tests.support.rabbitmq import PrivateRabbit
@@ -28,8 +29,9 @@ async def world(
     tmp_path: Path,
     reached_directory: Path,
     pytestconfig: pytest.Config,
+    fault: str,
 ) -> AsyncIterator[World]:
-    """The whole service, and a Prometheus that finds nothing wrong with it."""
+    """The whole service, as the fault needs it, and a Prometheus that finds nothing wrong with it."""
     prometheus.demand(pytestconfig)
-    async with worlds.opened(dsn, redis, killable_rabbit, tmp_path, reached_directory) as world:
+    async with worlds.opened(dsn, redis, killable_rabbit, tmp_path, reached_directory, FAULTS[fault].process) as world:
         yield world

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,20 +31,22 @@ class Fault:
     Attributes:
         fires: exactly these, all at the same time.
         then: and these once it is mended.
+        process: settings of `World.process`, on top of the usual ones.
     """
 
     breaks: Breaks
     fires: frozenset[str]
     then: frozenset[str]
+    process: Mapping[str, str]
 
 
 FAULTS: dict[str, Fault] = {}
 """By what happens."""
 
 
-def fires(name: str, *alerts: str, then: Collection[str] = ()) -> Callable[[Breaks], Breaks]:
+def fires(name: str, *alerts: str, then: Collection[str] = (), **process: str) -> Callable[[Breaks], Breaks]:
     def note_it(breaks: Breaks) -> Breaks:
-        FAULTS[name] = Fault(breaks, _named(alerts), _named(then))
+        FAULTS[name] = Fault(breaks, _named(alerts), _named(then), process)
         return breaks
 
     return note_it
@@ -196,6 +198,16 @@ async def commits_slow(world: World) -> AsyncIterator[None]:
     yield
     for _ in range(20):
         await world.register()
+
+
+@fires("the way to the public address is cut", "SyntheticFails", synthetic="1/5s")
+@asynccontextmanager
+async def public_address_away(world: World) -> AsyncIterator[None]:
+    """Of what we have, only a synthetic registration comes that way."""
+    world.front.refuse()
+    yield
+    assert "synthetic.failed" in world.process.written
+    world.front.heal()
 
 
 # --- What people do -------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
@@ -23,6 +24,7 @@ from tests.support.prometheus import PrivatePrometheus
 from tests.support.rabbitmq import PrivateRabbit, free_ports
 from tests.support.redis import PrivateRedis
 from tests.support.smtp_stub import SmtpStub
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.webhook_stub import WebhookStub
 
 SILENT_WITHIN: Final = 200.0
@@ -37,6 +39,7 @@ class World:
         serve, process, work: one of each.
         checkpoints: the directory that they are published to.
         broker_url: of the virtual host.
+        front: in front of `serve`; synthetic registrations come that way.
     """
 
     scene: Scene
@@ -49,6 +52,7 @@ class World:
     webhook: WebhookStub
     checkpoints: Path
     prometheus: PrivatePrometheus
+    front: TcpProxy
     http: httpx.AsyncClient
     _people: Iterator[int] = field(default_factory=count)
 
@@ -125,9 +129,18 @@ class World:
 
 @asynccontextmanager
 async def opened(
-    dsn: str, redis: PrivateRedis, rabbit: PrivateRabbit, directory: Path, reached: Path
+    dsn: str,
+    redis: PrivateRedis,
+    rabbit: PrivateRabbit,
+    directory: Path,
+    reached: Path,
+    of_process: Mapping[str, str],
 ) -> AsyncIterator[World]:
-    """All of it, up and judged to be well."""
+    """All of it, up and judged to be well.
+
+    Args:
+        of_process: settings of `process`, on top of the usual ones.
+    """
     checkpoints = directory / "checkpoints"
     async with AsyncExitStack() as stack:
         sink = await stack.enter_async_context(SmtpStub())
@@ -148,11 +161,16 @@ async def opened(
         scene = await stack.enter_async_context(Scene.on(fleet, sink))
         ports = dict(zip(("serve", "process", "work"), free_ports(3), strict=True))
         serve = await fleet.serve(admin_listen=f"127.0.0.1:{ports['serve']}", limits="mails=off")
-        process = await fleet.process(admin_listen=f"127.0.0.1:{ports['process']}")
+        front = await stack.enter_async_context(TcpProxy(("127.0.0.1", urlsplit(serve.url).port or 0)))
+        process = await fleet.process(
+            admin_listen=f"127.0.0.1:{ports['process']}", synthetic_url=f"http://127.0.0.1:{front.port}", **of_process
+        )
         work = await fleet.work(admin_listen=f"127.0.0.1:{ports['work']}")
         configure(directory, ports)
         watching = stack.enter_context(prometheus.server(directory))
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=serve.url, timeout=30, verify=NO_TLS))
-        world = World(scene, serve, process, work, redis, rabbit, broker_url, webhook, checkpoints, watching, http)
+        world = World(
+            scene, serve, process, work, redis, rabbit, broker_url, webhook, checkpoints, watching, front, http
+        )
         await world.until_well()
         yield world

@@ -88,6 +88,10 @@ USUAL: Final[Mapping[str, Values]] = {
     f"registrar_backup_age_seconds{{{SERVE}}}": steady(80_000),
     f"registrar_drill_age_seconds{{{SERVE}}}": steady(500_000),
     f"registrar_log_lines_lost_total{{{SERVE}}}": steady(3),
+    f"registrar_synthetic_interval_seconds{{{SERVE}}}": steady(60),
+    f"registrar_synthetic_age_seconds{{{SERVE}}}": steady(50),
+    f'registrar_synthetic_total{{outcome="passed",{SERVE}}}': counter(1, 1),
+    f'registrar_synthetic_total{{outcome="mail",{SERVE}}}': steady(3),
     f'registrar_alerts_total{{alert="circuit-open",outcome="failed",{SERVE}}}': steady(1),
 }
 
@@ -109,6 +113,17 @@ class Fault:
 def one(alert: str, severity: str, series: str, usual: float, fault: float) -> Fault:
     """A fault that a gauge shows."""
     return Fault({f"{series}{SERVE}}}": gauge(usual, fault)}, {(alert, severity)})
+
+
+def synthetic(every: float, age: Values, failed: Values) -> Mapping[str, Values]:
+    """`age` and `every` in seconds; `failed`: of a series that there was not before."""
+    return {
+        f"registrar_synthetic_interval_seconds{{{SERVE}}}": steady(every),
+        f"registrar_synthetic_age_seconds{{{SERVE}}}": age,
+        f'registrar_synthetic_total{{outcome="passed",{SERVE}}}': ["_"] * (LAST + 1),
+        f'registrar_synthetic_total{{outcome="mail",{SERVE}}}': ["_"] * (LAST + 1),
+        f'registrar_synthetic_total{{outcome="register",{SERVE}}}': failed,
+    }
 
 
 NAN: Final = float("nan")
@@ -156,7 +171,7 @@ FAULTS: Final[Mapping[str, Fault]] = {
             **{
                 name: gauge(values[0], NAN)  # type: ignore[arg-type]
                 for name, values in USUAL.items()
-                if re.match("registrar_(dead|stray|oldest|stuck|backup|drill|check|chain)", name)
+                if re.match("registrar_(dead|stray|oldest|stuck|backup|drill|check|chain|synthetic_age)", name)
             },
         },
         {("RegistrarNotReady", PAGE)},
@@ -222,6 +237,21 @@ FAULTS: Final[Mapping[str, Fault]] = {
         {f'registrar_alerts_total{{alert="circuit-open",outcome="failed",{SERVE}}}': counter(0, 1)},
         {("RegistrarWebhookFails", TICKET)},
     ),
+    "synthetic registrations fail": one("RegistrarSyntheticFails", PAGE, "registrar_synthetic_age_seconds{", 50, 900),
+    "of synthetic registrations two an hour have failed": Fault(
+        synthetic(1800, gauge(1700, 3700), ["_"] * BEGINS + ["2"] * (LAST - BEGINS + 1)), {("RegistrarSyntheticFails", PAGE)}
+    ),
+    "of synthetic registrations two an hour one has failed": Fault(
+        synthetic(1800, gauge(1700, 3500), ["_"] * BEGINS + ["1"] * (LAST - BEGINS + 1)), set()
+    ),
+    "the first synthetic registrations ever fail": Fault(
+        synthetic(60, [*[NAN] * ENDS, *[50] * (LAST - ENDS + 1)], ["_"] * BEGINS + ["9"] * (LAST - BEGINS + 1)),
+        {("RegistrarSyntheticFails", PAGE)},
+    ),
+    "the very first synthetic registration fails": Fault(
+        synthetic(60, [*[NAN] * ENDS, *[50] * (LAST - ENDS + 1)], ["_"] * BEGINS + ["1"] * (LAST - BEGINS + 1)), set()
+    ),
+    "synthetic registrations are switched off": Fault(synthetic(0, gauge(50, 90_000, 190_000), ["_"] * (LAST + 1)), set()),
     "nobody comes": Fault(
         {name: steady(0) for name in USUAL if "_total" in name or "_count" in name or "_bucket" in name}, set()
     ),

@@ -114,6 +114,7 @@ async def test_it_becomes_an_account_again_and_again_and_counts_for_nobody(
         }
         [age] = await metric(api, "registrar_synthetic_age_seconds")
         assert 0 < float(age.split()[1]) < 60
+        assert await metric(api, "registrar_synthetic_interval_seconds") == ["registrar_synthetic_interval_seconds 1.0"]
     actors = await query(dsn, "SELECT DISTINCT actor FROM events WHERE topic = 'registration.personal_data_erased'")
     assert actors == [("probe",)]
 
