@@ -97,7 +97,7 @@ class EventCodec:
         state = event.__dict__.copy()
         stream_id, number = state.pop("originator_id"), state.pop("originator_version")
         for name, value in state.items():
-            if type(value) is datetime:
+            if isinstance(value, datetime):
                 state[name] = _transcoded(value)
         if version > 1:
             state["class_version"] = version

@@ -80,7 +80,8 @@ class Terms:
         statement_timeout: enforced by the server.
         lock_timeout: how long a statement waits for a lock.
         plan_once: a statement keeps the plan that it was given, whatever its parameters. The server takes a plan that
-            looks up ten of an array for dearer than a plan of one and its planning together, and so plans each time.
+            looks up ten of an array for dearer than a plan of one and its planning together, and so plans each time. It
+            is a plan for a large table, also where the server takes it for a small one.
     """
 
     use: Use
@@ -98,6 +99,8 @@ class Terms:
             settings["default_transaction_read_only"] = "on"
         if self.plan_once:
             settings["plan_cache_mode"] = "force_generic_plan"
+            # Of a log that had a few rows when it was analysed, the server would go on reading all.
+            settings["enable_seqscan"] = "off"
         if server_version >= 170000:
             # To the server, a client that stops between two messages of a pipeline neither runs a statement nor is
             # idle: no other timeout ever ends such a session, with the locks that it holds (measured on 18.4).

@@ -115,10 +115,14 @@ class SpanExport:
 
     async def close(self, within: timedelta = STOP_WITHIN) -> None:
         """Export what is left, as far as the collector takes it in time. Call it when `run` has ended."""
-        with suppress(TimeoutError, NotTaken):
+        try:
             async with asyncio.timeout(within.total_seconds()):
                 while self._sending or self._waiting:
                     await self._export(self._next())
+        except (TimeoutError, NotTaken):
+            pass
+        except Exception:
+            log.exception("tracing.failed", hint="this is a bug; report it. Only spans are lost")
         if left := len(self._sending) + len(self._waiting):
             self._lose("stop", left)
             self._waiting.clear()

@@ -45,6 +45,14 @@ def headers_of_trace(trace: str | None) -> dict[str, str]:
     return headers
 
 
+def is_context(trace: str) -> bool:
+    """Is it one? What stands in a log that was imported may be anything."""
+    return _TRACEPARENT.fullmatch(trace, 0, TRACEPARENT_LENGTH) is not None and trace[TRACEPARENT_LENGTH:][:1] in {
+        "",
+        " ",
+    }
+
+
 def is_sampled(trace: str) -> bool:
     """Are the spans of this trace exported?"""
     return int(trace[53:TRACEPARENT_LENGTH], 16) & 1 == 1

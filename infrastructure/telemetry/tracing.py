@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from application.ports import MailRequest
-from infrastructure.telemetry.trace_context import DOING, TRACEPARENT_LENGTH, is_sampled, trace_id_of
+from infrastructure.telemetry.trace_context import DOING, TRACEPARENT_LENGTH, is_context, is_sampled, trace_id_of
 
 Value = str | int
 
@@ -72,7 +72,7 @@ class Span:
         self._tracing = tracing
         self.name = name
         self.kind = kind
-        if parent is None:
+        if parent is None or not is_context(parent):
             number = _random_trace()
             self.trace_id = f"{number:032x}"
             self.parent_id = self.state = ""
@@ -83,7 +83,7 @@ class Span:
             self.sampled = is_sampled(parent)
         self.span_id = f"{_random_span() or 1:016x}"
         self.attributes = attributes
-        self.links = links
+        self.links = [link for link in links if is_context(link)]
         self.error: str | None = None
         self.ended = 0
         self.began = time.time_ns()
@@ -159,8 +159,8 @@ class Tracing:
     def span_after(self, before: str | None, name: str, *, attributes: dict[str, Value]) -> Span:
         """Begin a span of a new trace that is linked to an earlier one, and sampled if that is."""
         span = self.span(name, parent=None, attributes=attributes, links=() if before is None else (before,))
-        if before is not None:
-            span.sampled = is_sampled(before)
+        if span.links:
+            span.sampled = is_sampled(span.links[0])
         return span
 
     def samples(self, trace_id: int) -> bool:
@@ -178,7 +178,7 @@ class Tracing:
 
     def kept(self, trace: str) -> str:
         """The context, marked as sampled if something in its trace has failed."""
-        if not is_sampled(trace) and trace_id_of(trace) in self._kept:
+        if is_context(trace) and not is_sampled(trace) and trace_id_of(trace) in self._kept:
             return f"{trace[:53]}01{trace[TRACEPARENT_LENGTH:]}"
         return trace
 

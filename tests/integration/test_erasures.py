@@ -23,9 +23,10 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
 from application.addresses import _ascii_domain
-from application.commands import EraseRegistration
+from application.commands import EraseRegistration, RegisterUser
 from application.ports import Letter, Person
 from domain.registration import Status
+from domain.synthetic import is_synthetic
 from entrypoints.bootstrap import CannotStart, erasing
 from entrypoints.bootstrap.erasures import note_key
 from entrypoints.cli.checks.backups import unsettled_restores
@@ -417,6 +418,21 @@ async def test_a_journal_holds_what_a_restore_needs_and_nothing_personal(setting
     assert entry.erasure.registration_id == ada
     assert "ada@" not in (directory / "erasures").read_text()
     assert (directory / "erasures").stat().st_mode & 0o077 == 0
+
+
+async def test_a_journal_holds_no_synthetic_registration(settings: Settings, directory: Path) -> None:
+    async with open_service(settings, follows=True) as service:
+        address = "probe@example.com"
+        key = service.keyring.synthetic_key("register", address)
+        probed = await service.handlers.handle(RegisterUser(email=address, name="Probe", idempotency_key=key), client())
+        person = await register(service, "ada@example.com")
+        for one in (probed.subject_id, person.subject_id):
+            await service.handlers.handle(EraseRegistration(registration_id=one), client())
+        await eventually(lambda: _written(settings, 1))
+
+    assert is_synthetic(probed.subject_id)
+    [entry] = read_journal(directory / "erasures").entries
+    assert entry.erasure.registration_id == person.subject_id
 
 
 async def restored(dsn: str, postgres: EmbeddedPostgres, administration: psycopg.Connection, name: str) -> str:

@@ -76,6 +76,21 @@ async def test_a_session_that_is_to_plan_once_never_plans_for_its_parameters(dsn
     await line.close()
 
 
+async def test_a_session_that_is_to_plan_once_looks_up_what_was_a_small_table_when_it_was_analysed(dsn: str) -> None:
+    line = ReconnectingConnection(dsn, name="test", statement_timeout=timedelta(seconds=5), plan_once=True)
+    looked_up = "EXPLAIN SELECT e.topic FROM unnest(%s::uuid[]) AS u (id) JOIN events AS e ON e.originator_id = u.id"
+    await query(dsn, "ANALYZE events")  # it is empty
+
+    async def plan(connection: Connection) -> str:
+        cursor = await connection.execute(looked_up, ([uuid4()],))
+        return " ".join(str(row[0]) for row in await cursor.fetchall())
+
+    found = await line.execute_idempotent(plan)
+    assert "Index" in found
+    assert "Seq Scan" not in found
+    await line.close()
+
+
 async def a_row(connection: Connection) -> tuple[object, ...] | None:
     cursor = await connection.execute(
         "SELECT timestamptz '2026-11-27T12:00:00.123456Z', interval '1 day 2 seconds', 'é', decode('00ff', 'hex'),"

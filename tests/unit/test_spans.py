@@ -49,6 +49,19 @@ def test_a_trace_that_was_begun_elsewhere_is_sampled_as_it_was_there(
         assert names(kept) == expected
 
 
+@pytest.mark.parametrize("context", ["", "x", TRACE[:-1], f"{TRACE}x", f"00-{'0' * 32}-b7ad6b7169203331-01"])
+def test_what_is_no_trace_context_is_no_parent_and_no_link(kept: list[Span], context: str) -> None:
+    tracing = Tracing(kept.append)
+    with tracing.span("a", parent=context, links=(context, TRACE)) as span:
+        assert tracing.kept(context) == context
+    with tracing.span_after(context, "b", attributes={}):
+        pass
+
+    assert (span.parent_id, span.links) == ("", [TRACE])
+    assert names(kept) == ["a", "b"]
+    assert len(encoded(kept)) == 2
+
+
 def test_of_the_traces_that_begin_here_the_ratio_is_sampled_with_all_that_follows(kept: list[Span]) -> None:
     tracing = Tracing(kept.append, ratio=0.25)
     for _ in range(4000):
@@ -291,3 +304,14 @@ async def test_a_fault_of_ours_in_the_export_costs_spans_only() -> None:
     await eventually(lambda: lost["refused"] == 7)
     assert not running.done()
     running.cancel()
+
+
+async def test_a_fault_of_ours_costs_no_stop() -> None:
+    async def post(_: bytes) -> bytes:
+        raise ZeroDivisionError
+
+    lost = Lost()
+    export = exporting(post, lost)
+    some(export, 7)
+    await export.close()
+    assert lost == {"stop": 7}
