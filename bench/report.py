@@ -1,4 +1,4 @@
-"""What the benchmark says: a row per promise, a table on the terminal, a file for the README."""
+"""What the benchmark says: a row per promise, a table on the terminal, a file for docs/performance.md."""
 
 from __future__ import annotations
 
