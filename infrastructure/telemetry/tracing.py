@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum
@@ -15,7 +16,7 @@ from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
-from application.ports import MailRequest
+from application.ports import Conflict, MailRequest
 from infrastructure.telemetry.trace_context import DOING, TRACEPARENT_LENGTH, is_context, is_sampled, trace_id_of
 
 Value = str | int
@@ -109,7 +110,8 @@ class Span:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self.error is None:
+        # Somebody who went away, or was faster, is no failure.
+        if kind is not None and self.error is None and not issubclass(kind, (CancelledError, Conflict)):
             self.fail(kind.__name__)
         self.end()
 

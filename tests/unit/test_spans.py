@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from application.ports import Conflict
 from infrastructure.telemetry import export as export_module
 from infrastructure.telemetry.encoding import ALLOWED, encoded, resource_of, scope_of
 from infrastructure.telemetry.export import CAPACITY, NotTaken, Post, SpanExport
@@ -89,6 +90,13 @@ def test_an_error_is_kept_with_what_is_around_it_and_what_follows(kept: list[Spa
         pass
     assert names(kept) == ["fails", "around", "after"]
     assert kept[0].error == "OSError"
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, Conflict])
+def test_who_goes_away_or_is_slower_than_another_has_not_failed(kept: list[Span], error: type[BaseException]) -> None:
+    with pytest.raises(error), Tracing(kept.append, ratio=0).span("a", parent=None):
+        raise error
+    assert kept == []
 
 
 def test_as_many_failed_traces_are_remembered_as_there_is_room_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Awaitable
 
 from infrastructure.circuits import CircuitOpen
@@ -32,7 +33,10 @@ async def traced(tracing: Tracing, provider: str, talking: Awaitable[int]) -> in
         span.fail(refusal.verdict.failure)
         span.end()
         raise
-    except BaseException as error:
+    except CancelledError:
+        span.end()
+        raise
+    except Exception as error:
         span.fail(type(error).__name__)
         span.end()
         raise
