@@ -201,7 +201,17 @@ class Probe:
     async def _clean_up(self, connection: Connection) -> None:
         """Erase what may be an account: that of the last run, and of those that a process did not survive."""
         for registration_id, age in await records.not_erased(connection):
-            if await self._erase(registration_id, uuid4()) or age > LATE.total_seconds():
+            try:
+                erased = await self._erase(registration_id, uuid4())
+            except Exception as error:  # noqa: BLE001 - one that cannot be erased must not end the looking
+                log.error(  # noqa: TRY400 - the trace could carry values
+                    "synthetic.not_erased",
+                    registration_id=str(registration_id),
+                    error=type(error).__name__,
+                    hint="it is tried again after the next one",
+                )
+                continue
+            if erased or age > LATE.total_seconds():
                 await records.note_erased(connection, registration_id)
         await records.forget_old(connection)
 

@@ -19,7 +19,7 @@ from entrypoints.bootstrap import followers
 from entrypoints.cli.listening import listening
 from infrastructure.alerts.webhook import Webhook
 from infrastructure.followers.leadership import lead
-from infrastructure.synthetic.probe import Probe
+from infrastructure.synthetic.probe import Erase, Probe
 from tests.support.facts import eventually
 from tests.support.http import ADMIN, Api, open_api
 from tests.support.log import query
@@ -40,11 +40,11 @@ class Probing:
     outcomes: list[str] = field(default_factory=list)
 
     @asynccontextmanager
-    async def of(self, api: Api, url: str, *, deadline: float = 30) -> AsyncIterator[None]:
+    async def of(self, api: Api, url: str, *, deadline: float = 30, erase: Erase | None = None) -> AsyncIterator[None]:
         probe = Probe(
             Webhook(url),
             secrets=api.service.keyring,
-            erase=followers.erasing(api.service.process.core),
+            erase=erase or followers.erasing(api.service.process.core),
             every=timedelta(milliseconds=200),
             on_end=lambda outcome, _: self.outcomes.append(outcome),
             deadline=timedelta(seconds=deadline),
@@ -193,6 +193,16 @@ async def test_what_a_probe_did_not_survive_is_erased_by_the_next_one(dsn: str, 
             await eventually(lambda: erased(dsn, "interrupted"))
 
         await api.becomes(registration_id, status="CANCELLED")
+
+
+async def test_one_that_cannot_be_erased_ends_no_probing(dsn: str, probing: Probing) -> None:
+    await query(dsn, f"INSERT INTO synthetic_registrations (registration_id) VALUES ('{uuid4()}')")
+
+    async def refuse(registration_id: UUID, _: UUID) -> bool:
+        raise KeyError(registration_id)
+
+    async with open_api(dsn) as api, probing.of(api, NOWHERE, erase=refuse):
+        await eventually(lambda: len(probing.outcomes) > 1)
 
 
 async def test_nobody_else_can_make_one(dsn: str) -> None:
