@@ -8,10 +8,15 @@ from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
-from application.ports import Letter, MailServers
+import psycopg
+import structlog
+
+from application.ports import Letter, MailServers, Unavailable
 from domain.mail_outcome import HandOver
 from infrastructure.mail.composing import Composer
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
+
+log = structlog.get_logger(__name__)
 
 NAME: Final = "synthetic-sink"
 """In place of a mail server's, of a mail that none was handed."""
@@ -45,7 +50,7 @@ class Sink:
         """See `application.mail_delivery.SyntheticMails`.
 
         Raises:
-            Unavailable: the database is away.
+            Unavailable: the database is away, and no mail has gone out.
         """
         if self._to is None:
             accepted = replace(await self._servers.probe(until=until), provider=NAME)
@@ -59,5 +64,11 @@ class Sink:
                 (mail, registration_id),
             )
 
-        await self._connection.execute_idempotent(store)
+        try:
+            await self._connection.execute_idempotent(store)
+        except (Unavailable, psycopg.Error) as error:
+            if self._to is None:
+                raise
+            # The mail has gone out, and must not go again: the probe misses it, and says so.
+            log.warning("synthetic.mail_not_kept", registration_id=str(registration_id), error=type(error).__name__)
         return accepted

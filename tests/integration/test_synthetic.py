@@ -195,6 +195,18 @@ async def test_what_a_probe_did_not_survive_is_erased_by_the_next_one(dsn: str, 
         await api.becomes(registration_id, status="CANCELLED")
 
 
+async def test_a_mail_that_has_gone_out_and_cannot_be_kept_goes_out_once(dsn: str, stub: SmtpStub) -> None:
+    urls = f"smtp://127.0.0.1:{stub.port}"
+    async with served(dsn, smtp_urls=urls, synthetic_to="probe@example.com") as (api, _):
+        await query(dsn, "ALTER TABLE synthetic_registrations RENAME COLUMN mail TO other")
+        address = f"{uuid4().hex}@synthetic.registrar.example"
+        key = api.service.keyring.synthetic_key("register", address)
+        begun = await api.register(address, key=key)
+        await api.becomes(begun.json()["registration_id"], mail="SENT")
+
+    assert [mail.recipients for mail in stub.mails] == [[b"probe@example.com"]]
+
+
 async def test_one_that_cannot_be_erased_ends_no_probing(dsn: str, probing: Probing) -> None:
     await query(dsn, f"INSERT INTO synthetic_registrations (registration_id) VALUES ('{uuid4()}')")
 
