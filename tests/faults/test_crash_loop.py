@@ -51,7 +51,13 @@ class Up:
                 await process.wait()
 
     async def url(self) -> str:
-        found = await eventually(lambda: re.search(r"^API +(http://\S+)", self.log.read_text(), re.MULTILINE))
+        def said() -> re.Match[str] | None:
+            written = self.log.read_text()
+            found = re.search(r"^API +(http://\S+)", written, re.MULTILINE)
+            assert found is not None, written
+            return found
+
+        found = await eventually(said)
         return str(found[1])
 
 
