@@ -162,25 +162,20 @@ def _registering(
 def _proving(
     handlers: Handlers, limits: RequestLimits, metrics: Metrics, is_synthetic_key: IsSyntheticKey
 ) -> tuple[Endpoint, Endpoint]:
-    async def let_in(request: Request, names: Sequence[str]) -> tuple[str | None, Admit | None]:
-        """The request's key, and what lets it in once that has been looked for; None: it has been let in."""
-        key = idempotency_key_of(request)
+    async def let_in(request: Request, key: str | None, names: Sequence[str]) -> Admit | None:
+        """What lets a request in once its key has been looked for; None: it has been let in."""
         requester = limits.requester(request.scope, names, keyed=key is not None)
-        return key, await limits.let_in(requester, partial(limits.count, requester, names), keyed=key is not None)
-
-    def by_probe(request: Request) -> bool:
-        key = idempotency_key_of(request)
-        return key is not None and is_synthetic_key(key, "verify", str(_id_of(request)))
+        return await limits.let_in(requester, partial(limits.count, requester, names), keyed=key is not None)
 
     async def verify(request: Request) -> Response:
         """Prove the address with the code from the mail. Once it is proved, any code gets the same response."""
         with _Counted(metrics.verification) as counted:
-            actor = Actor.CLIENT
-            if by_probe(request):
+            key = idempotency_key_of(request)
+            if key is not None and is_synthetic_key(key, "verify", str(_id_of(request))):
                 counted.forget()
-                key, admit, actor = idempotency_key_of(request), None, Actor.PROBE
+                admit, actor = None, Actor.PROBE
             else:
-                key, admit = await let_in(request, VERIFYING)
+                admit, actor = await let_in(request, key, VERIFYING), Actor.CLIENT
             command = parse(VerifyEmail, body_of(request), registration_id=_id_of(request), idempotency_key=key)
             verified = await handlers.handle(command, context_of(request, actor), admit=admit)
         return answer(
@@ -189,7 +184,8 @@ def _proving(
 
     async def request_code(request: Request) -> Response:
         """Replace the code by a new one, at most once a minute and five times an hour."""
-        key, admit = await let_in(request, ASKING_FOR_A_CODE)
+        key = idempotency_key_of(request)
+        admit = await let_in(request, key, ASKING_FOR_A_CODE)
         command = RequestNewCode(
             registration_id=_id_of(request), network=network_of(request.scope), idempotency_key=key
         )

@@ -38,7 +38,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from infrastructure.telemetry.log_output import LogOutput
-from infrastructure.telemetry.trace_context import DOING, trace_id_of
+from infrastructure.telemetry.trace_context import DOING, is_context, trace_id_of
 
 MAX_FIELD_LENGTH = 256
 """Characters of a text that are written; docs/security.md, S17."""
@@ -178,7 +178,7 @@ def _add_ids(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDic
     doing = DOING.get()
     if doing is not None:
         event.setdefault("correlation_id", str(doing.correlation_id))
-        if doing.trace is not None:
+        if doing.trace is not None and is_context(doing.trace):
             event.setdefault("trace_id", trace_id_of(doing.trace))
     return event
 

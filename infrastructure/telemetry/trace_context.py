@@ -37,7 +37,7 @@ def parse_traceparent(header: bytes | None, state: bytes | None = None) -> str |
 
 def headers_of_trace(trace: str | None) -> dict[str, str]:
     """The headers by which a message continues it."""
-    if trace is None:
+    if trace is None or not is_context(trace):
         return {}
     headers = {"traceparent": trace[:TRACEPARENT_LENGTH]}
     if len(trace) > TRACEPARENT_LENGTH:

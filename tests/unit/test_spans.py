@@ -61,6 +61,7 @@ def test_what_is_no_trace_context_is_no_parent_and_no_link(kept: list[Span], con
     assert (span.parent_id, span.links) == ("", [TRACE])
     assert names(kept) == ["a", "b"]
     assert len(encoded(kept)) == 2
+    assert headers_of_trace(context) == {}
 
 
 def test_of_the_traces_that_begin_here_the_ratio_is_sampled_with_all_that_follows(kept: list[Span]) -> None:
