@@ -133,13 +133,18 @@ async def mail_hangs(world: World) -> AsyncIterator[None]:
     world.sink.heal()
 
 
+async def holds(dsn: str, question: str, *parameters: object) -> bool:
+    return bool((await query(dsn, question, *parameters))[0][0])
+
+
 @fires("mails are accepted late", "MailsLate")
 @asynccontextmanager
 async def mails_late(world: World) -> AsyncIterator[None]:
     world.sink.at("eod", "wait")
     for _ in range(4):
         await world.register()
-    await asyncio.sleep(6)
+    waited = "SELECT max(recorded_at) < clock_timestamp() - interval '6 s' FROM events WHERE topic = %s"
+    await eventually(lambda: holds(world.dsn, waited, Registration.UserRegistered.TOPIC))
     world.sink.heal()
     world.sink.go_on.set()
     yield
@@ -185,6 +190,15 @@ async def no_room_for_lines(world: World) -> AsyncIterator[None]:
     prlimit(world.serve.pid, RLIMIT_FSIZE, (most, most))
 
 
+_WAITS_FOR_A_LOCK: Final = """
+    SELECT EXISTS (
+        SELECT FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'
+            AND query_start < clock_timestamp() - interval '0.7 s'
+    )
+"""
+
+
 @fires("commits are slow", "RegistrationsSlow")
 @asynccontextmanager
 async def commits_slow(world: World) -> AsyncIterator[None]:
@@ -193,7 +207,7 @@ async def commits_slow(world: World) -> AsyncIterator[None]:
             async with connection.transaction():
                 await connection.execute("LOCK TABLE head IN EXCLUSIVE MODE")
                 registering = asyncio.create_task(world.register())
-                await asyncio.sleep(0.7)
+                await eventually(lambda: holds(world.dsn, _WAITS_FOR_A_LOCK))
             await registering
     yield
     for _ in range(20):
