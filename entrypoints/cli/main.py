@@ -64,8 +64,8 @@ def _complain(message: str, code: int) -> int:
 def registrar() -> None:
     """Event-sourced registration: a sign-up, a code by mail, an account.
 
-    Settings are environment variables with the prefix REGISTRAR_ (README.md lists them). With none set, nothing else
-    is needed: there is an embedded PostgreSQL, and a mailbox in which to read the mails.
+    Settings are environment variables with the prefix REGISTRAR_ (docs/settings.md lists them). With none set, nothing
+    else is needed: there is an embedded PostgreSQL, and a mailbox in which to read the mails.
     """
 
 

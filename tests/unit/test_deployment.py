@@ -1,4 +1,4 @@
-"""What runs the service for real (compose.yaml, Dockerfile, deploy/, README.md) agrees with the service."""
+"""What runs the service for real (compose.yaml, Dockerfile, deploy/, docs/operating.md) agrees with the service."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def seconds(pattern: str, name: str) -> list[float]:
     return [float(found) for found in re.findall(pattern, text(name))]
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "Dockerfile", "deploy/registrar@.service", "README.md"])
+@pytest.mark.parametrize(
+    "name", ["compose.yaml", "Dockerfile", "deploy/registrar@.service", "README.md", "docs/operating.md"]
+)
 def test_every_setting_that_is_named_there_exists(name: str) -> None:
     named = set(re.findall(rf"\b{SETTINGS}([A-Z_]*[A-Z])", text(name)))
     assert named

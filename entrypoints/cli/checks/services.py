@@ -50,7 +50,7 @@ async def look_at_broker(settings: Settings) -> AsyncIterator[Finding]:
         )
     except VirtualHostRefused:
         says = "it refuses the virtual host: there is none of that name, or it is closed to the user"
-        yield Finding("rabbitmq", "fail", says, "Correct it in REGISTRAR_BROKER_URL, or make it (README.md).")
+        yield Finding("rabbitmq", "fail", says, "Correct it in REGISTRAR_BROKER_URL, or make it (docs/operating.md).")
     except ProbableAuthenticationError:
         yield Finding("rabbitmq", "fail", "it refuses user or password", "Correct them in REGISTRAR_BROKER_URL.")
     except REFUSALS:
