@@ -968,7 +968,7 @@ async def test_below_a_path_every_address_that_is_told_leads_back(dsn: str, pass
         assert (await api.http.get(there, params={"min_position": position})).status_code == 200
 
         document = (await api.http.get(f"{passed_on}/openapi.json")).json()
-        assert document["servers"] == [{"url": "/accounts"}]
+        assert [server["url"] for server in document["servers"]] == ["/accounts"]
         pages = {page: await api.http.get(f"{passed_on}{page}") for page in ("/docs", "/docs/start.js", "/mailbox")}
         for page in pages.values():
             assert page.status_code == 200
