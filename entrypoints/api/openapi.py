@@ -185,12 +185,28 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
 
 
 def describe_problems(document: dict[str, Any]) -> dict[str, Any]:
-    """Add what `problems` refers to. Repeatable."""
-    schema = TypeAdapter(Problem).json_schema(ref_template="#/components/schemas/{model}")
+    """Add what `problems` refers to, and give every body's schema its name. Repeatable."""
+    schema = TypeAdapter(Problem).json_schema(ref_template=_SCHEMA.format("{model}"))
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(schema.pop("$defs", {}))
     schemas["Problem"] = schema
+    for path in document["paths"].values():
+        for operation in path.values():
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                content["schema"] = _named(content["schema"], schemas)
     return document
+
+
+_SCHEMA: Final = "#/components/schemas/{}"
+
+
+def _named(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    """A body's schema by its name, which is what a generated client calls its type."""
+    name = schema.get("title")
+    if name is None:
+        return schema
+    schemas[name] = schema
+    return {"$ref": _SCHEMA.format(name)}
 
 
 BODY_PROBLEMS: Final = ("request-timeout", "payload-too-large", "unsupported-media-type")
