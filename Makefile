@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-alerts test-ground simulate chaos attack fuzz bench \
-        check check-fast monitoring asyncapi format lock lists audit-deps release clean
+.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-clients test-alerts test-ground simulate chaos attack fuzz bench \
+        check check-fast monitoring clients openapi asyncapi format lock lists audit-deps release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -104,6 +104,15 @@ check-fast: setup-dev  ## the same without types: two seconds
 monitoring: setup-dev  ## write the alert rules and dashboards from their descriptions
 	$(BIN)/python scripts/objectives.py
 	$(BIN)/python scripts/dashboards.py
+
+clients:  ## generate clients for Python and TypeScript from docs/openapi.json
+	PYTHON="$(PYTHON)" scripts/clients
+
+test-clients: setup-dev  ## both generated clients do what an application does, two minutes
+	$(BIN)/pytest -rs --full-size tests/clients $(ARGS)
+
+openapi: setup-dev  ## write docs/openapi.json, which clients are generated from
+	APPROVE=1 $(BIN)/pytest tests/integration/test_names_that_stay.py -k routes $(ARGS)
 
 asyncapi: setup-dev  ## write docs/asyncapi.json, which other services rely on
 	$(BIN)/python -m entrypoints.api.asyncapi docs/asyncapi.json
