@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from entrypoints.bootstrap.erasures import note_key
 from entrypoints.bootstrap.replay import READ_MODELS, rebuilder, verifier
 from infrastructure.audit.erasures import Erasure, write_to
 from infrastructure.audit.verification import verify
+from infrastructure.circuits import Circuits
 from infrastructure.crypto.keyring import open_root_secret
 from infrastructure.crypto.master_keys import MasterKeys
 from infrastructure.followers.leadership import lead
@@ -309,6 +311,7 @@ async def test_api_and_process_serve_a_registration_from_its_request_to_its_eras
 
 
 async def test_a_worker_sends_and_records_mails_with_its_role(owned: str, broker_url: str, tmp_path: Path) -> None:
+    soon_probed = partial(Circuits, open_for=timedelta(seconds=1))  # after the one refusal below
     async with SmtpStub() as sink:
         smtp = f"smtp://127.0.0.1:{sink.port}?starttls=never"
         each = {"broker_url": broker_url, "smtp_urls": smtp}
@@ -316,7 +319,10 @@ async def test_a_worker_sends_and_records_mails_with_its_role(owned: str, broker
         async with (
             open_service(settings(as_role(owned, "process"), str(tmp_path), **each), follows=True),
             open_service(
-                settings(as_role(owned, "worker"), str(tmp_path), **each), follows=False, works=True
+                settings(as_role(owned, "worker"), str(tmp_path), **each),
+                follows=False,
+                works=True,
+                circuits=soon_probed,
             ) as worker,
             open_api(as_role(owned, "api"), follows=False, broker_url=broker_url) as api,
         ):

@@ -8,9 +8,12 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+import pytest
+
 from application.ports import Letter, MailServersAway, NotSent, Rendered
 from domain.mail_outcome import HandOver
 from infrastructure.circuits import Circuits
+from infrastructure.mail import shared_circuits
 from infrastructure.mail.shared_circuits import DEFERRING, REFUSING, SharedCircuits
 from infrastructure.mail.smtp.evidence import ONLY_DEFERRED
 from infrastructure.mail.smtp.pool import Limits
@@ -221,7 +224,11 @@ async def test_a_server_that_only_defers_is_trouble_after_a_while(dsn: str) -> N
         assert patient.circuits.troubles == {}
 
 
-async def test_a_worker_whose_mails_alone_are_refused_again_is_heard_again(dsn: str) -> None:
+async def test_a_worker_whose_mails_alone_are_refused_again_is_heard_again(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing of its own standing has changed, so it is heard when it names its servers next: as a rule 20 s later.
+    monkeypatch.setattr(shared_circuits, "NAMING_INTERVAL", timedelta(seconds=1))
     async with SmtpStub() as stub, worker(dsn, stub) as one, worker(dsn, stub) as other:
         trouble = {f"127.0.0.1:{stub.port}": REFUSING}
         stub.at("rcpt", "550 5.7.1 relaying denied")
