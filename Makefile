@@ -50,7 +50,7 @@ test-tampering: setup-dev  ## a thousand alterations of the log by a superuser, 
 	$(BIN)/pytest -rs --full-size tests/integration/test_audit_verify.py -k random_alterations $(ARGS)
 
 # A Prometheus in scaled time watches the service while it is broken in each way that an alert is for.
-test-alerts: setup-dev services  ## every alert is fired by its real fault, twenty minutes
+test-alerts: setup-dev services  ## every alert is fired by its real fault, 25 minutes
 	$(BIN)/pytest -rs --full-size -n $(WORKERS) --dist worksteal tests/alerts $(ARGS)
 
 test-spam: setup-dev  ## our mails' scores in SpamAssassin, which it installs
