@@ -8,10 +8,11 @@ from datetime import timedelta
 from typing import Final
 from uuid import UUID, uuid4
 
+import psycopg
 import structlog
 
 from application.ports import Unavailable
-from infrastructure.postgres.connection import AWAY, Connection, closing, connect
+from infrastructure.postgres.connection import Connection, closing, connect
 from infrastructure.synthetic import records
 
 log = structlog.get_logger(__name__)
@@ -55,5 +56,5 @@ async def without_probe(dsn: str, erase: Erase, *, statement_timeout: timedelta,
             connection = await connect(dsn, name="synthetic leftovers", statement_timeout=statement_timeout)
             async with closing(connection):
                 await erase_left(connection, erase, since=LATE)
-        except (*AWAY, Unavailable, OSError, TimeoutError):
-            continue  # the database is away: the next look comes
+        except (psycopg.Error, Unavailable, OSError, TimeoutError) as error:
+            log.warning("synthetic.not_looked_for", error=type(error).__name__, hint="the next look comes")
