@@ -50,7 +50,7 @@ test-tampering: setup-dev  ## a thousand alterations of the log by a superuser, 
 	$(BIN)/pytest -rs --full-size tests/integration/test_audit_verify.py -k random_alterations $(ARGS)
 
 # A Prometheus in scaled time watches the service while it is broken in each way that an alert is for.
-test-alerts: setup-dev services  ## every alert is fired by its real fault, twenty minutes
+test-alerts: setup-dev services  ## every alert is fired by its real fault, 25 minutes
 	$(BIN)/pytest -rs --full-size -n $(WORKERS) --dist worksteal tests/alerts $(ARGS)
 
 test-spam: setup-dev  ## our mails' scores in SpamAssassin, which it installs
@@ -67,14 +67,16 @@ SEEDS ?= 2000
 simulate: setup-dev  ## the seeded simulation; SEEDS=20000, ARGS="--seed 17 --trace"
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
-# Everything is killed, paused and cut off at random while people register. BROKER=1 sends mail over RabbitMQ.
+# Everything is killed, paused and cut off at random while people register, PEOPLE in a second. BROKER=1 sends mail over
+# RabbitMQ. In the end no trace may have a gap (docs/tracing.md).
 # Then, with nothing broken, read models are rebuilt until READS reads are done, of which none may fail; and then the
 # service is attacked with REQUESTS requests (0: it is not).
 MINUTES ?= 10
 BROKER ?=
 READS ?= 1000000
+PEOPLE ?= 2.5
 chaos: setup-dev $(if $(BROKER),services)  ## break things at random; MINUTES=20, BROKER=1, SEED=7 repeats
-	$(BIN)/python -m tests.faults --minutes $(MINUTES) --reads $(READS) $(if $(BROKER),--broker) \
+	$(BIN)/python -m tests.faults --minutes $(MINUTES) --people $(PEOPLE) --reads $(READS) $(if $(BROKER),--broker) \
 		$(if $(SEED),--seed $(SEED)) $(ARGS)
 	$(if $(filter-out 0,$(REQUESTS)),$(ATTACK))
 

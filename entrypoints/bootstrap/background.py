@@ -41,9 +41,13 @@ Works = dict[str, Coroutine[Any, Any, None]]
 
 @asynccontextmanager
 async def running(
-    core: Core, settings: Settings, broker: Broker | None, leading: Iterable[LeaderTask] = ()
+    core: Core,
+    settings: Settings,
+    broker: Broker | None,
+    leading: Iterable[LeaderTask] = (),
+    beside: Works | None = None,
 ) -> AsyncIterator[None]:
-    """Run the core's own works, the broker and what is to be led until the end.
+    """Run the core's own works, the broker, what is to be led, and what is `beside` that, until the end.
 
     Then cancel, and wait until all have finished what must not be cut off. None of them ends before: if one does, that
     is logged, and `core.broken` set.
@@ -53,6 +57,7 @@ async def running(
         "clock": _keep_time(core.store),
         "circuits": core.shared_circuits.run(),
         "forgetting": _forget(),
+        **(beside or {}),
     }
     if core.database.embedded is not None:
         works["embedded PostgreSQL"] = _keep_running(core.database.embedded)

@@ -40,6 +40,9 @@ _LOOK = ("SELECT",)
 _ADD = ("SELECT", "INSERT")
 _ALL = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
+_HOW_THEY_DID: Final = ("SELECT (registration_id, begun_at, outcome, ended_at, erased_at)",)
+"""Of synthetic registrations: all but the mail, whose code makes one an account."""
+
 _RECORDING: Final = {
     "schema_scripts": _LOOK,
     "events": _ADD,
@@ -59,7 +62,7 @@ _PROGRESS: Final = {
     "backups": _LOOK,
     "checkpoints": _LOOK,
     "tree_head": _LOOK,
-    "synthetic_registrations": _LOOK,
+    "synthetic_registrations": _HOW_THEY_DID,
 }
 """What health, metrics and `projections list` show."""
 
@@ -85,7 +88,7 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
         **_PROGRESS,
         **_MAIL,
         "personal_keys": _LOOK,
-        "synthetic_registrations": ("SELECT", "UPDATE"),
+        "synthetic_registrations": (*_HOW_THEY_DID, "UPDATE (mail)"),
     },
     "process": {
         **_RECORDING,

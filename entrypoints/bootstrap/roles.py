@@ -53,7 +53,7 @@ class Process:
 async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
     """Everything in one process, with a mailbox if no mail server is set."""
     from entrypoints.bootstrap.delivery import open_delivery, open_mailbox
-    from entrypoints.bootstrap.followers import followers, relay_inside, turns_of_mails
+    from entrypoints.bootstrap.followers import beside_followers, followers, relay_inside, turns_of_mails
 
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
@@ -71,7 +71,8 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
         )
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers, mailbox=mailbox)
         leading = followers(core, settings, relay, publisher_to(broker, core))
-        await stack.enter_async_context(running(core, settings, broker, leading))
+        beside = beside_followers(core, settings)
+        await stack.enter_async_context(running(core, settings, broker, leading, beside))
         yield Process(core, api, broker, delivery)
 
 
@@ -93,7 +94,7 @@ async def serve(settings: Settings, timing: Timing | None = None) -> AsyncIterat
 async def process(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
     """The followers; without a broker, with the mail delivery behind them."""
     from entrypoints.bootstrap.delivery import open_delivery
-    from entrypoints.bootstrap.followers import followers, relay_inside, turns_of_mails
+    from entrypoints.bootstrap.followers import beside_followers, followers, relay_inside, turns_of_mails
 
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
@@ -108,7 +109,8 @@ async def process(settings: Settings, timing: Timing | None = None) -> AsyncIter
             relay = relay_to(broker, core, settings, turns_of_mails(core, settings))
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers if delivery else None)
         leading = followers(core, settings, relay, publisher_to(broker, core))
-        await stack.enter_async_context(running(core, settings, broker, leading))
+        beside = beside_followers(core, settings)
+        await stack.enter_async_context(running(core, settings, broker, leading, beside))
         yield Process(core, api, broker, delivery)
 
 

@@ -105,6 +105,7 @@ FOLLOW = {
     "silence an alert": "DELETE FROM alerts",
     "forge a verification": "UPDATE verifications SET differences = 0",
 }
+READ_A_CODE = {"read a synthetic code": "SELECT mail FROM synthetic_registrations"}
 SEND = {
     "claim a mail": "INSERT INTO send_claims VALUES (gen_random_uuid(), 1, gen_random_uuid(), now())",
     "close a circuit": "UPDATE circuits SET state = 'closed'",
@@ -116,11 +117,13 @@ EXPECTED = (
     psycopg.errors.InvalidFunctionDefinition,  # another language than the function's own is refused to the owner, too
 )
 FORBIDDEN: dict[str, dict[str, str]] = {
-    "api": HISTORY | READ_MODELS_CHANGE | FOLLOW | SEND,
+    "api": HISTORY | READ_MODELS_CHANGE | FOLLOW | SEND | READ_A_CODE,
     "worker": HISTORY
     | READ_MODELS_CHANGE
     | FOLLOW
+    | READ_A_CODE
     | {
+        "forge a synthetic success": "UPDATE synthetic_registrations SET outcome = 'passed'",
         "make a key": "INSERT INTO personal_keys VALUES (gen_random_uuid(), '')",
         "erase somebody": "DELETE FROM personal_keys",
         "settle a restore": "UPDATE restores SET settled_at = now()",
@@ -133,6 +136,7 @@ FORBIDDEN: dict[str, dict[str, str]] = {
     | READ_MODELS_CHANGE
     | FOLLOW
     | SEND
+    | READ_A_CODE
     | {
         "read personal keys": "SELECT * FROM personal_keys",
         "erase somebody": "DELETE FROM personal_keys",
@@ -143,6 +147,7 @@ FORBIDDEN: dict[str, dict[str, str]] = {
     | READ_MODELS_CHANGE
     | FOLLOW
     | SEND
+    | READ_A_CODE
     | {
         "read personal keys": "SELECT * FROM personal_keys",
         "erase somebody": "DELETE FROM personal_keys",

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from entrypoints.api.http_server import KEEP_ALIVE
 from entrypoints.api.problems import PREFIX, STATUS_OF
@@ -154,3 +155,12 @@ def test_the_proxy_has_pages_only_for_what_nginx_answers() -> None:
     }
     # 408, 444 and 499 close the connection without an answer (`ngx_http_finalize_request`).
     assert pages == {404, 405, 413, 429, 494, 502, 504}
+
+
+def test_the_probe_reaches_the_proxy_by_its_fixed_address() -> None:
+    services = yaml.safe_load(text("compose.yaml"))["services"]
+    proxy = services["proxy"]["networks"]["front"]["ipv4_address"]
+    process = services["process"]
+
+    assert process["environment"]["REGISTRAR_SYNTHETIC_URL"] == f"http://{proxy}:8080"
+    assert set(process["networks"]) == {"front", "back"}
