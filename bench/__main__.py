@@ -29,6 +29,7 @@ from bench import (
     refusal,
     replay,
     report,
+    resting,
     rotating,
     starting,
     through_rabbitmq,
@@ -92,6 +93,9 @@ GROUPS: dict[str, Group] = {
         *rotating.run(c, persons=10_000 if how.quick else 250_000),
     ],
     "start": lambda c, how: starting.run(c, before=how.before, repetitions=1 if how.quick else 7),
+    "rest": lambda _, how: resting.run(
+        before=how.before, settling=3 if how.quick else resting.SETTLING, seconds=5 if how.quick else 60
+    ),
     "growth": lambda c, how: growth.run(
         c, sizes=(2_000 if how.quick else 20_000, how.long), repetitions=1 if how.quick else 5
     ),
@@ -113,7 +117,7 @@ def main() -> int:
         "--before",
         type=Path,
         metavar="DIR",
-        help="a checkout of an earlier build with its .venv: starts beside this one",
+        help="a checkout of an earlier build with its .venv: starts and rest beside this one",
     )
     parser.add_argument(
         "--output", type=Path, help="where the results go  [default: results.json, unless --quick or --events]"
