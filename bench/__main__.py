@@ -18,6 +18,7 @@ from bench import (
     append,
     audit,
     audit_search,
+    beside,
     checkpointing,
     fold,
     growth,
@@ -96,6 +97,24 @@ GROUPS: dict[str, Group] = {
     "rest": lambda _, how: resting.run(
         before=how.before, settling=3 if how.quick else resting.SETTLING, seconds=5 if how.quick else 60
     ),
+    "beside-requests": lambda c, how: (
+        []
+        if how.before is None
+        else beside.requests(c, before=how.before, seconds=1 if how.quick else 5, repetitions=1 if how.quick else 5)
+    ),
+    "beside-whole-way": lambda c, how: (
+        []
+        if how.before is None
+        else beside.whole_way(c, before=how.before, seconds=2 if how.quick else 8, repetitions=1 if how.quick else 4)
+    ),
+    "beside-highest": lambda c, how: (
+        [] if how.before is None else beside.highest_rate(c, before=how.before, seconds=2 if how.quick else 12)
+    ),
+    "beside-rabbitmq": lambda c, how: (
+        []
+        if how.before is None
+        else beside.rabbitmq(c, before=how.before, mails=200 if how.quick else 4000, repetitions=1 if how.quick else 3)
+    ),
     "growth": lambda c, how: growth.run(
         c, sizes=(2_000 if how.quick else 20_000, how.long), repetitions=1 if how.quick else 5
     ),
@@ -117,7 +136,7 @@ def main() -> int:
         "--before",
         type=Path,
         metavar="DIR",
-        help="a checkout of an earlier build with its .venv: starts and rest beside this one",
+        help="a checkout of an earlier build with its .venv: it and this one side by side",
     )
     parser.add_argument(
         "--output", type=Path, help="where the results go  [default: results.json, unless --quick or --events]"

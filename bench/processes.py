@@ -122,15 +122,15 @@ def serve_hashing_least(dsn: str, settings: Mapping[str, str] = _NOTHING) -> Ite
 @contextmanager
 def registrar_process(dsn: str, smtp_port: int, settings: Mapping[str, str] = _NOTHING) -> Iterator[Process]:
     """`registrar process`, with the sink as its mail server."""
-    with _running([_REGISTRAR, "process"], "Following", _mailing(dsn, smtp_port) | dict(settings)) as process:
-        _until_it_leads(dsn)
+    with _running([_REGISTRAR, "process"], "Following", mailing(dsn, smtp_port) | dict(settings)) as process:
+        until_it_leads(dsn)
         yield process
 
 
 @contextmanager
 def registrar_work(dsn: str, smtp_port: int, settings: Mapping[str, str]) -> Iterator[Process]:
     """`registrar work`, with the sink as its mail server; `settings` names the broker."""
-    with _running([_REGISTRAR, "work"], "Taking", _mailing(dsn, smtp_port) | dict(settings)) as process:
+    with _running([_REGISTRAR, "work"], "Taking", mailing(dsn, smtp_port) | dict(settings)) as process:
         yield process
 
 
@@ -143,7 +143,8 @@ def of_build(tree: Path | None, *words: str, ready: str, settings: Mapping[str, 
         yield process
 
 
-def _mailing(dsn: str, smtp_port: int) -> dict[str, str]:
+def mailing(dsn: str, smtp_port: int) -> dict[str, str]:
+    """Settings of a process that follows the log or sends mails."""
     # As many mails as there are: measured is how fast they can be sent, not how fast they may.
     smtp_url = f"smtp://127.0.0.1:{smtp_port}?starttls=never"
     return _settings(dsn) | {"REGISTRAR_SMTP_URLS": smtp_url, "REGISTRAR_LIMITS": "mails=off"}
@@ -200,12 +201,16 @@ def beside(module: str, *arguments: str) -> Iterator[Process]:
         yield process
 
 
-def run_job(module: str, job: dict[str, Any]) -> Any:
-    """Run a module of the benchmark in a process of its own: arguments in and outcome out as JSON."""
+def run_job(module: str, job: dict[str, Any], environment: Mapping[str, str] = _NOTHING) -> Any:
+    """Run a module of the benchmark in a process of its own: arguments in and outcome out as JSON.
+
+    Args:
+        environment: beside ours.
+    """
     done = subprocess.run(
         [sys.executable, "-m", module, json.dumps(job)],
         cwd=ROOT,
-        env=_environment(),
+        env=_environment() | environment,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -231,7 +236,7 @@ def load_apart(process: Process, **job: Any) -> Any:
     return load(process, core=REST, **job)
 
 
-def _until_it_leads(dsn: str) -> None:
+def until_it_leads(dsn: str) -> None:
     """All followers have a leader: the first mail need not wait for that."""
     query = "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = hashtext('registrar follower')::oid AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     deadline = time.monotonic() + _START_DEADLINE

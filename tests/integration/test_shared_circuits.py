@@ -13,7 +13,7 @@ import pytest
 from application.ports import Letter, MailServersAway, NotSent, Rendered
 from domain.mail_outcome import HandOver
 from infrastructure.circuits import Circuits
-from infrastructure.mail.shared_circuits import CHANNEL, DEFERRING, REFUSING, SharedCircuits
+from infrastructure.mail.shared_circuits import CHANNEL, DEFERRING, POLL_INTERVAL, REFUSING, SharedCircuits
 from infrastructure.mail.smtp.evidence import ONLY_DEFERRED
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
@@ -83,6 +83,12 @@ async def worker(dsn: str, stub: SmtpStub, *, only_deferred: timedelta = ONLY_DE
         await asyncio.gather(*running, return_exceptions=True)
         await servers.close()
         await connection.close()
+
+
+@pytest.fixture(autouse=True)
+def _look_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At what is not announced: what a server did with others' mails."""
+    monkeypatch.setattr("infrastructure.mail.shared_circuits.AT_REST", POLL_INTERVAL)
 
 
 @contextmanager
