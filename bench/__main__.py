@@ -61,6 +61,12 @@ class Wanted:
 
 Group = Callable[[Cluster, Wanted], list[Row]]
 
+
+def _beside(how: Wanted, measure: Callable[..., list[Row]], *arguments: Cluster, **options: float) -> list[Row]:
+    """Nothing, where there is no earlier build."""
+    return [] if how.before is None else measure(*arguments, before=how.before, **options)
+
+
 GROUPS: dict[str, Group] = {
     "append": lambda c, how: append.run(c, seconds=1 if how.quick else 2, repetitions=1 if how.quick else 3),
     "http": lambda c, how: over_http.run(c, seconds=1 if how.quick else 4, repetitions=1 if how.quick else 3),
@@ -97,23 +103,15 @@ GROUPS: dict[str, Group] = {
     "rest": lambda _, how: resting.run(
         before=how.before, settling=3 if how.quick else resting.SETTLING, seconds=5 if how.quick else 60
     ),
-    "beside-requests": lambda c, how: (
-        []
-        if how.before is None
-        else beside.requests(c, before=how.before, seconds=1 if how.quick else 5, repetitions=1 if how.quick else 5)
+    "beside-requests": lambda c, how: _beside(
+        how, beside.requests, c, seconds=1 if how.quick else 5, repetitions=1 if how.quick else 5
     ),
-    "beside-whole-way": lambda c, how: (
-        []
-        if how.before is None
-        else beside.whole_way(c, before=how.before, seconds=2 if how.quick else 8, repetitions=1 if how.quick else 4)
+    "beside-whole-way": lambda c, how: _beside(
+        how, beside.whole_way, c, seconds=2 if how.quick else 8, repetitions=1 if how.quick else 4
     ),
-    "beside-highest": lambda c, how: (
-        [] if how.before is None else beside.highest_rate(c, before=how.before, seconds=2 if how.quick else 12)
-    ),
-    "beside-rabbitmq": lambda c, how: (
-        []
-        if how.before is None
-        else beside.rabbitmq(c, before=how.before, mails=200 if how.quick else 4000, repetitions=1 if how.quick else 3)
+    "beside-highest": lambda c, how: _beside(how, beside.highest_rate, c, seconds=2 if how.quick else 12),
+    "beside-rabbitmq": lambda c, how: _beside(
+        how, beside.rabbitmq, c, mails=200 if how.quick else 4000, repetitions=1 if how.quick else 3
     ),
     "growth": lambda c, how: growth.run(
         c, sizes=(2_000 if how.quick else 20_000, how.long), repetitions=1 if how.quick else 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,8 +24,9 @@ CONNECTIONS = 64
 HASHING_CONNECTIONS = 12
 STEADY_RATE = 200.0
 READING_RATE = 50.0
-STEP = 50.0
-"""Registrations a second between two steps of the search for the highest rate."""
+LOWEST_RATE = 500.0
+STEPS = (100.0, 50.0)
+"""Registrations a second between two steps of the search for the highest rate, and where it begins."""
 
 Found = dict[str, dict[str, list[float]]]
 """What was measured, by its name and side."""
@@ -187,20 +189,23 @@ def _beyond_the_write(service: Service, seconds: float) -> float:
 
 
 def highest_rate(cluster: Cluster, *, before: Path, seconds: float) -> list[Row]:
-    """The highest steady rate: in steps, until one does not hold twice."""
-    reached, steps = {}, defaultdict(list)
+    """The highest steady rate that holds at the first try or the second."""
+    reached: dict[str, float] = {}
+    steps: dict[str, list[dict[str, Any]]] = {build.name: [] for build in builds(before)}
     for build in builds(before):
-        rate = 400.0
-        while any(_holds(cluster, build, rate, seconds, steps[build.name]) for _ in range(2)):
-            rate += STEP
-        while not any(step["holds"] and step["rate"] >= rate for step in steps[build.name]) and rate > STEP:
-            rate -= STEP
-            if any(step["holds"] and step["rate"] == rate for step in steps[build.name]):
-                break
-            _holds(cluster, build, rate, seconds, steps[build.name])
+
+        def holds(rate: float, build: Build = build) -> bool:
+            return any(_holds(cluster, build, rate, seconds, steps[build.name]) for _ in range(2))
+
+        rate = LOWEST_RATE
+        while not holds(rate):
+            rate -= STEPS[-1]
+        for width in STEPS:
+            while holds(rate + width):
+                rate += width
         reached[build.name] = rate
     what = "the whole way, highest steady rate with p99 < 1 s"
-    return [_rates(what, "the earlier build", reached["ours"], reached["before"], 2, dict(steps))]
+    return [_rates(what, "the earlier build", reached["ours"], reached["before"], 2, steps)]
 
 
 def _holds(cluster: Cluster, build: Build, rate: float, seconds: float, steps: list[dict[str, Any]]) -> bool:
@@ -208,6 +213,8 @@ def _holds(cluster: Cluster, build: Build, rate: float, seconds: float, steps: l
         step = send(service, rate=rate, seconds=seconds)
     step["holds"] = bool(step["accepted"] == step["sent"] and step["time to inbox"]["p99"] < 1.0)
     steps.append(step)
+    inbox = step["time to inbox"]["p99"]
+    print(f"{build.name} at {rate:g}/s: {step['accepted']} of {step['sent']}, p99 {inbox:.3f} s", file=sys.stderr)
     return bool(step["holds"])
 
 
