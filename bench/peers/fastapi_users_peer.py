@@ -39,7 +39,11 @@ class Unhashed(PasswordHelper):
 
 
 HASHING = os.environ["PEER_HASHING"] == "argon2id"
-HELPER = PasswordHelper(PasswordHash([Argon2Hasher(time_cost=2, memory_cost=19456, parallelism=1)])) if HASHING else Unhashed()
+HELPER = (
+    PasswordHelper(PasswordHash([Argon2Hasher(time_cost=2, memory_cost=19456, parallelism=1)]))
+    if HASHING
+    else Unhashed()
+)
 
 engine = create_async_engine(os.environ["PEER_DATABASE"], pool_size=8)
 sessions = async_sessionmaker(engine, expire_on_commit=False)
