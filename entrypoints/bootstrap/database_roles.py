@@ -60,6 +60,7 @@ _PROGRESS: Final = {
     "checkpoints": _LOOK,
     "tree_head": _LOOK,
     "synthetic_registrations": _LOOK,
+    "webhooks": _LOOK,
 }
 """What health, metrics and `projections list` show."""
 
@@ -79,6 +80,7 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
         "verification_passes": _LOOK,
         "found_differences": _LOOK,
         "replay_jobs": ("SELECT", "INSERT", "UPDATE"),
+        "webhooks": ("SELECT", "UPDATE"),
     },
     "worker": {
         **_RECORDING,
@@ -99,6 +101,7 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
         "verifications": _ALL,
         "rebuilds": _ALL,
         "synthetic_registrations": _ALL,
+        "webhooks": _ALL,
         **dict.fromkeys((*_REPLAYS, *_PROVEN), _ALL),
     },
     "reader": {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from infrastructure.settings.environment import FILE, PREFIX, given
 from infrastructure.settings.limits import DEFAULTS, Limits
@@ -31,6 +31,7 @@ from infrastructure.settings.values import (
     MailServer,
     MasterKey,
     Networks,
+    PrivateNetworks,
     RedisUrl,
     Sender,
     ShortDuration,
@@ -40,6 +41,7 @@ from infrastructure.settings.values import (
     host_name,
     mail_servers,
 )
+from infrastructure.settings.webhooks import WebhookEndpoint, WebhookSecrets, WebhookUrls, webhook_endpoints
 from infrastructure.settings.witnesses import Witnesses
 
 
@@ -52,6 +54,10 @@ def _public_url(settings: dict[str, Any]) -> str:
 def _file(of: str) -> Any:
     """For a secret that should not stand in the environment, which other programs of its user can read."""
     return Field(default=None, description=f"file `{of}` is read from; None: none", examples=["/run/secrets/registrar"])
+
+
+def _endpoints(urls: SecretStr | None, secrets: SecretStr | None) -> tuple[WebhookEndpoint, ...]:
+    return webhook_endpoints(*("" if one is None else one.get_secret_value() for one in (urls, secrets)))
 
 
 class Settings(BaseModel):
@@ -140,6 +146,27 @@ class Settings(BaseModel):
     alert_url_file: Path | None = _file("alert_url")
     alert_dead_letters: int = Field(
         default=10, ge=1, le=1_000_000_000, description="dead letters at which `alert_url` is called", examples=["10"]
+    )
+    webhooks: WebhookUrls | None = Field(
+        default=None,
+        description="endpoints that integration events are sent to, each name=URL, separated by commas or line ends; "
+        "None: none",
+        examples=["app=https://app.example.org/registrar"],
+    )
+    webhooks_file: Path | None = _file("webhooks")
+    webhook_secrets: WebhookSecrets | None = Field(
+        default=None,
+        validate_default=True,
+        description="what calls of `webhooks` are signed with, each name=whsec_… or name=whsk_…; several of one name all "
+        "sign; None: none",
+        examples=["app=whsec_ with what `openssl rand -base64 32` prints"],
+    )
+    webhook_secrets_file: Path | None = _file("webhook_secrets")
+    webhook_networks: PrivateNetworks = Field(
+        default=(),
+        description="networks that are not public, in which `webhooks` may be called all the same, CIDR, separated by "
+        "commas",
+        examples=["127.0.0.0/8,10.1.2.0/24"],
     )
     checkpoint_dir: Path | None = Field(
         default=None,
@@ -282,6 +309,19 @@ class Settings(BaseModel):
         default=None, description="None: console on a terminal, else json", examples=["json"]
     )
     access_log: bool = Field(default=False, description="write a log line for each request", examples=["false"])
+
+    @field_validator("webhook_secrets", mode="after")
+    @classmethod
+    def _fits_webhooks(cls, secrets: SecretStr | None, given: ValidationInfo) -> SecretStr | None:
+        if "webhooks" in given.data:  # or that one was refused
+            urls = given.data["webhooks"]
+            _endpoints(urls, secrets)
+        return secrets
+
+    @property
+    def webhook_endpoints(self) -> tuple[WebhookEndpoint, ...]:
+        """`webhooks` with their `webhook_secrets`, parsed."""
+        return _endpoints(self.webhooks, self.webhook_secrets)
 
     @property
     def has_checkpoints(self) -> bool:
