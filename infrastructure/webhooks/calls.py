@@ -278,8 +278,8 @@ class _Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._bytes += len(data)
-        if self.complete or self._bytes > MOST_BYTES:  # said without being asked, or far too much
-            self._fail(httptools.HttpParserError("too much"))
+        if self.complete:
+            self._fail(httptools.HttpParserError("said without being asked"))
             return
         try:
             self._parser.feed_data(data)
@@ -287,6 +287,8 @@ class _Line(asyncio.Protocol):
             self._fail(error)
         except httptools.HttpParserUpgrade:
             self._fail(httptools.HttpParserError("another protocol"))
+        if self._bytes > MOST_BYTES:
+            self._fail(httptools.HttpParserError("too much"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(exc if isinstance(exc, OSError) else ConnectionResetError())
@@ -299,6 +301,10 @@ class _Line(asyncio.Protocol):
             self._end.set_result(None)
 
     # --- What the parser tells ------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self.complete:  # a second answer to one request must not become that to the next
+            self._sound = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"retry-after":
