@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from infrastructure.settings.environment import FILE, PREFIX, given
+from infrastructure.settings.environment import FILE, PREFIX, BadSettings, given
 from infrastructure.settings.limits import DEFAULTS, Limits
 from infrastructure.settings.rates import Rate
 from infrastructure.settings.sender import split_sender
@@ -54,10 +54,6 @@ def _public_url(settings: dict[str, Any]) -> str:
 def _file(of: str) -> Any:
     """For a secret that should not stand in the environment, which other programs of its user can read."""
     return Field(default=None, description=f"file `{of}` is read from; None: none", examples=["/run/secrets/registrar"])
-
-
-def _endpoints(urls: SecretStr | None, secrets: SecretStr | None) -> tuple[WebhookEndpoint, ...]:
-    return webhook_endpoints(*("" if one is None else one.get_secret_value() for one in (urls, secrets)))
 
 
 class Settings(BaseModel):
@@ -156,7 +152,6 @@ class Settings(BaseModel):
     webhooks_file: Path | None = _file("webhooks")
     webhook_secrets: WebhookSecrets | None = Field(
         default=None,
-        validate_default=True,
         description="what calls of `webhooks` are signed with, each name=whsec_… or name=whsk_…; several of one name all "
         "sign; None: none",
         examples=["app=whsec_ with what `openssl rand -base64 32` prints"],
@@ -310,18 +305,15 @@ class Settings(BaseModel):
     )
     access_log: bool = Field(default=False, description="write a log line for each request", examples=["false"])
 
-    @field_validator("webhook_secrets", mode="after")
-    @classmethod
-    def _fits_webhooks(cls, secrets: SecretStr | None, given: ValidationInfo) -> SecretStr | None:
-        if "webhooks" in given.data:  # or that one was refused
-            urls = given.data["webhooks"]
-            _endpoints(urls, secrets)
-        return secrets
-
     @property
     def webhook_endpoints(self) -> tuple[WebhookEndpoint, ...]:
-        """`webhooks` with their `webhook_secrets`, parsed."""
-        return _endpoints(self.webhooks, self.webhook_secrets)
+        """`webhooks` with their `webhook_secrets`, parsed.
+
+        Raises:
+            ValueError: one has no secret, or a secret is of none; not where `from_environment` has made the settings.
+        """
+        texts = ("" if one is None else one.get_secret_value() for one in (self.webhooks, self.webhook_secrets))
+        return webhook_endpoints(*texts)
 
     @property
     def has_checkpoints(self) -> bool:
@@ -366,4 +358,11 @@ class Settings(BaseModel):
             f"{PREFIX}MASTER_KEY (or {PREFIX}MASTER_KEY_FILE) is missing, and {PREFIX}DATABASE_URL needs it; "
             "set it to what `openssl rand -hex 32` prints, and keep it as safe as the database."
         )
-        return found.settings(cls, missing=missing if with_secrets and databases and not keys else None)
+        settings = found.settings(cls, missing=missing if with_secrets and databases and not keys else None)
+        try:
+            _ = settings.webhook_endpoints
+        except ValueError as error:
+            raise BadSettings(
+                f"{PREFIX}WEBHOOK_SECRETS {error}; each endpoint has at least one, as in app=whsec_… or app=whsk_…."
+            ) from None
+        return settings

@@ -273,8 +273,7 @@ class _Line(asyncio.Protocol):
     # --- What the transport tells ---------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of a stream
-        self._transport = transport
+        self._transport = transport  # type: ignore[assignment]  # uvloop's are no subclasses
 
     def data_received(self, data: bytes) -> None:
         self._bytes += len(data)

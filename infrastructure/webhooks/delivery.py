@@ -1,10 +1,10 @@
 """Delivers events to one endpoint: each registration's in order, many registrations at a time, and none is skipped.
 
 An event that is not taken holds up its own registration, and is tried again, less and less often, for ever. The others
-go on, up to `WINDOW` events beyond it: then the endpoint waits as a whole, because what is delivered beyond its position
-is delivered again after a restart.
+go on, up to `WINDOW` events beyond it: then the endpoint waits as a whole, because what is delivered beyond its
+position is delivered again after a restart.
 
-While an endpoint takes nothing at all, one call at a time finds out whether it does again. One answer that is a 2xx, and
+While an endpoint takes nothing at all, one call at a time finds out whether it does again. With the first 2xx
 everything goes on at once.
 """
 
@@ -107,8 +107,6 @@ class Delivery:
         on_attempt: OnAttempt = lambda _: None,
         on_change: Callable[[], None] = lambda: None,
         first_pause: timedelta = FIRST_PAUSE,
-        at_once: int = AT_ONCE,
-        window: int = WINDOW,
     ) -> None:
         """
         Args:
@@ -121,8 +119,6 @@ class Delivery:
         self._on_attempt = on_attempt
         self._on_change = on_change
         self._first_pause = first_pause
-        self._at_once = at_once
-        self._window = window
         self._begun = self._latest = standing
         self._read_up_to = standing.position
         self._added = 0
@@ -143,7 +139,7 @@ class Delivery:
     @property
     def full(self) -> bool:
         """There is no room: something has to be delivered first."""
-        return bool(self._waiting) and self._added - next(iter(self._waiting.values())) >= self._window
+        return bool(self._waiting) and self._added - next(iter(self._waiting.values())) >= WINDOW
 
     @property
     def idle(self) -> bool:
@@ -198,7 +194,7 @@ class Delivery:
 
     def _start(self) -> None:
         """Begin with as many calls as may be under way."""
-        at_once = 1 if self._takes_nothing else self._at_once
+        at_once = 1 if self._takes_nothing else AT_ONCE
         while self._ready and len(self._under_way) < at_once and not (self._rest or self._closed or self.gone):
             registration_id = self._ready.popleft()
             task = asyncio.create_task(self._call(registration_id))

@@ -20,7 +20,7 @@ from infrastructure.followers.follow import Chore, follow
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 from infrastructure.webhooks import records
-from infrastructure.webhooks.delivery import Delivery, Message, OnAttempt, Posts
+from infrastructure.webhooks.delivery import FIRST_PAUSE, Delivery, Message, OnAttempt, Posts
 from infrastructure.webhooks.records import Standing, TermIsOver
 
 log = structlog.get_logger(__name__)
@@ -55,18 +55,18 @@ class Webhooks:
         endpoints: Mapping[str, Posts],
         clock: Callable[[], datetime],
         on_attempt: OnAttempt = lambda _: None,
-        first_pause: timedelta | None = None,
+        first_pause: timedelta = FIRST_PAUSE,
     ) -> None:
         self._endpoints = endpoints
         self._notifications = notifications
         self._messages = _Messages(tail)
-        options = {} if first_pause is None else {"first_pause": first_pause}
-        self._deliver = partial(Delivery, clock=clock, on_attempt=on_attempt, **options)
+        self._deliver = partial(Delivery, clock=clock, on_attempt=on_attempt, first_pause=first_pause)
 
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
         await connection.execute("SET synchronous_commit = off")  # a lost position repeats messages, with the same ids
         await records.begin(connection, list(self._endpoints))
+        await records.forget_others(connection, list(self._endpoints))
         running: dict[str, _Running] = {}
         try:
             while True:
@@ -177,7 +177,7 @@ class _Following:
     async def _add(self, messages: Sequence[Message], _: Position, seen: Position) -> None:
         self._delivery.add(list(messages), seen)
 
-    async def _chore(self) -> timedelta:
+    async def _chore(self) -> timedelta | None:
         moved = await self.save()
         if self._delivery.gone:
             await records.disable(self._connection, self._saved.name, "endpoint")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from psycopg.rows import class_row
 
@@ -79,11 +79,49 @@ async def begin(connection: Connection, names: Sequence[str]) -> None:
     await connection.execute(_BEGIN, (list(names),))
 
 
+async def forget_others(connection: Connection, names: Sequence[str]) -> None:
+    """No endpoint but these is sent to, and none of the others fails."""
+    await connection.execute(_FORGET, (list(names),))
+
+
 async def standings(connection: Connection) -> Mapping[str, Standing]:
     """Of all that there have ever been, by name."""
     cursor = connection.cursor(row_factory=class_row(Standing))
     await cursor.execute(_READ)
     return {one.name: one for one in await cursor.fetchall()}
+
+
+_FAILING: Final = """
+    SELECT name, coalesce(failing_since, disabled_at), failure,
+           extract(epoch FROM clock_timestamp() - coalesce(failing_since, disabled_at))::double precision
+    FROM public.webhooks
+    WHERE failing_since IS NOT NULL AND disabled_by IS DISTINCT FROM 'operator' OR disabled_by = 'endpoint'
+    ORDER BY name
+"""
+
+# What is not in the settings any more fails no more; its position stays.
+_FORGET: Final = """
+    UPDATE public.webhooks SET failing_since = NULL, failure = NULL, failures = 0, retry_at = NULL, term = term + 1
+    WHERE failing_since IS NOT NULL AND name <> ALL (%s)
+"""
+
+
+class Failing(NamedTuple):
+    """An endpoint that does not take what it is sent, or has asked not to be sent anything.
+
+    Attributes:
+        seconds: for how long.
+    """
+
+    name: str
+    since: datetime
+    failure: str | None
+    seconds: float
+
+
+async def failing(connection: Connection) -> list[Failing]:
+    """Those that nobody has disabled."""
+    return [Failing(*row) for row in await (await connection.execute(_FAILING)).fetchall()]
 
 
 async def save(connection: Connection, standing: Standing) -> None:

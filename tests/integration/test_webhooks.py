@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from ipaddress import ip_network
 from uuid import UUID
 
 import pytest
@@ -52,7 +52,7 @@ async def stub() -> AsyncIterator[EndpointStub]:
 async def sending(dsn: str, store: EventStore, clock: MovableClock, **stubs: EndpointStub) -> AsyncIterator[None]:
     """A process that sends to these endpoints, by name."""
     notifications = Notifications(dsn)
-    networks = Reachable(endpoint_networks())
+    networks = Reachable((ip_network("127.0.0.0/8"),))
     webhooks = Webhooks(
         tail=LogTail(store),
         notifications=notifications,
@@ -67,12 +67,6 @@ async def sending(dsn: str, store: EventStore, clock: MovableClock, **stubs: End
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def endpoint_networks() -> Any:
-    from ipaddress import ip_network
-
-    return (ip_network("127.0.0.0/8"),)
 
 
 async def lives(store: EventStore, count: int, *, first: int = 1) -> list[UUID]:
@@ -90,7 +84,7 @@ async def standing(connection: Connection, name: str = "app") -> Standing:
 async def up_to_date(connection: Connection, *names: str) -> bool:
     found = await records.standings(connection)
     [head] = await (await connection.execute("SELECT position FROM head")).fetchone() or [0]
-    return all(name in found and found[name].position == head for name in names or ("app",))
+    return all(name in found and found[name].position == int(head) for name in names or ("app",))
 
 
 def told(stub: EndpointStub) -> Mapping[str, list[str]]:
@@ -240,17 +234,13 @@ async def test_no_more_than_a_window_is_sent_beyond_what_is_refused(
     stub: EndpointStub,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        delivery_module.Delivery.__init__,
-        "__kwdefaults__",
-        {**delivery_module.Delivery.__init__.__kwdefaults__, "window": 50},
-    )  # type: ignore[attr-defined]
+    monkeypatch.setattr(delivery_module, "WINDOW", 50)
     bad = UUID(int=1)
     stub.answer = lambda call: "500 No" if of(bad, call) else "204 Yes"
     await records.begin(connection, ["app"])
     await lives(store, 300)
     async with sending(dsn, store, clock, app=stub):
-        await eventually(lambda: stub.calls.count and sum(of(bad, call) for call in stub.calls) > 5)
+        await eventually(lambda: sum(of(bad, call) for call in stub.calls) > 5)
         sent = {call.headers["webhook-id"] for call in stub.calls}
     assert 50 <= len(sent) <= 50 + 200  # and what was read together with the last of it
 
