@@ -125,6 +125,7 @@ async def test_any_2xx_is_enough(stub: EndpointStub, answer: str) -> None:
     await calls(stub).post("m-1", BODY)
 
 
+@pytest.mark.fault("X20", "X23")
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
@@ -158,6 +159,7 @@ async def test_nobody_there_is_a_failure() -> None:
     assert (await failure(calls(gone))).failure == "no connection"
 
 
+@pytest.mark.fault("X22")
 @pytest.mark.parametrize(
     ("says", "waits"),
     [
@@ -177,6 +179,7 @@ async def test_what_an_answer_asks_us_to_wait_is_read(stub: EndpointStub, says: 
     assert found.status == 503
 
 
+@pytest.mark.fault("X22")
 @pytest.mark.parametrize(
     "body", [b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\nso far", b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1_000_000]
 )
@@ -201,6 +204,7 @@ async def test_a_connection_is_used_again(stub: EndpointStub) -> None:
     assert stub.connections == 1
 
 
+@pytest.mark.fault("X22")
 async def test_a_second_answer_to_one_call_is_no_answer_to_the_next(stub: EndpointStub) -> None:
     two = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
     stub.answer = lambda call: two * 2 if call.headers["webhook-id"] == "m-1" else "500 No"
@@ -302,6 +306,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     return meant
 
 
+@pytest.mark.fault("X24")
 async def test_a_name_that_comes_to_mean_this_machine_is_not_followed_there(
     stub: EndpointStub, names: dict[str, list[str]]
 ) -> None:
@@ -325,6 +330,7 @@ async def test_the_address_that_was_judged_is_the_one_that_is_called(
     assert stub.calls[0].headers["host"] == f"rebinding.example:{stub.port}"
 
 
+@pytest.mark.fault("X24")
 async def test_an_endpoint_that_moves_is_followed_after_a_failure(
     stub: EndpointStub, names: dict[str, list[str]]
 ) -> None:

@@ -142,6 +142,7 @@ async def test_a_new_endpoint_gets_what_is_recorded_from_now_on(
 # --- Failures -------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("X20")
 async def test_an_endpoint_that_is_away_holds_up_no_other(
     dsn: str, connection: Connection, store: EventStore, clock: MovableClock, stub: EndpointStub
 ) -> None:
@@ -164,6 +165,7 @@ async def _fails(connection: Connection, name: str) -> bool:
     return (await standing(connection, name)).failing_since is not None
 
 
+@pytest.mark.fault("X21")
 async def test_what_an_endpoint_missed_while_it_was_away_comes_once_and_in_order(
     dsn: str, connection: Connection, store: EventStore, clock: MovableClock, stub: EndpointStub
 ) -> None:
@@ -188,6 +190,7 @@ async def _is_well(connection: Connection) -> bool:
     return found.failing_since is None and found.failure is None and found.retry_at is None
 
 
+@pytest.mark.fault("X21")
 async def test_an_endpoint_that_takes_nothing_is_asked_by_one_call_at_a_time(
     dsn: str, connection: Connection, store: EventStore, clock: MovableClock, stub: EndpointStub
 ) -> None:
@@ -203,6 +206,7 @@ async def test_an_endpoint_that_takes_nothing_is_asked_by_one_call_at_a_time(
     assert (await standing(connection)).position == 0
 
 
+@pytest.mark.fault("X25")
 async def test_a_registration_whose_event_is_refused_holds_up_itself_and_no_other(
     dsn: str, connection: Connection, store: EventStore, clock: MovableClock, stub: EndpointStub
 ) -> None:
@@ -226,6 +230,7 @@ async def test_a_registration_whose_event_is_refused_holds_up_itself_and_no_othe
     assert told(stub)[str(bad)] == LIFE
 
 
+@pytest.mark.fault("X25")
 async def test_no_more_than_a_window_is_sent_beyond_what_is_refused(
     dsn: str,
     connection: Connection,
@@ -267,6 +272,7 @@ async def _leads(connection: Connection) -> bool:
     return await cursor.fetchone() is not None
 
 
+@pytest.mark.fault("X23")
 async def test_an_endpoint_that_is_gone_is_called_no_more_and_loses_nothing(
     dsn: str, connection: Connection, store: EventStore, clock: MovableClock, stub: EndpointStub
 ) -> None:
@@ -342,6 +348,7 @@ async def test_what_was_under_way_before_an_act_saves_nothing_any_more(connectio
 # --- Two processes, and one that comes back -------------------------------------------------------
 
 
+@pytest.mark.fault("X26")
 async def test_of_two_processes_one_sends_and_the_other_goes_on_where_it_was(
     dsn: str, connection: Connection, store: EventStore, clock: MovableClock, stub: EndpointStub
 ) -> None:
