@@ -127,8 +127,12 @@ def _calls(port: int) -> Calls:
 
 
 async def _main(job: dict[str, Any]) -> dict[str, float]:
-    work = {"follow": follow, "bare": bare, "plain": plain}[job.pop("what")]
-    return await work(**job)
+    match job.pop("what"):
+        case "follow":
+            return await follow(**job)
+        case "bare":
+            return await bare(**job)
+    return await plain(**job)
 
 
 if __name__ == "__main__":

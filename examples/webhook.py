@@ -62,14 +62,16 @@ class Receiver(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        said = [self.headers.get(f"webhook-{name}", "") for name in ("id", "timestamp", "signature")]
-        if not verify(self.keys, *said, body):
+        message_id, sent_at, signatures = (
+            self.headers.get(f"webhook-{name}", "") for name in ("id", "timestamp", "signature")
+        )
+        if not verify(self.keys, message_id, sent_at, signatures, body):
             self._answer(401)
             return
-        if said[0] not in self.seen:
+        if message_id not in self.seen:
             event = json.loads(body)
             print(event["type"], event.get("subject", ""), flush=True)
-            self.seen.add(said[0])
+            self.seen.add(message_id)
         self._answer(204)
 
     def _answer(self, status: int) -> None:

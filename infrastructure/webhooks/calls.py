@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 from base64 import b64encode
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from time import time
@@ -104,9 +104,30 @@ class Calls:
         """
         signed = self._signer.headers(message_id, int(self._now()), body)
         request = b"%b%bContent-Length: %d\r\n\r\n%b" % (self._head, signed, len(body), body)
+        async with self._in_time():
+            status, line = await self._exchange(request)
+        retry_after = _retry_after(line.retry_after, self._now())
+        if not 200 <= status < 300:
+            self.drop()
+            line.abort()
+            raise NotDelivered(f"status {status}", status, retry_after)
+        await self._keep(line)
+
+    async def reach(self) -> None:
+        """Connect, encrypted if the address says so, and disconnect without a call.
+
+        Raises:
+            NotDelivered: it did not succeed.
+        """
+        async with self._in_time():
+            (await self._connect()).abort()
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """What goes wrong within the deadline, or is not done by then, in our own words."""
         try:
             async with asyncio.timeout(self._deadline):
-                status, line = await self._exchange(request)
+                yield
         except TimeoutError:
             raise NotDelivered(f"no answer within {self._deadline:g} s") from None
         except _NotAllowed:
@@ -117,12 +138,6 @@ class Calls:
             raise NotDelivered("no connection") from None
         except httptools.HttpParserError:
             raise NotDelivered("no HTTP answer") from None
-        retry_after = _retry_after(line.retry_after, self._now())
-        if not 200 <= status < 300:
-            self.drop()
-            line.abort()
-            raise NotDelivered(f"status {status}", status, retry_after)
-        await self._keep(line)
 
     async def _exchange(self, request: bytes) -> tuple[int, _Line]:
         """Send a request on a connection that is there, or a new one. A connection that was kept may have been closed

@@ -120,6 +120,7 @@ class Delivery:
         self._on_change = on_change
         self._first_pause = first_pause
         self._begun = self._latest = standing
+        self._delivered_at = standing.delivered_at
         self._read_up_to = standing.position
         self._added = 0
         self._waiting: dict[Position, int] = {}  # what is not delivered yet, in order: the how manieth it is
@@ -156,9 +157,8 @@ class Delivery:
         position, since = self.delivered_up_to, next(iter(self._failing.values()), None)
         if self._waiting and position <= self._begun.position and self._begun.failing_since is not None:
             since = self._begun.failing_since  # what held it up before is not delivered yet
-        if since is None:
-            return replace(self._latest, position=position, failing_since=None, failure=None, failures=0)
-        return replace(self._latest, position=position, failing_since=since)
+        found = replace(self._latest, position=position, delivered_at=self._delivered_at, failing_since=since)
+        return found if since is not None else replace(found, failure=None, failures=0)
 
     def add(self, messages: list[Message], read_up_to: Position) -> None:
         """Deliver what has been read up to a position."""
@@ -237,7 +237,7 @@ class Delivery:
             del self._lanes[registration_id]
         if self._failed:
             self._take_up(registration_id)
-        self._latest = replace(self._latest, delivered_at=self._clock())
+        self._delivered_at = self._clock()
         self._on_attempt("delivered")
 
     def _take_up(self, taken: UUID) -> None:

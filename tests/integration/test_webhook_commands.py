@@ -113,6 +113,18 @@ def test_the_list_shows_how_each_endpoint_fares_and_the_public_key(shop: Shop, d
     assert found["app"]["public_keys"] == ["whpk_A6EHv/POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg="]
 
 
+def test_the_doctor_says_which_endpoint_cannot_be_reached_and_calls_none(shop: Shop, taken: list[Call]) -> None:
+    settings = {**shop.settings, "WEBHOOKS": f"{shop.settings['WEBHOOKS']},away=https://127.0.0.1:9/canary-7f"}
+    settings["WEBHOOK_SECRETS"] += f",away={SECRET}"
+    done = shop.command("doctor", "--json", DATABASE_URL=shop.dsn, MASTER_KEY="ab" * 32, **settings)
+
+    found = [(one["state"], one["says"]) for one in json.loads(done.out)["checks"] if one["check"] == "webhooks"]
+    assert [state for state, _ in found] == ["ok", "fail"]
+    assert found[1][1] == "away, 127.0.0.1:9: no connection"
+    assert "canary-7f" not in done.out
+    assert not taken
+
+
 @pytest.mark.parametrize(
     ("arguments", "act", "told", "row"),
     [

@@ -6,9 +6,10 @@ import asyncio
 import shutil
 import sys
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import time
 
 import pytest
 
@@ -59,12 +60,8 @@ async def test_a_receiver_takes_what_is_signed_with_its_key_once(program: str) -
             calls.drop()
             assert await printed.readline() == b"registrar.registration.verified.v1 s-1\n"
 
-        for secret, now in (
-            (OTHER, None),
-            (OTHER_PRIVATE, None),
-            (SECRET, 1_700_000_000.0),
-            (PRIVATE, 1_700_000_000.0),
-        ):
-            calls = Calls(signing(port, secret), reachable(), **({} if now is None else {"now": lambda at=now: at}))
+        long_ago: Callable[[], float] = lambda: 1_700_000_000.0  # noqa: E731
+        for secret, now in ((OTHER, time), (OTHER_PRIVATE, time), (SECRET, long_ago), (PRIVATE, long_ago)):
+            calls = Calls(signing(port, secret), reachable(), now=now)
             with pytest.raises(NotDelivered, match="status 401"):
                 await calls.post("m-forged", BODY)

@@ -14,6 +14,7 @@ import standardwebhooks
 
 from application.integration_events import encode, integration_event
 from application.ports import entries_of
+from infrastructure.event_store.reader import head_of
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.leadership import lead
@@ -83,8 +84,8 @@ async def standing(connection: Connection, name: str = "app") -> Standing:
 
 async def up_to_date(connection: Connection, *names: str) -> bool:
     found = await records.standings(connection)
-    [head] = await (await connection.execute("SELECT position FROM head")).fetchone() or [0]
-    return all(name in found and found[name].position == int(head) for name in names or ("app",))
+    head = await head_of(connection)
+    return all(name in found and found[name].position == head for name in names or ("app",))
 
 
 def told(stub: EndpointStub) -> Mapping[str, list[str]]:
@@ -332,7 +333,7 @@ async def test_a_replay_sends_again_from_a_position_with_the_same_ids(
 async def test_a_replay_from_beyond_the_end_skips_to_the_end(connection: Connection, store: EventStore) -> None:
     await records.begin(connection, ["app"])
     await lives(store, 1)
-    [head] = await (await connection.execute("SELECT position FROM head")).fetchone() or [0]
+    head = await head_of(connection)
     assert await records.replay(connection, "app", 10**9) == head + 1
     assert await records.replay(connection, "unknown", 1) is None
 
