@@ -35,6 +35,7 @@ from bench import (
     starting,
     through_rabbitmq,
     tracing,
+    webhooks,
     whole_way,
 )
 from bench.cluster import Cluster, cluster
@@ -80,6 +81,12 @@ GROUPS: dict[str, Group] = {
     "tracing": lambda c, how: tracing.run(c, seconds=2 if how.quick else 6, repetitions=1 if how.quick else 8),
     "rabbitmq": lambda c, how: through_rabbitmq.run(
         c, mails=200 if how.quick else 5000, seconds=3 if how.quick else 15, repetitions=1 if how.quick else 3
+    ),
+    "webhooks": lambda c, how: webhooks.run(
+        c,
+        registrations=300 if how.quick else 5000,
+        seconds=2 if how.quick else 6,
+        repetitions=1 if how.quick else 5,
     ),
     "overload": lambda c, how: [
         *overload.run(c, seconds=5 if how.quick else 60, repetitions=1 if how.quick else 3),

@@ -63,6 +63,7 @@ _PROGRESS: Final = {
     "checkpoints": _LOOK,
     "tree_head": _LOOK,
     "synthetic_registrations": _HOW_THEY_DID,
+    "webhooks": _LOOK,
 }
 """What health, metrics and `projections list` show."""
 
@@ -82,6 +83,7 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
         "verification_passes": _LOOK,
         "found_differences": _LOOK,
         "replay_jobs": ("SELECT", "INSERT", "UPDATE"),
+        "webhooks": ("SELECT", "UPDATE"),
     },
     "worker": {
         **_RECORDING,
@@ -102,6 +104,7 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
         "verifications": _ALL,
         "rebuilds": _ALL,
         "synthetic_registrations": _ALL,
+        "webhooks": _ALL,
         **dict.fromkeys((*_REPLAYS, *_PROVEN), _ALL),
     },
     "reader": {

@@ -200,5 +200,6 @@ def _alerts(core: Core, settings: Settings, url: str) -> Alerts:
         threshold=settings.alert_dead_letters,
         dead_letters=dead_letters,
         has_checkpoints=settings.has_checkpoints,
+        webhooks=[one.name for one in settings.webhook_endpoints],
         on_attempt=core.metrics.alert,
     )

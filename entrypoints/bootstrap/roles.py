@@ -24,6 +24,7 @@ from infrastructure.settings.settings import Settings
 
 if TYPE_CHECKING:
     from entrypoints.bootstrap.delivery import Delivery
+    from infrastructure.followers.leadership import LeaderTask
     from infrastructure.rabbitmq.connection import Broker
 
 _ERASURES_UNKNOWN: Final = (
@@ -71,9 +72,19 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
         )
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers, mailbox=mailbox)
         leading = followers(core, settings, relay, publisher_to(broker, core))
+        leading += await _webhooks(core, settings)
         beside = beside_followers(core, settings)
         await stack.enter_async_context(running(core, settings, broker, leading, beside))
         yield Process(core, api, broker, delivery)
+
+
+async def _webhooks(core: Core, settings: Settings) -> list[LeaderTask]:
+    """What sends webhooks, where there are endpoints."""
+    if settings.webhooks is None:
+        return []
+    from entrypoints.bootstrap.webhooks import webhooks
+
+    return [await webhooks(core, settings)]
 
 
 @asynccontextmanager
@@ -109,6 +120,7 @@ async def process(settings: Settings, timing: Timing | None = None) -> AsyncIter
             relay = relay_to(broker, core, settings, turns_of_mails(core, settings))
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers if delivery else None)
         leading = followers(core, settings, relay, publisher_to(broker, core))
+        leading += await _webhooks(core, settings)
         beside = beside_followers(core, settings)
         await stack.enter_async_context(running(core, settings, broker, leading, beside))
         yield Process(core, api, broker, delivery)

@@ -25,6 +25,7 @@ from entrypoints.cli.erasure import erase
 from entrypoints.cli.keys import keys
 from entrypoints.cli.limits import limits
 from entrypoints.cli.read_models import projections
+from entrypoints.cli.webhooks import webhooks
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -256,6 +257,7 @@ registrar.add_command(audit)
 registrar.add_command(erase)
 registrar.add_command(keys)
 registrar.add_command(limits)
+registrar.add_command(webhooks)
 registrar.add_command(backup.backup)
 registrar.add_command(backup.restore)
 registrar.add_command(database)

@@ -291,21 +291,29 @@ def _mailbox(value: object) -> object:
     return value
 
 
-def _networks(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    networks = []
-    for number, text in enumerate(value.split(","), start=1):
-        try:
-            network = ipaddress.ip_network(text.strip())
-        except ValueError:
-            network = None
-        if text.strip() == "*" or (network is not None and network.prefixlen == 0):
-            raise ValueError("would trust everyone, so that anyone could forge any address; list the proxies' networks")
-        if network is None:
-            raise ValueError(f"entry {number} is not a network like 10.0.0.0/8 (no bits set beyond the prefix)")
-        networks.append(network)
-    return tuple(networks)
+def _networks(everything: str) -> BeforeValidator:
+    """
+    Args:
+        everything: what is wrong with a network of all addresses.
+    """
+
+    def parse(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        networks = []
+        for number, text in enumerate(value.split(","), start=1):
+            try:
+                network = ipaddress.ip_network(text.strip())
+            except ValueError:
+                network = None
+            if text.strip() == "*" or (network is not None and network.prefixlen == 0):
+                raise ValueError(everything)
+            if network is None:
+                raise ValueError(f"entry {number} is not a network like 10.0.0.0/8 (no bits set beyond the prefix)")
+            networks.append(network)
+        return tuple(networks)
+
+    return BeforeValidator(parse)
 
 
 ANY_HOST: Final = "*"
@@ -354,7 +362,13 @@ def _domain_policy(value: object) -> object:
 DOMAIN_POLICIES: Final = ("off", "log", "hint", "refuse")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
+Networks = Annotated[
+    tuple[Network, ...],
+    _networks("would trust everyone, so that anyone could forge any address; list the proxies' networks"),
+]
+PrivateNetworks = Annotated[
+    tuple[Network, ...], _networks("would have every address called, this machine's own among them; list the networks")
+]
 HostNames = Annotated[tuple[str, ...], BeforeValidator(_host_names)]
 Duration = Annotated[timedelta, BeforeValidator(duration), _at_most(timedelta(days=366))]
 DurationOrNone = Annotated[timedelta, BeforeValidator(duration), _at_most(timedelta(days=366), or_none=True)]
