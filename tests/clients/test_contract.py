@@ -79,9 +79,7 @@ def test_the_python_client_takes_a_registration_to_its_end(generated: Path, serv
 
 def test_the_typescript_client_takes_a_registration_to_its_end(typescript: Path, service: Running) -> None:
     succeed("node_modules/.bin/tsc", cwd=typescript)
-    said = succeed(
-        *("node", "dist/contract.js", service.url, service.token, "typescript@example.com"), cwd=typescript
-    )
+    said = succeed(*("node", "dist/contract.js", service.url, service.token, "typescript@example.com"), cwd=typescript)
     assert came_of(said) == CAME
 
 
