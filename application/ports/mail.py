@@ -81,6 +81,7 @@ class Letter:
         to: the validated address, as typed.
         message_id: complete, `<…@…>`; the same for every copy of one issue's mail.
         code: what replaces `CODE_GAP`, None if the text has none.
+        return_path: sender of the envelope, whom what bounces is sent to; None: `MAIL_FROM`.
     """
 
     to: str = field(repr=False)
@@ -88,6 +89,7 @@ class Letter:
     message_id: str
     locale: str
     code: str | None = field(default=None, repr=False)
+    return_path: str | None = None
 
 
 class NotSent(Exception):

@@ -17,6 +17,7 @@ from application.mail_delivery import MailDelivery
 from application.ports import MailRequest, Unavailable
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.core import Core, Timing
+from infrastructure.bounces.addresses import BounceAddresses
 from infrastructure.circuits import CLOSED, OPENED, OnTransition, StateName
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.mail.rendering import TemplateLetters
@@ -101,6 +102,7 @@ async def open_delivery(
     lease = 3 * settings.send_timeout + SEND_MARGIN
     pace = timedelta(0) if settings.broker_url is None else WORKERS_PACE
     claims = StoredSendClaims(connection, lease=lease, pace=pace)
+    address = settings.bounce_address
     sending = MailDelivery(
         log=core.store,
         handlers=core.handlers,
@@ -113,6 +115,7 @@ async def open_delivery(
         retry_claimed_after=timedelta(seconds=5),
         give_up_after=lease - RECORDING,
         sleep=timing.sleep,
+        return_path=None if address is None else BounceAddresses(address, core.keyring).of,
         on_first_mail=core.metrics.time_to_inbox,
         synthetic=Sink(servers, connection, sender=settings.mail_from, to=settings.synthetic_to),
     )
@@ -127,6 +130,7 @@ def _servers(core: Core, settings: Settings, timing: Timing, mail_servers: tuple
     return SmtpServers(
         mail_servers,
         sender=settings.mail_from,
+        bounce_address=settings.bounce_address,
         circuits=timing.circuits(on_transition=_telling(core)),
         may_probe=core.shared_circuits.may_probe,
         beliefs=core.shared_circuits,

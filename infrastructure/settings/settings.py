@@ -20,6 +20,7 @@ from infrastructure.settings.sender import split_sender
 from infrastructure.settings.values import (
     ANY_HOST,
     AlertUrl,
+    BounceAddress,
     BrokerUrl,
     DatabaseUrl,
     DomainPolicy,
@@ -210,6 +211,11 @@ class Settings(BaseModel):
         default="Registrar <no-reply@registrar.localhost>",
         description="sender of every mail, with or without a name",
         examples=["Registrar <no-reply@example.org>"],
+    )
+    bounce_address: BounceAddress | None = Field(
+        default=None,
+        description="address of the envelope's sender, in which each mail is named; None: that of `mail_from`",
+        examples=["bounces@mail.example.org"],
     )
 
     otp_ttl: Duration = Field(

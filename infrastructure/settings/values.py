@@ -291,6 +291,17 @@ def _mailbox(value: object) -> object:
     return value
 
 
+LONGEST_BOUNCE_LOCAL_PART: Final = 15
+"""Characters of `BOUNCE_ADDRESS` before the @: with a plus sign and a token of 48 they are 64 (RFC 5321, 4.5.3.1.1)."""
+
+
+def _bounce_address(value: object) -> object:
+    address = _mailbox(value)
+    if isinstance(address, str) and len(address.rpartition("@")[0]) > LONGEST_BOUNCE_LOCAL_PART:
+        raise ValueError(f"has more than {LONGEST_BOUNCE_LOCAL_PART} characters before the @, where a token is added")
+    return address
+
+
 def _networks(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -369,6 +380,7 @@ AlertUrl = Annotated[SecretStr, BeforeValidator(_alert_url)]
 WebUrl = Annotated[str, BeforeValidator(_web_url)]
 ListenAddress = Annotated[Listen, BeforeValidator(_listen)]
 Mailbox = Annotated[str, BeforeValidator(_mailbox)]
+BounceAddress = Annotated[str, BeforeValidator(_bounce_address)]
 Sender = Annotated[str, BeforeValidator(_sender)]
 RedisUrl = Annotated[SecretStr, BeforeValidator(_redis_url)]
 DomainPolicy = Annotated[Literal["off", "log", "hint", "refuse"], BeforeValidator(_domain_policy)]
