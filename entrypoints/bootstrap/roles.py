@@ -1,4 +1,4 @@
-"""The four processes, each from its parts in order: `up`, `serve`, `process` and `work`.
+"""The processes, each from its parts in order: `up`, `serve`, `process`, `work` and `bounces`.
 
 Last in, first out: what runs stops before what it runs on. Each may raise CannotStart, BadDataDirectory,
 DatabaseDidNotStart or WrongMasterKey, which are one line each, fit to show.
@@ -24,6 +24,7 @@ from infrastructure.settings.settings import Settings
 
 if TYPE_CHECKING:
     from entrypoints.bootstrap.delivery import Delivery
+    from infrastructure.bounces.listener import BounceListener
     from infrastructure.rabbitmq.connection import Broker
 
 _ERASURES_UNKNOWN: Final = (
@@ -41,12 +42,14 @@ class Process:
         api: what its listeners create their applications with.
         broker: RabbitMQ, None where mail is handed over inside the process.
         delivery: the sending of mails, None in a process that does not.
+        bounces: takes notifications of mails that came back, None in a process that does not.
     """
 
     core: Core
     api: Parts
     broker: Broker | None
     delivery: Delivery | None = None
+    bounces: BounceListener | None = None
 
 
 @asynccontextmanager
@@ -71,8 +74,13 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
         )
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers, mailbox=mailbox)
         leading = followers(core, settings, relay, publisher_to(broker, core))
+        listener = None
+        if settings.bounce_listen is not None:
+            from entrypoints.bootstrap.bounces import open_listener
+
+            listener = await open_listener(core, settings, stack)
         await stack.enter_async_context(running(core, settings, broker, leading))
-        yield Process(core, api, broker, delivery)
+        yield Process(core, api, broker, delivery, listener)
 
 
 @asynccontextmanager
@@ -126,3 +134,19 @@ async def work(settings: Settings, timing: Timing | None = None) -> AsyncIterato
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers)
         await stack.enter_async_context(running(core, settings, broker))
         yield Process(core, api, broker, delivery)
+
+
+@asynccontextmanager
+async def bounces(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
+    """The listener for notifications of mails that came back. After a restore: see `serve`."""
+    from entrypoints.bootstrap.bounces import open_listener
+
+    async with AsyncExitStack() as stack:
+        core = await open_core(settings, stack, timing or Timing(), role="bounces")
+        core.metrics.measured.runs("bounces", version("registrar"))
+        if not await erase_again(core, settings):
+            raise CannotStart(_ERASURES_UNKNOWN)
+        api = api_parts(core, settings, stack, broker=None)
+        listener = await open_listener(core, settings, stack)
+        await stack.enter_async_context(running(core, settings, None))
+        yield Process(core, api, None, bounces=listener)

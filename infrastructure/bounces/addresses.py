@@ -26,17 +26,17 @@ class BounceAddresses:
 
     def __init__(self, address: str, secrets: Secrets) -> None:
         self.address = address
-        self._local, _, self._domain = address.rpartition("@")
+        self._local, _, self.domain = address.rpartition("@")
         self._secrets = secrets
 
     def of(self, registration_id: UUID, serial: int) -> str:
         """That of an issue's mail: always the same."""
-        return f"{self._local}+{self._secrets.bounce_token(registration_id, serial)}@{self._domain}"
+        return f"{self._local}+{self._secrets.bounce_token(registration_id, serial)}@{self.domain}"
 
     def mail_of(self, address: str) -> tuple[UUID, int] | None:
         """Registration and serial of the mail that has this address, in letters of either case; None: none has."""
         local, _, domain = address.rpartition("@")
         found = _TAGGED.fullmatch(local)
-        if found is None or domain.lower() != self._domain.lower() or found[1].lower() != self._local.lower():
+        if found is None or domain.lower() != self.domain.lower() or found[1].lower() != self._local.lower():
             return None
         return self._secrets.mail_of_bounce_token(found[2])

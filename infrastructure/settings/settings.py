@@ -217,6 +217,12 @@ class Settings(BaseModel):
         description="address of the envelope's sender, in which each mail is named; None: that of `mail_from`",
         examples=["bounces@mail.example.org"],
     )
+    bounce_listen: ListenAddress | None = Field(
+        default=None,
+        description="host:port that notifications of mails that came back are taken at, by `registrar bounces`, or by "
+        "`registrar up` if it is set; None: 127.0.0.1:2525, and not by `up`",
+        examples=["0.0.0.0:2525"],
+    )
 
     otp_ttl: Duration = Field(
         default=timedelta(seconds=600), description="seconds a code holds after its hand-over to the mail server"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
 
+from application.bounce_reports import AT_ONCE, PAUSES, BounceReports, EarlyReport
 from application.commands import RecordEmailBounced, RecordEmailComplained, RecordEmailDispatched, RequestNewCode
 from application.mail_saga import DeadlineReached, react
+from application.ports import Overloaded
 from domain.errors import NotHandedOver
 from domain.mail_outcome import Bounce, CancelReason, HandOver
 from domain.mail_saga import MailSaga
@@ -196,6 +199,58 @@ async def test_a_mailbox_with_a_complaint_is_sent_no_more_and_nobody_is_told() -
     service.clock.move(timedelta(minutes=2))
     await service.handle(RequestNewCode(registration_id=later.subject_id))
     assert service.registration(later.subject_id).withholds_mail(2)
+
+
+# --- Reports ----------------------------------------------------------------------------------
+
+
+async def test_an_early_report_waits_for_its_hand_over_and_comes_again_if_that_takes_long() -> None:
+    service = InMemoryService()
+    first = await service.registered()
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == len(PAUSES) + 2:
+            await service.handle(RecordEmailDispatched(registration_id=first, serial=1, hand_over=HAND_OVER))
+
+    reports = BounceReports(service.handlers, sleep=sleep)
+
+    with pytest.raises(EarlyReport):
+        await reports.bounced(first, 1, HARD)
+    await reports.bounced(first, 1, HARD)
+
+    assert slept == [*PAUSES, *PAUSES[:2]]
+    assert service.registration(first).bounced == {1: True}
+
+
+async def test_a_report_about_a_registration_that_there_is_not_changes_nothing() -> None:
+    service = InMemoryService()
+
+    await BounceReports(service.handlers).bounced(REGISTRATION, 1, HARD)
+
+    assert service.log.events == []
+
+
+async def test_no_more_reports_are_under_way_than_may_be() -> None:
+    service = InMemoryService()
+    first = await service.registered()
+    go_on = asyncio.Event()
+
+    async def sleep(_: float) -> None:
+        await go_on.wait()
+
+    reports = BounceReports(service.handlers, sleep=sleep)
+    waiting = [asyncio.create_task(reports.bounced(first, 1, HARD)) for _ in range(AT_ONCE)]
+    while not reports.full:
+        await asyncio.sleep(0)
+
+    with pytest.raises(Overloaded):
+        await reports.bounced(first, 1, HARD)
+
+    go_on.set()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert not reports.full
 
 
 async def test_the_same_complaint_again_records_nothing() -> None:

@@ -1,0 +1,49 @@
+"""The listener for notifications of mails that came back."""
+
+# ruff: noqa: PLC0415 - as in `cli.main`: only who listens loads what reads them
+from __future__ import annotations
+
+import errno
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final
+
+from application.bounce_reports import BounceReports
+from entrypoints.bootstrap import CannotStart
+from entrypoints.bootstrap.core import Core
+from infrastructure.bounces.addresses import BounceAddresses
+from infrastructure.settings.settings import Settings
+from infrastructure.settings.values import Listen
+
+if TYPE_CHECKING:
+    from infrastructure.bounces.listener import BounceListener
+
+DEFAULT: Final = Listen("127.0.0.1", 2525)
+"""Where `registrar bounces` listens unless `BOUNCE_LISTEN` says otherwise."""
+
+
+async def open_listener(core: Core, settings: Settings, stack: AsyncExitStack) -> BounceListener:
+    """Listen for notifications; taken down with the stack.
+
+    Raises:
+        CannotStart: there is no bounce address, or something else listens there.
+    """
+    from infrastructure.bounces.listener import BounceListener
+
+    if settings.bounce_address is None:
+        raise CannotStart("REGISTRAR_BOUNCE_ADDRESS is not set: no mail is named in its envelope; set it.")
+    where = settings.bounce_listen or DEFAULT
+    listener = BounceListener(
+        BounceAddresses(settings.bounce_address, core.keyring),
+        BounceReports(core.handlers),
+        host=where.host,
+        port=where.port,
+    )
+    try:
+        await listener.start()
+    except OSError as error:
+        reason = "another program uses it" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        raise CannotStart(
+            f"Cannot listen on {where.host}:{where.port}: {reason}; choose another with REGISTRAR_BOUNCE_LISTEN."
+        ) from None
+    stack.push_async_callback(listener.stop)
+    return listener
