@@ -1,4 +1,4 @@
-"""The listener for notifications of mails that came back."""
+"""What is told of mails that came back: the listener for notifications, and the providers' webhooks."""
 
 # ruff: noqa: PLC0415 - as in `cli.main`: only who listens loads what reads them
 from __future__ import annotations
@@ -12,13 +12,32 @@ from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.core import Core
 from infrastructure.bounces.addresses import BounceAddresses
 from infrastructure.settings.settings import Settings
-from infrastructure.settings.values import Listen
+from infrastructure.settings.values import Listen, bounce_webhooks
 
 if TYPE_CHECKING:
     from infrastructure.bounces.listener import BounceListener
+    from infrastructure.bounces.webhooks import BounceWebhooks
 
 DEFAULT: Final = Listen("127.0.0.1", 2525)
 """Where `registrar bounces` listens unless `BOUNCE_LISTEN` says otherwise."""
+
+
+def webhooks_of(core: Core, settings: Settings) -> BounceWebhooks | None:
+    """What mail providers report to; None if none may.
+
+    Raises:
+        CannotStart: there is no bounce address.
+    """
+    if settings.bounce_webhooks is None:
+        return None
+    from infrastructure.bounces.webhooks import BounceWebhooks
+
+    if settings.bounce_address is None:
+        raise CannotStart(
+            "REGISTRAR_BOUNCE_WEBHOOKS is set, and REGISTRAR_BOUNCE_ADDRESS is not: no mail is named; set it, too."
+        )
+    provided = bounce_webhooks(settings.bounce_webhooks.get_secret_value())
+    return BounceWebhooks(provided, core.keyring, BounceReports(core.handlers))
 
 
 async def open_listener(core: Core, settings: Settings, stack: AsyncExitStack) -> BounceListener:

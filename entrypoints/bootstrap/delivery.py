@@ -27,7 +27,7 @@ from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from infrastructure.postgres.notifications import LOOK_ANYWAY
 from infrastructure.settings.settings import Settings
-from infrastructure.settings.values import MailServer
+from infrastructure.settings.values import BOUNCE_HEADERS, MailServer
 from infrastructure.synthetic.sink import Sink
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def _servers(core: Core, settings: Settings, timing: Timing, mail_servers: tuple
         mail_servers,
         sender=settings.mail_from,
         bounce_address=settings.bounce_address,
+        names=[BOUNCE_HEADERS[one] for one in sorted(settings.bounce_providers) if one in BOUNCE_HEADERS],
         circuits=timing.circuits(on_transition=_telling(core)),
         may_probe=core.shared_circuits.may_probe,
         beliefs=core.shared_circuits,

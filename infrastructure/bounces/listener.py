@@ -40,6 +40,8 @@ class Reports(Protocol):
 
     async def bounced(self, registration_id: UUID, serial: int, bounce: Bounce) -> None: ...
 
+    async def complained(self, registration_id: UUID, serial: int, reported_by: str) -> None: ...
+
 
 class BounceListener:
     """Listens from `start` to `stop`.

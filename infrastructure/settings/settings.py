@@ -21,6 +21,7 @@ from infrastructure.settings.values import (
     ANY_HOST,
     AlertUrl,
     BounceAddress,
+    BounceSecrets,
     BrokerUrl,
     DatabaseUrl,
     DomainPolicy,
@@ -38,6 +39,7 @@ from infrastructure.settings.values import (
     SmtpUrls,
     Token,
     WebUrl,
+    bounce_webhooks,
     host_name,
     mail_servers,
 )
@@ -217,6 +219,13 @@ class Settings(BaseModel):
         description="address of the envelope's sender, in which each mail is named; None: that of `mail_from`",
         examples=["bounces@mail.example.org"],
     )
+    bounce_webhooks: BounceSecrets | None = Field(
+        default=None,
+        description="mail providers that may report bounces and complaints, each with the secret by which it is known, "
+        "separated by commas; None: none may",
+        examples=["postmark=SECRET, mailgun=SIGNING_KEY"],
+    )
+    bounce_webhooks_file: Path | None = _file("bounce_webhooks")
     bounce_listen: ListenAddress | None = Field(
         default=None,
         description="host:port that notifications of mails that came back are taken at, by `registrar bounces`, or by "
@@ -313,6 +322,11 @@ class Settings(BaseModel):
     def service_names(self) -> tuple[str, ...]:
         """What people call the service: the sender's name, and the host of `public_url`."""
         return split_sender(self.mail_from)[0], urlsplit(self.public_url).hostname or ""
+
+    @property
+    def bounce_providers(self) -> frozenset[str]:
+        """Those that may report bounces."""
+        return frozenset(bounce_webhooks(self.bounce_webhooks.get_secret_value()) if self.bounce_webhooks else ())
 
     @property
     def mail_servers(self) -> tuple[MailServer, ...]:

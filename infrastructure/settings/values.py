@@ -302,6 +302,44 @@ def _bounce_address(value: object) -> object:
     return address
 
 
+BOUNCE_PROVIDERS: Final = ("ses", "postmark", "mailgun", "sendgrid", "resend")
+BOUNCE_HEADERS: Final = {
+    "postmark": "X-PM-Metadata-registrar: {token}",
+    "mailgun": 'X-Mailgun-Variables: {"registrar":\r\n "{token}"}',
+    "sendgrid": 'X-SMTPAPI: {"unique_args": {"registrar":\r\n "{token}"}}',
+    "resend": "X-Entity-Ref-ID: {token}",
+}
+"""What a provider is to repeat in what it reports of a mail; SES repeats the envelope's sender."""
+
+SHORTEST_BOUNCE_SECRET: Final = 16
+"""Characters; some are passwords, at which anybody may guess."""
+
+
+def bounce_webhooks(text: str) -> dict[str, str]:
+    """Each provider and its secret, of `postmark=SECRET, mailgun=KEY`.
+
+    Raises:
+        ValueError: it is not written like this. The message completes "BOUNCE_WEBHOOKS …", and has no secret in it.
+    """
+    found: dict[str, str] = {}
+    for one in filter(None, map(str.strip, re.split(r"[,\n]", text))):
+        provider, _, secret = (part.strip() for part in one.partition("="))
+        if provider not in BOUNCE_PROVIDERS or provider in found:
+            raise ValueError(
+                f"is not a list of providers, each once ({', '.join(BOUNCE_PROVIDERS)}), with = and a secret"
+            )
+        if len(secret) < SHORTEST_BOUNCE_SECRET:
+            raise ValueError(f"has a secret of fewer than {SHORTEST_BOUNCE_SECRET} characters")
+        found[provider] = secret
+    return found
+
+
+def _bounce_webhooks(value: object) -> object:
+    if isinstance(value, str):
+        bounce_webhooks(value)
+    return value
+
+
 def _networks(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -381,6 +419,7 @@ WebUrl = Annotated[str, BeforeValidator(_web_url)]
 ListenAddress = Annotated[Listen, BeforeValidator(_listen)]
 Mailbox = Annotated[str, BeforeValidator(_mailbox)]
 BounceAddress = Annotated[str, BeforeValidator(_bounce_address)]
+BounceSecrets = Annotated[SecretStr, BeforeValidator(_bounce_webhooks)]
 Sender = Annotated[str, BeforeValidator(_sender)]
 RedisUrl = Annotated[SecretStr, BeforeValidator(_redis_url)]
 DomainPolicy = Annotated[Literal["off", "log", "hint", "refuse"], BeforeValidator(_domain_policy)]

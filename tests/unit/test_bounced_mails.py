@@ -28,6 +28,7 @@ from tests.support.facts import (
     email_verified,
     email_withheld,
     end_awaited,
+    eventually,
     given,
     mail_requested,
     mailbox_full,
@@ -242,8 +243,7 @@ async def test_no_more_reports_are_under_way_than_may_be() -> None:
 
     reports = BounceReports(service.handlers, sleep=sleep)
     waiting = [asyncio.create_task(reports.bounced(first, 1, HARD)) for _ in range(AT_ONCE)]
-    while not reports.full:
-        await asyncio.sleep(0)
+    await eventually(lambda: reports.full)
 
     with pytest.raises(Overloaded):
         await reports.bounced(first, 1, HARD)

@@ -88,6 +88,7 @@ class SmtpServers:
     Args:
         sender: `MAIL_FROM`, with or without a name; its domain is used in EHLO.
         bounce_address: of the envelope where there is no mail; None: that of `sender`.
+        names: see `infrastructure.mail.composing.Composer`.
         circuits: creates one per server, named `host:port`.
         tls: trust in the servers' certificates; the system's if None.
         on_concurrency: called with how many mails each server may be handed at the same time.
@@ -106,6 +107,7 @@ class SmtpServers:
         *,
         sender: str,
         bounce_address: str | None = None,
+        names: Sequence[str] = (),
         circuits: Circuits | None = None,
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
@@ -121,7 +123,7 @@ class SmtpServers:
     ) -> None:
         if not servers:
             raise ValueError("at least one mail server is needed")
-        self._composer = Composer(sender)
+        self._composer = Composer(sender, names=names)
         self._bounce_address = bounce_address
         self._settings = tuple(servers)
         self._factory = circuits or Circuits()
