@@ -86,12 +86,15 @@ class BounceListener:
 class _Session(SMTP):
     """A client's connection: aiosmtpd's protocol with our limits."""
 
+    line_length_limit = MAX_BYTES  # what comes back has longer lines than RFC 5321 allows
+
     def __init__(self, owner: BounceListener, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
             _Handler(owner),
             data_size_limit=MAX_BYTES,
             hostname=owner.addresses.domain,
             ident="ESMTP",
+            enable_SMTPUTF8=True,
             timeout=CLIENT_TIMEOUT,
             command_call_limit={"RCPT": 1000, "*": 1000},
             loop=loop,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -22,6 +23,7 @@ from infrastructure.bounces.listener import MAX_MISTAKES, BounceListener
 from infrastructure.settings.settings import Settings
 from tests.support.bounces import MailExchanger, notification
 from tests.support.facts import eventually
+from tests.support.http import open_api
 from tests.support.mail import recorded, until_recorded
 from tests.support.service import Service, open_service
 from tests.support.smtp_stub import SmtpStub
@@ -120,6 +122,7 @@ async def test_what_is_forged_late_or_no_notification_changes_nothing(
         assert await exchanger.notify("postmaster@mail.example.org") == 550
         assert await exchanger.notify(others) == 250
         assert await exchanger.notify(sender, b"Subject: I am on holiday\r\n\r\nBack soon.") == 250
+        assert await exchanger.notify(sender, b"Subject: long\r\n\r\n" + b"x" * 50_000) == 250
         assert await exchanger.notify(sender, notification(action="delayed", status="4.4.1")) == 250
 
     assert await service.store.head() == position
@@ -185,3 +188,41 @@ async def test_a_thousand_notifications_at_once_are_each_recorded_or_refused_for
     assert len(codes) == 1000
     assert set(codes) <= {250, 451}
     assert (await recorded(dsn))["registration.email_bounced"] == 1
+
+
+@pytest.mark.fault("E65")
+async def test_a_provider_reports_over_http_and_nobody_else_does(dsn: str) -> None:
+    secret = "correct-horse-battery"
+    async with open_api(dsn, bounce_address=ADDRESS, bounce_webhooks=f"postmark={secret}") as api:
+        handlers, mailbox = api.service.handlers, api.service.mailbox
+        assert mailbox is not None
+        registration_id = (
+            await handlers.handle(RegisterUser(email="ada@example.com", name="Ada"), client())
+        ).subject_id
+        await eventually(lambda: bool(mailbox.messages("ada@example.com")))
+        [mail] = mailbox.messages("ada@example.com")
+        token = mail.headers["X-PM-Metadata-registrar"]
+        assert api.service.keyring.mail_of_bounce_token(token) == (registration_id, 1)
+        event = {"RecordType": "SpamComplaint", "Type": "SpamComplaint", "Metadata": {"registrar": token}}
+
+        forged = await api.http.post("/v1/bounces/postmark", json=event, auth=("any", "wrong-horse-battery"))
+        unknown = await api.http.post("/v1/bounces/ses", json=event, auth=("any", secret))
+        malformed = await api.http.post("/v1/bounces/postmark", content=b"7", auth=("any", secret))
+        large = await api.http.post("/v1/bounces/postmark", content=b" " * 600_000, auth=("any", secret))
+        assert [one.status_code for one in (forged, unknown, malformed, large)] == [401, 404, 422, 413]
+        assert "email_complained" not in " ".join(await recorded(dsn))
+        taken = [
+            await api.http.post("/v1/bounces/postmark", content=json.dumps(event), auth=("any", secret)) for _ in "12"
+        ]
+
+        assert [one.status_code for one in taken] == [204, 204]
+        assert (await recorded(dsn))["registration.email_complained"] == 1
+        again = await handlers.handle(RegisterUser(email="ada@example.com", name="Not Ada"), client())
+        assert (await registration(api.service, again.subject_id)).withholds_mail(1)
+
+
+async def test_there_is_no_webhook_unless_a_secret_is_set(dsn: str) -> None:
+    async with open_api(dsn, follows=False) as api:
+        answered = await api.http.post("/v1/bounces/postmark", json={})
+
+    assert answered.status_code == 404
