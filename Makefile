@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-alerts test-ground simulate chaos attack fuzz bench \
-        check check-fast monitoring asyncapi format lock lists audit-deps release clean
+.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-clients test-alerts test-ground simulate chaos attack fuzz bench \
+        check check-fast monitoring clients openapi asyncapi format lock lists audit-deps release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -50,7 +50,7 @@ test-tampering: setup-dev  ## a thousand alterations of the log by a superuser, 
 	$(BIN)/pytest -rs --full-size tests/integration/test_audit_verify.py -k random_alterations $(ARGS)
 
 # A Prometheus in scaled time watches the service while it is broken in each way that an alert is for.
-test-alerts: setup-dev services  ## every alert is fired by its real fault, twenty minutes
+test-alerts: setup-dev services  ## every alert is fired by its real fault, 25 minutes
 	$(BIN)/pytest -rs --full-size -n $(WORKERS) --dist worksteal tests/alerts $(ARGS)
 
 test-spam: setup-dev  ## our mails' scores in SpamAssassin, which it installs
@@ -67,14 +67,16 @@ SEEDS ?= 2000
 simulate: setup-dev  ## the seeded simulation; SEEDS=20000, ARGS="--seed 17 --trace"
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
-# Everything is killed, paused and cut off at random while people register. BROKER=1 sends mail over RabbitMQ.
+# Everything is killed, paused and cut off at random while people register, PEOPLE in a second. BROKER=1 sends mail over
+# RabbitMQ. In the end no trace may have a gap (docs/tracing.md).
 # Then, with nothing broken, read models are rebuilt until READS reads are done, of which none may fail; and then the
 # service is attacked with REQUESTS requests (0: it is not).
 MINUTES ?= 10
 BROKER ?=
 READS ?= 1000000
+PEOPLE ?= 2.5
 chaos: setup-dev $(if $(BROKER),services)  ## break things at random; MINUTES=20, BROKER=1, SEED=7 repeats
-	$(BIN)/python -m tests.faults --minutes $(MINUTES) --reads $(READS) $(if $(BROKER),--broker) \
+	$(BIN)/python -m tests.faults --minutes $(MINUTES) --people $(PEOPLE) --reads $(READS) $(if $(BROKER),--broker) \
 		$(if $(SEED),--seed $(SEED)) $(ARGS)
 	$(if $(filter-out 0,$(REQUESTS)),$(ATTACK))
 
@@ -104,6 +106,15 @@ check-fast: setup-dev  ## the same without types: two seconds
 monitoring: setup-dev  ## write the alert rules and dashboards from their descriptions
 	$(BIN)/python scripts/objectives.py
 	$(BIN)/python scripts/dashboards.py
+
+clients:  ## generate clients for Python and TypeScript from docs/openapi.json
+	PYTHON="$(PYTHON)" scripts/clients
+
+test-clients: setup-dev  ## both generated clients do what an application does, two minutes
+	$(BIN)/pytest -rs --full-size tests/clients $(ARGS)
+
+openapi: setup-dev  ## write docs/openapi.json, which clients are generated from
+	APPROVE=1 $(BIN)/pytest tests/integration/test_names_that_stay.py -k routes $(ARGS)
 
 asyncapi: setup-dev  ## write docs/asyncapi.json, which other services rely on
 	$(BIN)/python -m entrypoints.api.asyncapi docs/asyncapi.json

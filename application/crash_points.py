@@ -45,6 +45,7 @@ CrashPoint = Literal[
     "erasures.before_position",
     "checkpoint.before_publication",
     "checkpoint.before_note",
+    "webhooks.before_position",
 ]
 
 CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
@@ -81,6 +82,7 @@ CRASH_POINTS: Final[Mapping[CrashPoint, str]] = {
     "erasures.before_position": "an erasure is in the journal, whose writer's position does not know",
     "checkpoint.before_publication": "a checkpoint is signed and kept, and published nowhere",
     "checkpoint.before_note": "a checkpoint is in its directory, and the database does not know",
+    "webhooks.before_position": "an endpoint has taken messages, and its position does not know",
 }
 
 _hook: Callable[[CrashPoint], None] | None = None

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from domain.mail_outcome import CancelReason
-from domain.recorded import Position, Recorded
+from domain.recorded import TRACEPARENT, Position, Recorded
 from domain.registration import Registration
 from domain.synthetic import is_synthetic
 
@@ -191,9 +191,15 @@ def _envelope(recorded: Recorded) -> dict[str, Any]:
         "time": recorded.recorded_at,
         "datacontenttype": "application/json",
         "correlationid": recorded.correlation_id,
-        "traceparent": None if recorded.trace is None else recorded.trace[:55],  # a `tracestate` may follow
+        "traceparent": _traceparent(recorded.trace or ""),
         "data": RegistrationReference(**_reference(recorded)),
     }
+
+
+def _traceparent(trace: str) -> str | None:
+    """Without the `tracestate` that may follow; None: it is none."""
+    found = TRACEPARENT.fullmatch(trace.partition(" ")[0])
+    return None if found is None else found[0]
 
 
 def _reference(recorded: Recorded) -> dict[str, Any]:

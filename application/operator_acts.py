@@ -25,8 +25,12 @@ EXPORT_WITH_KEYS: Final = "export-log-with-keys"
 APPLY_ROLES: Final = "apply-database-roles"
 ROTATE_SIGNING_KEY: Final = "rotate-signing-key"
 ROTATE_MASTER_KEY: Final = "rotate-master-key"
+TEST_WEBHOOK: Final = "test-webhook"
+REPLAY_WEBHOOK: Final = "replay-webhook"
+DISABLE_WEBHOOK: Final = "disable-webhook"
+ENABLE_WEBHOOK: Final = "enable-webhook"
 """Acts whose effect is not in the log: what is in it leaves the database, others may read it from now on, or another
-key signs for it, or wraps what opens it."""
+key signs for it, or wraps what opens it; or somebody hears of it again, or no more."""
 
 _ACTS: Final[Mapping[type[Command], str]] = {
     CancelRegistration: "cancel-registration",

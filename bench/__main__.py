@@ -18,6 +18,7 @@ from bench import (
     append,
     audit,
     audit_search,
+    beside,
     checkpointing,
     fold,
     growth,
@@ -29,10 +30,12 @@ from bench import (
     refusal,
     replay,
     report,
+    resting,
     rotating,
     starting,
     through_rabbitmq,
     tracing,
+    webhooks,
     whole_way,
 )
 from bench.cluster import Cluster, cluster
@@ -59,6 +62,12 @@ class Wanted:
 
 Group = Callable[[Cluster, Wanted], list[Row]]
 
+
+def _beside(how: Wanted, measure: Callable[..., list[Row]], *arguments: Cluster, **options: float) -> list[Row]:
+    """Nothing, where there is no earlier build."""
+    return [] if how.before is None else measure(*arguments, before=how.before, **options)
+
+
 GROUPS: dict[str, Group] = {
     "append": lambda c, how: append.run(c, seconds=1 if how.quick else 2, repetitions=1 if how.quick else 3),
     "http": lambda c, how: over_http.run(c, seconds=1 if how.quick else 4, repetitions=1 if how.quick else 3),
@@ -72,6 +81,12 @@ GROUPS: dict[str, Group] = {
     "tracing": lambda c, how: tracing.run(c, seconds=2 if how.quick else 6, repetitions=1 if how.quick else 8),
     "rabbitmq": lambda c, how: through_rabbitmq.run(
         c, mails=200 if how.quick else 5000, seconds=3 if how.quick else 15, repetitions=1 if how.quick else 3
+    ),
+    "webhooks": lambda c, how: webhooks.run(
+        c,
+        registrations=300 if how.quick else 5000,
+        seconds=2 if how.quick else 6,
+        repetitions=1 if how.quick else 5,
     ),
     "overload": lambda c, how: [
         *overload.run(c, seconds=5 if how.quick else 60, repetitions=1 if how.quick else 3),
@@ -92,6 +107,19 @@ GROUPS: dict[str, Group] = {
         *rotating.run(c, persons=10_000 if how.quick else 250_000),
     ],
     "start": lambda c, how: starting.run(c, before=how.before, repetitions=1 if how.quick else 7),
+    "rest": lambda _, how: resting.run(
+        before=how.before, settling=3 if how.quick else resting.SETTLING, seconds=5 if how.quick else 60
+    ),
+    "beside-requests": lambda c, how: _beside(
+        how, beside.requests, c, seconds=1 if how.quick else 5, repetitions=1 if how.quick else 5
+    ),
+    "beside-whole-way": lambda c, how: _beside(
+        how, beside.whole_way, c, seconds=2 if how.quick else 8, repetitions=1 if how.quick else 4
+    ),
+    "beside-highest": lambda c, how: _beside(how, beside.highest_rate, c, seconds=2 if how.quick else 12),
+    "beside-rabbitmq": lambda c, how: _beside(
+        how, beside.rabbitmq, c, mails=200 if how.quick else 4000, repetitions=1 if how.quick else 3
+    ),
     "growth": lambda c, how: growth.run(
         c, sizes=(2_000 if how.quick else 20_000, how.long), repetitions=1 if how.quick else 5
     ),
@@ -113,7 +141,7 @@ def main() -> int:
         "--before",
         type=Path,
         metavar="DIR",
-        help="a checkout of an earlier build with its .venv: starts beside this one",
+        help="a checkout of an earlier build with its .venv: it and this one side by side",
     )
     parser.add_argument(
         "--output", type=Path, help="where the results go  [default: results.json, unless --quick or --events]"

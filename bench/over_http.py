@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
 import psycopg
 
+from bench.bare_hashes import AS_THE_SERVICE, PASSWORD
 from bench.cluster import Cluster
-from bench.processes import Process, empty_endpoint, load, registrar_process, registrar_serve, sink
+from bench.processes import Process, empty_endpoint, load, registrar_process, registrar_serve, run_job, sink
 from bench.report import Row, median_by_side, medians
-from infrastructure.crypto.argon2id import fastest
-from infrastructure.crypto.password_hashing import MEMORY, PASSES
 
 CONNECTIONS = 64
 HASHING_CONNECTIONS = 12
 """Enough to keep every core at a hash, few enough that none is turned away."""
 
-_PASSWORD = "correct horse battery"  # noqa: S105 - nobody's
 _BODY = '{"email": "somebody-12345@bench.example", "name": "Ada Lovelace"}'
 
 
@@ -56,11 +52,18 @@ def _hashing(cluster: Cluster, *, seconds: float, repetitions: int) -> list[Row]
     with cluster.fresh() as dsn, registrar_serve(dsn) as serve:
 
         def ours() -> float:
-            job = {"what": "register", "tag": next(tags), "password": _PASSWORD}
+            job = {"what": "register", "tag": next(tags), "password": PASSWORD}
             return _rate(serve, job, outcomes["ours"], longer, connections=HASHING_CONNECTIONS)
 
-        found = median_by_side({"ours": ours, "bare": lambda: _bare_hashes(longer)}, repetitions)
-    return [_row("POST with a password", "bare argon2id (the same library), a thread a core", found, 0.9, outcomes)]
+        def bare() -> float:
+            return float(run_job("bench.bare_hashes", {"seconds": longer}, AS_THE_SERVICE)["rate"])
+
+        found = median_by_side({"ours": ours, "bare": bare}, repetitions)
+    return [
+        _row(
+            "POST with a password", "bare argon2id (the same library and pages), a thread a core", found, 0.9, outcomes
+        )
+    ]
 
 
 def _getting(cluster: Cluster, *, seconds: float, repetitions: int) -> list[Row]:
@@ -105,25 +108,6 @@ def _row(what: str, against: str, found: dict[str, list[float]], target: float, 
     ours, other = medians(found).values()
     details = {"every repetition": found, "closed loop, latencies in seconds": outcomes}
     return Row(what, against, f"{ours:,.0f}/s", f"{other:,.0f}/s", ours / other, "x", target, True, details)
-
-
-def _bare_hashes(seconds: float) -> float:
-    """Hashes a second of as many threads as there are cores, with the service's parameters."""
-    derive, salt, password = fastest(), b"0123456789abcdef", _PASSWORD.encode()
-    end = time.perf_counter() + seconds
-
-    def work() -> int:
-        done = 0
-        while time.perf_counter() < end:
-            derive(password, salt, passes=PASSES, memory=MEMORY)
-            done += 1
-        return done
-
-    threads = os.cpu_count() or 1
-    begun = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        done = sum(pool.map(lambda _: work(), range(threads)))
-    return done / (time.perf_counter() - begun)
 
 
 def _until_folded(dsn: str) -> None:

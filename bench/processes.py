@@ -51,7 +51,7 @@ class Process:
 
 
 @contextmanager
-def _running(
+def running(
     arguments: list[str], ready: str, environment: dict[str, str] | None = None, tree: Path = ROOT
 ) -> Iterator[Process]:
     """Run until the end of the block. It is up when it prints a line that begins with `ready`; a URL in it is its
@@ -107,7 +107,7 @@ def _settings(dsn: str) -> dict[str, str]:
 @contextmanager
 def registrar_serve(dsn: str, settings: Mapping[str, str] = _NOTHING) -> Iterator[Process]:
     """`registrar serve`, as an operator would start it, on a free port."""
-    with _running([_REGISTRAR, "serve", "--port", "0"], "API", _settings(dsn) | dict(settings)) as process:
+    with running([_REGISTRAR, "serve", "--port", "0"], "API", _settings(dsn) | dict(settings)) as process:
         yield process
 
 
@@ -115,22 +115,22 @@ def registrar_serve(dsn: str, settings: Mapping[str, str] = _NOTHING) -> Iterato
 def serve_hashing_least(dsn: str, settings: Mapping[str, str] = _NOTHING) -> Iterator[Process]:
     """`registrar serve`, to which a password is hardly any work. See `bench.least_hashing`."""
     arguments = [sys.executable, "-m", "bench.least_hashing", "serve", "--port", "0"]
-    with _running(arguments, "API", _settings(dsn) | dict(settings)) as process:
+    with running(arguments, "API", _settings(dsn) | dict(settings)) as process:
         yield process
 
 
 @contextmanager
 def registrar_process(dsn: str, smtp_port: int, settings: Mapping[str, str] = _NOTHING) -> Iterator[Process]:
     """`registrar process`, with the sink as its mail server."""
-    with _running([_REGISTRAR, "process"], "Following", _mailing(dsn, smtp_port) | dict(settings)) as process:
-        _until_it_leads(dsn)
+    with running([_REGISTRAR, "process"], "Following", mailing(dsn, smtp_port) | dict(settings)) as process:
+        until_it_leads(dsn)
         yield process
 
 
 @contextmanager
 def registrar_work(dsn: str, smtp_port: int, settings: Mapping[str, str]) -> Iterator[Process]:
     """`registrar work`, with the sink as its mail server; `settings` names the broker."""
-    with _running([_REGISTRAR, "work"], "Taking", _mailing(dsn, smtp_port) | dict(settings)) as process:
+    with running([_REGISTRAR, "work"], "Taking", mailing(dsn, smtp_port) | dict(settings)) as process:
         yield process
 
 
@@ -139,11 +139,12 @@ def of_build(tree: Path | None, *words: str, ready: str, settings: Mapping[str, 
     """A command of a build: of the checkout there, with the libraries in its `.venv`, or of this one."""
     program = _REGISTRAR if tree is None else str(tree / ".venv" / "bin" / "registrar")
     ours = {"REGISTRAR_MASTER_KEY": MASTER_KEY, "REGISTRAR_LOG_FORMAT": "json"}
-    with _running([program, *words], ready, ours | dict(settings), tree=tree or ROOT) as process:
+    with running([program, *words], ready, ours | dict(settings), tree=tree or ROOT) as process:
         yield process
 
 
-def _mailing(dsn: str, smtp_port: int) -> dict[str, str]:
+def mailing(dsn: str, smtp_port: int) -> dict[str, str]:
+    """Settings of a process that follows the log or sends mails."""
     # As many mails as there are: measured is how fast they can be sent, not how fast they may.
     smtp_url = f"smtp://127.0.0.1:{smtp_port}?starttls=never"
     return _settings(dsn) | {"REGISTRAR_SMTP_URLS": smtp_url, "REGISTRAR_LIMITS": "mails=off"}
@@ -152,14 +153,14 @@ def _mailing(dsn: str, smtp_port: int) -> dict[str, str]:
 @contextmanager
 def sink() -> Iterator[Process]:
     """A mail server that takes everything at once."""
-    with _running([sys.executable, "-m", "bench.sink"], "listening") as process:
+    with running([sys.executable, "-m", "bench.sink"], "listening") as process:
         yield process
 
 
 @contextmanager
 def empty_endpoint() -> Iterator[Process]:
     """The same framework and server with nothing behind it."""
-    with _running([sys.executable, "-m", "bench.empty_endpoint"], "listening") as process:
+    with running([sys.executable, "-m", "bench.empty_endpoint"], "listening") as process:
         yield process
 
 
@@ -167,7 +168,7 @@ def empty_endpoint() -> Iterator[Process]:
 def refusing(tree: Path, *options: str) -> Iterator[Process]:
     """A server that refuses everything, of the checkout there; on the first core. See `bench.refusing`."""
     arguments = [sys.executable, str(ROOT / "bench" / "refusing.py"), *options]
-    with _running(arguments, "listening", tree=tree) as process, pinned(process.pid, SERVICE):
+    with running(arguments, "listening", tree=tree) as process, pinned(process.pid, SERVICE):
         yield process
 
 
@@ -196,16 +197,20 @@ def _keep_on(pid: int, cores: list[int] | None) -> None:
 @contextmanager
 def beside(module: str, *arguments: str) -> Iterator[Process]:
     """A module of the benchmark that goes on in a process of its own, from the first line that it prints on."""
-    with _running([sys.executable, "-m", module, *arguments], "") as process:
+    with running([sys.executable, "-m", module, *arguments], "") as process:
         yield process
 
 
-def run_job(module: str, job: dict[str, Any]) -> Any:
-    """Run a module of the benchmark in a process of its own: arguments in and outcome out as JSON."""
+def run_job(module: str, job: dict[str, Any], environment: Mapping[str, str] = _NOTHING) -> Any:
+    """Run a module of the benchmark in a process of its own: arguments in and outcome out as JSON.
+
+    Args:
+        environment: beside ours.
+    """
     done = subprocess.run(
         [sys.executable, "-m", module, json.dumps(job)],
         cwd=ROOT,
-        env=_environment(),
+        env=_environment() | environment,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -231,7 +236,7 @@ def load_apart(process: Process, **job: Any) -> Any:
     return load(process, core=REST, **job)
 
 
-def _until_it_leads(dsn: str) -> None:
+def until_it_leads(dsn: str) -> None:
     """All followers have a leader: the first mail need not wait for that."""
     query = "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = hashtext('registrar follower')::oid AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     deadline = time.monotonic() + _START_DEADLINE

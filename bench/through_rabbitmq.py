@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from bench.cluster import Cluster
@@ -14,11 +15,14 @@ from bench.processes import (
     Process,
     cpu_seconds,
     load,
+    mailing,
+    of_build,
     registrar_process,
     registrar_serve,
     registrar_work,
     run_job,
     sink,
+    until_it_leads,
 )
 from bench.report import Row
 from bench.whole_way import spread
@@ -94,16 +98,28 @@ def _drain(cluster: Cluster, rabbit: PrivateRabbit, *, workers: int, mails: int)
     The workers are alone with PostgreSQL, RabbitMQ and the mail server, as the bare loops are: who publishes and
     follows the log has ended. What it costs to have all of it on two cores, the whole way shows.
     """
-    with ExitStack() as stack:
-        dsn = stack.enter_context(cluster.fresh())
-        url = stack.enter_context(virtual_host(rabbit))
-        mail = stack.enter_context(sink())
+    with cluster.fresh() as dsn, virtual_host(rabbit) as url, sink() as mail:
         settings = {"REGISTRAR_BROKER_URL": url, "REGISTRAR_MESSAGE_TTL": "3600", "REGISTRAR_QUEUE_TTL": "3600"}
-        with registrar_serve(dsn, settings) as serve, registrar_process(dsn, mail.port, settings):
+        return drained(None, mailing(dsn, mail.port) | settings, rabbit, mail, workers=workers, mails=mails)
+
+
+def drained(
+    tree: Path | None, settings: dict[str, str], rabbit: PrivateRabbit, mail: Process, *, workers: int, mails: int
+) -> tuple[float, dict[str, float]]:
+    """The same of a build (`processes.of_build`), whose settings name the database, the broker and the mail server."""
+    url = settings["REGISTRAR_BROKER_URL"]
+    with ExitStack() as stack:
+        with (
+            of_build(tree, "serve", "--port", "0", ready="API", settings=settings) as serve,
+            of_build(tree, "process", ready="Following", settings=settings),
+        ):
+            until_it_leads(settings["REGISTRAR_DATABASE_URL"])
             outcome = load(serve, what="register", tag=next(_tags), rate=BACKLOG_RATE, seconds=mails / BACKLOG_RATE)
             mails = len(outcome["moments"])
-            _until(lambda: _waiting(rabbit, url) >= mails)
-        at_work = [stack.enter_context(registrar_work(dsn, mail.port, settings)) for _ in range(workers)]
+            _until(lambda: waiting(rabbit, url) >= mails)
+        at_work = [
+            stack.enter_context(of_build(tree, "work", ready="Taking", settings=settings)) for _ in range(workers)
+        ]
         before = _cpu(at_work)
         begun = time.perf_counter()
         _until(lambda: mail.ask("count") >= mails)
@@ -113,7 +129,7 @@ def _drain(cluster: Cluster, rabbit: PrivateRabbit, *, workers: int, mails: int)
         return (len(moments) - 1) / (moments[-1] - moments[0]), used
 
 
-def _waiting(rabbit: PrivateRabbit, url: str) -> int:
+def waiting(rabbit: PrivateRabbit, url: str) -> int:
     queues = rabbit.ask("GET", f"queues/{url.rpartition('/')[2]}")
     return sum(queue.get("messages", 0) for queue in queues if queue["name"] == "registrar.mail")
 

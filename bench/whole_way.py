@@ -151,6 +151,7 @@ def send(service: Service, *, rate: float, seconds: float) -> dict[str, Any]:
     return {
         "rate": rate,
         "seconds": seconds,
+        "took": took,
         "sent": int(rate * seconds),
         "answered": outcome["statuses"],
         "accepted": len(accepted),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from eventsourcing.domain import CanMutateAggregate
@@ -14,6 +15,10 @@ AnyEvent = CanMutateAggregate[UUID]
 
 Position = int
 """Place of an event in the log: 1, 2, 3, … in commit order, without gaps; 0 is before the first."""
+
+
+TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+"""A W3C `traceparent`. What stands in a log that was imported may be anything else."""
 
 
 class Actor(StrEnum):

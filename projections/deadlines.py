@@ -56,11 +56,15 @@ _BUT_WAITING = """
 """
 
 
+_LOOK = "registration_id, correlation_id, position, trace, look_again_at"
+
+
 @dataclass(frozen=True, slots=True)
 class DueLook:
     """A registration whose saga is to look again.
 
     Attributes:
+        due_at: since when.
         correlation_id, position, trace: of the saga's event that set the date; no trace if it was set before the table
             kept it.
     """
@@ -69,6 +73,7 @@ class DueLook:
     correlation_id: UUID
     position: Position
     trace: str | None
+    due_at: datetime
 
 
 class _Batch:
@@ -143,11 +148,11 @@ class Deadlines:
             await cursor.execute(_REMOVE, (list(batch.ended),), prepare=False)
 
     async def due(self, connection: Connection, now: datetime, limit: int) -> list[DueLook]:
-        """The registrations to look at now, the one that has waited longest first; not those whose mail waits for its
-        turn."""
+        """The registrations to look at by then, the one that has waited longest first; not those whose mail waits for
+        its turn."""
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
         await cursor.execute(
-            f"SELECT registration_id, correlation_id, position, trace FROM {self._deadlines} AS d"  # noqa: S608 - a constant
+            f"SELECT {_LOOK} FROM {self._deadlines} AS d"  # noqa: S608 - a constant
             f" WHERE look_again_at <= %(now)s {_BUT_WAITING}"
             " ORDER BY look_again_at, registration_id LIMIT %(limit)s",
             {"now": now, "limit": limit, "requested": _REQUESTED},

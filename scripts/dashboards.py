@@ -106,6 +106,8 @@ DASHBOARDS: dict[str, list[Panel]] = {
         Panel("Mails that failed", {"{{outcome}}": rate("registrar_mail_total", "outcome", 'outcome!="accepted"')}, "reqps"),
         Panel("Parked streams", {"{{follower}}": worst("registrar_parked_streams", "follower")}),
         Panel("Calls of the alert webhook", {"{{alert}} {{outcome}}": rate("registrar_alerts_total", "alert, outcome")}, "reqps"),
+        Panel("Calls of webhooks", {"{{outcome}}": rate("registrar_webhooks_total", "outcome")}, "reqps"),
+        Panel("An endpoint of webhooks has failed for", {"the longest": worst("registrar_webhook_failing_seconds")}, "s", 900),
     ],
     "Requests": [
         Panel("Requests by route", {"{{route}}": rate("registrar_requests_seconds_count", "route")}, "reqps"),

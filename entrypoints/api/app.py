@@ -22,7 +22,7 @@ from entrypoints.api.admin import add_admin_routes
 from entrypoints.api.guard import DIRECTLY, Guard
 from entrypoints.api.health import add_health_routes, add_metrics_route
 from entrypoints.api.hosts import Hosts
-from entrypoints.api.openapi import add_docs_routes, describe_problems
+from entrypoints.api.openapi import TAGS, add_docs_routes, describe_problems, operation_id
 from entrypoints.api.parts import Parts
 from entrypoints.api.problems import to_problem
 from entrypoints.api.registrations import ByHand, add_registration_routes
@@ -100,7 +100,13 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> Non
 
 def _document(parts: Parts) -> dict[str, Any]:
     """The OpenAPI document of all routes, whichever listener they are on."""
-    everything = FastAPI(**_ABOUT, servers=[{"url": parts.prefix}] if parts.prefix else None)
+    everything = FastAPI(
+        **_ABOUT,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        servers=[{"url": parts.prefix or "/", "description": "the service that this document comes from"}],
+        openapi_tags=TAGS,
+        generate_unique_id_function=operation_id,
+    )
     _add_routes(everything, parts, public=True, admin=True)
     return describe_problems(everything.openapi())
 

@@ -82,12 +82,15 @@ class RequestLimits:
         self._blocked: dict[tuple[str, str], float] = {}
         self._warned = False
 
-    def requester(self, scope: Scope, names: Sequence[str], *, keyed: bool = False) -> Requester:
+    def requester(
+        self, scope: Scope, names: Sequence[str], *, keyed: bool = False, spared: Callable[[], bool] = lambda: False
+    ) -> Requester:
         """Whose request it is. `is_loopback` is False also where this machine speaks for somebody else.
 
         Args:
             names: limits by network.
             keyed: whether it has an Idempotency-Key: it may be a repeat, which has a limit of its own.
+            spared: called where it would be refused, says whether no limit is for it.
 
         Raises:
             OverLimit: one of them has just refused this network, and its time is not over.
@@ -95,7 +98,7 @@ class RequestLimits:
         requester = self._counted_as(requester_of(scope), scope)
         if self._blocked:  # hardly ever
             refused = self._refused(requester, names)
-            if refused and not (keyed and self._may_repeat(requester)):
+            if refused and not (keyed and self._may_repeat(requester)) and not spared():
                 for limit, _ in refused:
                     self._metrics.limit(limit.name, "refused")
                 raise OverLimit(refused)

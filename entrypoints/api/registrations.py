@@ -29,7 +29,7 @@ from domain.errors import UnknownRegistration
 from domain.languages import language_of
 from domain.recorded import Actor
 from domain.registration import Status
-from entrypoints.api.client_address import Requester, network_of
+from entrypoints.api.client_address import UNKNOWN, Requester, network_of
 from entrypoints.api.guard import body_of, context_of
 from entrypoints.api.idempotency import headers_of, idempotency_key_of
 from entrypoints.api.limits import ASKING_FOR_A_CODE, REGISTERING, VERIFYING, RequestLimits
@@ -125,7 +125,8 @@ def _registering(
         """Start a registration. The response is the same whether or not the address is taken."""
         with _Counted(metrics.registration) as counted:
             key = idempotency_key_of(request)
-            requester = limits.requester(request.scope, REGISTERING, keyed=key is not None)
+            probes = partial(is_of_probe, request, key)
+            requester = limits.requester(request.scope, REGISTERING, keyed=key is not None, spared=probes)
             command = parse(RegisterUser, body_of(request), idempotency_key=key, network=requester.network)
             context = context_of(request, Actor.CLIENT)
             if key is None:
@@ -143,6 +144,13 @@ def _registering(
             202,
             {"Location": f"{prefix}/v1/registrations/{begun.subject_id}", **headers_of(begun)},
         )
+
+    def is_of_probe(request: Request, key: str | None) -> bool:
+        """Whoever shares its network, behind a proxy that is not trusted say, uses up nothing of it."""
+        if key is None:
+            return False
+        command = parse(RegisterUser, body_of(request), idempotency_key=key, network=UNKNOWN)
+        return is_synthetic_key(key, "register", canonical_address(command.email))
 
     async def with_key(requester: Requester, command: RegisterUser, context: Context) -> tuple[Answer, Hint | None]:
         hint = None

@@ -50,7 +50,13 @@ def queries_of(core: Core, settings: Settings, stack: AsyncExitStack) -> Queries
         MailQueries(core.pool),
         AuditQueries(core.pool, core.keyring),
         FunnelQueries(core.pool, core.clock),
-        FollowerQueries(core.pool, core.clock, followers_with(settings), has_checkpoints=settings.has_checkpoints),
+        FollowerQueries(
+            core.pool,
+            core.clock,
+            followers_with(settings),
+            has_checkpoints=settings.has_checkpoints,
+            has_webhooks=settings.webhooks is not None,
+        ),
         ParkedQueries(core.pool),
         ReplayQueries(core.pool),
     )

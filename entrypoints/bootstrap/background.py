@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -20,6 +21,7 @@ from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgr
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.leadership import LeaderTask, lead
 from infrastructure.settings.settings import Settings
+from infrastructure.ticks import until_tick
 
 if TYPE_CHECKING:
     from infrastructure.rabbitmq.connection import Broker
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 REVIVE = timedelta(milliseconds=500)
-"""How often the embedded database is looked after."""
+"""How often the embedded database is looked after, where the system does not tell that a process has ended."""
 
 TIME_CHECK = timedelta(seconds=10)
 """How often the clock is set by the database when no append does it."""
@@ -41,9 +43,13 @@ Works = dict[str, Coroutine[Any, Any, None]]
 
 @asynccontextmanager
 async def running(
-    core: Core, settings: Settings, broker: Broker | None, leading: Iterable[LeaderTask] = ()
+    core: Core,
+    settings: Settings,
+    broker: Broker | None,
+    leading: Iterable[LeaderTask] = (),
+    beside: Works | None = None,
 ) -> AsyncIterator[None]:
-    """Run the core's own works, the broker and what is to be led until the end.
+    """Run the core's own works, the broker, what is to be led, and what is `beside` that, until the end.
 
     Then cancel, and wait until all have finished what must not be cut off. None of them ends before: if one does, that
     is logged, and `core.broken` set.
@@ -53,6 +59,7 @@ async def running(
         "clock": _keep_time(core.store),
         "circuits": core.shared_circuits.run(),
         "forgetting": _forget(),
+        **(beside or {}),
     }
     if core.database.embedded is not None:
         works["embedded PostgreSQL"] = _keep_running(core.database.embedded)
@@ -88,18 +95,36 @@ def note_end(broken: asyncio.Event, task: asyncio.Task[None]) -> None:
 async def _keep_running(postgres: EmbeddedPostgres) -> None:
     """Restart the embedded database when it was killed: nothing else looks after it."""
     while True:
-        await asyncio.sleep(REVIVE.total_seconds())
+        if (pid := postgres.pid) is not None:
+            await _until_ended(pid)
         if postgres.pid is None:
             log.warning("database.gone", hint="the embedded PostgreSQL has ended; it is started again")
             try:
                 await asyncio.to_thread(postgres.start)
             except DatabaseDidNotStart as error:
                 log.error("database.does_not_start", error=type(error).__name__, hint="see postgres.log")  # noqa: TRY400
+                await asyncio.sleep(REVIVE.total_seconds())
+
+
+async def _until_ended(pid: int) -> None:
+    """Return when the process has ended, or may have."""
+    try:
+        process = os.pidfd_open(pid)
+    except (AttributeError, OSError):  # not on this system, or it is gone
+        await asyncio.sleep(REVIVE.total_seconds())
+        return
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(process, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(process)
+        os.close(process)
 
 
 async def _forget() -> None:
     while True:
-        await asyncio.sleep(FORGET.total_seconds())
+        await asyncio.sleep(until_tick(FORGET).total_seconds())
         forget_domains()
         forget_judged_domains()
 

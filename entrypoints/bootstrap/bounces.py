@@ -11,8 +11,9 @@ from application.bounce_reports import BounceReports
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.core import Core
 from infrastructure.bounces.addresses import BounceAddresses
+from infrastructure.settings.bounces import bounce_webhooks
 from infrastructure.settings.settings import Settings
-from infrastructure.settings.values import Listen, bounce_webhooks
+from infrastructure.settings.values import Listen
 
 if TYPE_CHECKING:
     from infrastructure.bounces.listener import BounceListener

@@ -22,6 +22,7 @@ from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
 from infrastructure.event_store.traced import TracedLog
+from infrastructure.mail import shared_circuits
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import ReconnectingConnection
@@ -142,6 +143,7 @@ async def core_on(
     stack.callback(hasher.close)
     circuits_line = ReconnectingConnection(database.dsn, name="circuits", statement_timeout=settings.statement_timeout)
     stack.push_async_callback(circuits_line.close)
+    circuits = SharedCircuits(circuits_line, probe_lasts=2 * settings.send_timeout)
     pool = QueryPool(database.dsn, statement_timeout=settings.statement_timeout, patience=settings.request_timeout)
     await pool.open()
     stack.push_async_callback(pool.close)
@@ -158,7 +160,8 @@ async def core_on(
             database.dsn,
             on_restart=tail.forget,
             watches=[
-                Watch(CHANNEL, KeyWatch(keyring.master_keys, find=database.find_keys, settled=store.settled).look)
+                Watch(CHANNEL, KeyWatch(keyring.master_keys, find=database.find_keys, settled=store.settled).look),
+                Watch(shared_circuits.CHANNEL, circuits.told),
             ],
         ),
         pool=pool,
@@ -173,7 +176,7 @@ async def core_on(
             reveal_duplicates=settings.reveal_duplicates,
         ),
         metrics=metrics,
-        shared_circuits=SharedCircuits(circuits_line, probe_lasts=2 * settings.send_timeout),
+        shared_circuits=circuits,
         exported=exported,
     )
 

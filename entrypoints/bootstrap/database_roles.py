@@ -40,6 +40,9 @@ _LOOK = ("SELECT",)
 _ADD = ("SELECT", "INSERT")
 _ALL = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
+_HOW_THEY_DID: Final = ("SELECT (registration_id, begun_at, outcome, ended_at, erased_at)",)
+"""Of synthetic registrations: all but the mail, whose code makes one an account."""
+
 _RECORDING: Final = {
     "schema_scripts": _LOOK,
     "events": _ADD,
@@ -59,7 +62,8 @@ _PROGRESS: Final = {
     "backups": _LOOK,
     "checkpoints": _LOOK,
     "tree_head": _LOOK,
-    "synthetic_registrations": _LOOK,
+    "synthetic_registrations": _HOW_THEY_DID,
+    "webhooks": _LOOK,
 }
 """What health, metrics and `projections list` show."""
 
@@ -79,13 +83,14 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
         "verification_passes": _LOOK,
         "found_differences": _LOOK,
         "replay_jobs": ("SELECT", "INSERT", "UPDATE"),
+        "webhooks": ("SELECT", "UPDATE"),
     },
     "worker": {
         **_RECORDING,
         **_PROGRESS,
         **_MAIL,
         "personal_keys": _LOOK,
-        "synthetic_registrations": ("SELECT", "UPDATE"),
+        "synthetic_registrations": (*_HOW_THEY_DID, "UPDATE (mail)"),
     },
     "process": {
         **_RECORDING,
@@ -99,6 +104,7 @@ _RIGHTS: Final[Mapping[Role, Mapping[str, Sequence[str]]]] = {
         "verifications": _ALL,
         "rebuilds": _ALL,
         "synthetic_registrations": _ALL,
+        "webhooks": _ALL,
         **dict.fromkeys((*_REPLAYS, *_PROVEN), _ALL),
     },
     "reader": {

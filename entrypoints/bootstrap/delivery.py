@@ -26,8 +26,9 @@ from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from infrastructure.postgres.notifications import LOOK_ANYWAY
+from infrastructure.settings.bounces import BOUNCE_HEADERS
 from infrastructure.settings.settings import Settings
-from infrastructure.settings.values import BOUNCE_HEADERS, MailServer
+from infrastructure.settings.values import MailServer
 from infrastructure.synthetic.sink import Sink
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from application.commands import EraseRegistration
 from application.ports import Context
 from domain.errors import UnknownRegistration
 from domain.recorded import Actor
+from entrypoints.bootstrap.background import Works
 from entrypoints.bootstrap.broker import finish_within
 from entrypoints.bootstrap.checkpoints import checkpointer, taken_by
 from entrypoints.bootstrap.core import Core
@@ -29,7 +30,8 @@ from infrastructure.followers.turns import Turns
 from infrastructure.postgres.connection import Connection
 from infrastructure.replay.background import BackgroundVerification
 from infrastructure.settings.settings import Settings
-from infrastructure.synthetic.probe import Erase, Probe
+from infrastructure.synthetic.erasing import Erase, without_probe
+from infrastructure.synthetic.probe import Probe
 from infrastructure.telemetry.tracing import traced
 from projections import PROJECTIONS
 from projections.deadlines import Deadlines
@@ -42,6 +44,9 @@ PACE = timedelta(milliseconds=200)
 
 PACE_WAITED_FOR = timedelta(milliseconds=10)
 """The same for the one that clients wait for: under load it saves half of its transactions (our measurement)."""
+
+LOOK_FOR_LEFTOVERS = timedelta(minutes=10)
+"""How often a process that makes no synthetic registrations looks whether one is left that nobody erases."""
 
 
 def followers(core: Core, settings: Settings, relay: Relay, publisher: PublishesEvents | None) -> list[LeaderTask]:
@@ -91,6 +96,19 @@ def followers(core: Core, settings: Settings, relay: Relay, publisher: Publishes
     if settings.synthetic is not None:
         leading.append(_probe(core, settings, settings.synthetic))
     return leading
+
+
+def beside_followers(core: Core, settings: Settings) -> Works:
+    """What a process with followers does beside them, led by nobody."""
+    if settings.synthetic is not None:
+        return {}
+    erasing_leftovers = without_probe(
+        core.database.dsn,
+        erasing(core),
+        statement_timeout=settings.statement_timeout,
+        every=LOOK_FOR_LEFTOVERS,
+    )
+    return {"synthetic leftovers": erasing_leftovers}
 
 
 def relay_inside(core: Core, settings: Settings, delivery: Delivery) -> Relay:
@@ -182,5 +200,6 @@ def _alerts(core: Core, settings: Settings, url: str) -> Alerts:
         threshold=settings.alert_dead_letters,
         dead_letters=dead_letters,
         has_checkpoints=settings.has_checkpoints,
+        webhooks=[one.name for one in settings.webhook_endpoints],
         on_attempt=core.metrics.alert,
     )

@@ -25,6 +25,7 @@ from infrastructure.settings.settings import Settings
 if TYPE_CHECKING:
     from entrypoints.bootstrap.delivery import Delivery
     from infrastructure.bounces.listener import BounceListener
+    from infrastructure.followers.leadership import LeaderTask
     from infrastructure.rabbitmq.connection import Broker
 
 _ERASURES_UNKNOWN: Final = (
@@ -56,7 +57,7 @@ class Process:
 async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
     """Everything in one process, with a mailbox if no mail server is set."""
     from entrypoints.bootstrap.delivery import open_delivery, open_mailbox
-    from entrypoints.bootstrap.followers import followers, relay_inside, turns_of_mails
+    from entrypoints.bootstrap.followers import beside_followers, followers, relay_inside, turns_of_mails
 
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
@@ -74,13 +75,24 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
         )
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers, mailbox=mailbox)
         leading = followers(core, settings, relay, publisher_to(broker, core))
+        leading += await _webhooks(core, settings)
+        beside = beside_followers(core, settings)
         listener = None
         if settings.bounce_listen is not None:
             from entrypoints.bootstrap.bounces import open_listener
 
             listener = await open_listener(core, settings, stack)
-        await stack.enter_async_context(running(core, settings, broker, leading))
+        await stack.enter_async_context(running(core, settings, broker, leading, beside))
         yield Process(core, api, broker, delivery, listener)
+
+
+async def _webhooks(core: Core, settings: Settings) -> list[LeaderTask]:
+    """What sends webhooks, where there are endpoints."""
+    if settings.webhooks is None:
+        return []
+    from entrypoints.bootstrap.webhooks import webhooks
+
+    return [await webhooks(core, settings)]
 
 
 @asynccontextmanager
@@ -101,7 +113,7 @@ async def serve(settings: Settings, timing: Timing | None = None) -> AsyncIterat
 async def process(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
     """The followers; without a broker, with the mail delivery behind them."""
     from entrypoints.bootstrap.delivery import open_delivery
-    from entrypoints.bootstrap.followers import followers, relay_inside, turns_of_mails
+    from entrypoints.bootstrap.followers import beside_followers, followers, relay_inside, turns_of_mails
 
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
@@ -116,7 +128,9 @@ async def process(settings: Settings, timing: Timing | None = None) -> AsyncIter
             relay = relay_to(broker, core, settings, turns_of_mails(core, settings))
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers if delivery else None)
         leading = followers(core, settings, relay, publisher_to(broker, core))
-        await stack.enter_async_context(running(core, settings, broker, leading))
+        leading += await _webhooks(core, settings)
+        beside = beside_followers(core, settings)
+        await stack.enter_async_context(running(core, settings, broker, leading, beside))
         yield Process(core, api, broker, delivery)
 
 

@@ -11,6 +11,7 @@ from entrypoints.cli.checks.finding import Finding
 from entrypoints.cli.checks.machine import data_directory, disk, host_names, look_at_settings, python
 from entrypoints.cli.checks.services import (
     look_at_broker,
+    look_at_endpoints,
     look_at_limiter,
     look_at_mail_servers,
     look_at_webhook,
@@ -61,6 +62,8 @@ async def examine(data_dir: Path | None) -> AsyncIterator[Finding]:
         yield finding
     yield await look_at_limiter(settings)
     async for finding in look_at_mail_servers(settings):
+        yield finding
+    async for finding in look_at_endpoints(settings):
         yield finding
     if settings.alert_url is not None:
         yield await look_at_webhook(settings.alert_url.get_secret_value())

@@ -25,6 +25,7 @@ from entrypoints.cli.erasure import erase
 from entrypoints.cli.keys import keys
 from entrypoints.cli.limits import limits
 from entrypoints.cli.read_models import projections
+from entrypoints.cli.webhooks import webhooks
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -64,8 +65,8 @@ def _complain(message: str, code: int) -> int:
 def registrar() -> None:
     """Event-sourced registration: a sign-up, a code by mail, an account.
 
-    Settings are environment variables with the prefix REGISTRAR_ (README.md lists them). With none set, nothing else
-    is needed: there is an embedded PostgreSQL, and a mailbox in which to read the mails.
+    Settings are environment variables with the prefix REGISTRAR_ (docs/settings.md lists them). With none set, nothing
+    else is needed: there is an embedded PostgreSQL, and a mailbox in which to read the mails.
     """
 
 
@@ -267,6 +268,7 @@ registrar.add_command(audit)
 registrar.add_command(erase)
 registrar.add_command(keys)
 registrar.add_command(limits)
+registrar.add_command(webhooks)
 registrar.add_command(backup.backup)
 registrar.add_command(backup.restore)
 registrar.add_command(database)

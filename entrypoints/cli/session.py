@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from entrypoints.bootstrap.keys import KeyDesk
     from entrypoints.bootstrap.replay import Rebuilder, Verifier
     from entrypoints.bootstrap.signing_keys import SigningKeyDesk
+    from entrypoints.bootstrap.webhooks import WebhookDesk
 
 T = TypeVar("T")
 
@@ -168,6 +169,13 @@ def changing_signing_key(data_dir: Path | None, work: Callable[[SigningKeyDesk],
     from entrypoints.bootstrap.signing_keys import signing_key_desk
 
     return _with(read_settings(data_dir=data_dir, with_secrets=False), signing_key_desk, work)
+
+
+def calling_webhooks(data_dir: Path | None, work: Callable[[WebhookDesk], Awaitable[int]]) -> int:
+    """`reading`, for a command about webhooks: it needs their secrets, and none of the service."""
+    from entrypoints.bootstrap.webhooks import webhook_desk
+
+    return _with(read_settings(data_dir=data_dir, with_secrets=False), webhook_desk, work)
 
 
 def rebuilding(data_dir: Path | None, work: Callable[[Rebuilder], Awaitable[int]]) -> int:

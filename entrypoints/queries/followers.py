@@ -20,6 +20,7 @@ from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.pool import Depths, QueryPool
 from infrastructure.settings.settings import Settings
 from infrastructure.synthetic.records import Last, last_of
+from infrastructure.webhooks.records import failing
 from projections import PROJECTIONS
 from projections.deadlines import Deadlines
 from projections.mail import Mails
@@ -49,6 +50,7 @@ class Backlog:
         ages: in seconds, of the last "backup" and of the last "drill" that was passed, as far as there was one.
         checkpoints: None where there are none.
         synthetic: None where no synthetic registration has ended.
+        webhook_failing: for how many seconds the endpoint has failed that has failed for longest; 0: none fails.
     """
 
     followers: AllProgress
@@ -59,6 +61,7 @@ class Backlog:
     ages: dict[Kind, float]
     checkpoints: Standing | None
     synthetic: Last | None
+    webhook_failing: float
 
 
 Status = Literal["up", "degraded", "superseded", "later"]
@@ -95,11 +98,20 @@ class FollowerQueries:
         Unavailable, one of `AWAY`: see `infrastructure.postgres.pool.QueryPool.ask`.
     """
 
-    def __init__(self, pool: QueryPool, clock: Clock, names: Sequence[str], *, has_checkpoints: bool = False) -> None:
+    def __init__(
+        self,
+        pool: QueryPool,
+        clock: Clock,
+        names: Sequence[str],
+        *,
+        has_checkpoints: bool = False,
+        has_webhooks: bool = False,
+    ) -> None:
         self._pool = pool
         self._clock = clock
         self.names = names
         self.has_checkpoints = has_checkpoints
+        self._has_webhooks = has_webhooks
         self._mails, self._deadlines = Mails(), Deadlines()
         self._strays = Strays(self._mails.schema)
 
@@ -164,6 +176,7 @@ class FollowerQueries:
                 {kind: one.age for kind, one in (await noted(connection)).items()},
                 await standing_of(connection) if self.has_checkpoints else None,
                 await last_of(connection),
+                max((one.seconds for one in await failing(connection)), default=0.0) if self._has_webhooks else 0.0,
             )
 
         return await self._pool.ask(select)

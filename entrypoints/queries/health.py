@@ -214,6 +214,7 @@ class HealthChecks:
             oldest_unsent_seconds=backlog.oldest_unsent.total_seconds(),
             stuck=backlog.stuck,
         )
+        measured.webhook_failing(backlog.webhook_failing)
         if (standing := backlog.checkpoints) is not None:
             measured.checkpoints(
                 age_seconds=standing.age_seconds,

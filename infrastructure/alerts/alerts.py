@@ -14,7 +14,7 @@ of mail servers, never personal data.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
@@ -31,6 +31,7 @@ from infrastructure.followers.leadership import TOUCH, touch
 from infrastructure.mail.shared_circuits import DEFERRING, REFUSING, TROUBLE
 from infrastructure.mail.smtp.evidence import ONLY_DEFERRED
 from infrastructure.postgres.connection import Connection
+from infrastructure.webhooks.records import failing
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +43,8 @@ PROJECTION_DIFFERS: Final = "projection-differs"
 CHAIN_BROKEN: Final = "chain-broken"
 CHECKPOINT_GAP: Final = "checkpoint-gap"
 
+WEBHOOK_FAILING: Final = "webhook-failing"
+
 CHECK_INTERVAL: Final = timedelta(seconds=5)
 
 SETTLED: Final = timedelta(seconds=30)
@@ -49,6 +52,9 @@ SETTLED: Final = timedelta(seconds=30)
 
 UNUSED: Final = timedelta(minutes=10)
 """A server that no worker has named for that long was taken out of service; a restart takes less."""
+
+FAILS_LONG: Final = timedelta(minutes=5)
+"""How long an endpoint of webhooks must fail before that is reported: a restart of it takes less."""
 
 NEWS_FOR: Final = timedelta(hours=1)
 """An incident that has been over for that long before its start could be delivered is dropped: a webhook that comes
@@ -161,6 +167,7 @@ class Alerts:
         threshold: int,
         dead_letters: Callable[[Connection], Awaitable[int]],
         has_checkpoints: bool = False,
+        webhooks: Collection[str] = (),
         on_attempt: OnAttempt = lambda *_: None,
         look_every: timedelta = CHECK_INTERVAL,
         settled: timedelta = SETTLED,
@@ -173,6 +180,7 @@ class Alerts:
             threshold: that many dead letters fire; half of it, rounded down, or fewer resolve.
             dead_letters: how many there are now.
             has_checkpoints: does a follower make some?
+            webhooks: the endpoints that integration events are sent to.
             settled: see `SETTLED`.
             only_deferred: see `infrastructure.mail.smtp.evidence.ONLY_DEFERRED`.
             pauses: waits between the attempts at a call, in tenacity's terms.
@@ -182,6 +190,7 @@ class Alerts:
         self._threshold = threshold
         self._dead_letters = dead_letters
         self._has_checkpoints = has_checkpoints
+        self._webhooks = webhooks
         self._on_attempt = on_attempt
         self._look_every = look_every
         self._settled = settled
@@ -248,6 +257,8 @@ class Alerts:
         await self._check_projections(connection)
         if self._has_checkpoints:
             await _check_checkpoints(connection)
+        if self._webhooks:
+            await _check_webhooks(connection, self._webhooks)
         given_up = [
             row
             for query in (_REPORT_END_ONLY, _FORGET)
@@ -325,6 +336,16 @@ def _headers(notice: Notice) -> Mapping[str, str]:
         "User-Agent": "registrar",
         "Idempotency-Key": f"{notice.alert_id}-{notice.state}",
     }
+
+
+async def _check_webhooks(connection: Connection, names: Collection[str]) -> None:
+    """Do the endpoints take what they are sent?"""
+    found = {one.name: one for one in await failing(connection) if one.seconds >= FAILS_LONG.total_seconds()}
+    for name in names:
+        one = found.get(name)
+        details = {"endpoint": name, "since": None if one is None else one.since.isoformat()}
+        details["failure"] = None if one is None else one.failure
+        await (_resolve if one is None else _fire)(connection, WEBHOOK_FAILING, name, details)
 
 
 async def _check_checkpoints(connection: Connection) -> None:

@@ -32,6 +32,7 @@ from infrastructure.audit.walk import BEGINNING, Link
 from infrastructure.audit.witness import Witnesses
 from infrastructure.followers.leadership import while_touching
 from infrastructure.postgres.connection import Connection
+from infrastructure.ticks import until_tick
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +43,10 @@ MANY_EVENTS: Final = 10_000
 """So much news is signed at once."""
 
 LOOK: Final = timedelta(seconds=1)
-"""How often is looked whether there is news, and whether something can be published now."""
+"""How often is looked whether news is to be signed, and whether something can be published now."""
+
+AT_REST: Final = 3
+"""Times `LOOK`, where there was none at the last look. The session is a leader's (`followers.leadership.TOUCH`)."""
 
 REST: Final = 9
 """Rest after a stretch, in times of what it took: a first pass over a long log, or many appends, leave others nine
@@ -141,7 +145,7 @@ class Checkpointer:
         self._witnesses = witnesses
         self._read_again = read_again
         self._every = every.total_seconds()
-        self._look = look.total_seconds()
+        self._look = look
 
     async def work(self, connection: Connection) -> None:
         """Verify, sign and publish until cancelled; see `LeaderTask`."""
@@ -167,9 +171,12 @@ class Checkpointer:
                     due = loop.time() + self._every
                 if head.origin:
                     await outbox.go_on(connection, partial(self._signers.verifiers, connection, head.origin))
-                await asyncio.sleep(self._look)
+                await asyncio.sleep(self._until_next_look(is_at_rest=not news and not changing))
         finally:
             await outbox.close()
+
+    def _until_next_look(self, *, is_at_rest: bool) -> float:
+        return until_tick(AT_REST * self._look).total_seconds() if is_at_rest else self._look.total_seconds()
 
     async def _begin(self, connection: Connection) -> tuple[Head, Checkpoint | None]:
         """Where the last leader came to, and the last checkpoint.

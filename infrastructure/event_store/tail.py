@@ -30,6 +30,7 @@ class LogTail:
         self._end: Position | None = None
         self._decoded: dict[Position, Recorded] = {}
         self._fetching = asyncio.Lock()
+        self._fetches_begun = 0
         self._times_forgotten = 0
 
     async def read(
@@ -47,9 +48,12 @@ class LogTail:
         if self._is_far_behind(after):
             return await self._store.read(after, limit, topics)
         if self._end is None or after >= self._end:
+            begun_before = self._fetches_begun
             async with self._fetching:
-                # Another follower may have fetched while we waited.
-                if self._end is None or after >= self._end:
+                # Another follower may have fetched while we waited, or found nothing after it had begun later than we.
+                is_asked = self._fetches_begun > begun_before and after == self._end
+                if not is_asked and (self._end is None or after >= self._end):
+                    self._fetches_begun += 1
                     await self._fetch(after)
         assert self._end is not None  # noqa: S101 - fetched above
         start = self._end - len(self._rows)

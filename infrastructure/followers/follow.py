@@ -13,6 +13,7 @@ from domain.recorded import Position
 from infrastructure.followers.leadership import TOUCH, touch
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import HEAD
+from infrastructure.ticks import after, until_tick
 
 E = TypeVar("E")
 
@@ -44,13 +45,13 @@ class Chore:
 
 
 def keep_leadership(connection: Connection) -> Chore:
-    """The chore of every leader that does not use its session every second anyway."""
+    """The chore of every leader that does not use its session often enough anyway."""
 
     async def run() -> timedelta:
         await touch(connection)
-        return TOUCH
+        return until_tick(TOUCH)
 
-    return Chore(run, first=TOUCH)
+    return Chore(run, first=until_tick(TOUCH))
 
 
 def no_rest(_: timedelta) -> timedelta:
@@ -140,8 +141,8 @@ async def _until_there_may_be_more(wake: Wakes, position: Position, timetable: _
     """Wait for an announcement, or for as long as patience lasts without one; the chores go on meanwhile."""
     loop = asyncio.get_running_loop()
     begun = loop.time()
-    while (left := wake.patience - timedelta(seconds=loop.time() - begun)) > timedelta(0):
-        if await wake.wait_past(HEAD, position, within=min(left, timetable.until_next())):
+    while (left := after(begun, wake.patience) - loop.time()) > 0:
+        if await wake.wait_past(HEAD, position, within=min(timedelta(seconds=left), timetable.until_next())):
             return
         await timetable.run_due()
 

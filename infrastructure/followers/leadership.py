@@ -12,6 +12,7 @@ import structlog
 from application.ports import Conflict, Unavailable
 from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.postgres.connection import AWAY, Connection, closing, connect
+from infrastructure.ticks import until_tick
 
 log = structlog.get_logger(__name__)
 
@@ -122,7 +123,7 @@ async def while_touching(connection: Connection, work: Awaitable[T]) -> T:
     """Wait for `work`, and use the session meanwhile; losing the leadership ends both."""
     task = asyncio.ensure_future(work)
     try:
-        while not (await asyncio.wait({task}, timeout=TOUCH.total_seconds()))[0]:
+        while not (await asyncio.wait({task}, timeout=until_tick(TOUCH).total_seconds()))[0]:
             await touch(connection)
         return task.result()
     finally:

@@ -27,7 +27,7 @@ from domain.registration import Registration
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.follow import Chore, follow
-from infrastructure.followers.leadership import NotLeader, while_touching
+from infrastructure.followers.leadership import TOUCH, NotLeader, while_touching
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, BEHIND, ParkedStreams, place_of
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.followers.releases import note_release
@@ -36,6 +36,7 @@ from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 from infrastructure.telemetry.trace_context import DOING
 from infrastructure.telemetry.tracing import Tracing
+from infrastructure.ticks import until_tick
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +47,7 @@ MAX_DUE_LOOKS = 200
 """Deadlines handled in one step; the next step takes the rest."""
 
 LOOK_INTERVAL = timedelta(seconds=1)
-"""How often deadlines are checked."""
+"""How often deadlines are checked while events bring new ones; else when the next one is due, or every `TOUCH`."""
 
 SAVE_INTERVAL = timedelta(milliseconds=100)
 """How often the position is saved at most while the saga has nothing to note, with which it is saved otherwise."""
@@ -73,9 +74,12 @@ class Look(Protocol):
     @property
     def trace(self) -> str | None: ...
 
+    @property
+    def due_at(self) -> datetime: ...
+
 
 Due = Callable[[Connection, datetime, int], Awaitable[Sequence[Look]]]
-"""Returns the looks that are due, the longest overdue first; not those at mails that wait for their turn."""
+"""Returns the looks that are due by then, the longest overdue first; not those at mails that wait for their turn."""
 
 
 @dataclass(slots=True)
@@ -147,6 +151,7 @@ class ProcessManager:
         self._in_step = False
         self._saved: Position = 0
         self._seen: Position = 0
+        self._looked_at: Position = 0
 
     async def work(self, connection: Connection) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
@@ -164,7 +169,7 @@ class ProcessManager:
             chores=[
                 Chore(partial(self._retry_parked, connection)),
                 Chore(partial(self._save, connection)),
-                # This one uses the session every second, so it keeps the leadership.
+                # This one uses the session often enough to keep the leadership.
                 Chore(partial(self._look_again, connection)),
             ],
         )
@@ -207,7 +212,9 @@ class ProcessManager:
 
     async def _look_again(self, connection: Connection) -> timedelta:
         """Let the sagas that are due decide; returns how long until the next look."""
-        due = await self._due(connection, self._clock(), MAX_DUE_LOOKS + len(self._parked))
+        now = self._clock()
+        looks = await self._due(connection, now + TOUCH, MAX_DUE_LOOKS + len(self._parked))
+        due = [look for look in looks if look.due_at <= now]
         inboxes: dict[UUID, _Inbox] = {}
         for look in due:
             if look.registration_id not in self._parked:
@@ -223,7 +230,12 @@ class ProcessManager:
                 except Conflict:
                     raise NotLeader(self.name) from None
         self._cache(inboxes.values())
-        return timedelta(0) if len(inboxes) >= MAX_DUE_LOOKS else LOOK_INTERVAL
+        if len(inboxes) >= MAX_DUE_LOOKS:
+            return timedelta(0)
+        is_at_rest, self._looked_at = self._seen == self._looked_at and not due, self._seen
+        if not is_at_rest:
+            return LOOK_INTERVAL
+        return min([until_tick(TOUCH), *(look.due_at - now for look in looks)])
 
     async def _process(self, connection: Connection, inboxes: dict[UUID, _Inbox]) -> list[tuple[AnyEvent, Context]]:
         """Decide and run the commands of all inboxes; returns the sagas' notes. What keeps failing is parked."""

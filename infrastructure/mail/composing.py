@@ -75,7 +75,7 @@ class Composer:
         """
         Args:
             names: headers by which providers name a mail in what they report of it, with {token} in them; see
-                `infrastructure.settings.values.BOUNCE_HEADERS`.
+                `infrastructure.settings.bounces.BOUNCE_HEADERS`.
         """
         self.sender = parse_sender(sender)
         self._names = "".join(f"{header}\r\n" for header in names)

@@ -2,8 +2,8 @@
 all.
 
 Each worker counts calls for itself; it only publishes to the others that a circuit has opened, or closed again. They
-read that every second, and so do the relay, which leaves mails in the log while no server can be called, and the health
-checks.
+read that when it is announced, and so do the relay, which leaves mails in the log while no server can be called, and
+the health checks.
 
 They also share what each server did with our mails: so that of a row of refusals at most one undoes a registration,
 whichever worker gets it (`smtp.evidence`), and health checks and alerts know of a server that takes nothing.
@@ -28,7 +28,13 @@ from infrastructure.postgres.connection import Connection, ReconnectingConnectio
 
 log = structlog.get_logger(__name__)
 
+CHANNEL: Final = "registrar_circuits"
+"""Announces that a circuit has changed."""
+
 POLL_INTERVAL: Final = timedelta(seconds=1)
+
+AT_REST: Final = timedelta(seconds=5)
+"""The same, while nothing is wrong with any server: a change is announced, and the listening session looks anyway."""
 
 FORGOTTEN_AFTER: Final = timedelta(minutes=1)
 """A server that no worker has named for that long is no longer in use, or its workers are gone."""
@@ -96,12 +102,12 @@ _BELIEVE = """
     RETURNING extract(epoch FROM believed_at)::double precision
 """
 
-_PUBLISH = """
+_PUBLISH = f"""
     INSERT INTO circuits AS c (name, state, open_until) VALUES (%s, %s, clock_timestamp() + %s)
     ON CONFLICT (name) DO UPDATE SET state = excluded.state, open_until = excluded.open_until, probed_until = NULL,
         changed_at = clock_timestamp(), named_at = clock_timestamp()
-    RETURNING extract(epoch FROM c.changed_at)::double precision
-"""
+    RETURNING extract(epoch FROM c.changed_at)::double precision, pg_notify('{CHANNEL}', '')
+"""  # noqa: S608 - a constant
 
 _MAY_PROBE = """
     UPDATE circuits SET probed_until = clock_timestamp() + %s
@@ -269,6 +275,10 @@ class SharedCircuits:
         self._permits_left -= 1
         return self._permits_left >= 0
 
+    async def told(self, _: Connection) -> None:
+        """A circuit may have changed: look (see `infrastructure.postgres.notifications.Watch`)."""
+        self._wake.set()
+
     async def looked(self) -> None:
         """Return after the next poll."""
         async with self._looked:
@@ -295,10 +305,14 @@ class SharedCircuits:
             self._wake.clear()
             if not self._to_publish:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_INTERVAL.total_seconds()):
+                    async with asyncio.timeout(self._until_next_poll().total_seconds()):
                         await self._wake.wait()
             else:
                 await asyncio.sleep(POLL_INTERVAL.total_seconds())  # it could not be published
+
+    def _until_next_poll(self) -> timedelta:
+        all_well = all(one.state == CLOSED and one.trouble is None for one in self._seen)
+        return AT_REST if all_well else POLL_INTERVAL
 
     async def _publish(self) -> None:
         while self._to_publish:

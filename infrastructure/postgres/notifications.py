@@ -17,6 +17,7 @@ import structlog
 from domain.recorded import Position
 from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.postgres.connection import AWAY, Connection, closing, connect
+from infrastructure.ticks import after
 
 log = structlog.get_logger(__name__)
 
@@ -139,7 +140,7 @@ class Notifications:
                 if due or now >= look_at:
                     due.clear()
                     await self._look(connection)
-                    look_at = now + LOOK_AGAIN.total_seconds()
+                    look_at = after(now, LOOK_AGAIN)
                 # First what came with the answers to our own statements, of which the socket does not tell any more.
                 heard = await self._hear(connection, due, within=0)
                 if not heard:

@@ -13,15 +13,14 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from infrastructure.settings.environment import FILE, PREFIX, given
+from infrastructure.settings.bounces import BounceAddress, BounceSecrets, bounce_webhooks
+from infrastructure.settings.environment import FILE, PREFIX, BadSettings, given
 from infrastructure.settings.limits import DEFAULTS, Limits
 from infrastructure.settings.rates import Rate
 from infrastructure.settings.sender import split_sender
 from infrastructure.settings.values import (
     ANY_HOST,
     AlertUrl,
-    BounceAddress,
-    BounceSecrets,
     BrokerUrl,
     DatabaseUrl,
     DomainPolicy,
@@ -33,16 +32,17 @@ from infrastructure.settings.values import (
     MailServer,
     MasterKey,
     Networks,
+    PrivateNetworks,
     RedisUrl,
     Sender,
     ShortDuration,
     SmtpUrls,
     Token,
     WebUrl,
-    bounce_webhooks,
     host_name,
     mail_servers,
 )
+from infrastructure.settings.webhooks import WebhookEndpoint, WebhookSecrets, WebhookUrls, webhook_endpoints
 from infrastructure.settings.witnesses import Witnesses
 
 
@@ -143,6 +143,26 @@ class Settings(BaseModel):
     alert_url_file: Path | None = _file("alert_url")
     alert_dead_letters: int = Field(
         default=10, ge=1, le=1_000_000_000, description="dead letters at which `alert_url` is called", examples=["10"]
+    )
+    webhooks: WebhookUrls | None = Field(
+        default=None,
+        description="endpoints that integration events are sent to, each name=URL, separated by commas or line ends; "
+        "None: none",
+        examples=["app=https://app.example.org/registrar"],
+    )
+    webhooks_file: Path | None = _file("webhooks")
+    webhook_secrets: WebhookSecrets | None = Field(
+        default=None,
+        description="what calls of `webhooks` are signed with, each name=whsec_… or name=whsk_…; several of one name all "
+        "sign; None: none",
+        examples=["app=whsec_ with what `openssl rand -base64 32` prints"],
+    )
+    webhook_secrets_file: Path | None = _file("webhook_secrets")
+    webhook_networks: PrivateNetworks = Field(
+        default=(),
+        description="networks that are not public, in which `webhooks` may be called all the same, CIDR, separated by "
+        "commas",
+        examples=["127.0.0.0/8,10.1.2.0/24"],
     )
     checkpoint_dir: Path | None = Field(
         default=None,
@@ -305,6 +325,16 @@ class Settings(BaseModel):
     access_log: bool = Field(default=False, description="write a log line for each request", examples=["false"])
 
     @property
+    def webhook_endpoints(self) -> tuple[WebhookEndpoint, ...]:
+        """`webhooks` with their `webhook_secrets`, parsed.
+
+        Raises:
+            ValueError: one has no secret, or a secret is of none; not where `from_environment` has made the settings.
+        """
+        texts = ("" if one is None else one.get_secret_value() for one in (self.webhooks, self.webhook_secrets))
+        return webhook_endpoints(*texts)
+
+    @property
     def has_checkpoints(self) -> bool:
         """Is there a place, outside of the database, that checkpoints go to? Beside an embedded one there always is."""
         return self.database_url is None or self.checkpoint_dir is not None or self.checkpoint_url is not None
@@ -352,4 +382,11 @@ class Settings(BaseModel):
             f"{PREFIX}MASTER_KEY (or {PREFIX}MASTER_KEY_FILE) is missing, and {PREFIX}DATABASE_URL needs it; "
             "set it to what `openssl rand -hex 32` prints, and keep it as safe as the database."
         )
-        return found.settings(cls, missing=missing if with_secrets and databases and not keys else None)
+        settings = found.settings(cls, missing=missing if with_secrets and databases and not keys else None)
+        try:
+            _ = settings.webhook_endpoints
+        except ValueError as error:
+            raise BadSettings(
+                f"{PREFIX}WEBHOOK_SECRETS {error}; each endpoint has at least one, as in app=whsec_… or app=whsk_…."
+            ) from None
+        return settings

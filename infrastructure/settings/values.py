@@ -291,70 +291,29 @@ def _mailbox(value: object) -> object:
     return value
 
 
-LONGEST_BOUNCE_LOCAL_PART: Final = 15
-"""Characters of `BOUNCE_ADDRESS` before the @: with a plus sign and a token of 48 they are 64 (RFC 5321, 4.5.3.1.1)."""
-
-
-def _bounce_address(value: object) -> object:
-    address = _mailbox(value)
-    if isinstance(address, str) and len(address.rpartition("@")[0]) > LONGEST_BOUNCE_LOCAL_PART:
-        raise ValueError(f"has more than {LONGEST_BOUNCE_LOCAL_PART} characters before the @, where a token is added")
-    return address
-
-
-BOUNCE_PROVIDERS: Final = ("ses", "postmark", "mailgun", "sendgrid", "resend")
-BOUNCE_HEADERS: Final = {
-    "postmark": "X-PM-Metadata-registrar: {token}",
-    "mailgun": 'X-Mailgun-Variables: {"registrar":\r\n "{token}"}',
-    "sendgrid": 'X-SMTPAPI: {"unique_args": {"registrar":\r\n "{token}"}}',
-    "resend": "X-Entity-Ref-ID: {token}",
-}
-"""What a provider is to repeat in what it reports of a mail; SES repeats the envelope's sender."""
-
-SHORTEST_BOUNCE_SECRET: Final = 16
-"""Characters; some are passwords, at which anybody may guess."""
-
-
-def bounce_webhooks(text: str) -> dict[str, str]:
-    """Each provider and its secret, of `postmark=SECRET, mailgun=KEY`.
-
-    Raises:
-        ValueError: it is not written like this. The message completes "BOUNCE_WEBHOOKS …", and has no secret in it.
+def _networks(everything: str) -> BeforeValidator:
     """
-    found: dict[str, str] = {}
-    for one in filter(None, map(str.strip, re.split(r"[,\n]", text))):
-        provider, _, secret = (part.strip() for part in one.partition("="))
-        if provider not in BOUNCE_PROVIDERS or provider in found:
-            raise ValueError(
-                f"is not a list of providers, each once ({', '.join(BOUNCE_PROVIDERS)}), with = and a secret"
-            )
-        if len(secret) < SHORTEST_BOUNCE_SECRET:
-            raise ValueError(f"has a secret of fewer than {SHORTEST_BOUNCE_SECRET} characters")
-        found[provider] = secret
-    return found
+    Args:
+        everything: what is wrong with a network of all addresses.
+    """
 
+    def parse(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        networks = []
+        for number, text in enumerate(value.split(","), start=1):
+            try:
+                network = ipaddress.ip_network(text.strip())
+            except ValueError:
+                network = None
+            if text.strip() == "*" or (network is not None and network.prefixlen == 0):
+                raise ValueError(everything)
+            if network is None:
+                raise ValueError(f"entry {number} is not a network like 10.0.0.0/8 (no bits set beyond the prefix)")
+            networks.append(network)
+        return tuple(networks)
 
-def _bounce_webhooks(value: object) -> object:
-    if isinstance(value, str):
-        bounce_webhooks(value)
-    return value
-
-
-def _networks(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    networks = []
-    for number, text in enumerate(value.split(","), start=1):
-        try:
-            network = ipaddress.ip_network(text.strip())
-        except ValueError:
-            network = None
-        if text.strip() == "*" or (network is not None and network.prefixlen == 0):
-            raise ValueError("would trust everyone, so that anyone could forge any address; list the proxies' networks")
-        if network is None:
-            raise ValueError(f"entry {number} is not a network like 10.0.0.0/8 (no bits set beyond the prefix)")
-        networks.append(network)
-    return tuple(networks)
+    return BeforeValidator(parse)
 
 
 ANY_HOST: Final = "*"
@@ -403,7 +362,13 @@ def _domain_policy(value: object) -> object:
 DOMAIN_POLICIES: Final = ("off", "log", "hint", "refuse")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
+Networks = Annotated[
+    tuple[Network, ...],
+    _networks("would trust everyone, so that anyone could forge any address; list the proxies' networks"),
+]
+PrivateNetworks = Annotated[
+    tuple[Network, ...], _networks("would have every address called, this machine's own among them; list the networks")
+]
 HostNames = Annotated[tuple[str, ...], BeforeValidator(_host_names)]
 Duration = Annotated[timedelta, BeforeValidator(duration), _at_most(timedelta(days=366))]
 DurationOrNone = Annotated[timedelta, BeforeValidator(duration), _at_most(timedelta(days=366), or_none=True)]
@@ -418,8 +383,6 @@ AlertUrl = Annotated[SecretStr, BeforeValidator(_alert_url)]
 WebUrl = Annotated[str, BeforeValidator(_web_url)]
 ListenAddress = Annotated[Listen, BeforeValidator(_listen)]
 Mailbox = Annotated[str, BeforeValidator(_mailbox)]
-BounceAddress = Annotated[str, BeforeValidator(_bounce_address)]
-BounceSecrets = Annotated[SecretStr, BeforeValidator(_bounce_webhooks)]
 Sender = Annotated[str, BeforeValidator(_sender)]
 RedisUrl = Annotated[SecretStr, BeforeValidator(_redis_url)]
 DomainPolicy = Annotated[Literal["off", "log", "hint", "refuse"], BeforeValidator(_domain_policy)]

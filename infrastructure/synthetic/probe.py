@@ -26,6 +26,7 @@ from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.followers.leadership import while_touching
 from infrastructure.postgres.connection import Connection
 from infrastructure.synthetic import records
+from infrastructure.synthetic.erasing import Erase, erase_left
 
 log = structlog.get_logger(__name__)
 
@@ -40,9 +41,6 @@ DEADLINE: Final = timedelta(seconds=60)
 FIRST: Final = timedelta(seconds=2)
 """Least time from taking over to the first one: where everything is one process, it listens by then."""
 
-LATE: Final = timedelta(minutes=10)
-"""A request that was never answered is not carried out any later than that."""
-
 _LOOK: Final = timedelta(milliseconds=100)
 """Between two looks at what has not happened yet."""
 
@@ -52,9 +50,6 @@ Step = Literal["register", "mail", "verify", "activate"]
 
 OnEnd = Callable[[str, float], None]
 """Called with the outcome, `records.PASSED` or the `Step` that failed, and with what it took in seconds."""
-
-Erase = Callable[[UUID, UUID], Awaitable[bool]]
-"""Erases a registration under a correlation id; False: there is none."""
 
 
 class _Failed(Exception):
@@ -106,7 +101,7 @@ class Probe:
         """Until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
         earliest = self._first
         while True:
-            await while_touching(connection, self._clean_up(connection))
+            await while_touching(connection, erase_left(connection, self._erase))
             ago = await records.since_last(connection)
             wait = 0.0 if ago is None else self._every - ago
             await while_touching(connection, asyncio.sleep(max(wait, earliest)))
@@ -197,23 +192,6 @@ class Probe:
                 if found is not None:
                     return found[1]
         raise _Failed("there is no code in the mail")
-
-    async def _clean_up(self, connection: Connection) -> None:
-        """Erase what may be an account: that of the last run, and of those that a process did not survive."""
-        for registration_id, age in await records.not_erased(connection):
-            try:
-                erased = await self._erase(registration_id, uuid4())
-            except Exception as error:  # noqa: BLE001 - one that cannot be erased must not end the looking
-                log.error(  # noqa: TRY400 - the trace could carry values
-                    "synthetic.not_erased",
-                    registration_id=str(registration_id),
-                    error=type(error).__name__,
-                    hint="it is tried again after the next one",
-                )
-                continue
-            if erased or age > LATE.total_seconds():
-                await records.note_erased(connection, registration_id)
-        await records.forget_old(connection)
 
 
 async def _found(look: Callable[[], Awaitable[T | None]]) -> T:

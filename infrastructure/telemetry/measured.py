@@ -106,6 +106,11 @@ class Measured:
             "How often this process is to make a synthetic registration; 0: never",
             registry=registry,
         )
+        self._webhook_failing = Gauge(
+            "registrar_webhook_failing_seconds",
+            "For how long the endpoint of webhooks has failed that has failed for longest; 0: none fails",
+            registry=registry,
+        )
         self.backups()
         self.checkpoints()
         self.synthetic_age()
@@ -179,6 +184,10 @@ class Measured:
         """NaN: none ever has, as far as is known."""
         self._synthetic_age.set(seconds)
 
+    def webhook_failing(self, seconds: float = math.nan) -> None:
+        """NaN: not known."""
+        self._webhook_failing.set(seconds)
+
     def synthetic_interval(self, seconds: float) -> None:
         """From the begin of a synthetic registration to the begin of the next."""
         self._synthetic_interval.set(seconds)
@@ -220,3 +229,4 @@ class Measured:
         self.backups()
         self.checkpoints()
         self.synthetic_age()
+        self.webhook_failing()

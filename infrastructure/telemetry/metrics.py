@@ -42,7 +42,7 @@ PEOPLES: Final = {
 FAILURES: Final = (500, 503, 504)
 """The statuses that are our fault."""
 
-_OTHER_REQUESTS = 44
+_OTHER_REQUESTS = 42
 """Pairs of another route or status that are shown by themselves."""
 
 # The ends at 0.5, 5 and 60 s are those of the objectives (docs/monitoring.md).
@@ -159,6 +159,9 @@ class Metrics:
         self._spans_lost = Counter(
             "registrar_spans_lost_total", "Spans that no collector of traces has got", ["reason"], registry=registry
         )
+        self._webhooks = Counter(
+            "registrar_webhooks_total", "Calls of webhooks, by outcome", ["outcome"], registry=registry
+        )
         self._add_synthetic(registry)
 
     def _add_synthetic(self, registry: CollectorRegistry) -> None:
@@ -251,6 +254,10 @@ class Metrics:
     def alert(self, alert: str, outcome: str) -> None:
         """See `infrastructure.alerts.alerts.OnAttempt`."""
         self._alerts.labels(alert, outcome).inc()
+
+    def webhook(self, outcome: str) -> None:
+        """See `infrastructure.webhooks.delivery.OnAttempt`."""
+        self._webhooks.labels(outcome).inc()
 
     def spans_exported(self, spans: int) -> None:
         self._spans_exported.inc(spans)

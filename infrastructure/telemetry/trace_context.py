@@ -11,7 +11,8 @@ from contextvars import ContextVar
 from typing import Final, Protocol
 from uuid import UUID
 
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+from domain.recorded import TRACEPARENT
+
 # OpenTelemetry's own member of `tracestate`: the threshold and the random value of a sampling decision. Its syntax has
 # no room for anything that a client might want to say; that of the others has.
 _OT_MEMBER = re.compile(r"ot=(th:[0-9a-f]{1,14}(;rv:[0-9a-f]{14})?|rv:[0-9a-f]{14}(;th:[0-9a-f]{1,14})?)")
@@ -25,7 +26,7 @@ def parse_traceparent(header: bytes | None, state: bytes | None = None) -> str |
     if header is None or len(header) != TRACEPARENT_LENGTH:
         return None
     text = header.decode("latin-1")
-    if not _TRACEPARENT.fullmatch(text):
+    if not TRACEPARENT.fullmatch(text):
         return None
     if state:
         members = (member.strip() for member in state.decode("latin-1").split(","))
@@ -47,7 +48,7 @@ def headers_of_trace(trace: str | None) -> dict[str, str]:
 
 def is_context(trace: str) -> bool:
     """Is it one? What stands in a log that was imported may be anything."""
-    return _TRACEPARENT.fullmatch(trace, 0, TRACEPARENT_LENGTH) is not None and trace[TRACEPARENT_LENGTH:][:1] in {
+    return TRACEPARENT.fullmatch(trace, 0, TRACEPARENT_LENGTH) is not None and trace[TRACEPARENT_LENGTH:][:1] in {
         "",
         " ",
     }

@@ -19,8 +19,8 @@ log = structlog.get_logger(__name__)
 PATIENCE: Final = timedelta(seconds=2)
 """Of a loop that has not turned for so long, clients notice (docs/reliability.md, F13)."""
 
-LOOKS: Final = 4
-"""Within that time."""
+LOOKS: Final = 2
+"""Within that time. Each wakes up the loop, also at rest."""
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
+def of_process(fault: str) -> Mapping[str, str]:
+    """Settings of `process`, on top of the usual ones."""
+    return FAULTS[fault].process
+
+
+@pytest.fixture
 async def world(
     dsn: str,
     redis: PrivateRedis,
@@ -29,9 +35,9 @@ async def world(
     tmp_path: Path,
     reached_directory: Path,
     pytestconfig: pytest.Config,
-    fault: str,
+    of_process: Mapping[str, str],
 ) -> AsyncIterator[World]:
-    """The whole service, as the fault needs it, and a Prometheus that finds nothing wrong with it."""
+    """The whole service, and a Prometheus that finds nothing wrong with it."""
     prometheus.demand(pytestconfig)
-    async with worlds.opened(dsn, redis, killable_rabbit, tmp_path, reached_directory, FAULTS[fault].process) as world:
+    async with worlds.opened(dsn, redis, killable_rabbit, tmp_path, reached_directory, of_process) as world:
         yield world

@@ -18,6 +18,7 @@ from infrastructure.backup.records import Kind, note
 from infrastructure.postgres.connection import connect
 from tests.alerts.world import World
 from tests.support.broker import put
+from tests.support.endpoint_stub import LOOPBACK, SECRET
 from tests.support.facts import eventually
 from tests.support.log import query
 
@@ -131,6 +132,24 @@ async def mail_hangs(world: World) -> AsyncIterator[None]:
     yield
     world.webhook.heal()
     world.sink.heal()
+
+
+@fires(
+    "an endpoint of webhooks is away",
+    "EndpointFails",
+    WEBHOOKS="app=http://127.0.0.1:9/",
+    WEBHOOK_SECRETS=f"app={SECRET}",
+    WEBHOOK_NETWORKS=LOOPBACK,
+)
+@asynccontextmanager
+async def endpoint_away(world: World) -> AsyncIterator[None]:
+    """It is taken from the list in the end: to be there again, it would have to be this test's."""
+    await world.register()
+    yield
+    await query(
+        world.dsn,
+        "UPDATE webhooks SET disabled_at = now(), disabled_by = 'operator', term = term + 1 RETURNING name",
+    )
 
 
 async def holds(dsn: str, question: str, *parameters: object) -> bool:

@@ -27,6 +27,7 @@ AGES: Final = {
     "registrar_checkpoint_unpublished_seconds) > 60": "registrar_checkpoint_unpublished_seconds) > 10",
     "registrar_backup_age_seconds) > 2 * 86400": "registrar_backup_age_seconds) > 15",
     "registrar_drill_age_seconds) > 10 * 86400": "registrar_drill_age_seconds) > 15",
+    "registrar_webhook_failing_seconds) > 900": "registrar_webhook_failing_seconds) > 8",
     'le="60.0"': 'le="5.0"',
 }
 """Limits of ages in the rules, and here."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from tests.faults.chaos import Report, run
+from tests.faults.chaos import A_SECOND, Report, run
 from tests.faults.rebuilding import Outcome, on_servers_of_their_own
 from tests.support.rabbitmq import node
 
@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="of faults; healing and judging come on top  [10]")
     parser.add_argument("--seed", type=int, help="the same schedule of faults as another run  [random]")
     parser.add_argument("--broker", action="store_true", help="with mail over a RabbitMQ that is broken, too")
+    parser.add_argument("--people", type=float, default=A_SECOND, help="who come in a second  [2.5]")
     parser.add_argument("--reads", type=int, default=0, help="of as many, while read models are rebuilt, none may fail")
     arguments = parser.parse_args()
     seed = secrets.randbelow(10**6) if arguments.seed is None else arguments.seed
@@ -39,7 +40,11 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="registrar-chaos-"))
     failed = False
     try:
-        report = asyncio.run(_until_told_otherwise(seed, arguments.minutes * 60, directory, broker=arguments.broker))
+        report = asyncio.run(
+            _until_told_otherwise(
+                seed, arguments.minutes * 60, directory, broker=arguments.broker, people=arguments.people
+            )
+        )
         failed = bool(report.violations)
         print(report, flush=True)
         if arguments.reads:
@@ -66,13 +71,15 @@ async def _rebuilding(reads: int, directory: Path) -> Outcome:
         return await on_servers_of_their_own(directory, Path(reached), rebuilds=REBUILDS, reads=reads, say=say)
 
 
-async def _until_told_otherwise(seed: int, seconds: float, directory: Path, *, broker: bool) -> Report:
+async def _until_told_otherwise(seed: int, seconds: float, directory: Path, *, broker: bool, people: float) -> Report:
     """SIGTERM ends it as Ctrl-C does: everything that was started is ended."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with tempfile.TemporaryDirectory() as reached, node() if broker else nullcontext() as rabbit:
-        return await run(seed, seconds, directory=directory, reached=Path(reached), rabbit=rabbit, say=say)
+        return await run(
+            seed, seconds, directory=directory, reached=Path(reached), rabbit=rabbit, people=people, say=say
+        )
 
 
 def say(what: str) -> None:

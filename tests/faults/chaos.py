@@ -26,11 +26,14 @@ from tests.faults.fleet import Fleet, NodeKind, unsettled
 from tests.faults.invariants import Violation, check
 from tests.faults.journal import Kind
 from tests.faults.nemesis import PROGRESS_WITHIN, BrokerOnTheWay, Nemesis, Sink, Tally
+from tests.faults.noted_spans import noted_in
 from tests.faults.people import MARKS, Crowd, Inbox
 from tests.faults.scene import Scene
 from tests.faults.schedule import Planned, nodes_of, schedule
 from tests.faults.shell import Shell
 from tests.faults.tap import Tap
+from tests.faults.traces import Killed, Traces, judge
+from tests.support.collector import Collector, collecting
 from tests.support.facts import eventually
 from tests.support.log import by_way_of, proxy_to
 from tests.support.postgres import SURVIVES_KILLS, server
@@ -52,6 +55,8 @@ WARM_UP: Final = 10.0
 SETTLED_WITHIN: Final = 300.0
 RETRY_EVERY: Final = 20.0
 CALM_WITHIN: Final = 60.0
+READ_BACK_WITHIN: Final = 600.0
+"""Registrations expire meanwhile, and are to be read when none does."""
 
 PULSE: Final = 0.1
 STARVED: Final = 0.25
@@ -59,6 +64,8 @@ STARVED: Final = 0.25
 
 RIGHTLY_SAID: Final = "broker.away"
 """An error that a node may speak of: five tries to connect have failed, and somebody is to look at the broker."""
+
+NEVER_SAID: Final = frozenset({"follower.batch_failed", "tracing.spans_lost"})
 
 FED_AFTER: Final = 5.0
 STARVING: Final = "the machine is too busy"
@@ -81,6 +88,7 @@ class Report:
     registrations: int
     events: int
     mails: int
+    traces: Traces
     remarks: Sequence[str] = ()
 
     def outcomes(self, kind: Kind) -> Counter[str]:
@@ -94,7 +102,7 @@ class Report:
         ]
         lines += [f"  {kind:10} {outcome:32} {count:6}" for (kind, outcome), count in sorted(self.operations.items())]
         lines += [f"  {kind:24} {one.effective:4} of {one.planned}" for kind, one in sorted(self.faults.items())]
-        lines += [f"  {remark}" for remark in self.remarks]
+        lines += [f"  {remark}" for remark in (*self.remarks, self.traces)]
         lines += [f"{len(self.violations)} violations", *(f"  {violation}" for violation in self.violations)]
         return "\n".join(lines)
 
@@ -107,6 +115,7 @@ async def run(
     reached: Path,
     rabbit: PrivateRabbit | None = None,
     planned: Sequence[Planned] | None = None,
+    people: float = A_SECOND,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Break everything for `seconds` while people register, heal it, let all settle, and judge.
@@ -116,14 +125,15 @@ async def run(
         reached: see `tests.faults.reached`.
         rabbit: a running node that the mail goes over, and that is broken, too.
         planned: what is done instead of the seed's `schedule`; it takes about `seconds`.
+        people: who come in a second.
         say: told what is being done.
     """
     began = time.monotonic()
     chance = random.Random(f"people of {seed}")  # noqa: S311 - repeatable
-    async with _stage(seconds, directory, reached, rabbit, say) as nemesis:
+    async with _stage(seconds, directory, reached, rabbit, say) as (nemesis, collector):
         scene = nemesis.scene
         client = scene.client_of(*(one for one in scene.fleet.nodes if one.kind == "serve"), timeout=REQUEST_TIMEOUT)
-        crowd = Crowd(client, Inbox(scene.sink), chance, a_second=A_SECOND)
+        crowd = Crowd(client, Inbox(scene.sink), chance, a_second=people)
         async with asyncio.TaskGroup() as group:
             watching = [group.create_task(_watch(scene)), group.create_task(_feel_the_pulse(scene))]
             crowding = group.create_task(crowd.run())
@@ -140,7 +150,8 @@ async def run(
             for task in watching:
                 task.cancel()
         evidence = await _evidence(nemesis, directory)
-        violations = [*nemesis.wrong, *_idle(nemesis.faults), *_complaints(scene), *check(evidence)]
+        traces = await _traces(scene.fleet, collector, evidence)
+        violations = [*nemesis.wrong, *_idle(nemesis.faults), *_complaints(scene), *check(evidence), *traces.violations]
         if violations:
             _keep(evidence, scene, directory)
         return Report(
@@ -152,6 +163,7 @@ async def run(
             registrations=len({event for event, _ in evidence.issues}),
             events=evidence.head,
             mails=len(evidence.mails),
+            traces=traces,
             remarks=[
                 settled,
                 f"{crowd.turned_away} people found it full",
@@ -163,8 +175,8 @@ async def run(
 @asynccontextmanager
 async def _stage(
     seconds: float, directory: Path, reached: Path, rabbit: PrivateRabbit | None, say: Callable[[str], None]
-) -> AsyncIterator[Nemesis]:
-    """Everything up, and each process with a proxy of its own before the database; all gone at the end."""
+) -> AsyncIterator[tuple[Nemesis, Collector]]:
+    """Everything up, each process with a proxy of its own before the database, and a collector; all gone at the end."""
     with server(SURVIVES_KILLS, prefix="registrar-chaos-") as postgres:
         async with AsyncExitStack() as stack:
             sink = await stack.enter_async_context(Sink())
@@ -172,14 +184,18 @@ async def _stage(
             proxies = {name: await stack.enter_async_context(proxy_to(postgres.dsn)) for name in names}
             broker = await stack.enter_async_context(_by_way_of_a_proxy(rabbit)) if rabbit is not None else None
             lives = {"otp_ttl": f"{max(60, seconds / 6):g}", "registration_ttl": f"{max(100, seconds / 2):g}"}
+            collector = stack.enter_context(collecting())
             over = {"broker_url": broker.url} if broker is not None else {}
-            fleet = Fleet(postgres.dsn, sink.port, directory=directory, reached=reached, **SETTINGS, **lives, **over)
+            settings = SETTINGS | lives | over | {"otlp_endpoint": collector.url}
+            spans = directory / "spans"
+            spans.mkdir()
+            fleet = Fleet(postgres.dsn, sink.port, directory=directory, reached=reached, spans=spans, **settings)
             scene = await stack.enter_async_context(Scene.on(fleet, sink))
             for name in names:
                 added = await fleet.add(_kind_of(name), dsn=by_way_of(proxies[name], postgres.dsn))
                 assert added.name == name
             await fleet.until_it_leads()
-            yield Nemesis(scene, sink, postgres, proxies, say, broker)
+            yield Nemesis(scene, sink, postgres, proxies, say, broker), collector
 
 
 @asynccontextmanager
@@ -250,13 +266,13 @@ async def _calm_down(scene: Scene) -> None:
 
 
 def _complaints(scene: Scene) -> list[Violation]:
-    """What the nodes themselves call an error, and events that could not be applied: there is nothing wrong with
-    any."""
+    """What the nodes themselves call an error, events that could not be applied, and spans that the collector did not
+    get: there is nothing wrong with any."""
     found = Counter(
         (one.name, entry["event"])
         for one in scene.fleet.nodes
         for entry in map(json.loads, filter(lambda line: line.startswith("{"), one.written.splitlines()))
-        if entry["level"] in {"error", "critical"} or entry["event"] == "follower.batch_failed"
+        if entry["level"] in {"error", "critical"} or entry["event"] in NEVER_SAID
         if entry["event"] != RIGHTLY_SAID
     )
     return [Violation("log", f"{node} says {event} {count} times") for (node, event), count in found.items()]
@@ -277,13 +293,22 @@ async def _evidence(nemesis: Nemesis, directory: Path) -> Evidence:
         nemesis.say("everything is read back")
         return evidence if min(evidence.followers.values()) == evidence.head else None
 
-    evidence: Evidence = await eventually(quiet, within=120, every=0.5)
+    evidence: Evidence = await eventually(quiet, within=READ_BACK_WITHIN, every=0.5)
     return replace(
         evidence,
         texts={**evidence.texts, **await asyncio.to_thread(_texts_of_services, nemesis)},
         # What all that is personal contains, in place of thousands of words to look for.
         canaries=[*MARKS, *(canary for canary in evidence.canaries if canary.kind == "code")],
     )
+
+
+async def _traces(fleet: Fleet, collector: Collector, evidence: Evidence) -> Traces:
+    """What the collector has in the end: who stops in order exports what is left."""
+    await fleet.stop()
+    assert fleet.spans is not None
+    killed = {process: Killed(node.name, at) for node in fleet.nodes for process, at in node.killed.items()}
+    exported = {span.span_id for span in collector.spans}
+    return judge(noted_in(fleet.spans), exported, evidence.log, killed, evidence.faults)
 
 
 def _texts_of_services(nemesis: Nemesis) -> dict[str, str]:

@@ -18,6 +18,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ from entrypoints.queries.followers import followers_with
 from infrastructure.settings.settings import Settings
 from tests.faults.evidence import MASTER_KEY, HealthSample, Moment, ResourceSample
 from tests.faults.journal import Faults
+from tests.faults.noted_spans import NOTED_IN
 from tests.support.facts import eventually
 from tests.support.http import ANY_NUMBER, NO_TLS
 from tests.support.log import by_way_of, proxy_to, query
@@ -72,6 +74,7 @@ class Node:
         log: everything that it wrote, over all its lives.
         url: where the API answers; the port stays the same over all lives.
         exits: exit status of each life that is over.
+        killed: when each process was killed, in seconds since 1970, by its id.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Node:
         self.environment = dict(environment)
         self.log = directory / f"{name}.log"
         self.exits: list[int] = []
+        self.killed: dict[int, float] = {}
         self._reached = reached
         self._command = command
         self._faults = faults
@@ -191,6 +195,7 @@ class Node:
     async def kill(self) -> None:
         """SIGKILL, and certain that it was that."""
         self._fails("dies")
+        self.killed[self.pid] = time.time()
         self.signal(signal.SIGKILL)
         await self.dies()
 
@@ -251,10 +256,20 @@ class Fleet:
         smtp_port: of the mail server on 127.0.0.1.
         directory: for logs.
         reached: where crash points are noted (fixture `reached_directory`).
+        spans: where nodes note their spans (`tests.faults.noted_spans`); None: they do not.
         settings: of every node, lower-case and without prefix: `send_timeout="2"`.
     """
 
-    def __init__(self, dsn: str, smtp_port: int, *, directory: Path, reached: Path, **settings: str) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        smtp_port: int,
+        *,
+        directory: Path,
+        reached: Path,
+        spans: Path | None = None,
+        **settings: str,
+    ) -> None:
         self.dsn = dsn
         self.nodes: list[Node] = []
         self.health: list[HealthSample] = []
@@ -263,6 +278,7 @@ class Fleet:
         self._smtp_port = smtp_port
         self._directory = directory
         self._reached = reached
+        self.spans = spans
         self._settings = {"send_timeout": "2", "log_format": "json", "admin_token": TOKEN} | settings
 
     async def serve(self, **options: Any) -> Node:
@@ -304,7 +320,7 @@ class Fleet:
         node = Node(
             name,
             kind,
-            inherited | chosen | dict(environment or {}),
+            inherited | chosen | self._noting | dict(environment or {}),
             self._directory,
             self._reached,
             # Forked where it is the same from its first line on as what would be started.
@@ -313,6 +329,10 @@ class Fleet:
         )
         self.nodes.append(node)
         return await node.start(armed=armed, wait=wait)
+
+    @property
+    def _noting(self) -> dict[str, str]:
+        return {} if self.spans is None else {NOTED_IN: str(self.spans)}
 
     def settings(self, *, dsn: str | None = None, smtp_port: int | None = None, **settings: str) -> dict[str, str]:
         """Environment variables of a node; arguments as of `add`."""
@@ -390,6 +410,13 @@ class Fleet:
                     status, state = answer.status_code, answer.json()["status"]
                 self.health.append(HealthSample(at, node.name, probe, status, state, datetime.now(UTC) - at))
 
+    async def stop(self) -> None:
+        """Ask the nodes that run to stop (SIGTERM); all of them have to exit with 0."""
+        running = [node for node in self.nodes if node.is_running]
+        for node in running:
+            node.signal(signal.SIGTERM)
+        assert {node.name: await node.ends() for node in running} == {node.name: 0 for node in running}
+
     def measure(self, moment: Moment) -> None:
         """Note what every running node takes, for I11: "before" any fault, "during", and "after" healing."""
         for node in self.nodes:
@@ -415,10 +442,7 @@ class Fleet:
     ) -> None:
         try:
             if error is None:
-                running = [node for node in self.nodes if node.is_running]
-                for node in running:
-                    node.signal(signal.SIGTERM)
-                assert {node.name: await node.ends() for node in running} == {node.name: 0 for node in running}
+                await self.stop()
         finally:
             for node in self.nodes:
                 node.end_at_once()

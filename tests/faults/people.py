@@ -34,7 +34,9 @@ MARKS: Final = (
 """What everything personal of theirs contains: to look for these is to look for all of it."""
 
 SHARED_ADDRESSES: Final = 12
-MOST_AT_ONCE: Final = 400
+MOST_AT_ONCE: Final = 160
+"""Times as many as come in a second."""
+
 _WAITS_FOR_MAIL: Final = 90.0
 _TIRED_AFTER: Final = 12
 
@@ -83,7 +85,7 @@ class Crowd:
             there: set[asyncio.Task[None]] = set()
             while not await self._pause(self._chance.expovariate(self._a_second)):
                 number += 1
-                if len(there) >= MOST_AT_ONCE:
+                if len(there) >= MOST_AT_ONCE * self._a_second:
                     self.turned_away += 1
                     continue
                 chance = random.Random(self._chance.random())  # noqa: S311 - repeatable

@@ -101,6 +101,9 @@ _DETAILS: Final[dict[FaultKind, tuple[str, ...]]] = {
 
 QUIET: Final = 10.0
 CRASH_LOOP: Final = 24.0
+WHOLE: Final = 120.0
+"""A run of at least so many seconds has quiet times and a crash loop of their whole length; in a shorter one they are
+shorter in proportion, so that there is room for every kind of fault."""
 _FAULTS_IN_A_ROW: Final = (9, 13)
 _BETWEEN: Final = (0.7, 3.0)
 
@@ -135,18 +138,19 @@ def schedule(seed: int, seconds: float, *, broker: bool = False) -> list[Planned
     chance = random.Random(seed)  # noqa: S311 - repeatable
     cards = _cards(chance, WEIGHTS | BROKER_WEIGHTS if broker else WEIGHTS)
     nodes = nodes_of(broker=broker)
+    quiet, loop = (min(1.0, seconds / WHOLE) * lasts for lasts in (QUIET, CRASH_LOOP))
     planned: list[Planned] = []
     at, looped = 0.0, False
     while at < seconds:
         row = list(_row(chance, cards, nodes, most=seconds - at))
         began = [sum(one.after for one in row[: number + 1]) for number in range(len(row))]
-        planned += [*row, Planned(0.0, "quiet", lasts=QUIET)]
-        at += max((begin + one.lasts for begin, one in zip(began, row, strict=True)), default=0.0) + QUIET
+        planned += [*row, Planned(0.0, "quiet", lasts=quiet)]
+        at += max((begin + one.lasts for begin, one in zip(began, row, strict=True)), default=0.0) + quiet
         if not looped and seconds / 3 <= at < seconds:
             looped = True
-            planned += [Planned(0.0, "crash loop", lasts=CRASH_LOOP, detail=str(chance.getrandbits(32)))]
-            planned += [Planned(0.0, "quiet", lasts=QUIET)]
-            at += CRASH_LOOP + QUIET
+            planned += [Planned(0.0, "crash loop", lasts=loop, detail=str(chance.getrandbits(32)))]
+            planned += [Planned(0.0, "quiet", lasts=quiet)]
+            at += loop + quiet
     return planned
 
 

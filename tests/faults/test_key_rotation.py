@@ -34,7 +34,7 @@ from tests.support.log import query
 from tests.support.service import open_service
 
 OLD, NEXT = "ab" * 32, "cd" * 32
-KILLS = 20
+KILLS, MOST_KILLS = 8, 20
 PEOPLE = 1_500  # three batches, so that one is done and one is not when it is killed
 POINTS: list[CrashPoint] = ["rotation.begun", "rotation.mid_batch", "rotation.after_batch", "rotation.before_end"]
 
@@ -87,13 +87,13 @@ class Rotation:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.fault("A20")
-async def test_a_rotation_that_is_killed_twenty_times_is_resumed_and_ends(
-    dsn: str, store: EventStore, reached_directory: Path
+async def test_a_rotation_that_is_killed_again_and_again_is_resumed_and_ends(
+    dsn: str, store: EventStore, reached_directory: Path, full_size: bool
 ) -> None:
     people = await recorded(dsn, store)
     rotation, dice = Rotation(dsn, reached_directory), random.Random(12)  # noqa: S311 - dice
     erased: set[UUID] = set()
-    for number in range(KILLS):
+    for number in range(MOST_KILLS if full_size else KILLS):
         if number >= len(POINTS):  # by then one run has come to its end, but for the last step
             await _back_to_the_old(dsn)
         code, said = await rotation.run(POINTS[number % len(POINTS)])

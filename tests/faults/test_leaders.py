@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import count, groupby
 from typing import Any
+from uuid import uuid4
 
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -22,10 +23,11 @@ from infrastructure.followers.leadership import lead
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.relay import Relay
 from infrastructure.followers.turns import Turns
+from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 from infrastructure.settings.limits import parse_limit
 from infrastructure.settings.settings import Settings
-from projections.deadlines import Deadlines
+from projections.deadlines import Deadlines, DueLook
 from tests.faults.scene import Scene
 from tests.integration.test_follower import end, running
 from tests.support.facts import (
@@ -225,6 +227,29 @@ async def test_a_saga_that_loses_its_session_while_a_command_runs_has_its_effect
         await eventually(lambda: query(dsn, "SELECT 1 FROM followers WHERE name = 'mail-saga' AND position > 0"))
     assert runs == 2
     assert await query(dsn, activated) == [(1,)]
+
+
+async def test_a_saga_at_rest_looks_when_the_next_deadline_is_due(store: EventStore, dsn: str) -> None:
+    service, notifications, looks = InMemoryService(), Notifications(dsn), 0
+
+    async def due_soon(_connection: Connection, upto: datetime, _limit: int) -> list[DueLook]:
+        nonlocal looks
+        looks += 1
+        soon = service.clock() + timedelta(milliseconds=20)
+        assert soon <= upto
+        return [DueLook(uuid4(), uuid4(), 1, None, soon)]
+
+    saga = ProcessManager(
+        store=store,
+        tail=store,
+        handlers=service.process(store),
+        notifications=notifications,
+        clock=service.clock,
+        policy=service.policy,
+        due=due_soon,
+    )
+    async with running(notifications.run()), running(lead(saga, dsn)):
+        await eventually(lambda: looks >= 20, within=20)  # every three seconds it would take a minute
 
 
 NOW = timedelta(0)

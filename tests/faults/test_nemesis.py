@@ -1,4 +1,4 @@
-"""The nemesis: its schedule, and two minutes of it (`make chaos` runs it for longer)."""
+"""The nemesis: its schedule, and a minute of it, or two (`--full-size`; `make chaos` runs it for longer)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from tests.faults.chaos import run
 from tests.faults.schedule import BROKER_WEIGHTS, NODES, QUIET, WEIGHTS, WORKERS, killings, schedule
 from tests.support.rabbitmq import PrivateRabbit
 
+HALF_A_MINUTE = 30.0
 A_MINUTE = 60.0
 TWO_MINUTES = 120.0
+SEED = 17
 
 
 # --- The schedule ---------------------------------------------------------------------------------
@@ -32,6 +34,10 @@ def test_two_minutes_have_room_for_every_kind_of_fault_a_crash_loop_and_quiet_ti
     assert kinds["crash loop"] == 1
     assert kinds["quiet"] >= 3
     assert planned[-1].kind == "quiet"  # so that it ends healed
+
+
+def test_the_minute_that_is_run_here_has_every_kind_of_fault_too() -> None:
+    assert {one.kind for one in schedule(SEED, A_MINUTE)} == {*WEIGHTS, "crash loop", "quiet"}
 
 
 def test_a_long_schedule_deals_every_kind_by_its_weight_to_every_node() -> None:
@@ -66,10 +72,11 @@ def test_a_schedule_takes_about_as_long_as_was_asked_for() -> None:
 @pytest.mark.minutes
 @pytest.mark.timeout(1200)
 @pytest.mark.fault("A17")
-async def test_whatever_is_killed_paused_or_cut_off_for_two_minutes_nothing_is_lost_doubled_or_stuck(
-    tmp_path: Path, reached_directory: Path
+async def test_whatever_is_killed_paused_or_cut_off_nothing_is_lost_doubled_or_stuck(
+    tmp_path: Path, reached_directory: Path, full_size: bool
 ) -> None:
-    report = await run(17, TWO_MINUTES, directory=tmp_path, reached=reached_directory)
+    seconds = TWO_MINUTES if full_size else A_MINUTE
+    report = await run(SEED, seconds, directory=tmp_path, reached=reached_directory)
 
     assert not report.violations, f"{report}\nThe journal, the log and the faults are in {tmp_path}."
     assert report.faults.keys() == {*WEIGHTS, "crash loop"}
@@ -81,12 +88,12 @@ async def test_whatever_is_killed_paused_or_cut_off_for_two_minutes_nothing_is_l
 @pytest.mark.minutes
 @pytest.mark.timeout(1200)
 @pytest.mark.fault("A17")
-async def test_whenever_relay_workers_and_broker_are_killed_for_a_minute_nothing_is_lost_doubled_or_stuck(
-    own_rabbit: PrivateRabbit, tmp_path: Path, reached_directory: Path
+async def test_whenever_relay_workers_and_broker_are_killed_nothing_is_lost_doubled_or_stuck(
+    own_rabbit: PrivateRabbit, tmp_path: Path, reached_directory: Path, full_size: bool
 ) -> None:
-    report = await run(
-        17, A_MINUTE, directory=tmp_path, reached=reached_directory, rabbit=own_rabbit, planned=killings(17, A_MINUTE)
-    )
+    seconds = A_MINUTE if full_size else HALF_A_MINUTE
+    planned = killings(SEED, seconds)
+    report = await run(SEED, seconds, directory=tmp_path, reached=reached_directory, rabbit=own_rabbit, planned=planned)
 
     assert not report.violations, f"{report}\nThe journal, the log and the faults are in {tmp_path}."
     assert report.faults.keys() == {"crash loop"}

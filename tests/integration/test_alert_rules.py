@@ -93,6 +93,7 @@ USUAL: Final[Mapping[str, Values]] = {
     f'registrar_synthetic_total{{outcome="passed",{SERVE}}}': counter(1, 1),
     f'registrar_synthetic_total{{outcome="mail",{SERVE}}}': steady(3),
     f'registrar_alerts_total{{alert="circuit-open",outcome="failed",{SERVE}}}': steady(1),
+    f"registrar_webhook_failing_seconds{{{SERVE}}}": steady(600),
 }
 
 
@@ -237,6 +238,7 @@ FAULTS: Final[Mapping[str, Fault]] = {
         {f'registrar_alerts_total{{alert="circuit-open",outcome="failed",{SERVE}}}': counter(0, 1)},
         {("RegistrarWebhookFails", TICKET)},
     ),
+    "an endpoint of webhooks fails": one("RegistrarEndpointFails", TICKET, "registrar_webhook_failing_seconds{", 0, 1000),
     "synthetic registrations fail": one("RegistrarSyntheticFails", PAGE, "registrar_synthetic_age_seconds{", 50, 900),
     "of synthetic registrations two an hour have failed": Fault(
         synthetic(1800, gauge(1700, 3700), ["_"] * BEGINS + ["2"] * (LAST - BEGINS + 1)), {("RegistrarSyntheticFails", PAGE)}

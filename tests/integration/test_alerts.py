@@ -517,8 +517,9 @@ _STANDS_BY = """
 
 @pytest.mark.slow
 async def test_a_dead_letter_and_a_server_that_is_away_reach_the_webhook_and_so_does_their_end(
-    dsn: str, stub: WebhookStub
+    dsn: str, stub: WebhookStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(Alerts.__init__.__kwdefaults__, "look_every", timedelta(milliseconds=200))
     async with SmtpStub() as smtp:
         url = f"smtp://127.0.0.1:{smtp.port}"
         async with open_api(

@@ -797,8 +797,7 @@ async def test_the_document_describes_every_route_with_its_problems(idle: Api) -
     }
     assert apart == document
     post = document["paths"]["/v1/registrations"]["post"]
-    body = post["requestBody"]["content"]["application/json"]
-    assert set(body["schema"]["properties"]) == {"email", "name", "password", "locale"}
+    assert _fields_of(post, document) == {"email", "name", "password", "locale"}
     assert post["responses"]["422"]["content"]["application/problem+json"]["examples"].keys() == {
         "invalid-request",
         "idempotency-key-reused",
@@ -807,11 +806,15 @@ async def test_the_document_describes_every_route_with_its_problems(idle: Api) -
     assert references <= set(document["components"]["schemas"])
     assert "HTTPValidationError" not in references
     retry = document["paths"]["/v1/admin/mail/retry"]["post"]
-    body = retry["requestBody"]["content"]["application/json"]
-    assert set(body["schema"]["properties"]) == {"failure", "cursor", "limit"}
+    assert _fields_of(retry, document) == {"failure", "cursor", "limit"}
     assert {"200", "401", "408", "413", "415", "422"} <= set(retry["responses"])
     listed = document["paths"]["/v1/admin/mail"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert str(listed).count("#/components/schemas/") == 2
+
+
+def _fields_of(operation: Any, document: Any) -> set[str]:
+    name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    return set(document["components"]["schemas"][name]["properties"])
 
 
 async def _document_of(app: FastAPI) -> Any:
@@ -968,7 +971,7 @@ async def test_below_a_path_every_address_that_is_told_leads_back(dsn: str, pass
         assert (await api.http.get(there, params={"min_position": position})).status_code == 200
 
         document = (await api.http.get(f"{passed_on}/openapi.json")).json()
-        assert document["servers"] == [{"url": "/accounts"}]
+        assert [server["url"] for server in document["servers"]] == ["/accounts"]
         pages = {page: await api.http.get(f"{passed_on}{page}") for page in ("/docs", "/docs/start.js", "/mailbox")}
         for page in pages.values():
             assert page.status_code == 200

@@ -286,8 +286,8 @@ ALL = "^registrar|^amq.default$"
 
 
 def printed() -> list[list[str]]:
-    """What README.md and then deploy/ tell to run: arguments of `rabbitmqctl`."""
-    said = (ROOT / name for name in ("README.md", "deploy/registrar@.service"))
+    """What docs/operating.md and then deploy/ tell to run: arguments of `rabbitmqctl`."""
+    said = (ROOT / name for name in ("docs/operating.md", "deploy/registrar@.service"))
     lines = [
         line for file in said for line in re.findall(r"^(?:sudo|#  ) rabbitmqctl (.*)$", file.read_text(), re.MULTILINE)
     ]
@@ -308,7 +308,7 @@ async def test_who_runs_what_is_printed_has_users_that_can_do_their_part(rabbit:
     mq = f"127.0.0.1:{rabbit.port}"
     try:
         async with (
-            running(url_printed("README.md", mq), reader.consumer) as working,
+            running(url_printed("docs/operating.md", mq), reader.consumer) as working,
             running(url_printed("deploy/registrar@.service", mq), topology=None) as looking,
         ):
             await publish(working, b"mail")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from entrypoints.bootstrap.erasures import note_key
 from entrypoints.bootstrap.replay import READ_MODELS, rebuilder, verifier
 from infrastructure.audit.erasures import Erasure, write_to
 from infrastructure.audit.verification import verify
+from infrastructure.circuits import Circuits
 from infrastructure.crypto.keyring import open_root_secret
 from infrastructure.crypto.master_keys import MasterKeys
 from infrastructure.followers.leadership import lead
@@ -103,6 +105,7 @@ FOLLOW = {
     "silence an alert": "DELETE FROM alerts",
     "forge a verification": "UPDATE verifications SET differences = 0",
 }
+READ_A_CODE = {"read a synthetic code": "SELECT mail FROM synthetic_registrations"}
 SEND = {
     "claim a mail": "INSERT INTO send_claims VALUES (gen_random_uuid(), 1, gen_random_uuid(), now())",
     "close a circuit": "UPDATE circuits SET state = 'closed'",
@@ -114,11 +117,13 @@ EXPECTED = (
     psycopg.errors.InvalidFunctionDefinition,  # another language than the function's own is refused to the owner, too
 )
 FORBIDDEN: dict[str, dict[str, str]] = {
-    "api": HISTORY | READ_MODELS_CHANGE | FOLLOW | SEND,
+    "api": HISTORY | READ_MODELS_CHANGE | FOLLOW | SEND | READ_A_CODE,
     "worker": HISTORY
     | READ_MODELS_CHANGE
     | FOLLOW
+    | READ_A_CODE
     | {
+        "forge a synthetic success": "UPDATE synthetic_registrations SET outcome = 'passed'",
         "make a key": "INSERT INTO personal_keys VALUES (gen_random_uuid(), '')",
         "erase somebody": "DELETE FROM personal_keys",
         "settle a restore": "UPDATE restores SET settled_at = now()",
@@ -131,6 +136,7 @@ FORBIDDEN: dict[str, dict[str, str]] = {
     | READ_MODELS_CHANGE
     | FOLLOW
     | SEND
+    | READ_A_CODE
     | {
         "read personal keys": "SELECT * FROM personal_keys",
         "erase somebody": "DELETE FROM personal_keys",
@@ -141,6 +147,7 @@ FORBIDDEN: dict[str, dict[str, str]] = {
     | READ_MODELS_CHANGE
     | FOLLOW
     | SEND
+    | READ_A_CODE
     | {
         "read personal keys": "SELECT * FROM personal_keys",
         "erase somebody": "DELETE FROM personal_keys",
@@ -309,6 +316,7 @@ async def test_api_and_process_serve_a_registration_from_its_request_to_its_eras
 
 
 async def test_a_worker_sends_and_records_mails_with_its_role(owned: str, broker_url: str, tmp_path: Path) -> None:
+    soon_probed = partial(Circuits, open_for=timedelta(seconds=1))  # after the one refusal below
     async with SmtpStub() as sink:
         smtp = f"smtp://127.0.0.1:{sink.port}?starttls=never"
         each = {"broker_url": broker_url, "smtp_urls": smtp}
@@ -316,7 +324,10 @@ async def test_a_worker_sends_and_records_mails_with_its_role(owned: str, broker
         async with (
             open_service(settings(as_role(owned, "process"), str(tmp_path), **each), follows=True),
             open_service(
-                settings(as_role(owned, "worker"), str(tmp_path), **each), follows=False, works=True
+                settings(as_role(owned, "worker"), str(tmp_path), **each),
+                follows=False,
+                works=True,
+                circuits=soon_probed,
             ) as worker,
             open_api(as_role(owned, "api"), follows=False, broker_url=broker_url) as api,
         ):

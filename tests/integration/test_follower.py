@@ -422,6 +422,25 @@ async def test_what_was_read_while_a_failover_was_told_is_read_anew(
     assert ([row.position for row in rows], seen, next(reads)) == ([1], 1, 2)
 
 
+async def test_followers_that_look_at_once_for_more_share_a_look(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await append(store, claimed())
+    tail, read, reads = LogTail(store), store.read, count()
+    await tail.read(0, 10)
+
+    async def read_as_before(*arguments: Any) -> Any:
+        next(reads)
+        return await read(*arguments)
+
+    monkeypatch.setattr(store, "read", read_as_before)
+
+    found = await asyncio.gather(*(tail.read(1, 10) for _ in range(9)))
+
+    # One had begun before the others came, and may have missed what they are to see.
+    assert (found, next(reads)) == ([([], 1)] * 9, 2)
+
+
 @pytest.mark.parametrize("lost_first", [True, False])
 async def test_what_was_read_before_a_failover_is_not_taken_for_what_the_log_holds_since(
     store: EventStore, lost_first: bool

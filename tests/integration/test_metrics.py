@@ -72,6 +72,8 @@ def every_label_has_every_value(metrics: Metrics) -> None:
     alerts = re.findall(r"^\| `([a-z-]+)` \| ", (ROOT / "docs" / "alerts.md").read_text(), re.MULTILINE)
     for alert, outcome in product(alerts, ("told", "failed")):
         metrics.alert(alert, outcome)
+    metrics.webhook("delivered")
+    metrics.webhook("failed")
     for doubt in ("misspelt-domain", "disposable-domain"):
         metrics.doubtful_address(doubt, "hint")
     for name in names_of_followers([one.name for one in PROJECTIONS], publishes=True):

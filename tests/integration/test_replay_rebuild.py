@@ -17,6 +17,7 @@ from application.ports import Unavailable, entries_of
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.postgres.connection import Connection
+from infrastructure.replay import sessions
 from infrastructure.replay.claim import claimed
 from infrastructure.replay.comparison import MASKED, ROW
 from infrastructure.replay.progress import Doing
@@ -360,8 +361,9 @@ async def test_the_copy_before_the_last_is_dropped(operator: Operator, connectio
 
 @pytest.mark.usefixtures("live")
 async def test_a_swap_is_recorded_though_somebody_reads_the_copy_before_the_last(
-    operator: Operator, connection: Connection, dsn: str
+    operator: Operator, connection: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sessions, "LONGEST_WAIT", timedelta(seconds=1))  # for whoever reads, in vain
     gone = "SELECT to_regnamespace('read_accounts__gone') IS NOT NULL"
     await operator.rebuild(Accounts)
     async with locked(dsn, "SET idle_in_transaction_session_timeout = 0") as reader:

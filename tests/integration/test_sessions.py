@@ -18,8 +18,9 @@ from application.ports import Unavailable
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import UnreadableLog
 from infrastructure.event_store.store import EventStore
+from infrastructure.followers import leadership
 from infrastructure.followers.leadership import lead
-from infrastructure.postgres import addresses, session
+from infrastructure.postgres import addresses, notifications, session
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, ReconnectingConnection, connect, pipeline
 from infrastructure.postgres.notifications import Notifications
@@ -379,6 +380,8 @@ async def ask_pool(dsn: str) -> None:
 async def test_whoever_cannot_have_a_session_says_why_once_until_it_can(
     dsn: str, log: io.StringIO, monkeypatch: pytest.MonkeyPatch, use: Callable[[str], Awaitable[None]]
 ) -> None:
+    monkeypatch.setattr(leadership, "STAND_BY", timedelta(milliseconds=100))
+    monkeypatch.setattr(notifications, "LOOK_ANYWAY", timedelta(milliseconds=100))
     outcomes: list[str] = []
     settle = session.settle
 

@@ -8,14 +8,18 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+import pytest
+
 from application.ports import Letter, MailServersAway, NotSent, Rendered
 from domain.mail_outcome import HandOver
 from infrastructure.circuits import Circuits
-from infrastructure.mail.shared_circuits import DEFERRING, REFUSING, SharedCircuits
+from infrastructure.mail import shared_circuits
+from infrastructure.mail.shared_circuits import CHANNEL, DEFERRING, POLL_INTERVAL, REFUSING, SharedCircuits
 from infrastructure.mail.smtp.evidence import ONLY_DEFERRED
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import ReconnectingConnection
+from infrastructure.postgres.notifications import Notifications, Watch
 from infrastructure.settings.values import MailServer
 from tests.support.facts import eventually
 from tests.support.log import query
@@ -70,14 +74,22 @@ async def worker(dsn: str, stub: SmtpStub, *, only_deferred: timedelta = ONLY_DE
     )
     made = Worker(shared, servers)
     await servers.states()  # makes the circuits
-    running = asyncio.create_task(shared.run())
+    notifications = Notifications(dsn, watches=[Watch(CHANNEL, shared.told)])
+    running = [asyncio.create_task(one.run()) for one in (notifications, shared)]
     try:
         yield made
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await servers.close()
         await connection.close()
+
+
+@pytest.fixture(autouse=True)
+def _look_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At what is not announced: what a server did with others' mails."""
+    monkeypatch.setattr("infrastructure.mail.shared_circuits.AT_REST", POLL_INTERVAL)
 
 
 @contextmanager
@@ -106,6 +118,21 @@ async def test_what_one_worker_finds_out_all_of_them_know(dsn: str) -> None:
         assert await one.send() == "accepted 1"
         await eventually(lambda: other.circuits.states == {name: "closed"})
         assert await other.send() == "accepted 1"
+
+
+async def test_a_circuit_that_opens_is_announced_to_those_that_rest(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with SmtpStub() as stub, worker(dsn, stub) as one, worker(dsn, stub) as other:
+        name = f"127.0.0.1:{stub.port}"
+        await eventually(lambda: other.circuits.states == {name: "closed"})
+        monkeypatch.setattr("infrastructure.mail.shared_circuits.AT_REST", timedelta(hours=1))
+        monkeypatch.setattr("infrastructure.postgres.notifications.LOOK_AGAIN", timedelta(hours=1))
+        await other.circuits.looked()
+
+        with refusing(stub):
+            while await one.send() != "away":
+                pass
+
+        await eventually(lambda: other.circuits.states == {name: "opened"})
 
 
 async def test_of_all_workers_one_probes(dsn: str) -> None:
@@ -221,7 +248,11 @@ async def test_a_server_that_only_defers_is_trouble_after_a_while(dsn: str) -> N
         assert patient.circuits.troubles == {}
 
 
-async def test_a_worker_whose_mails_alone_are_refused_again_is_heard_again(dsn: str) -> None:
+async def test_a_worker_whose_mails_alone_are_refused_again_is_heard_again(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing of its own standing has changed, so it is heard when it names its servers next: as a rule 20 s later.
+    monkeypatch.setattr(shared_circuits, "NAMING_INTERVAL", timedelta(seconds=1))
     async with SmtpStub() as stub, worker(dsn, stub) as one, worker(dsn, stub) as other:
         trouble = {f"127.0.0.1:{stub.port}": REFUSING}
         stub.at("rcpt", "550 5.7.1 relaying denied")

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from entrypoints.bootstrap.audit import log_verifier
 from entrypoints.bootstrap.signing_keys import PATIENCE, CannotChange, signing_key_desk
+from infrastructure.audit.checkpointer import Checkpointer
 from infrastructure.audit.known import Known, known_checkpoints, known_keys
 from infrastructure.audit.note_keys import SigningKey, VerifierKey
 from infrastructure.audit.notes import BadNote, open_note
@@ -201,7 +202,10 @@ async def test_what_a_superuser_writes_into_the_table_makes_no_key_known(
     assert {key.public for key in CheckpointDirectory(tmp_path).keys()}.isdisjoint({forger.verifier.public})  # noqa: SIM118 - no mapping
 
 
-async def test_the_embedded_database_has_the_command_make_the_key_and_what_runs_there_learns_of_it() -> None:
+async def test_the_embedded_database_has_the_command_make_the_key_and_what_runs_there_learns_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(Checkpointer.__init__.__kwdefaults__, "every", timedelta(milliseconds=200))
     # Not tmp_path: the database's user cannot pass.
     with tempfile.TemporaryDirectory(prefix="registrar-test-") as name:
         directory = Path(name) / "data"

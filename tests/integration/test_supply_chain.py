@@ -7,8 +7,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -117,9 +118,15 @@ def bill(lock: str, to: Path) -> str:
     return to.read_text()
 
 
+@pytest.fixture(scope="module")
+def bills(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The bill of a lock file, made once: that takes seconds."""
+    return cache(lambda lock: bill(lock, tmp_path_factory.mktemp("bills") / "bom.json"))
+
+
 @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-image.lock"])
-def test_the_bill_of_materials_lists_what_is_locked_with_its_hashes(lock: str, tmp_path: Path) -> None:
-    text = bill(lock, tmp_path / "bom.json")
+def test_the_bill_of_materials_lists_what_is_locked_with_its_hashes(lock: str, bills: Callable[[str], str]) -> None:
+    text = bills(lock)
 
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     document = json.loads(text)
@@ -144,5 +151,5 @@ def locked_in(lock: str) -> dict[str, set[str]]:
     return found
 
 
-def test_the_same_lock_file_gives_the_same_bill(tmp_path: Path) -> None:
-    assert bill("requirements.lock", tmp_path / "one.json") == bill("requirements.lock", tmp_path / "other.json")
+def test_the_same_lock_file_gives_the_same_bill(tmp_path: Path, bills: Callable[[str], str]) -> None:
+    assert bill("requirements.lock", tmp_path / "other.json") == bills("requirements.lock")

@@ -237,6 +237,47 @@ async def test_nobody_else_can_make_one(dsn: str) -> None:
         assert await metric(api, "registrar_verifications_total") != []
 
 
+async def test_one_whose_network_has_used_up_its_limits_is_let_in_all_the_same(dsn: str) -> None:
+    """Behind a proxy that is not trusted it shares its network with everybody."""
+    limits, address = f"{STRICT}, repeats=1/1d burst 1", f"{uuid4().hex}@synthetic.registrar.example"
+    async with open_api(dsn, follows=False, limits=limits, trusted_proxies=AS_A_STRANGER) as api:
+        others = [await api.register(f"person-{number}@example.com", key=uuid4().hex) for number in range(5)]
+        assert {one.status_code for one in others} == {202, 429}
+        counted = await metric(api, "registrar_limit_total")
+
+        begun = await api.register(address, key=api.service.keyring.synthetic_key("register", address))
+
+        assert begun.status_code == 202
+        assert await metric(api, "registrar_limit_total") == counted
+        assert (await api.register(address, key="f" * 64)).status_code == 429
+
+
+@pytest.mark.parametrize("age", ["11 min", "9 min"])
+async def test_where_no_probe_is_set_any_more_what_the_last_one_left_is_erased_once_nobody_is_about_it(
+    dsn: str, age: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("entrypoints.bootstrap.followers.LOOK_FOR_LEFTOVERS", timedelta(milliseconds=50))
+    addresses = [f"{uuid4().hex}@synthetic.registrar.example" for _ in range(2)]
+    async with open_api(dsn) as api:
+        for address, begun_ago in zip(addresses, (age, "20 min"), strict=True):
+            key = api.service.keyring.synthetic_key("register", address)
+            begun = await api.register(address, key=key)
+            await query(
+                dsn,
+                "INSERT INTO synthetic_registrations (registration_id, begun_at) VALUES (%s, now() - %s::interval)",
+                begun.json()["registration_id"],
+                begun_ago,
+            )
+        left = {"11 min": 0, "9 min": 1}[age]
+        await eventually(lambda: keys_left(dsn, left))
+
+
+async def keys_left(dsn: str, number: int) -> bool:
+    """Each person has one until they are erased."""
+    left = "SELECT (SELECT count(*) FROM personal_keys), count(*) FROM synthetic_registrations WHERE erased_at IS NULL"
+    return await query(dsn, left) == [(number, number)]
+
+
 async def test_what_was_never_asked_for_is_given_up_and_what_is_old_is_forgotten_but_the_last_that_passed(
     dsn: str, probing: Probing
 ) -> None:

@@ -21,8 +21,9 @@ from infrastructure.telemetry.trace_context import trace_id_of
 from tests.faults.canaries import occurs, shown
 from tests.faults.evidence import MASTER_KEY
 from tests.faults.fleet import TOKEN, Fleet
+from tests.support.broker import spy_on_dead_letters, until_up
 from tests.support.collector import Collector, Seen, collecting
-from tests.support.facts import MovableClock
+from tests.support.facts import MovableClock, eventually
 from tests.support.log import query
 from tests.support.mail import code_in, until_recorded
 from tests.support.service import Service, open_service
@@ -48,7 +49,13 @@ async def stub() -> AsyncIterator[SmtpStub]:
 
 @asynccontextmanager
 async def running(
-    dsn: str, stub: SmtpStub, collector: Collector, *, clock: MovableClock | None = None, **settings: str
+    dsn: str,
+    stub: SmtpStub,
+    collector: Collector,
+    *,
+    clock: MovableClock | None = None,
+    works: bool = False,
+    **settings: str,
 ) -> AsyncIterator[Service]:
     async def at_once(_: float) -> None:
         """The waits between the tries of one mail are not waited for here."""
@@ -63,7 +70,7 @@ async def running(
         } | settings
         environment = {f"REGISTRAR_{name.upper()}": value for name, value in chosen.items()}
         async with open_service(
-            Settings.from_environment(environment), follows=True, clock=clock, sleep=at_once
+            Settings.from_environment(environment), follows=True, works=works, clock=clock, sleep=at_once
         ) as service:
             yield service
 
@@ -227,6 +234,28 @@ async def test_a_retry_is_a_trace_of_its_own_linked_both_ways_and_an_error_is_ke
     told = "\n".join(lines(explained.story))
     assert told.count(f"trace {TRACE[3:35]}") == 1
     assert told.count(f"trace {retry}") == 1
+
+
+async def test_a_dead_letter_is_in_the_trace_of_the_mail_that_died_and_so_is_what_follows_from_it(
+    dsn: str, broker_url: str, stub: SmtpStub, collector: Collector
+) -> None:
+    async with spy_on_dead_letters(broker_url) as dead:
+        async with running(dsn, stub, collector, broker_url=broker_url, message_ttl="1") as service:
+            await until_up(service)
+            await register(service)
+            await eventually(lambda: dead)
+        async with running(dsn, stub, collector, broker_url=broker_url, works=True):
+            await until_recorded(dsn, "mail_saga.retry_scheduled")
+    spans = collector.traced(TRACE[3:35])
+    consume = next(span for span in spans if span.name == "consume registrar.dlx:mail.failed:registrar.mail.failed")
+    publish = next(span for span in spans if span.name == f"publish {MAILS}")
+
+    assert (consume.kind, consume.parent_id) == (CONSUMER, publish.span_id)
+    assert consume.links == ((publish.trace_id, publish.span_id),)
+    assert consume.attributes["messaging.message.id"] == publish.attributes["messaging.message.id"]
+    decided = [span for span in spans if span.name == "mail-saga decide"][-1]
+    assert decided.attributes["registrar.event"] == "registration.email_dispatch_failed"
+    assert decided.parent_id == consume.span_id
 
 
 @pytest.mark.parametrize("what", ["hangs", "refuses", "is not there"])

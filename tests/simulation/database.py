@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from heapq import heappop, heappush
 from random import Random
 from typing import Any
@@ -227,7 +227,8 @@ class Database:
         shown_at = self._loop.now + self._rng.random() * 0.1
         if self._coming:
             shown_at = max(shown_at, self._coming[-1][0])
-        due = DueLook(saga.registration_id, context.correlation_id, len(self.recorded), context.trace)
+        due_at = look or datetime.max.replace(tzinfo=UTC)
+        due = DueLook(saga.registration_id, context.correlation_id, len(self.recorded), context.trace, due_at)
         self._coming.append((shown_at, due, look))
 
     def _show(self) -> None:

@@ -28,16 +28,17 @@ APPROVED: Final = ROOT / "tests" / "golden" / "names"
 _HOW: Final = "If an issue asks for this change, approve it as tests/support/approved.py says."
 
 
-def same_as_approved(subject: str, found: Any, *, how: str = _HOW) -> None:
+def same_as_approved(subject: str, found: Any, *, how: str = _HOW, file: Path | None = None) -> None:
     """Compare what was found with the approved file of this subject; lists and objects, one entry a line.
 
     Args:
         how: what to do where they differ.
+        file: by default that of the subject under `tests/golden/names/`.
 
     Raises:
         AssertionError: they differ; the message shows the lines that do.
     """
-    file = APPROVED / f"{subject}.json"
+    file = file or APPROVED / f"{subject}.json"
     text = json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     if os.environ.get("APPROVE") == "1":
         file.write_text(text, encoding="utf-8")

@@ -192,6 +192,8 @@ def _become(asked: dict[str, Any], files: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=0"  # what was forked cannot begin once more
+    if (directory := os.environ.get("SPANS_NOTED_IN")) is not None:
+        importlib.import_module("tests.faults.noted_spans").note_in(Path(directory))
     if asked["armed"]:
         sys.exit(importlib.import_module("tests.faults.armed").main(asked["arguments"]))
     sys.argv = ["registrar", *asked["arguments"]]

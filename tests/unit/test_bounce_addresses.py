@@ -8,8 +8,8 @@ import pytest
 
 from infrastructure.bounces.addresses import TOKEN, BounceAddresses
 from infrastructure.crypto.keyring import Keyring
+from infrastructure.settings.bounces import LONGEST_BOUNCE_LOCAL_PART
 from infrastructure.settings.settings import Settings
-from infrastructure.settings.values import LONGEST_BOUNCE_LOCAL_PART
 
 KEYRING = Keyring(master_key=b"m" * 32, root_secret=b"r" * 32)
 OTHERS = Keyring(master_key=b"m" * 32, root_secret=b"s" * 32)

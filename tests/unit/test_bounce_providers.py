@@ -18,9 +18,9 @@ from domain.mail_outcome import Bounce
 from infrastructure.bounces.addresses import BounceAddresses
 from infrastructure.bounces.providers import PROVIDERS
 from infrastructure.bounces.webhooks import BounceWebhooks
+from infrastructure.settings.bounces import BOUNCE_PROVIDERS
 from infrastructure.settings.environment import BadSettings
 from infrastructure.settings.settings import Settings
-from infrastructure.settings.values import BOUNCE_PROVIDERS
 from tests.support.scenarios import KEYRING
 
 REGISTRATION = UUID("019cab10-0000-7000-8000-000000000001")

@@ -47,6 +47,7 @@ DATA = {
         "restore",
         "funnel",
         "top",
+        "webhooks",
     )
 }
 PRINTS_DATA = [path for path in LEAVES if path[0] in DATA]
@@ -66,6 +67,7 @@ def test_every_command_of_the_contract_is_there() -> None:
     wanted += "|events replay|projections parked list|projections parked show|projections parked retry"
     wanted += "|audit explain|audit search|audit export"
     wanted += "|erase|keys list|keys rotate"
+    wanted += "|webhooks list|webhooks test|webhooks replay|webhooks disable|webhooks enable"
     wanted += "|backup|restore|database roles"
     wanted += "|audit checkpoints list|audit checkpoints rotate-key|audit prove|audit verify"
     wanted += "|limits show|limits simulate|top|funnel"

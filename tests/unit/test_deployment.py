@@ -1,4 +1,4 @@
-"""What runs the service for real (compose.yaml, Dockerfile, deploy/, README.md) agrees with the service."""
+"""What runs the service for real (compose.yaml, Dockerfile, deploy/, docs/operating.md) agrees with the service."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from entrypoints.api.http_server import KEEP_ALIVE
 from entrypoints.api.problems import PREFIX, STATUS_OF
@@ -30,7 +31,9 @@ def seconds(pattern: str, name: str) -> list[float]:
     return [float(found) for found in re.findall(pattern, text(name))]
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "Dockerfile", "deploy/registrar@.service", "README.md"])
+@pytest.mark.parametrize(
+    "name", ["compose.yaml", "Dockerfile", "deploy/registrar@.service", "README.md", "docs/operating.md"]
+)
 def test_every_setting_that_is_named_there_exists(name: str) -> None:
     named = set(re.findall(rf"\b{SETTINGS}([A-Z_]*[A-Z])", text(name)))
     assert named
@@ -152,3 +155,12 @@ def test_the_proxy_has_pages_only_for_what_nginx_answers() -> None:
     }
     # 408, 444 and 499 close the connection without an answer (`ngx_http_finalize_request`).
     assert pages == {404, 405, 413, 429, 494, 502, 504}
+
+
+def test_the_probe_reaches_the_proxy_by_its_fixed_address() -> None:
+    services = yaml.safe_load(text("compose.yaml"))["services"]
+    proxy = services["proxy"]["networks"]["front"]["ipv4_address"]
+    process = services["process"]
+
+    assert process["environment"]["REGISTRAR_SYNTHETIC_URL"] == f"http://{proxy}:8080"
+    assert set(process["networks"]) == {"front", "back"}

@@ -99,6 +99,16 @@ def test_an_event_without_a_trace_has_no_attribute_for_it() -> None:
     assert "traceparent" not in json.loads(encode(heard(registered(), trace=None)))
 
 
+@pytest.mark.parametrize("state", ["", " ot=th:8"])
+def test_of_a_trace_an_event_has_the_traceparent(state: str) -> None:
+    assert heard(registered(), trace=f"{TRACE}{state}").traceparent == TRACE
+
+
+@pytest.mark.parametrize("trace", ["", "x", TRACE[:-1], f"{TRACE}x", TRACE.upper(), f"00-{'0' * 32}{TRACE[35:]}"])
+def test_what_stands_in_an_imported_log_and_is_no_trace_is_told_to_nobody(trace: str) -> None:
+    assert "traceparent" not in json.loads(encode(heard(registered(), trace=trace)))
+
+
 def test_a_registration_for_a_taken_address_sounds_like_any_other() -> None:
     assert encode(heard(registered(duplicate_of=OWNER))) == encode(heard(registered()))
 

@@ -348,6 +348,8 @@ SECRETS = {
     "ADMIN_TOKEN": "hunter2-canary",
     "NEXT_ADMIN_TOKEN": "hunter2-canary",
     "ALERT_URL": "https://host/hunter2-canary",
+    "WEBHOOKS": "app=https://host/hunter2-canary",
+    "WEBHOOK_SECRETS": f"app=whsec_{KEY.hex()}",
     "CHECKPOINT_URL": "https://host/hunter2-canary",
     "CHECKPOINT_KEY": KEY.hex(),
     "NEXT_CHECKPOINT_KEY": KEY.hex(),
@@ -365,6 +367,25 @@ def test_every_secret_can_come_from_a_file(tmp_path: Path) -> None:
     for name in SECRETS:
         assert getattr(found, name.lower()) == getattr(read(**SECRETS), name.lower())
         assert getattr(found, f"{name.lower()}_file") == tmp_path / name
+
+
+def test_webhooks_are_named_urls_and_may_have_several_secrets_each() -> None:
+    secrets = f"app=whsec_{KEY.hex()}\nbooks=whsk_{KEY.hex()[:43]}, app=whsk_{KEY.hex()[:43]}="
+    app, books = read(WEBHOOKS="app=https://a/x, books=http://b", WEBHOOK_SECRETS=secrets).webhook_endpoints
+
+    assert (app.name, app.url, len(app.secrets), len(app.private_keys)) == ("app", "https://a/x", 1, 1)
+    assert (books.name, books.url, len(books.secrets), len(books.private_keys)) == ("books", "http://b", 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("other", "has a secret for other"), ("app", ""), ("", "has no secret for the endpoint app")]
+)
+def test_each_endpoint_has_a_secret_and_each_secret_an_endpoint(name: str, says: str) -> None:
+    given = {"WEBHOOKS": "app=https://a"} | ({"WEBHOOK_SECRETS": f"{name}=whsec_{KEY.hex()}"} if name else {})
+    if says:
+        assert f"REGISTRAR_WEBHOOK_SECRETS {says}" in refusal(**given)
+    else:
+        assert read(**given).webhook_endpoints
 
 
 @pytest.mark.parametrize("name", SECRETS)
@@ -563,6 +584,16 @@ def test_a_url_that_means_one_thing_is_taken(name: str, url: str) -> None:
         ("ALERT_URL", f"ftp://u:{CANARY}@host/{CANARY}"),
         ("ALERT_URL", f"https://host/{CANARY}#{CANARY}"),
         ("ALERT_URL", f"https://höst/{CANARY}"),
+        ("WEBHOOKS", f"app=ftp://host/{CANARY}"),
+        ("WEBHOOKS", f"app=https://u:{CANARY}@host:x/"),
+        ("WEBHOOKS", f"app=https://u:{CANARY}@{CANARY}@host/"),
+        ("WEBHOOKS", f"https://host/{CANARY}"),
+        ("WEBHOOKS", f"app=https://host/{CANARY},app=https://host/{CANARY}"),
+        ("WEBHOOKS", f"app=https://host/{CANARY}"),  # and there is no secret
+        ("WEBHOOK_SECRETS", f"app=whsec_{CANARY}"),
+        ("WEBHOOK_SECRETS", f"app=whsk_{CANARY}"),
+        ("WEBHOOK_SECRETS", f"app={CANARY}"),
+        ("WEBHOOK_SECRETS", f"app=whsec_{KEY.hex()}{CANARY * 9}"),
     ],
 )
 def test_a_refusal_never_repeats_a_secret(name: str, text: str) -> None:
@@ -575,10 +606,12 @@ def test_secrets_do_not_show_when_settings_are_printed() -> None:
         SMTP_URLS=f"smtps://u:{CANARY}@host",
         ADMIN_TOKEN=CANARY,
         ALERT_URL=f"https://u:{CANARY}@host/{CANARY}?token={CANARY}",
+        WEBHOOKS=f"app=https://u:{CANARY}@host/{CANARY}?token={CANARY}",
+        WEBHOOK_SECRETS=f"app=whsec_{KEY.hex()}",
         MASTER_KEY=KEY.hex(),
     )
 
-    shown = f"{settings!r} {settings} {settings.mail_servers} {settings.model_dump_json()}"
+    shown = f"{settings!r} {settings} {settings.mail_servers} {settings.webhook_endpoints} {settings.model_dump_json()}"
     assert CANARY not in shown
     assert KEY.hex() not in shown
     assert repr(KEY)[2:-1] not in shown

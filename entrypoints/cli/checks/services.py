@@ -1,4 +1,4 @@
-"""RabbitMQ, Redis, the mail servers, and the webhook that alerts go to."""
+"""RabbitMQ, Redis, the mail servers, the webhook that alerts go to, and the endpoints of webhooks."""
 
 # ruff: noqa: PLC0415 - as in `cli.main`: the client of Redis is loaded only where one is set
 from __future__ import annotations
@@ -50,7 +50,7 @@ async def look_at_broker(settings: Settings) -> AsyncIterator[Finding]:
         )
     except VirtualHostRefused:
         says = "it refuses the virtual host: there is none of that name, or it is closed to the user"
-        yield Finding("rabbitmq", "fail", says, "Correct it in REGISTRAR_BROKER_URL, or make it (README.md).")
+        yield Finding("rabbitmq", "fail", says, "Correct it in REGISTRAR_BROKER_URL, or make it (docs/operating.md).")
     except ProbableAuthenticationError:
         yield Finding("rabbitmq", "fail", "it refuses user or password", "Correct them in REGISTRAR_BROKER_URL.")
     except REFUSALS:
@@ -138,6 +138,25 @@ async def _log_in(server: MailServer, greeting: str) -> str | None:
         )
     connection.abort()
     return None
+
+
+# --- Webhooks ---------------------------------------------------------------------------------
+
+
+async def look_at_endpoints(settings: Settings) -> AsyncIterator[Finding]:
+    """Can each endpoint be reached? It is not called."""
+    from infrastructure.webhooks.addresses import Reachable
+    from infrastructure.webhooks.calls import Calls, NotDelivered
+
+    for endpoint in settings.webhook_endpoints:
+        calls = Calls(endpoint, Reachable(settings.webhook_networks), deadline=PATIENCE)
+        try:
+            await calls.reach()
+        except NotDelivered as failed:
+            advice = f"Check REGISTRAR_WEBHOOKS, and the way to that host; `registrar webhooks test {endpoint.name}` calls it."
+            yield Finding("webhooks", "fail", f"{endpoint.name}, {calls.where}: {failed.failure}", advice)
+        else:
+            yield Finding("webhooks", "ok", f"{endpoint.name}, {calls.where} can be reached")
 
 
 # --- Alerts -----------------------------------------------------------------------------------

@@ -1,0 +1,141 @@
+"""What an operator may write as `REGISTRAR_WEBHOOKS` and `REGISTRAR_WEBHOOK_SECRETS`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, SecretStr
+
+SHARED: Final = "whsec_"
+"""Begins a secret for HMAC-SHA256, which both sides have."""
+
+PRIVATE: Final = "whsk_"
+"""Begins an Ed25519 key of ours, whose public half the other side has."""
+
+MOST_ENDPOINTS: Final = 16
+"""Each has up to 64 connections of its own."""
+
+MOST_SECRETS: Final = 4
+"""Of one endpoint: two are enough for a rotation, and each is a signature in every call."""
+
+_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+_BETWEEN: Final = re.compile(r"[,\s]+")
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookEndpoint:
+    """Whom webhooks are sent to.
+
+    Attributes:
+        url: path, query, user and password may hold secrets.
+        secrets: keys that every call is signed with; of HMAC-SHA256, as bytes.
+        private_keys: the same of Ed25519, seeds of 32 bytes.
+    """
+
+    name: str
+    url: str = field(repr=False)
+    secrets: tuple[bytes, ...] = field(repr=False)
+    private_keys: tuple[bytes, ...] = field(repr=False)
+
+
+def webhook_endpoints(urls: str, secrets: str) -> tuple[WebhookEndpoint, ...]:
+    """Put together what both settings say, once each has been found to be well-formed.
+
+    Raises:
+        ValueError: an endpoint has no secret, or a secret no endpoint.
+    """
+    addresses, found = dict(_named(urls)), _secrets_by_name(secrets)
+    if idle := sorted(found.keys() - addresses.keys()):
+        raise ValueError(f"has a secret for {idle[0]}, which is no name in REGISTRAR_WEBHOOKS")
+    if bare := sorted(addresses.keys() - found.keys()):
+        raise ValueError(f"has no secret for the endpoint {bare[0]}")
+    return tuple(
+        WebhookEndpoint(
+            name,
+            url,
+            tuple(key for kind, key in found[name] if kind == SHARED),
+            tuple(key for kind, key in found[name] if kind == PRIVATE),
+        )
+        for name, url in addresses.items()
+    )
+
+
+def _named(text: str) -> Iterator[tuple[str, str]]:
+    """The entries `name=value`.
+
+    Raises:
+        ValueError: an entry is not of this form; the message has its number, not its text.
+    """
+    entries = [entry for entry in _BETWEEN.split(text.strip()) if entry]
+    for number, entry in enumerate(entries, start=1):
+        name, equals, value = entry.partition("=")
+        if not equals or not _NAME.fullmatch(name) or not value:
+            raise ValueError(f"entry {number} is not of the form name=value, with a name of a-z, 0-9 and -")
+        yield name, value
+
+
+def _urls(value: object) -> object:
+    if isinstance(value, str):
+        names = []
+        for number, (name, url) in enumerate(_named(value), start=1):
+            _check_url(number, url)
+            names.append(name)
+        if len(set(names)) < len(names):
+            raise ValueError("has two endpoints of one name")
+        if not 1 <= len(names) <= MOST_ENDPOINTS:
+            raise ValueError(f"has not 1 to {MOST_ENDPOINTS} endpoints")
+    return value
+
+
+def _check_url(number: int, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and not parts.fragment
+    except ValueError:
+        usable = False
+    if not usable or not re.fullmatch(r"[!-~]+", url):
+        raise ValueError(f"entry {number} is not of the form name=https://host[:port][/path][?query]")
+    if "@" in url.partition("@")[2].partition("/")[0]:
+        raise ValueError(f"entry {number} has an @ in its user or password that is not written as %40")
+
+
+def _secrets(value: object) -> object:
+    if isinstance(value, str):
+        _secrets_by_name(value)
+    return value
+
+
+def _secrets_by_name(text: str) -> dict[str, list[tuple[str, bytes]]]:
+    found: dict[str, list[tuple[str, bytes]]] = {}
+    for number, (name, secret) in enumerate(_named(text), start=1):
+        found.setdefault(name, []).append(_key(number, secret))
+        if len(found[name]) > MOST_SECRETS:
+            raise ValueError(f"has more than {MOST_SECRETS} secrets for {name}")
+    return found
+
+
+def _key(number: int, secret: str) -> tuple[str, bytes]:
+    """A secret's kind and its bytes. An Ed25519 key may have its public half behind it, as libsodium writes them."""
+    kind = next((kind for kind in (SHARED, PRIVATE) if secret.startswith(kind)), None)
+    if kind is None:
+        raise ValueError(f"entry {number} is neither name={SHARED}… nor name={PRIVATE}…")
+    written = secret.removeprefix(kind).rstrip("=")
+    try:
+        key = base64.b64decode(written + "=" * (-len(written) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f"entry {number} has something behind its {kind} that is not base64") from None
+    if kind == SHARED and not 24 <= len(key) <= 64:  # the bounds of Standard Webhooks 1.0.0
+        raise ValueError(f"entry {number} has not 24 to 64 bytes behind its {kind}")
+    if kind == PRIVATE and len(key) not in {32, 64}:
+        raise ValueError(f"entry {number} has not 32 bytes behind its {kind}")
+    return kind, key if kind == SHARED else key[:32]
+
+
+WebhookUrls = Annotated[SecretStr, BeforeValidator(_urls)]
+WebhookSecrets = Annotated[SecretStr, BeforeValidator(_secrets)]
