@@ -6,6 +6,7 @@ import hmac
 import json
 from base64 import b64encode
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from standardwebhooks import Webhook
 
 from domain.mail_outcome import Bounce
 from infrastructure.bounces.addresses import BounceAddresses
@@ -71,9 +73,8 @@ def twilio(body: bytes, at: float = NOW) -> dict[str, str]:
 
 
 def svix(body: bytes, at: float = NOW) -> dict[str, str]:
-    """As the specification of Standard Webhooks has it."""
-    signature = b64encode(hmac.digest(b"k" * 24, f"msg_1.{int(at)}.".encode() + body, "sha256")).decode()
-    return {"svix-id": "msg_1", "svix-timestamp": str(int(at)), "svix-signature": f"v1a,AAAA v1,{signature}"}
+    signature = Webhook(SECRETS["resend"]).sign("msg_1", datetime.fromtimestamp(at, UTC), body.decode())
+    return {"svix-id": "msg_1", "svix-timestamp": str(int(at)), "svix-signature": f"v1a,AAAA {signature}"}
 
 
 def mailgun(event: dict[str, Any], at: float = NOW) -> dict[str, Any]:
