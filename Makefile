@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-clients test-alerts test-ground simulate chaos attack fuzz bench \
-        check check-fast monitoring clients openapi asyncapi format lock lists audit-deps release clean
+        check check-fast monitoring clients openapi asyncapi bounce-corpus format lock lists audit-deps release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -115,6 +115,10 @@ test-clients: setup-dev  ## both generated clients do what an application does, 
 
 openapi: setup-dev  ## write docs/openapi.json, which clients are generated from
 	APPROVE=1 $(BIN)/pytest tests/integration/test_names_that_stay.py -k routes $(ARGS)
+
+bounce-corpus: setup-dev  ## what flufl.bounce's own files are taken for (needs a network)
+	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $(VENV)/corpus flufl.bounce==6.0.0
+	BOUNCE_CORPUS="$$(ls $(VENV)/corpus/flufl*.tar.gz)" $(BIN)/pytest tests/unit/test_bounce_notices.py $(ARGS)
 
 asyncapi: setup-dev  ## write docs/asyncapi.json, which other services rely on
 	$(BIN)/python -m entrypoints.api.asyncapi docs/asyncapi.json

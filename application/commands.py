@@ -24,7 +24,7 @@ from application.addresses import MAX_LENGTH, parse_address
 from application.passwords import MAX_BYTES, parse_password
 from application.typed_text import LOCALE_LENGTH, parse_code, parse_locale, parse_name, trimmed
 from domain.email_claim import ClaimId
-from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailKind
+from domain.mail_outcome import Bounce, CancelReason, DispatchFailure, HandOver, MailKind
 from domain.recorded import Position
 
 
@@ -131,6 +131,25 @@ class WithholdEmail(Command):
 
     registration_id: UUID
     serial: int
+
+
+# --- Reports of bounces ---------------------------------------------------------------------------
+
+
+class RecordEmailBounced(Command):
+    """Record that the mail of this issue came back."""
+
+    registration_id: UUID
+    serial: int
+    bounce: Bounce
+
+
+class RecordEmailComplained(Command):
+    """Record that the mail of this issue was marked as unwanted, and have its mailbox sent no more."""
+
+    registration_id: UUID
+    serial: int
+    reported_by: str
 
 
 # --- The consumer of dead letters -----------------------------------------------------------------

@@ -24,6 +24,8 @@ from application.commands import (
     EraseRegistration,
     KeepAnswer,
     KeepStrayMessage,
+    RecordEmailBounced,
+    RecordEmailComplained,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
     RecordPersonalDataRead,
@@ -67,7 +69,7 @@ from application.retrying import decided_again
 from domain.email_claim import EmailClaim
 from domain.errors import Refused, WrongCode
 from domain.kept_answer import KeptAnswer
-from domain.mailbox import Mailbox
+from domain.mailbox import Mailbox, silence
 from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
 from domain.policy import Policy
@@ -123,6 +125,8 @@ class Handlers:
             RecordEmailDispatched: self._record_email_dispatched,
             RecordEmailDispatchFailed: self._record_email_dispatch_failed,
             WithholdEmail: self._withhold_email,
+            RecordEmailBounced: self._record_email_bounced,
+            RecordEmailComplained: self._record_email_complained,
             ReplaceStaleCode: self._replace_stale_code,
             ActivateAccount: self._activate_account,
             RevokeOtp: self._revoke_otp,
@@ -387,6 +391,32 @@ class Handlers:
             registration.withhold_mail(serial=command.serial, now=self._clock())
 
         return await self._change(command.registration_id, context, withhold, read, losses=inf)
+
+    # --- Reports of bounces -------------------------------------------------------------------
+
+    async def _record_email_bounced(self, command: RecordEmailBounced, context: Context) -> Answer:
+        def bounce(registration: Registration) -> None:
+            registration.record_bounced(serial=command.serial, bounce=command.bounce, now=self._clock())
+
+        return await self._change(command.registration_id, context, bounce, losses=inf)
+
+    async def _record_email_complained(self, command: RecordEmailComplained, context: Context) -> Answer:
+        """Record the complaint, and have the mailbox sent no more in the same commit. What release 0.1.0 began names no
+        mailbox: nothing follows from a complaint about that."""
+
+        async def decide() -> Answer:
+            registration, position = await self._load(command.registration_id)
+            now, before, mailbox_id = self._clock(), registration.version, registration.mailbox_id
+            registration.record_complained(serial=command.serial, reported_by=command.reported_by, now=now)
+            silenced: tuple[Mailbox, ...] = ()
+            if registration.version > before and mailbox_id is not None:
+                mailbox = (await self._log.load(mailboxes=(mailbox_id,))).get(Mailbox, mailbox_id)
+                silenced = (silence(mailbox, mailbox_id, registration.id, command.serial, now),)
+            saved = await self._save(registration, *silenced, context=context)
+            own = None if saved is None else saved - len(silenced)
+            return _answer(registration.id, registration.status, own, position)
+
+        return await self._in_turn(command.registration_id, decide, losses=inf)
 
     # --- The consumer of dead letters ---------------------------------------------------------
 

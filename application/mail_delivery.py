@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
@@ -91,6 +92,7 @@ class MailDelivery:
         retry_claimed_after: timedelta,
         give_up_after: timedelta | None = None,
         synthetic: SyntheticMails | None = None,
+        return_path: Callable[[UUID, int], str] | None = None,
         on_first_mail: Callable[[timedelta], None] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -100,6 +102,7 @@ class MailDelivery:
             give_up_after: deadline until a mail's content was sent, whatever that waits for; shorter than the lease of
                 a send claim. A process that was suspended for longer must not continue: another worker may have sent
                 the mail by then. While a server takes its time over the content, the claim is extended.
+            return_path: makes the envelope's sender of an issue's mail; None: all have the same.
             on_first_mail: called with the time from a registration's first event until a mail server accepted its first
                 mail; not of a synthetic one.
             synthetic: None where there are none.
@@ -116,6 +119,7 @@ class MailDelivery:
         self._retry_claimed_after = retry_claimed_after
         self._give_up_after = None if give_up_after is None else give_up_after.total_seconds()
         self._synthetic = synthetic
+        self._return_path = return_path
         self._on_first_mail = on_first_mail
         self._sleep = sleep
         self._took: deque[timedelta] = deque(maxlen=64)  # by the latest hand-overs
@@ -212,6 +216,8 @@ class MailDelivery:
             claims: those that it is sent by, to be extended while a server takes its time over the content.
         """
         begun = self._clock()
+        if letter is not None and self._return_path is not None:
+            letter = replace(letter, return_path=self._return_path(request.registration_id, request.serial))
         outcome: RecordEmailDispatched | RecordEmailDispatchFailed | WithholdEmail
         try:
             accepted = await self._hand_over(letter, until, claims)
@@ -232,7 +238,7 @@ class MailDelivery:
                 crash_point("worker.before_sent_event")
                 if not is_synthetic(request.registration_id):
                     self._took.append(took)
-                    if not read.registration.handed_over_at:
+                    if not (read.registration.handed_over_at or read.registration.bounced):
                         self._on_first_mail(accepted_at - read.registration.created_on)
                 outcome = RecordEmailDispatched(
                     registration_id=request.registration_id,

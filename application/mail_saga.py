@@ -50,6 +50,7 @@ SOURCES = tuple(
         Registration.EmailDispatched,
         Registration.EmailWithheld,
         Registration.EmailDispatchFailed,
+        Registration.EmailBounced,
         Registration.EmailRetryRequested,
         Registration.EmailDiscarded,
         Registration.CodeLocked,
@@ -111,6 +112,13 @@ def react(
             if happened.failure == UNTRIED:
                 saga.schedule_retry(look_again_at=now + _untried_delay(saga), untried=True, now=now)
                 return saga, []
+            saga.schedule_retry(look_again_at=now + _retry_delay(saga), now=now)
+            return saga, []
+        case Registration.EmailBounced(serial=serial, permanent=permanent):
+            if serial != saga.serial or saga.undoing is not None:
+                return saga, []
+            if permanent:
+                return saga, _undo(saga, CancelReason.UNDELIVERABLE, now)
             saga.schedule_retry(look_again_at=now + _retry_delay(saga), now=now)
             return saga, []
         case Registration.CodeLocked(serial=serial) if serial == saga.serial and saga.awaits_outcome:

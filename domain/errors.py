@@ -3,6 +3,7 @@
 Refused
 ├── UnknownRegistration     no registration has this id
 ├── NotPending              it is active, verified or cancelled already
+├── NotHandedOver           a mail bounced whose hand-over is not recorded (yet)
 ├── WrongCode               not the code of the current issue; one try is used up
 ├── CodeExpired             the code has expired, or it was revoked
 ├── CodeLocked              the code has no tries left
@@ -39,6 +40,12 @@ class NotPending(Refused):
     """This registration is not pending any more."""
 
     code = "not-pending"
+
+
+class NotHandedOver(Refused):
+    """The hand-over of this mail is not recorded yet."""
+
+    code = "not-handed-over"
 
 
 class WrongCode(Refused):

@@ -66,6 +66,24 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class Bounce:
+    """A mail that a server had accepted came back.
+
+    Attributes:
+        failure: "mailbox-unknown", "refused", "content", "permanent" or "temporary".
+        permanent: the mailbox takes none; otherwise it may take one later.
+        reply_status: enhanced status code (5.1.1, RFC 3463) where there was one; never the notification's text, which
+            may quote the address.
+        reported_by: "dsn" (a notification by mail) or the provider's name ("ses").
+    """
+
+    failure: MailFailure
+    permanent: bool
+    reply_status: str | None
+    reported_by: str
+
+
+@dataclass(frozen=True, slots=True)
 class DispatchFailure:
     """No mail server accepted the mail.
 

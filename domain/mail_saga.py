@@ -49,7 +49,8 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
         look_again_at: datetime
 
     class RetryScheduled(Event):
-        """The mail failed temporarily and will be retried; `failures` counts over the whole registration."""
+        """The mail failed temporarily, or came back, and will be retried; `failures` counts over the whole
+        registration."""
 
         TOPIC = "mail_saga.retry_scheduled"
         registration_id: str
@@ -222,6 +223,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
     def _retry_scheduled(self, failures: int, look_again_at: datetime) -> None:
         self.failures = failures
         self.retry_due = True
+        self.awaits_outcome = True  # also if it was handed over, and came back
         self.look_again_at = look_again_at
 
     @event(CodeFoundDead)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Final, Literal, get_args
 
-MailState = Literal["QUEUED", "RETRYING", "SENT", "WITHHELD", "FAILED", "DISCARDED", "DROPPED"]
+MailState = Literal["QUEUED", "RETRYING", "SENT", "WITHHELD", "BOUNCED", "FAILED", "DISCARDED", "DROPPED"]
 """
 - QUEUED: to be sent; no try has failed yet.
-- RETRYING: every try so far has failed; another one follows.
+- RETRYING: every try so far has failed, or the mail came back for now; another one follows.
 - SENT: accepted by a mail server.
 - WITHHELD: not sent, because the owner of the address got a notice within the last day.
+- BOUNCED: accepted by a mail server, and came back; it is not sent again.
 - FAILED: a dead letter: refused permanently, or not handed over when the registration ended. It waits for an operator
   until it is settled.
 - DISCARDED: an operator gave up on it.

@@ -28,6 +28,10 @@ OF_ONE_NETWORK: Final = 4
 HOUR: Final = timedelta(hours=1)
 DAY: Final = timedelta(hours=24)
 
+NEVER_OVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
+"""The time of a grant by which a mailbox is sent no more: a mail so recent that there is none after it, which every
+release takes for one that was granted within the cooldown (`_is_used_up`)."""
+
 _LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -65,7 +69,8 @@ class Mailbox(Aggregate, created_event_name="MailDecided"):
         Each event has the whole state after it, so the latest one is all that is ever read, however many there are.
 
         `granted`: the mails of the last 24 hours, the oldest first, each "TIME NETWORK"; the network is a keyed hash of
-        32 bits that differs from mailbox to mailbox. `applicants`: the latest registrations, the oldest first, each
+        32 bits that differs from mailbox to mailbox. One of the year 9999 among them: nobody is sent any there.
+        `applicants`: the latest registrations, the oldest first, each
         "REGISTRATION CLAIM NETWORK PAYLOAD"; claim (the address's) and payload are 32 bits of keyed hashes, too. The
         id has no hyphens: the fewer bytes, the less a crowded mailbox shows in the time that it takes. From 2 kB on,
         PostgreSQL would compress the row, for 16 µs more.
@@ -81,6 +86,11 @@ class Mailbox(Aggregate, created_event_name="MailDecided"):
         def grants(self) -> list[Grant]:
             """`granted`, read."""
             return list(map(_grant, self.granted))
+
+        @property
+        def silences(self) -> bool:
+            """Is the mailbox sent no more?"""
+            return any(one.at == NEVER_OVER for one in self.grants())
 
         def applicant(self) -> Applicant | None:
             """The registration that the mail is for; None if it is not remembered any more."""
@@ -179,6 +189,28 @@ def decide_mail(
         "withheld": withheld,
         "granted": granted if withheld else [*granted, str(after[-1])],
         "applicants": applicants if asked.claim_id is None else _remembering(applicants, asked),
+    }
+    return begin(
+        Mailbox, Mailbox.MailDecided, name="mailbox", stream_id=mailbox_id, now=now, version=version + 1, **fields
+    )
+
+
+def silence(
+    mailbox: Mailbox | None, mailbox_id: MailboxId, registration_id: UUID, serial: int, now: datetime
+) -> Mailbox:
+    """Decide that a mailbox is sent no more, since whoever reads there did not want that mail.
+
+    Args:
+        mailbox: None if nobody has asked for a mail there yet.
+    """
+    latest, version = (UNTOUCHED, 0) if mailbox is None else (mailbox.latest, mailbox.version)
+    kept = latest.granted if version else []
+    fields: dict[str, Any] = {
+        "registration_id": str(registration_id),
+        "serial": serial,
+        "withheld": True,
+        "granted": kept if latest.silences else [*kept, str(Grant(NEVER_OVER, "00000000"))],
+        "applicants": latest.applicants if version else [],
     }
     return begin(
         Mailbox, Mailbox.MailDecided, name="mailbox", stream_id=mailbox_id, now=now, version=version + 1, **fields

@@ -29,6 +29,7 @@ class Actor(StrEnum):
     MAIL_SAGA = "mail-saga"
     MAIL_WORKER = "mail-worker"
     DEAD_LETTER_CONSUMER = "dead-letter-consumer"
+    BOUNCE_REPORT = "bounce-report"
     RESTORE = "restore"
     PROBE = "probe"
 

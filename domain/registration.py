@@ -17,8 +17,8 @@ from eventsourcing.domain import Aggregate, event
 from eventsourcing.utils import register_topic
 
 from domain.email_claim import ClaimId
-from domain.errors import CodeExpired, CodeLocked, NotPending, Refused, TooManyRequests, WrongCode
-from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, IssueReason, MailKind
+from domain.errors import CodeExpired, CodeLocked, NotHandedOver, NotPending, Refused, TooManyRequests, WrongCode
+from domain.mail_outcome import Bounce, CancelReason, DispatchFailure, HandOver, IssueReason, MailKind
 from domain.mailbox import MailboxId
 from domain.policy import Policy
 from domain.streams import begin, record
@@ -150,6 +150,32 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         def upcast_v2_v3(state: dict[str, Any]) -> None:
             state["circuit"] = None
 
+    class EmailBounced(Event):
+        """The mail of this issue came back after a mail server had accepted it: a `Bounce`. `kind`: a `MailKind`.
+
+        It counts as not handed over again, and may be sent once more.
+        """
+
+        TOPIC = "registration.email_bounced"
+        serial: int
+        kind: str
+        failure: str
+        permanent: bool
+        reply_status: str | None
+        reported_by: str
+
+    class EmailComplained(Event):
+        """Whoever got the mail of this issue has marked it as unwanted. `kind`: a `MailKind`.
+
+        `reported_by`: see `Bounce`. The mailbox is sent no more, which its stream has, in this commit (`Mailbox`); what
+        becomes of the registration, only its code and its time decide.
+        """
+
+        TOPIC = "registration.email_complained"
+        serial: int
+        kind: str
+        reported_by: str
+
     class EmailRetryRequested(Event):
         """An operator asked to retry the mail now."""
 
@@ -244,6 +270,8 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self.issued_at: datetime | None = None
         self.requested_at: list[datetime] = []
         self.handed_over_at: dict[int, datetime] = {}
+        self.bounced: dict[int, bool] = {}
+        self.complained: set[int] = set()
         self.dead_requests: set[int] = set()
         self.failed_version = 0
         self.rejections = 0
@@ -477,6 +505,35 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
                 timestamp=now,
             )
 
+    def record_bounced(self, *, serial: int, bounce: Bounce, now: datetime) -> None:
+        """Record that the mail of issue `serial` came back; ignored once it makes no difference any more.
+
+        One hand-over bounces once; only that it is permanent after all is news.
+
+        Raises:
+            NotHandedOver: that of the current mail is not recorded yet, and may be any moment.
+        """
+        if not self.is_pending or self.is_being_undone:
+            return
+        turned_permanent = bounce.permanent and self.bounced.get(serial) is False
+        if serial in self.handed_over_at or turned_permanent:
+            self.trigger_event(
+                Registration.EmailBounced, serial=serial, kind=self.mail_kind, **asdict(bounce), timestamp=now
+            )
+        elif self.lacks_mail(serial) and serial not in self.bounced:
+            raise NotHandedOver
+
+    def record_complained(self, *, serial: int, reported_by: str, now: datetime) -> None:
+        """Record that the mail of issue `serial` was marked as unwanted, whatever the registration's status."""
+        if serial <= self.serial and serial not in self.complained:
+            self.trigger_event(
+                Registration.EmailComplained,
+                serial=serial,
+                kind=self.mail_kind,
+                reported_by=reported_by,
+                timestamp=now,
+            )
+
     def record_owner_notified(self, *, duplicate_id: UUID, now: datetime) -> None:
         """Record that the owner was notified of the registration `duplicate_id`."""
         self.trigger_event(Registration.OwnerNotified, duplicate_id=str(duplicate_id), timestamp=now)
@@ -566,6 +623,17 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     @event(EmailDispatched)
     def _email_dispatched(self, serial: int, timestamp: datetime) -> None:
         self.handed_over_at[serial] = timestamp
+        self.bounced.pop(serial, None)
+
+    @event(EmailBounced)
+    def _email_bounced(self, serial: int, permanent: bool, originator_version: int) -> None:
+        self.handed_over_at.pop(serial, None)
+        self.bounced[serial] = permanent
+        self.failed_version = originator_version
+
+    @event(EmailComplained)
+    def _email_complained(self, serial: int) -> None:
+        self.complained.add(serial)
 
     @event(EmailWithheld)
     def _email_withheld(self, serial: int, timestamp: datetime) -> None:

@@ -356,6 +356,8 @@ IN_WORDS = {
     "registration.email_discarded": "an operator gave up on the mail",
     "registration.email_dispatch_failed": "no mail server accepted the mail",
     "registration.email_dispatched": "a mail server accepted the mail",
+    "registration.email_bounced": "the mail came back",
+    "registration.email_complained": "the mail was marked as unwanted, and the mailbox is sent no more",
     "registration.email_retry_requested": "an operator asked for the mail to be tried again",
     "registration.email_verified": "the person proved that they read mail at the address",
     "registration.email_withheld": "the mail was not sent",

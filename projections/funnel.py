@@ -132,8 +132,8 @@ class Flow:
 
     Attributes:
         stages: "registered", "code_renewed:<reason>", "mail_dispatched", "mail_withheld", "mail_failed:<failure>",
-            "code_rejected", "code_locked", "verified", "activated", "cancelled:<reason>", "reopened"; one that is
-            missing did not happen.
+            "mail_bounced:<failure>", "mail_complained", "code_rejected", "code_locked", "verified", "activated",
+            "cancelled:<reason>", "reopened"; one that is missing did not happen.
         durations: "registered_to_dispatched" (the first mail), "dispatched_to_verified" (the mail with the code that
             was used), "registered_to_activated"; counted when they ended.
     """
@@ -198,6 +198,12 @@ class _Tally:
     def failed(self, event: Registration.EmailDispatchFailed) -> None:
         self._pass(f"mail_failed:{event.failure}", event)
 
+    def bounced(self, event: Registration.EmailBounced) -> None:
+        self._pass(f"mail_bounced:{event.failure}", event)
+
+    def complained(self, event: Registration.EmailComplained) -> None:
+        self._count("mail_complained", event.timestamp, event.kind == MailKind.NOTICE)
+
     def rejected(self, event: Registration.CodeRejected) -> None:
         self._pass("code_rejected", event)
 
@@ -239,6 +245,7 @@ class _Tally:
         event: Registration.OtpIssued
         | Registration.EmailWithheld
         | Registration.EmailDispatchFailed
+        | Registration.EmailBounced
         | Registration.CodeRejected
         | Registration.CodeLocked
         | Registration.EmailVerified
@@ -270,6 +277,8 @@ _CHANGES: dict[Any, Callable[[_Tally, Any], None]] = {
     Registration.UserRegistered: _Tally.registered,
     Registration.OtpIssued: _Tally.issued,
     Registration.EmailDispatched: _Tally.dispatched,
+    Registration.EmailBounced: _Tally.bounced,
+    Registration.EmailComplained: _Tally.complained,
     Registration.EmailWithheld: _Tally.withheld,
     Registration.EmailDispatchFailed: _Tally.failed,
     Registration.CodeRejected: _Tally.rejected,

@@ -1,4 +1,7 @@
-"""Read model `mail`: every mail and what became of it, the dead letters among them, and foreign messages."""
+"""Read model `mail`: every mail and what became of it, the dead letters among them, and foreign messages.
+
+Over 400 lines, because a read model is one file: its tables, its fold, its queries.
+"""
 
 from __future__ import annotations
 
@@ -196,6 +199,18 @@ class _Batch:
         mail.reply_status = event.reply_status
         mail.last_attempt_at = event.timestamp
 
+    def bounced(self, event: Registration.EmailBounced, position: Position) -> None:
+        mail = self._change(event.originator_id, event.serial, position)
+        mail.failures += 1
+        mail.failure = event.failure
+        mail.reply_code = None
+        mail.reply_status = event.reply_status
+        if event.permanent or event.serial < max(self._of[event.originator_id.int]):
+            mail.state = "BOUNCED"
+        else:
+            mail.state = "RETRYING"
+            mail.waiting_since = event.timestamp
+
     def requested_again(self, event: Registration.EmailRetryRequested, position: Position) -> None:
         mail = self._change(event.originator_id, event.serial, position)
         mail.state = "RETRYING" if mail.failures else "QUEUED"
@@ -268,6 +283,7 @@ _CHANGES: dict[Any, Callable[[_Batch, Any, Position], None]] = {
     Registration.EmailDispatched: _Batch.dispatched,
     Registration.EmailWithheld: _Batch.withheld,
     Registration.EmailDispatchFailed: _Batch.failed,
+    Registration.EmailBounced: _Batch.bounced,
     Registration.EmailRetryRequested: _Batch.requested_again,
     Registration.EmailDiscarded: _Batch.discarded,
     Registration.EmailVerified: _Batch.verified,

@@ -1,4 +1,7 @@
-"""Read model `registrations`: every registration as its owner and the operators see it."""
+"""Read model `registrations`: every registration as its owner and the operators see it.
+
+Over 400 lines, because a read model is one file: its tables, its fold, its queries.
+"""
 
 from __future__ import annotations
 
@@ -111,11 +114,12 @@ _PENDING, _VERIFIED, _ACTIVE, _CANCELLED = (
     one.value for one in (Status.PENDING, Status.VERIFIED, Status.ACTIVE, Status.CANCELLED)
 )
 
-MailProgress = Literal["QUEUED", "SENT", "FAILED"]
+MailProgress = Literal["QUEUED", "SENT", "BOUNCED", "FAILED"]
 """What a registrant can expect of the current mail.
 
 - QUEUED: no mail server has it yet.
 - SENT: with a mail server; also where the notice to an address's owner was withheld.
+- BOUNCED: it came back, and the mailbox takes none.
 - FAILED: it will not be sent any more.
 """
 
@@ -199,8 +203,18 @@ def _failed(row: _Progress, event: Any) -> None:
         row.mail = "FAILED"
 
 
+def _bounced(row: _Progress, event: Any) -> None:
+    if event.serial == row.serial:
+        row.mail = "BOUNCED" if event.permanent else "QUEUED"
+        row.handed_over_at = None
+
+
+def _no_change(row: _Progress, event: Any) -> None:
+    """Not for the registrant to see."""
+
+
 def _requested_again(row: _Progress, _: Any) -> None:
-    if row.mail == "FAILED":
+    if row.mail in {"FAILED", "BOUNCED"}:
         row.mail = "QUEUED"
 
 
@@ -246,6 +260,8 @@ _CHANGES: dict[Any, Callable[[_Progress, Any], None]] = {
     Registration.EmailDispatched: _handed_over,
     Registration.EmailWithheld: _handed_over,
     Registration.EmailDispatchFailed: _failed,
+    Registration.EmailBounced: _bounced,
+    Registration.EmailComplained: _no_change,
     Registration.EmailRetryRequested: _requested_again,
     Registration.EmailDiscarded: _mail_given_up,
     Registration.CodeRejected: _rejected,

@@ -85,6 +85,7 @@ class Letter:
         message_id: complete, `<…@…>`; the same for every copy of one issue's mail.
         code: what replaces `CODE_GAP`, None if the text has none.
         registration_id: what replaces `ID_GAP`.
+        return_path: sender of the envelope, whom what bounces is sent to; None: `MAIL_FROM`.
     """
 
     to: str = field(repr=False)
@@ -93,6 +94,7 @@ class Letter:
     locale: str
     code: str | None = field(default=None, repr=False)
     registration_id: UUID | None = None
+    return_path: str | None = None
 
 
 class NotSent(Exception):

@@ -71,6 +71,15 @@ class Secrets(Protocol):
         """Left part of the Message-ID of an issue's mail: the same for every copy."""
         ...
 
+    def bounce_token(self, registration_id: UUID, serial: int) -> str:
+        """What names an issue's mail in the envelope's sender: 48 letters and digits of which only their order counts,
+        not their case. It says nothing to anybody else, and nobody else can make one."""
+        ...
+
+    def mail_of_bounce_token(self, token: str) -> tuple[UUID, int] | None:
+        """The registration and the serial of a `bounce_token`, in letters of either case; None: it is none."""
+        ...
+
     def seal(self, registration_id: UUID, person: Person) -> tuple[str, WrappedKey]:
         """Seal with a new key for this person; returns the key wrapped, to be stored in the same commit."""
         ...

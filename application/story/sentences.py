@@ -50,6 +50,10 @@ def sentence(event: AnyEvent) -> str:
             return f"Mail {event.serial} was withheld."
         case Registration.EmailDispatchFailed():
             return f"{mail(event).capitalize()} was not sent: {failure(event)}."
+        case Registration.EmailBounced():
+            return f"{mail(event).capitalize()} came back: {bounce(event)}."
+        case Registration.EmailComplained():
+            return f"{mail(event).capitalize()} was marked as unwanted, as {reported_by(event)} reported."
         case Registration.EmailRetryRequested():
             return f"Mail {event.serial} is to be tried again now."
         case Registration.EmailDiscarded():
@@ -76,6 +80,8 @@ def sentence(event: AnyEvent) -> str:
             return "The person's key was destroyed: address and name cannot be read any more."
         case EmailClaim.EmailClaimed():
             return "The address belongs to this registration."
+        case Mailbox.MailDecided() if event.silences:
+            return "The mailbox is sent no more: a mail there was marked as unwanted."
         case Mailbox.MailDecided():
             decided = "will be withheld" if event.withheld else "may be sent"
             return f"Mail {event.serial} {decided}: the mailbox was granted {len(event.granted)} within a day."
@@ -114,7 +120,12 @@ def sentence(event: AnyEvent) -> str:
             return f"{type(event).__name__}."
 
 
-def mail(event: Registration.EmailDispatched | Registration.EmailDispatchFailed) -> str:
+def mail(
+    event: Registration.EmailDispatched
+    | Registration.EmailDispatchFailed
+    | Registration.EmailBounced
+    | Registration.EmailComplained,
+) -> str:
     """Which mail it was."""
     return f"mail {event.serial}" + (", the notice to the owner of the account," if event.kind == "notice" else "")
 
@@ -131,6 +142,19 @@ def failure(event: Registration.EmailDispatchFailed) -> str:
     why = FAILURES.get(event.failure, event.failure)
     circuit = f"; the server's circuit was {event.circuit} then" if event.circuit is not None else ""
     return f"{said}{tries(event.attempts)} ({event.failure}, {final}): {why}{circuit}{unknown}"
+
+
+def bounce(event: Registration.EmailBounced) -> str:
+    """Why a mail came back, and who says so."""
+    status = f" {event.reply_status}" if event.reply_status is not None else ""
+    final = "permanent" if event.permanent else "temporary"
+    why = FAILURES.get(event.failure, event.failure)
+    return f"{reported_by(event)} reported{status} ({event.failure}, {final}) of the mailbox's server: {why}"
+
+
+def reported_by(event: Registration.EmailBounced | Registration.EmailComplained) -> str:
+    """Who reported it."""
+    return "a notification by mail" if event.reported_by == "dsn" else event.reported_by
 
 
 def tries(attempts: int) -> str:

@@ -152,6 +152,8 @@ def _did(event: AnyEvent) -> str:
             return "got back what no worker had done"
         case Registration.EmailDispatched() | Registration.EmailDispatchFailed() | Registration.EmailWithheld():
             return "had a mail to send"
+        case Registration.EmailBounced() | Registration.EmailComplained():
+            return "reported what became of a mail"
         case Registration.OwnerNotified():
             return "sent the owner a notice"
         case Registration.AccountActivated():

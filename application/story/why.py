@@ -9,10 +9,11 @@ from typing import Final
 from uuid import UUID
 
 from application.story.at_present import OVERDUE, SOON, AtPresent, late, parked, servers, under_way
-from application.story.sentences import because, cancelled, failure, tries
+from application.story.sentences import because, bounce, cancelled, failure, tries
 from application.story.words import duration, moment
 from domain.mail_outcome import CancelReason, IssueReason, MailKind
 from domain.mail_saga import MailSaga
+from domain.mailbox import Mailbox
 from domain.operator_act import OperatorAct
 from domain.recorded import Recorded
 from domain.registration import Registration
@@ -28,7 +29,8 @@ class _Known:
         wanted: the first of the codes that were issued for the same wish; the later ones replaced it, because it would
             have been too old on arrival.
         codes: how many these are.
-        asked, sent, withheld, locked: about the latest code's mail.
+        asked, sent, bounced, withheld, locked: about the latest code's mail.
+        silenced: the mailbox is sent no more.
         failed: about the mails with all of these codes.
         sent_before: an earlier code's.
         look_again_at: when the saga does the next thing; None: it has ended, or not begun.
@@ -44,6 +46,8 @@ class _Known:
     failed: list[Recorded] = field(default_factory=list)
     withheld: Recorded | None = None
     over_budget: bool = False
+    silenced: bool = False
+    bounced: Recorded | None = None
     superseded: Recorded | None = None
     discarded: Recorded | None = None
     locked: Recorded | None = None
@@ -79,7 +83,11 @@ def _learn(known: _Known, recorded: Recorded) -> None:
         case MailSaga.MailRequested(serial=serial) if serial == known.serial:
             known.asked = recorded
         case Registration.EmailDispatched(serial=serial) if serial == known.serial:
-            known.sent = recorded
+            known.sent, known.bounced = recorded, None
+        case Registration.EmailBounced(serial=serial) if serial == known.serial:
+            known.bounced = recorded
+        case Mailbox.MailDecided() as decided:
+            known.silenced = decided.silences
         case Registration.EmailDispatched():
             known.sent_before = recorded
         case Registration.EmailDispatchFailed():
@@ -110,7 +118,7 @@ def _learn(known: _Known, recorded: Recorded) -> None:
 def _learn_code(known: _Known, recorded: Recorded, event: Registration.OtpIssued) -> None:
     known.serial, known.over_budget = event.serial, bool(event.withheld)
     known.sent_before = known.sent or known.sent_before
-    known.asked = known.sent = known.withheld = known.discarded = known.locked = None
+    known.asked = known.sent = known.bounced = known.withheld = known.discarded = known.locked = None
     if event.reason == IssueReason.STALE and known.wanted is not None:
         known.codes += 1
     else:
@@ -118,6 +126,8 @@ def _learn_code(known: _Known, recorded: Recorded, event: Registration.OtpIssued
 
 
 def _withheld_because(known: _Known) -> str:
+    if known.silenced:
+        return "the mailbox is sent no more, since a mail there was marked as unwanted"
     if known.over_budget:
         return "the mailbox, or the part of it that the requester's network gets, has had as many mails as it is sent"
     if known.superseded is not None:
@@ -126,6 +136,8 @@ def _withheld_because(known: _Known) -> str:
 
 
 def _answer(known: _Known, now: datetime, present: AtPresent | None) -> str:
+    if known.sent is not None and known.bounced is not None and known.verified is None:
+        return f"It was sent: {_accepted(known.sent)}{_came_back(known, known.bounced, now, present)}"
     if known.sent is not None:
         kind = ""
         if known.sent.event.kind == MailKind.NOTICE:  # type: ignore[attr-defined]
@@ -143,6 +155,17 @@ def _answer(known: _Known, now: datetime, present: AtPresent | None) -> str:
             f"{_being_undone(known.discarded, now, present)}"
         )
     return _unsent(known, now, present)
+
+
+def _came_back(known: _Known, bounced: Recorded, now: datetime, present: AtPresent | None) -> str:
+    event = bounced.event
+    assert isinstance(event, Registration.EmailBounced)  # noqa: S101 - narrows
+    why_so = f". It came back at {moment(bounced.recorded_at)}: {bounce(event)}"
+    if known.cancelled is not None:
+        return f"{why_so}; the registration was undone at {moment(known.cancelled.recorded_at)}."
+    if event.permanent:
+        return f"{why_so}; {_being_undone(bounced, now, present)}"
+    return f"{why_so}. It is to be sent again.{_next(known, now, present)}"
 
 
 def _unsent(known: _Known, now: datetime, present: AtPresent | None) -> str:

@@ -18,6 +18,7 @@ ACTORS: Final[Mapping[str, str]] = {
     Actor.DEAD_LETTER_CONSUMER: "the consumer of dead letters",
     Actor.RESTORE: "the first start after a restore",
     Actor.PROBE: "the probe",
+    Actor.BOUNCE_REPORT: "a report of a bounce",
 }
 
 ACTS: Final[Mapping[str, str]] = {

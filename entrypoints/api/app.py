@@ -1,6 +1,6 @@
 """The HTTP API: the application with its routes, for one listener."""
 
-# ruff: noqa: PLC0415 - as in `cli.main`: the mailbox is loaded only where there is one
+# ruff: noqa: PLC0415 - as in `cli.main`: mailbox and bounces are loaded only where there are such
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -84,6 +84,10 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> Non
             is_synthetic_key=parts.is_synthetic_key,
             prefix=parts.prefix,
         )
+        if parts.bounces is not None:
+            from entrypoints.api.bounces import add_bounce_routes
+
+            add_bounce_routes(app, parts.bounces)
         if parts.mailbox is not None:
             from entrypoints.api.mailbox import add_mailbox_routes
 

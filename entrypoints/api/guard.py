@@ -44,6 +44,12 @@ BODY_LIMIT: Final = 16 * 1024
 HEADERS_LIMIT: Final = 8 * 1024
 """Bytes of all headers (docs/security.md, S23)."""
 
+REPORTS: Final = "/v1/bounces/"
+"""Where providers report in batches, one of them (SNS) as text: no registrant's route."""
+
+REPORTS_LIMIT: Final = 512 * 1024
+"""Bytes of such a body."""
+
 DRAIN_LIMIT: Final = 1024 * 1024
 """Bytes that are read of a body that is too large: many clients read no response before they have sent it all."""
 
@@ -207,7 +213,7 @@ class Guard:
                 _check_size(size)
                 self._hosts.check(headers.get(b"host"), scope)
                 if has_body:
-                    state.body = await self._read_body(receive, headers)
+                    state.body = await self._read_body(receive, headers, reports=scope["path"].startswith(REPORTS))
                 _check_place(scope.get(PLACE))
                 if reading:
                     reading = False
@@ -246,15 +252,15 @@ class Guard:
         if not state.status:  # once a response has started, all that is left is to break it off
             await explained.response()(scope, receive, send)
 
-    async def _read_body(self, receive: Receive, headers: dict[bytes, bytes]) -> bytes:
+    async def _read_body(self, receive: Receive, headers: dict[bytes, bytes], *, reports: bool) -> bytes:
         """The request's body.
 
         Raises:
             HttpProblem: it is too large, or not JSON.
         """
-        refusal = None
+        refusal, limit = None, REPORTS_LIMIT if reports else BODY_LIMIT
         if (
-            not _JSON.fullmatch(headers.get(b"content-type", b""))
+            (not reports and not _JSON.fullmatch(headers.get(b"content-type", b"")))
             or b"content-encoding" in headers
             or headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked"  # what else there is was not undone
         ):
@@ -270,11 +276,11 @@ class Guard:
                 raise _Gone
             chunk, more = message.get("body", b""), message.get("more_body", False)
             size += len(chunk)
-            if size <= BODY_LIMIT:
+            if size <= limit:
                 body += chunk
             elif size > DRAIN_LIMIT:
                 break
-        if size > BODY_LIMIT:
+        if size > limit:
             refusal = _and_close(refusal or HttpProblem("payload-too-large"))
         if refusal is not None and size:  # of no body it does not matter what it is called
             raise refusal

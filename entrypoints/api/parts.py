@@ -16,6 +16,7 @@ from infrastructure.replay.jobs import Jobs
 from infrastructure.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from infrastructure.bounces.webhooks import BounceWebhooks
     from infrastructure.mail.mailbox import Mailbox
     from infrastructure.telemetry.tracing import Tracing
 
@@ -51,6 +52,7 @@ class Parts:
         host_names: that requests may call the service by, beside IP addresses; None: any.
         broken: set when something that runs until the end of the process has ended before.
         is_synthetic_key: see `infrastructure.crypto.keyring.Keyring.is_synthetic_key`.
+        bounces: what mail providers report to; None if none may.
         mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
     """
 
@@ -71,4 +73,5 @@ class Parts:
     prefix: str = ""
     host_names: frozenset[str] | None = None
     next_admin_token: str | None = None
+    bounces: BounceWebhooks | None = None
     access_log: bool = False

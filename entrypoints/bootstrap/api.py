@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from entrypoints.api.parts import Parts, SignUpPolicy
+from entrypoints.bootstrap.bounces import webhooks_of
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.jobs import jobs_of
 from entrypoints.bootstrap.limits import limiter_of, request_limits
@@ -104,6 +105,7 @@ def api_parts(
         prefix=urlsplit(settings.public_url).path,
         host_names=settings.host_names,
         access_log=settings.access_log,
+        bounces=webhooks_of(core, settings),
     )
 
 

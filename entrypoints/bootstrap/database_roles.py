@@ -28,7 +28,7 @@ _BRIEFLY: Final = "SET LOCAL lock_timeout = '500ms'"
 Role = Literal["api", "worker", "process", "reader", "auditor"]
 
 ROLES: Final[Mapping[Role, str]] = {
-    "api": "`registrar serve`, and commands of operators that act",
+    "api": "`registrar serve`, `registrar bounces`, and commands of operators that act",
     "worker": "`registrar work`",
     "process": "`registrar process`, rebuilds and verifications; owns the read models",
     "reader": "commands that only look",

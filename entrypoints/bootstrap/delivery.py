@@ -18,6 +18,7 @@ from application.ports import MailRequest, Unavailable
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.core import Core, Timing
 from entrypoints.bootstrap.letters import letters_for
+from infrastructure.bounces.addresses import BounceAddresses
 from infrastructure.circuits import CLOSED, OPENED, OnTransition, StateName
 from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.mail.send_claims import StoredSendClaims
@@ -25,6 +26,7 @@ from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from infrastructure.postgres.notifications import LOOK_ANYWAY
+from infrastructure.settings.bounces import BOUNCE_HEADERS
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import MailServer
 from infrastructure.synthetic.sink import Sink
@@ -102,6 +104,7 @@ async def open_delivery(
     lease = 3 * settings.send_timeout + SEND_MARGIN
     pace = timedelta(0) if settings.broker_url is None else WORKERS_PACE
     claims = StoredSendClaims(connection, lease=lease, pace=pace)
+    address = settings.bounce_address
     sending = MailDelivery(
         log=core.store,
         handlers=core.handlers,
@@ -114,6 +117,7 @@ async def open_delivery(
         retry_claimed_after=timedelta(seconds=5),
         give_up_after=lease - RECORDING,
         sleep=timing.sleep,
+        return_path=None if address is None else BounceAddresses(address, core.keyring).of,
         on_first_mail=core.metrics.time_to_inbox,
         synthetic=Sink(servers, connection, sender=settings.mail_from, to=settings.synthetic_to),
     )
@@ -129,6 +133,8 @@ def _servers(core: Core, settings: Settings, timing: Timing, mail_servers: tuple
         mail_servers,
         sender=settings.mail_from,
         reply_to=settings.reply_to,
+        bounce_address=settings.bounce_address,
+        names=[BOUNCE_HEADERS[one] for one in sorted(settings.bounce_providers) if one in BOUNCE_HEADERS],
         circuits=timing.circuits(on_transition=_telling(core)),
         may_probe=core.shared_circuits.may_probe,
         beliefs=core.shared_circuits,

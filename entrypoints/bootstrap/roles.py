@@ -1,4 +1,4 @@
-"""The four processes, each from its parts in order: `up`, `serve`, `process` and `work`.
+"""The processes, each from its parts in order: `up`, `serve`, `process`, `work` and `bounces`.
 
 Last in, first out: what runs stops before what it runs on. Each may raise CannotStart, BadDataDirectory,
 DatabaseDidNotStart or WrongMasterKey, which are one line each, fit to show.
@@ -24,6 +24,7 @@ from infrastructure.settings.settings import Settings
 
 if TYPE_CHECKING:
     from entrypoints.bootstrap.delivery import Delivery
+    from infrastructure.bounces.listener import BounceListener
     from infrastructure.followers.leadership import LeaderTask
     from infrastructure.rabbitmq.connection import Broker
 
@@ -42,12 +43,14 @@ class Process:
         api: what its listeners create their applications with.
         broker: RabbitMQ, None where mail is handed over inside the process.
         delivery: the sending of mails, None in a process that does not.
+        bounces: takes notifications of mails that came back, None in a process that does not.
     """
 
     core: Core
     api: Parts
     broker: Broker | None
     delivery: Delivery | None = None
+    bounces: BounceListener | None = None
 
 
 @asynccontextmanager
@@ -74,8 +77,13 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
         leading = followers(core, settings, relay, publisher_to(broker, core))
         leading += await _webhooks(core, settings)
         beside = beside_followers(core, settings)
+        listener = None
+        if settings.bounce_listen is not None:
+            from entrypoints.bootstrap.bounces import open_listener
+
+            listener = await open_listener(core, settings, stack)
         await stack.enter_async_context(running(core, settings, broker, leading, beside))
-        yield Process(core, api, broker, delivery)
+        yield Process(core, api, broker, delivery, listener)
 
 
 async def _webhooks(core: Core, settings: Settings) -> list[LeaderTask]:
@@ -140,3 +148,19 @@ async def work(settings: Settings, timing: Timing | None = None) -> AsyncIterato
         api = api_parts(core, settings, stack, broker=broker, servers=delivery.servers)
         await stack.enter_async_context(running(core, settings, broker))
         yield Process(core, api, broker, delivery)
+
+
+@asynccontextmanager
+async def bounces(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
+    """The listener for notifications of mails that came back. After a restore: see `serve`."""
+    from entrypoints.bootstrap.bounces import open_listener
+
+    async with AsyncExitStack() as stack:
+        core = await open_core(settings, stack, timing or Timing(), role="bounces")
+        core.metrics.measured.runs("bounces", version("registrar"))
+        if not await erase_again(core, settings):
+            raise CannotStart(_ERASURES_UNKNOWN)
+        api = api_parts(core, settings, stack, broker=None)
+        listener = await open_listener(core, settings, stack)
+        await stack.enter_async_context(running(core, settings, None))
+        yield Process(core, api, None, bounces=listener)

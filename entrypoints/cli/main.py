@@ -122,6 +122,17 @@ def work(data_dir: Path | None) -> int:
     return _keep_running("work", data_dir=data_dir)
 
 
+@registrar.command(epilog=options.example("registrar bounces"))
+@options.data_dir
+def bounces(data_dir: Path | None) -> int:
+    """Take notifications of mails that came back.
+
+    An SMTP server for these alone (REGISTRAR_BOUNCE_LISTEN), which a mail that could not be delivered comes back to,
+    and which tells by its address (REGISTRAR_BOUNCE_ADDRESS) which mail it was. Any number of copies.
+    """
+    return _keep_running("bounces", data_dir=data_dir)
+
+
 @registrar.command(epilog=options.example("registrar doctor", "registrar doctor --json"))
 @options.as_json
 @options.data_dir

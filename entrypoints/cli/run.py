@@ -1,4 +1,4 @@
-"""The commands that keep running: `up`, `serve`, `process` and `work`, from their first line to their last.
+"""The commands that keep running: `up`, `serve`, `process`, `work` and `bounces`, from their first line to their last.
 
 FastAPI is a quarter of a start (our measurement): only a process that listens loads it.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from entrypoints.bootstrap import CannotStart, roles
+from entrypoints.bootstrap.bounces import DEFAULT
 from entrypoints.cli.garbage_collection import keep_what_is_there
 from entrypoints.cli.output import note, terminal
 from entrypoints.cli.session import begin, log_everything, opened
@@ -88,6 +89,13 @@ async def work(settings: Settings) -> int:
     _demand_mail_servers(settings)
     says = "Taking mails from RabbitMQ; /health/rabbitmq shows how many wait."
     return await _in_the_background(roles.work(settings), settings, says)
+
+
+async def bounces(settings: Settings) -> int:
+    """The listener for notifications of mails that came back alone."""
+    where = settings.bounce_listen or DEFAULT
+    says = f"Taking notifications of mails that came back at {where.host}:{where.port}."
+    return await _in_the_background(roles.bounces(settings), settings, says)
 
 
 def _loaded() -> ModuleType:

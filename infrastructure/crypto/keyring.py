@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from base64 import b64decode, b64encode
+from base64 import b32decode, b32encode, b64decode, b64encode
 from collections.abc import Iterable
 from datetime import datetime
 from hashlib import blake2b
@@ -33,6 +33,9 @@ from infrastructure.postgres.connection import Connection
 SYNTHETIC_KEY = 64
 """Characters of the key of a synthetic request; any other one is told from it by its length, as a rule."""
 
+_TAG = 11
+"""Bytes of a bounce token's tag: with id and serial they fill its 48 characters of five bits."""
+
 _PERSON = msgspec.json.Decoder(Person)
 
 
@@ -54,6 +57,8 @@ class Keyring:
         self._fingerprint_key = _derive(root_secret, b"payload fingerprint")
         self._code_key = _derive(root_secret, b"one-time codes")
         self._message_key = _derive(root_secret, b"message ids")
+        self._bounce_key = _derive(root_secret, b"bounce tokens")
+        self._bounce_cipher = _derive(root_secret, b"cipher of bounce tokens")
         self._salt_key = _derive(root_secret, b"password salts")
         self._synthetic_key = _derive(root_secret, b"synthetic registrations")
         self._limit_key = _derive(root_secret, b"rate limits")
@@ -114,6 +119,29 @@ class Keyring:
         """Left part of the Message-ID of an issue's mail: the same for every copy, and it reveals nothing."""
         message = registration_id.bytes + serial.to_bytes(8, "big")
         return hmac.digest(self._message_key, message, "sha256")[:16].hex()
+
+    def bounce_token(self, registration_id: UUID, serial: int) -> str:
+        """See `application.ports.Secrets`. A synthetic IV (as RFC 5297 has it): the tag, and what it stands for under a
+        pad that follows from the tag; so servers on the way learn no id, and the token of a mail is always the same."""
+        named = registration_id.bytes + serial.to_bytes(3, "big")
+        tag = hmac.digest(self._bounce_key, named, "sha256")[:_TAG]
+        return b32encode(tag + self._padded(named, tag)).decode().lower()
+
+    def mail_of_bounce_token(self, token: str) -> tuple[UUID, int] | None:
+        """See `application.ports.Secrets`."""
+        try:
+            read = b32decode(token.upper().encode("ascii"))
+        except ValueError:
+            return None
+        tag, named = read[:_TAG], self._padded(read[_TAG:], read[:_TAG])
+        expected = hmac.digest(self._bounce_key, named, "sha256")[:_TAG]
+        if len(read) != _TAG + 19 or not hmac.compare_digest(tag, expected):
+            return None
+        return UUID(bytes=named[:16]), int.from_bytes(named[16:], "big")
+
+    def _padded(self, named: bytes, tag: bytes) -> bytes:
+        pad = hmac.digest(self._bounce_cipher, tag, "sha256")
+        return bytes(one ^ other for one, other in zip(named, pad, strict=False))
 
     def limited(self, whom: str) -> str:
         """Keyed hash of whom a rate limit counts, in hexadecimal: the limiter need not know networks and addresses."""

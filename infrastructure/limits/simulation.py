@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 from domain.mail_saga import MailSaga
-from domain.mailbox import DAY, Grant, Mailbox, grant
+from domain.mailbox import DAY, NEVER_OVER, Grant, Mailbox, grant
 from domain.policy import Policy
 from domain.recorded import AnyEvent
 from domain.registration import Registration
@@ -231,6 +231,8 @@ class MailboxTrial:
             _remember(self._others, asked.mailbox_id, granted)
         if not counts:
             return
+        if any(one.at == NEVER_OVER for one in asked.granted):
+            return  # whatever the limit is
         self.tally.asked += 1
         if withheld:
             self.tally.stop(asked, self.limit.per)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field
 
+from infrastructure.settings.bounces import BounceAddress, BounceSecrets, bounce_webhooks
 from infrastructure.settings.environment import FILE, PREFIX, BadSettings, given
 from infrastructure.settings.letters import LetterSettings
 from infrastructure.settings.limits import DEFAULTS, Limits
@@ -234,6 +235,24 @@ class Settings(LetterSettings):
         description="sender of every mail, with or without a name",
         examples=["Registrar <no-reply@example.org>"],
     )
+    bounce_address: BounceAddress | None = Field(
+        default=None,
+        description="address of the envelope's sender, in which each mail is named; None: that of `mail_from`",
+        examples=["bounces@mail.example.org"],
+    )
+    bounce_webhooks: BounceSecrets | None = Field(
+        default=None,
+        description="mail providers that may report bounces and complaints, each with the secret by which it is known, "
+        "separated by commas; None: none may",
+        examples=["postmark=SECRET, mailgun=SIGNING_KEY"],
+    )
+    bounce_webhooks_file: Path | None = _file("bounce_webhooks")
+    bounce_listen: ListenAddress | None = Field(
+        default=None,
+        description="host:port that notifications of mails that came back are taken at, by `registrar bounces`, or by "
+        "`registrar up` if it is set; None: 127.0.0.1:2525, and not by `up`",
+        examples=["0.0.0.0:2525"],
+    )
 
     otp_ttl: Duration = Field(
         default=timedelta(seconds=600), description="seconds a code holds after its hand-over to the mail server"
@@ -334,6 +353,11 @@ class Settings(LetterSettings):
     def service_names(self) -> tuple[str, ...]:
         """What people call the service: the sender's name, and the host of `public_url`."""
         return split_sender(self.mail_from)[0], urlsplit(self.public_url).hostname or ""
+
+    @property
+    def bounce_providers(self) -> frozenset[str]:
+        """Those that may report bounces."""
+        return frozenset(bounce_webhooks(self.bounce_webhooks.get_secret_value()) if self.bounce_webhooks else ())
 
     @property
     def mail_servers(self) -> tuple[MailServer, ...]:

@@ -253,6 +253,39 @@ def mailbox_unknown(serial: int = 1, *, at: datetime = T0) -> Fact:
     )
 
 
+def email_bounced(
+    serial: int = 1,
+    *,
+    kind: str = "code",
+    failure: str = "mailbox-unknown",
+    permanent: bool = True,
+    reply_status: str | None = "5.1.1",
+    reported_by: str = "dsn",
+    at: datetime = T0,
+) -> Fact:
+    return Fact(
+        Registration.EmailBounced,
+        {
+            "serial": serial,
+            "kind": kind,
+            "failure": failure,
+            "permanent": permanent,
+            "reply_status": reply_status,
+            "reported_by": reported_by,
+        },
+        at,
+    )
+
+
+def mailbox_full(serial: int = 1, *, at: datetime = T0) -> Fact:
+    """The mail came back, because its mailbox took none at the time."""
+    return email_bounced(serial, failure="temporary", permanent=False, reply_status="4.2.2", at=at)
+
+
+def email_complained(serial: int = 1, *, kind: str = "code", reported_by: str = "ses", at: datetime = T0) -> Fact:
+    return Fact(Registration.EmailComplained, {"serial": serial, "kind": kind, "reported_by": reported_by}, at)
+
+
 def email_retry_requested(serial: int = 1, *, at: datetime = T0) -> Fact:
     return Fact(Registration.EmailRetryRequested, {"serial": serial}, at)
 

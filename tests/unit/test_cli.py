@@ -61,7 +61,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_every_command_of_the_contract_is_there() -> None:
     wanted = (
-        "up|serve|process|work|doctor|events list|events show|events export|events import|projections list"
+        "up|serve|process|work|bounces|doctor|events list|events show|events export|events import|projections list"
         "|projections rebuild|projections verify|projections as-of|projections diff|mail list|mail retry|mail discard"
     )
     wanted += "|events replay|projections parked list|projections parked show|projections parked retry"

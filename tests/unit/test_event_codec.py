@@ -63,6 +63,8 @@ rebuild.version_dropped v1: read_model: str, position: int
 registration.account_activated v1:
 registration.code_locked v1: serial: int
 registration.code_rejected v1: serial: int, attempt: int
+registration.email_bounced v1: serial: int, kind: str, failure: str, permanent: bool, reply_status: str | None, reported_by: str
+registration.email_complained v1: serial: int, kind: str, reported_by: str
 registration.email_discarded v1: serial: int
 registration.email_dispatch_failed v3: serial: int, kind: str, permanent: bool, failure: str, provider: str, attempts: int, reply_code: int | None, reply_status: str | None, outcome_unknown: bool, circuit: str | None, request_position: int | None
 registration.email_dispatched v1: serial: int, kind: str, provider: str, attempts: int, reply_code: int

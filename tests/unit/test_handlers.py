@@ -23,6 +23,8 @@ from application.commands import (
     EraseRegistration,
     KeepAnswer,
     KeepStrayMessage,
+    RecordEmailBounced,
+    RecordEmailComplained,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
     RecordPersonalDataRead,
@@ -63,7 +65,7 @@ from domain.errors import (
     UnknownRegistration,
     WrongCode,
 )
-from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailKind
+from domain.mail_outcome import Bounce, CancelReason, DispatchFailure, HandOver, MailKind
 from domain.mailbox import Mailbox, MailboxId
 from domain.operator_act import OperatorAct
 from domain.recorded import Position
@@ -570,6 +572,18 @@ async def _withheld(house: InMemoryService) -> Command:
     return WithholdEmail(registration_id=await house.registered(), serial=1)
 
 
+async def _came_back(house: InMemoryService) -> Command:
+    registration_id = await house.registered()
+    accepted = HandOver("mail.example:25", 1, 250)
+    await house.handle(RecordEmailDispatched(registration_id=registration_id, serial=1, hand_over=accepted))
+    bounce = Bounce("mailbox-unknown", permanent=True, reply_status="5.1.1", reported_by="dsn")
+    return RecordEmailBounced(registration_id=registration_id, serial=1, bounce=bounce)
+
+
+async def _unwanted(house: InMemoryService) -> Command:
+    return RecordEmailComplained(registration_id=await house.registered(), serial=1, reported_by="ses")
+
+
 async def _stale(house: InMemoryService) -> Command:
     return ReplaceStaleCode(registration_id=await house.registered(), serial=1)
 
@@ -643,6 +657,8 @@ EVERY = {
     RecordEmailDispatched: (_dispatched, ["EmailDispatched"]),
     RecordEmailDispatchFailed: (_failed, ["EmailDispatchFailed"]),
     WithholdEmail: (_withheld, ["EmailWithheld"]),
+    RecordEmailBounced: (_came_back, ["EmailBounced"]),
+    RecordEmailComplained: (_unwanted, ["EmailComplained", "MailDecided"]),
     ReplaceStaleCode: (_stale, ["OtpIssued"]),
     ActivateAccount: (_activate, ["AccountActivated"]),
     RevokeOtp: (_revoke, ["OtpRevoked"]),
@@ -679,7 +695,9 @@ async def test_a_command_records_its_effect_in_one_append(prepare: Prepare, even
 
     assert house.log.appends[before:] == [events]
     assert answer.recorded
-    of_the_mailbox = isinstance(command, RegisterUser)  # it comes last, and its position is not told
+    of_the_mailbox = isinstance(
+        command, RegisterUser | RecordEmailComplained
+    )  # it comes last, and its position is not told
     assert answer.position == len(house.log.events) - of_the_mailbox
     assert house.log.contexts[-1] == WORKER
 
@@ -855,7 +873,14 @@ async def test_a_command_that_loses_the_race_three_times_is_decided_anew(prepare
     assert log.tries == 4
 
 
-FACTS = (RecordEmailDispatched, RecordEmailDispatchFailed, WithholdEmail, KeepStrayMessage)
+FACTS = (
+    RecordEmailDispatched,
+    RecordEmailDispatchFailed,
+    RecordEmailBounced,
+    RecordEmailComplained,
+    WithholdEmail,
+    KeepStrayMessage,
+)
 """What these record has happened: it is not given up, however often somebody else is faster."""
 
 

@@ -376,6 +376,7 @@ SECRETS = {
     "NEXT_MASTER_KEY": KEY.hex(),
     "ADMIN_TOKEN": "hunter2-canary",
     "NEXT_ADMIN_TOKEN": "hunter2-canary",
+    "BOUNCE_WEBHOOKS": "postmark=hunter2-canary-hunter2-canary",
     "ALERT_URL": "https://host/hunter2-canary",
     "WEBHOOKS": "app=https://host/hunter2-canary",
     "WEBHOOK_SECRETS": f"app=whsec_{KEY.hex()}",

@@ -96,7 +96,7 @@ class ConnectionPool:
     The number of open connections is not limited here but by `server.Server`, before a mail gets to the pool.
 
     Args:
-        sender: used in MAIL FROM; its domain is used in EHLO.
+        sender: used in MAIL FROM where a mail has no other; its domain is used in EHLO.
     """
 
     def __init__(self, server: MailServer, *, sender: str, tls: ssl.SSLContext, limits: Limits) -> None:
@@ -135,21 +135,23 @@ class ConnectionPool:
     def _is_scarce(self) -> bool:
         return asyncio.get_running_loop().time() < self._scarce_until
 
-    async def begin(self, to: str | None, progress: Progress) -> Connection:
+    async def begin(self, to: str | None, progress: Progress, sender: str | None = None) -> Connection:
         """A connection on which MAIL FROM was accepted: an idle one, or if that has gone stale, a new one.
 
         The caller returns it by `put_back` or `recycle`.
 
         Args:
             to: see `Connection.begin`.
+            sender: the mail's own; None: everybody's.
         """
+        own = self._sender if sender is None else sender.encode("ascii")
         ended_after = None
         if (connection := self._take_idle()) is not None:
             progress.stage = "mail"
             mails = connection.mails
             try:
                 async with asyncio.timeout(self._stale_seconds):
-                    await connection.begin(self._sender, to)
+                    await connection.begin(own, to)
                 return connection
             except (OSError, SMTPException) as error:
                 if is_plain_refusal(error) and not connection.reset_first:
@@ -164,7 +166,7 @@ class ConnectionPool:
         connection = await self._open(progress)
         progress.stage = "mail"
         try:
-            await connection.begin(self._sender, to)
+            await connection.begin(own, to)
         except BaseException as error:
             self.recycle(connection, error)
             raise

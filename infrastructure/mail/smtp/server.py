@@ -96,6 +96,7 @@ class Server:
         message: bytes | None,
         until: float | None,
         on_content: Callable[[], None] = lambda: None,
+        sender: str | None = None,
     ) -> int:
         """One try; returns the reply code. Without a message it ends before the recipient.
 
@@ -103,6 +104,7 @@ class Server:
             until: by the loop's clock, when the content must have been sent; the try is not started if that may take
                 longer.
             on_content: called when it was: `limits.content_timeout` begins.
+            sender: of the envelope; None: everybody's.
 
         Raises:
             CircuitOpen, TooLate: it was not made; the former also if the server has come to a halt.
@@ -117,7 +119,7 @@ class Server:
                 if self.circuit.is_due:  # last: a worker that may probe and does not keeps all others from it
                     await self._ask_to_probe()
                 with suppress(_Crowded):  # another turn comes when a session that works is free
-                    return await self._try(to, message, generation, on_content)
+                    return await self._try(to, message, generation, on_content, sender)
                 if not self._sessions:
                     await asyncio.sleep(CROWDED_PAUSE)
 
@@ -153,7 +155,9 @@ class Server:
         # to probe now, and nobody else has.
         self.circuit.make_due()
 
-    async def _try(self, to: str, message: bytes | None, generation: int, on_content: Callable[[], None]) -> int:
+    async def _try(
+        self, to: str, message: bytes | None, generation: int, on_content: Callable[[], None], sender: str | None
+    ) -> int:
         progress = Progress(asyncio.get_running_loop().time(), on_move=self._tell)
         async with self._breaker:
             self._under_way.add(progress)
@@ -161,7 +165,7 @@ class Server:
                 with self.concurrency.exempting(after=self._timeout) as exempt:
                     async with asyncio.timeout(self._timeout) as deadline:
                         progress.on_content = partial(self._await_acceptance, deadline, exempt, on_content)
-                        code = await self._converse(to, message, progress)
+                        code = await self._converse(to, message, progress, sender)
                 if message is not None:
                     self.evidence.taken(to)
                     self.concurrency.succeeded(generation, asyncio.get_running_loop().time() - progress.ready_at)
@@ -246,8 +250,8 @@ class Server:
             self._news.set()
             self._news = None
 
-    async def _converse(self, to: str, message: bytes | None, progress: Progress) -> int:
-        connection = await self._pool.begin(None if message is None else to, progress)
+    async def _converse(self, to: str, message: bytes | None, progress: Progress, sender: str | None) -> int:
+        connection = await self._pool.begin(None if message is None else to, progress, sender)
         progress.ready_at = asyncio.get_running_loop().time()
         try:
             if message is None:

@@ -48,6 +48,7 @@ class _Sending:
     message: bytes | None
     until: float | None
     on_content: Callable[[], None] = lambda: None
+    sender: str | None = None
     tries: int = 0
     again: bool = False
     avoided: set[str] = field(default_factory=set)
@@ -87,6 +88,8 @@ class SmtpServers:
     Args:
         sender: `MAIL_FROM`, with or without a name; its domain is used in EHLO.
         reply_to: `REPLY_TO`.
+        bounce_address: of the envelope where there is no mail; None: that of `sender`.
+        names: see `infrastructure.mail.composing.Composer`.
         circuits: creates one per server, named `host:port`.
         tls: trust in the servers' certificates; the system's if None.
         on_concurrency: called with how many mails each server may be handed at the same time.
@@ -105,6 +108,8 @@ class SmtpServers:
         *,
         sender: str,
         reply_to: str | None = None,
+        bounce_address: str | None = None,
+        names: Sequence[str] = (),
         circuits: Circuits | None = None,
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
@@ -120,7 +125,8 @@ class SmtpServers:
     ) -> None:
         if not servers:
             raise ValueError("at least one mail server is needed")
-        self._composer = Composer(sender, reply_to)
+        self._composer = Composer(sender, reply_to, names=names)
+        self._bounce_address = bounce_address
         self._settings = tuple(servers)
         self._factory = circuits or Circuits()
         self._limits = limits or Limits()
@@ -148,10 +154,10 @@ class SmtpServers:
         servers = await self._servers()
         if to is None or message is None:
             raise NotSent(DispatchFailure(failure, permanent=True, provider=servers[0].provider, attempts=0))
-        return await self._through(_Sending(to, message, until, on_content), servers)
+        return await self._through(_Sending(to, message, until, on_content, letter.return_path), servers)
 
     async def probe(self, *, until: float | None = None) -> HandOver:
-        return await self._through(_Sending("", None, until), await self._servers())
+        return await self._through(_Sending("", None, until, sender=self._bounce_address), await self._servers())
 
     async def _through(self, sending: _Sending, servers: Sequence[Server]) -> HandOver:
         return await with_retries(
@@ -231,7 +237,7 @@ class SmtpServers:
         raise sending.failed()
 
     async def _hand_over(self, sending: _Sending, server: Server) -> int:
-        talking = server.hand_over(sending.to, sending.message, sending.until, sending.on_content)
+        talking = server.hand_over(sending.to, sending.message, sending.until, sending.on_content, sending.sender)
         return await (talking if self._tracing is None else traced(self._tracing, server.provider, talking))
 
     def _report(self, server: Server, verdict: Verdict | None) -> None:

@@ -1,0 +1,228 @@
+"""Mails that come back: through the listener, into the log and the read models, and to what becomes of the sign-up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from application.bounce_reports import AT_ONCE
+from application.commands import RecordEmailDispatched, RegisterUser
+from application.ports import Context
+from domain.mail_outcome import HandOver
+from domain.registration import Registration
+from entrypoints.bootstrap.bounces import open_listener
+from infrastructure.bounces.addresses import BounceAddresses
+from infrastructure.bounces.listener import MAX_MISTAKES, BounceListener
+from infrastructure.settings.settings import Settings
+from tests.support.bounces import MailExchanger, notification
+from tests.support.facts import eventually
+from tests.support.http import open_api
+from tests.support.mail import recorded, until_recorded
+from tests.support.service import Service, open_service
+from tests.support.smtp_stub import SmtpStub
+
+ADDRESS = "bounces@mail.example.org"
+
+
+@pytest.fixture
+async def stub() -> AsyncIterator[SmtpStub]:
+    async with SmtpStub() as stub:
+        yield stub
+
+
+@pytest.fixture
+async def service(dsn: str, stub: SmtpStub, tmp_path: Path) -> AsyncIterator[Service]:
+    settings = Settings.from_environment(
+        {
+            "REGISTRAR_DATABASE_URL": dsn,
+            "REGISTRAR_MASTER_KEY": secrets.token_hex(32),
+            "REGISTRAR_DATA_DIR": str(tmp_path),
+            "REGISTRAR_SMTP_URLS": f"smtp://127.0.0.1:{stub.port}",
+            "REGISTRAR_BOUNCE_ADDRESS": ADDRESS,
+            "REGISTRAR_BOUNCE_LISTEN": "127.0.0.1:0",
+        }
+    )
+    async with open_service(settings, follows=True) as service:
+        yield service
+
+
+def client() -> Context:
+    return Context("client", uuid4())
+
+
+@pytest.fixture
+async def listener(service: Service) -> AsyncIterator[BounceListener]:
+    async with AsyncExitStack() as stack:
+        yield await open_listener(service.process.core, service.settings, stack)
+
+
+async def sent(service: Service, stub: SmtpStub, email: str = "ada@example.com") -> tuple[UUID, str]:
+    """Register; the registration, and the envelope's sender of its mail, whose hand-over is recorded."""
+    answer = await service.handlers.handle(RegisterUser(email=email, name="Ada"), client())
+    await stub.until(lambda: any(email.encode() in mail.recipients for mail in stub.mails))
+    [mail] = [mail for mail in stub.mails if email.encode() in mail.recipients]
+
+    async def is_recorded() -> bool:
+        return 1 in (await registration(service, answer.subject_id)).handed_over_at
+
+    await eventually(is_recorded)
+    return answer.subject_id, mail.sender.decode()
+
+
+async def registration(service: Service, registration_id: UUID) -> Registration:
+    found = (await service.store.load(registration_id)).get(Registration, registration_id)
+    assert found is not None
+    return found
+
+
+async def shown(service: Service, registration_id: UUID) -> tuple[str, str]:
+    found = await service.api.queries.registrations.by_id(registration_id)
+    assert found is not None
+    return found.view.status, found.view.mail
+
+
+@pytest.mark.fault("E60")
+async def test_a_mail_that_comes_back_for_good_ends_the_sign_up(
+    service: Service, stub: SmtpStub, listener: BounceListener, dsn: str
+) -> None:
+    registration_id, sender = await sent(service, stub)
+    assert sender.startswith("bounces+")
+    assert b"Return-Path" not in stub.mails[0].data
+
+    async with MailExchanger(listener.port) as exchanger:
+        assert await exchanger.notify(sender.upper()) == 250
+
+    async def is_told() -> bool:
+        return await shown(service, registration_id) == ("CANCELLED", "BOUNCED")
+
+    await eventually(is_told, within=5)
+    async with MailExchanger(listener.port) as exchanger:
+        assert await exchanger.notify(sender) == 250
+    assert (await recorded(dsn))["registration.email_bounced"] == 1
+
+
+@pytest.mark.fault("E61")
+async def test_what_is_forged_late_or_no_notification_changes_nothing(
+    service: Service, stub: SmtpStub, listener: BounceListener, dsn: str
+) -> None:
+    registration_id, sender = await sent(service, stub)
+    others = BounceAddresses(ADDRESS, service.keyring).of(uuid4(), 1)
+    position = await service.store.head()
+
+    async with MailExchanger(listener.port) as exchanger:
+        assert await exchanger.notify(sender.replace("+", "+x")) == 550
+        assert await exchanger.notify(ADDRESS) == 550
+        assert await exchanger.notify("postmaster@mail.example.org") == 550
+        assert await exchanger.notify(others) == 250
+        assert await exchanger.notify(sender, b"Subject: I am on holiday\r\n\r\nBack soon.") == 250
+        assert await exchanger.notify(sender, b"Subject: long\r\n\r\n" + b"x" * 50_000) == 250
+        assert await exchanger.notify(sender, notification(action="delayed", status="4.4.1")) == 250
+
+    assert await service.store.head() == position
+    assert (await registration(service, registration_id)).is_pending
+
+
+@pytest.mark.fault("E62")
+async def test_a_notification_waits_for_the_hand_over_to_be_recorded(
+    service: Service, stub: SmtpStub, listener: BounceListener
+) -> None:
+    stub.at("eod", "wait")
+    answer = await service.handlers.handle(RegisterUser(email="early@example.com", name="Ada"), client())
+    address = BounceAddresses(ADDRESS, service.keyring).of(answer.subject_id, 1)
+
+    async with MailExchanger(listener.port) as exchanger:
+        told = asyncio.create_task(exchanger.notify(address))
+        accepted = HandOver("mx.example:25", 1, 250)
+        await service.handlers.handle(
+            RecordEmailDispatched(registration_id=answer.subject_id, serial=1, hand_over=accepted), client()
+        )
+        assert await told == 250
+
+    assert (await registration(service, answer.subject_id)).bounced == {1: True}
+
+
+@pytest.mark.fault("E63")
+async def test_what_is_too_much_is_refused_for_now_and_in_a_session_for_good(
+    service: Service, stub: SmtpStub, listener: BounceListener, dsn: str
+) -> None:
+    _, sender = await sent(service, stub)
+    listener.most = 2
+    async with (
+        MailExchanger(listener.port) as exchanger,
+        MailExchanger(listener.port),
+        MailExchanger(listener.port) as one_too_many,
+    ):
+        assert one_too_many.greeting == 421
+        listener.reports._under_way = AT_ONCE  # type: ignore[attr-defined]
+        assert await exchanger.notify(sender) == 451
+        listener.reports._under_way = 0  # type: ignore[attr-defined]
+        assert await exchanger.notify(sender) == 250
+    await until_recorded(dsn, "registration.email_bounced")
+    async with MailExchanger(listener.port) as exchanger:
+        refused = [await exchanger.notify(f"{number}@mail.example.org") for number in range(MAX_MISTAKES)]
+        assert refused == [550] * MAX_MISTAKES
+        await exchanger.notify("once-more@mail.example.org")
+        assert await exchanger.notify("once-more@mail.example.org") == 0
+
+
+@pytest.mark.fault("E64")
+async def test_a_thousand_notifications_at_once_are_each_recorded_or_refused_for_now(
+    service: Service, stub: SmtpStub, listener: BounceListener, dsn: str
+) -> None:
+    """All of one mail: they are one bounce, however many there are."""
+    _, sender = await sent(service, stub)
+
+    async def exchange() -> list[int]:
+        async with MailExchanger(listener.port) as exchanger:
+            return [await exchanger.notify(sender) for _ in range(50)]
+
+    codes = [code for some in await asyncio.gather(*(exchange() for _ in range(20))) for code in some]
+
+    assert len(codes) == 1000
+    assert set(codes) <= {250, 451}
+    assert (await recorded(dsn))["registration.email_bounced"] == 1
+
+
+@pytest.mark.fault("E65")
+async def test_a_provider_reports_over_http_and_nobody_else_does(dsn: str) -> None:
+    secret = "correct-horse-battery"
+    async with open_api(dsn, bounce_address=ADDRESS, bounce_webhooks=f"postmark={secret}") as api:
+        handlers, mailbox = api.service.handlers, api.service.mailbox
+        assert mailbox is not None
+        registration_id = (
+            await handlers.handle(RegisterUser(email="ada@example.com", name="Ada"), client())
+        ).subject_id
+        await eventually(lambda: bool(mailbox.messages("ada@example.com")))
+        [mail] = mailbox.messages("ada@example.com")
+        token = mail.headers["X-PM-Metadata-registrar"]
+        assert api.service.keyring.mail_of_bounce_token(token) == (registration_id, 1)
+        event = {"RecordType": "SpamComplaint", "Type": "SpamComplaint", "Metadata": {"registrar": token}}
+
+        forged = await api.http.post("/v1/bounces/postmark", json=event, auth=("any", "wrong-horse-battery"))
+        unknown = await api.http.post("/v1/bounces/ses", json=event, auth=("any", secret))
+        malformed = await api.http.post("/v1/bounces/postmark", content=b"{", auth=("any", secret))
+        large = await api.http.post("/v1/bounces/postmark", content=b" " * 600_000, auth=("any", secret))
+        assert [one.status_code for one in (forged, unknown, malformed, large)] == [401, 404, 422, 413]
+        assert "email_complained" not in " ".join(await recorded(dsn))
+        taken = [
+            await api.http.post("/v1/bounces/postmark", content=json.dumps(event), auth=("any", secret)) for _ in "12"
+        ]
+
+        assert [one.status_code for one in taken] == [204, 204]
+        assert (await recorded(dsn))["registration.email_complained"] == 1
+        again = await handlers.handle(RegisterUser(email="ada@example.com", name="Not Ada"), client())
+        assert (await registration(api.service, again.subject_id)).withholds_mail(1)
+
+
+async def test_there_is_no_webhook_unless_a_secret_is_set(dsn: str) -> None:
+    async with open_api(dsn, follows=False) as api:
+        answered = await api.http.post("/v1/bounces/postmark", json={})
+
+    assert answered.status_code == 404
