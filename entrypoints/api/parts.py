@@ -53,6 +53,8 @@ class Parts:
         broken: set when something that runs until the end of the process has ended before.
         is_synthetic_key: see `infrastructure.crypto.keyring.Keyring.is_synthetic_key`.
         bounces: what mail providers report to; None if none may.
+        cors_origins: whose pages may call the registrants' routes.
+        front_door: whether there are a first page and a sign-up by form.
         mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
     """
 
@@ -75,3 +77,5 @@ class Parts:
     next_admin_token: str | None = None
     bounces: BounceWebhooks | None = None
     access_log: bool = False
+    front_door: bool = False
+    cors_origins: tuple[str, ...] = ()

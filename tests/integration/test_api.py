@@ -711,6 +711,13 @@ PUBLIC = {
     "GET /mailbox/messages",
     "DELETE /mailbox/messages",
 }
+FRONT_DOOR = {
+    "GET /",
+    *(f"{method} /sign-up" for method in ("GET", "POST")),
+    "GET /sign-up/{registration_id}",
+    *(f"{method} /sign-up/{{registration_id}}/{act}" for method in ("GET", "POST") for act in ("verification", "otp")),
+}
+ICON = {"GET /favicon.ico"}
 HEALTH = {f"GET /health/{part}" for part in ("live", "ready", "database", "rabbitmq", "mail", "projections")}
 OPERATORS = {
     "GET /v1/admin/registrations",
@@ -741,10 +748,10 @@ OPERATORS = {
     "GET /metrics",
     "GET /openapi.json",
     "GET /docs",
-    "GET /docs/start.js",
+    "GET /docs/docs.js",
+    "GET /docs/docs.css",
     "GET /docs/swagger-ui.css",
     "GET /docs/swagger-ui-bundle.js",
-    "GET /docs/favicon-32x32.png",
 }
 
 
@@ -754,9 +761,9 @@ def routes(app: FastAPI) -> set[str]:
 
 
 async def test_each_listener_has_its_routes_and_no_others(idle: Api) -> None:
-    assert routes(idle.app) == PUBLIC | HEALTH | OPERATORS
-    assert routes(create_app(idle.service.api, admin=False)) == PUBLIC | HEALTH
-    assert routes(create_app(idle.service.api, public=False)) == HEALTH | OPERATORS
+    assert routes(idle.app) == PUBLIC | FRONT_DOOR | HEALTH | OPERATORS | ICON
+    assert routes(create_app(idle.service.api, admin=False)) == PUBLIC | FRONT_DOOR | HEALTH | ICON
+    assert routes(create_app(idle.service.api, public=False)) == HEALTH | OPERATORS | ICON
 
 
 async def test_without_the_embedded_mailbox_there_is_no_mailbox_route(idle: Api) -> None:
@@ -828,7 +835,7 @@ async def test_the_documentation_needs_nobody_elses_server(idle: Api) -> None:
     assert page.headers["content-type"].startswith("text/html")
     assert "script-src 'self'" in page.headers["content-security-policy"]
     for path in re.findall(r'(?:src|href)="([^"]+)"', page.text):
-        assert path.startswith("docs/"), "relative to the page, which may be below a path"
+        assert path.startswith("docs/") or path == "favicon.ico", "relative to the page, which may be below a path"
         assert (await idle.http.get(f"/{path}")).status_code == 200
 
 
@@ -972,7 +979,7 @@ async def test_below_a_path_every_address_that_is_told_leads_back(dsn: str, pass
 
         document = (await api.http.get(f"{passed_on}/openapi.json")).json()
         assert [server["url"] for server in document["servers"]] == ["/accounts"]
-        pages = {page: await api.http.get(f"{passed_on}{page}") for page in ("/docs", "/docs/start.js", "/mailbox")}
+        pages = {page: await api.http.get(f"{passed_on}{page}") for page in ("/docs", "/docs/docs.js", "/mailbox")}
         for page in pages.values():
             assert page.status_code == 200
             assert not re.search(r"""(?:href=|src=|fetch\()["']/""", page.text)
