@@ -239,13 +239,13 @@ async def test_a_retry_is_a_trace_of_its_own_linked_both_ways_and_an_error_is_ke
 async def test_a_dead_letter_is_in_the_trace_of_the_mail_that_died_and_so_is_what_follows_from_it(
     dsn: str, broker_url: str, stub: SmtpStub, collector: Collector
 ) -> None:
-    async with spy_on_dead_letters(broker_url) as dead:
-        async with running(dsn, stub, collector, broker_url=broker_url, message_ttl="1") as service:
-            await until_up(service)
+    async with running(dsn, stub, collector, broker_url=broker_url, message_ttl="1") as service:
+        await until_up(service)
+        async with spy_on_dead_letters(broker_url) as dead:
             await register(service)
             await eventually(lambda: dead)
-        async with running(dsn, stub, collector, broker_url=broker_url, works=True):
-            await until_recorded(dsn, "mail_saga.retry_scheduled")
+    async with running(dsn, stub, collector, broker_url=broker_url, works=True):
+        await until_recorded(dsn, "mail_saga.retry_scheduled")
     spans = collector.traced(TRACE[3:35])
     consume = next(span for span in spans if span.name == "consume registrar.dlx:mail.failed:registrar.mail.failed")
     publish = next(span for span in spans if span.name == f"publish {MAILS}")
