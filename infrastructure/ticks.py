@@ -7,13 +7,12 @@ from datetime import timedelta
 
 
 def until_tick(period: timedelta) -> timedelta:
-    """How long until the running loop's clock comes to a multiple of `period`: at least a millisecond, at most
-    `period`."""
+    """How long until the running loop's clock comes to a multiple of `period`: a millisecond at least."""
     now = asyncio.get_running_loop().time()
-    return timedelta(seconds=max(0.001, after(now, period) - now))
+    return timedelta(seconds=after(now, period) - now)
 
 
 def after(moment: float, period: timedelta) -> float:
-    """The first multiple of `period` after a moment, in seconds."""
+    """The first multiple of `period` that is a millisecond after a moment or later, in seconds: so that time passes."""
     seconds = period.total_seconds()
-    return (moment // seconds + 1) * seconds
+    return ((moment + 0.001) // seconds + 1) * seconds

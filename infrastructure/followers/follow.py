@@ -141,8 +141,8 @@ async def _until_there_may_be_more(wake: Wakes, position: Position, timetable: _
     """Wait for an announcement, or for as long as patience lasts without one; the chores go on meanwhile."""
     loop = asyncio.get_running_loop()
     begun = loop.time()
-    while (left := after(begun, wake.patience) - loop.time()) > 0:
-        if await wake.wait_past(HEAD, position, within=min(timedelta(seconds=left), timetable.until_next())):
+    while (left := timedelta(seconds=after(begun, wake.patience) - loop.time())) > timedelta(0):
+        if await wake.wait_past(HEAD, position, within=min(left, timetable.until_next())):
             return
         await timetable.run_due()
 

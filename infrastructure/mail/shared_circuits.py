@@ -29,7 +29,7 @@ from infrastructure.postgres.connection import Connection, ReconnectingConnectio
 log = structlog.get_logger(__name__)
 
 CHANNEL: Final = "registrar_circuits"
-"""Announces that a circuit has changed."""
+"""Announces that a circuit has changed (`_PUBLISH`)."""
 
 POLL_INTERVAL: Final = timedelta(seconds=1)
 

@@ -13,7 +13,7 @@ from tests.support.facts import eventually
 PERIOD = timedelta(seconds=3)
 
 
-@pytest.mark.parametrize(("moment", "tick"), [(0.0, 3.0), (2.999, 3.0), (3.0, 6.0), (100.5, 102.0)])
+@pytest.mark.parametrize(("moment", "tick"), [(0.0, 3.0), (2.99, 3.0), (2.9999999, 6.0), (3.0, 6.0), (100.5, 102.0)])
 def test_the_next_tick_is_the_multiple_after_a_moment(moment: float, tick: float) -> None:
     assert after(moment, PERIOD) == tick
 
