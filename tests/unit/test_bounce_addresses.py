@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
@@ -62,7 +62,7 @@ def test_no_character_of_a_token_may_differ() -> None:
         ADDRESSES.of(REGISTRATION, 1).replace("mail.", "evil."),
         ADDRESSES.of(REGISTRATION, 1).replace("bounces", "other"),
         ADDRESSES.of(REGISTRATION, 1)[:-20],
-        f"x{ADDRESSES.of(uuid4(), 1)}",
+        f"x{ADDRESSES.of(UUID(int=7), 1)}",
         ADDRESSES.of(REGISTRATION, 1).replace("+", "+\u212a"),
     ],
 )
