@@ -49,7 +49,7 @@ ERASED_WITHIN = timedelta(seconds=1)
 class Letters(Protocol):
     """Renders mails; none of their text comes from a registrant."""
 
-    def code(self, *, to: str, locale: str, code: str, message_id: str) -> Letter: ...
+    def code(self, *, to: str, locale: str, code: str, message_id: str, registration_id: UUID) -> Letter: ...
 
     def notice(self, *, to: str, locale: str, message_id: str) -> Letter: ...
 
@@ -167,6 +167,7 @@ class MailDelivery:
             locale=registration.locale,
             code=self._secrets.code(registration.id, request.serial),
             message_id=self._secrets.message_id(registration.id, request.serial),
+            registration_id=registration.id,
         )
         await self._attempt(request, read, letter, until, (request.registration_id, request.serial))
 

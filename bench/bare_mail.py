@@ -18,6 +18,7 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitMessage
 from application.ports import MailRequest, WantedMail
 from domain.mail_outcome import MailKind
 from infrastructure.mail.composing import Composer
+from infrastructure.mail.look import Look
 from infrastructure.mail.rendering import TemplateLetters
 from infrastructure.mail.smtp.pool import CONNECTIONS
 from infrastructure.rabbitmq.mail_message import encode
@@ -79,7 +80,7 @@ async def _undecoded(message: RabbitMessage) -> RabbitMessage:
 async def smtp(port: int, mails: int) -> float:
     """Mails a second over as many connections as a worker has, each rendered as ours are."""
     letters = TemplateLetters(
-        ttl=timedelta(minutes=10), public_url="http://localhost", sender="Registrar <no-reply@registrar.localhost>"
+        ttl=timedelta(minutes=10), look=Look("http://localhost"), sender="Registrar <no-reply@registrar.localhost>"
     )
     composer = Composer("Registrar <no-reply@registrar.localhost>")
     numbers = iter(range(mails))
@@ -89,7 +90,7 @@ async def smtp(port: int, mails: int) -> float:
         await client.connect()
         for number in numbers:
             to = mailbox(f"bare-{number}@bench.example")
-            letter = letters.code(to=to, locale="en", code="123456", message_id=f"{number}.1")
+            letter = letters.code(to=to, locale="en", code="123456", message_id=f"{number}.1", registration_id=uuid4())
             await client.sendmail("no-reply@registrar.localhost", [to], composer.compose(letter, to, datetime.now(UTC)))
         await client.quit()
 

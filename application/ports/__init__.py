@@ -29,6 +29,7 @@ from application.ports.log import (
 )
 from application.ports.mail import (
     CODE_GAP,
+    ID_GAP,
     Letter,
     MailRequest,
     MailServers,
@@ -42,6 +43,7 @@ from application.ports.secrets import PasswordHasher, Person, Secrets
 
 __all__ = [
     "CODE_GAP",
+    "ID_GAP",
     "A",
     "BrokerAway",
     "Checkpoint",

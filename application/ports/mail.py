@@ -63,10 +63,13 @@ class MailRequest:
 
 CODE_GAP: Final = "\x1a"
 """Placeholder for the code in a rendered mail: the character SUBSTITUTE, which no template and no URL contains."""
+ID_GAP: Final = "\x1d"
+"""The same for the registration's id: GROUP SEPARATOR."""
 
 
 class Rendered(NamedTuple):
-    """The text of a mail, shared by all mails of one kind and language: `CODE_GAP` stands where the code goes."""
+    """The text of a mail, shared by all mails of one kind and language: `CODE_GAP` stands where the code goes, `ID_GAP`
+    where the id does."""
 
     subject: str
     text: str
@@ -81,6 +84,7 @@ class Letter:
         to: the validated address, as typed.
         message_id: complete, `<…@…>`; the same for every copy of one issue's mail.
         code: what replaces `CODE_GAP`, None if the text has none.
+        registration_id: what replaces `ID_GAP`.
     """
 
     to: str = field(repr=False)
@@ -88,6 +92,7 @@ class Letter:
     message_id: str
     locale: str
     code: str | None = field(default=None, repr=False)
+    registration_id: UUID | None = None
 
 
 class NotSent(Exception):

@@ -17,9 +17,9 @@ from application.mail_delivery import MailDelivery
 from application.ports import MailRequest, Unavailable
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.core import Core, Timing
+from entrypoints.bootstrap.letters import letters_for
 from infrastructure.circuits import CLOSED, OPENED, OnTransition, StateName
 from infrastructure.embedded.data_directory import DataDirectory
-from infrastructure.mail.rendering import TemplateLetters
 from infrastructure.mail.send_claims import StoredSendClaims
 from infrastructure.mail.smtp.pool import Limits
 from infrastructure.mail.smtp.servers import SmtpServers
@@ -90,8 +90,9 @@ async def open_delivery(
     """Everything that sending a mail needs; taken down with the stack.
 
     Raises:
-        CannotStart: there is no mail server.
+        CannotStart: there is no mail server, or a template is faulty.
     """
+    letters = await letters_for(settings)
     servers = _servers(core, settings, timing, _mail_servers(settings, mailbox))
     stack.push_async_callback(servers.close)
     connection = ReconnectingConnection(
@@ -107,7 +108,7 @@ async def open_delivery(
         secrets=core.keyring,
         claims=claims,
         servers=servers,
-        letters=TemplateLetters(ttl=settings.otp_ttl, public_url=settings.public_url, sender=settings.mail_from),
+        letters=letters,
         clock=core.clock,
         policy=core.policy,
         retry_claimed_after=timedelta(seconds=5),
@@ -127,6 +128,7 @@ def _servers(core: Core, settings: Settings, timing: Timing, mail_servers: tuple
     return SmtpServers(
         mail_servers,
         sender=settings.mail_from,
+        reply_to=settings.reply_to,
         circuits=timing.circuits(on_transition=_telling(core)),
         may_probe=core.shared_circuits.may_probe,
         beliefs=core.shared_circuits,

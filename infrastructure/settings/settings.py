@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from infrastructure.settings.environment import FILE, PREFIX, BadSettings, given
+from infrastructure.settings.letters import LetterSettings
 from infrastructure.settings.limits import DEFAULTS, Limits
 from infrastructure.settings.rates import Rate
 from infrastructure.settings.sender import split_sender
@@ -56,7 +57,7 @@ def _file(of: str) -> Any:
     return Field(default=None, description=f"file `{of}` is read from; None: none", examples=["/run/secrets/registrar"])
 
 
-class Settings(BaseModel):
+class Settings(LetterSettings):
     """Every setting, with its default. In the environment a name has the prefix `REGISTRAR_` and capitals.
 
     Durations are `timedelta`s here; how they are written in the environment: `infrastructure.settings.values.duration`.

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from application.ports import CODE_GAP, Letter, NotSent, Rendered
+from domain.mail_outcome import MailKind
 from infrastructure.mail import mailbox
+from infrastructure.mail.look import Look
 from infrastructure.mail.mailbox import Mailbox, page, page_policy
-from infrastructure.mail.rendering import render_code
+from infrastructure.mail.rendering import render
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.settings.values import MailServer
 
@@ -46,7 +48,7 @@ def post_to(port: int) -> SmtpServers:
 
 
 def letter(to: str = "jo@example.com", code: str = "012345") -> Letter:
-    rendered = render_code("de", timedelta(minutes=10), "https://registrar.example")
+    rendered = render(MailKind.CODE, "de", timedelta(minutes=10), Look("https://registrar.example"))
     return Letter(to, rendered, f"<{code}.1@registrar.example>", "de", code)
 
 

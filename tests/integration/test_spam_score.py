@@ -9,11 +9,14 @@ import subprocess
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from application.ports import Letter
+from domain.languages import LANGUAGES
 from infrastructure.mail.composing import Composer
+from infrastructure.mail.look import Look
 from infrastructure.mail.rendering import TemplateLetters
 
 SPAMASSASSIN = shutil.which("spamassassin")
@@ -23,20 +26,31 @@ pytestmark = [
     pytest.mark.skipif(SPAMASSASSIN is None, reason="needs SpamAssassin: make test-spam"),
 ]
 
+SOME_ID = UUID("0198c0de-0000-7000-8000-00000000002a")
+LOOKS = {
+    "plain": Look("https://accounts.example.org"),
+    "full": Look(
+        "https://www.example.org",
+        product="Müller & Söhne",
+        logo_url="https://www.example.org/logo.png",
+        accent="#ffcc00",
+        support="help@example.org",
+        verify_url="https://app.example.org/verify#id={id}&code={code}",
+    ),
+}
 SENDERS = ["Registrar <no-reply@example.org>", "no-reply@example.org", "Müller & Söhne GmbH <konto@example.org>"]
 
 
 def letters(sender: str) -> dict[str, Letter]:
-    """Each kind in each language; every kind that there is."""
-    ours = TemplateLetters(ttl=timedelta(minutes=10), public_url="https://accounts.example.org", sender=sender)
+    """Each kind in each language and look; every kind that there is."""
     who = {"to": "jo@example.com", "message_id": "019cab10.1"}
-    return {
-        f"{kind} {locale}": ours.code(locale=locale, code="483920", **who)
-        if kind == "code"
-        else ours.notice(locale=locale, **who)
-        for kind in ("code", "notice")
-        for locale in ("en", "de")
-    }
+    made = {}
+    for name, look in LOOKS.items():
+        ours = TemplateLetters(ttl=timedelta(minutes=10), look=look, sender=sender)
+        for language in LANGUAGES:
+            made[f"code {language} {name}"] = ours.code(locale=language, code="483920", registration_id=SOME_ID, **who)
+            made[f"notice {language} {name}"] = ours.notice(locale=language, **who)
+    return made
 
 
 @pytest.mark.parametrize("relay", ["", "direct"])

@@ -78,8 +78,8 @@ class SimulatedHasher:
 class SimulatedLetters:
     """Implements `application.mail_delivery.Letters`: a code's mail is its code."""
 
-    def code(self, *, to: str, locale: str, code: str, message_id: str) -> Letter:
-        return Letter(to, Rendered("code", CODE_GAP, ""), f"<{message_id}@sim.test>", locale, code)
+    def code(self, *, to: str, locale: str, code: str, message_id: str, registration_id: UUID) -> Letter:
+        return Letter(to, Rendered("code", CODE_GAP, ""), f"<{message_id}@sim.test>", locale, code, registration_id)
 
     def notice(self, *, to: str, locale: str, message_id: str) -> Letter:
         return Letter(to, Rendered("notice", "", ""), f"<{message_id}@sim.test>", locale)

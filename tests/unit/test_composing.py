@@ -5,22 +5,26 @@ from __future__ import annotations
 import email
 import email.policy
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.header import decode_header, make_header
+from uuid import UUID
 
 import pytest
 
 from application.ports import CODE_GAP, Letter, Rendered
 from infrastructure.mail.composing import Composer
+from infrastructure.mail.look import Look
 from infrastructure.mail.rendering import TemplateLetters
 from infrastructure.settings.sender import mailbox
 
+SOME_ID = UUID("0198c0de-0000-7000-8000-00000000002a")
 NEW_YEAR = datetime(2025, 1, 2, tzinfo=UTC)
 
 
-def code_letters() -> TemplateLetters:
+def code_letters(look: Look | None = None) -> TemplateLetters:
     return TemplateLetters(
-        ttl=timedelta(minutes=10), public_url="https://registrar.example", sender="no-reply@registrar.example"
+        ttl=timedelta(minutes=10), look=look or Look("https://registrar.example"), sender="no-reply@registrar.example"
     )
 
 
@@ -66,7 +70,9 @@ def test_a_mail_has_nothing_of_the_one_before() -> None:
     composer = Composer("no-reply@registrar.example")
     first, second = (
         composer.compose(
-            code_letters().code(to="jo@x.test", locale="en", code=code, message_id="1"), "jo@x.test", NEW_YEAR
+            code_letters().code(to="jo@x.test", locale="en", code=code, message_id="1", registration_id=SOME_ID),
+            "jo@x.test",
+            NEW_YEAR,
         )
         for code in ("111111", "222222")
     )
@@ -80,7 +86,7 @@ def test_a_letter_of_a_kind_that_was_sent_before_has_its_own_date_and_address() 
     composer = Composer("no-reply@registrar.example")
     mails = [
         composer.compose(
-            code_letters().code(to=to, locale="en", code="012345", message_id=to[0]),
+            code_letters().code(to=to, locale="en", code="012345", message_id=to[0], registration_id=SOME_ID),
             to,
             datetime(2025, 1, 2, second=at, tzinfo=UTC),
         ).decode()
@@ -88,6 +94,46 @@ def test_a_letter_of_a_kind_that_was_sent_before_has_its_own_date_and_address() 
     ]
     for at, (to, mail) in enumerate(zip(("a@x.test", "b@x.test"), mails, strict=True)):
         assert f"To: {to}\r\nDate: Thu, 02 Jan 2025 00:00:0{at} +0000\r\nMessage-ID: <{to[0]}@" in mail
+
+
+LOOK = Look("https://registrar.example", verify_url="https://app.example/verify#id={id}&code={code}")
+
+
+def test_the_button_leads_to_each_mails_own_id_and_code() -> None:
+    letters = code_letters(LOOK)
+    for code, someone in (("012345", SOME_ID), ("678901", UUID(int=SOME_ID.int + 1))):
+        letter = letters.code(to="jo@x.test", locale="en", code=code, message_id="1", registration_id=someone)
+        message = Composer("no-reply@registrar.example").compose(letter, "jo@x.test", NEW_YEAR)
+        assert max(map(len, message.split(b"\r\n"))) <= 78
+        text, html = read(message)
+        link = f"https://app.example/verify#id={someone}&code={code}"
+        assert text.splitlines().count(link) == text.splitlines().count(code) == 1
+        assert f'href="{link.replace("&", "&amp;")}"' in html
+        assert f">{code}<" in html
+
+
+def test_a_button_without_an_id_is_in_no_mail() -> None:
+    letter = code_letters(LOOK).code(to="jo@x.test", locale="en", code="1", message_id="1", registration_id=SOME_ID)
+    with pytest.raises(ValueError, match="no id"):
+        Composer("no-reply@registrar.example").compose(replace(letter, registration_id=None), "jo@x.test", NEW_YEAR)
+
+
+def test_replies_go_where_the_operator_says() -> None:
+    letter = Letter("jo@x.test", Rendered("Code", "text", "<p>html</p>"), "<1@registrar.example>", "en")
+    message = Composer("no-reply@registrar.example", "Söhne & Co. <help@Bücher.example>").compose(
+        letter, "jo@x.test", NEW_YEAR
+    )
+    parsed = email.message_from_bytes(message, policy=email.policy.default)
+    assert parsed["Reply-To"].addresses[0].display_name == "Söhne & Co."
+    assert parsed["Reply-To"].addresses[0].addr_spec == "help@xn--bcher-kva.example"
+    assert parsed["From"].addresses[0].addr_spec == "no-reply@registrar.example"
+    assert b"Reply-To" not in Composer("no-reply@registrar.example").compose(letter, "jo@x.test", NEW_YEAR)
+
+
+@pytest.mark.parametrize("reply_to", ["", "a@x.test\r\nBcc: b@x.test", "A\nBcc: <a@x.test>", "a@x.test, b@x.test"])
+def test_a_reply_address_that_is_not_one_mailbox_fails_at_start(reply_to: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Composer("no-reply@registrar.example", reply_to)
 
 
 @pytest.mark.parametrize("code", ["12 34", "\x1a", ".", "1\r\n2", "ü"])

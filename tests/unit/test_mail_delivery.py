@@ -27,6 +27,7 @@ from domain.errors import UnknownRegistration
 from domain.mail_outcome import DispatchFailure, HandOver, MailKind
 from domain.registration import Registration
 from domain.synthetic import is_synthetic
+from infrastructure.mail.look import Look
 from infrastructure.mail.rendering import TemplateLetters
 from tests.support.facts import CLIENT, REGISTRATION, T0, eventually
 from tests.support.memory_log import MemoryLog
@@ -135,7 +136,7 @@ class Post:
             claims=self.claims,
             servers=self.servers,
             letters=TemplateLetters(
-                ttl=timedelta(minutes=10), public_url="http://here.example", sender="no-reply@here.example"
+                ttl=timedelta(minutes=10), look=Look("http://here.example"), sender="no-reply@here.example"
             ),
             clock=self.house.clock,
             policy=self.house.policy,

@@ -230,6 +230,35 @@ def test_a_duration_that_makes_no_sense_is_refused(text: str) -> None:
         ("MAIL_FROM", "nobody"),
         ("MAIL_FROM", "a@example.org, b@example.org"),
         ("MAIL_FROM", "Registrar <a@example.org>\r\nBcc: b@example.org"),
+        ("REPLY_TO", "a@example.org, b@example.org"),
+        ("REPLY_TO", "Registrar <a@example.org>\r\nBcc: b@example.org"),
+        ("SUPPORT_ADDRESS", "Help <help@example.org>"),
+        ("SUPPORT_ADDRESS", '"><script>@example.org'),
+        ("PRODUCT_NAME", "Acme\r\nBcc: b@example.org"),
+        ("PRODUCT_NAME", "Acme\u202egpj"),
+        ("PRODUCT_NAME", "=?utf-8?q?Acme?="),
+        ("PRODUCT_NAME", "A" * 61),
+        ("ACCENT_COLOR", "red"),
+        ("ACCENT_COLOR", "#12345"),
+        ("ACCENT_COLOR", "#123456;background:url(https://example.org)"),
+        ("LOGO_URL", "http://example.org/logo.png"),
+        ("LOGO_URL", "data:image/png;base64,AAAA"),
+        ("LOGO_URL", "javascript:alert(1)"),
+        ("LOGO_URL", 'https://example.org/"onerror="x'),
+        ("LOGO_URL", "https://user:password@example.org/logo.png"),
+        ("SITE_URL", "https://example.org?x=1"),
+        ("VERIFY_URL", "https://example.org/verify"),
+        ("VERIFY_URL", "https://example.org/verify?id={id}&code={code}"),
+        ("VERIFY_URL", "https://example.org/{id}#code={code}"),
+        ("VERIFY_URL", "https://example.org/verify?{code}#id={id}&code={code}"),
+        ("VERIFY_URL", "https://example.org/verify#id={id}"),
+        ("VERIFY_URL", "https://example.org/verify#code={code}"),
+        ("VERIFY_URL", "https://example.org/verify#id={id}&code={code}&again={code}"),
+        ("VERIFY_URL", "https://example.org/verify#id={id}&code={code}&who={email}"),
+        ("VERIFY_URL", "http://example.org/verify#id={id}&code={code}"),
+        ("VERIFY_URL", "javascript:alert(1)#id={id}&code={code}"),
+        ("VERIFY_URL", 'https://example.org/"#id={id}&code={code}'),
+        ("VERIFY_URL", "https://user:password@example.org/verify#id={id}&code={code}"),
         ("ADMIN_LISTEN", "8001"),
         ("ADMIN_LISTEN", "localhost"),
         ("ADMIN_LISTEN", "localhost:99999"),
@@ -661,6 +690,31 @@ def test_a_policy_for_domains_is_one_of_four_words_and_another_names_the_nearest
 
     assert message.startswith(f"REGISTRAR_{name} is not one of off, log, hint, refuse; the nearest is refuse.")
     assert "refused" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("PRODUCT_NAME", "Müller & Söhne <GmbH>"),
+        ("LOGO_URL", "https://www.example.org:8443/a/logo.png?v=2&w=40"),
+        ("SITE_URL", "https://www.example.org/app"),
+        ("SUPPORT_ADDRESS", "o'neill+help@example.org"),
+        ("REPLY_TO", "Acme Support <support@example.org>"),
+        ("VERIFY_URL", "https://app.example.org/verify#id={id}&code={code}"),
+        ("VERIFY_URL", "https://app.example.org:8443/a/b?tab=1#/verify/{code}/{id}"),
+        ("VERIFY_URL", "http://localhost:3000/verify#id={id}&code={code}"),
+        ("VERIFY_URL", "http://[::1]:3000/#id={id}&code={code}"),
+    ],
+)
+def test_what_mails_show_is_taken_as_it_is(name: str, text: str) -> None:
+    assert getattr(read(**{name: text}), name.lower()) == text
+
+
+def test_a_code_that_link_scanners_would_see_is_refused_with_the_reason() -> None:
+    message = refusal(VERIFY_URL="https://app.example.org/verify?id={id}&code={code}")
+
+    assert "before its #" in message
+    assert "https://app.example.org/verify#id={id}&code={code}" in message
 
 
 def test_the_service_is_called_by_its_senders_name_and_its_host() -> None:

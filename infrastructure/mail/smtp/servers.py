@@ -86,6 +86,7 @@ class SmtpServers:
 
     Args:
         sender: `MAIL_FROM`, with or without a name; its domain is used in EHLO.
+        reply_to: `REPLY_TO`.
         circuits: creates one per server, named `host:port`.
         tls: trust in the servers' certificates; the system's if None.
         on_concurrency: called with how many mails each server may be handed at the same time.
@@ -103,6 +104,7 @@ class SmtpServers:
         servers: Sequence[MailServer],
         *,
         sender: str,
+        reply_to: str | None = None,
         circuits: Circuits | None = None,
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
@@ -118,7 +120,7 @@ class SmtpServers:
     ) -> None:
         if not servers:
             raise ValueError("at least one mail server is needed")
-        self._composer = Composer(sender)
+        self._composer = Composer(sender, reply_to)
         self._settings = tuple(servers)
         self._factory = circuits or Circuits()
         self._limits = limits or Limits()
