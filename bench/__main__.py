@@ -20,6 +20,7 @@ from bench import (
     audit_search,
     beside,
     checkpointing,
+    composing,
     fold,
     growth,
     limits,
@@ -106,6 +107,7 @@ GROUPS: dict[str, Group] = {
         *proof.run(blocks=how.long // 3, repetitions=3 if how.quick else 15),
         *rotating.run(c, persons=10_000 if how.quick else 250_000),
     ],
+    "composing": lambda _, how: composing.run(mails=100 if how.quick else 20_000, repetitions=1 if how.quick else 7),
     "start": lambda c, how: starting.run(c, before=how.before, repetitions=1 if how.quick else 7),
     "rest": lambda _, how: resting.run(
         before=how.before, settling=3 if how.quick else resting.SETTLING, seconds=5 if how.quick else 60

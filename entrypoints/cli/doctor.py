@@ -8,6 +8,7 @@ from pathlib import Path
 
 from entrypoints.cli.checks.database import look_at_database
 from entrypoints.cli.checks.finding import Finding
+from entrypoints.cli.checks.letters import look_at_templates
 from entrypoints.cli.checks.machine import data_directory, disk, host_names, look_at_settings, python
 from entrypoints.cli.checks.services import (
     look_at_broker,
@@ -65,5 +66,6 @@ async def examine(data_dir: Path | None) -> AsyncIterator[Finding]:
         yield finding
     async for finding in look_at_endpoints(settings):
         yield finding
+    yield await look_at_templates(settings)
     if settings.alert_url is not None:
         yield await look_at_webhook(settings.alert_url.get_secret_value())

@@ -18,7 +18,7 @@ from uuid import UUID
 import click
 
 from domain.mail_state import STATES, STRAY, WAITING
-from entrypoints.cli import backup, options, replaying, transfer, watching
+from entrypoints.cli import backup, mailing, options, replaying, transfer, watching
 from entrypoints.cli.audit import audit
 from entrypoints.cli.database import database
 from entrypoints.cli.erasure import erase
@@ -275,6 +275,10 @@ projections.add_command(replaying.parked)
 @registrar.group(epilog=options.example("registrar mail list"))
 def mail() -> None:
     """See what happened to mails; retry or discard."""
+
+
+mail.add_command(mailing.preview)
+mail.add_command(mailing.test)
 
 
 @mail.command(

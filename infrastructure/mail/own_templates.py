@@ -54,7 +54,10 @@ async def rendered_from(
         BadTemplates: one is faulty.
     """
     mails = [(kind.value, language, variables(kind, language, ttl, look)) for kind, language in which]
-    job = json.dumps({"directory": str(directory), "samples": _SAMPLES, "mails": mails, "seconds": seconds})
+    known = {kind.value: list(variables(kind, "en", ttl, look)) for kind in MailKind}
+    job = json.dumps(
+        {"known": known, "directory": str(directory), "samples": _SAMPLES, "mails": mails, "seconds": seconds}
+    )
     pipe = asyncio.subprocess.PIPE
     child = await asyncio.create_subprocess_exec(*_COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, env={})
     try:

@@ -12,7 +12,7 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -63,8 +63,8 @@ class OwnTemplates(BaseLoader):
             if name not in ours and not (name.startswith("_") and name.endswith((".txt", ".html"))):
                 nearest = difflib.get_close_matches(name, sorted(ours), n=1, cutoff=0)[0]
                 raise Fault(
-                    f"{directory / name}: no template has that name, did you mean {nearest}? Names of parts of your own "
-                    "begin with _ and end with .txt or .html"
+                    f"{directory / name}: no template has that name (did you mean {nearest}?); names of parts of your "
+                    "own begin with _ and end with .txt or .html"
                 )
             self.sources[name] = _read(directory / name)
 
@@ -106,7 +106,7 @@ class Trial:
         self._samples = samples
         self._environment = environment(self._own)
 
-    def check_names(self, known: Mapping[str, Mapping[str, object]]) -> None:
+    def check_names(self, known: Mapping[str, Iterable[str]]) -> None:
         """Look for variables that there are not, also where they are not reached now.
 
         Args:
@@ -115,19 +115,21 @@ class Trial:
         Raises:
             Fault: there is one, or a template that cannot be parsed.
         """
-        trees = {}
+        trees, undeclared = {}, {}
         for template, source in self._own.sources.items():
             path = self._own.directory / template
-            with _explained(str(path)):
+            _say(template)
+            with _explained(str(path)), _within(SECONDS):
                 trees[path] = self._environment.parse(source, template, str(path))
+                undeclared[path] = meta.find_undeclared_variables(trees[path])  # computes what is constant
         made = {name for tree in trees.values() for name in _made_in(tree)}
         every = {name for names in known.values() for name in names}
         for path, tree in trees.items():
             names = {*known.get(path.name.partition(".")[0], every), *self._environment.globals, *_ALWAYS_THERE}
-            for unknown in sorted(meta.find_undeclared_variables(tree) - names - made):
+            for unknown in sorted(undeclared[path] - names - made):
                 line = min(one.lineno for one in tree.find_all(nodes.Name) if one.name == unknown)
                 nearest = difflib.get_close_matches(unknown, sorted(names), n=1)
-                hint = f", did you mean {nearest[0]}?" if nearest else ""
+                hint = f" (did you mean {nearest[0]}?)" if nearest else ""
                 raise Fault(f"{path}, line {line}: there is no variable {unknown}{hint}")
 
     def render(self, kind: str, language: str, values: Mapping[str, str | None]) -> list[str]:
@@ -140,8 +142,7 @@ class Trial:
         rendered: list[str] = []
         for part in PARTS:
             name = f"{kind}.{language}.{part}"
-            sys.stderr.write(f"{name}\n")  # the last one where this process is ended
-            sys.stderr.flush()
+            _say(name)
             subject = {"subject": rendered[0]} if rendered else {}
             made, tried = self._made(name, part, {**values, **subject}), self._made(name, part, {**filled, **subject})
             for fault in self._faults(part, made, tried, wants_code="code" in values):
@@ -201,6 +202,12 @@ def _made_in(tree: nodes.Template) -> Iterator[str]:
         yield from (name if isinstance(name, str) else name[1] for name in imported.names)
 
 
+def _say(name: str) -> None:
+    """The last one is to blame where this process is ended."""
+    sys.stderr.write(f"{name}\n")
+    sys.stderr.flush()
+
+
 @contextmanager
 def _explained(path: str) -> Iterator[None]:
     """Makes a Fault of whatever goes wrong in a template, with its file and line."""
@@ -241,7 +248,7 @@ def _within(seconds: float) -> Iterator[None]:
         raise _TooLong
 
     signal.signal(signal.SIGVTALRM, give_up)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 0.1)  # again, as Jinja passes over what fails while it compiles
     try:
         yield
     finally:
@@ -255,7 +262,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         trial = Trial(Path(job["directory"]), job["samples"])
-        trial.check_names({kind: values for kind, _, values in job["mails"]})
+        trial.check_names(job["known"])
         answer: dict[str, object] = {"made": [trial.render(*mail) for mail in job["mails"]]}
     except Fault as fault:
         answer = {"fault": str(fault)}

@@ -71,6 +71,7 @@ def test_every_command_of_the_contract_is_there() -> None:
     wanted += "|backup|restore|database roles"
     wanted += "|audit checkpoints list|audit checkpoints rotate-key|audit prove|audit verify"
     wanted += "|limits show|limits simulate|top|funnel"
+    wanted += "|mail preview|mail test"
     ours = {"broker declare", "projections drop"}
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), *ours}
 

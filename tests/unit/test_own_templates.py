@@ -48,7 +48,7 @@ def tried(directory: Path, look: Look = LOOK) -> list[list[str]]:
         (
             "code.fr.txt",
             "{{ code }}\n{% if support %}{{ suport }}{% endif %}",
-            "line 2: .* suport, did you mean support",
+            "line 2: .* suport .did you mean support",
         ),
         ("notice.fr.html", "<p>\n{{ verify_url }}", "/notice.fr.html, line 2: there is no variable verify_url"),
         ("letter.html", "{% block content %}{% endblock %}\n{{ ttl }}", "/letter.html, line 2: 'ttl' is undefined"),
@@ -59,7 +59,7 @@ def tried(directory: Path, look: Look = LOOK) -> list[list[str]]:
         ("code.fr.html", "{{ code }}\n{{ code.__class__ }}", "line 2: access to attribute '__class__' .* is unsafe"),
         ("code.fr.html", "{{ code }}\n{{ lipsum.__globals__ }}", "line 2: access to attribute '__globals__'"),
         ("code.fr.html", "{{ code }}{{ range(200000) }}", "line 1: OverflowError: Range too big"),
-        ("code.fr.htm", "{{ code }}", "/code.fr.htm: no template has that name, did you mean code.fr.html"),
+        ("code.fr.htm", "{{ code }}", "/code.fr.htm: no template has that name .did you mean code.fr.html"),
         ("code.sv.txt", "{{ code }}", "/code.sv.txt: no template has that name"),
         ("mailbox_page.html", "x", "/mailbox_page.html: no template has that name"),
         ("code.fr.txt", "{{ code }}\n\udcff", "/code.fr.txt, line 2: it is not UTF-8"),
@@ -145,6 +145,14 @@ async def test_what_is_not_ones_own_is_as_it_would_be_without(write: Write) -> N
     assert len(made) == len(MailKind) * len(LANGUAGES) - 1
     for (kind, language), rendered in made.items():
         assert rendered == render(kind, language, TEN_MINUTES, LOOK)
+
+
+async def test_one_mail_is_tried_out_beside_templates_of_other_kinds(write: Write) -> None:
+    directory = write("code.fr.txt", "{{ code }}\n{{ ttl }}\n")
+
+    made = await rendered_from(directory, TEN_MINUTES, LOOK, [(MailKind.NOTICE, "de")])
+
+    assert made == {(MailKind.NOTICE, "de"): render(MailKind.NOTICE, "de", TEN_MINUTES, LOOK)}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from typing import Self, cast
 from aiosmtplib import SMTP, SMTPException, SMTPResponseException, SMTPServerDisconnected
 
 from application.crash_points import crash_point
-from infrastructure.mail.smtp.dialogue import Dialogue
+from infrastructure.mail.smtp.dialogue import Dialogue, Reply
 from infrastructure.mail.smtp.replies import Stage
 from infrastructure.settings.values import MailServer
 
@@ -152,8 +152,8 @@ class Connection:
     async def reset(self) -> None:
         await self._command(b"RSET")
 
-    async def send(self, to: str, message: bytes, progress: Progress) -> int:
-        """The rest of a transaction after `begin`. Returns the code of the reply by which the server accepted the mail.
+    async def send(self, to: str, message: bytes, progress: Progress) -> Reply:
+        """The rest of a transaction after `begin`. Returns the reply by which the server accepted the mail.
 
         From the first byte of the content on, only that reply tells whether it has.
         """
@@ -165,11 +165,11 @@ class Connection:
         progress.stage = "end-of-data"
         progress.on_content()
         crash_point("worker.before_eod_reply")
-        code, text = await self.dialogue.reply()
-        if code // 100 != 2:
+        reply = await self.dialogue.reply()
+        if reply.code // 100 != 2:
             self.refused_after = 0.0  # it looked at the content
-            raise SMTPResponseException(code, text)
-        return code
+            raise SMTPResponseException(*reply)
+        return reply
 
     async def _command(self, command: bytes, expected: int = 2) -> None:
         self.dialogue.ask(command)

@@ -254,7 +254,7 @@ class Server:
                 await connection.reset()
                 code = 250
             else:
-                code = await connection.send(to, message, progress)
+                code = (await connection.send(to, message, progress)).code
         except BaseException as error:
             self._pool.recycle(connection, error)
             raise
