@@ -29,7 +29,7 @@ _FULL = Look(
 
 def run(*, mails: int, repetitions: int) -> list[Row]:
     """Rows of seconds of CPU for a mail, from its request to its bytes."""
-    sides = {
+    sides: dict[str, Callable[[], float]] = {
         "full": partial(_ours, _FULL, mails),
         "plain": partial(_ours, _PLAIN, mails),
         "library": partial(_librarys, max(1, mails // 100)),

@@ -54,7 +54,12 @@ def test_a_preview_is_html_or_json_too_and_opens_in_a_browser(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url) or True)
+
+    def browse(url: str) -> bool:
+        opened.append(url)
+        return True
+
+    monkeypatch.setattr(webbrowser, "open", browse)
 
     assert run(["mail", "preview", "notice", "--locale", "pl", "--html"]) == 0
     html = capsys.readouterr().out
