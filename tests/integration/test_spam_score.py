@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -57,7 +58,7 @@ def letters(sender: str) -> dict[str, Letter]:
 @pytest.mark.parametrize("sender", SENDERS)
 def test_every_mail_scores_below_a_half(sender: str, relay: str, tmp_path: Path) -> None:
     now = datetime.now(UTC)
-    scores = {}
+    messages = {}
     for name, letter in letters(sender).items():
         message = Composer(sender).compose(letter, letter.to, now).removesuffix(b".\r\n").replace(b"\r\n..", b"\r\n.")
         if relay:  # as the recipient's server has it, which got it from us; rules ask whether it came directly
@@ -66,26 +67,27 @@ def test_every_mail_scores_below_a_half(sender: str, relay: str, tmp_path: Path)
                 f" by mx.example.com with ESMTPS id 1 for <jo@example.com>; {format_datetime(now)}\r\n"
             )
             message = trace.encode() + message
-        scores[name] = score(message, tmp_path)
-    assert {name: points for name, points in scores.items() if points >= 0.5} == {}
+        messages[name] = message
+    judged = dict(zip(messages, scores(messages.values(), tmp_path), strict=True))
+    assert {name: points for name, points in judged.items() if points >= 0.5} == {}
 
 
 def test_the_judge_knows_spam_when_it_sees_it(tmp_path: Path) -> None:
     spam = b"Subject: x\r\nFrom: a@example.org\r\n\r\nXJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X\r\n"
-    assert score(spam, tmp_path) > 100
+    assert scores([spam], tmp_path)[0] > 100
 
 
-def score(message: bytes, home: Path) -> float:
-    """By its shipped rules alone: nothing is asked over the network, nothing is learned."""
+def scores(messages: Iterable[bytes], home: Path) -> list[float]:
+    """By its shipped rules alone: nothing is asked over the network, nothing is learned. All at once, as a start takes
+    longer than a mail."""
+    box = b"".join(b"From judge Thu Jan  1 00:00:00 1970\n%b\n" % one.replace(b"\r\n", b"\n") for one in messages)
     assert SPAMASSASSIN is not None
     judged = subprocess.run(
-        [SPAMASSASSIN, "--local", "--nocreate-prefs", "--test-mode"],
-        input=message.replace(b"\r\n", b"\n"),
+        [SPAMASSASSIN, "--local", "--nocreate-prefs", "--test-mode", "--mbox"],
+        input=box,
         env={"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C"},
         capture_output=True,
         check=True,
         timeout=120,
     ).stdout.decode(errors="replace")
-    found = re.search(r"^X-Spam-Status:.*?score=(-?[\d.]+)", judged, re.MULTILINE | re.DOTALL)
-    assert found is not None, judged
-    return float(found[1])
+    return [float(points) for points in re.findall(r"^X-Spam-Status:[^\n]*?score=(-?[\d.]+)", judged, re.MULTILINE)]
