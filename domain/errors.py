@@ -3,6 +3,7 @@
 Refused
 ├── UnknownRegistration     no registration has this id
 ├── NotPending              it is active, verified or cancelled already
+├── NotAnAccount            its address is not verified, or it has ended
 ├── WrongCode               not the code of the current issue; one try is used up
 ├── CodeExpired             the code has expired, or it was revoked
 ├── CodeLocked              the code has no tries left
@@ -39,6 +40,12 @@ class NotPending(Refused):
     """This registration is not pending any more."""
 
     code = "not-pending"
+
+
+class NotAnAccount(Refused):
+    """This registration is not an account: its address is not verified, or it has ended."""
+
+    code = "not-an-account"
 
 
 class WrongCode(Refused):
