@@ -932,6 +932,7 @@ BEGINS = {
     RecordRebuild,
     RetryParkedStream,
     RecordPersonalDataRead,
+    RecordFailedChecks,
     KeepAnswer,
 }
 """These need nothing that is there already."""
