@@ -5,6 +5,7 @@ Malformed input raises `pydantic.ValidationError`. Secrets show as `**********` 
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -210,6 +211,36 @@ class EraseRegistration(Command):
     """End the registration, release its address and destroy the person's key."""
 
     registration_id: UUID
+
+
+class SetPassword(Command):
+    """Give an account another password.
+
+    `personal_data`: the person's, sealed with the new hash; `replaces`: what it was made of. If the account's is
+    another one by now, somebody else was faster.
+    """
+
+    registration_id: UUID
+    personal_data: str = Field(repr=False)
+    replaces: str = Field(repr=False)
+
+
+class RehashPassword(Command):
+    """Keep a stronger hash of an account's password. The fields are those of `SetPassword`."""
+
+    registration_id: UUID
+    personal_data: str = Field(repr=False)
+    replaces: str = Field(repr=False)
+
+
+class RecordFailedChecks(Command):
+    """Record that checks of an account's password have failed; the same `checks_id` again is a repeat. The other fields
+    are those of `PasswordChecks.ChecksFailed`."""
+
+    checks_id: UUID
+    registration_id: UUID
+    failed: int
+    since: datetime
 
 
 class RetryMail(Command):

@@ -28,15 +28,18 @@ from application.commands import (
     RecordEmailComplained,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
+    RecordFailedChecks,
     RecordPersonalDataRead,
     RecordRebuild,
     RegisterUser,
+    RehashPassword,
     ReleaseEmail,
     ReplaceStaleCode,
     RequestNewCode,
     RetryMail,
     RetryParkedStream,
     RevokeOtp,
+    SetPassword,
     VerifyEmail,
     WithholdEmail,
 )
@@ -55,6 +58,7 @@ from application.loading import (
 from application.operator_acts import act_of
 from application.ports import (
     Clock,
+    Conflict,
     Context,
     Keyed,
     Log,
@@ -72,6 +76,7 @@ from domain.kept_answer import KeptAnswer
 from domain.mailbox import Mailbox, silence
 from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
+from domain.password_checks import PasswordChecks
 from domain.policy import Policy
 from domain.rebuild import Rebuild
 from domain.recorded import Actor, Position
@@ -133,6 +138,9 @@ class Handlers:
             CancelRegistration: self._cancel_registration,
             ReleaseEmail: self._release_email,
             EraseRegistration: self._erase_registration,
+            SetPassword: self._set_password,
+            RehashPassword: self._rehash_password,
+            RecordFailedChecks: self._record_failed_checks,
             RetryMail: self._retry_mail,
             DiscardMail: self._discard_mail,
             KeepStrayMessage: self._keep_stray_message,
@@ -488,6 +496,30 @@ class Handlers:
 
         return await self._in_turn(command.registration_id, decide)
 
+    async def _set_password(self, command: SetPassword, context: Context) -> Answer:
+        def change(registration: Registration) -> None:
+            _must_be_made_of(registration, command)
+            registration.set_password(personal_data=command.personal_data, now=self._clock())
+
+        return await self._change(command.registration_id, context, change)
+
+    async def _rehash_password(self, command: RehashPassword, context: Context) -> Answer:
+        def change(registration: Registration) -> None:
+            _must_be_made_of(registration, command)
+            registration.rehash_password(personal_data=command.personal_data, now=self._clock())
+
+        return await self._change(command.registration_id, context, change)
+
+    async def _record_failed_checks(self, command: RecordFailedChecks, context: Context) -> Answer:
+        async def decide() -> Answer:
+            streams, saved = await self._log.load(command.checks_id), None
+            if streams.get(PasswordChecks, command.checks_id) is None:
+                checks = PasswordChecks.tell(**command.model_dump(), now=self._clock())
+                saved = await self._save(checks, context=context)
+            return _answer(command.checks_id, None, saved, streams.position(command.checks_id))
+
+        return await self._in_turn(command.checks_id, decide)
+
     async def _retry_mail(self, command: RetryMail, context: Context) -> Answer:
         """Request the mail again; if the registration was undone for want of it, reopen that first."""
 
@@ -666,6 +698,16 @@ class Handlers:
     ) -> Answer:
         """Decide, one at a time per key in this process; again after a conflict, at most `losses` times."""
         return await self._lock.run(key, partial(decided_again, decide, losses))
+
+
+def _must_be_made_of(registration: Registration, command: SetPassword | RehashPassword) -> None:
+    """Check that the new personal data is made of what the registration has, unless it has the new one already.
+
+    Raises:
+        Conflict: another password was set since.
+    """
+    if registration.personal_data not in (command.replaces, command.personal_data):
+        raise Conflict
 
 
 def _answer(subject_id: UUID, status: Status | None, saved: Position | None, before: Position) -> Answer:

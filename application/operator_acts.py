@@ -14,6 +14,7 @@ from application.commands import (
     RecordRebuild,
     RetryMail,
     RetryParkedStream,
+    SetPassword,
 )
 
 SEARCH_REGISTRATIONS: Final = "search-registrations"
@@ -35,6 +36,7 @@ key signs for it, or wraps what opens it; or somebody hears of it again, or no m
 _ACTS: Final[Mapping[type[Command], str]] = {
     CancelRegistration: "cancel-registration",
     EraseRegistration: "erase-registration",
+    SetPassword: "set-password",
     RetryMail: "retry-mail",
     DiscardMail: "discard-mail",
     DiscardStrayMessage: "discard-stray-message",

@@ -4,6 +4,7 @@ Refused
 ├── UnknownRegistration     no registration has this id
 ├── NotPending              it is active, verified or cancelled already
 ├── NotHandedOver           a mail bounced whose hand-over is not recorded (yet)
+├── NotAnAccount            its address is not verified, or it has ended
 ├── WrongCode               not the code of the current issue; one try is used up
 ├── CodeExpired             the code has expired, or it was revoked
 ├── CodeLocked              the code has no tries left
@@ -46,6 +47,12 @@ class NotHandedOver(Refused):
     """The hand-over of this mail is not recorded yet."""
 
     code = "not-handed-over"
+
+
+class NotAnAccount(Refused):
+    """This registration is not an account: its address is not verified, or it has ended."""
+
+    code = "not-an-account"
 
 
 class WrongCode(Refused):

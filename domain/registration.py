@@ -17,7 +17,16 @@ from eventsourcing.domain import Aggregate, event
 from eventsourcing.utils import register_topic
 
 from domain.email_claim import ClaimId
-from domain.errors import CodeExpired, CodeLocked, NotHandedOver, NotPending, Refused, TooManyRequests, WrongCode
+from domain.errors import (
+    CodeExpired,
+    CodeLocked,
+    NotAnAccount,
+    NotHandedOver,
+    NotPending,
+    Refused,
+    TooManyRequests,
+    WrongCode,
+)
 from domain.mail_outcome import Bounce, CancelReason, DispatchFailure, HandOver, IssueReason, MailKind
 from domain.mailbox import MailboxId
 from domain.policy import Policy
@@ -251,6 +260,21 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         personal_data: str
         locale: str
         duplicate_of: str | None
+
+    class PasswordSet(Event):
+        """The account has another password from here on.
+
+        `personal_data`: what `UserRegistered` said, with the new password's hash; sealed with the person's same key.
+        """
+
+        TOPIC = "registration.password_set"
+        personal_data: str
+
+    class PasswordRehashed(Event):
+        """The account's password is the same, and its hash a stronger one. `personal_data`: as of `PasswordSet`."""
+
+        TOPIC = "registration.password_rehashed"
+        personal_data: str
 
     class PersonalDataErased(Event):
         """The person's key was destroyed in this commit; what was sealed with it cannot be read any more."""
@@ -562,6 +586,31 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         if self.lacks_mail(self.serial):
             self.trigger_event(Registration.EmailDiscarded, serial=self.serial, timestamp=now)
 
+    # --- Password -----------------------------------------------------------------------------
+
+    def set_password(self, *, personal_data: str, now: datetime) -> None:
+        """Give the account another password, whose hash is in the sealed `personal_data`.
+
+        Raises:
+            NotAnAccount: its address is not verified, or it has ended.
+        """
+        if self._replaces(personal_data):
+            self.trigger_event(Registration.PasswordSet, personal_data=personal_data, timestamp=now)
+
+    def rehash_password(self, *, personal_data: str, now: datetime) -> None:
+        """Keep a stronger hash of the same password.
+
+        Raises:
+            NotAnAccount: see `set_password`.
+        """
+        if self._replaces(personal_data):
+            self.trigger_event(Registration.PasswordRehashed, personal_data=personal_data, timestamp=now)
+
+    def _replaces(self, personal_data: str) -> bool:
+        if not self.is_proven:
+            raise NotAnAccount
+        return personal_data != self.personal_data
+
     # --- Ends ---------------------------------------------------------------------------------
 
     def activate(self, *, now: datetime) -> None:
@@ -691,6 +740,14 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self.cancel_reason = None
         self.revoked = False
         self.discarded = False
+
+    @event(PasswordSet)
+    def _password_set(self, personal_data: str) -> None:
+        self.personal_data = personal_data
+
+    @event(PasswordRehashed)
+    def _password_rehashed(self, personal_data: str) -> None:
+        self.personal_data = personal_data
 
     @event(PersonalDataErased)
     def _personal_data_erased(self) -> None:

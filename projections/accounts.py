@@ -52,6 +52,14 @@ _ACTIVATE = f"""
     RETURNING registration_id
 """  # noqa: S608 - a constant
 
+_RESEAL = """
+    WITH resealed AS (SELECT unnest(%(ids)b::uuid[]) AS registration_id, unnest(%(sealed)b::text[]) AS sealed),
+    verified AS (
+        UPDATE candidates AS c SET sealed = r.sealed FROM resealed AS r WHERE c.registration_id = r.registration_id
+    )
+    UPDATE accounts AS a SET sealed = r.sealed FROM resealed AS r WHERE a.registration_id = r.registration_id
+"""
+
 _REMOVE = """
     WITH over AS (DELETE FROM candidates WHERE registration_id = ANY (%(ended)b))
     DELETE FROM accounts WHERE registration_id = ANY (%(ended)b)
@@ -86,6 +94,7 @@ class _Batch:
     def __init__(self) -> None:
         self.begun: dict[UUID, tuple[UUID, str, str, str]] = {}
         self.activated: dict[UUID, datetime] = {}
+        self.resealed: dict[UUID, str] = {}
         self.ended: set[UUID] = set()
         self.reopened = False
 
@@ -102,6 +111,9 @@ class _Batch:
     def became_active(self, event: Registration.AccountActivated) -> None:
         self.activated[event.originator_id] = event.timestamp
 
+    def has_another_password(self, event: Registration.PasswordSet | Registration.PasswordRehashed) -> None:
+        self.resealed[event.originator_id] = event.personal_data
+
     def over(self, event: Registration.RegistrationCancelled | Registration.PersonalDataErased) -> None:
         self.ended.add(event.originator_id)
 
@@ -109,6 +121,8 @@ class _Batch:
 _CHANGES: dict[Any, Callable[[_Batch, Any], None]] = {
     Registration.UserRegistered: _Batch.registered,
     Registration.AccountActivated: _Batch.became_active,
+    Registration.PasswordSet: _Batch.has_another_password,
+    Registration.PasswordRehashed: _Batch.has_another_password,
     Registration.RegistrationCancelled: _Batch.over,
     Registration.RegistrationReopened: _Batch.began_again,
     Registration.PersonalDataErased: _Batch.over,
@@ -149,6 +163,9 @@ class Accounts:
             # Fetched, not counted by `rowcount`, which a pipeline does not know yet.
             if (missing := len(activated) - len(await cursor.fetchall())) > 0:
                 raise LookupError(f"{missing} of these accounts never started as a registration")
+        if resealed := batch.resealed:
+            parameters = {"ids": list(resealed), "sealed": list(resealed.values())}
+            await cursor.execute(_RESEAL, parameters, prepare=False)
         if batch.ended:
             await cursor.execute(_REMOVE, {"ended": list(batch.ended)}, prepare=False)
 

@@ -85,6 +85,12 @@ PROGRESS = Table(
     key="registration_id",
 )
 
+_RESEAL = """
+    UPDATE registrations AS r SET sealed = u.sealed
+    FROM (SELECT unnest(%b::uuid[]) AS registration_id, unnest(%b::text[]) AS sealed) AS u
+    WHERE r.registration_id = u.registration_id
+"""
+
 _ERASE = "UPDATE registrations SET sealed = NULL WHERE registration_id = ANY (%b)"
 
 _VIEW = """
@@ -271,9 +277,13 @@ _CHANGES: dict[Any, Callable[[_Progress, Any], None]] = {
     Registration.OtpRevoked: _mail_given_up,
     Registration.RegistrationCancelled: _cancelled,
     Registration.RegistrationReopened: _reopened,
+    Registration.PasswordSet: _of_the_other_table,
+    Registration.PasswordRehashed: _of_the_other_table,
     Registration.PersonalDataErased: _of_the_other_table,
 }
 """What each event changes of its registration's progress."""
+
+_RESEALING = (Registration.PasswordSet, Registration.PasswordRehashed)
 
 
 def _begun(event: Registration.UserRegistered, position: Position) -> tuple[Any, ...]:
@@ -298,7 +308,9 @@ def folded(events: Sequence[Recorded], wrapped: bytes | None) -> RegistrationVie
     row = _Progress(registration_id, created_position, events[-1].position)
     for recorded in events[1:]:
         _CHANGES[type(recorded.event)](row, recorded.event)
-        if isinstance(recorded.event, Registration.PersonalDataErased):
+        if isinstance(recorded.event, _RESEALING):
+            sealed = recorded.event.personal_data
+        elif isinstance(recorded.event, Registration.PersonalDataErased):
             sealed = None
     return RegistrationView(
         registration_id, Status(row.status), UUID(claim_id), duplicate_of and UUID(duplicate_of), sealed, wrapped,
@@ -330,6 +342,7 @@ class Registrations:
         # By the ids' numbers: a UUID's own hash and comparison are Python code, twenty times as slow.
         begun: dict[int, tuple[Any, ...]] = {}
         known: dict[int, UUID] = {}
+        resealed: dict[UUID, str] = {}
         erased: set[UUID] = set()
         for recorded in events:
             event: Any = recorded.event
@@ -340,6 +353,8 @@ class Registrations:
                 known[number] = event.originator_id
             if kind is Registration.PersonalDataErased:
                 erased.add(event.originator_id)
+            elif kind in _RESEALING:
+                resealed[event.originator_id] = event.personal_data
 
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
         rows: dict[int, _Progress] = {}
@@ -363,6 +378,8 @@ class Registrations:
         if len(rows) > len(begun):
             changed = (row for number, row in rows.items() if number not in begun)
             await cursor.execute(PROGRESS.upsert, PROGRESS.arrays(changed))
+        if resealed:
+            await cursor.execute(_RESEAL, (list(resealed), list(resealed.values())), prepare=False)
         if erased:
             await cursor.execute(_ERASE, (list(erased),), prepare=False)
 

@@ -39,7 +39,16 @@ from application.ports.mail import (
     SendClaims,
     WantedMail,
 )
-from application.ports.secrets import PasswordHasher, Person, Secrets
+from application.ports.secrets import (
+    PasswordChecker,
+    PasswordHasher,
+    Person,
+    Persons,
+    SealedPerson,
+    Seals,
+    Secrets,
+    Verdict,
+)
 
 __all__ = [
     "CODE_GAP",
@@ -62,15 +71,20 @@ __all__ = [
     "NotSent",
     "Once",
     "Overloaded",
+    "PasswordChecker",
     "PasswordHasher",
     "Person",
+    "Persons",
     "Rendered",
+    "SealedPerson",
+    "Seals",
     "Secrets",
     "SendClaim",
     "SendClaims",
     "Streams",
     "Unavailable",
     "UnexpectedAggregate",
+    "Verdict",
     "WantedMail",
     "WrappedKey",
     "WrongMasterKey",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -18,7 +19,8 @@ class Person:
 
     Attributes:
         email: as typed, validated; mail is sent here.
-        password_hash: argon2id in PHC string format, None if the registration had no password.
+        password_hash: argon2id in PHC string format, None if the registration had no password; of somebody who was
+            imported, as it came, until the password is first checked.
     """
 
     email: str = field(repr=False)
@@ -87,6 +89,28 @@ class Secrets(Protocol):
     def open(self, registration_id: UUID, sealed: str, wrapped: bytes) -> Person: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check of a password found.
+
+    Attributes:
+        outdated: the hash is weaker than, or simply not what one is made as today.
+    """
+
+    matches: bool
+    outdated: bool
+
+
+class Seals(Protocol):
+    """What opens and closes the personal data of somebody who has a key."""
+
+    def open(self, registration_id: UUID, sealed: str, wrapped: bytes) -> Person: ...
+
+    def seal_again(self, registration_id: UUID, person: Person, wrapped: bytes) -> str:
+        """Seal with the person's own key."""
+        ...
+
+
 class PasswordHasher(Protocol):
     async def hash(self, password: str, canonical_email: str) -> str:
         """argon2id in PHC format; the salt is derived from the address, so that a repeat gives the same.
@@ -94,5 +118,51 @@ class PasswordHasher(Protocol):
         Raises:
             Overloaded: too many hashes are waiting.
             Unavailable: it is shutting down.
+        """
+        ...
+
+
+class PasswordChecker(PasswordHasher, Protocol):
+    """What waits here does so beside what is hashed for those who register: neither keeps the other from its turn.
+
+    Raises (both):
+        Overloaded: too many checks are waiting.
+        Unavailable: it is shutting down.
+    """
+
+    async def verify(self, forms: Sequence[str], password_hash: str | None) -> Verdict:
+        """Does one of these forms of a password match the hash?
+
+        Takes as long where there is no hash to compare with as where it is one of today's.
+        """
+        ...
+
+    async def rehash(self, password: str, canonical_email: str) -> str:
+        """`hash`, of a password that was checked."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SealedPerson:
+    """A registration's person, as the log has it at this moment.
+
+    Attributes:
+        is_proven: its address is verified, and it has not ended.
+        is_active: it is an account that may be used.
+        wrapped: the key that opens `sealed`; None once it was destroyed.
+    """
+
+    is_proven: bool
+    is_active: bool
+    sealed: str = field(repr=False)
+    wrapped: bytes | None = field(repr=False)
+
+
+class Persons(Protocol):
+    async def sealed(self, registration_id: UUID) -> SealedPerson | None:
+        """None if there is no registration with this id, or its person was erased.
+
+        Raises:
+            Unavailable: the database is away, or busy.
         """
         ...

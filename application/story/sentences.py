@@ -12,6 +12,7 @@ from domain.mail_saga import MailSaga
 from domain.mailbox import Mailbox
 from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
+from domain.password_checks import PasswordChecks
 from domain.recorded import AnyEvent
 from domain.registration import Registration
 
@@ -76,6 +77,12 @@ def sentence(event: AnyEvent) -> str:
             return f"Registration {event.by} has proven the address: no code of this one will match any more."
         case Registration.RegistrationReopened():
             return "The registration was reopened."
+        case Registration.PasswordSet():
+            return "The account has another password from here on."
+        case Registration.PasswordRehashed():
+            return "The password was right, and is kept as a stronger hash from here on."
+        case PasswordChecks.ChecksFailed():
+            return f"The password was wrong {event.failed} times since {moment(event.since)}, and never right."
         case Registration.PersonalDataErased():
             return "The person's key was destroyed: address and name cannot be read any more."
         case EmailClaim.EmailClaimed():

@@ -15,6 +15,7 @@ from application.story.words import ACTORS, duration, moment
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.operator_act import OperatorAct
+from domain.password_checks import PasswordChecks
 from domain.recorded import Actor, AnyEvent, Position, Recorded
 from domain.registration import Registration, Status
 
@@ -158,6 +159,10 @@ def _did(event: AnyEvent) -> str:
             return "sent the owner a notice"
         case Registration.AccountActivated():
             return "activated the account"
+        case PasswordChecks.ChecksFailed():
+            return "offered wrong passwords"
+        case Registration.PasswordRehashed():
+            return "offered the right password"
         case MailSaga.MailSagaStarted() | MailSaga.MailSagaReopened():
             return "took it up"
         case MailSaga.MailRequested():

@@ -24,6 +24,7 @@ ACTORS: Final[Mapping[str, str]] = {
 ACTS: Final[Mapping[str, str]] = {
     "cancel-registration": "cancelled the registration",
     "erase-registration": "erased the person",
+    "set-password": "set the password",
     "retry-mail": "had the mail tried again",
     "discard-mail": "gave the mail up",
     "discard-stray-message": "discarded a foreign message",

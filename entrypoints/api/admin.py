@@ -12,21 +12,20 @@ from uuid import UUID, uuid4
 
 from fastapi import Depends, FastAPI, Query
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from application.addresses import MAX_LENGTH, parse_address
 from application.answers import Answer
 from application.commands import CancelRegistration, Command, EraseRegistration, RecordPersonalDataRead
 from application.handlers import Handlers
 from application.operator_acts import SEARCH_REGISTRATIONS, SHOW_REGISTRATION
-from application.typed_text import trimmed
 from domain.errors import Refused, UnknownRegistration
 from domain.mail_outcome import CancelReason, MailFailure
 from domain.mail_state import STRAY, ListedAs
 from domain.registration import Status
 from entrypoints import dead_letters, parked_streams
+from entrypoints.api.accounts import add_account_routes
 from entrypoints.api.guard import body_of
 from entrypoints.api.idempotency import answered_once, headers_of, part_of
 from entrypoints.api.jobs import PREFIX, BeginJob
@@ -57,15 +56,13 @@ from entrypoints.api.responses import (
     funnel_buckets,
     registrations_page,
 )
-from entrypoints.api.strict_values import WHOLE, Instant
-from entrypoints.queries.audit import Filters
+from entrypoints.api.strict_values import WHOLE, Address, Filters, Instant
+from entrypoints.queries.audit import Filters as AuditFilters
 from entrypoints.queries.mails import MailQueries
 from entrypoints.queries.parked import ParkedQueries
 from entrypoints.queries.queries import Queries
 from entrypoints.queries.registrations import OpenedRegistration
 from projections.paging import before
-
-Address = Annotated[str, BeforeValidator(trimmed), Field(max_length=MAX_LENGTH), AfterValidator(parse_address)]
 
 
 class Operator:
@@ -98,18 +95,12 @@ def _digest(token: str) -> bytes:
     return sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-class _Query(BaseModel):
-    """An unknown name is refused: a mistyped filter would show everything."""
-
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-
 def _cursor_of_ours(cursor: str | None) -> str | None:
     before(cursor)
     return cursor
 
 
-class _Page(_Query):
+class _Page(Filters):
     cursor: Annotated[
         str | None,
         Field(pattern="^[A-Za-z0-9_=-]{1,64}$", description="`next_cursor` of a page"),
@@ -166,11 +157,11 @@ class RetryByCause(_Page):
     failure: Annotated[MailFailure, Field(examples=["expired"], description="`failure` of the mails to retry")]
 
 
-class ParkedQuery(_Query):
+class ParkedQuery(Filters):
     follower: Annotated[str | None, Field(max_length=100, description="only what this follower has parked")] = None
 
 
-class FunnelQuery(_Query):
+class FunnelQuery(Filters):
     since: Annotated[Instant | None, Field(description="by default a day ago, or 30 days for `day`")] = None
     bucket: Literal["hour", "day"] = "hour"
 
@@ -188,12 +179,13 @@ def add_admin_routes(app: FastAPI, parts: Parts) -> None:
         model: Any,
         *codes: str,
         status: int = 200,
+        keyed: bool = True,
         **described: Any,
     ) -> None:
-        """`model` is a media type where the response is no JSON."""
+        """`model` is a media type where the response is no JSON; `keyed`: a POST takes an Idempotency-Key."""
         shape: dict[str, Any]
         shape = {"content": {model: {"schema": {"type": "string"}}}} if isinstance(model, str) else {"model": model}
-        if method == "POST":
+        if method == "POST" and keyed:
             codes, described = (*codes, *KEY_PROBLEMS), with_key(shape, described)
         app.add_api_route(
             f"{PREFIX}{path}",
@@ -209,6 +201,7 @@ def add_admin_routes(app: FastAPI, parts: Parts) -> None:
 
     _add_questions_about_registrations(add, handlers, queries)
     _add_questions_about_the_service(add, queries)
+    add_account_routes(add, queries.accounts, parts.passwords, parts.limits)
     _add_acts_on_registrations(add, handlers)
     _add_acts_on_mails(add, handlers, queries.mails)
     _add_acts_on_followers(add, handlers, queries.parked)
@@ -245,7 +238,7 @@ def _add_questions_about_registrations(add: Callable[..., None], handlers: Handl
 
     async def audit(query: Annotated[AuditQuery, Query()]) -> Response:
         """Who did what, when, and because of what; newest first."""
-        filters = Filters(
+        filters = AuditFilters(
             registration_id=query.registration_id,
             email=query.email,
             actor=query.actor,

@@ -34,7 +34,7 @@ measurement); a queue that never ends only makes everybody wait."""
 CALM: Final = timedelta(seconds=1)
 """Without a refusal for so long, there is room for a burst again."""
 
-Class = Literal["register", "verify", "resend", "look", "wait", "operate", "health", "other"]
+Class = Literal["register", "verify", "resend", "look", "wait", "check", "operate", "health", "other"]
 
 MOST: Final[dict[Class, int]] = {
     # Each costs about what a registration does, and the rate is the same from 16 to 256 (see `STEADY`).
@@ -45,6 +45,8 @@ MOST: Final[dict[Class, int]] = {
     # has gone, so they do not share the bound of those that do not wait. Each holds nothing but memory: 6 KiB, and its
     # connection 11 (500 of them at `registrar serve`: what its private memory grew by, 2026-11-29): 9 MiB for all.
     "wait": 512,
+    # Those that are hashed, and those that wait for it (`infrastructure.crypto.password_hashing`), with some in front.
+    "check": 48,
     # What the database has for queries, and lets wait for it: 8 and 16 (docs/reliability.md, B14).
     "operate": 24,
     # Orchestrators, load balancers and Prometheus are few, and share one look at the database.
@@ -56,12 +58,16 @@ MOST: Final[dict[Class, int]] = {
 
 ROUTE: Final = "/v1/registrations"
 
+ACCOUNTS: Final = "/v1/admin/accounts"
+CHECK: Final = "/password-check"
+
 _ROUTES: Final[Mapping[Class, str]] = {
     "register": ROUTE,
     "verify": f"{ROUTE}/{{registration_id}}/verification",
     "resend": f"{ROUTE}/{{registration_id}}/otp",
     "look": f"{ROUTE}/{{registration_id}}",
     "wait": f"{ROUTE}/{{registration_id}}",
+    "check": f"{ACCOUNTS}/{{registration_id}}{CHECK}",
 }
 """Those of which all requests of a class are, as metrics name them."""
 
@@ -182,6 +188,8 @@ class Admission:
 
 
 REGISTER: Final = ROUTE.encode()
+_ACCOUNTS: Final = ACCOUNTS.encode() + b"/"
+_CHECK: Final = CHECK.encode()
 
 
 def _class_of(method: bytes, path: bytes, query: bytes | None) -> Class:
@@ -191,6 +199,8 @@ def _class_of(method: bytes, path: bytes, query: bytes | None) -> Class:
         if path.endswith(b"/verification"):
             return "verify"
         return "resend" if path.endswith(b"/otp") else "other"
+    if path.startswith(_ACCOUNTS) and path.endswith(_CHECK) and method == b"POST":
+        return "check"
     if path.startswith(b"/v1/admin/"):
         return "operate"
     return "health" if path.startswith(b"/health/") or path == b"/metrics" else "other"

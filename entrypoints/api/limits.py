@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple, Self
+from uuid import UUID
 
 import structlog
 from starlette.types import Scope
@@ -31,6 +32,9 @@ ASKING_FOR_A_CODE: Final = ("new-codes",)
 LOGGING_IN: Final = ("admin-login",)
 REPEATING: Final = ("repeats",)
 """The limits by network of each thing that is limited."""
+
+CHECKING: Final = ("password-checks", "all-password-checks")
+"""The limits of checks of passwords: of one account, and of all. Who asks is an operator, whatever the network."""
 
 MOST_BLOCKED: Final = 10_000
 """Networks that are remembered as refused; those that are forgotten are asked about again."""
@@ -169,6 +173,14 @@ class RequestLimits:
         network, domain = requester.network, address.rpartition("@")[2]
         await self._count(requester, self._of_others, (of_both, network, network, requester.larger, domain))
 
+    async def password_check(self, account_id: UUID) -> None:
+        """Count a check of an account's password, whether or not there is such an account.
+
+        Raises:
+            OverLimit: it is one too many; then it is not counted.
+        """
+        await self._count(_NOBODY, [self._counters.get(name) for name in CHECKING], (str(account_id), "all"))
+
     async def request(self, scope: Scope, names: Sequence[str]) -> None:
         """Count a request that is limited by its network alone.
 
@@ -243,6 +255,9 @@ class _Counter(NamedTuple):
         prefix = f"{{registrar}}:{limit.name}:{limit.interval}/{limit.burst}:"
         return cls(limit, limit.name, prefix, limit.interval, limit.burst, limit.mode == "on")
 
+
+_NOBODY: Final = Requester("", "", is_loopback=False)
+"""Where it does not matter who asks."""
 
 _OF_NETWORKS: Final = frozenset((*REGISTERING, *VERIFYING, *ASKING_FOR_A_CODE, *LOGGING_IN, *REPEATING))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
+from application.account_passwords import AccountPasswords
 from application.handlers import Handlers
 from entrypoints.api.limits import RequestLimits
 from entrypoints.queries.health import HealthChecks
@@ -60,6 +61,7 @@ class Parts:
 
     handlers: Handlers
     queries: Queries
+    passwords: AccountPasswords
     checks: HealthChecks
     limits: RequestLimits
     sign_up_policy: SignUpPolicy

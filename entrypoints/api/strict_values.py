@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Final
 
-from pydantic import AwareDatetime, BeforeValidator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+from application.addresses import MAX_LENGTH, parse_address
+from application.typed_text import trimmed
 
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
 
@@ -27,3 +30,12 @@ Instant = Annotated[AwareDatetime, BeforeValidator(_written_out)]
 
 WHOLE: Final = BeforeValidator(_whole)
 """For an integer: however JSON writes it."""
+
+Address = Annotated[str, BeforeValidator(trimmed), Field(max_length=MAX_LENGTH), AfterValidator(parse_address)]
+"""A mail address, as `application.addresses` reads it."""
+
+
+class Filters(BaseModel):
+    """A query. An unknown name is refused: a mistyped filter would show everything, or nothing."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)

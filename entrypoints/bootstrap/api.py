@@ -7,12 +7,15 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from uuid import uuid4
 
+from application.account_passwords import AccountPasswords
 from entrypoints.api.parts import Parts, SignUpPolicy
 from entrypoints.bootstrap.bounces import webhooks_of
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.jobs import jobs_of
 from entrypoints.bootstrap.limits import limiter_of, request_limits
+from entrypoints.queries.accounts import AccountQueries
 from entrypoints.queries.audit import AuditQueries
 from entrypoints.queries.followers import FollowerQueries, followers_with
 from entrypoints.queries.funnel import FunnelQueries
@@ -45,8 +48,16 @@ def queries_of(core: Core, settings: Settings, stack: AsyncExitStack) -> Queries
         decode=core.store.decode,
     )
     stack.push_async_callback(registrations.close)
+    accounts = AccountQueries(
+        core.pool,
+        ReconnectingConnection(core.database.dsn, name="accounts", statement_timeout=settings.statement_timeout),
+        keyring=core.keyring,
+        decode=core.store.decode,
+    )
+    stack.push_async_callback(accounts.close)
     return Queries(
         registrations,
+        accounts,
         MailQueries(core.pool),
         AuditQueries(core.pool, core.keyring),
         FunnelQueries(core.pool, core.clock),
@@ -82,6 +93,15 @@ def api_parts(
     return Parts(
         handlers=core.handlers,
         queries=queries,
+        passwords=AccountPasswords(
+            persons=queries.accounts,
+            seals=core.keyring,
+            hasher=core.hasher,
+            handlers=core.handlers,
+            clock=core.clock,
+            new_id=uuid4,
+            service_names=settings.service_names,
+        ),
         checks=checks,
         limits=request_limits(core, settings, limiter),
         sign_up_policy=SignUpPolicy(settings.disposable_domains, settings.misspelt_domains, settings.service_names),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from entrypoints.queries.accounts import AccountQueries
 from entrypoints.queries.audit import AuditQueries
 from entrypoints.queries.followers import FollowerQueries
 from entrypoints.queries.funnel import FunnelQueries
@@ -18,6 +19,7 @@ class Queries:
     """One object for each subject."""
 
     registrations: RegistrationQueries
+    accounts: AccountQueries
     mails: MailQueries
     audit: AuditQueries
     funnel: FunnelQueries

@@ -177,28 +177,10 @@ class RegistrationQueries:
         views, position = await self._registrations.find(connection, ids)
         missing = [registration_id for registration_id in ids if registration_id not in views]
         if missing:
-            for events, wrapped in await self._in_log(connection, missing):
+            for events, wrapped in await in_log(connection, missing, self._decode):
                 shown = events if events[0].position <= position else events[:1]
                 views[events[0].event.originator_id] = folded(shown, wrapped)
         return views, position
-
-    async def _in_log(
-        self, connection: Connection, ids: Sequence[UUID]
-    ) -> Sequence[tuple[list[Recorded], bytes | None]]:
-        """The events of those that are registrations, each with its personal key."""
-        cursor = connection.cursor(binary=True)
-        await cursor.execute(_IN_LOG, (ids,))
-        keys: dict[UUID, bytes | None] = {}
-        streams: dict[UUID, list[Recorded]] = {}
-        for *columns, wrapped in await cursor.fetchall():
-            row = RecordedRow._make(columns)
-            keys[row.stream_id] = wrapped
-            streams.setdefault(row.stream_id, []).append(self._decode(row))
-        return [
-            (events, keys[stream_id])
-            for stream_id, events in streams.items()
-            if isinstance(events[0].event, Registration.UserRegistered)
-        ]
 
     def _opened(self, view: RegistrationView) -> OpenedRegistration:
         return OpenedRegistration(
@@ -212,6 +194,29 @@ class RegistrationQueries:
         if view.sealed is None or view.wrapped is None:
             return None
         return self._keyring.open(view.registration_id, view.sealed, view.wrapped)
+
+
+async def in_log(
+    connection: Connection, ids: Sequence[UUID], decode: Callable[[RecordedRow], Recorded]
+) -> Sequence[tuple[list[Recorded], bytes | None]]:
+    """The events of those that are registrations, each with its personal key.
+
+    Args:
+        decode: see `infrastructure.event_store.reader.LogReader.decode`.
+    """
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(_IN_LOG, (ids,))
+    keys: dict[UUID, bytes | None] = {}
+    streams: dict[UUID, list[Recorded]] = {}
+    for *columns, wrapped in await cursor.fetchall():
+        row = RecordedRow._make(columns)
+        keys[row.stream_id] = wrapped
+        streams.setdefault(row.stream_id, []).append(decode(row))
+    return [
+        (events, keys[stream_id])
+        for stream_id, events in streams.items()
+        if isinstance(events[0].event, Registration.UserRegistered)
+    ]
 
 
 def claims_of(keyring: Keyring, email: str) -> list[UUID]:

@@ -153,12 +153,20 @@ class Keyring:
 
     def seal(self, registration_id: UUID, person: Person) -> tuple[str, WrappedKey]:
         """Encrypt with a new personal key, bound to the registration's id (AES-256-GCM)."""
-        clear = msgspec.json.encode(person)
         drawn = os.urandom(32 + 2 * NONCE_BYTES)  # one system call for all three
         key, nonce = drawn[:32], drawn[32:-NONCE_BYTES]
-        sealed = nonce + AESGCM(key).encrypt(nonce, clear, registration_id.bytes)
+        sealed = _sealed(registration_id, person, key, nonce)
         wrapped = self.master_keys.wrap(key, binding(registration_id), drawn[-NONCE_BYTES:])
-        return b64encode(sealed).decode(), WrappedKey(registration_id, wrapped)
+        return sealed, WrappedKey(registration_id, wrapped)
+
+    def seal_again(self, registration_id: UUID, person: Person, wrapped: bytes) -> str:
+        """Encrypt with the personal key that there is, and a nonce of its own.
+
+        Raises:
+            WrongMasterKey: the master key that wrapped the key is not here, which is named.
+        """
+        key = self._key_of(registration_id, wrapped)
+        return _sealed(registration_id, person, key, os.urandom(NONCE_BYTES))
 
     def open(self, registration_id: UUID, sealed: str, wrapped: bytes) -> Person:
         """Decrypt what `seal` returned.
@@ -167,14 +175,27 @@ class Keyring:
             WrongMasterKey: the master key that wrapped the key is not here, which is named; or what is sealed was made
                 with another key, or for another registration.
         """
+        key, data = self._key_of(registration_id, wrapped), b64decode(sealed)
         try:
-            key = self.master_keys.unwrap(wrapped, binding(registration_id))
-            data = b64decode(sealed)
             clear = AESGCM(key).decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], registration_id.bytes)
-        except (InvalidTag, WrongMasterKey) as error:
-            why = f": {error}" if isinstance(error, WrongMasterKey) else " with its key"
-            raise WrongMasterKey(f"the personal data of {registration_id} cannot be opened{why}") from None
+        except InvalidTag:
+            raise _unopened(registration_id, " with its key") from None
         return _PERSON.decode(clear)
+
+    def _key_of(self, registration_id: UUID, wrapped: bytes) -> bytes:
+        try:
+            return self.master_keys.unwrap(wrapped, binding(registration_id))
+        except WrongMasterKey as error:
+            raise _unopened(registration_id, f": {error}") from None
+
+
+def _sealed(registration_id: UUID, person: Person, key: bytes, nonce: bytes) -> str:
+    clear = msgspec.json.encode(person)
+    return b64encode(nonce + AESGCM(key).encrypt(nonce, clear, registration_id.bytes)).decode()
+
+
+def _unopened(registration_id: UUID, why: str) -> WrongMasterKey:
+    return WrongMasterKey(f"the personal data of {registration_id} cannot be opened{why}")
 
 
 def keys_of(master_key: bytes | MasterKeys) -> MasterKeys:

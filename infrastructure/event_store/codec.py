@@ -18,6 +18,7 @@ from domain.mail_saga import MailSaga
 from domain.mailbox import Mailbox
 from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
+from domain.password_checks import PasswordChecks
 from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent
 from domain.registration import Registration
@@ -62,6 +63,7 @@ AGGREGATES: Final[tuple[type[Aggregate], ...]] = (
     ParkedRetry,
     OperatorAct,
     KeptAnswer,
+    PasswordChecks,
 )
 """Whose events are in the log."""
 

@@ -46,6 +46,8 @@ UNANSWERED: Final = {
     "verifications": f"the log does not have who offers a code; {SEEN_IN_METRICS}",
     "repeats": f"a repeat records nothing; {SEEN_IN_METRICS}",
     "admin-login": f"the log does not have wrong tokens; {SEEN_IN_METRICS}",
+    "password-checks": f"the log has few of the checks of passwords; {SEEN_IN_METRICS}",
+    "all-password-checks": f"the log has few of the checks of passwords; {SEEN_IN_METRICS}",
 }
 """The limits that the log cannot tell of, and why: it was made so that nobody can be followed by it."""
 

@@ -72,6 +72,8 @@ DEFAULTS: Final = (
     Limit("new-codes", 10, timedelta(minutes=1), 20),
     Limit("repeats", 60, timedelta(minutes=1), 120),
     Limit("admin-login", 10, timedelta(minutes=1), 20),
+    Limit("password-checks", 30, timedelta(hours=1), 30),
+    Limit("all-password-checks", 6000, timedelta(minutes=1), 6000),
     Limit("mails", 20, timedelta(seconds=1), 1200),
 )
 """Every policy (docs/limits.md). The first five count registrations: five an hour is the customer's plan's, the figures
@@ -89,6 +91,8 @@ _OF: Final = {
     "new-codes": "new codes asked for by an IPv4 address or IPv6 /64",
     "repeats": "requests repeated with their Idempotency-Key by an IPv4 address or IPv6 /64",
     "admin-login": "wrong operator's tokens by an IPv4 address or IPv6 /64",
+    "password-checks": "passwords checked for one account",
+    "all-password-checks": "passwords checked for all accounts",
     "mails": "mails to whomever: past it they wait",
     "mailbox": "mails to one mailbox",
     "mailbox-day": "the same, over a day",

@@ -42,7 +42,7 @@ PEOPLES: Final = {
 FAILURES: Final = (500, 503, 504)
 """The statuses that are our fault."""
 
-_OTHER_REQUESTS = 42
+_OTHER_REQUESTS = 39
 """Pairs of another route or status that are shown by themselves."""
 
 # The ends at 0.5, 5 and 60 s are those of the objectives (docs/monitoring.md).

@@ -234,6 +234,9 @@ async def test_an_id_that_nobody_has_is_unknown_everywhere(api: Api) -> None:
         await api.http.get(f"/v1/admin/registrations/{UNKNOWN}", headers=ADMIN),
         await api.http.post(f"/v1/admin/registrations/{UNKNOWN}/cancel", headers=ADMIN),
         await api.http.post(f"/v1/admin/registrations/{UNKNOWN}/erase", headers=ADMIN),
+        await api.http.post(
+            f"/v1/admin/accounts/{UNKNOWN}/password", json={"password": "roses are red today"}, headers=ADMIN
+        ),
         await api.http.post(f"/v1/admin/mail/{UNKNOWN}/retry", headers=ADMIN),
         await api.http.post(f"/v1/admin/mail/{UNKNOWN}/discard", headers=ADMIN),
     ]
@@ -650,6 +653,9 @@ ADMIN_ROUTES = [
     ("GET", "/v1/admin/registrations"),
     ("GET", f"/v1/admin/registrations/{UNKNOWN}"),
     ("POST", f"/v1/admin/registrations/{UNKNOWN}/cancel"),
+    ("GET", "/v1/admin/accounts?email=ada@example.com"),
+    ("POST", f"/v1/admin/accounts/{UNKNOWN}/password-check"),
+    ("POST", f"/v1/admin/accounts/{UNKNOWN}/password"),
     ("POST", f"/v1/admin/registrations/{UNKNOWN}/erase"),
     ("GET", "/v1/admin/audit"),
     ("GET", "/v1/admin/mail"),
@@ -679,6 +685,8 @@ async def test_only_the_token_lets_an_operator_in(idle: Api) -> None:
             assert (refused.status_code, problem_of(refused)) == (401, "unauthorized")
             assert refused.headers["www-authenticate"].startswith("Bearer")
         body = {"failure": "expired"} if path.endswith("/mail/retry") else None
+        if "/password" in path:
+            body = {"password": "roses are red today"}
         admitted = await idle.http.request(method, path, headers=ADMIN, json=body)
         assert admitted.status_code in {200, 404}
 
@@ -724,6 +732,9 @@ OPERATORS = {
     "GET /v1/admin/registrations/{registration_id}",
     "POST /v1/admin/registrations/{registration_id}/cancel",
     "POST /v1/admin/registrations/{registration_id}/erase",
+    "GET /v1/admin/accounts",
+    "POST /v1/admin/accounts/{registration_id}/password-check",
+    "POST /v1/admin/accounts/{registration_id}/password",
     "GET /v1/admin/audit",
     "GET /v1/admin/mail",
     "POST /v1/admin/mail/{registration_id}/retry",

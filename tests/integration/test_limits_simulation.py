@@ -79,6 +79,8 @@ async def test_what_the_log_cannot_tell_is_said_with_what_to_do(dsn: str) -> Non
         "new-codes",
         "repeats",
         "admin-login",
+        "password-checks",
+        "all-password-checks",
     ):
         assert f"{name} cannot be answered from the log: " in found.err
     assert "set it to shadow and watch registrar_limit_total" in found.err

@@ -331,6 +331,14 @@ def registration_reopened(*, duplicate_of: UUID | None = None, at: datetime = T0
     return Fact(Registration.RegistrationReopened, {name: said[name] for name in said if name != "fingerprint"}, at)
 
 
+def password_set(personal_data: str = "sealed anew", *, at: datetime = T0) -> Fact:
+    return Fact(Registration.PasswordSet, {"personal_data": personal_data}, at)
+
+
+def password_rehashed(personal_data: str = "sealed anew", *, at: datetime = T0) -> Fact:
+    return Fact(Registration.PasswordRehashed, {"personal_data": personal_data}, at)
+
+
 def personal_data_erased(*, at: datetime = T0) -> Fact:
     return Fact(Registration.PersonalDataErased, {}, at)
 

@@ -28,6 +28,7 @@ from domain.mail_saga import MailSaga
 from domain.mailbox import Mailbox, MailboxId
 from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
+from domain.password_checks import PasswordChecks
 from domain.policy import Policy
 from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent, Position
@@ -82,6 +83,7 @@ class History:
         self._rebuild("audit", "aborted")
         self._act("operator", lambda: [self._dropped_version(), self._parked_retry()])
         self._act("operator", self._looked_at)
+        self._act("operator", self._another_password)
 
     def _act(self, actor: str, act: Callable[[], Sequence[Aggregate]]) -> None:
         """Somebody acts, if the rules allow it, and the saga does what follows."""
@@ -328,6 +330,22 @@ class History:
             now=self._now,
         )
         return read, acted, registration, kept
+
+    def _another_password(self) -> Sequence[Aggregate]:
+        """Somebody guesses at an account's password, which is then set anew."""
+        account = next((one for one in self._registrations.values() if one.is_proven), None)
+        if account is None:  # hardly anybody has registered
+            return []
+        guessed = PasswordChecks.tell(
+            checks_id=uuid5(CLAIM, "checks"),
+            registration_id=account.id,
+            failed=3,
+            since=self._now - timedelta(minutes=1),
+            now=self._now,
+        )
+        account.set_password(personal_data="another", now=self._now)
+        account.rehash_password(personal_data="stronger", now=self._now)
+        return guessed, account
 
     def _parked_retry(self) -> ParkedRetry:
         return ParkedRetry.ask(retry_id=self._any_id(), follower="mail", parked_stream=self._any_id(), now=self._now)

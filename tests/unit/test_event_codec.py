@@ -55,6 +55,7 @@ mailbox.mail_decided v1: registration_id: str, serial: int, withheld: bool, gran
 operator.acted v1: act: str, registration_id: str | None, reason: str | None
 operator.personal_data_read v1: act: str, registration_id: str, reason: str | None
 parked_retry.asked v1: follower: str, parked_stream: str
+password_checks.failed v1: registration_id: str, failed: int, since: datetime
 rebuild.aborted v1: read_model: str
 rebuild.begun v1: read_model: str
 rebuild.rolled_back v1: read_model: str, position: int
@@ -74,6 +75,8 @@ registration.email_withheld v1: serial: int
 registration.otp_issued v2: serial: int, reason: str, withheld: bool | None, mailbox_id: str | None
 registration.otp_revoked v1: serial: int
 registration.owner_notified v1: duplicate_id: str
+registration.password_rehashed v1: personal_data: str
+registration.password_set v1: personal_data: str
 registration.personal_data_erased v1:
 registration.registration_cancelled v1: reason: str
 registration.registration_reopened v1: claim_id: str, personal_data: str, locale: str, duplicate_of: str | None

@@ -27,15 +27,18 @@ from application.commands import (
     RecordEmailComplained,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
+    RecordFailedChecks,
     RecordPersonalDataRead,
     RecordRebuild,
     RegisterUser,
+    RehashPassword,
     ReleaseEmail,
     ReplaceStaleCode,
     RequestNewCode,
     RetryMail,
     RetryParkedStream,
     RevokeOtp,
+    SetPassword,
     VerifyEmail,
     WithholdEmail,
 )
@@ -629,6 +632,21 @@ async def _discard_stray(house: InMemoryService) -> Command:
     return DiscardStrayMessage(message_id=(await house.handle(keeps_stray())).subject_id)
 
 
+def _replaces_password(command: type[SetPassword | RehashPassword]) -> Prepare:
+    async def prepare(house: InMemoryService) -> Command:
+        account_id = await house.active()
+        former = house.registration(account_id).personal_data
+        return command(registration_id=account_id, personal_data="sealed anew", replaces=former)
+
+    return prepare
+
+
+async def _failed_checks(house: InMemoryService) -> Command:
+    return RecordFailedChecks(
+        checks_id=UUID(int=11), registration_id=await house.active(), failed=3, since=house.clock()
+    )
+
+
 REBUILD = uuid4()
 
 
@@ -665,6 +683,9 @@ EVERY = {
     CancelRegistration: (_cancel, ["RegistrationCancelled"]),
     ReleaseEmail: (_release, ["EmailReleased"]),
     EraseRegistration: (_erase, ["RegistrationCancelled", "PersonalDataErased", "EmailReleased"]),
+    SetPassword: (_replaces_password(SetPassword), ["PasswordSet"]),
+    RehashPassword: (_replaces_password(RehashPassword), ["PasswordRehashed"]),
+    RecordFailedChecks: (_failed_checks, ["ChecksFailed"]),
     RetryMail: (_retry, ["EmailRetryRequested"]),
     DiscardMail: (_discard, ["EmailDiscarded"]),
     KeepStrayMessage: (_keep_stray, ["StrayMessageKept"]),
@@ -708,6 +729,7 @@ ACTS = {
     RetryMail: "retry-mail",
     DiscardMail: "discard-mail",
     DiscardStrayMessage: "discard-stray-message",
+    SetPassword: "set-password",
     RecordRebuild: "rebuild-begun",
     RetryParkedStream: "retry-parked-stream",
 }
@@ -935,6 +957,7 @@ BEGINS = {
     RecordRebuild,
     RetryParkedStream,
     RecordPersonalDataRead,
+    RecordFailedChecks,
     KeepAnswer,
 }
 """These need nothing that is there already."""

@@ -41,6 +41,8 @@ def test_the_defaults_are_the_plans_and_those_of_the_list_of_threats() -> None:
         "new-codes=10/1m burst 20 on",
         "repeats=60/1m burst 120 on",
         "admin-login=10/1m burst 20 on",
+        "password-checks=30/1h burst 30 on",
+        "all-password-checks=6000/1m burst 6000 on",
         "mails=20/1s burst 1200 on",
     ]
 
