@@ -174,7 +174,7 @@ def whole_way(cluster: Cluster, *, before: Path, seconds: float, repetitions: in
 def _of_the_service(step: dict[str, Any]) -> float:
     """Cores."""
     cpu = step["cpu"]
-    return float(cpu["postgres"] + cpu["serve"] + cpu["process"]) * step["took"] / step["seconds"]
+    return float((cpu["postgres"] + cpu["serve"] + cpu["process"]) * step["took"] / step["seconds"])
 
 
 def _beyond_the_write(service: Service, seconds: float) -> float:

@@ -210,7 +210,7 @@ def run_job(module: str, job: dict[str, Any], environment: Mapping[str, str] = _
     done = subprocess.run(
         [sys.executable, "-m", module, json.dumps(job)],
         cwd=ROOT,
-        env=_environment() | environment,
+        env={**_environment(), **environment},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -88,7 +88,7 @@ def install(folder: Path) -> None:
     if not environment.exists():
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         ours = [f"{name}=={version(name)}" for name in ("fastapi", "uvicorn", "uvloop", "httptools")]
-        pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet"]
+        pip: list[str | Path] = [environment / "bin" / "python", "-m", "pip", "install", "--quiet"]
         subprocess.run([*pip, *_OF_FASTAPI_USERS, *ours], check=True)
     modules = folder / "better-auth"
     if not modules.exists():

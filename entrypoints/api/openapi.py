@@ -140,7 +140,7 @@ def operation_id(route: APIRoute) -> str:
     """
     if not route.include_in_schema:
         return route.name
-    (method,) = route.methods
+    (method,) = sorted(route.methods or [])
     if health := re.fullmatch(r"/health/([a-z]+)", route.path_format):
         return f"{health[1]}Health"
     return _OPERATIONS[f"{method} {route.path_format}"]

@@ -113,6 +113,14 @@ Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 IsSyntheticKey = Callable[..., bool]
 
 
+def _is_of_probe(is_synthetic_key: IsSyntheticKey, request: Request, key: str | None) -> bool:
+    """Whoever shares its network, behind a proxy that is not trusted say, uses up nothing of it."""
+    if key is None:
+        return False
+    command = parse(RegisterUser, body_of(request), idempotency_key=key, network=UNKNOWN)
+    return is_synthetic_key(key, "register", canonical_address(command.email))
+
+
 def _registering(
     handlers: Handlers,
     limits: RequestLimits,
@@ -125,7 +133,7 @@ def _registering(
         """Start a registration. The response is the same whether or not the address is taken."""
         with _Counted(metrics.registration) as counted:
             key = idempotency_key_of(request)
-            probes = partial(is_of_probe, request, key)
+            probes = partial(_is_of_probe, is_synthetic_key, request, key)
             requester = limits.requester(request.scope, REGISTERING, keyed=key is not None, spared=probes)
             command = parse(RegisterUser, body_of(request), idempotency_key=key, network=requester.network)
             context = context_of(request, Actor.CLIENT)
@@ -144,13 +152,6 @@ def _registering(
             202,
             {"Location": f"{prefix}/v1/registrations/{begun.subject_id}", **headers_of(begun)},
         )
-
-    def is_of_probe(request: Request, key: str | None) -> bool:
-        """Whoever shares its network, behind a proxy that is not trusted say, uses up nothing of it."""
-        if key is None:
-            return False
-        command = parse(RegisterUser, body_of(request), idempotency_key=key, network=UNKNOWN)
-        return is_synthetic_key(key, "register", canonical_address(command.email))
 
     async def with_key(requester: Requester, command: RegisterUser, context: Context) -> tuple[Answer, Hint | None]:
         hint = None

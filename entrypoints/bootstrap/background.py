@@ -96,7 +96,7 @@ async def _keep_running(postgres: EmbeddedPostgres) -> None:
     """Restart the embedded database when it was killed: nothing else looks after it."""
     while True:
         if (pid := postgres.pid) is not None:
-            await _until_ended(pid)
+            await until_ended(pid)
         if postgres.pid is None:
             log.warning("database.gone", hint="the embedded PostgreSQL has ended; it is started again")
             try:
@@ -106,7 +106,7 @@ async def _keep_running(postgres: EmbeddedPostgres) -> None:
                 await asyncio.sleep(REVIVE.total_seconds())
 
 
-async def _until_ended(pid: int) -> None:
+async def until_ended(pid: int) -> None:
     """Return when the process has ended, or may have."""
     try:
         process = os.pidfd_open(pid)

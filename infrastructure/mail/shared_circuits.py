@@ -102,12 +102,12 @@ _BELIEVE = """
     RETURNING extract(epoch FROM believed_at)::double precision
 """
 
-_PUBLISH = f"""
+_PUBLISH = """
     INSERT INTO circuits AS c (name, state, open_until) VALUES (%s, %s, clock_timestamp() + %s)
     ON CONFLICT (name) DO UPDATE SET state = excluded.state, open_until = excluded.open_until, probed_until = NULL,
         changed_at = clock_timestamp(), named_at = clock_timestamp()
-    RETURNING extract(epoch FROM c.changed_at)::double precision, pg_notify('{CHANNEL}', '')
-"""  # noqa: S608 - a constant
+    RETURNING extract(epoch FROM c.changed_at)::double precision, pg_notify('registrar_circuits', '')
+"""
 
 _MAY_PROBE = """
     UPDATE circuits SET probed_until = clock_timestamp() + %s

@@ -57,7 +57,7 @@ def note_in(directory: Path) -> None:
             super().end()
             note("ends", self.span_id, str(self.ended))
 
-    tracing.Span = NotedSpan  # type: ignore[misc]
+    tracing.Span = NotedSpan  # type: ignore[assignment,misc]
 
 
 def noted_in(directory: Path) -> Iterator[Noted]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -59,6 +59,7 @@ def alerts(
     metrics: Metrics | None = None,
     settled: timedelta = timedelta(0),
     only_deferred: timedelta = ONLY_DEFERRED,
+    webhooks: Collection[str] = (),
     pauses: Any = None,
 ) -> Alerts:
     return Alerts(
@@ -70,6 +71,7 @@ def alerts(
         look_every=timedelta(milliseconds=20),
         settled=settled,
         only_deferred=only_deferred,
+        webhooks=webhooks,
         pauses=pauses or wait_none(),
     )
 
@@ -519,7 +521,9 @@ _STANDS_BY = """
 async def test_a_dead_letter_and_a_server_that_is_away_reach_the_webhook_and_so_does_their_end(
     dsn: str, stub: WebhookStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(Alerts.__init__.__kwdefaults__, "look_every", timedelta(milliseconds=200))
+    monkeypatch.setitem(
+        cast("dict[str, Any]", Alerts.__init__.__kwdefaults__), "look_every", timedelta(milliseconds=200)
+    )
     async with SmtpStub() as smtp:
         url = f"smtp://127.0.0.1:{smtp.port}"
         async with open_api(
@@ -600,3 +604,28 @@ async def test_a_look_whether_it_can_be_reached_calls_nobody(authority: trustme.
 )
 def test_of_an_address_only_host_and_port_are_shown(url: str, where: str) -> None:
     assert Webhook(url).where == where
+
+
+# --- Endpoints of webhooks ------------------------------------------------------------------------
+
+
+async def test_an_endpoint_that_fails_for_long_or_is_gone_is_told_elsewhere_and_so_is_its_end(
+    dsn: str, stub: WebhookStub
+) -> None:
+    await query(
+        dsn,
+        "INSERT INTO webhooks (name, position, failing_since, failure, disabled_at, disabled_by) VALUES"
+        " ('app', 0, now() - interval '6 minutes', 'status 500', NULL, NULL),"
+        " ('gone', 0, NULL, NULL, now() - interval '6 minutes', 'endpoint'),"
+        " ('paused', 0, now() - interval '6 minutes', 'status 500', now(), 'operator'),"
+        " ('left', 0, now() - interval '6 minutes', 'status 500', NULL, NULL),"
+        " ('restarts', 0, now() - interval '1 minute', 'no connection', NULL, NULL)",
+    )
+    async with watching(dsn, alerts(stub.url, webhooks=["app", "gone", "paused", "restarts"])):
+        await eventually(lambda: len(stub.calls) == 2)
+        await query(dsn, "UPDATE webhooks SET failing_since = NULL, disabled_at = NULL, disabled_by = NULL")
+        await eventually(lambda: len(stub.calls) == 4)
+
+    assert {(*call.says, call.json["details"]["endpoint"]) for call in stub.calls} == {
+        ("webhook-failing", state, name) for state in ("firing", "resolved") for name in ("app", "gone")
+    }

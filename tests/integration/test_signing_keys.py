@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -205,7 +206,9 @@ async def test_what_a_superuser_writes_into_the_table_makes_no_key_known(
 async def test_the_embedded_database_has_the_command_make_the_key_and_what_runs_there_learns_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(Checkpointer.__init__.__kwdefaults__, "every", timedelta(milliseconds=200))
+    monkeypatch.setitem(
+        cast("dict[str, Any]", Checkpointer.__init__.__kwdefaults__), "every", timedelta(milliseconds=200)
+    )
     # Not tmp_path: the database's user cannot pass.
     with tempfile.TemporaryDirectory(prefix="registrar-test-") as name:
         directory = Path(name) / "data"

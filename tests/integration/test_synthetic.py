@@ -19,7 +19,8 @@ from entrypoints.bootstrap import followers
 from entrypoints.cli.listening import listening
 from infrastructure.alerts.webhook import Webhook
 from infrastructure.followers.leadership import lead
-from infrastructure.synthetic.probe import Erase, Probe
+from infrastructure.synthetic.erasing import Erase
+from infrastructure.synthetic.probe import Probe
 from tests.support.facts import eventually
 from tests.support.http import ADMIN, Api, open_api
 from tests.support.log import query

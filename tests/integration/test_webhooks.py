@@ -93,7 +93,7 @@ def told(stub: EndpointStub) -> Mapping[str, list[str]]:
 
 
 def of(registration_id: UUID, call: Call) -> bool:
-    return call.json["subject"] == str(registration_id)
+    return bool(call.json["subject"] == str(registration_id))
 
 
 # --- What comes -----------------------------------------------------------------------------------

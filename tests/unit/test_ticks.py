@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from infrastructure.ticks import after, until_tick
+from tests.support.facts import eventually
 
 PERIOD = timedelta(seconds=3)
 
@@ -21,7 +22,8 @@ async def test_whenever_they_begin_to_wait_all_wait_for_the_same_tick() -> None:
     now = asyncio.get_running_loop().time
 
     first = now() + until_tick(timedelta(hours=1)).total_seconds()
-    await asyncio.sleep(0.01)
+    begun = now()
+    await eventually(lambda: now() > begun + 0.01)
     second = now() + until_tick(timedelta(hours=1)).total_seconds()
 
     assert second == pytest.approx(first, abs=0.005)
