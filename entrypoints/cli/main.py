@@ -20,6 +20,7 @@ import click
 from domain.mail_state import STATES, STRAY, WAITING
 from entrypoints.cli import backup, options, replaying, transfer, watching
 from entrypoints.cli.audit import audit
+from entrypoints.cli.configuration import config
 from entrypoints.cli.database import database
 from entrypoints.cli.erasure import erase
 from entrypoints.cli.keys import keys
@@ -62,11 +63,13 @@ def _complain(message: str, code: int) -> int:
     epilog=options.example("registrar up"),
 )
 @click.version_option(package_name="registrar", message="registrar %(version)s")
+@options.config_file
 def registrar() -> None:
     """Event-sourced registration: a sign-up, a code by mail, an account.
 
-    Settings are environment variables with the prefix REGISTRAR_ (docs/settings.md lists them). With none set, nothing
-    else is needed: there is an embedded PostgreSQL, and a mailbox in which to read the mails.
+    Settings are environment variables with the prefix REGISTRAR_, or lines of a file (`registrar config example`
+    and docs/settings.md list them). With none set, nothing else is needed: there is an embedded PostgreSQL, and a mailbox in which to
+    read the mails.
     """
 
 
@@ -256,6 +259,7 @@ registrar.add_command(projections)
 registrar.add_command(audit)
 registrar.add_command(erase)
 registrar.add_command(keys)
+registrar.add_command(config)
 registrar.add_command(limits)
 registrar.add_command(webhooks)
 registrar.add_command(backup.backup)

@@ -19,11 +19,35 @@ WIDE: Final = "registrar.wide"
 """Under this name the context of a command says that `--wide` was given."""
 
 
+CONFIG: Final = "registrar.config"
+"""Under this name the context of a command has what `--config` was given."""
+
+
 def data_dir(command: F) -> F:
+    """Where settings and data are; `--config` reaches the settings through the context."""
+    return config_file(
+        click.option(
+            "--data-dir",
+            type=click.Path(path_type=Path),
+            help="Directory of the embedded services.  [default: .registrar]",
+        )(command)
+    )
+
+
+def config_file(command: F) -> F:
+    """Before a command's name or after it, which wins."""
+
+    def keep(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
+        if value is not None:
+            ctx.meta[CONFIG] = value
+
     return click.option(
-        "--data-dir",
+        "--config",
         type=click.Path(path_type=Path),
-        help="Directory of the embedded services.  [default: .registrar]",
+        metavar="FILE",
+        expose_value=False,
+        callback=keep,
+        help="File of settings (TOML), beaten by the environment.  [default: REGISTRAR_CONFIG]",
     )(command)
 
 

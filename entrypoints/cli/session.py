@@ -21,6 +21,7 @@ from application.ports import Conflict, Unavailable, WrongMasterKey
 from domain.errors import Refused
 from entrypoints.bootstrap import CannotStart
 from entrypoints.cli.garbage_collection import collect_from_now_on, collect_hardly_ever
+from entrypoints.cli.options import CONFIG
 from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint, never_wait
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
@@ -30,7 +31,7 @@ from infrastructure.postgres.connection import AWAY
 from infrastructure.replay.copies import ToldTwice
 from infrastructure.replay.swap import CannotReplay
 from infrastructure.settings.cautions import cautions
-from infrastructure.settings.environment import BadSettings, links_in
+from infrastructure.settings.environment import BadSettings, Given, links_in
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.logs import configure_logging
 
@@ -65,7 +66,20 @@ def read_settings(
     Raises:
         BadSettings: see there.
     """
-    return Settings.from_environment({**os.environ, **(instead or {})}, with_secrets=with_secrets, **options)
+    environ = {**os.environ, **(instead or {})}
+    return Settings.from_environment(environ, with_secrets=with_secrets, config=_config(), **options)
+
+
+def given_settings(**options: object) -> Given:
+    """What `read_settings` checks, with where it comes from."""
+    return Settings.given(os.environ, config=_config(), **options)
+
+
+def _config() -> Path | None:
+    """What `--config` names."""
+    context = click.get_current_context(silent=True)
+    found: Path | None = context.meta.get(CONFIG) if context else None
+    return found
 
 
 def log_everything(settings: Settings | None = None) -> None:

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from infrastructure.settings.environment import FILE, PREFIX
 from infrastructure.settings.settings import Settings
+from infrastructure.settings.written import secrets_in
 
 ENOUGH: Final = 64.0
 """Bits that a token should seem to have. 16 random bytes seem to have more in every usual notation."""
@@ -28,7 +29,7 @@ _MEANT_TO_BE_REPLACED: Final = re.compile(
 
 
 class Caution(NamedTuple):
-    """One of them. No value of a setting is in it.
+    """One of them. No value of a setting is in it, but for the path of the file of settings.
 
     Attributes:
         says: what is so.
@@ -54,6 +55,13 @@ def cautions(settings: Settings) -> Iterator[Caution]:
             yield Caution(
                 f"the file that {PREFIX}{name.upper()} names can be read by others",
                 "Close it to all but the service's user (`chmod 600`).",
+            )
+    if settings.config is not None and is_open_to_others(settings.config):
+        secret = secrets_in(settings.config, type(settings).model_fields)
+        if secret:
+            yield Caution(
+                f"{settings.config} can be read by others, and holds {', '.join(secret)}",
+                "Close it to all but the service's user (`chmod 600`), or have it name files with the secrets.",
             )
     said = settings.model_fields_set & {"public_url", "synthetic_url"}
     if settings.synthetic is not None and settings.database_url is not None and not said:

@@ -1,28 +1,28 @@
-"""Reads settings from the environment, and says in one line what is wrong with them.
+"""Collects settings from the command line, the environment and a file, and says in one line what is wrong with them.
 
-Independent of any single setting: a field `x_file` names a file with the value of the field `x`.
+Independent of any single setting: a field `x_file` names a file with the value of the field `x`, and the field `config`
+a file of settings.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+
+from infrastructure.settings.config_file import CONFIG, CannotBeRead, as_toml, read_config, read_text
 
 PREFIX = "REGISTRAR_"
 
 FILE: Final = "_file"
 """Ends the name of a field that names a file with another field's value."""
-
-LARGEST: Final = 64 * 1024
-"""Bytes of such a file. None of our values is that long; the wrong file, a log or a device, may be endless."""
 
 _ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://\S+")
 _LINK: Final = re.compile(
@@ -65,19 +65,23 @@ def links_in(environ: Mapping[str, str]) -> list[str]:
     return sorted(name for name, value in environ.items() if name.startswith(PREFIX) and is_link(name, value.strip()))
 
 
+Source = Literal["option", "environment", "file"]
+"""Where a setting may come from; the earlier one wins."""
+
+
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What the environment and the command line say, unparsed.
+    """What the command line, the environment and the file of settings say, unparsed.
 
     Attributes:
         values: by field name.
-        options: names of the fields that come from the command line.
-        files: names of the fields whose values come from files.
+        sources: where each of them comes from.
+        files: names of the fields whose values come from files of their own.
         faults: what is wrong already.
     """
 
     values: dict[str, object]
-    options: frozenset[str]
+    sources: Mapping[str, Source]
     files: frozenset[str]
     faults: tuple[str, ...]
 
@@ -111,27 +115,65 @@ class Given:
                 yield self._explanation(name, model.model_fields[name], reason, one["msg"])
 
     def _explanation(self, name: str, info: FieldInfo, reason: object, message: str) -> str:
-        shown, without = f"{PREFIX}{name.upper()}", "unset it"
-        if name in self.options:
-            shown, without = f"--{name.replace('_', '-')}", "leave it out"
+        written = name + FILE if name in self.files else name
+        source = self.sources[written]
         ours = isinstance(reason, Exception)  # the library's own errors have a text here
         what = str(reason) if ours else f"is refused: {message[:1].lower()}{message[1:]}"
         example = _example(info)
         if name in self.files:
             what = f"contains something that cannot be used: it {what}"
             example = f"a file with {example}" if example else None
-            shown += FILE.upper()
+        elif example and source == "file":
+            example = as_toml(info, example)
+        shown, without = _shown(written, source, self.values.get(CONFIG))
         return f"{shown} {what}. {f'Set it to something like {example},' if example else 'Correct it'} or {without}."
 
 
-def given(model: type[BaseModel], environ: Mapping[str, str], *, options: Mapping[str, object]) -> Given:
-    """Collect the `REGISTRAR_` variables of `environ`, and `options` (by field name), which win, for a `model`.
+def _shown(name: str, source: Source, config: object) -> tuple[str, str]:
+    """What an operator calls a setting that comes from there, and what he does to be without it."""
+    match source:
+        case "option":
+            return f"--{name.replace('_', '-')}", "leave it out"
+        case "environment":
+            return f"{PREFIX}{name.upper()}", "unset it"
+        case "file":
+            return f"{name} in {config}", "remove it"
 
-    An empty variable counts as unset. Files that variables name are read.
+
+def given(model: type[BaseModel], environ: Mapping[str, str], *, options: Mapping[str, object]) -> Given:
+    """Collect the settings of a `model`: `options` (by field name), then the `REGISTRAR_` variables of `environ`, then
+    the file that one of these names as `config`. What comes first wins.
+
+    An empty variable counts as unset. Files that settings name are read.
     """
-    faults: list[str] = []
+    found, faults = _variables(environ, model.model_fields)
+    layers: list[tuple[Source, Mapping[str, object]]] = [("option", options), ("environment", found)]
+    named = next(((source, layer[CONFIG]) for source, layer in layers if CONFIG in layer), None)
+    if named is not None:
+        try:
+            written, wrong = read_config(Path(str(named[1])), model.model_fields)
+            layers.append(("file", written))
+            faults += wrong
+        except CannotBeRead as reason:
+            shown, without = _shown(CONFIG, named[0], None)
+            faults.append(f"{shown} names a file that cannot be read ({reason}); correct it, or {without}.")
     values: dict[str, object] = {}
-    known = [PREFIX + name.upper() for name in model.model_fields]
+    sources: dict[str, Source] = {}
+    for source, layer in layers:
+        # A value beats the file that a later source names for it, and the other way round.
+        taken = {_without_file(name) for name in values if _pairs(name, model.model_fields)}
+        for name, value in layer.items():
+            if name not in values and not (_pairs(name, model.model_fields) and _without_file(name) in taken):
+                values[name], sources[name] = value, source
+    files, wrong = _read_files(values, sources, model.model_fields)
+    return Given(values, sources, frozenset(files), (*faults, *wrong))
+
+
+def _variables(environ: Mapping[str, str], fields: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """The settings of the environment by the names of their fields, and what is wrong with the names."""
+    values: dict[str, str] = {}
+    faults = []
+    known = [PREFIX + name.upper() for name in fields]
     for name, value in sorted(environ.items()):
         if not name.startswith(PREFIX) or is_link(name, value.strip()):
             continue
@@ -140,42 +182,38 @@ def given(model: type[BaseModel], environ: Mapping[str, str], *, options: Mappin
         else:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
             faults.append(f"{ascii(name)[1:-1]} is not a setting; did you mean {nearest}? Rename or unset it.")
-    values |= options
-    files = {name.removesuffix(FILE) for name in values if name.endswith(FILE)} & model.model_fields.keys()
-    for name in sorted(files):
-        variable = f"{PREFIX}{name.upper()}"
+    return values, faults
+
+
+def _without_file(name: str) -> str:
+    return name.removesuffix(FILE)
+
+
+def _pairs(name: str, fields: Collection[str]) -> bool:
+    """Is it a secret that may be in a file, or the name of that file?"""
+    return name + FILE in fields or (name.endswith(FILE) and _without_file(name) in fields)
+
+
+def _read_files(
+    values: dict[str, object], sources: Mapping[str, Source], fields: Collection[str]
+) -> tuple[set[str], list[str]]:
+    """Add what is in the files that `values` name; returns the names of these fields, and what is wrong."""
+    read: set[str] = set()
+    faults = []
+    for name in sorted(field for field in fields if field + FILE in values):
+        shown, without = _shown(name + FILE, sources[name + FILE], values.get(CONFIG))
         if name in values:
-            faults.append(f"{variable} and {variable}{FILE.upper()} are both set; unset one of them.")
+            value, _ = _shown(name, sources[name], values.get(CONFIG))
+            faults.append(f"{value} and {shown} are both set; {without.removesuffix('it')}one of them.")
             continue
         try:
-            values[name] = _read(Path(str(values[name + FILE])))
-        except _CannotBeRead as reason:
+            values[name] = read_text(Path(str(values[name + FILE])))
+            read.add(name)
+        except CannotBeRead as reason:
             faults.append(
-                f"{variable}{FILE.upper()} names a file that cannot be read ({reason}); "
-                "make it readable for the service, or unset it."
+                f"{shown} names a file that cannot be read ({reason}); make it readable for the service, or {without}."
             )
-    return Given(values, frozenset(options), frozenset(files), tuple(faults))
-
-
-class _CannotBeRead(Exception):
-    """The message is the reason, without anything of the file."""
-
-
-def _read(path: Path) -> str:
-    """The content of a file, without the white space around it."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        text = content.decode("utf-8-sig").strip()
-    except OSError as error:
-        raise _CannotBeRead(error.strerror) from None
-    except ValueError:  # also a path with a zero byte in it
-        raise _CannotBeRead("it is not text") from None
-    if len(content) > LARGEST:
-        raise _CannotBeRead("it is too long")
-    if not text:
-        raise _CannotBeRead("it is empty")
-    return text
+    return read, faults
 
 
 def _example(info: FieldInfo) -> str | None:

@@ -1,6 +1,7 @@
 """What an operator can set: every `REGISTRAR_` variable with its type, its default and its meaning.
 
-A process gets them from `Settings.from_environment(os.environ)`; nothing else reads the environment.
+A process gets them from `Settings.from_environment(os.environ)`, which also reads the file of settings that a variable
+may name; nothing else reads the environment.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from infrastructure.settings.environment import FILE, PREFIX, BadSettings, given
+from infrastructure.settings.environment import FILE, PREFIX, BadSettings, Given, given
 from infrastructure.settings.limits import DEFAULTS, Limits
 from infrastructure.settings.rates import Rate
 from infrastructure.settings.sender import split_sender
@@ -64,6 +65,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    config: Path | None = Field(
+        default=None,
+        description="file of settings, TOML, which the environment beats; None: none",
+        examples=["/etc/registrar/registrar.toml"],
+    )
     database_url: DatabaseUrl | None = Field(
         default=None,
         description="PostgreSQL to use, as a URL; None: the embedded one in `data_dir`",
@@ -78,8 +84,9 @@ class Settings(BaseModel):
     broker_url_file: Path | None = _file("broker_url")
     smtp_urls: SmtpUrls | None = Field(
         default=None,
-        description="mail servers in order of preference, URLs separated by commas; None: the embedded mailbox",
+        description="mail servers in order of preference, as URLs; None: the embedded mailbox",
         examples=["smtps://user:password@mail.example.org:465"],
+        json_schema_extra={"several": "list"},
     )
     smtp_urls_file: Path | None = _file("smtp_urls")
     rate_limit_url: RedisUrl | None = Field(
@@ -189,10 +196,11 @@ class Settings(BaseModel):
     next_checkpoint_key_file: Path | None = _file("next_checkpoint_key")
     checkpoint_witnesses: Witnesses = Field(
         default=(),
-        description="witnesses that cosign checkpoints: each its URL, #, and its key; separated by commas",
+        description="witnesses that cosign checkpoints: each its URL, #, and its key",
         examples=[
             "https://witness.example.org#witness.example.org+8e43029b+BGTbmG8Ci9F7XiHiZtve8bh03HTs4IOUOsozgoVKVngA"
         ],
+        json_schema_extra={"several": "list"},
     )
 
     host: str = Field(
@@ -214,19 +222,22 @@ class Settings(BaseModel):
     )
     limits: Limits = Field(
         default=DEFAULTS,
-        description="rate limits that differ from the defaults, separated by commas or line ends",
+        description="rate limits that differ from the defaults",
         examples=["network=20/1m burst 40, domain=on, new-codes=off"],
+        json_schema_extra={"several": "table"},
     )
     trusted_proxies: Networks = Field(
         default=(),
-        description="networks whose X-Forwarded-For is believed, CIDR, separated by commas",
+        description="networks whose X-Forwarded-For is believed, CIDR",
         examples=["10.0.0.0/8,192.168.7.1/32"],
+        json_schema_extra={"several": "list"},
     )
     allowed_hosts: HostNames = Field(
         default=(),
         description="names that requests may call the service by, beside that of `public_url`, localhost and IP "
-        "addresses, separated by commas; *: any; by default any unless `public_url` is set",
+        "addresses; *: any; by default any unless `public_url` is set",
         examples=["accounts.example.org,registrar.internal"],
+        json_schema_extra={"several": "list"},
     )
     mail_from: Sender = Field(
         default="Registrar <no-reply@registrar.localhost>",
@@ -340,8 +351,13 @@ class Settings(BaseModel):
         return mail_servers(self.smtp_urls.get_secret_value()) if self.smtp_urls else ()
 
     @classmethod
+    def given(cls, environ: Mapping[str, str], **overrides: object) -> Given:
+        """What `from_environment` checks, with where it comes from."""
+        return given(cls, environ, options={name: value for name, value in overrides.items() if value is not None})
+
+    @classmethod
     def from_environment(cls, environ: Mapping[str, str], *, with_secrets: bool = True, **overrides: object) -> Self:
-        """Read and check the `REGISTRAR_` variables of `environ`; everything else in it is ignored.
+        """Read and check the `REGISTRAR_` variables of `environ`, and the file that `config` names, which they beat.
 
         An empty variable counts as unset. `overrides` are command line options, by field name; they win, and None
         means that the option was not given.
@@ -352,7 +368,7 @@ class Settings(BaseModel):
         Raises:
             BadSettings: unknown names, and values that cannot be used; all of them.
         """
-        found = given(cls, environ, options={name: value for name, value in overrides.items() if value is not None})
+        found = cls.given(environ, **overrides)
         keys, databases = ({name, name + FILE} & found.values.keys() for name in ("master_key", "database_url"))
         missing = (
             f"{PREFIX}MASTER_KEY (or {PREFIX}MASTER_KEY_FILE) is missing, and {PREFIX}DATABASE_URL needs it; "

@@ -36,6 +36,7 @@ DATA = {
         "audit",
         "backup",
         "broker",
+        "config",
         "database",
         "doctor",
         "erase",
@@ -50,7 +51,7 @@ DATA = {
         "webhooks",
     )
 }
-PRINTS_DATA = [path for path in LEAVES if path[0] in DATA]
+PRINTS_DATA = [path for path in LEAVES if path[0] in DATA and path != ("config", "example")]
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +71,8 @@ def test_every_command_of_the_contract_is_there() -> None:
     wanted += "|webhooks list|webhooks test|webhooks replay|webhooks disable|webhooks enable"
     wanted += "|backup|restore|database roles"
     wanted += "|audit checkpoints list|audit checkpoints rotate-key|audit prove|audit verify"
-    wanted += "|limits show|limits simulate|top|funnel"
-    ours = {"broker declare", "projections drop"}
+    wanted += "|limits show|limits simulate|top|funnel|config show|config check"
+    ours = {"broker declare", "projections drop", "config example"}
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), *ours}
 
 
@@ -87,7 +88,7 @@ def test_every_command_takes_a_data_directory_and_prints_json_where_it_prints_da
 ) -> None:
     run([*path, "--help"])
     help_text = capsys.readouterr().out
-    assert "--data-dir" in help_text
+    assert ("--data-dir" in help_text and "--config" in help_text) or path == ("config", "example")
     assert ("--json" in help_text) == (path in PRINTS_DATA)
 
 

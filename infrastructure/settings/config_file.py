@@ -1,0 +1,149 @@
+"""The file of settings: TOML, with the names of the settings in small letters.
+
+A value becomes the text that the environment would have, so that it is checked and refused in the same way.
+"""
+
+# ruff: noqa: PLC0415 - the TOML reader is loaded where there is a file
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic.fields import FieldInfo
+
+CONFIG: Final = "config"
+"""Name of the field with this file's path."""
+
+LARGEST: Final = 64 * 1024
+"""Bytes of a file that a setting names. Ours are shorter; the wrong file, a log or a device, may be endless."""
+
+_PREFIX: Final = "registrar_"
+
+Several = Literal["list", "table"]
+"""How a setting of several values may be written: as a list of texts; also as a table of names and values."""
+
+
+class CannotBeRead(Exception):
+    """The message is the reason, without anything of the file."""
+
+
+def several(info: FieldInfo) -> Several | None:
+    """What the field's `json_schema_extra` says of it: has it one value, or several?"""
+    extra = info.json_schema_extra
+    found = extra.get("several") if isinstance(extra, dict) else None
+    return "table" if found == "table" else "list" if found == "list" else None
+
+
+def read_text(path: Path, *, may_be_empty: bool = False) -> str:
+    """The content of a file, without the white space around it.
+
+    Raises:
+        CannotBeRead: it cannot be opened, is no text, too long, or empty.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        text = content.decode("utf-8-sig").strip()
+    except OSError as error:
+        raise CannotBeRead(error.strerror) from None
+    except ValueError:  # also a path with a zero byte in it
+        raise CannotBeRead("it is not text") from None
+    if len(content) > LARGEST:
+        raise CannotBeRead("it is too long")
+    if not text and not may_be_empty:
+        raise CannotBeRead("it is empty")
+    return text
+
+
+def read_config(path: Path, fields: Mapping[str, FieldInfo]) -> tuple[dict[str, str], list[str]]:
+    """The settings that stand in the file, each as the environment would have it, and what is wrong with them.
+
+    Raises:
+        CannotBeRead: it cannot be opened, or is not TOML.
+    """
+    import tomllib
+
+    try:
+        found = tomllib.loads(read_text(path, may_be_empty=True))
+    except (ValueError, RecursionError) as error:  # beside those of TOML that of an endless number
+        where = re.search(r"line \d+, column \d+|end of document", str(error))
+        raise CannotBeRead(f"it is not TOML: look at {where[0] if where else 'its values'}") from None
+    values: dict[str, str] = {}
+    faults = []
+    for name, value in found.items():
+        if name not in fields or name == CONFIG:
+            faults.append(_unknown(name, path, fields))
+            continue
+        try:
+            text = _text(value, several(fields[name])).strip()
+        except ValueError as reason:
+            faults.append(f"{name} in {path} {reason}. Correct it or remove it.")
+        else:
+            values |= {name: text} if text else {}
+    return values, faults
+
+
+def _unknown(name: str, path: Path, fields: Mapping[str, FieldInfo]) -> str:
+    shown = f"{ascii(name)[1:-1]} in {path}"
+    if name == CONFIG:
+        return f"{shown} is one file too many: a file of settings names no other. Remove it."
+    meant = name.lower().removeprefix(_PREFIX)
+    if meant in fields and meant != CONFIG:
+        return f"{shown} is written {meant} in a file: in small letters and without a prefix. Rename it."
+    known = [field for field in fields if field != CONFIG]
+    nearest = difflib.get_close_matches(meant, known, n=1, cutoff=0)[0]
+    return f"{shown} is not a setting; did you mean {nearest}? Rename or remove it."
+
+
+def _text(value: object, form: Several | None) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float() | str():
+            return str(value)
+        case list() if form is not None:
+            return ",".join(_entry(f"entry {number}", one) for number, one in enumerate(value, start=1))
+        case dict() if form == "table":
+            return ",".join(f"{name}={_entry(ascii(name), one)}" for name, one in value.items())
+    kind = {list: "a list", dict: "a table"}.get(type(value), "a date or a time")
+    raise ValueError(f"is {kind}, which it cannot be")
+
+
+def _entry(which: str, value: object) -> str:
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"has something other than a text in {which}")  # noqa: TRY004 - as of every wrong value
+    text = _text(value, None)
+    if "," in text:
+        raise ValueError(f"has a comma in {which}; each value of a list is a text of its own")
+    return text
+
+
+def as_toml(info: FieldInfo, text: str) -> str:
+    """What the environment has, as a line of the file has it."""
+    form = several(info)
+    if form is None:
+        return _scalar(info, text)
+    entries = [entry.strip() for entry in text.split(",")]
+    if form == "table" and all("=" in entry for entry in entries):
+        pairs = (entry.partition("=") for entry in entries)
+        return f"{{ {', '.join(f'{name} = {json.dumps(value, ensure_ascii=False)}' for name, _, value in pairs)} }}"
+    return json.dumps(entries, ensure_ascii=False)
+
+
+_BARE: Final[Mapping[object, str]] = {
+    int: r"-?\d+",
+    float: r"\d+(\.\d+)?",
+    bool: "true|false",
+    timedelta: r"\d+(\.\d+)?",
+}
+"""What needs no quotes in TOML, by the type of the setting."""
+
+
+def _scalar(info: FieldInfo, text: str) -> str:
+    bare = _BARE.get(info.annotation)
+    return text if bare and re.fullmatch(bare, text) else json.dumps(text, ensure_ascii=False)
