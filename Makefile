@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-replay test-tampering test-clients test-alerts test-ground simulate chaos attack fuzz bench \
+.PHONY: help setup setup-dev run services test test-fast test-unit test-wheel test-spam test-pages test-replay test-tampering test-clients test-alerts test-ground simulate chaos attack fuzz bench \
         check check-fast monitoring clients openapi asyncapi format lock lists audit-deps release clean
 
 help:  ## list the targets
@@ -56,6 +56,10 @@ test-alerts: setup-dev services  ## every alert is fired by its real fault, 25 m
 test-spam: setup-dev  ## our mails' scores in SpamAssassin, which it installs
 	@command -v spamassassin >/dev/null || scripts/install spamassassin
 	$(BIN)/pytest -rs tests/integration/test_spam_score.py $(ARGS)
+
+test-pages: setup-dev  ## our pages in Chromium, which it installs
+	@command -v chromium >/dev/null || scripts/install chromium
+	$(BIN)/pytest -rs tests/e2e/test_pages.py $(ARGS)
 
 test-ground: setup-dev  ## against real servers, as root; ARGS="--only exim,sendmail"
 	$(BIN)/python -m tests.ground $(ARGS)

@@ -49,7 +49,7 @@ MOST: Final[dict[Class, int]] = {
     "operate": 24,
     # Orchestrators, load balancers and Prometheus are few, and share one look at the database.
     "health": 32,
-    # The mailbox, documents, paths that there are not.
+    # The mailbox, the front door, documents, paths that there are not.
     "other": 64,
 }
 """Requests of a class that are under way at most, beside registrations; see docs/limits.md, "Overload"."""

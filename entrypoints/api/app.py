@@ -1,6 +1,6 @@
 """The HTTP API: the application with its routes, for one listener."""
 
-# ruff: noqa: PLC0415 - as in `cli.main`: the mailbox is loaded only where there is one
+# ruff: noqa: PLC0415 - as in `cli.main`: mailbox and front door are loaded only where there is one
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,10 +19,12 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from entrypoints.api.admin import add_admin_routes
+from entrypoints.api.cors import Cors
 from entrypoints.api.guard import DIRECTLY, Guard
 from entrypoints.api.health import add_health_routes, add_metrics_route
 from entrypoints.api.hosts import Hosts
 from entrypoints.api.openapi import TAGS, add_docs_routes, describe_problems, operation_id
+from entrypoints.api.pages.icon import add_icon_route
 from entrypoints.api.parts import Parts
 from entrypoints.api.problems import to_problem
 from entrypoints.api.registrations import ByHand, add_registration_routes
@@ -44,6 +46,7 @@ def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:
         "hosts": Hosts(parts.host_names if public else None),
         "tracing": parts.tracing,
         "access_log": parts.access_log,
+        "cors": Cors(parts.cors_origins) if public and parts.cors_origins else None,
     }
     app = Api(
         **_ABOUT,
@@ -73,7 +76,7 @@ _ABOUT: Final[dict[str, Any]] = {
 
 def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> None:
     if public:
-        add_registration_routes(
+        endpoints = add_registration_routes(
             app,
             parts.handlers,
             parts.queries.registrations,
@@ -88,6 +91,13 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> Non
             from entrypoints.api.mailbox import add_mailbox_routes
 
             add_mailbox_routes(app, parts.mailbox)
+        if parts.front_door:
+            from entrypoints.api.front_door import add_front_door
+            from entrypoints.api.pages.door import Places
+
+            add_front_door(app, endpoints, Places(parts.prefix, parts.mailbox is not None, admin))
+    if admin or parts.mailbox is not None or parts.front_door:
+        add_icon_route(app)
     add_health_routes(app, parts.checks)
     if admin:
         add_admin_routes(app, parts)

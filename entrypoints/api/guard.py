@@ -25,6 +25,7 @@ from application.ports import Context, Overloaded
 from domain.recorded import Actor
 from domain.uuids import uuid_of_int
 from entrypoints.api.admission import PLACE, AdmissionSlot
+from entrypoints.api.cors import Cors
 from entrypoints.api.hosts import Hosts
 from entrypoints.api.problems import HttpProblem, to_problem
 from infrastructure.postgres.circumstances import why_unusable
@@ -50,6 +51,10 @@ DRAIN_LIMIT: Final = 1024 * 1024
 BODY_DEADLINE: Final = timedelta(seconds=5)
 """For the whole body, so that nobody holds a connection by sending a byte now and then."""
 
+FORMS: Final = "/sign-up"
+"""Begins the paths to which browsers send forms, and nothing else; everywhere else a body is JSON. So no page of a
+stranger can send us JSON that it calls a form."""
+
 UNMATCHED: Final = "unmatched"
 """The route in metrics of an unknown path."""
 
@@ -60,6 +65,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"
 _WANTED = frozenset(
     {
         b"host",
+        b"origin",
         b"content-type",
         b"content-length",
         b"content-encoding",
@@ -71,6 +77,10 @@ _WANTED = frozenset(
 )
 # A parameter may be left out after its ";" (RFC 9110, 5.6.6), and the encoding's other name is understood everywhere.
 _JSON = re.compile(rb"application/json[ \t]*(;[ \t]*(charset[ \t]*=[ \t]*(utf-?8|\"utf-?8\")[ \t]*)?)*", re.IGNORECASE)
+_FORM_TYPE = "application/x-www-form-urlencoded"
+_FORM = re.compile(
+    rb"application/x-www-form-urlencoded[ \t]*(;[ \t]*(charset[ \t]*=[ \t]*utf-?8[ \t]*)?)*", re.IGNORECASE
+)
 _UUID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 SECURITY_HEADERS = (
@@ -110,6 +120,13 @@ def body_of(request: Request) -> bytes:
     return state.body
 
 
+def with_body(request: Request, body: bytes) -> Request:
+    """The same request with another body."""
+    state: RequestState = request.scope[_KEY]
+    state.body = body
+    return request
+
+
 def context_of(request: Request, actor: Actor) -> Context:
     """The metadata of the events that this request leads to."""
     state: RequestState = request.scope[_KEY]
@@ -135,6 +152,7 @@ class Guard:
         body_deadline: timedelta | None = None,
         tracing: Tracing | None = None,
         access_log: bool = False,
+        cors: Cors | None = None,
     ) -> None:
         """
         Args:
@@ -143,6 +161,7 @@ class Guard:
             body_deadline: None means `BODY_DEADLINE`.
             tracing: None means that it is off.
             access_log: whether each request gets a line in the log.
+            cors: which other origins may read the responses; None: none may.
         """
         self._app = app
         self._metrics = metrics
@@ -151,6 +170,7 @@ class Guard:
         self._body_deadline = (body_deadline or BODY_DEADLINE).total_seconds()
         self._tracing = tracing
         self._access_log = access_log
+        self._cors = cors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -164,11 +184,12 @@ class Guard:
         )
         span = self._begin_span(scope, state) if self._tracing is not None else None
         before = DOING.set(state)
+        shared = self._cors.fields(scope, headers.get(b"origin")) if self._cors is not None else []
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 state.status = message["status"]
-                message["headers"] = _guarded(message["headers"], state)
+                message["headers"] = _guarded([*message["headers"], *shared], state)
             await send(message)
 
         try:
@@ -206,8 +227,13 @@ class Guard:
             async with deadline:
                 _check_size(size)
                 self._hosts.check(headers.get(b"host"), scope)
+                preflight = self._cors.preflight(scope, headers.get(b"origin")) if self._cors is not None else None
+                if preflight is not None:
+                    await send({"type": "http.response.start", "status": 204, "headers": preflight})
+                    await send({"type": "http.response.body", "body": b""})
+                    return
                 if has_body:
-                    state.body = await self._read_body(receive, headers)
+                    state.body = await self._read_body(receive, headers, forms=scope["path"].startswith(FORMS))
                 _check_place(scope.get(PLACE))
                 if reading:
                     reading = False
@@ -246,19 +272,21 @@ class Guard:
         if not state.status:  # once a response has started, all that is left is to break it off
             await explained.response()(scope, receive, send)
 
-    async def _read_body(self, receive: Receive, headers: dict[bytes, bytes]) -> bytes:
+    async def _read_body(self, receive: Receive, headers: dict[bytes, bytes], *, forms: bool) -> bytes:
         """The request's body.
 
         Raises:
-            HttpProblem: it is too large, or not JSON.
+            HttpProblem: it is too large, or not JSON (a form, where these are taken).
         """
         refusal = None
         if (
-            not _JSON.fullmatch(headers.get(b"content-type", b""))
+            not (_FORM if forms else _JSON).fullmatch(headers.get(b"content-type", b""))
             or b"content-encoding" in headers
             or headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked"  # what else there is was not undone
         ):
-            refusal = HttpProblem("unsupported-media-type", headers={"Accept-Post": "application/json"})
+            refusal = HttpProblem(
+                "unsupported-media-type", headers={"Accept-Post": _FORM_TYPE if forms else "application/json"}
+            )
         body, size = bytearray(), 0
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:12]) > DRAIN_LIMIT:

@@ -9,8 +9,15 @@ from fastapi import FastAPI, Query
 from starlette.responses import HTMLResponse, Response
 
 from entrypoints.api.openapi import problems
+from entrypoints.api.pages.rendering import mailbox_page, mailbox_policy
 from entrypoints.api.responses import MailboxMessages, answer
-from infrastructure.mail.mailbox import Mailbox, page, page_policy
+from entrypoints.api.strict_values import Instant
+from infrastructure.mail.mailbox import Mailbox
+
+Since = Annotated[Instant | None, Query(description="`received_at` of the newest mail that is known already")]
+
+
+_COUNT = {"Registrar-Mails": {"description": "how many there are in all", "schema": {"type": "integer"}}}
 
 
 def add_mailbox_routes(app: FastAPI, mailbox: Mailbox) -> None:
@@ -18,11 +25,11 @@ def add_mailbox_routes(app: FastAPI, mailbox: Mailbox) -> None:
 
     async def show() -> Response:
         nonce = secrets.token_urlsafe(16)
-        return HTMLResponse(page(nonce), headers={"Content-Security-Policy": page_policy(nonce)})
+        return HTMLResponse(mailbox_page(nonce), headers={"Content-Security-Policy": mailbox_policy(nonce)})
 
-    async def messages(to: Annotated[str | None, Query(max_length=254)] = None) -> Response:
-        """Mails, newest first; with `to`, those to that address."""
-        return answer(mailbox.messages(to))
+    async def messages(to: Annotated[str | None, Query(max_length=254)] = None, after: Since = None) -> Response:
+        """Mails, newest first: with `to`, those to that address; with `after`, those that arrived later."""
+        return answer(mailbox.messages(to, after=after), headers={"Registrar-Mails": str(mailbox.count)})
 
     async def clear() -> Response:
         """Delete all mails."""
@@ -36,7 +43,7 @@ def add_mailbox_routes(app: FastAPI, mailbox: Mailbox) -> None:
         methods=["GET"],
         tags=["mailbox"],
         summary="Mails in the mailbox",
-        responses={200: {"model": list[MailboxMessages]}, **problems("invalid-request")},
+        responses={200: {"model": list[MailboxMessages], "headers": _COUNT}, **problems("invalid-request")},
     )
     app.add_api_route(
         "/mailbox/messages", clear, methods=["DELETE"], status_code=204, tags=["mailbox"], summary="Empty the mailbox"

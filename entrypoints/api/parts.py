@@ -51,6 +51,8 @@ class Parts:
         host_names: that requests may call the service by, beside IP addresses; None: any.
         broken: set when something that runs until the end of the process has ended before.
         is_synthetic_key: see `infrastructure.crypto.keyring.Keyring.is_synthetic_key`.
+        cors_origins: whose pages may call the registrants' routes.
+        front_door: whether there are a first page and a sign-up by form.
         mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
     """
 
@@ -72,3 +74,5 @@ class Parts:
     host_names: frozenset[str] | None = None
     next_admin_token: str | None = None
     access_log: bool = False
+    front_door: bool = False
+    cors_origins: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 from uuid import UUID
 
 from fastapi import FastAPI
@@ -61,12 +61,25 @@ ON_ITS_WAY: Final = "If this address can be registered, a code is on its way to 
 NEW_CODE: Final = "A new code is on its way; the one before does not work any more."
 
 
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+IsSyntheticKey = Callable[..., bool]
+
+
 class ByHand(APIRoute):
     """A route whose endpoint reads its parameters itself: FastAPI's way costs as much as the rest of the request."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
         return endpoint
+
+
+class Endpoints(NamedTuple):
+    """What each route does, for whoever asks for it in another way."""
+
+    register: Endpoint
+    show: Endpoint
+    verify: Endpoint
+    request_code: Endpoint
 
 
 def add_registration_routes(
@@ -80,7 +93,7 @@ def add_registration_routes(
     request_timeout: timedelta,
     is_synthetic_key: IsSyntheticKey,
     prefix: str = "",
-) -> None:
+) -> Endpoints:
     """What registrants do.
 
     Args:
@@ -107,10 +120,7 @@ def add_registration_routes(
     add("GET", "/{registration_id}", show, "Look at a registration", **show_described(longest_wait))
     add("POST", "/{registration_id}/verification", verify, "Verify the address", **VERIFY)
     add("POST", "/{registration_id}/otp", request_code, "Ask for a new code", **REQUEST_CODE)
-
-
-Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
-IsSyntheticKey = Callable[..., bool]
+    return Endpoints(register, show, verify, request_code)
 
 
 def _is_of_probe(is_synthetic_key: IsSyntheticKey, request: Request, key: str | None) -> bool:

@@ -104,7 +104,14 @@ def api_parts(
         prefix=urlsplit(settings.public_url).path,
         host_names=settings.host_names,
         access_log=settings.access_log,
+        cors_origins=settings.cors_origins,
+        front_door=has_front_door(settings, mailbox=mailbox is not None),
     )
+
+
+def has_front_door(settings: Settings, *, mailbox: bool) -> bool:
+    """Is there a first page with a sign-up to try out? With the embedded mailbox, unless it is said otherwise."""
+    return mailbox if settings.front_door is None else settings.front_door
 
 
 def _checks(

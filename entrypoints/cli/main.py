@@ -67,9 +67,9 @@ def _complain(message: str, code: int) -> int:
 def registrar() -> None:
     """Event-sourced registration: a sign-up, a code by mail, an account.
 
-    Settings are environment variables with the prefix REGISTRAR_, or lines of a file (`registrar config example`
-    and docs/settings.md list them). With none set, nothing else is needed: there is an embedded PostgreSQL, and a mailbox in which to
-    read the mails.
+    Settings are environment variables with the prefix REGISTRAR_ (docs/settings.md lists them), or lines of a file
+    (`registrar config example`). With none set, nothing else is needed: there is an embedded PostgreSQL, and a mailbox
+    in which to read the mails.
     """
 
 

@@ -206,6 +206,8 @@ def _print_screen(parts: Parts, settings: Settings, addresses: Addresses) -> Non
 
 def _lines(parts: Parts, settings: Settings, addresses: Addresses) -> dict[str, str]:
     lines = {"API": addresses.public, "Docs": f"{addresses.admin}/docs"}
+    if parts.front_door:
+        lines = {"Start": f"{addresses.public}/"} | lines
     if parts.mailbox is not None:
         lines["Mailbox"] = f"{addresses.public}/mailbox"
     lines |= {"Health": f"{addresses.public}/health/ready", "Metrics": f"{addresses.admin}/metrics"}

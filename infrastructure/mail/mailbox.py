@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from email.message import Message
+from itertools import takewhile
 from pathlib import Path
 from typing import Final, cast
 
@@ -33,7 +34,6 @@ MAX_MAIL_BYTES: Final = 256 * 1024
 """Ours have about 7 KiB, and 1,000 of the largest still fit into memory."""
 CLIENT_TIMEOUT: Final = 60.0
 """Seconds for which a client may be silent; ours keeps an idle connection for 30 s."""
-_PAGE: Final = Path(__file__).parent / "templates" / "mailbox_page.html"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +52,6 @@ class MailboxMessage:
     html: str
     headers: dict[str, str]
     received_at: datetime
-
-
-def page(nonce: str) -> str:
-    """The page `GET /mailbox`, to be served with `page_policy` of the same nonce: random, new for each response."""
-    return _PAGE.read_text("utf-8").replace("{{ nonce }}", nonce)
-
-
-def page_policy(nonce: str) -> str:
-    """Its `Content-Security-Policy`. Styles are inline because a mail's are, and its frame inherits the policy."""
-    return (
-        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
-        "frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
 
 
 class Mailbox:
@@ -124,12 +111,21 @@ class Mailbox:
             await asyncio.to_thread(self._writer.shutdown)
             self._writer = None
 
-    def messages(self, to: str | None = None) -> list[MailboxMessage]:
-        """Newest first; with `to`, those to that address, its case ignored."""
+    def messages(self, to: str | None = None, *, after: datetime | None = None) -> list[MailboxMessage]:
+        """Newest first.
+
+        Args:
+            to: only those to that address, its case ignored.
+            after: only those that arrived later.
+        """
         newest_first = reversed(self._messages.values())
-        if to is None:
-            return list(newest_first)
-        return [message for message in newest_first if message.to.lower() == to.lower()]
+        found = newest_first if after is None else takewhile(lambda one: one.received_at > after, newest_first)
+        return [message for message in found if to is None or message.to.lower() == to.lower()]
+
+    @property
+    def count(self) -> int:
+        """How many mails there are."""
+        return len(self._messages)
 
     def clear(self) -> None:
         """Delete all mails; one that is arriving meanwhile stays."""
@@ -141,7 +137,8 @@ class Mailbox:
             raise ConnectionAbortedError
         arrivals = []
         for recipient in recipients:
-            self._last = max(self._now(), self._last + 1)  # unique, and in order even if the clock is set back
+            # Unique as it is told, in microseconds, and in order even if the clock is set back.
+            self._last = max(self._now(), self._last + 1000)
             arrivals.append((self._last, recipient))
         stored = await asyncio.get_running_loop().run_in_executor(self._writer, self._files.write, arrivals, content)
         self._messages |= stored
@@ -246,7 +243,8 @@ def _read(arrival: int, mail: bytes) -> MailboxMessage:
         value = _decoded(str(raw))
         headers[name] = f"{headers[name]}\n{value}" if name in headers else value
     to = headers.pop("Delivered-To", "").partition("\n")[0]
-    received_at = datetime.fromtimestamp(arrival / 1e9, UTC)
+    seconds, nanoseconds = divmod(arrival, 10**9)
+    received_at = datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000)
     subject = headers.get("Subject", "")
     return MailboxMessage(to, subject, _body(message, "text/plain"), _body(message, "text/html"), headers, received_at)
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from pydantic.fields import FieldInfo
 
@@ -110,7 +110,12 @@ def _text(value: object, form: Several | None) -> str:
             return ",".join(_entry(f"entry {number}", one) for number, one in enumerate(value, start=1))
         case dict() if form == "table":
             return ",".join(f"{name}={_entry(ascii(name), one)}" for name, one in value.items())
-    kind = {list: "a list", dict: "a table"}.get(type(value), "a date or a time")
+        case list():
+            kind = "a list"
+        case dict():
+            kind = "a table"
+        case _:
+            kind = "a date or a time"
     raise ValueError(f"is {kind}, which it cannot be")
 
 
@@ -135,15 +140,14 @@ def as_toml(info: FieldInfo, text: str) -> str:
     return json.dumps(entries, ensure_ascii=False)
 
 
-_BARE: Final[Mapping[object, str]] = {
-    int: r"-?\d+",
-    float: r"\d+(\.\d+)?",
-    bool: "true|false",
-    timedelta: r"\d+(\.\d+)?",
-}
-"""What needs no quotes in TOML, by the type of the setting."""
+_BARE: Final = re.compile(r"true|false|-?\d{1,18}(\.\d{1,18})?")
+"""What needs no quotes in TOML."""
+
+_SCALARS: Final = (int, float, bool, timedelta)
+"""Types of settings that are written so, if they can be."""
 
 
 def _scalar(info: FieldInfo, text: str) -> str:
-    bare = _BARE.get(info.annotation)
-    return text if bare and re.fullmatch(bare, text) else json.dumps(text, ensure_ascii=False)
+    kinds = (info.annotation, *get_args(info.annotation))
+    bare = any(kind in _SCALARS for kind in kinds) and _BARE.fullmatch(text)
+    return text if bare else json.dumps(text, ensure_ascii=False)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from infrastructure.settings.environment import FILE, PREFIX, BadSettings, Given, given
 from infrastructure.settings.limits import DEFAULTS, Limits
+from infrastructure.settings.origins import Origins
 from infrastructure.settings.rates import Rate
 from infrastructure.settings.sender import split_sender
 from infrastructure.settings.values import (
@@ -239,6 +240,12 @@ class Settings(BaseModel):
         examples=["accounts.example.org,registrar.internal"],
         json_schema_extra={"several": "list"},
     )
+    cors_origins: Origins = Field(
+        default=(),
+        description="origins whose pages may call the registrants' routes from a browser; by default none",
+        examples=["https://app.example.org,https://www.example.org"],
+        json_schema_extra={"several": "list"},
+    )
     mail_from: Sender = Field(
         default="Registrar <no-reply@registrar.localhost>",
         description="sender of every mail, with or without a name",
@@ -307,6 +314,11 @@ class Settings(BaseModel):
     misspelt_domains: DomainPolicy = Field(
         default="log",
         description="what becomes of addresses at a domain one slip away from a much used one: off, log, hint, refuse",
+    )
+    front_door: bool | None = Field(
+        default=None,
+        description="a first page at / with a sign-up to try out; None: only where the embedded mailbox is",
+        examples=["false"],
     )
     reveal_duplicates: bool = Field(
         default=False, description="tell registrants that the address is taken", examples=["false"]

@@ -19,7 +19,8 @@ HIDDEN: Final = "****"
 _LOGIN: Final = re.compile(r"(?<=://)(?P<user>[^:@/?#]*):[^@/?#]*@")
 _WEB_LOGIN: Final = re.compile(r"(?<=://)[^@/?#]*@")
 _BEHIND_HOST: Final = re.compile(r"(?P<host>https?://[^/?#]*)(?=[/?#]).+", re.IGNORECASE | re.DOTALL)
-_PARAMETER: Final = re.compile(r"(?<=[?&])(?P<name>[^=&]*(?:pass|pwd|secret|token|key)[^=&]*)=[^&#,]*", re.IGNORECASE)
+_SECRET_PARAMETER: Final = ("pass", "pwd", "secret", "token", "key")
+"""What stands in the name of a parameter whose value is hidden."""
 _UNITS: Final = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
 
 
@@ -73,8 +74,18 @@ def without_secrets(name: str, info: FieldInfo, text: str) -> str:
         return HIDDEN
     if re.match("https?://", text, re.IGNORECASE):
         text = _WEB_LOGIN.sub(f"{HIDDEN}@", text)
-        return _BEHIND_HOST.sub(rf"\g<host>/{HIDDEN}", text) if secret else _PARAMETER.sub(rf"\g<name>={HIDDEN}", text)
-    return _PARAMETER.sub(rf"\g<name>={HIDDEN}", _LOGIN.sub(rf"\g<user>:{HIDDEN}@", text))
+        return _BEHIND_HOST.sub(rf"\g<host>/{HIDDEN}", text) if secret else _without_parameters(text)
+    return _without_parameters(_LOGIN.sub(rf"\g<user>:{HIDDEN}@", text))
+
+
+def _without_parameters(url: str) -> str:
+    head, mark, query = url.partition("?")
+    parts = [part.partition("=") for part in query.split("&")]
+    shown = [
+        f"{name}={HIDDEN}" if any(word in name.lower() for word in _SECRET_PARAMETER) else f"{name}{equals}{value}"
+        for name, equals, value in parts
+    ]
+    return head + mark + "&".join(shown)
 
 
 def secrets_in(path: Path, fields: Mapping[str, FieldInfo]) -> list[str]:

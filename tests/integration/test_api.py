@@ -711,6 +711,13 @@ PUBLIC = {
     "GET /mailbox/messages",
     "DELETE /mailbox/messages",
 }
+FRONT_DOOR = {
+    "GET /",
+    *(f"{method} /sign-up" for method in ("GET", "POST")),
+    "GET /sign-up/{registration_id}",
+    *(f"{method} /sign-up/{{registration_id}}/{act}" for method in ("GET", "POST") for act in ("verification", "otp")),
+}
+ICON = {"GET /favicon.ico"}
 HEALTH = {f"GET /health/{part}" for part in ("live", "ready", "database", "rabbitmq", "mail", "projections")}
 OPERATORS = {
     "GET /v1/admin/registrations",
@@ -754,9 +761,9 @@ def routes(app: FastAPI) -> set[str]:
 
 
 async def test_each_listener_has_its_routes_and_no_others(idle: Api) -> None:
-    assert routes(idle.app) == PUBLIC | HEALTH | OPERATORS
-    assert routes(create_app(idle.service.api, admin=False)) == PUBLIC | HEALTH
-    assert routes(create_app(idle.service.api, public=False)) == HEALTH | OPERATORS
+    assert routes(idle.app) == PUBLIC | FRONT_DOOR | HEALTH | OPERATORS | ICON
+    assert routes(create_app(idle.service.api, admin=False)) == PUBLIC | FRONT_DOOR | HEALTH | ICON
+    assert routes(create_app(idle.service.api, public=False)) == HEALTH | OPERATORS | ICON
 
 
 async def test_without_the_embedded_mailbox_there_is_no_mailbox_route(idle: Api) -> None:

@@ -116,6 +116,7 @@ def up(directories: Callable[[], Path]) -> Iterator[Up]:
 def test_up_shows_where_everything_is(up: Up) -> None:
     token = (up.directory / "admin.token").read_text().strip()
     assert {label: up.screen[label] for label in up.screen if label not in {"Registrar", "A", "Ctrl-C"}} == {
+        "Start": f"{up.url}/",
         "API": up.url,
         "Docs": f"{up.url}/docs",
         "Mailbox": f"{up.url}/mailbox",
@@ -124,7 +125,7 @@ def test_up_shows_where_everything_is(up: Up) -> None:
         "Data": str(up.directory),
         "Admin": f"Authorization: Bearer {token}",
     }
-    for what in ("Docs", "Mailbox", "Health", "Metrics"):
+    for what in ("Start", "Docs", "Mailbox", "Health", "Metrics"):
         assert httpx.get(up.screen[what]).status_code == 200
 
 

@@ -132,7 +132,7 @@ HEADS = [
     (f"GET http://api-1{LOOK}Host: evil.example\n", 404),
     (f"GET http://evil.example{LOOK}Host: api-1\n", 421),
     (f"GET http://api-1@evil.example{LOOK}Host: api-1\n", 421),
-    ("GET http://api-1 HTTP/1.1\nHost: api-1\n", 404),
+    ("GET http://api-1 HTTP/1.1\nHost: api-1\n", 200),
     ("OPTIONS http://api-1 HTTP/1.1\nHost: api-1\n", 204),
     ("OPTIONS * HTTP/1.1\nHost: api-1\n", 204),
     ("OPTIONS * HTTP/1.1\nHost: evil.example\n", 421),

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from application.ports import CODE_GAP, Letter, NotSent, Rendered
+from entrypoints.api.pages.rendering import mailbox_page, mailbox_policy
 from infrastructure.mail import mailbox
-from infrastructure.mail.mailbox import Mailbox, page, page_policy
+from infrastructure.mail.mailbox import Mailbox
 from infrastructure.mail.rendering import render_code
 from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.settings.values import MailServer
@@ -287,9 +288,9 @@ async def test_the_logs_name_nobody(box: Mailbox, post: SmtpServers, caplog: pyt
 
 
 def test_the_page_carries_the_nonce_and_nothing_from_elsewhere() -> None:
-    html = page("n0nce")
+    html = mailbox_page("n0nce")
     assert "{{" not in html
     assert html.count('nonce="n0nce"') == html.count("<script") + html.count("<style") == 2
-    assert "'nonce-n0nce'" in page_policy("n0nce")
+    assert "'nonce-n0nce'" in mailbox_policy("n0nce")
     assert not re.search(r"https?://|\bon\w+=\"|innerHTML|insertAdjacentHTML|document\.write|eval\(", html)
     assert 'sandbox=""' in html

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from application.handlers import Handlers
 from entrypoints.api.parts import Parts
+from entrypoints.bootstrap.api import has_front_door
 from entrypoints.bootstrap.core import Timing
 from entrypoints.bootstrap.delivery import open_mailbox
 from entrypoints.bootstrap.desk import Desk
@@ -105,5 +106,6 @@ async def open_service(
             urls = SecretStr(f"smtp://127.0.0.1:{mailbox.port}?starttls=never")
             settings = settings.model_copy(update={"smtp_urls": urls})
         running = await stack.enter_async_context(role(settings, timing))
-        yield Service(settings, running, replace(running.api, mailbox=mailbox))
+        front_door = has_front_door(settings, mailbox=mailbox is not None)
+        yield Service(settings, running, replace(running.api, mailbox=mailbox, front_door=front_door))
         must_not_tell(metrics=running.core.metrics.render().decode())

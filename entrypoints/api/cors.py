@@ -1,0 +1,60 @@
+"""Which pages of other origins may call the registrants' routes from a browser, by an allow-list (Fetch, "CORS").
+
+What operators and the mailbox have is for no other origin, and nothing is ever sent with a browser's credentials: there
+are none that would mean anything here. What is refused at the door for overload has no such fields, as it is not looked
+at (`entrypoints.api.refusals`): a page sees a request that failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from starlette.types import Scope
+
+from entrypoints.api.admission import ROUTE
+
+_METHODS: Final = b"GET, POST"
+_ASKED: Final = b"Content-Type, Idempotency-Key, X-Request-Id, traceparent, tracestate"
+_SHOWN: Final = (
+    b"Location, Registrar-Position, Registrar-Request-Id, Retry-After, RateLimit, RateLimit-Policy, Idempotent-Replayed"
+)
+_REMEMBERED: Final = b"7200"
+"""Seconds for which a browser need not ask again; Chromium keeps it no longer."""
+
+Headers = list[tuple[bytes, bytes]]
+
+VARY: Final = (b"vary", b"Origin")
+
+
+class Cors:
+    """The answers to a listener's requests of other origins."""
+
+    def __init__(self, origins: Sequence[str]) -> None:
+        """
+        Args:
+            origins: as browsers send them.
+        """
+        self._origins = frozenset(origin.encode() for origin in origins)
+
+    def fields(self, scope: Scope, origin: bytes | None) -> Headers:
+        """What every response to this request has: that it depends on the origin, and whether that one may read it."""
+        if not scope["path"].startswith(ROUTE):
+            return []
+        if origin not in self._origins:
+            return [VARY]
+        assert origin is not None  # noqa: S101 - it is in the set
+        return [VARY, (b"access-control-allow-origin", origin), (b"access-control-expose-headers", _SHOWN)]
+
+    def preflight(self, scope: Scope, origin: bytes | None) -> Headers | None:
+        """The fields of the answer to a browser that asks beforehand; None: it does not, or may not."""
+        if scope["method"] != "OPTIONS" or origin not in self._origins or not scope["path"].startswith(ROUTE):
+            return None
+        if not any(name == b"access-control-request-method" for name, _ in scope["headers"]):
+            return None
+        return [
+            (b"access-control-allow-methods", _METHODS),
+            (b"access-control-allow-headers", _ASKED),
+            (b"access-control-max-age", _REMEMBERED),
+            (b"content-length", b"0"),
+        ]

@@ -1,0 +1,197 @@
+"""Our pages in Debian's Chromium, by clicks and keys: `make test-pages` installs it; without it, this is skipped."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pytest
+
+from tests.fuzz.running import Running, running
+
+CHROMIUM: Final = shutil.which("chromium")
+PATIENCE: Final = 20_000
+"""Milliseconds for what a page waits for, on a machine that does much else."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: make test-pages")]
+
+
+@dataclass(slots=True)
+class Person:
+    """Somebody at a screen of 320 pixels.
+
+    Attributes:
+        page: Playwright's.
+        said: what the browser's console has: refused by a policy, not found, failed.
+        asked: the URLs that were asked for.
+    """
+
+    page: Any
+    said: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def can_use_it(self) -> None:
+        """The page has no fault that axe knows, and needs no scrolling sideways."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        found = Axe().run(self.page)
+        assert found.violations_count == 0, found.generate_report()
+        assert self.page.evaluate("document.documentElement.scrollWidth") <= 320
+
+    def focus(self) -> str:
+        """The text of what the keyboard acts on, or its id."""
+        return str(self.page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Running]:
+    with running() as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # root has none
+        yield chromium
+        chromium.close()
+
+
+def at_a_screen(browser: Any, service: Running, scheme: str = "light", **more: Any) -> Person:
+    context = browser.new_context(
+        base_url=service.url, viewport={"width": 320, "height": 640}, color_scheme=scheme, **more
+    )
+    context.set_default_timeout(PATIENCE)
+    return opened(context)
+
+
+def opened(context: Any) -> Person:
+    person = Person(context.new_page())
+    person.page.on("console", lambda message: person.said.append(message.text))
+    person.page.on("request", lambda request: person.asked.append(request.url))
+    return person
+
+
+def mail_to(person: Person, address: str) -> None:
+    """A registration by somebody else, and its mail; the mailbox looks at once, as for who comes back to its tab."""
+    page = person.page
+    sent = page.request.post("/v1/registrations", data={"email": address, "name": "Ada Lovelace"})
+    assert sent.status == 202
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not page.request.get("/mailbox/messages", params={"to": address}).json():
+        assert time.monotonic() < deadline
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_person_signs_up_by_clicks_on_a_phone(browser: Any, service: Running, scheme: str) -> None:
+    person, address = at_a_screen(browser, service, scheme), f"ada-{scheme}@example.com"
+    page = person.page
+    page.goto("/")
+    person.can_use_it()
+    page.get_by_label("E-mail address").fill("ada@nowhere")
+    page.get_by_label("Name").fill("Ada Lovelace")
+    page.get_by_role("button", name="Sign up").click()
+    assert page.locator("#email-wrong").is_visible()
+    assert page.get_by_label("Name").input_value() == "Ada Lovelace"
+    person.can_use_it()
+
+    page.get_by_label("E-mail address").fill(address)
+    page.get_by_role("button", name="Sign up").click()
+    code = page.get_by_role("textbox", name="Code")
+    assert (code.get_attribute("autocomplete"), code.get_attribute("inputmode")) == ("one-time-code", "numeric")
+    person.can_use_it()
+    code.fill("nonsense")
+    page.get_by_role("button", name="Verify").click()
+    assert page.locator("#code-wrong").is_visible()
+    person.can_use_it()
+
+    with page.context.expect_page() as found:
+        page.get_by_role("link", name="mailbox").click()
+    mails = found.value
+    mails.get_by_role("button", name=address).click()
+    code.fill(mails.locator("#code").text_content())
+    page.get_by_role("button", name="Verify").click()
+    page.get_by_role("heading", name="Done").wait_for()
+    assert address[:1] + "•••" in page.locator("main").text_content()
+    person.can_use_it()
+
+    assert [line for line in person.said if "a status of 422" not in line] == []
+    assert all(url.startswith(service.url) for url in person.asked)
+    page.context.close()
+
+
+def test_a_form_of_another_site_is_refused(browser: Any, service: Running) -> None:
+    person = at_a_screen(browser, service)
+    page = person.page
+    stranger = service.url.replace("127.0.0.1", "localhost")
+    page.route(f"{stranger}/strange", lambda route: route.fulfill(content_type="text/html", body=_strange(service.url)))
+    page.goto(f"{stranger}/strange")
+    page.get_by_role("button").click()
+    assert "page of another site" in page.get_by_role("alert").text_content()
+    page.context.close()
+
+
+def _strange(url: str) -> str:
+    return f'<form method=post action="{url}/sign-up"><input name=email value=a@b.example><button>Win</button></form>'
+
+
+@pytest.mark.parametrize("width", [320, 1000])
+def test_who_reads_mails_by_keyboard_keeps_the_focus_when_one_arrives_or_is_opened(
+    browser: Any, service: Running, width: int
+) -> None:
+    person = at_a_screen(browser, service)
+    page = person.page
+    page.set_viewport_size({"width": width, "height": 640})
+    mail_to(person, f"first-{width}@example.com")
+    page.goto("/mailbox")
+    first = page.get_by_role("button", name=f"first-{width}@example.com")
+    first.focus()
+    before = person.focus()
+
+    mail_to(person, f"second-{width}@example.com")
+    page.get_by_role("button", name=f"second-{width}@example.com").wait_for()
+    assert person.focus() == before
+
+    page.keyboard.press("Enter")
+    page.locator("#code").wait_for()
+    if width == 320:  # the list has given way to the mail
+        person.can_use_it()
+        assert person.focus() == "back"
+        page.keyboard.press("Enter")
+        first.wait_for()
+    assert person.focus() == before
+    mail_to(person, f"third-{width}@example.com")
+    page.get_by_role("button", name=f"third-{width}@example.com").wait_for()
+    assert person.focus() == before
+    assert person.said == []
+    page.context.close()
+
+
+def test_the_mailbox_loads_only_what_is_new_and_notices_what_has_gone(browser: Any, service: Running) -> None:
+    person = at_a_screen(browser, service, "dark")
+    page = person.page
+    mail_to(person, "known@example.com")
+    page.goto("/mailbox")
+    page.get_by_role("button", name="known@example.com").wait_for()
+    person.can_use_it()
+    asked = len(person.asked)
+
+    with page.expect_response(lambda answer: answer.text() == "[]"):  # by itself, after two seconds
+        pass
+    with page.expect_response(lambda answer: "new@example.com" in answer.text()) as found:
+        mail_to(person, "new@example.com")
+        page.get_by_role("button", name="new@example.com").wait_for()
+    assert found.value.text().count('"received_at"') == 1
+    assert all("after=" in url for url in person.asked[asked:])
+
+    page.request.delete("/mailbox/messages")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.get_by_text("No mail yet").wait_for()
+    person.can_use_it()
+    page.context.close()
