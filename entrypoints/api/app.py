@@ -23,7 +23,8 @@ from entrypoints.api.cors import Cors
 from entrypoints.api.guard import DIRECTLY, Guard
 from entrypoints.api.health import add_health_routes, add_metrics_route
 from entrypoints.api.hosts import Hosts
-from entrypoints.api.openapi import TAGS, add_docs_routes, describe_problems, operation_id
+from entrypoints.api.openapi import TAGS, describe_problems, operation_id
+from entrypoints.api.pages.docs import add_docs_routes
 from entrypoints.api.pages.icon import add_icon_route
 from entrypoints.api.parts import Parts
 from entrypoints.api.problems import to_problem

@@ -1,4 +1,4 @@
-"""The API's description of itself: `/openapi.json`, and `/docs` without requests to other hosts."""
+"""The API's description of itself, `/openapi.json`: what FastAPI cannot find out by itself."""
 
 from __future__ import annotations
 
@@ -6,74 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
-from starlette.responses import FileResponse, Response
-from swagger_ui_bundle import swagger_ui_path
 
 from application.commands import Command, RegisterUser, VerifyEmail
 from entrypoints.api.problems import MEDIA_TYPE, PREFIX, STATUS_OF, TITLES, Problem
 from entrypoints.api.responses import CodeRequested, Registered, RegisteredWithHint, RegistrationState, Verification
-
-_FILES: Final = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
-
-# Addresses are relative: a proxy may show the page below a path of its own.
-_PAGE: Final = b"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>Registrar API</title>
-<link rel="stylesheet" href="docs/swagger-ui.css">
-<link rel="icon" type="image/png" href="docs/favicon-32x32.png">
-</head>
-<body>
-<div id="swagger-ui"></div>
-<script src="docs/swagger-ui-bundle.js"></script>
-<script src="docs/start.js"></script>
-</body>
-</html>
-"""
-
-# The bundled Swagger UI refuses the version number 3.1, but shows all that is used of OpenAPI 3.1 here.
-_START: Final = b"""fetch("openapi.json").then((answer) => answer.json()).then((spec) => {
-  SwaggerUIBundle({
-    spec: {...spec, openapi: "3.0.3"},
-    dom_id: "#swagger-ui",
-    deepLinking: true,
-    validatorUrl: null,
-    presets: [SwaggerUIBundle.presets.apis],
-  });
-});
-"""
-
-_POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-
-
-def add_docs_routes(app: FastAPI) -> None:
-    """`/docs` and its files, which come from an installed package."""
-
-    async def page() -> Response:
-        return Response(_PAGE, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
-
-    async def start() -> Response:
-        return Response(_START, media_type="text/javascript")
-
-    app.add_api_route("/docs", page, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/docs/start.js", start, methods=["GET"], include_in_schema=False)
-    for name in _FILES:
-        app.add_api_route(f"/docs/{name}", _file(name), methods=["GET"], include_in_schema=False)
-
-
-def _file(name: str) -> Any:
-    async def file() -> Response:
-        return FileResponse(swagger_ui_path / name)
-
-    return file
-
 
 TAGS: Final = [
     {

@@ -195,3 +195,25 @@ def test_the_mailbox_loads_only_what_is_new_and_notices_what_has_gone(browser: A
     page.get_by_text("No mail yet").wait_for()
     person.can_use_it()
     page.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_documentation_can_be_read_and_tried_by_everybody(browser: Any, service: Running, scheme: str) -> None:
+    person = at_a_screen(browser, service, scheme)
+    page = person.page
+    page.goto("/docs")
+    register = page.locator(".opblock-post").first
+    register.wait_for()
+    person.can_use_it()
+    assert ("dark-mode" in (page.locator("html").get_attribute("class") or "")) == (scheme == "dark")
+    assert page.get_by_text("OAS 3.1").is_visible(), "the document is read as what it is"
+
+    register.locator(".opblock-summary-control").click()
+    register.get_by_role("button", name="Try it out").click()
+    register.get_by_role("button", name="Execute").click()
+    register.locator(".live-responses-table").wait_for()
+    person.can_use_it()
+    assert register.locator(".live-responses-table td.response-col_status").inner_text().startswith("202")
+    assert person.said == []
+    assert all(url.startswith(service.url) for url in person.asked)
+    page.context.close()
