@@ -153,9 +153,9 @@ class Settings(BaseModel):
     )
     webhooks: WebhookUrls | None = Field(
         default=None,
-        description="endpoints that integration events are sent to, each name=URL, separated by commas or line ends; "
-        "None: none",
+        description="endpoints that integration events are sent to, each name=URL; None: none",
         examples=["app=https://app.example.org/registrar"],
+        json_schema_extra={"several": "table"},
     )
     webhooks_file: Path | None = _file("webhooks")
     webhook_secrets: WebhookSecrets | None = Field(
@@ -163,13 +163,14 @@ class Settings(BaseModel):
         description="what calls of `webhooks` are signed with, each name=whsec_… or name=whsk_…; several of one name all "
         "sign; None: none",
         examples=["app=whsec_ with what `openssl rand -base64 32` prints"],
+        json_schema_extra={"several": "list"},
     )
     webhook_secrets_file: Path | None = _file("webhook_secrets")
     webhook_networks: PrivateNetworks = Field(
         default=(),
-        description="networks that are not public, in which `webhooks` may be called all the same, CIDR, separated by "
-        "commas",
+        description="networks that are not public, in which `webhooks` may be called all the same, CIDR",
         examples=["127.0.0.0/8,10.1.2.0/24"],
+        json_schema_extra={"several": "list"},
     )
     checkpoint_dir: Path | None = Field(
         default=None,

@@ -4,6 +4,11 @@ const follow = () => document.documentElement.classList.toggle("dark-mode", dark
 dark.addEventListener("change", follow);
 follow();
 
+function region(part, label) {
+  part.setAttribute("role", "region");
+  part.ariaLabel = label;
+}
+
 function levelled(title, level) {
   title.setAttribute("role", "heading");
   title.setAttribute("aria-level", String(level));
@@ -14,7 +19,8 @@ const MENDS = [
   ["h3.opblock-tag", (title) => levelled(title, 2)],
   ["h4", (title) => levelled(title, 3)],
   ["h5", (title) => levelled(title, 4)],
-  [".information-container", (part) => { part.setAttribute("role", "region"); part.ariaLabel = "About this API"; }],
+  [".information-container", (part) => region(part, "About this API")],
+  [".scheme-container", (part) => region(part, "Server and token")],
   [".opblock-summary-control a[href]", (link) => link.removeAttribute("href")],  // within a button, which does the same
   ["select:not([aria-label])", (select) => select.setAttribute("aria-label", "Choose what is shown")],
   ["textarea:not([aria-label])", (text) => text.setAttribute("aria-label", "Request body")],
