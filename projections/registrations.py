@@ -294,6 +294,29 @@ def _begun(event: Registration.UserRegistered, position: Position) -> tuple[Any,
     )  # fmt: skip
 
 
+def _sorted_out(
+    events: Sequence[Told],
+) -> tuple[dict[int, tuple[Any, ...]], dict[int, UUID], dict[UUID, str], set[UUID]]:
+    """What events begin, are about, seal anew and erase."""
+    # By the ids' numbers: a UUID's own hash and comparison are Python code, twenty times as slow.
+    begun: dict[int, tuple[Any, ...]] = {}
+    known: dict[int, UUID] = {}
+    resealed: dict[UUID, str] = {}
+    erased: set[UUID] = set()
+    for recorded in events:
+        event: Any = recorded.event
+        kind, number = type(event), event.originator_id.int
+        if kind is Registration.UserRegistered:
+            begun[number] = _begun(event, recorded.position)
+        elif number not in begun:
+            known[number] = event.originator_id
+        if kind is Registration.PersonalDataErased:
+            erased.add(event.originator_id)
+        elif kind in _RESEALING:
+            resealed[event.originator_id] = event.personal_data
+    return begun, known, resealed, erased
+
+
 def folded(events: Sequence[Recorded], wrapped: bytes | None) -> RegistrationView:
     """What the model shows, or will show, after these events.
 
@@ -339,23 +362,7 @@ class Registrations:
         Raises:
             LookupError: an event's registration never started.
         """
-        # By the ids' numbers: a UUID's own hash and comparison are Python code, twenty times as slow.
-        begun: dict[int, tuple[Any, ...]] = {}
-        known: dict[int, UUID] = {}
-        resealed: dict[UUID, str] = {}
-        erased: set[UUID] = set()
-        for recorded in events:
-            event: Any = recorded.event
-            kind, number = type(event), event.originator_id.int
-            if kind is Registration.UserRegistered:
-                begun[number] = _begun(event, recorded.position)
-            elif number not in begun:
-                known[number] = event.originator_id
-            if kind is Registration.PersonalDataErased:
-                erased.add(event.originator_id)
-            elif kind in _RESEALING:
-                resealed[event.originator_id] = event.personal_data
-
+        begun, known, resealed, erased = _sorted_out(events)
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
         rows: dict[int, _Progress] = {}
         if known:

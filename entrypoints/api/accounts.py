@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -22,11 +22,43 @@ from entrypoints.api.limits import RequestLimits
 from entrypoints.api.openapi import BODY_PROBLEMS, body_described
 from entrypoints.api.reasons import operator_of
 from entrypoints.api.request_body import malformed, parse
-from entrypoints.api.responses import AccountList, Done, PasswordChecked, account_list, answer
+from entrypoints.api.responses import Done, Id, Time, answer
 from entrypoints.api.strict_values import Address, Filters
-from entrypoints.queries.accounts import AccountQueries
+from entrypoints.queries.accounts import AccountQueries, FoundAccount
 
 _EXAMPLE: Final = {"password": "correct horse battery"}
+
+
+@dataclass(frozen=True, slots=True)
+class AccountState:
+    """An active account, without anything personal.
+
+    Attributes:
+        has_password: false where the person registered without one.
+    """
+
+    registration_id: Id
+    locale: Annotated[str, Field(examples=["en"])]
+    activated_at: Time
+    has_password: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AccountList:
+    """The active account of an address; none where it has none."""
+
+    items: list[AccountState]
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordChecked:
+    """Whether it is the account's password."""
+
+    matches: bool
+
+
+def account_list(found: FoundAccount | None) -> AccountList:
+    return AccountList([] if found is None else [AccountState(**asdict(found))])
 
 
 class AccountsQuery(Filters):
@@ -62,6 +94,26 @@ def add_account_routes(
         found = await accounts.by_address(query.email)
         return answer(account_list(found))
 
+    add("GET", "/accounts", find, "Find an account", AccountList)
+    described: dict[str, Any] = {"openapi_extra": body_described(TypedPassword, _EXAMPLE)}
+    of_one = "/accounts/{registration_id}"
+    add(
+        *("POST", f"{of_one}/password-check", _checking(passwords, limits), "Check a password", PasswordChecked),
+        *BODY_PROBLEMS,
+        keyed=False,
+        **described,
+    )
+    add(
+        *("POST", f"{of_one}/password", _setting(passwords), "Set a password", Done, *BODY_PROBLEMS),
+        *("unknown-registration", NotAnAccount.code),
+        **described,
+    )
+
+
+Endpoint = Callable[[UUID, Request], Coroutine[Any, Any, Response]]
+
+
+def _checking(passwords: AccountPasswords, limits: RequestLimits) -> Endpoint:
     async def check(registration_id: UUID, request: Request) -> Response:
         """Is this the account's password?
 
@@ -74,6 +126,10 @@ def add_account_routes(
         context = replace(operator_of(request), once=None)
         return answer(PasswordChecked(await passwords.check(registration_id, typed, context)))
 
+    return check
+
+
+def _setting(passwords: AccountPasswords) -> Endpoint:
     async def set_password(registration_id: UUID, request: Request) -> Response:
         """Give an account another password, by the rules of a registration's; the former does not match any more."""
         typed = parse(TypedPassword, body_of(request)).password.get_secret_value()
@@ -86,16 +142,4 @@ def add_account_routes(
             raise malformed("password", str(reason)) from None
         return answer(Done(done.subject_id, (done.status or Status.ACTIVE).value), headers=headers_of(done))
 
-    described: dict[str, Any] = {"openapi_extra": body_described(TypedPassword, _EXAMPLE)}
-    of_one = "/accounts/{registration_id}"
-    add("GET", "/accounts", find, "Find an account", AccountList)
-    add(
-        *("POST", f"{of_one}/password-check", check, "Check a password", PasswordChecked, *BODY_PROBLEMS),
-        keyed=False,
-        **described,
-    )
-    add(
-        *("POST", f"{of_one}/password", set_password, "Set a password", Done, *BODY_PROBLEMS),
-        *("unknown-registration", NotAnAccount.code),
-        **described,
-    )
+    return set_password

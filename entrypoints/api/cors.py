@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from starlette.types import Scope
+from starlette.types import Scope, Send
 
 from entrypoints.api.admission import ROUTE
 
@@ -46,8 +46,16 @@ class Cors:
         assert origin is not None  # noqa: S101 - it is in the set
         return [VARY, (b"access-control-allow-origin", origin), (b"access-control-expose-headers", _SHOWN)]
 
-    def preflight(self, scope: Scope, origin: bytes | None) -> Headers | None:
-        """The fields of the answer to a browser that asks beforehand; None: it does not, or may not."""
+    async def answer(self, scope: Scope, origin: bytes | None, send: Send) -> bool:
+        """Answer a browser that asks beforehand; False: it does not, or may not."""
+        fields = self._preflight(scope, origin)
+        if fields is None:
+            return False
+        await send({"type": "http.response.start", "status": 204, "headers": fields})
+        await send({"type": "http.response.body", "body": b""})
+        return True
+
+    def _preflight(self, scope: Scope, origin: bytes | None) -> Headers | None:
         if scope["method"] != "OPTIONS" or origin not in self._origins or not scope["path"].startswith(ROUTE):
             return None
         if not any(name == b"access-control-request-method" for name, _ in scope["headers"]):

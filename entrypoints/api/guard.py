@@ -233,15 +233,10 @@ class Guard:
             async with deadline:
                 _check_size(size)
                 self._hosts.check(headers.get(b"host"), scope)
-                preflight = self._cors.preflight(scope, headers.get(b"origin")) if self._cors is not None else None
-                if preflight is not None:
-                    await send({"type": "http.response.start", "status": 204, "headers": preflight})
-                    await send({"type": "http.response.body", "body": b""})
+                if self._cors is not None and await self._cors.answer(scope, headers.get(b"origin"), send):
                     return
                 if has_body:
-                    path = scope["path"]
-                    reports, forms = path.startswith(REPORTS), path.startswith(FORMS)
-                    state.body = await self._read_body(receive, headers, reports=reports, forms=forms)
+                    state.body = await self._read_body(receive, headers, scope["path"])
                 _check_place(scope.get(PLACE))
                 if reading:
                     reading = False
@@ -280,12 +275,13 @@ class Guard:
         if not state.status:  # once a response has started, all that is left is to break it off
             await explained.response()(scope, receive, send)
 
-    async def _read_body(self, receive: Receive, headers: dict[bytes, bytes], *, reports: bool, forms: bool) -> bytes:
+    async def _read_body(self, receive: Receive, headers: dict[bytes, bytes], path: str) -> bytes:
         """The request's body.
 
         Raises:
             HttpProblem: it is too large, or not JSON (a form, where these are taken).
         """
+        reports, forms = path.startswith(REPORTS), path.startswith(FORMS)
         refusal, limit = None, REPORTS_LIMIT if reports else BODY_LIMIT
         if (
             (not reports and not (_FORM if forms else _JSON).fullmatch(headers.get(b"content-type", b"")))

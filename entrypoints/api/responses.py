@@ -16,7 +16,6 @@ from starlette.responses import Response
 from application.addresses import masked_address
 from domain.languages import Language
 from domain.recorded import Position
-from entrypoints.queries.accounts import FoundAccount
 from entrypoints.queries.followers import AllListed, Status
 from entrypoints.queries.funnel import as_told
 from entrypoints.queries.parked import RefusedEvent
@@ -265,34 +264,6 @@ class ParkedRetried:
 
 
 @dataclass(frozen=True, slots=True)
-class AccountState:
-    """An active account, without anything personal.
-
-    Attributes:
-        has_password: false where the person registered without one.
-    """
-
-    registration_id: Id
-    locale: Annotated[str, Field(examples=["en"])]
-    activated_at: Time
-    has_password: bool
-
-
-@dataclass(frozen=True, slots=True)
-class AccountList:
-    """The active account of an address; none where it has none."""
-
-    items: list[AccountState]
-
-
-@dataclass(frozen=True, slots=True)
-class PasswordChecked:
-    """Whether it is the account's password."""
-
-    matches: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Done:
     """What an operator's act led to.
 
@@ -371,10 +342,6 @@ def admin_story(story: Story) -> AdminRegistrationStory:
 
 def registrations_page(page: Page[OpenedRegistration]) -> Registrations:
     return Registrations([admin_registration(found) for found in page.items], page.next_cursor)
-
-
-def account_list(found: FoundAccount | None) -> AccountList:
-    return AccountList([] if found is None else [AccountState(**asdict(found))])
 
 
 def followers(found: AllListed) -> Followers:

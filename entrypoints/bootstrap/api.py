@@ -73,6 +73,18 @@ def queries_of(core: Core, settings: Settings, stack: AsyncExitStack) -> Queries
     )
 
 
+def _passwords(core: Core, settings: Settings, queries: Queries) -> AccountPasswords:
+    return AccountPasswords(
+        persons=queries.accounts,
+        seals=core.keyring,
+        hasher=core.hasher,
+        handlers=core.handlers,
+        clock=core.clock,
+        new_id=uuid4,
+        service_names=settings.service_names,
+    )
+
+
 def api_parts(
     core: Core,
     settings: Settings,
@@ -93,15 +105,7 @@ def api_parts(
     return Parts(
         handlers=core.handlers,
         queries=queries,
-        passwords=AccountPasswords(
-            persons=queries.accounts,
-            seals=core.keyring,
-            hasher=core.hasher,
-            handlers=core.handlers,
-            clock=core.clock,
-            new_id=uuid4,
-            service_names=settings.service_names,
-        ),
+        passwords=_passwords(core, settings, queries),
         checks=checks,
         limits=request_limits(core, settings, limiter),
         sign_up_policy=SignUpPolicy(settings.disposable_domains, settings.misspelt_domains, settings.service_names),

@@ -86,7 +86,7 @@ def scores(messages: Mapping[str, bytes], home: Path) -> dict[str, float]:
         for name, one in messages.items()
     )
     judged = subprocess.run(
-        [SPAMASSASSIN, "--local", "--nocreate-prefs", "--test-mode", "--mbox"],
+        [SPAMASSASSIN or "", "--local", "--nocreate-prefs", "--test-mode", "--mbox"],
         input=box,
         env={"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C"},
         capture_output=True,
