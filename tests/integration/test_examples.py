@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import socket
 import sys
-from collections.abc import AsyncIterator
+from base64 import b64encode
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from uuid import UUID
 
+import httpx
+import pytest
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from application.ports import entries_of
 from infrastructure.event_store.store import EventStore
 from tests.faults.fleet import Fleet
+from tests.fuzz.running import running
 from tests.support.broker import channel_to
 from tests.support.facts import CLIENT, REGISTRATION, account_activated, email_verified, eventually, registered, stream
 from tests.support.http import MASTER_KEY, open_api
@@ -26,8 +33,14 @@ PASSWORD = "violets are blue today"
 
 
 @asynccontextmanager
-async def example(name: str, *arguments: str, **settings: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The program, running; ended at the end of the block if it has not ended by itself."""
+async def example(
+    name: str, *arguments: str, environment: Mapping[str, str] = MappingProxyType({}), **settings: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The program, running; ended at the end of the block if it has not ended by itself.
+
+    Args:
+        environment: variables of its own, beside the service's settings.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRAR_")}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -35,7 +48,7 @@ async def example(name: str, *arguments: str, **settings: str) -> AsyncIterator[
         *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=inherited | {f"REGISTRAR_{name}": value for name, value in settings.items()},
+        env=inherited | dict(environment) | {f"REGISTRAR_{name}": value for name, value in settings.items()},
         cwd=EXAMPLES.parent,
     )
     try:
@@ -48,7 +61,7 @@ async def example(name: str, *arguments: str, **settings: str) -> AsyncIterator[
 
 async def run(name: str, *arguments: str, typed: str = "", **settings: str) -> tuple[int | None, str]:
     """Run the program to its end: its exit code, and what it printed."""
-    async with asyncio.timeout(60), example(name, *arguments, **settings) as process:
+    async with asyncio.timeout(60), example(name, *arguments, environment={}, **settings) as process:
         out, _ = await process.communicate(typed.encode())
         return process.returncode, out.decode().strip()
 
@@ -119,3 +132,56 @@ async def test_a_login_service_writes_nothing_where_no_service_has_run(dsn: str)
 
     assert tried == (1, "")
     assert await query(dsn, "SELECT name FROM service_secrets") == []
+
+
+@pytest.mark.slow
+async def test_an_application_signs_up_hears_of_it_and_logs_in() -> None:
+    port, secret = free_port(), f"whsec_{b64encode(os.urandom(32)).decode()}"
+    to_us = {"WEBHOOKS": f"app=http://127.0.0.1:{port}/registrar", "WEBHOOK_NETWORKS": "127.0.0.0/8"}
+    with running(**to_us, WEBHOOK_SECRETS=f"app={secret}") as service:
+        settings = {"REGISTRAR": service.url, "TOKEN": service.token, "SECRET": secret}
+        async with (
+            example("application.py", str(port), environment=settings) as process,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as browser,
+            httpx.AsyncClient(base_url=service.url, timeout=60) as registrar,
+        ):
+            assert process.stdout is not None
+            assert (await process.stdout.readline()).startswith(b"listening")
+            key = re.search(r"name=key value=(\S+?)>", (await browser.get("/")).text)
+            assert key
+            person = {"key": key[1], "email": "ada@example.com", "name": "Ada Lovelace"}
+            refused = await browser.post("/sign-up", data=person | {"password": "short"})
+            asked = [await browser.post("/sign-up", data=person | {"password": PASSWORD}) for _ in range(2)]
+            (offered,) = {found for page in asked for found in re.findall(r"name=id value=(\S+?)>", page.text)}
+
+            async def mailed() -> list[dict[str, str]]:
+                found: list[dict[str, str]] = (await registrar.get("/mailbox/messages")).json()
+                return found
+
+            (mail,) = await eventually(mailed, within=60)
+            code = re.search(r"^\s*(\d{6})\s*$", mail["text"], re.MULTILINE)
+            assert code
+            confirmed = await browser.post("/code", data={"id": offered, "code": code[1]})
+
+            async def welcome() -> httpx.Response:
+                return await browser.post("/log-in", data={"email": person["email"], "password": PASSWORD})
+
+            async def known() -> bool:
+                return (await welcome()).status_code == 200
+
+            await eventually(known, within=60)
+            wrong = await browser.post("/log-in", data={"email": person["email"], "password": "not this one"})
+            nobody = await browser.post("/log-in", data={"email": "bob@example.com", "password": PASSWORD})
+            forged = await browser.post("/registrar", content=b"{}", headers={"webhook-id": "x"})
+
+    assert (refused.status_code, "password" in refused.text) == (422, True)
+    assert [page.status_code for page in asked] == [200, 200]
+    assert (confirmed.status_code, "Welcome" in confirmed.text) == (200, True)
+    assert [page.status_code for page in (wrong, nobody, forged)] == [401, 401, 401]
+    assert wrong.text == nobody.text
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
