@@ -6,6 +6,7 @@ own: it is linked to the decision that set the date, and in that one's trace a s
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -49,6 +50,10 @@ def deciding(tracing: Tracing | None, registrations: Collection[Decided]) -> Ite
     steps = [_Step(tracing, one) for one in registrations]
     try:
         yield
+    except asyncio.CancelledError:  # at a stop: what was decided may be in the log all the same
+        for step in steps:
+            step.end(None)
+        raise
     except Exception as error:
         for step in steps:
             step.end(type(error).__name__)

@@ -287,9 +287,12 @@ class Nemesis:
 
     async def spoil_mail(self, planned: Planned) -> bool:
         stage, action = _MAIL_FAULTS[planned.kind]
+        stage = planned.detail or stage
         before = self.sink.misbehaved
         with self._during(planned.kind, "mail"):
-            self.sink.at(cast("Stage", planned.detail or stage), action)
+            self.sink.at(cast("Stage", stage), action)
+            if stage == "banner":  # who is connected would not notice
+                self.sink.drop_connections()
             try:
                 return await self._while_it_lasts(planned, lambda: self.sink.misbehaved > before)
             finally:

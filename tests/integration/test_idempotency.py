@@ -199,7 +199,8 @@ ASKS_ONLY = f"{ADMINS}/accounts/{{registration_id}}/password-check"
 
 async def test_every_post_that_comes_again_with_its_key_gets_the_first_response_on_whichever_process(two: Two) -> None:
     posts = {route.path for route in two.api.app.routes if isinstance(route, APIRoute) and route.methods == {"POST"}}
-    assert posts - {ASKS_ONLY} == set(EVERY)
+    forms = {path for path in posts if path.startswith("/sign-up")}  # hand their fields to these routes
+    assert posts - {ASKS_ONLY} - forms == set(EVERY)
 
     for number, prepare in enumerate(prepare for prepares in EVERY.values() for prepare in prepares):
         key = f"the-key-of-request-{number}"

@@ -114,7 +114,12 @@ def test_every_event_about_a_registration_is_proved(recorded: Recorded, command:
         proof = verify(proven(command, recorded, registration_id), KEYS)
         assert [event.position for event in proof.events] == recorded.positions_about(registration_id)
         types |= {event.type.partition(".")[0] for event in proof.events}
-    assert types == {"registration", "mail_saga", "email_claim"}  # a mailbox's events would name other registrations
+    assert types == {
+        "registration",
+        "mail_saga",
+        "email_claim",
+        "password_checks",
+    }  # a mailbox's events would name other registrations
 
 
 def test_others_accept_the_proof(recorded: Recorded, command: Command) -> None:

@@ -23,7 +23,7 @@ from application.ports import Context
 from domain.email_claim import ClaimId, EmailClaim
 from domain.errors import Refused
 from domain.kept_answer import KeptAnswer
-from domain.mail_outcome import CancelReason, DispatchFailure, HandOver, MailFailure
+from domain.mail_outcome import Bounce, CancelReason, DispatchFailure, HandOver, MailFailure
 from domain.mail_saga import MailSaga
 from domain.mailbox import Mailbox, MailboxId
 from domain.operator_act import OperatorAct
@@ -84,6 +84,8 @@ class History:
         self._act("operator", lambda: [self._dropped_version(), self._parked_retry()])
         self._act("operator", self._looked_at)
         self._act("operator", self._another_password)
+        self._act("bounce-report", self._came_back)
+        self._act("bounce-report", self._complained)
 
     def _act(self, actor: str, act: Callable[[], Sequence[Aggregate]]) -> None:
         """Somebody acts, if the rules allow it, and the saga does what follows."""
@@ -346,6 +348,19 @@ class History:
         account.set_password(personal_data="another", now=self._now)
         account.rehash_password(personal_data="stronger", now=self._now)
         return guessed, account
+
+    def _came_back(self) -> Sequence[Aggregate]:
+        """A mail that somebody waits for."""
+        waiting = (one for one in self._registrations.values() if one.is_pending and not one.is_being_undone)
+        registration = next(one for one in waiting if one.serial in one.handed_over_at)
+        bounce = Bounce("mailbox-unknown", permanent=True, reply_status="5.1.1", reported_by="dsn")
+        registration.record_bounced(serial=registration.serial, bounce=bounce, now=self._now)
+        return [registration]
+
+    def _complained(self) -> Sequence[Aggregate]:
+        registration = next(iter(self._registrations.values()))
+        registration.record_complained(serial=1, reported_by="ses", now=self._now)
+        return [registration]
 
     def _parked_retry(self) -> ParkedRetry:
         return ParkedRetry.ask(retry_id=self._any_id(), follower="mail", parked_stream=self._any_id(), now=self._now)

@@ -43,6 +43,7 @@ def test_an_address_does_not_show_the_registration() -> None:
     assert ADDRESSES.of(REGISTRATION, 2).partition("+")[2][:8] != token[:8]
 
 
+@pytest.mark.fault("E61")
 def test_no_character_of_a_token_may_differ() -> None:
     address = ADDRESSES.of(REGISTRATION, 1)
     local, token, domain = address[:8], address[8 : 8 + TOKEN], address[8 + TOKEN :]

@@ -205,6 +205,7 @@ async def test_a_mailbox_with_a_complaint_is_sent_no_more_and_nobody_is_told() -
 # --- Reports ----------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("E62")
 async def test_an_early_report_waits_for_its_hand_over_and_comes_again_if_that_takes_long() -> None:
     service = InMemoryService()
     first = await service.registered()
@@ -264,6 +265,7 @@ async def test_the_same_complaint_again_records_nothing() -> None:
     assert not again.recorded
 
 
+@pytest.mark.fault("E60")
 async def test_a_bounce_ends_the_sign_up_and_the_address_is_free_again() -> None:
     service = InMemoryService()
     first = await service.registered()
