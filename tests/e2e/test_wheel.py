@@ -101,7 +101,17 @@ def installed(wheel: Path, python: Path, environment: Path, *, locked: bool) -> 
 def test_the_wheel_has_every_file_of_the_packages_and_no_other(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert {Path(name).suffix for name in files} == {".py", ".sql", ".html", ".css", ".js", ".ico", ".txt", ".lua", ".gz"}
+    assert {Path(name).suffix for name in files} == {
+        ".py",
+        ".sql",
+        ".html",
+        ".css",
+        ".js",
+        ".ico",
+        ".txt",
+        ".lua",
+        ".gz",
+    }
     assert files == sources()
 
 

@@ -346,7 +346,12 @@ def test_a_second_backup_takes_the_archive_over_and_a_moment_between_the_two_can
     assert done.code == 0, done
     assert (done.json["position"], Path(done.json["backup"])) == (position, first)
 
-    kept = command("backup", str(home.backups), "--keep", "1", "--data-dir", str(home.data), "--json").json
+    # Backups are named after the second in which they were begun.
+    next_second = home.ask("SELECT date_trunc('second', clock_timestamp()) + interval '1 s'")
+    asyncio.run(_until(lambda: home.ask("SELECT clock_timestamp() > %s", next_second)))
+    third = command("backup", str(home.backups), "--keep", "1", "--data-dir", str(home.data), "--json")
+    assert third.code == 0, third
+    kept = third.json
     assert kept["removed"] == [first.name, Path(second["directory"]).name]
 
 

@@ -16,6 +16,7 @@ from entrypoints.api.http_server import KEEP_ALIVE
 from entrypoints.api.problems import PREFIX, STATUS_OF
 from infrastructure.settings.environment import PREFIX as SETTINGS
 from infrastructure.settings.settings import Settings
+from tests.support.releases import FORMER
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = Settings()
@@ -164,3 +165,15 @@ def test_the_probe_reaches_the_proxy_by_its_fixed_address() -> None:
 
     assert process["environment"]["REGISTRAR_SYNTHETIC_URL"] == f"http://{proxy}:8080"
     assert set(process["networks"]) == {"front", "back"}
+
+
+def test_what_the_release_before_imports_is_locked_for_the_tests_that_run_it_beside_this_one() -> None:
+    shown = subprocess.run(
+        ["git", "show", f"{FORMER}:pyproject.toml"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if shown.returncode != 0:
+        pytest.skip(f"git's history with commit {FORMER} is not here")
+    needed = {re.split(r"[\[=<>;]", one)[0] for one in tomllib.loads(shown.stdout)["project"]["dependencies"]}
+    locked = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements-dev.lock").read_text(), re.MULTILINE))
+    assert needed
+    assert needed - locked == set()
