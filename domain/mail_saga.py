@@ -237,6 +237,7 @@ class MailSaga(Aggregate, created_event_name="MailSagaStarted"):
     @event(EndAwaited)
     def _end_awaited(self, look_again_at: datetime) -> None:
         self.awaits_outcome = False
+        self.retry_due = False  # it was handed over after all
         self.look_again_at = look_again_at
 
     @event(UndoDecided)

@@ -678,7 +678,8 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     def _email_bounced(self, serial: int, permanent: bool, originator_version: int) -> None:
         self.handed_over_at.pop(serial, None)
         self.bounced[serial] = permanent
-        self.failed_version = originator_version
+        if serial == self.serial:  # that an earlier one came back says nothing of the current one
+            self.failed_version = originator_version
 
     @event(EmailComplained)
     def _email_complained(self, serial: int) -> None:

@@ -45,6 +45,8 @@ CHECKPOINT_GAP: Final = "checkpoint-gap"
 
 WEBHOOK_FAILING: Final = "webhook-failing"
 
+_BEGUN: Final = "SELECT subject FROM public.alerts WHERE alert = %s AND resolved_at IS NULL"
+
 CHECK_INTERVAL: Final = timedelta(seconds=5)
 
 SETTLED: Final = timedelta(seconds=30)
@@ -346,6 +348,9 @@ async def _check_webhooks(connection: Connection, names: Collection[str]) -> Non
         details = {"endpoint": name, "since": None if one is None else one.since.isoformat()}
         details["failure"] = None if one is None else one.failure
         await (_resolve if one is None else _fire)(connection, WEBHOOK_FAILING, name, details)
+    for (name,) in await (await connection.execute(_BEGUN, (WEBHOOK_FAILING,))).fetchall():
+        if name not in names:
+            await _resolve(connection, WEBHOOK_FAILING, name, {"endpoint": name, "reason": "unused"})
 
 
 async def _check_checkpoints(connection: Connection) -> None:

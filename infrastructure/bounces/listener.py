@@ -24,6 +24,10 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 MAX_BYTES: Final = 256 * 1024
 """Of a notification: ours come back with 7 KiB of their own, as a rule."""
 MAX_SESSIONS: Final = 100
+MAX_SESSIONS_OF_ONE: Final = 20
+"""Of one address: who holds more than that is no mail server that has something to say."""
+SESSION_TIMEOUT: Final = 300.0
+"""Seconds of a whole session."""
 CLIENT_TIMEOUT: Final = 60.0
 """Seconds for which a client may be silent."""
 MAX_RECIPIENTS: Final = 10
@@ -102,17 +106,21 @@ class _Session(SMTP):
         self._owner = owner
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if len(self._owner.sessions) >= self._owner.most:
+        self.peer_address = str((transport.get_extra_info("peername") or ("",))[0])
+        beside = sum(1 for one in self._owner.sessions if one.peer_address == self.peer_address)
+        if len(self._owner.sessions) >= self._owner.most or beside >= MAX_SESSIONS_OF_ONE:
             there = cast("asyncio.WriteTransport", transport)
             there.write(b"421 4.3.2 too many sessions, come again later\r\n")
             there.close()
             return
         super().connection_made(transport)
         self._owner.sessions.add(self)
+        self._deadline = asyncio.get_running_loop().call_later(SESSION_TIMEOUT, self.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self in self._owner.sessions:
             self._owner.sessions.discard(self)
+            self._deadline.cancel()
             super().connection_lost(error)
 
     def abort(self) -> None:

@@ -27,7 +27,7 @@ TOLERANCE: Final = timedelta(minutes=5)
 """How far the time in a signature may be from ours. A repeat within it records nothing new."""
 
 _TOKEN: Final = re.compile(rf"(?<![a-z2-7])[a-z2-7]{{{TOKEN}}}(?![a-z2-7])", re.IGNORECASE)
-_WRONG: Final = (ValueError, KeyError, TypeError, AttributeError)
+_WRONG: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What a header or a body leads to that is not what a provider sends; `binascii.Error` is a `ValueError`."""
 
 
@@ -75,7 +75,7 @@ def read_events(provider: str, body: bytes) -> Iterator[tuple[list[str], Said]]:
     known = PROVIDERS[provider]
     try:
         events = known.events(json.loads(body))
-    except (*_WRONG, RecursionError):
+    except _WRONG:
         raise ValueError("not what this provider sends") from None
     for event in events:
         try:
@@ -152,7 +152,9 @@ def _ses_events(body: Any) -> list[Any]:
 def _ses(event: Mapping[str, Any]) -> Said:
     kind = event.get("notificationType") or event["eventType"]
     if kind == "Complaint":
-        return "complained"
+        # As the recipient's provider has it (RFC 5965, 7.3): "not-spam", say, is none.
+        what = (event.get("complaint") or {}).get("complaintFeedbackType")
+        return "complained" if what in {None, "abuse", "fraud"} else None
     if kind != "Bounce":
         return None
     bounce = event["bounce"]

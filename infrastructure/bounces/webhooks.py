@@ -15,7 +15,7 @@ import structlog
 
 from application.ports import Secrets
 from infrastructure.bounces.listener import Reports
-from infrastructure.bounces.providers import Call, is_signed, read_events
+from infrastructure.bounces.providers import Call, Said, is_signed, read_events
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -61,19 +61,27 @@ class BounceWebhooks:
 
         Raises:
             ValueError: it is not what the provider sends.
-            Unavailable: it cannot be recorded now, or is early: the provider has to call again. What it said before
-                that is recorded, and will be a repeat.
+            Unavailable: some of it cannot be recorded now, or is early: the provider has to call again. The rest is
+                recorded, and will be a repeat.
         """
         if provider == "ses":
             await self._confirm_subscription(body)
-        for tokens, said in read_events(provider, body):
-            mail = next(filter(None, map(self._secrets.mail_of_bounce_token, tokens)), None)
-            if mail is None:
-                continue
-            if said == "complained":
-                await self._reports.complained(*mail, reported_by=provider)
-            elif said is not None:
-                await self._reports.bounced(*mail, said)
+        # Together: what is early waits for its hand-over, and holds up nothing else.
+        done = await asyncio.gather(
+            *(self._report(provider, tokens, said) for tokens, said in read_events(provider, body)),
+            return_exceptions=True,
+        )
+        for failed in filter(None, done):
+            raise failed
+
+    async def _report(self, provider: str, tokens: list[str], said: Said) -> None:
+        mail = next(filter(None, map(self._secrets.mail_of_bounce_token, tokens)), None)
+        if mail is None or said is None:
+            return
+        if said == "complained":
+            await self._reports.complained(*mail, reported_by=provider)
+        else:
+            await self._reports.bounced(*mail, said)
 
     async def _confirm_subscription(self, body: bytes) -> None:
         try:

@@ -15,8 +15,9 @@ from infrastructure.settings.values import Network
 _IN_IPV6: Final = (IPv6Network("64:ff9b::/96"), IPv6Network("::/96"))
 """What holds an IPv4 address in its last 32 bits, and is delivered to it: NAT64 (RFC 6052), compatible (RFC 4291)."""
 
-_CLOUD: Final = (ip_network("168.63.129.16/32"),)
-"""Public by its number, and not in fact: Azure's own services for a machine."""
+_NOT_PUBLIC: Final = (ip_network("168.63.129.16/32"), ip_network("fec0::/10"), ip_network("3fff::/20"))
+"""Public by their numbers, and not in fact: Azure's own services for a machine; site-local addresses (RFC 3879); those
+of documents (RFC 9637), which Python 3.11 does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
         address.is_global
         and not address.is_multicast
         and not address.is_reserved
-        and not any(address in network for network in _CLOUD)
+        and not any(address in network for network in _NOT_PUBLIC)
     )
 
 

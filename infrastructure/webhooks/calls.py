@@ -106,11 +106,10 @@ class Calls:
         request = b"%b%bContent-Length: %d\r\n\r\n%b" % (self._head, signed, len(body), body)
         async with self._in_time():
             status, line = await self._exchange(request)
-        retry_after = _retry_after(line.retry_after, self._now())
         if not 200 <= status < 300:
             self.drop()
             line.abort()
-            raise NotDelivered(f"status {status}", status, retry_after)
+            raise NotDelivered(f"status {status}", status, _retry_after(line.retry_after, self._now()))
         await self._keep(line)
 
     async def reach(self) -> None:
@@ -219,7 +218,7 @@ def _retry_after(text: bytes, now: float) -> timedelta | None:
     else:
         try:
             at = parsedate_to_datetime(said)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         at = at.replace(tzinfo=UTC) if at.tzinfo is None else at
         wait = at - datetime.fromtimestamp(now, UTC)

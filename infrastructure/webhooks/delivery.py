@@ -49,6 +49,9 @@ ALL_FAIL: Final = 5
 GONE: Final = 410
 """An answer by which an endpoint asks not to be called any more (Standard Webhooks)."""
 
+_ABOUT_THE_ENDPOINT: Final = frozenset({429, 503})
+"""Statuses whose `Retry-After` is about everything that is sent; with another one it is about this event."""
+
 OnAttempt = Callable[[Literal["delivered", "failed"]], None]
 
 
@@ -245,7 +248,8 @@ class Delivery:
         others, took_nothing = self._failed - {taken}, self._takes_nothing
         self._failed.clear()
         self._rests = 0
-        self._latest = replace(self._latest, retry_at=None)
+        if self._rest is None:
+            self._latest = replace(self._latest, retry_at=None)
         if not self._failing:
             self._latest = replace(self._latest, failure=None, failures=0)
         if took_nothing:
@@ -271,8 +275,10 @@ class Delivery:
         self.gone = self.gone or failed.status == GONE
         pause = self._pause(lane.failures)
         if failed.retry_after is not None:
-            self._rest_for(max(failed.retry_after, self._first_pause))
-            self._ready.appendleft(registration_id)
+            pause = max(failed.retry_after, pause)
+        if failed.retry_after is not None and failed.status in _ABOUT_THE_ENDPOINT:
+            self._rest_for(pause)
+            self._ready.append(registration_id)  # others first: it may be this one that is refused
         elif self._takes_nothing:
             if probes or not self._rests:
                 self._rests += 1

@@ -34,8 +34,8 @@ _SAVE: Final = """
 # All of these begin a new term: the follower stops what it does for the endpoint, and begins anew where the row says.
 _DISABLE: Final = """
     UPDATE public.webhooks
-    SET disabled_at = clock_timestamp(), disabled_by = %s, term = term + 1, updated_at = clock_timestamp()
-    WHERE name = %s AND disabled_at IS NULL
+    SET disabled_at = clock_timestamp(), disabled_by = %(by)s, term = term + 1, updated_at = clock_timestamp()
+    WHERE name = %(name)s AND (disabled_at IS NULL OR disabled_by = 'endpoint' AND %(by)s = 'operator')
 """
 
 _ENABLE: Final = """
@@ -99,10 +99,12 @@ _FAILING: Final = """
     ORDER BY name
 """
 
-# What is not in the settings any more fails no more; its position stays.
+# What is not in the settings any more fails no more, and is gone no more; its position stays.
 _FORGET: Final = """
-    UPDATE public.webhooks SET failing_since = NULL, failure = NULL, failures = 0, retry_at = NULL, term = term + 1
-    WHERE failing_since IS NOT NULL AND name <> ALL (%s)
+    UPDATE public.webhooks
+    SET failing_since = NULL, failure = NULL, failures = 0, retry_at = NULL, term = term + 1,
+        disabled_at = CASE disabled_by WHEN 'operator' THEN disabled_at END, disabled_by = nullif(disabled_by, 'endpoint')
+    WHERE (failing_since IS NOT NULL OR disabled_by = 'endpoint') AND name <> ALL (%s)
 """
 
 
@@ -139,7 +141,7 @@ async def save(connection: Connection, standing: Standing) -> None:
 
 async def disable(connection: Connection, name: str, by: Literal["operator", "endpoint"]) -> bool:
     """Send nothing more until it is enabled; its position stays. False if it is disabled, or unknown."""
-    return (await connection.execute(_DISABLE, (by, name))).rowcount == 1
+    return (await connection.execute(_DISABLE, {"by": by, "name": name})).rowcount == 1
 
 
 async def enable(connection: Connection, name: str) -> bool:

@@ -141,7 +141,7 @@ async def test_an_application_signs_up_hears_of_it_and_logs_in() -> None:
     with running(**to_us, WEBHOOK_SECRETS=f"app={secret}") as service:
         settings = {"REGISTRAR": service.url, "TOKEN": service.token, "SECRET": secret}
         async with (
-            example("application.py", str(port), environment=settings) as process,
+            example("web_application.py", str(port), environment=settings) as process,
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as browser,
             httpx.AsyncClient(base_url=service.url, timeout=60) as registrar,
         ):

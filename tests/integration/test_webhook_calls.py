@@ -98,7 +98,7 @@ async def test_a_signature_of_ed25519_is_verified_with_the_public_key_that_we_sh
 
 
 async def test_each_try_has_a_time_of_its_own(stub: EndpointStub) -> None:
-    times = iter([1_700_000_000.9, 1_700_000_000.9, 1_700_000_060.0, 1_700_000_060.0])
+    times = iter([1_700_000_000.9, 1_700_000_060.0])
     client = calls(stub, now=lambda: next(times))
 
     await client.post("m-1", BODY)
@@ -266,6 +266,8 @@ async def test_no_connection_is_kept_for_more_than_a_minute(
         ("2002:a9fe:a9fe::1", False),
         ("2001:0:1::", False),
         ("fe80::1%eth0", False),
+        ("fec0::1", False),
+        ("3fff::1", False),
         ("fc00::1", False),
         ("fd00:ec2::254", False),
         ("ff02::1", False),

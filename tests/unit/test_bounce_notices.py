@@ -11,7 +11,7 @@ import pytest
 from flufl.bounce import all_failures
 
 from domain.mail_outcome import Bounce
-from infrastructure.bounces.notices import read_notice
+from infrastructure.bounces.notices import LONGEST_LINE, MOST_READ, bounded, read_notice
 from tests.support.bounces import notification
 
 UNKNOWN = Bounce("mailbox-unknown", permanent=True, reply_status="5.1.1", reported_by="dsn")
@@ -50,6 +50,15 @@ def test_of_several_recipients_the_one_that_is_for_good_counts() -> None:
     )
 
     assert read_notice(both) == UNKNOWN
+
+
+def test_what_others_look_into_is_bounded_in_lines_and_in_all() -> None:
+    usual = b"Subject: returned\r\n\r\n" + b"a line of a mail\r\n" * 100
+    long = bounded(b"x" * 5_000 + b"\r\nnext\r\n")
+
+    assert bounded(usual) == usual
+    assert [len(line) for line in long.splitlines(keepends=True)] == [LONGEST_LINE, 6]
+    assert len(bounded(usual * 1000)) == MOST_READ
 
 
 def test_the_form_for_addresses_in_other_scripts_is_read_too() -> None:

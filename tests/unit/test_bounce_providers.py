@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from standardwebhooks import Webhook
 
+from application.ports import Unavailable
 from domain.mail_outcome import Bounce
 from infrastructure.bounces.addresses import BounceAddresses
 from infrastructure.bounces.providers import PROVIDERS
@@ -98,6 +99,8 @@ EVENTS: list[tuple[str, Any, Bounce | str | None]] = [
     ("ses", ses({"notificationType": "Bounce", "bounce": {"bounceType": "Permanent", "bouncedRecipients": [{"status": "5.1.1"}]}}), bounce("ses", "mailbox-unknown", "5.1.1")),
     ("ses", ses({"eventType": "Bounce", "bounce": {"bounceType": "Transient", "bouncedRecipients": [{"status": "5.3.0"}]}}), bounce("ses", "temporary", "5.3.0", permanent=False)),
     ("ses", ses({"notificationType": "Complaint"}), "ses"),
+    ("ses", ses({"notificationType": "Complaint", "complaint": {"complaintFeedbackType": "abuse"}}), "ses"),
+    ("ses", ses({"notificationType": "Complaint", "complaint": {"complaintFeedbackType": "not-spam"}}), None),
     ("ses", ses({"notificationType": "Delivery"}), None),
     ("postmark", {"RecordType": "Bounce", "Type": "HardBounce", **_META}, bounce("postmark", "permanent", None)),
     ("postmark", {"RecordType": "Bounce", "Type": "SoftBounce", **_META}, bounce("postmark", "temporary", None, permanent=False)),
@@ -173,6 +176,34 @@ def test_a_signature_of_another_time_does_not_count(ago: int) -> None:
     assert not hooks.trusts("mailgun", {}, old)
     assert not hooks.trusts("sendgrid", twilio(b"[]", at=NOW - ago), b"[]")
     assert not hooks.trusts("resend", svix(b"{}", at=NOW - ago), b"{}")
+
+
+@pytest.mark.parametrize("at", ["9" * 400, "-1", "", "now", None, [[]]])
+def test_what_is_no_time_is_not_trusted_either(at: Any) -> None:
+    hooks = webhooks(Reported())
+    headers = twilio(b"[]", at=NOW)
+    timestamp = "x-twilio-email-event-webhook-timestamp"
+
+    assert not hooks.trusts(
+        "mailgun", {}, json.dumps({"signature": {"timestamp": at, "token": "", "signature": ""}}).encode()
+    )
+    assert not hooks.trusts("sendgrid", headers | {timestamp: str(at)}, b"[]")
+    assert not hooks.trusts("resend", svix(b"{}", at=NOW) | {"svix-timestamp": str(at)}, b"{}")
+
+
+async def test_what_is_early_holds_up_nothing_else_of_its_call() -> None:
+    class Early(Reported):
+        async def bounced(self, registration_id: UUID, serial: int, bounce: Bounce) -> None:
+            raise Unavailable("not handed over yet")
+
+    reported = Early()
+    came_back = {"event": "bounce", "type": "bounce", "status": "5.1.1", "registrar": TOKEN}
+    unwanted = {"event": "spamreport", "registrar": TOKEN}
+
+    with pytest.raises(Unavailable):
+        await webhooks(reported).take("sendgrid", json.dumps([came_back, unwanted]).encode())
+
+    assert reported.told == [(REGISTRATION, 2, "sendgrid")]
 
 
 @pytest.mark.parametrize("provider", BOUNCE_PROVIDERS)

@@ -278,3 +278,17 @@ async def test_a_bounce_ends_the_sign_up_and_the_address_is_free_again() -> None
     assert service.registration(first).cancel_reason == CancelReason.UNDELIVERABLE
     assert service.saga_of(first).ended
     assert await service.registered() != first
+
+
+async def test_that_an_earlier_mail_came_back_does_not_make_the_next_one_look_tried() -> None:
+    service = InMemoryService()
+    first = await service.registered()
+    await service.handle(RecordEmailDispatched(registration_id=first, serial=1, hand_over=HAND_OVER))
+    service.clock.move(timedelta(minutes=2))
+    await service.handle(RequestNewCode(registration_id=first))
+    await BounceReports(service.handlers).bounced(first, 1, HARD)
+
+    registration = service.registration(first)
+
+    assert registration.bounced == {1: True}
+    assert registration.failed_version != registration.version

@@ -198,6 +198,14 @@ def test_the_saga_has_nothing_to_do(history: tuple[Fact, ...], fact: Fact) -> No
 BEGIN = {Registration.UserRegistered, Registration.RegistrationReopened}
 
 
+def test_what_came_back_for_now_is_retried_also_if_it_was_handed_over_while_a_retry_waited() -> None:
+    came_back = email_bounced(failure="temporary", permanent=False, reply_status="4.2.2")
+    _, notes, commands = decide(saga(*RETRYING, end_awaited()), came_back)
+
+    assert [(note.event, note.fields["failures"]) for note in notes] == [(MailSaga.RetryScheduled, 2)]
+    assert commands == []
+
+
 @pytest.mark.parametrize("fact", [row[2] for row in TABLE if row[2].event not in BEGIN])
 def test_an_ended_saga_does_nothing_any_more(fact: Fact) -> None:
     reacted, noted, issued = decide(saga(*ENDED), fact)

@@ -1,6 +1,6 @@
 """A small web application that has its sign-up done by Registrar: form, code, webhook, login. docs/integrating.md.
 
-    REGISTRAR=http://127.0.0.1:8000 TOKEN=… SECRET=whsec_… python examples/application.py 3000
+    REGISTRAR=http://127.0.0.1:8000 TOKEN=… SECRET=whsec_… python examples/web_application.py 3000
 
 Its own pages and one table; everything about addresses, codes, mails and passwords is Registrar's. It needs nothing but
 Python, and `webhook.py` beside it. In earnest there are TLS, sessions and your framework around this.
