@@ -21,7 +21,7 @@ from application.commands import (
 from application.mail_saga import DeadlineReached, react
 from application.ports import Context
 from domain.email_claim import ClaimId, EmailClaim
-from domain.errors import Refused
+from domain.errors import NotHandedOver, Refused
 from domain.kept_answer import KeptAnswer
 from domain.mail_outcome import Bounce, CancelReason, DispatchFailure, HandOver, MailFailure
 from domain.mail_saga import MailSaga
@@ -350,9 +350,11 @@ class History:
         return guessed, account
 
     def _came_back(self) -> Sequence[Aggregate]:
-        """A mail that somebody waits for."""
+        """A mail that somebody waits for, where there is one."""
         waiting = (one for one in self._registrations.values() if one.is_pending and not one.is_being_undone)
-        registration = next(one for one in waiting if one.serial in one.handed_over_at)
+        registration = next((one for one in waiting if one.serial in one.handed_over_at), None)
+        if registration is None:
+            raise NotHandedOver
         bounce = Bounce("mailbox-unknown", permanent=True, reply_status="5.1.1", reported_by="dsn")
         registration.record_bounced(serial=registration.serial, bounce=bounce, now=self._now)
         return [registration]
