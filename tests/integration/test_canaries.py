@@ -29,6 +29,7 @@ from tests.faults.canaries import occurs, shown
 from tests.integration.conftest import Command
 from tests.integration.test_flow import client, code_in, mails_to, register
 from tests.support.facts import eventually
+from tests.support.log import query
 from tests.support.postgres import in_memory
 from tests.support.service import Service, open_service
 
@@ -167,8 +168,15 @@ def test_nothing_of_a_person_is_in_clear_in_an_export_or_a_proof_of_the_log(home
 async def _in_a_checkpoint(settings: Settings) -> tuple[UUID, str]:
     async with open_service(settings, follows=True) as service:
         found = await registered(service)
-        await eventually((settings.data_dir / "checkpoints" / "checkpoint").exists, within=60)
+        await eventually(lambda: query(service.dsn, _ALL_IS_SIGNED), within=60)
         return found
+
+
+_ALL_IS_SIGNED = """
+    SELECT 1 FROM head WHERE position = (SELECT max(position) FROM checkpoints)
+        AND EXISTS (SELECT FROM events WHERE topic = 'mail_saga.end_awaited')
+"""
+"""What follows from a mail is the last that is recorded of a registration for now."""
 
 
 def _exported(command: Command, home: Path, person: UUID) -> list[str]:
