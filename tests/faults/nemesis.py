@@ -286,11 +286,11 @@ class Nemesis:
     # --- The mail server ------------------------------------------------------------------------
 
     async def spoil_mail(self, planned: Planned) -> bool:
-        stage, action = _MAIL_FAULTS[planned.kind]
-        stage = planned.detail or stage
+        by_default, action = _MAIL_FAULTS[planned.kind]
+        stage = cast("Stage", planned.detail or by_default)
         before = self.sink.misbehaved
         with self._during(planned.kind, "mail"):
-            self.sink.at(cast("Stage", stage), action)
+            self.sink.at(stage, action)
             if stage == "banner":  # who is connected would not notice
                 self.sink.drop_connections()
             try:

@@ -175,8 +175,9 @@ async def _in_a_checkpoint(settings: Settings) -> tuple[UUID, str]:
 _ALL_IS_SIGNED = """
     SELECT 1 FROM head WHERE position = (SELECT max(position) FROM checkpoints)
         AND EXISTS (SELECT FROM events WHERE topic = 'mail_saga.end_awaited')
+        AND EXISTS (SELECT FROM followers WHERE name = 'audit' AND followers.position = head.position)
 """
-"""What follows from a mail is the last that is recorded of a registration for now."""
+"""And is in the audit log. What follows from a mail is the last that is recorded of a registration for now."""
 
 
 def _exported(command: Command, home: Path, person: UUID) -> list[str]:
