@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from application.answers import Answer
 from application.commands import EraseRegistration, RegisterUser, RequestNewCode, VerifyEmail
-from application.ports import Context, entries_of
+from application.ports import Conflict, Context, entries_of
 from domain.errors import CodeLocked, Refused, TooManyRequests, WrongCode
 from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
@@ -160,9 +160,15 @@ async def test_of_many_that_prove_an_address_at_once_through_the_database_one_ha
         (await register(service, "race@example.com", name=f"Rival {n}", network=f"192.0.2.{n}")).subject_id
         for n in range(8)
     ]
-    results = await asyncio.gather(
-        *(verify(service, one, service.keyring.code(one, 1)) for one in ids), return_exceptions=True
-    )
+
+    async def enter_code(one: UUID) -> Answer:
+        while True:
+            try:
+                return await verify(service, one, service.keyring.code(one, 1))
+            except Conflict:
+                continue  # lost more than three races, which is a 503: the person tries again
+
+    results = await asyncio.gather(*map(enter_code, ids), return_exceptions=True)
     assert Counter(type(result) for result in results) == {Answer: 1, WrongCode: 7}
     recorded = await topics(dsn)
     assert recorded["email_claim.email_claimed"] == recorded["registration.email_verified"] == 1
