@@ -176,6 +176,8 @@ class Admission:
         """
         if self._prefix and path.startswith(self._prefix + b"/"):
             path = path[len(self._prefix) :]
+        if path.startswith(_FORMS):  # a form is another spelling of these routes
+            path = REGISTER + path[len(_FORMS) :]
         if path == REGISTER and method == b"POST":
             return self.registrations
         return self._bounds[_class_of(method, path, query)]
@@ -188,6 +190,7 @@ class Admission:
 
 
 REGISTER: Final = ROUTE.encode()
+_FORMS: Final = b"/sign-up"
 _ACCOUNTS: Final = ACCOUNTS.encode() + b"/"
 _CHECK: Final = CHECK.encode()
 

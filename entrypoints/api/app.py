@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -64,7 +65,7 @@ def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:
     app.shortcut = Shortcut(app, Guard(app, **guard))
     if admin:
         add_docs_routes(app)
-        app.openapi = lambda: _document(parts)  # type: ignore[method-assign]
+        app.openapi = cache(lambda: _document(parts))  # type: ignore[method-assign]
     return app
 
 

@@ -131,7 +131,10 @@ def _is_of_our_page(request: Request) -> bool:
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site == "same-origin"
-    origin = urlsplit(request.headers.get("origin", ""))
+    try:
+        origin = urlsplit(request.headers.get("origin", ""))
+    except ValueError:
+        return False
     return bool(origin.scheme) and origin.netloc.lower() == request.headers.get("host", "").lower()
 
 

@@ -21,6 +21,7 @@ from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.letters import letters_for
 from entrypoints.cli.checks.causes import cause_of
 from entrypoints.cli.output import note, print_json, print_table
+from infrastructure.embedded.files import make_directory
 from infrastructure.mail.composing import Composer
 from infrastructure.mail.smtp.connection import Connection, Progress
 from infrastructure.reach import reach
@@ -73,7 +74,7 @@ def _filled(part: str) -> str:
 
 def _kept(page: Path, html: str) -> Path:
     # Not in /tmp, which browsers in a sandbox of their own (snap, Flatpak) do not see.
-    page.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(page.parent)
     page.write_text(html, "utf-8")
     return page.resolve()
 

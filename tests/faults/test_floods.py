@@ -114,6 +114,11 @@ def test_a_request_is_of_the_class_that_its_path_and_method_say() -> None:
         assert name("POST", f"{prefix}{UNKNOWN}/verification") == "verify"
         assert name("POST", f"{prefix}{UNKNOWN}/otp") == "resend"
         assert name("GET", f"{prefix}{UNKNOWN}") == "look"
+        form = f"{prefix}/sign-up"
+        assert [name("POST", path) for path in (form, f"{form}/x/verification", f"{form}/x/otp")] == [
+            *("register", "verify", "resend")
+        ]
+        assert admission.bound_of(b"GET", f"{form}/x".encode(), b"min_position=1").name == "wait"
         assert name("HEAD", f"{prefix}{UNKNOWN}") == "look"
         assert admission.bound_of(b"GET", f"{prefix}{UNKNOWN}".encode(), b"min_position=1").name == "wait"
         assert name("POST", f"{prefix}/v1/admin/mail/x/retry") == "operate"

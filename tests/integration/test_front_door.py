@@ -13,7 +13,7 @@ import pytest
 from entrypoints.api.app import create_app
 from entrypoints.bootstrap.api import has_front_door
 from infrastructure.settings.settings import Settings
-from tests.support.http import Api, client_of, open_api
+from tests.support.http import ADMIN, Api, client_of, open_api
 
 UNKNOWN = "0198c0de-0000-7000-8000-000000000000"
 OURS: Final = {"Sec-Fetch-Site": "same-origin"}
@@ -121,8 +121,20 @@ ELSEWHERE: Final[tuple[dict[str, str], ...]] = (
     {"Origin": "http://registrar.test.elsewhere.example"},
     {"Origin": "registrar.test"},
     {"Origin": "null"},
+    {"Origin": "http://["},
     {},
 )
+
+
+async def test_the_page_of_a_sign_up_that_was_erased_says_so(api: Api) -> None:
+    there = await begun(api)
+    registration_id = there.rpartition("/")[2]
+    await api.http.post(f"/v1/admin/registrations/{registration_id}/erase", headers=ADMIN)
+    await api.becomes(registration_id, status="CANCELLED")
+
+    page = await api.http.get(there)
+
+    assert (page.status_code, "(erased)" in page.text) == (200, True)
 
 
 async def test_a_form_of_another_site_does_nothing(idle: Api) -> None:

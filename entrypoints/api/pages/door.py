@@ -90,7 +90,7 @@ def registration_page(places: Places, state: Mapping[str, Any], refusal: Refusal
     Args:
         state: what `GET /v1/registrations/{id}` shows.
     """
-    email = escape(state["email"])
+    email = escape(state["email"] or "(erased)")
     match state["status"]:
         case "PENDING":
             main = _code_form(places, state, refusal)
