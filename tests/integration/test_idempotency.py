@@ -206,6 +206,8 @@ async def test_every_post_that_comes_again_with_its_key_gets_the_first_response_
         key = f"the-key-of-request-{number}"
         path, body = await prepare(two)
         first = await two.post(path, body, key=key)
+        while first.status_code == 409 and problem_of(first) == "replay-under-way":
+            first = await two.post(path, body, key=key)  # the job before has ended, and lets go of its lock in a moment
         assert first.status_code in {200, 202} or problem_of(first) == "wrong-code", first.text
         head = await two.head()
         two.clock.now += timedelta(days=2)
