@@ -23,6 +23,10 @@ _SUBSCRIBE: Final = re.compile(r"https://sns\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/
 _PATIENCE: Final = 5.0
 """Seconds for the confirmation of a subscription."""
 
+AT_ONCE: Final = 16
+"""Events of one call that are under way together: fewer than may be in all, or the end of a long call would be refused
+each time that it comes."""
+
 
 class BounceWebhooks:
     """Takes calls.
@@ -67,9 +71,14 @@ class BounceWebhooks:
         if provider == "ses":
             await self._confirm_subscription(body)
         # Together: what is early waits for its hand-over, and holds up nothing else.
+        few = asyncio.Semaphore(AT_ONCE)
+
+        async def report(tokens: list[str], said: Said) -> None:
+            async with few:
+                await self._report(provider, tokens, said)
+
         done = await asyncio.gather(
-            *(self._report(provider, tokens, said) for tokens, said in read_events(provider, body)),
-            return_exceptions=True,
+            *(report(tokens, said) for tokens, said in read_events(provider, body)), return_exceptions=True
         )
         for failed in filter(None, done):
             raise failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 from base64 import b64encode
@@ -16,11 +17,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from standardwebhooks import Webhook
 
+from application import bounce_reports
 from application.ports import Unavailable
 from domain.mail_outcome import Bounce
 from infrastructure.bounces.addresses import BounceAddresses
 from infrastructure.bounces.providers import PROVIDERS
-from infrastructure.bounces.webhooks import BounceWebhooks
+from infrastructure.bounces.webhooks import AT_ONCE, BounceWebhooks
 from infrastructure.settings.bounces import BOUNCE_PROVIDERS
 from infrastructure.settings.environment import BadSettings
 from infrastructure.settings.settings import Settings
@@ -189,6 +191,26 @@ def test_what_is_no_time_is_not_trusted_either(at: Any) -> None:
     )
     assert not hooks.trusts("sendgrid", headers | {timestamp: str(at)}, b"[]")
     assert not hooks.trusts("resend", svix(b"{}", at=NOW) | {"svix-timestamp": str(at)}, b"{}")
+
+
+async def test_of_a_long_call_all_is_reported_and_no_more_at_once_than_others_leave_room_for() -> None:
+    class Counted(Reported):
+        under_way = most = 0
+
+        async def complained(self, registration_id: UUID, serial: int, reported_by: str) -> None:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            await asyncio.sleep(0)
+            await super().complained(registration_id, serial, reported_by)
+            self.under_way -= 1
+
+    reported = Counted()
+    unwanted = {"event": "spamreport", "registrar": TOKEN}
+
+    await webhooks(reported).take("sendgrid", json.dumps([unwanted] * 200).encode())
+
+    assert len(reported.told) == 200
+    assert reported.most == AT_ONCE < bounce_reports.AT_ONCE
 
 
 async def test_what_is_early_holds_up_nothing_else_of_its_call() -> None:
