@@ -325,4 +325,5 @@ class Delivery:
 
     def _rested(self) -> None:
         self._rest = None
+        self._latest = replace(self._latest, retry_at=None)
         self._start()
