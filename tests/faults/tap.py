@@ -6,6 +6,7 @@ The copies lie in queues of their own, which nobody consumes from, and outlive k
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any, Final
 
 from infrastructure.rabbitmq.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE, FAILED_QUEUE, MAIL_EXCHANGE, MAIL_QUEUE
@@ -14,6 +15,8 @@ from tests.support.rabbitmq import PrivateRabbit
 _TAP: Final = "tests.tap"
 _KEPT: Final = "tests.tap.kept"
 _ALL: Final = 10**6
+_AT_ONCE: Final = 2_000
+"""The node makes one answer of it, in memory, and ours is waited for no longer than for any other."""
 
 
 class Tap:
@@ -32,13 +35,24 @@ class Tap:
             self._rabbit.ask("POST", f"bindings/%2F/e/{exchange.name}/q/{_TAP}", {"routing_key": "#"})
 
     def texts(self) -> dict[str, str]:
-        """All that was published, and all that lies in our own queues: bodies, headers and properties, by place."""
-        places = {"published messages": _KEPT, MAIL_QUEUE: MAIL_QUEUE, FAILED_QUEUE: FAILED_QUEUE}
-        return {f"the broker's {place}": _lines(self._messages(queue)) for place, queue in places.items()}
+        """All that was published, and all that lies in our own queues: bodies, headers and properties, by place.
 
-    def _messages(self, queue: str) -> list[dict[str, Any]]:
-        wish = {"count": _ALL, "ackmode": "ack_requeue_true", "encoding": "auto"}
-        messages: list[dict[str, Any]] = self._rabbit.ask("POST", f"queues/%2F/{queue}/get", wish)
+        The copies are taken out; what lies in our own queues stays there.
+        """
+        texts = {f"the broker's {queue}": _lines(self._look(queue)) for queue in (MAIL_QUEUE, FAILED_QUEUE)}
+        return {"the broker's published messages": "\n".join(self._taken_out()), **texts}
+
+    def _look(self, queue: str) -> list[dict[str, Any]]:
+        return self._get(queue, count=_ALL, ackmode="ack_requeue_true")
+
+    def _taken_out(self) -> Iterator[str]:
+        while messages := self._get(_KEPT, count=_AT_ONCE, ackmode="ack_requeue_false"):
+            yield _lines(messages)
+
+    def _get(self, queue: str, **wish: int | str) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = self._rabbit.ask(
+            "POST", f"queues/%2F/{queue}/get", {**wish, "encoding": "auto"}
+        )
         return messages
 
 
