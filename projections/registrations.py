@@ -215,10 +215,6 @@ def _bounced(row: _Progress, event: Any) -> None:
         row.handed_over_at = None
 
 
-def _no_change(row: _Progress, event: Any) -> None:
-    """Not for the registrant to see."""
-
-
 def _requested_again(row: _Progress, _: Any) -> None:
     if row.mail in {"FAILED", "BOUNCED"}:
         row.mail = "QUEUED"
@@ -267,7 +263,6 @@ _CHANGES: dict[Any, Callable[[_Progress, Any], None]] = {
     Registration.EmailWithheld: _handed_over,
     Registration.EmailDispatchFailed: _failed,
     Registration.EmailBounced: _bounced,
-    Registration.EmailComplained: _no_change,
     Registration.EmailRetryRequested: _requested_again,
     Registration.EmailDiscarded: _mail_given_up,
     Registration.CodeRejected: _rejected,
@@ -324,6 +319,8 @@ def folded(events: Sequence[Recorded], wrapped: bytes | None) -> RegistrationVie
         events: of one registration, from its first one on.
         wrapped: the personal key.
     """
+    # The log also has what no row shows, and the model is not told of.
+    events = [recorded for recorded in events if type(recorded.event) in _CHANGES]
     first: Any = events[0].event
     registration_id, created_position, created_at, claim_id, duplicate_of, locale, sealed = _begun(
         first, events[0].position

@@ -92,6 +92,23 @@ async def test_an_account_is_found_by_its_exact_address_and_its_password_checked
     assert await topics(api, "operator.%") == await topics(api, "password_checks.%") == []
 
 
+async def test_who_registers_the_address_of_an_account_neither_ends_its_logins_nor_can_log_in(dsn: str) -> None:
+    async with open_api(dsn, resend_cooldown="1ms") as api:
+        account_id = await api.active("ada@example.com", password=PASSWORD)
+        other_id = await api.registered("ada@example.com", password="somebody else's words")
+
+        async def notified() -> bool:
+            return await topics(api, "registration.owner_notified") != []
+
+        await eventually(notified)
+
+        assert await matches(api, account_id, PASSWORD)
+        assert not await matches(api, account_id, "somebody else's words")
+        assert not await matches(api, other_id, "somebody else's words")
+        assert (await set_password(api, account_id, PASSWORD + "!")).status_code == 200
+        assert await matches(api, account_id, PASSWORD + "!")
+
+
 async def test_no_password_matches_what_is_no_account_or_has_none_and_as_much_is_hashed(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:

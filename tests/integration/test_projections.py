@@ -17,10 +17,10 @@ from psycopg import sql
 from application.ports import Context, WrappedKey, entries_of
 from domain.mail_saga import MailSaga
 from domain.mail_state import UNSENT
-from domain.recorded import AnyEvent, Recorded
+from domain.recorded import AnyEvent, Position, Recorded
 from domain.registration import Registration, Status
 from domain.stray_message import StrayMessage
-from infrastructure.event_store.codec import event_classes
+from infrastructure.event_store.codec import EventCodec, event_classes
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.projector import Projection, read_scripts
 from infrastructure.postgres.connection import Connection, pipeline
@@ -45,6 +45,7 @@ from tests.support.facts import (
     code_locked,
     code_rejected,
     email_claimed,
+    email_complained,
     email_discarded,
     email_dispatch_failed,
     email_dispatched,
@@ -61,6 +62,7 @@ from tests.support.facts import (
     personal_data_erased,
     registered,
     registration_cancelled,
+    registration_superseded,
     retry_scheduled,
     saga_ended,
     saga_started,
@@ -71,6 +73,7 @@ from tests.support.facts import (
 )
 from tests.support.histories import History
 from tests.support.releases import FORMER_SCRIPTS
+from tests.unit.test_event_codec import GOLDEN_FILES, Golden
 
 SAGA = MailSaga.stream_id(REGISTRATION)
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -222,6 +225,9 @@ async def test_a_new_code_is_queued_again_with_all_its_tries(store: EventStore, 
         ([registration_cancelled("superseded"), email_dispatched()], "SENT"),
         ([email_withheld()], "SENT"),
         ([email_verified()], "SENT"),
+        ([email_verified(), account_activated(), owner_notified(OTHER)], "SENT"),
+        ([email_dispatched(), registration_superseded(OTHER)], "SENT"),
+        ([email_dispatched(), email_complained()], "SENT"),
     ],
     ids=lambda value: ", ".join(fact.event.__name__ for fact in value) if isinstance(value, list) else value,
 )
@@ -232,6 +238,20 @@ async def test_the_mail_of_a_registration_is_what_its_owner_can_expect(
     assert view.mail == mail
     rows, _ = await store.read(0, 100)
     assert folded([store.decode(row) for row in rows], None) == view, "what is shown from the log is the same"
+
+
+@pytest.mark.parametrize("topic", sorted(topic for topic in event_classes() if topic.startswith("registration.")))
+def test_a_registration_is_shown_from_the_log_whatever_has_happened_to_it(topic: str) -> None:
+    codec, (begun,) = EventCodec(), stream(REGISTRATION, registered())
+    stored = [Golden.read(path) for path in GOLDEN_FILES if path.stem.startswith(f"{topic}.v")]
+    happened: list[Any] = [begun, *(codec.decode(one.stream_id, one.version, one.topic, one.state) for one in stored)]
+    recorded = [
+        Recorded(event, Position(number), event.TOPIC, T0, REGISTRATION, None, "client", None)
+        for number, event in enumerate(happened, start=1)
+    ]
+
+    assert stored
+    assert folded(recorded, None).created_position == 1
 
 
 async def test_a_withheld_notice_looks_like_a_mail_that_was_sent(store: EventStore, connection: Connection) -> None:
