@@ -63,6 +63,10 @@ class Believed:
         return self.status == "PENDING"
 
     @property
+    def password(self) -> str:
+        return f"what {self.name} says to open doors"
+
+    @property
     def gets_codes(self) -> bool:
         return not (self.is_decoy or self.is_superseded)
 
@@ -146,7 +150,7 @@ NAMES = st.sampled_from(["Ada", "Ada Lovelace"])
 
 
 class Histories(RuleBasedStateMachine):
-    """People who register two addresses, and an operator."""
+    """People who register two addresses, an operator, and a login service."""
 
     def __init__(self, service: Running) -> None:
         super().__init__()
@@ -211,7 +215,8 @@ class Histories(RuleBasedStateMachine):
     @rule(person=ADDRESSES, name=NAMES)
     def register(self, person: str, name: str) -> None:
         address = f"{person}-{self.run}@example.com"
-        answer = self.post("/v1/registrations", {"email": address, "name": name})
+        password = Believed("", address, name, is_decoy=False).password
+        answer = self.post("/v1/registrations", {"email": address, "name": name, "password": password})
         assert (answer.status_code, answer.json()["status"]) == (202, "PENDING")
         registration_id = answer.json()["registration_id"]
         assert urlsplit(answer.headers["Location"]).path == f"/v1/registrations/{registration_id}"
@@ -271,6 +276,17 @@ class Histories(RuleBasedStateMachine):
         registration = self.pick(data)
         registration.erase()
         assert told(self.act(registration, "erase")) == (200, "")
+
+    @has_some
+    @rule(data=st.data(), password=st.sampled_from(["right", "wrong"]))
+    def log_in(self, data: st.DataObject, password: str) -> None:
+        registration = self.pick(data)
+        offered = registration.password + ("" if password == "right" else "?")
+        answer = self.http.post(
+            f"/v1/admin/accounts/{registration.id}/password-check", json={"password": offered}, headers=self.operator
+        )
+        expected = password == "right" and registration.status == "ACTIVE"
+        assert (answer.status_code, answer.json()) == (200, {"matches": expected})
 
     def act(self, registration: Believed, what: str) -> httpx.Response:
         return self.post(f"/v1/admin/registrations/{registration.id}/{what}", headers=self.operator)
