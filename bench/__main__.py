@@ -27,6 +27,7 @@ from bench import (
     neutrality,
     over_http,
     overload,
+    password_checks,
     proof,
     refusal,
     replay,
@@ -72,6 +73,9 @@ def _beside(how: Wanted, measure: Callable[..., list[Row]], *arguments: Cluster,
 GROUPS: dict[str, Group] = {
     "append": lambda c, how: append.run(c, seconds=1 if how.quick else 2, repetitions=1 if how.quick else 3),
     "http": lambda c, how: over_http.run(c, seconds=1 if how.quick else 4, repetitions=1 if how.quick else 3),
+    "password-checks": lambda c, how: password_checks.run(
+        c, seconds=1 if how.quick else 12, repetitions=1 if how.quick else 5
+    ),
     "limits": lambda c, how: limits.run(
         c, decisions=500 if how.quick else 20_000, seconds=1 if how.quick else 4, repetitions=1 if how.quick else 5
     ),

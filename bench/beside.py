@@ -70,7 +70,7 @@ def requests(cluster: Cluster, *, before: Path, seconds: float, repetitions: int
         for _ in range(repetitions):
             for side, serve in serves.items():
                 _post(found["POST"], side, serve, seconds)
-            job = {"what": "post", "path": "/empty", "body": '{"email": "a@bench.example", "name": "Ada Lovelace"}'}
+            job = {"what": "post", "paths": ["/empty"], "body": '{"email": "a@bench.example", "name": "Ada Lovelace"}'}
             outcome = load(empty, connections=CONNECTIONS, seconds=seconds, **job)
             found["POST"]["empty"].append(len(outcome["latencies"]) / outcome["seconds"])
             for side, serve in serves.items():

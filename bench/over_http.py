@@ -38,7 +38,7 @@ def _posting(cluster: Cluster, *, seconds: float, repetitions: int) -> list[Row]
             return _rate(serve, job, outcomes["ours"], seconds)
 
         def theirs() -> float:
-            job = {"what": "post", "path": "/empty", "body": _BODY}
+            job = {"what": "post", "paths": ["/empty"], "body": _BODY}
             return _rate(empty, job, outcomes["empty"], seconds)
 
         found = median_by_side({"ours": ours, "empty": theirs}, repetitions)

@@ -3,29 +3,25 @@
     REGISTRAR=http://127.0.0.1:8000 TOKEN=… SECRET=whsec_… python examples/web_application.py 3000
 
 Its own pages and one table; everything about addresses, codes, mails and passwords is Registrar's. It needs nothing but
-Python, and `webhook.py` beside it. In earnest there are TLS, sessions and your framework around this.
+Python, and `login.py` and `webhook.py` beside it. In earnest there are TLS, sessions and your framework around this.
 """
 
 from __future__ import annotations
 
-import hmac
 import html
 import json
 import os
 import sqlite3
 import sys
 import threading
-import urllib.error
 import urllib.parse
-import urllib.request
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from login import NotNow, ask, log_in
 from webhook import verify
 
-REGISTRAR = os.environ["REGISTRAR"]
-TOKEN = os.environ["TOKEN"]
 SECRET = os.environ["SECRET"]
 
 customers = sqlite3.connect(os.environ.get("DATABASE", ":memory:"), check_same_thread=False)
@@ -47,30 +43,6 @@ SIGN_UP = """<form method=post action=/sign-up><input type=hidden name=key value
 CODE = """<p>We have sent you a mail with a code.<form method=post action=/code>
 <input type=hidden name=id value={id}>
 <label>Code <input name=code autocomplete=one-time-code inputmode=numeric required></label><button>Confirm</button></form>"""
-
-
-def ask(
-    method: str, path: str, body: dict[str, str] | None = None, headers: dict[str, str] | None = None
-) -> tuple[int, dict[str, Any]]:
-    """Registrar's status and answer, refusals included."""
-    text = None if body is None else json.dumps(body).encode()
-    sent = {"Content-Type": "application/json"} | (headers or {})
-    request = urllib.request.Request(REGISTRAR + path, text, sent, method=method)  # noqa: S310 - our own service
-    try:
-        with urllib.request.urlopen(request, timeout=35) as answer:  # noqa: S310 - a little more than REQUEST_TIMEOUT
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as refusal:
-        return refusal.code, json.load(refusal)
-
-
-def log_in(email: str, password: str) -> str | None:
-    """The customer's id, where the password is that of the account; as long, and as much, where there is none."""
-    operator = {"Authorization": f"Bearer {TOKEN}"}
-    status, found = ask("GET", f"/v1/admin/accounts?email={urllib.parse.quote(email)}", headers=operator)
-    nobody = uuid.UUID(bytes=hmac.digest(SECRET.encode(), email.casefold().encode(), "sha256")[:16], version=5)
-    account = found["items"][0]["registration_id"] if status == 200 and found["items"] else str(nobody)
-    status, checked = ask("POST", f"/v1/admin/accounts/{account}/password-check", {"password": password}, operator)
-    return account if status == 200 and checked["matches"] else None
 
 
 def hear(webhook_id: str, event: dict[str, Any]) -> None:
@@ -119,7 +91,11 @@ class Application(BaseHTTPRequestHandler):
             self.refuse(status, answer)
 
     def greet(self, given: dict[str, str]) -> None:
-        account = log_in(given["email"], given["password"])
+        try:
+            account = log_in(given["email"], given["password"])
+        except NotNow as reason:
+            self.page(f"<p>{html.escape(str(reason))}", 503)
+            return
         known = customers.execute("SELECT since FROM customers WHERE id = ?", (account,)).fetchone()
         if known:
             self.page(f"<p>Good to see you again, customer since {html.escape(known[0])}.")

@@ -49,6 +49,7 @@ def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:
         "tracing": parts.tracing,
         "access_log": parts.access_log,
         "cors": Cors(parts.cors_origins) if public and parts.cors_origins else None,
+        "takes_reports": public and parts.bounces is not None,
     }
     app = Api(
         **_ABOUT,
@@ -101,7 +102,8 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> Non
             from entrypoints.api.front_door import add_front_door
             from entrypoints.api.pages.door import Places
 
-            add_front_door(app, endpoints, Places(parts.prefix, parts.mailbox is not None, admin))
+            places = Places(parts.prefix, parts.mailbox is not None, admin)
+            add_front_door(app, endpoints, places, parts.metrics)
     if admin or parts.mailbox is not None or parts.front_door:
         add_icon_route(app)
     add_health_routes(app, parts.checks)

@@ -64,5 +64,4 @@ class Cors:
             (b"access-control-allow-methods", _METHODS),
             (b"access-control-allow-headers", _ASKED),
             (b"access-control-max-age", _REMEMBERED),
-            (b"content-length", b"0"),
         ]

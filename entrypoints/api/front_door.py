@@ -15,18 +15,20 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from entrypoints.api.guard import FORMS, body_of, with_body
+from entrypoints.api.body_reading import FORMS
+from entrypoints.api.guard import body_of, explain, with_body
 from entrypoints.api.pages.door import Places, Refusal, first_page, registration_page, trouble_page
-from entrypoints.api.problems import TITLES, to_problem
+from entrypoints.api.problems import TITLES
 from entrypoints.api.registrations import Endpoint, Endpoints
 from entrypoints.api.request_body import malformed
+from infrastructure.telemetry.metrics import Metrics
 
 MOST_FIELDS: Final = 10
 
 
-def add_front_door(app: FastAPI, endpoints: Endpoints, places: Places) -> None:
+def add_front_door(app: FastAPI, endpoints: Endpoints, places: Places, metrics: Metrics) -> None:
     """`/`, and the sign-up behind it."""
-    door = FrontDoor(endpoints, places)
+    door = FrontDoor(endpoints, places, metrics)
     one = f"{FORMS}/{{registration_id}}"
     for method, path, endpoint in (
         ("GET", "/", door.enter),
@@ -44,9 +46,10 @@ def add_front_door(app: FastAPI, endpoints: Endpoints, places: Places) -> None:
 class FrontDoor:
     """The endpoints of the pages, on top of those of the API."""
 
-    def __init__(self, endpoints: Endpoints, places: Places) -> None:
+    def __init__(self, endpoints: Endpoints, places: Places, metrics: Metrics) -> None:
         self._endpoints = endpoints
         self._places = places
+        self._metrics = metrics
 
     async def enter(self) -> Response:
         return first_page(self._places)
@@ -56,8 +59,8 @@ class FrontDoor:
         try:
             fields = _form(request)
             begun = await self._endpoints.register(_spelt(request, fields))
-        except Exception as error:  # noqa: BLE001 - what we do not expect is raised again
-            return first_page(self._places, fields, _refused(error))
+        except Exception as error:  # noqa: BLE001 - the edge, as the guard's
+            return first_page(self._places, fields, self._refused(error, request))
         return self._to(msgspec.json.decode(begun.body)["registration_id"])
 
     async def show(self, request: Request) -> Response:
@@ -75,8 +78,8 @@ class FrontDoor:
     async def _act(self, request: Request, endpoint: Endpoint) -> Response:
         try:
             done = await endpoint(_spelt(request, _form(request)))
-        except Exception as error:  # noqa: BLE001 - what we do not expect is raised again
-            return await self._shown(request, _refused(error))
+        except Exception as error:  # noqa: BLE001 - the edge, as the guard's
+            return await self._shown(request, self._refused(error, request))
         return self._to(f"{request.path_params['registration_id']}?min_position={done.headers['Registrar-Position']}")
 
     async def _shown(self, request: Request, refusal: Refusal | None = None) -> Response:
@@ -85,9 +88,22 @@ class FrontDoor:
             return trouble_page(self._places, refusal)
         try:
             state: dict[str, Any] = msgspec.json.decode((await self._endpoints.show(request)).body)
-        except Exception as error:  # noqa: BLE001 - what we do not expect is raised again
-            return trouble_page(self._places, _refused(error))
+        except Exception as error:  # noqa: BLE001 - the edge, as the guard's
+            return trouble_page(self._places, self._refused(error, request))
         return registration_page(self._places, state, refusal)
+
+    def _refused(self, error: Exception, request: Request) -> Refusal:
+        """What a page says of an error, whatever it is."""
+        if isinstance(error, _FromElsewhere):
+            return _FROM_ELSEWHERE
+        problem = explain(error, request.scope, self._metrics)
+        says = TITLES[problem.code]
+        fields = {one.field: f"{one.message[:1].upper()}{one.message[1:]}." for one in problem.errors}
+        if problem.code == "too-many-requests":
+            says = f"That was too often. Try again in {problem.headers['Retry-After']} seconds."
+        elif problem.code == "wrong-code":
+            fields = {"code": f"{says} Tries left: {problem.attempts_left}."}
+        return Refusal(problem.code, problem.status, says, fields, problem.headers)
 
     def _to(self, where: str) -> Response:
         return RedirectResponse(f"{self._places.prefix}{FORMS}/{where}", status_code=303)
@@ -141,22 +157,3 @@ def _is_of_our_page(request: Request) -> bool:
 _FROM_ELSEWHERE: Final = Refusal(
     "forbidden", 403, "This form was sent by a page of another site, or by a program. Open this page, and fill it in."
 )
-
-
-def _refused(error: Exception) -> Refusal:
-    """
-    Raises:
-        Exception: the error itself, if it is nothing that we expect.
-    """
-    if isinstance(error, _FromElsewhere):
-        return _FROM_ELSEWHERE
-    problem = to_problem(error)
-    if problem.code == "internal-error":
-        raise error
-    says = TITLES[problem.code]
-    fields = {one.field: f"{one.message[:1].upper()}{one.message[1:]}." for one in problem.errors}
-    if problem.code == "too-many-requests":
-        says = f"That was too often. Try again in {problem.headers['Retry-After']} seconds."
-    elif problem.code == "wrong-code":
-        fields = {"code": f"{says} Tries left: {problem.attempts_left}."}
-    return Refusal(problem.code, problem.status, says, fields, problem.headers)

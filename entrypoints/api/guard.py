@@ -25,9 +25,10 @@ from application.ports import Context, Overloaded
 from domain.recorded import Actor
 from domain.uuids import uuid_of_int
 from entrypoints.api.admission import PLACE, AdmissionSlot
+from entrypoints.api.body_reading import Gone, read_body
 from entrypoints.api.cors import Cors
 from entrypoints.api.hosts import Hosts
-from entrypoints.api.problems import HttpProblem, to_problem
+from entrypoints.api.problems import HttpProblem, ProblemResponse, to_problem
 from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.postgres.patience import limited
 from infrastructure.telemetry.metrics import Metrics
@@ -39,27 +40,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-BODY_LIMIT: Final = 16 * 1024
-"""Bytes of a body (contract: 16 KiB)."""
-
 HEADERS_LIMIT: Final = 8 * 1024
 """Bytes of all headers (docs/security.md, S23)."""
 
-REPORTS: Final = "/v1/bounces/"
-"""Where providers report in batches, one of them (SNS) as text: no registrant's route."""
-
-REPORTS_LIMIT: Final = 512 * 1024
-"""Bytes of such a body."""
-
-DRAIN_LIMIT: Final = 1024 * 1024
-"""Bytes that are read of a body that is too large: many clients read no response before they have sent it all."""
-
 BODY_DEADLINE: Final = timedelta(seconds=5)
 """For the whole body, so that nobody holds a connection by sending a byte now and then."""
-
-FORMS: Final = "/sign-up"
-"""Begins the paths to which browsers send forms, and nothing else; everywhere else a body is JSON. So no page of a
-stranger can send us JSON that it calls a form."""
 
 UNMATCHED: Final = "unmatched"
 """The route in metrics of an unknown path."""
@@ -80,12 +65,6 @@ _WANTED = frozenset(
         b"traceparent",
         b"tracestate",
     }
-)
-# A parameter may be left out after its ";" (RFC 9110, 5.6.6), and the encoding's other name is understood everywhere.
-_JSON = re.compile(rb"application/json[ \t]*(;[ \t]*(charset[ \t]*=[ \t]*(utf-?8|\"utf-?8\")[ \t]*)?)*", re.IGNORECASE)
-_FORM_TYPE = "application/x-www-form-urlencoded"
-_FORM = re.compile(
-    rb"application/x-www-form-urlencoded[ \t]*(;[ \t]*(charset[ \t]*=[ \t]*utf-?8[ \t]*)?)*", re.IGNORECASE
 )
 _UUID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
@@ -145,6 +124,28 @@ def extend_deadline(request: Request, by: timedelta) -> None:
     deadline.reschedule(asyncio.get_running_loop().time() + by.total_seconds())
 
 
+def explain(error: Exception, scope: Scope, metrics: Metrics) -> ProblemResponse:
+    """What the client is shown of an error; what it says of us is counted, and logged where somebody has to act.
+
+    Whoever turns an error into a response calls this, once.
+    """
+    explained = to_problem(error)
+    if explained.code == "overloaded":
+        metrics.shed("queue-full")
+    circumstance = why_unusable(error)
+    if explained.code == "internal-error" or circumstance is not None:
+        state: RequestState = scope[_KEY]
+        log.error(
+            "request.failed",
+            route=getattr(scope.get("route"), "path", UNMATCHED),
+            correlation_id=str(state.correlation_id),
+            error=type(error).__name__,
+            exc_info=error,
+            hint=circumstance or "this is a bug; report it",
+        )
+    return explained
+
+
 class Guard:
     """ASGI middleware; see the module's docstring."""
 
@@ -159,6 +160,7 @@ class Guard:
         tracing: Tracing | None = None,
         access_log: bool = False,
         cors: Cors | None = None,
+        takes_reports: bool = False,
     ) -> None:
         """
         Args:
@@ -168,6 +170,7 @@ class Guard:
             tracing: None means that it is off.
             access_log: whether each request gets a line in the log.
             cors: which other origins may read the responses; None: none may.
+            takes_reports: whether mail providers may report here; see `entrypoints.api.body_reading`.
         """
         self._app = app
         self._metrics = metrics
@@ -177,6 +180,7 @@ class Guard:
         self._tracing = tracing
         self._access_log = access_log
         self._cors = cors
+        self._takes_reports = takes_reports
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -236,7 +240,7 @@ class Guard:
                 if self._cors is not None and await self._cors.answer(scope, headers.get(b"origin"), send):
                     return
                 if has_body:
-                    state.body = await self._read_body(receive, headers, scope["path"])
+                    state.body = await read_body(receive, headers, scope["path"], takes_reports=self._takes_reports)
                 _check_place(scope.get(PLACE))
                 if reading:
                     reading = False
@@ -245,7 +249,7 @@ class Guard:
                 with limited():
                     app = self._app if endpoint is None else await endpoint(Request(scope, receive))
                     await app(scope, receive, send)
-        except _Gone:
+        except Gone:
             return
         except Exception as error:  # noqa: BLE001 - the edge: every error becomes a response, a bug is logged
             if isinstance(error, TimeoutError) and deadline.expired():
@@ -254,63 +258,9 @@ class Guard:
                     if reading
                     else HttpProblem("timeout", headers={"Retry-After": "1"})
                 )
-            await self._answer_error(error, scope, receive, send, state)
-
-    async def _answer_error(
-        self, error: Exception, scope: Scope, receive: Receive, send: Send, state: RequestState
-    ) -> None:
-        explained = to_problem(error)
-        if explained.code == "overloaded":
-            self._metrics.shed("queue-full")
-        circumstance = why_unusable(error)
-        if explained.code == "internal-error" or circumstance is not None:
-            log.error(
-                "request.failed",
-                route=getattr(scope.get("route"), "path", UNMATCHED),
-                correlation_id=str(state.correlation_id),
-                error=type(error).__name__,
-                exc_info=error,
-                hint=circumstance or "this is a bug; report it",
-            )
-        if not state.status:  # once a response has started, all that is left is to break it off
-            await explained.response()(scope, receive, send)
-
-    async def _read_body(self, receive: Receive, headers: dict[bytes, bytes], path: str) -> bytes:
-        """The request's body.
-
-        Raises:
-            HttpProblem: it is too large, or not JSON (a form, where these are taken).
-        """
-        reports, forms = path.startswith(REPORTS), path.startswith(FORMS)
-        refusal, limit = None, REPORTS_LIMIT if reports else BODY_LIMIT
-        if (
-            (not reports and not (_FORM if forms else _JSON).fullmatch(headers.get(b"content-type", b"")))
-            or b"content-encoding" in headers
-            or headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked"  # what else there is was not undone
-        ):
-            refusal = HttpProblem(
-                "unsupported-media-type", headers={"Accept-Post": _FORM_TYPE if forms else "application/json"}
-            )
-        body, size = bytearray(), 0
-        declared = headers.get(b"content-length", b"")
-        if declared.isdigit() and int(declared[:12]) > DRAIN_LIMIT:
-            raise _and_close(refusal or HttpProblem("payload-too-large"))
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _Gone
-            chunk, more = message.get("body", b""), message.get("more_body", False)
-            size += len(chunk)
-            if size <= limit:
-                body += chunk
-            elif size > DRAIN_LIMIT:
-                break
-        if size > limit:
-            refusal = _and_close(refusal or HttpProblem("payload-too-large"))
-        if refusal is not None and size:  # of no body it does not matter what it is called
-            raise refusal
-        return bytes(body)
+            explained = explain(error, scope, self._metrics)
+            if not state.status:  # once a response has started, all that is left is to break it off
+                await explained.response()(scope, receive, send)
 
     # --- Tracing ------------------------------------------------------------------------------
 
@@ -326,10 +276,6 @@ class Guard:
         return span
 
 
-class _Gone(Exception):
-    """The client has left: nobody is there to respond to."""
-
-
 def _check_size(of_headers: int) -> None:
     if of_headers > HEADERS_LIMIT:
         raise HttpProblem("headers-too-large", headers={"Connection": "close"})
@@ -338,12 +284,6 @@ def _check_size(of_headers: int) -> None:
 def _check_place(place: AdmissionSlot | None) -> None:
     if place is not None and place.denied:
         raise Overloaded("too much is under way")
-
-
-def _and_close(refusal: HttpProblem) -> HttpProblem:
-    """The rest of the body may still be on its way: it is not read, so nothing can follow it."""
-    refusal.headers["Connection"] = "close"
-    return refusal
 
 
 def _log_access(method: str, route: str, state: RequestState, seconds: float) -> None:

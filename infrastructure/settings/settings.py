@@ -266,6 +266,7 @@ class Settings(LetterSettings):
         description="mail providers that may report bounces and complaints, each with the secret by which it is known, "
         "separated by commas; None: none may",
         examples=["postmark=SECRET, mailgun=SIGNING_KEY"],
+        json_schema_extra={"several": "table"},
     )
     bounce_webhooks_file: Path | None = _file("bounce_webhooks")
     bounce_listen: ListenAddress | None = Field(
@@ -377,8 +378,10 @@ class Settings(LetterSettings):
 
     @property
     def service_names(self) -> tuple[str, ...]:
-        """What people call the service: the sender's name, and the host of `public_url`."""
-        return split_sender(self.mail_from)[0], urlsplit(self.public_url).hostname or ""
+        """What people call the service: by its sender, its product, or the host of `public_url` or `site_url`."""
+        hosts = [urlsplit(url or "").hostname for url in (self.public_url, self.site_url)]
+        names = [split_sender(self.mail_from)[0], self.product_name, *hosts]
+        return tuple(dict.fromkeys(filter(None, names)))
 
     @property
     def bounce_providers(self) -> frozenset[str]:

@@ -31,7 +31,7 @@ DEADLINE: Final = timedelta(seconds=15)
 """For one call, from the look-up of the host to the head of the answer; Standard Webhooks says 15 to 30 s."""
 
 KEEP: Final = timedelta(seconds=60)
-"""From the making of a connection: later it is not used again."""
+"""From the making of a connection: later it is not used again, and one that is idle is closed."""
 
 REST: Final = timedelta(seconds=1)
 """For what an answer says beyond its head, which nobody reads: if it takes longer, the connection is given up."""
@@ -90,6 +90,7 @@ class Calls:
         self._deadline = deadline.total_seconds()
         self._now = now
         self._idle: list[_Line] = []
+        self._closing: asyncio.TimerHandle | None = None  # of the idle line that was made first
 
     @property
     def where(self) -> str:
@@ -160,6 +161,9 @@ class Calls:
         """Give up the connections that are kept: the next call finds out anew where the endpoint is."""
         while self._idle:
             self._idle.pop().abort()
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
 
     def _kept(self) -> _Line | None:
         oldest = asyncio.get_running_loop().time() - KEEP.total_seconds()
@@ -177,8 +181,29 @@ class Calls:
                     await line.rest()
         if line.usable:
             self._idle.append(line)
+            self._close_in_time(line)
         else:
             line.abort()
+
+    def _close_in_time(self, line: _Line) -> None:
+        """One timer for all: set anew where a line is due before it, and where it ends and there are others."""
+        due = line.made_at + KEEP.total_seconds()
+        if self._closing is None or due < self._closing.when():
+            if self._closing is not None:
+                self._closing.cancel()
+            self._closing = asyncio.get_running_loop().call_at(due, self._close_old)
+
+    def _close_old(self) -> None:
+        self._closing = None
+        oldest = asyncio.get_running_loop().time() - KEEP.total_seconds()
+        idle, self._idle = self._idle, []
+        for line in idle:
+            if line.usable and line.made_at > oldest:
+                self._idle.append(line)
+            else:
+                line.abort()
+        if self._idle:
+            self._close_in_time(min(self._idle, key=lambda one: one.made_at))
 
     async def _connect(self) -> _Line:
         found = [

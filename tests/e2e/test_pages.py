@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import smtplib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from fastapi import FastAPI
 
+from entrypoints.api.http_server import Server
+from entrypoints.api.mailbox import add_mailbox_routes
+from infrastructure.mail.mailbox import MAX_MAILS, Mailbox
 from tests.fuzz.running import Running, running
 
 CHROMIUM: Final = shutil.which("chromium")
 PATIENCE: Final = 20_000
 """Milliseconds for what a page waits for, on a machine that does much else."""
+
+LOOK: Final = "document.dispatchEvent(new Event('visibilitychange'))"
+"""The mailbox looks at once, and not in two seconds."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: make test-pages")]
 
@@ -85,7 +98,7 @@ def mail_to(person: Person, address: str) -> None:
     deadline = time.monotonic() + PATIENCE / 1000
     while not page.request.get("/mailbox/messages", params={"to": address}).json():
         assert time.monotonic() < deadline
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.evaluate(LOOK)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -191,9 +204,79 @@ def test_the_mailbox_loads_only_what_is_new_and_notices_what_has_gone(browser: A
     assert all("after=" in url for url in person.asked[asked:])
 
     page.request.delete("/mailbox/messages")
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.evaluate(LOOK)
     page.get_by_text("No mail yet").wait_for()
     person.can_use_it()
+    page.context.close()
+
+
+@contextmanager
+def full_mailbox(directory: Path) -> Iterator[tuple[str, Mailbox]]:
+    """The URL of a service that is nothing but a mailbox, with as many mails as it keeps."""
+    directory.mkdir()
+    for number in range(1, MAX_MAILS + 1):
+        mail = f"Delivered-To: person-{number}@example.com\r\nSubject: Mail\r\n\r\n{number:06d}\r\n"
+        (directory / f"{number * 1_000_000:020d}.eml").write_text(mail)
+    began: Future[tuple[str, Mailbox]] = Future()
+
+    async def serve() -> None:
+        mailbox, app, end = Mailbox(directory), FastAPI(), asyncio.Event()
+        add_mailbox_routes(app, mailbox)
+        server = Server(app, host="127.0.0.1", port=0)
+        await mailbox.start()
+        await server.start()
+        ends.append(partial(asyncio.get_running_loop().call_soon_threadsafe, end.set))
+        began.set_result((f"http://127.0.0.1:{server.port}", mailbox))
+        await end.wait()
+        await server.stop()
+        await mailbox.stop()
+
+    ends: list[Callable[[], object]] = []
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(asyncio.run, serve())
+        try:
+            yield began.result(timeout=PATIENCE / 1000)
+        finally:
+            ends[0]()
+            served.result()
+
+
+def test_a_full_mailbox_loads_only_what_is_new_and_lets_the_oldest_go(browser: Any, tmp_path: Path) -> None:
+    with full_mailbox(tmp_path / "mailbox") as (url, mailbox):
+        context = browser.new_context(base_url=url)
+        context.set_default_timeout(PATIENCE)
+        person = opened(context)
+        page, items = person.page, person.page.locator("#list li")
+        page.goto("/mailbox")
+        page.get_by_text(f"{MAX_MAILS} mails").wait_for()
+        page.get_by_role("button", name="person-1@example.com").wait_for()
+        asked = len(person.asked)
+
+        with smtplib.SMTP("127.0.0.1", mailbox.port) as smtp:
+            smtp.sendmail("a@b.example", "new@example.com", "Subject: Mail\r\n\r\n654321\r\n")
+        page.evaluate(LOOK)
+        page.get_by_role("button", name="new@example.com").wait_for()
+
+        assert items.count() == MAX_MAILS
+        assert items.first.text_content().startswith("new@example.com")
+        assert items.last.text_content().startswith("person-2@example.com")
+        page.request.delete("/mailbox/messages")
+        page.evaluate(LOOK)
+        page.get_by_text("No mail yet").wait_for()
+        assert all("after=" in url for url in person.asked[asked:])
+        context.close()
+
+
+def test_where_there_are_more_mails_than_known_and_new_it_is_another_mailbox(browser: Any, service: Running) -> None:
+    person = at_a_screen(browser, service)
+    page = person.page
+    mail_to(person, "mine@example.com")
+    page.goto("/mailbox")
+    page.get_by_role("button", name="mine@example.com").wait_for()
+    page.route("**/*?after=*", lambda route: route.fulfill(json=[], headers={"Registrar-Mails": "1000"}), times=1)
+    with page.expect_request(lambda request: request.url.endswith("/mailbox/messages")):
+        page.evaluate(LOOK)
+    page.get_by_role("button", name="mine@example.com").wait_for()
     page.context.close()
 
 

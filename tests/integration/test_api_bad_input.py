@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from entrypoints.api.app import create_app
-from entrypoints.api.guard import BODY_LIMIT, Guard
+from entrypoints.api.body_reading import BODY_LIMIT
+from entrypoints.api.guard import Guard
 from tests.support.http import ADA, ADMIN, Api, client_of, open_api, problem_of
 
 JSON = {"Content-Type": "application/json"}

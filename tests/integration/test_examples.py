@@ -19,12 +19,13 @@ import pytest
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from application.ports import entries_of
+from entrypoints.api.http_server import Server
 from infrastructure.event_store.store import EventStore
 from tests.faults.fleet import Fleet
 from tests.fuzz.running import running
 from tests.support.broker import channel_to
 from tests.support.facts import CLIENT, REGISTRATION, account_activated, email_verified, eventually, registered, stream
-from tests.support.http import MASTER_KEY, open_api
+from tests.support.http import TOKEN, open_api
 from tests.support.log import query
 from tests.support.tcp_proxy import TO_CLIENT, TcpProxy
 
@@ -34,12 +35,12 @@ PASSWORD = "violets are blue today"
 
 @asynccontextmanager
 async def example(
-    name: str, *arguments: str, environment: Mapping[str, str] = MappingProxyType({}), **settings: str
+    name: str, *arguments: str, environment: Mapping[str, str] = MappingProxyType({})
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """The program, running; ended at the end of the block if it has not ended by itself.
 
     Args:
-        environment: variables of its own, beside the service's settings.
+        environment: variables of its own.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRAR_")}
     process = await asyncio.create_subprocess_exec(
@@ -48,7 +49,7 @@ async def example(
         *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=inherited | dict(environment) | {f"REGISTRAR_{name}": value for name, value in settings.items()},
+        env=inherited | dict(environment),
         cwd=EXAMPLES.parent,
     )
     try:
@@ -59,9 +60,11 @@ async def example(
         await process.communicate()
 
 
-async def run(name: str, *arguments: str, typed: str = "", **settings: str) -> tuple[int | None, str]:
+async def run(
+    name: str, *arguments: str, typed: str = "", environment: Mapping[str, str] = MappingProxyType({})
+) -> tuple[int | None, str]:
     """Run the program to its end: its exit code, and what it printed."""
-    async with asyncio.timeout(60), example(name, *arguments, environment={}, **settings) as process:
+    async with asyncio.timeout(60), example(name, *arguments, environment=environment) as process:
         out, _ = await process.communicate(typed.encode())
         return process.returncode, out.decode().strip()
 
@@ -109,29 +112,28 @@ async def test_a_subscriber_hears_of_a_registration(dsn: str, store: EventStore,
     ]
 
 
-async def test_a_login_service_takes_the_accounts_own_password_only(dsn: str) -> None:
-    async with open_api(dsn) as api:
+async def test_a_login_service_lets_the_owner_in_and_asks_as_much_where_there_is_no_account(dsn: str) -> None:
+    wrong = (1, "wrong address or password")
+    async with open_api(dsn, limits="password-checks=2/1h burst 2") as api:
         registration_id = await api.active("ada@example.com", password=PASSWORD)
         await eventually(lambda: query(dsn, "SELECT 1 FROM read_accounts.accounts"))
+        server = Server(api.app, host="127.0.0.1", port=0)
+        await server.start()
 
-    tries = [
-        await run("login.py", email, typed=typed, DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY)
-        for email, typed in (
-            ("ADA@example.com", PASSWORD),
-            ("ada@example.com", "roses are red today"),
-            ("bob@example.com", PASSWORD),
-            ("ada@example.com", "short"),
+        async def tries(email: str, *typed: str) -> list[tuple[int | None, str]]:
+            told = {"REGISTRAR": f"http://127.0.0.1:{server.port}", "TOKEN": TOKEN}
+            return [await run("login.py", email, typed=password, environment=told) for password in typed]
+
+        known, unknown, nonsense = await asyncio.gather(
+            tries("ADA@example.com", PASSWORD, "roses are red today", PASSWORD),
+            tries("bob@example.com", PASSWORD, PASSWORD, PASSWORD),
+            tries("nobody", "", PASSWORD),
         )
-    ]
+        await server.stop()
 
-    assert tries == [(0, registration_id), *[(1, "wrong address or password")] * 3]
-
-
-async def test_a_login_service_writes_nothing_where_no_service_has_run(dsn: str) -> None:
-    tried = await run("login.py", "ada@example.com", typed=PASSWORD, DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY)
-
-    assert tried == (1, "")
-    assert await query(dsn, "SELECT name FROM service_secrets") == []
+    assert known[:2] == [(0, registration_id), wrong]
+    assert unknown[:2] == nonsense == [wrong, wrong]
+    assert known[2] == unknown[2] == (2, "Too much was asked for; wait as long as Retry-After says.")
 
 
 @pytest.mark.slow

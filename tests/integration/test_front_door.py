@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -10,6 +12,7 @@ from typing import Final
 import httpx
 import pytest
 
+from application.ports import Overloaded
 from entrypoints.api.app import create_app
 from entrypoints.bootstrap.api import has_front_door
 from infrastructure.settings.settings import Settings
@@ -195,6 +198,31 @@ async def test_a_registration_that_there_is_not_has_a_page_that_says_so(idle: Ap
 
     assert [answer.status_code for answer in (missing, acted, nonsense, reloaded)] == [404, 404, 422, 303]
     assert "There is no registration with this id." in missing.text
+
+
+async def test_an_error_that_a_page_shows_is_counted_and_logged_as_one_of_the_api(
+    idle: Api, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = f"/sign-up/{(await idle.register()).json()['registration_id']}"
+    async with idle.service.pool.connection() as connection:
+        await connection.execute("DROP SCHEMA read_registrations CASCADE")
+    answers = [await idle.http.get(there)]
+    for error in (ZeroDivisionError(), Overloaded("a test")):
+
+        async def fails(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(type(idle.service.handlers), "handle", fails)
+        answers.append(await post(idle, "/sign-up", email="eve@example.com", name="Eve"))
+
+    assert [answer.status_code for answer in answers] == [503, 500, 503]
+    assert all(answer.headers["content-type"].startswith("text/html") for answer in answers)
+    lines = [json.loads(line) for line in log.getvalue().splitlines() if "request.failed" in line]
+    assert [line["route"] for line in lines] == ["/sign-up/{registration_id}", "/sign-up"]
+    assert "projections rebuild" in lines[0]["hint"]
+    assert lines[0]["correlation_id"] == answers[0].headers["registrar-request-id"]
+    assert lines[1]["error"] == "ZeroDivisionError"
+    assert 'registrar_shed_total{reason="queue-full"} 1.0' in (await idle.http.get("/metrics")).text
 
 
 async def test_it_is_there_where_the_mailbox_is_or_where_it_is_asked_for(idle: Api, dsn: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import email
 import email.policy
 import json
+import os
+import stat
 import webbrowser
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.letters import letters_for
 from entrypoints.cli.letters import send_sample
 from entrypoints.cli.main import run
+from infrastructure.embedded.data_directory import DataDirectory
 from infrastructure.settings.settings import Settings
 from tests.support.smtp_stub import SmtpStub
 
@@ -72,6 +75,19 @@ def test_a_preview_is_html_or_json_too_and_opens_in_a_browser(
     page = tmp_path / ".registrar" / "previews" / "notice.pl.html"
     assert opened == [page.as_uri()]
     assert page.read_text("utf-8") == html
+
+
+def test_a_preview_leaves_a_data_directory_as_it_has_to_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(webbrowser, "open", lambda _: True)
+    usual = os.umask(0o002)  # of many desktops
+    try:
+        assert run(["mail", "preview", "notice", "--open"]) == 0
+    finally:
+        os.umask(usual)
+
+    made = [tmp_path / ".registrar", tmp_path / ".registrar" / "previews"]
+    assert [stat.S_IMODE(directory.stat().st_mode) for directory in made] == [0o700, 0o700]
+    assert DataDirectory(made[0], adjust=False).path == made[0]
 
 
 async def test_a_sample_goes_out_as_any_mail_and_is_plainly_none(capsys: Capture) -> None:

@@ -358,3 +358,16 @@ async def test_options_of_the_server_as_such_is_answered(server: Server) -> None
     for method, status in ((b"OPTIONS", b"204"), (b"GET", b"404")):
         answer = await raw(server, method + b" * HTTP/1.1\r\nHost: registrar.test\r\nConnection: close\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 %b " % status)
+        assert (b"content-length" in answer) == (status != b"204"), "the server adds none (RFC 9110, 8.6)"
+
+
+async def test_a_report_where_nobody_takes_any_is_refused_before_it_is_read(server: Server) -> None:
+    head = "POST /v1/bounces/ses HTTP/1.1\r\nHost: registrar.test\r\nContent-Type: text/plain\r\n"
+    chunk = b"4001\r\n" + b"x" * 0x4001 + b"\r\n"
+
+    whole = await raw(server, f"{head}Content-Length: 16385\r\n\r\n".encode())
+    in_parts = await raw(server, f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk)
+    small = await raw(server, f"{head}Content-Length: 2\r\nConnection: close\r\n\r\n{{}}".encode())
+
+    for answer in (whole, in_parts, small):  # `raw` has the end of the connection, though the report has not ended
+        assert answer.startswith(b"HTTP/1.1 404 ")

@@ -25,6 +25,7 @@ from infrastructure.webhooks.addresses import Reachable
 from infrastructure.webhooks.calls import Calls, NotDelivered
 from infrastructure.webhooks.signing import public_keys
 from tests.support.endpoint_stub import LOOPBACK, SECRET, EndpointStub, endpoint
+from tests.support.facts import eventually
 
 BODY = b'{"specversion":"1.0","type":"registrar.registration.verified.v1","subject":"x"}'
 ANOTHER = f"whsec_{b64encode(bytes(range(32, 64))).decode()}"
@@ -230,6 +231,24 @@ async def test_no_connection_is_kept_for_more_than_a_minute(
     await client.post("m-1", BODY)
     await client.post("m-2", BODY)
     assert stub.connections == 2
+
+
+async def test_idle_connections_are_closed_when_their_minute_is_over_though_nobody_calls_any_more(
+    stub: EndpointStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls_module, "KEEP", timedelta(milliseconds=200))
+    client = calls(stub)
+    await client.post("m-1", BODY)
+    await asyncio.gather(*(client.post(f"m-{number}", BODY) for number in range(2, 5)))
+    assert stub.connections >= 3, "which were not all made at once"
+
+    await eventually(lambda: stub.connected == 0, within=5)
+
+    monkeypatch.setattr(calls_module, "KEEP", timedelta(minutes=1))
+    await client.post("m-5", BODY)
+    assert stub.connected == 1
+    client.drop()
+    await eventually(lambda: stub.connected == 0, within=5)
 
 
 # --- Where to -------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from ipaddress import ip_network
 from uuid import UUID
 
@@ -24,6 +24,7 @@ from infrastructure.webhooks import delivery as delivery_module
 from infrastructure.webhooks import records
 from infrastructure.webhooks.addresses import Reachable
 from infrastructure.webhooks.calls import Calls
+from infrastructure.webhooks.delivery import Delivery, Message
 from infrastructure.webhooks.follower import Webhooks
 from infrastructure.webhooks.records import Standing
 from tests.support.endpoint_stub import SECRET, EndpointStub, endpoint
@@ -264,6 +265,30 @@ async def test_an_endpoint_that_asks_for_a_rest_gets_it(
         await eventually(lambda: _leads(connection))
         await lives(store, 1, first=9)
     assert len(stub.calls) == 1
+
+
+async def test_after_its_rest_an_endpoint_has_no_next_try_while_the_call_is_under_way(
+    clock: MovableClock, stub: EndpointStub
+) -> None:
+    stub.answer = lambda _: "429 Slowly\r\nRetry-After: 0" if len(stub.calls) == 1 else "hang"
+    calls = Calls(endpoint(stub.url), Reachable((ip_network("127.0.0.0/8"),)))
+    next_tries: list[datetime | None] = []
+    delivery = Delivery(
+        calls,
+        Standing("app", 0, 1),
+        clock=clock,
+        on_change=lambda: next_tries.append(delivery.standing.retry_at),
+        first_pause=timedelta(milliseconds=5),
+    )
+    delivery.add([Message(1, UUID(int=1), "m-1", b"{}")], 1)
+
+    await eventually(lambda: len(stub.calls) == 2)
+
+    [next_try] = next_tries
+    assert next_try is not None
+    assert delivery.standing.retry_at is None
+    assert delivery.standing.failing_since == T0
+    calls.drop()
 
 
 async def _leads(connection: Connection) -> bool:

@@ -55,6 +55,11 @@ class EndpointStub:
         return f"{'https' if self._tls else 'http'}://{self._name}:{self.port}/hook?key=1"
 
     @property
+    def connected(self) -> int:
+        """How many connections there are now."""
+        return len(self._tasks)
+
+    @property
     def ids(self) -> list[str]:
         return [call.headers["webhook-id"] for call in self.calls]
 

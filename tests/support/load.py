@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import chain, count
 from typing import cast
 
@@ -277,11 +278,14 @@ def registration(tag: str, password: str | None = None) -> Callable[[int], bytes
     return make
 
 
-def post(path: str, body: bytes) -> bytes:
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+def post(path: str, body: bytes, token: str | None = None) -> bytes:
+    """
+    Args:
+        token: the operators'.
+    """
+    as_operator = "" if token is None else f"Authorization: Bearer {token}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\n{as_operator}Content-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def get(path: str) -> bytes:
@@ -295,11 +299,9 @@ def main() -> None:
         os.sched_setaffinity(0, {job["core"]})
     if job["what"] == "register":
         make = registration(job["tag"], job.get("password"))
-    elif job["what"] == "post":
-        request = post(job["path"], job["body"].encode())
-        make = lambda _: request  # noqa: E731
     else:
-        requests = [get(path) for path in job["paths"]]
+        asks = partial(post, body=job["body"].encode(), token=job.get("token")) if job["what"] == "post" else get
+        requests = [asks(path) for path in job["paths"]]
         make = lambda number: requests[number % len(requests)]  # noqa: E731
     if "rate" in job:
         optional = {name: job[name] for name in ("connections", "then_see") if name in job}

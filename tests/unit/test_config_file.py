@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -249,6 +250,18 @@ def test_every_setting_is_shown_with_its_source_and_without_its_secret(
     assert (shown["otp_ttl"], shown["resend_cooldown"]) == (("7m", "file"), ("1m", "default"))
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        'bounce_webhooks = ["postmark=correct-horse-battery", "mailgun=staple-correct-horse"]',
+        '[bounce_webhooks]\npostmark = "correct-horse-battery"\nmailgun = "staple-correct-horse"',
+        'bounce_webhooks = "postmark=correct-horse-battery, mailgun=staple-correct-horse"',
+    ],
+)
+def test_providers_and_their_secrets_are_a_list_a_table_or_a_text(file: Path, written: str) -> None:
+    assert read(file, written).bounce_providers == {"postmark", "mailgun"}
+
+
 @pytest.mark.usefixtures("_unset")
 def test_a_check_names_every_fault_and_exits_with_1(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text('port = 70000\nopt_ttl = 3\ndatabase_url = "postgresql://host/db"')
@@ -295,5 +308,16 @@ def test_a_setting_of_several_values_says_so() -> None:
         "smtp_urls",
         "webhooks",
         "webhook_secrets",
+        "bounce_webhooks",
     }
     assert {name for name, info in Settings.model_fields.items() if several(info)} == plural
+
+
+def test_the_document_names_the_settings_of_several_values() -> None:
+    document = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    told = re.search(r"are lists of texts: (.+?)\. Those .+ may also be tables: (.+?)\. ", document)
+    assert told is not None
+    lists, tables = (re.findall(r"`(\w+)`", names) for names in told.groups())
+    forms = {name: form for name, info in Settings.model_fields.items() if (form := several(info))}
+    assert lists == list(forms)
+    assert tables == [name for name, form in forms.items() if form == "table"]

@@ -718,7 +718,9 @@ def test_a_code_that_link_scanners_would_see_is_refused_with_the_reason() -> Non
     assert "https://app.example.org/verify#id={id}&code={code}" in message
 
 
-def test_the_service_is_called_by_its_senders_name_and_its_host() -> None:
+def test_the_service_is_called_by_its_senders_name_its_product_and_its_hosts() -> None:
     named = read(MAIL_FROM="Müller & Co. <no-reply@example.org>", PUBLIC_URL="https://accounts.example.org/up")
     assert named.service_names == ("Müller & Co.", "accounts.example.org")
-    assert read(MAIL_FROM="no-reply@example.org").service_names == ("", "127.0.0.1")
+    of_a_product = read(PRODUCT_NAME="Acme Cloud", SITE_URL="https://www.acme.example/app")
+    assert of_a_product.service_names == ("Registrar", "Acme Cloud", "127.0.0.1", "www.acme.example")
+    assert read(MAIL_FROM="no-reply@example.org").service_names == ("127.0.0.1",)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from entrypoints.api.guard import FORMS
+from entrypoints.api.body_reading import FORMS
 from entrypoints.api.pages.rendering import door_response
 
 
@@ -46,7 +46,14 @@ class Refusal:
     @property
     def is_about_it(self) -> bool:
         """Is it about what was sent, so that the page can be shown again with it?"""
-        return self.code not in {"forbidden", "unavailable", "overloaded", "timeout", "unknown-registration"}
+        return self.code not in {
+            "forbidden",
+            "unavailable",
+            "overloaded",
+            "timeout",
+            "internal-error",
+            "unknown-registration",
+        }
 
 
 _LABELS: Final = {"email": "E-mail address", "name": "Name", "password": "Password"}
