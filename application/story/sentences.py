@@ -87,6 +87,8 @@ def sentence(event: AnyEvent) -> str:
             return "The person's key was destroyed: address and name cannot be read any more."
         case EmailClaim.EmailClaimed():
             return "The address belongs to this registration."
+        case Mailbox.MailDecided() if event.lifts:
+            return "The mailbox is sent mails again, to whoever asks from now on."
         case Mailbox.MailDecided() if event.silences:
             return "The mailbox is sent no more: a mail there was marked as unwanted."
         case Mailbox.MailDecided():
