@@ -38,7 +38,12 @@ def webhooks_of(core: Core, settings: Settings) -> BounceWebhooks | None:
             "REGISTRAR_BOUNCE_WEBHOOKS is set, and REGISTRAR_BOUNCE_ADDRESS is not: no mail is named; set it, too."
         )
     provided = bounce_webhooks(settings.bounce_webhooks.get_secret_value())
-    return BounceWebhooks(provided, core.keyring, BounceReports(core.handlers))
+    return BounceWebhooks(provided, core.keyring, _reports(core))
+
+
+def _reports(core: Core) -> BounceReports:
+    core.metrics.takes_bounces()
+    return BounceReports(core.handlers, on_report=core.metrics.bounce)
 
 
 async def open_listener(core: Core, settings: Settings, stack: AsyncExitStack) -> BounceListener:
@@ -54,7 +59,7 @@ async def open_listener(core: Core, settings: Settings, stack: AsyncExitStack) -
     where = settings.bounce_listen or DEFAULT
     listener = BounceListener(
         BounceAddresses(settings.bounce_address, core.keyring),
-        BounceReports(core.handlers),
+        _reports(core),
         host=where.host,
         port=where.port,
     )

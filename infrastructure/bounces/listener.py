@@ -46,6 +46,8 @@ class Reports(Protocol):
 
     async def complained(self, registration_id: UUID, serial: int, reported_by: str) -> None: ...
 
+    def unknown(self) -> None: ...
+
 
 class BounceListener:
     """Listens from `start` to `stop`.
@@ -137,6 +139,7 @@ class _Handler:
         self, server: _Session, _session: Session, envelope: Envelope, address: str, _options: list[str]
     ) -> str:
         if self._owner.addresses.mail_of(address) is None:
+            self._owner.reports.unknown()
             self._mistakes += 1
             if self._mistakes > MAX_MISTAKES:
                 asyncio.get_running_loop().call_soon(server.abort)

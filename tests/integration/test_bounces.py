@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -84,6 +85,11 @@ async def registration(service: Service, registration_id: UUID) -> Registration:
     return found
 
 
+def counted(service: Service) -> dict[str, int]:
+    lines = re.findall(r'^registrar_bounces_total{outcome="(\w+)"} (\S+)$', service.metrics.render().decode(), re.M)
+    return {outcome: int(float(count)) for outcome, count in lines}
+
+
 async def shown(service: Service, registration_id: UUID) -> tuple[str, str]:
     found = await service.api.queries.registrations.by_id(registration_id)
     assert found is not None
@@ -108,6 +114,7 @@ async def test_a_mail_that_comes_back_for_good_ends_the_sign_up(
     async with MailExchanger(listener.port) as exchanger:
         assert await exchanger.notify(sender) == 250
     assert (await recorded(dsn))["registration.email_bounced"] == 1
+    assert counted(service) == {"hard": 1, "soft": 0, "complaint": 0, "unknown": 0}
 
 
 @pytest.mark.fault("E61")
@@ -129,6 +136,7 @@ async def test_what_is_forged_late_or_no_notification_changes_nothing(
 
     assert await service.store.head() == position
     assert (await registration(service, registration_id)).is_pending
+    assert counted(service) == {"hard": 0, "soft": 0, "complaint": 0, "unknown": 4}
 
 
 @pytest.mark.fault("E62")
@@ -219,6 +227,7 @@ async def test_a_provider_reports_over_http_and_nobody_else_does(dsn: str) -> No
 
         assert [one.status_code for one in taken] == [204, 204]
         assert (await recorded(dsn))["registration.email_complained"] == 1
+        assert counted(api.service) == {"hard": 0, "soft": 0, "complaint": 1, "unknown": 1}
         again = await handlers.handle(RegisterUser(email="ada@example.com", name="Not Ada"), client())
         assert (await registration(api.service, again.subject_id)).withholds_mail(1)
 

@@ -345,11 +345,12 @@ async def test_a_worker_sends_and_records_mails_with_its_role(owned: str, broker
 
 
 async def test_the_listener_for_bounces_records_them_with_the_role_of_the_api(owned: str, tmp_path: Path) -> None:
-    more = {"bounce_address": "bounces@mail.example.org", "bounce_listen": "127.0.0.1:0"}
-    async with open_api(owned, **more) as api:
+    address, listen = "bounces@mail.example.org", "127.0.0.1:0"
+    theirs = settings(as_role(owned, "api"), str(tmp_path), bounce_address=address, bounce_listen=listen)
+    async with open_api(owned, bounce_address=address) as api:
         registration_id = UUID(await api.registered())
-        sender = BounceAddresses(more["bounce_address"], api.service.keyring).of(registration_id, 1)
-        async with bounces(settings(as_role(owned, "api"), str(tmp_path), **more)) as listening:
+        sender = BounceAddresses(address, api.service.keyring).of(registration_id, 1)
+        async with bounces(theirs) as listening:
             assert listening.bounces is not None
             async with MailExchanger(listening.bounces.port) as exchanger:
                 assert await exchanger.notify(sender) == 250

@@ -49,12 +49,16 @@ class Reported:
 
     def __init__(self) -> None:
         self.told: list[tuple[UUID, int, Bounce | str]] = []
+        self.of_nothing = 0
 
     async def bounced(self, registration_id: UUID, serial: int, bounce: Bounce) -> None:
         self.told.append((registration_id, serial, bounce))
 
     async def complained(self, registration_id: UUID, serial: int, reported_by: str) -> None:
         self.told.append((registration_id, serial, reported_by))
+
+    def unknown(self) -> None:
+        self.of_nothing += 1
 
 
 def webhooks(reported: Reported, confirm: Callable[[str], None] | None = None) -> BounceWebhooks:
@@ -140,24 +144,26 @@ async def test_what_a_provider_says_is_reported_of_the_mail_that_it_names(
 
 @pytest.mark.parametrize("provider", BOUNCE_PROVIDERS)
 async def test_an_event_about_no_mail_of_ours_changes_nothing(provider: str) -> None:
-    reported = Reported()
-    forged = "a" * 48
+    reported, forged = Reported(), "a" * 48
+    says = [said for by, _, said in EVENTS if by == provider and said is not None]
 
     for by, event, _ in EVENTS:
         if by == provider:
             await webhooks(reported).take(provider, json.dumps(event).replace(TOKEN, forged).encode())
 
-    assert reported.told == []
+    assert (reported.told, reported.of_nothing) == ([], len(says))
 
 
 @pytest.mark.fault("E65")
 @pytest.mark.parametrize("provider", BOUNCE_PROVIDERS)
 def test_nobody_else_is_taken_for_a_provider(provider: str) -> None:
-    hooks = webhooks(Reported())
+    reported = Reported()
+    hooks = webhooks(reported)
     event = next(event for by, event, said in EVENTS if by == provider and said is not None)
     body = json.dumps(event).encode()
     headers = SIGNED[provider](body)
     assert hooks.trusts(provider, headers, body)
+    assert reported.of_nothing == 0
 
     for name in headers:
         assert not hooks.trusts(provider, {**headers, name: headers[name][:-6] + "AAAAAA"}, body)
@@ -168,6 +174,7 @@ def test_nobody_else_is_taken_for_a_provider(provider: str) -> None:
         assert not hooks.trusts(provider, {}, b"[]")
     if provider in {"sendgrid", "resend"}:
         assert not hooks.trusts(provider, headers, body + b" ")
+    assert reported.of_nothing > 0
 
 
 @pytest.mark.parametrize("ago", [301, -301])

@@ -190,7 +190,8 @@ OURS = ("api-1", "api-2", "process", "work", "bounces")
 def test_what_may_be_set_in_compose_need_not_be(name: str) -> None:
     found = in_compose(name)
 
-    assert found.webhooks is found.bounce_address is found.product_name is found.templates is None
+    given = (found.webhooks, found.bounce_address, found.bounce_webhooks, found.product_name, found.templates)
+    assert given == (None,) * 5
 
 
 def test_webhooks_mails_and_bounces_can_be_set_in_compose_where_they_are_read() -> None:
