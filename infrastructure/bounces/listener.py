@@ -12,11 +12,12 @@ from typing import Final, Protocol, cast
 from uuid import UUID
 
 import structlog
-from aiosmtpd.smtp import SMTP, Envelope, Session
+from aiosmtpd.smtp import SMTP, Envelope, Session, TLSSetupException
 
 from application.ports import Unavailable
 from domain.mail_outcome import Bounce
 from infrastructure.bounces.addresses import BounceAddresses
+from infrastructure.bounces.certificate import Certificate
 from infrastructure.bounces.notices import read_notice
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -53,17 +54,25 @@ class BounceListener:
     """Listens from `start` to `stop`.
 
     Args:
-        hostname: what it calls itself: the domain of the bounce addresses.
         port: 0 for any free one; the one in use from `start` on.
+        certificate: with it STARTTLS is offered, and not demanded: servers that cannot do it have bounces, too.
     """
 
     def __init__(
-        self, addresses: BounceAddresses, reports: Reports, *, host: str, port: int, sessions: int = MAX_SESSIONS
+        self,
+        addresses: BounceAddresses,
+        reports: Reports,
+        *,
+        host: str,
+        port: int,
+        certificate: Certificate | None = None,
+        sessions: int = MAX_SESSIONS,
     ) -> None:
         self.host = host
         self.port = port
         self.addresses = addresses
         self.reports = reports
+        self.certificate = certificate
         self.sessions: set[_Session] = set()
         self.most = sessions
         self._server: asyncio.Server | None = None
@@ -102,12 +111,16 @@ class _Session(SMTP):
             ident="ESMTP",
             enable_SMTPUTF8=True,
             timeout=CLIENT_TIMEOUT,
+            tls_context=None if owner.certificate is None else owner.certificate.context(),
             command_call_limit={"RCPT": 1000, "*": 1000},
             loop=loop,
         )
         self._owner = owner
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self in self._owner.sessions:  # again, after STARTTLS
+            super().connection_made(transport)
+            return
         self.peer_address = str((transport.get_extra_info("peername") or ("",))[0])
         beside = sum(1 for one in self._owner.sessions if one.peer_address == self.peer_address)
         if len(self._owner.sessions) >= self._owner.most or beside >= MAX_SESSIONS_OF_ONE:
@@ -165,5 +178,7 @@ class _Handler:
 
     async def handle_exception(self, error: Exception) -> str:
         """Replaces aiosmtpd's own, which repeats what was sent in its reply and in the log."""
+        if isinstance(error, TLSSetupException):
+            return ""  # the client's own doing; the session is closed without a word
         log.error("bounces.broke_off", error=type(error).__name__, hint="a notification comes again; report this bug")
         return "451 4.3.0 something went wrong"

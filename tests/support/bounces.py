@@ -6,6 +6,28 @@ import asyncio
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
+from uuid import UUID
+
+from domain.mail_outcome import Bounce
+
+
+class Reported:
+    """Implements `infrastructure.bounces.listener.Reports`."""
+
+    full = False
+
+    def __init__(self) -> None:
+        self.told: list[tuple[UUID, int, Bounce | str]] = []
+        self.of_nothing = 0
+
+    async def bounced(self, registration_id: UUID, serial: int, bounce: Bounce) -> None:
+        self.told.append((registration_id, serial, bounce))
+
+    async def complained(self, registration_id: UUID, serial: int, reported_by: str) -> None:
+        self.told.append((registration_id, serial, reported_by))
+
+    def unknown(self) -> None:
+        self.of_nothing += 1
 
 
 def notification(

@@ -26,6 +26,7 @@ from infrastructure.bounces.webhooks import AT_ONCE, BounceWebhooks
 from infrastructure.settings.bounces import BOUNCE_PROVIDERS
 from infrastructure.settings.environment import BadSettings
 from infrastructure.settings.settings import Settings
+from tests.support.bounces import Reported
 from tests.support.scenarios import KEYRING
 
 REGISTRATION = UUID("019cab10-0000-7000-8000-000000000001")
@@ -40,25 +41,6 @@ SECRETS = {
     "sendgrid": b64encode(PRIVATE.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode(),
     "resend": "whsec_" + b64encode(b"k" * 24).decode(),
 }
-
-
-class Reported:
-    """Implements `infrastructure.bounces.listener.Reports`."""
-
-    full = False
-
-    def __init__(self) -> None:
-        self.told: list[tuple[UUID, int, Bounce | str]] = []
-        self.of_nothing = 0
-
-    async def bounced(self, registration_id: UUID, serial: int, bounce: Bounce) -> None:
-        self.told.append((registration_id, serial, bounce))
-
-    async def complained(self, registration_id: UUID, serial: int, reported_by: str) -> None:
-        self.told.append((registration_id, serial, reported_by))
-
-    def unknown(self) -> None:
-        self.of_nothing += 1
 
 
 def webhooks(reported: Reported, confirm: Callable[[str], None] | None = None) -> BounceWebhooks:

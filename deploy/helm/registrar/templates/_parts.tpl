@@ -137,6 +137,11 @@ spec:
               mountPath: /templates
               readOnly: true
             {{- end }}
+            {{- if eq .part "bounces" }}
+            - name: tls
+              mountPath: /tls
+              readOnly: true
+            {{- end }}
       volumes:
         - name: tmp
           emptyDir:
@@ -145,6 +150,12 @@ spec:
         - name: templates
           configMap:
             name: {{ .root.Release.Name }}-templates
+            optional: true
+        {{- end }}
+        {{- if eq .part "bounces" }}
+        - name: tls
+          secret:
+            secretName: {{ .root.Release.Name }}-bounces-tls
             optional: true
         {{- end }}
 ---
