@@ -1,4 +1,5 @@
-"""An SMTP server for nothing but notifications: it takes mails to bounce addresses, and keeps none of them.
+"""An SMTP server for nothing but notifications: it takes mails to bounce addresses, and keeps none of them. Reports of
+unwanted mails may come to `BOUNCE_ADDRESS` itself.
 
 Whoever connects may be anybody. So an address counts only with its token, sessions and what one of them may do are
 bounded, and what cannot be taken now is refused for now (4xx): who sends notifications comes again.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol, cast
 from uuid import UUID
 
@@ -18,7 +20,8 @@ from application.ports import Unavailable
 from domain.mail_outcome import Bounce
 from infrastructure.bounces.addresses import BounceAddresses
 from infrastructure.bounces.certificate import Certificate
-from infrastructure.bounces.notices import read_notice
+from infrastructure.bounces.complaints import REPORTED_BY, Complaint
+from infrastructure.bounces.notices import Notice, read_complaint, read_notice
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -83,8 +86,10 @@ class BounceListener:
             OSError: the address cannot be used.
         """
         loop = asyncio.get_running_loop()
-        # aiosmtpd logs every command with its address, and below INFO every line of a mail.
-        logging.getLogger("mail.log").setLevel(logging.CRITICAL + 1)
+        # aiosmtpd logs every command with its address, and below INFO every line of a mail; flufl.bounce a traceback of
+        # each mail that one of its parts stumbles over.
+        for name in ("mail.log", "flufl.bounce"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         self._server = await loop.create_server(lambda: _Session(self, loop), self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -151,7 +156,8 @@ class _Handler:
     async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
         self, server: _Session, _session: Session, envelope: Envelope, address: str, _options: list[str]
     ) -> str:
-        if self._owner.addresses.mail_of(address) is None:
+        addresses = self._owner.addresses
+        if addresses.mail_of(address) is None and not addresses.is_plain(address):
             self._owner.reports.unknown()
             self._mistakes += 1
             if self._mistakes > MAX_MISTAKES:
@@ -165,16 +171,31 @@ class _Handler:
         return "250 2.1.5 go on"
 
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
-        notice = await asyncio.to_thread(read_notice, envelope.original_content or b"")
-        if not isinstance(notice, Bounce):
-            return "250 2.0.0 nothing to be done about it"
-        mails = [self._owner.addresses.mail_of(address) for address in envelope.rcpt_tos]
+        mails = self._named(envelope.rcpt_tos)
+        # To the address that names none anybody may send anything: what takes long to read it is for the others.
+        read: Callable[[bytes], Notice] = read_notice if mails else read_complaint
+        notice = await asyncio.to_thread(read, envelope.original_content or b"")
+        if not mails and isinstance(notice, Complaint):
+            mails = self._named(notice.named)[:1]
+        if not mails:
+            self._owner.reports.unknown()
+            return "550 5.7.1 nothing about a mail of ours"
         try:
-            for registration_id, serial in filter(None, mails):
-                await self._owner.reports.bounced(registration_id, serial, notice)
+            for registration_id, serial in mails:
+                await self._report(registration_id, serial, notice)
         except Unavailable:
             return "451 4.3.0 cannot be recorded now, come again later"
-        return "250 2.0.0 recorded"
+        return "250 2.0.0 taken"
+
+    def _named(self, addresses: Iterable[str]) -> list[tuple[UUID, int]]:
+        return list(filter(None, map(self._owner.addresses.mail_of, addresses)))
+
+    async def _report(self, registration_id: UUID, serial: int, notice: Notice) -> None:
+        reports = self._owner.reports
+        if isinstance(notice, Complaint):
+            await reports.complained(registration_id, serial, reported_by=REPORTED_BY)
+        elif isinstance(notice, Bounce):
+            await reports.bounced(registration_id, serial, notice)
 
     async def handle_exception(self, error: Exception) -> str:
         """Replaces aiosmtpd's own, which repeats what was sent in its reply and in the log."""

@@ -97,6 +97,7 @@ def handed_over(port: int, trust: ssl.SSLContext) -> bytes:
         return client.sock.getpeercert(binary_form=True) or b""
 
 
+@pytest.mark.fault("E67")
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_notification_comes_encrypted_and_to_a_client_who_breaks_it_off_nothing_happens(
     files: Files, trust: ssl.SSLContext, loop: Callable[[], asyncio.AbstractEventLoop]
@@ -130,6 +131,7 @@ def test_a_notification_comes_encrypted_and_to_a_client_who_breaks_it_off_nothin
         runner.run(scene())
 
 
+@pytest.mark.fault("E67")
 async def test_what_was_said_in_clear_before_does_not_count_afterwards(files: Files, trust: ssl.SSLContext) -> None:
     reported = Reported()
 
@@ -146,6 +148,7 @@ async def test_what_was_said_in_clear_before_does_not_count_afterwards(files: Fi
         assert (await asyncio.to_thread(injected, listener.port)).startswith(b"503")
 
 
+@pytest.mark.fault("E67")
 async def test_a_renewed_certificate_is_taken_once_both_of_its_files_are_there(
     files: Files, trust: ssl.SSLContext
 ) -> None:

@@ -23,7 +23,7 @@ from entrypoints.cli import mail
 from infrastructure.bounces.addresses import BounceAddresses
 from infrastructure.bounces.listener import MAX_MISTAKES, BounceListener
 from infrastructure.settings.settings import Settings
-from tests.support.bounces import MailExchanger, notification
+from tests.support.bounces import MailExchanger, feedback_report, notification
 from tests.support.facts import eventually
 from tests.support.http import ADMIN, open_api
 from tests.support.log import query
@@ -119,9 +119,10 @@ async def test_a_mail_that_comes_back_for_good_ends_the_sign_up(
 
 @pytest.mark.fault("E61")
 async def test_what_is_forged_late_or_no_notification_changes_nothing(
-    service: Service, stub: SmtpStub, listener: BounceListener, dsn: str
+    service: Service, stub: SmtpStub, listener: BounceListener, dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     registration_id, sender = await sent(service, stub)
+    await until_recorded(dsn, "mail_saga.end_awaited")
     others = BounceAddresses(ADDRESS, service.keyring).of(uuid4(), 1)
     position = await service.store.head()
 
@@ -137,6 +138,35 @@ async def test_what_is_forged_late_or_no_notification_changes_nothing(
     assert await service.store.head() == position
     assert (await registration(service, registration_id)).is_pending
     assert counted(service) == {"hard": 0, "soft": 0, "complaint": 0, "unknown": 4}
+    assert [one.getMessage() for one in caplog.records if one.name in {"flufl.bounce", "mail.log"}] == []
+
+
+@pytest.mark.fault("E66")
+async def test_a_feedback_report_of_a_mail_of_ours_has_the_mailbox_sent_no_more_and_no_other_does(
+    service: Service, stub: SmtpStub, listener: BounceListener, dsn: str
+) -> None:
+    registration_id, sender = await sent(service, stub)
+    other_domain = sender.replace("mail.example.org", "mail.example.net")
+    forged = [
+        feedback_report(about=sender[:-20] + "a" * 4 + sender[-16:]),
+        feedback_report(about=other_domain),
+        feedback_report(about=ADDRESS),
+        feedback_report(about=sender, kind="not-spam"),
+        notification(),
+        b"Subject: hello\r\n\r\nIs this <" + sender.encode() + b"> yours?",
+    ]
+    async with MailExchanger(listener.port) as exchanger:
+        assert [await exchanger.notify(ADDRESS, one) for one in forged] == [550] * len(forged)
+        assert "email_complained" not in " ".join(await recorded(dsn))
+
+        told = [await exchanger.notify(to, feedback_report(about=sender)) for to in (ADDRESS, ADDRESS.upper(), sender)]
+
+    assert told == [250, 250, 250]
+    assert (await recorded(dsn))["registration.email_complained"] == 1
+    assert counted(service) == {"hard": 0, "soft": 0, "complaint": 1, "unknown": len(forged)}
+    assert (await registration(service, registration_id)).is_pending
+    again = await service.handlers.handle(RegisterUser(email="ada@example.com", name="Not Ada"), client())
+    assert (await registration(service, again.subject_id)).withholds_mail(1)
 
 
 @pytest.mark.fault("E62")
