@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID, uuid5
 
 from application.commands import Command, RecordEmailBounced, RecordEmailComplained
@@ -29,15 +29,27 @@ class EarlyReport(Unavailable):
     """The mail's hand-over is not recorded yet; report it again later."""
 
 
+Outcome = Literal["hard", "soft", "complaint", "unknown"]
+"""What a report was: of a mail that came back for good, or for now, or was not wanted; or of no mail of ours."""
+
+
 class BounceReports:
     """Records what is reported, once, however often it is.
 
     Args:
+        on_report: is told of each that was recorded, and of each that is unknown.
         sleep: waits for a number of seconds.
     """
 
-    def __init__(self, handlers: Handlers, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        handlers: Handlers,
+        *,
+        on_report: Callable[[Outcome], None] = lambda _: None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._handlers = handlers
+        self._on_report = on_report
         self._sleep = sleep
         self._under_way = 0
 
@@ -54,7 +66,8 @@ class BounceReports:
             Overloaded: too many are under way.
             Unavailable: the database is away.
         """
-        await self._record(RecordEmailBounced(registration_id=registration_id, serial=serial, bounce=bounce))
+        command = RecordEmailBounced(registration_id=registration_id, serial=serial, bounce=bounce)
+        await self._record(command, "hard" if bounce.permanent else "soft")
 
     async def complained(self, registration_id: UUID, serial: int, reported_by: str) -> None:
         """Record that a mail was marked as unwanted.
@@ -62,29 +75,35 @@ class BounceReports:
         Raises:
             Overloaded, Unavailable: see `bounced`.
         """
-        await self._record(
-            RecordEmailComplained(registration_id=registration_id, serial=serial, reported_by=reported_by)
-        )
+        command = RecordEmailComplained(registration_id=registration_id, serial=serial, reported_by=reported_by)
+        await self._record(command, "complaint")
 
-    async def _record(self, command: RecordEmailBounced | RecordEmailComplained) -> None:
+    def unknown(self) -> None:
+        """Something was reported that names no mail of ours, or by somebody who may not: it is counted, no more."""
+        self._on_report("unknown")
+
+    async def _record(self, command: RecordEmailBounced | RecordEmailComplained, outcome: Outcome) -> None:
         if self.full:
             raise Overloaded("too many reports at a time", retry_after=COME_AGAIN)
         self._under_way += 1
         try:
-            await self._in_time(command, command.registration_id)
+            await self._in_time(command, command.registration_id, outcome)
         finally:
             self._under_way -= 1
 
-    async def _in_time(self, command: Command, registration_id: UUID) -> None:
+    async def _in_time(self, command: Command, registration_id: UUID, outcome: Outcome) -> None:
         context = Context(Actor.BOUNCE_REPORT, uuid5(registration_id, "bounce report"))
         for pause in (*PAUSES, None):
             try:
-                await self._handlers.handle(command, context)
+                answer = await self._handlers.handle(command, context)
             except UnknownRegistration:
-                return  # of this log before it was restored from a backup
+                self.unknown()  # of this log before it was restored from a backup
+                return
             except NotHandedOver:
                 if pause is None:
                     raise EarlyReport("the hand-over is not recorded", retry_after=COME_AGAIN) from None
                 await self._sleep(pause)
             else:
+                if answer.recorded:
+                    self._on_report(outcome)
                 return

@@ -255,6 +255,12 @@ class DiscardMail(Command):
     registration_id: UUID
 
 
+class AllowMailbox(Command):
+    """Have this registration's mailbox sent mails again, if it is sent no more since somebody complained there."""
+
+    registration_id: UUID
+
+
 class DiscardStrayMessage(Command):
     """Remove a foreign message from the list of dead letters."""
 

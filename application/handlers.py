@@ -17,6 +17,7 @@ from application.addresses import canonical_address, mailbox_guess
 from application.answers import Answer, Around, Handle
 from application.commands import (
     ActivateAccount,
+    AllowMailbox,
     CancelRegistration,
     Command,
     DiscardMail,
@@ -73,7 +74,7 @@ from application.retrying import decided_again
 from domain.email_claim import EmailClaim
 from domain.errors import Refused, WrongCode
 from domain.kept_answer import KeptAnswer
-from domain.mailbox import Mailbox, silence
+from domain.mailbox import Mailbox, allow, silence
 from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
 from domain.password_checks import PasswordChecks
@@ -143,6 +144,7 @@ class Handlers:
             RecordFailedChecks: self._record_failed_checks,
             RetryMail: self._retry_mail,
             DiscardMail: self._discard_mail,
+            AllowMailbox: self._allow_mailbox,
             KeepStrayMessage: self._keep_stray_message,
             DiscardStrayMessage: self._discard_stray_message,
             RecordRebuild: self._record_rebuild,
@@ -538,6 +540,18 @@ class Handlers:
 
     async def _discard_mail(self, command: DiscardMail, context: Context) -> Answer:
         return await self._change(command.registration_id, context, lambda r: r.discard_mail(now=self._clock()))
+
+    async def _allow_mailbox(self, command: AllowMailbox, context: Context) -> Answer:
+        async def decide() -> Answer:
+            registration, position = await self._load(command.registration_id)
+            mailbox_id, allowed = registration.mailbox_id, None
+            if mailbox_id is not None:
+                mailbox = (await self._log.load(mailboxes=(mailbox_id,))).get(Mailbox, mailbox_id)
+                allowed = None if mailbox is None else allow(mailbox, registration.id, self._clock())
+            saved = await self._save(registration, *filter(None, (allowed,)), context=context)
+            return _answer(registration.id, registration.status, saved, position)
+
+        return await self._in_turn(command.registration_id, decide)
 
     async def _discard_stray_message(self, command: DiscardStrayMessage, context: Context) -> Answer:
         async def decide() -> Answer:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from application.commands import (
+    AllowMailbox,
     CancelRegistration,
     Command,
     DiscardMail,
@@ -39,6 +40,7 @@ _ACTS: Final[Mapping[type[Command], str]] = {
     SetPassword: "set-password",
     RetryMail: "retry-mail",
     DiscardMail: "discard-mail",
+    AllowMailbox: "allow-mailbox",
     DiscardStrayMessage: "discard-stray-message",
     RetryParkedStream: "retry-parked-stream",
 }

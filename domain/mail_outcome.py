@@ -74,7 +74,8 @@ class Bounce:
         permanent: the mailbox takes none; otherwise it may take one later.
         reply_status: enhanced status code (5.1.1, RFC 3463) where there was one; never the notification's text, which
             may quote the address.
-        reported_by: "dsn" (a notification by mail) or the provider's name ("ses").
+        reported_by: "dsn" (a notification by mail) or the provider's name ("ses"); of complaints also "arf" (a feedback
+            report by mail).
     """
 
     failure: MailFailure

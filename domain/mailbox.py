@@ -32,6 +32,7 @@ NEVER_OVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
 """The time of a grant by which a mailbox is sent no more: a mail so recent that there is none after it, which every
 release takes for one that was granted within the cooldown (`_is_used_up`)."""
 
+_NO_MAIL: Final = 0
 _LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -68,6 +69,7 @@ class Mailbox(Aggregate, created_event_name="MailDecided"):
 
         Each event has the whole state after it, so the latest one is all that is ever read, however many there are.
 
+        `serial`: of the issue; 0: it is about no mail, see `lifts`.
         `granted`: the mails of the last 24 hours, the oldest first, each "TIME NETWORK"; the network is a keyed hash of
         32 bits that differs from mailbox to mailbox. One of the year 9999 among them: nobody is sent any there.
         `applicants`: the latest registrations, the oldest first, each
@@ -91,6 +93,12 @@ class Mailbox(Aggregate, created_event_name="MailDecided"):
         def silences(self) -> bool:
             """Is the mailbox sent no more?"""
             return any(one.at == NEVER_OVER for one in self.grants())
+
+        @property
+        def lifts(self) -> bool:
+            """Is it an operator's decision that the mailbox is sent mails again? `withheld` is true then, as with any
+            event that grants no mail: so it is read rightly by a release that does not know of this."""
+            return self.serial == _NO_MAIL
 
         def applicant(self) -> Applicant | None:
             """The registration that the mail is for; None if it is not remembered any more."""
@@ -215,6 +223,27 @@ def silence(
     return begin(
         Mailbox, Mailbox.MailDecided, name="mailbox", stream_id=mailbox_id, now=now, version=version + 1, **fields
     )
+
+
+def allow(mailbox: Mailbox, registration_id: UUID, now: datetime) -> Mailbox | None:
+    """Decide that a mailbox is sent mails again, within its budget; None: it is already.
+
+    Args:
+        registration_id: one of its registrations, in whose story this stands.
+    """
+    latest = mailbox.latest
+    if not latest.silences:
+        return None
+    kept = [text for text, one in zip(latest.granted, latest.grants(), strict=True) if one.at != NEVER_OVER]
+    fields: dict[str, Any] = {
+        "registration_id": str(registration_id),
+        "serial": _NO_MAIL,
+        "withheld": True,
+        "granted": kept,
+        "applicants": latest.applicants,
+    }
+    version = mailbox.version + 1
+    return begin(Mailbox, Mailbox.MailDecided, name="mailbox", stream_id=mailbox.id, now=now, version=version, **fields)
 
 
 def grant(granted: Iterable[Grant], network: str, *, now: datetime, policy: Policy) -> tuple[list[Grant], bool]:

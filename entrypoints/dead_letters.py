@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 from application.answers import Answer
-from application.commands import DiscardMail, DiscardStrayMessage, RetryMail
+from application.commands import AllowMailbox, DiscardMail, DiscardStrayMessage, RetryMail
 from application.handlers import Handlers
 from application.ports import Context
 from domain.errors import UnknownRegistration
 
 Act = Callable[[Handlers, UUID, Context], Awaitable[Answer]]
-"""`retry` or `discard`."""
+"""`retry`, `discard` or `allow`."""
 
 
 async def retry(handlers: Handlers, registration_id: UUID, context: Context) -> Answer:
@@ -37,3 +37,13 @@ async def discard(handlers: Handlers, wanted_id: UUID, context: Context) -> Answ
         return await handlers.handle(DiscardMail(registration_id=wanted_id), context)
     except UnknownRegistration:
         return await handlers.handle(DiscardStrayMessage(message_id=wanted_id), context)
+
+
+async def allow(handlers: Handlers, registration_id: UUID, context: Context) -> Answer:
+    """Have this registration's mailbox sent mails again; without effect where it is.
+
+    Raises:
+        UnknownRegistration: there is none with this id.
+        Conflict, Unavailable: worth a repeat.
+    """
+    return await handlers.handle(AllowMailbox(registration_id=registration_id), context)

@@ -97,6 +97,11 @@ DASHBOARDS: dict[str, list[Panel]] = {
         Panel("Servers that take nothing", {"{{name}} {{trouble}}": worst("registrar_mail_server_trouble", "name, trouble")}),
         Panel("RabbitMQ: messages that wait", {"{{queue}}": worst("registrar_broker_messages", "queue"), "connected: {{instance}}": worst("registrar_broker_up", "instance")}),
         Panel("RabbitMQ: consumers", {"{{queue}}": worst("registrar_broker_consumers", "queue")}),
+        Panel("Mails that came back, or were not wanted", {"{{outcome}}": rate("registrar_bounces_total", "outcome")}, "reqps"),
+        Panel("Share of the mails of six hours", {
+            "{{outcome}}": 'sum by (outcome) (increase(registrar_bounces_total{outcome!="unknown"}[6h]))'
+            ' / on () group_left () sum(increase(registrar_mail_total{outcome="accepted"}[6h]))',
+        }, "percentunit", 0.05),
         Panel("Dead letters", {"mails": worst("registrar_dead_letters"), "foreign messages": worst("registrar_stray_messages")}, limit=10),
     ],
     "Errors": [

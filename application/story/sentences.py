@@ -23,6 +23,8 @@ _ISSUED: Final[Mapping[str, str]] = {
     "reopened": "because the registration was reopened",
 }
 
+_BY_MAIL: Final[Mapping[str, str]] = {"dsn": "a notification by mail", "arf": "a feedback report by mail"}
+
 _ENDED: Final[Mapping[str, str]] = {"active": "the account is active"} | dict(CANCELLED)
 
 
@@ -87,6 +89,8 @@ def sentence(event: AnyEvent) -> str:
             return "The person's key was destroyed: address and name cannot be read any more."
         case EmailClaim.EmailClaimed():
             return "The address belongs to this registration."
+        case Mailbox.MailDecided() if event.lifts:
+            return "The mailbox is sent mails again, to whoever asks from now on."
         case Mailbox.MailDecided() if event.silences:
             return "The mailbox is sent no more: a mail there was marked as unwanted."
         case Mailbox.MailDecided():
@@ -161,7 +165,7 @@ def bounce(event: Registration.EmailBounced) -> str:
 
 def reported_by(event: Registration.EmailBounced | Registration.EmailComplained) -> str:
     """Who reported it."""
-    return "a notification by mail" if event.reported_by == "dsn" else event.reported_by
+    return _BY_MAIL.get(event.reported_by, event.reported_by)
 
 
 def tries(attempts: int) -> str:

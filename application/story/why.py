@@ -30,7 +30,7 @@ class _Known:
             have been too old on arrival.
         codes: how many these are.
         asked, sent, bounced, withheld, locked: about the latest code's mail.
-        silenced: the mailbox is sent no more.
+        silenced: the mailbox is sent no more; lifted: it is again.
         failed: about the mails with all of these codes.
         sent_before: an earlier code's.
         look_again_at: when the saga does the next thing; None: it has ended, or not begun.
@@ -47,6 +47,7 @@ class _Known:
     withheld: Recorded | None = None
     over_budget: bool = False
     silenced: bool = False
+    lifted: Recorded | None = None
     bounced: Recorded | None = None
     superseded: Recorded | None = None
     discarded: Recorded | None = None
@@ -86,8 +87,10 @@ def _learn(known: _Known, recorded: Recorded) -> None:
             known.sent, known.bounced = recorded, None
         case Registration.EmailBounced(serial=serial) if serial == known.serial:
             known.bounced = recorded
+        case Mailbox.MailDecided(lifts=True):
+            known.lifted = recorded
         case Mailbox.MailDecided() as decided:
-            known.silenced = decided.silences
+            known.silenced, known.lifted = decided.silences, None
         case Registration.EmailDispatched():
             known.sent_before = recorded
         case Registration.EmailDispatchFailed():
@@ -126,8 +129,13 @@ def _learn_code(known: _Known, recorded: Recorded, event: Registration.OtpIssued
 
 
 def _withheld_because(known: _Known) -> str:
+    if known.silenced and known.lifted is not None:
+        lifted = moment(known.lifted.recorded_at)
+        return f"the mailbox was sent no more. An operator has lifted that at {lifted}; a new code will be sent"
     if known.silenced:
-        return "the mailbox is sent no more, since a mail there was marked as unwanted"
+        return (
+            "the mailbox is sent no more, since a mail there was marked as unwanted; `registrar mail allow` lifts that"
+        )
     if known.over_budget:
         return "the mailbox, or the part of it that the requester's network gets, has had as many mails as it is sent"
     if known.superseded is not None:

@@ -27,6 +27,7 @@ ACTS: Final[Mapping[str, str]] = {
     "set-password": "set the password",
     "retry-mail": "had the mail tried again",
     "discard-mail": "gave the mail up",
+    "allow-mailbox": "had the mailbox sent mails again",
     "discard-stray-message": "discarded a foreign message",
     "retry-parked-stream": "had a parked stream tried again",
 }

@@ -50,6 +50,7 @@ from entrypoints.api.responses import (
     Registrations,
     StatusName,
     StrayMessages,
+    Suppressions,
     admin_story,
     answer,
     followers,
@@ -204,6 +205,7 @@ def add_admin_routes(app: FastAPI, parts: Parts) -> None:
     add_account_routes(add, queries.accounts, parts.passwords, parts.limits)
     _add_acts_on_registrations(add, handlers)
     _add_acts_on_mails(add, handlers, queries.mails)
+    _add_suppressions(add, handlers, queries.mails)
     _add_acts_on_followers(add, handlers, queries.parked)
     begin = BeginJob(parts.jobs, handlers)
     add_replay_routes(add, queries.replay, begin, parts.export, patience=parts.request_timeout)
@@ -347,6 +349,22 @@ def _add_acts_on_mails(add: Callable[..., None], handlers: Handlers, mails: Mail
         openapi_extra=body_described(RetryByCause, {"failure": "expired"}),
     )
     add("POST", "/mail/{registration_id}/discard", discard, "Discard a mail", Done, *_REFUSALS)
+
+
+def _add_suppressions(add: Callable[..., None], handlers: Handlers, mails: MailQueries) -> None:
+    async def suppressions(query: Annotated[_Page, Query()]) -> Response:
+        """Mailboxes that are sent no more since a mail there was marked as unwanted, the latest first.
+
+        Each by the registration whose mail that was; no address is told.
+        """
+        return answer(await mails.suppressions(cursor=query.cursor, limit=query.limit))
+
+    async def allow(registration_id: UUID, request: Request) -> Response:
+        """Send the mailbox of this registration mails again, where it is sent no more: the next code goes there."""
+        return _done(await dead_letters.allow(handlers, registration_id, operator_of(request)))
+
+    add("GET", "/mail/suppressions", suppressions, "Mailboxes that are sent no more", Suppressions)
+    add("POST", "/mail/{registration_id}/allow", allow, "Send a mailbox mails again", Done, _UNKNOWN)
 
 
 def _add_acts_on_followers(add: Callable[..., None], handlers: Handlers, parked: ParkedQueries) -> None:

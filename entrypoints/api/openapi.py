@@ -53,6 +53,8 @@ _OPERATIONS: Final = {
     "GET /v1/admin/funnel": "getFunnel",
     "GET /v1/admin/mail": "listMails",
     "POST /v1/admin/mail/retry": "retryMailsByCause",
+    "GET /v1/admin/mail/suppressions": "listSuppressions",
+    "POST /v1/admin/mail/{registration_id}/allow": "allowMailbox",
     "POST /v1/admin/mail/{registration_id}/retry": "retryMail",
     "POST /v1/admin/mail/{registration_id}/discard": "discardMail",
     "GET /v1/admin/projections": "listProjections",

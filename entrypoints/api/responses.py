@@ -20,6 +20,7 @@ from entrypoints.queries.followers import AllListed, Status
 from entrypoints.queries.funnel import as_told
 from entrypoints.queries.parked import RefusedEvent
 from entrypoints.queries.registrations import OpenedRegistration, Story
+from entrypoints.queries.suppressions import Suppression
 from infrastructure.followers.parked_listing import ParkedStream
 from projections.audit import Entry
 from projections.funnel import Bucket
@@ -181,6 +182,14 @@ class StrayMessages:
     """A page of the foreign messages among the dead letters, the latest first."""
 
     items: list[Stray]
+    next_cursor: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Suppressions:
+    """A page of the mailboxes that are sent no more, the latest complaint first."""
+
+    items: list[Suppression]
     next_cursor: Cursor
 
 

@@ -16,6 +16,7 @@ from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import Listen
 
 if TYPE_CHECKING:
+    from infrastructure.bounces.certificate import Certificate
     from infrastructure.bounces.listener import BounceListener
     from infrastructure.bounces.webhooks import BounceWebhooks
 
@@ -38,14 +39,33 @@ def webhooks_of(core: Core, settings: Settings) -> BounceWebhooks | None:
             "REGISTRAR_BOUNCE_WEBHOOKS is set, and REGISTRAR_BOUNCE_ADDRESS is not: no mail is named; set it, too."
         )
     provided = bounce_webhooks(settings.bounce_webhooks.get_secret_value())
-    return BounceWebhooks(provided, core.keyring, BounceReports(core.handlers))
+    return BounceWebhooks(provided, core.keyring, _reports(core))
+
+
+def _reports(core: Core) -> BounceReports:
+    core.metrics.takes_bounces()
+    return BounceReports(core.handlers, on_report=core.metrics.bounce)
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    chain, key = settings.bounce_certificate, settings.bounce_certificate_key
+    if chain is None and key is None:
+        return None
+    from infrastructure.bounces.certificate import BadCertificate, Certificate
+
+    if chain is None or key is None:
+        raise CannotStart("Of REGISTRAR_BOUNCE_CERTIFICATE and REGISTRAR_BOUNCE_CERTIFICATE_KEY one is set; set both.")
+    try:
+        return Certificate(chain, key)
+    except BadCertificate as error:
+        raise CannotStart(f"REGISTRAR_BOUNCE_CERTIFICATE: {error}.") from None
 
 
 async def open_listener(core: Core, settings: Settings, stack: AsyncExitStack) -> BounceListener:
     """Listen for notifications; taken down with the stack.
 
     Raises:
-        CannotStart: there is no bounce address, or something else listens there.
+        CannotStart: there is no bounce address, its certificate cannot be used, or something else listens there.
     """
     from infrastructure.bounces.listener import BounceListener
 
@@ -54,9 +74,10 @@ async def open_listener(core: Core, settings: Settings, stack: AsyncExitStack) -
     where = settings.bounce_listen or DEFAULT
     listener = BounceListener(
         BounceAddresses(settings.bounce_address, core.keyring),
-        BounceReports(core.handlers),
+        _reports(core),
         host=where.host,
         port=where.port,
+        certificate=_certificate(settings),
     )
     try:
         await listener.start()

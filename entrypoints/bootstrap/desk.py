@@ -7,10 +7,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from uuid import UUID
 
+from application.addresses import canonical_address, mailbox_guess
 from application.handlers import Handlers
+from domain.mailbox import Mailbox
 from entrypoints.bootstrap.acts import record_act
-from entrypoints.bootstrap.core import core_as_it_is
+from entrypoints.bootstrap.core import Core, core_as_it_is
 from entrypoints.bootstrap.database import check_schema, dsn_to_read
 from entrypoints.queries.activity import ActivityQueries
 from entrypoints.queries.events import EventQueries
@@ -51,9 +54,15 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """For an operator's command that acts."""
+    """For an operator's command that acts.
+
+    Attributes:
+        latest_of_mailbox: the registration for which a mail was last decided there, by an address that leads to the
+            mailbox; None: nobody has asked for one. Raises what `application.ports.Log.load` does.
+    """
 
     handlers: Handlers
+    latest_of_mailbox: Callable[[str], Awaitable[UUID | None]]
     mails: MailQueries
     parked: ParkedQueries
 
@@ -102,4 +111,12 @@ async def desk(settings: Settings) -> AsyncIterator[Desk]:
     """
     async with AsyncExitStack() as stack:
         core = await core_as_it_is(settings, stack)
-        yield Desk(core.handlers, MailQueries(core.pool), ParkedQueries(core.pool))
+        latest = partial(latest_of_mailbox, core)
+        yield Desk(core.handlers, latest, MailQueries(core.pool), ParkedQueries(core.pool))
+
+
+async def latest_of_mailbox(core: Core, email: str) -> UUID | None:
+    """See `Desk`."""
+    mailbox_id = core.keyring.mailbox_id(mailbox_guess(canonical_address(email)))
+    mailbox = (await core.store.load(mailboxes=(mailbox_id,))).get(Mailbox, mailbox_id)
+    return None if mailbox is None else UUID(mailbox.latest.registration_id)

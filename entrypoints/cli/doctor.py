@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from entrypoints.cli.checks.bounces import look_at_bounces
 from entrypoints.cli.checks.database import look_at_database
 from entrypoints.cli.checks.finding import Finding
 from entrypoints.cli.checks.letters import look_at_templates
@@ -65,6 +66,8 @@ async def examine(data_dir: Path | None) -> AsyncIterator[Finding]:
     async for finding in look_at_mail_servers(settings):
         yield finding
     async for finding in look_at_endpoints(settings):
+        yield finding
+    async for finding in look_at_bounces(settings):
         yield finding
     yield await look_at_templates(settings)
     if settings.alert_url is not None:

@@ -12,7 +12,6 @@ from uuid import UUID
 
 import click
 
-from application.addresses import parse_address
 from application.ports import Conflict, Unavailable
 from domain.errors import Refused
 from domain.recorded import Position
@@ -34,26 +33,6 @@ class Report:
     position: Position | None = None
     erased_at: datetime | None = None
     why_not: str | None = None
-
-
-def parse(who: str) -> UUID | str:
-    """The id of a registration, or an address.
-
-    Raises:
-        click.BadParameter: it is neither.
-    """
-    try:
-        return UUID(who)
-    except ValueError:
-        pass
-    try:
-        return parse_address(who.strip())
-    except ValueError:
-        raise click.BadParameter(
-            "it is neither the id of a registration nor a mail address.",
-            click.get_current_context(),
-            param_hint="'ID|ADDRESS'",
-        ) from None
 
 
 async def erase(

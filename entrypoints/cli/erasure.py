@@ -38,7 +38,7 @@ def erase(*, who: str, reason: str, yes: bool, proof: Path | None, as_json: bool
     from entrypoints.cli import erasing
     from entrypoints.cli.session import erasing_with
 
-    wanted = erasing.parse(who)
+    wanted = options.registration_or_address(who)
     return erasing_with(
         data_dir, lambda desk: erasing.erase(desk, wanted, reason, sure=yes, proof=proof, as_json=as_json)
     )

@@ -18,6 +18,7 @@ from entrypoints import dead_letters as mail_desk
 from entrypoints.bootstrap.desk import Desk, Reader
 from entrypoints.cli.output import note, print_json, print_table
 from entrypoints.queries.mails import MailQueries
+from projections.audit import Audit
 from projections.mail import Mails
 
 _PAGE = 500
@@ -98,10 +99,12 @@ async def list_strays(reader: Reader, *, limit: int, as_json: bool) -> int:
     return 0
 
 
-async def _note_what_is_missing(reader: Reader, limit: int, *, there_are_more: bool) -> None:
+async def _note_what_is_missing(
+    reader: Reader, limit: int, *, there_are_more: bool, follower: str = Mails.name
+) -> None:
     if there_are_more:
         note(f"There are more than {limit}; --limit shows more.")
-    if behind := (await reader.followers.progress_of(Mails.name)).lag_events:
+    if behind := (await reader.followers.progress_of(follower)).lag_events:
         note(f"This list is behind the log by {behind}; does `registrar up` or `registrar process` run?")
 
 
@@ -122,6 +125,29 @@ async def retry_all(desk: Desk, failures: Sequence[str], *, reason: str | None =
 async def discard(desk: Desk, wanted_ids: Sequence[UUID], *, reason: str | None = None, as_json: bool) -> int:
     """Give mails up, whose registrations the saga undoes, and take stray messages from the list."""
     return await _each(desk.handlers, mail_desk.discard, wanted_ids, reason=reason, as_json=as_json)
+
+
+async def list_suppressions(reader: Reader, *, limit: int, as_json: bool) -> int:
+    """Print the mailboxes that are sent no more, the latest complaint first."""
+    found = await reader.mails.suppressions(limit=limit)
+    if as_json:
+        print_json(found.items)
+    else:
+        print_table(
+            ("registration", "complained at", "reported by"),
+            ((one.registration_id, one.complained_at, one.reported_by) for one in found.items),
+        )
+    await _note_what_is_missing(reader, limit, there_are_more=found.next_cursor is not None, follower=Audit.name)
+    return 0
+
+
+async def allow(desk: Desk, who: UUID | str, *, reason: str | None = None, as_json: bool) -> int:
+    """Have a mailbox sent mails again: that of a registration, or of an address."""
+    registration_id = who if isinstance(who, UUID) else await desk.latest_of_mailbox(who)
+    if registration_id is None:
+        note("Nobody has registered with this address, or one of the same mailbox.")
+        return 1
+    return await _each(desk.handlers, mail_desk.allow, [registration_id], reason=reason, as_json=as_json)
 
 
 async def _each(

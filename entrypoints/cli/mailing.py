@@ -1,4 +1,5 @@
-"""`registrar mail preview` and `mail test`, with their options and examples; what they do is in `letters`."""
+"""`registrar mail preview` and `mail test`, which do what is in `letters`, and `mail suppressions` and `mail allow`, of
+which that is in `mail`; with their options and examples."""
 
 # ruff: noqa: PLC0415 - as in `main`: a command imports what it needs when it runs
 from __future__ import annotations
@@ -59,3 +60,44 @@ def test(*, address: str, kind: str, locale: str, as_json: bool, data_dir: Path 
     settings = read_settings(data_dir=data_dir, with_secrets=False)
     log_troubles(settings)
     return finish(letters.send_sample(settings, address, MailKind(kind), locale, as_json=as_json))
+
+
+@click.command(epilog=options.example("registrar mail suppressions", "registrar mail suppressions --limit 500 --json"))
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="At most N.")
+@options.wide
+@options.as_json
+@options.data_dir
+def suppressions(*, limit: int, as_json: bool, data_dir: Path | None) -> int:
+    """List mailboxes that are sent no more.
+
+    Those where a mail was marked as unwanted, the latest complaint first, each by the registration whose mail that was:
+    no address is shown. `registrar mail allow` lifts it.
+    """
+    from entrypoints.cli import mail
+    from entrypoints.cli.session import reading
+
+    return reading(data_dir, lambda reader: mail.list_suppressions(reader, limit=limit, as_json=as_json))
+
+
+@click.command(
+    epilog=options.example(
+        "registrar mail allow 0198c0de-0000-7000-8000-000000000000 --reason 'ticket 4711'",
+        "registrar mail allow - --reason 'asked by phone' < address.txt",
+    )
+)
+@click.argument("who", callback=options.or_standard_input, metavar="ID|ADDRESS")
+@options.reason
+@options.wide
+@options.as_json
+@options.data_dir
+def allow(*, who: str, reason: str | None, as_json: bool, data_dir: Path | None) -> int:
+    """Send a mailbox mails again.
+
+    One that is sent no more since a mail there was marked as unwanted: that of a registration, or of an ADDRESS ("-"
+    reads it from standard input). The next code that somebody asks for goes there.
+    """
+    from entrypoints.cli import mail
+    from entrypoints.cli.session import acting
+
+    wanted = options.registration_or_address(who)
+    return acting(data_dir, lambda desk: mail.allow(desk, wanted, reason=reason, as_json=as_json))

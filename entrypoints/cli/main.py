@@ -294,6 +294,8 @@ def mail() -> None:
 
 mail.add_command(mailing.preview)
 mail.add_command(mailing.test)
+mail.add_command(mailing.suppressions)
+mail.add_command(mailing.allow)
 
 
 @mail.command(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 import click
 
@@ -118,6 +119,28 @@ def or_standard_input(ctx: click.Context, param: click.Parameter, value: str | N
     if not line:
         raise click.BadParameter("standard input is empty.", ctx, param)
     return line
+
+
+def registration_or_address(who: str) -> UUID | str:
+    """The id of a registration, or an address.
+
+    Raises:
+        click.BadParameter: it is neither.
+    """
+    from application.addresses import parse_address
+
+    try:
+        return UUID(who)
+    except ValueError:
+        pass
+    try:
+        return parse_address(who.strip())
+    except ValueError:
+        raise click.BadParameter(
+            "it is neither the id of a registration nor a mail address.",
+            click.get_current_context(),
+            param_hint="'ID|ADDRESS'",
+        ) from None
 
 
 def parse_time(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:

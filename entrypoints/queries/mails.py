@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
 from domain.registration import Status
+from entrypoints.queries.suppressions import Suppression, suppressions
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.pool import QueryPool
 from projections.mail import Mail, Mails
-from projections.paging import Page
+from projections.paging import Page, before
 from projections.registrations import Registrations
 from projections.strays import Stray, Strays
 
@@ -55,6 +57,10 @@ class MailQueries:
     async def stray_messages(self) -> int:
         """How many of them wait for an operator."""
         return await self._pool.ask(self._strays.count)
+
+    async def suppressions(self, *, cursor: str | None = None, limit: int) -> Page[Suppression]:
+        """Mailboxes that are sent no more, the latest complaint first."""
+        return await self._pool.ask(partial(suppressions, before_position=before(cursor), limit=limit))
 
     async def worth_a_retry(self, *, failures: Sequence[str] | None, cursor: str | None, limit: int) -> WorthARetry:
         """Of the next mails that failed, those for which a registration still waits.

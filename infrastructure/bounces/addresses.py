@@ -33,6 +33,10 @@ class BounceAddresses:
         """That of an issue's mail: always the same."""
         return f"{self._local}+{self._secrets.bounce_token(registration_id, serial)}@{self.domain}"
 
+    def is_plain(self, address: str) -> bool:
+        """Is it `BOUNCE_ADDRESS` itself, which names no mail?"""
+        return address.lower() == self.address.lower()
+
     def mail_of(self, address: str) -> tuple[UUID, int] | None:
         """Registration and serial of the mail that has this address, in letters of either case; None: none has."""
         local, _, domain = address.rpartition("@")

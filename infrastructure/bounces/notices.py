@@ -1,4 +1,4 @@
-"""What a mail that came to a bounce address says: that the mail came back, that it is late, or nothing of the kind.
+"""What a mail that came to a bounce address says: that a mail came back, is late, was not wanted, or none of it.
 
 Notifications in the standard form (RFC 3464, RFC 6533) are read here, where their status tells for now from for good;
 all others, of which every system has its own, by flufl.bounce. Whom they are about is not looked at: the address that
@@ -16,8 +16,9 @@ from typing import Final, Literal
 from flufl.bounce import all_failures
 
 from domain.mail_outcome import Bounce, MailFailure
+from infrastructure.bounces.complaints import Complaint, complaint_in
 
-Notice = Bounce | Literal["delayed"] | None
+Notice = Bounce | Complaint | Literal["delayed"] | None
 """`"delayed"`: the mail is still being tried; None: what came is no notification (an automatic reply, say)."""
 
 REPORTED_BY: Final = "dsn"
@@ -27,6 +28,9 @@ _REPORT_IN_UTF8: Final = "message/global-delivery-status"
 """RFC 6533. The standard library takes it for a mail: the first group for its headers, the others for its text."""
 _STATUS: Final = re.compile(r"\s*([245])\.(\d{1,3})\.(\d{1,3})(?!\d)", re.ASCII)
 _FAILED: Final = ("failed", "failure", "error")  # RFC 3464 knows the first; the others were seen
+
+_STUMBLES: Final = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What the standard library and flufl.bounce both do over some malformed mails."""
 
 MOST_READ: Final = 64 * 1024
 """Bytes of a notification in which flufl.bounce looks; the longest of its own files has 58 KiB."""
@@ -43,16 +47,26 @@ def read_notice(content: bytes) -> Notice:
     """Read a mail; whatever it is, without an error."""
     try:
         message = message_from_bytes(content)
+        if (complaint := complaint_in(message)) is not None:
+            return complaint
         told = [_told(fields) for part in message.walk() for fields in _recipients(part)]
         found = [one for one in told if one is not None]
         if found:
             return _most_final(found)
         temporary, permanent = all_failures(message_from_bytes(bounded(content)))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, UnicodeError):
-        return None  # the standard library and flufl.bounce both stumble over some malformed mails
+    except _STUMBLES:
+        return None
     if permanent:
         return bounce_of(None)
     return "delayed" if temporary else None
+
+
+def read_complaint(content: bytes) -> Complaint | None:
+    """Only whether it is a feedback report; whatever it is, without an error."""
+    try:
+        return complaint_in(message_from_bytes(content))
+    except _STUMBLES:
+        return None
 
 
 def bounded(content: bytes) -> bytes:
@@ -98,7 +112,7 @@ def _recipients(part: Message) -> Iterator[Message]:
     yield from (one for one in found if "action" in one)
 
 
-def _told(fields: Message) -> Notice:
+def _told(fields: Message) -> Bounce | Literal["delayed"] | None:
     action = str(fields["action"]).strip().lower()
     if action.startswith("delayed"):
         return "delayed"

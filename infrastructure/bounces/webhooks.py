@@ -58,7 +58,10 @@ class BounceWebhooks:
 
     def trusts(self, provider: str, headers: Mapping[str, str], body: bytes) -> bool:
         """Is it the provider who calls?"""
-        return is_signed(provider, Call(headers, body), self._provided[provider], self._now())
+        trusted = is_signed(provider, Call(headers, body), self._provided[provider], self._now())
+        if not trusted:
+            self._reports.unknown()
+        return trusted
 
     async def take(self, provider: str, body: bytes) -> None:
         """Record what a trusted call says.
@@ -85,11 +88,11 @@ class BounceWebhooks:
 
     async def _report(self, provider: str, tokens: list[str], said: Said) -> None:
         mail = next(filter(None, map(self._secrets.mail_of_bounce_token, tokens)), None)
-        if mail is None or said is None:
-            return
-        if said == "complained":
+        if mail is None:
+            self._reports.unknown()
+        elif said == "complained":
             await self._reports.complained(*mail, reported_by=provider)
-        else:
+        elif said is not None:
             await self._reports.bounced(*mail, said)
 
     async def _confirm_subscription(self, body: bytes) -> None:

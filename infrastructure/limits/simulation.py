@@ -60,6 +60,7 @@ class Asked(NamedTuple):
         network: a mark of the requester's, for this mailbox; "" if the log does not have it.
         withheld: what was decided then.
         granted: the mails that the mailbox was granted within the day before.
+        nobody: an operator has had the mailbox sent mails again, and nobody has asked for one.
     """
 
     at: datetime
@@ -69,6 +70,7 @@ class Asked(NamedTuple):
     network: str
     withheld: bool
     granted: list[Grant]
+    nobody: bool
 
     @classmethod
     def of(cls, event: AnyEvent) -> Asked:
@@ -81,7 +83,8 @@ class Asked(NamedTuple):
         if not event.withheld:
             network = granted.pop().network
         return cls(
-            event.timestamp, event.registration_id, event.originator_id, address, network, event.withheld, granted
+            *(event.timestamp, event.registration_id, event.originator_id, address, network, event.withheld, granted),
+            nobody=event.lifts,
         )
 
 
@@ -186,7 +189,7 @@ class RegistrationsTrial:
 
     def tell(self, event: AnyEvent, *, counts: bool) -> None:
         asked = Asked.of(event)
-        if is_synthetic(UUID(asked.registration_id)):
+        if asked.nobody or is_synthetic(UUID(asked.registration_id)):
             return  # counted in no limit
         if asked.address is None:
             stops = asked.registration_id in self._stopped  # a new code for what would not have been
@@ -226,6 +229,9 @@ class MailboxTrial:
 
     def tell(self, event: AnyEvent, *, counts: bool) -> None:
         asked = Asked.of(event)
+        if asked.nobody:
+            self._others.pop(asked.mailbox_id, None)
+            return
         granted = self._others.pop(asked.mailbox_id, asked.granted)
         granted, withheld = grant(granted, asked.network, now=asked.at, policy=self._policy)
         then = asked.granted if asked.withheld else [*asked.granted, Grant(asked.at, asked.network)]

@@ -275,6 +275,15 @@ class Settings(LetterSettings):
         "`registrar up` if it is set; None: 127.0.0.1:2525, and not by `up`",
         examples=["0.0.0.0:2525"],
     )
+    bounce_certificate: Path | None = Field(
+        default=None,
+        description="file with the certificate, and those behind it, with which STARTTLS is offered there; None: it is "
+        "not",
+        examples=["/run/tls/tls.crt"],
+    )
+    bounce_certificate_key: Path | None = Field(
+        default=None, description="file with its private key, not encrypted; None: none", examples=["/run/tls/tls.key"]
+    )
 
     otp_ttl: Duration = Field(
         default=timedelta(seconds=600), description="seconds a code holds after its hand-over to the mail server"

@@ -42,7 +42,7 @@ PEOPLES: Final = {
 FAILURES: Final = (500, 503, 504)
 """The statuses that are our fault."""
 
-_OTHER_REQUESTS = 39
+_OTHER_REQUESTS = 37
 """Pairs of another route or status that are shown by themselves."""
 
 # The ends at 0.5, 5 and 60 s are those of the objectives (docs/monitoring.md).
@@ -162,6 +162,12 @@ class Metrics:
         self._webhooks = Counter(
             "registrar_webhooks_total", "Calls of webhooks, by outcome", ["outcome"], registry=registry
         )
+        self._bounces = Counter(
+            "registrar_bounces_total",
+            "Mails that came back (hard, soft) or were not wanted (complaint), and reports of no mail (unknown)",
+            ["outcome"],
+            registry=registry,
+        )
         self._add_synthetic(registry)
 
     def _add_synthetic(self, registry: CollectorRegistry) -> None:
@@ -258,6 +264,15 @@ class Metrics:
     def webhook(self, outcome: str) -> None:
         """See `infrastructure.webhooks.delivery.OnAttempt`."""
         self._webhooks.labels(outcome).inc()
+
+    def takes_bounces(self) -> None:
+        """Show all of them from now on, before there is one: see `Durations`."""
+        for outcome in ("hard", "soft", "complaint", "unknown"):
+            self._bounces.labels(outcome)
+
+    def bounce(self, outcome: str) -> None:
+        """See `application.bounce_reports.Outcome`."""
+        self._bounces.labels(outcome).inc()
 
     def spans_exported(self, spans: int) -> None:
         self._spans_exported.inc(spans)

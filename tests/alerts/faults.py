@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from domain.stray_message import StrayMessage
 from entrypoints.cli.mail import discard
 from infrastructure.backup.records import Kind, note
 from infrastructure.postgres.connection import connect
-from tests.alerts.world import World
+from tests.alerts.world import PASSWORD, World
 from tests.support.broker import put
 from tests.support.endpoint_stub import LOOPBACK, SECRET
 from tests.support.facts import eventually
@@ -166,6 +167,25 @@ async def mails_late(world: World) -> AsyncIterator[None]:
     await eventually(lambda: holds(world.dsn, waited, Registration.UserRegistered.TOPIC))
     world.sink.heal()
     world.sink.go_on.set()
+    yield
+
+
+@fires("too many mails come back", "MailsComeBack")
+@asynccontextmanager
+async def mails_come_back(world: World) -> AsyncIterator[None]:
+    """It is over once six hours, here two minutes, have passed."""
+    for _ in range(8):
+        address, _ = await world.register()
+        await world.scene.code_of(address)
+        [mail] = [one for one in world.sink.mails if address.encode() in one.recipients]
+        [token] = re.findall(rb"[+]([a-z2-7]{48})@", mail.sender)
+        event = {"RecordType": "Bounce", "Type": "HardBounce", "Metadata": {"registrar": token.decode()}}
+
+        async def taken(event: object = event) -> bool:  # 503 until the hand-over is recorded
+            told = await world.http.post("/v1/bounces/postmark", json=event, auth=("any", PASSWORD))
+            return told.status_code == 204
+
+        await eventually(taken)
     yield
 
 

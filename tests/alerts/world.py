@@ -31,6 +31,10 @@ SILENT_WITHIN: Final = 200.0
 """Seconds: the longest window that keeps an alert is one of six hours in earnest, two minutes here."""
 
 
+PASSWORD: Final = "correct-horse-battery"
+"""Of the mail provider that reports bounces."""
+
+
 @dataclass(slots=True)
 class World:
     """Use `opened`.
@@ -154,13 +158,16 @@ async def opened(
             broker_url=broker_url,
             rate_limit_url=redis.url,
             alert_url=webhook.url,
+            bounce_address="bounces@mail.example.org",
             checkpoint_dir=str(checkpoints),
             checkpoint_key="ab" * 32,
             verify_interval="1",
         )
         scene = await stack.enter_async_context(Scene.on(fleet, sink))
         ports = dict(zip(("serve", "process", "work"), free_ports(3), strict=True))
-        serve = await fleet.serve(admin_listen=f"127.0.0.1:{ports['serve']}", limits="mails=off")
+        serve = await fleet.serve(
+            admin_listen=f"127.0.0.1:{ports['serve']}", limits="mails=off", bounce_webhooks=f"postmark={PASSWORD}"
+        )
         front = await stack.enter_async_context(TcpProxy(("127.0.0.1", urlsplit(serve.url).port or 0)))
         process = await fleet.process(
             admin_listen=f"127.0.0.1:{ports['process']}", synthetic_url=f"http://127.0.0.1:{front.port}", **of_process

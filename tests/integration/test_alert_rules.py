@@ -29,6 +29,7 @@ ACCEPTED = f'registrar_registrations_total{{outcome="accepted",{SERVE}}}'
 CODES = f'registrar_verifications_total{{outcome="accepted",{SERVE}}}'
 WRONG = f'registrar_verifications_total{{outcome="wrong-code",{SERVE}}}'
 IN_TIME = f'registrar_requests_seconds_bucket{{le="0.5",{REGISTERED[1:]}'
+BOUNCED, COMPLAINED = (f'registrar_bounces_total{{outcome="{outcome}",{SERVE}}}' for outcome in ("hard", "complaint"))
 INBOX_IN_TIME = f'registrar_time_to_inbox_seconds_bucket{{le="60.0",{SERVE}}}'
 
 Values = Sequence[float | str]
@@ -69,6 +70,9 @@ USUAL: Final[Mapping[str, Values]] = {
     WRONG: counter(5, 5),
     f"registrar_time_to_inbox_seconds_count{{{SERVE}}}": counter(60, 60),
     INBOX_IN_TIME: counter(60, 60),
+    f'registrar_mail_total{{outcome="accepted",provider="mail:25",{SERVE}}}': counter(60, 60),
+    BOUNCED: counter(0.6, 0.6),
+    COMPLAINED: counter(0.01, 0.01),
     f'registrar_follower_lag_seconds{{follower="registrations",{SERVE}}}': steady(0.2),
     f'registrar_follower_lag_seconds{{follower="relay",{SERVE}}}': steady(0.2),
     f'registrar_parked_streams{{follower="audit",{SERVE}}}': steady(0),
@@ -209,6 +213,17 @@ FAULTS: Final[Mapping[str, Fault]] = {
             ]
         },
         {("RegistrarMailServerTakesNothing", TICKET)},
+    ),
+    "mails come back": Fault({BOUNCED: counter(0.6, 60)}, {("RegistrarMailsComeBack", TICKET)}, LAST),
+    "mails are not wanted": Fault({COMPLAINED: counter(0.01, 1)}, {("RegistrarMailsComeBack", TICKET)}, LAST),
+    "of two mails one comes back": Fault(
+        {
+            f'registrar_mail_total{{outcome="accepted",provider="mail:25",{SERVE}}}': counter(0.01, 0.2),
+            BOUNCED: counter(0, 0.1),
+            COMPLAINED: counter(0, 0.05),
+        },
+        set(),
+        LAST,
     ),
     "ten dead letters": one("RegistrarDeadLetters", TICKET, "registrar_dead_letters{", 2, 9),
     "RabbitMQ is away": one("RegistrarBrokerDown", TICKET, 'registrar_broker_up{broker="rabbitmq",', 1, 0),

@@ -239,6 +239,7 @@ async def test_an_id_that_nobody_has_is_unknown_everywhere(api: Api) -> None:
         ),
         await api.http.post(f"/v1/admin/mail/{UNKNOWN}/retry", headers=ADMIN),
         await api.http.post(f"/v1/admin/mail/{UNKNOWN}/discard", headers=ADMIN),
+        await api.http.post(f"/v1/admin/mail/{UNKNOWN}/allow", headers=ADMIN),
     ]
     assert {(one.status_code, problem_of(one)) for one in answered} == {(404, "unknown-registration")}
 
@@ -661,6 +662,8 @@ ADMIN_ROUTES = [
     ("GET", "/v1/admin/mail"),
     ("POST", f"/v1/admin/mail/{UNKNOWN}/retry"),
     ("POST", f"/v1/admin/mail/{UNKNOWN}/discard"),
+    ("POST", f"/v1/admin/mail/{UNKNOWN}/allow"),
+    ("GET", "/v1/admin/mail/suppressions"),
     ("POST", "/v1/admin/mail/retry"),
     ("GET", "/v1/admin/funnel"),
     ("GET", "/v1/admin/projections"),
@@ -739,6 +742,8 @@ OPERATORS = {
     "GET /v1/admin/mail",
     "POST /v1/admin/mail/{registration_id}/retry",
     "POST /v1/admin/mail/{registration_id}/discard",
+    "POST /v1/admin/mail/{registration_id}/allow",
+    "GET /v1/admin/mail/suppressions",
     "POST /v1/admin/mail/retry",
     "GET /v1/admin/funnel",
     "GET /v1/admin/projections",

@@ -283,6 +283,7 @@ def test_more_than_one_piece_is_exported_in_order(
     [
         ("mail", "retry", NOBODY),
         ("mail", "discard", NOBODY),
+        ("mail", "allow", NOBODY),
         ("projections", "rebuild", "funnel"),
         ("projections", "drop", "funnel"),
         ("projections", "parked", "retry", NOBODY),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -13,17 +14,19 @@ from uuid import UUID, uuid4
 import pytest
 
 from application.bounce_reports import AT_ONCE
-from application.commands import RecordEmailDispatched, RegisterUser
+from application.commands import RecordEmailComplained, RecordEmailDispatched, RegisterUser
 from application.ports import Context
 from domain.mail_outcome import HandOver
 from domain.registration import Registration
 from entrypoints.bootstrap.bounces import open_listener
+from entrypoints.cli import mail
 from infrastructure.bounces.addresses import BounceAddresses
 from infrastructure.bounces.listener import MAX_MISTAKES, BounceListener
 from infrastructure.settings.settings import Settings
-from tests.support.bounces import MailExchanger, notification
+from tests.support.bounces import MailExchanger, feedback_report, notification
 from tests.support.facts import eventually
-from tests.support.http import open_api
+from tests.support.http import ADMIN, open_api
+from tests.support.log import query
 from tests.support.mail import recorded, until_recorded
 from tests.support.service import Service, open_service
 from tests.support.smtp_stub import SmtpStub
@@ -82,6 +85,11 @@ async def registration(service: Service, registration_id: UUID) -> Registration:
     return found
 
 
+def counted(service: Service) -> dict[str, int]:
+    lines = re.findall(r'^registrar_bounces_total{outcome="(\w+)"} (\S+)$', service.metrics.render().decode(), re.M)
+    return {outcome: int(float(count)) for outcome, count in lines}
+
+
 async def shown(service: Service, registration_id: UUID) -> tuple[str, str]:
     found = await service.api.queries.registrations.by_id(registration_id)
     assert found is not None
@@ -106,13 +114,15 @@ async def test_a_mail_that_comes_back_for_good_ends_the_sign_up(
     async with MailExchanger(listener.port) as exchanger:
         assert await exchanger.notify(sender) == 250
     assert (await recorded(dsn))["registration.email_bounced"] == 1
+    assert counted(service) == {"hard": 1, "soft": 0, "complaint": 0, "unknown": 0}
 
 
 @pytest.mark.fault("E61")
 async def test_what_is_forged_late_or_no_notification_changes_nothing(
-    service: Service, stub: SmtpStub, listener: BounceListener, dsn: str
+    service: Service, stub: SmtpStub, listener: BounceListener, dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     registration_id, sender = await sent(service, stub)
+    await until_recorded(dsn, "mail_saga.end_awaited")
     others = BounceAddresses(ADDRESS, service.keyring).of(uuid4(), 1)
     position = await service.store.head()
 
@@ -127,6 +137,36 @@ async def test_what_is_forged_late_or_no_notification_changes_nothing(
 
     assert await service.store.head() == position
     assert (await registration(service, registration_id)).is_pending
+    assert counted(service) == {"hard": 0, "soft": 0, "complaint": 0, "unknown": 4}
+    assert [one.getMessage() for one in caplog.records if one.name in {"flufl.bounce", "mail.log"}] == []
+
+
+@pytest.mark.fault("E66")
+async def test_a_feedback_report_of_a_mail_of_ours_has_the_mailbox_sent_no_more_and_no_other_does(
+    service: Service, stub: SmtpStub, listener: BounceListener, dsn: str
+) -> None:
+    registration_id, sender = await sent(service, stub)
+    other_domain = sender.replace("mail.example.org", "mail.example.net")
+    forged = [
+        feedback_report(about=sender[:-20] + "a" * 4 + sender[-16:]),
+        feedback_report(about=other_domain),
+        feedback_report(about=ADDRESS),
+        feedback_report(about=sender, kind="not-spam"),
+        notification(),
+        b"Subject: hello\r\n\r\nIs this <" + sender.encode() + b"> yours?",
+    ]
+    async with MailExchanger(listener.port) as exchanger:
+        assert [await exchanger.notify(ADDRESS, one) for one in forged] == [550] * len(forged)
+        assert "email_complained" not in " ".join(await recorded(dsn))
+
+        told = [await exchanger.notify(to, feedback_report(about=sender)) for to in (ADDRESS, ADDRESS.upper(), sender)]
+
+    assert told == [250, 250, 250]
+    assert (await recorded(dsn))["registration.email_complained"] == 1
+    assert counted(service) == {"hard": 0, "soft": 0, "complaint": 1, "unknown": len(forged)}
+    assert (await registration(service, registration_id)).is_pending
+    again = await service.handlers.handle(RegisterUser(email="ada@example.com", name="Not Ada"), client())
+    assert (await registration(service, again.subject_id)).withholds_mail(1)
 
 
 @pytest.mark.fault("E62")
@@ -217,8 +257,44 @@ async def test_a_provider_reports_over_http_and_nobody_else_does(dsn: str) -> No
 
         assert [one.status_code for one in taken] == [204, 204]
         assert (await recorded(dsn))["registration.email_complained"] == 1
+        assert counted(api.service) == {"hard": 0, "soft": 0, "complaint": 1, "unknown": 1}
         again = await handlers.handle(RegisterUser(email="ada@example.com", name="Not Ada"), client())
         assert (await registration(api.service, again.subject_id)).withholds_mail(1)
+
+
+async def test_an_operator_sees_which_mailboxes_are_sent_no_more_and_lifts_it(
+    dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with open_api(dsn, bounce_address=ADDRESS, resend_cooldown="1ms") as api:
+        silenced, calm = UUID(await api.registered("ada@example.com")), UUID(await api.registered("eve@example.com"))
+        for _ in "12":
+            complaint = RecordEmailComplained(registration_id=silenced, serial=1, reported_by="ses")
+            await api.service.handlers.handle(complaint, Context("bounce-report", uuid4()))
+
+        async def listed() -> list[str]:
+            found = await api.http.get("/v1/admin/mail/suppressions", headers=ADMIN)
+            return [one["registration_id"] for one in found.json()["items"]]
+
+        await eventually(lambda: wanted(listed, [str(silenced)]))
+        again = UUID((await api.register("ada+2@example.com")).json()["registration_id"])
+        nothing = await api.http.post(f"/v1/admin/mail/{calm}/allow", headers=ADMIN)
+        assert (nothing.status_code, await listed()) == (200, [str(silenced)])
+        capsys.readouterr()
+        who = ("Ada+3@example.com", "Ada@example.com", "nobody@example.com")
+        done = [await mail.allow(api.service.desk, one, reason="ticket 4711", as_json=True) for one in who]
+
+        printed = capsys.readouterr().out
+        assert done == [0, 0, 1]
+        assert [said in printed for said in ('"done"', '"nothing to do"', "example.com")] == [True, True, False]
+        assert await listed() == []
+        [act] = await query(dsn, "SELECT convert_from(state, 'UTF8')::jsonb FROM events WHERE topic = 'operator.acted'")
+        assert (act[0]["act"], act[0]["registration_id"]) == ("allow-mailbox", str(again))
+        await api.new_code(str(again))
+        await eventually(lambda: bool(api.service.mailbox and api.service.mailbox.messages("ada+2@example.com")))
+
+
+async def wanted(asked: Callable[[], Awaitable[object]], answer: object) -> bool:
+    return await asked() == answer
 
 
 async def test_there_is_no_webhook_unless_a_secret_is_set(dsn: str) -> None:

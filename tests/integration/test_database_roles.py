@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -16,8 +17,10 @@ from entrypoints.bootstrap.database import Database, prepare
 from entrypoints.bootstrap.database_roles import _RIGHTS, ROLES, apply, current_role, statements_for_roles
 from entrypoints.bootstrap.erasures import note_key
 from entrypoints.bootstrap.replay import READ_MODELS, rebuilder, verifier
+from entrypoints.bootstrap.roles import bounces
 from infrastructure.audit.erasures import Erasure, write_to
 from infrastructure.audit.verification import verify
+from infrastructure.bounces.addresses import BounceAddresses
 from infrastructure.circuits import Circuits
 from infrastructure.crypto.keyring import open_root_secret
 from infrastructure.crypto.master_keys import MasterKeys
@@ -29,6 +32,7 @@ from projections import PROJECTIONS
 from tests.faults.evidence import latest_code
 from tests.integration.conftest import Command
 from tests.integration.test_flow import register
+from tests.support.bounces import MailExchanger
 from tests.support.facts import eventually
 from tests.support.http import ADMIN, MASTER_KEY, open_api, settings
 from tests.support.log import acts_of, keep_root_secret, query
@@ -340,6 +344,19 @@ async def test_a_worker_sends_and_records_mails_with_its_role(owned: str, broker
             assert b"registrar_dead_letters 0.0" in worker.metrics.render()
 
 
+async def test_the_listener_for_bounces_records_them_with_the_role_of_the_api(owned: str, tmp_path: Path) -> None:
+    address, listen = "bounces@mail.example.org", "127.0.0.1:0"
+    theirs = settings(as_role(owned, "api"), str(tmp_path), bounce_address=address, bounce_listen=listen)
+    async with open_api(owned, bounce_address=address) as api:
+        registration_id = UUID(await api.registered())
+        sender = BounceAddresses(address, api.service.keyring).of(registration_id, 1)
+        async with bounces(theirs) as listening:
+            assert listening.bounces is not None
+            async with MailExchanger(listening.bounces.port) as exchanger:
+                assert await exchanger.notify(sender) == 250
+        await api.becomes(str(registration_id), status="CANCELLED", mail="BOUNCED")
+
+
 READING = (
     ["events", "list", "--json"],
     ["events", "export", "-"],
@@ -348,6 +365,7 @@ READING = (
     ["projections", "parked", "list"],
     ["mail", "list", "--state", "all"],
     ["mail", "list", "--state", "stray"],
+    ["mail", "suppressions"],
 )
 
 

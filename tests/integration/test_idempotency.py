@@ -15,6 +15,7 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
+from application.commands import RecordEmailComplained
 from application.ports import Context, entries_of
 from entrypoints.api.admission import MOST
 from entrypoints.api.http_server import Server
@@ -141,6 +142,13 @@ def _act(path: str) -> Prepare:
     return prepare
 
 
+async def _allow_silenced(two: Two) -> Asked:
+    registration_id = await two.registered("allow@example.com")
+    complained = RecordEmailComplained(registration_id=UUID(registration_id), serial=1, reported_by="ses")
+    await two.api.service.handlers.handle(complained, Context("bounce-report", UUID(int=2)))
+    return f"{ADMINS}/mail/{registration_id}/allow", None
+
+
 async def _discard_stray(two: Two) -> Asked:
     kept = stream(STRAY, stray_kept())
     await two.api.service.store.append(entries_of(kept, Context("dead-letter-consumer", UUID(int=1))))
@@ -182,6 +190,7 @@ EVERY: Mapping[str, tuple[Prepare, ...]] = {
     f"{ADMINS}/accounts/{{registration_id}}/password": (_set_password,),
     f"{ADMINS}/mail/{{registration_id}}/retry": (_act("/mail/{}/retry"),),
     f"{ADMINS}/mail/{{registration_id}}/discard": (_act("/mail/{}/discard"), _discard_stray),
+    f"{ADMINS}/mail/{{registration_id}}/allow": (_allow_silenced,),
     f"{ADMINS}/mail/retry": (_retry_by_cause,),
     f"{ADMINS}/projections/parked/{{stream_id}}/retry": (_retry_parked,),
     f"{ADMINS}/projections/{{name}}/rebuild": (_job("/projections/mail/rebuild", {"repair": True}),),

@@ -74,6 +74,7 @@ def every_label_has_every_value(metrics: Metrics) -> None:
         metrics.alert(alert, outcome)
     metrics.webhook("delivered")
     metrics.webhook("failed")
+    metrics.takes_bounces()
     for doubt in ("misspelt-domain", "disposable-domain"):
         metrics.doubtful_address(doubt, "hint")
     for name in names_of_followers([one.name for one in PROJECTIONS], publishes=True):

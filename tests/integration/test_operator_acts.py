@@ -81,6 +81,7 @@ async def test_a_reason_that_must_not_stay_is_refused_and_nothing_done(idle: Api
         ("POST", f"/v1/admin/registrations/{registration_id}/cancel"),
         ("POST", f"/v1/admin/registrations/{registration_id}/erase"),
         ("POST", f"/v1/admin/mail/{registration_id}/retry"),
+        ("POST", f"/v1/admin/mail/{registration_id}/allow"),
         ("POST", "/v1/admin/projections/funnel/rebuild"),
         ("GET", "/v1/admin/registrations"),
         ("GET", f"/v1/admin/registrations/{registration_id}"),

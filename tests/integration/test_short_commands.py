@@ -37,12 +37,14 @@ LOOKS = [
     ("projections", "parked", "list"),
     ("mail", "list"),
     ("mail", "list", "--state", "stray"),
+    ("mail", "suppressions"),
     ("funnel",),
 ]
 ACTS = [
     ("mail", "retry", str(REGISTRATION)),
     ("mail", "retry", "--all", "--yes"),
     ("mail", "discard", str(REGISTRATION)),
+    ("mail", "allow", str(REGISTRATION)),
     ("projections", "parked", "retry", "--all"),
     ("projections", "rebuild", "--all"),
     ("projections", "verify"),

@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import quopri
+from base64 import b64encode
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
+from uuid import UUID
+
+from domain.mail_outcome import Bounce
+
+
+class Reported:
+    """Implements `infrastructure.bounces.listener.Reports`."""
+
+    full = False
+
+    def __init__(self) -> None:
+        self.told: list[tuple[UUID, int, Bounce | str]] = []
+        self.of_nothing = 0
+
+    async def bounced(self, registration_id: UUID, serial: int, bounce: Bounce) -> None:
+        self.told.append((registration_id, serial, bounce))
+
+    async def complained(self, registration_id: UUID, serial: int, reported_by: str) -> None:
+        self.told.append((registration_id, serial, reported_by))
+
+    def unknown(self) -> None:
+        self.of_nothing += 1
 
 
 def notification(
@@ -32,6 +56,40 @@ def notification(
         "",
     ]
     return "\r\n".join(lines).encode()
+
+
+def feedback_report(*, about: str, kind: str = "abuse", encoding: str = "7bit") -> bytes:
+    """As RFC 5965 has it, about a mail with this envelope's sender; whom it names otherwise must not matter."""
+    original = f"Return-Path: <{about}>\r\nTo: somebody@else.example\r\nSubject: Your code\r\n".encode()
+    if encoding == "quoted-printable":
+        original = quopri.encodestring(original.replace(b"\r\n", b"\n")).replace(b"\n", b"\r\n")
+    elif encoding == "base64":
+        original = b64encode(original)
+    head = [
+        "From: feedback@mx.example.com",
+        "To: bounces@mail.example.org",
+        "Subject: FW: Your code",
+        "MIME-Version: 1.0",
+        'Content-Type: multipart/report; report-type=feedback-report; boundary="=_b"',
+        "",
+        "--=_b",
+        "Content-Type: text/plain",
+        "",
+        "This is an email abuse report.",
+        "--=_b",
+        "Content-Type: message/feedback-report",
+        "",
+        f"Feedback-Type: {kind}",
+        "User-Agent: SomeGenerator/1.0",
+        "Version: 1",
+        "",
+        "--=_b",
+        "Content-Type: text/rfc822-headers",
+        f"Content-Transfer-Encoding: {encoding}",
+        "",
+        "",
+    ]
+    return "\r\n".join(head).encode() + original + b"\r\n--=_b--\r\n"
 
 
 class MailExchanger:

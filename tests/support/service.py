@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pydantic import SecretStr
 
@@ -14,7 +15,7 @@ from entrypoints.api.parts import Parts
 from entrypoints.bootstrap.api import has_front_door
 from entrypoints.bootstrap.core import Timing
 from entrypoints.bootstrap.delivery import open_mailbox
-from entrypoints.bootstrap.desk import Desk
+from entrypoints.bootstrap.desk import Desk, latest_of_mailbox
 from entrypoints.bootstrap.roles import Process, process, serve, up, work
 from infrastructure.circuits import Circuits
 from infrastructure.crypto.keyring import Keyring
@@ -67,7 +68,8 @@ class Service:
 
     @property
     def desk(self) -> Desk:
-        return Desk(self.handlers, self.api.queries.mails, self.api.queries.parked)
+        latest = partial(latest_of_mailbox, self.process.core)
+        return Desk(self.handlers, latest, self.api.queries.mails, self.api.queries.parked)
 
     @property
     def broker(self) -> Broker | None:

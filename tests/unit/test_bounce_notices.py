@@ -11,8 +11,9 @@ import pytest
 from flufl.bounce import all_failures
 
 from domain.mail_outcome import Bounce
+from infrastructure.bounces.complaints import MOST_NAMED, Complaint
 from infrastructure.bounces.notices import LONGEST_LINE, MOST_READ, bounded, read_notice
-from tests.support.bounces import notification
+from tests.support.bounces import feedback_report, notification
 
 UNKNOWN = Bounce("mailbox-unknown", permanent=True, reply_status="5.1.1", reported_by="dsn")
 
@@ -40,6 +41,27 @@ def test_the_action_says_whether_it_came_back_and_the_status_for_how_long(
     action: str, status: str | None, bounce: object
 ) -> None:
     assert read_notice(notification(action=action, status=status)) == bounce
+
+
+@pytest.mark.parametrize("kind", ["abuse", "Fraud", " abuse "])
+@pytest.mark.parametrize("encoding", ["7bit", "quoted-printable", "base64"])
+def test_a_feedback_report_is_a_complaint_about_the_mail_in_it(kind: str, encoding: str) -> None:
+    about = f"bounces+{'a2' * 24}@mail.example.org"
+
+    assert read_notice(feedback_report(about=about, kind=kind, encoding=encoding)) == Complaint((about,))
+
+
+@pytest.mark.parametrize("kind", ["not-spam", "virus", "auth-failure", "other", "opt-out", ""])
+def test_a_report_of_something_else_is_no_complaint(kind: str) -> None:
+    assert read_notice(feedback_report(about=f"bounces+{'a2' * 24}@mail.example.org", kind=kind)) is None
+
+
+def test_of_a_report_with_many_addresses_few_are_looked_at() -> None:
+    about = "".join(f"<bounces+{letter * 48}@mail.example.org> " for letter in "abcdefghijklmnopqrstuvwxyz")
+    notice = read_notice(feedback_report(about=about))
+
+    assert isinstance(notice, Complaint)
+    assert len(notice.named) == MOST_NAMED
 
 
 def test_of_several_recipients_the_one_that_is_for_good_counts() -> None:
@@ -102,7 +124,7 @@ def _class(content: bytes) -> str:
     notice = read_notice(content)
     if isinstance(notice, Bounce):
         return "for good" if notice.permanent else "for now"
-    return notice or "nothing"
+    return "not wanted" if isinstance(notice, Complaint) else notice or "nothing"
 
 
 def _class_by_others(content: bytes) -> str:

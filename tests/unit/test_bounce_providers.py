@@ -26,6 +26,7 @@ from infrastructure.bounces.webhooks import AT_ONCE, BounceWebhooks
 from infrastructure.settings.bounces import BOUNCE_PROVIDERS
 from infrastructure.settings.environment import BadSettings
 from infrastructure.settings.settings import Settings
+from tests.support.bounces import Reported
 from tests.support.scenarios import KEYRING
 
 REGISTRATION = UUID("019cab10-0000-7000-8000-000000000001")
@@ -40,21 +41,6 @@ SECRETS = {
     "sendgrid": b64encode(PRIVATE.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode(),
     "resend": "whsec_" + b64encode(b"k" * 24).decode(),
 }
-
-
-class Reported:
-    """Implements `infrastructure.bounces.listener.Reports`."""
-
-    full = False
-
-    def __init__(self) -> None:
-        self.told: list[tuple[UUID, int, Bounce | str]] = []
-
-    async def bounced(self, registration_id: UUID, serial: int, bounce: Bounce) -> None:
-        self.told.append((registration_id, serial, bounce))
-
-    async def complained(self, registration_id: UUID, serial: int, reported_by: str) -> None:
-        self.told.append((registration_id, serial, reported_by))
 
 
 def webhooks(reported: Reported, confirm: Callable[[str], None] | None = None) -> BounceWebhooks:
@@ -140,24 +126,26 @@ async def test_what_a_provider_says_is_reported_of_the_mail_that_it_names(
 
 @pytest.mark.parametrize("provider", BOUNCE_PROVIDERS)
 async def test_an_event_about_no_mail_of_ours_changes_nothing(provider: str) -> None:
-    reported = Reported()
-    forged = "a" * 48
+    reported, forged = Reported(), "a" * 48
+    says = [said for by, _, said in EVENTS if by == provider and said is not None]
 
     for by, event, _ in EVENTS:
         if by == provider:
             await webhooks(reported).take(provider, json.dumps(event).replace(TOKEN, forged).encode())
 
-    assert reported.told == []
+    assert (reported.told, reported.of_nothing) == ([], len(says))
 
 
 @pytest.mark.fault("E65")
 @pytest.mark.parametrize("provider", BOUNCE_PROVIDERS)
 def test_nobody_else_is_taken_for_a_provider(provider: str) -> None:
-    hooks = webhooks(Reported())
+    reported = Reported()
+    hooks = webhooks(reported)
     event = next(event for by, event, said in EVENTS if by == provider and said is not None)
     body = json.dumps(event).encode()
     headers = SIGNED[provider](body)
     assert hooks.trusts(provider, headers, body)
+    assert reported.of_nothing == 0
 
     for name in headers:
         assert not hooks.trusts(provider, {**headers, name: headers[name][:-6] + "AAAAAA"}, body)
@@ -168,6 +156,7 @@ def test_nobody_else_is_taken_for_a_provider(provider: str) -> None:
         assert not hooks.trusts(provider, {}, b"[]")
     if provider in {"sendgrid", "resend"}:
         assert not hooks.trusts(provider, headers, body + b" ")
+    assert reported.of_nothing > 0
 
 
 @pytest.mark.parametrize("ago", [301, -301])

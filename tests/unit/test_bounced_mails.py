@@ -8,7 +8,13 @@ from datetime import timedelta
 import pytest
 
 from application.bounce_reports import AT_ONCE, PAUSES, BounceReports, EarlyReport
-from application.commands import RecordEmailBounced, RecordEmailComplained, RecordEmailDispatched, RequestNewCode
+from application.commands import (
+    AllowMailbox,
+    RecordEmailBounced,
+    RecordEmailComplained,
+    RecordEmailDispatched,
+    RequestNewCode,
+)
 from application.mail_saga import DeadlineReached, react
 from application.ports import Overloaded
 from domain.errors import NotHandedOver
@@ -41,7 +47,7 @@ from tests.support.facts import (
     saga_started,
     stream,
 )
-from tests.support.scenarios import InMemoryService, registers
+from tests.support.scenarios import OPERATOR, InMemoryService, registers
 
 HARD = Bounce("mailbox-unknown", permanent=True, reply_status="5.1.1", reported_by="dsn")
 SOFT = Bounce("temporary", permanent=False, reply_status="4.2.2", reported_by="dsn")
@@ -200,6 +206,44 @@ async def test_a_mailbox_with_a_complaint_is_sent_no_more_and_nobody_is_told() -
     service.clock.move(timedelta(minutes=2))
     await service.handle(RequestNewCode(registration_id=later.subject_id))
     assert service.registration(later.subject_id).withholds_mail(2)
+
+
+async def test_an_operator_has_a_mailbox_sent_mails_again_within_its_budget() -> None:
+    service = InMemoryService()
+    first = await service.registered()
+    await service.handle(RecordEmailComplained(registration_id=first, serial=1, reported_by="ses"))
+    later = (await service.handle(registers("Ada+news@example.com"))).subject_id
+
+    allowed = await service.handle(AllowMailbox(registration_id=later), OPERATOR)
+    again = await service.handle(AllowMailbox(registration_id=first), OPERATOR)
+
+    assert (allowed.recorded, again.recorded) == (True, False)
+    assert service.log.appends[-1] == ["OperatorActed", "MailDecided"]
+    mailbox_id = service.registration(later).mailbox_id
+    assert mailbox_id is not None
+    assert [one.at for one in service.log.of(Mailbox, mailbox_id).granted] == [T0]
+    at_once = (await service.handle(registers("Ada+more@example.com"))).subject_id
+    assert service.registration(at_once).withholds_mail(1)
+    service.clock.move(timedelta(minutes=2))
+    await service.handle(RequestNewCode(registration_id=later))
+    assert not service.registration(later).withholds_mail(2)
+
+
+async def test_a_complaint_after_a_mailbox_was_allowed_suppresses_it_again() -> None:
+    service = InMemoryService()
+    first = await service.registered()
+    await service.handle(RecordEmailComplained(registration_id=first, serial=1, reported_by="ses"))
+    await service.handle(AllowMailbox(registration_id=first), OPERATOR)
+    service.clock.move(timedelta(minutes=2))
+    await service.handle(RequestNewCode(registration_id=first))
+    mailbox_id = service.registration(first).mailbox_id
+    assert mailbox_id is not None
+
+    await service.handle(RecordEmailComplained(registration_id=first, serial=1, reported_by="ses"))
+    assert not service.log.of(Mailbox, mailbox_id).latest.silences
+    await service.handle(RecordEmailComplained(registration_id=first, serial=2, reported_by="ses"))
+
+    assert service.log.of(Mailbox, mailbox_id).latest.silences
 
 
 # --- Reports ----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from entrypoints.api.guard import REPORTS, REPORTS_LIMIT
 from entrypoints.api.http_server import KEEP_ALIVE
 from entrypoints.api.problems import PREFIX, STATUS_OF
 from infrastructure.settings.environment import PREFIX as SETTINGS
@@ -139,7 +140,13 @@ def test_the_proxy_uses_one_that_came_back_before_the_next_one_is_gone() -> None
 
 def test_the_proxy_shows_nothing_but_the_public_routes() -> None:
     passed = re.findall(r"location (.*?) +{ proxy_pass", text("deploy/nginx.conf"))
-    assert passed == ["= /v1/registrations", "/v1/registrations/", "= /health/live", "= /health/ready"]
+    public = ["= /v1/registrations", "/v1/registrations/", REPORTS, "= /health/live", "= /health/ready"]
+    assert passed == public
+
+
+def test_the_proxy_passes_on_as_much_of_a_report_as_the_api_takes() -> None:
+    (kibibytes,) = re.findall(rf"location {REPORTS} .*client_max_body_size (\d+)k;", text("deploy/nginx.conf"))
+    assert int(kibibytes) * 1024 == REPORTS_LIMIT
 
 
 def test_the_proxy_answers_in_the_apis_words() -> None:
@@ -156,6 +163,66 @@ def test_the_proxy_has_pages_only_for_what_nginx_answers() -> None:
     }
     # 408, 444 and 499 close the connection without an answer (`ngx_http_finalize_request`).
     assert pages == {404, 405, 413, 429, 494, 502, 504}
+
+
+SUBSTITUTED = re.compile(r"\$\{(\w+)(?::([-+?])([^}]*))?\}")
+
+
+def in_compose(name: str, **dotenv: str) -> Settings:
+    """The settings of one of our services, with this `.env`."""
+    needed = dict.fromkeys(("MASTER_KEY", "ADMIN_TOKEN", "DATABASE_PASSWORD", "BROKER_PASSWORD"), "ab" * 32)
+
+    def value(found: re.Match[str]) -> str:
+        name, kind, other = found[1], found[2], found[3]
+        given = (needed | dotenv).get(name, "")
+        if kind == "+":
+            return other if given else ""
+        return given or (other if kind == "-" else "")
+
+    environment = yaml.safe_load(text("compose.yaml"))["services"][name]["environment"]
+    return Settings.from_environment({key: SUBSTITUTED.sub(value, str(one)) for key, one in environment.items()})
+
+
+OURS = ("api-1", "api-2", "process", "work", "bounces")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_may_be_set_in_compose_need_not_be(name: str) -> None:
+    found = in_compose(name)
+
+    given = (found.webhooks, found.bounce_address, found.bounce_webhooks, found.product_name, found.templates)
+    assert given == (None,) * 5
+
+
+def test_webhooks_mails_and_bounces_can_be_set_in_compose_where_they_are_read() -> None:
+    dotenv = {
+        "WEBHOOKS": "shop=https://shop.example.org/hooks",
+        "WEBHOOK_SECRETS": f"shop=whsec_{'QUJD' * 8}",
+        "BOUNCE_ADDRESS": "bounces@mail.example.org",
+        "BOUNCE_WEBHOOKS": "postmark=correct-horse-battery",
+        "PRODUCT_NAME": "Acme",
+        "TEMPLATES": "./templates",
+        "VERIFY_URL": "https://acme.example/verify#id={id}&code={code}",
+    }
+    found = {name: in_compose(name, **dotenv) for name in OURS}
+
+    assert {one.bounce_address for one in found.values()} == {"bounces@mail.example.org"}
+    assert found["process"].webhooks is not None
+    assert found["process"].webhook_secrets is not None
+    assert found["api-1"].bounce_webhooks is not None
+    assert (found["work"].product_name, str(found["work"].templates)) == ("Acme", "/templates")
+    assert found["work"].verify_url == dotenv["VERIFY_URL"]
+
+
+def test_the_listener_for_bounces_is_reached_and_watched_where_it_runs() -> None:
+    service = yaml.safe_load(text("compose.yaml"))["services"]["bounces"]
+    listen = in_compose("bounces").bounce_listen
+
+    assert (service["command"], service["profiles"]) == (["bounces"], ["bounces"])
+    assert listen is not None
+    assert service["ports"] == [f"${{BOUNCE_LISTEN:-127.0.0.1:2525}}:{listen.port}"]
+    (watched,) = yaml.safe_load(text("deploy/prometheus/prometheus.yaml"))["scrape_configs"]
+    assert watched["dns_sd_configs"][0]["names"] == ["process", "work", "bounces"]
 
 
 def test_the_probe_reaches_the_proxy_by_its_fixed_address() -> None:

@@ -16,6 +16,7 @@ import pytest
 from application.answers import Answer, Handle
 from application.commands import (
     ActivateAccount,
+    AllowMailbox,
     CancelRegistration,
     Command,
     DiscardMail,
@@ -624,6 +625,11 @@ async def _discard(house: InMemoryService) -> Command:
     return DiscardMail(registration_id=await house.registered())
 
 
+async def _allow(house: InMemoryService) -> Command:
+    unwanted = await house.handle(await _unwanted(house))
+    return AllowMailbox(registration_id=unwanted.subject_id)
+
+
 async def _keep_stray(house: InMemoryService) -> Command:
     return keeps_stray()
 
@@ -688,6 +694,7 @@ EVERY = {
     RecordFailedChecks: (_failed_checks, ["ChecksFailed"]),
     RetryMail: (_retry, ["EmailRetryRequested"]),
     DiscardMail: (_discard, ["EmailDiscarded"]),
+    AllowMailbox: (_allow, ["MailDecided"]),
     KeepStrayMessage: (_keep_stray, ["StrayMessageKept"]),
     DiscardStrayMessage: (_discard_stray, ["StrayMessageDiscarded"]),
     RecordRebuild: (_rebuild, ["RebuildBegun"]),
@@ -728,6 +735,7 @@ ACTS = {
     EraseRegistration: "erase-registration",
     RetryMail: "retry-mail",
     DiscardMail: "discard-mail",
+    AllowMailbox: "allow-mailbox",
     DiscardStrayMessage: "discard-stray-message",
     SetPassword: "set-password",
     RecordRebuild: "rebuild-begun",

@@ -58,10 +58,18 @@ def is_of_the_chart(name: str) -> bool:
     )
 
 
-def test_it_makes_what_the_plain_files_are() -> None:
-    files = [found for found in PLAIN.glob("*.yaml") if found.name != "kustomization.yaml"]
-    plain = by_name([one for file in files for one in yaml.safe_load_all(file.read_text())])
-    made = by_name(render())
+WITH_BOUNCES = {
+    "settings": VALUES["settings"] | {"BOUNCE_ADDRESS": "bounces@mail.example.org"},
+    "bounces": VALUES["bounces"] | {"enabled": True},
+}
+
+
+@pytest.mark.parametrize(("files", "values"), [("*.yaml", {}), ("**/*.yaml", WITH_BOUNCES)], ids=["", "with bounces"])
+def test_it_makes_what_the_plain_files_are(files: str, values: dict[str, Any]) -> None:
+    found = [one for one in PLAIN.glob(files) if one.name != "kustomization.yaml"]
+    plain = by_name([one for file in found for one in yaml.safe_load_all(file.read_text())])
+    made = by_name(render(**values))
+    made[("ConfigMap", "registrar")]["data"].pop(f"{SETTINGS}BOUNCE_ADDRESS", None)
     for resource in (*plain.values(), *made.values()):
         resource["metadata"].pop("labels", None)
     assert made == plain
@@ -74,9 +82,10 @@ def test_it_makes_what_the_plain_files_are() -> None:
         {},
         {"work": {"enabled": False, "replicas": 1}, "networkPolicy": {"enabled": False}},
         {"imagePullSecrets": [{"name": "pull"}], "image": {"repository": "r.example/x", "tag": "v1"}},
+        WITH_BOUNCES | {"bounces": {"enabled": True, "replicas": 3, "annotations": {"a.example/b": "c"}}},
         {"ingress": {"enabled": True, "className": "nginx", "annotations": {"a.example/b": "c"}, "host": "a.example"}},
     ],
-    ids=["as it is", "without RabbitMQ", "an image of one's own", "an ingress of one's own"],
+    ids=["as it is", "without RabbitMQ", "an image of one's own", "with bounces", "an ingress of one's own"],
 )
 def test_kubernetes_takes_what_it_makes(values: dict[str, Any], version: str) -> None:
     jsonschema.validate(VALUES | values, SCHEMA)
@@ -84,6 +93,11 @@ def test_kubernetes_takes_what_it_makes(values: dict[str, Any], version: str) ->
     for resource in made:
         kubernetes_validate.validate(resource, version, strict=True)
     assert len({(one["kind"], one["metadata"]["name"]) for one in made}) == len(made) >= 8
+
+
+def test_bounces_without_an_address_are_refused() -> None:
+    with pytest.raises(Exception, match="BOUNCE_ADDRESS"):
+        render(bounces=WITH_BOUNCES["bounces"])
 
 
 def test_selectors_find_the_pods_of_their_release_only() -> None:

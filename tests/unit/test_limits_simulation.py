@@ -10,7 +10,7 @@ import pytest
 
 from domain.email_claim import ClaimId
 from domain.mail_saga import MailSaga
-from domain.mailbox import Asked, Mailbox, MailboxId, decide_mail
+from domain.mailbox import Asked, Mailbox, MailboxId, allow, decide_mail, silence
 from domain.policy import Policy
 from domain.synthetic import marked
 from infrastructure.limits import simulation
@@ -73,6 +73,19 @@ def tried(entry: str, events: list[Mailbox.MailDecided], *, since: datetime = T0
     for event in events:
         tell_all([trial], event, since, until)
     return trial
+
+
+@pytest.mark.parametrize("entry", ["mailbox=3/1h", "mailbox-network-day=3/1d", "registrations=5/1h"])
+def test_that_an_operator_has_a_mailbox_sent_mails_again_is_no_request(entry: str) -> None:
+    mailbox = decide_mail(None, MAILBOX, Asked(REGISTRATION, 1, ClaimId(CLAIM), "a"), now=T0, policy=Policy())
+    silenced = silence(mailbox, MAILBOX, REGISTRATION, 2, T0)
+    allowed = allow(silenced, REGISTRATION, T0)
+    assert allowed is not None
+    events = [event for one in (mailbox, allowed) for event in one.collect_events()]
+
+    found = tried(entry, events).tally  # type: ignore[arg-type]
+
+    assert found.asked == 1
 
 
 @pytest.mark.parametrize("limit", MAILBOX_DEFAULTS, ids=lambda limit: limit.name)

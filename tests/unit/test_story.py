@@ -12,9 +12,11 @@ import pytest
 from eventsourcing.utils import get_topic
 
 from application.commands import (
+    AllowMailbox,
     CancelRegistration,
     DiscardMail,
     EraseRegistration,
+    RecordEmailComplained,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
     RequestNewCode,
@@ -181,6 +183,19 @@ async def _new_code(house: InMemoryService, registration_id: UUID) -> None:
     await _does(house, RequestNewCode(registration_id=registration_id))
 
 
+async def _is_withheld_after_a_complaint(house: InMemoryService, registration_id: UUID) -> None:
+    complained = RecordEmailComplained(registration_id=registration_id, serial=1, reported_by="ses")
+    await _does(house, sent(registration_id), complained)
+    house.move(timedelta(minutes=2))
+    await _does(house, RequestNewCode(registration_id=registration_id))
+    await _does(house, WithholdEmail(registration_id=registration_id, serial=2))
+
+
+async def _is_allowed_again(house: InMemoryService, registration_id: UUID) -> None:
+    await _is_withheld_after_a_complaint(house, registration_id)
+    await _does(house, AllowMailbox(registration_id=registration_id), actor=because)
+
+
 because = replace(OPERATOR, reason="ticket 4711")
 
 ANSWERS: list[tuple[str, Play, str]] = [
@@ -305,6 +320,22 @@ ANSWERS: list[tuple[str, Play, str]] = [
         (
             "It was withheld at 2026-03-01 12:00:02 UTC: the address belongs to an account, whose owner got a notice "
             "within the day before."
+        ),
+    ),
+    (
+        "withheld after a complaint",
+        _is_withheld_after_a_complaint,
+        (
+            "It was withheld at 2026-03-01 12:02:08 UTC: the mailbox is sent no more, since a mail there was marked as "
+            "unwanted; `registrar mail allow` lifts that.*"
+        ),
+    ),
+    (
+        "withheld after a complaint, and allowed again since",
+        _is_allowed_again,
+        (
+            "It was withheld at 2026-03-01 12:02:08 UTC: the mailbox was sent no more. An operator has lifted that at "
+            "2026-03-01 12:02:10 UTC; a new code will be sent.*"
         ),
     ),
     (
@@ -553,6 +584,18 @@ async def test_what_follows_from_something_is_below_it() -> None:
         "└─ The mail saga asked for the mail",
         "   12:00:02.000  Decided: send mail 1 again (request 2), and look again at 2026-03-01 12:04:02 UTC.",
     ]
+
+
+async def test_that_a_mailbox_is_sent_mails_again_is_told_with_the_operators_reason() -> None:
+    house = InMemoryService()
+    registration_id = await house.registered()
+    await _is_allowed_again(house, registration_id)
+
+    said = [*lines(story_of(house, registration_id))]
+
+    act = next(at for at, line in enumerate(said) if "An operator had the mailbox sent mails again, because" in line)
+    assert '"ticket 4711"' in said[act]
+    assert said[act + 1].endswith("The mailbox is sent mails again, to whoever asks from now on.")
 
 
 async def test_a_mail_that_is_tried_for_a_day_does_not_go_to_the_right() -> None:

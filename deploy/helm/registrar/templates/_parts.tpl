@@ -12,7 +12,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
-{{- /* A deployment and its disruption budget, of `dict "root" $ "part" "serve" "args" … "secrets" … "optional" …`. */}}
+{{- /* A deployment and its disruption budget, of `dict "root" $ "part" "serve" "args" … "secrets" … "optional" …`, of those
+that send mails with `"sends" true`. */}}
 {{- define "registrar.deployment" -}}
 {{- $values := index .root.Values .part -}}
 apiVersion: apps/v1
@@ -86,6 +87,10 @@ spec:
                   key: {{ . }}
                   optional: true
             {{- end }}
+            {{- if eq .part "bounces" }}
+            - name: REGISTRAR_BOUNCE_LISTEN
+              value: 0.0.0.0:2525
+            {{- end }}
           ports:
             {{- if eq .part "serve" }}
             - name: http
@@ -93,6 +98,10 @@ spec:
             {{- end }}
             - name: admin
               containerPort: 8001
+            {{- if eq .part "bounces" }}
+            - name: smtp
+              containerPort: 2525
+            {{- end }}
           readinessProbe:
             httpGet:
               path: /health/ready
@@ -123,10 +132,32 @@ spec:
           volumeMounts:
             - name: tmp
               mountPath: /tmp
+            {{- if .sends }}
+            - name: templates
+              mountPath: /templates
+              readOnly: true
+            {{- end }}
+            {{- if eq .part "bounces" }}
+            - name: tls
+              mountPath: /tls
+              readOnly: true
+            {{- end }}
       volumes:
         - name: tmp
           emptyDir:
             sizeLimit: 64Mi
+        {{- if .sends }}
+        - name: templates
+          configMap:
+            name: {{ .root.Release.Name }}-templates
+            optional: true
+        {{- end }}
+        {{- if eq .part "bounces" }}
+        - name: tls
+          secret:
+            secretName: {{ .root.Release.Name }}-bounces-tls
+            optional: true
+        {{- end }}
 ---
 apiVersion: policy/v1
 kind: PodDisruptionBudget
