@@ -483,7 +483,9 @@ def everything_understood(evidence: Evidence) -> Iterator[str]:
 def silence(evidence: Evidence) -> Iterator[str]:
     """No address, name, password, key or code stands in a log, a metric or the database."""
     words = [canary for canary in evidence.canaries if canary.kind != "code"]
-    codes = {canary.value for canary in evidence.canaries if canary.kind == "code"}
+    # A log of 100,000 events has positions of six digits, too.
+    positions = {str(number) for number in range(100_000, evidence.head + 1)}
+    codes = {canary.value for canary in evidence.canaries if canary.kind == "code"} - positions
     for place, text in evidence.texts.items():
         found = set(occurs(text, {canary.value for canary in words}))
         for kind, count in Counter(canary.kind for canary in words if canary.value in found).items():

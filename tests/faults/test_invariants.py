@@ -136,6 +136,13 @@ def blamed(evidence: Evidence) -> set[str]:
     return {violation.invariant for violation in check(evidence)}
 
 
+@pytest.mark.parametrize(("head", "is_code"), [(111_110, True), (111_111, False)])
+def test_six_digits_are_no_code_where_the_log_has_such_a_position(head: int, is_code: bool) -> None:
+    found = clean(texts={"the database": "position 111111"}, head=head)
+
+    assert ("I10" in blamed(found)) == is_code
+
+
 def test_a_clean_history_passes() -> None:
     assert check(clean()) == []
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from entrypoints.api.guard import REPORTS, REPORTS_LIMIT
+from entrypoints.api.body_reading import REPORTS, REPORTS_LIMIT
 from entrypoints.api.http_server import KEEP_ALIVE
 from entrypoints.api.problems import PREFIX, STATUS_OF
 from infrastructure.settings.environment import PREFIX as SETTINGS
