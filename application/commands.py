@@ -27,6 +27,7 @@ from application.typed_text import LOCALE_LENGTH, parse_code, parse_locale, pars
 from domain.email_claim import ClaimId
 from domain.mail_outcome import Bounce, CancelReason, DispatchFailure, HandOver, MailKind
 from domain.recorded import Position
+from domain.user_import import Counts
 
 
 class Command(BaseModel):
@@ -42,6 +43,26 @@ UNKNOWN_NETWORK = "unknown"
 """The network of whoever has no address: on a Unix socket, or behind a proxy that names none. They share one."""
 
 
+MailAddress = Annotated[
+    str,
+    BeforeValidator(trimmed),  # what is around it does not count for its length
+    Field(max_length=MAX_LENGTH, examples=["ada@example.com"]),
+    AfterValidator(parse_address),
+]
+Name = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, max_length=200),
+    Field(examples=["Ada Lovelace"]),
+    AfterValidator(parse_name),
+]
+Locale = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, max_length=LOCALE_LENGTH),
+    Field(examples=["en"]),
+    AfterValidator(parse_locale),
+]
+
+
 class RegisterUser(Command):
     """Start a registration; its code is sent by mail, unless the mailbox's budget is used up.
 
@@ -50,25 +71,10 @@ class RegisterUser(Command):
     requester's, by which the mailbox's budget is shared out.
     """
 
-    email: Annotated[
-        str,
-        BeforeValidator(trimmed),  # what is around it does not count for its length
-        Field(max_length=MAX_LENGTH, examples=["ada@example.com"]),
-        AfterValidator(parse_address),
-    ] = Field(repr=False)
-    name: Annotated[
-        str,
-        StringConstraints(strip_whitespace=True, max_length=200),
-        Field(examples=["Ada Lovelace"]),
-        AfterValidator(parse_name),
-    ] = Field(repr=False)
+    email: MailAddress = Field(repr=False)
+    name: Name = Field(repr=False)
     password: Annotated[SecretStr | None, Field(max_length=MAX_BYTES, examples=["correct horse battery"])] = None
-    locale: Annotated[
-        str,
-        StringConstraints(strip_whitespace=True, max_length=LOCALE_LENGTH),
-        Field(examples=["en"]),
-        AfterValidator(parse_locale),
-    ] = "en"
+    locale: Locale = "en"
     idempotency_key: str | None = Field(default=None, repr=False)
     network: str = Field(default=UNKNOWN_NETWORK, repr=False)
 
@@ -241,6 +247,52 @@ class RecordFailedChecks(Command):
     registration_id: UUID
     failed: int
     since: datetime
+
+
+class ImportedUser(BaseModel):
+    """A user of another system, within the limits of those who register.
+
+    `password_hash`: as it came; whether it can be checked here is the caller's business. `verified`: whether that
+    system has verified the address.
+    """
+
+    model_config = Command.model_config
+
+    email: MailAddress = Field(repr=False)
+    name: Name = Field(repr=False)
+    locale: Locale = "en"
+    password_hash: str | None = Field(default=None, max_length=512, repr=False)
+    verified: bool
+
+
+class ImportUsers(Command):
+    """Take over users, in one commit; those who are here stay as they are. No address may be there twice.
+
+    `dry_run`: only say what would become of them.
+    """
+
+    import_id: UUID
+    users: tuple[ImportedUser, ...] = Field(repr=False)
+    dry_run: bool = False
+
+
+class InviteUser(Command):
+    """Have an imported user who waits sent a first code. `dry_run`: only say what would become of them."""
+
+    import_id: UUID
+    user: ImportedUser = Field(repr=False)
+    dry_run: bool = False
+
+
+class RecordImport(Command):
+    """Record that an import has begun, or what came of it (`counts`); the same again is a repeat.
+
+    `skipped`: lines of the file that were left out.
+    """
+
+    import_id: UUID
+    counts: Counts | None = None
+    skipped: int = 0
 
 
 class RetryMail(Command):

@@ -23,6 +23,8 @@ from application.commands import (
     DiscardMail,
     DiscardStrayMessage,
     EraseRegistration,
+    ImportUsers,
+    InviteUser,
     KeepAnswer,
     KeepStrayMessage,
     RecordEmailBounced,
@@ -30,6 +32,7 @@ from application.commands import (
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
     RecordFailedChecks,
+    RecordImport,
     RecordPersonalDataRead,
     RecordRebuild,
     RegisterUser,
@@ -71,6 +74,7 @@ from application.ports import (
     entries_of,
 )
 from application.retrying import decided_again
+from application.user_import import UserImports
 from domain.email_claim import EmailClaim
 from domain.errors import Refused, WrongCode
 from domain.kept_answer import KeptAnswer
@@ -84,6 +88,7 @@ from domain.recorded import Actor, Position
 from domain.registration import BEGUN, Registration, Status
 from domain.sign_up import KnownAddress, SignUp, prove, renew_code, reopen, sign_up
 from domain.stray_message import StrayMessage
+from domain.user_import import UserImport
 
 CONFLICT_RETRIES = 3
 """How often a command is decided again after a conflict, before the caller sees it (docs/house-style.md, rule 9)."""
@@ -124,6 +129,7 @@ class Handlers:
         self._around = tuple(reversed(around))
         self._lock = KeyedLock()
         self.keys = KeyedRequests(log, secrets)
+        self._imports = UserImports(log=log, clock=clock, secrets=secrets, policy=policy)
         self._table: dict[type[Command], Callable[..., Awaitable[Answer]]] = {
             RegisterUser: self._register_user,
             VerifyEmail: self._verify_email,
@@ -150,6 +156,9 @@ class Handlers:
             RecordRebuild: self._record_rebuild,
             RetryParkedStream: self._retry_parked_stream,
             RecordPersonalDataRead: self._record_personal_data_read,
+            ImportUsers: self._import_users,
+            InviteUser: self._invite_user,
+            RecordImport: self._record_import,
             KeepAnswer: self._keep_answer,
         }
 
@@ -637,6 +646,26 @@ class Handlers:
             return replace(_answer(command.answer_id, None, saved, 0), details=command.details)
 
         return await self._in_turn(command.answer_id, decide)
+
+    async def _import_users(self, command: ImportUsers, context: Context) -> Answer:
+        """`Answer.details`: what became of each, as `application.user_import.Outcome` has it."""
+        taken = await self._imports.take_over(command.users, context, dry_run=command.dry_run)
+        return Answer(command.import_id, None, taken.position, taken.recorded, details=tuple(taken.outcomes))
+
+    async def _invite_user(self, command: InviteUser, context: Context) -> Answer:
+        taken = await self._imports.invite(command.user, context, dry_run=command.dry_run)
+        return Answer(command.import_id, None, taken.position, taken.recorded, details=tuple(taken.outcomes))
+
+    async def _record_import(self, command: RecordImport, context: Context) -> Answer:
+        async def decide() -> Answer:
+            streams, now = await self._log.load(command.import_id), self._clock()
+            run = streams.get(UserImport, command.import_id) or UserImport.begin(import_id=command.import_id, now=now)
+            if command.counts is not None:
+                run.end(counts=command.counts, skipped=command.skipped, now=now)
+            saved = await self._save(run, context=context)
+            return _answer(command.import_id, None, saved, streams.position(command.import_id))
+
+        return await self._in_turn(command.import_id, decide)
 
     # --- The three moves ----------------------------------------------------------------------
 

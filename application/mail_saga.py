@@ -46,6 +46,7 @@ SOURCES = tuple(
     event.TOPIC
     for event in (
         Registration.UserRegistered,
+        Registration.UserInvited,
         Registration.OtpIssued,
         Registration.EmailDispatched,
         Registration.EmailWithheld,
@@ -80,12 +81,13 @@ def react(
     Over 40 lines, because it is one table of cases, best read in one piece.
     """
     match happened:
-        case Registration.UserRegistered():
+        case Registration.UserRegistered() | Registration.UserInvited():
             if saga is None:
+                notice = isinstance(happened, Registration.UserRegistered) and happened.duplicate_of is not None
                 saga = MailSaga.start(
                     registration_id=happened.originator_id,
                     claim_id=ClaimId(UUID(happened.claim_id)),
-                    kind=MailKind.CODE if happened.duplicate_of is None else MailKind.NOTICE,
+                    kind=MailKind.NOTICE if notice else MailKind.CODE,
                     ends_at=happened.timestamp + policy.registration_ttl,
                     now=now,
                 )

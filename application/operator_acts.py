@@ -12,6 +12,7 @@ from application.commands import (
     DiscardMail,
     DiscardStrayMessage,
     EraseRegistration,
+    RecordImport,
     RecordRebuild,
     RetryMail,
     RetryParkedStream,
@@ -48,6 +49,8 @@ _ACTS: Final[Mapping[type[Command], str]] = {
 
 def act_of(command: Command) -> str | None:
     """The name of an operator's act; None if this command is not one for operators."""
+    if isinstance(command, RecordImport):
+        return "import-users" if command.counts is None else None  # once, when it begins
     if isinstance(command, RecordRebuild):
         return f"rebuild-{command.act}"
     return _ACTS.get(type(command))

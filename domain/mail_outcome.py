@@ -24,6 +24,7 @@ class IssueReason(StrEnum):
     REQUESTED = "requested"
     STALE = "stale"
     REOPENED = "reopened"
+    INVITED = "invited"
 
 
 class CancelReason(StrEnum):

@@ -50,7 +50,8 @@ class Status(StrEnum):
 class Registration(Aggregate, created_event_name="UserRegistered"):
     """One person's sign-up, until it is active or undone.
 
-    PENDING → VERIFIED → ACTIVE, or CANCELLED, from where an operator may reopen it. A public method is a command: it
+    PENDING → VERIFIED → ACTIVE, or CANCELLED, from where an operator may reopen it; an imported user whose address was
+    verified elsewhere is ACTIVE at once. A public method is a command: it
     checks, then records. One whose effect already holds records nothing.
 
     Several registrations for one address may be pending side by side, each with its own code; who proves the address
@@ -76,6 +77,33 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         personal_data: str
         locale: str
         duplicate_of: str | None
+
+    class UserImported(Aggregate.Created):
+        """An operator brought this user from another system.
+
+        `verified`: that system has verified the address, so this is an account from here on. Otherwise it waits,
+        without a code, until its user is invited. The other fields are those of `UserRegistered`.
+        """
+
+        TOPIC = "registration.user_imported"
+        claim_id: str
+        personal_data: str
+        locale: str
+        verified: bool
+
+        def apply(self, aggregate: Any) -> None:
+            if self.verified:
+                aggregate.status = Status.ACTIVE
+                aggregate.proven_version = self.originator_version
+
+    class UserInvited(Event):
+        """An operator has an imported user asked by mail to verify the address: here, the registration begins.
+
+        It repeats what `UserImported` said, for the mail saga, which begins here, too.
+        """
+
+        TOPIC = "registration.user_invited"
+        claim_id: str
 
     class OtpIssued(Event):
         """A code was issued; the previous one is no longer valid. `reason`: an `IssueReason`.
@@ -282,7 +310,12 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         TOPIC = "registration.personal_data_erased"
 
     def __init__(
-        self, claim_id: str, fingerprint: str, personal_data: str, locale: str, duplicate_of: str | None
+        self,
+        claim_id: str,
+        personal_data: str,
+        locale: str,
+        fingerprint: str = "",  # nobody asks for what is imported, and so nobody asks again
+        duplicate_of: str | None = None,
     ) -> None:
         self.status = Status.PENDING
         self.claim_id = ClaimId(uuid_of_text(claim_id))
@@ -342,11 +375,40 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         registration._issue(IssueReason.REGISTERED, withheld=withheld, now=now)
         return registration
 
+    @classmethod
+    def import_user(
+        cls, *, registration_id: UUID, claim_id: ClaimId, personal_data: str, locale: str, verified: bool, now: datetime
+    ) -> Registration:
+        """Begin with somebody from another system: as an account if the address was `verified` there."""
+        return begin(
+            cls,
+            cls.UserImported,
+            name="registration",
+            stream_id=registration_id,
+            now=now,
+            claim_id=str(claim_id),
+            personal_data=personal_data,
+            locale=locale,
+            verified=verified,
+        )
+
+    def invite(self, *, mailbox_id: MailboxId, now: datetime) -> None:
+        """Have an imported user sent a first code; only once."""
+        if self.awaits_invitation:
+            self.mailbox_id = mailbox_id
+            record(self, Registration.UserInvited, now=now, claim_id=str(self.claim_id))
+            self._issue(IssueReason.INVITED, withheld=False, now=now)
+
     # --- Queries ------------------------------------------------------------------------------
 
     @property
     def is_pending(self) -> bool:
         return self.status is Status.PENDING
+
+    @property
+    def awaits_invitation(self) -> bool:
+        """Was it imported, and has it never had a code? Then no code matches, and there is no mail to be sent."""
+        return self.is_pending and not self.serial and self.superseded_by is None
 
     @property
     def is_being_undone(self) -> bool:
@@ -377,7 +439,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
 
     def lacks_mail(self, serial: int) -> bool:
         """Is this the current issue of a pending registration, and its mail not handed over yet?"""
-        current = self.is_pending and not self.is_being_undone and serial == self.serial
+        current = self.is_pending and not self.is_being_undone and serial == self.serial > 0
         return current and serial not in self.handed_over_at
 
     def wants_mail(self, serial: int) -> bool:
@@ -440,6 +502,8 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         """Why no code can be tried at the moment, whatever it is."""
         if self.locked:
             return CodeLocked()
+        if not self.serial:
+            return CodeExpired()  # it has never had one
         handed_over_at = self.handed_over_at.get(self.serial)
         if self.revoked or (handed_over_at is not None and now >= handed_over_at + policy.otp_ttl):
             return CodeExpired()
@@ -449,10 +513,10 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         """Check that the registrant may have the code replaced.
 
         Raises:
-            NotPending: there is nothing left to prove.
+            NotPending: there is nothing left to prove; or nobody has invited the user yet.
             TooManyRequests: within the cooldown of the last issue, or too many within the hour.
         """
-        if not self.is_pending or self.is_being_undone:
+        if not self.is_pending or self.is_being_undone or not self.serial:
             raise NotPending
         waits = [timedelta(0)]
         if self.issued_at is not None:
@@ -620,7 +684,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
 
     def revoke_code(self, *, now: datetime) -> None:
         """Revoke the code: it verifies nothing any more, and its mail is not sent."""
-        if self.is_pending and not self.revoked:
+        if self.is_pending and self.serial and not self.revoked:
             self.trigger_event(Registration.OtpRevoked, serial=self.serial, timestamp=now)
 
     def cancel(self, *, reason: CancelReason, now: datetime) -> None:
@@ -754,6 +818,9 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
     def _personal_data_erased(self) -> None:
         self.erased = True
 
+
+BEGINNINGS = (Registration.UserRegistered, Registration.UserImported)
+"""With what a registration's stream may begin."""
 
 # A stable name instead of the class's path, which would become data in every first event.
 register_topic("registration", Registration)

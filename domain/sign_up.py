@@ -1,4 +1,5 @@
-"""What concerns more than one registration: to begin one, to prove its address, to get a new code for it, to reopen it.
+"""What concerns more than one registration: to begin one, to prove its address, to get a new code for it, to reopen it,
+to import one.
 
 Whoever proves an address first has it. Until then any number of registrations may wait for it side by side, each with a
 code, a password and an id of its own, and none can end another.
@@ -187,10 +188,70 @@ def prove(
     refused = registration.verify(offered=offered, expected=expected, now=now, policy=policy)
     if address is None or refused is not None:
         return Proof(refused, (registration, *mended))
+    return Proof(None, _won(registration, address, now))
+
+
+def _won(registration: Registration, address: KnownAddress, now: datetime) -> tuple[Aggregate, ...]:
+    """It has its address: the others give way."""
     others = tuple(one for one in address.registrations if one.id != registration.id)
     for one in others:
         one.give_way(by=registration.id, now=now)
-    return Proof(None, (registration, *address.given_to(registration, now), *others))
+    return (registration, *address.given_to(registration, now), *others)
+
+
+def import_user(
+    address: KnownAddress,
+    *,
+    registration_id: UUID,
+    personal_data: str,
+    locale: str,
+    verified: bool,
+    now: datetime,
+) -> tuple[Aggregate, ...]:
+    """Take somebody over from another system; returns the aggregates to save, of which there is none where an account
+    has the address.
+
+    Who is `verified` there has the address, as if it had been proven here: the registrations that wait for it give way.
+    """
+    if address.owner is not None:
+        return ()
+    registration = Registration.import_user(
+        registration_id=registration_id,
+        claim_id=address.claim_id,
+        personal_data=personal_data,
+        locale=locale,
+        verified=verified,
+        now=now,
+    )
+    return _won(registration, address, now) if verified else (registration,)
+
+
+def invite(
+    registration: Registration,
+    address: KnownAddress,
+    mailbox_id: MailboxId,
+    mailbox: Mailbox | None,
+    *,
+    network: str,
+    now: datetime,
+    policy: Policy,
+) -> tuple[Aggregate, ...]:
+    """Have an imported user sent a first code; returns the aggregates to save.
+
+    None where the mailbox's budget is used up: who invites may do so again later, unlike somebody who asks for a code
+    and must not see what others have asked for. None either where an account has the address.
+
+    Args:
+        network: keyed hash of what stands for the operator's.
+    """
+    if not registration.awaits_invitation or address.owner is not None:
+        return ()
+    asked = Asked(registration.id, 1, address.claim_id, network)
+    mailbox = decide_mail(mailbox, mailbox_id, asked, now=now, policy=policy)
+    if mailbox.withheld:
+        return ()
+    registration.invite(mailbox_id=mailbox_id, now=now)
+    return registration, mailbox
 
 
 def renew_code(

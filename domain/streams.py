@@ -45,7 +45,7 @@ def begin(
     first = made(created, given)
     aggregate = _blank(kind)
     aggregate.__base_init__(stream_id, number, now)
-    aggregate.__init__(**{wanted: given[wanted] for wanted in _parameters_of(kind)})  # type: ignore[misc]
+    aggregate.__init__(**{wanted: given[wanted] for wanted in _parameters_of(kind) if wanted in given})  # type: ignore[misc]
     first.apply(aggregate)
     aggregate.pending_events.append(first)
     return aggregate

@@ -371,6 +371,8 @@ IN_WORDS = {
     "registration.registration_cancelled": "the registration was cancelled",
     "registration.registration_superseded": "another registration of the same address proved it first",
     "registration.registration_reopened": "the cancelled registration was revived",
+    "registration.user_imported": "an operator took the user over from another system",
+    "registration.user_invited": "the user was invited to verify the address",
     "registration.user_registered": "somebody asked for an account",
 }
 

@@ -93,6 +93,7 @@ class _Batch:
 
     def __init__(self) -> None:
         self.begun: dict[UUID, tuple[UUID, str, str, str]] = {}
+        self.imported: dict[UUID, tuple[UUID, str, str, str, datetime]] = {}
         self.activated: dict[UUID, datetime] = {}
         self.resealed: dict[UUID, str] = {}
         self.ended: set[UUID] = set()
@@ -101,6 +102,13 @@ class _Batch:
     def registered(self, event: Registration.UserRegistered | Registration.RegistrationReopened) -> None:
         if event.duplicate_of is None:  # a duplicate never becomes an account
             row = (event.originator_id, event.claim_id, event.personal_data, event.locale)
+            self.begun[event.originator_id] = row
+
+    def taken_over(self, event: Registration.UserImported) -> None:
+        row = (event.originator_id, event.claim_id, event.personal_data, event.locale)
+        if event.verified:
+            self.imported[event.originator_id] = (*row, event.timestamp)
+        else:
             self.begun[event.originator_id] = row
 
     def began_again(self, event: Registration.RegistrationReopened) -> None:
@@ -120,6 +128,7 @@ class _Batch:
 
 _CHANGES: dict[Any, Callable[[_Batch, Any], None]] = {
     Registration.UserRegistered: _Batch.registered,
+    Registration.UserImported: _Batch.taken_over,
     Registration.AccountActivated: _Batch.became_active,
     Registration.PasswordSet: _Batch.has_another_password,
     Registration.PasswordRehashed: _Batch.has_another_password,
@@ -158,6 +167,8 @@ class Accounts:
             # The end of one that began again may be in this batch, too: then its row is still there.
             write = CANDIDATES.upsert if batch.reopened else CANDIDATES.insert
             await cursor.execute(write, CANDIDATES.arrays(batch.begun.values()))
+        if batch.imported:
+            await cursor.execute(ACCOUNTS.insert, ACCOUNTS.arrays(batch.imported.values()))
         if activated := batch.activated:
             await cursor.execute(_ACTIVATE, (list(activated), list(activated.values())), prepare=False)
             # Fetched, not counted by `rowcount`, which a pipeline does not know yet.

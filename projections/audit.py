@@ -199,7 +199,7 @@ class Audit:
         begun = [
             (recorded.event.originator_id, recorded.event.claim_id)
             for recorded in events
-            if type(recorded.event) is Registration.UserRegistered
+            if isinstance(recorded.event, Registration.UserRegistered | Registration.UserImported)
         ]
         if begun:
             await cursor.execute(SUBJECTS.insert, SUBJECTS.arrays(begun))

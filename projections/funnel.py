@@ -15,7 +15,7 @@ from psycopg.rows import tuple_row
 
 from domain.mail_outcome import IssueReason, MailKind
 from domain.recorded import Told
-from domain.registration import Registration
+from domain.registration import BEGINNINGS, Registration
 from domain.synthetic import is_synthetic
 from projections.table import Connection, Table, schema_of
 
@@ -131,9 +131,9 @@ class Flow:
     """What happened to some registrations.
 
     Attributes:
-        stages: "registered", "code_renewed:<reason>", "mail_dispatched", "mail_withheld", "mail_failed:<failure>",
-            "mail_bounced:<failure>", "mail_complained", "code_rejected", "code_locked", "verified", "activated",
-            "cancelled:<reason>", "reopened"; one that is missing did not happen.
+        stages: "registered", "imported", "invited", "code_renewed:<reason>", "mail_dispatched", "mail_withheld",
+            "mail_failed:<failure>", "mail_bounced:<failure>", "mail_complained", "code_rejected", "code_locked",
+            "verified", "activated", "cancelled:<reason>", "reopened"; one that is missing did not happen.
         durations: "registered_to_dispatched" (the first mail), "dispatched_to_verified" (the mail with the code that
             was used), "registered_to_activated"; counted when they ended.
     """
@@ -181,6 +181,17 @@ class _Tally:
         self.under_way[registration_id.int] = self.changed[registration_id.int] = begun
         self._count("registered", event.timestamp, duplicate)
 
+    def taken_over(self, event: Registration.UserImported) -> None:
+        self._count("imported", event.timestamp, duplicate=False)
+        if not event.verified:
+            begun = _UnderWay(event.originator_id, duplicate=False, registered_at=event.timestamp)
+            self.under_way[event.originator_id.int] = self.changed[event.originator_id.int] = begun
+
+    def invited(self, event: Registration.UserInvited) -> None:
+        row = self._pass("invited", event)
+        row.registered_at = event.timestamp  # until then nobody could do anything
+        self.changed[event.originator_id.int] = row
+
     def reopened(self, event: Registration.RegistrationReopened) -> None:
         registration_id, duplicate = event.originator_id, event.duplicate_of is not None
         begun = _UnderWay(registration_id, duplicate, event.timestamp)
@@ -189,7 +200,7 @@ class _Tally:
         self._count("reopened", event.timestamp, duplicate)
 
     def issued(self, event: Registration.OtpIssued) -> None:
-        if event.reason != IssueReason.REGISTERED:
+        if event.reason not in {IssueReason.REGISTERED, IssueReason.INVITED}:
             self._pass(f"code_renewed:{event.reason}", event)
 
     def withheld(self, event: Registration.EmailWithheld) -> None:
@@ -242,7 +253,8 @@ class _Tally:
     def _pass(
         self,
         stage: str,
-        event: Registration.OtpIssued
+        event: Registration.UserInvited
+        | Registration.OtpIssued
         | Registration.EmailWithheld
         | Registration.EmailDispatchFailed
         | Registration.EmailBounced
@@ -275,6 +287,8 @@ class _Tally:
 
 _CHANGES: dict[Any, Callable[[_Tally, Any], None]] = {
     Registration.UserRegistered: _Tally.registered,
+    Registration.UserImported: _Tally.taken_over,
+    Registration.UserInvited: _Tally.invited,
     Registration.OtpIssued: _Tally.issued,
     Registration.EmailDispatched: _Tally.dispatched,
     Registration.EmailBounced: _Tally.bounced,
@@ -310,7 +324,7 @@ class Funnel:
         """
         events = [one for one in events if not is_synthetic(one.event.originator_id)]
         ids = {r.event.originator_id.int: r.event.originator_id for r in events}
-        begun = {r.event.originator_id.int for r in events if type(r.event) is Registration.UserRegistered}
+        begun = {r.event.originator_id.int for r in events if type(r.event) in BEGINNINGS}
         known = [registration_id for number, registration_id in ids.items() if number not in begun]
         cursor = connection.cursor(binary=True, row_factory=tuple_row)
         under_way: dict[int, _UnderWay] = {}

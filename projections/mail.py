@@ -170,6 +170,9 @@ class _Batch:
         kind = "code" if event.duplicate_of is None else "notice"
         self._begin(event.originator_id, 1, position, kind, event.timestamp)
 
+    def invited(self, event: Registration.UserInvited, position: Position) -> None:
+        self._begin(event.originator_id, 1, position, "code", event.timestamp)  # its issue is in the same commit, too
+
     def issued(self, event: Registration.OtpIssued, position: Position) -> None:
         if event.serial == 1:
             self._change(event.originator_id, event.serial, position)
@@ -279,6 +282,7 @@ class _Batch:
 
 _CHANGES: dict[Any, Callable[[_Batch, Any, Position], None]] = {
     Registration.UserRegistered: _Batch.registered,
+    Registration.UserInvited: _Batch.invited,
     Registration.OtpIssued: _Batch.issued,
     Registration.EmailDispatched: _Batch.dispatched,
     Registration.EmailWithheld: _Batch.withheld,

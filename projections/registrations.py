@@ -14,7 +14,7 @@ from uuid import UUID
 from psycopg.rows import tuple_row
 
 from domain.recorded import Position, Recorded, Told
-from domain.registration import Registration, Status
+from domain.registration import BEGINNINGS, Registration, Status
 from domain.synthetic import FIRST, LAST
 from projections.paging import Page, before, page
 from projections.table import Connection, Table, schema_of
@@ -120,9 +120,10 @@ _PENDING, _VERIFIED, _ACTIVE, _CANCELLED = (
     one.value for one in (Status.PENDING, Status.VERIFIED, Status.ACTIVE, Status.CANCELLED)
 )
 
-MailProgress = Literal["QUEUED", "SENT", "BOUNCED", "FAILED"]
+MailProgress = Literal["NONE", "QUEUED", "SENT", "BOUNCED", "FAILED"]
 """What a registrant can expect of the current mail.
 
+- NONE: there is nothing to be sent: the user was imported, and is an account already or was not invited yet.
 - QUEUED: no mail server has it yet.
 - SENT: with a mail server; also where the notice to an address's owner was withheld.
 - BOUNCED: it came back, and the mailbox takes none.
@@ -172,7 +173,7 @@ class _Progress:
     position: Position
     status: str = _PENDING
     serial: int = 0
-    mail: MailProgress = "QUEUED"
+    mail: MailProgress = "NONE"
     handed_over_at: datetime | None = None
     rejections: int = 0
     locked: bool = False
@@ -188,6 +189,16 @@ class _Progress:
 
 def _of_the_other_table(row: _Progress, event: Any) -> None:
     """`REGISTRATIONS` keeps it."""
+
+
+def _registered(row: _Progress, _: Any) -> None:
+    row.mail = "QUEUED"  # also to who sees the registration's first event only
+
+
+def _imported(row: _Progress, event: Any) -> None:
+    if event.verified:
+        row.status = _ACTIVE
+        row.activated_at = event.timestamp
 
 
 def _issued(row: _Progress, event: Any) -> None:
@@ -257,7 +268,8 @@ def _reopened(row: _Progress, _: Any) -> None:
 
 
 _CHANGES: dict[Any, Callable[[_Progress, Any], None]] = {
-    Registration.UserRegistered: _of_the_other_table,
+    Registration.UserRegistered: _registered,
+    Registration.UserImported: _imported,
     Registration.OtpIssued: _issued,
     Registration.EmailDispatched: _handed_over,
     Registration.EmailWithheld: _handed_over,
@@ -281,11 +293,12 @@ _CHANGES: dict[Any, Callable[[_Progress, Any], None]] = {
 _RESEALING = (Registration.PasswordSet, Registration.PasswordRehashed)
 
 
-def _begun(event: Registration.UserRegistered, position: Position) -> tuple[Any, ...]:
+def _begun(event: Registration.UserRegistered | Registration.UserImported, position: Position) -> tuple[Any, ...]:
     """A row of `REGISTRATIONS`."""
+    duplicate_of = event.duplicate_of if isinstance(event, Registration.UserRegistered) else None
     return (
         event.originator_id, position, event.timestamp,
-        event.claim_id, event.duplicate_of, event.locale, event.personal_data,
+        event.claim_id, duplicate_of, event.locale, event.personal_data,
     )  # fmt: skip
 
 
@@ -301,7 +314,7 @@ def _sorted_out(
     for recorded in events:
         event: Any = recorded.event
         kind, number = type(event), event.originator_id.int
-        if kind is Registration.UserRegistered:
+        if kind in BEGINNINGS:
             begun[number] = _begun(event, recorded.position)
         elif number not in begun:
             known[number] = event.originator_id
@@ -326,7 +339,7 @@ def folded(events: Sequence[Recorded], wrapped: bytes | None) -> RegistrationVie
         first, events[0].position
     )
     row = _Progress(registration_id, created_position, events[-1].position)
-    for recorded in events[1:]:
+    for recorded in events:
         _CHANGES[type(recorded.event)](row, recorded.event)
         if isinstance(recorded.event, _RESEALING):
             sealed = recorded.event.personal_data

@@ -61,6 +61,10 @@ class Secrets(Protocol):
 
     def new_registration_id(self, now: datetime) -> UUID: ...
 
+    def imported_id(self, canonical_email: str) -> UUID:
+        """The id of the registration of somebody with this address who is imported: always the same."""
+        ...
+
     def fingerprint(self, *parts: str) -> str:
         """Keyed hash by which a repeat of the same registration is recognised."""
         ...

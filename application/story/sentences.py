@@ -21,11 +21,19 @@ _ISSUED: Final[Mapping[str, str]] = {
     "requested": "because the person asked for another one",
     "stale": "because the one before would have been too old on arrival",
     "reopened": "because the registration was reopened",
+    "invited": "for the invitation",
 }
 
 _BY_MAIL: Final[Mapping[str, str]] = {"dsn": "a notification by mail", "arf": "a feedback report by mail"}
 
 _ENDED: Final[Mapping[str, str]] = {"active": "the account is active"} | dict(CANCELLED)
+
+_PLAIN: Final[Mapping[type[AnyEvent], str]] = {
+    Registration.UserInvited: "Invited to verify the address.",
+    Registration.RegistrationReopened: "The registration was reopened.",
+    Registration.PasswordSet: "The account has another password from here on.",
+    Registration.PasswordRehashed: "The password was right, and is kept as a stronger hash from here on.",
+}
 
 
 def sentence(event: AnyEvent) -> str:
@@ -33,6 +41,8 @@ def sentence(event: AnyEvent) -> str:
 
     Over 40 lines, because it is one table.
     """
+    if (plain := _PLAIN.get(type(event))) is not None:
+        return plain
     match event:
         case Registration.UserRegistered(duplicate_of=None):
             return "Registered."
@@ -41,6 +51,9 @@ def sentence(event: AnyEvent) -> str:
                 f"Registered for an address that account {event.duplicate_of} holds: "
                 "no code will match, and the owner gets a notice."
             )
+        case Registration.UserImported(verified=verified):
+            so = ", and waits for an invitation" if not verified else ", where the address was verified: an account"
+            return f"Taken over from another system{so}."
         case Registration.OtpIssued():
             why = _ISSUED.get(event.reason, event.reason)
             unsent = "; its mail is withheld, because the mailbox has had as many as it is sent" * bool(event.withheld)
@@ -77,12 +90,6 @@ def sentence(event: AnyEvent) -> str:
             return f"Undone: the registration was cancelled, because {cancelled(event.reason)}."
         case Registration.RegistrationSuperseded():
             return f"Registration {event.by} has proven the address: no code of this one will match any more."
-        case Registration.RegistrationReopened():
-            return "The registration was reopened."
-        case Registration.PasswordSet():
-            return "The account has another password from here on."
-        case Registration.PasswordRehashed():
-            return "The password was right, and is kept as a stronger hash from here on."
         case PasswordChecks.ChecksFailed():
             return f"The password was wrong {event.failed} times since {moment(event.since)}, and never right."
         case Registration.PersonalDataErased():

@@ -141,6 +141,10 @@ def _did(event: AnyEvent) -> str:
             return "looked at the person"
         case Registration.UserRegistered():
             return "asked to register"
+        case Registration.UserImported():
+            return "took the user over from another system"
+        case Registration.UserInvited():
+            return "invited the user"
         case Registration.OtpIssued(reason="requested"):
             return "asked for a new code"
         case Registration.CodeRejected():
@@ -186,7 +190,7 @@ def _status(events: Sequence[Recorded]) -> str:
         match recorded.event:
             case Registration.EmailVerified():
                 status = Status.VERIFIED
-            case Registration.AccountActivated():
+            case Registration.AccountActivated() | Registration.UserImported(verified=True):
                 status = Status.ACTIVE
             case Registration.RegistrationCancelled():
                 status = Status.CANCELLED

@@ -43,6 +43,7 @@ class _Known:
     asked: Recorded | None = None
     sent: Recorded | None = None
     sent_before: Recorded | None = None
+    imported: Registration.UserImported | None = None
     failed: list[Recorded] = field(default_factory=list)
     withheld: Recorded | None = None
     over_budget: bool = False
@@ -79,6 +80,8 @@ def why(events: Sequence[Recorded], now: datetime, present: AtPresent | None = N
 
 def _learn(known: _Known, recorded: Recorded) -> None:
     match recorded.event:
+        case Registration.UserImported() as imported:
+            known.imported = imported
         case Registration.OtpIssued():
             _learn_code(known, recorded, recorded.event)
         case MailSaga.MailRequested(serial=serial) if serial == known.serial:
@@ -144,6 +147,9 @@ def _withheld_because(known: _Known) -> str:
 
 
 def _answer(known: _Known, now: datetime, present: AtPresent | None) -> str:
+    if known.imported is not None and known.wanted is None and known.cancelled is None:
+        ended = "the address had been verified there" if known.imported.verified else "nobody has invited them yet"
+        return f"There was none to be sent: the user was taken over from another system, and {ended}."
     if known.sent is not None and known.bounced is not None and known.verified is None:
         return f"It was sent: {_accepted(known.sent)}{_came_back(known, known.bounced, now, present)}"
     if known.sent is not None:

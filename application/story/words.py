@@ -29,6 +29,7 @@ ACTS: Final[Mapping[str, str]] = {
     "discard-mail": "gave the mail up",
     "allow-mailbox": "had the mailbox sent mails again",
     "discard-stray-message": "discarded a foreign message",
+    "import-users": "took users over from another system",
     "retry-parked-stream": "had a parked stream tried again",
 }
 """By `application.operator_acts.act_of`; for a registration's story."""

@@ -26,6 +26,7 @@ from entrypoints.cli.erasure import erase
 from entrypoints.cli.keys import keys
 from entrypoints.cli.limits import limits
 from entrypoints.cli.read_models import projections
+from entrypoints.cli.users import import_users
 from entrypoints.cli.webhooks import webhooks
 
 
@@ -264,6 +265,7 @@ def events_show(
 
 
 registrar.add_command(audit)
+registrar.add_command(import_users)
 events.add_command(transfer.export_log)
 events.add_command(transfer.import_log)
 registrar.add_command(projections)

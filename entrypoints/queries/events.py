@@ -13,9 +13,9 @@ from eventsourcing.utils import TopicError
 
 from domain.errors import UnknownRegistration
 from domain.recorded import AnyEvent, Position
-from domain.registration import PERSONAL_FIELDS, Registration
+from domain.registration import BEGINNINGS, PERSONAL_FIELDS, Registration
 from infrastructure.event_store.codec import EventCodec
-from infrastructure.event_store.listing import About, events_at, events_in_order, events_of_stream
+from infrastructure.event_store.listing import OF_REGISTRATIONS, About, events_at, events_in_order, events_of_stream
 from infrastructure.event_store.loader import LoadedStreams
 from infrastructure.event_store.reader import RecordedRow, head_of
 from infrastructure.postgres.pool import QueryPool
@@ -66,7 +66,7 @@ class EventQueries:
         """
         rows = await self._pool.ask(lambda connection: events_of_stream(connection, registration_id, limit=1))
         event = self.decode(rows[0]) if rows else None
-        if not isinstance(event, Registration.UserRegistered):
+        if not isinstance(event, BEGINNINGS):
             raise UnknownRegistration
         return About(registration_id, UUID(event.claim_id))
 
@@ -94,7 +94,7 @@ class EventQueries:
             UnknownRegistration: this is no registration's id.
         """
         rows = await self._pool.ask(lambda connection: events_of_stream(connection, registration_id))
-        if not rows or rows[0].topic != Registration.UserRegistered.TOPIC:
+        if not rows or rows[0].topic not in OF_REGISTRATIONS:
             raise UnknownRegistration
         return rows
 

@@ -23,7 +23,7 @@ from entrypoints.queries.present import Now, now_about
 from entrypoints.queries.registrations import claims_of
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.event_store.codec import EventCodec
-from infrastructure.event_store.listing import events_of, streams_begun_by
+from infrastructure.event_store.listing import OF_REGISTRATIONS, events_of, registrations_among
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.pool import QueryPool
@@ -104,7 +104,7 @@ class ExplainQueries:
             UnknownRegistration: there is none of this id.
         """
         rows, now = await self._pool.ask(lambda connection: self._look(connection, registration_id))
-        if not rows or rows[0].topic != Registration.UserRegistered.TOPIC:
+        if not rows or rows[0].topic not in OF_REGISTRATIONS:
             raise UnknownRegistration
         events = [recorded for row in rows if (recorded := self._decoded(row)) is not None]
         story = told(registration_id, events, now.at, now.present)
@@ -129,9 +129,7 @@ class ExplainQueries:
 
     async def _registrations_among(self, stream_ids: Sequence[UUID]) -> list[UUID]:
         """Those of these streams that are registrations, in the same order."""
-        found = await self._pool.ask(
-            lambda connection: streams_begun_by(connection, Registration.UserRegistered.TOPIC, stream_ids)
-        )
+        found = await self._pool.ask(lambda connection: registrations_among(connection, stream_ids))
         return [one for one in stream_ids if one in found]
 
     async def _of_address(self, subject: str) -> list[UUID]:

@@ -13,7 +13,7 @@ from application.addresses import canonical_address
 from application.ports import Person, Unavailable
 from domain.policy import Policy
 from domain.recorded import Position, Recorded
-from domain.registration import Registration
+from domain.registration import BEGINNINGS
 from infrastructure.crypto.keyring import Keyring
 from infrastructure.event_store.reader import COLUMNS, RecordedRow
 from infrastructure.postgres.batching import Batcher
@@ -213,9 +213,7 @@ async def in_log(
         keys[row.stream_id] = wrapped
         streams.setdefault(row.stream_id, []).append(decode(row))
     return [
-        (events, keys[stream_id])
-        for stream_id, events in streams.items()
-        if isinstance(events[0].event, Registration.UserRegistered)
+        (events, keys[stream_id]) for stream_id, events in streams.items() if isinstance(events[0].event, BEGINNINGS)
     ]
 
 

@@ -62,6 +62,7 @@ class Keyring:
         self._salt_key = _derive(root_secret, b"password salts")
         self._synthetic_key = _derive(root_secret, b"synthetic registrations")
         self._limit_key = _derive(root_secret, b"rate limits")
+        self._imported_key = _derive(root_secret, b"imported users")
         self.journal_seed = _derive(root_secret, b"journal of erasures")
 
     def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> ClaimId:
@@ -102,6 +103,10 @@ class Keyring:
         value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
         value = value & ~(0xF << 76) | (7 << 76)
         return uuid_of_int(value & ~(0b11 << 62) | (0b10 << 62))
+
+    def imported_id(self, canonical_email: str) -> UUID:
+        """See `application.ports.Secrets`."""
+        return _uuid8(hmac.digest(self._imported_key, canonical_email.encode(), "sha256"))
 
     def fingerprint(self, *parts: str) -> str:
         """Keyed hash of the parts, in hexadecimal; each part's length is hashed with it, so that boundaries count."""

@@ -23,6 +23,7 @@ from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent
 from domain.registration import Registration
 from domain.stray_message import StrayMessage
+from domain.user_import import UserImport
 
 _DATETIME = "datetime_iso"  # the library's name of its transcoding of datetimes
 
@@ -64,6 +65,7 @@ AGGREGATES: Final[tuple[type[Aggregate], ...]] = (
     OperatorAct,
     KeptAnswer,
     PasswordChecks,
+    UserImport,
 )
 """Whose events are in the log."""
 

@@ -10,9 +10,12 @@ from psycopg.rows import class_row
 
 from domain.mail_saga import MailSaga
 from domain.recorded import Position
-from domain.registration import Registration
+from domain.registration import BEGINNINGS
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.connection import Connection
+
+OF_REGISTRATIONS = tuple(event.TOPIC for event in BEGINNINGS)
+"""Topics of first events."""
 
 _SELECT = """
     SELECT originator_id AS stream_id, originator_version AS version, topic, state, notification_id AS position,
@@ -38,8 +41,8 @@ _ABOUT = """
 """
 
 _REGISTRATION_OF = """
-    SELECT CASE topic WHEN %(own)s THEN originator_id
-                      WHEN %(saga)s THEN (convert_from(state, 'UTF8')::jsonb ->> 'registration_id')::uuid END
+    SELECT CASE WHEN topic = ANY (%(own)s) THEN originator_id
+                WHEN topic = %(saga)s THEN (convert_from(state, 'UTF8')::jsonb ->> 'registration_id')::uuid END
     FROM events WHERE originator_id = %(stream)s AND originator_version = 1
 """
 
@@ -69,16 +72,17 @@ async def events_of(
 
 async def registration_of_stream(connection: Connection, stream_id: UUID) -> UUID | None:
     """The registration whose own stream this is, or its saga's; None: it is another one."""
-    topics = {"own": Registration.UserRegistered.TOPIC, "saga": MailSaga.MailSagaStarted.TOPIC}
+    topics = {"own": list(OF_REGISTRATIONS), "saga": MailSaga.MailSagaStarted.TOPIC}
     found = await connection.execute(_REGISTRATION_OF.encode(), {"stream": stream_id} | topics)
     row = await found.fetchone()
     return None if row is None else row[0]
 
 
-async def streams_begun_by(connection: Connection, topic: str, stream_ids: Sequence[UUID]) -> set[UUID]:
-    """Those of these streams whose first event is of this topic."""
-    query = b"SELECT originator_id FROM events WHERE originator_id = ANY (%s) AND originator_version = 1 AND topic = %s"
-    return {row[0] for row in await (await connection.execute(query, (list(stream_ids), topic))).fetchall()}
+async def registrations_among(connection: Connection, stream_ids: Sequence[UUID]) -> set[UUID]:
+    """Those of these streams that are registrations."""
+    query = b"SELECT originator_id FROM events WHERE originator_id = ANY (%s) AND originator_version = 1"
+    found = await connection.execute(query + b" AND topic = ANY (%s)", (list(stream_ids), list(OF_REGISTRATIONS)))
+    return {row[0] for row in await found.fetchall()}
 
 
 async def events_at(connection: Connection, positions: Sequence[Position]) -> list[RecordedRow]:

@@ -55,8 +55,8 @@ _PARTS: Final = {
     ) AS named
     LEFT JOIN LATERAL (
         SELECT p.originator_version FROM events AS p
-        WHERE p.originator_id = named.id AND p.originator_version > 2 -- a registration begins with two others
-        AND p.topic = 'registration.email_verified' LIMIT 1
+        WHERE p.originator_id = named.id AND p.originator_version <> 2 -- it begins with two others, or was imported
+        AND p.topic IN ('registration.email_verified', 'registration.user_imported') LIMIT 1
     ) AS proof ON true
 """,
     # The claims, and the streams of the registrations that hold them now; the streams of the mailboxes' applicants for

@@ -101,8 +101,8 @@ class _Inbox:
 
     @property
     def is_new(self) -> bool:
-        """Is its first event the registration's first?"""
-        return isinstance(self.happened[0][0], Registration.UserRegistered)
+        """Is its first event the one with which a saga begins?"""
+        return isinstance(self.happened[0][0], Registration.UserRegistered | Registration.UserInvited)
 
     def add(self, row: RecordedRow, recorded: Recorded) -> None:
         context = Context(Actor.MAIL_SAGA, recorded.correlation_id, recorded.position, recorded.trace)

@@ -14,7 +14,7 @@ from infrastructure.postgres.connection import Connection, ReconnectingConnectio
 
 _BEGUN = """
     SELECT originator_id FROM public.events
-    WHERE notification_id > %(after)s AND notification_id <= %(upto)s AND topic = 'registration.user_registered'
+    WHERE notification_id > %(after)s AND notification_id <= %(upto)s AND topic IN ('registration.user_registered', 'registration.user_invited')
 """
 
 # A registration that was begun earlier is met at the first event of its own after `since`, or, where there is none, at

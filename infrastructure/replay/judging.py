@@ -12,7 +12,7 @@ from application.what_if import Difference, End, History, differences
 from domain.email_claim import EmailClaim
 from domain.policy import Policy
 from domain.recorded import Position, Recorded
-from domain.registration import Registration
+from domain.registration import BEGINNINGS
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.postgres.connection import ReconnectingConnection
 from infrastructure.replay.histories import Row, Stored, Window, histories
@@ -53,7 +53,7 @@ class Judge:
         try:
             registration = self._decoded(registration_id, stored.registration)
             first = registration[0].event if registration else None
-            if not isinstance(first, Registration.UserRegistered):
+            if not isinstance(first, BEGINNINGS):
                 return []
             saga = self._decoded(stored.saga_id, stored.saga)
             history = History(registration, saga, stored.claim, self._fold_of(UUID(first.claim_id), stored.claim))

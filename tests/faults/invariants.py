@@ -20,7 +20,7 @@ from uuid import UUID
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
 from domain.recorded import Position, Recorded
-from domain.registration import Registration
+from domain.registration import BEGINNINGS, Registration
 from tests.faults.canaries import occurs, shown
 from tests.faults.evidence import Copy, Evidence, ResourceSample
 from tests.faults.journal import FaultWindow, Operation
@@ -218,12 +218,12 @@ def unique(evidence: Evidence) -> Iterator[str]:
     for recorded in evidence.log:
         event = recorded.event
         stream = event.originator_id
+        if isinstance(event, BEGINNINGS):
+            claim_of[stream] = UUID(event.claim_id)
         match event:
-            case Registration.UserRegistered():
-                claim_of[stream] = UUID(event.claim_id)
             case Registration.RegistrationCancelled() | Registration.PersonalDataErased() if stream in claim_of:
                 proven[claim_of[stream]].discard(stream)
-            case Registration.EmailVerified() if stream in claim_of:
+            case Registration.EmailVerified() | Registration.UserImported(verified=True) if stream in claim_of:
                 claim = claim_of[stream]
                 proven[claim].add(stream)
                 if len(proven[claim]) > 1:

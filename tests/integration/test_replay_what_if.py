@@ -189,7 +189,7 @@ def test_no_difference_is_exit_code_0(replay: Command) -> None:
     code, out, err = replay("--dry-run")
 
     assert (code, out) == (0, "")
-    assert "0 differences about 150 registrations" in err
+    assert "0 differences about 151 registrations" in err
 
 
 def test_each_difference_is_shown_then_and_now_with_its_id_and_position(replay: Command, history: History) -> None:
@@ -201,7 +201,7 @@ def test_each_difference_is_shown_then_and_now_with_its_id_and_position(replay: 
     for one in expected:
         shown = f"{one.position}  {one.registration_id}  on {one.on}\n    then {one.then}\n    now  {one.now}\n"
         assert shown in out
-    assert f"{len(expected)} differences about 150 registrations" in err
+    assert f"{len(expected)} differences about 151 registrations" in err
     for kind in {one.kind for one in expected}:
         assert kind in out
 
@@ -213,7 +213,7 @@ def test_programs_read_json(replay: Command, history: History) -> None:
 
     found = json.loads(out)
     assert code == 1
-    assert (found["since"], found["until"], found["registrations"]) == (0, len(history.events), 150)
+    assert (found["since"], found["until"], found["registrations"]) == (0, len(history.events), 151)
     assert found["differences"] == sum(found["kinds"].values()) == len(expected)
     [listed] = found["listed"]
     assert listed.keys() == {"registration_id", "position", "on", "then", "now", "kind"}

@@ -135,7 +135,8 @@ def test_every_kind_of_event_and_of_end_happens(runs: list[Run]) -> None:
         "registration.email_complained",
     )  # reports it: unit/test_bounced_mails.py
     no_login = ("password_checks.", "registration.password_")  # unit/test_account_passwords.py
-    left_out = (*about_no_registration, *nobody_here, *no_login)
+    no_import = ("user_import.", "registration.user_imported", "registration.user_invited")  # unit/test_user_import.py
+    left_out = (*about_no_registration, *nobody_here, *no_login, *no_import)
     assert topics == {topic for topic in event_classes() if not topic.startswith(left_out)}
     assert ends >= {"ACTIVE", "expired", "undeliverable", "discarded", "superseded", "guessed", "operator", "erased"}
 

@@ -164,6 +164,17 @@ def registered(
     )
 
 
+def user_imported(
+    *, claim_id: UUID = CLAIM, personal_data: str = "sealed", verified: bool = True, at: datetime = T0
+) -> Fact:
+    fields = {"claim_id": str(claim_id), "personal_data": personal_data, "locale": "en", "verified": verified}
+    return Fact(Registration.UserImported, fields, at)
+
+
+def user_invited(*, at: datetime = T0) -> Fact:
+    return Fact(Registration.UserInvited, {"claim_id": str(CLAIM)}, at)
+
+
 def otp_issued(
     serial: int = 1,
     reason: str = "registered",

@@ -33,8 +33,9 @@ from domain.policy import Policy
 from domain.rebuild import Rebuild
 from domain.recorded import AnyEvent, Position
 from domain.registration import Registration
-from domain.sign_up import KnownAddress, prove, renew_code, reopen, sign_up
+from domain.sign_up import KnownAddress, import_user, invite, prove, renew_code, reopen, sign_up
 from domain.stray_message import StrayMessage
+from domain.user_import import Counts, UserImport
 from tests.support.facts import CLAIM, MAILBOX, T0
 
 _LIKELIHOODS = {
@@ -86,6 +87,8 @@ class History:
         self._act("operator", self._another_password)
         self._act("bounce-report", self._came_back)
         self._act("bounce-report", self._complained)
+        self._act("operator", self._take_over)
+        self._act("operator", self._invite)
 
     def _act(self, actor: str, act: Callable[[], Sequence[Aggregate]]) -> None:
         """Somebody acts, if the rules allow it, and the saga does what follows."""
@@ -363,6 +366,33 @@ class History:
         registration = next(iter(self._registrations.values()))
         registration.record_complained(serial=1, reported_by="ses", now=self._now)
         return [registration]
+
+    def _take_over(self) -> Sequence[Aggregate]:
+        """An operator imports two users, of whom one is verified."""
+        run = UserImport.begin(import_id=self._any_id(), now=self._now)
+        run.end(counts=Counts(accounts=1, waiting=1), skipped=0, now=self._now)
+        changed: list[Aggregate] = []
+        for verified in (True, False):
+            address = self._known_address(ClaimId(uuid5(CLAIM, f"imported {verified}")))
+            registration_id = self._any_id()
+            changed += import_user(
+                address,
+                registration_id=registration_id,
+                personal_data="sealed",
+                locale="en",
+                verified=verified,
+                now=self._now,
+            )
+        self._registrations |= {one.id: one for one in changed if isinstance(one, Registration)}
+        return [run, *self._kept(changed)]
+
+    def _invite(self) -> Sequence[Aggregate]:
+        waiting = next(one for one in self._registrations.values() if one.awaits_invitation)
+        mailbox_id = MailboxId(uuid5(MAILBOX, "imported"))
+        address = self._known_address(waiting.claim_id)
+        return self._kept(
+            invite(waiting, address, mailbox_id, None, network="0badcafe", now=self._now, policy=self._policy)
+        )
 
     def _parked_retry(self) -> ParkedRetry:
         return ParkedRetry.ask(retry_id=self._any_id(), follower="mail", parked_stream=self._any_id(), now=self._now)

@@ -42,6 +42,7 @@ from tests.support.facts import (
     otp_issued,
     registered,
     stream,
+    user_imported,
 )
 
 
@@ -54,7 +55,7 @@ class Row(NamedTuple):
 
 Rows = dict[UUID, list[tuple[Row, Position]]]
 
-_PROOF = Registration.EmailVerified.TOPIC
+_PROOFS = {Registration.EmailVerified.TOPIC, Registration.UserImported.TOPIC}
 _NOBODY: Mapping[UUID, Holder] = {}
 
 
@@ -153,7 +154,7 @@ class MemoryLog:
         for claim_id in proofs_of:
             claim = everything.get(EmailClaim, claim_id)
             if claim is not None and claim.holder is not None:
-                proven = any(row.topic == _PROOF for row, _ in self.rows.get(claim.holder, ()))
+                proven = any(row.topic in _PROOFS for row, _ in self.rows.get(claim.holder, ()))
                 holders[claim_id] = Holder(claim.holder, proven)
         return MemoryStreams(self.codec, rows | latest, holders)
 
@@ -294,12 +295,16 @@ async def _tells_who_holds_a_claim_and_whether_they_have_proven_it(log: Log) -> 
         registration = stream(name, registered(), otp_issued(), *facts[name])
         await log.append(entries_of([*registration, *stream(claim, email_claimed(name))], CLIENT))
     await log.append(entries_of(stream(claims[former], email_released(former), after=1), CLIENT))
+    taken_over, its_claim = uuid4(), ClaimId(uuid4())
+    account = [*stream(taken_over, user_imported()), *stream(its_claim, email_claimed(taken_over))]
+    await log.append(entries_of(account, CLIENT))
     unknown = ClaimId(uuid4())
 
-    streams = await log.load(proofs_of=[*claims.values(), unknown])
+    streams = await log.load(proofs_of=[*claims.values(), its_claim, unknown])
 
     assert streams.holder(claims[proven]) == Holder(proven, proven=True)
     assert streams.holder(claims[pending]) == Holder(pending, proven=False)
+    assert streams.holder(its_claim) == Holder(taken_over, proven=True)
     assert streams.holder(claims[former]) is None
     assert streams.holder(unknown) is None
 

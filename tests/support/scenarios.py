@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import SecretStr
 
 from application.answers import Answer, Around
-from application.commands import Command, RegisterUser, VerifyEmail
+from application.commands import Command, ImportedUser, RegisterUser, VerifyEmail
 from application.handlers import Handlers
 from application.mail_saga import DeadlineReached, react
 from application.ports import Context, Log, entries_of
@@ -48,6 +48,13 @@ def registers(
     return RegisterUser(
         email=email, name=name, password=None if password is None else SecretStr(password), idempotency_key=key
     )
+
+
+def imported(
+    email: str = "ada@example.com", *, verified: bool = True, password_hash: str | None = None
+) -> ImportedUser:
+    """A user of another system."""
+    return ImportedUser(email=email, name="Ada", verified=verified, password_hash=password_hash)
 
 
 def verifies(registration_id: UUID, code: str) -> VerifyEmail:

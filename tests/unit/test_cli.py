@@ -47,6 +47,7 @@ DATA = {
         "projections",
         "restore",
         "funnel",
+        "import",
         "top",
         "webhooks",
     )
@@ -72,7 +73,7 @@ def test_every_command_of_the_contract_is_there() -> None:
     wanted += "|backup|restore|database roles"
     wanted += "|audit checkpoints list|audit checkpoints rotate-key|audit prove|audit verify"
     wanted += "|limits show|limits simulate|top|funnel|config show|config check"
-    wanted += "|mail preview|mail test|mail suppressions|mail allow"
+    wanted += "|mail preview|mail test|mail suppressions|mail allow|import"
     ours = {"broker declare", "projections drop", "config example"}
     assert {" ".join(path) for path in LEAVES} == {*wanted.split("|"), *ours}
 

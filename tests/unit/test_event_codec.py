@@ -81,9 +81,13 @@ registration.personal_data_erased v1:
 registration.registration_cancelled v1: reason: str
 registration.registration_reopened v1: claim_id: str, personal_data: str, locale: str, duplicate_of: str | None
 registration.registration_superseded v1: by: str
+registration.user_imported v1: claim_id: str, personal_data: str, locale: str, verified: bool
+registration.user_invited v1: claim_id: str
 registration.user_registered v1: claim_id: str, fingerprint: str, personal_data: str, locale: str, duplicate_of: str | None
 stray_message.discarded v1:
 stray_message.kept v1: digest: str, reason: str, died_of: str, size: int, content_type: str | None, fields: str, other_fields: int
+user_import.begun v1:
+user_import.ended v1: accounts: int, waiting: int, already_there: int, invited: int, skipped: int
 """
 
 PLACED = {"originator_id", "originator_version", "originator_topic", "timestamp"}

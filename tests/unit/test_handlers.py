@@ -22,6 +22,8 @@ from application.commands import (
     DiscardMail,
     DiscardStrayMessage,
     EraseRegistration,
+    ImportUsers,
+    InviteUser,
     KeepAnswer,
     KeepStrayMessage,
     RecordEmailBounced,
@@ -29,6 +31,7 @@ from application.commands import (
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
     RecordFailedChecks,
+    RecordImport,
     RecordPersonalDataRead,
     RecordRebuild,
     RegisterUser,
@@ -94,6 +97,7 @@ from tests.support.scenarios import (
     SAGA,
     WORKER,
     InMemoryService,
+    imported,
     registers,
     right_code,
     verifies,
@@ -674,6 +678,25 @@ async def _keep_answer(_: InMemoryService) -> Command:
     return KeepAnswer(answer_id=UUID(int=10), request="retry-mails", fingerprint="f", details=("48", "2"))
 
 
+IMPORT = uuid4()
+
+
+async def _import(_: InMemoryService) -> Command:
+    return ImportUsers(
+        import_id=IMPORT, users=(imported("ada@example.com"), imported("bob@example.com", verified=False))
+    )
+
+
+async def _invite(house: InMemoryService) -> Command:
+    waiting = imported("bob@example.com", verified=False)
+    await house.handle(ImportUsers(import_id=IMPORT, users=(waiting,)))
+    return InviteUser(import_id=IMPORT, user=waiting)
+
+
+async def _begin_import(_: InMemoryService) -> Command:
+    return RecordImport(import_id=IMPORT)
+
+
 EVERY = {
     RegisterUser: (_register, ["UserRegistered", "OtpIssued", "MailDecided"]),
     VerifyEmail: (_verify, ["EmailVerified", "EmailClaimed"]),
@@ -700,6 +723,9 @@ EVERY = {
     RecordRebuild: (_rebuild, ["RebuildBegun"]),
     RetryParkedStream: (_retry_parked, ["ParkedRetryAsked"]),
     RecordPersonalDataRead: (_read, ["PersonalDataRead", "PersonalDataRead"]),
+    ImportUsers: (_import, ["UserImported", "EmailClaimed", "UserImported"]),
+    InviteUser: (_invite, ["UserInvited", "OtpIssued", "MailDecided"]),
+    RecordImport: (_begin_import, ["ImportBegun"]),
     KeepAnswer: (_keep_answer, ["AnswerKept"]),
 }
 BY_NAME = [pytest.param(*row, id=command.__name__) for command, row in EVERY.items()]
@@ -724,7 +750,7 @@ async def test_a_command_records_its_effect_in_one_append(prepare: Prepare, even
     assert house.log.appends[before:] == [events]
     assert answer.recorded
     of_the_mailbox = isinstance(
-        command, RegisterUser | RecordEmailComplained
+        command, RegisterUser | RecordEmailComplained | InviteUser
     )  # it comes last, and its position is not told
     assert answer.position == len(house.log.events) - of_the_mailbox
     assert house.log.contexts[-1] == WORKER
@@ -740,6 +766,7 @@ ACTS = {
     SetPassword: "set-password",
     RecordRebuild: "rebuild-begun",
     RetryParkedStream: "retry-parked-stream",
+    RecordImport: "import-users",
 }
 """How the log calls what operators do: for ever."""
 
@@ -966,6 +993,9 @@ BEGINS = {
     RetryParkedStream,
     RecordPersonalDataRead,
     RecordFailedChecks,
+    ImportUsers,
+    InviteUser,
+    RecordImport,
     KeepAnswer,
 }
 """These need nothing that is there already."""

@@ -69,6 +69,7 @@ from tests.support.facts import (
     saga_started,
     stream,
     undo_decided,
+    user_invited,
 )
 from tests.support.scenarios import OPERATOR, WORKER, InMemoryService, registers, right_code, verifies, wrong_code
 
@@ -118,11 +119,15 @@ def decide(
     return reacted, [] if reacted is None else recorded(reacted), commands
 
 
+BEGINNINGS = {Registration.UserRegistered, Registration.UserInvited}
+"""Of sagas."""
+
 # --- The table of `react` ---------------------------------------------------------------------
 
 TABLE = [
     ("a registration begins", (), registered(), [saga_started()], []),
     ("a duplicate begins", (), registered(duplicate_of=uuid4()), [saga_started(kind="notice")], []),
+    ("an imported user is invited", (), user_invited(), [saga_started()], []),
     ("a code is issued", STARTED, otp_issued(), [mail_requested()], []),
     (
         "a new code is issued",
@@ -216,7 +221,7 @@ def test_an_ended_saga_does_nothing_any_more(fact: Fact) -> None:
     assert reacted.look_again_at is None
 
 
-@pytest.mark.parametrize("fact", [None, *(row[2] for row in TABLE if row[2].event is not Registration.UserRegistered)])
+@pytest.mark.parametrize("fact", [None, *(row[2] for row in TABLE if row[2].event not in BEGINNINGS)])
 def test_nothing_comes_of_a_registration_whose_beginning_was_not_seen(fact: Fact | None) -> None:
     assert decide(None, fact) == (None, [], [])
 
