@@ -35,6 +35,7 @@ from bench import (
     resting,
     rotating,
     starting,
+    taking_over,
     through_rabbitmq,
     tracing,
     webhooks,
@@ -125,6 +126,9 @@ GROUPS: dict[str, Group] = {
     "beside-highest": lambda c, how: _beside(how, beside.highest_rate, c, seconds=2 if how.quick else 12),
     "beside-rabbitmq": lambda c, how: _beside(
         how, beside.rabbitmq, c, mails=200 if how.quick else 4000, repetitions=1 if how.quick else 3
+    ),
+    "import": lambda c, how: taking_over.run(
+        c, users=2_000 if how.quick else 50_000, repetitions=1 if how.quick else 3
     ),
     "growth": lambda c, how: growth.run(
         c, sizes=(2_000 if how.quick else 20_000, how.long), repetitions=1 if how.quick else 5
