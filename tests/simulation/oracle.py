@@ -61,11 +61,17 @@ class Seen:
     ended_at: Position | None = None
     reason: str | None = None
     erased: bool = False
+    imported: bool = False
+
+    @property
+    def awaits_invitation(self) -> bool:
+        """Has nobody invited whoever was imported?"""
+        return self.imported and self.status == "PENDING" and not self.serial
 
     @property
     def wants_mail(self) -> bool:
         """Of its current issue."""
-        undone = self.discarded or self.revoked or self.status != "PENDING"
+        undone = self.discarded or self.revoked or self.status != "PENDING" or not self.serial
         return not undone and self.serial not in self.handed_over and self.serial not in self.locked
 
 
@@ -115,10 +121,14 @@ class Oracle:
                 self._claim(event)
             elif isinstance(event, Registration.UserRegistered):
                 self._registered(event)
+            elif isinstance(event, Registration.UserImported):
+                self._imported(event)
             elif isinstance(event, Registration.Event):
                 self._registration(self.seen[event.originator_id], event, position)
         for event in events:
-            if isinstance(event, Registration.EmailVerified):
+            if isinstance(event, Registration.EmailVerified) or (
+                isinstance(event, Registration.UserImported) and event.verified
+            ):
                 seen = self.seen[event.originator_id]
                 holder = self.holders.get(seen.claim_id)
                 self._must(holder == seen.registration_id, "I3", "is proven without holding its address", seen)
@@ -135,6 +145,20 @@ class Oracle:
             self._must(owner.address == address, "I3", "duplicate of another address", seen)
         self.offered.setdefault(event.originator_id, set())
 
+    def _imported(self, event: Registration.UserImported) -> None:
+        address = canonical_address(event.personal_data.split("\n")[1])
+        claim_id = KEYRING.claim_id(address)
+        seen = Seen(len(self.seen) + 1, event.originator_id, claim_id, address, None, event.timestamp, imported=True)
+        self._must(event.originator_id == KEYRING.imported_id(address), "I3", "is imported under another id", seen)
+        self._must(event.originator_id not in self.seen, "I3", "is imported twice", seen)
+        self._must(event.claim_id == str(claim_id), "I3", "claims another address", seen)
+        self._must(claim_id not in self._proven, "I3", "is imported though an account has the address", seen)
+        self.seen[event.originator_id] = seen
+        self.offered.setdefault(event.originator_id, set())
+        if event.verified:
+            seen.status, seen.verified = "ACTIVE", 1
+            self._proven[claim_id] = event.originator_id
+
     def _claim(self, event: EmailClaim.EmailClaimed | EmailClaim.EmailReleased) -> None:
         registration_id = UUID(event.registration_id)
         holder, seen = self.holders.get(event.originator_id), self.seen[registration_id]
@@ -150,6 +174,8 @@ class Oracle:
     def _registration(self, seen: Seen, event: Any, position: Position) -> None:
         must, pending = self._must, seen.status == "PENDING"
         match event:
+            case Registration.UserInvited():
+                must(seen.awaits_invitation, "I6", "is invited, and does not wait for that", seen)
             case Registration.OtpIssued():
                 must(pending and event.serial == seen.serial + 1, "I6", f"issue {event.serial} out of turn", seen)
                 seen.serial = event.serial
@@ -228,7 +254,7 @@ class Oracle:
         """Mails that somebody asks for are counted by mailbox; those in place of one that was never sent are not."""
         if event.withheld:
             seen.over_budget.add(event.serial)
-        if event.withheld or event.reason not in {"registered", "requested"}:
+        if event.withheld or event.reason not in {"registered", "requested", "invited"}:
             return
         granted = self._granted.setdefault(mailbox_guess(seen.address), [])
         granted.append(event.timestamp)
@@ -345,6 +371,8 @@ class Oracle:
         """Long enough after the last fault for every retry: whoever still waits has a mail."""
         self._must(not self._database.parked, "I4", f"parked: {self._database.parked[:3]}")
         for seen in self.seen.values():
+            if seen.awaits_invitation:
+                continue
             if seen.status == "PENDING" and not seen.discarded and not seen.revoked:
                 handed = seen.serial in seen.handed_over
                 self._must(handed, "I4", f"issue {seen.serial} is still not handed over", seen)
@@ -361,10 +389,12 @@ class Oracle:
         database = self._database
         self._must(not database.parked, "I4", f"parked: {database.parked[:3]}")
         for seen in self.seen.values():
-            self._must(seen.status in {"ACTIVE", "CANCELLED"}, "I4", f"is still {seen.status}", seen)
+            over = seen.status in {"ACTIVE", "CANCELLED"} or seen.awaits_invitation
+            self._must(over, "I4", f"is still {seen.status}", seen)
             saga = database.states.get(MailSaga.stream_id(seen.registration_id))
             assert saga is None or isinstance(saga, MailSaga)
-            self._must(saga is not None and saga.ended, "I4", "its saga has not ended", seen)
+            ended = saga is None if seen.imported and not seen.serial else saga is not None and saga.ended
+            self._must(ended, "I4", "its saga has not ended", seen)
             holds = self.holders.get(seen.claim_id) == seen.registration_id
             self._must(holds == (seen.status == "ACTIVE"), "claims", f"{seen.status}, holds {holds}", seen)
             kept = seen.registration_id in database.keys

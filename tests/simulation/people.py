@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol, TypeVar
@@ -11,12 +11,16 @@ from uuid import UUID
 
 from pydantic import SecretStr
 
+from application.addresses import canonical_address
 from application.answers import Answer
 from application.commands import (
     CancelRegistration,
     Command,
     DiscardMail,
     EraseRegistration,
+    ImportedUser,
+    ImportUsers,
+    InviteUser,
     RegisterUser,
     RequestNewCode,
     RetryMail,
@@ -100,7 +104,8 @@ class People:
                 self.note(f"{type(command).__name__} -> {type(error).__name__}")
                 await self.network.pause(1.0 + self.rng.random() * 20.0)
                 continue
-            self.oracle.on_answer(answer.subject_id)
+            if not isinstance(command, ImportUsers | InviteUser):
+                self.oracle.on_answer(answer.subject_id)
             self._is_news(command, f"{answer.subject_id} {answer.status} at {answer.position}")
             self.note(f"{type(command).__name__} -> {self.oracle.name(answer.subject_id)} {answer.status}")
             return answer
@@ -232,3 +237,22 @@ class People:
             "erase": EraseRegistration(registration_id=registration_id),
         }[kind]
         await self.ask("operator", command, tries=self.rng.choice((1, 2)))
+
+    async def importer(self, *, start: float, emails: Sequence[str], until: float) -> None:
+        """Takes people over from another system, again and again, and invites those who are not verified."""
+        rng, network = self.rng, self.network
+        await network.pause(start)
+        users = tuple(ImportedUser(email=email, name="Owner", verified=rng.random() < 0.5) for email in emails)
+        run = UUID(int=rng.getrandbits(128))
+        for _ in range(rng.choice((1, 2))):
+            await self.ask("operator", ImportUsers(import_id=run, users=users), tries=5)
+        for user in users:
+            registration_id = KEYRING.imported_id(canonical_address(user.email))
+            if registration_id not in self.oracle.seen:
+                continue
+            self.known.append(registration_id)
+            await network.pause(rng.choice((0.0, 600.0)) * rng.random())
+            if not user.verified and rng.random() < 0.8 and network.loop.now < until:
+                await self.ask("operator", InviteUser(import_id=run, user=user), tries=3)
+                if self.oracle.seen[registration_id].serial:
+                    await self._owner(registration_id, user.email, until)

@@ -129,14 +129,19 @@ def test_every_kind_of_fault_happens(runs: list[Run]) -> None:
 def test_every_kind_of_event_and_of_end_happens(runs: list[Run]) -> None:
     topics = {topic for run in runs for topic in run.topics}
     ends = {end for run in runs for end in run.ends}
-    about_no_registration = ("stray_message.", "rebuild.", "parked_retry.", "operator.personal_data_read")
+    about_no_registration = (
+        "stray_message.",
+        "rebuild.",
+        "parked_retry.",
+        "operator.personal_data_read",
+        "user_import.",
+    )
     nobody_here = (
         "registration.email_bounced",
         "registration.email_complained",
     )  # reports it: unit/test_bounced_mails.py
     no_login = ("password_checks.", "registration.password_")  # unit/test_account_passwords.py
-    no_import = ("user_import.", "registration.user_imported", "registration.user_invited")  # unit/test_user_import.py
-    left_out = (*about_no_registration, *nobody_here, *no_login, *no_import)
+    left_out = (*about_no_registration, *nobody_here, *no_login)
     assert topics == {topic for topic in event_classes() if not topic.startswith(left_out)}
     assert ends >= {"ACTIVE", "expired", "undeliverable", "discarded", "superseded", "guessed", "operator", "erased"}
 

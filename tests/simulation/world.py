@@ -253,6 +253,9 @@ class World:
             )
         for _ in range(rng.choice((0, 0, 1, 3))):
             self._spawn(partial(self.people.operator, start=rng.random() * heal_at * 0.9))
+        if rng.random() < 0.25:
+            start = rng.random() * busy
+            self._spawn(partial(self.people.importer, start=start, emails=addresses, until=heal_at * 0.95))
         return heal_at
 
     # --- The run ------------------------------------------------------------------------------
