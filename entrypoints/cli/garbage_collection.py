@@ -6,7 +6,8 @@ import gc
 
 
 def collect_nothing_yet() -> None:
-    """Let the garbage collector rest until `collect_from_now_on`: nearly everything that imports make stays.
+    """Let the garbage collector rest until `collect_from_now_on` or `keep_what_is_there`: nearly everything that imports
+    and a start make stays.
 
     There it took a twelfth of the time with Python's own thresholds, and a twentieth if it ran seldom (2026-11-28).
     """
@@ -40,6 +41,8 @@ def collect_hardly_ever() -> None:
 
 
 def keep_what_is_there() -> None:
-    """Never look again at what has been made by now, because it lives as long as the process."""
+    """Never look again at what has been made by now, because it lives as long as the process, and collect from now
+    on."""
     gc.collect()
     gc.freeze()
+    gc.enable()

@@ -8,8 +8,10 @@ FastAPI is a quarter of a start (our measurement): only a process that listens l
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from importlib.metadata import version
@@ -35,12 +37,12 @@ if TYPE_CHECKING:
 
 async def up(settings: Settings) -> int:
     """Everything in one process, on one data directory that is this process's alone until it ends."""
-    listening = _loaded().listening
     begin(settings)
+    asyncio.get_running_loop().call_soon(_load_everything)  # when the loop first waits: for PostgreSQL, which starts
     with DataDirectory(settings.data_dir).locked(), _until_stopped() as stop:
         async with (
             opened(roles.up(settings)) as running,
-            listening(running.api, settings) as addresses,
+            _loaded().listening(running.api, settings) as addresses,
         ):
             if not stop.is_set():
                 _print_screen(running.api, settings, addresses)
@@ -96,6 +98,22 @@ async def bounces(settings: Settings) -> int:
     where = settings.bounce_listen or DEFAULT
     says = f"Taking notifications of mails that came back at {where.host}:{where.port}."
     return await _in_the_background(roles.bounces(settings), settings, says)
+
+
+def _load_everything() -> None:
+    """What `up` imports besides, so that it is there when the database is.
+
+    The thread that starts the database gives the interpreter away at each of its system calls, some hundred, and would
+    get it back after 5 ms each time.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(0.0001)
+    try:
+        _loaded()
+        importlib.import_module("entrypoints.bootstrap.delivery")
+        importlib.import_module("entrypoints.bootstrap.followers")
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def _loaded() -> ModuleType:
