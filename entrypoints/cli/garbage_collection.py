@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def collect_nothing_yet() -> None:
-    """Let the garbage collector rest until `collect_from_now_on` or `keep_what_is_there`: nearly everything that imports
-    and a start make stays.
+    """Let the garbage collector rest until `collect_from_now_on`: nearly everything that imports make stays.
 
     There it took a twelfth of the time with Python's own thresholds, and a twentieth if it ran seldom (2026-11-28).
     """
@@ -21,6 +22,18 @@ def collect_from_now_on() -> None:
     """
     gc.freeze()
     gc.enable()
+
+
+@contextmanager
+def collecting_nothing() -> Iterator[None]:
+    """For imports that come later; whether garbage is collected is afterwards as it was before."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def collect_rarely() -> None:
@@ -41,8 +54,6 @@ def collect_hardly_ever() -> None:
 
 
 def keep_what_is_there() -> None:
-    """Never look again at what has been made by now, because it lives as long as the process, and collect from now
-    on."""
+    """Never look again at what has been made by now, because it lives as long as the process."""
     gc.collect()
     gc.freeze()
-    gc.enable()

@@ -22,7 +22,7 @@ import click
 
 from entrypoints.bootstrap import CannotStart, roles
 from entrypoints.bootstrap.bounces import DEFAULT
-from entrypoints.cli.garbage_collection import keep_what_is_there
+from entrypoints.cli.garbage_collection import collecting_nothing, keep_what_is_there
 from entrypoints.cli.output import note, terminal
 from entrypoints.cli.session import begin, log_everything, opened
 from infrastructure.embedded.data_directory import DataDirectory
@@ -110,8 +110,9 @@ def _load_everything() -> None:
     sys.setswitchinterval(0.0001)
     try:
         _loaded()
-        importlib.import_module("entrypoints.bootstrap.delivery")
-        importlib.import_module("entrypoints.bootstrap.followers")
+        with collecting_nothing():
+            importlib.import_module("entrypoints.bootstrap.delivery")
+            importlib.import_module("entrypoints.bootstrap.followers")
     finally:
         sys.setswitchinterval(usual)
 
@@ -120,8 +121,9 @@ def _loaded() -> ModuleType:
     """`entrypoints.cli.listening`, with the libraries that serve HTTP."""
     from entrypoints.cli.libraries import load_fastapi
 
-    load_fastapi()
-    from entrypoints.cli import listening
+    with collecting_nothing():
+        load_fastapi()
+        from entrypoints.cli import listening
 
     return listening
 

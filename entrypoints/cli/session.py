@@ -20,7 +20,7 @@ import uvloop
 from application.ports import Conflict, Unavailable, WrongMasterKey
 from domain.errors import Refused
 from entrypoints.bootstrap import CannotStart
-from entrypoints.cli.garbage_collection import collect_from_now_on, collect_hardly_ever, collect_nothing_yet
+from entrypoints.cli.garbage_collection import collect_from_now_on, collect_hardly_ever
 from entrypoints.cli.options import CONFIG
 from entrypoints.cli.output import waiting
 from entrypoints.cli.streams import CannotPrint, never_wait
@@ -95,8 +95,7 @@ def log_troubles(settings: Settings | None = None) -> None:
 
 
 def begin(settings: Settings) -> None:
-    """What a service does and says before it starts: it says only what an operator should change."""
-    collect_nothing_yet()  # until `keep_what_is_there`
+    """What a service says before it starts: only what an operator should change."""
     never_wait()
     log_troubles(settings)
     if links := links_in(os.environ):
