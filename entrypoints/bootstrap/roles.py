@@ -56,12 +56,13 @@ class Process:
 @asynccontextmanager
 async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
     """Everything in one process, with a mailbox if no mail server is set."""
-    from entrypoints.bootstrap.delivery import open_delivery, open_mailbox
-    from entrypoints.bootstrap.followers import beside_followers, followers, relay_inside, turns_of_mails
-
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
         core = await open_core(settings, stack, timing)
+        # Not before PostgreSQL has been asked to start: a command that loads them meanwhile has them by now.
+        from entrypoints.bootstrap.delivery import open_delivery, open_mailbox
+        from entrypoints.bootstrap.followers import beside_followers, followers, relay_inside, turns_of_mails
+
         core.metrics.measured.runs("up", version("registrar"))
         await erase_again(core, settings)
         mailbox = await open_mailbox(settings, stack)

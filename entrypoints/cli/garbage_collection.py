@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def collect_nothing_yet() -> None:
@@ -20,6 +22,18 @@ def collect_from_now_on() -> None:
     """
     gc.freeze()
     gc.enable()
+
+
+@contextmanager
+def collecting_nothing() -> Iterator[None]:
+    """For imports that come later; whether garbage is collected is afterwards as it was before."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def collect_rarely() -> None:

@@ -8,8 +8,10 @@ FastAPI is a quarter of a start (our measurement): only a process that listens l
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from importlib.metadata import version
@@ -20,7 +22,7 @@ import click
 
 from entrypoints.bootstrap import CannotStart, roles
 from entrypoints.bootstrap.bounces import DEFAULT
-from entrypoints.cli.garbage_collection import keep_what_is_there
+from entrypoints.cli.garbage_collection import collecting_nothing, keep_what_is_there
 from entrypoints.cli.output import note, terminal
 from entrypoints.cli.session import begin, log_everything, opened
 from infrastructure.embedded.data_directory import DataDirectory
@@ -35,12 +37,12 @@ if TYPE_CHECKING:
 
 async def up(settings: Settings) -> int:
     """Everything in one process, on one data directory that is this process's alone until it ends."""
-    listening = _loaded().listening
     begin(settings)
+    asyncio.get_running_loop().call_soon(_load_everything)  # when the loop first waits: for PostgreSQL, which starts
     with DataDirectory(settings.data_dir).locked(), _until_stopped() as stop:
         async with (
             opened(roles.up(settings)) as running,
-            listening(running.api, settings) as addresses,
+            _loaded().listening(running.api, settings) as addresses,
         ):
             if not stop.is_set():
                 _print_screen(running.api, settings, addresses)
@@ -98,12 +100,30 @@ async def bounces(settings: Settings) -> int:
     return await _in_the_background(roles.bounces(settings), settings, says)
 
 
+def _load_everything() -> None:
+    """What `up` imports besides, so that it is there when the database is.
+
+    The thread that starts the database gives the interpreter away at each of its system calls, some hundred, and would
+    get it back after 5 ms each time.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(0.0001)
+    try:
+        _loaded()
+        with collecting_nothing():
+            importlib.import_module("entrypoints.bootstrap.delivery")
+            importlib.import_module("entrypoints.bootstrap.followers")
+    finally:
+        sys.setswitchinterval(usual)
+
+
 def _loaded() -> ModuleType:
     """`entrypoints.cli.listening`, with the libraries that serve HTTP."""
     from entrypoints.cli.libraries import load_fastapi
 
-    load_fastapi()
-    from entrypoints.cli import listening
+    with collecting_nothing():
+        load_fastapi()
+        from entrypoints.cli import listening
 
     return listening
 

@@ -323,6 +323,15 @@ def test_it_is_configured_to_keep_what_it_acknowledges(database: EmbeddedPostgre
         assert run(database, f"SHOW {name}") == [(value,)], name
 
 
+def test_it_runs_no_process_and_sets_aside_no_memory_for_what_nobody_uses(database: EmbeddedPostgres) -> None:
+    database.start()
+
+    idle = "SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('io worker', 'logical replication launcher')"
+    assert run(database, idle) == [(1,)]
+    (size,) = run(database, "SELECT setting::int FROM pg_settings WHERE name = 'shared_memory_size'")  # in MB
+    assert size[0] <= 148  # of which 128 are for pages; it would be 157
+
+
 def test_a_database_whose_owner_was_killed_is_joined(
     directory: Path, database: EmbeddedPostgres, owner: Callable[..., subprocess.Popen[str]]
 ) -> None:

@@ -77,9 +77,43 @@ def test_models_of_openapi_documents_wait_for_a_document_and_ours_do_not() -> No
     assert printed_by(program) == "False True Ada"
 
 
-def printed_by(program: str) -> str:
+WAITING = """
+import asyncio, gc, sys
+from contextlib import asynccontextmanager
+from entrypoints.bootstrap import CannotStart
+from entrypoints.cli import run
+from infrastructure.settings.settings import Settings
+
+LATER = ("fastapi", "entrypoints.cli.listening", "entrypoints.bootstrap.delivery", "entrypoints.bootstrap.followers")
+
+@asynccontextmanager
+async def waiting_for_a_database(settings):
+    before = [name for name in LATER if name in sys.modules]
+    await asyncio.sleep(0)
+    print(before, [name for name in LATER if name not in sys.modules], gc.isenabled(), sys.getswitchinterval())
+    raise CannotStart("it never comes")
+    yield
+
+run.roles.up = waiting_for_a_database
+settings = Settings.from_environment({"REGISTRAR_DATA_DIR": sys.argv[1]})
+try:
+    asyncio.run(run.up(settings))
+except CannotStart:
+    pass
+"""
+
+
+def test_up_loads_what_it_runs_while_its_database_starts(tmp_path: Path) -> None:
+    assert printed_by(WAITING, str(tmp_path)).splitlines()[-1] == "[] [] True 0.005"
+
+
+def printed_by(program: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, *arguments],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout.strip()
 
