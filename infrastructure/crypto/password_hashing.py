@@ -67,9 +67,9 @@ class PasswordHashing:
     them in turn: a flood of one is refused, and the others go on. Another system's hash may take a hundred times as
     long as ours, so only half of the threads work on such, and on one at a time.
 
-    Threads take what waits in batches and answer each batch at once. The 19 MiB of each hash drive everything else out
-    of the processor's caches, so a registration that goes on alone takes 1.8 ms of the event loop, and each of four
-    together 1.1 (our measurement, 2026-11-29). Who finds a free thread does not wait for anybody.
+    Threads take what waits in batches and answer each batch at once: a registration that goes on alone between hashes
+    takes 1.8 ms of the event loop, and each of four together 1.0 (docs/performance.md). Who finds a free thread does
+    not wait for anybody. What waits while the others hash is one thread's, or batches would be of two or three.
     """
 
     def __init__(self, *, salt_for: Callable[[str], bytes], workers: int | None = None) -> None:
@@ -84,6 +84,8 @@ class PasswordHashing:
         """The one that was served least recently comes first."""
         self._taking = Lock()
         self._working = 0
+        self._hashing = 0
+        """Of the threads that work, those that have taken something already."""
         self._closed = False
 
     @property
@@ -136,20 +138,23 @@ class PasswordHashing:
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: hash until nothing waits."""
-        while batch := self._next_batch():
-            done = [(asked, _outcome(asked.work)) for asked in batch]
-            with self._taking:
-                for asked in batch:
-                    asked.queue.working -= 1
-            if not _told(loop, self._settle, done):
-                return
+        with argon2id.memory_kept(MEMORY):
+            while batch := self._next_batch():
+                done = [(asked, _outcome(asked.work)) for asked in batch]
+                with self._taking:
+                    self._hashing -= 1
+                    for asked in batch:
+                        asked.queue.working -= 1
+                if not _told(loop, self._settle, done):
+                    return
         _told(loop, self._rest, loop)
 
     def _next_batch(self) -> list[_Asked]:
-        """This thread's share of what waits, from one queue after the other."""
+        """This thread's share of what waits, from one queue after the other. Who is hashing takes nothing now."""
         batch: list[_Asked] = []
         with self._taking:
-            share = min(BATCH, -(-sum([len(queue.waits) for queue in self._queues]) // self._workers))
+            taking = self._working - self._hashing
+            share = min(BATCH, -(-sum([len(queue.waits) for queue in self._queues]) // taking))
             while len(batch) < share:
                 queue = next((one for one in self._in_turn if one.is_open), None)
                 if queue is None or (batch and queue.at_once is not None):
@@ -160,6 +165,7 @@ class PasswordHashing:
                 self._in_turn.append(queue)
                 if queue.at_once is not None:
                     break
+            self._hashing += bool(batch)
         return batch
 
     def _settle(self, done: list[tuple[_Asked, Any]]) -> None:
