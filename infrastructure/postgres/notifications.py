@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
 import structlog
 
@@ -23,6 +24,16 @@ log = structlog.get_logger(__name__)
 
 HEAD = "log"
 """Name under which the event store announces the head of the log; a follower's progress is announced under its own."""
+
+FOLLOWERS = "followers"
+"""Stands for the names of all followers whose progress is announced."""
+
+EVERYTHING: Final = {HEAD: "LISTEN registrar_log", FOLLOWERS: "LISTEN registrar_follower"}
+"""What can be heard, and how."""
+
+REQUESTS = "requests"
+"""Name under which a saga that leads in this process notes a position up to which it has requested mails; who follows
+those need not look at everything else that is appended."""
 
 LOOK_ANYWAY = timedelta(seconds=1)
 """How long to wait for a notification before polling, while the session that they come by is lost."""
@@ -54,16 +65,23 @@ class Notifications:
     """One LISTEN connection for the whole process. It reconnects for ever; while it is away, waiters time out."""
 
     def __init__(
-        self, dsn: str, *, on_restart: Callable[[], None] = lambda: None, watches: Sequence[Watch] = ()
+        self,
+        dsn: str,
+        *,
+        hears: Iterable[str] = EVERYTHING,
+        on_restart: Callable[[], None] = lambda: None,
+        watches: Sequence[Watch] = (),
     ) -> None:
         """
         Args:
+            hears: `HEAD` and `FOLLOWERS`, whichever somebody in this process waits for: each announcement wakes it.
             on_restart: called whenever listening starts or restarts: after a failover, what was read before may be
                 wrong.
             watches: what else is looked at on the listening session.
         """
         self._dsn = dsn
         self._on_restart = on_restart
+        self._hears = tuple(hears)
         self._watches = watches
         self._channels = frozenset(watch.channel for watch in watches)
         self._failed: set[str] = set()
@@ -120,8 +138,8 @@ class Notifications:
     async def _listen(self) -> None:
         connection = await connect(self._dsn, name="listen", statement_timeout=timedelta(seconds=10))
         async with closing(connection):
-            await connection.execute("LISTEN registrar_log")
-            await connection.execute("LISTEN registrar_follower")
+            for what in self._hears:
+                await connection.execute(EVERYTHING[what].encode())
             # From scratch: after a restore or a failover the log may end before what was announced, and a waiter for
             # a position in between would return at once, for ever.
             self._heard.clear()
