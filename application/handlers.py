@@ -130,7 +130,10 @@ class Handlers:
         self._lock = KeyedLock()
         self.keys = KeyedRequests(log, secrets)
         self._imports = UserImports(log=log, clock=clock, secrets=secrets, policy=policy)
-        self._table: dict[type[Command], Callable[..., Awaitable[Answer]]] = {
+        self._table = self._by_command()
+
+    def _by_command(self) -> dict[type[Command], Callable[..., Awaitable[Answer]]]:
+        return {
             RegisterUser: self._register_user,
             VerifyEmail: self._verify_email,
             RequestNewCode: self._request_new_code,

@@ -24,7 +24,7 @@ from domain.mail_saga import MailSaga
 from domain.registration import Registration, Status
 from infrastructure.mail.mailbox import MailboxMessage
 from infrastructure.settings.settings import Settings
-from tests.support.facts import CLIENT, REGISTRATION, eventually, registered, stream
+from tests.support.facts import CLIENT, REGISTRATION, eventually, otp_issued, registered, stream
 from tests.support.log import query
 from tests.support.service import Service, open_service
 
@@ -282,7 +282,9 @@ async def test_repeating_a_registration_with_its_idempotency_key_meets_itself(se
 async def test_what_is_done_at_a_deadline_belongs_to_the_trace_of_the_request(service: Service, dsn: str) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     # given: a registration whose day is long over
-    await service.store.append(entries_of(stream(REGISTRATION, registered()), replace(CLIENT, trace=trace)))
+    await service.store.append(
+        entries_of(stream(REGISTRATION, registered(), otp_issued()), replace(CLIENT, trace=trace))
+    )
 
     done = {
         event.TOPIC for event in (MailSaga.UndoDecided, Registration.OtpRevoked, Registration.RegistrationCancelled)
