@@ -61,7 +61,7 @@ class Person:
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Running]:
-    with running() as service:
+    with running(VERIFY_URL="https://app.example.org/verify#id={id}&code={code}") as service:
         yield service
 
 
@@ -277,6 +277,40 @@ def test_where_there_are_more_mails_than_known_and_new_it_is_another_mailbox(bro
     with page.expect_request(lambda request: request.url.endswith("/mailbox/messages")):
         page.evaluate(LOOK)
     page.get_by_role("button", name="mine@example.com").wait_for()
+    page.context.close()
+
+
+def test_a_mails_links_open_in_a_tab_of_their_own_and_its_scripts_do_not_run(browser: Any, service: Running) -> None:
+    person = at_a_screen(browser, service)
+    page = person.page
+    page.set_viewport_size({"width": 1000, "height": 900})
+    page.context.route("https://app.example.org/**", lambda route: route.fulfill(body="The page of an application"))
+    mail_to(person, "link@example.com")
+    page.goto("/mailbox")
+    page.get_by_role("button", name="link@example.com").click()
+    code = page.locator("#code").text_content()
+    frame = page.frame_locator("#html")
+    assert page.locator("#html").bounding_box()["height"] > 500, "there is room"
+
+    for open_it in (
+        lambda: frame.locator("a[href*='app.example.org/verify']").first.click(),
+        lambda: (page.get_by_role("tab", name="Text").click(), page.locator("#text a").first.click()),
+    ):
+        with page.context.expect_page() as found:
+            open_it()
+        found.value.get_by_text("The page of an application").wait_for()
+        assert found.value.url.startswith("https://app.example.org/verify#id=")
+        assert found.value.url.endswith(f"&code={code}")
+        assert found.value.evaluate("window.opener") is None
+        found.value.close()
+    person.page.get_by_role("tab", name="Message").click()
+    page.evaluate(
+        "mails[0].html = `<base href='https://a.example/'><a href='javascript:top.ran=1'>Bad</a>`"
+        " + `<p id=seen>Seen</p><script>top.ran = 1</` + `script><img src=x onerror='top.ran=1'>`; renderMail()"
+    )
+    frame.locator("#seen").wait_for()
+    assert frame.get_by_text("Bad").get_attribute("href") is None
+    assert page.evaluate("window.ran") is None
     page.context.close()
 
 
