@@ -292,12 +292,13 @@ def test_a_mails_links_open_in_a_tab_of_their_own_and_its_scripts_do_not_run(bro
     frame = page.frame_locator("#html")
     assert page.locator("#html").bounding_box()["height"] > 500, "there is room"
 
-    for open_it in (
-        lambda: frame.locator("a[href*='app.example.org/verify']").first.click(),
-        lambda: (page.get_by_role("tab", name="Text").click(), page.locator("#text a").first.click()),
+    for tab, link in (
+        ("Message", frame.locator("a[href*='app.example.org/verify']").first),
+        ("Text", page.locator("#text a").first),
     ):
+        page.get_by_role("tab", name=tab).click()
         with page.context.expect_page() as found:
-            open_it()
+            link.click()
         found.value.get_by_text("The page of an application").wait_for()
         assert found.value.url.startswith("https://app.example.org/verify#id=")
         assert found.value.url.endswith(f"&code={code}")

@@ -104,6 +104,8 @@ def test_the_list_shows_how_each_endpoint_fares_and_the_public_key(shop: Shop, d
             " VALUES ('old', 0, now(), 'status 500', 7, NULL, NULL), ('left', 0, NULL, NULL, 0, now(), 'endpoint')",
         )
     )
+    table = shop("list")
+    assert [line.split()[:2] for line in table.out.splitlines() if " now " in line] == [["old", "failing"]]
     done = shop("list", "--json")
 
     found = {one["name"]: one for one in json.loads(done.out)}
@@ -142,6 +144,33 @@ def test_what_an_operator_does_is_recorded_and_begins_a_new_term(
     assert done.code == 0
     assert asyncio.run(acts_of(dsn)) == [(act, f"{told}: why not")]
     assert asyncio.run(execute(dsn, "SELECT position, term, disabled_by FROM webhooks")) == [row]
+
+
+@pytest.mark.parametrize(
+    ("row", "answer", "woken"),
+    [
+        ("now(), NULL, NULL", "204 Yes", True),
+        ("now(), NULL, NULL", "500 No", False),
+        ("now(), now(), 'operator'", "204 Yes", False),
+        ("NULL, NULL, NULL", "204 Yes", False),
+    ],
+)
+def test_a_test_that_is_taken_ends_the_rest_of_an_endpoint_that_was_failing(
+    shop: Shop, dsn: str, answers: list[str], row: str, answer: str, *, woken: bool
+) -> None:
+    asyncio.run(
+        execute(
+            dsn,
+            "INSERT INTO webhooks (name, position, retry_at, next_try_at, failing_since, disabled_at, disabled_by)"
+            f" VALUES ('app', 0, now() + interval '1 hour', now(), {row})",
+        )
+    )
+    answers[:] = [answer]
+    done = shop("test", "app", "--json")
+
+    assert json.loads(done.out)["wakes"] is woken
+    [found] = asyncio.run(execute(dsn, "SELECT retry_at IS NULL, next_try_at IS NULL, term FROM webhooks"))
+    assert found == (woken, woken, 2 if woken else 1)
 
 
 @pytest.mark.parametrize(("code", "arguments"), [(2, ("enable", "ap")), (2, ("test", "ap")), (1, ("enable", "app"))])
