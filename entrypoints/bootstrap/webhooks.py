@@ -18,10 +18,10 @@ from entrypoints.bootstrap.acts import record_act
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from infrastructure.event_store.reader import head_of
+from infrastructure.settings.addresses import Reachable
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.webhooks import WebhookEndpoint
 from infrastructure.webhooks import records
-from infrastructure.webhooks.addresses import Reachable
 from infrastructure.webhooks.calls import Calls, NotDelivered
 from infrastructure.webhooks.follower import Webhooks
 from infrastructure.webhooks.records import Standing

@@ -85,6 +85,19 @@ class Given:
     files: frozenset[str]
     faults: tuple[str, ...]
 
+    def called(self, name: str, beside: str) -> str:
+        """What an operator calls a setting: as it is written where it comes from.
+
+        Args:
+            name: of its field.
+            beside: of the field of another setting: what is not set is written where that one is.
+        """
+        for one in (name, name + FILE):
+            if one in self.sources:
+                return _shown(one, self.sources[one], self.values.get(CONFIG))[0]
+        source = self.sources.get(beside) or self.sources.get(beside + FILE, "environment")
+        return _shown(name, source, self.values.get(CONFIG))[0]
+
     def settings(self, model: type[Model], *, missing: str | None) -> Model:
         """
         Args:

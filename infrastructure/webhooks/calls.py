@@ -23,8 +23,8 @@ from aiohappyeyeballs import start_connection
 
 from application.integration_events import CONTENT_TYPE
 from infrastructure.reach import HEAD_START, look_up
+from infrastructure.settings.addresses import Reachable
 from infrastructure.settings.webhooks import WebhookEndpoint
-from infrastructure.webhooks.addresses import Reachable
 from infrastructure.webhooks.signing import Signer
 
 DEADLINE: Final = timedelta(seconds=15)

@@ -19,9 +19,9 @@ import trustme
 from nacl.signing import SigningKey, VerifyKey
 from pydantic import TypeAdapter
 
+from infrastructure.settings.addresses import Reachable
 from infrastructure.settings.values import PrivateNetworks
 from infrastructure.webhooks import calls as calls_module
-from infrastructure.webhooks.addresses import Reachable
 from infrastructure.webhooks.calls import Calls, NotDelivered
 from infrastructure.webhooks.signing import public_keys
 from tests.support.endpoint_stub import LOOPBACK, SECRET, EndpointStub, endpoint

@@ -20,9 +20,9 @@ from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.leadership import lead
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
+from infrastructure.settings.addresses import Reachable
 from infrastructure.webhooks import delivery as delivery_module
 from infrastructure.webhooks import records
-from infrastructure.webhooks.addresses import Reachable
 from infrastructure.webhooks.calls import Calls
 from infrastructure.webhooks.delivery import Delivery, Message
 from infrastructure.webhooks.follower import Webhooks

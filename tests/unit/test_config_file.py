@@ -137,6 +137,21 @@ def test_everything_that_is_wrong_in_the_file_is_said_at_once_as_of_the_environm
     assert "has a comma in entry 1" in said
 
 
+def test_what_does_not_fit_together_in_a_file_is_named_as_it_is_written_there(file: Path) -> None:
+    (missing,) = refusal(file, 'database_url = "postgresql://host/db"')
+    (no_secret,) = refusal(file, 'webhooks = "app=https://host/"')
+    (not_public,) = refusal(file, f'webhooks = "app=http://[::1]/"\nwebhook_secrets = "app=whsec_{"A" * 43}="')
+    (elsewhere,) = refusal(file, 'webhooks = "app=https://host/"', WEBHOOK_SECRETS=f"b=whsec_{'A' * 43}=")
+
+    assert missing.startswith(
+        f"master_key in {file} (or master_key_file in {file}) is missing, and database_url in {file} needs it"
+    )
+    assert no_secret.startswith(f"webhook_secrets in {file} has no secret for the endpoint app")
+    assert not_public.startswith(f"webhooks in {file} has an address with http://")
+    assert f"that webhook_networks in {file} names" in not_public
+    assert elsewhere.startswith("REGISTRAR_WEBHOOK_SECRETS has a secret for b, which is the name of no endpoint")
+
+
 def test_a_value_is_refused_in_the_words_of_the_environment(file: Path) -> None:
     (of_file,) = refusal(file, 'otp_ttl = "never"')
     (of_environment,) = refusal(file, "", OTP_TTL="never")
@@ -273,7 +288,7 @@ def test_a_check_names_every_fault_and_exits_with_1(file: Path, capsys: pytest.C
     file.write_text("port = 7000")
     assert run(["config", "check", "--config", str(file)]) == 0
 
-    assert [line.split()[0] for line in told] == ["opt_ttl", "port", "REGISTRAR_MASTER_KEY"]
+    assert [line.split()[0] for line in told] == ["opt_ttl", "port", "master_key"]
     assert found == {"usable": False, "faults": told, "warnings": []}
 
 

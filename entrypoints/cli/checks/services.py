@@ -145,7 +145,7 @@ async def _log_in(server: MailServer, greeting: str) -> str | None:
 
 async def look_at_endpoints(settings: Settings) -> AsyncIterator[Finding]:
     """Can each endpoint be reached? It is not called."""
-    from infrastructure.webhooks.addresses import Reachable
+    from infrastructure.settings.addresses import Reachable
     from infrastructure.webhooks.calls import Calls, NotDelivered
 
     for endpoint in settings.webhook_endpoints:
