@@ -55,17 +55,19 @@ async def test(desk: WebhookDesk, name: str, reason: str | None, *, as_json: boo
     await _known(desk, name)
     if name not in desk.endpoints:
         raise click.UsageError(f"{name} is not in REGISTRAR_WEBHOOKS here.")
-    failure, wakes = None, False
+    failure, advice, wakes = None, "", False
     try:
         wakes = await desk.test(name, reason)
     except NotDelivered as failed:
-        failure = failed.failure
+        failure, advice = failed.failure, failed.advice
     if as_json:
-        print_json({"endpoint": name, "delivered": failure is None, "failure": failure, "wakes": wakes})
+        print_json(
+            {"endpoint": name, "delivered": failure is None, "failure": failure, "advice": advice, "wakes": wakes}
+        )
     elif failure is None:
         click.echo(f"{name} has taken it.{' What it has missed is sent now.' if wakes else ''}")
     else:
-        click.echo(f"{name} has not taken it: {failure}.")
+        click.echo(f"{name} has not taken it: {failure}. {advice}".rstrip())
     return 0 if failure is None else 1
 
 

@@ -320,8 +320,8 @@ class Delivery:
                 failure=failed.failure,
                 failures=failures,
                 again_in=round(pause.total_seconds(), 1),
-                hint="nothing is lost; `registrar webhooks list` shows how far it is; once a call of `registrar webhooks"
-                " test` is taken, it goes on at once",
+                hint=f"{failed.advice} Nothing is lost; `registrar webhooks list` shows how far it is; once a call of"
+                " `registrar webhooks test` is taken, it goes on at once.".strip(),
             )
 
     def _try_again(self, registration_id: UUID, pause: timedelta) -> None:

@@ -87,7 +87,8 @@ def test_a_test_says_what_went_wrong_and_shows_no_secret(shop: Shop, answers: li
     answers[:] = ["302 Elsewhere\r\nLocation: http://127.0.0.1/"]
     done = shop("test", "app")
 
-    assert (done.code, done.out) == (1, "app has not taken it: status 302.\n")
+    assert done.code == 1
+    assert done.out.startswith("app has not taken it: status 302. Redirects are not followed")
     listed = shop("list", "--json")
     assert listed.code == 0
     for printed in (done, listed):
@@ -123,8 +124,27 @@ def test_the_doctor_says_which_endpoint_cannot_be_reached_and_calls_none(shop: S
     found = [(one["state"], one["says"]) for one in json.loads(done.out)["checks"] if one["check"] == "webhooks"]
     assert [state for state, _ in found] == ["ok", "fail"]
     assert found[1][1] == "away, 127.0.0.1:9: no connection"
+    assert "listen at that address" in done.out
     assert "canary-7f" not in done.out
     assert not taken
+
+
+@pytest.mark.parametrize(("since", "state"), [("1 minute", "warn"), ("7 minutes", "fail")])
+def test_the_doctor_says_that_an_endpoint_that_can_be_reached_is_failing(
+    shop: Shop, dsn: str, since: str, state: str
+) -> None:
+    asyncio.run(
+        execute(
+            dsn,
+            "INSERT INTO webhooks (name, position, failing_since, failure)"
+            f" VALUES ('app', 0, now() - interval '{since}', 'status 401')",
+        )
+    )
+    done = shop.command("doctor", "--json", DATABASE_URL=shop.dsn, MASTER_KEY="ab" * 32, **shop.settings)
+
+    found = [(one["state"], one["says"]) for one in json.loads(done.out)["checks"] if one["check"] == "webhooks"]
+    assert [one for one, _ in found] == [state, "ok"]
+    assert "status 401" in found[0][1]
 
 
 @pytest.mark.parametrize(
