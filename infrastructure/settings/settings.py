@@ -174,7 +174,7 @@ class Settings(LetterSettings):
         description="what calls of `webhooks` are signed with, each name=whsec_… or name=whsk_…; several of one name all "
         "sign; None: none",
         examples=["app=whsec_ with what `openssl rand -base64 32` prints"],
-        json_schema_extra={"several": "list"},
+        json_schema_extra={"several": "table"},
     )
     webhook_secrets_file: Path | None = _file("webhook_secrets")
     webhook_networks: PrivateNetworks = Field(

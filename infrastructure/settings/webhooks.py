@@ -82,7 +82,7 @@ def webhook_faults(urls: str, secrets: str, reachable: Reachable, called: Callab
         return
     for one in endpoints:
         if why := _never_called(one.url, reachable):
-            yield f"{names} has {why} at {one.name}: that is called only in a network that {networks} names."
+            yield f"{names} has {why} at {one.name}: it is called only in a network that {networks} names (127.0.0.0/8 is this machine)."
 
 
 def _never_called(url: str, reachable: Reachable) -> str | None:
@@ -140,6 +140,11 @@ def _check_url(number: int, url: str) -> None:
         raise ValueError(f"entry {number} has an @ in its user or password that is not written as %40")
 
 
+def looks_like_hex(secrets: str) -> bool:
+    """Is one of the shared secrets written in hex? Read as base64, as it is by both sides, it is another one."""
+    return any(re.fullmatch(rf"{SHARED}[0-9a-fA-F]{{40,}}", secret) for _, secret in _named(secrets))
+
+
 def _secrets(value: object) -> object:
     if isinstance(value, str):
         _secrets_by_name(value)
@@ -166,7 +171,9 @@ def _key(number: int, secret: str) -> tuple[str, bytes]:
     except (binascii.Error, ValueError):
         raise ValueError(f"entry {number} has something behind its {kind} that is not base64") from None
     if kind == SHARED and not 24 <= len(key) <= 64:  # the bounds of Standard Webhooks 1.0.0
-        raise ValueError(f"entry {number} has not 24 to 64 bytes behind its {kind}")
+        raise ValueError(
+            f"entry {number} has not 24 to 64 bytes in base64 behind its {kind} (`openssl rand -base64 32`)"
+        )
     if kind == PRIVATE and len(key) not in {32, 64}:
         raise ValueError(f"entry {number} has not 32 bytes behind its {kind}")
     return kind, key if kind == SHARED else key[:32]

@@ -432,8 +432,8 @@ def test_an_endpoint_that_would_never_be_called_is_refused_at_once(url: str, net
         assert read(**given).webhook_endpoints
     else:
         assert re.fullmatch(
-            r"REGISTRAR_WEBHOOKS has an address .* at app: that is called only in a network that"
-            r" REGISTRAR_WEBHOOK_NETWORKS names\.",
+            r"REGISTRAR_WEBHOOKS has an address .* at app: it is called only in a network that"
+            r" REGISTRAR_WEBHOOK_NETWORKS names \(127\.0\.0\.0/8 is this machine\)\.",
             refusal(**given),
         )
 
@@ -735,6 +735,7 @@ def test_a_policy_for_domains_is_one_of_four_words_and_another_names_the_nearest
         ("VERIFY_URL", "https://app.example.org/verify#id={id}&code={code}"),
         ("VERIFY_URL", "https://app.example.org:8443/a/b?tab=1#/verify/{code}/{id}"),
         ("VERIFY_URL", "http://localhost:3000/verify#id={id}&code={code}"),
+        ("VERIFY_URL", "https://app.example.org/{language}/verify#id={id}&code={code}&in={language}"),
         ("VERIFY_URL", "http://[::1]:3000/#id={id}&code={code}"),
     ],
 )
