@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from entrypoints.api.http_server import Server
 from entrypoints.api.mailbox import add_mailbox_routes
 from infrastructure.mail.mailbox import MAX_MAILS, Mailbox
-from tests.fuzz.running import Running, running
+from tests.fuzz.running import ROOT, Running, running
 
 CHROMIUM: Final = shutil.which("chromium")
 PATIENCE: Final = 20_000
@@ -313,6 +313,38 @@ def test_a_mails_links_open_in_a_tab_of_their_own_and_its_scripts_do_not_run(bro
     assert frame.get_by_text("Bad").get_attribute("href") is None
     assert page.evaluate("window.ran") is None
     page.context.close()
+
+
+def test_the_page_behind_the_button_in_our_example_says_what_has_happened(browser: Any) -> None:
+    document = (ROOT / "docs" / "mails.md").read_text(encoding="utf-8")
+    example = document.partition("```html\n")[2].partition("```")[0]
+    answers: list[tuple[int, str]] = [(423, "code-locked"), (0, ""), (200, "")]
+    context = browser.new_context()
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.route("https://app.example.org/verify", lambda route: route.fulfill(content_type="text/html", body=example))
+
+    def answer(route: Any) -> None:
+        status, code = answers.pop(0)
+        if not status:
+            route.abort()
+        else:
+            route.fulfill(status=status, json={"type": f"urn:registrar:problem:{code}"})
+
+    page.route("**/api/*", answer)
+    page.goto("https://app.example.org/verify#id=1&code=123456")
+    confirm = page.get_by_role("button", name="Confirm")
+    confirm.click()
+    page.get_by_text("Too many wrong codes").wait_for()
+    page.get_by_role("button", name="new code").click()
+    page.get_by_text("could not be reached").wait_for()
+    confirm.click()
+    page.get_by_text("is confirmed").wait_for()
+    assert not confirm.is_visible()
+    page.reload()
+    page.get_by_text("press it again").wait_for()
+    assert not confirm.is_visible()
+    context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from structlog.testing import capture_logs
@@ -56,7 +56,8 @@ async def test_a_page_of_a_named_origin_registers_and_reads_the_answer(dsn: str)
 
 @pytest.mark.parametrize("origins", ["https://app.example.org", ""])
 async def test_the_log_says_once_that_an_origin_is_refused_and_not_which(dsn: str, origins: str) -> None:
-    async with open_api(dsn, follows=False, **({"cors_origins": origins} if origins else {})) as api:
+    set_to: dict[str, Any] = {"cors_origins": origins} if origins else {}
+    async with open_api(dsn, follows=False, **set_to) as api:
         with capture_logs() as logged:
             for _ in range(2):
                 await api.http.options(PATH, headers=OTHER | PREFLIGHT)
