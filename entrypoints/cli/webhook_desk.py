@@ -39,7 +39,7 @@ async def list_endpoints(desk: WebhookDesk, *, as_json: bool) -> int:
                 for one in found
             ),
         )
-    if any(one.behind for one in found):
+    if not as_json and any(one.behind for one in found):
         note("Not each position of the log is a call: most are no news to others.")
     if not found:
         note("There are no endpoints; REGISTRAR_WEBHOOKS names them.")
