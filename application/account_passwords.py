@@ -16,6 +16,7 @@ from application.commands import RecordFailedChecks, RehashPassword, SetPassword
 from application.handlers import Handlers
 from application.passwords import check_words, parse_password
 from application.ports import Clock, Conflict, Context, PasswordChecker, Person, Persons, Seals, Unavailable
+from application.unfit import Unfit
 from domain.errors import NotAnAccount, Refused, UnknownRegistration
 from domain.password_checks import is_told
 
@@ -26,7 +27,7 @@ MOST_COUNTED: Final = 10_000
 """Accounts whose failed checks a process counts at a time; the one that it began with first is forgotten."""
 
 
-class UnfitPassword(ValueError):
+class UnfitPassword(Unfit):
     """A new password that is not accepted; the message can be shown, and repeats nothing of it."""
 
 
@@ -112,8 +113,8 @@ class AccountPasswords:
         try:
             password = parse_password(typed, email=person.email)
             check_words(password, self._service_names, "the name of this service")
-        except ValueError as reason:
-            raise UnfitPassword(str(reason)) from None
+        except Unfit as reason:
+            raise UnfitPassword(reason.code, str(reason)) from None
         password_hash = await self._hasher.hash(password, _address(person))
         sealed = found.sealed
         if person.password_hash != password_hash:

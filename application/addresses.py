@@ -5,6 +5,8 @@ from functools import lru_cache
 
 from email_validator import EmailNotValidError, validate_email
 
+from application.unfit import Unfit
+
 MAX_LENGTH = 254
 """RFC 5321 4.5.3.1.3 (a path of 256 octets, less the angle brackets); checked before parsing."""
 
@@ -20,21 +22,21 @@ def parse_address(typed: str) -> str:
     """The address to send to: local part as typed, domain in lower-case ASCII (IDNA 2008).
 
     Raises:
-        ValueError: not an address that can be sent to. Non-ASCII local parts are refused: they need SMTPUTF8 on
+        Unfit: not an address that can be sent to. Non-ASCII local parts are refused: they need SMTPUTF8 on
             every server on the way, and look-alike letters in them are an old trick.
     """
     if len(typed) > MAX_LENGTH:
-        raise ValueError("too long: an address has at most 254 characters")
+        raise Unfit("too-long", "too long: an address has at most 254 characters")
     local, _, domain = typed.rpartition("@")
     if "=?" in local:  # an encoded word (RFC 2047), which some readers would show as another address
-        raise ValueError("not a valid mail address")
+        raise Unfit("invalid-address", "not a valid mail address")
     if _DOT_STRING.fullmatch(local):
         # Such a local part needs no further check, and most people share a few domains.
         address = f"{local}@{_ascii_domain(domain)}"
     else:
         local, address = _validated(typed)
     if len(local) > MAX_LOCAL or len(address) > MAX_LENGTH:
-        raise ValueError("too long: an address has at most 254 characters, 64 of them before the @")
+        raise Unfit("too-long", "too long: an address has at most 254 characters, 64 of them before the @")
     return address
 
 
@@ -54,9 +56,9 @@ def _validated(typed: str) -> tuple[str, str]:
         address = validate_email(typed, check_deliverability=False, allow_smtputf8=False)
     except EmailNotValidError:
         # The library's messages quote the address.
-        raise ValueError("not a valid mail address") from None
+        raise Unfit("invalid-address", "not a valid mail address") from None
     if address.ascii_email is None:
-        raise ValueError("not a valid mail address")
+        raise Unfit("invalid-address", "not a valid mail address")
     return address.local_part, address.ascii_email
 
 

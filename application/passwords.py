@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Final
 
 from application.listed import listed
+from application.unfit import Unfit
 
 MIN_CHARACTERS: Final = 8
 MAX_CHARACTERS: Final = 128
@@ -37,20 +38,20 @@ def normal_password(typed: str) -> str:
     """The password in NFKC, as it is hashed.
 
     Raises:
-        ValueError: no password of any release: too short, too long, or with something in it that is no character.
+        Unfit: no password of any release: too short, too long, or with something in it that is no character.
     """
     if len(typed) > MAX_CHARACTERS or len(typed.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        raise ValueError(f"too long: at most {MAX_CHARACTERS} characters")
+        raise Unfit("too-long", f"too long: at most {MAX_CHARACTERS} characters")
     try:
         typed.encode()
     except UnicodeEncodeError:
-        raise ValueError("contains an unpaired surrogate") from None
+        raise Unfit("invalid-characters", "contains an unpaired surrogate") from None
     password = unicodedata.normalize("NFKC", typed)
     if "\x00" in password:
-        raise ValueError("contains a NUL character")
+        raise Unfit("invalid-characters", "contains a NUL character")
     # Also as typed: NFKC may turn one character into up to eighteen.
     if min(len(typed), len(password)) < MIN_CHARACTERS:
-        raise ValueError(f"too short: at least {MIN_CHARACTERS} characters")
+        raise Unfit("too-short", f"too short: at least {MIN_CHARACTERS} characters")
     return password
 
 
@@ -58,18 +59,18 @@ def parse_password(typed: str, *, email: str = "") -> str:
     """A new password in NFKC, as it is hashed.
 
     Raises:
-        ValueError: too short, too long, or among the first ones that an attacker tries; the message can be shown, and
+        Unfit: too short, too long, or among the first ones that an attacker tries; the message can be shown, and
             repeats nothing of what was typed.
     """
     password = normal_password(typed)
     word = folded(password)
     unit = _repeated(word)
     if min(len(unit), len(_repeated(typed))) < MIN_CHARACTERS:
-        raise ValueError("too easy to guess: it repeats the same few characters")
+        raise Unfit("too-easy", "too easy to guess: it repeats the same few characters")
     if _pieces(unit) * 3 <= len(unit):
-        raise ValueError("too easy to guess: it is made of sequences such as 1234, abcd or qwerty")
+        raise Unfit("too-easy", "too easy to guess: it is made of sequences such as 1234, abcd or qwerty")
     if unit in listed("common-passwords"):
-        raise ValueError("too common: it is among the first ones that an attacker tries")
+        raise Unfit("too-common", "too common: it is among the first ones that an attacker tries")
     check_words(password, (OUR_NAME,), "the name of this service")
     check_words(password, (email, email.rpartition("@")[0]), "your mail address")
     return password
@@ -82,14 +83,16 @@ def check_words(password: str, words: Iterable[str], called: str) -> None:
         called: what they are, in the message.
 
     Raises:
-        ValueError: as of `parse_password`.
+        Unfit: as of `parse_password`.
     """
     rest = folded(password)
     for word in sorted(map(folded, words), key=len, reverse=True):
         if len(word) >= SHORTEST_WORD:
             rest = rest.replace(word, "\x00")  # which no password has: what stood around it forms no other word
     if len(rest.replace("\x00", "")) < MIN_CHARACTERS:
-        raise ValueError(f"too easy to guess: apart from {called}, it has fewer than {MIN_CHARACTERS} characters")
+        raise Unfit(
+            "too-easy", f"too easy to guess: apart from {called}, it has fewer than {MIN_CHARACTERS} characters"
+        )
 
 
 def folded(text: str) -> str:

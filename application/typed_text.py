@@ -9,6 +9,8 @@ import re
 import unicodedata
 from typing import Final
 
+from application.unfit import Unfit
+
 CODE_LENGTH: Final = 6
 
 LOCALE_LENGTH: Final = 156
@@ -65,15 +67,15 @@ def parse_name(typed: str) -> str:
     Invisible characters stay: in many scripts, and in some emoji, the name is another without them.
 
     Raises:
-        ValueError: there is nothing in it to be seen, or it contains control characters.
+        Unfit: there is nothing in it to be seen, or it contains control characters.
     """
     if typed.isascii() and typed.isprintable() and (name := typed.strip()):
         return name  # as most are: composed, and with nothing in it that cannot be seen
     name = unicodedata.normalize("NFC", typed).strip()
     if any(unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in name):
-        raise ValueError("contains control characters")
+        raise Unfit("invalid-characters", "contains control characters")
     if not any(map(_is_visible, name)):
-        raise ValueError("contains nothing that can be seen")
+        raise Unfit("invalid-characters", "contains nothing that can be seen")
     return name
 
 
@@ -81,7 +83,7 @@ def parse_code(typed: str) -> str:
     """The six digits, in ASCII, of a code in any script's digits, with spaces, dashes and invisible characters in it.
 
     Raises:
-        ValueError: something else is in it, or it has another number of digits.
+        Unfit: something else is in it, or it has another number of digits.
     """
     digits = ""
     for character in typed:
@@ -89,11 +91,11 @@ def parse_code(typed: str) -> str:
         if digit is not None:
             digits += str(digit)
         elif not (_is_padding(character) or unicodedata.category(character) == "Pd" or character in _DASHES):
-            raise ValueError("a code has six digits")
+            raise Unfit("invalid-code", "a code has six digits")
         if len(digits) > CODE_LENGTH:
             break
     if len(digits) != CODE_LENGTH:
-        raise ValueError("a code has six digits")
+        raise Unfit("invalid-code", "a code has six digits")
     return digits
 
 
@@ -101,11 +103,11 @@ def parse_locale(typed: str) -> str:
     """The language tag (BCP 47), with hyphens also where it was written with underscores.
 
     Raises:
-        ValueError: it is not well-formed.
+        Unfit: it is not well-formed.
     """
     tag = typed.replace("_", "-")
     if not _LOCALE.fullmatch(tag):
-        raise ValueError("not a language tag (BCP 47), such as 'en' or 'de-AT'")
+        raise Unfit("invalid-locale", "not a language tag (BCP 47), such as 'en' or 'de-AT'")
     return tag
 
 

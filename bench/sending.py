@@ -23,9 +23,9 @@ from infrastructure.event_store.tail import LogTail
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Notifications
+from infrastructure.settings.addresses import Reachable
 from infrastructure.settings.webhooks import WebhookEndpoint
 from infrastructure.webhooks import records
-from infrastructure.webhooks.addresses import Reachable
 from infrastructure.webhooks.calls import Calls
 from infrastructure.webhooks.delivery import AT_ONCE
 from infrastructure.webhooks.follower import Webhooks

@@ -27,6 +27,6 @@ SCRIPTS = (
     *_of("erasures", "audit/erasures.sql"),
     *_of("backup", "backup/backup.sql"),
     *_of("synthetic", "synthetic/synthetic.sql"),
-    *_of("webhooks", "webhooks/webhooks.sql"),
+    *_of("webhooks", "webhooks/webhooks.sql", "webhooks/webhooks_2.sql"),
     *_of("audit", "audit/audit.sql", "audit/audit_2.sql"),
 )

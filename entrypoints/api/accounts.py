@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from application.account_passwords import AccountPasswords, UnfitPassword
 from application.passwords import MAX_BYTES
+from application.unfit import Unfit
 from domain.errors import NotAnAccount
 from domain.registration import Status
 from entrypoints.api.guard import body_of
@@ -78,9 +79,9 @@ class TypedPassword(BaseModel):
         try:
             size = len(typed.get_secret_value().encode())
         except UnicodeEncodeError:
-            raise ValueError("contains an unpaired surrogate") from None
+            raise Unfit("invalid-characters", "contains an unpaired surrogate") from None
         if size > MAX_BYTES:
-            raise ValueError(f"too long: at most {MAX_BYTES} bytes in UTF-8")
+            raise Unfit("too-long", f"too long: at most {MAX_BYTES} bytes in UTF-8")
         return typed
 
 
@@ -139,7 +140,7 @@ def _setting(passwords: AccountPasswords) -> Endpoint:
         try:
             done = await passwords.set(registration_id, typed, context)
         except UnfitPassword as reason:
-            raise malformed("password", str(reason)) from None
+            raise malformed("password", str(reason), reason.code) from None
         return answer(Done(done.subject_id, (done.status or Status.ACTIVE).value), headers=headers_of(done))
 
     return set_password

@@ -20,7 +20,7 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from entrypoints.api.admin import add_admin_routes
-from entrypoints.api.cors import Cors
+from entrypoints.api.cors import Cors, RefusedOrigins
 from entrypoints.api.guard import DIRECTLY, Guard
 from entrypoints.api.health import add_health_routes, add_metrics_route
 from entrypoints.api.hosts import Hosts
@@ -63,6 +63,7 @@ def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:
     )
     _add_routes(app, parts, public=public, admin=admin)
     app.prefix = parts.prefix
+    app.refused_origins = RefusedOrigins()
     app.shortcut = Shortcut(app, Guard(app, **guard))
     if admin:
         add_docs_routes(app)
@@ -141,6 +142,7 @@ async def _other_method(request: Request, error: Exception) -> Response:
         methods.add("HEAD")
     allow = {"Allow": ", ".join(sorted(methods))}
     if request.method == "OPTIONS":
+        request.app.refused_origins.note(request.scope, request.headers.get("origin", "").encode() or None)
         return Response(status_code=204, headers=allow)
     problem = to_problem(error)
     return replace(problem, headers={**problem.headers, **allow}).response()
@@ -192,10 +194,12 @@ class Api(FastAPI):
 
     Attributes:
         prefix: of paths, where `PUBLIC_URL` has one. A proxy may take it off or pass it on: both are understood.
+        refused_origins: what the log says of pages of other origins.
     """
 
     prefix = ""
     shortcut: Shortcut | None = None
+    refused_origins: RefusedOrigins
 
     def add_api_route(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         """Adds it without the descriptions of its responses, which only the document needs, made of an application of

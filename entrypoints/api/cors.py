@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import structlog
 from starlette.types import Scope, Send
 
 from entrypoints.api.admission import ROUTE
@@ -22,9 +23,42 @@ _SHOWN: Final = (
 _REMEMBERED: Final = b"7200"
 """Seconds for which a browser need not ask again; Chromium keeps it no longer."""
 
+MOST_TOLD: Final = 16
+"""Origins of which the log says that they are refused: anybody can make one up."""
+
+log = structlog.get_logger(__name__)
+
 Headers = list[tuple[bytes, bytes]]
 
 VARY: Final = (b"vary", b"Origin")
+
+
+class RefusedOrigins:
+    """Says once of each origin, and of a bounded number, that its pages may not call us.
+
+    Without its name, which may be a person's, and which the browser's console has.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[bytes] = set()
+
+    def note(self, scope: Scope, origin: bytes | None) -> None:
+        """A request that asks what an origin may do, and is not allowed anything."""
+        if origin is None or not _asks(scope) or origin in self._told or len(self._told) >= MOST_TOLD:
+            return
+        self._told.add(origin)
+        log.warning(
+            "cors.origin_refused",
+            hint="a page of another origin may not register people; if it is yours, add its origin to"
+            " REGISTRAR_CORS_ORIGINS as the browser has it: http://localhost:3000 and http://127.0.0.1:3000 are two",
+        )
+
+
+def _asks(scope: Scope) -> bool:
+    """Is it a browser that asks beforehand, about the registrants' routes?"""
+    if scope["method"] != "OPTIONS" or not scope["path"].startswith(ROUTE):
+        return False
+    return any(name == b"access-control-request-method" for name, _ in scope["headers"])
 
 
 class Cors:
@@ -56,9 +90,7 @@ class Cors:
         return True
 
     def _preflight(self, scope: Scope, origin: bytes | None) -> Headers | None:
-        if scope["method"] != "OPTIONS" or origin not in self._origins or not scope["path"].startswith(ROUTE):
-            return None
-        if not any(name == b"access-control-request-method" for name, _ in scope["headers"]):
+        if origin not in self._origins or not _asks(scope):
             return None
         return [
             (b"access-control-allow-methods", _METHODS),

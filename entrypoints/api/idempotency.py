@@ -30,7 +30,7 @@ def idempotency_key_of(request: Request) -> str | None:
         return None
     found = _KEY.fullmatch(values[0])
     if len(values) > 1 or found is None:
-        raise malformed("idempotency-key", "not one key of 16 to 64 letters, digits, '-' and '_'")
+        raise malformed("idempotency-key", "not one key of 16 to 64 letters, digits, '-' and '_'", "invalid-key")
     return found["key"]
 
 

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from application.ports import Conflict, Overloaded, Unavailable
+from application.unfit import fault
 from domain.errors import Refused, TooManyRequests, WrongCode
 from entrypoints.api.limits import OverLimit
 from infrastructure.postgres.circumstances import REFUSALS
@@ -107,9 +108,14 @@ class HttpProblem(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """What is wrong with a field; the value itself is not repeated."""
+    """What is wrong with a field; the value itself is not repeated.
+
+    Attributes:
+        code: stays; docs/contract.md has the list, to which more may come.
+    """
 
     field: Annotated[str, Field(examples=["email"])]
+    code: Annotated[str, Field(examples=["invalid-address"])]
     message: Annotated[str, Field(examples=["not a valid mail address"])]
 
 
@@ -196,7 +202,7 @@ def _retry_after(seconds: float) -> dict[str, str]:
 
 
 def _fields(errors: Sequence[Any]) -> tuple[FieldError, ...]:
-    return tuple(FieldError(_field(error["loc"]), _message(error)) for error in errors[:20])
+    return tuple(FieldError(_field(error["loc"]), *fault(error)) for error in errors[:20])
 
 
 def _field(place: Sequence[int | str]) -> str:
@@ -204,12 +210,3 @@ def _field(place: Sequence[int | str]) -> str:
     names = [part for part in place if isinstance(part, str)]
     name = names[1] if len(names) > 1 and names[0] in _PLACES else (names or ["(body)"])[0]
     return name if name == "(body)" or _NAME.fullmatch(name) else "(unknown)"
-
-
-def _message(error: Mapping[str, Any]) -> str:
-    kind, message = str(error["type"]), str(error["msg"])
-    if kind == "value_error":
-        return message.removeprefix("Value error, ")  # of our own validators, which repeat no value
-    if kind.endswith("_parsing"):
-        return message.split(",", 1)[0]  # what follows may quote a character
-    return message

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from application.unfit import OTHERWISE
 from entrypoints.api.problems import FieldError, HttpProblem
 
 M = TypeVar("M", bound=BaseModel)
@@ -25,17 +26,17 @@ def parse(kind: type[M], body: bytes, **known: object) -> M:
     try:
         fields = _json.decode(body.removeprefix(BOM_UTF8).decode())  # it may be ignored (RFC 8259, 8.1)
     except (ValueError, RecursionError):
-        raise malformed("(body)", "not valid JSON, or a key comes twice") from None
+        raise malformed("(body)", "not valid JSON, or a key comes twice", "not-json") from None
     if not isinstance(fields, dict):
-        raise malformed("(body)", "not a JSON object")
+        raise malformed("(body)", "not a JSON object", "not-json")
     for name in fields.keys() & known.keys():
-        raise malformed(name, "does not belong into the body")
+        raise malformed(name, "does not belong into the body", "unknown-field")
     return kind.model_validate(fields | known)
 
 
-def malformed(field: str, message: str) -> HttpProblem:
+def malformed(field: str, message: str, code: str = OTHERWISE) -> HttpProblem:
     """The refusal of a request with a field that is not what it should be."""
-    return HttpProblem("invalid-request", errors=[FieldError(field, message)])
+    return HttpProblem("invalid-request", errors=[FieldError(field, code, message)])
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import structlog
 from application.commands import RegisterUser
 from application.doubtful_domains import is_disposable, meant_domain
 from application.passwords import check_words
+from application.unfit import Unfit
 from entrypoints.api.parts import DomainPolicy, SignUpPolicy
 from entrypoints.api.problems import FieldError, HttpProblem
 from entrypoints.api.responses import Hint
@@ -63,8 +64,8 @@ class SignUpRules:
         if command.password is not None:
             try:
                 check_words(command.password.get_secret_value(), self._service_names, "the name of this service")
-            except ValueError as reason:
-                yield FieldError("password", str(reason))
+            except Unfit as reason:
+                yield FieldError("password", reason.code, str(reason))
 
     def _doubt(
         self,
@@ -78,5 +79,5 @@ class SignUpRules:
         self._metrics.doubtful_address(doubt, policy)
         log.info("registration.doubtful_address", doubt=doubt, policy=policy)
         if policy == "refuse":
-            errors.append(FieldError("email", says))
+            errors.append(FieldError("email", doubt, says))
         return Hint(doubt, says, suggestion) if policy == "hint" else None

@@ -18,16 +18,16 @@ from entrypoints.bootstrap.acts import record_act
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from infrastructure.event_store.reader import head_of
+from infrastructure.settings.addresses import Reachable
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.webhooks import WebhookEndpoint
 from infrastructure.webhooks import records
-from infrastructure.webhooks.addresses import Reachable
 from infrastructure.webhooks.calls import Calls, NotDelivered
 from infrastructure.webhooks.follower import Webhooks
 from infrastructure.webhooks.records import Standing
 from infrastructure.webhooks.signing import public_keys
 
-__all__ = ["NotDelivered", "WebhookDesk", "webhook_desk", "webhooks"]
+__all__ = ["ListedEndpoint", "NotDelivered", "WebhookDesk", "webhook_desk", "webhooks"]
 
 TEST_TYPE: Final = "registrar.test.v1"
 """Of the event that `webhooks test` sends; it is in no log."""
@@ -69,7 +69,8 @@ class ListedEndpoint:
     Attributes:
         where: host and port; None: it is not in the settings here.
         state: "new" until a process that sends has seen it; "gone": it has answered 410.
-        behind: events of the log that are not delivered or passed over.
+        behind: positions of the log that are not delivered or passed over; not each of them is a call.
+        retry_at: of the next try; None, too, while it is under way.
         public_keys: what it verifies `v1a` with.
     """
 
@@ -118,13 +119,16 @@ class WebhookDesk:
             failing_since=one.failing_since,
             failures=one.failures,
             failure=one.failure,
-            retry_at=one.retry_at,
+            retry_at=one.retry_at or one.next_try_at,
             delivered_at=one.delivered_at,
             public_keys=() if endpoint is None else public_keys(endpoint),
         )
 
-    async def test(self, name: str, reason: str | None) -> None:
-        """Call an endpoint that is in the settings once, with an event that is in no log.
+    async def test(self, name: str, reason: str | None) -> bool:
+        """Call an endpoint that is in the settings once, with an event that is in no log. If it is failing, and takes
+        that, it is tried again at once.
+
+        Returns whether it is.
 
         Raises:
             NotDelivered: with what went wrong.
@@ -139,6 +143,8 @@ class WebhookDesk:
             await calls.post(f"test-{test_id}", msgspec.json.encode(event))
         finally:
             calls.drop()
+        async with first_connection(self._dsn) as connection:
+            return await records.wake(connection, name)
 
     async def replay(self, name: str, first: Position, reason: str | None) -> Position | None:
         """See `infrastructure.webhooks.records.replay`; None if no process has sent to it yet."""

@@ -15,7 +15,7 @@ import click
 from aiosmtplib import SMTPException, SMTPResponseException
 
 from application.ports import CODE_GAP, ID_GAP, Letter
-from domain.languages import language_of
+from domain.languages import LANGUAGES, Language, language_of
 from domain.mail_outcome import MailKind
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.letters import letters_for
@@ -51,7 +51,7 @@ class Said:
 
 async def preview(settings: Settings, kind: MailKind, locale: str, *, opens: bool, as_html: bool, as_json: bool) -> int:
     """Print a mail as it would be after the next start; with `opens`, show its HTML in a browser."""
-    language = language_of(locale)
+    language = _language_of(locale)
     letters = await letters_for(settings, (kind, language))
     subject, text, html = (_filled(part) for part in letters.rendered(kind, language))
     if as_json:
@@ -66,6 +66,13 @@ async def preview(settings: Settings, kind: MailKind, locale: str, *, opens: boo
         if not webbrowser.open(page.as_uri()):
             note("No browser opened; open that file yourself.")
     return 0
+
+
+def _language_of(locale: str) -> Language:
+    language = language_of(locale)
+    if not locale.lower().startswith(language):
+        note(f"There is no mail in that language, so this is the English one; there are {', '.join(LANGUAGES)}.")
+    return language
 
 
 def _filled(part: str) -> str:
@@ -92,7 +99,7 @@ async def send_sample(settings: Settings, address: str, kind: MailKind, locale: 
         raise click.BadParameter("that is no mail address.", param_hint="ADDRESS") from None
     if not settings.mail_servers:
         raise CannotStart("REGISTRAR_SMTP_URLS is not set, so no mail leaves this machine; `mail preview` shows mails.")
-    language = language_of(locale)
+    language = _language_of(locale)
     letters = await letters_for(settings, (kind, language))
     who = {"to": to, "locale": language, "message_id": f"sample.{uuid4().hex}"}
     letter = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import click
 
-from entrypoints.bootstrap.webhooks import NotDelivered, WebhookDesk
+from entrypoints.bootstrap.webhooks import ListedEndpoint, NotDelivered, WebhookDesk
 from entrypoints.cli.output import note, print_json, print_table
 
 
@@ -16,20 +18,36 @@ async def list_endpoints(desk: WebhookDesk, *, as_json: bool) -> int:
     else:
         print_table(
             (
-                *("name", "state", "behind", "where", "position", "failing since", "failure", "failures", "next try"),
+                *(
+                    "name",
+                    "state",
+                    "positions behind",
+                    "where",
+                    "position",
+                    "failing since",
+                    "failure",
+                    "failures",
+                    "next try",
+                ),
                 *("delivered", "public keys"),
             ),
             (
                 (
                     *(one.name, one.state, one.behind, one.where, one.position, one.failing_since, one.failure),
-                    *(one.failures or None, one.retry_at, one.delivered_at, " ".join(one.public_keys) or None),
+                    *(one.failures or None, _next_try(one), one.delivered_at, " ".join(one.public_keys) or None),
                 )
                 for one in found
             ),
         )
+    if not as_json and any(one.behind for one in found):
+        note("Not each position of the log is a call: most are no news to others.")
     if not found:
         note("There are no endpoints; REGISTRAR_WEBHOOKS names them.")
     return 1 if any(one.state in {"failing", "gone"} for one in found) else 0
+
+
+def _next_try(one: ListedEndpoint) -> datetime | str | None:
+    return "now" if one.state == "failing" and one.retry_at is None else one.retry_at
 
 
 async def test(desk: WebhookDesk, name: str, reason: str | None, *, as_json: bool) -> int:
@@ -37,17 +55,19 @@ async def test(desk: WebhookDesk, name: str, reason: str | None, *, as_json: boo
     await _known(desk, name)
     if name not in desk.endpoints:
         raise click.UsageError(f"{name} is not in REGISTRAR_WEBHOOKS here.")
-    failure = None
+    failure, advice, wakes = None, "", False
     try:
-        await desk.test(name, reason)
+        wakes = await desk.test(name, reason)
     except NotDelivered as failed:
-        failure = failed.failure
+        failure, advice = failed.failure, failed.advice
     if as_json:
-        print_json({"endpoint": name, "delivered": failure is None, "failure": failure})
+        print_json(
+            {"endpoint": name, "delivered": failure is None, "failure": failure, "advice": advice, "wakes": wakes}
+        )
     elif failure is None:
-        click.echo(f"{name} has taken it.")
+        click.echo(f"{name} has taken it.{' What it has missed is sent now.' if wakes else ''}")
     else:
-        click.echo(f"{name} has not taken it: {failure}.")
+        click.echo(f"{name} has not taken it: {failure}. {advice}".rstrip())
     return 0 if failure is None else 1
 
 

@@ -22,6 +22,8 @@ def webhooks() -> None:
 def webhooks_list(*, as_json: bool, data_dir: Path | None) -> int:
     """List the endpoints: how far each is, since when it fails and why, and the public key of `v1a`.
 
+    How far it is counts positions of the log; most of them are calls of no endpoint. A next try "now" is under way.
+
     Exit code 1 if one is failing, or has asked not to be called any more.
     """
     from entrypoints.cli import webhook_desk
@@ -38,7 +40,8 @@ def webhooks_list(*, as_json: bool, data_dir: Path | None) -> int:
 def webhooks_test(name: str, *, reason: str | None, as_json: bool, data_dir: Path | None) -> int:
     """Call an endpoint once, now and from here, with an event of the type registrar.test.v1.
 
-    It is signed like any other. Exit code 1 if the answer is no 2xx.
+    It is signed like any other. An endpoint that was failing, and takes it, gets at once what it has missed. Exit code
+    1 if the answer is no 2xx.
     """
     from entrypoints.cli import webhook_desk
     from entrypoints.cli.session import calling_webhooks

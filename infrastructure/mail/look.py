@@ -23,7 +23,7 @@ class Look:
     Attributes:
         site_url: what mails name and link to.
         product: the name of what people register for.
-        verify_url: where the button leads, with `{id}` and `{code}`.
+        verify_url: where the button leads, with `{id}` and `{code}`, maybe with `{language}`.
     """
 
     site_url: str
@@ -47,11 +47,11 @@ class Look:
             "dark_link_color": _readable(self.accent, on=_DARK_CARD, towards=_WHITE),
         }
 
-    def button(self) -> str | None:
-        """`verify_url` with the gaps that each mail fills."""
+    def button(self, language: str) -> str | None:
+        """`verify_url` in a language, with the gaps that each mail fills."""
         if self.verify_url is None:
             return None
-        return self.verify_url.replace("{id}", ID_GAP).replace("{code}", CODE_GAP)
+        return self.verify_url.replace("{language}", language).replace("{id}", ID_GAP).replace("{code}", CODE_GAP)
 
 
 def contrast(one: str, other: str) -> float:

@@ -46,7 +46,7 @@ def variables(kind: MailKind, language: Language, ttl: timedelta, look: Look) ->
     """What templates of this kind can use, beside the subject."""
     values = {"kind": kind.value, "language": language, **look.values()}
     if kind is MailKind.CODE:
-        values |= {"code": CODE_GAP, "ttl": _duration(ttl, language), "verify_url": look.button()}
+        values |= {"code": CODE_GAP, "ttl": _duration(ttl, language), "verify_url": look.button(language)}
     return values
 
 

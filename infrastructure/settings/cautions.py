@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from infrastructure.settings.environment import FILE, PREFIX
 from infrastructure.settings.settings import Settings
+from infrastructure.settings.webhooks import looks_like_hex
 from infrastructure.settings.written import secrets_in
 
 ENOUGH: Final = 64.0
@@ -63,6 +64,11 @@ def cautions(settings: Settings) -> Iterator[Caution]:
                 f"{settings.config} can be read by others, and holds {', '.join(secret)}",
                 "Close it to all but the service's user (`chmod 600`), or have it name files with the secrets.",
             )
+    if settings.webhook_secrets is not None and looks_like_hex(settings.webhook_secrets.get_secret_value()):
+        yield Caution(
+            f"a secret in {PREFIX}WEBHOOK_SECRETS is written in hex, and read as base64",
+            "Use what `openssl rand -base64 32` prints, on both sides, as Standard Webhooks has it.",
+        )
     said = settings.model_fields_set & {"public_url", "synthetic_url"}
     if settings.synthetic is not None and settings.database_url is not None and not said:
         yield Caution(

@@ -72,7 +72,11 @@ def read_config(path: Path, fields: Mapping[str, FieldInfo]) -> tuple[dict[str, 
         found = tomllib.loads(read_text(path, may_be_empty=True))
     except (ValueError, RecursionError) as error:  # beside those of TOML that of an endless number
         where = re.search(r"line \d+, column \d+|end of document", str(error))
-        raise CannotBeRead(f"it is not TOML: look at {where[0] if where else 'its values'}") from None
+        twice = re.search("overwrite|twice|already", str(error))
+        cause = "a name or a table stands there for the second time" if twice else 'a text needs quotes, name = "text"'
+        raise CannotBeRead(
+            f"it is not TOML: look at {where[0] if where else 'the values'}, where maybe {cause}"
+        ) from None
     values: dict[str, str] = {}
     faults = []
     for name, value in found.items():
@@ -84,8 +88,17 @@ def read_config(path: Path, fields: Mapping[str, FieldInfo]) -> tuple[dict[str, 
         except ValueError as reason:
             faults.append(f"{name} in {path} {reason}. Correct it or remove it.")
         else:
-            values |= {name: text} if text else {}
+            values |= {name: _beside(path, text) if _is_path(fields[name]) else text} if text else {}
     return values, faults
+
+
+def _is_path(info: FieldInfo) -> bool:
+    return Path in (info.annotation, *get_args(info.annotation))
+
+
+def _beside(config: Path, text: str) -> str:
+    """A path that is relative to the file that it stands in, wherever the command is typed."""
+    return str(config.absolute().parent / text)
 
 
 def _unknown(name: str, path: Path, fields: Mapping[str, FieldInfo]) -> str:
@@ -109,14 +122,25 @@ def _text(value: object, form: Several | None) -> str:
         case list() if form is not None:
             return ",".join(_entry(f"entry {number}", one) for number, one in enumerate(value, start=1))
         case dict() if form == "table":
-            return ",".join(f"{name}={_entry(ascii(name), one)}" for name, one in value.items())
+            return ",".join(
+                f"{name}={_entry(ascii(name), one)}"
+                for name, values in value.items()
+                for one in (values if isinstance(values, list) else [values])
+            )
         case list():
             kind = "a list"
         case dict():
             kind = "a table"
         case _:
             kind = "a date or a time"
-    raise ValueError(f"is {kind}, which it cannot be")
+    raise ValueError(f"is {kind}, which it cannot be; it may be {_MAY_BE[form]}")
+
+
+_MAY_BE: Final[Mapping[Several | None, str]] = {
+    None: "a text, a number, or true or false",
+    "list": "a list of texts, or one text with commas between the values",
+    "table": "a table of names and texts, a list of texts as in name=value, or one text with commas between these",
+}
 
 
 def _entry(which: str, value: object) -> str:

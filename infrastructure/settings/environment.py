@@ -17,6 +17,7 @@ from typing import Final, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from application.unfit import fault
 from infrastructure.settings.config_file import CONFIG, CannotBeRead, as_toml, read_config, read_text
 
 PREFIX = "REGISTRAR_"
@@ -85,6 +86,19 @@ class Given:
     files: frozenset[str]
     faults: tuple[str, ...]
 
+    def called(self, name: str, beside: str) -> str:
+        """What an operator calls a setting: as it is written where it comes from.
+
+        Args:
+            name: of its field.
+            beside: of the field of another setting: what is not set is written where that one is.
+        """
+        for one in (name, name + FILE):
+            if one in self.sources:
+                return _shown(one, self.sources[one], self.values.get(CONFIG))[0]
+        source = self.sources.get(beside) or self.sources.get(beside + FILE, "environment")
+        return _shown(name, source, self.values.get(CONFIG))[0]
+
     def settings(self, model: type[Model], *, missing: str | None) -> Model:
         """
         Args:
@@ -111,14 +125,15 @@ class Given:
             name = str(one["loc"][0])
             if one["type"] != "default_factory_not_called" and name not in explained:
                 explained.add(name)
-                reason = one.get("ctx", {}).get("error")
-                yield self._explanation(name, model.model_fields[name], reason, one["msg"])
+                message = fault(one).message
+                ours = isinstance(
+                    one.get("ctx", {}).get("error"), ValueError
+                )  # it goes on from the name of the setting
+                yield self._explanation(name, model.model_fields[name], message if ours else f"is refused: {message}")
 
-    def _explanation(self, name: str, info: FieldInfo, reason: object, message: str) -> str:
+    def _explanation(self, name: str, info: FieldInfo, what: str) -> str:
         written = name + FILE if name in self.files else name
         source = self.sources[written]
-        ours = isinstance(reason, Exception)  # the library's own errors have a text here
-        what = str(reason) if ours else f"is refused: {message[:1].lower()}{message[1:]}"
         example = _example(info)
         if name in self.files:
             what = f"contains something that cannot be used: it {what}"
@@ -156,7 +171,8 @@ def given(model: type[BaseModel], environ: Mapping[str, str], *, options: Mappin
             faults += wrong
         except CannotBeRead as reason:
             shown, without = _shown(CONFIG, named[0], None)
-            faults.append(f"{shown} names a file that cannot be read ({reason}); correct it, or {without}.")
+            where = Path(str(named[1])).absolute()
+            faults.append(f"{shown} names a file that cannot be read, {where} ({reason}); correct it, or {without}.")
     values: dict[str, object] = {}
     sources: dict[str, Source] = {}
     for source, layer in layers:

@@ -53,7 +53,8 @@ def _accent_color(value: object) -> object:
 def _verify_url(value: object) -> object:
     if not isinstance(value, str):
         return value
-    before, _, fragment = value.partition("#")
+    filled = value.replace("{language}", "en")
+    before, _, fragment = filled.partition("#")
     if "{" in before or "}" in before:
         raise ValueError(
             "has {id} or {code} before its #: what is there is sent to servers, and stands in their logs; put both behind it"
@@ -61,8 +62,8 @@ def _verify_url(value: object) -> object:
     if fragment.count("{id}") != 1 or fragment.count("{code}") != 1:
         raise ValueError("does not have {id} and {code} behind a #, once each")
     if re.search("[{}]", fragment.replace("{id}", "").replace("{code}", "")):
-        raise ValueError("has braces around something other than id and code")
-    if not _VERIFY.fullmatch(value):
+        raise ValueError("has braces around something other than id, code and language")
+    if not _VERIFY.fullmatch(filled):
         raise ValueError("is not of the form https://host/path#id={id}&code={code} (http:// for localhost only)")
     return value
 

@@ -25,7 +25,12 @@ def origin(text: str) -> str:
     except ValueError:
         name, port = "", None
     if not name or parts.scheme not in _PORTS or parts.path or parts.query or parts.fragment or "@" in parts.netloc:
-        raise ValueError("is not an origin of the form https://host[:port]")
+        at_end = text.endswith("/") and "/" not in text.partition("://")[2][:-1]
+        raise ValueError(
+            "ends in a slash, which an origin does not"
+            if at_end
+            else "is not an origin of the form https://host[:port]"
+        )
     return f"{parts.scheme}://{name}" + ("" if port in {None, _PORTS[parts.scheme]} else f":{port}")
 
 

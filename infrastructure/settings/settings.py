@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field
 
+from infrastructure.settings.addresses import Reachable
 from infrastructure.settings.bounces import BounceAddress, BounceSecrets, bounce_webhooks
-from infrastructure.settings.environment import FILE, PREFIX, BadSettings, Given, given
+from infrastructure.settings.environment import FILE, BadSettings, Given, given
 from infrastructure.settings.letters import LetterSettings
 from infrastructure.settings.limits import DEFAULTS, Limits
 from infrastructure.settings.origins import Origins
@@ -47,7 +48,13 @@ from infrastructure.settings.values import (
     host_name,
     mail_servers,
 )
-from infrastructure.settings.webhooks import WebhookEndpoint, WebhookSecrets, WebhookUrls, webhook_endpoints
+from infrastructure.settings.webhooks import (
+    WebhookEndpoint,
+    WebhookSecrets,
+    WebhookUrls,
+    webhook_endpoints,
+    webhook_faults,
+)
 from infrastructure.settings.witnesses import Witnesses
 
 
@@ -167,7 +174,7 @@ class Settings(LetterSettings):
         description="what calls of `webhooks` are signed with, each name=whsec_… or name=whsk_…; several of one name all "
         "sign; None: none",
         examples=["app=whsec_ with what `openssl rand -base64 32` prints"],
-        json_schema_extra={"several": "list"},
+        json_schema_extra={"several": "table"},
     )
     webhook_secrets_file: Path | None = _file("webhook_secrets")
     webhook_networks: PrivateNetworks = Field(
@@ -368,8 +375,12 @@ class Settings(LetterSettings):
         Raises:
             ValueError: one has no secret, or a secret is of none; not where `from_environment` has made the settings.
         """
-        texts = ("" if one is None else one.get_secret_value() for one in (self.webhooks, self.webhook_secrets))
-        return webhook_endpoints(*texts)
+        return webhook_endpoints(*self._webhooks)
+
+    @property
+    def _webhooks(self) -> tuple[str, str]:
+        urls, secrets = self.webhooks, self.webhook_secrets
+        return urls.get_secret_value() if urls else "", secrets.get_secret_value() if secrets else ""
 
     @property
     def has_checkpoints(self) -> bool:
@@ -422,15 +433,14 @@ class Settings(LetterSettings):
         """
         found = cls.given(environ, **overrides)
         keys, databases = ({name, name + FILE} & found.values.keys() for name in ("master_key", "database_url"))
+        key, key_file, database = (
+            found.called(name, "database_url") for name in ("master_key", "master_key_file", "database_url")
+        )
         missing = (
-            f"{PREFIX}MASTER_KEY (or {PREFIX}MASTER_KEY_FILE) is missing, and {PREFIX}DATABASE_URL needs it; "
+            f"{key} (or {key_file}) is missing, and {database} needs it; "
             "set it to what `openssl rand -hex 32` prints, and keep it as safe as the database."
         )
         settings = found.settings(cls, missing=missing if with_secrets and databases and not keys else None)
-        try:
-            _ = settings.webhook_endpoints
-        except ValueError as error:
-            raise BadSettings(
-                f"{PREFIX}WEBHOOK_SECRETS {error}; each endpoint has at least one, as in app=whsec_… or app=whsk_…."
-            ) from None
+        if faults := [*webhook_faults(*settings._webhooks, Reachable(settings.webhook_networks), found.called)]:
+            raise BadSettings(*faults)
         return settings

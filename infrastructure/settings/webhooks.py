@@ -1,16 +1,18 @@
-"""What an operator may write as `REGISTRAR_WEBHOOKS` and `REGISTRAR_WEBHOOK_SECRETS`."""
+"""What an operator may write as `REGISTRAR_WEBHOOKS` and `REGISTRAR_WEBHOOK_SECRETS`, and whether it fits together."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, SecretStr
+
+from infrastructure.settings.addresses import Reachable
 
 SHARED: Final = "whsec_"
 """Begins a secret for HMAC-SHA256, which both sides have."""
@@ -52,7 +54,7 @@ def webhook_endpoints(urls: str, secrets: str) -> tuple[WebhookEndpoint, ...]:
     """
     addresses, found = dict(_named(urls)), _secrets_by_name(secrets)
     if idle := sorted(found.keys() - addresses.keys()):
-        raise ValueError(f"has a secret for {idle[0]}, which is no name in REGISTRAR_WEBHOOKS")
+        raise ValueError(f"has a secret for {idle[0]}, which is the name of no endpoint")
     if bare := sorted(addresses.keys() - found.keys()):
         raise ValueError(f"has no secret for the endpoint {bare[0]}")
     return tuple(
@@ -63,6 +65,39 @@ def webhook_endpoints(urls: str, secrets: str) -> tuple[WebhookEndpoint, ...]:
             tuple(key for kind, key in found[name] if kind == PRIVATE),
         )
         for name, url in addresses.items()
+    )
+
+
+def webhook_faults(urls: str, secrets: str, reachable: Reachable, called: Callable[[str, str], str]) -> Iterator[str]:
+    """What is wrong with settings that are well-formed each by itself.
+
+    Args:
+        called: what an operator calls a setting, by its field and that of another one beside which it is written.
+    """
+    names, keys, networks = (called(name, "webhooks") for name in ("webhooks", "webhook_secrets", "webhook_networks"))
+    try:
+        endpoints = webhook_endpoints(urls, secrets)
+    except ValueError as error:
+        yield f"{keys} {error}; each endpoint has at least one, as in app=whsec_… or app=whsk_…."
+        return
+    for one in endpoints:
+        if why := _never_called(one.url, reachable):
+            yield f"{names} has {why} at {one.name}: it is called only in a network that {networks} names (127.0.0.0/8 is this machine)."
+
+
+def _never_called(url: str, reachable: Reachable) -> str | None:
+    """Why no call will ever be made, as far as nothing has to be looked up for that."""
+    parts = urlsplit(url)
+    host, encrypted = parts.hostname or "", parts.scheme == "https"
+    addresses = ("127.0.0.1", "::1") if host == "localhost" else (host,)
+    try:
+        allowed = any(reachable.allows(one, encrypted=encrypted) for one in addresses)
+    except ValueError:  # a name
+        allowed = encrypted or bool(reachable.networks)
+    if allowed:
+        return None
+    return (
+        "an address that is not public" if encrypted else "an address with http:// (or an address that is not public)"
     )
 
 
@@ -105,6 +140,11 @@ def _check_url(number: int, url: str) -> None:
         raise ValueError(f"entry {number} has an @ in its user or password that is not written as %40")
 
 
+def looks_like_hex(secrets: str) -> bool:
+    """Is one of the shared secrets written in hex? Read as base64, as it is by both sides, it is another one."""
+    return any(re.fullmatch(rf"{SHARED}[0-9a-fA-F]{{40,}}", secret) for _, secret in _named(secrets))
+
+
 def _secrets(value: object) -> object:
     if isinstance(value, str):
         _secrets_by_name(value)
@@ -131,7 +171,9 @@ def _key(number: int, secret: str) -> tuple[str, bytes]:
     except (binascii.Error, ValueError):
         raise ValueError(f"entry {number} has something behind its {kind} that is not base64") from None
     if kind == SHARED and not 24 <= len(key) <= 64:  # the bounds of Standard Webhooks 1.0.0
-        raise ValueError(f"entry {number} has not 24 to 64 bytes behind its {kind}")
+        raise ValueError(
+            f"entry {number} has not 24 to 64 bytes in base64 behind its {kind} (`openssl rand -base64 32`)"
+        )
     if kind == PRIVATE and len(key) not in {32, 64}:
         raise ValueError(f"entry {number} has not 32 bytes behind its {kind}")
     return kind, key if kind == SHARED else key[:32]

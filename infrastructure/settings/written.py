@@ -19,6 +19,7 @@ HIDDEN: Final = "****"
 _LOGIN: Final = re.compile(r"(?<=://)(?P<user>[^:@/?#]*):[^@/?#]*@")
 _WEB_LOGIN: Final = re.compile(r"(?<=://)[^@/?#]*@")
 _BEHIND_HOST: Final = re.compile(r"(?P<host>https?://[^/?#]*)(?=[/?#]).+", re.IGNORECASE | re.DOTALL)
+_ENDPOINT: Final = re.compile(r"(?P<host>https?://)(?P<login>[^@/?#,\s]*@)?(?P<at>[^/?#,\s]*)(?P<rest>[^,\s]*)", re.I)
 _SECRET_PARAMETER: Final = ("pass", "pwd", "secret", "token", "key")
 """What stands in the name of a parameter whose value is hidden."""
 _UNITS: Final = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
@@ -70,12 +71,19 @@ def _duration(value: timedelta) -> str:
 def without_secrets(name: str, info: FieldInfo, text: str) -> str:
     """The value with every password, key and token in it hidden; of a webhook's URL also what follows the host."""
     secret = "Secret" in str(info.annotation)
+    if name == "webhooks":
+        return _ENDPOINT.sub(_without_path, text)
     if secret and not name.endswith(("_url", "_urls")):
         return HIDDEN
     if re.match("https?://", text, re.IGNORECASE):
         text = _WEB_LOGIN.sub(f"{HIDDEN}@", text)
         return _BEHIND_HOST.sub(rf"\g<host>/{HIDDEN}", text) if secret else _without_parameters(text)
     return _without_parameters(_LOGIN.sub(rf"\g<user>:{HIDDEN}@", text))
+
+
+def _without_path(url: re.Match[str]) -> str:
+    login, rest = (f"{HIDDEN}@" if url["login"] else ""), f"/{HIDDEN}" if url["rest"].strip("/") else url["rest"]
+    return f"{url['host']}{login}{url['at']}{rest}"
 
 
 def _without_parameters(url: str) -> str:
@@ -103,7 +111,8 @@ def example_file() -> Iterator[str]:
     yield "# `registrar --config FILE COMMAND` or REGISTRAR_CONFIG names this file; variables of the environment"
     yield "# (REGISTRAR_OTP_TTL for otp_ttl) beat what is here. `registrar config check` says what is wrong with it,"
     yield "# `registrar config show` what is in force. Each line has the default, or an example where there is none."
-    yield "# What stands in braces may also be a table, [limits], at the end of the file."
+    yield "# What stands in braces may also be a table, [limits], at the end of the file. Paths that do not begin with"
+    yield "# a slash are relative to this file."
     for name, info in Settings.model_fields.items():
         if name == CONFIG:
             continue

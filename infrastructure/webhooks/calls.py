@@ -23,8 +23,8 @@ from aiohappyeyeballs import start_connection
 
 from application.integration_events import CONTENT_TYPE
 from infrastructure.reach import HEAD_START, look_up
+from infrastructure.settings.addresses import Reachable
 from infrastructure.settings.webhooks import WebhookEndpoint
-from infrastructure.webhooks.addresses import Reachable
 from infrastructure.webhooks.signing import Signer
 
 DEADLINE: Final = timedelta(seconds=15)
@@ -49,13 +49,31 @@ class NotDelivered(Exception):
         failure: why, in our own words and safe to show: nothing from the other side but its status.
         status: of the answer, None without one.
         retry_after: what the answer asks us to wait, None if it does not say.
+        advice: what may be the cause, a sentence or none.
     """
 
-    def __init__(self, failure: str, status: int | None = None, retry_after: timedelta | None = None) -> None:
+    def __init__(
+        self, failure: str, status: int | None = None, retry_after: timedelta | None = None, *, advice: str = ""
+    ) -> None:
         super().__init__(failure)
         self.failure = failure
         self.status = status
         self.retry_after = retry_after
+        self.advice = advice or _advice(status)
+
+
+def _advice(status: int | None) -> str:
+    if status is None:
+        return ""
+    if 300 <= status < 400:
+        return "Redirects are not followed: name the address that answers in REGISTRAR_WEBHOOKS."
+    return {
+        401: "Does it verify with the secret that REGISTRAR_WEBHOOK_SECRETS has for it?",
+        403: "Does it verify with the secret that REGISTRAR_WEBHOOK_SECRETS has for it?",
+        404: "Is that the path of its route for webhooks? REGISTRAR_WEBHOOKS names it.",
+        405: "Does its route for webhooks take a POST? REGISTRAR_WEBHOOKS names its path.",
+        410: "It does not want to be called any more; `registrar webhooks enable` goes on.",
+    }.get(status, "Its log says why." if status >= 400 else "It has to answer 2xx.")
 
 
 class _NotAllowed(OSError):
@@ -131,13 +149,17 @@ class Calls:
         except TimeoutError:
             raise NotDelivered(f"no answer within {self._deadline:g} s") from None
         except _NotAllowed:
-            raise NotDelivered("its address is not public, and not in REGISTRAR_WEBHOOK_NETWORKS") from None
-        except ssl.SSLError:
-            raise NotDelivered("no trustworthy encryption") from None
+            raise NotDelivered(
+                "its address is not public, and not in REGISTRAR_WEBHOOK_NETWORKS",
+                advice="To call it there, or with http://, put its network into REGISTRAR_WEBHOOK_NETWORKS.",
+            ) from None
+        except ssl.SSLError as error:
+            raise _no_encryption(error) from None
         except OSError:
-            raise NotDelivered("no connection") from None
+            raise NotDelivered("no connection", advice="Does it run, and listen at that address and port?") from None
         except httptools.HttpParserError:
-            raise NotDelivered("no HTTP answer") from None
+            advice = "" if self._encrypts else "If it speaks TLS there, name it with https:// in REGISTRAR_WEBHOOKS."
+            raise NotDelivered("no HTTP answer", advice=advice) from None
 
     async def _exchange(self, request: bytes) -> tuple[int, _Line]:
         """Send a request on a connection that is there, or a new one. A connection that was kept may have been closed
@@ -222,6 +244,22 @@ class Calls:
             pinned.close()
             raise
         return line
+
+
+_NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"})
+"""What OpenSSL, in its versions, makes of an answer in clear text."""
+
+
+def _no_encryption(error: ssl.SSLError) -> NotDelivered:
+    if error.reason in _NO_TLS:
+        return NotDelivered(
+            "it does not speak TLS",
+            advice="Name another port, or http:// in REGISTRAR_WEBHOOKS and its network in REGISTRAR_WEBHOOK_NETWORKS.",
+        )
+    return NotDelivered(
+        "no trustworthy encryption",
+        advice="Its certificate has to be for that name, valid, and of an authority that this machine trusts.",
+    )
 
 
 def _head(path: str, query: str, netloc: str, user: str | None, password: str | None) -> bytes:

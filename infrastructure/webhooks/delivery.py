@@ -37,6 +37,11 @@ FIRST_PAUSE: Final = timedelta(seconds=1)
 LONGEST_PAUSE: Final = timedelta(minutes=30)
 """Between two tries: doubled each time, from the first to the longest, give or take a fifth."""
 
+STEADY: Final = timedelta(seconds=50)
+STEADY_TRIES: Final = 21
+"""Until so many tries have failed, which takes ten minutes or more, it is not doubled beyond this: a try a minute.
+Most outages are restarts, and an application that is back wants to hear at once."""
+
 SOON: Final = timedelta(minutes=1)
 """What has failed is tried again at the latest so long after the endpoint has taken something else."""
 
@@ -84,6 +89,13 @@ class Message:
     body: bytes
 
 
+def pause_after(failures: int, first: timedelta = FIRST_PAUSE) -> timedelta:
+    """How long to wait for the next try when so many have failed; not twice the same."""
+    steady = min(first * 2.0 ** min(failures - 1, 30), STEADY)
+    pause = min(steady * 2.0 ** min(max(0, failures - STEADY_TRIES), 30), LONGEST_PAUSE)
+    return pause * random.uniform(0.8, 1.2)  # noqa: S311 - so that not all come back at once
+
+
 @dataclass(slots=True)
 class _Lane:
     """The messages of one registration, in order: the first is under way, or waits for its next try."""
@@ -91,6 +103,7 @@ class _Lane:
     messages: deque[Message] = field(default_factory=deque)
     failures: int = 0
     timer: asyncio.TimerHandle | None = None
+    due_at: datetime | None = None
 
 
 class Delivery:
@@ -160,7 +173,14 @@ class Delivery:
         position, since = self.delivered_up_to, next(iter(self._failing.values()), None)
         if self._waiting and position <= self._begun.position and self._begun.failing_since is not None:
             since = self._begun.failing_since  # what held it up before is not delivered yet
-        found = replace(self._latest, position=position, delivered_at=self._delivered_at, failing_since=since)
+        due = [at for one in self._failing if (at := self._lanes[one].due_at) is not None]
+        found = replace(
+            self._latest,
+            position=position,
+            delivered_at=self._delivered_at,
+            failing_since=since,
+            next_try_at=min(due, default=None),
+        )
         return found if since is not None else replace(found, failure=None, failures=0)
 
     def add(self, messages: list[Message], read_up_to: Position) -> None:
@@ -259,9 +279,9 @@ class Delivery:
         for other in others:
             lane = self._lanes.get(other)
             if lane is not None and lane.timer is not None:
-                at = min(lane.timer.when(), loop.time() + (0 if took_nothing else SOON.total_seconds()))
+                left = timedelta(seconds=lane.timer.when() - loop.time())
                 lane.timer.cancel()
-                lane.timer = loop.call_at(at, self._due, other)
+                self._try_again(other, min(left, timedelta(0) if took_nothing else SOON))
 
     def _note_failure(self, registration_id: UUID, failed: NotDelivered, *, probes: bool) -> None:
         """Have it tried again later, and the whole endpoint, if it takes nothing or asks for a rest."""
@@ -273,7 +293,7 @@ class Delivery:
         self._latest = replace(self._latest, failure=failed.failure, failures=self._latest.failures + 1)
         self._on_attempt("failed")
         self.gone = self.gone or failed.status == GONE
-        pause = self._pause(lane.failures)
+        pause = pause_after(lane.failures, self._first_pause)
         if failed.retry_after is not None:
             pause = max(failed.retry_after, pause)
         if failed.retry_after is not None and failed.status in _ABOUT_THE_ENDPOINT:
@@ -282,12 +302,11 @@ class Delivery:
         elif self._takes_nothing:
             if probes or not self._rests:
                 self._rests += 1
-                pause = self._pause(self._rests)
+                pause = pause_after(self._rests, self._first_pause)
                 self._rest_for(pause)
             self._ready.appendleft(registration_id)
         else:
-            loop = asyncio.get_running_loop()
-            lane.timer = loop.call_later(pause.total_seconds(), self._due, registration_id)
+            self._try_again(registration_id, pause)
         self._say(failed, pause)
 
     def _say(self, failed: NotDelivered, pause: timedelta) -> None:
@@ -301,15 +320,19 @@ class Delivery:
                 failure=failed.failure,
                 failures=failures,
                 again_in=round(pause.total_seconds(), 1),
-                hint="nothing is lost; `registrar webhooks list` shows how far it is, `webhooks test` tries it now",
+                hint=f"{failed.advice} Nothing is lost; `registrar webhooks list` shows how far it is; once a call of"
+                " `registrar webhooks test` is taken, it goes on at once.".strip(),
             )
 
-    def _pause(self, failures: int) -> timedelta:
-        pause = min(self._first_pause * 2.0 ** min(failures - 1, 30), LONGEST_PAUSE)
-        return pause * random.uniform(0.8, 1.2)  # noqa: S311 - so that not all come back at once
+    def _try_again(self, registration_id: UUID, pause: timedelta) -> None:
+        """Try the registration's first message again, after so long."""
+        lane = self._lanes[registration_id]
+        lane.due_at = self._clock() + pause
+        lane.timer = asyncio.get_running_loop().call_later(pause.total_seconds(), self._due, registration_id)
 
     def _due(self, registration_id: UUID) -> None:
-        self._lanes[registration_id].timer = None
+        lane = self._lanes[registration_id]
+        lane.timer = lane.due_at = None
         self._ready.append(registration_id)
         self._start()
 

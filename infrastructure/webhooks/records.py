@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
 
@@ -13,7 +13,8 @@ from domain.recorded import Position
 from infrastructure.postgres.connection import Connection
 
 _READ: Final = """
-    SELECT name, position, term, disabled_at, disabled_by, delivered_at, failing_since, failure, failures, retry_at
+    SELECT name, position, term, disabled_at, disabled_by, delivered_at, failing_since, failure, failures, retry_at,
+           next_try_at
     FROM public.webhooks ORDER BY name
 """
 
@@ -27,7 +28,7 @@ _SAVE: Final = """
     UPDATE public.webhooks
     SET position = %(position)s, delivered_at = coalesce(%(delivered_at)s, delivered_at),
         failing_since = %(failing_since)s, failure = %(failure)s, failures = %(failures)s, retry_at = %(retry_at)s,
-        updated_at = clock_timestamp()
+        next_try_at = %(next_try_at)s, updated_at = clock_timestamp()
     WHERE name = %(name)s AND term = %(term)s
 """
 
@@ -40,14 +41,21 @@ _DISABLE: Final = """
 
 _ENABLE: Final = """
     UPDATE public.webhooks
-    SET disabled_at = NULL, disabled_by = NULL, retry_at = NULL, term = term + 1, updated_at = clock_timestamp()
+    SET disabled_at = NULL, disabled_by = NULL, retry_at = NULL, next_try_at = NULL, term = term + 1,
+        updated_at = clock_timestamp()
     WHERE name = %s
+"""
+
+_WAKE: Final = """
+    UPDATE public.webhooks
+    SET retry_at = NULL, next_try_at = NULL, term = term + 1, updated_at = clock_timestamp()
+    WHERE name = %s AND disabled_at IS NULL AND failing_since IS NOT NULL
 """
 
 _REPLAY: Final = """
     UPDATE public.webhooks AS w
     SET position = least(%s::bigint - 1, h.position), failing_since = NULL, failure = NULL, failures = 0,
-        retry_at = NULL, term = term + 1, updated_at = clock_timestamp()
+        retry_at = NULL, next_try_at = NULL, term = term + 1, updated_at = clock_timestamp()
     FROM public.head AS h
     WHERE w.name = %s
     RETURNING w.position + 1
@@ -56,7 +64,7 @@ _REPLAY: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How an endpoint fares; see `webhooks.sql`."""
+    """How an endpoint fares; see `webhooks.sql` and `webhooks_2.sql`."""
 
     name: str
     position: Position
@@ -68,6 +76,7 @@ class Standing:
     failure: str | None = None
     failures: int = 0
     retry_at: datetime | None = None
+    next_try_at: datetime | None = None
 
 
 class TermIsOver(Exception):
@@ -102,7 +111,7 @@ _FAILING: Final = """
 # What is not in the settings any more fails no more, and is gone no more; its position stays.
 _FORGET: Final = """
     UPDATE public.webhooks
-    SET failing_since = NULL, failure = NULL, failures = 0, retry_at = NULL, term = term + 1,
+    SET failing_since = NULL, failure = NULL, failures = 0, retry_at = NULL, next_try_at = NULL, term = term + 1,
         disabled_at = CASE disabled_by WHEN 'operator' THEN disabled_at END, disabled_by = nullif(disabled_by, 'endpoint')
     WHERE (failing_since IS NOT NULL OR disabled_by = 'endpoint') AND name <> ALL (%s)
 """
@@ -131,11 +140,7 @@ async def save(connection: Connection, standing: Standing) -> None:
     Raises:
         TermIsOver: the row is of another term.
     """
-    changed = {
-        name: getattr(standing, name)
-        for name in ("name", "position", "term", "delivered_at", "failing_since", "failure", "failures", "retry_at")
-    }
-    if (await connection.execute(_SAVE, changed)).rowcount != 1:
+    if (await connection.execute(_SAVE, asdict(standing))).rowcount != 1:
         raise TermIsOver(standing.name)
 
 
@@ -147,6 +152,11 @@ async def disable(connection: Connection, name: str, by: Literal["operator", "en
 async def enable(connection: Connection, name: str) -> bool:
     """Go on where it was, at once. False if it is unknown."""
     return (await connection.execute(_ENABLE, (name,))).rowcount == 1
+
+
+async def wake(connection: Connection, name: str) -> bool:
+    """Go on at once if it is failing. False if it is not, or is disabled, or unknown."""
+    return (await connection.execute(_WAKE, (name,))).rowcount == 1
 
 
 async def replay(connection: Connection, name: str, first: Position) -> Position | None:

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from entrypoints.api.http_server import Server
 from entrypoints.api.mailbox import add_mailbox_routes
 from infrastructure.mail.mailbox import MAX_MAILS, Mailbox
-from tests.fuzz.running import Running, running
+from tests.fuzz.running import ROOT, Running, running
 
 CHROMIUM: Final = shutil.which("chromium")
 PATIENCE: Final = 20_000
@@ -61,7 +61,7 @@ class Person:
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Running]:
-    with running() as service:
+    with running(VERIFY_URL="https://app.example.org/verify#id={id}&code={code}") as service:
         yield service
 
 
@@ -278,6 +278,73 @@ def test_where_there_are_more_mails_than_known_and_new_it_is_another_mailbox(bro
         page.evaluate(LOOK)
     page.get_by_role("button", name="mine@example.com").wait_for()
     page.context.close()
+
+
+def test_a_mails_links_open_in_a_tab_of_their_own_and_its_scripts_do_not_run(browser: Any, service: Running) -> None:
+    person = at_a_screen(browser, service)
+    page = person.page
+    page.set_viewport_size({"width": 1000, "height": 900})
+    page.context.route("https://app.example.org/**", lambda route: route.fulfill(body="The page of an application"))
+    mail_to(person, "link@example.com")
+    page.goto("/mailbox")
+    page.get_by_role("button", name="link@example.com").click()
+    code = page.locator("#code").text_content()
+    frame = page.frame_locator("#html")
+    assert page.locator("#html").bounding_box()["height"] > 500, "there is room"
+
+    for tab, link in (
+        ("Message", frame.locator("a[href*='app.example.org/verify']").first),
+        ("Text", page.locator("#text a").first),
+    ):
+        page.get_by_role("tab", name=tab).click()
+        with page.context.expect_page() as found:
+            link.click()
+        found.value.get_by_text("The page of an application").wait_for()
+        assert found.value.url.startswith("https://app.example.org/verify#id=")
+        assert found.value.url.endswith(f"&code={code}")
+        assert found.value.evaluate("window.opener") is None
+        found.value.close()
+    person.page.get_by_role("tab", name="Message").click()
+    page.evaluate(
+        "mails[0].html = `<base href='https://a.example/'><a href='javascript:top.ran=1'>Bad</a>`"
+        " + `<p id=seen>Seen</p><script>top.ran = 1</` + `script><img src=x onerror='top.ran=1'>`; renderMail()"
+    )
+    frame.locator("#seen").wait_for()
+    assert frame.get_by_text("Bad").get_attribute("href") is None
+    assert page.evaluate("window.ran") is None
+    page.context.close()
+
+
+def test_the_page_behind_the_button_in_our_example_says_what_has_happened(browser: Any) -> None:
+    document = (ROOT / "docs" / "mails.md").read_text(encoding="utf-8")
+    example = document.partition("```html\n")[2].partition("```")[0]
+    answers: list[tuple[int, str]] = [(423, "code-locked"), (0, ""), (200, "")]
+    context = browser.new_context()
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.route("https://app.example.org/verify", lambda route: route.fulfill(content_type="text/html", body=example))
+
+    def answer(route: Any) -> None:
+        status, code = answers.pop(0)
+        if not status:
+            route.abort()
+        else:
+            route.fulfill(status=status, json={"type": f"urn:registrar:problem:{code}"})
+
+    page.route("**/api/*", answer)
+    page.goto("https://app.example.org/verify#id=1&code=123456")
+    confirm = page.get_by_role("button", name="Confirm")
+    confirm.click()
+    page.get_by_text("Too many wrong codes").wait_for()
+    page.get_by_role("button", name="new code").click()
+    page.get_by_text("could not be reached").wait_for()
+    confirm.click()
+    page.get_by_text("is confirmed").wait_for()
+    assert not confirm.is_visible()
+    page.reload()
+    page.get_by_text("press it again").wait_for()
+    assert not confirm.is_visible()
+    context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -91,7 +91,7 @@ async def test_a_malformed_registration_is_refused(api: Api) -> None:
     for name, body in MALFORMED.items():
         refused = await post(api, body)
         assert (refused.status_code, problem_of(refused)) == (422, "invalid-request"), name
-        assert all(set(one) == {"field", "message"} for one in refused.json()["errors"]), name
+        assert all(set(one) == {"field", "code", "message"} for one in refused.json()["errors"]), name
     assert await api.service.store.head() == 0
 
 
@@ -247,7 +247,11 @@ async def test_a_cursor_that_no_page_gave_is_named(api: Api) -> None:
     refused = await api.http.get("/v1/admin/registrations?cursor=LTE=", headers=ADMIN)
     retry = await api.http.post("/v1/admin/mail/retry", json={"failure": "expired", "cursor": "LTE="}, headers=ADMIN)
 
-    assert refused.json()["errors"] == retry.json()["errors"] == [{"field": "cursor", "message": "not a cursor"}]
+    assert (
+        refused.json()["errors"]
+        == retry.json()["errors"]
+        == [{"field": "cursor", "code": "invalid-value", "message": "not a cursor"}]
+    )
 
 
 async def test_the_first_and_the_last_day_can_be_asked_for(api: Api) -> None:

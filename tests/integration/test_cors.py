@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import pytest
+from structlog.testing import capture_logs
 
 from infrastructure.settings.environment import BadSettings
 from infrastructure.settings.settings import Settings
@@ -51,6 +52,28 @@ async def test_a_page_of_a_named_origin_registers_and_reads_the_answer(dsn: str)
             ):
                 assert not [name for name in answer.headers if name.startswith("access-control-")], path
         assert not [answer for answer in (asked, begun, shown) if "access-control-allow-credentials" in answer.headers]
+
+
+@pytest.mark.parametrize("origins", ["https://app.example.org", ""])
+async def test_the_log_says_once_that_an_origin_is_refused_and_not_which(dsn: str, origins: str) -> None:
+    set_to: dict[str, Any] = {"cors_origins": origins} if origins else {}
+    async with open_api(dsn, follows=False, **set_to) as api:
+        with capture_logs() as logged:
+            for _ in range(2):
+                await api.http.options(PATH, headers=OTHER | PREFLIGHT)
+            await api.http.options(PATH, headers=OTHER)
+            for number in range(40):
+                await api.http.options(PATH, headers={"Origin": f"https://{number}.example"} | PREFLIGHT)
+
+    told = [one for one in logged if one["event"] == "cors.origin_refused"]
+    assert len(told) == 16
+    assert "REGISTRAR_CORS_ORIGINS" in told[0]["hint"]
+    assert "evil" not in str(told)
+
+
+def test_an_origin_with_a_slash_at_its_end_is_refused_for_that() -> None:
+    with pytest.raises(BadSettings, match="entry 1 ends in a slash"):
+        Settings.from_environment({"REGISTRAR_CORS_ORIGINS": "https://app.example.org/"})
 
 
 async def test_without_the_setting_no_origin_may(dsn: str) -> None:

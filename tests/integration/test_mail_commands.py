@@ -37,7 +37,7 @@ def settings(*stubs: SmtpStub, **others: str) -> Settings:
 def test_a_preview_shows_what_is_on_disk_now(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture) -> None:
     monkeypatch.setenv("REGISTRAR_TEMPLATES", str(tmp_path))
     monkeypatch.setenv("REGISTRAR_PRODUCT_NAME", "Acme")
-    monkeypatch.setenv("REGISTRAR_VERIFY_URL", "https://app.example/verify#id={id}&code={code}")
+    monkeypatch.setenv("REGISTRAR_VERIFY_URL", "https://app.example/{language}/verify#id={id}&code={code}")
     (tmp_path / "code.fr.subject.txt").write_text("Bienvenue chez {{ product }}\n", "utf-8")
 
     assert run(["mail", "preview", "code", "--locale", "fr-CA"]) == 0
@@ -45,7 +45,10 @@ def test_a_preview_shows_what_is_on_disk_now(monkeypatch: pytest.MonkeyPatch, tm
     printed = capsys.readouterr().out
     assert printed.startswith("Subject: Bienvenue chez Acme\n\nQuelqu\u2019un")
     assert "\n\nSAMPLE\n\n" in printed
-    assert "\nhttps://app.example/verify#id=00000000-0000-0000-0000-000000000000&code=SAMPLE\n" in printed
+    assert "\nhttps://app.example/fr/verify#id=00000000-0000-0000-0000-000000000000&code=SAMPLE\n" in printed
+
+    assert run(["mail", "preview", "code", "--locale", "klingon"]) == 0
+    assert "so this is the English one; there are en, de, fr" in capsys.readouterr().err
 
     (tmp_path / "code.fr.txt").write_text("{{ code }}\n{{ prodct }}", "utf-8")
 

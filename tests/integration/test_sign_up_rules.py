@@ -95,7 +95,9 @@ async def test_a_refused_domain_gets_422_with_the_reason_and_nothing_is_recorded
         refused = await api.register(email)
 
         assert (refused.status_code, problem_of(refused)) == (422, "invalid-request")
-        assert refused.json()["errors"] == [{"field": "email", "message": message}]
+        [error] = refused.json()["errors"]
+        assert (error["field"], error["message"]) == ("email", message)
+        assert error["code"] in {"disposable-domain", "misspelt-domain"}
         assert await api.service.store.head() == 0
         assert (await api.register("ada@example.com")).status_code == 202
 
@@ -109,9 +111,10 @@ async def test_the_name_of_the_service_is_no_password_and_every_reason_is_told_a
         assert refused.json()["errors"] == [
             {
                 "field": "password",
+                "code": "too-easy",
                 "message": "too easy to guess: apart from the name of this service, it has fewer than 8 characters",
             },
-            {"field": "email", "message": DISPOSABLE},
+            {"field": "email", "code": "disposable-domain", "message": DISPOSABLE},
         ]
         assert "sunny" not in refused.text
         assert (await api.register(password="sunny side of the street")).status_code == 202

@@ -19,9 +19,9 @@ import trustme
 from nacl.signing import SigningKey, VerifyKey
 from pydantic import TypeAdapter
 
+from infrastructure.settings.addresses import Reachable
 from infrastructure.settings.values import PrivateNetworks
 from infrastructure.webhooks import calls as calls_module
-from infrastructure.webhooks.addresses import Reachable
 from infrastructure.webhooks.calls import Calls, NotDelivered
 from infrastructure.webhooks.signing import public_keys
 from tests.support.endpoint_stub import LOOPBACK, SECRET, EndpointStub, endpoint
@@ -387,6 +387,31 @@ async def test_a_certificate_has_to_be_for_the_name_whatever_address_is_called(n
         assert (await failure(wrong)).failure == "no trustworthy encryption"
 
     assert stub.ids == ["m-1"]
+
+
+async def test_a_failure_says_what_may_be_the_cause(stub: EndpointStub, names: dict[str, list[str]]) -> None:
+    names |= {"app.example": ["127.0.0.1"], "127.0.0.1": ["127.0.0.1"]}
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        clear = Calls(endpoint(f"https://app.example:{server.sockets[0].getsockname()[1]}/"), reachable())
+        failed = await failure(clear)
+        assert failed.failure == "it does not speak TLS"
+        assert "http://" in failed.advice
+
+    for status, advice in (
+        ("401", "secret"),
+        ("403", "secret"),
+        ("404", "path"),
+        ("308", "not followed"),
+        ("500", "log"),
+    ):
+        stub.answer = lambda _, status=status: f"{status} No"  # type: ignore[misc]
+        assert advice in (await failure(calls(stub))).advice
 
 
 async def test_many_calls_at_once_have_a_connection_each_and_keep_it(stub: EndpointStub) -> None:

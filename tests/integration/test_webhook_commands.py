@@ -87,7 +87,8 @@ def test_a_test_says_what_went_wrong_and_shows_no_secret(shop: Shop, answers: li
     answers[:] = ["302 Elsewhere\r\nLocation: http://127.0.0.1/"]
     done = shop("test", "app")
 
-    assert (done.code, done.out) == (1, "app has not taken it: status 302.\n")
+    assert done.code == 1
+    assert done.out.startswith("app has not taken it: status 302. Redirects are not followed")
     listed = shop("list", "--json")
     assert listed.code == 0
     for printed in (done, listed):
@@ -104,6 +105,8 @@ def test_the_list_shows_how_each_endpoint_fares_and_the_public_key(shop: Shop, d
             " VALUES ('old', 0, now(), 'status 500', 7, NULL, NULL), ('left', 0, NULL, NULL, 0, now(), 'endpoint')",
         )
     )
+    table = shop("list")
+    assert [line.split()[:2] for line in table.out.splitlines() if " now " in line] == [["old", "failing"]]
     done = shop("list", "--json")
 
     found = {one["name"]: one for one in json.loads(done.out)}
@@ -121,8 +124,27 @@ def test_the_doctor_says_which_endpoint_cannot_be_reached_and_calls_none(shop: S
     found = [(one["state"], one["says"]) for one in json.loads(done.out)["checks"] if one["check"] == "webhooks"]
     assert [state for state, _ in found] == ["ok", "fail"]
     assert found[1][1] == "away, 127.0.0.1:9: no connection"
+    assert "listen at that address" in done.out
     assert "canary-7f" not in done.out
     assert not taken
+
+
+@pytest.mark.parametrize(("since", "state"), [("1 minute", "warn"), ("7 minutes", "fail")])
+def test_the_doctor_says_that_an_endpoint_that_can_be_reached_is_failing(
+    shop: Shop, dsn: str, since: str, state: str
+) -> None:
+    asyncio.run(
+        execute(
+            dsn,
+            "INSERT INTO webhooks (name, position, failing_since, failure)"
+            f" VALUES ('app', 0, now() - interval '{since}', 'status 401')",
+        )
+    )
+    done = shop.command("doctor", "--json", DATABASE_URL=shop.dsn, MASTER_KEY="ab" * 32, **shop.settings)
+
+    found = [(one["state"], one["says"]) for one in json.loads(done.out)["checks"] if one["check"] == "webhooks"]
+    assert [one for one, _ in found] == [state, "ok"]
+    assert "status 401" in found[0][1]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +164,33 @@ def test_what_an_operator_does_is_recorded_and_begins_a_new_term(
     assert done.code == 0
     assert asyncio.run(acts_of(dsn)) == [(act, f"{told}: why not")]
     assert asyncio.run(execute(dsn, "SELECT position, term, disabled_by FROM webhooks")) == [row]
+
+
+@pytest.mark.parametrize(
+    ("row", "answer", "woken"),
+    [
+        ("now(), NULL, NULL", "204 Yes", True),
+        ("now(), NULL, NULL", "500 No", False),
+        ("now(), now(), 'operator'", "204 Yes", False),
+        ("NULL, NULL, NULL", "204 Yes", False),
+    ],
+)
+def test_a_test_that_is_taken_ends_the_rest_of_an_endpoint_that_was_failing(
+    shop: Shop, dsn: str, answers: list[str], row: str, answer: str, *, woken: bool
+) -> None:
+    asyncio.run(
+        execute(
+            dsn,
+            "INSERT INTO webhooks (name, position, retry_at, next_try_at, failing_since, disabled_at, disabled_by)"
+            f" VALUES ('app', 0, now() + interval '1 hour', now(), {row})",
+        )
+    )
+    answers[:] = [answer]
+    done = shop("test", "app", "--json")
+
+    assert json.loads(done.out)["wakes"] is woken
+    [found] = asyncio.run(execute(dsn, "SELECT retry_at IS NULL, next_try_at IS NULL, term FROM webhooks"))
+    assert found == (woken, woken, 2 if woken else 1)
 
 
 @pytest.mark.parametrize(("code", "arguments"), [(2, ("enable", "ap")), (2, ("test", "ap")), (1, ("enable", "app"))])

@@ -20,9 +20,9 @@ from infrastructure.event_store.tail import LogTail
 from infrastructure.followers.leadership import lead
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
+from infrastructure.settings.addresses import Reachable
 from infrastructure.webhooks import delivery as delivery_module
 from infrastructure.webhooks import records
-from infrastructure.webhooks.addresses import Reachable
 from infrastructure.webhooks.calls import Calls
 from infrastructure.webhooks.delivery import Delivery, Message
 from infrastructure.webhooks.follower import Webhooks
@@ -51,7 +51,14 @@ async def stub() -> AsyncIterator[EndpointStub]:
 
 
 @asynccontextmanager
-async def sending(dsn: str, store: EventStore, clock: MovableClock, **stubs: EndpointStub) -> AsyncIterator[None]:
+async def sending(
+    dsn: str,
+    store: EventStore,
+    clock: MovableClock,
+    *,
+    first_pause: timedelta = timedelta(milliseconds=5),
+    **stubs: EndpointStub,
+) -> AsyncIterator[None]:
     """A process that sends to these endpoints, by name."""
     notifications = Notifications(dsn)
     networks = Reachable((ip_network("127.0.0.0/8"),))
@@ -60,7 +67,7 @@ async def sending(dsn: str, store: EventStore, clock: MovableClock, **stubs: End
         notifications=notifications,
         endpoints={name: Calls(endpoint(one.url, name=name), networks) for name, one in stubs.items()},
         clock=clock,
-        first_pause=timedelta(milliseconds=5),
+        first_pause=first_pause,
     )
     tasks = [asyncio.create_task(work) for work in (notifications.run(), lead(webhooks, dsn))]
     try:
@@ -289,6 +296,43 @@ async def test_after_its_rest_an_endpoint_has_no_next_try_while_the_call_is_unde
     assert delivery.standing.retry_at is None
     assert delivery.standing.failing_since == T0
     calls.drop()
+
+
+async def test_the_next_try_of_what_is_refused_is_noted_and_a_call_that_is_taken_makes_it_now(
+    dsn: str, connection: Connection, store: EventStore, clock: MovableClock, stub: EndpointStub
+) -> None:
+    stub.answer = lambda _: "500 No"
+    await records.begin(connection, ["app"])
+    ids = await lives(store, 2)
+    async with sending(dsn, store, clock, app=stub, first_pause=timedelta(minutes=1)):
+        await eventually(lambda: _fails(connection, "app"))
+        await eventually(lambda: len(stub.calls) == 2)
+        await eventually(lambda: _tries(connection, 2))
+        found = await standing(connection)
+        assert found.retry_at is None, "others would not wait"
+        assert found.next_try_at is not None
+        assert timedelta(seconds=40) <= found.next_try_at - T0 <= timedelta(seconds=60)
+
+        stub.answer = lambda _: "204 Yes"
+        assert await records.wake(connection, "app")
+        await eventually(lambda: up_to_date(connection))
+        assert (await standing(connection)).next_try_at is None
+        assert not await records.wake(connection, "app")
+    assert told(stub) == {str(one): LIFE for one in ids}
+
+
+async def _tries(connection: Connection, failures: int) -> bool:
+    return (await standing(connection)).failures == failures
+
+
+def test_for_ten_minutes_there_is_a_try_a_minute() -> None:
+    tries, since = 0, timedelta(0)
+    while since < timedelta(minutes=10):
+        tries += 1
+        pause = delivery_module.pause_after(tries)
+        assert pause <= timedelta(minutes=1)
+        since += pause
+    assert timedelta(minutes=24) <= delivery_module.pause_after(tries + 20) <= timedelta(minutes=36)
 
 
 async def _leads(connection: Connection) -> bool:

@@ -26,6 +26,7 @@ def endpoint(url: str, secrets: str = SECRET, *, name: str = "app") -> WebhookEn
     """An endpoint with these secrets, separated by spaces, as settings have it."""
     told = ",".join(f"{name}={secret}" for secret in secrets.split())
     environ = {"REGISTRAR_WEBHOOKS": f"{name}={url}", "REGISTRAR_WEBHOOK_SECRETS": told}
+    environ["REGISTRAR_WEBHOOK_NETWORKS"] = LOOPBACK
     return Settings.from_environment(environ).webhook_endpoints[0]
 
 

@@ -13,10 +13,10 @@ import pytest
 from entrypoints.bootstrap.jobs import environment_of
 from entrypoints.cli.main import run
 from infrastructure.settings.cautions import cautions
-from infrastructure.settings.config_file import LARGEST, several
+from infrastructure.settings.config_file import LARGEST, read_config, several
 from infrastructure.settings.environment import BadSettings
 from infrastructure.settings.settings import Settings
-from infrastructure.settings.written import example_file
+from infrastructure.settings.written import example_file, without_secrets
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "deploy" / "registrar.toml"
@@ -88,7 +88,63 @@ def test_the_command_line_beats_the_environment_which_beats_the_file(file: Path)
     environ = {"REGISTRAR_CONFIG": "/nowhere", "REGISTRAR_HOST": "::2", "REGISTRAR_PORT": "2", "REGISTRAR_DATA_DIR": ""}
     settings = Settings.from_environment(environ, config=file, port=3)
 
-    assert (settings.port, settings.host, settings.data_dir) == (3, "::2", Path("here"))
+    assert (settings.port, settings.host, settings.data_dir) == (3, "::2", file.parent / "here")
+
+
+def test_paths_are_relative_to_the_file_that_they_stand_in(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file.parent / "key").write_text(KEY)
+    (file.parent / "below").mkdir()
+    monkeypatch.chdir(file.parent / "below")
+    text = 'master_key_file = "key"\ntemplates = "words"\ncheckpoint_dir = "/notes"\ndata_dir = "data"'
+    file.write_text(text)
+    for named in (str(file), f"../{file.name}"):
+        found = Settings.from_environment({"REGISTRAR_CONFIG": named})
+        assert found.master_key is not None
+        assert found.templates is not None
+        assert found.templates.resolve() == file.parent.resolve() / "words"
+        assert (found.checkpoint_dir, found.data_dir.resolve()) == (Path("/notes"), file.parent.resolve() / "data")
+    assert Settings.from_environment({"REGISTRAR_DATA_DIR": "data"}).data_dir == Path("data"), "of the environment"
+    assert str(file.parent / "below" / "none") in _faults_of(REGISTRAR_CONFIG="none")
+
+
+def _faults_of(**environ: str) -> str:
+    with pytest.raises(BadSettings) as refused:
+        Settings.from_environment(environ)
+    return str(refused.value)
+
+
+def test_secrets_of_webhooks_are_a_table_in_which_one_name_may_have_several(file: Path) -> None:
+    one, other = f"whsec_{'A' * 43}=", f"whsec_{'B' * 43}="
+    found = read(
+        file,
+        f"""
+        [webhooks]
+        app = "https://app.example/"
+        books = "https://books.example/"
+
+        [webhook_secrets]
+        app = ["{one}", "{other}"]
+        books = "{one}"
+        """,
+    )
+    assert [(endpoint.name, len(endpoint.secrets)) for endpoint in found.webhook_endpoints] == [
+        ("app", 2),
+        ("books", 1),
+    ]
+
+
+def test_a_fault_of_form_says_which_form_it_may_have_and_where(file: Path) -> None:
+    (number,) = refusal(file, "[webhook_networks]\na = 1")
+    (text,) = refusal(file, "[mail_from]\na = 1")
+    (table,) = refusal(file, "limits = 1979-05-27")
+    (no_quotes,) = refusal(file, "port = 1\nmail_from = no-reply@example.org")
+    (twice,) = refusal(file, "port = 1\nport = 2")
+
+    assert "it may be a list of texts, or one text" in number
+    assert "it may be a text, a number, or true or false" in text
+    assert "it may be a table of names and texts" in table
+    assert f"{file} (it is not TOML: look at line 2, column 13, where maybe a text needs quotes" in no_quotes
+    assert "for the second time" in twice
 
 
 def test_a_secret_of_the_environment_beats_a_file_with_it_that_the_file_names_and_the_other_way_round(
@@ -135,6 +191,21 @@ def test_everything_that_is_wrong_in_the_file_is_said_at_once_as_of_the_environm
     assert f"opt_ttl in {file} is not a setting; did you mean otp_ttl?" in said
     assert f"message_ttl in {file} is a list, which it cannot be" in said
     assert "has a comma in entry 1" in said
+
+
+def test_what_does_not_fit_together_in_a_file_is_named_as_it_is_written_there(file: Path) -> None:
+    (missing,) = refusal(file, 'database_url = "postgresql://host/db"')
+    (no_secret,) = refusal(file, 'webhooks = "app=https://host/"')
+    (not_public,) = refusal(file, f'webhooks = "app=http://[::1]/"\nwebhook_secrets = "app=whsec_{"A" * 43}="')
+    (elsewhere,) = refusal(file, 'webhooks = "app=https://host/"', WEBHOOK_SECRETS=f"b=whsec_{'A' * 43}=")
+
+    assert missing.startswith(
+        f"master_key in {file} (or master_key_file in {file}) is missing, and database_url in {file} needs it"
+    )
+    assert no_secret.startswith(f"webhook_secrets in {file} has no secret for the endpoint app")
+    assert not_public.startswith(f"webhooks in {file} has an address with http://")
+    assert f"that webhook_networks in {file} names" in not_public
+    assert elsewhere.startswith("REGISTRAR_WEBHOOK_SECRETS has a secret for b, which is the name of no endpoint")
 
 
 def test_a_value_is_refused_in_the_words_of_the_environment(file: Path) -> None:
@@ -262,6 +333,28 @@ def test_providers_and_their_secrets_are_a_list_a_table_or_a_text(file: Path, wr
     assert read(file, written).bounce_providers == {"postmark", "mailgun"}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'webhooks = "app=https://u:p@a.example:1/canary?x=canary,b=http://127.0.0.1:3000"',
+        'webhooks = ["app=https://u:p@a.example:1/canary?x=canary", "b=http://127.0.0.1:3000"]',
+        '[webhooks]\napp = "https://u:p@a.example:1/canary?x=canary"\nb = "http://127.0.0.1:3000"',
+    ],
+)
+def test_of_webhooks_names_and_hosts_are_shown(file: Path, text: str) -> None:
+    file.write_text(text)
+    values, _ = read_config(file, Settings.model_fields)
+    shown = without_secrets("webhooks", Settings.model_fields["webhooks"], values["webhooks"])
+    assert shown == "app=https://****@a.example:1/****,b=http://127.0.0.1:3000"
+
+
+def test_a_secret_of_webhooks_in_hex_is_warned_about(file: Path) -> None:
+    for secret, warned in (("ab" * 32, True), ("Z" * 43 + "=", False)):
+        found = read(file, f'[webhooks]\napp = "https://a.example/"\n[webhook_secrets]\napp = "whsec_{secret}"')
+        file.chmod(0o600)
+        assert any("in hex" in one.says for one in cautions(found)) == warned
+
+
 @pytest.mark.usefixtures("_unset")
 def test_a_check_names_every_fault_and_exits_with_1(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text('port = 70000\nopt_ttl = 3\ndatabase_url = "postgresql://host/db"')
@@ -273,7 +366,7 @@ def test_a_check_names_every_fault_and_exits_with_1(file: Path, capsys: pytest.C
     file.write_text("port = 7000")
     assert run(["config", "check", "--config", str(file)]) == 0
 
-    assert [line.split()[0] for line in told] == ["opt_ttl", "port", "REGISTRAR_MASTER_KEY"]
+    assert [line.split()[0] for line in told] == ["opt_ttl", "port", "master_key"]
     assert found == {"usable": False, "faults": told, "warnings": []}
 
 
@@ -298,8 +391,10 @@ def test_the_example_has_every_setting_and_its_defaults_are_the_defaults(file: P
 
     assert set(values) == set(Settings.model_fields) - {"config"}
     assert len(defaults) > 20
-    found = read(file, "\n".join(defaults)).model_dump(exclude={"config"})
-    assert found == Settings.from_environment({}).model_dump(exclude={"config"})
+    found = read(file, "\n".join(defaults))
+    assert found.data_dir == file.parent / ".registrar"
+    same = {"config", "data_dir"}
+    assert found.model_dump(exclude=same) == Settings.from_environment({}).model_dump(exclude=same)
 
 
 def test_a_setting_of_several_values_says_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -401,10 +402,40 @@ def test_every_secret_can_come_from_a_file(tmp_path: Path) -> None:
 
 def test_webhooks_are_named_urls_and_may_have_several_secrets_each() -> None:
     secrets = f"app=whsec_{KEY.hex()}\nbooks=whsk_{KEY.hex()[:43]}, app=whsk_{KEY.hex()[:43]}="
-    app, books = read(WEBHOOKS="app=https://a/x, books=http://b", WEBHOOK_SECRETS=secrets).webhook_endpoints
+    app, books = read(WEBHOOKS="app=https://a/x, books=https://b", WEBHOOK_SECRETS=secrets).webhook_endpoints
 
     assert (app.name, app.url, len(app.secrets), len(app.private_keys)) == ("app", "https://a/x", 1, 1)
-    assert (books.name, books.url, len(books.secrets), len(books.private_keys)) == ("books", "http://b", 0, 1)
+    assert (books.name, books.url, len(books.secrets), len(books.private_keys)) == ("books", "https://b", 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("url", "networks", "usable"),
+    [
+        ("http://127.0.0.1:3000/hook", "", False),
+        ("http://localhost:3000/hook", "", False),
+        ("http://app.example.org/hook", "", False),
+        ("https://127.0.0.1/hook", "", False),
+        ("https://localhost/hook", "10.0.0.0/8", False),
+        ("https://[::1]/hook", "", False),
+        ("https://169.254.169.254/", "10.0.0.0/8", False),
+        ("http://10.1.2.3/", "127.0.0.0/8", False),
+        ("http://127.0.0.1:3000/hook", "127.0.0.0/8", True),
+        ("http://localhost:3000/hook", "127.0.0.0/8", True),
+        ("http://app:3000/hook", "172.16.0.0/12", True),  # a name; what it means is looked up
+        ("https://8.8.8.8/", "", True),
+        ("https://app.example.org/hook", "", True),
+    ],
+)
+def test_an_endpoint_that_would_never_be_called_is_refused_at_once(url: str, networks: str, *, usable: bool) -> None:
+    given = {"WEBHOOKS": f"app={url}", "WEBHOOK_SECRETS": f"app=whsec_{KEY.hex()}", "WEBHOOK_NETWORKS": networks}
+    if usable:
+        assert read(**given).webhook_endpoints
+    else:
+        assert re.fullmatch(
+            r"REGISTRAR_WEBHOOKS has an address .* at app: it is called only in a network that"
+            r" REGISTRAR_WEBHOOK_NETWORKS names \(127\.0\.0\.0/8 is this machine\)\.",
+            refusal(**given),
+        )
 
 
 @pytest.mark.parametrize(
@@ -704,6 +735,7 @@ def test_a_policy_for_domains_is_one_of_four_words_and_another_names_the_nearest
         ("VERIFY_URL", "https://app.example.org/verify#id={id}&code={code}"),
         ("VERIFY_URL", "https://app.example.org:8443/a/b?tab=1#/verify/{code}/{id}"),
         ("VERIFY_URL", "http://localhost:3000/verify#id={id}&code={code}"),
+        ("VERIFY_URL", "https://app.example.org/{language}/verify#id={id}&code={code}&in={language}"),
         ("VERIFY_URL", "http://[::1]:3000/#id={id}&code={code}"),
     ],
 )

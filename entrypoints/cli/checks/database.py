@@ -15,6 +15,7 @@ from entrypoints.bootstrap.database import SCHEMA, keys_in
 from entrypoints.cli.checks.backups import look_at_archive, look_at_backups, look_at_role, unsettled_restores
 from entrypoints.cli.checks.finding import PATIENCE, Finding, State
 from entrypoints.queries.followers import followers_with
+from infrastructure.alerts.alerts import FAILS_LONG
 from infrastructure.audit.standing import standing_of
 from infrastructure.crypto.key_uses import noted
 from infrastructure.crypto.keyring import read_root_secret
@@ -30,6 +31,7 @@ from infrastructure.postgres.cutting import cut_after
 from infrastructure.postgres.schema import OLDEST_SERVER, NothingThere, Outdated, WrongSchema, check, check_server
 from infrastructure.postgres.session import UnfitSession
 from infrastructure.settings.settings import Settings
+from infrastructure.webhooks.records import Failing, failing
 
 IN_ALL = timedelta(seconds=20)
 """For all that is asked of the database, whatever it waits for."""
@@ -116,6 +118,9 @@ async def _in_database(connection: Connection, dsn: str, settings: Settings) -> 
         if await _value(connection, "SELECT count(*) FROM head"):  # (none while an import is not finished)
             async for finding in _followers(connection, settings):
                 yield finding
+            if settings.webhooks is not None and schema.state == "ok":
+                for one in await failing(connection):
+                    yield _failing(one)
             if settings.has_checkpoints and await _value(
                 connection, "SELECT to_regclass('public.tree_head') IS NOT NULL"
             ):
@@ -275,6 +280,17 @@ async def _followers(connection: Connection, settings: Settings) -> AsyncIterato
         yield Finding("parked streams", "fail", _listed(parked), "Search the log of `process` for follower.parked.")
     else:
         yield Finding("parked streams", "ok", "none")
+
+
+def _failing(one: Failing) -> Finding:
+    """That an endpoint can be reached says nothing of what it answers."""
+    says = f"{one.name} has taken nothing, or not everything, for {_for(one.seconds)}: {one.failure}"
+    advice = f"`registrar webhooks test {one.name}` shows what it answers; nothing is lost."
+    return Finding("webhooks", "fail" if one.seconds >= FAILS_LONG.total_seconds() else "warn", says, advice)
+
+
+def _for(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 async def _checkpoints(connection: Connection) -> Finding:

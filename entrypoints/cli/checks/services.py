@@ -145,7 +145,7 @@ async def _log_in(server: MailServer, greeting: str) -> str | None:
 
 async def look_at_endpoints(settings: Settings) -> AsyncIterator[Finding]:
     """Can each endpoint be reached? It is not called."""
-    from infrastructure.webhooks.addresses import Reachable
+    from infrastructure.settings.addresses import Reachable
     from infrastructure.webhooks.calls import Calls, NotDelivered
 
     for endpoint in settings.webhook_endpoints:
@@ -153,7 +153,9 @@ async def look_at_endpoints(settings: Settings) -> AsyncIterator[Finding]:
         try:
             await calls.reach()
         except NotDelivered as failed:
-            advice = f"Check REGISTRAR_WEBHOOKS, and the way to that host; `registrar webhooks test {endpoint.name}` calls it."
+            advice = (
+                f"{failed.advice or 'Check REGISTRAR_WEBHOOKS.'} `registrar webhooks test {endpoint.name}` calls it."
+            )
             yield Finding("webhooks", "fail", f"{endpoint.name}, {calls.where}: {failed.failure}", advice)
         else:
             yield Finding("webhooks", "ok", f"{endpoint.name}, {calls.where} can be reached")
