@@ -15,6 +15,8 @@ from application.addresses import canonical_address, mailbox_guess
 from application.ports import Context
 from domain.email_claim import EmailClaim
 from domain.mail_saga import MailSaga
+from domain.mailbox import Mailbox
+from domain.operator_act import OperatorAct
 from domain.policy import Policy
 from domain.recorded import AnyEvent, Position
 from domain.registration import Registration
@@ -53,6 +55,7 @@ class Seen:
     over_budget: set[int] = field(default_factory=set)
     superseded_at: Position | None = None
     failed_at: dict[int, Position] = field(default_factory=dict)
+    bounces: dict[int, list[bool]] = field(default_factory=dict)
     dead_requests: set[Position | None] = field(default_factory=set)
     rejections: Counter[int] = field(default_factory=Counter)
     locked: set[int] = field(default_factory=set)
@@ -95,6 +98,8 @@ class Oracle:
         self._by_message_id: dict[str, tuple[UUID, int]] = {}
         self._proven: dict[UUID, UUID] = {}
         self._granted: dict[str, list[datetime]] = {}
+        self._reported: set[tuple[UUID, int, str]] = set()
+        self._silenced: set[UUID] = set()
         self._requests: list[tuple[Position, UUID, int]] = []
         self._requests_seen = 0
 
@@ -123,6 +128,10 @@ class Oracle:
                 self._registered(event)
             elif isinstance(event, Registration.UserImported):
                 self._imported(event)
+            elif isinstance(event, Mailbox.MailDecided) and event.lifts:
+                acted = any(isinstance(one, OperatorAct.OperatorActed) for one in events)
+                self._must(acted, "bounces", "a mailbox is sent mails again, though no operator said so")
+                self._silenced.discard(event.originator_id)
             elif isinstance(event, Registration.Event):
                 self._registration(self.seen[event.originator_id], event, position)
         for event in events:
@@ -188,10 +197,11 @@ class Oracle:
             case Registration.EmailWithheld():
                 self._withheld(seen, event)
             case Registration.EmailDispatchFailed():
-                died = event.request_position
-                must(died is None or died not in seen.dead_requests, "I5", "a request's death is recorded twice", seen)
-                seen.dead_requests.add(died)
-                seen.failed_at[event.serial] = position
+                self._failed(seen, event, position)
+            case Registration.EmailBounced():
+                self._bounced(seen, event, position)
+            case Registration.EmailComplained():
+                self._complained(seen, event)
             case Registration.RegistrationSuperseded():
                 self._superseded(seen, event, position)
             case Registration.EmailDiscarded():
@@ -238,6 +248,36 @@ class Oracle:
         seen.handed_over[event.serial] = event.timestamp
         seen.handed_over_at[event.serial] = position
 
+    def _bounced(self, seen: Seen, event: Registration.EmailBounced, position: Position) -> None:
+        serial, kind = event.serial, "hard" if event.permanent else "soft"
+        told = (seen.registration_id, serial, kind) in self._reported
+        before = seen.bounces.setdefault(serial, [])
+        self._must(told, "bounces", f"a {kind} bounce of issue {serial} that nobody told", seen)
+        turned = event.permanent and before and not before[-1]
+        once = serial in seen.handed_over_at or turned
+        self._must(once, "bounces", f"issue {serial} came back without a hand-over", seen)
+        self._must(seen.status == "PENDING" and not seen.revoked, "bounces", f"came back while {seen.status}", seen)
+        before.append(event.permanent)
+        seen.handed_over.pop(serial, None)
+        seen.handed_over_at.pop(serial, None)
+        seen.failed_at[serial] = position
+
+    def _complained(self, seen: Seen, event: Registration.EmailComplained) -> None:
+        told = (seen.registration_id, event.serial, "complaint") in self._reported
+        self._must(told, "bounces", f"a complaint about issue {event.serial} that nobody made", seen)
+        self._silenced.add(self._mailbox_of(seen))
+
+    def _failed(self, seen: Seen, event: Registration.EmailDispatchFailed, position: Position) -> None:
+        died = event.request_position
+        once = died is None or died not in seen.dead_requests
+        self._must(once, "I5", "a request's death is recorded twice", seen)
+        seen.dead_requests.add(died)
+        seen.failed_at[event.serial] = position
+
+    @staticmethod
+    def _mailbox_of(seen: Seen) -> UUID:
+        return KEYRING.mailbox_id(mailbox_guess(seen.address))
+
     def _withheld(self, seen: Seen, event: Registration.EmailWithheld) -> None:
         may = seen.duplicate_of or seen.superseded_at or event.serial in seen.over_budget
         self._must(may, "I4", "a code's mail is withheld", seen)
@@ -256,6 +296,8 @@ class Oracle:
             seen.over_budget.add(event.serial)
         if event.withheld or event.reason not in {"registered", "requested", "invited"}:
             return
+        silenced = self._mailbox_of(seen) in self._silenced
+        self._must(not silenced, "bounces", f"issue {event.serial} is granted where somebody complained", seen)
         granted = self._granted.setdefault(mailbox_guess(seen.address), [])
         granted.append(event.timestamp)
         ages = [(event.timestamp - at).total_seconds() for at in granted]
@@ -328,8 +370,11 @@ class Oracle:
             clear = [copy for copy in copies if not copy.attempt.ambiguous]
             seen = self.seen[registration_id]
             times = [round(copy.at, 3) for copy in copies]
-            self._must(len(copies) <= COPIES_CAP, "I5", f"issue {serial} sent {len(copies)} times", seen)
-            self._must(len(clear) <= 1, "I5", f"issue {serial} sent {len(copies)} times without need: {times}", seen)
+            back = len(seen.bounces.get(serial, ()))
+            self._must(len(copies) <= COPIES_CAP + back, "I5", f"issue {serial} sent {len(copies)} times", seen)
+            self._must(
+                len(clear) <= 1 + back, "I5", f"issue {serial} sent {len(copies)} times without need: {times}", seen
+            )
         notices: dict[UUID, list[float]] = {}
         for (registration_id, _), copies in self.copies.items():
             owner = self.seen[registration_id].duplicate_of
@@ -365,6 +410,20 @@ class Oracle:
     def on_answer(self, registration_id: UUID) -> None:
         self._must(registration_id in self.seen, "I1", f"{registration_id} was answered and is not in the log")
 
+    # --- Every report of a bounce -------------------------------------------------------------
+
+    def on_report(self, registration_id: UUID, serial: int, kind: str) -> None:
+        """It is going to be told: from now on it may be in the log."""
+        self._reported.add((registration_id, serial, kind))
+
+    def on_report_taken(self, registration_id: UUID, serial: int, kind: str) -> None:
+        """Whoever told it was answered that it is recorded, or of no interest."""
+        seen = self.seen[registration_id]
+        ends = seen.status != "PENDING" or seen.revoked or seen.discarded or seen.superseded_at is not None
+        matters = serial == seen.serial and serial not in seen.withheld | seen.locked and not ends
+        lost = kind == "hard" and matters and True not in seen.bounces.get(serial, ())
+        self._must(not lost, "bounces", f"that issue {serial} came back was taken, and is not recorded", seen)
+
     # --- When it should be quiet --------------------------------------------------------------
 
     def after_healing(self) -> None:
@@ -374,6 +433,8 @@ class Oracle:
             if seen.awaits_invitation:
                 continue
             if seen.status == "PENDING" and not seen.discarded and not seen.revoked:
+                back = True in seen.bounces.get(seen.serial, ())
+                self._must(not back, "bounces", f"issue {seen.serial} came back for good, and nothing followed", seen)
                 handed = seen.serial in seen.handed_over
                 self._must(handed, "I4", f"issue {seen.serial} is still not handed over", seen)
                 sent = (seen.registration_id, seen.serial) in self.copies or seen.serial in seen.withheld

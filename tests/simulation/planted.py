@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import patch
 from uuid import UUID
@@ -37,8 +38,8 @@ from application.ports import (
 )
 from domain import mailbox
 from domain.email_claim import EmailClaim
-from domain.errors import Refused
-from domain.mail_outcome import HandOver
+from domain.errors import NotHandedOver, Refused
+from domain.mail_outcome import Bounce, HandOver
 from domain.mail_saga import MailSaga
 from domain.policy import Policy
 from domain.recorded import Position
@@ -452,3 +453,44 @@ def lost_append_answered_as_done() -> Iterator[Parts]:
                 return 1
 
     yield Parts(handlers=Deaf)
+
+
+# --- Reports of bounces ---------------------------------------------------------------------------
+
+
+@planted("bounces", within=60)
+def complaint_that_silences_nobody() -> Iterator[Parts]:
+    nobody = SimpleNamespace(collect_events=lambda: ())
+    with patch.object(handlers, "silence", lambda *_: nobody):
+        yield Parts()
+
+
+@planted("bounces", within=60)
+def bounce_that_nothing_follows_from() -> Iterator[Parts]:
+    real = mail_saga.react
+
+    def react(
+        saga: MailSaga | None, event: Any, now: datetime, policy: Policy
+    ) -> tuple[MailSaga | None, list[Command]]:
+        if isinstance(event, Registration.EmailBounced):
+            return saga, []
+        return real(saga, event, now, policy)
+
+    with patch.object(process_manager, "react", react):
+        yield Parts()
+
+
+@planted("bounces", within=60)
+def bounce_before_its_hand_over() -> Iterator[Parts]:
+    real = Registration.record_bounced
+
+    def record_bounced(self: Registration, *, serial: int, bounce: Bounce, now: datetime) -> None:
+        try:
+            real(self, serial=serial, bounce=bounce, now=now)
+        except NotHandedOver:
+            self.trigger_event(
+                Registration.EmailBounced, serial=serial, kind=self.mail_kind, **asdict(bounce), timestamp=now
+            )
+
+    with patch.object(Registration, "record_bounced", record_bounced):
+        yield Parts()

@@ -32,6 +32,7 @@ from infrastructure.followers.relay import Relay
 from infrastructure.followers.turns import Turns
 from infrastructure.settings.limits import parse_limit
 from projections.deadlines import DueLook
+from tests.simulation.bounces import Bounces
 from tests.simulation.database import (
     Database,
     Notifications,
@@ -192,6 +193,7 @@ class World:
         self.people = People(
             service=self, network=self._network, rng=rng, oracle=self.oracle, mailboxes={}, note=self.note
         )
+        self._bounces = Bounces(seed, call=self.call, network=self._network, faults=faults, oracle=self.oracle)
 
     # --- The plan -----------------------------------------------------------------------------
 
@@ -372,6 +374,9 @@ class World:
         self.note(f"MAIL r? {copy.letter.rendered.subject} {copy.letter.message_id[1:7]} to {copy.letter.to}")
         self.oracle.on_copy(copy)
         self.people.deliver(copy)
+        about = copy.attempt.registration_id, copy.attempt.serial
+        for kind in self._bounces.about(copy):
+            self._spawn(partial(self._bounces.tell, kind, *about))
 
     def _announce(self) -> None:
         for notifications in self._listening:
