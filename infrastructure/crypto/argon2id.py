@@ -1,19 +1,21 @@
 """argon2id with one lane (RFC 9106), by dryoc where it can be used and otherwise by libsodium: the same digests.
 
 libsodium asks the kernel for the memory of each hash, which takes more time than the hash (docs/library-notes.md).
-dryoc asks the C library, which can have it in huge pages (`entrypoints.cli.huge_pages`).
+dryoc asks the C library, which can keep it (`hash_memory`) or have it in huge pages (`entrypoints.cli.huge_pages`).
 """
 
 # ruff: noqa: PLC0415 - only one of two libraries is loaded
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Final
 
 import structlog
+
+from infrastructure.crypto import hash_memory
 
 log = structlog.get_logger(__name__)
 
@@ -25,11 +27,6 @@ Derive = Callable[..., bytes]
 _KNOWN: Final = (b"password", b"somebody's salt!", 3, 64 * 1024)
 _KNOWN_DIGEST: Final = bytes.fromhex("1dc4c51a8aa09f79201a975169ab554b7de02da8d39e0b6553cd606464bd3447")
 """By libsodium (PyNaCl 1.6.2), OpenSSL (cryptography 50) and dryoc 2.0.0 alike (2026-11-29); 0.05 ms."""
-
-_M_MMAP_THRESHOLD: Final = -3
-_LARGE: Final = 1024 * 1024
-"""From this size on, what is freed goes back to the kernel at once. By itself glibc keeps it from the second time on,
-and that of Debian 12 keeps eight times 19 MiB in each thread before one fits again (docs/library-notes.md)."""
 
 
 def by_libsodium() -> Derive:
@@ -73,7 +70,10 @@ def fastest() -> Derive:
     if not is_right(derive):
         log.error("passwords.library_unfit", library="dryoc")
         return by_libsodium()
-    mallopt: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # it is glibc
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    hash_memory.give_large_back()
     return derive
+
+
+def memory_kept(size: int) -> AbstractContextManager[None]:
+    """Until the end of the block, the memory of a hash of this size serves this thread's next one."""
+    return hash_memory.kept(size, first=lambda: is_right(fastest()))

@@ -136,13 +136,14 @@ class PasswordHashing:
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: hash until nothing waits."""
-        while batch := self._next_batch():
-            done = [(asked, _outcome(asked.work)) for asked in batch]
-            with self._taking:
-                for asked in batch:
-                    asked.queue.working -= 1
-            if not _told(loop, self._settle, done):
-                return
+        with argon2id.memory_kept(MEMORY):
+            while batch := self._next_batch():
+                done = [(asked, _outcome(asked.work)) for asked in batch]
+                with self._taking:
+                    for asked in batch:
+                        asked.queue.working -= 1
+                if not _told(loop, self._settle, done):
+                    return
         _told(loop, self._rest, loop)
 
     def _next_batch(self) -> list[_Asked]:
