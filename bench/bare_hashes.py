@@ -7,9 +7,10 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, Final
 
-from infrastructure.crypto.argon2id import fastest
+from infrastructure.crypto.argon2id import fastest, memory_kept
 from infrastructure.crypto.password_hashing import MEMORY, PASSES
 
 PASSWORD: Final = "correct horse battery"  # noqa: S105 - nobody's
@@ -18,15 +19,20 @@ AS_THE_SERVICE: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Of its environment: memory in huge pages. See `entrypoints.cli.huge_pages`."""
 
 
-def hash_for(seconds: float) -> dict[str, float]:
-    """Hashes a second, and seconds of CPU for one, with the service's parameters."""
+def hash_for(seconds: float, *, kept: bool = False) -> dict[str, float]:
+    """Hashes a second, and seconds of CPU for one, with the service's parameters.
+
+    Args:
+        kept: whether each thread keeps its memory from one hash to the next, as the service's do.
+    """
     derive, salt, password = fastest(), b"0123456789abcdef", PASSWORD.encode()
 
     def work() -> int:
         done = 0
-        while time.perf_counter() < end:
-            derive(password, salt, passes=PASSES, memory=MEMORY)
-            done += 1
+        with memory_kept(MEMORY) if kept else nullcontext():
+            while time.perf_counter() < end:
+                derive(password, salt, passes=PASSES, memory=MEMORY)
+                done += 1
         return done
 
     threads = os.cpu_count() or 1

@@ -14,7 +14,17 @@ from typing import Any
 
 from bench.bare_hashes import AS_THE_SERVICE, PASSWORD
 from bench.cluster import Cluster
-from bench.processes import Process, cpu_seconds, empty_endpoint, load, of_build, run_job, sink, until_it_leads
+from bench.processes import (
+    Process,
+    cpu_seconds,
+    empty_endpoint,
+    load,
+    of_build,
+    run_job,
+    sink,
+    until_it_leads,
+    with_warm_up,
+)
 from bench.report import Row, percentile
 from bench.through_rabbitmq import drained, virtual_host
 from bench.whole_way import Service, send
@@ -75,9 +85,10 @@ def requests(cluster: Cluster, *, before: Path, seconds: float, repetitions: int
             found["POST"]["empty"].append(len(outcome["latencies"]) / outcome["seconds"])
             for side, serve in serves.items():
                 _post(found["hashed"], side, serve, 2 * seconds, password=PASSWORD)
-            bare = run_job("bench.bare_hashes", {"seconds": 2 * seconds}, AS_THE_SERVICE)
-            found["hashed"]["bare"].append(bare["rate"])
-            found["hashed"]["bare, CPU"].append(bare["cpu"])
+            for name, kept in (("bare", False), ("bare, kept", True)):
+                bare = run_job("bench.bare_hashes", {"seconds": 2 * seconds, "kept": kept}, AS_THE_SERVICE)
+                found["hashed"][name].append(bare["rate"])
+                found["hashed"][f"{name}, CPU"].append(bare["cpu"])
     post, hashed = _middle(found["POST"]), _middle(found["hashed"])
     more = 1000 * (hashed["ours, CPU"] - hashed["bare, CPU"])
     more_before = 1000 * (hashed["before, CPU"] - hashed["bare, CPU"])
@@ -87,6 +98,7 @@ def requests(cluster: Cluster, *, before: Path, seconds: float, repetitions: int
         _rates(without, "an empty endpoint", post["ours"], post["empty"], 0.72, found["POST"]),
         _rates(with_one, "the earlier build", hashed["ours"], hashed["before"], 1.8, found["hashed"]),
         _rates(with_one, "bare argon2id, huge pages", hashed["ours"], hashed["bare"], 0.95, found["hashed"]),
+        _rates(with_one, "the same, its memory kept", hashed["ours"], hashed["bare, kept"], None, found["hashed"]),
         Row(
             "CPU of `serve` for a registration with a password, beyond the bare hash",
             "the earlier build",
@@ -108,7 +120,8 @@ def _post(found: dict[str, list[float]], side: str, serve: Process, seconds: flo
     assert set(outcome["statuses"]) == {"202"}, outcome["statuses"]
     registrations = len(outcome["latencies"])
     found[side].append(registrations / outcome["seconds"])
-    found[f"{side}, CPU"].append((cpu_seconds(serve.pid) - used) / registrations)
+    used = cpu_seconds(serve.pid) - used
+    found[f"{side}, CPU"].append(used / (registrations * with_warm_up(outcome["seconds"])))
 
 
 @contextmanager
@@ -249,6 +262,6 @@ def _middle(sides: dict[str, list[float]]) -> dict[str, float]:
     return {side: statistics.median(figures) for side, figures in sides.items()}
 
 
-def _rates(what: str, against: str, ours: float, other: float, target: float, details: Any) -> Row:
+def _rates(what: str, against: str, ours: float, other: float, target: float | None, details: Any) -> Row:
     every = {"every repetition": dict(details)}
     return Row(what, against, f"{ours:,.0f}/s", f"{other:,.0f}/s", ours / other, "x", target, True, every)

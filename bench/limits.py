@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.cluster import Cluster
 from bench.limiting import EVERYTHING_PASSES
-from bench.processes import cpu_seconds, load, registrar_serve, run_job
+from bench.processes import cpu_seconds, load, registrar_serve, run_job, with_warm_up
 from bench.report import Row, median_by_side, medians
 from infrastructure.settings.limits import DEFAULTS
 from tests.support.redis import server
@@ -77,7 +77,7 @@ def _posting(cluster: Cluster, url: str, seconds: float, repetitions: int) -> li
             outcome: Any = load(sides[name], what="register", tag=next(tags), connections=CONNECTIONS, seconds=seconds)
             assert set(outcome["statuses"]) == {"202"}, outcome["statuses"]
             used = cpu_seconds(sides[name].pid) - used
-            cpu[name].append(used / len(outcome["latencies"]))
+            cpu[name].append(used / (len(outcome["latencies"]) * with_warm_up(outcome["seconds"])))
             return len(outcome["latencies"]) / float(outcome["seconds"])
 
         found = median_by_side({name: lambda name=name: rate(name) for name in sides}, repetitions)  # type: ignore[misc]

@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any
 
 from bench.cluster import Cluster
-from bench.processes import REST, SERVICE, Process, cpu_seconds, load_apart, pinned, registrar_serve
+from bench.processes import REST, SERVICE, Process, cpu_seconds, load_apart, pinned, registrar_serve, with_warm_up
 from bench.report import Row, percentile
 
 TIMES = 4
@@ -61,7 +61,7 @@ def _once(cluster: Cluster, *, seconds: float) -> dict[str, Any]:
         normal = percentile(_calm(serve, 3.0)["latencies"], 0.5)
         used = cpu_seconds(serve.pid)
         peak = load_apart(serve, what="register", tag=next(_tags), connections=64, seconds=max(2.0, seconds / 6))
-        cpu_at_peak = (cpu_seconds(serve.pid) - used) / (len(peak["latencies"]) * _with_warm_up(peak["seconds"]))
+        cpu_at_peak = (cpu_seconds(serve.pid) - used) / (len(peak["latencies"]) * with_warm_up(peak["seconds"]))
         rate = len(peak["latencies"]) / peak["seconds"]
 
         used, begun = cpu_seconds(serve.pid), time.perf_counter()
@@ -88,11 +88,6 @@ def _once(cluster: Cluster, *, seconds: float) -> dict[str, Any]:
         "cores: service": cpu / took,
         "cores: generator": over["cpu"] / took,
     }
-
-
-def _with_warm_up(seconds: float) -> float:
-    """The closed loop works for a second more than it counts: by how much the CPU has to be shared out."""
-    return (seconds + 1.0) / seconds
 
 
 def _calm(serve: Process, seconds: float) -> Any:

@@ -231,6 +231,11 @@ def load(process: Process, **job: Any) -> Any:
     return run_job("tests.support.load", job | {"port": process.port})
 
 
+def with_warm_up(seconds: float) -> float:
+    """The closed loop works for a second more than it counts: by how much the CPU has to be shared out."""
+    return (seconds + 1.0) / seconds
+
+
 def load_apart(process: Process, **job: Any) -> Any:
     """`load`, from a core of its own."""
     return load(process, core=REST, **job)
