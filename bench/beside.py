@@ -89,16 +89,20 @@ def requests(cluster: Cluster, *, before: Path, seconds: float, repetitions: int
                 bare = run_job("bench.bare_hashes", {"seconds": 2 * seconds, "kept": kept}, AS_THE_SERVICE)
                 found["hashed"][name].append(bare["rate"])
                 found["hashed"][f"{name}, CPU"].append(bare["cpu"])
-    post, hashed = _middle(found["POST"]), _middle(found["hashed"])
+    return _of_requests(found["POST"], found["hashed"])
+
+
+def _of_requests(posts: dict[str, list[float]], hashes: dict[str, list[float]]) -> list[Row]:
+    post, hashed = _middle(posts), _middle(hashes)
     more = 1000 * (hashed["ours, CPU"] - hashed["bare, CPU"])
     more_before = 1000 * (hashed["before, CPU"] - hashed["bare, CPU"])
     without, with_one = "POST without a password, 64 connections", "POST with a password"
     return [
-        _rates(without, "the earlier build", post["ours"], post["before"], 1.3, found["POST"]),
-        _rates(without, "an empty endpoint", post["ours"], post["empty"], 0.72, found["POST"]),
-        _rates(with_one, "the earlier build", hashed["ours"], hashed["before"], 1.8, found["hashed"]),
-        _rates(with_one, "bare argon2id, huge pages", hashed["ours"], hashed["bare"], 0.95, found["hashed"]),
-        _rates(with_one, "the same, its memory kept", hashed["ours"], hashed["bare, kept"], None, found["hashed"]),
+        _rates(without, "the earlier build", post["ours"], post["before"], 1.3, posts),
+        _rates(without, "an empty endpoint", post["ours"], post["empty"], 0.72, posts),
+        _rates(with_one, "the earlier build", hashed["ours"], hashed["before"], 1.8, hashes),
+        _rates(with_one, "bare argon2id, huge pages", hashed["ours"], hashed["bare"], 0.95, hashes),
+        _rates(with_one, "the same, its memory kept", hashed["ours"], hashed["bare, kept"], None, hashes),
         Row(
             "CPU of `serve` for a registration with a password, beyond the bare hash",
             "the earlier build",
@@ -108,7 +112,7 @@ def requests(cluster: Cluster, *, before: Path, seconds: float, repetitions: int
             "ms",
             0.6,
             at_least=False,
-            details={"every repetition": dict(found["hashed"])},
+            details={"every repetition": dict(hashes)},
         ),
     ]
 
