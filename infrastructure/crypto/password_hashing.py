@@ -84,6 +84,8 @@ class PasswordHashing:
         """The one that was served least recently comes first."""
         self._taking = Lock()
         self._working = 0
+        self._hashing = 0
+        """Of the threads that work, those that have taken something already."""
         self._closed = False
 
     @property
@@ -140,6 +142,7 @@ class PasswordHashing:
             while batch := self._next_batch():
                 done = [(asked, _outcome(asked.work)) for asked in batch]
                 with self._taking:
+                    self._hashing -= 1
                     for asked in batch:
                         asked.queue.working -= 1
                 if not _told(loop, self._settle, done):
@@ -147,10 +150,11 @@ class PasswordHashing:
         _told(loop, self._rest, loop)
 
     def _next_batch(self) -> list[_Asked]:
-        """This thread's share of what waits, from one queue after the other."""
+        """This thread's share of what waits, from one queue after the other. Who is hashing takes nothing now."""
         batch: list[_Asked] = []
         with self._taking:
-            share = min(BATCH, -(-sum([len(queue.waits) for queue in self._queues]) // self._workers))
+            taking = self._working - self._hashing
+            share = min(BATCH, -(-sum([len(queue.waits) for queue in self._queues]) // taking))
             while len(batch) < share:
                 queue = next((one for one in self._in_turn if one.is_open), None)
                 if queue is None or (batch and queue.at_once is not None):
@@ -161,6 +165,7 @@ class PasswordHashing:
                 self._in_turn.append(queue)
                 if queue.at_once is not None:
                     break
+            self._hashing += bool(batch)
         return batch
 
     def _settle(self, done: list[tuple[_Asked, Any]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from datetime import timedelta
-from threading import Event
+from threading import Barrier, Event
 from typing import Any
 from uuid import UUID
 
@@ -210,6 +210,54 @@ async def test_a_hash_of_another_system_keeps_at_most_half_of_the_threads(order:
     assert len(hashing._others.waits) >= 3
     password_hashing._hash.go.set()  # type: ignore[attr-defined]
     await asyncio.gather(*others)
+    hashing.close()
+
+
+@pytest.mark.parametrize(("waiting", "shares"), [(4, [4]), (7, [4, 3]), (1, [1])])
+async def test_a_thread_that_comes_back_takes_what_waits_while_the_others_are_busy(
+    monkeypatch: pytest.MonkeyPatch, waiting: int, shares: list[int]
+) -> None:
+    hashing = PasswordHashing(salt_for=KEYRING.password_salt, workers=2)
+    begun, go = [Event(), Event()], [Event(), Event()]
+    answered: list[int] = []
+
+    def hashed(password: str, salt: bytes) -> str:
+        if password in {"0", "1"}:
+            begun[int(password)].set()
+            assert go[int(password)].wait(10)
+        return password
+
+    def settle(done: list[tuple[object, str]]) -> None:
+        answered.append(len(done))
+        settled(done)
+
+    monkeypatch.setattr(password_hashing, "_hash", hashed)
+    settled = hashing._settle
+    monkeypatch.setattr(hashing, "_settle", settle)
+    callers = []
+    for number in range(2):  # one for each thread, and both are at work
+        callers.append(asyncio.ensure_future(hashing.hash(str(number), "ada@example.com")))
+        assert await asyncio.to_thread(begun[number].wait, 10)
+    later = [asyncio.ensure_future(hashing.hash(f"later {n}", "ada@example.com")) for n in range(waiting)]
+    await asyncio.sleep(0)
+
+    go[0].set()
+    await asyncio.gather(*later)
+    go[1].set()
+    await asyncio.gather(*callers)
+
+    assert answered == [1, *shares, 1]
+    hashing.close()
+
+
+async def test_threads_that_are_free_share_what_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashing = PasswordHashing(salt_for=KEYRING.password_salt, workers=2)
+    both = Barrier(2, timeout=10)
+    monkeypatch.setattr(password_hashing, "_hash", lambda password, salt: f"{password} {both.wait()}")
+
+    answers = await asyncio.gather(*[hashing.hash("password", "ada@example.com") for _ in range(2)])
+
+    assert set(answers) == {"password 0", "password 1"}
     hashing.close()
 
 
