@@ -67,9 +67,9 @@ class PasswordHashing:
     them in turn: a flood of one is refused, and the others go on. Another system's hash may take a hundred times as
     long as ours, so only half of the threads work on such, and on one at a time.
 
-    Threads take what waits in batches and answer each batch at once. The 19 MiB of each hash drive everything else out
-    of the processor's caches, so a registration that goes on alone takes 1.8 ms of the event loop, and each of four
-    together 1.1 (our measurement, 2026-11-29). Who finds a free thread does not wait for anybody.
+    Threads take what waits in batches and answer each batch at once: a registration that goes on alone between hashes
+    takes 1.8 ms of the event loop, and each of four together 1.0 (docs/performance.md). Who finds a free thread does
+    not wait for anybody. What waits while the others hash is one thread's, or batches would be of two or three.
     """
 
     def __init__(self, *, salt_for: Callable[[str], bytes], workers: int | None = None) -> None:
