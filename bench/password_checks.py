@@ -19,7 +19,7 @@ from application.ports import Context
 from bench.bare_hashes import AS_THE_SERVICE, PASSWORD
 from bench.cluster import Cluster
 from bench.over_http import HASHING_CONNECTIONS
-from bench.processes import MASTER_KEY, Process, cpu_seconds, load, registrar_serve, run_job
+from bench.processes import MASTER_KEY, Process, cpu_seconds, load, registrar_serve, run_job, with_warm_up
 from bench.report import Row, median_by_side, medians
 from domain.recorded import Actor
 from infrastructure.settings.settings import Settings
@@ -88,8 +88,7 @@ def _checked(serve: Process, ids: list[UUID], seconds: float, cpu: list[float]) 
     outcome = load(serve, connections=HASHING_CONNECTIONS, seconds=seconds, **job)
     assert set(outcome["statuses"]) == {"200"}, outcome["statuses"]
     checks = len(outcome["latencies"])
-    # It works for a second before it counts.
-    cpu.append(1000 * (cpu_seconds(serve.pid) - used) / (checks * (seconds + 1) / seconds))
+    cpu.append(1000 * (cpu_seconds(serve.pid) - used) / (checks * with_warm_up(outcome["seconds"])))
     return float(checks / outcome["seconds"])
 
 
