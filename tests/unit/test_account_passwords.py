@@ -227,7 +227,7 @@ async def test_a_thread_that_comes_back_takes_what_waits_while_the_others_are_bu
             assert go[int(password)].wait(10)
         return password
 
-    def settle(done: list[tuple[object, str]]) -> None:
+    def settle(done: list[Any]) -> None:
         answered.append(len(done))
         settled(done)
 
