@@ -207,10 +207,7 @@ class Oracle:
             case Registration.EmailDiscarded():
                 seen.discarded = True
             case Registration.CodeRejected():
-                seen.rejections[event.serial] += 1
-                must(pending and event.serial == seen.serial, "I7", "a guess at a dead code is evaluated", seen)
-                must(event.serial not in seen.locked, "I7", "a guess at a locked code is evaluated", seen)
-                must(event.attempt == seen.rejections[event.serial] <= MAX_GUESSES, "I7", "a sixth guess", seen)
+                self._rejected(seen, event)
             case Registration.CodeLocked():
                 must(seen.rejections[event.serial] == MAX_GUESSES, "I7", "locked without five guesses", seen)
                 seen.locked.add(event.serial)
@@ -261,6 +258,14 @@ class Oracle:
         seen.handed_over.pop(serial, None)
         seen.handed_over_at.pop(serial, None)
         seen.failed_at[serial] = position
+
+    def _rejected(self, seen: Seen, event: Registration.CodeRejected) -> None:
+        must = self._must
+        seen.rejections[event.serial] += 1
+        alive = seen.status == "PENDING" and event.serial == seen.serial
+        must(alive, "I7", "a guess at a dead code is evaluated", seen)
+        must(event.serial not in seen.locked, "I7", "a guess at a locked code is evaluated", seen)
+        must(event.attempt == seen.rejections[event.serial] <= MAX_GUESSES, "I7", "a sixth guess", seen)
 
     def _complained(self, seen: Seen, event: Registration.EmailComplained) -> None:
         told = (seen.registration_id, event.serial, "complaint") in self._reported
