@@ -87,8 +87,8 @@ class TypedPassword(BaseModel):
 
 def add_account_routes(
     add: Callable[..., None], accounts: AccountQueries, passwords: AccountPasswords, limits: RequestLimits
-) -> None:
-    """Below `/v1/admin/accounts`."""
+) -> Endpoint:
+    """Below `/v1/admin/accounts`; returns the endpoint that checks passwords."""
 
     async def find(query: Annotated[AccountsQuery, Query()]) -> Response:
         """The active account of an address: one, or none. Nothing personal is shown, so it is not recorded."""
@@ -98,8 +98,9 @@ def add_account_routes(
     add("GET", "/accounts", find, "Find an account", AccountList)
     described: dict[str, Any] = {"openapi_extra": body_described(TypedPassword, _EXAMPLE)}
     of_one = "/accounts/{registration_id}"
+    check = _checking(passwords, limits)
     add(
-        *("POST", f"{of_one}/password-check", _checking(passwords, limits), "Check a password", PasswordChecked),
+        *("POST", f"{of_one}/password-check", check, "Check a password", PasswordChecked),
         *BODY_PROBLEMS,
         keyed=False,
         **described,
@@ -109,6 +110,7 @@ def add_account_routes(
         *("unknown-registration", NotAnAccount.code),
         **described,
     )
+    return check
 
 
 Endpoint = Callable[[UUID, Request], Coroutine[Any, Any, Response]]

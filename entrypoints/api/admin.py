@@ -26,14 +26,14 @@ from domain.mail_state import STRAY, ListedAs
 from domain.registration import Status
 from entrypoints import dead_letters, parked_streams
 from entrypoints.api.accounts import add_account_routes
-from entrypoints.api.guard import body_of
+from entrypoints.api.guard import Endpoint, body_of
 from entrypoints.api.idempotency import answered_once, headers_of, part_of
 from entrypoints.api.jobs import PREFIX, BeginJob
 from entrypoints.api.limits import LOGGING_IN, RequestLimits
 from entrypoints.api.openapi import BODY_PROBLEMS, KEY_PROBLEMS, body_described, problems, with_key
 from entrypoints.api.parts import Parts
 from entrypoints.api.problems import HttpProblem
-from entrypoints.api.reasons import operator_of, read_reason
+from entrypoints.api.reasons import REASON, operator_of, read_reason
 from entrypoints.api.replay import add_replay_routes
 from entrypoints.api.request_body import parse
 from entrypoints.api.responses import (
@@ -65,6 +65,8 @@ from entrypoints.queries.queries import Queries
 from entrypoints.queries.registrations import OpenedRegistration
 from projections.paging import before
 
+_bearer: Final = HTTPBearer(auto_error=False)
+
 
 class Operator:
     """Lets in those who know one of the tokens; if there is none, nobody.
@@ -83,7 +85,7 @@ class Operator:
     async def __call__(
         self,
         request: Request,
-        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     ) -> None:
         requester = self._limits.requester(request.scope, LOGGING_IN)
         offered = _digest("" if credentials is None else credentials.credentials)
@@ -167,9 +169,10 @@ class FunnelQuery(Filters):
     bucket: Literal["hour", "day"] = "hour"
 
 
-def add_admin_routes(app: FastAPI, parts: Parts) -> None:
-    """Everything under `/v1/admin`."""
-    guarded = [Depends(Operator(parts.limits, parts.admin_token, parts.next_admin_token)), Depends(read_reason)]
+def add_admin_routes(app: FastAPI, parts: Parts) -> Endpoint:
+    """Everything under `/v1/admin`; returns what does by hand all that the route of password checks does."""
+    operator = Operator(parts.limits, parts.admin_token, parts.next_admin_token)
+    guarded = [Depends(operator), Depends(read_reason)]
     handlers, queries = parts.handlers, parts.queries
 
     def add(
@@ -202,13 +205,20 @@ def add_admin_routes(app: FastAPI, parts: Parts) -> None:
 
     _add_questions_about_registrations(add, handlers, queries)
     _add_questions_about_the_service(add, queries)
-    add_account_routes(add, queries.accounts, parts.passwords, parts.limits)
+    check = add_account_routes(add, queries.accounts, parts.passwords, parts.limits)
     _add_acts_on_registrations(add, handlers)
     _add_acts_on_mails(add, handlers, queries.mails)
     _add_suppressions(add, handlers, queries.mails)
     _add_acts_on_followers(add, handlers, queries.parked)
     begin = BeginJob(parts.jobs, handlers)
     add_replay_routes(add, queries.replay, begin, parts.export, patience=parts.request_timeout)
+
+    async def check_by_hand(request: Request) -> Response:
+        await operator(request, await _bearer(request))
+        await read_reason(request, request.headers.get(REASON))
+        return await check(UUID(request.path_params["registration_id"]), request)
+
+    return check_by_hand
 
 
 _UNKNOWN: Final = "unknown-registration"

@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - as in `cli.main`: mailbox, front door and bounces are loaded only where there are such
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -20,8 +21,9 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from entrypoints.api.admin import add_admin_routes
+from entrypoints.api.admission import ACCOUNTS, CHECK
 from entrypoints.api.cors import Cors, RefusedOrigins
-from entrypoints.api.guard import DIRECTLY, Guard
+from entrypoints.api.guard import DIRECTLY, Endpoint, Guard
 from entrypoints.api.health import add_health_routes, add_metrics_route
 from entrypoints.api.hosts import Hosts
 from entrypoints.api.openapi import TAGS, describe_problems, operation_id
@@ -61,10 +63,10 @@ def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the guard's, which knows what is personal
         middleware=[Middleware(Guard, **guard)],
     )
-    _add_routes(app, parts, public=public, admin=admin)
+    check = _add_routes(app, parts, public=public, admin=admin)
     app.prefix = parts.prefix
     app.refused_origins = RefusedOrigins()
-    app.shortcut = Shortcut(app, Guard(app, **guard))
+    app.shortcut = Shortcut(app, Guard(app, **guard), check)
     if admin:
         add_docs_routes(app)
         app.openapi = cache(lambda: _document(parts))  # type: ignore[method-assign]
@@ -78,7 +80,8 @@ _ABOUT: Final[dict[str, Any]] = {
 }
 
 
-def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> None:
+def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> Endpoint | None:
+    """Returns what `add_admin_routes` does, None where there are no such routes."""
     if public:
         endpoints = add_registration_routes(
             app,
@@ -108,9 +111,11 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> Non
     if admin or parts.mailbox is not None or parts.front_door:
         add_icon_route(app)
     add_health_routes(app, parts.checks)
-    if admin:
-        add_admin_routes(app, parts)
-        add_metrics_route(app, parts.metrics, parts.checks)
+    if not admin:
+        return None
+    check = add_admin_routes(app, parts)
+    add_metrics_route(app, parts.metrics, parts.checks)
+    return check
 
 
 def _document(parts: Parts) -> dict[str, Any]:
@@ -157,12 +162,21 @@ class Shortcut:
     """
 
     _PATH = "/v1/registrations"
+    _CHECK = re.compile(rf"{ACCOUNTS}/([0-9A-Fa-f]{{8}}(?:-[0-9A-Fa-f]{{4}}){{3}}-[0-9A-Fa-f]{{12}}){CHECK}")
 
-    def __init__(self, app: FastAPI, guard: Guard) -> None:
+    def __init__(self, app: FastAPI, guard: Guard, check: Endpoint | None) -> None:
+        """
+        Args:
+            check: checks passwords; None: nobody does on this listener.
+        """
         self.guard = guard
         self._register: APIRoute | None = None
         self._show: APIRoute | None = None
+        self._checks: APIRoute | None = None
+        self._check = check
         for route in app.routes:
+            if isinstance(route, APIRoute) and route.path == f"{ACCOUNTS}/{{registration_id}}{CHECK}":
+                self._checks = route
             if isinstance(route, ByHand):
                 if route.path == self._PATH and route.methods == {"POST"}:
                     self._register = route
@@ -182,10 +196,13 @@ class Shortcut:
             if registration_id and "/" not in registration_id:
                 scope["path_params"] = {"registration_id": registration_id}
                 route = self._show
+        elif method == "POST" and self._checks is not None and (found := self._CHECK.fullmatch(path)):
+            scope["path_params"] = {"registration_id": found[1]}
+            route = self._checks
         if route is None:
             return False
         scope["route"] = route
-        scope[DIRECTLY] = route.endpoint
+        scope[DIRECTLY] = self._check if route is self._checks else route.endpoint
         return True
 
 

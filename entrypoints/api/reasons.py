@@ -18,7 +18,7 @@ from entrypoints.api.guard import body_of, context_of
 from entrypoints.api.idempotency import idempotency_key_of
 from entrypoints.api.request_body import malformed
 
-_HEADER: Final = "X-Reason"
+REASON: Final = "X-Reason"
 
 
 async def read_reason(
@@ -26,7 +26,7 @@ async def read_reason(
     x_reason: Annotated[
         str | None,
         Header(
-            alias=_HEADER,
+            alias=REASON,
             description=f"Why: at most {LONGEST_REASON} characters, percent-encoded UTF-8 where they are not ASCII. It"
             " stays in the audit log for ever, so nothing personal belongs in it.",
             examples=["ticket 4711"],
@@ -39,14 +39,14 @@ async def read_reason(
         HttpProblem: it is no reason, or there are two.
     """
     given = x_reason or ""
-    if len(request.headers.getlist(_HEADER)) > 1 or not given.isascii():
-        raise malformed(_HEADER, "not one reason, percent-encoded UTF-8 where it is not ASCII")
+    if len(request.headers.getlist(REASON)) > 1 or not given.isascii():
+        raise malformed(REASON, "not one reason, percent-encoded UTF-8 where it is not ASCII")
     try:
         request.state.reason = parse_reason(unquote(given, errors="strict"))
     except UnicodeDecodeError:
-        raise malformed(_HEADER, "not percent-encoded UTF-8") from None
+        raise malformed(REASON, "not percent-encoded UTF-8") from None
     except ValueError as error:
-        raise malformed(_HEADER, str(error)) from None
+        raise malformed(REASON, str(error)) from None
 
 
 def operator_of(request: Request) -> Context:
