@@ -45,6 +45,10 @@ PACE = timedelta(milliseconds=200)
 PACE_WAITED_FOR = timedelta(milliseconds=10)
 """The same for the one that clients wait for: under load it saves half of its transactions (our measurement)."""
 
+APPENDS_PACE = timedelta(milliseconds=10)
+"""Least time between two appends of a process that answers no requests, and between two loads: the outcomes of several
+mails, and what the saga notes, share a commit."""
+
 LOOK_FOR_LEFTOVERS = timedelta(minutes=10)
 """How often a process that makes no synthetic registrations looks whether one is left that nobody erases."""
 

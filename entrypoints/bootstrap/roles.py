@@ -20,6 +20,7 @@ from entrypoints.bootstrap.background import running
 from entrypoints.bootstrap.broker import broker_for, mail_consumers, publisher_to, relay_to
 from entrypoints.bootstrap.core import Core, Timing, open_core
 from entrypoints.bootstrap.erasures import erase_again
+from infrastructure.postgres.notifications import OF_FOLLOWERS
 from infrastructure.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ async def _webhooks(core: Core, settings: Settings) -> list[LeaderTask]:
 async def serve(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
     """The HTTP API alone. After a restore it does not start before one that has the journal of erasures did."""
     async with AsyncExitStack() as stack:
-        core = await open_core(settings, stack, timing or Timing(), role="serve")
+        core = await open_core(settings, stack, timing or Timing(), role="serve", hears=[OF_FOLLOWERS])
         core.metrics.measured.runs("serve", version("registrar"))
         if not await erase_again(core, settings):
             raise CannotStart(_ERASURES_UNKNOWN)
@@ -113,11 +114,11 @@ async def serve(settings: Settings, timing: Timing | None = None) -> AsyncIterat
 async def process(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
     """The followers; without a broker, with the mail delivery behind them."""
     from entrypoints.bootstrap.delivery import open_delivery
-    from entrypoints.bootstrap.followers import beside_followers, followers, relay_inside, turns_of_mails
+    from entrypoints.bootstrap.followers import APPENDS_PACE, beside_followers, followers, relay_inside, turns_of_mails
 
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
-        core = await open_core(settings, stack, timing, role="process")
+        core = await open_core(settings, stack, timing, role="process", pace=APPENDS_PACE)
         core.metrics.measured.runs("process", version("registrar"))
         await erase_again(core, settings)
         broker, delivery = broker_for("process", settings), None
@@ -141,7 +142,7 @@ async def work(settings: Settings, timing: Timing | None = None) -> AsyncIterato
 
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
-        core = await open_core(settings, stack, timing, role="work", pace=WORKERS_PACE)
+        core = await open_core(settings, stack, timing, role="work", pace=WORKERS_PACE, hears=())
         core.metrics.measured.runs("work", version("registrar"))
         delivery = await open_delivery(core, settings, stack, timing)
         broker = broker_for("work", settings, *mail_consumers(core, delivery, stack))
@@ -156,7 +157,7 @@ async def bounces(settings: Settings, timing: Timing | None = None) -> AsyncIter
     from entrypoints.bootstrap.bounces import open_listener
 
     async with AsyncExitStack() as stack:
-        core = await open_core(settings, stack, timing or Timing(), role="bounces")
+        core = await open_core(settings, stack, timing or Timing(), role="bounces", hears=())
         core.metrics.measured.runs("bounces", version("registrar"))
         if not await erase_again(core, settings):
             raise CannotStart(_ERASURES_UNKNOWN)

@@ -26,14 +26,14 @@ from domain.recorded import Actor, AnyEvent, Position, Recorded
 from domain.registration import Registration
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.event_store.store import EventStore
-from infrastructure.followers.follow import Chore, follow
+from infrastructure.followers.follow import Chore, Linger, follow
 from infrastructure.followers.leadership import TOUCH, NotLeader, while_touching
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, BEHIND, ParkedStreams, place_of
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.followers.releases import note_release
 from infrastructure.followers.saga_spans import deciding
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.notifications import Notifications
+from infrastructure.postgres.notifications import REQUESTS, Notifications
 from infrastructure.telemetry.trace_context import DOING
 from infrastructure.telemetry.tracing import Tracing
 from infrastructure.ticks import until_tick
@@ -51,6 +51,17 @@ LOOK_INTERVAL = timedelta(seconds=1)
 
 SAVE_INTERVAL = timedelta(milliseconds=100)
 """How often the position is saved at most while the saga has nothing to note, with which it is saved otherwise."""
+
+PACE = timedelta(milliseconds=20)
+"""Least time between the starts of two steps. A registration that comes alone is handled at once; of many, several
+share a step, and with it all that follows: the claims of their mails, the loads, the recording of the outcomes."""
+
+LEFT_FOR = timedelta(milliseconds=50)
+"""How long an event whose only effect is a note is left for the next step, which has others."""
+
+_ONLY_NOTED = frozenset(
+    event.TOPIC for event in (Registration.EmailDispatched, Registration.EmailWithheld, Registration.AccountActivated)
+)
 
 MAX_CACHED_SAGAS = 2000
 """Sagas kept in memory after a step: most get their next event within a second, and need not be loaded again."""
@@ -166,6 +177,8 @@ class ProcessManager:
             read=self._read,
             act=partial(self._follow, connection),
             wake=self._notifications,
+            rest=_rest_after,
+            linger=Linger(LEFT_FOR, _has_more_effect),
             chores=[
                 Chore(partial(self._retry_parked, connection)),
                 Chore(partial(self._save, connection)),
@@ -194,9 +207,10 @@ class ProcessManager:
             if notes:
                 crash_point("pm.before_commit")
                 try:
-                    await self._store.append(notes, moved=Checkpoint(self.name, self._saved, seen))
+                    noted_at = await self._store.append(notes, moved=Checkpoint(self.name, self._saved, seen))
                 except Conflict:
                     raise NotLeader(self.name) from None
+                self._notifications.note_position(REQUESTS, noted_at)
                 self._saved = seen
                 self._in_step = True
         self._seen = seen
@@ -369,3 +383,11 @@ class ProcessManager:
         # A deadline has no event: it is kept under position 0.
         for position in [row.position for row in rows] or [0]:
             await self._parked.add(connection, stream_id, position, type(error).__name__, place_of(error))
+
+
+def _rest_after(took: timedelta) -> timedelta:
+    return max(timedelta(0), PACE - took)
+
+
+def _has_more_effect(row: RecordedRow) -> bool:
+    return row.topic not in _ONLY_NOTED

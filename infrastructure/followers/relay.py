@@ -21,7 +21,7 @@ from infrastructure.followers.follow import Chore, follow, keep_leadership
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.followers.turns import Turns
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.notifications import Notifications
+from infrastructure.postgres.notifications import REQUESTS, Notifications
 from infrastructure.telemetry.trace_context import DOING
 
 log = structlog.get_logger(__name__)
@@ -36,6 +36,10 @@ _TOPICS = (Registration.OtpIssued.TOPIC, MailSaga.MailRequested.TOPIC)
 
 SAVE_INTERVAL = timedelta(milliseconds=100)
 """How often the position is saved at most: a crash repeats what came since, without effect."""
+
+LEFT_FOR = timedelta(milliseconds=30)
+"""For so long since the last look, what else is appended is no reason for another one: a request of a saga that leads in
+this process is told apart."""
 
 
 class Relay:
@@ -163,7 +167,10 @@ class Relay:
             await asyncio.sleep(min(within, self._turns.next_in).total_seconds())
             return True
         if not self._full:
-            return await self._notifications.wait_past(who, position, within=within)
+            # The saga of this process says when it has requested mails; one that leads elsewhere shows in the log.
+            if await self._notifications.wait_past(REQUESTS, position, within=min(within, LEFT_FOR)):
+                return True
+            return await self._notifications.wait_past(who, position, within=max(timedelta(0), within - LEFT_FOR))
         self._room.clear()
         try:
             async with asyncio.timeout(within.total_seconds()):
