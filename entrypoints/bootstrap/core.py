@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -26,7 +26,7 @@ from infrastructure.mail import shared_circuits
 from infrastructure.mail.shared_circuits import SharedCircuits
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import ReconnectingConnection
-from infrastructure.postgres.notifications import OF_FOLLOWERS, OF_THE_LOG, Notifications, Watch
+from infrastructure.postgres.notifications import EVERYTHING, Notifications, Watch
 from infrastructure.postgres.pool import QueryPool
 from infrastructure.settings.settings import Settings
 from infrastructure.telemetry.metrics import Metrics
@@ -89,14 +89,14 @@ async def open_core(
     *,
     role: str | None = None,
     pace: timedelta = timedelta(0),
-    hears: Sequence[str] = (OF_THE_LOG, OF_FOLLOWERS),
+    hears: Iterable[str] = EVERYTHING,
 ) -> Core:
     """The core on a database whose tables are brought up to date before. Taken down with the stack.
 
     Args:
         role: see `entrypoints.bootstrap.tracing.open_tracing`.
         pace: of the batches of appends and loads; see `infrastructure.postgres.batching.Batcher`.
-        hears: the channels that somebody in this process waits for.
+        hears: what somebody in this process waits for; see `infrastructure.postgres.notifications.Notifications`.
 
     Raises:
         CannotStart, BadDataDirectory, DatabaseDidNotStart, WrongMasterKey: one line each, fit to show.
@@ -125,7 +125,7 @@ async def core_on(
     *,
     role: str | None = None,
     pace: timedelta = timedelta(0),
-    hears: Sequence[str] = (OF_THE_LOG, OF_FOLLOWERS),
+    hears: Iterable[str] = EVERYTHING,
 ) -> Core:
     """`open_core` on a prepared database.
 
@@ -162,7 +162,7 @@ async def core_on(
         tail=tail,
         notifications=Notifications(
             database.dsn,
-            channels=hears,
+            hears=hears,
             on_restart=tail.forget,
             watches=[
                 Watch(CHANNEL, KeyWatch(keyring.master_keys, find=database.find_keys, settled=store.settled).look),

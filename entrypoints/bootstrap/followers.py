@@ -45,7 +45,7 @@ PACE = timedelta(milliseconds=200)
 PACE_WAITED_FOR = timedelta(milliseconds=10)
 """The same for the one that clients wait for: under load it saves half of its transactions (our measurement)."""
 
-APPENDS_PACE = timedelta(milliseconds=10)
+APPENDS_PACE = timedelta(milliseconds=4)
 """Least time between two appends of a process that answers no requests, and between two loads: the outcomes of several
 mails, and what the saga notes, share a commit."""
 

@@ -20,7 +20,7 @@ from entrypoints.bootstrap.background import running
 from entrypoints.bootstrap.broker import broker_for, mail_consumers, publisher_to, relay_to
 from entrypoints.bootstrap.core import Core, Timing, open_core
 from entrypoints.bootstrap.erasures import erase_again
-from infrastructure.postgres.notifications import OF_FOLLOWERS
+from infrastructure.postgres.notifications import FOLLOWERS
 from infrastructure.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ async def _webhooks(core: Core, settings: Settings) -> list[LeaderTask]:
 async def serve(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
     """The HTTP API alone. After a restore it does not start before one that has the journal of erasures did."""
     async with AsyncExitStack() as stack:
-        core = await open_core(settings, stack, timing or Timing(), role="serve", hears=[OF_FOLLOWERS])
+        core = await open_core(settings, stack, timing or Timing(), role="serve", hears=[FOLLOWERS])
         core.metrics.measured.runs("serve", version("registrar"))
         if not await erase_again(core, settings):
             raise CannotStart(_ERASURES_UNKNOWN)

@@ -58,9 +58,19 @@ def no_rest(_: timedelta) -> timedelta:
     return timedelta(0)
 
 
+BUSY_PACE = timedelta(milliseconds=20)
+"""Least time between the starts of two batches while many events come that somebody waits for: several registrations
+share a batch, and with it all that follows. A turn for each takes three times the CPU of a registration's share of a
+large batch (docs/performance.md)."""
+
+BUSY_RATE = 200.0
+"""Such events a second from which on it is so: two for each registration. Below, each is handled at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Linger(Generic[E]):
-    """Leaves events that nobody waits for until there are several, so as to be free for one that somebody waits for.
+    """Leaves events that nobody waits for until there are several, so as to be free for one that somebody waits for;
+    and where many of those come, has them share batches (`BUSY_PACE`).
 
     Attributes:
         until: since a batch began, how long they are left.
@@ -96,6 +106,7 @@ async def follow(
     """
     loop = asyncio.get_running_loop()
     timetable = _Timetable(chores)
+    rush = Rush(linger)
     ahead: asyncio.Task[tuple[Sequence[E], Position]] | None = None
     try:
         while True:
@@ -107,7 +118,8 @@ async def follow(
                 position = seen
                 timetable.wake_idle()
                 if ahead is None:
-                    if pause := rest(timedelta(seconds=loop.time() - started)):
+                    took = timedelta(seconds=loop.time() - started)
+                    if pause := max(rest(took), rush.pace(events, started) - took):
                         await asyncio.sleep(pause.total_seconds())
                     if linger is not None:
                         until = started + linger.until.total_seconds()
@@ -119,6 +131,26 @@ async def follow(
         if ahead is not None:
             ahead.cancel()
             await asyncio.gather(ahead, return_exceptions=True)
+
+
+class Rush(Generic[E]):
+    """Knows whether many events come that somebody waits for."""
+
+    def __init__(self, linger: Linger[E] | None) -> None:
+        self._is_urgent = None if linger is None else linger.is_urgent
+        self._before = -inf
+
+    def pace(self, events: Sequence[E], started: float) -> timedelta:
+        """The least time until the next batch starts.
+
+        Args:
+            events: of the one that has started then, by the event loop's clock.
+        """
+        urgent = 0 if self._is_urgent is None else sum(map(self._is_urgent, events))
+        if not urgent:
+            return timedelta(0)
+        within, self._before = started - self._before, started
+        return BUSY_PACE if urgent > BUSY_RATE * within else timedelta(0)
 
 
 async def _until_urgent(

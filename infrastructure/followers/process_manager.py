@@ -52,10 +52,6 @@ LOOK_INTERVAL = timedelta(seconds=1)
 SAVE_INTERVAL = timedelta(milliseconds=100)
 """How often the position is saved at most while the saga has nothing to note, with which it is saved otherwise."""
 
-PACE = timedelta(milliseconds=20)
-"""Least time between the starts of two steps. A registration that comes alone is handled at once; of many, several
-share a step, and with it all that follows: the claims of their mails, the loads, the recording of the outcomes."""
-
 LEFT_FOR = timedelta(milliseconds=50)
 """How long an event whose only effect is a note is left for the next step, which has others."""
 
@@ -177,7 +173,6 @@ class ProcessManager:
             read=self._read,
             act=partial(self._follow, connection),
             wake=self._notifications,
-            rest=_rest_after,
             linger=Linger(LEFT_FOR, _has_more_effect),
             chores=[
                 Chore(partial(self._retry_parked, connection)),
@@ -383,10 +378,6 @@ class ProcessManager:
         # A deadline has no event: it is kept under position 0.
         for position in [row.position for row in rows] or [0]:
             await self._parked.add(connection, stream_id, position, type(error).__name__, place_of(error))
-
-
-def _rest_after(took: timedelta) -> timedelta:
-    return max(timedelta(0), PACE - took)
 
 
 def _has_more_effect(row: RecordedRow) -> bool:

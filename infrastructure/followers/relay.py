@@ -38,8 +38,8 @@ SAVE_INTERVAL = timedelta(milliseconds=100)
 """How often the position is saved at most: a crash repeats what came since, without effect."""
 
 LEFT_FOR = timedelta(milliseconds=30)
-"""For so long since the last look, what else is appended is no reason for another one: a request of a saga that leads in
-this process is told apart."""
+"""For so long since the last look, nothing else that is appended is a reason for another one: a saga that leads in this
+process tells of its requests apart (`REQUESTS`)."""
 
 
 class Relay:

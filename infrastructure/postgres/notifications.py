@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
 import structlog
 
@@ -24,9 +25,11 @@ log = structlog.get_logger(__name__)
 HEAD = "log"
 """Name under which the event store announces the head of the log; a follower's progress is announced under its own."""
 
-OF_THE_LOG = "registrar_log"
-OF_FOLLOWERS = "registrar_follower"
-"""Channels: what commits of the log announce, and what followers do that clients wait for."""
+FOLLOWERS = "followers"
+"""Stands for the names of all followers whose progress is announced."""
+
+EVERYTHING: Final = {HEAD: "LISTEN registrar_log", FOLLOWERS: "LISTEN registrar_follower"}
+"""What can be heard, and how."""
 
 REQUESTS = "requests"
 """Name under which a saga that leads in this process notes a position up to which it has requested mails; who follows
@@ -65,20 +68,20 @@ class Notifications:
         self,
         dsn: str,
         *,
-        channels: Sequence[str] = (OF_THE_LOG, OF_FOLLOWERS),
+        hears: Iterable[str] = EVERYTHING,
         on_restart: Callable[[], None] = lambda: None,
         watches: Sequence[Watch] = (),
     ) -> None:
         """
         Args:
-            channels: those that somebody in this process waits for; each announcement wakes it.
+            hears: `HEAD` and `FOLLOWERS`, whichever somebody in this process waits for: each announcement wakes it.
             on_restart: called whenever listening starts or restarts: after a failover, what was read before may be
                 wrong.
             watches: what else is looked at on the listening session.
         """
         self._dsn = dsn
         self._on_restart = on_restart
-        self._announcing = channels
+        self._hears = tuple(hears)
         self._watches = watches
         self._channels = frozenset(watch.channel for watch in watches)
         self._failed: set[str] = set()
@@ -135,8 +138,8 @@ class Notifications:
     async def _listen(self) -> None:
         connection = await connect(self._dsn, name="listen", statement_timeout=timedelta(seconds=10))
         async with closing(connection):
-            for channel in self._announcing:
-                await connection.execute(f"LISTEN {channel}".encode())
+            for what in self._hears:
+                await connection.execute(EVERYTHING[what].encode())
             # From scratch: after a restore or a failover the log may end before what was announced, and a waiter for
             # a position in between would return at once, for ever.
             self._heard.clear()
@@ -174,7 +177,7 @@ class Notifications:
             due |= {notification.channel} & self._channels
             name, _, number = notification.payload.rpartition(":")
             if _POSITION.fullmatch(number) and notification.channel not in self._channels:
-                self._trust_for_now(HEAD if notification.channel == OF_THE_LOG else name, int(number))
+                self._trust_for_now(HEAD if notification.channel == "registrar_log" else name, int(number))
         return heard
 
     async def _look(self, connection: Connection) -> None:

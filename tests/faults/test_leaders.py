@@ -19,6 +19,8 @@ from application.ports import Context, MailRequest, entries_of
 from domain.mail_saga import MailSaga
 from entrypoints.queries.followers import followers_with
 from infrastructure.event_store.store import EventStore
+from infrastructure.event_store.tail import LogTail
+from infrastructure.followers import process_manager
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.relay import Relay
@@ -33,6 +35,7 @@ from tests.integration.test_follower import end, running
 from tests.support.facts import (
     CLIENT,
     REGISTRATION,
+    email_dispatched,
     email_verified,
     eventually,
     mail_requested,
@@ -250,6 +253,44 @@ async def test_a_saga_at_rest_looks_when_the_next_deadline_is_due(store: EventSt
     )
     async with running(notifications.run()), running(lead(saga, dsn)):
         await eventually(lambda: looks >= 20, within=20)  # every three seconds it would take a minute
+
+
+async def test_a_saga_notes_what_has_no_other_effect_together_with_the_next_registration(
+    store: EventStore, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_manager, "LEFT_FOR", timedelta(hours=1))
+    service, notifications, tail, looked = InMemoryService(), Notifications(dsn), LogTail(store), set()
+    read = tail.read
+
+    async def reading(after: int, *arguments: Any) -> Any:
+        found = await read(after, *arguments)
+        looked.add(found[1])
+        return found
+
+    monkeypatch.setattr(tail, "read", reading)
+    saga = ProcessManager(
+        store=store,
+        tail=tail,
+        handlers=service.process(store),
+        notifications=notifications,
+        clock=service.clock,
+        policy=service.policy,
+        due=Deadlines().due,
+    )
+    notes = "SELECT notification_id FROM events WHERE topic LIKE 'mail_saga.%'"
+    async with running(notifications.run()), running(lead(saga, dsn)):
+        await store.append(entries_of(stream(REGISTRATION, registered(), otp_issued()), CLIENT))
+        await eventually(lambda: query(dsn, notes))
+        dispatched = await store.append(entries_of(stream(REGISTRATION, email_dispatched(), after=2), CLIENT))
+        await eventually(lambda: dispatched in looked)
+        noted_before = await query(dsn, notes)
+
+        last = await store.append(entries_of(stream(uuid4(), registered(), otp_issued()), CLIENT))
+
+        await eventually(lambda: query(dsn, "SELECT 1 FROM followers WHERE name = 'mail-saga' AND position = %s", last))
+    assert len(noted_before) == 2
+    assert len(await query(dsn, notes)) == 5
+    assert await query(dsn, "SELECT count(*) FROM blocks") == [(5,)]
 
 
 NOW = timedelta(0)

@@ -23,8 +23,9 @@ from infrastructure.followers import projector
 from infrastructure.followers.leadership import lead
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING
 from infrastructure.followers.projector import Projector, read_scripts, rest_after
+from infrastructure.postgres import notifications as notifications_module
 from infrastructure.postgres.connection import Connection, connect
-from infrastructure.postgres.notifications import HEAD, Notifications, Watch
+from infrastructure.postgres.notifications import FOLLOWERS, HEAD, LISTENED_FOR, Notifications, Watch
 from infrastructure.postgres.schema import bring_up_to_date
 from tests.support.facts import CLIENT, email_claimed, email_released, eventually, stream
 from tests.support.interruptions import interrupt, nothing_left_behind, wait_as_under_load
@@ -393,6 +394,21 @@ async def test_a_read_model_that_clients_wait_for_leaves_what_nobody_requested_u
 
     assert await positions(dsn) == [1, 2, 3]
     assert tally.attempts == 2
+
+
+async def test_a_process_without_followers_is_not_woken_by_what_is_appended(
+    store: EventStore, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications_module, "LOOK_AGAIN", timedelta(hours=1))
+    waiting = Notifications(dsn, hears=[FOLLOWERS])
+    async with running(waiting.run()):
+        await eventually(lambda: waiting.patience == LISTENED_FOR)
+        await append(store, claimed())
+        await query(dsn, "INSERT INTO followers (name, position) VALUES ('tally', 1)")
+        await query(dsn, "SELECT pg_notify('registrar_follower', 'tally:1')")
+        assert await waiting.wait_past("tally", 0, within=timedelta(seconds=20))
+
+        assert not await waiting.wait_past(HEAD, 0, within=timedelta(0))
 
 
 async def test_a_follower_that_never_hears_anything_looks_all_the_same(store: EventStore, dsn: str) -> None:

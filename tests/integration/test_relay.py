@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+import pytest
+
 from application.ports import MailRequest, MailServersAway, entries_of
 from domain.mail_saga import MailSaga
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
+from infrastructure.followers import relay as relay_module
 from infrastructure.followers.relay import Relay
 from infrastructure.followers.turns import Turns
 from infrastructure.postgres.connection import connect
-from infrastructure.postgres.notifications import Notifications
+from infrastructure.postgres.notifications import REQUESTS, Notifications
 from infrastructure.settings.limits import parse_limit
+from tests.integration.test_follower import running
 from tests.support.facts import CLIENT, REGISTRATION, eventually, mail_requested, saga_started, stream
 
 
@@ -47,3 +51,36 @@ async def test_a_stop_does_not_wait_for_servers_that_turn_out_to_be_away(dsn: st
 
         await asyncio.wait({work}, timeout=30)
         assert work.cancelled()
+
+
+async def test_a_request_that_the_saga_of_this_process_tells_of_is_handed_over_whatever_else_is_announced(
+    dsn: str, store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "LEFT_FOR", timedelta(hours=1))
+    notifications, handed_over = Notifications(dsn), asyncio.Event()
+
+    async def hand_over(_request: MailRequest) -> None:
+        handed_over.set()
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    relay = Relay(
+        tail=LogTail(store),
+        notifications=notifications,
+        hand_over=hand_over,
+        until_ready=never,
+        turns=Turns(parse_limit("mails=off")),
+    )
+    monkeypatch.setattr(Notifications, "patience", timedelta(hours=1))
+    async with (
+        await connect(dsn, name="relay", statement_timeout=timedelta(seconds=10)) as connection,
+        running(relay.work(connection)),
+    ):
+        await eventually(lambda: REQUESTS in notifications._waiting)
+        requests = stream(MailSaga.stream_id(REGISTRATION), saga_started(), mail_requested())
+        position = await store.append(entries_of(requests, CLIENT))
+
+        notifications.note_position(REQUESTS, position)
+
+        await asyncio.wait_for(handed_over.wait(), 20)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from infrastructure.followers.follow import Chore, Linger, follow
+from infrastructure.followers import follow as follow_module
+from infrastructure.followers.follow import BUSY_PACE, Chore, Linger, Rush, follow
 from tests.support.facts import eventually
 
 SOON = timedelta(milliseconds=1)
@@ -201,6 +202,39 @@ async def test_what_nobody_waits_for_is_left_for_a_while_only() -> None:
         await eventually(lambda: len(numbers.acts) == 2)
 
     assert numbers.acts == [([1], 0, 1), ([3], 1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("batches", "pace"),
+    [
+        pytest.param([(0.0, 2)], timedelta(0), id="the first one ever"),
+        pytest.param([(0.0, 2), (0.011, 2)], timedelta(0), id="ninety registrations a second"),
+        pytest.param([(0.0, 2), (0.009, 2)], BUSY_PACE, id="a hundred and ten"),
+        pytest.param([(0.0, 2), (0.02, 8)], BUSY_PACE, id="two hundred, four to a batch"),
+        pytest.param([(0.0, 2), (0.001, 0)], timedelta(0), id="nothing that somebody waits for"),
+    ],
+)
+def test_a_rush_is_when_much_comes_that_somebody_waits_for(batches: list[tuple[float, int]], pace: timedelta) -> None:
+    rush = Rush(Linger(LATER, bool))
+    paces = [rush.pace([1] * urgent + [0], started) for started, urgent in batches]
+    assert paces[-1] == pace
+
+
+async def test_in_a_rush_nothing_is_read_until_several_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow_module, "BUSY_PACE", LATER)
+    monkeypatch.setattr(follow_module, "BUSY_RATE", 0.001)
+    numbers = Numbers(end=1)
+
+    async with following(numbers, linger=Linger(timedelta(0), bool)):
+        await eventually(lambda: len(numbers.acts) == 1)
+        numbers.grow(by=2)
+        await eventually(lambda: len(numbers.acts) == 2)
+        reads = len(numbers.reads)
+        numbers.grow(by=2)
+        for _ in range(50):  # many more turns of the event loop than a read takes
+            await asyncio.sleep(0)
+
+    assert numbers.reads[reads:] == []
 
 
 async def test_an_announcement_of_what_is_not_there_is_looked_for_once() -> None:
