@@ -37,7 +37,7 @@ _TOPICS = (Registration.OtpIssued.TOPIC, MailSaga.MailRequested.TOPIC)
 SAVE_INTERVAL = timedelta(milliseconds=100)
 """How often the position is saved at most: a crash repeats what came since, without effect."""
 
-LEFT_FOR = timedelta(milliseconds=30)
+LEFT_FOR = timedelta(milliseconds=50)
 """For so long since the last look, nothing else that is appended is a reason for another one: a saga that leads in this
 process tells of its requests apart (`REQUESTS`)."""
 

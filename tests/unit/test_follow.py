@@ -210,7 +210,7 @@ async def test_what_nobody_waits_for_is_left_for_a_while_only() -> None:
         pytest.param([(0.0, 2)], timedelta(0), id="the first one ever"),
         pytest.param([(0.0, 2), (0.011, 2)], timedelta(0), id="ninety registrations a second"),
         pytest.param([(0.0, 2), (0.009, 2)], BUSY_PACE, id="a hundred and ten"),
-        pytest.param([(0.0, 2), (0.02, 8)], BUSY_PACE, id="two hundred, four to a batch"),
+        pytest.param([(0.0, 2), (0.03, 12)], BUSY_PACE, id="two hundred, in batches"),
         pytest.param([(0.0, 2), (0.001, 0)], timedelta(0), id="nothing that somebody waits for"),
     ],
 )
