@@ -58,7 +58,7 @@ def no_rest(_: timedelta) -> timedelta:
     return timedelta(0)
 
 
-BUSY_PACE = timedelta(milliseconds=30)
+BUSY_PACE = timedelta(milliseconds=25)
 """Least time between the starts of two batches while many events come that somebody waits for: several registrations
 share a batch, and with it all that follows. A turn for each takes three times the CPU of a registration's share of a
 large batch (docs/performance.md)."""
