@@ -465,7 +465,7 @@ def complaint_that_silences_nobody() -> Iterator[Parts]:
         yield Parts()
 
 
-@planted("bounces", within=60)
+@planted("what-if", within=60)
 def bounce_that_nothing_follows_from() -> Iterator[Parts]:
     real = mail_saga.react
 
