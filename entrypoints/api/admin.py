@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import Annotated, Any, Final, Literal
@@ -212,6 +212,11 @@ def add_admin_routes(app: FastAPI, parts: Parts) -> Endpoint:
     _add_acts_on_followers(add, handlers, queries.parked)
     begin = BeginJob(parts.jobs, handlers)
     add_replay_routes(add, queries.replay, begin, parts.export, patience=parts.request_timeout)
+    return _by_hand(check, operator)
+
+
+def _by_hand(check: Callable[[UUID, Request], Awaitable[Response]], operator: Operator) -> Endpoint:
+    """What checks a password, with all that the dependencies of its route do before."""
 
     async def check_by_hand(request: Request) -> Response:
         await operator(request, await _bearer(request))

@@ -68,8 +68,7 @@ def _advice(status: int | None) -> str:
     if 300 <= status < 400:
         return "Redirects are not followed: name the address that answers in REGISTRAR_WEBHOOKS."
     return {
-        401: "Does it verify with the secret that REGISTRAR_WEBHOOK_SECRETS has for it?",
-        403: "Does it verify with the secret that REGISTRAR_WEBHOOK_SECRETS has for it?",
+        **dict.fromkeys((401, 403), "Does it verify with the secret that REGISTRAR_WEBHOOK_SECRETS has for it?"),
         404: "Is that the path of its route for webhooks? REGISTRAR_WEBHOOKS names it.",
         405: "Does its route for webhooks take a POST? REGISTRAR_WEBHOOKS names its path.",
         410: "It does not want to be called any more; `registrar webhooks enable` goes on.",
