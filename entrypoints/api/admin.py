@@ -172,7 +172,6 @@ class FunnelQuery(Filters):
 def add_admin_routes(app: FastAPI, parts: Parts) -> Endpoint:
     """Everything under `/v1/admin`; returns what does by hand all that the route of password checks does."""
     operator = Operator(parts.limits, parts.admin_token, parts.next_admin_token)
-    guarded = [Depends(operator), Depends(read_reason)]
     handlers, queries = parts.handlers, parts.queries
 
     def add(
@@ -197,7 +196,7 @@ def add_admin_routes(app: FastAPI, parts: Parts) -> Endpoint:
             methods=[method],
             tags=["admin"],
             summary=summary,
-            dependencies=guarded,
+            dependencies=[Depends(operator), Depends(read_reason)],
             status_code=status,
             responses={status: shape, **problems("invalid-request", "unauthorized", "too-many-requests", *codes)},
             **described,
@@ -210,8 +209,7 @@ def add_admin_routes(app: FastAPI, parts: Parts) -> Endpoint:
     _add_acts_on_mails(add, handlers, queries.mails)
     _add_suppressions(add, handlers, queries.mails)
     _add_acts_on_followers(add, handlers, queries.parked)
-    begin = BeginJob(parts.jobs, handlers)
-    add_replay_routes(add, queries.replay, begin, parts.export, patience=parts.request_timeout)
+    add_replay_routes(add, queries.replay, BeginJob(parts.jobs, handlers), parts.export, patience=parts.request_timeout)
     return _by_hand(check, operator)
 
 

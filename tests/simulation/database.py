@@ -502,6 +502,9 @@ class Notifications:
             lost = self._faults.hits("news lost")
             self._loop.later(self._rng.random() * (1.0 if lost else 0.04), finish, future)
 
+    def note_position(self, who: str, position: Position) -> None:
+        """Nothing: whoever waits is woken by the append itself."""
+
     async def wait_past(self, who: str, position: Position, *, within: timedelta = timedelta(seconds=1)) -> bool:
         await asyncio.sleep(0)
         if self._database.head > position:
