@@ -16,7 +16,7 @@ TESTS: Final = Path(__file__).parents[1]
 
 ASKED_FOR: Final = frozenset(
     {
-        *(f"A{n}" for n in range(1, 24)),
+        *(f"A{n}" for n in range(1, 26)),
         *(f"B{n}" for n in (*range(1, 6), *range(8, 15), *range(18, 22), *range(23, 27))),
         *(f"C{n}" for n in (*range(1, 7), *range(8, 17), 18)),
         *(f"D{n}" for n in (*range(1, 6), *range(7, 12))),

@@ -26,8 +26,8 @@ PACKAGES = ("application", "domain", "entrypoints", "infrastructure", "projectio
 CHANGES = (
     ('    name = "registrations"\n', '    name = "registrations_2"\n'),
     (
-        "event.duplicate_of, event.locale, event.personal_data,",
-        "event.duplicate_of, event.locale.upper(), event.personal_data,",
+        "duplicate_of, event.locale, event.personal_data,",
+        "duplicate_of, event.locale.upper(), event.personal_data,",
     ),
 )
 """What the next release changes in `projections/registrations.py`: the name and the fold."""

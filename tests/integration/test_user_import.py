@@ -127,6 +127,7 @@ def killed(dsn: str, file: Path, reached: Path, passing: int) -> int:
     ).returncode
 
 
+@pytest.mark.fault("A25")
 async def test_an_import_that_is_killed_goes_on_where_it_was(api: Api, tmp_path: Path, reached_directory: Path) -> None:
     dsn = api.service.dsn
     users = [user(f"user{n}@example.com", verified=n % 10 > 0, password_hash=BCRYPT) for n in range(1000)]
