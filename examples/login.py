@@ -29,7 +29,7 @@ class NotNow(Exception):
 def ask(
     method: str, path: str, body: dict[str, str] | None = None, headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """Registrar's status and answer, refusals included."""
+    """Registrar's status and answer, refusals included; 503 where it cannot be reached."""
     text = None if body is None else json.dumps(body).encode()
     sent = {"Content-Type": "application/json"} | (headers or {})
     request = urllib.request.Request(REGISTRAR + path, text, sent, method=method)  # noqa: S310 - our own service
@@ -38,6 +38,8 @@ def ask(
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as refusal:
         return refusal.code, json.load(refusal)
+    except OSError:  # no connection, or no answer in time
+        return 503, {"title": "Registrar cannot be reached; try again in a moment."}
 
 
 def log_in(email: str, password: str) -> str | None:

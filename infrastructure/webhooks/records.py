@@ -35,7 +35,8 @@ _SAVE: Final = """
 # All of these begin a new term: the follower stops what it does for the endpoint, and begins anew where the row says.
 _DISABLE: Final = """
     UPDATE public.webhooks
-    SET disabled_at = clock_timestamp(), disabled_by = %(by)s, term = term + 1, updated_at = clock_timestamp()
+    SET disabled_at = clock_timestamp(), disabled_by = %(by)s, retry_at = NULL, next_try_at = NULL, term = term + 1,
+        updated_at = clock_timestamp()
     WHERE name = %(name)s AND (disabled_at IS NULL OR disabled_by = 'endpoint' AND %(by)s = 'operator')
 """
 

@@ -307,9 +307,11 @@ def test_a_mails_links_open_in_a_tab_of_their_own_and_its_scripts_do_not_run(bro
     person.page.get_by_role("tab", name="Message").click()
     page.evaluate(
         "mails[0].html = `<base href='https://a.example/'><a href='javascript:top.ran=1'>Bad</a>`"
-        " + `<p id=seen>Seen</p><script>top.ran = 1</` + `script><img src=x onerror='top.ran=1'>`; renderMail()"
+        " + `<p id=seen>Seen</p><script>top.ran = 1</` + `script><img src=x onerror='top.ran=1'>`"
+        " + `<svg><a id=drawn href='https://app.example.org/drawn'><text y=20>Drawn</text></a></svg>`; renderMail()"
     )
     frame.locator("#seen").wait_for()
+    assert frame.locator("#drawn").get_attribute("target") == "_blank"
     assert frame.get_by_text("Bad").get_attribute("href") is None
     assert page.evaluate("window.ran") is None
     page.context.close()

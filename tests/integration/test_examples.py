@@ -134,6 +134,8 @@ async def test_a_login_service_lets_the_owner_in_and_asks_as_much_where_there_is
     assert known[:2] == [(0, registration_id), wrong]
     assert unknown[:2] == nonsense == [wrong, wrong]
     assert known[2] == unknown[2] == (2, "Too much was asked for; wait as long as Retry-After says.")
+    away = await tries("ada@example.com", PASSWORD)
+    assert away == [(2, "Registrar cannot be reached; try again in a moment.")]
 
 
 @pytest.mark.slow

@@ -158,12 +158,15 @@ def test_the_doctor_says_that_an_endpoint_that_can_be_reached_is_failing(
 def test_what_an_operator_does_is_recorded_and_begins_a_new_term(
     shop: Shop, dsn: str, arguments: tuple[str, ...], act: str, told: str, row: tuple[object, ...]
 ) -> None:
-    asyncio.run(execute(dsn, "INSERT INTO webhooks (name, position) VALUES ('app', 0)"))
+    asyncio.run(
+        execute(dsn, "INSERT INTO webhooks (name, position, retry_at, next_try_at) VALUES ('app', 0, now(), now())")
+    )
     done = shop(*arguments, "--reason", "why not")
 
     assert done.code == 0
     assert asyncio.run(acts_of(dsn)) == [(act, f"{told}: why not")]
-    assert asyncio.run(execute(dsn, "SELECT position, term, disabled_by FROM webhooks")) == [row]
+    columns = "position, term, disabled_by, coalesce(retry_at, next_try_at)"
+    assert asyncio.run(execute(dsn, f"SELECT {columns} FROM webhooks")) == [(*row, None)], "no try is announced"
 
 
 @pytest.mark.parametrize(

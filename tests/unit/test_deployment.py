@@ -201,6 +201,8 @@ def test_webhooks_mails_and_bounces_can_be_set_in_compose_where_they_are_read() 
         "BOUNCE_ADDRESS": "bounces@mail.example.org",
         "BOUNCE_WEBHOOKS": "postmark=correct-horse-battery",
         "PRODUCT_NAME": "Acme",
+        "SITE_URL": "https://acme.example",
+        "MAIL_FROM": "Acme Accounts <no-reply@acme.example>",
         "TEMPLATES": "./templates",
         "VERIFY_URL": "https://acme.example/verify#id={id}&code={code}",
     }
@@ -212,6 +214,8 @@ def test_webhooks_mails_and_bounces_can_be_set_in_compose_where_they_are_read() 
     assert found["api-1"].bounce_webhooks is not None
     assert (found["work"].product_name, str(found["work"].templates)) == ("Acme", "/templates")
     assert found["work"].verify_url == dotenv["VERIFY_URL"]
+    for name in ("api-1", "api-2", "work"):  # a password is not the name of the service
+        assert found[name].service_names == ("Acme Accounts", "Acme", "localhost", "acme.example")
 
 
 def test_the_listener_for_bounces_is_reached_and_watched_where_it_runs() -> None:

@@ -130,6 +130,10 @@ def _parameter(parameter: click.Parameter) -> str:
     )
 
 
+def test_codes_of_errors_keep_their_names_and_statuses() -> None:
+    same_as_approved("error_codes", {"problems": dict(the("STATUS_OF")), "fields": sorted(the("CODES"))})
+
+
 def test_crash_points_keep_their_names_and_each_is_passed_somewhere() -> None:
     passed = set()
     for node in nodes():
