@@ -12,7 +12,7 @@ import ctypes
 import mmap
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, Final
 
@@ -49,12 +49,14 @@ def kept(size: int, *, first: Callable[[], object]) -> Iterator[None]:
         first: a small hash. What a thread's first one leaves in the heap for good is then not where others are to fit.
     """
     if not hasattr(_own, "room"):
-        first()
-        _own.room = _set_aside(size)
+        with suppress(Exception):  # the hashes in the block fail as well, and tell whom they are for; then once more
+            first()
+            _own.room = _set_aside(size)
     try:
         yield
     finally:
-        if _own.room is not None and not _own.room.is_given_back():
+        room = getattr(_own, "room", None)
+        if room is not None and not room.is_given_back():
             _own.room = None
 
 

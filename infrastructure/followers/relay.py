@@ -85,6 +85,7 @@ class Relay:
         self._under_way: dict[Position, asyncio.Task[None]] = {}  # in order
         self._saved: Position = 0
         self._read_up_to: Position = 0
+        self._is_behind = False
         self._stopping = False
 
     async def work(self, connection: Connection) -> None:
@@ -108,7 +109,9 @@ class Relay:
         self._start_those_in_turn()
         if self._full or self._turns:
             return [], position
-        return await self._tail.read(position, BATCH_REQUESTS, _TOPICS)
+        rows, seen = await self._tail.read(position, BATCH_REQUESTS, _TOPICS)
+        self._is_behind = seen >= position + BATCH_REQUESTS
+        return rows, seen
 
     async def _start_all(self, rows: Sequence[RecordedRow], _: Position, seen: Position) -> None:
         for row in rows:
@@ -167,6 +170,8 @@ class Relay:
             await asyncio.sleep(min(within, self._turns.next_in).total_seconds())
             return True
         if not self._full:
+            if self._is_behind:  # the last batch was full: there may be more at once
+                return True
             # The saga of this process says when it has requested mails; one that leads elsewhere shows in the log.
             if await self._notifications.wait_past(REQUESTS, position, within=min(within, LEFT_FOR)):
                 return True

@@ -53,25 +53,45 @@ async def test_a_stop_does_not_wait_for_servers_that_turn_out_to_be_away(dsn: st
         assert work.cancelled()
 
 
-async def test_a_request_that_the_saga_of_this_process_tells_of_is_handed_over_whatever_else_is_announced(
-    dsn: str, store: EventStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(relay_module, "LEFT_FOR", timedelta(hours=1))
-    notifications, handed_over = Notifications(dsn), asyncio.Event()
-
+def relay_that_says(handed_over: asyncio.Event, store: EventStore, notifications: Notifications) -> Relay:
     async def hand_over(_request: MailRequest) -> None:
         handed_over.set()
 
     async def never() -> None:
         await asyncio.Event().wait()
 
-    relay = Relay(
+    return Relay(
         tail=LogTail(store),
         notifications=notifications,
         hand_over=hand_over,
         until_ready=never,
         turns=Turns(parse_limit("mails=off")),
     )
+
+
+async def test_what_is_there_already_is_read_batch_after_batch_without_a_pause(
+    dsn: str, store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "LEFT_FOR", timedelta(hours=1))
+    monkeypatch.setattr(relay_module, "BATCH_REQUESTS", 1)
+    monkeypatch.setattr(Notifications, "patience", timedelta(hours=1))
+    handed_over = asyncio.Event()
+    relay = relay_that_says(handed_over, store, Notifications(dsn))
+    requests = stream(MailSaga.stream_id(REGISTRATION), saga_started(), mail_requested())
+    await store.append(entries_of(requests, CLIENT))
+    async with (
+        await connect(dsn, name="relay", statement_timeout=timedelta(seconds=10)) as connection,
+        running(relay.work(connection)),
+    ):
+        await asyncio.wait_for(handed_over.wait(), 20)
+
+
+async def test_a_request_that_the_saga_of_this_process_tells_of_is_handed_over_whatever_else_is_announced(
+    dsn: str, store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "LEFT_FOR", timedelta(hours=1))
+    notifications, handed_over = Notifications(dsn), asyncio.Event()
+    relay = relay_that_says(handed_over, store, notifications)
     monkeypatch.setattr(Notifications, "patience", timedelta(hours=1))
     async with (
         await connect(dsn, name="relay", statement_timeout=timedelta(seconds=10)) as connection,

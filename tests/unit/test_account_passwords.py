@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Iterator
 from datetime import timedelta
 from threading import Barrier, Event
@@ -17,7 +18,7 @@ from application.ports import Conflict, Overloaded
 from domain.errors import NotAnAccount
 from domain.password_checks import is_told
 from domain.registration import Registration
-from infrastructure.crypto import password_hashing
+from infrastructure.crypto import argon2id, password_hashing
 from infrastructure.crypto.password_hashes import UnknownHash, parse_hash
 from infrastructure.crypto.password_hashing import MAX_WAITING, PasswordHashing
 from tests.support.facts import (
@@ -259,6 +260,20 @@ async def test_threads_that_are_free_share_what_comes_at_once(monkeypatch: pytes
 
     assert set(answers) == {"password 0", "password 1"}
     hashing.close()
+
+
+async def test_what_keeps_a_hash_from_being_made_is_told_to_who_asks_and_the_next_one_is_made(
+    monkeypatch: pytest.MonkeyPatch, hashing: PasswordHashing
+) -> None:
+    def cannot_be_loaded() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(argon2id, "fastest", cannot_be_loaded)
+        with pytest.raises(OSError, match="Too many open files"):
+            await asyncio.wait_for(hashing.hash("password", "ada@example.com"), 10)
+
+    assert (await asyncio.wait_for(hashing.hash("password", "ada@example.com"), 10)).startswith("$argon2id$")
 
 
 OTHER_SYSTEMS = "$argon2id$v=19$m=64,t=9,p=1$c29tZWJvZHkncyBzYWx0IQ$HcTFGoqgn3kgGpdRaatVS33gLabY054LZVPObTPURzQ"
