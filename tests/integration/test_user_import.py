@@ -255,6 +255,18 @@ async def test_bad_lines_are_left_out_where_that_is_wanted_and_dry_runs_change_n
     assert await query(dsn, ended) == [("3",)]
 
 
+async def test_the_list_of_bad_lines_does_not_take_the_place_of_the_users(api: Api, tmp_path: Path) -> None:
+    file = written(tmp_path / "users.jsonl", BAD)
+    (link := tmp_path / "link.jsonl").symlink_to(file)
+    before = file.read_bytes()
+
+    done = await run(api.service.dsn, file, "--skip-bad", "--skipped", link)
+
+    assert done.code == 2
+    assert "Invalid value for '--skipped': is the file that is to be imported." in done.err
+    assert file.read_bytes() == before
+
+
 async def test_a_file_may_come_by_a_pipe(api: Api, tmp_path: Path) -> None:
     file = written(tmp_path / "users.jsonl", [user("ada@example.com")])
     program = str(Path(sys.executable).with_name("registrar"))
