@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - as in `main`: a command imports what it needs when it runs
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +21,12 @@ def _parse_rate(ctx: click.Context, param: click.Parameter, value: str) -> timed
         return every
     except ValueError as error:
         raise click.BadParameter(f"{error}.", ctx, param) from None
+
+
+def _is_read_from(path: Path, file: Path) -> bool:
+    """Would writing this path replace the users that are read?"""
+    source = os.fstat(0) if str(file) == "-" else file.stat()
+    return path.is_file() and os.path.samestat(path.stat(), source)
 
 
 @click.command(
@@ -73,7 +80,14 @@ def import_users(
     nothing, and after an interruption goes on.
     """
     from entrypoints.cli import user_import
-    from entrypoints.cli.session import acting
+    from entrypoints.cli.output import note
+    from entrypoints.cli.session import acting, read_settings
 
+    if skipped is not None and _is_read_from(skipped, file):
+        raise click.BadParameter("is the file that is to be imported.", param_hint="'--skipped'")
+    if invite and read_settings(data_dir=data_dir, with_secrets=False).verify_url is None:
+        note(
+            "REGISTRAR_VERIFY_URL is not set: an invitation has a code, and nothing that leads to where it is entered."
+        )
     wanted = user_import.Wanted(file, dry_run=dry_run, skip_bad=skip_bad, skipped=skipped, invite=invite, every=every)
     return acting(data_dir, lambda desk: user_import.import_users(desk, wanted, reason=reason, as_json=as_json))

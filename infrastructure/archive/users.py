@@ -64,10 +64,8 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
-        if number == 1:
-            line = line.removeprefix(_BOM)
         if line.endswith(b"\n") or len(line) <= MAX_LINE_BYTES:
-            yield number, line
+            yield number, line.removeprefix(_BOM) if number == 1 else line
             continue
         while line and not line.endswith(b"\n"):
             line = file.readline(_CHUNK)

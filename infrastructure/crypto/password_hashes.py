@@ -27,6 +27,14 @@ MOST_FILLED: Final = 1 << 30
 
 MOST_LANES: Final = 16
 
+MOST_ROUNDS_OF_LANES: Final = 16_384
+"""Passes times lanes of argon2: OpenSSL starts a thread for each lane four times a pass, which costs more than what it
+fills where that is little (our measurement: 128 KiB, 8,192 passes, 16 lanes took 7 s of CPU)."""
+
+MOST_BESIDE: Final = 1 << 20
+"""Bytes of scrypt that `ln` does not count: `r` and `p` make them. Common hashes have 8 to 100 KiB; OpenSSL refuses a
+check that has too many of them."""
+
 MOST_BCRYPT_COST: Final = 15
 """2 to 4 s; most systems have 10 to 12."""
 
@@ -203,6 +211,7 @@ def _argon2(found: re.Match[str]) -> PasswordHash:
     _at_most("memory", memory, MOST_MEMORY)
     _at_most("passes", memory * passes, MOST_FILLED)
     _at_most("lanes", lanes, MOST_LANES)
+    _at_most("passes", passes * lanes, MOST_ROUNDS_OF_LANES)
     if memory < 8192 * lanes or len(salt) < 8:  # RFC 9106, 3.1
         raise UnknownHash("argon2 has no such parameters")
     parameters = Parameters(kind, memory, passes, lanes)
@@ -234,6 +243,7 @@ def _scrypt(found: re.Match[str]) -> PasswordHash:
     _at_most("memory", memory, MOST_MEMORY)
     _at_most("p", memory * lanes, MOST_FILLED)
     _at_most("p", lanes, MOST_LANES)
+    _at_most("r", 128 * block * (lanes + 2), MOST_BESIDE)
     salt, digest = _salt(_b64(found["salt"])), _digest(_b64(found["digest"]))
     return _Scrypt(Parameters("scrypt", memory, lanes), block, salt, digest)
 

@@ -23,7 +23,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
 from application.addresses import _ascii_domain
-from application.commands import EraseRegistration, RegisterUser
+from application.commands import EraseRegistration, ImportedUser, ImportUsers, RegisterUser
 from application.ports import Letter, Person
 from domain.registration import Status
 from domain.synthetic import is_synthetic
@@ -637,6 +637,34 @@ async def test_who_registers_again_after_a_restore_under_the_id_of_before_is_som
     async with open_service(settings, follows=False):
         assert again == first
         assert await keys_of(copy) == {again}
+    administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+async def test_who_was_erased_and_is_imported_again_after_a_restore_is_erased_again(
+    settings: Settings, dsn: str, postgres: EmbeddedPostgres, administration: psycopg.Connection
+) -> None:
+    """In a log that has never seen the first import, nothing else says that the person was erased."""
+    async with open_service(settings, follows=False):
+        pass
+    name = f"restored_{secrets.token_hex(4)}"
+    copy = await restored(dsn, postgres, administration, name)
+    users = tuple(
+        ImportedUser(email=f"{one}@example.com", name="Ada Lovelace", verified=True) for one in ("ada", "eve")
+    )
+    command = ImportUsers(import_id=uuid4(), users=users)
+    async with open_service(settings, follows=True) as service:
+        await service.handlers.handle(command, client())
+        ada, eve = [service.keyring.imported_id(user.email) for user in users]
+        await service.handlers.handle(EraseRegistration(registration_id=ada), client())
+        await eventually(lambda: _written(settings, 1))
+    settings = settings.model_copy(update={"database_url": SecretStr(copy)})
+    async with open_service(settings, follows=False) as service:
+        await service.handlers.handle(command, client())
+        assert await keys_of(copy) == {ada, eve}
+
+    async with open_service(settings, follows=False) as service:
+        assert await keys_of(copy) == {eve}
+        assert (await registration(service, ada)).erased
     administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 

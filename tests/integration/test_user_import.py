@@ -39,8 +39,8 @@ def written(path: Path, users: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
-async def run(dsn: str, *arguments: str | Path) -> Done:
-    environment = clean_environment(DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY)
+async def run(dsn: str, *arguments: str | Path, **settings: str) -> Done:
+    environment = clean_environment(DATABASE_URL=dsn, MASTER_KEY=MASTER_KEY, **settings)
     return await asyncio.to_thread(ran, "import", *arguments, environment=environment)
 
 
@@ -187,7 +187,8 @@ async def test_an_invited_user_gets_a_code_and_becomes_an_account(api: Api, tmp_
 
     done = await run(dsn, file, "--invite")
 
-    assert done.code == 0
+    says = "REGISTRAR_VERIFY_URL is not set: an invitation has a code, and nothing that leads to where it is entered.\n"
+    assert (done.code, done.err) == (0, says)
     assert done.out == (
         "Imported 1 account and 1 user who wait for an invitation; 0 users there already.\nInvited 1 user.\n"
     )
@@ -205,7 +206,8 @@ async def test_an_invited_user_gets_a_code_and_becomes_an_account(api: Api, tmp_
     assert answered.status_code == 200
     await eventually(lambda: account_of(api, "eve@example.com"))
     before = len(await query(dsn, "SELECT 1 FROM events WHERE topic LIKE 'user_import%%'"))
-    assert (await run(dsn, file, "--invite")).out == "Nothing changed: 2 users there already.\n"
+    again = await run(dsn, file, "--invite", VERIFY_URL="https://app.example.org/#id={id}&code={code}")
+    assert (again.out, again.err) == ("Nothing changed: 2 users there already.\n", "")
     assert len(await query(dsn, "SELECT 1 FROM events WHERE topic LIKE 'user_import%%'")) == before
 
 
@@ -238,6 +240,15 @@ async def test_nothing_is_written_where_a_line_is_bad(api: Api, tmp_path: Path) 
     assert await events(api.service.dsn) == before
 
 
+async def test_a_file_without_users_says_so(api: Api, tmp_path: Path) -> None:
+    file = tmp_path / "users.jsonl"
+    file.write_text("\n \n")
+
+    done = await run(api.service.dsn, file)
+
+    assert (done.code, done.out) == (0, "There is nobody in the file.\n")
+
+
 async def test_bad_lines_are_left_out_where_that_is_wanted_and_dry_runs_change_nothing(
     api: Api, tmp_path: Path
 ) -> None:
@@ -254,6 +265,18 @@ async def test_bad_lines_are_left_out_where_that_is_wanted_and_dry_runs_change_n
     assert (done.code, done.out) == (0, would.replace("Would import", "Imported"))
     ended = "SELECT convert_from(state, 'UTF8')::jsonb ->> 'skipped' FROM events WHERE topic = 'user_import.ended'"
     assert await query(dsn, ended) == [("3",)]
+
+
+async def test_the_list_of_bad_lines_does_not_take_the_place_of_the_users(api: Api, tmp_path: Path) -> None:
+    file = written(tmp_path / "users.jsonl", BAD)
+    (link := tmp_path / "link.jsonl").symlink_to(file)
+    before = file.read_bytes()
+
+    done = await run(api.service.dsn, file, "--skip-bad", "--skipped", link)
+
+    assert done.code == 2
+    assert "Invalid value for '--skipped': is the file that is to be imported." in done.err
+    assert file.read_bytes() == before
 
 
 async def test_a_file_may_come_by_a_pipe(api: Api, tmp_path: Path) -> None:

@@ -112,9 +112,12 @@ def test_bits_to_spare_in_the_salt_of_bcrypt_count_for_nothing(last: str) -> Non
         ("$argon2id$v=19$m=262144,t=5,p=1$c29tZWJvZHkncyBzYWx0IQ$loy9zwifHrHl6gS3IVZqOg", "passes"),
         ("$argon2id$v=19$m=1024,t=4000000000,p=1$c29tZWJvZHkncyBzYWx0IQ$loy9zwifHrHl6gS3IVZqOg", "passes"),
         ("$argon2id$v=19$m=1024,t=1,p=17$c29tZWJvZHkncyBzYWx0IQ$loy9zwifHrHl6gS3IVZqOg", "lanes"),
+        ("$argon2id$v=19$m=128,t=8192,p=16$c29tZWJvZHkncyBzYWx0IQ$loy9zwifHrHl6gS3IVZqOg", "passes"),
         ("$2b$16$CCCCCCCCCCCCCCCCCCCCC.AKurti2nSiRoaXd0tyyeWA.1jj9Kto2", "cost"),
         ("$scrypt$ln=19,r=8,p=1$c29tZWJvZHkncyBzYWx0IQ$ykXBjivF8EbUnUHU6uFIFVTzxbf8Z91IMhBNy+hxfg8", "memory"),
         ("$scrypt$ln=18,r=8,p=5$c29tZWJvZHkncyBzYWx0IQ$ykXBjivF8EbUnUHU6uFIFVTzxbf8Z91IMhBNy+hxfg8", "p"),
+        # Below its bounds of memory, and refused by OpenSSL at each check.
+        ("$scrypt$ln=1,r=1048576,p=4$c29tZWJvZHkncyBzYWx0IQ$ykXBjivF8EbUnUHU6uFIFVTzxbf8Z91IMhBNy+hxfg8", "r"),
         ("$scrypt$ln=9999999,r=8,p=1$c29tZWJvZHkncyBzYWx0IQ$ykXBjivF8EbUnUHU6uFIFVTzxbf8Z91IMhBNy+hxfg8", "ln"),
         ("pbkdf2_sha256$5000001$c2FsdA$yplgVYL14BQn/j5Wpz3yjBxlm4LYibFVDMaE1zP9CFU=", "rounds"),
     ],

@@ -359,6 +359,7 @@ def test_blank_lines_and_line_ends_of_windows_and_a_byte_order_mark_do_no_harm(e
         (b'{"email": "\xff"}', "line 1: not a JSON object in UTF-8"),
         (line(password_hash="pbkdf2_sha256$1000$\ud800$" + "A" * 43 + "="), "line 1: not a JSON object in UTF-8"),
         (b" " * (MAX_LINE_BYTES + 1), f"line 1: longer than {MAX_LINE_BYTES} bytes"),
+        (b"\xef\xbb\xbf" + b" " * MAX_LINE_BYTES, f"line 1: longer than {MAX_LINE_BYTES} bytes"),
     ],
 )
 def test_what_is_wrong_with_a_line_is_told_by_number_field_and_reason(bad: bytes, reason: str) -> None:
