@@ -12,6 +12,7 @@ import structlog
 from application.commands import EraseRegistration
 from application.ports import Context
 from domain.recorded import Actor
+from domain.registration import Registration
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.checkpoints import checkpoint_directory
 from entrypoints.bootstrap.core import Core
@@ -38,12 +39,13 @@ def journal_file(settings: Settings) -> Path | None:
 
 # --- After a restore --------------------------------------------------------------------------
 
-_BACK: Final = """
-    SELECT k.registration_id, e.recorded_at
+_BACK: Final = f"""
+    SELECT k.registration_id,
+           CASE WHEN e.topic <> '{Registration.UserImported.TOPIC}' THEN e.recorded_at END
     FROM public.personal_keys AS k
     LEFT JOIN public.events AS e ON e.originator_id = k.registration_id AND e.originator_version = 1
     WHERE k.registration_id = ANY (%s)
-"""
+"""  # noqa: S608 - a constant
 _UNSETTLED: Final = "SELECT restored_at, position FROM public.restores WHERE settled_at IS NULL ORDER BY 1"
 
 
@@ -87,7 +89,8 @@ def _journal(file: Path) -> Journal:
 
 async def _back(connection: Connection, journal: Journal, key: SigningKey) -> list[UUID]:
     """Registrations in the journal whose keys are there. One that began after the erasure is another with the same id,
-    which an Idempotency-Key gives it after a restore."""
+    which an Idempotency-Key gives it after a restore; but not one that was imported, whose id follows from the address:
+    that is the person who was erased."""
     lines: dict[UUID, list[JournalEntry]] = {}
     for entry in journal.entries:
         lines.setdefault(entry.erasure.registration_id, []).append(entry)

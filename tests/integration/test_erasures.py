@@ -23,7 +23,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
 from application.addresses import _ascii_domain
-from application.commands import EraseRegistration, RegisterUser
+from application.commands import EraseRegistration, ImportedUser, ImportUsers, RegisterUser
 from application.ports import Letter, Person
 from domain.registration import Status
 from domain.synthetic import is_synthetic
@@ -617,27 +617,56 @@ async def test_nobody_is_erased_because_somebody_wrote_to_the_journal(
     assert log.getvalue().count('"erasures.unreadable_line"') == 1
 
 
-async def test_who_registers_again_after_a_restore_under_the_id_of_before_is_somebody_else(
-    settings: Settings, dsn: str, postgres: EmbeddedPostgres, administration: psycopg.Connection
-) -> None:
-    """An Idempotency-Key gives the same id again, in a log that has never seen the first one."""
+@pytest.fixture
+async def empty(
+    dsn: str, settings: Settings, postgres: EmbeddedPostgres, administration: psycopg.Connection
+) -> AsyncIterator[Settings]:
+    """A database as of before anybody registered."""
     async with open_service(settings, follows=False):
         pass
     name = f"restored_{secrets.token_hex(4)}"
     copy = await restored(dsn, postgres, administration, name)
+    yield settings.model_copy(update={"database_url": SecretStr(copy)})
+    administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+async def test_who_registers_again_after_a_restore_under_the_id_of_before_is_somebody_else(
+    settings: Settings, empty: Settings
+) -> None:
+    """An Idempotency-Key gives the same id again, in a log that has never seen the first one."""
     [key] = [secrets.token_urlsafe(24)]
     async with open_service(settings, follows=True) as service:
         first = (await register(service, "ada@example.com", idempotency_key=key)).subject_id
         await service.handlers.handle(EraseRegistration(registration_id=first), client())
         await eventually(lambda: _written(settings, 1))
-    settings = settings.model_copy(update={"database_url": SecretStr(copy)})
-    async with open_service(settings, follows=False) as service:
+    async with open_service(empty, follows=False) as service:
         again = (await register(service, "ada@example.com", idempotency_key=key)).subject_id
 
-    async with open_service(settings, follows=False):
+    async with open_service(empty, follows=False):
         assert again == first
-        assert await keys_of(copy) == {again}
-    administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        assert await keys_of(url_of(empty)) == {again}
+
+
+async def test_who_was_erased_and_is_imported_again_after_a_restore_is_erased_again(
+    settings: Settings, empty: Settings
+) -> None:
+    """In a log that has never seen the first import, nothing else says that the person was erased."""
+    users = tuple(
+        ImportedUser(email=f"{one}@example.com", name="Ada Lovelace", verified=True) for one in ("ada", "eve")
+    )
+    command = ImportUsers(import_id=uuid4(), users=users)
+    async with open_service(settings, follows=True) as service:
+        await service.handlers.handle(command, client())
+        ada, eve = [service.keyring.imported_id(user.email) for user in users]
+        await service.handlers.handle(EraseRegistration(registration_id=ada), client())
+        await eventually(lambda: _written(settings, 1))
+    async with open_service(empty, follows=False) as service:
+        await service.handlers.handle(command, client())
+        assert await keys_of(url_of(empty)) == {ada, eve}
+
+    async with open_service(empty, follows=False) as service:
+        assert await keys_of(url_of(empty)) == {eve}
+        assert (await registration(service, ada)).erased
 
 
 def notes_of(number: int) -> tuple[list[Erasure], list[str]]:
