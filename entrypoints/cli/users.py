@@ -80,9 +80,14 @@ def import_users(
     nothing, and after an interruption goes on.
     """
     from entrypoints.cli import user_import
-    from entrypoints.cli.session import acting
+    from entrypoints.cli.output import note
+    from entrypoints.cli.session import acting, read_settings
 
     if skipped is not None and _is_read_from(skipped, file):
         raise click.BadParameter("is the file that is to be imported.", param_hint="'--skipped'")
+    if invite and read_settings(data_dir=data_dir, with_secrets=False).verify_url is None:
+        note(
+            "REGISTRAR_VERIFY_URL is not set: an invitation has a code, and nothing that leads to where it is entered."
+        )
     wanted = user_import.Wanted(file, dry_run=dry_run, skip_bad=skip_bad, skipped=skipped, invite=invite, every=every)
     return acting(data_dir, lambda desk: user_import.import_users(desk, wanted, reason=reason, as_json=as_json))
