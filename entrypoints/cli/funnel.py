@@ -30,6 +30,8 @@ _STAGES: Final = {
 }
 """The way of a registration, in its order."""
 
+_IMPORTED: Final = "imported"
+
 _STEPS: Final = {
     "registered_to_dispatched": "registered to mail sent",
     "dispatched_to_verified": "mail sent to verified",
@@ -91,7 +93,9 @@ def _print_chart(buckets: Sequence[Bucket], bucket: str) -> None:
 
 def _print_stages(stages: Mapping[str, int]) -> None:
     """The way of registrations, and then what else happened to them, by how often it did."""
-    registered, most = stages.get("registered", 0), max(stages.values(), default=0)
+    registered = stages.get("registered", 0)
+    # Users who were imported have not registered, and may be so many that nothing else would have a bar.
+    most = max((count for stage, count in stages.items() if stage != _IMPORTED), default=0)
     others = sorted(set(stages) - set(_STAGES), key=lambda stage: (-stages[stage], stage))
     print_table(
         ("stage", "count", "of registered", ""),
@@ -99,8 +103,8 @@ def _print_stages(stages: Mapping[str, int]) -> None:
             (
                 _STAGES.get(stage, stage.replace("_", " ").replace(":", ": ")),
                 f"{(count := stages.get(stage, 0)):,}",
-                f"{count / registered:.1%}" if registered else None,
-                bar(count, most),
+                f"{count / registered:.1%}" if registered and stage != _IMPORTED else None,
+                bar(count, most) if stage != _IMPORTED else "",
             )
             for stage in (*_STAGES, *others)
         ),

@@ -30,6 +30,7 @@ SCHEMA = Funnel().schema
 STAGES = """
     ('2026-03-01 12:00Z', 'registered', false, 8), ('2026-03-01 12:00Z', 'mail_dispatched', false, 6),
     ('2026-03-01 12:00Z', 'verified', false, 4), ('2026-03-01 12:00Z', 'activated', false, 4),
+    ('2026-03-01 13:00Z', 'imported', false, 9000),
     ('2026-03-01 13:00Z', 'mail_failed:mailbox-unknown', false, 1), ('2026-03-01 13:00Z', 'registered', true, 2)
 """
 DURATIONS = """
@@ -55,6 +56,7 @@ def test_the_funnel_is_drawn_with_what_reached_each_stage_and_how_fast(command: 
     assert ["registered", "8", "100.0%", "█" * 40] in lines
     assert ["mail", "sent", "6", "75.0%", "█" * 30] in lines
     assert ["mail", "failed:", "mailbox-unknown", "1", "12.5%", "█" * 5] in lines
+    assert ["imported", "9,000", "-"] in lines
     assert ["registered", "to", "mail", "sent", "6", "5.25", "s", "0.5", "s", "60", "s", "31", "s"] in lines
     assert ["2026-03-01", "13:00Z", "0", "0"] in lines
     assert done.err == "Besides, 2 for addresses that had an account already.\n"
