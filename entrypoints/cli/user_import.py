@@ -249,7 +249,9 @@ async def _ahead(portions: Iterator[tuple[ImportedUser, ...]]) -> AsyncGenerator
 
 def _tell(run: _Run) -> None:
     counts, skipped, left = run.counts, run.checked.skipped, run.outcomes[Outcome.LEFT]
-    if not run.wanted.dry_run and not counts.accounts + counts.waiting + counts.invited:
+    if not run.checked.sound + skipped:
+        click.echo("There is nobody in the file.")
+    elif not run.wanted.dry_run and not counts.accounts + counts.waiting + counts.invited:
         click.echo(f"Nothing changed: {_users(counts.already_there, 'user')} there already.")
     else:
         would = "Would import" if run.wanted.dry_run else "Imported"

@@ -239,6 +239,15 @@ async def test_nothing_is_written_where_a_line_is_bad(api: Api, tmp_path: Path) 
     assert await events(api.service.dsn) == before
 
 
+async def test_a_file_without_users_says_so(api: Api, tmp_path: Path) -> None:
+    file = tmp_path / "users.jsonl"
+    file.write_text("\n \n")
+
+    done = await run(api.service.dsn, file)
+
+    assert (done.code, done.out) == (0, "There is nobody in the file.\n")
+
+
 async def test_bad_lines_are_left_out_where_that_is_wanted_and_dry_runs_change_nothing(
     api: Api, tmp_path: Path
 ) -> None:
