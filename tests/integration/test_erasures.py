@@ -291,7 +291,7 @@ def test_a_proof_verifies_by_itself_and_holds_nothing_personal(
     text = open_note(file.read_text(), [key.verifier])
     assert text.startswith(f"registrar/erasure-proof\nregistration {ada}\nposition {done.json[0]['position']}\n")
     assert "no key of it at " in text
-    assert "ada" not in text
+    assert "ada@" not in text  # its digests are hexadecimal, and "ada" may stand in one
     with pytest.raises(BadNote):
         open_note(file.read_text().replace("no key", "a key"), [key.verifier])
 
