@@ -89,7 +89,7 @@ def sentence(event: AnyEvent) -> str:
         case Registration.RegistrationCancelled():
             return f"Undone: the registration was cancelled, because {cancelled(event.reason)}."
         case Registration.RegistrationSuperseded():
-            return f"Registration {event.by} has proven the address: no code of this one will match any more."
+            return f"Registration {event.by} has the address: no code of this one will match any more."
         case PasswordChecks.ChecksFailed():
             return f"The password was wrong {event.failed} times since {moment(event.since)}, and never right."
         case Registration.PersonalDataErased():

@@ -126,6 +126,8 @@ def _headline(group: Sequence[Recorded]) -> str:
     first = next((one for one in group if not isinstance(one.event, Registration.RegistrationSuperseded)), group[0])
     who = ACTORS.get(first.actor, first.actor)
     what = "erased the person again" if first.actor == Actor.RESTORE else _did(first.event)
+    if isinstance(first.event, Registration.RegistrationSuperseded) and first.actor == Actor.OPERATOR:
+        what = "took over a user from another system, who has the address since"
     return f"{who[0].upper()}{who[1:]} {what}"
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from codecs import BOM_UTF8
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel
 
+from application.strict_json import decoded
 from application.unfit import OTHERWISE
 from entrypoints.api.problems import FieldError, HttpProblem
 
@@ -24,8 +23,8 @@ def parse(kind: type[M], body: bytes, **known: object) -> M:
         HttpProblem, pydantic.ValidationError: it is malformed.
     """
     try:
-        fields = _json.decode(body.removeprefix(BOM_UTF8).decode())  # it may be ignored (RFC 8259, 8.1)
-    except (ValueError, RecursionError):
+        fields = decoded(body)
+    except ValueError:
         raise malformed("(body)", "not valid JSON, or a key comes twice", "not-json") from None
     if not isinstance(fields, dict):
         raise malformed("(body)", "not a JSON object", "not-json")
@@ -37,17 +36,3 @@ def parse(kind: type[M], body: bytes, **known: object) -> M:
 def malformed(field: str, message: str, code: str = OTHERWISE) -> HttpProblem:
     """The refusal of a request with a field that is not what it should be."""
     return HttpProblem("invalid-request", errors=[FieldError(field, code, message)])
-
-
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError
-    return fields
-
-
-def _refuse(_: str) -> None:
-    raise ValueError  # NaN and Infinity are not JSON
-
-
-_json = json.JSONDecoder(object_pairs_hook=_unambiguous, parse_constant=_refuse)

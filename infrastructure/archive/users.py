@@ -9,7 +9,7 @@ import hmac
 import os
 import sqlite3
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +18,8 @@ from typing import IO, Any, Final, NamedTuple
 from pydantic import ValidationError
 
 from application.commands import ImportedUser
+from application.strict_json import decoded
+from application.unfit import fault
 from infrastructure.crypto.password_hashes import UnknownHash, parse_hash
 
 MAX_LINE_BYTES: Final = 16 << 10
@@ -74,10 +76,11 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
 
 def _read(number: int, text: bytes) -> UserLine | list[Problem]:
     try:
-        user = ImportedUser.model_validate_json(text)
-    except ValidationError as error:
-        found = error.errors(include_input=False, include_url=False, include_context=False)
-        return [Problem(number, *_said(one["type"], one["loc"], one["msg"])) for one in found]
+        user = ImportedUser.model_validate(decoded(text))
+    except ValidationError as errors:
+        return [Problem(number, *_said(one)) for one in errors.errors(include_input=False, include_url=False)]
+    except ValueError:
+        return [Problem(number, "", "not JSON in UTF-8, or a key comes twice")]
     if user.password_hash is not None:
         try:
             parse_hash(user.password_hash)
@@ -86,13 +89,14 @@ def _read(number: int, text: bytes) -> UserLine | list[Problem]:
     return UserLine(number, user)
 
 
-def _said(kind: str, place: tuple[int | str, ...], message: str) -> tuple[str, str]:
+def _said(error: Mapping[str, Any]) -> tuple[str, str]:
     """The field and the reason; the name of a field that is not ours may be somebody's."""
-    if kind == "extra_forbidden":
+    place = error["loc"]
+    if error["type"] == "extra_forbidden":
         return "", "has a field that is not known"
     if not place or place[0] not in ImportedUser.model_fields:
-        return "", "not a JSON object in UTF-8"
-    return str(place[0]), "is missing" if kind == "missing" else message.removeprefix("Value error, ")
+        return "", "not a JSON object"
+    return str(place[0]), fault(error).message
 
 
 # --- The whole file ---------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from infrastructure.settings.values import Mailbox, Sender, WebUrl
+from infrastructure.settings.values import Mailbox, Sender, ShownUrl
 
 LONGEST_NAME: Final = 60
 """Characters: the subject with it still fits the list of a mail program."""
@@ -80,7 +80,7 @@ class LetterSettings(BaseModel):
     product_name: ProductName | None = Field(
         default=None, description="name of your product, which mails say; None: they say none", examples=["Acme"]
     )
-    site_url: WebUrl | None = Field(
+    site_url: ShownUrl | None = Field(
         default=None,
         description="address of your site, which mails name and link to; None: `public_url`",
         examples=["https://www.example.org"],

@@ -42,6 +42,7 @@ from infrastructure.settings.values import (
     RedisUrl,
     Sender,
     ShortDuration,
+    ShownUrl,
     SmtpUrls,
     Token,
     WebUrl,
@@ -225,7 +226,7 @@ class Settings(LetterSettings):
     port: int = Field(
         default=8000, ge=0, le=65535, description="TCP port the API listens on; 0: any free one", examples=["8000"]
     )
-    public_url: WebUrl = Field(
+    public_url: ShownUrl = Field(
         default_factory=_public_url,
         description="address people reach the service at, without a slash at its end; by default http://host:port",
         examples=["https://accounts.example.org"],

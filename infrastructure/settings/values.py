@@ -257,6 +257,13 @@ def _web_url(value: object) -> object:
     return value
 
 
+def _shown_url(value: object) -> object:
+    value = _web_url(value)
+    if isinstance(value, str) and urlsplit(value).username is not None:
+        raise ValueError("is shown to everybody, and must be without user and password")
+    return value
+
+
 def _alert_url(value: object) -> object:
     if isinstance(value, str):
         parts, port = _split(value)
@@ -381,6 +388,7 @@ BrokerUrl = Annotated[SecretStr, BeforeValidator(_broker_url)]
 SmtpUrls = Annotated[SecretStr, BeforeValidator(_smtp_urls)]
 AlertUrl = Annotated[SecretStr, BeforeValidator(_alert_url)]
 WebUrl = Annotated[str, BeforeValidator(_web_url)]
+ShownUrl = Annotated[str, BeforeValidator(_shown_url)]
 ListenAddress = Annotated[Listen, BeforeValidator(_listen)]
 Mailbox = Annotated[str, BeforeValidator(_mailbox)]
 Sender = Annotated[str, BeforeValidator(_sender)]

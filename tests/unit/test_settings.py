@@ -224,6 +224,8 @@ def test_a_duration_that_makes_no_sense_is_refused(text: str) -> None:
         ("PUBLIC_URL", "https://"),
         ("PUBLIC_URL", "https://example.org?x=1"),
         ("PUBLIC_URL", "https://a..example.org"),
+        ("PUBLIC_URL", "https://user:hunter2@example.org"),
+        ("SITE_URL", "https://user:hunter2@example.org"),
         ("ALLOWED_HOSTS", "https://example.org"),
         ("ALLOWED_HOSTS", "example.org:443"),
         ("ALLOWED_HOSTS", "example.org,,"),

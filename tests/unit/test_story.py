@@ -16,6 +16,7 @@ from application.commands import (
     CancelRegistration,
     DiscardMail,
     EraseRegistration,
+    ImportUsers,
     RecordEmailComplained,
     RecordEmailDispatched,
     RecordEmailDispatchFailed,
@@ -31,7 +32,7 @@ from domain.errors import WrongCode
 from domain.mail_outcome import MAIL_FAILURES, CancelReason, DispatchFailure, HandOver, MailKind
 from domain.recorded import Recorded
 from infrastructure.event_store.codec import EventCodec, event_classes
-from tests.support.scenarios import OPERATOR, WORKER, InMemoryService, registers, right_code, verifies
+from tests.support.scenarios import OPERATOR, WORKER, InMemoryService, imported, registers, right_code, verifies
 from tests.unit.test_event_codec import GOLDEN_FILES, Golden
 
 MX = "mx.example.net:25"
@@ -610,6 +611,18 @@ async def test_a_mail_that_is_tried_for_a_day_does_not_go_to_the_right() -> None
     printed = [*lines(told(registration_id, chain, house.clock()))]
 
     assert max(map(len, printed[3:])) < 60
+
+
+async def test_whose_address_went_to_a_user_who_was_taken_over_is_told_so_and_of_no_code() -> None:
+    house = InMemoryService()
+    first = await house.registered()
+    await house.settle()
+    await house.handle(ImportUsers(import_id=UUID(int=16), users=(imported("ada@example.com"),)), OPERATOR)
+
+    last = story_of(house, first).acts[-1]
+
+    assert last.headline == "An operator took over a user from another system, who has the address since"
+    assert "proven" not in str([*lines(story_of(house, first))])
 
 
 @pytest.mark.parametrize("tries", [False, True])
