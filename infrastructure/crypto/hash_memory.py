@@ -12,9 +12,13 @@ import ctypes
 import mmap
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final
+
+import structlog
+
+log = structlog.get_logger(__name__)
 
 _LARGE: Final = 1024 * 1024
 """From this size on, what fits nowhere in the heap is asked of the kernel, and given back when it is freed. By itself
@@ -49,15 +53,23 @@ def kept(size: int, *, first: Callable[[], object]) -> Iterator[None]:
         first: a small hash. What a thread's first one leaves in the heap for good is then not where others are to fit.
     """
     if not hasattr(_own, "room"):
-        with suppress(Exception):  # the hashes in the block fail as well, and tell whom they are for; then once more
+        try:
             first()
             _own.room = _set_aside(size)
+        except Exception as error:  # noqa: BLE001 - the hashes go on without, or fail and tell whom they are for
+            _tell(type(error).__name__)
     try:
         yield
     finally:
         room = getattr(_own, "room", None)
         if room is not None and not room.is_given_back():
             _own.room = None
+
+
+@cache
+def _tell(error: str) -> None:
+    """Once for each kind: every hash tries again."""
+    log.warning("passwords.memory_not_kept", error=error, hint="hashes are slower until it can be")
 
 
 @cache

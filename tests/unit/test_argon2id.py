@@ -237,3 +237,25 @@ def test_without_glibc_and_for_little_memory_nothing_is_kept(size: int, monkeypa
     thread.start()
     thread.join()
     assert done == [None]
+
+
+def test_memory_that_cannot_be_kept_is_told_once_and_tried_for_again() -> None:
+    hash_memory._tell.cache_clear()
+    tried, hashed = [], []
+
+    def fails() -> None:
+        tried.append(1)
+        raise OSError
+
+    def work() -> None:
+        for _ in range(2):
+            with hash_memory.kept(8 * MIB, first=fails):
+                hashed.append(1)
+
+    with capture_logs() as lines:
+        thread = Thread(target=work)
+        thread.start()
+        thread.join()
+
+    assert (len(tried), len(hashed)) == (2, 2)
+    assert [(line["event"], line["error"]) for line in lines] == [("passwords.memory_not_kept", "OSError")]
