@@ -29,10 +29,6 @@ PATIENCE = 300
 """Seeds to look through for one whose planted bug is then replayed."""
 
 
-# What is collected here first are the leftovers of whatever test ran before in this process.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _quick_collection() -> Iterator[None]:
     """What the other tests have left behind is not looked through between seeds."""

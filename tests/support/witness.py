@@ -43,6 +43,7 @@ class Witness:
         self._file = directory / f"{name.replace('/', '-')}.json"
         self._answers: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     @property
     def address(self) -> str:
@@ -60,7 +61,7 @@ class Witness:
         return self
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -69,12 +70,16 @@ class Witness:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:  # also of a connection whose task had not begun
+            writer.transport.abort()
+        await asyncio.gather(*[writer.wait_closed() for writer in self._writers], return_exceptions=True)
         await self._server.wait_closed()
 
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        self._tasks.add(asyncio.create_task(self._serve(reader, writer)))
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             request, *lines = head.strip().split("\r\n")
@@ -82,7 +87,6 @@ class Witness:
             body = (await reader.readexactly(int(headers["content-length"]))).decode()
             await self._answer(request, body, writer)
         writer.transport.abort()
-        self._tasks.discard(task)
 
     async def _answer(self, request: str, body: str, writer: asyncio.StreamWriter) -> None:
         self.calls += 1
