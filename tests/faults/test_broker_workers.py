@@ -10,7 +10,7 @@ from infrastructure.mail.smtp.pool import FIRST_CONNECTIONS
 from infrastructure.rabbitmq.mail_worker import PREFETCH
 from infrastructure.rabbitmq.topology import MAIL_QUEUE
 from tests.faults.scene import Scene
-from tests.support.broker import channel_to, vhost_of
+from tests.support.broker import channel_to, vhost_of, waiting
 from tests.support.facts import eventually
 from tests.support.rabbitmq import PrivateRabbit
 from tests.support.tcp_proxy import TO_CLIENT, TcpProxy
@@ -33,18 +33,23 @@ async def test_a_worker_that_is_told_to_stop_finishes_what_it_has_in_hand_and_co
 
         assert len(scene.sink.sessions) == FIRST_CONNECTIONS
 
-        def consuming() -> int:
+        def of_worker(what: str) -> int:
             """By the worker's channel: the queue counts a consumer until its last message is acknowledged."""
             told = rabbit.evaluate(
-                "lists:sum([Consumers || [{consumer_count, Consumers}, {prefetch_count, Prefetch}, {vhost, Host}] <-"
-                " rabbit_channel:info_all([consumer_count, prefetch_count, vhost]),"
+                f"lists:sum([Count || [{{{what}, Count}}, {{prefetch_count, Prefetch}}, {{vhost, Host}}] <-"
+                f" rabbit_channel:info_all([{what}, prefetch_count, vhost]),"
                 f' Prefetch =:= {PREFETCH}, Host =:= <<"{vhost_of(broker_url)}">>])'
             )
             return int(told)
 
-        await eventually(lambda: consuming() == 1, every=0.2)
+        async def is_all_there() -> bool:
+            """What is accepted is in the queue only when the relay has had its turn."""
+            return (of_worker("messages_unacknowledged"), await waiting(broker_url)) == (PREFETCH, more)
+
+        await eventually(is_all_there, every=0.2)
+        assert of_worker("consumer_count") == 1
         worker.signal(signal.SIGTERM)
-        await eventually(lambda: consuming() == 0, every=0.2)
+        await eventually(lambda: of_worker("consumer_count") == 0, every=0.2)
         assert (worker.is_running, scene.sink.mails) == (True, [])
         proxy.heal()
 
