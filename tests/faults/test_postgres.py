@@ -499,10 +499,10 @@ async def test_an_append_that_is_too_slow_is_given_up_and_records_nothing(dsn: s
         crowd = Crowd(api, within=IN_TIME)
         await query(dsn, SLEEP)
         await query(dsn, "CREATE TRIGGER slow AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION sleep()")
-        answers = asyncio.gather(*(crowd.register() for _ in range(20)))
-        await eventually(lambda: sessions(dsn, "wait_event = 'PgSleep'"))  # it took effect
-        told_to_come_again(await answers)
-        assert await ready(api) == 503
+        async with crowd.arriving():
+            await eventually(lambda: sessions(dsn, "wait_event = 'PgSleep'"))  # it took effect
+            await becomes(api, 503)  # for a second after each append that was given up
+        told_to_come_again(list(crowd.told.values()))
         assert await registered(dsn) == set()
 
         await query(dsn, "DROP TRIGGER slow ON events")
