@@ -62,10 +62,10 @@ from application.loading import (
 from application.operator_acts import act_of
 from application.ports import (
     Clock,
-    Conflict,
     Context,
     Keyed,
     Log,
+    Outdated,
     PasswordHasher,
     Person,
     Secrets,
@@ -750,10 +750,10 @@ def _must_be_made_of(registration: Registration, command: SetPassword | RehashPa
     """Check that the new personal data is made of what the registration has, unless it has the new one already.
 
     Raises:
-        Conflict: another password was set since.
+        Outdated: another password was set since.
     """
     if registration.personal_data not in (command.replaces, command.personal_data):
-        raise Conflict
+        raise Outdated
 
 
 def _answer(subject_id: UUID, status: Status | None, saved: Position | None, before: Position) -> Answer:
