@@ -294,10 +294,13 @@ class Handlers:
             if registration.may_be_verified(offered=offered, expected=expected, now=now, policy=self._policy):
                 claim_id, mailbox_id = registration.claim_id, registration.mailbox_id
                 mailboxes = () if mailbox_id is None else (mailbox_id,)
-                streams = await self._log.load(registration_id, *kept, holders_of=(claim_id,), mailboxes=mailboxes)
+                imported_id = self._secrets.imported_id(claim_id)
+                streams = await self._log.load(
+                    *(registration_id, imported_id, *kept), holders_of=(claim_id,), mailboxes=mailboxes
+                )
                 registration, position = loaded(streams, registration_id)
                 mailbox = None if mailbox_id is None else streams.get(Mailbox, mailbox_id)
-                address = known_address(streams, claim_id, mailbox)
+                address = known_address(streams, claim_id, mailbox, imported_id)
             if context.keyed is not None and registration.is_proven:
                 return self._proven_already(command, context.keyed, registration, streams)
             proof = prove(

@@ -158,7 +158,7 @@ class Oracle:
         address = canonical_address(event.personal_data.split("\n")[1])
         claim_id = KEYRING.claim_id(address)
         seen = Seen(len(self.seen) + 1, event.originator_id, claim_id, address, None, event.timestamp, imported=True)
-        self._must(event.originator_id == KEYRING.imported_id(address), "I3", "is imported under another id", seen)
+        self._must(event.originator_id == KEYRING.imported_id(claim_id), "I3", "is imported under another id", seen)
         self._must(event.originator_id not in self.seen, "I3", "is imported twice", seen)
         self._must(event.claim_id == str(claim_id), "I3", "claims another address", seen)
         self._must(claim_id not in self._proven, "I3", "is imported though an account has the address", seen)
