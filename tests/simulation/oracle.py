@@ -135,6 +135,9 @@ class Oracle:
             elif isinstance(event, Registration.Event):
                 self._registration(self.seen[event.originator_id], event, position)
         for event in events:
+            if isinstance(event, Registration.RegistrationSuperseded):
+                seen = self.seen[event.originator_id]
+                self._must(seen.serial or seen.ended_at, "I4", "gave way before it was invited, and goes on", seen)
             if isinstance(event, Registration.EmailVerified) or (
                 isinstance(event, Registration.UserImported) and event.verified
             ):

@@ -39,6 +39,7 @@ from tests.support.scenarios import (
     right_code,
     verifies,
 )
+from tests.unit.test_story import story_of
 
 RUN = UUID(int=16)
 
@@ -256,9 +257,12 @@ async def test_who_was_imported_just_when_another_proved_the_address_ends_when_t
     registration_id = await house.registered()
     log.in_between = lambda: house.handle(verifies(registration_id, right_code(registration_id)))
     assert await take_over(house, user) == [Outcome.WAITING]
+    house.move(timedelta(minutes=2))
 
     assert await invite(house, user) == Outcome.GAVE_WAY
 
+    told = "An operator wanted to invite the user, whose address an account has by now"
+    assert story_of(house, ADA).acts[-1].headline == told
     assert house.registration(ADA).superseded_by == registration_id
     assert house.registration(ADA).status is Status.CANCELLED
     assert await invite(house, user) == Outcome.ALREADY_THERE
