@@ -15,13 +15,27 @@ from application.answers import Answer
 from application.commands import RecordFailedChecks, RehashPassword, SetPassword
 from application.handlers import Handlers
 from application.passwords import check_words, parse_password
-from application.ports import Clock, Conflict, Context, PasswordChecker, Person, Persons, Seals, Unavailable
+from application.ports import (
+    Clock,
+    Conflict,
+    Context,
+    Outdated,
+    PasswordChecker,
+    Person,
+    Persons,
+    Seals,
+    Unavailable,
+)
 from application.unfit import Unfit
 from domain.errors import NotAnAccount, Refused, UnknownRegistration
 from domain.password_checks import is_told
 
 WITHIN: Final = timedelta(hours=1)
 """Over how long failed checks of an account are counted."""
+
+LOST_RACES: Final = 3
+"""How often a new password is sealed anew because another one was set meanwhile: as often as a command is decided again
+after a conflict."""
 
 MOST_COUNTED: Final = 10_000
 """Accounts whose failed checks a process counts at a time; the one that it began with first is forgotten."""
@@ -95,35 +109,49 @@ class AccountPasswords:
             await self._handlers.handle(told, context)
 
     async def set(self, account_id: UUID, typed: str, context: Context) -> Answer:
-        """Give an account another password; the same again records nothing.
+        """Give an account another password; the same again records nothing. Of several that are set at once each is
+        set, one after the other.
 
         Raises:
             UnknownRegistration: there is no such registration, or its person was erased.
             NotAnAccount: its address is not verified, or it has ended.
             UnfitPassword: the rules of a registration refuse it.
             IdempotencyKeyReused: the key came before with another password.
-            Conflict: another one was set at the same time.
+            Conflict: others were set at the same time, again and again.
         """
-        found = await self._persons.sealed(account_id)
-        if found is None or found.wrapped is None:
-            raise UnknownRegistration
-        if not found.is_proven:
-            raise NotAnAccount
-        person = self._seals.open(account_id, found.sealed, found.wrapped)
+        person, sealed, wrapped = await self._account(account_id)
         try:
             password = parse_password(typed, email=person.email)
             check_words(password, self._service_names, "the name of this service")
         except Unfit as reason:
             raise UnfitPassword(reason.code, str(reason)) from None
         password_hash = await self._hasher.hash(password, _address(person))
-        sealed = found.sealed
-        if person.password_hash != password_hash:
-            sealed = self._seals.seal_again(account_id, replace(person, password_hash=password_hash), found.wrapped)
         if context.once is not None:
             # The hash in place of the password: a fast hash of the password itself must not be stored in the log.
             context = replace(context, once=replace(context.once, asked=f"{context.once.asked}\n{password_hash}"))
-        command = SetPassword(registration_id=account_id, personal_data=sealed, replaces=found.sealed)
-        return await self._handlers.handle(command, context)
+        lost = 0
+        while True:
+            becomes = sealed
+            if person.password_hash != password_hash:
+                again = replace(person, password_hash=password_hash)
+                becomes = self._seals.seal_again(account_id, again, wrapped)
+            command = SetPassword(registration_id=account_id, personal_data=becomes, replaces=sealed)
+            try:
+                return await self._handlers.handle(command, context)
+            except Outdated:
+                lost += 1
+                if lost > LOST_RACES:
+                    raise
+            person, sealed, wrapped = await self._account(account_id)
+
+    async def _account(self, account_id: UUID) -> tuple[Person, str, bytes]:
+        """Whose it is, as sealed in the log, and with which key."""
+        found = await self._persons.sealed(account_id)
+        if found is None or found.wrapped is None:
+            raise UnknownRegistration
+        if not found.is_proven:
+            raise NotAnAccount
+        return self._seals.open(account_id, found.sealed, found.wrapped), found.sealed, found.wrapped
 
 
 class FailedChecks:

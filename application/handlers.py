@@ -62,10 +62,10 @@ from application.loading import (
 from application.operator_acts import act_of
 from application.ports import (
     Clock,
-    Conflict,
     Context,
     Keyed,
     Log,
+    Outdated,
     PasswordHasher,
     Person,
     Secrets,
@@ -294,10 +294,13 @@ class Handlers:
             if registration.may_be_verified(offered=offered, expected=expected, now=now, policy=self._policy):
                 claim_id, mailbox_id = registration.claim_id, registration.mailbox_id
                 mailboxes = () if mailbox_id is None else (mailbox_id,)
-                streams = await self._log.load(registration_id, *kept, holders_of=(claim_id,), mailboxes=mailboxes)
+                imported_id = self._secrets.imported_id(claim_id)
+                streams = await self._log.load(
+                    *(registration_id, imported_id, *kept), holders_of=(claim_id,), mailboxes=mailboxes
+                )
                 registration, position = loaded(streams, registration_id)
                 mailbox = None if mailbox_id is None else streams.get(Mailbox, mailbox_id)
-                address = known_address(streams, claim_id, mailbox)
+                address = known_address(streams, claim_id, mailbox, imported_id)
             if context.keyed is not None and registration.is_proven:
                 return self._proven_already(command, context.keyed, registration, streams)
             proof = prove(
@@ -750,10 +753,10 @@ def _must_be_made_of(registration: Registration, command: SetPassword | RehashPa
     """Check that the new personal data is made of what the registration has, unless it has the new one already.
 
     Raises:
-        Conflict: another password was set since.
+        Outdated: another password was set since.
     """
     if registration.personal_data not in (command.replaces, command.personal_data):
-        raise Conflict
+        raise Outdated
 
 
 def _answer(subject_id: UUID, status: Status | None, saved: Position | None, before: Position) -> Answer:

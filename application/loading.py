@@ -75,17 +75,25 @@ def address_at_a_glance(
     return None, (*alike, holder.registration_id)  # in a log of release 0.1.0: pending, and in no mailbox's memory
 
 
-def known_address(streams: Streams, claim_id: ClaimId, mailbox: Mailbox | None) -> KnownAddress:
-    """An address's claim and registrations, from streams that were loaded with it and its mailbox."""
+def known_address(
+    streams: Streams, claim_id: ClaimId, mailbox: Mailbox | None, imported_id: UUID | None = None
+) -> KnownAddress:
+    """An address's claim and registrations, from streams that were loaded with it and its mailbox.
+
+    Args:
+        imported_id: that of whoever was imported with this address, if it was loaded, too.
+    """
     claim = streams.get(EmailClaim, claim_id)
-    holder = streams.get(Registration, claim.holder) if claim is not None and claim.holder is not None else None
-    applicants = [
-        one.registration_id
-        for one in (() if mailbox is None else mailbox.applicants)
-        if one.claim == claim_mark(claim_id) and (holder is None or one.registration_id != holder.id)
-    ]
+    holder = None if claim is None or claim.holder is None else streams.get(Registration, claim.holder)
+    former = None if claim is None or claim.former is None or holder else streams.get(Registration, claim.former)
+    marked = [one for one in (() if mailbox is None else mailbox.applicants) if one.claim == claim_mark(claim_id)]
+    applicants = dict.fromkeys([one.registration_id for one in marked])
+    if imported_id is not None:
+        applicants[imported_id] = None
+    if holder is not None:
+        applicants.pop(holder.id, None)
     found = tuple(one for one in registrations(streams, applicants) if one.claim_id == claim_id)
-    return KnownAddress(claim_id, claim, holder, found)
+    return KnownAddress(claim_id, claim, holder, found, former=former)
 
 
 def registrations(streams: Streams, ids: Iterable[UUID]) -> tuple[Registration, ...]:

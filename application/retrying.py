@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying
 
-from application.ports.errors import Conflict
+from application.ports.errors import Conflict, Outdated
 
 T = TypeVar("T")
 
@@ -42,13 +42,15 @@ async def decided_again(decide: Callable[[], Awaitable[T]], losses: float) -> T:
     """Decide, and again after each conflict, at most `losses` times; from `AT_ONCE` conflicts on after a pause.
 
     Raises:
-        Conflict: it has lost once more than that.
+        Conflict: it has lost once more than that, or is `Outdated`.
     """
     lost = 0
     pause = 0.01
     while True:
         try:
             return await decide()
+        except Outdated:
+            raise
         except Conflict:
             lost += 1
             if lost > losses:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
@@ -30,13 +31,23 @@ THE_OPERATOR = "operator's invitations"
 
 
 class Outcome(StrEnum):
-    """What became of a user."""
+    """What became of a user.
+
+    Attributes:
+        WITHOUT_PASSWORD: as WAITING; what they had as a password's hash is left out.
+        ERASED: nothing; an account of theirs was erased here.
+        LEFT: not invited, and may be some other time.
+        GAVE_WAY: not invited, and ended, since an account has their address.
+    """
 
     ACCOUNT = "account"
     WAITING = "waiting"
+    WITHOUT_PASSWORD = "waiting without the password"  # noqa: S105 - none
     ALREADY_THERE = "already there"
+    ERASED = "erased"
     INVITED = "invited"
     LEFT = "left"
+    GAVE_WAY = "gave way"
 
 
 class Taken(NamedTuple):
@@ -56,7 +67,25 @@ class _Asked(NamedTuple):
     @property
     def outcome(self) -> Outcome:
         """If they are new."""
-        return Outcome.ACCOUNT if self.user.verified else Outcome.WAITING
+        if self.user.verified:
+            return Outcome.ACCOUNT
+        return Outcome.WAITING if self.user.password_hash is None else Outcome.WITHOUT_PASSWORD
+
+    @property
+    def person(self) -> Person:
+        """Whose address nobody has verified brings no password: whoever began with somebody else's address there would
+        know that of the account which its owner makes of an invitation here."""
+        user = self.user
+        return Person(user.email, user.name, user.password_hash if user.verified else None)
+
+
+@dataclass(slots=True)
+class _Decided:
+    """What to record of users, their keys, and what became of those of whom there is something to be said."""
+
+    changed: list[Aggregate] = field(default_factory=list)
+    keys: list[WrappedKey] = field(default_factory=list)
+    outcomes: dict[UUID, Outcome] = field(default_factory=dict)
 
 
 class UserImports:
@@ -87,48 +116,48 @@ class UserImports:
         position = max(known.position(one.registration_id) for one in asked)
         new = [one for one in asked if not known.position(one.registration_id)]
 
-        async def decide() -> list[Aggregate]:
+        async def decide() -> _Decided:
             nonlocal position
-            changed, keys = await self._decided(new)
-            if changed and not dry_run:
-                position = await self._append(changed, context, keys)
-            return changed
+            decided = await self._decided(new)
+            if decided.changed and not dry_run:
+                position = await self._append(decided.changed, context, decided.keys)
+            return decided
 
-        changed = await decided_again(decide, LOST_RACES) if new else []
-        taken = {one.id for one in changed}
-        outcomes = [one.outcome if one.registration_id in taken else Outcome.ALREADY_THERE for one in asked]
-        return Taken(outcomes, position, recorded=bool(changed) and not dry_run)
+        decided = await decided_again(decide, LOST_RACES) if new else _Decided()
+        outcomes = [decided.outcomes.get(one.registration_id, Outcome.ALREADY_THERE) for one in asked]
+        return Taken(outcomes, position, recorded=bool(decided.changed) and not dry_run)
 
-    async def _decided(self, new: Sequence[_Asked]) -> tuple[list[Aggregate], list[WrappedKey]]:
-        """What to record of users, and their keys."""
+    async def _decided(self, new: Sequence[_Asked]) -> _Decided:
         streams = await self._log.load(
             *[one.registration_id for one in new],
             holders_of=[one.claim_id for one in new],
             mailboxes=list(dict.fromkeys(one.mailbox_id for one in new)),
         )
-        changed: list[Aggregate] = []
-        keys: list[WrappedKey] = []
+        decided = _Decided()
         for one in new:
             if streams.position(one.registration_id):  # another run was faster
                 continue
-            user = one.user
-            sealed, key = self._secrets.seal(one.registration_id, Person(user.email, user.name, user.password_hash))
-            decided = import_user(
-                known_address(streams, one.claim_id, _mailbox(streams, one.mailbox_id)),
+            address = known_address(streams, one.claim_id, _mailbox(streams, one.mailbox_id))
+            sealed, key = self._secrets.seal(one.registration_id, one.person)
+            changed = import_user(
+                address,
                 registration_id=one.registration_id,
                 personal_data=sealed,
-                locale=user.locale,
-                verified=user.verified,
+                locale=one.user.locale,
+                verified=one.user.verified,
                 now=self._clock(),
             )
-            if decided:
-                changed += decided
-                keys.append(key)
-        return changed, keys
+            if changed:
+                decided.outcomes[one.registration_id] = one.outcome
+                decided.changed += changed
+                decided.keys.append(key)
+            elif address.owner is None:
+                decided.outcomes[one.registration_id] = Outcome.ERASED
+        return decided
 
     async def invite(self, user: ImportedUser, context: Context, *, dry_run: bool = False) -> Taken:
         """Have one sent a code who was taken over and waits; LEFT where the mailbox has had as many mails as it is sent
-        for the time being, ALREADY_THERE where nobody waits.
+        for the time being, ALREADY_THERE where nobody waits, GAVE_WAY where an account has the address.
 
         Raises:
             Conflict, Overloaded, Unavailable: see `take_over`.
@@ -141,12 +170,9 @@ class UserImports:
             if registration is None or not registration.awaits_invitation:
                 return Taken([Outcome.ALREADY_THERE], position, recorded=False)
             mailbox = _mailbox(streams, mailbox_id)
-            known = known_address(streams, claim_id, mailbox)
-            if known.owner is not None:
-                return Taken([Outcome.ALREADY_THERE], position, recorded=False)
             changed = invite(
                 registration,
-                known,
+                known_address(streams, claim_id, mailbox),
                 mailbox_id,
                 mailbox,
                 network=self._secrets.network_mark(mailbox_id, THE_OPERATOR),
@@ -156,19 +182,17 @@ class UserImports:
             if not changed:
                 return Taken([Outcome.LEFT], position, recorded=False)
             if not dry_run:
-                position = await self._append(changed, context) - 1  # the mailbox's event comes last
-            return Taken([Outcome.INVITED], position, recorded=not dry_run)
+                position = await self._append(changed, context) - (len(changed) - 1)  # the mailbox's event comes last
+            outcome = Outcome.INVITED if registration.is_pending else Outcome.GAVE_WAY
+            return Taken([outcome], position, recorded=not dry_run)
 
         return await decided_again(decide, LOST_RACES)
 
     def _asked(self, user: ImportedUser) -> _Asked:
         address = canonical_address(user.email)
-        return _Asked(
-            user,
-            self._secrets.imported_id(address),
-            self._secrets.claim_id(address),
-            self._secrets.mailbox_id(mailbox_guess(address)),
-        )
+        claim_id = self._secrets.claim_id(address)
+        mailbox_id = self._secrets.mailbox_id(mailbox_guess(address))
+        return _Asked(user, self._secrets.imported_id(claim_id), claim_id, mailbox_id)
 
     async def _append(
         self, changed: Sequence[Aggregate], context: Context, keys: Sequence[WrappedKey] = ()

@@ -16,7 +16,8 @@ ClaimId = NewType("ClaimId", UUID)
 
 
 class EmailClaim(Aggregate, created_event_name="EmailClaimed"):
-    """Which registration holds one address. The stream's id is a keyed hash of the address, so the log never names it.
+    """Which registration holds one address, and which one held it before. The stream's id is a keyed hash of the
+    address, so the log never names it.
 
     Saved in the same commit as the proof: of any number of simultaneous proofs, the store's primary key lets one
     through. Until release 0.1.0 an address was claimed as soon as it was registered: in a log of that time a claim may
@@ -48,6 +49,7 @@ class EmailClaim(Aggregate, created_event_name="EmailClaimed"):
 
     def __init__(self) -> None:
         self.holder: UUID | None = None
+        self.former: UUID | None = None
 
     @classmethod
     def begin(cls, *, claim_id: ClaimId, registration_id: UUID, now: datetime) -> EmailClaim:
@@ -75,8 +77,9 @@ class EmailClaim(Aggregate, created_event_name="EmailClaimed"):
             self.trigger_event(EmailClaim.EmailReleased, registration_id=str(registration_id), timestamp=now)
 
     @event(EmailReleased)
-    def _email_released(self) -> None:
+    def _email_released(self, registration_id: str) -> None:
         self.holder = None
+        self.former = UUID(registration_id)
 
 
 register_topic("email_claim", EmailClaim)

@@ -271,7 +271,8 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         """Another registration, `by`, has proven the address, in this commit: no code of this one matches any more.
 
         Seen from outside it stays pending until its ordinary end, or its status would tell whoever began it that the
-        address was proven just then.
+        address was proven just then. One that nobody was invited to is cancelled in this commit; where it was imported
+        just when the other one was proven, in that of its invitation.
         """
 
         TOPIC = "registration.registration_superseded"
@@ -719,9 +720,16 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         self._issue(IssueReason.REOPENED, withheld=self.serial in self.withheld, now=now)
 
     def give_way(self, *, by: UUID, now: datetime) -> None:
-        """Give way to the registration `by`, which has proven the address: no code of this one matches any more."""
+        """Give way to the registration `by`, which has proven the address: no code of this one matches any more.
+
+        A user who waits for an invitation ends with that: nobody else would end it, and nobody has its id, to learn
+        from its status that the address was proven.
+        """
+        uninvited = self.awaits_invitation
         if self.is_pending and self.can_be_proven:
             self.trigger_event(Registration.RegistrationSuperseded, by=str(by), timestamp=now)
+        if uninvited:
+            self.cancel(reason=CancelReason.SUPERSEDED, now=now)
 
     def erase(self, *, now: datetime) -> None:
         """End the registration, whatever its status, and record that its personal data is destroyed."""

@@ -28,9 +28,10 @@ class KnownAddress:
     Attributes:
         claim: None if nobody has ever held it.
         holder: the registration that the claim names; None as well if nobody needs to know more of it.
-        applicants: the registrations for it that its mailbox remembers, as they are now, without the holder; for a new
-            registration, those of them that may have the same payload.
+        applicants: the registrations for it that its mailbox remembers, as they are now, and whoever was imported with
+            it, without the holder; for a new registration, those of them that may have the same payload.
         proven_by: the registration that has proven it and holds it, if more of that one is not known here.
+        former: where nobody holds it, the registration that did before, if that is known here.
     """
 
     claim_id: ClaimId
@@ -38,6 +39,12 @@ class KnownAddress:
     holder: Registration | None
     applicants: tuple[Registration, ...]
     proven_by: UUID | None = None
+    former: Registration | None = None
+
+    @property
+    def was_erased(self) -> bool:
+        """Was the last one an account, and its person erased?"""
+        return self.former is not None and self.former.erased and self.former.proven_version > 0
 
     @property
     def registrations(self) -> tuple[Registration, ...]:
@@ -209,11 +216,11 @@ def import_user(
     now: datetime,
 ) -> tuple[Aggregate, ...]:
     """Take somebody over from another system; returns the aggregates to save, of which there is none where an account
-    has the address.
+    has the address, or had it until its person was erased.
 
     Who is `verified` there has the address, as if it had been proven here: the registrations that wait for it give way.
     """
-    if address.owner is not None:
+    if address.owner is not None or address.was_erased:
         return ()
     registration = Registration.import_user(
         registration_id=registration_id,
@@ -239,13 +246,16 @@ def invite(
     """Have an imported user sent a first code; returns the aggregates to save.
 
     None where the mailbox's budget is used up: who invites may do so again later, unlike somebody who asks for a code
-    and must not see what others have asked for. None either where an account has the address.
+    and must not see what others have asked for. Where an account has the address, the user gives way to that.
 
     Args:
         network: keyed hash of what stands for the operator's.
     """
-    if not registration.awaits_invitation or address.owner is not None:
+    if not registration.awaits_invitation:
         return ()
+    if address.owner is not None:
+        registration.give_way(by=address.owner.id, now=now)
+        return (registration,)
     asked = Asked(registration.id, 1, address.claim_id, network)
     mailbox = decide_mail(mailbox, mailbox_id, asked, now=now, policy=policy)
     if mailbox.withheld:

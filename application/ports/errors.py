@@ -28,6 +28,10 @@ class Conflict(Exception):
     again."""
 
 
+class Outdated(Conflict):
+    """What a command was made of has changed since: to decide again would not help, whoever made it makes it anew."""
+
+
 class ForeignRequest(Exception):
     """A request for another kind of mail than its registration gets, so the saga did not make it. Nothing was done.
 

@@ -128,8 +128,9 @@ class Log(Protocol):
         mailboxes: Sequence[MailboxId] = (),
         proofs_of: Sequence[ClaimId] = (),
     ) -> Streams:
-        """The given streams, the claims `holders_of` with their current holders' streams, and the `mailboxes` with the
-        streams of those of their applicants that want an address of `holders_of`, all in one round trip.
+        """The given streams, the claims `holders_of` with their holders' streams, or those of the last ones where
+        nobody holds them now, and the `mailboxes` with the streams of those of their applicants that want an address of
+        `holders_of`, all in one round trip.
 
         Of the claims `proofs_of`, only who holds them (`Streams.holder`). To read one and a mailbox takes as long
         whether there are such, or not.

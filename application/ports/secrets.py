@@ -61,8 +61,8 @@ class Secrets(Protocol):
 
     def new_registration_id(self, now: datetime) -> UUID: ...
 
-    def imported_id(self, canonical_email: str) -> UUID:
-        """The id of the registration of somebody with this address who is imported: always the same."""
+    def imported_id(self, claim_id: ClaimId) -> UUID:
+        """The id of the registration of whoever is imported with the address of this claim: always the same."""
         ...
 
     def fingerprint(self, *parts: str) -> str:

@@ -13,6 +13,7 @@ from application.story.sentences import did, sentence
 from application.story.why import why
 from application.story.words import ACTORS, duration, moment
 from domain.email_claim import EmailClaim
+from domain.mail_outcome import CancelReason
 from domain.mail_saga import MailSaga
 from domain.operator_act import OperatorAct
 from domain.password_checks import PasswordChecks
@@ -122,13 +123,21 @@ def _decides(one: Recorded) -> bool:
 
 
 def _headline(group: Sequence[Recorded]) -> str:
-    # Who is superseded may have been told so by a code of their own.
-    first = next((one for one in group if not isinstance(one.event, Registration.RegistrationSuperseded)), group[0])
+    # Who is superseded may have been told so by a code of their own; who waits for an invitation ends with it.
+    first = next((one for one in group if not _gives_way(one.event)), group[0])
     who = ACTORS.get(first.actor, first.actor)
     what = "erased the person again" if first.actor == Actor.RESTORE else _did(first.event)
     if isinstance(first.event, Registration.RegistrationSuperseded) and first.actor == Actor.OPERATOR:
         what = "took over a user from another system, who has the address since"
+        if len(group) > 1:
+            what = "wanted to invite the user, whose address an account has by now"
     return f"{who[0].upper()}{who[1:]} {what}"
+
+
+def _gives_way(event: AnyEvent) -> bool:
+    if isinstance(event, Registration.RegistrationCancelled):
+        return event.reason == CancelReason.SUPERSEDED
+    return isinstance(event, Registration.RegistrationSuperseded)
 
 
 def _did(event: AnyEvent) -> str:

@@ -7,7 +7,8 @@ at (`entrypoints.api.refusals`): a page sees a request that failed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -24,7 +25,11 @@ _REMEMBERED: Final = b"7200"
 """Seconds for which a browser need not ask again; Chromium keeps it no longer."""
 
 MOST_TOLD: Final = 16
-"""Origins of which the log says that they are refused: anybody can make one up."""
+"""Origins in `TOLD_FOR` of which the log says that they are refused: anybody can make one up."""
+
+TOLD_FOR: Final = 3600.0
+"""Seconds after which each origin is told again: who made up the first ones must not hide for good that somebody's own
+page is refused."""
 
 log = structlog.get_logger(__name__)
 
@@ -34,17 +39,29 @@ VARY: Final = (b"vary", b"Origin")
 
 
 class RefusedOrigins:
-    """Says once of each origin, and of a bounded number, that its pages may not call us.
+    """Says of each origin, and of a bounded number, once an hour that its pages may not call us.
 
     Without its name, which may be a person's, and which the browser's console has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """
+        Args:
+            clock: in seconds.
+        """
+        self._clock = clock
         self._told: set[bytes] = set()
+        self._since = clock()
 
     def note(self, scope: Scope, origin: bytes | None) -> None:
         """A request that asks what an origin may do, and is not allowed anything."""
-        if origin is None or not _asks(scope) or origin in self._told or len(self._told) >= MOST_TOLD:
+        if origin is None or not _asks(scope):
+            return
+        now = self._clock()
+        if now >= self._since + TOLD_FOR:
+            self._told.clear()
+            self._since = now
+        if origin in self._told or len(self._told) >= MOST_TOLD:
             return
         self._told.add(origin)
         log.warning(

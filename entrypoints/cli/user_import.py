@@ -132,6 +132,19 @@ def _same(user: ImportedUser) -> str:
     return canonical_address(user.email)
 
 
+_BESIDE: Final = {
+    "passwords_left_out": Outcome.WITHOUT_PASSWORD,
+    "erased": Outcome.ERASED,
+    "gave_way": Outcome.GAVE_WAY,
+    "not_invited": Outcome.LEFT,
+}
+"""What is told beside the counts that are recorded. The first are among those who wait, the second among those who were
+there already."""
+
+_HAVE_AN_EFFECT: Final = {Outcome.INVITED, Outcome.GAVE_WAY}
+"""Of a user who waits."""
+
+
 class _Run:
     """One import; it is recorded when it has its first effect."""
 
@@ -146,18 +159,25 @@ class _Run:
         self._begun = False
 
     @property
+    def has_changed(self) -> bool:
+        """Did it change anything, or would it?"""
+        unchanged = {Outcome.ALREADY_THERE, Outcome.ERASED, Outcome.LEFT}
+        return any(number for outcome, number in self.outcomes.items() if outcome not in unchanged)
+
+    @property
     def counts(self) -> Counts:
         found = self.outcomes
         return Counts(
             accounts=found[Outcome.ACCOUNT],
-            waiting=found[Outcome.WAITING],
-            already_there=found[Outcome.ALREADY_THERE],
+            waiting=found[Outcome.WAITING] + found[Outcome.WITHOUT_PASSWORD],
+            already_there=found[Outcome.ALREADY_THERE] + found[Outcome.ERASED],
             invited=found[Outcome.INVITED],
         )
 
     def summary(self) -> dict[str, object]:
         """What is printed for programs."""
-        counts = asdict(self.counts) | {"skipped": self.checked.skipped, "not_invited": self.outcomes[Outcome.LEFT]}
+        others = {name: self.outcomes[outcome] for name, outcome in _BESIDE.items()}
+        counts = asdict(self.counts) | {"skipped": self.checked.skipped} | others
         return {"file": str(self.wanted.file), "dry_run": self.wanted.dry_run, "changed": self._begun, **counts}
 
     async def take_over(self, file: IO[bytes], progress: Callable[[int, int], None]) -> None:
@@ -181,7 +201,7 @@ class _Run:
     async def _take_over(self, portion: tuple[ImportedUser, ...]) -> Iterable[str]:
         if not self._begun:  # a repeat of what is done changes nothing, and records nothing either
             foreseen = await self._import(portion, dry_run=True)
-            if self.wanted.dry_run or set(foreseen) == {Outcome.ALREADY_THERE}:
+            if self.wanted.dry_run or set(foreseen) <= {Outcome.ALREADY_THERE, Outcome.ERASED}:
                 return foreseen
             await self._begin()
         return await self._import(portion)
@@ -214,10 +234,10 @@ class _Run:
         command = InviteUser(import_id=self._id, user=user)
         if not self._begun:
             foreseen = command.model_copy(update={"dry_run": True})
-            if (await self._desk.handlers.handle(foreseen, self._context)).details[0] == Outcome.INVITED:
+            if (await self._desk.handlers.handle(foreseen, self._context)).details[0] in _HAVE_AN_EFFECT:
                 await self._begin()
         outcome = (await self._desk.handlers.handle(command, self._context)).details[0]
-        if outcome in {Outcome.INVITED, Outcome.LEFT}:  # the others are counted already
+        if outcome != Outcome.ALREADY_THERE:  # these are counted already
             self.outcomes[outcome] += 1
         return outcome
 
@@ -248,10 +268,10 @@ async def _ahead(portions: Iterator[tuple[ImportedUser, ...]]) -> AsyncGenerator
 
 
 def _tell(run: _Run) -> None:
-    counts, skipped, left = run.counts, run.checked.skipped, run.outcomes[Outcome.LEFT]
+    counts, skipped, found = run.counts, run.checked.skipped, run.outcomes
     if not run.checked.sound + skipped:
         click.echo("There is nobody in the file.")
-    elif not run.wanted.dry_run and not counts.accounts + counts.waiting + counts.invited:
+    elif not run.wanted.dry_run and not run.has_changed:
         click.echo(f"Nothing changed: {_users(counts.already_there, 'user')} there already.")
     else:
         would = "Would import" if run.wanted.dry_run else "Imported"
@@ -260,7 +280,16 @@ def _tell(run: _Run) -> None:
         click.echo(f"{' and '.join(told)}; {_users(counts.already_there, 'user')} there already.")
     if counts.invited:
         click.echo(f"Invited {_users(counts.invited, 'user')}.")
-    if left:
+    if passwords := found[Outcome.WITHOUT_PASSWORD]:
+        note(
+            f"Left out {_users(passwords, 'password')} of users whose addresses the other system has not verified: "
+            "somebody else may know them."
+        )
+    if erased := found[Outcome.ERASED]:
+        note(f"Of those who were there already, {erased:,} had an account that was erased; they can sign up.")
+    if gave_way := found[Outcome.GAVE_WAY]:
+        note(f"Not invited, and ended: {gave_way:,}, whose addresses accounts have by now.")
+    if left := found[Outcome.LEFT]:
         note(f"Not invited: {left:,}, whose mailboxes have had as many mails as they are sent; try again tomorrow.")
     if skipped:
         note(f"Left out {_users(skipped, 'line')}.")

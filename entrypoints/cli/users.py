@@ -75,9 +75,9 @@ def import_users(
     """Take users over from another system.
 
     FILE has a JSON object a line, with "email", "name" and "verified" (true or false) and, if there are, "locale" and
-    "password_hash"; "-" is standard input. Whoever is verified there has an account here at once; the others wait, and
-    are sent nothing without --invite. Every line is checked before anything is changed. The same file again changes
-    nothing, and after an interruption goes on.
+    "password_hash"; "-" is standard input. Whoever is verified there has an account here at once; the others wait,
+    without a password, and are sent nothing without --invite. Every line is checked before anything is changed. The
+    same file again changes nothing, and after an interruption goes on.
     """
     from entrypoints.cli import user_import
     from entrypoints.cli.output import note

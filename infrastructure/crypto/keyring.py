@@ -104,9 +104,9 @@ class Keyring:
         value = value & ~(0xF << 76) | (7 << 76)
         return uuid_of_int(value & ~(0b11 << 62) | (0b10 << 62))
 
-    def imported_id(self, canonical_email: str) -> UUID:
+    def imported_id(self, claim_id: ClaimId) -> UUID:
         """See `application.ports.Secrets`."""
-        return _uuid8(hmac.digest(self._imported_key, canonical_email.encode(), "sha256"))
+        return _uuid8(hmac.digest(self._imported_key, claim_id.bytes, "sha256"))
 
     def fingerprint(self, *parts: str) -> str:
         """Keyed hash of the parts, in hexadecimal; each part's length is hashed with it, so that boundaries count."""

@@ -13,10 +13,14 @@ from functools import partial
 from threading import Lock
 from typing import Any, Final, TypeVar
 
+import structlog
+
 from application.crash_points import crash_point
 from application.ports import Overloaded, Unavailable, Verdict
 from infrastructure.crypto import argon2id
 from infrastructure.crypto.password_hashes import Parameters, PasswordHash, parse_hash
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -29,6 +33,8 @@ MAX_WAITING = 16
 
 BATCH = 4
 """Hashes that a thread answers at once. A caller waits for at most three more of 8 ms, only while others wait."""
+
+_NO_THREAD: Final = "raise the limit of threads (ulimit -u, TasksMax of systemd, the container's limit of processes)"
 
 _NOBODYS_SALT: Final = b"nobody has it..."
 
@@ -86,6 +92,7 @@ class PasswordHashing:
         self._working = 0
         self._hashing = 0
         """Of the threads that work, those that have taken something already."""
+        self._too_few = False
         self._closed = False
 
     @property
@@ -131,13 +138,42 @@ class PasswordHashing:
                     queue.waits.popleft().answer.cancel()
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Set one more thread to work, if there is one."""
-        if self._working < self._workers:
-            self._working += 1
-            self._pool.submit(self._work, loop)
+        """Set one more thread to work, if there is one. If the system has none to give, the others go on alone, and the
+        next request tries again; where there are no others, what waits is refused."""
+        if self._working >= self._workers:
+            return
+        turn = Lock()
+        self._working += 1
+        try:
+            self._pool.submit(self._work, loop, turn)
+            self._too_few = False
+        except RuntimeError as error:
+            # The pool has it all the same, for a thread that comes back or is started later.
+            if not turn.acquire(blocking=False):
+                return
+            self._working -= 1
+            if not self._too_few:
+                log.warning("passwords.thread_not_started", error=str(error), hint=_NO_THREAD)
+            self._too_few = True
+            if not self._working:
+                self._refuse_all()
 
-    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread: hash until nothing waits."""
+    def _refuse_all(self) -> None:
+        with self._taking:
+            waiting = [asked for queue in self._queues for asked in queue.waits]
+            for queue in self._queues:
+                queue.waits.clear()
+        for asked in waiting:
+            self._settle([(asked, Unavailable("no thread can be started to hash a password"))])
+
+    def _work(self, loop: asyncio.AbstractEventLoop, turn: Lock) -> None:
+        """In a thread: hash until nothing waits.
+
+        Args:
+            turn: whoever takes it, takes it for good: this thread to work, or who believes that it was not started.
+        """
+        if not turn.acquire(blocking=False):
+            return
         with argon2id.memory_kept(MEMORY):
             while batch := self._next_batch():
                 done = [(asked, _outcome(asked.work)) for asked in batch]

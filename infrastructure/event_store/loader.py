@@ -59,8 +59,9 @@ _PARTS: Final = {
         AND p.topic IN ('registration.email_verified', 'registration.user_imported') LIMIT 1
     ) AS proof ON true
 """,
-    # The claims, and the streams of the registrations that hold them now; the streams of the mailboxes' applicants for
-    # an address of these claims. (An applicant is "REGISTRATION CLAIM …", with eight digits of the claim or more.)
+    # The claims, and the streams of the registrations that hold them now, or did last; the streams of the mailboxes'
+    # applicants for an address of these claims. (An applicant is "REGISTRATION CLAIM …", with eight digits of the claim
+    # or more.)
     "claims": """
     SELECT e.originator_id, e.originator_version, e.topic, e.state, e.notification_id
     FROM (

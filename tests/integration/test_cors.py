@@ -7,6 +7,7 @@ from typing import Any, Final
 import pytest
 from structlog.testing import capture_logs
 
+from entrypoints.api.cors import RefusedOrigins
 from infrastructure.settings.environment import BadSettings
 from infrastructure.settings.settings import Settings
 from tests.support.http import ADA, ADMIN, open_api
@@ -69,6 +70,23 @@ async def test_the_log_says_once_that_an_origin_is_refused_and_not_which(dsn: st
     assert len(told) == 16
     assert "REGISTRAR_CORS_ORIGINS" in told[0]["hint"]
     assert "evil" not in str(told)
+
+
+def test_whoever_made_up_many_origins_hides_a_refused_page_for_an_hour_at_most() -> None:
+    now = [0.0]
+    refused = RefusedOrigins(clock=lambda: now[0])
+    asked = {"method": "OPTIONS", "path": PATH, "headers": [(b"access-control-request-method", b"POST")]}
+
+    def told(*origins: str) -> int:
+        with capture_logs() as logged:
+            for origin in origins:
+                refused.note(asked, origin.encode())
+        return len(logged)
+
+    assert told(*(f"https://{number}.example" for number in range(40))) == 16
+    assert told("https://app.example.org") == 0
+    now[0] += 3600
+    assert told("https://app.example.org", "https://app.example.org") == 1
 
 
 def test_an_origin_with_a_slash_at_its_end_is_refused_for_that() -> None:

@@ -657,7 +657,7 @@ async def test_who_was_erased_and_is_imported_again_after_a_restore_is_erased_ag
     command = ImportUsers(import_id=uuid4(), users=users)
     async with open_service(settings, follows=True) as service:
         await service.handlers.handle(command, client())
-        ada, eve = [service.keyring.imported_id(user.email) for user in users]
+        ada, eve = [service.keyring.imported_id(service.keyring.claim_id(user.email)) for user in users]
         await service.handlers.handle(EraseRegistration(registration_id=ada), client())
         await eventually(lambda: _written(settings, 1))
     async with open_service(empty, follows=False) as service:

@@ -69,7 +69,7 @@ async def test_users_of_another_system_are_accounts_that_their_passwords_open(ap
         [
             user("Ada@example.com", password_hash=BCRYPT, locale="de"),
             user("grace@example.com"),
-            user("eve@example.com", verified=False),
+            user("eve@example.com", verified=False, password_hash=BCRYPT),
         ],
     )
 
@@ -85,6 +85,9 @@ async def test_users_of_another_system_are_accounts_that_their_passwords_open(ap
         "already_there": 0,
         "invited": 0,
         "skipped": 0,
+        "passwords_left_out": 1,
+        "erased": 0,
+        "gave_way": 0,
         "not_invited": 0,
     }
     account: dict[str, Any] = await eventually(lambda: account_of(api, "ada@example.com"))
@@ -107,13 +110,22 @@ async def test_users_of_another_system_are_accounts_that_their_passwords_open(ap
 
 
 async def test_the_same_file_again_changes_nothing_and_says_so(api: Api, tmp_path: Path) -> None:
-    file = written(tmp_path / "users.jsonl", [user("ada@example.com"), user("eve@example.com", verified=False)])
-    await run(api.service.dsn, file)
+    erased = await api.active(email="grace@example.com")
+    await api.http.post(f"/v1/admin/registrations/{erased}/erase", headers=ADMIN)
+    users = [user(email, verified="eve" not in email, password_hash=BCRYPT) for email in ("ada@a.org", "eve@a.org")]
+    file = written(tmp_path / "users.jsonl", [*users, user("grace@example.com")])
+
+    dry, done = [await run(api.service.dsn, file, *more) for more in (["--dry-run"], [])]
     before = await events(api.service.dsn)
+    again = await run(api.service.dsn, file, "--reason", "once more")
 
-    done = await run(api.service.dsn, file, "--reason", "once more")
-
-    assert (done.code, done.out) == (0, "Nothing changed: 2 users there already.\n")
+    told = "Of those who were there already, 1 had an account that was erased; they can sign up.\n"
+    password = (
+        "Left out 1 password of users whose addresses the other system has not verified: somebody else may know them.\n"
+    )
+    assert dry.err == done.err == password + told
+    assert "1 account and 1 user who wait for an invitation; 1 user there already" in dry.out
+    assert (again.code, again.out, again.err) == (0, "Nothing changed: 3 users there already.\n", told)
     assert await events(api.service.dsn) == before
 
 
@@ -145,7 +157,8 @@ async def test_an_import_that_is_killed_goes_on_where_it_was(api: Api, tmp_path:
 
     done = await run(dsn, file, "--json")
 
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0
+    assert done.json["passwords_left_out"] == done.json["waiting"]
     assert done.json["accounts"] + done.json["waiting"] == count - taken
     assert done.json["already_there"] == taken
     after = await events(dsn)

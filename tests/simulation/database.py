@@ -185,8 +185,8 @@ class Database:
         wanted = [*stream_ids, *holders_of, *mailboxes]
         for claim_id in holders_of:
             claim = self.states.get(claim_id)
-            if isinstance(claim, EmailClaim) and claim.holder is not None:
-                wanted.append(claim.holder)
+            if isinstance(claim, EmailClaim):
+                wanted += [one for one in (claim.holder or claim.former,) if one is not None]
         for mailbox_id in mailboxes:
             mailbox = self.states.get(mailbox_id)
             if isinstance(mailbox, Mailbox):

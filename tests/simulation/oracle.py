@@ -135,6 +135,9 @@ class Oracle:
             elif isinstance(event, Registration.Event):
                 self._registration(self.seen[event.originator_id], event, position)
         for event in events:
+            if isinstance(event, Registration.RegistrationSuperseded):
+                seen = self.seen[event.originator_id]
+                self._must(seen.serial or seen.ended_at, "I4", "gave way before it was invited, and goes on", seen)
             if isinstance(event, Registration.EmailVerified) or (
                 isinstance(event, Registration.UserImported) and event.verified
             ):
@@ -158,7 +161,7 @@ class Oracle:
         address = canonical_address(event.personal_data.split("\n")[1])
         claim_id = KEYRING.claim_id(address)
         seen = Seen(len(self.seen) + 1, event.originator_id, claim_id, address, None, event.timestamp, imported=True)
-        self._must(event.originator_id == KEYRING.imported_id(address), "I3", "is imported under another id", seen)
+        self._must(event.originator_id == KEYRING.imported_id(claim_id), "I3", "is imported under another id", seen)
         self._must(event.originator_id not in self.seen, "I3", "is imported twice", seen)
         self._must(event.claim_id == str(claim_id), "I3", "claims another address", seen)
         self._must(claim_id not in self._proven, "I3", "is imported though an account has the address", seen)

@@ -247,7 +247,7 @@ class People:
         for _ in range(rng.choice((1, 2))):
             await self.ask("operator", ImportUsers(import_id=run, users=users), tries=5)
         for user in users:
-            registration_id = KEYRING.imported_id(canonical_address(user.email))
+            registration_id = KEYRING.imported_id(KEYRING.claim_id(canonical_address(user.email)))
             if registration_id not in self.oracle.seen:
                 continue
             self.known.append(registration_id)

@@ -89,6 +89,8 @@ class History:
         self._act("bounce-report", self._complained)
         self._act("operator", self._take_over)
         self._act("operator", self._invite)
+        self._act("operator", self._take_over_an_applicant)
+        self._act("client", lambda: self._prove(self._claimants()[0]))
 
     def _act(self, actor: str, act: Callable[[], Sequence[Aggregate]]) -> None:
         """Somebody acts, if the rules allow it, and the saga does what follows."""
@@ -141,8 +143,8 @@ class History:
 
     # --- What can happen ----------------------------------------------------------------------
 
-    def _register(self) -> Sequence[Aggregate]:
-        address = f"address {self._random.randrange(self._addresses)}"
+    def _register(self, address: str | None = None) -> Sequence[Aggregate]:
+        address = address or f"address {self._random.randrange(self._addresses)}"
         claim_id, mailbox_id = ClaimId(uuid5(CLAIM, address)), MailboxId(uuid5(MAILBOX, address))
         outcome = sign_up(
             address=self._known_address(claim_id),
@@ -371,20 +373,27 @@ class History:
         """An operator imports two users, of whom one is verified."""
         run = UserImport.begin(import_id=self._any_id(), now=self._now)
         run.end(counts=Counts(accounts=1, waiting=1), skipped=0, now=self._now)
-        changed: list[Aggregate] = []
-        for verified in (True, False):
-            address = self._known_address(ClaimId(uuid5(CLAIM, f"imported {verified}")))
-            registration_id = self._any_id()
-            changed += import_user(
-                address,
-                registration_id=registration_id,
-                personal_data="sealed",
-                locale="en",
-                verified=verified,
-                now=self._now,
-            )
+        return [run, *self._taken_over("imported True", verified=True), *self._taken_over("imported False")]
+
+    def _taken_over(self, address: str, *, verified: bool = False) -> Sequence[Aggregate]:
+        changed = import_user(
+            self._known_address(ClaimId(uuid5(CLAIM, address))),
+            registration_id=self._any_id(),
+            personal_data="sealed",
+            locale="en",
+            verified=verified,
+            now=self._now,
+        )
         self._registrations |= {one.id: one for one in changed if isinstance(one, Registration)}
-        return [run, *self._kept(changed)]
+        return self._kept(changed)
+
+    def _take_over_an_applicant(self) -> Sequence[Aggregate]:
+        """A user waits who has signed up by themselves just before."""
+        return [*self._register("imported and signed up"), *self._taken_over("imported and signed up")]
+
+    def _claimants(self) -> list[Registration]:
+        claim_id = uuid5(CLAIM, "imported and signed up")
+        return [one for one in self._registrations.values() if one.claim_id == claim_id]
 
     def _invite(self) -> Sequence[Aggregate]:
         waiting = next(one for one in self._registrations.values() if one.awaits_invitation)

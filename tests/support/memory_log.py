@@ -141,8 +141,8 @@ class MemoryLog:
         everything = MemoryStreams(self.codec, self.rows)
         for claim_id in holders_of:
             claim = everything.get(EmailClaim, claim_id)
-            if claim is not None and claim.holder is not None:
-                wanted.add(claim.holder)
+            if claim is not None:
+                wanted |= {one for one in (claim.holder or claim.former,) if one is not None}
         latest = {mailbox_id: self.rows[mailbox_id][-1:] for mailbox_id in mailboxes if mailbox_id in self.rows}
         for mailbox_id in latest:
             mailbox = MemoryStreams(self.codec, latest).get(Mailbox, mailbox_id)
@@ -283,7 +283,8 @@ async def _loads_claims_with_their_holders(log: Log) -> None:
     assert found.version == 2
     assert streams.position(holder) > 0
     assert free is not None
-    assert free.holder is None
+    assert (free.holder, free.former) == (None, former)
+    assert streams.get(Registration, former) is not None
     assert streams.get(EmailClaim, unknown) is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from threading import Barrier, Event
@@ -11,10 +12,11 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from application.account_passwords import MOST_COUNTED, WITHIN, FailedChecks, forms_of
 from application.commands import RecordFailedChecks, RehashPassword, SetPassword
-from application.ports import Conflict, Overloaded
+from application.ports import Conflict, Overloaded, Unavailable
 from domain.errors import NotAnAccount
 from domain.password_checks import is_told
 from domain.registration import Registration
@@ -274,6 +276,53 @@ async def test_what_keeps_a_hash_from_being_made_is_told_to_who_asks_and_the_nex
             await asyncio.wait_for(hashing.hash("password", "ada@example.com"), 10)
 
     assert (await asyncio.wait_for(hashing.hash("password", "ada@example.com"), 10)).startswith("$argon2id$")
+
+
+@pytest.mark.fault("H9")
+async def test_a_thread_that_cannot_be_started_is_told_and_the_next_ones_are_tried(hashing: PasswordHashing) -> None:
+    with capture_logs() as logged:
+        threading.stack_size(1 << 46)  # which no system has
+        try:
+            for _ in range(3):
+                with pytest.raises(Unavailable, match="no thread can be started"):
+                    await asyncio.wait_for(hashing.hash("password", "ada@example.com"), 10)
+        finally:
+            threading.stack_size(0)
+    answers = [asyncio.ensure_future(hashing.hash(f"password {n}", "ada@example.com")) for n in range(5)]
+
+    await asyncio.wait_for(asyncio.gather(*answers), 10)
+
+    assert [one["event"] for one in logged] == ["passwords.thread_not_started"]
+    assert hashing.waiting == 0
+    assert hashing._working in {0, 1}
+
+
+@pytest.mark.fault("H9")
+async def test_where_no_further_thread_can_be_started_those_that_there_are_hash_what_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashing = PasswordHashing(salt_for=KEYRING.password_salt, workers=2)
+    begun, go = Event(), Event()
+
+    def hashed(password: str, salt: bytes) -> str:
+        begun.set()
+        assert go.wait(10)
+        return password
+
+    monkeypatch.setattr(password_hashing, "_hash", hashed)
+    first = asyncio.ensure_future(hashing.hash("one", "ada@example.com"))
+    assert await asyncio.to_thread(begun.wait, 10)
+
+    threading.stack_size(1 << 46)
+    try:
+        second = asyncio.ensure_future(hashing.hash("two", "ada@example.com"))
+        await asyncio.sleep(0)
+    finally:
+        threading.stack_size(0)
+    go.set()
+
+    assert [await asyncio.wait_for(one, 10) for one in (first, second)] == ["one", "two"]
+    hashing.close()
 
 
 OTHER_SYSTEMS = "$argon2id$v=19$m=64,t=9,p=1$c29tZWJvZHkncyBzYWx0IQ$HcTFGoqgn3kgGpdRaatVS33gLabY054LZVPObTPURzQ"

@@ -30,9 +30,19 @@ from application.story.telling import QUESTION, Act, Story, lines, told
 from application.story.words import FAILURES, duration
 from domain.errors import WrongCode
 from domain.mail_outcome import MAIL_FAILURES, CancelReason, DispatchFailure, HandOver, MailKind
+from domain.mail_saga import MailSaga
 from domain.recorded import Recorded
 from infrastructure.event_store.codec import EventCodec, event_classes
-from tests.support.scenarios import OPERATOR, WORKER, InMemoryService, imported, registers, right_code, verifies
+from tests.support.scenarios import (
+    KEYRING,
+    OPERATOR,
+    WORKER,
+    InMemoryService,
+    imported,
+    registers,
+    right_code,
+    verifies,
+)
 from tests.unit.test_event_codec import GOLDEN_FILES, Golden
 
 MX = "mx.example.net:25"
@@ -85,7 +95,7 @@ def test_durations_are_short(took: timedelta, says: str) -> None:
 
 def story_of(house: InMemoryService, registration_id: UUID, present: AtPresent | None = None) -> Story:
     """What `audit explain` tells of it; causes are those that the log would have."""
-    about = {registration_id, house.saga_of(registration_id).id} if house.log.events else set()
+    about = {registration_id, MailSaga.stream_id(registration_id)}
     events = [
         Recorded(
             event,
@@ -623,6 +633,18 @@ async def test_whose_address_went_to_a_user_who_was_taken_over_is_told_so_and_of
 
     assert last.headline == "An operator took over a user from another system, who has the address since"
     assert "proven" not in str([*lines(story_of(house, first))])
+
+
+async def test_who_waited_for_an_invitation_is_told_to_have_ended_with_anothers_code() -> None:
+    house = InMemoryService()
+    users = (imported("ada@example.com", verified=False),)
+    await house.handle(ImportUsers(import_id=UUID(int=16), users=users), OPERATOR)
+    await house.active()
+
+    story = story_of(house, KEYRING.imported_id(KEYRING.claim_id("ada@example.com")))
+
+    assert story.acts[-1].headline == "A client entered the code of another registration, which has the address since"
+    assert "another registration of the same address took its place" in story.answer
 
 
 @pytest.mark.parametrize("tries", [False, True])

@@ -39,9 +39,16 @@ from tests.support.scenarios import (
     right_code,
     verifies,
 )
+from tests.unit.test_story import story_of
 
 RUN = UUID(int=16)
-ADA = KEYRING.imported_id("ada@example.com")
+
+
+def imported_id(email: str) -> UUID:
+    return KEYRING.imported_id(KEYRING.claim_id(email))
+
+
+ADA = imported_id("ada@example.com")
 
 
 async def take_over(house: InMemoryService, *users: ImportedUser) -> list[str]:
@@ -123,13 +130,30 @@ async def test_who_signs_up_later_is_told_nothing_and_gets_nothing(house: InMemo
 async def test_what_was_erased_is_not_taken_over_again(house: InMemoryService) -> None:
     await take_over(house, imported(), imported("bob@example.com", verified=False))
     for email in ("ada@example.com", "bob@example.com"):
-        await house.handle(EraseRegistration(registration_id=KEYRING.imported_id(email)), OPERATOR)
+        await house.handle(EraseRegistration(registration_id=imported_id(email)), OPERATOR)
 
-    assert house.log.history(KEYRING.imported_id("bob@example.com")) == [
+    assert house.log.history(imported_id("bob@example.com")) == [
         *("UserImported", "RegistrationCancelled", "PersonalDataErased")
     ]
     assert await take_over(house, imported(), imported("bob@example.com")) == [Outcome.ALREADY_THERE] * 2
     assert house.log.keys == {}
+
+
+async def test_whose_account_was_erased_here_is_not_taken_over(house: InMemoryService) -> None:
+    account_id = await house.active()
+    pending = await house.registered(registers("bob@example.com"))
+    for one in (account_id, pending):
+        await house.handle(EraseRegistration(registration_id=one), OPERATOR)
+
+    taken = await take_over(house, imported(), imported("bob@example.com"))
+
+    # Whether the owner of an address asked for the erasure of what nobody had proven, nobody knows.
+    assert taken == [Outcome.ERASED, Outcome.ACCOUNT]
+    assert house.log.history(ADA) == []
+    assert account_id not in house.log.keys
+    house.move(timedelta(minutes=2))
+    await house.active()  # they can sign up
+    assert await take_over(house, imported()) == [Outcome.ALREADY_THERE]
 
 
 async def test_whoever_proves_the_address_in_the_meantime_keeps_it() -> None:
@@ -175,6 +199,16 @@ async def test_nothing_can_be_done_with_a_user_who_waits_for_an_invitation(house
     assert house.log.history(ADA) == ["UserImported"]
 
 
+async def test_the_password_of_who_waits_is_left_out(house: InMemoryService) -> None:
+    user = imported(verified=False, password_hash="$2b$04$CCCCCCCCCCCCCCCCCCCCC.AKurti2nSiRoaXd0tyyeWA.1jj9Kto2")
+
+    assert await take_over(house, user) == [Outcome.WITHOUT_PASSWORD]
+    assert await take_over(house, user) == [Outcome.ALREADY_THERE]
+
+    person = KEYRING.open(ADA, house.registration(ADA).personal_data, house.log.keys[ADA])
+    assert person.password_hash is None
+
+
 async def test_an_invited_user_gets_a_code_and_becomes_an_account(house: InMemoryService) -> None:
     user = imported(verified=False)
     await take_over(house, user)
@@ -204,13 +238,34 @@ async def test_who_was_invited_or_is_an_account_is_not_invited_again(house: InMe
     assert len(house.log.events) == before
 
 
-async def test_who_has_got_the_address_by_a_sign_up_since_is_not_invited(house: InMemoryService) -> None:
+async def test_who_waits_ends_when_a_sign_up_proves_the_address(house: InMemoryService) -> None:
     user = imported(verified=False)
     await take_over(house, user)
-    await house.active()
 
+    account_id = await house.active()
+
+    ended = house.registration(ADA)
+    assert (ended.superseded_by, ended.cancel_reason) == (account_id, CancelReason.SUPERSEDED)
+    assert house.log.history(ADA) == ["UserImported", "RegistrationSuperseded", "RegistrationCancelled"]
     assert await invite(house, user) == Outcome.ALREADY_THERE
-    assert house.log.history(ADA) == ["UserImported"]
+    assert await take_over(house, user) == [Outcome.ALREADY_THERE]
+
+
+async def test_who_was_imported_just_when_another_proved_the_address_ends_when_they_are_to_be_invited() -> None:
+    log = RacingLog()
+    house, user = InMemoryService(log=log), imported(verified=False)
+    registration_id = await house.registered()
+    log.in_between = lambda: house.handle(verifies(registration_id, right_code(registration_id)))
+    assert await take_over(house, user) == [Outcome.WAITING]
+    house.move(timedelta(minutes=2))
+
+    assert await invite(house, user) == Outcome.GAVE_WAY
+
+    told = "An operator wanted to invite the user, whose address an account has by now"
+    assert story_of(house, ADA).acts[-1].headline == told
+    assert house.registration(ADA).superseded_by == registration_id
+    assert house.registration(ADA).status is Status.CANCELLED
+    assert await invite(house, user) == Outcome.ALREADY_THERE
 
 
 async def test_an_invitation_counts_among_the_mails_of_its_mailbox(house: InMemoryService) -> None:
