@@ -82,6 +82,8 @@ def at_a_screen(browser: Any, service: Running, scheme: str = "light", **more: A
         base_url=service.url, viewport={"width": 320, "height": 640}, color_scheme=scheme, **more
     )
     context.set_default_timeout(PATIENCE)
+    drawing = "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
+    context.route(LOGO, lambda route: route.fulfill(body=drawing, content_type="image/svg+xml"))
     return opened(context)
 
 
@@ -289,8 +291,6 @@ def test_a_mails_links_open_in_a_tab_of_their_own_and_its_scripts_do_not_run(bro
     page = person.page
     page.set_viewport_size({"width": 1000, "height": 900})
     page.context.route("https://app.example.org/**", lambda route: route.fulfill(body="The page of an application"))
-    drawing = "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
-    page.context.route(LOGO, lambda route: route.fulfill(body=drawing, content_type="image/svg+xml"))
     mail_to(person, "link@example.com")
     page.goto("/mailbox")
     page.get_by_role("button", name="link@example.com").click()
