@@ -70,7 +70,7 @@ TITLES: Final[Mapping[str, str]] = {
     "code-expired": "This code's time is over; ask for a new one.",
     "code-locked": "Too many wrong codes; ask for a new one.",
     "replay-under-way": "Another rebuild, verification or the like is under way; wait for its end, or abort it.",
-    "not-pending": "This registration is not pending any more.",
+    "not-pending": "This registration does not wait for a code, or not any more.",
     "not-an-account": "This registration is not an account: its address is not verified, or it has ended.",
     "too-many-requests": "Too much was asked for; wait as long as Retry-After says.",
     "idempotency-key-reused": "This Idempotency-Key came before with another payload.",
