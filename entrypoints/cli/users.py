@@ -6,20 +6,16 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
 
 import click
+from click.core import ParameterSource
 
 from entrypoints.cli import options
 
-_USUAL_RATE: Final = timedelta(seconds=1)
 
-
-def _parse_rate(ctx: click.Context, param: click.Parameter, value: str | None) -> timedelta | None:
+def _parse_rate(ctx: click.Context, param: click.Parameter, value: str) -> timedelta:
     from infrastructure.settings.rates import interval
 
-    if value is None:
-        return None
     try:
         every = interval(value)
         assert isinstance(every, timedelta)  # noqa: S101 - of text it is
@@ -56,9 +52,11 @@ def _is_read_from(path: Path, file: Path) -> bool:
 @click.option(
     "--invite-rate",
     "every",
+    default="1/s",
+    show_default=True,
     metavar="RATE",
     callback=_parse_rate,
-    help="How many of these mails are asked for; at most one a second, and none while 100 mails wait.  [default: 1/s]",
+    help="How many of these mails are asked for; at most one a second, and none while 100 mails wait.",
 )
 @options.reason
 @options.as_json
@@ -70,7 +68,7 @@ def import_users(
     skip_bad: bool,
     skipped: Path | None,
     invite: bool,
-    every: timedelta | None,
+    every: timedelta,
     reason: str | None,
     as_json: bool,
     data_dir: Path | None,
@@ -86,15 +84,14 @@ def import_users(
     from entrypoints.cli.output import note
     from entrypoints.cli.session import acting, read_settings
 
-    if every is not None and not invite:
-        raise click.UsageError("--invite-rate goes with --invite.", click.get_current_context())
+    context = click.get_current_context()
+    if not invite and context.get_parameter_source("every") is not ParameterSource.DEFAULT:
+        raise click.UsageError("--invite-rate goes with --invite.", context)
     if skipped is not None and _is_read_from(skipped, file):
         raise click.BadParameter("is the file that is to be imported.", param_hint="'--skipped'")
     if invite and read_settings(data_dir=data_dir, with_secrets=False).verify_url is None:
         note(
             "REGISTRAR_VERIFY_URL is not set: an invitation has a code, and nothing that leads to where it is entered."
         )
-    wanted = user_import.Wanted(
-        file, dry_run=dry_run, skip_bad=skip_bad, skipped=skipped, invite=invite, every=every or _USUAL_RATE
-    )
+    wanted = user_import.Wanted(file, dry_run=dry_run, skip_bad=skip_bad, skipped=skipped, invite=invite, every=every)
     return acting(data_dir, lambda desk: user_import.import_users(desk, wanted, reason=reason, as_json=as_json))
