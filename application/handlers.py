@@ -78,7 +78,7 @@ from application.user_import import UserImports
 from domain.email_claim import EmailClaim
 from domain.errors import Refused, WrongCode
 from domain.kept_answer import KeptAnswer
-from domain.mailbox import Mailbox, allow, silence
+from domain.mailbox import Mailbox, MailboxId, allow, silence
 from domain.operator_act import OperatorAct
 from domain.parked_retry import ParkedRetry
 from domain.password_checks import PasswordChecks
@@ -89,6 +89,8 @@ from domain.registration import BEGUN, Registration, Status
 from domain.sign_up import KnownAddress, SignUp, prove, renew_code, reopen, sign_up
 from domain.stray_message import StrayMessage
 from domain.user_import import UserImport
+
+MailboxOf = Callable[[Registration], Awaitable[MailboxId | None]]
 
 CONFLICT_RETRIES = 3
 """How often a command is decided again after a conflict, before the caller sees it (docs/house-style.md, rule 9)."""
@@ -114,10 +116,13 @@ class Handlers:
         hasher: PasswordHasher,
         policy: Policy,
         reveal_duplicates: bool = False,
+        mailbox_of: MailboxOf | None = None,
         around: Sequence[Around] = (),
     ) -> None:
         """
         Args:
+            mailbox_of: finds that of a registration which names none: it was imported, or begun by release 0.1.0; None:
+                nothing does.
             around: middleware that every command passes through, the outermost first.
         """
         self._log = log
@@ -126,6 +131,7 @@ class Handlers:
         self._hasher = hasher
         self._policy = policy
         self._reveal_duplicates = reveal_duplicates
+        self._mailbox_of = mailbox_of
         self._around = tuple(reversed(around))
         self._lock = KeyedLock()
         self.keys = KeyedRequests(log, secrets)
@@ -560,6 +566,8 @@ class Handlers:
         async def decide() -> Answer:
             registration, position = await self._load(command.registration_id)
             mailbox_id, allowed = registration.mailbox_id, None
+            if mailbox_id is None and self._mailbox_of is not None:
+                mailbox_id = await self._mailbox_of(registration)
             if mailbox_id is not None:
                 mailbox = (await self._log.load(mailboxes=(mailbox_id,))).get(Mailbox, mailbox_id)
                 allowed = None if mailbox is None else allow(mailbox, registration.id, self._clock())

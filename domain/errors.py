@@ -2,7 +2,7 @@
 
 Refused
 ├── UnknownRegistration     no registration has this id
-├── NotPending              it is active, verified or cancelled already
+├── NotPending              it is active, verified or cancelled already; or was imported, and not invited yet
 ├── NotHandedOver           a mail bounced whose hand-over is not recorded (yet)
 ├── NotAnAccount            its address is not verified, or it has ended
 ├── WrongCode               not the code of the current issue; one try is used up
@@ -38,7 +38,7 @@ class UnknownRegistration(Refused):
 
 
 class NotPending(Refused):
-    """This registration is not pending any more."""
+    """This registration does not wait for a code, or not any more."""
 
     code = "not-pending"
 

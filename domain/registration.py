@@ -471,7 +471,8 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         matches = compare_digest(offered.encode(), expected.encode())
         # A code that nobody is sent can only be guessed, and of those there may be any number for one address.
         matches = matches and self.serial not in self.withheld
-        return matches and self.is_pending and self.can_be_proven and self._code_refused(now, policy) is None
+        awaited = self.is_pending and self.serial > 0
+        return matches and awaited and self.can_be_proven and self._code_refused(now, policy) is None
 
     def verify(self, *, offered: str, expected: str, now: datetime, policy: Policy) -> Refused | None:
         """Verify the address with the code from the mail.
@@ -483,7 +484,7 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         """
         if self.is_proven:
             return None
-        if not self.is_pending:
+        if not self.is_pending or not self.serial:  # or it has never had a code, and gets none by asking
             return NotPending()
         refused = self._code_refused(now, policy)
         if refused is not None:
@@ -503,8 +504,6 @@ class Registration(Aggregate, created_event_name="UserRegistered"):
         """Why no code can be tried at the moment, whatever it is."""
         if self.locked:
             return CodeLocked()
-        if not self.serial:
-            return CodeExpired()  # it has never had one
         handed_over_at = self.handed_over_at.get(self.serial)
         if self.revoked or (handed_over_at is not None and now >= handed_over_at + policy.otp_ttl):
             return CodeExpired()

@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -30,9 +30,12 @@ from entrypoints.api.openapi import TAGS, describe_problems, operation_id
 from entrypoints.api.pages.docs import add_docs_routes
 from entrypoints.api.pages.icon import add_icon_route
 from entrypoints.api.parts import Parts
-from entrypoints.api.problems import to_problem
+from entrypoints.api.problems import Shown, as_problem, to_problem
 from entrypoints.api.registrations import ByHand, add_registration_routes
 from entrypoints.api.sign_up_rules import SignUpRules
+
+if TYPE_CHECKING:
+    from entrypoints.api.pages.door import Places
 
 
 def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:
@@ -52,6 +55,7 @@ def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:
         "access_log": parts.access_log,
         "cors": Cors(parts.cors_origins) if public and parts.cors_origins else None,
         "takes_reports": public and parts.bounces is not None,
+        "shown": _as_pages(parts, admin=admin) if public and parts.front_door else as_problem,
     }
     app = Api(
         **_ABOUT,
@@ -65,6 +69,7 @@ def create_app(parts: Parts, *, public: bool = True, admin: bool = True) -> Api:
     )
     check = _add_routes(app, parts, public=public, admin=admin)
     app.prefix = parts.prefix
+    app.shown = guard["shown"]
     app.refused_origins = RefusedOrigins()
     app.shortcut = Shortcut(app, Guard(app, **guard), check)
     if admin:
@@ -101,13 +106,11 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> End
         if parts.mailbox is not None:
             from entrypoints.api.mailbox import add_mailbox_routes
 
-            add_mailbox_routes(app, parts.mailbox)
+            add_mailbox_routes(app, parts.mailbox, logo_url=parts.logo_url)
         if parts.front_door:
             from entrypoints.api.front_door import add_front_door
-            from entrypoints.api.pages.door import Places
 
-            places = Places(parts.prefix, parts.mailbox is not None, admin)
-            add_front_door(app, endpoints, places, parts.metrics)
+            add_front_door(app, endpoints, _places(parts, admin=admin), parts.metrics)
     if admin or parts.mailbox is not None or parts.front_door:
         add_icon_route(app)
     add_health_routes(app, parts.checks)
@@ -116,6 +119,18 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> End
     check = add_admin_routes(app, parts)
     add_metrics_route(app, parts.metrics, parts.checks)
     return check
+
+
+def _places(parts: Parts, *, admin: bool) -> Places:
+    from entrypoints.api.pages.door import Places
+
+    return Places(parts.prefix, parts.mailbox is not None, admin)
+
+
+def _as_pages(parts: Parts, *, admin: bool) -> Shown:
+    from entrypoints.api.front_door import as_page
+
+    return partial(as_page, _places(parts, admin=admin))
 
 
 def _document(parts: Parts) -> dict[str, Any]:
@@ -134,7 +149,8 @@ def _document(parts: Parts) -> dict[str, Any]:
 async def _problem(request: Request, error: Exception) -> Response:
     if request.method == "OPTIONS" and request.scope["path"] == "*":
         return Response(status_code=204)  # about the server as such: it is there (RFC 9110, 9.3.7)
-    return to_problem(error).response()
+    shown: Shown = request.app.shown
+    return shown(request.scope, to_problem(error))
 
 
 async def _other_method(request: Request, error: Exception) -> Response:
@@ -150,7 +166,8 @@ async def _other_method(request: Request, error: Exception) -> Response:
         request.app.refused_origins.note(request.scope, request.headers.get("origin", "").encode() or None)
         return Response(status_code=204, headers=allow)
     problem = to_problem(error)
-    return replace(problem, headers={**problem.headers, **allow}).response()
+    shown: Shown = request.app.shown
+    return shown(request.scope, replace(problem, headers={**problem.headers, **allow}))
 
 
 class Shortcut:
@@ -212,11 +229,13 @@ class Api(FastAPI):
     Attributes:
         prefix: of paths, where `PUBLIC_URL` has one. A proxy may take it off or pass it on: both are understood.
         refused_origins: what the log says of pages of other origins.
+        shown: what an error's response is.
     """
 
     prefix = ""
     shortcut: Shortcut | None = None
     refused_origins: RefusedOrigins
+    shown: Shown = staticmethod(as_problem)
 
     def add_api_route(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         """Adds it without the descriptions of its responses, which only the document needs, made of an application of

@@ -14,16 +14,20 @@ import msgspec
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+from starlette.types import Scope
 
 from entrypoints.api.body_reading import FORMS
 from entrypoints.api.guard import body_of, explain, with_body
 from entrypoints.api.pages.door import Places, Refusal, first_page, registration_page, trouble_page
-from entrypoints.api.problems import TITLES
+from entrypoints.api.problems import TITLES, ProblemResponse
 from entrypoints.api.registrations import Endpoint, Endpoints
 from entrypoints.api.request_body import malformed
 from infrastructure.telemetry.metrics import Metrics
 
 MOST_FIELDS: Final = 10
+
+_SENT: Final = "new-code"
+"""Stands in the address of a registration's page that says that a new code was asked for."""
 
 
 def add_front_door(app: FastAPI, endpoints: Endpoints, places: Places, metrics: Metrics) -> None:
@@ -64,7 +68,7 @@ class FrontDoor:
         return self._to(msgspec.json.decode(begun.body)["registration_id"])
 
     async def show(self, request: Request) -> Response:
-        return await self._shown(request)
+        return await self._shown(request, sent=_SENT in request.query_params)
 
     async def back(self, request: Request) -> Response:
         return self._to(request.path_params["registration_id"])
@@ -73,16 +77,17 @@ class FrontDoor:
         return await self._act(request, self._endpoints.verify)
 
     async def request_code(self, request: Request) -> Response:
-        return await self._act(request, self._endpoints.request_code)
+        return await self._act(request, self._endpoints.request_code, f"&{_SENT}=1")
 
-    async def _act(self, request: Request, endpoint: Endpoint) -> Response:
+    async def _act(self, request: Request, endpoint: Endpoint, then: str = "") -> Response:
         try:
             done = await endpoint(_spelt(request, _form(request)))
         except Exception as error:  # noqa: BLE001 - the edge, as the guard's
             return await self._shown(request, self._refused(error, request))
-        return self._to(f"{request.path_params['registration_id']}?min_position={done.headers['Registrar-Position']}")
+        position = done.headers["Registrar-Position"]
+        return self._to(f"{request.path_params['registration_id']}?min_position={position}{then}")
 
-    async def _shown(self, request: Request, refusal: Refusal | None = None) -> Response:
+    async def _shown(self, request: Request, refusal: Refusal | None = None, *, sent: bool = False) -> Response:
         """The page of the registration, where there is one, with what was refused."""
         if refusal is not None and not refusal.is_about_it:
             return trouble_page(self._places, refusal)
@@ -90,23 +95,39 @@ class FrontDoor:
             state: dict[str, Any] = msgspec.json.decode((await self._endpoints.show(request)).body)
         except Exception as error:  # noqa: BLE001 - the edge, as the guard's
             return trouble_page(self._places, self._refused(error, request))
-        return registration_page(self._places, state, refusal)
+        return registration_page(self._places, state, refusal, sent=sent)
 
     def _refused(self, error: Exception, request: Request) -> Refusal:
         """What a page says of an error, whatever it is."""
         if isinstance(error, _FromElsewhere):
             return _FROM_ELSEWHERE
-        problem = explain(error, request.scope, self._metrics)
-        says = TITLES[problem.code]
-        fields = {one.field: f"{one.message[:1].upper()}{one.message[1:]}." for one in problem.errors}
-        if problem.code == "too-many-requests":
-            says = f"That was too often. Try again in {problem.headers['Retry-After']} seconds."
-        elif problem.code == "wrong-code":
-            fields = {"code": f"{says} Tries left: {problem.attempts_left}."}
-        return Refusal(problem.code, problem.status, says, fields, problem.headers)
+        return _refusal(explain(error, request.scope, self._metrics))
 
     def _to(self, where: str) -> Response:
         return RedirectResponse(f"{self._places.prefix}{FORMS}/{where}", status_code=303)
+
+
+# --- What a page says of an error -------------------------------------------------------------------
+
+
+def as_page(places: Places, scope: Scope, problem: ProblemResponse) -> Response:
+    """Of a problem of which the endpoints here never hear: a page, if it is one of our pages that was asked for."""
+    path: str = scope["path"]
+    if path in {"/", FORMS} or path.startswith(f"{FORMS}/"):
+        return trouble_page(places, _refusal(problem))
+    return problem.response()
+
+
+def _refusal(problem: ProblemResponse) -> Refusal:
+    says = TITLES[problem.code]
+    fields = {one.field: f"{one.message[:1].upper()}{one.message[1:]}." for one in problem.errors}
+    if problem.code == "too-many-requests":
+        says = f"That was too often. Try again in {problem.headers['Retry-After']} seconds."
+    elif problem.code == "payload-too-large":
+        says = "That was too long. Go back, and type less."
+    elif problem.code == "wrong-code":
+        fields = {"code": f"{says} Tries left: {problem.attempts_left}."}
+    return Refusal(problem.code, problem.status, says, fields, problem.headers)
 
 
 # --- What a form may be ---------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from entrypoints.api.admission import PLACE, AdmissionSlot
 from entrypoints.api.body_reading import Gone, read_body
 from entrypoints.api.cors import Cors
 from entrypoints.api.hosts import Hosts
-from entrypoints.api.problems import HttpProblem, ProblemResponse, to_problem
+from entrypoints.api.problems import HttpProblem, ProblemResponse, Shown, as_problem, to_problem
 from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.postgres.patience import limited
 from infrastructure.telemetry.metrics import Metrics
@@ -161,6 +161,7 @@ class Guard:
         access_log: bool = False,
         cors: Cors | None = None,
         takes_reports: bool = False,
+        shown: Shown = as_problem,
     ) -> None:
         """
         Args:
@@ -171,6 +172,7 @@ class Guard:
             access_log: whether each request gets a line in the log.
             cors: which other origins may read the responses; None: none may.
             takes_reports: whether mail providers may report here; see `entrypoints.api.body_reading`.
+            shown: what an error's response is.
         """
         self._app = app
         self._metrics = metrics
@@ -181,6 +183,7 @@ class Guard:
         self._access_log = access_log
         self._cors = cors
         self._takes_reports = takes_reports
+        self._shown = shown
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -260,7 +263,7 @@ class Guard:
                 )
             explained = explain(error, scope, self._metrics)
             if not state.status:  # once a response has started, all that is left is to break it off
-                await explained.response()(scope, receive, send)
+                await self._shown(scope, explained)(scope, receive, send)
 
     # --- Tracing ------------------------------------------------------------------------------
 

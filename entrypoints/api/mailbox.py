@@ -20,12 +20,16 @@ Since = Annotated[Instant | None, Query(description="`received_at` of the newest
 _COUNT = {"Registrar-Mails": {"description": "how many there are in all", "schema": {"type": "integer"}}}
 
 
-def add_mailbox_routes(app: FastAPI, mailbox: Mailbox) -> None:
-    """A page that shows them, and the routes that it calls."""
+def add_mailbox_routes(app: FastAPI, mailbox: Mailbox, *, logo_url: str | None = None) -> None:
+    """A page that shows them, and the routes that it calls.
+
+    Args:
+        logo_url: the image in the mails, which the page may load.
+    """
 
     async def show() -> Response:
         nonce = secrets.token_urlsafe(16)
-        return HTMLResponse(mailbox_page(nonce), headers={"Content-Security-Policy": mailbox_policy(nonce)})
+        return HTMLResponse(mailbox_page(nonce), headers={"Content-Security-Policy": mailbox_policy(nonce, logo_url)})
 
     async def messages(to: Annotated[str | None, Query(max_length=254)] = None, after: Since = None) -> Response:
         """Mails, newest first: with `to`, those to that address; with `after`, those that arrived later."""

@@ -56,6 +56,7 @@ class Parts:
         bounces: what mail providers report to; None if none may.
         cors_origins: whose pages may call the registrants' routes.
         front_door: whether there are a first page and a sign-up by form.
+        logo_url: the image in mails, which the page of the mailbox may load.
         mailbox: the embedded mailbox, None with real mail servers or in a process that does not deliver.
     """
 
@@ -81,3 +82,4 @@ class Parts:
     access_log: bool = False
     front_door: bool = False
     cors_origins: tuple[str, ...] = ()
+    logo_url: str | None = None

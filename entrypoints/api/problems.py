@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
@@ -17,6 +17,7 @@ from psycopg_pool import TooManyRequests as PoolOverloaded
 from pydantic import Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from application.ports import Conflict, Overloaded, Unavailable
 from application.unfit import fault
@@ -69,7 +70,7 @@ TITLES: Final[Mapping[str, str]] = {
     "code-expired": "This code's time is over; ask for a new one.",
     "code-locked": "Too many wrong codes; ask for a new one.",
     "replay-under-way": "Another rebuild, verification or the like is under way; wait for its end, or abort it.",
-    "not-pending": "This registration is not pending any more.",
+    "not-pending": "This registration does not wait for a code, or not any more.",
     "not-an-account": "This registration is not an account: its address is not verified, or it has ended.",
     "too-many-requests": "Too much was asked for; wait as long as Retry-After says.",
     "idempotency-key-reused": "This Idempotency-Key came before with another payload.",
@@ -81,8 +82,9 @@ TITLES: Final[Mapping[str, str]] = {
     "not-found": "There is nothing here.",
     "method-not-allowed": "This method is not for this resource.",
     "request-timeout": "The request's body did not arrive in time.",
-    "payload-too-large": "The request's body is larger than 16 KiB.",
-    "unsupported-media-type": "The request's body must be application/json in UTF-8, without a Content-Encoding.",
+    "payload-too-large": "The request's body is too large: 16 KiB at most, 512 KiB of a mail provider's report.",
+    "unsupported-media-type": "The request's body must be application/json in UTF-8, or a form where a page "
+    "sends one, without a Content-Encoding.",
     "headers-too-large": "The request's headers are larger than 8 KiB.",
     "internal-error": "Something went wrong on our side.",
     "unavailable": "The service cannot do this now; try again.",
@@ -156,6 +158,15 @@ class ProblemResponse:
         if self.attempts_left is not None:
             body["attempts_left"] = self.attempts_left
         return Response(msgspec.json.encode(body), self.status, dict(self.headers), MEDIA_TYPE)
+
+
+Shown = Callable[[Scope, ProblemResponse], Response]
+"""What becomes of a problem: a response for whoever asked."""
+
+
+def as_problem(_scope: Scope, problem: ProblemResponse) -> Response:
+    """To a program: as it is."""
+    return problem.response()
 
 
 def to_problem(error: Exception) -> ProblemResponse:

@@ -131,6 +131,7 @@ def api_parts(
         access_log=settings.access_log,
         bounces=webhooks_of(core, settings),
         cors_origins=settings.cors_origins,
+        logo_url=settings.logo_url,
         front_door=has_front_door(settings, mailbox=mailbox is not None),
     )
 

@@ -7,11 +7,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from application.handlers import Handlers
 from domain.policy import Policy
 from entrypoints.bootstrap.database import Database, keyring_of, open_database, prepare
+from entrypoints.bootstrap.mailboxes import mailbox_of
 from entrypoints.bootstrap.tracing import Exported, open_tracing
 from infrastructure.circuits import Circuits
 from infrastructure.crypto.key_uses import CHANNEL
@@ -179,6 +181,7 @@ async def core_on(
             hasher=hasher,
             policy=policy,
             reveal_duplicates=settings.reveal_duplicates,
+            mailbox_of=partial(mailbox_of, pool, keyring),
         ),
         metrics=metrics,
         shared_circuits=circuits,

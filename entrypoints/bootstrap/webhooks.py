@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 from uuid import uuid4
 
 import msgspec
@@ -27,7 +27,7 @@ from infrastructure.webhooks.follower import Webhooks
 from infrastructure.webhooks.records import Standing
 from infrastructure.webhooks.signing import public_keys
 
-__all__ = ["ListedEndpoint", "NotDelivered", "WebhookDesk", "webhook_desk", "webhooks"]
+__all__ = ["BeyondTheLog", "ListedEndpoint", "NotDelivered", "WebhookDesk", "webhook_desk", "webhooks"]
 
 TEST_TYPE: Final = "registrar.test.v1"
 """Of the event that `webhooks test` sends; it is in no log."""
@@ -85,6 +85,29 @@ class ListedEndpoint:
     retry_at: datetime | None
     delivered_at: datetime | None
     public_keys: tuple[str, ...]
+
+
+class BeyondTheLog(Exception):
+    """There is no such position.
+
+    Attributes:
+        head: the last one.
+    """
+
+    def __init__(self, head: Position) -> None:
+        super().__init__(head)
+        self.head = head
+
+
+class Replay(NamedTuple):
+    """Where an endpoint goes on.
+
+    Attributes:
+        skipped: the first and the last position that it had not reached, and is sent nothing of now; None: none.
+    """
+
+    begins: Position
+    skipped: tuple[Position, Position] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +169,22 @@ class WebhookDesk:
         async with first_connection(self._dsn) as connection:
             return await records.wake(connection, name)
 
-    async def replay(self, name: str, first: Position, reason: str | None) -> Position | None:
-        """See `infrastructure.webhooks.records.replay`; None if no process has sent to it yet."""
+    async def replay(self, name: str, first: Position, reason: str | None) -> Replay | None:
+        """See `infrastructure.webhooks.records.replay`; None if no process has sent to it yet.
+
+        Raises:
+            BeyondTheLog: the position is none yet, nor the next one.
+        """
+        async with first_connection(self._dsn, read_only=True) as connection:
+            found, head = (await records.standings(connection)).get(name), await head_of(connection)
+        if first > head + 1:
+            raise BeyondTheLog(head)
         await self._record(REPLAY_WEBHOOK, f"{name} from {first}", reason)
         async with first_connection(self._dsn) as connection:
-            return await records.replay(connection, name, first)
+            begins = await records.replay(connection, name, first)
+        if begins is None or found is None:
+            return None
+        return Replay(begins, skipped=(found.position + 1, begins - 1) if begins > found.position + 1 else None)
 
     async def disable(self, name: str, reason: str | None) -> bool:
         """See `infrastructure.webhooks.records.disable`."""
@@ -165,7 +199,9 @@ class WebhookDesk:
             return await records.enable(connection, name)
 
     async def _record(self, act: str, what: str, reason: str | None) -> None:
-        """What is done, and to which endpoint: an act has no field for that."""
+        """What is done, and to which endpoint: an act has no field for that. Not where it could not be done."""
+        async with first_connection(self._dsn) as connection:
+            await records.check_right(connection)
         told = what if reason is None else f"{what}: {reason}"
         await record_act(self._dsn, act, told, statement_timeout=self._statement_timeout)
 

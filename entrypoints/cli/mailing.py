@@ -33,6 +33,8 @@ def preview(*, kind: str, locale: str, opens: bool, as_html: bool, as_json: bool
     from entrypoints.cli import letters
     from entrypoints.cli.session import finish, read_settings
 
+    if as_html and as_json:
+        raise click.UsageError("--html and --json exclude each other.", click.get_current_context())
     settings = read_settings(data_dir=data_dir, with_secrets=False)
     return finish(letters.preview(settings, MailKind(kind), locale, opens=opens, as_html=as_html, as_json=as_json))
 

@@ -76,6 +76,8 @@ def projections_rebuild(
         raise click.UsageError(
             "--accept, --repair, --rollback and --abort exclude each other.", click.get_current_context()
         )
+    if abort and throttle is not None:
+        raise click.UsageError("--throttle does not go with --abort.", click.get_current_context())
     wanted = cli_replay.chosen(names, everything=everything)
     if rollback:
         return rebuilding(

@@ -69,6 +69,11 @@ def import_log(*, file: Path, check: bool, with_keys: bool | None, as_json: bool
     from entrypoints.cli import archive
     from entrypoints.cli.session import finish, log_troubles, read_settings
 
+    if check and with_keys is not None:
+        raise click.UsageError(
+            "--check takes nothing from the file: neither --with-keys nor --without-keys goes with it.",
+            click.get_current_context(),
+        )
     if check:
         return finish(archive.check_log(file, as_json=as_json))
     settings = read_settings(data_dir=data_dir)

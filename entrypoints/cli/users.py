@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from entrypoints.cli import options
 
@@ -83,6 +84,9 @@ def import_users(
     from entrypoints.cli.output import note
     from entrypoints.cli.session import acting, read_settings
 
+    context = click.get_current_context()
+    if not invite and context.get_parameter_source("every") is not ParameterSource.DEFAULT:
+        raise click.UsageError("--invite-rate goes with --invite.", context)
     if skipped is not None and _is_read_from(skipped, file):
         raise click.BadParameter("is the file that is to be imported.", param_hint="'--skipped'")
     if invite and read_settings(data_dir=data_dir, with_secrets=False).verify_url is None:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import click
 
-from entrypoints.bootstrap.webhooks import ListedEndpoint, NotDelivered, WebhookDesk
+from entrypoints.bootstrap.webhooks import BeyondTheLog, ListedEndpoint, NotDelivered, WebhookDesk
 from entrypoints.cli.output import note, print_json, print_table
 
 
@@ -74,12 +74,24 @@ async def test(desk: WebhookDesk, name: str, reason: str | None, *, as_json: boo
 async def replay(desk: WebhookDesk, name: str, first: int, reason: str | None, *, as_json: bool) -> int:
     """Have an endpoint begin again at a position; 1 if there is nothing to begin again yet."""
     await _known(desk, name)
-    begins = await desk.replay(name, first, reason)
+    try:
+        found = await desk.replay(name, first, reason)
+    except BeyondTheLog as error:
+        raise click.BadParameter(
+            f"the log ends at {error.head}; {error.head + 1} sends what is recorded from now on, and nothing else.",
+            click.get_current_context(),
+            param_hint="--from",
+        ) from None
+    skipped = found.skipped if found is not None else None
     if as_json:
-        print_json({"endpoint": name, "from": begins})
-    elif begins is not None:
-        click.echo(f"{name} gets what was recorded from {begins} on.")
-    return _said_if_new(name, begins is not None)
+        print_json({"endpoint": name, "from": found.begins if found is not None else None, "skipped": skipped})
+    elif found is not None:
+        click.echo(f"{name} gets what was recorded from {found.begins} on.")
+    if skipped is not None:
+        note(
+            f"It had not taken all of {skipped[0]} to {skipped[1]}, which is left out now; --from {skipped[0]} sends it."
+        )
+    return _said_if_new(name, found is not None)
 
 
 async def disable(desk: WebhookDesk, name: str, reason: str | None, *, as_json: bool) -> int:

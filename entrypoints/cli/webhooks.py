@@ -59,7 +59,7 @@ def webhooks_test(name: str, *, reason: str | None, as_json: bool, data_dir: Pat
     "first",
     type=click.IntRange(min=1),
     required=True,
-    help="Position of the first event that is sent (again); beyond the log: what comes from now on.",
+    help="Position of the first event that is sent (again), at most the next one that there will be.",
 )
 @options.reason
 @options.as_json
@@ -68,7 +68,7 @@ def webhooks_replay(name: str, *, first: int, reason: str | None, as_json: bool,
     """Send everything from a position on, again or for the first time.
 
     What an endpoint has seen before comes with the ids that it came with then. A position beyond that which the
-    endpoint has reached leaves out what is between them.
+    endpoint has reached leaves out what is between them, and says so.
     """
     from entrypoints.cli import webhook_desk
     from entrypoints.cli.session import calling_webhooks

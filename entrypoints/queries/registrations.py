@@ -49,7 +49,7 @@ class OpenedRegistration:
     Attributes:
         person: None once the person was erased.
         otp_expires_at: None until a mail server has the mail; a code that is not handed over does not expire.
-        attempts_left: of the current code.
+        attempts_left: of the current code; 0, too, where there has never been one.
     """
 
     view: RegistrationView
@@ -183,11 +183,12 @@ class RegistrationQueries:
         return views, position
 
     def _opened(self, view: RegistrationView) -> OpenedRegistration:
+        has_code = view.mail != "NONE" and not view.locked
         return OpenedRegistration(
             view,
             person=self._person(view),
             otp_expires_at=None if view.handed_over_at is None else view.handed_over_at + self._policy.otp_ttl,
-            attempts_left=0 if view.locked else max(0, self._policy.otp_max_attempts - view.rejections),
+            attempts_left=max(0, self._policy.otp_max_attempts - view.rejections) if has_code else 0,
         )
 
     def _person(self, view: RegistrationView) -> Person | None:

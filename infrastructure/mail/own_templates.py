@@ -81,4 +81,4 @@ def _died(directory: Path, code: int | None, said: Sequence[str]) -> str:
     last = said[-1] if said else "the first one"
     if code is not None and code < 0:
         return f"{directory / last}: it takes too much time or memory (signal {-code})"
-    return f"{directory}: they could not be tried out: {last}"
+    return f"{directory}: they could not be tried out: {last.rstrip('.')}"

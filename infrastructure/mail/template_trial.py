@@ -35,7 +35,10 @@ _ALWAYS_THERE: Final = frozenset({"subject", "parts", "self", "super", "caller",
 
 
 class Fault(Exception):
-    """What is wrong with a template, in a line that names its file."""
+    """What is wrong with a template, in a line that names its file, without a full stop at its end."""
+
+    def __init__(self, says: str) -> None:
+        super().__init__(says.rstrip("."))  # Jinja's sentences have one
 
 
 class _TooLong(Exception):

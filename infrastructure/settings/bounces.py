@@ -7,6 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import BeforeValidator, SecretStr
 
+from infrastructure.settings.entries import each
 from infrastructure.settings.sender import mailbox
 
 LONGEST_BOUNCE_LOCAL_PART: Final = 15
@@ -45,15 +46,18 @@ def bounce_webhooks(text: str) -> dict[str, str]:
         ValueError: it is not written like this. The message completes "BOUNCE_WEBHOOKS …", and has no secret in it.
     """
     found: dict[str, str] = {}
-    for one in filter(None, map(str.strip, re.split(r"[,\n]", text))):
-        provider, _, secret = (part.strip() for part in one.partition("="))
-        if provider not in BOUNCE_PROVIDERS or provider in found:
-            raise ValueError(
-                f"is not a list of providers, each once ({', '.join(BOUNCE_PROVIDERS)}), with = and a secret"
-            )
+
+    def find(entry: str) -> None:
+        provider, _, secret = (part.strip() for part in entry.partition("="))
+        if provider not in BOUNCE_PROVIDERS:
+            raise ValueError(f"is not a provider ({', '.join(BOUNCE_PROVIDERS)}) with = and a secret")
+        if provider in found:
+            raise ValueError(f"is the second one of {provider}")
         if len(secret) < SHORTEST_BOUNCE_SECRET:
             raise ValueError(f"has a secret of fewer than {SHORTEST_BOUNCE_SECRET} characters")
         found[provider] = secret
+
+    each(filter(None, map(str.strip, re.split(r"[,\n]", text))), find)
     return found
 
 

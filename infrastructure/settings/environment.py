@@ -136,7 +136,7 @@ class Given:
         source = self.sources[written]
         example = _example(info)
         if name in self.files:
-            what = f"contains something that cannot be used: it {what}"
+            what = f"contains something that cannot be used: {'' if what.startswith('entry ') else 'it '}{what}"
             example = f"a file with {example}" if example else None
         elif example and source == "file":
             example = as_toml(info, example)

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from infrastructure.settings.entries import refuse
 from infrastructure.settings.values import Mailbox, Sender, ShownUrl
 
 LONGEST_NAME: Final = 60
@@ -54,15 +55,20 @@ def _verify_url(value: object) -> object:
     if not isinstance(value, str):
         return value
     filled = value.replace("{language}", "en")
+    refuse(
+        f"has {{{name}}} in it, which stands for nothing: there are {{id}}, {{code}} and {{language}}"
+        for name in re.findall(r"\{(\w{1,20})\}", filled, re.ASCII)
+        if name not in {"id", "code"}
+    )
+    if re.search("[{}]", filled.replace("{id}", "").replace("{code}", "")):
+        raise ValueError("has a brace that is of none of {id}, {code} and {language}")
     before, _, fragment = filled.partition("#")
-    if "{" in before or "}" in before:
+    if "{" in before:
         raise ValueError(
             "has {id} or {code} before its #: what is there is sent to servers, and stands in their logs; put both behind it"
         )
     if fragment.count("{id}") != 1 or fragment.count("{code}") != 1:
         raise ValueError("does not have {id} and {code} behind a #, once each")
-    if re.search("[{}]", fragment.replace("{id}", "").replace("{code}", "")):
-        raise ValueError("has braces around something other than id, code and language")
     if not _VERIFY.fullmatch(filled):
         raise ValueError("is not of the form https://host/path#id={id}&code={code} (http:// for localhost only)")
     return value

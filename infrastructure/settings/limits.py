@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BeforeValidator
 
 from domain.policy import Policy
+from infrastructure.settings.entries import each
 from infrastructure.settings.values import duration
 
 Mode = Literal["on", "shadow", "off"]
@@ -126,16 +127,19 @@ def parse_limits(value: object) -> object:
     `domain=on`, `new-codes=off`. Figures without a mode are "on", and a burst that is not named is the count.
 
     Raises:
-        ValueError: it is something else; the message names the policy.
+        ValueError: it is something else; the message names each policy of which that is so.
     """
     if not isinstance(value, str):
         return value
     changed: dict[str, Limit] = {}
-    for entry in _entries(value):
+
+    def change(entry: str) -> None:
         limit = parse_limit(entry)
         if limit.name in changed:
             raise ValueError(f"names {limit.name} twice")
         changed[limit.name] = limit
+
+    each(_entries(value), change, numbered=False)
     return tuple(changed.get(limit.name, limit) for limit in DEFAULTS)
 
 

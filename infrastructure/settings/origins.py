@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator
 
+from infrastructure.settings.entries import each
 from infrastructure.settings.values import host_name
 
 _PORTS: Final = {"http": 80, "https": 443}
@@ -37,15 +38,10 @@ def origin(text: str) -> str:
 def _origins(value: object) -> object:
     if not isinstance(value, str):
         return value
-    found = []
-    for number, text in enumerate(value.split(","), start=1):
-        if text.strip() == "*":
-            raise ValueError("would let every page register people; list the origins of your pages")
-        try:
-            found.append(origin(text.strip()))
-        except ValueError as error:
-            raise ValueError(f"entry {number} {error}") from None
-    return tuple(found)
+    entries = [entry.strip() for entry in value.split(",")]
+    if "*" in entries:
+        raise ValueError("would let every page register people; list the origins of your pages")
+    return tuple(each(entries, origin))
 
 
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]

@@ -20,6 +20,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, SecretStr
 
+from infrastructure.settings.entries import each
 from infrastructure.settings.sender import mailbox, split_sender
 
 
@@ -211,15 +212,9 @@ def mail_servers(urls: str) -> tuple[MailServer, ...]:
     """Parse the entries of `REGISTRAR_SMTP_URLS`, in their order.
 
     Raises:
-        ValueError: an entry is not the URL of a mail server; the message has its number, not its text.
+        ValueError: entries are not URLs of mail servers; the message has their numbers, not their texts.
     """
-    servers = []
-    for number, url in enumerate(urls.split(","), start=1):
-        try:
-            servers.append(MailServer.parse(url.strip()))
-        except ValueError as error:
-            raise ValueError(f"entry {number} {error}") from None
-    return tuple(servers)
+    return tuple(each((url.strip() for url in urls.split(",")), MailServer.parse))
 
 
 def _broker_url(value: object) -> object:
@@ -307,20 +302,19 @@ def _networks(everything: str) -> BeforeValidator:
     def parse(value: object) -> object:
         if not isinstance(value, str):
             return value
-        networks = []
-        for number, text in enumerate(value.split(","), start=1):
-            try:
-                network = ipaddress.ip_network(text.strip())
-            except ValueError:
-                network = None
-            if text.strip() == "*" or (network is not None and network.prefixlen == 0):
-                raise ValueError(everything)
-            if network is None:
-                raise ValueError(f"entry {number} is not a network like 10.0.0.0/8 (no bits set beyond the prefix)")
-            networks.append(network)
+        networks = each((text.strip() for text in value.split(",")), _network)
+        if any(network.prefixlen == 0 for network in networks):
+            raise ValueError(everything)
         return tuple(networks)
 
     return BeforeValidator(parse)
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network("0.0.0.0/0" if text == "*" else text)
+    except ValueError:
+        raise ValueError("is not a network like 10.0.0.0/8 (no bits set beyond the prefix)") from None
 
 
 ANY_HOST: Final = "*"
@@ -349,14 +343,14 @@ def host_name(text: str) -> str:
 def _host_names(value: object) -> object:
     if not isinstance(value, str):
         return value
-    names = []
-    for number, text in enumerate(value.split(","), start=1):
-        name = text.strip()
-        try:
-            names.append(name if name == ANY_HOST else host_name(name))
-        except ValueError:
-            raise ValueError(f"entry {number} is neither a name without scheme and port nor *") from None
-    return tuple(names)
+    return tuple(each((text.strip() for text in value.split(",")), _host_name_or_any))
+
+
+def _host_name_or_any(text: str) -> str:
+    try:
+        return text if text == ANY_HOST else host_name(text)
+    except ValueError:
+        raise ValueError("is neither a name without scheme and port nor *") from None
 
 
 def _domain_policy(value: object) -> object:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, SecretStr
 
 from infrastructure.settings.addresses import Reachable
+from infrastructure.settings.entries import each, refuse
 
 SHARED: Final = "whsec_"
 """Begins a secret for HMAC-SHA256, which both sides have."""
@@ -52,11 +53,12 @@ def webhook_endpoints(urls: str, secrets: str) -> tuple[WebhookEndpoint, ...]:
     Raises:
         ValueError: an endpoint has no secret, or a secret no endpoint.
     """
-    addresses, found = dict(_named(urls)), _secrets_by_name(secrets)
-    if idle := sorted(found.keys() - addresses.keys()):
-        raise ValueError(f"has a secret for {idle[0]}, which is the name of no endpoint")
-    if bare := sorted(addresses.keys() - found.keys()):
-        raise ValueError(f"has no secret for the endpoint {bare[0]}")
+    addresses, found = dict(each(_entries(urls), _named)), _secrets_by_name(secrets)
+    idle, bare = sorted(found.keys() - addresses.keys()), sorted(addresses.keys() - found.keys())
+    refuse(
+        [f"has a secret for {name}, which is the name of no endpoint" for name in idle]
+        + [f"has no secret for the endpoint {name}" for name in bare]
+    )
     return tuple(
         WebhookEndpoint(
             name,
@@ -101,48 +103,48 @@ def _never_called(url: str, reachable: Reachable) -> str | None:
     )
 
 
-def _named(text: str) -> Iterator[tuple[str, str]]:
-    """The entries `name=value`.
+def _entries(text: str) -> list[str]:
+    return [entry for entry in _BETWEEN.split(text.strip()) if entry]
+
+
+def _named(entry: str) -> tuple[str, str]:
+    """An entry `name=value`.
 
     Raises:
-        ValueError: an entry is not of this form; the message has its number, not its text.
+        ValueError: it is not of this form; the message does not repeat it.
     """
-    entries = [entry for entry in _BETWEEN.split(text.strip()) if entry]
-    for number, entry in enumerate(entries, start=1):
-        name, equals, value = entry.partition("=")
-        if not equals or not _NAME.fullmatch(name) or not value:
-            raise ValueError(f"entry {number} is not of the form name=value, with a name of a-z, 0-9 and -")
-        yield name, value
+    name, equals, value = entry.partition("=")
+    if not equals or not _NAME.fullmatch(name) or not value:
+        raise ValueError("is not of the form name=value, with a name of a-z, 0-9 and -")
+    return name, value
 
 
 def _urls(value: object) -> object:
     if isinstance(value, str):
-        names = []
-        for number, (name, url) in enumerate(_named(value), start=1):
-            _check_url(number, url)
-            names.append(name)
-        if len(set(names)) < len(names):
-            raise ValueError("has two endpoints of one name")
+        names = each(_entries(value), _endpoint_name)
+        refuse(f"has two endpoints of the name {name}" for name in names if names.count(name) > 1)
         if not 1 <= len(names) <= MOST_ENDPOINTS:
             raise ValueError(f"has not 1 to {MOST_ENDPOINTS} endpoints")
     return value
 
 
-def _check_url(number: int, url: str) -> None:
+def _endpoint_name(entry: str) -> str:
+    name, url = _named(entry)
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and not parts.fragment
     except ValueError:
         usable = False
     if not usable or not re.fullmatch(r"[!-~]+", url):
-        raise ValueError(f"entry {number} is not of the form name=https://host[:port][/path][?query]")
+        raise ValueError("is not of the form name=https://host[:port][/path][?query]")
     if "@" in url.partition("@")[2].partition("/")[0]:
-        raise ValueError(f"entry {number} has an @ in its user or password that is not written as %40")
+        raise ValueError("has an @ in its user or password that is not written as %40")
+    return name
 
 
 def looks_like_hex(secrets: str) -> bool:
     """Is one of the shared secrets written in hex? Read as base64, as it is by both sides, it is another one."""
-    return any(re.fullmatch(rf"{SHARED}[0-9a-fA-F]{{40,}}", secret) for _, secret in _named(secrets))
+    return any(re.fullmatch(rf"{SHARED}[0-9a-fA-F]{{40,}}", _named(entry)[1]) for entry in _entries(secrets))
 
 
 def _secrets(value: object) -> object:
@@ -153,29 +155,33 @@ def _secrets(value: object) -> object:
 
 def _secrets_by_name(text: str) -> dict[str, list[tuple[str, bytes]]]:
     found: dict[str, list[tuple[str, bytes]]] = {}
-    for number, (name, secret) in enumerate(_named(text), start=1):
-        found.setdefault(name, []).append(_key(number, secret))
-        if len(found[name]) > MOST_SECRETS:
-            raise ValueError(f"has more than {MOST_SECRETS} secrets for {name}")
+    for name, key in each(_entries(text), _signing_key):
+        found.setdefault(name, []).append(key)
+    refuse(
+        f"has more than {MOST_SECRETS} secrets for {name}" for name, keys in found.items() if len(keys) > MOST_SECRETS
+    )
     return found
 
 
-def _key(number: int, secret: str) -> tuple[str, bytes]:
+def _signing_key(entry: str) -> tuple[str, tuple[str, bytes]]:
+    name, secret = _named(entry)
+    return name, _key(secret)
+
+
+def _key(secret: str) -> tuple[str, bytes]:
     """A secret's kind and its bytes. An Ed25519 key may have its public half behind it, as libsodium writes them."""
     kind = next((kind for kind in (SHARED, PRIVATE) if secret.startswith(kind)), None)
     if kind is None:
-        raise ValueError(f"entry {number} is neither name={SHARED}… nor name={PRIVATE}…")
+        raise ValueError(f"is neither name={SHARED}… nor name={PRIVATE}…")
     written = secret.removeprefix(kind).rstrip("=")
     try:
         key = base64.b64decode(written + "=" * (-len(written) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError(f"entry {number} has something behind its {kind} that is not base64") from None
+        raise ValueError(f"has something behind its {kind} that is not base64") from None
     if kind == SHARED and not 24 <= len(key) <= 64:  # the bounds of Standard Webhooks 1.0.0
-        raise ValueError(
-            f"entry {number} has not 24 to 64 bytes in base64 behind its {kind} (`openssl rand -base64 32`)"
-        )
+        raise ValueError(f"has not 24 to 64 bytes in base64 behind its {kind} (`openssl rand -base64 32`)")
     if kind == PRIVATE and len(key) not in {32, 64}:
-        raise ValueError(f"entry {number} has not 32 bytes behind its {kind}")
+        raise ValueError(f"has not 32 bytes behind its {kind}")
     return kind, key if kind == SHARED else key[:32]
 
 

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator
 
+from infrastructure.settings.entries import each
+
 _COSIGNATURE: Final = 4
 """The type of an Ed25519 key that cosigns (https://c2sp.org/tlog-cosignature)."""
 
@@ -63,13 +65,7 @@ def _key(text: str) -> tuple[str, bytes, bytes]:
 def _witnesses(value: object) -> object:
     if not isinstance(value, str):
         return value
-    found: list[WitnessAddress] = []
-    for number, entry in enumerate(value.split(","), start=1):
-        try:
-            found.append(WitnessAddress.parse(entry.strip()))
-        except ValueError as error:
-            raise ValueError(f"entry {number} {error}") from None
-    return tuple(found)
+    return tuple(each((entry.strip() for entry in value.split(",")), WitnessAddress.parse))
 
 
 Witnesses = Annotated[tuple[WitnessAddress, ...], BeforeValidator(_witnesses)]

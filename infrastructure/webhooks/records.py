@@ -136,6 +136,14 @@ async def failing(connection: Connection) -> list[Failing]:
     return [Failing(*row) for row in await (await connection.execute(_FAILING)).fetchall()]
 
 
+async def check_right(connection: Connection) -> None:
+    """
+    Raises:
+        psycopg.errors.InsufficientPrivilege: this role may change none of them.
+    """
+    await connection.execute("UPDATE public.webhooks SET term = term WHERE false")
+
+
 async def save(connection: Connection, standing: Standing) -> None:
     """
     Raises:

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from application.bounce_reports import AT_ONCE
-from application.commands import RecordEmailComplained, RecordEmailDispatched, RegisterUser
+from application.commands import ImportedUser, ImportUsers, RecordEmailComplained, RecordEmailDispatched, RegisterUser
 from application.ports import Context
 from domain.mail_outcome import HandOver
 from domain.registration import Registration
@@ -291,6 +291,22 @@ async def test_an_operator_sees_which_mailboxes_are_sent_no_more_and_lifts_it(
         assert (act[0]["act"], act[0]["registration_id"]) == ("allow-mailbox", str(again))
         await api.new_code(str(again))
         await eventually(lambda: bool(api.service.mailbox and api.service.mailbox.messages("ada+2@example.com")))
+
+
+async def test_the_mailbox_of_an_imported_account_is_found_by_its_id(dsn: str) -> None:
+    async with open_api(dsn, follows=False) as api:
+        handlers, context = api.service.handlers, Context("bounce-report", uuid4())
+        silenced = UUID((await api.register("ada@example.com")).json()["registration_id"])
+        await handlers.handle(RecordEmailComplained(registration_id=silenced, serial=1, reported_by="ses"), context)
+        user = ImportedUser(email="Ada+shop@example.com", name="Ada", verified=True)
+        await handlers.handle(ImportUsers(import_id=uuid4(), users=(user,)), context)
+        [[account]] = await query(dsn, "SELECT originator_id FROM events WHERE topic = 'registration.user_imported'")
+
+        done = [await api.http.post(f"/v1/admin/mail/{account}/allow", headers=ADMIN) for _ in "12"]
+
+        assert [answered.status_code for answered in done] == [200, 200]
+        [[acts]] = await query(dsn, "SELECT count(*) FROM events WHERE topic = 'operator.acted'")
+        assert acts == 1, "the second one has no effect"
 
 
 async def wanted(asked: Callable[[], Awaitable[object]], answer: object) -> bool:

@@ -438,6 +438,19 @@ def test_the_sql_that_is_printed_makes_the_roles(dsn: str, command: Command) -> 
                 connection.execute(f"DROP ROLE printed_{role}".encode())
 
 
+def test_who_may_not_change_webhooks_is_told_before_anything_is_called_or_recorded(
+    prepared: str, command: Command
+) -> None:
+    each = {"WEBHOOKS": "app=https://app.invalid", "WEBHOOK_SECRETS": f"app=whsec_{'A' * 32}"}
+
+    refused = command("webhooks", "test", "app", DATABASE_URL=as_role(prepared, "worker"), **each)
+    called = command("webhooks", "test", "app", DATABASE_URL=as_role(prepared, "api"), **each)
+
+    assert (refused.code, "permission denied for table webhooks" in refused.err) == (2, True), refused
+    assert (called.code, "has not taken it" in called.out) == (1, True), called
+    assert len(asyncio.run(acts_of(prepared))) == 1
+
+
 def test_who_may_not_make_roles_is_told_what_to_do(prepared: str, command: Command) -> None:
     each = {"DATABASE_URL": as_role(prepared, "process"), "MASTER_KEY": MASTER_KEY}
 

@@ -106,6 +106,21 @@ async def test_a_new_code_too_early_is_refused_with_the_time_to_wait(api: Api) -
     assert "Enter the code" in refused.text
 
 
+async def test_a_new_code_is_announced_to_everybody_in_the_same_words(dsn: str) -> None:
+    async with open_api(dsn, limits="registrations=off", resend_cooldown="1ms") as api:
+        await api.active("ada@example.com")
+        told = []
+        for email in ("ada@example.com", "eve@example.com"):
+            there = await begun(api, email)
+            sent = await post(api, f"{there}/otp")
+            assert sent.status_code == 303
+            told.append((await api.http.get(sent.headers["location"])).text.replace(there, ""))
+
+    assert '<p class="alert done" role="status">' in told[0]
+    assert "a new code is on its way" in told[0]
+    assert told[0].replace("a•••@", "") == told[1].replace("e•••@", "")
+
+
 async def test_forms_come_under_the_limits_of_the_api(dsn: str) -> None:
     async with open_api(dsn, follows=False, limits="registrations=2/1h burst 2") as api:
         answers = [await api.register(name="Ada")] + [
@@ -172,6 +187,7 @@ async def test_a_form_is_read_strictly_and_the_api_takes_none(idle: Api) -> None
     for body, content_type, status in BODIES:
         answer = await idle.http.post("/sign-up", content=body, headers={**OURS, "Content-Type": content_type})
         assert answer.status_code == status, body[:40]
+        assert '<p class="alert" role="alert">' in answer.text, "a page, whoever refuses it"
     assert (await post(idle, "/v1/registrations", email="a@b.example", name="Ada")).status_code == 415
 
 
@@ -195,8 +211,13 @@ async def test_a_registration_that_there_is_not_has_a_page_that_says_so(idle: Ap
     acted = await post(idle, f"/sign-up/{UNKNOWN}/verification", code="123456")
     nonsense = await idle.http.get("/sign-up/%3Cb%3E")
     reloaded = await idle.http.get(f"/sign-up/{UNKNOWN}/otp")
+    astray = await idle.http.get("/sign-up/a/b/c")
+    deleted = await idle.http.delete("/sign-up")
 
-    assert [answer.status_code for answer in (missing, acted, nonsense, reloaded)] == [404, 404, 422, 303]
+    answers = (missing, acted, nonsense, reloaded, astray, deleted)
+    assert [answer.status_code for answer in answers] == [404, 404, 422, 303, 404, 405]
+    assert all("text/html" in answer.headers["content-type"] for answer in (astray, deleted))
+    assert deleted.headers["allow"] == "GET, HEAD, OPTIONS, POST"
     assert "There is no registration with this id." in missing.text
 
 

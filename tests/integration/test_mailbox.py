@@ -292,7 +292,9 @@ async def test_the_logs_name_nobody(box: Mailbox, post: SmtpServers, caplog: pyt
 def test_the_page_carries_the_nonce_and_nothing_from_elsewhere() -> None:
     html = mailbox_page("n0nce")
     assert "{{" not in html
-    assert html.count('nonce="n0nce"') == html.count("<script") + html.count("<style") == 2
+    assert html.count('nonce="n0nce"') == html.count("<script") + html.count("<style") == 3
     assert "'nonce-n0nce'" in mailbox_policy("n0nce")
+    logo = mailbox_policy("n0nce", "https://cdn.example.org:8443/logo.png?a=1")
+    assert "img-src 'self' data: https://cdn.example.org:8443;" in logo
     assert not re.search(r"https?://|\bon\w+=\"|innerHTML|insertAdjacentHTML|document\.write|eval\(", html)
     assert 'sandbox="allow-popups allow-popups-to-escape-sandbox"' in html  # no scripts, no forms, nothing of this page

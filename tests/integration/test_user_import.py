@@ -100,7 +100,8 @@ async def test_users_of_another_system_are_accounts_that_their_passwords_open(ap
     assert await matches(api, account_id, PASSWORD)  # by the hash that is ours
 
     shown = (await api.http.get(f"/v1/registrations/{account_id}")).json()
-    assert (shown["status"], shown["mail"], shown["verified_at"]) == ("ACTIVE", "NONE", None)
+    told = (shown["status"], shown["mail"], shown["verified_at"], shown["attempts_left"])
+    assert told == ("ACTIVE", "NONE", None, 0)
     assert (await account_of(api, "grace@example.com")) is not None
     assert await account_of(api, "eve@example.com") is None
     superseded = "SELECT originator_id FROM events WHERE topic = 'registration.registration_superseded'"

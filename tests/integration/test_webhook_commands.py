@@ -203,6 +203,19 @@ def test_an_endpoint_that_is_unknown_or_new_is_said_to_be(shop: Shop, code: int,
     assert ("known are app" if code == 2 else "No process has sent to app yet") in done.err
 
 
+def test_a_replay_says_what_it_leaves_out_and_does_not_begin_beyond_the_end(shop: Shop, dsn: str) -> None:
+    shop("test", "app", "--reason", "recorded in the log, at 1")
+    asyncio.run(execute(dsn, "INSERT INTO webhooks (name, position) VALUES ('app', 0)"))
+
+    beyond, next_one = shop("replay", "app", "--from", "3"), shop("replay", "app", "--from", "2")
+    again = shop("replay", "app", "--from", "1", "--json")
+
+    assert (beyond.code, "the log ends at 1; 2 sends what is recorded from now on" in beyond.err) == (2, True), beyond
+    assert (next_one.code, "all of 1 to 1, which is left out now; --from 1" in next_one.err) == (0, True), next_one
+    assert json.loads(again.out) == {"endpoint": "app", "from": 1, "skipped": None}
+    assert [act for act, _ in asyncio.run(acts_of(dsn))] == ["test-webhook", "replay-webhook", "replay-webhook"]
+
+
 async def execute(dsn: str, statement: str) -> list[tuple[Any, ...]]:
     async with await connect(dsn, name="test", statement_timeout=timedelta(seconds=10)) as connection:
         cursor = await connection.execute(statement.encode())

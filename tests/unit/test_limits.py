@@ -91,6 +91,11 @@ def test_what_is_shown_can_be_set(limit: Limit) -> None:
         ("network=10/1.5s", "gives network a duration that is not whole seconds"),
         ("network=10/32d", "gives network a duration that is not whole seconds, from 1s to 31d"),
         ("network=1/1m,network=2/1m", "names network twice"),
+        (
+            "mails=x, network=0/1m, repeats=off",
+            "mails something other than COUNT/DURATION [burst COUNT] [on|shadow], on",
+        ),
+        ("mails=x, network=0/1m, repeats=off", "off, and gives network a number that is not between 1 and 1000000"),
         ("net\x1b[31mwork=1/1m", "names a limit 'net\\x1b[31mwork', which there is not"),
     ],
 )

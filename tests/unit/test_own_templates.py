@@ -88,6 +88,7 @@ def test_a_faulty_template_is_told_with_its_place(name: str, content: str, fault
         tried(directory)
 
     assert "\n" not in str(told.value)
+    assert not str(told.value).endswith(".")
 
 
 def test_a_template_that_loops_is_stopped_in_its_loop(write: Write) -> None:

@@ -451,6 +451,19 @@ def test_each_endpoint_has_a_secret_and_each_secret_an_endpoint(name: str, says:
         assert read(**given).webhook_endpoints
 
 
+def test_whatever_is_wrong_with_the_entries_of_a_setting_is_said_at_once() -> None:
+    message = refusal(
+        WEBHOOK_SECRETS="a=whsec_x B=1",
+        BOUNCE_WEBHOOKS="postmark=short, other=x",
+        SMTP_URLS="smtp://a:0, http://b",
+        TRUSTED_PROXIES="10.0.0.1/8, x",
+    )
+    assert len(re.findall(r"REGISTRAR_[A-Z_]+ entry 1 (?:is|has) [^.]*, and entry 2 (?:is|has) ", message)) == 3
+    assert re.search(r"REGISTRAR_TRUSTED_PROXIES entry 1 is not .*, and entry 2 is not a network", message)
+    bare = refusal(WEBHOOKS="a=https://a b=https://b", WEBHOOK_SECRETS=f"c=whsec_{KEY.hex()}")
+    assert "c, which is the name of no endpoint, and has no secret for the endpoint a, and has no secret" in bare
+
+
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_and_a_file_with_it_are_one_too_many(name: str) -> None:
     message = refusal(**{"MASTER_KEY": KEY.hex(), name: SECRETS[name], f"{name}_FILE": "/nowhere"})
@@ -750,6 +763,9 @@ def test_a_code_that_link_scanners_would_see_is_refused_with_the_reason() -> Non
 
     assert "before its #" in message
     assert "https://app.example.org/verify#id={id}&code={code}" in message
+    assert "has {lang} in it, which stands for nothing: there are {id}, {code} and {language}." in refusal(
+        VERIFY_URL="https://app.example.org/{lang}/verify#id={id}&code={code}"
+    )
 
 
 def test_the_service_is_called_by_its_senders_name_its_product_and_its_hosts() -> None:

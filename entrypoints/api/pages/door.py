@@ -92,15 +92,18 @@ def first_page(places: Places, typed: Mapping[str, str] | None = None, refusal: 
     return _page(places, main, "Registrar", refusal, back=False)
 
 
-def registration_page(places: Places, state: Mapping[str, Any], refusal: Refusal | None = None) -> Response:
+def registration_page(
+    places: Places, state: Mapping[str, Any], refusal: Refusal | None = None, *, sent: bool = False
+) -> Response:
     """
     Args:
         state: what `GET /v1/registrations/{id}` shows.
+        sent: whether a new code was just asked for, and not refused.
     """
     email = escape(state["email"] or "(erased)")
     match state["status"]:
         case "PENDING":
-            main = _code_form(places, state, refusal)
+            main = _code_form(places, state, refusal, sent=sent)
         case "CANCELLED":
             main = _card("This sign-up is over", f"<p>The one for {email} was undone.</p>")
         case status:
@@ -132,15 +135,16 @@ def _field(name: str, value: str, wrong: str | None) -> str:
     )
 
 
-def _code_form(places: Places, state: Mapping[str, Any], refusal: Refusal | None) -> str:
+def _code_form(places: Places, state: Mapping[str, Any], refusal: Refusal | None, *, sent: bool) -> str:
     prefix = escape(places.prefix)
     path = f"{prefix}{FORMS}/{escape(state['registration_id'])}"
     wrong = refusal.fields.get("code") if refusal else None
     said = f'<p class="wrong" id="code-wrong">{escape(wrong)}</p>' if wrong else ""
     about = ' aria-invalid="true" aria-describedby="code-wrong"' if wrong else ""
     mailbox = f'It is in the <a href="{prefix}/mailbox" target="_blank" rel="noopener">mailbox</a>.'
+    done = '<p class="alert done" role="status">Done. Only the new code is valid from now on.</p>' if sent else ""
     return f"""<section class="card wide" aria-labelledby="enter"><h2 id="enter">Enter the code</h2>
-<p>If {escape(state["email"])} can be registered, a code is on its way to it.
+{done}<p>If {escape(state["email"])} can be registered, a {"new " if sent else ""}code is on its way to it.
 {mailbox if places.mailbox else "It may take a minute."}</p>
 {"" if wrong else _alert(refusal)}<form method="post" action="{path}/verification">
 <div class="field"><label for="code">Code</label>

@@ -9,6 +9,7 @@ from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from starlette.responses import HTMLResponse, Response
 
@@ -25,10 +26,15 @@ def mailbox_page(nonce: str) -> str:
     return _read("mailbox.html").replace("{{ look }}", _read("look.css")).replace("{{ nonce }}", nonce)
 
 
-def mailbox_policy(nonce: str) -> str:
-    """Its `Content-Security-Policy`. Styles are inline because a mail's are, and its frame inherits the policy."""
+def mailbox_policy(nonce: str, logo_url: str | None = None) -> str:
+    """Its `Content-Security-Policy`. Styles are inline because a mail's are, and its frame inherits the policy.
+
+    Args:
+        logo_url: what mails load: the images of its host are let in, as it may lead to another one there.
+    """
+    logo = f" https://{urlsplit(logo_url).netloc}" if logo_url else ""
     return (
-        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; img-src 'self' data:; "
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; img-src 'self' data:{logo}; "
         "connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
