@@ -235,7 +235,7 @@ REGISTER: Final[dict[str, Any]] = {
     "status_code": 202,
     "responses": {
         202: {
-            "model": Registered | RegisteredWithHint,
+            "model": RegisteredWithHint | Registered,  # a generated client may take the first that fits
             "description": "Accepted; a code is sent by mail",
             "headers": _POSITION | {"Location": {"schema": {"type": "string"}}} | REPLAYED_HEADER,
         },

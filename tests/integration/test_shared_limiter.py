@@ -277,6 +277,17 @@ async def test_a_way_that_takes_200_ms_is_too_long(redis: PrivateRedis, log: io.
         assert said(log)[0] == ("limits.degraded", "no answer in time")
 
 
+async def test_a_request_whose_answer_is_lost_is_counted_once(redis: PrivateRedis) -> None:
+    async with TcpProxy(("127.0.0.1", redis.port)) as proxy, limiting(f"redis://127.0.0.1:{proxy.port}") as one:
+        check = ten()
+        assert await one.limiter.decide([ten()]) == [0]
+        proxy.cut(TO_CLIENT, b"\r\n", forward=False)
+        await one.limiter.decide([check])
+
+        assert proxy.is_effective
+        assert await one.passing(check, 20) == 9
+
+
 @pytest.mark.fault("D3")
 async def test_answers_that_are_slow_are_used_until_they_are_most_of_them(redis: PrivateRedis) -> None:
     async with TcpProxy(("127.0.0.1", redis.port)) as proxy, limiting(f"redis://127.0.0.1:{proxy.port}") as one:

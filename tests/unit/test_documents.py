@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,21 @@ def test_every_setting_is_in_the_documents(document: str) -> None:
     assert names
     # The table of settings says once that a name with `_FILE` names a file.
     assert [name for name in names if f"`{name}`" not in text and f"`{name.removesuffix('_FILE')}`" not in text] == []
+
+
+def test_of_the_schemas_of_an_answer_one_that_requires_more_comes_first() -> None:
+    """A client for Python takes the first that fits: findings/openapi-python-client-takes-the-first-that-fits.sh."""
+    document = json.loads((ROOT / "docs" / "openapi.json").read_text())
+    alternatives = [
+        content["schema"]["anyOf"]
+        for path in document["paths"].values()
+        for operation in path.values()
+        for response in operation["responses"].values()
+        for content in response.get("content", {}).values()
+        if "anyOf" in content.get("schema", {})
+    ]
+    schemas = document["components"]["schemas"]
+    required = [[set(schemas[one["$ref"].rpartition("/")[2]]["required"]) for one in found] for found in alternatives]
+
+    assert required
+    assert not [found for found in required for earlier, later in combinations(found, 2) if earlier < later]
