@@ -11,7 +11,7 @@
 #
 # Expected: a save that failed leaves the events pending, or the aggregate refuses to be used.
 # Seen (the database is locked during the first try):
-#   saved again: no error, 0 events stored, the aggregate has ['sit']
+#   saved again: no error, 0 events stored, the aggregate has ['lamp']
 #   saved again after one more change: versions [1, 3] stored, loading it: OriginatorVersionError
 #   loaded again from the cache, changed and saved: versions [1, 3] stored, loading it: OriginatorVersionError
 set -euo pipefail
@@ -25,16 +25,16 @@ from eventsourcing.domain import Aggregate, event
 from eventsourcing.persistence import OperationalError
 
 
-class Dog(Aggregate):
+class Crate(Aggregate):
     def __init__(self):
-        self.tricks = []
+        self.packed = []
 
-    @event("TrickAdded")
-    def add_trick(self, trick):
-        self.tricks.append(trick)
+    @event("Packed")
+    def pack(self, thing):
+        self.packed.append(thing)
 
 
-def dogs(name, **more):
+def crates(name, **more):
     """As an application in a process of its own sees the file."""
     return Application(
         {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": name, "SQLITE_LOCK_TIMEOUT": "1", **more}
@@ -42,47 +42,47 @@ def dogs(name, **more):
 
 
 def after_failed_save(name, **more):
-    application = dogs(name, **more)
-    dog = Dog()
-    application.save(dog)
+    application = crates(name, **more)
+    crate = Crate()
+    application.save(crate)
     other = sqlite3.connect(name, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    dog.add_trick("sit")
+    crate.pack("lamp")
     try:
-        application.save(dog)
+        application.save(crate)
     except OperationalError:
         other.execute("ROLLBACK")
-        return application, dog
+        return application, crate
     raise AssertionError("the database was not locked")
 
 
-def outcome(name, dog):
-    application = dogs(name)
-    versions = [one.originator_version for one in application.events.get(dog.id)]
+def outcome(name, crate):
+    application = crates(name)
+    versions = [one.originator_version for one in application.events.get(crate.id)]
     try:
-        application.repository.get(dog.id)
+        application.repository.get(crate.id)
         loading = "loaded"
     except Exception as error:
         loading = type(error).__name__
     return versions, loading
 
 
-application, dog = after_failed_save("again.db")
-stored = len(application.save(dog))
-print(f"saved again: no error, {stored} events stored, the aggregate has {dog.tricks}")
-assert (stored, dog.tricks, outcome("again.db", dog)) == (0, ["sit"], ([1], "loaded"))
+application, crate = after_failed_save("again.db")
+stored = len(application.save(crate))
+print(f"saved again: no error, {stored} events stored, the aggregate has {crate.packed}")
+assert (stored, crate.packed, outcome("again.db", crate)) == (0, ["lamp"], ([1], "loaded"))
 
-application, dog = after_failed_save("changed.db")
-dog.add_trick("roll over")
-application.save(dog)
-changed = outcome("changed.db", dog)
+application, crate = after_failed_save("changed.db")
+crate.pack("chair")
+application.save(crate)
+changed = outcome("changed.db", crate)
 print(f"saved again after one more change: versions {changed[0]} stored, loading it: {changed[1]}")
 
-application, dog = after_failed_save("cached.db", AGGREGATE_CACHE_MAXSIZE="10", AGGREGATE_CACHE_FASTFORWARD="n")
-again = application.repository.get(dog.id)
-again.add_trick("roll over")
+application, crate = after_failed_save("cached.db", AGGREGATE_CACHE_MAXSIZE="10", AGGREGATE_CACHE_FASTFORWARD="n")
+again = application.repository.get(crate.id)
+again.pack("chair")
 application.save(again)
-cached = outcome("cached.db", dog)
+cached = outcome("cached.db", crate)
 print(f"loaded again from the cache, changed and saved: versions {cached[0]} stored, loading it: {cached[1]}")
 assert changed == cached == ([1, 3], "OriginatorVersionError")
 PYTHON
