@@ -122,6 +122,18 @@ def full_size(pytestconfig: pytest.Config) -> bool:
 # --- The log of the process ----------------------------------------------------------------------
 
 
+def _log_plainly() -> None:
+    """As structlog does by itself, but for tracebacks: it has rich draw each with all that is local, which takes a
+    second of CPU."""
+    structlog.reset_defaults()
+    *processors, _ = structlog.get_config()["processors"]
+    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*processors, renderer])
+
+
+_log_plainly()
+
+
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     """What a test sets up for the whole process (`configure_logging`, a command run within) ends with it: the next test
@@ -133,7 +145,7 @@ def _logging_as_it_was() -> Iterator[None]:
     root.setLevel(level)
     logging.captureWarnings(capture=False)
     sys.excepthook, threading.excepthook = hooks
-    structlog.reset_defaults()
+    _log_plainly()
     structlog.contextvars.clear_contextvars()
 
 
