@@ -102,9 +102,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes goes first, the longest first of all: the other workers do the rest meanwhile, and nobody
-    waits for it at the end."""
-    items.sort(key=lambda item: (item.get_closest_marker("minutes") is None, item.get_closest_marker("slow") is None))
+    """What takes minutes goes first, and then what is slow, by how long it may take: the other workers do the rest
+    meanwhile, and nobody waits for it at the end."""
+
+    def turn(item: pytest.Item) -> tuple[bool, bool, float]:
+        return (item.get_closest_marker("minutes") is None, item.get_closest_marker("slow") is None, -_may_take(item))
+
+    items.sort(key=turn)
+
+
+def _may_take(item: pytest.Item) -> float:
+    """Seconds that it has asked for; 0 if none."""
+    asked = item.get_closest_marker("timeout")
+    return float(asked.args[0]) if asked is not None else 0.0
 
 
 @pytest.fixture(scope="session")
