@@ -132,13 +132,17 @@ def full_size(pytestconfig: pytest.Config) -> bool:
 # --- The log of the process ----------------------------------------------------------------------
 
 
+_PROCESSORS = [
+    *structlog.get_config()["processors"][:-1],
+    structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+]
+
+
 def _log_plainly() -> None:
     """As structlog does by itself, but for tracebacks: it has rich draw each with all that is local, which takes a
     second of CPU."""
     structlog.reset_defaults()
-    *processors, _ = structlog.get_config()["processors"]
-    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
-    structlog.configure(processors=[*processors, renderer])
+    structlog.configure(processors=_PROCESSORS)
 
 
 _log_plainly()
