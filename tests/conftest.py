@@ -102,9 +102,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes goes first, the longest first of all: the other workers do the rest meanwhile, and nobody
-    waits for it at the end."""
-    items.sort(key=lambda item: (item.get_closest_marker("minutes") is None, item.get_closest_marker("slow") is None))
+    """What takes minutes goes first, and then what is slow, by how long it may take: the other workers do the rest
+    meanwhile, and nobody waits for it at the end."""
+
+    def turn(item: pytest.Item) -> tuple[bool, bool, float]:
+        return (item.get_closest_marker("minutes") is None, item.get_closest_marker("slow") is None, -_may_take(item))
+
+    items.sort(key=turn)
+
+
+def _may_take(item: pytest.Item) -> float:
+    """Seconds that it has asked for; 0 if none."""
+    asked = item.get_closest_marker("timeout")
+    return float(asked.args[0]) if asked is not None else 0.0
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +132,22 @@ def full_size(pytestconfig: pytest.Config) -> bool:
 # --- The log of the process ----------------------------------------------------------------------
 
 
+_PROCESSORS = [
+    *structlog.get_config()["processors"][:-1],
+    structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+]
+
+
+def _log_plainly() -> None:
+    """As structlog does by itself, but for tracebacks: it has rich draw each with all that is local, which takes a
+    second of CPU."""
+    structlog.reset_defaults()
+    structlog.configure(processors=_PROCESSORS)
+
+
+_log_plainly()
+
+
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     """What a test sets up for the whole process (`configure_logging`, a command run within) ends with it: the next test
@@ -133,7 +159,7 @@ def _logging_as_it_was() -> Iterator[None]:
     root.setLevel(level)
     logging.captureWarnings(capture=False)
     sys.excepthook, threading.excepthook = hooks
-    structlog.reset_defaults()
+    _log_plainly()
     structlog.contextvars.clear_contextvars()
 
 

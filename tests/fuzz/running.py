@@ -15,6 +15,7 @@ from pathlib import Path
 from infrastructure.settings.limits import DEFAULTS
 from tests.support.commands import clean_environment, started
 from tests.support.leaks import must_not_tell
+from tests.support.postgres import in_memory
 
 ROOT = Path(__file__).parents[2]
 NO_LIMITS = ",".join(f"{limit.name}=off" for limit in DEFAULTS)
@@ -44,7 +45,7 @@ class Running:
 @contextmanager
 def running(**settings: str) -> Iterator[Running]:
     """`registrar up` on a data directory and a port of its own."""
-    with tempfile.TemporaryDirectory(prefix="registrar-fuzz-") as directory:
+    with tempfile.TemporaryDirectory(prefix="registrar-fuzz-", dir=in_memory()) as directory:
         log = Path(directory) / "log"
         up = (BIN / "registrar", "up", "--port", "0", "--data-dir", Path(directory) / "data")
         environment = clean_environment(LOG_FORMAT="json", LIMITS=NO_LIMITS, **settings) | {"LOG": str(log)}

@@ -56,6 +56,7 @@ from tests.support.facts import (
     stream,
 )
 from tests.support.log import keep_root_secret
+from tests.support.postgres import in_memory
 
 REGISTRAR = Path(sys.executable).with_name("registrar")
 NOBODY = "0198c0de-0000-7000-8000-000000000000"
@@ -79,7 +80,7 @@ def directories() -> Iterator[Callable[[], Path]]:
     made: list[Path] = []
 
     def make() -> Path:
-        made.append(Path(tempfile.mkdtemp(prefix="registrar-cli-")))
+        made.append(Path(tempfile.mkdtemp(prefix="registrar-cli-", dir=in_memory())))
         return made[-1]
 
     yield make

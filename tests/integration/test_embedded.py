@@ -19,6 +19,7 @@ import pytest
 
 from infrastructure.embedded.data_directory import BadDataDirectory, DataDirectory
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
+from tests.support.postgres import in_memory
 
 OWNER = """
 import os
@@ -46,7 +47,7 @@ with directory.locked():
 @pytest.fixture
 def directory() -> Iterator[Path]:
     # Not tmp_path: pytest closes its own directory above it again and again, and the database's user cannot pass.
-    path = Path(tempfile.mkdtemp(prefix="registrar-test-"))
+    path = Path(tempfile.mkdtemp(prefix="registrar-test-", dir=in_memory()))
     yield path
     shutil.rmtree(path)
 

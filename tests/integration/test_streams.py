@@ -21,6 +21,7 @@ from tests.integration.test_cli import REGISTRAR, _Desk
 from tests.integration.test_cli import desk as desk  # noqa: PLC0414 - a fixture
 from tests.support.commands import PATIENCE, clean_environment, started, stop
 from tests.support.facts import REGISTRATION, STRAY, stray_kept, stream
+from tests.support.preforked import fork
 
 READ_ONLY = ("<&-", "2>&-", "2>/dev/full", "<&- 2>&-")
 """Redirections with which what a command prints can be printed."""
@@ -119,14 +120,10 @@ def on_a_terminal(columns: int, *arguments: str) -> list[str]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {name: value for name, value in clean_environment().items() if name not in {"COLUMNS", "LINES"}}
+    environment |= {f"REGISTRAR_{name}": value for name, value in settings_of_the_test().items()}
     with tempfile.TemporaryFile() as printed, os.fdopen(ours, "rb", buffering=0) as screen:
-        process = subprocess.Popen(
-            [REGISTRAR, *arguments],
-            stdout=theirs,
-            stderr=subprocess.DEVNULL,
-            env=environment | {f"REGISTRAR_{name}": value for name, value in settings_of_the_test().items()},
-        )
-        os.close(theirs)
+        with os.fdopen(theirs, "wb", buffering=0) as terminal, Path(os.devnull).open("wb") as nowhere:
+            process = fork(*arguments, environment=environment, stdout=terminal, stderr=nowhere)
         while True:
             try:
                 chunk = screen.read(65536)

@@ -16,8 +16,6 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,6 +124,10 @@ def bills(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-image.lock"])
 def test_the_bill_of_materials_lists_what_is_locked_with_its_hashes(lock: str, bills: Callable[[str], str]) -> None:
+    # Here and not above: each worker would load them at its start, which takes a second or two.
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
     text = bills(lock)
 
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -34,7 +35,11 @@ def promtool(*arguments: str | Path, said: str | None = None) -> str:
     Args:
         said: on its standard input.
     """
-    done = subprocess.run([PROMTOOL, *arguments], input=said, capture_output=True, text=True, check=False, timeout=300)
+    # It takes a sixth less CPU if it collects its garbage rarely, and then 100 MB.
+    environment = {**os.environ, "GOGC": "800"}
+    done = subprocess.run(
+        [PROMTOOL, *arguments], input=said, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]
-import kubernetes_validate
 import pytest
 import yaml  # type: ignore[import-untyped]
 from gotpl.exts.helm import HelmTemplateEngine
@@ -88,6 +86,10 @@ def test_it_makes_what_the_plain_files_are(files: str, values: dict[str, Any]) -
     ids=["as it is", "without RabbitMQ", "an image of one's own", "with bounces", "an ingress of one's own"],
 )
 def test_kubernetes_takes_what_it_makes(values: dict[str, Any], version: str) -> None:
+    # Here and not above: each worker would load them at its start, which takes a second.
+    import jsonschema  # type: ignore[import-untyped]
+    import kubernetes_validate
+
     jsonschema.validate(VALUES | values, SCHEMA)
     made = render("sign-up", **values)
     for resource in made:
@@ -120,6 +122,8 @@ def test_pods_are_replaced_when_a_setting_changes() -> None:
 
 
 def test_values_are_those_of_the_schema() -> None:
+    import jsonschema
+
     jsonschema.validate(VALUES, SCHEMA)
     misspelt = copy.deepcopy(VALUES)
     misspelt["serve"]["replica"] = 3

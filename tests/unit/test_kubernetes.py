@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml  # type: ignore[import-untyped]
 
@@ -42,10 +41,15 @@ def test_all_files_are_applied() -> None:
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
 @pytest.mark.parametrize("resource", RESOURCES, ids=lambda one: f"{one['kind']} {one['metadata']['name']}")
 def test_kubernetes_takes_it(resource: dict[str, Any], version: str) -> None:
+    # Here and not above: each worker would load it at its start, which takes a second.
+    import kubernetes_validate
+
     kubernetes_validate.validate(resource, version, strict=True)
 
 
 def test_what_kubernetes_does_not_know_is_refused() -> None:
+    import kubernetes_validate
+
     (broken, *_) = of_kind("Deployment")
     broken = {**broken, "spec": {**broken["spec"], "replica": 2}}
     with pytest.raises(kubernetes_validate.ValidationError):

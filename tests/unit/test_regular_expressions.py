@@ -36,26 +36,30 @@ class Found(NamedTuple):
 
 def expressions() -> Iterator[Found]:
     """Every pattern that our code gives to `re`, also those that are put together of constants."""
-    trees = {
-        path: ast.parse(path.read_text()) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    texts = {path: path.read_text() for path in paths}
+    nodes_of = {
+        path: list(ast.walk(ast.parse(text)))
+        for path, text in texts.items()
+        if any(f".{call}" in text for call in CALLS)  # to parse them all takes each worker of the tests a second
     }
     searching = {
         node.func.value.id if isinstance(node.func.value, ast.Name) else node.func.value.attr
-        for tree in trees.values()
-        for node in ast.walk(tree)
+        for nodes in nodes_of.values()
+        for node in nodes
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and isinstance(node.func.value, ast.Name | ast.Attribute)
         and node.func.attr in CALLS - ANCHORED
     }
-    for path, tree in trees.items():
+    for path, nodes in nodes_of.items():
         names = {
             id(node.value): target.id
-            for node in ast.walk(tree)
+            for node in nodes
             for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
             if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name)
         }
-        for node in ast.walk(tree):
+        for node in nodes:
             if is_of_re(node):
                 module = vars(importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts)))
                 name = names.get(id(node))
