@@ -48,12 +48,17 @@ class Consumer:
 
         Args:
             on_loss: called when the broker cancels the consumer or closes the channel, even if the connection lives.
+
+        Raises:
+            AMQPError, OSError: the connection is lost, or the broker refuses us the queue.
         """
         self._finishing = False
         self.stopping.clear()
-        self._subscription = Subscription(self.queue, self._take)
-        await self._subscription.open(connection, prefetch=self._prefetch, on_loss=on_loss)
-        await self._sync_consumption()
+        async with self._lock:
+            self._subscription = Subscription(self.queue, self._take)
+            await self._subscription.open(connection, prefetch=self._prefetch, on_loss=on_loss)
+            if not self._paused:
+                await self._subscription.consume()
 
     @property
     def is_paused(self) -> bool:
