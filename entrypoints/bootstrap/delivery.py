@@ -106,7 +106,6 @@ async def open_delivery(
     claims = StoredSendClaims(connection, lease=lease, pace=pace)
     address = settings.bounce_address
     sending = MailDelivery(
-        log=core.store,
         handlers=core.handlers,
         secrets=core.keyring,
         claims=claims,
