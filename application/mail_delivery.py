@@ -23,7 +23,6 @@ from application.ports import (
     Clock,
     Context,
     Letter,
-    Log,
     MailRequest,
     MailServers,
     NotSent,
@@ -81,7 +80,6 @@ class MailDelivery:
     def __init__(
         self,
         *,
-        log: Log,
         handlers: Handlers,
         secrets: Secrets,
         claims: SendClaims,
@@ -108,7 +106,6 @@ class MailDelivery:
             synthetic: None where there are none.
             sleep: waits for a number of seconds.
         """
-        self._log = log
         self._handlers = handlers
         self._secrets = secrets
         self._claims = claims
@@ -151,8 +148,8 @@ class MailDelivery:
             await self._claims.release(request.registration_id, request.serial)
 
     async def _deliver_claimed(self, request: MailRequest, claim: SendClaim, until: float | None = None) -> None:
-        # Loaded after the claim: what the previous holder recorded is seen, and so is an erasure.
-        read = loaded(await self._log.load(request.registration_id), request.registration_id)
+        # Read after the claim was had: what the previous holder recorded is seen, and so is an erasure.
+        read = loaded(claim.streams, request.registration_id)
         registration = read.registration
         must_be_of_kind(registration, request.kind)
         if not registration.wants_mail(request.serial) or _was_tried(request, read):
@@ -164,7 +161,7 @@ class MailDelivery:
             await self._deliver_notice(request, read, registration.duplicate_of, until)
             return
         if claim.wrapped is None:
-            return  # erased after the stream was loaded
+            return  # erased
         person = self._secrets.open(registration.id, registration.personal_data, claim.wrapped)
         letter = self._letters.code(
             to=person.email,
@@ -185,7 +182,7 @@ class MailDelivery:
                 "the owner is being notified right now", retry_after=self._retry_claimed_after.total_seconds()
             )
         try:
-            owner = (await self._log.load(owner_id)).get(Registration, owner_id)
+            owner = claim.streams.get(Registration, owner_id)
             if owner is None or claim.wrapped is None or not owner.may_notify_owner(self._clock(), self._policy):
                 await self._attempt(request, duplicate, None, until)
                 return

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer
 
+from application.ports.log import Streams
 from domain.mail_outcome import DispatchFailure, HandOver, MailKind
 from domain.recorded import Position
 
@@ -135,13 +136,16 @@ class MailServers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SendClaim:
-    """The right to send one issue's mail, and the key that its address is sealed with.
+    """The right to send one issue's mail, and what that takes.
 
     Attributes:
-        wrapped: the registration's personal key, wrapped; None if it was destroyed.
+        wrapped: the registration's personal key, with which its address is sealed, wrapped; None if it was destroyed.
+        streams: the registration's stream, read when the claim was had already: so it has what the previous holder
+            recorded. It may have an erasure that came after the key was read.
     """
 
     wrapped: bytes | None = field(repr=False)
+    streams: Streams = field(repr=False)
 
 
 class SendClaims(Protocol):

@@ -92,6 +92,10 @@ _PARTS: Final = {
 }
 
 
+STREAMS: Final = _PARTS["streams"]
+"""Reads whole streams, their ids in `streams`: for `LoadedStreams.of_rows`."""
+
+
 @cache
 def _query(*names: str) -> str:
     """Only of the parts that are asked for: to begin one costs as much as to find what it asks for."""
@@ -126,6 +130,14 @@ class LoadedStreams:
         rows: _Rows = {}
         for row in recorded:
             rows.setdefault(row.stream_id, []).append((row.version, row.topic, row.state, row.position))
+        return cls(codec, rows)
+
+    @classmethod
+    def of_rows(cls, codec: EventCodec, read: Iterable[tuple[UUID, int, str, bytes, Position]]) -> LoadedStreams:
+        """From what `STREAMS` has read."""
+        rows: _Rows = {}
+        for stream_id, version, topic, state, position in read:
+            rows.setdefault(stream_id, []).append((version, topic, state, position))
         return cls(codec, rows)
 
     def get(self, kind: type[A], stream_id: UUID) -> A | None:

@@ -1,4 +1,4 @@
-"""What a mail worker needs from the database besides the log: the right to send, and with it the personal key."""
+"""What a mail worker needs from the database: the right to send, and with it the registration and its personal key."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import psycopg
 import structlog
 
 from application.ports import SendClaim, Unavailable
+from infrastructure.event_store.codec import EventCodec
+from infrastructure.event_store.loader import STREAMS, LoadedStreams
 from infrastructure.postgres.batching import Batcher
 from infrastructure.postgres.circumstances import TellingRefusals
 from infrastructure.postgres.connection import AWAY, Connection, ReconnectingConnection, pipeline
@@ -58,7 +60,9 @@ class StoredSendClaims:
 
     A worker that died keeps its claims until their leases end: by then it cannot be sending any more. Whoever takes a
     mail over from one holds it for twice as long, as it may be the mail that they die of. A release shares the
-    transaction of the next claim, so it costs no commit of its own. Without one, it is made alone after a moment.
+    transaction of the next claim, so it costs no commit of its own. Without one, it is made alone after a moment. The
+    registrations are read in that transaction, too, by a statement of their own: it sees what was committed when the
+    claims were had.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class StoredSendClaims:
         self._lease = lease
         self._release_within = release_within.total_seconds()
         self._refusals = TellingRefusals("send claims")
+        self._codec = EventCodec()
         self._holder = uuid4()
         self._held: dict[_Mail, datetime] = {}
         self._released: list[tuple[UUID, int, datetime]] = []
@@ -226,8 +231,8 @@ class StoredSendClaims:
         released, self._released = self._released, []
         wanted = list(dict.fromkeys(mails))
 
-        async def write(connection: Connection) -> list[tuple[UUID, int, datetime, bytes | None]]:
-            # Both in one transaction, which a pipeline is implicitly.
+        async def write(connection: Connection) -> tuple[list[Any], list[Any]]:
+            # All in one transaction, which a pipeline is implicitly.
             async with pipeline(connection):
                 if released:
                     columns = (list(column) for column in zip(*released, strict=True))
@@ -235,17 +240,20 @@ class StoredSendClaims:
                 cursor = connection.cursor(binary=True)
                 ids, serials = [mail[0] for mail in wanted], [mail[1] for mail in wanted]
                 await cursor.execute(_CLAIM, (self._holder, self._lease, ids, serials, self._lease))
-            return await cursor.fetchall()
+                streams = connection.cursor(binary=True)
+                if wanted:
+                    await streams.execute(STREAMS, {"streams": list(set(ids))})
+            return await cursor.fetchall(), await streams.fetchall() if wanted else []
 
         try:
-            rows = await self._connection.execute_idempotent(write)
+            rows, read = await self._connection.execute_idempotent(write)
         except BaseException:
             self._released += released
             raise
-        claims = {}
+        claims, streams = {}, LoadedStreams.of_rows(self._codec, read)
         for registration_id, serial, lease_until, wrapped in rows:
             self._held[registration_id, serial] = lease_until
-            claims[registration_id, serial] = SendClaim(wrapped)
+            claims[registration_id, serial] = SendClaim(wrapped, streams)
         return [claims.pop(mail, None) for mail in mails]  # of two requests for one mail the first one gets it
 
 

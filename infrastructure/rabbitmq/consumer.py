@@ -8,16 +8,16 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final
 
+from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError
-from faststream import AckPolicy
-from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
 
+from infrastructure.rabbitmq.subscription import Message, Subscription
 from infrastructure.rabbitmq.topology import REPLY_TIMEOUT
 
 BUG_PAUSE: Final = timedelta(seconds=1)
 """Before a message whose handler failed is requeued: it must not cause a busy loop."""
 
-Handle = Callable[[RabbitMessage], Coroutine[Any, Any, None]]
+Handle = Callable[[Message], Coroutine[Any, Any, None]]
 """Handles a message to its end, acknowledgement included. Must not raise."""
 
 
@@ -37,17 +37,28 @@ class Consumer:
         self.stopping = asyncio.Event()
         self._handle = handle
         self._prefetch = prefetch
-        self._subscription: _Subscription | None = None
+        self._subscription: Subscription | None = None
         self._paused = False
         self._finishing = False
         self._lock = asyncio.Lock()
         self._in_hand: set[asyncio.Task[Any]] = set()
 
-    def attach(self, broker: RabbitBroker) -> None:
-        """Consume on this connection once it is started."""
+    async def attach(self, connection: AbstractConnection, on_loss: Callable[[], None]) -> None:
+        """Consume on this connection from here on, unless paused.
+
+        Args:
+            on_loss: called when the broker cancels the consumer or closes the channel, even if the connection lives.
+
+        Raises:
+            AMQPError, OSError: the connection is lost, or the broker refuses us the queue.
+        """
         self._finishing = False
         self.stopping.clear()
-        self._subscription = _Subscription(broker, self.queue, self._take, prefetch=self._prefetch)
+        async with self._lock:
+            self._subscription = Subscription(self.queue, self._take)
+            await self._subscription.open(connection, prefetch=self._prefetch, on_loss=on_loss)
+            if not self._paused:
+                await self._subscription.consume()
 
     @property
     def is_paused(self) -> bool:
@@ -62,16 +73,6 @@ class Consumer:
         self._paused = False
         await self._sync_consumption()
 
-    async def started(self, on_loss: Callable[[], None]) -> None:
-        """The connection has started: consume from here on, unless paused.
-
-        Args:
-            on_loss: called when the broker cancels the consumer or closes the channel, even if the connection lives.
-        """
-        assert self._subscription is not None  # noqa: S101 - attached
-        await self._subscription.watch(on_loss)
-        await self._sync_consumption()
-
     async def finish(self, within: timedelta) -> None:
         """Take no more messages from this connection, and wait for the handlers of those in hand."""
         self._finishing = True  # not a pause: a pause or resume meanwhile applies to the next connection, too
@@ -79,6 +80,8 @@ class Consumer:
         self.stopping.set()
         if self._in_hand:
             await asyncio.wait(self._in_hand, timeout=within.total_seconds())
+        if self._subscription is not None:
+            await self._subscription.told(REPLY_TIMEOUT)
 
     async def end(self, within: timedelta) -> None:
         """`finish` for good, including messages from connections that were lost, and cancel what does not finish."""
@@ -91,6 +94,8 @@ class Consumer:
 
     def detach(self) -> None:
         """The connection is gone. The handlers of messages in hand go on; the messages are delivered again."""
+        if self._subscription is not None:
+            self._subscription.close()
         self._subscription = None
         self.stopping.set()
 
@@ -98,7 +103,7 @@ class Consumer:
         """Start or cancel consuming, as it should be now. A lost connection is ignored: the next one starts afresh."""
         async with self._lock:
             subscription = self._subscription
-            if subscription is None or not subscription.is_started:
+            if subscription is None or not subscription.is_open:
                 return
             with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
                 async with asyncio.timeout(REPLY_TIMEOUT.total_seconds()):
@@ -108,75 +113,9 @@ class Consumer:
                     elif wanted and not subscription.is_consuming:
                         await subscription.consume()
 
-    async def _take(self, message: RabbitMessage) -> None:
+    def _take(self, message: Message) -> None:
         # In a task of its own: the library cancels the current one when the channel closes, and a mail that is cut off
         # after its content has to be sent again.
         task = asyncio.create_task(self._handle(message))
         self._in_hand.add(task)
         task.add_done_callback(self._in_hand.discard)
-
-
-class _Subscription:
-    """A FastStream subscriber on one connection, whose consumption can be cancelled and started again.
-
-    The only class that uses what FastStream 0.7.8 keeps private: a subscriber's `running`, `_consumer_tag` and
-    `_queue_obj`. Its public `stop` waits for handlers first and cancels then, so that each message that arrives
-    meanwhile uses up a delivery (docs/library-notes.md). tests/integration/test_subscription.py fails when a new
-    version changes them.
-    """
-
-    def __init__(self, broker: RabbitBroker, queue: str, take: Handle, *, prefetch: int) -> None:
-        self._subscriber = broker.subscriber(
-            # Not the queue as it was declared: FastStream would remember that, with the channel it was declared on, and
-            # consume there, without a prefetch.
-            RabbitQueue(queue, declare=False, robust=False),
-            channel=Channel(prefetch_count=prefetch),
-            ack_policy=AckPolicy.MANUAL,
-            decoder=_undecoded,
-            no_reply=True,
-        )
-        self._subscriber(take)
-
-    @property
-    def is_started(self) -> bool:
-        """The connection has been started, which starts its subscribers."""
-        return self._subscriber.running
-
-    @property
-    def is_consuming(self) -> bool:
-        return self._subscriber._consumer_tag is not None
-
-    async def consume(self) -> None:
-        await self._subscriber.start()
-
-    async def cancel(self) -> None:
-        queue, tag = self._subscriber._queue_obj, self._subscriber._consumer_tag
-        assert queue is not None  # noqa: S101 - started
-        assert tag is not None  # noqa: S101 - consuming
-        self._subscriber._consumer_tag = None
-        await queue.cancel(tag)
-
-    async def watch(self, on_loss: Callable[[], None]) -> None:
-        """Have `on_loss` called when the channel closes, or the broker cancels the consumer."""
-        assert self._subscriber._queue_obj is not None  # noqa: S101 - started
-        channel = self._subscriber._queue_obj.channel
-        channel.close_callbacks.add(lambda *_: on_loss())
-        (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(lambda _: on_loss())
-
-
-async def _undecoded(message: RabbitMessage) -> RabbitMessage:
-    """Hands the whole message to the handler instead of its decoded body, which is not trusted yet."""
-    return message
-
-
-async def acknowledge(message: RabbitMessage) -> None:
-    """Acknowledge it. If the connection is gone, the message is delivered again, and recognised."""
-    with suppress(AMQPError, OSError, RuntimeError):
-        await message.ack()
-
-
-async def reject(message: RabbitMessage, *, requeue: bool = False) -> None:
-    """Dead-letter it, or requeue it; not by `nack`, which RabbitMQ 4 does not count as a delivery. If the connection is
-    gone, the message is delivered again."""
-    with suppress(AMQPError, OSError, RuntimeError):
-        await message.reject(requeue=requeue)

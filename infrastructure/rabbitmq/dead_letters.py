@@ -15,7 +15,6 @@ from typing import Any, Final
 from uuid import uuid4
 
 import structlog
-from faststream.rabbit import RabbitMessage
 
 from application.commands import Command, KeepStrayMessage, RecordEmailDispatchFailed
 from application.crash_points import crash_point
@@ -23,8 +22,9 @@ from application.ports import Context, ForeignRequest, MailRequest, Unavailable,
 from domain.errors import UnknownRegistration
 from domain.mail_outcome import DispatchFailure, MailFailure
 from domain.recorded import Actor
-from infrastructure.rabbitmq.consumer import BUG_PAUSE, Consumer, acknowledge, reject
+from infrastructure.rabbitmq.consumer import BUG_PAUSE, Consumer
 from infrastructure.rabbitmq.mail_message import MAX_BODY_BYTES, Malformed, decode
+from infrastructure.rabbitmq.subscription import Message
 from infrastructure.rabbitmq.topology import CANARY, FAILED_QUEUE
 from infrastructure.telemetry.trace_context import DOING
 from infrastructure.telemetry.tracing import Deliver
@@ -68,13 +68,13 @@ class DeadLetterConsumer:
         self._traced = traced
         self._bug_pause = bug_pause
 
-    async def _handle(self, message: RabbitMessage) -> None:
-        raw = message.raw_message
-        if raw.type == CANARY:
-            await acknowledge(message)
+    async def _handle(self, message: Message) -> None:
+        if message.type == CANARY:
+            message.acknowledge()
             return
         try:
-            await self._record(raw.body, raw.headers, raw.correlation_id, raw.content_type)
+            properties = message.properties
+            await self._record(message.body, message.headers, properties.correlation_id, properties.content_type)
         except Exception as error:
             log.exception(
                 "dead_letter.not_recorded",
@@ -82,10 +82,10 @@ class DeadLetterConsumer:
                 hint="this is a bug; report it. After twenty deliveries RabbitMQ drops the message",
             )
             await asyncio.sleep(self._bug_pause.total_seconds())
-            await reject(message, requeue=True)
+            message.reject(requeue=True)
             return
         crash_point("dead_letters.before_ack")
-        await acknowledge(message)
+        message.acknowledge()
 
     async def _record(
         self, body: bytes, headers: Mapping[str, Any], correlation_id: str | None, content_type: str | None

@@ -1,7 +1,7 @@
 """One connection to RabbitMQ, from opening it to losing it.
 
-FastStream consumes and publishes. Its own recovery after a loss is not used; everything is set up again, from the
-topology on: so there is one way to start, and every start tests it.
+FastStream connects, declares and publishes. Its own recovery after a loss is not used; everything is set up again, from
+the topology on: so there is one way to start, and every start tests it.
 """
 
 from __future__ import annotations
@@ -157,12 +157,9 @@ class Session:
                 await self.counts()
             return
         await self._declare(self._topology, delete)
-        for consumer in self._consumers:
-            consumer.attach(self.broker)
         async with asyncio.timeout(2 * CONNECT_TIMEOUT.total_seconds()):
-            await self.broker.start()
             for consumer in self._consumers:
-                await consumer.started(self.lost.set)
+                await consumer.attach(self._connection, self.lost.set)
 
     async def _connect(self) -> RobustConnection:
         """Connect within the library's deadline. If we cut it off earlier it would go on in the background, where it

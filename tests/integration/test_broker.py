@@ -21,7 +21,7 @@ from aio_pika import ExchangeType, Message
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import AMQPError
 from aiormq.exceptions import ChannelAccessRefused
-from faststream.rabbit import RabbitExchange, RabbitMessage
+from faststream.rabbit import RabbitExchange
 from pamqp import commands, frame, heartbeat
 from structlog.testing import capture_logs
 from tenacity import RetryCallState, wait_fixed
@@ -36,6 +36,7 @@ from infrastructure.rabbitmq.connection import Broker, Unroutable
 from infrastructure.rabbitmq.consumer import Consumer
 from infrastructure.rabbitmq.inspection import connected, counts_of
 from infrastructure.rabbitmq.session import CHECK_INTERVAL, LOOP_QUEUES, REFUSALS, Session
+from infrastructure.rabbitmq.subscription import Message as Taken
 from infrastructure.rabbitmq.topology import (
     CANARY,
     EVENTS_EXCHANGE,
@@ -114,10 +115,10 @@ class Reader:
         self.bodies: list[bytes] = []
         self.consumer = Consumer(queue, self._handle, prefetch=10)
 
-    async def _handle(self, message: RabbitMessage) -> None:
-        if message.raw_message.type != CANARY:
-            self.bodies.append(message.raw_message.body)
-        await message.ack()
+    async def _handle(self, message: Taken) -> None:
+        if message.type != CANARY:
+            self.bodies.append(message.body)
+        message.acknowledge()
 
 
 def settings(url: str, **more: str) -> Settings:
@@ -729,11 +730,11 @@ async def test_many_publishers_that_find_the_connection_lost_let_the_others_run(
 async def test_a_consumer_has_no_more_messages_in_hand_than_it_was_told(broker_url: str) -> None:
     in_hand, go_on = list[bytes](), asyncio.Event()
 
-    async def handle(message: RabbitMessage) -> None:
-        if message.raw_message.type != CANARY:
-            in_hand.append(message.raw_message.body)
+    async def handle(message: Taken) -> None:
+        if message.type != CANARY:
+            in_hand.append(message.body)
             await go_on.wait()
-        await message.ack()
+        message.acknowledge()
 
     async with running(broker_url, Consumer(MAIL_QUEUE, handle, prefetch=3)) as broker:
         for number in range(10):
@@ -792,12 +793,12 @@ async def test_what_is_told_a_consumer_while_it_finishes_holds_for_the_next_conn
 async def test_messages_in_hand_are_finished_before_the_connection_is_closed(broker_url: str) -> None:
     taken, go_on, done = asyncio.Event(), asyncio.Event(), list[bytes]()
 
-    async def handle(message: RabbitMessage) -> None:
-        if message.raw_message.type != CANARY:
+    async def handle(message: Taken) -> None:
+        if message.type != CANARY:
             taken.set()
             await go_on.wait()
-            done.append(message.raw_message.body)
-        await message.ack()
+            done.append(message.body)
+        message.acknowledge()
 
     consumer = Consumer(MAIL_QUEUE, handle, prefetch=1)
     async with running(broker_url, consumer) as broker:
@@ -878,9 +879,9 @@ async def test_a_message_that_ends_every_connection_it_comes_to_is_dropped_in_th
 ) -> None:
     taken: list[str] = []
 
-    async def handle(message: RabbitMessage) -> None:
-        taken.append(message.raw_message.type or "")
-        await message.ack()
+    async def handle(message: Taken) -> None:
+        taken.append(message.type or "")
+        message.acknowledge()
 
     consumers = Consumer(MAIL_QUEUE, handle, prefetch=10), Consumer(FAILED_QUEUE, handle, prefetch=10)
     async with running(broker_url, *consumers) as broker:

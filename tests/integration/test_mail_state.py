@@ -10,13 +10,15 @@ from math import ceil
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from infrastructure.event_store.store import EventStore
 from infrastructure.mail.send_claims import StoredSendClaims
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
 from tests.support.facts import REGISTRATION, eventually
-from tests.support.log import by_way_of, proxy_to, query
+from tests.support.log import append, by_way_of, happened, proxy_to, query
 
 LEASE = timedelta(minutes=1)
 
@@ -44,6 +46,33 @@ async def test_of_many_who_want_to_send_a_mail_one_gets_the_right(
     assert sum(claim is not None for claim in got) == 1
     assert await one.acquire(mail, 2)
     assert await other.acquire(uuid4(), 1)
+
+
+async def test_a_claim_comes_with_all_that_was_recorded_until_it_was_had(dsn: str, store: EventStore) -> None:
+    patient = ReconnectingConnection(
+        dsn, name="mail", statement_timeout=timedelta(seconds=60), lock_timeout=timedelta(seconds=60)
+    )
+    worker, mail = StoredSendClaims(patient, lease=LEASE), uuid4()
+    first = await append(store, happened(mail))
+    async with await psycopg.AsyncConnection.connect(dsn) as holder:
+        await holder.execute(
+            "INSERT INTO send_claims (registration_id, serial, holder, lease_until) VALUES (%s, 1, %s, now())",
+            (mail, uuid4()),
+        )
+        claiming = asyncio.create_task(worker.acquire(mail, 1))
+        await eventually(lambda: query(dsn, "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
+        second = await append(store, happened(mail, 2))
+        await holder.rollback()
+    # The next ones share a batch, as they wait for the end of that one.
+    others = await asyncio.gather(*(worker.acquire(mail, serial) for serial in (2, 3, 4)))
+
+    for claim in (await claiming, *others):
+        assert claim is not None
+        assert [claim.streams.position_at(mail, version) for version in (1, 2)] == [first, second]
+        with pytest.raises(IndexError):
+            claim.streams.position_at(mail, 3)
+    await worker.close()
+    await patient.close()
 
 
 async def test_a_claim_that_was_given_back_can_be_had_by_others(

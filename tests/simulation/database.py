@@ -174,6 +174,9 @@ class Database:
         self.announce()
         return len(self.recorded)
 
+    def claim(self, registration_id: UUID) -> SendClaim:
+        return SendClaim(self.keys.get(registration_id), self.load((registration_id,), (), ()))
+
     def load(
         self,
         stream_ids: Sequence[UUID],
@@ -417,7 +420,7 @@ class SimulatedClaims(DatabasePort):
                 free = mail not in claims or claims[mail][1] < now
                 if free:
                     claims[mail] = (self._holder, now + LEASE)
-                got.append(SendClaim(self.database.keys.get(mail[0])) if free else None)
+                got.append(self.database.claim(mail[0]) if free else None)
             await self.come("claim")
         except BaseException:
             self._released += released

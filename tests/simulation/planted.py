@@ -250,7 +250,7 @@ def missing_still_wanted_check() -> Iterator[Parts]:
 def claim_to_send_not_taken() -> Iterator[Parts]:
     class Generous(SimulatedClaims):
         async def acquire(self, registration_id: UUID, serial: int) -> SendClaim | None:
-            return SendClaim(self.database.keys.get(registration_id))
+            return self.database.claim(registration_id)
 
     yield Parts(claims=Generous)
 

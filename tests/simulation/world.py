@@ -423,7 +423,6 @@ class World:
             return
         servers = SimulatedMailServers(self._internet, self._network, self._rng, self._faults)
         delivery = self.parts.delivery(
-            log=store,
             handlers=handlers,
             secrets=secrets,
             claims=self.parts.claims(*port, holder=UUID(int=self._rng.getrandbits(128))),

@@ -92,7 +92,7 @@ class Claims:
         if (registration_id, serial) in self.held:
             return None
         self.held.add((registration_id, serial))
-        return SendClaim(self._log.keys.get(registration_id))
+        return SendClaim(self._log.keys.get(registration_id), await self._log.load(registration_id))
 
     async def is_erased(self, registration_id: UUID) -> bool:
         return registration_id not in self._log.keys
@@ -130,7 +130,6 @@ class Post:
         self.sink = Sink()
         self.first_mails: list[timedelta] = []
         self.delivery = MailDelivery(
-            log=self.log,
             handlers=self.house.handlers,
             secrets=KEYRING,
             claims=self.claims,
