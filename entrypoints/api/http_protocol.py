@@ -102,7 +102,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._head_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """As uvicorn's, without the spaces at a value's end: no part of it (RFC 9110, 5.5), and the parser leaves them."""
+        # As uvicorn's, without spaces at the value's end: no part of it (RFC 9110, 5.5), and the parser leaves them.
         name, value = name.lower(), value.rstrip(b" \t")
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
