@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+import msgspec
 import structlog
 from starlette.requests import Request
 from starlette.responses import Response
@@ -340,11 +341,14 @@ def _correlation_id(header: bytes | None) -> UUID:
     return uuid_of_int(_random() & ~(0xF << 76 | 0b11 << 62) | 4 << 76 | 0b10 << 62)
 
 
+_written = msgspec.json.Encoder().encode
+"""A UUID in quotes, in a quarter of the time of `str`."""
+
 _random = partial(random.getrandbits, 128)
 
 
 def _guarded(headers: list[tuple[bytes, bytes]], state: RequestState) -> list[tuple[bytes, bytes]]:
-    guarded = [*headers, *SECURITY_HEADERS, (b"registrar-request-id", str(state.correlation_id).encode())]
+    guarded = [*headers, *SECURITY_HEADERS, (b"registrar-request-id", _written(state.correlation_id)[1:-1])]
     for name, _ in headers:
         if name == POLICY[0]:
             break

@@ -16,59 +16,56 @@ StoredEntry = tuple[StoredEvent, Context]
 """An event in stored form, with its context."""
 
 
+Row = tuple[bytes, ...]
+"""An event as it is sent, each value in PostgreSQL's binary form after its length: stream, version, topic, state,
+correlation, causation, actor, trace."""
+
+
 class Append:
     """What is to be recorded atomically.
 
     All that can be done for one append alone is done with it, while the previous batch is still being recorded.
 
     Attributes:
+        rows: the events.
         digests: of the events.
-        columns: of the events, their elements as they are sent: stream, version, topic, state, correlation, causation,
-            actor, trace.
-        base_streams, base_versions: the streams that it appends to, and their versions before.
+        before: the streams that it appends to, and their versions until then; as they are sent.
     """
 
-    __slots__ = ("base_streams", "base_versions", "columns", "digests", "entries", "keys", "moved")
+    __slots__ = ("before", "digests", "entries", "keys", "moved", "rows")
 
     def __init__(
         self, entries: Sequence[StoredEntry], keys: Sequence[WrappedKey] = (), moved: Checkpoint | None = None
     ) -> None:
         self.entries, self.keys, self.moved = entries, keys, moved
+        self.rows: list[Row] = []
         self.digests: list[bytes] = []
-        self.columns: tuple[list[bytes], ...] = ([], [], [], [], [], [], [], [])
-        self.base_streams: list[bytes] = []
-        self.base_versions: list[bytes] = []
-        self._write()
-
-    def _write(self) -> None:
-        """One pass fills all columns, because this is on the path of every append."""
-        digests = self.digests
-        streams, versions, topics, states, correlations, causations, actors, traces = self.columns
+        self.before: list[tuple[bytes, bytes]] = []
         known: Context | None = None
         latest: dict[bytes, int] = {}
-        for event, context in self.entries:
+        for event, context in entries:
             if context is not known:
-                known = context
-                correlation, actor = uuid(context.correlation_id), word(context.actor)
-                causation = NULL if context.causation_position is None else bigint(context.causation_position)
-                trace = NULL if context.trace is None else bytea(context.trace.encode())
-                metadata = correlation[4:] + causation + actor + trace
+                known, metadata = context, _metadata_of(context)
+                said = metadata[0][4:] + b"".join(metadata[1:])
             number, topic, state = event.originator_version, word(event.topic), bytea(event.state)
             stream, version = uuid(_stream_of(event)), bigint(number)
             if number != latest.get(stream, 0) + 1:
-                self.base_streams.append(stream)
-                self.base_versions.append(bigint(number - 1))
+                self.before.append((stream, bigint(number - 1)))
             latest[stream] = number
-            # What a digest is over is the same, but for the lengths of what has always the same.
-            digests.append(digest_of(stream[4:], version[4:], topic, state, metadata))
-            streams.append(stream)
-            versions.append(version)
-            topics.append(topic)
-            states.append(state)
-            correlations.append(correlation)
-            causations.append(causation)
-            actors.append(actor)
-            traces.append(trace)
+            # A digest is over the same, but for the lengths of what has always the same.
+            self.digests.append(digest_of(stream[4:], version[4:], topic, state, said))
+            self.rows.append((stream, version, topic, state, *metadata))
+
+
+def _metadata_of(context: Context) -> Row:
+    """See `Row`."""
+    causation, trace = context.causation_position, context.trace
+    return (
+        uuid(context.correlation_id),
+        NULL if causation is None else bigint(causation),
+        word(context.actor),
+        NULL if trace is None else bytea(trace.encode()),
+    )
 
 
 def _stream_of(event: StoredEvent) -> UUID:
@@ -80,20 +77,16 @@ def _stream_of(event: StoredEvent) -> UUID:
 def parameters_of(batch_id: UUID, appends: Sequence[Append]) -> tuple[Any, ...]:
     """The arguments of `append_batch_v2`: one array per column, one element per row."""
     sizes = Bigints()
-    columns = streams, versions, topics, states, correlations, causations, actors, traces = (
-        Uuids(), Bigints(), Texts(), Byteas(), Uuids(), Bigints(), Texts(), Texts(),
-    )  # fmt: skip
+    rows: list[Row] = []
     digests: list[bytes] = []
-    base_streams, base_versions = Uuids(), Bigints()
+    before: list[tuple[bytes, bytes]] = []
     moving, followers, since, to = Bigints(), Texts(), Bigints(), Bigints()
     key_append, key_registrations, key_wrapped = Bigints(), Uuids(), Byteas()
     for number, append in enumerate(appends, start=1):
         sizes.append(bigint(len(append.entries)))
-        for column, part in zip(columns, append.columns, strict=True):
-            column.extend(part)
+        rows += append.rows
         digests += append.digests
-        base_streams += append.base_streams
-        base_versions += append.base_versions
+        before += append.before
         if append.moved is not None:
             moving.append(bigint(number))
             followers.append(word(append.moved.name))
@@ -103,8 +96,10 @@ def parameters_of(batch_id: UUID, appends: Sequence[Append]) -> tuple[Any, ...]:
             key_append.append(bigint(number))
             key_registrations.append(uuid(key.registration_id))
             key_wrapped.append(NULL if key.wrapped is None else bytea(key.wrapped))
+    streams, versions, topics, states, correlations, causations, actors, traces = zip(*rows, strict=True)
+    base_streams, base_versions = zip(*before, strict=True) if before else ((), ())
     return (
-        batch_id, sizes, streams, versions, topics, states, correlations, causations, actors, traces,
-        b"".join(digests), base_streams, base_versions, moving, followers, since, to,
-        key_append, key_registrations, key_wrapped,
+        batch_id, sizes, Uuids(streams), Bigints(versions), Texts(topics), Byteas(states), Uuids(correlations),
+        Bigints(causations), Texts(actors), Texts(traces), b"".join(digests), Uuids(base_streams),
+        Bigints(base_versions), moving, followers, since, to, key_append, key_registrations, key_wrapped,
     )  # fmt: skip
