@@ -91,7 +91,8 @@ class Distribution(Collector):
         Args:
             buckets: upper ends in ascending order; that without an end comes by itself.
         """
-        self._name, self._documentation = name, documentation
+        self._name, self._type, self._labelnames = name, "histogram", ()  # as the library's have them
+        self._documentation = documentation
         self._series = _Series(tuple(buckets))
         registry.register(self)
 
