@@ -13,7 +13,7 @@ from eventsourcing.utils import register_topic
 
 from domain.email_claim import ClaimId
 from domain.policy import Policy
-from domain.streams import begin
+from domain.streams import begin, begun_by
 
 MailboxId = NewType("MailboxId", UUID)
 """Id of a mailbox's stream: a keyed hash of the mailbox that an address is guessed to lead to."""
@@ -107,7 +107,7 @@ class Mailbox(Aggregate, created_event_name="MailDecided"):
 
         def mutate(self, aggregate: Any) -> Any:
             if aggregate is None:  # also if it is not the stream's first
-                return super().mutate(None)
+                return begun_by(Mailbox, self)
             return CanMutateAggregate.mutate(self, aggregate)
 
         def apply(self, aggregate: Any) -> None:
@@ -288,7 +288,7 @@ def _remembering(applicants: list[str], asked: Asked) -> list[str]:
 def claim_mark(claim_id: UUID) -> str:
     """32 bits of an address's claim. Of the addresses that lead to one mailbox, two have the same hardly ever: then
     one's registrations are loaded with the other's, and what they are tells."""
-    return str(claim_id)[:8]
+    return f"{claim_id.int >> 96:08x}"
 
 
 def payload_mark(fingerprint: str) -> str:

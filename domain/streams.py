@@ -43,11 +43,18 @@ def begin(
         **fields,
     }
     first = made(created, given)
-    aggregate = _blank(kind)
-    aggregate.__base_init__(stream_id, number, now)
-    aggregate.__init__(**{wanted: given[wanted] for wanted in _parameters_of(kind) if wanted in given})  # type: ignore[misc]
-    first.apply(aggregate)
+    aggregate = begun_by(kind, first)
     aggregate.pending_events.append(first)
+    return aggregate
+
+
+def begun_by(kind: type[A], first: AggregateCreated) -> A:
+    """What the library's `mutate` does with an aggregate's first event."""
+    aggregate = _blank(kind)
+    aggregate.__base_init__(first.originator_id, first.originator_version, first.timestamp)
+    wanted, given = _wanted_of(kind, type(first)), first.__dict__
+    aggregate.__init__(**dict(zip(wanted, map(given.__getitem__, wanted), strict=True)))  # type: ignore[misc]
+    first.apply(aggregate)
     return aggregate
 
 
@@ -66,10 +73,14 @@ def made(kind: type[E], given: Mapping[str, Any]) -> E:
         TypeError: it has others.
     """
     names = _fields_of(kind)
-    if len(given) != len(names) or not all(map(given.__contains__, names)):
+    try:
+        fields = dict(zip(names, map(given.__getitem__, names), strict=True))  # in the order in which they are stored
+    except KeyError:
+        fields = {}
+    if len(fields) != len(given):
         raise TypeError(f"{kind.__qualname__} has the fields {', '.join(names)}")
     event = _blank(kind)
-    _set(event, "__dict__", {name: given[name] for name in names})  # in the order in which they are stored
+    _set(event, "__dict__", fields)
     return event
 
 
@@ -79,8 +90,9 @@ def _fields_of(kind: type[AggregateEvent]) -> tuple[str, ...]:
 
 
 @cache
-def _parameters_of(kind: type[Aggregate]) -> tuple[str, ...]:
-    return tuple(signature(kind.__init__).parameters)[1:]
+def _wanted_of(kind: type[Aggregate], created: type[AggregateEvent]) -> tuple[str, ...]:
+    """The parameters of the aggregate's constructor that are fields of the event."""
+    return tuple(name for name in signature(kind.__init__).parameters if name in _fields_of(created))
 
 
 _blank: Final = object.__new__

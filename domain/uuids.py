@@ -9,8 +9,8 @@ from uuid import UUID, SafeUUID
 def uuid_of_int(value: int) -> UUID:
     """The UUID of 128 bits."""
     made = _blank(UUID)
-    _set(made, "int", value)
-    _set(made, "is_safe", SafeUUID.unknown)
+    _set_int(made, value)
+    _set_safety(made, _UNKNOWN)
     return made
 
 
@@ -25,5 +25,7 @@ def uuid_of_text(text: str) -> UUID:
 
 _LENGTH: Final = 36
 _blank: Final = object.__new__
-_set: Final = object.__setattr__
-"""UUIDs are frozen."""
+_set_int: Final = vars(UUID)["int"].__set__
+_set_safety: Final = vars(UUID)["is_safe"].__set__
+"""UUIDs are frozen; their slots are not."""
+_UNKNOWN: Final = SafeUUID.unknown

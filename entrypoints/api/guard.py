@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+import msgspec
 import structlog
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +28,7 @@ from domain.uuids import uuid_of_int
 from entrypoints.api.admission import PLACE, AdmissionSlot
 from entrypoints.api.body_reading import Gone, read_body
 from entrypoints.api.cors import Cors
+from entrypoints.api.deadline import Deadline
 from entrypoints.api.hosts import Hosts
 from entrypoints.api.problems import HttpProblem, ProblemResponse, Shown, as_problem, to_problem
 from infrastructure.postgres.circumstances import why_unusable
@@ -64,6 +66,7 @@ _WANTED = frozenset(
         b"x-request-id",
         b"traceparent",
         b"tracestate",
+        b"idempotency-key",
     }
 )
 _UUID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -88,6 +91,7 @@ class RequestState:
 
     Attributes:
         correlation_id: the client's own if it sent a UUID as `X-Request-Id`.
+        idempotency_key: as it was sent, None if it was not; empty also if there are several.
         trace: context of our span, or the client's where tracing is off; see `infrastructure.telemetry.trace_context`.
         body: the whole of it, at most `BODY_LIMIT` bytes.
         status: of the response, 0 until it has started.
@@ -95,6 +99,7 @@ class RequestState:
 
     correlation_id: UUID
     trace: str | None
+    idempotency_key: bytes | None = None
     body: bytes = b""
     status: int = 0
 
@@ -103,6 +108,12 @@ def body_of(request: Request) -> bytes:
     """The request's body. It is read before the application is called: `Request.body` would wait for ever."""
     state: RequestState = request.scope[_KEY]
     return state.body
+
+
+def sent_key_of(request: Request) -> bytes | None:
+    """The request's `Idempotency-Key`, see `RequestState`."""
+    state: RequestState = request.scope[_KEY]
+    return state.idempotency_key
 
 
 def with_body(request: Request, body: bytes) -> Request:
@@ -120,8 +131,8 @@ def context_of(request: Request, actor: Actor) -> Context:
 
 def extend_deadline(request: Request, by: timedelta) -> None:
     """Let a response that goes on, piece by piece, have so much time from now on."""
-    deadline: asyncio.Timeout = request.scope[_DEADLINE]
-    deadline.reschedule(asyncio.get_running_loop().time() + by.total_seconds())
+    deadline: Deadline = request.scope[_DEADLINE]
+    deadline.move(asyncio.get_running_loop().time() + by.total_seconds())
 
 
 def explain(error: Exception, scope: Scope, metrics: Metrics) -> ProblemResponse:
@@ -194,6 +205,7 @@ class Guard:
         state = scope[_KEY] = RequestState(
             _correlation_id(headers.get(b"x-request-id")),
             parse_traceparent(headers.get(b"traceparent"), headers.get(b"tracestate")),
+            headers.get(b"idempotency-key"),
         )
         span = self._begin_span(scope, state) if self._tracing is not None else None
         before = DOING.set(state)
@@ -229,15 +241,14 @@ class Guard:
         headers: dict[bytes, bytes],
         size: int,
     ) -> None:
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         until = now + self._request_timeout
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         reading = has_body and self._body_deadline < self._request_timeout
-        # One timer for both deadlines: setting one is among the dearer things that a request does here.
-        deadline = asyncio.timeout_at(now + self._body_deadline if reading else until)
-        scope[_DEADLINE] = deadline
+        deadline = scope[_DEADLINE] = Deadline(loop, now + self._body_deadline if reading else until)
         try:
-            async with deadline:
+            with deadline:
                 _check_size(size)
                 self._hosts.check(headers.get(b"host"), scope)
                 if self._cors is not None and await self._cors.answer(scope, headers.get(b"origin"), send):
@@ -247,7 +258,7 @@ class Guard:
                 _check_place(scope.get(PLACE))
                 if reading:
                     reading = False
-                    deadline.reschedule(until)
+                    deadline.move(until)
                 endpoint: Endpoint | None = scope.get(DIRECTLY)
                 with limited():
                     app = self._app if endpoint is None else await endpoint(Request(scope, receive))
@@ -255,7 +266,7 @@ class Guard:
         except Gone:
             return
         except Exception as error:  # noqa: BLE001 - the edge: every error becomes a response, a bug is logged
-            if isinstance(error, TimeoutError) and deadline.expired():
+            if isinstance(error, TimeoutError) and deadline.expired:
                 error = (
                     HttpProblem("request-timeout", headers={"Connection": "close"})
                     if reading
@@ -333,11 +344,17 @@ def _correlation_id(header: bytes | None) -> UUID:
     return uuid_of_int(_random() & ~(0xF << 76 | 0b11 << 62) | 4 << 76 | 0b10 << 62)
 
 
+_written = msgspec.json.Encoder().encode
+"""A UUID in quotes, in a quarter of the time of `str`."""
+
 _random = partial(random.getrandbits, 128)
 
 
 def _guarded(headers: list[tuple[bytes, bytes]], state: RequestState) -> list[tuple[bytes, bytes]]:
-    guarded = [*headers, *SECURITY_HEADERS, (b"registrar-request-id", str(state.correlation_id).encode())]
-    if not any(name == POLICY[0] for name, _ in headers):
+    guarded = [*headers, *SECURITY_HEADERS, (b"registrar-request-id", _written(state.correlation_id)[1:-1])]
+    for name, _ in headers:
+        if name == POLICY[0]:
+            break
+    else:
         guarded.append(POLICY)
     return guarded

@@ -46,6 +46,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._patience: asyncio.TimerHandle | None = None
         self._turned_away: Bound | None = None
         self._in_message = False
+        self._in_head = False
+        self._rests = False
         self._idle_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -60,6 +62,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_patience()
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
         self._held.leave(self, self.host)
         super().connection_lost(exc)
 
@@ -72,8 +76,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._patience is not None:
             self._head_bytes += len(data)
         self._parse(data)
-        if self._patience is None and self.timeout_keep_alive_task is None and not self._is_at_work():
-            self._await_head()  # an empty line between two requests: it ended the one wait and started no other
+        if self._patience is None and (self._in_head or not (self._rests or self._is_at_work())):
+            self._await_head()  # the rest of one; or, after an empty line between two requests, any
         # Not before: a head that came together with the rest of its request is left to the guard.
         if self._patience is not None and self._head_bytes > HEAD_LIMIT:
             self.give_up()
@@ -93,13 +97,16 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._unset_keepalive_if_required()  # a refusal of the request before has set it
         super().on_message_begin()
-        self._in_message = True
+        self._in_message = self._in_head = True
         if self._patience is None:  # a further request on the connection
             self._head_bytes = 0
-            self._await_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value.rstrip(b" \t"))  # no part of it (RFC 9110, 5.5), and the parser leaves it there
+        # As uvicorn's, without spaces at the value's end: no part of it (RFC 9110, 5.5), and the parser leaves them.
+        name, value = name.lower(), value.rstrip(b" \t")
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -114,6 +121,7 @@ class HttpProtocol(HttpToolsProtocol):
             if self.expect_100_continue:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             return
+        self._in_head = False
         self._end_patience()
         self.scope[PLACE] = AdmissionSlot(bound)  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
@@ -125,7 +133,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        self._in_message = False
+        self._in_message = self._in_head = False
         if self._turned_away is not None:
             self._turned_away.refused()
             self._turned_away = None
@@ -144,16 +152,30 @@ class HttpProtocol(HttpToolsProtocol):
         headers = (b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
         return b"".join((line, *headers, b"\r\n"))
 
+    # One timer serves all waits for a further request: to set another one each time is a hundredth of a registration.
+
+    def _rest(self) -> None:
+        self._rests = True
+        if self.timeout_keep_alive_task is None:
+            self._look_again_at(self._idle_since + self.timeout_keep_alive)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._rests = False
+
+    def _look_again_at(self, when: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_at(when, self.timeout_keep_alive_handler)
+
     def timeout_keep_alive_handler(self) -> None:
-        idle_until = self._idle_since + self.timeout_keep_alive
-        if self.loop.time() < idle_until:  # a refusal came after what armed this timer
-            self.timeout_keep_alive_task = self.loop.call_at(idle_until, self.timeout_keep_alive_handler)
+        now = self.loop.time()
+        idle_until = (self._idle_since if self._rests else now) + self.timeout_keep_alive
+        if now < idle_until:
+            self._look_again_at(idle_until)
         else:
             super().timeout_keep_alive_handler()
 
     def _is_at_rest(self) -> bool:
         """Between two requests, the first of which was read to its end and got its response."""
-        return self.timeout_keep_alive_task is not None and not self._in_message
+        return self._rests and not self._in_message
 
     def _is_at_work(self) -> bool:
         return self._in_message or (self.cycle is not None and not self.cycle.response_complete)
@@ -171,9 +193,8 @@ class HttpProtocol(HttpToolsProtocol):
         if not keep:
             self.transport.close()
         self._idle_since = self.loop.time()
-        if keep and self.timeout_keep_alive_task is None:
-            idle = self.timeout_keep_alive
-            self.timeout_keep_alive_task = self.loop.call_later(idle, self.timeout_keep_alive_handler)
+        if keep:
+            self._rest()
 
     def _await_head(self) -> None:
         self._patience = self.loop.call_later(HEAD_DEADLINE.total_seconds(), self.give_up)
@@ -189,8 +210,17 @@ class HttpProtocol(HttpToolsProtocol):
         return None if is_served else self._idle_since
 
     def on_response_complete(self) -> None:
+        """As uvicorn's, but for its timer."""
         self._idle_since = self.loop.time()
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._unset_keepalive_if_required()
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._rest()
 
     def give_up(self) -> None:
         """End it, whatever it waits for."""

@@ -13,10 +13,11 @@ from application.answers import Answer
 from application.commands import KeepAnswer
 from application.handlers import Handlers
 from application.ports import Context, Once
+from entrypoints.api.guard import sent_key_of
 from entrypoints.api.problems import REPLAYED
 from entrypoints.api.request_body import malformed
 
-_KEY = re.compile(r'(?P<quote>"?)(?P<key>[A-Za-z0-9_-]{16,64})(?P=quote)')
+_KEY = re.compile(rb'(?P<quote>"?)(?P<key>[A-Za-z0-9_-]{16,64})(?P=quote)')
 
 
 def idempotency_key_of(request: Request) -> str | None:
@@ -25,13 +26,13 @@ def idempotency_key_of(request: Request) -> str | None:
     Raises:
         HttpProblem: it is no key, or there are two.
     """
-    values = request.headers.getlist("idempotency-key")
-    if not values:
+    sent = sent_key_of(request)
+    if sent is None:
         return None
-    found = _KEY.fullmatch(values[0])
-    if len(values) > 1 or found is None:
+    found = _KEY.fullmatch(sent)
+    if found is None:
         raise malformed("idempotency-key", "not one key of 16 to 64 letters, digits, '-' and '_'", "invalid-key")
-    return found["key"]
+    return found["key"].decode()
 
 
 def headers_of(answered: Answer) -> dict[str, str]:

@@ -12,7 +12,7 @@ import os
 from base64 import b32decode, b32encode, b64decode, b64encode
 from collections.abc import Iterable
 from datetime import datetime
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from uuid import UUID
 
 import msgspec
@@ -39,6 +39,24 @@ _TAG = 11
 _PERSON = msgspec.json.Decoder(Person)
 
 
+class Mac:
+    """HMAC-SHA256 (RFC 2104) with a key of at most 64 bytes that is hashed once: a quarter of the time of
+    `hmac.digest`, half of that of a copied `hmac.HMAC`."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        padded = key.ljust(64, b"\0")
+        self._inner = sha256(bytes(byte ^ 0x36 for byte in padded))
+        self._outer = sha256(bytes(byte ^ 0x5C for byte in padded))
+
+    def __call__(self, message: bytes) -> bytes:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return outer.digest()
+
+
 class Keyring:
     """Implements `application.ports.Secrets`."""
 
@@ -49,45 +67,45 @@ class Keyring:
             root_secret: 32 bytes, as `open_root_secret` returns them.
         """
         self.master_keys = keys_of(master_key)
-        self._address_key = _derive(root_secret, b"address claim")
-        self._mailbox_key = _derive(root_secret, b"mailbox")
-        self._network_key = _derive(root_secret, b"requester's network")
-        self._idempotency_key = _derive(root_secret, b"idempotent registration id")
-        self._answer_key = _derive(root_secret, b"kept answers")
-        self._fingerprint_key = _derive(root_secret, b"payload fingerprint")
-        self._code_key = _derive(root_secret, b"one-time codes")
-        self._message_key = _derive(root_secret, b"message ids")
-        self._bounce_key = _derive(root_secret, b"bounce tokens")
-        self._bounce_cipher = _derive(root_secret, b"cipher of bounce tokens")
-        self._salt_key = _derive(root_secret, b"password salts")
-        self._synthetic_key = _derive(root_secret, b"synthetic registrations")
-        self._limit_key = _derive(root_secret, b"rate limits")
-        self._imported_key = _derive(root_secret, b"imported users")
+        self._address_mac = Mac(_derive(root_secret, b"address claim"))
+        self._mailbox_mac = Mac(_derive(root_secret, b"mailbox"))
+        self._network_mac = Mac(_derive(root_secret, b"requester's network"))
+        self._idempotency_mac = Mac(_derive(root_secret, b"idempotent registration id"))
+        self._answer_mac = Mac(_derive(root_secret, b"kept answers"))
+        self._fingerprint_mac = Mac(_derive(root_secret, b"payload fingerprint"))
+        self._code_mac = Mac(_derive(root_secret, b"one-time codes"))
+        self._message_mac = Mac(_derive(root_secret, b"message ids"))
+        self._bounce_mac = Mac(_derive(root_secret, b"bounce tokens"))
+        self._bounce_pad = Mac(_derive(root_secret, b"cipher of bounce tokens"))
+        self._salt_mac = Mac(_derive(root_secret, b"password salts"))
+        self._synthetic_mac = Mac(_derive(root_secret, b"synthetic registrations"))
+        self._limit_hash = blake2b(digest_size=16, key=_derive(root_secret, b"rate limits"))
+        self._imported_mac = Mac(_derive(root_secret, b"imported users"))
         self.journal_seed = _derive(root_secret, b"journal of erasures")
 
     def claim_id(self, canonical_email: str, *, duplicate: bool = False) -> ClaimId:
         """See `application.ports.Secrets`."""
         label = b"duplicate\0" if duplicate else b"address\0"
-        return ClaimId(_uuid8(hmac.digest(self._address_key, label + canonical_email.encode(), "sha256")))
+        return ClaimId(_uuid8(self._address_mac(label + canonical_email.encode())))
 
     def mailbox_id(self, mailbox: str) -> MailboxId:
         """See `application.ports.Secrets`."""
-        return MailboxId(_uuid8(hmac.digest(self._mailbox_key, mailbox.encode(), "sha256")))
+        return MailboxId(_uuid8(self._mailbox_mac(mailbox.encode())))
 
     def network_mark(self, mailbox_id: MailboxId, network: str) -> str:
         """See `application.ports.Secrets`."""
-        return hmac.digest(self._network_key, mailbox_id.bytes + network.encode(), "sha256")[:4].hex()
+        return self._network_mac(mailbox_id.bytes + network.encode())[:4].hex()
 
     def registration_id_for(self, canonical_email: str, idempotency_key: str) -> UUID:
         """See `application.ports.Secrets`."""
         message = canonical_email.encode() + b"\0" + idempotency_key.encode()
-        registration_id = _uuid8(hmac.digest(self._idempotency_key, message, "sha256"))
+        registration_id = _uuid8(self._idempotency_mac(message))
         synthetic = self.is_synthetic_key(idempotency_key, "register", canonical_email)
         return marked(registration_id) if synthetic else registration_id
 
     def synthetic_key(self, *scope: str) -> str:
         """See `application.ports.Secrets`."""
-        return hmac.digest(self._synthetic_key, _joined(scope), "sha256").hex()
+        return self._synthetic_mac(_joined(scope)).hex()
 
     def is_synthetic_key(self, key: str, *scope: str) -> bool:
         """Is it the `synthetic_key` of this scope?"""
@@ -95,26 +113,25 @@ class Keyring:
 
     def answer_id(self, *scope: str) -> UUID:
         """See `application.ports.Secrets`."""
-        return _uuid8(hmac.digest(self._answer_key, _joined(scope), "sha256"))
+        return _uuid8(self._answer_mac(_joined(scope)))
 
     def new_registration_id(self, now: datetime) -> UUID:
         """A UUIDv7 (RFC 9562): 48 bits of milliseconds, 74 random bits."""
         milliseconds = int(now.timestamp() * 1000)
         value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
-        value = value & ~(0xF << 76) | (7 << 76)
-        return uuid_of_int(value & ~(0b11 << 62) | (0b10 << 62))
+        return uuid_of_int(value & ~(0xF << 76 | 0b11 << 62) | (7 << 76 | 0b10 << 62))
 
     def imported_id(self, claim_id: ClaimId) -> UUID:
         """See `application.ports.Secrets`."""
-        return _uuid8(hmac.digest(self._imported_key, claim_id.bytes, "sha256"))
+        return _uuid8(self._imported_mac(claim_id.bytes))
 
     def fingerprint(self, *parts: str) -> str:
         """Keyed hash of the parts, in hexadecimal; each part's length is hashed with it, so that boundaries count."""
-        return hmac.digest(self._fingerprint_key, _joined(parts), "sha256").hex()
+        return self._fingerprint_mac(_joined(parts)).hex()
 
     def code(self, registration_id: UUID, serial: int) -> str:
         """The six digits of an issue: HOTP (RFC 4226) with the issue's serial as counter."""
-        key = hmac.digest(self._code_key, registration_id.bytes, "sha256")
+        key = self._code_mac(registration_id.bytes)
         digest = hmac.digest(key, serial.to_bytes(8, "big"), "sha1")
         offset = digest[-1] & 0xF
         number = int.from_bytes(digest[offset : offset + 4], "big") & 0x7FFFFFFF
@@ -123,13 +140,13 @@ class Keyring:
     def message_id(self, registration_id: UUID, serial: int) -> str:
         """Left part of the Message-ID of an issue's mail: the same for every copy, and it reveals nothing."""
         message = registration_id.bytes + serial.to_bytes(8, "big")
-        return hmac.digest(self._message_key, message, "sha256")[:16].hex()
+        return self._message_mac(message)[:16].hex()
 
     def bounce_token(self, registration_id: UUID, serial: int) -> str:
         """See `application.ports.Secrets`. A synthetic IV (as RFC 5297 has it): the tag, and what it stands for under a
         pad that follows from the tag; so servers on the way learn no id, and the token of a mail is always the same."""
         named = registration_id.bytes + serial.to_bytes(3, "big")
-        tag = hmac.digest(self._bounce_key, named, "sha256")[:_TAG]
+        tag = self._bounce_mac(named)[:_TAG]
         return b32encode(tag + self._padded(named, tag)).decode().lower()
 
     def mail_of_bounce_token(self, token: str) -> tuple[UUID, int] | None:
@@ -139,22 +156,24 @@ class Keyring:
         except ValueError:
             return None
         tag, named = read[:_TAG], self._padded(read[_TAG:], read[:_TAG])
-        expected = hmac.digest(self._bounce_key, named, "sha256")[:_TAG]
+        expected = self._bounce_mac(named)[:_TAG]
         if len(read) != _TAG + 19 or not hmac.compare_digest(tag, expected):
             return None
         return UUID(bytes=named[:16]), int.from_bytes(named[16:], "big")
 
     def _padded(self, named: bytes, tag: bytes) -> bytes:
-        pad = hmac.digest(self._bounce_cipher, tag, "sha256")
+        pad = self._bounce_pad(tag)
         return bytes(one ^ other for one, other in zip(named, pad, strict=False))
 
     def limited(self, whom: str) -> str:
         """Keyed hash of whom a rate limit counts, in hexadecimal: the limiter need not know networks and addresses."""
-        return blake2b(whom.encode(), digest_size=16, key=self._limit_key).hexdigest()
+        hashed = self._limit_hash.copy()
+        hashed.update(whom.encode())
+        return hashed.hexdigest()
 
     def password_salt(self, canonical_email: str) -> bytes:
         """16 bytes derived from the address: a repeated registration has the same hash, and is recognised."""
-        return hmac.digest(self._salt_key, canonical_email.encode(), "sha256")[:16]
+        return self._salt_mac(canonical_email.encode())[:16]
 
     def seal(self, registration_id: UUID, person: Person) -> tuple[str, WrappedKey]:
         """Encrypt with a new personal key, bound to the registration's id (AES-256-GCM)."""
@@ -281,11 +300,14 @@ def _derive(root_secret: bytes, purpose: bytes) -> bytes:
 
 def _joined(parts: Iterable[str]) -> bytes:
     """Each part after its length."""
-    return b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
+    joined = b""
+    for part in parts:
+        encoded = part.encode()
+        joined += len(encoded).to_bytes(4, "big") + encoded
+    return joined
 
 
 def _uuid8(digest: bytes) -> UUID:
     """A UUID of version 8 (RFC 9562: custom content) from 122 of the first 128 bits."""
     value = int.from_bytes(digest[:16], "big")
-    value = value & ~(0xF << 76) | (8 << 76)
-    return uuid_of_int(value & ~(0b11 << 62) | (0b10 << 62))
+    return uuid_of_int(value & ~(0xF << 76 | 0b11 << 62) | (8 << 76 | 0b10 << 62))

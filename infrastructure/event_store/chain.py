@@ -27,9 +27,13 @@ def event_digest(
 
     Equal to `event_digest` in log.sql.
     """
-    return digest_before(
-        metadata_of(correlation_id, causation_position, actor, trace), stream_id, version, topic, state
-    )
+    metadata = metadata_of(correlation_id, causation_position, actor, trace)
+    return digest_of(stream_id.bytes, _eight(version), _text(topic), _four(len(state)) + state, metadata)
+
+
+def digest_of(*parts: bytes) -> bytes:
+    """`event_digest` from what it is over: id, version, topic, state and metadata."""
+    return sha256(b"".join(parts)).digest()
 
 
 def metadata_of(correlation_id: UUID, causation_position: int | None, actor: str, trace: str | None) -> bytes:
@@ -40,13 +44,6 @@ def metadata_of(correlation_id: UUID, causation_position: int | None, actor: str
         + _text(actor)
         + (_NULL if trace is None else _text.__wrapped__(trace))
     )
-
-
-def digest_before(metadata: bytes, stream_id: UUID, version: int, topic: str, state: bytes) -> bytes:
-    """`event_digest` of an event with this metadata."""
-    return sha256(
-        b"".join((stream_id.bytes, _eight(version), _text(topic), _four(len(state)), state, metadata))
-    ).digest()
 
 
 _four = Struct("!i").pack

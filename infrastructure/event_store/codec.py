@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields as fields_of
 from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any, Final
@@ -88,7 +89,7 @@ class EventCodec:
     def __init__(self) -> None:
         self._mapper: Mapper[UUID] = Mapper(EventTranscoder())
         self._latest = {topic: (kind, getattr(kind, "class_version", 1)) for topic, kind in event_classes().items()}
-        self._topics = {kind: (topic, version) for topic, (kind, version) in self._latest.items()}
+        self._topics = {kind: (topic, version, _times_of(kind)) for topic, (kind, version) in self._latest.items()}
         self._write = msgspec.json.Encoder().encode
         self._parse = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -97,12 +98,12 @@ class EventCodec:
         known = self._topics.get(type(event))
         if known is None:
             return self._mapper.to_stored_event(event)
-        topic, version = known
+        topic, version, times = known
         state = event.__dict__.copy()
         stream_id, number = state.pop("originator_id"), state.pop("originator_version")
-        for name, value in state.items():
-            if isinstance(value, datetime):
-                state[name] = _transcoded(value)
+        for name in times:
+            if isinstance(time := state[name], datetime):
+                state[name] = _transcoded(time)
         if version > 1:
             state["class_version"] = version
         stored: StoredEvent = _blank(StoredEvent)
@@ -139,6 +140,11 @@ class EventCodec:
         event = self._mapper.to_domain_event(StoredEvent(stream_id, version, topic, state))
         assert isinstance(event, CanMutateAggregate)  # noqa: S101 - narrows the library's protocol
         return event
+
+
+def _times_of(kind: type[AnyEvent]) -> tuple[str, ...]:
+    """The fields that are times, or may be."""
+    return tuple(one.name for one in fields_of(kind) if "datetime" in str(one.type))  # type: ignore[arg-type]
 
 
 _time_of = datetime.fromisoformat

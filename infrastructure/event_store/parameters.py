@@ -2,47 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from eventsourcing.persistence import StoredEvent
 
 from application.ports import Checkpoint, Context, WrappedKey
-from infrastructure.event_store.chain import digest_before, metadata_of
-from infrastructure.postgres.binary_arrays import Bigints, Byteas, Texts, Uuids
+from infrastructure.event_store.chain import digest_of
+from infrastructure.postgres.binary_arrays import NULL, Bigints, Byteas, Texts, Uuids, bigint, bytea, uuid, word
 
 StoredEntry = tuple[StoredEvent, Context]
 """An event in stored form, with its context."""
 
 
-@dataclass(frozen=True, slots=True)
+Row = tuple[bytes, ...]
+"""An event as it is sent, each value in PostgreSQL's binary form after its length: stream, version, topic, state,
+correlation, causation, actor, trace."""
+
+
 class Append:
     """What is to be recorded atomically.
 
+    All that can be done for one append alone is done with it, while the previous batch is still being recorded.
+
     Attributes:
-        digests: of the events; computed with the append, while the previous batch is still being recorded.
+        rows: the events.
+        digests: of the events.
+        before: the streams that it appends to, and their versions until then; as they are sent.
     """
 
-    entries: Sequence[StoredEntry]
-    keys: Sequence[WrappedKey] = ()
-    moved: Checkpoint | None = None
-    digests: Sequence[bytes] = field(init=False)
+    __slots__ = ("before", "digests", "entries", "keys", "moved", "rows")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "digests", _digests(self.entries))
+    def __init__(
+        self, entries: Sequence[StoredEntry], keys: Sequence[WrappedKey] = (), moved: Checkpoint | None = None
+    ) -> None:
+        self.entries, self.keys, self.moved = entries, keys, moved
+        self.rows: list[Row] = []
+        self.digests: list[bytes] = []
+        self.before: list[tuple[bytes, bytes]] = []
+        known: Context | None = None
+        latest: dict[bytes, int] = {}
+        for event, context in entries:
+            if context is not known:
+                known, metadata = context, _metadata_of(context)
+                said = metadata[0][4:] + b"".join(metadata[1:])
+            number, topic, state = event.originator_version, word(event.topic), bytea(event.state)
+            stream, version = uuid(_stream_of(event)), bigint(number)
+            if number != latest.get(stream, 0) + 1:
+                self.before.append((stream, bigint(number - 1)))
+            latest[stream] = number
+            # A digest is over the same, but for the lengths of what has always the same.
+            self.digests.append(digest_of(stream[4:], version[4:], topic, state, said))
+            self.rows.append((stream, version, topic, state, *metadata))
 
 
-def _digests(entries: Iterable[StoredEntry]) -> list[bytes]:
-    digests = []
-    known: Context | None = None
-    for event, context in entries:
-        if context is not known:
-            known = context
-            metadata = metadata_of(context.correlation_id, context.causation_position, context.actor, context.trace)
-        digests.append(digest_before(metadata, _stream_of(event), event.originator_version, event.topic, event.state))
-    return digests
+def _metadata_of(context: Context) -> Row:
+    """See `Row`."""
+    causation, trace = context.causation_position, context.trace
+    return (
+        uuid(context.correlation_id),
+        NULL if causation is None else bigint(causation),
+        word(context.actor),
+        NULL if trace is None else bytea(trace.encode()),
+    )
 
 
 def _stream_of(event: StoredEvent) -> UUID:
@@ -52,45 +75,31 @@ def _stream_of(event: StoredEvent) -> UUID:
 
 
 def parameters_of(batch_id: UUID, appends: Sequence[Append]) -> tuple[Any, ...]:
-    """The arguments of `append_batch_v2`: one array per column, one element per row.
-
-    One pass fills all twenty arrays, because this is on the path of every append.
-    """
-    sizes, streams, versions, topics, states = Bigints(), Uuids(), Bigints(), Texts(), Byteas()
-    correlations, causations, actors, traces = Uuids(), Bigints(), Texts(), Texts()
+    """The arguments of `append_batch_v2`: one array per column, one element per row."""
+    sizes = Bigints()
+    rows: list[Row] = []
     digests: list[bytes] = []
-    base_streams, base_versions = Uuids(), Bigints()
+    before: list[tuple[bytes, bytes]] = []
     moving, followers, since, to = Bigints(), Texts(), Bigints(), Bigints()
     key_append, key_registrations, key_wrapped = Bigints(), Uuids(), Byteas()
     for number, append in enumerate(appends, start=1):
-        sizes.append(len(append.entries))
+        sizes.append(bigint(len(append.entries)))
+        rows += append.rows
         digests += append.digests
-        latest: dict[UUID, int] = {}
-        for event, context in append.entries:
-            stream, version = _stream_of(event), event.originator_version
-            if version != latest.get(stream, 0) + 1:
-                base_streams.append(stream)
-                base_versions.append(version - 1)
-            latest[stream] = version
-            streams.append(stream)
-            versions.append(version)
-            topics.append(event.topic)
-            states.append(event.state)
-            correlations.append(context.correlation_id)
-            causations.append(context.causation_position)
-            actors.append(context.actor)
-            traces.append(context.trace)
+        before += append.before
         if append.moved is not None:
-            moving.append(number)
-            followers.append(append.moved.name)
-            since.append(append.moved.since)
-            to.append(append.moved.to)
+            moving.append(bigint(number))
+            followers.append(word(append.moved.name))
+            since.append(bigint(append.moved.since))
+            to.append(bigint(append.moved.to))
         for key in append.keys:
-            key_append.append(number)
-            key_registrations.append(key.registration_id)
-            key_wrapped.append(key.wrapped)
+            key_append.append(bigint(number))
+            key_registrations.append(uuid(key.registration_id))
+            key_wrapped.append(NULL if key.wrapped is None else bytea(key.wrapped))
+    streams, versions, topics, states, correlations, causations, actors, traces = zip(*rows, strict=True)
+    base_streams, base_versions = zip(*before, strict=True) if before else ((), ())
     return (
-        batch_id, sizes, streams, versions, topics, states, correlations, causations, actors, traces,
-        b"".join(digests), base_streams, base_versions, moving, followers, since, to,
-        key_append, key_registrations, key_wrapped,
+        batch_id, sizes, Uuids(streams), Bigints(versions), Texts(topics), Byteas(states), Uuids(correlations),
+        Bigints(causations), Texts(actors), Texts(traces), b"".join(digests), Uuids(base_streams),
+        Bigints(base_versions), moving, followers, since, to, key_append, key_registrations, key_wrapped,
     )  # fmt: skip

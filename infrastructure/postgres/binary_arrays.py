@@ -10,8 +10,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from struct import Struct
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from psycopg import DataError
@@ -51,6 +52,10 @@ def _booleans(items: Sequence[bool | None]) -> list[bytes]:
 
 def _times(items: Sequence[datetime | None]) -> list[bytes]:
     return [_NULL if item is None else _integer(8, (item - _EPOCH) // _MICROSECOND) for item in items]
+
+
+def _as_it_is(items: list[bytes]) -> list[bytes]:
+    return items
 
 
 class _ArrayDumper(Dumper):
@@ -100,20 +105,52 @@ _DUMPERS: dict[type, type[Dumper]] = {
 }
 
 
-class Byteas(list[bytes | None]):
-    """bytea[], whatever it contains: with its own type of list a statement stays the same, and is prepared once."""
+# Elements in the form in which they are sent, after their length.
+
+NULL: Final = _NULL
 
 
-class Texts(list[str | None]):
-    """text[], whatever it contains."""
+def bytea(item: bytes) -> bytes:
+    return _length(len(item)) + item
 
 
-class Uuids(list[UUID | None]):
-    """uuid[], whatever it contains."""
+@lru_cache(maxsize=256)
+def word(item: str) -> bytes:
+    """A text of which there are few."""
+    return bytea(item.encode())
 
 
-class Bigints(list[int | None]):
-    """bigint[], whatever it contains."""
+def uuid(item: UUID) -> bytes:
+    return b"\x00\x00\x00\x10" + item.int.to_bytes(16, "big")
+
+
+def bigint(item: int) -> bytes:
+    return _integer(8, item)
+
+
+class Byteas(list[bytes]):
+    """bytea[], its elements as they are sent; with its own type of list a statement stays the same, and is prepared
+    once."""
+
+
+class Texts(list[bytes]):
+    """The same for text[]."""
+
+
+class Uuids(list[bytes]):
+    """The same for uuid[]."""
+
+
+class Bigints(list[bytes]):
+    """The same for bigint[]."""
+
+
+_OF_ELEMENTS: dict[type, type[Dumper]] = {
+    Byteas: _dumper("_ByteasSent", 17, 1001, _as_it_is),
+    Texts: _dumper("_TextsSent", 25, 1009, _as_it_is),
+    Uuids: _dumper("_UuidsSent", 2950, 2951, _as_it_is),
+    Bigints: _dumper("_BigintsSent", 20, 1016, _as_it_is),
+}
 
 
 class _ListDumper(ListBinaryDumper):
@@ -139,5 +176,5 @@ def _kind(items: list[Any]) -> type:
 def register(context: AdaptContext) -> None:
     """Use these dumpers on a connection."""
     context.adapters.register_dumper(list, _ListDumper)
-    for kind, element in ((Byteas, bytes), (Texts, str), (Uuids, UUID), (Bigints, int)):
-        context.adapters.register_dumper(kind, _DUMPERS[element])
+    for kind, dumper in _OF_ELEMENTS.items():
+        context.adapters.register_dumper(kind, dumper)

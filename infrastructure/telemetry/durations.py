@@ -9,7 +9,7 @@ from math import inf
 from typing import Final
 
 from prometheus_client.core import HistogramMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
 OTHER: Final = "other"
@@ -59,7 +59,7 @@ class Durations(Collector):
         if series is None:
             series = self._series_of(route, status)
         series.counts[bisect_left(series.tops, seconds)] += times
-        series.seconds += seconds * times
+        series.sum += seconds * times
 
     def _series_of(self, route: str, status: int) -> _Series:
         """That of a pair which has none: a new one, or that of all the others."""
@@ -72,9 +72,7 @@ class Durations(Collector):
         """See `prometheus_client.registry.Collector`."""
         family = self._family()
         for (route, status), series in self._series.items():
-            ends = [floatToGoString(top) for top in (*series.tops, inf)]  # type: ignore[no-untyped-call]
-            buckets = [(end, float(count)) for end, count in zip(ends, accumulate(series.counts), strict=True)]
-            family.add_metric((route, str(status)), buckets, series.seconds)
+            family.add_metric((route, str(status)), series.shown(), series.sum)
         yield family
 
     def describe(self) -> Iterator[HistogramMetricFamily]:
@@ -85,16 +83,50 @@ class Durations(Collector):
         return HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
 
 
+class Distribution(Collector):
+    """The library's `Histogram` without labels, for a single thread: for the same reason."""
+
+    def __init__(self, name: str, documentation: str, buckets: Sequence[float], registry: CollectorRegistry) -> None:
+        """
+        Args:
+            buckets: upper ends in ascending order; that without an end comes by itself.
+        """
+        self._name, self._type, self._labelnames = name, "histogram", ()  # as the library's have them
+        self._documentation = documentation
+        self._series = _Series(tuple(buckets))
+        registry.register(self)
+
+    def observe(self, value: float) -> None:
+        series = self._series
+        series.counts[bisect_left(series.tops, value)] += 1
+        series.sum += value
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """See `prometheus_client.registry.Collector`."""
+        buckets, total = self._series.shown(), self._series.sum
+        yield HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=total)
+
+    def describe(self) -> Iterator[HistogramMetricFamily]:
+        """What the registry knows the name by."""
+        yield HistogramMetricFamily(self._name, self._documentation)
+
+
 class _Series:
     """
     Attributes:
         tops: upper ends of the buckets, but for the last one's.
         counts: by bucket, each by itself.
+        sum: of all values.
     """
 
-    __slots__ = ("counts", "seconds", "tops")
+    __slots__ = ("counts", "sum", "tops")
 
     def __init__(self, tops: tuple[float, ...]) -> None:
         self.tops = tops
         self.counts = [0] * (len(tops) + 1)
-        self.seconds = 0.0
+        self.sum = 0.0
+
+    def shown(self) -> list[tuple[str, float]]:
+        """Upper ends of the buckets, each with how many values are below it."""
+        ends = [floatToGoString(top) for top in (*self.tops, inf)]  # type: ignore[no-untyped-call]
+        return [(end, float(count)) for end, count in zip(ends, accumulate(self.counts), strict=True)]

@@ -18,7 +18,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from infrastructure.telemetry.durations import Durations
+from infrastructure.telemetry.durations import Distribution, Durations
 from infrastructure.telemetry.logs import lines_lost
 from infrastructure.telemetry.measured import Measured
 
@@ -97,8 +97,8 @@ class Metrics:
             buckets=_INBOX_SECONDS,
             registry=registry,
         )
-        self._append = Histogram(
-            "registrar_append_seconds", "Appends, their wait included", buckets=_APPEND_SECONDS, registry=registry
+        self._append = Distribution(
+            "registrar_append_seconds", "Appends, their wait included", _APPEND_SECONDS, registry
         )
         self._append_batch = Histogram(
             "registrar_append_batch_size", "Appends in one transaction", buckets=_APPEND_BATCH, registry=registry

@@ -214,6 +214,26 @@ async def test_a_request_that_takes_its_time_after_its_head_is_not_cut_off(
     assert late.status_code == 503
 
 
+async def test_a_connection_is_kept_for_a_while_after_each_response_however_long_that_took(
+    api: Api, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server._server.config, "timeout_keep_alive", 0.2)
+    late = f"/v1/registrations/00000000-0000-7000-8000-000000000000?min_position={await api.service.store.head() + 1}"
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    statuses = []
+
+    async with asyncio.timeout(10):
+        for path in ("/health/live", f"{late}&wait=500", "/health/live"):
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            statuses.append(int(head[9:12]))
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
+        rest = await reader.read()
+    writer.close()
+
+    assert (statuses, rest) == ([200, 503, 200], b"")
+
+
 # --- What clients ask for beside their request ----------------------------------------------------
 
 BODY = json.dumps(ADA).encode()

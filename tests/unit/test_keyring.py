@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from application.ports import Overloaded, Person, Unavailable, WrongMasterKey
 from infrastructure.crypto import password_hashing
-from infrastructure.crypto.keyring import Keyring
+from infrastructure.crypto.keyring import Keyring, Mac
 from infrastructure.crypto.password_hashing import MAX_WAITING, PasswordHashing
 from tests.support.facts import REGISTRATION, T0
 
@@ -54,8 +54,14 @@ def test_the_independent_implementation_passes_the_rfcs_test_vectors(counter: in
     assert hotp(b"12345678901234567890", counter) == code
 
 
+@for_any(st.binary(max_size=64), st.binary(max_size=200))
+def test_a_mac_is_that_of_the_standard_library(key: bytes, message: bytes) -> None:
+    mac = Mac(key)
+    assert [mac(message), mac(message)] == [hmac.digest(key, message, "sha256")] * 2
+
+
 def personal_code_key(keyring: Keyring, registration_id: UUID) -> bytes:
-    return hmac.new(keyring._code_key, registration_id.bytes, hashlib.sha256).digest()
+    return keyring._code_mac(registration_id.bytes)
 
 
 @settings(max_examples=200)
@@ -72,12 +78,7 @@ def test_the_keyrings_truncation_passes_the_rfcs_test_vectors(
     counter: int, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The personal key is the only step before the RFC's: with the RFC's key in its place, the RFC's codes come."""
-    digest = hmac.digest
-
-    def with_the_rfcs_key(key: bytes, message: bytes, algorithm: str) -> bytes:
-        return b"12345678901234567890" if algorithm == "sha256" else digest(key, message, algorithm)
-
-    monkeypatch.setattr("infrastructure.crypto.keyring.hmac.digest", with_the_rfcs_key)
+    monkeypatch.setattr(KEYRING, "_code_mac", lambda _: b"12345678901234567890")
 
     assert KEYRING.code(REGISTRATION, counter) == code
 

@@ -24,7 +24,6 @@ ANYTHING: dict[str, Any] = {
     "originator_id": REGISTRATION,
     "originator_version": 1,
     "timestamp": T0,
-    "ends_at": T0,
     "granted": [],
     "applicants": [],
     "serial": 1,
@@ -36,8 +35,8 @@ ANYTHING: dict[str, Any] = {
 
 def fields_of(kind: type[AggregateEvent]) -> dict[str, Any]:
     """Some value for each field, not in the order of the fields."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    return {name: ANYTHING.get(name, name) for name in reversed(names)}
+    fields = [(field.name, T0 if "datetime" in str(field.type) else field.name) for field in dataclasses.fields(kind)]
+    return {name: ANYTHING.get(name, value) for name, value in reversed(fields)}
 
 
 def own_fields_of(kind: type[AggregateEvent]) -> dict[str, Any]:
