@@ -62,7 +62,13 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
         core = await open_core(settings, stack, timing)
         # Not before PostgreSQL has been asked to start: a command that loads them meanwhile has them by now.
         from entrypoints.bootstrap.delivery import open_delivery, open_mailbox
-        from entrypoints.bootstrap.followers import beside_followers, followers, relay_inside, turns_of_mails
+        from entrypoints.bootstrap.followers import (
+            beside_followers,
+            by_session,
+            followers,
+            relay_inside,
+            turns_of_mails,
+        )
 
         core.metrics.measured.runs("up", version("registrar"))
         await erase_again(core, settings)
@@ -84,7 +90,7 @@ async def up(settings: Settings, timing: Timing | None = None) -> AsyncIterator[
             from entrypoints.bootstrap.bounces import open_listener
 
             listener = await open_listener(core, settings, stack)
-        await stack.enter_async_context(running(core, settings, broker, leading, beside))
+        await stack.enter_async_context(running(core, settings, broker, by_session(leading), beside))
         yield Process(core, api, broker, delivery, listener)
 
 
@@ -115,7 +121,14 @@ async def serve(settings: Settings, timing: Timing | None = None) -> AsyncIterat
 async def process(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Process]:
     """The followers; without a broker, with the mail delivery behind them."""
     from entrypoints.bootstrap.delivery import open_delivery
-    from entrypoints.bootstrap.followers import APPENDS_PACE, beside_followers, followers, relay_inside, turns_of_mails
+    from entrypoints.bootstrap.followers import (
+        APPENDS_PACE,
+        beside_followers,
+        by_session,
+        followers,
+        relay_inside,
+        turns_of_mails,
+    )
 
     timing = timing or Timing()
     async with AsyncExitStack() as stack:
@@ -132,7 +145,7 @@ async def process(settings: Settings, timing: Timing | None = None) -> AsyncIter
         leading = followers(core, settings, relay, publisher_to(broker, core))
         leading += await _webhooks(core, settings)
         beside = beside_followers(core, settings)
-        await stack.enter_async_context(running(core, settings, broker, leading, beside))
+        await stack.enter_async_context(running(core, settings, broker, by_session(leading), beside))
         yield Process(core, api, broker, delivery)
 
 
