@@ -56,7 +56,7 @@ class LeaderSession:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._turns = asyncio.Lock()
-        self._used_at = -inf
+        self._touched_at = -inf
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Connection]:
@@ -74,7 +74,6 @@ class LeaderSession:
                 if not connection.closed and not is_at_rest(connection):
                     await connection.close()
                 raise
-            self._used_at = asyncio.get_running_loop().time()
 
     async def execute(self, query: LiteralString) -> None:
         """A single statement, in a turn of its own."""
@@ -82,9 +81,12 @@ class LeaderSession:
             await connection.execute(query)
 
     async def touch(self) -> None:
-        """See to it that the session is used about now, to keep the leadership, and to notice a lost connection."""
-        if asyncio.get_running_loop().time() - self._used_at > TOUCH.total_seconds() / 2 or self._connection.closed:
-            await touch(self)
+        """`touch`, once for all who do it at about the same time."""
+        loop = asyncio.get_running_loop()
+        async with self.turn() as connection:
+            if loop.time() - self._touched_at > TOUCH.total_seconds() / 2:
+                await touch(connection)
+                self._touched_at = loop.time()
 
 
 class SharedSession:
