@@ -29,6 +29,12 @@ def load_fastapi() -> None:
         importlib.import_module("fastapi")
 
 
+def load_faststream() -> None:
+    """Load FastStream without uvicorn, which it would run applications of its own with (1 MiB)."""
+    with _missing("uvicorn"):
+        importlib.import_module("faststream.rabbit")
+
+
 @contextmanager
 def _missing(name: str) -> Iterator[None]:
     """An import of this top-level module, unless it is there already, is an ImportError."""
