@@ -17,6 +17,7 @@ from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog
 from infrastructure.followers.follow import follow, keep_leadership
 from infrastructure.followers.leadership import LeaderSession, while_touching
+from infrastructure.followers.names import INTEGRATION_EVENTS
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.notifications import Notifications
 
@@ -58,7 +59,7 @@ class IntegrationEvents:
     An event that cannot be published holds up those behind it. Nothing is parked: subscribers get the events in order.
     """
 
-    name = "integration-events"
+    name = INTEGRATION_EVENTS
 
     def __init__(self, *, tail: ReadsLog, notifications: Notifications, publisher: PublishesEvents) -> None:
         self._tail = tail

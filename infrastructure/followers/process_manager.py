@@ -28,6 +28,7 @@ from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.follow import Chore, Linger, follow
 from infrastructure.followers.leadership import TOUCH, LeaderSession, NotLeader, while_touching
+from infrastructure.followers.names import MAIL_SAGA
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, BEHIND, ParkedStreams, place_of
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.followers.releases import note_release
@@ -124,7 +125,7 @@ class ProcessManager:
     between repeats the commands, which has no effect. If two processes lead by accident, the second commit is refused.
     """
 
-    name = "mail-saga"
+    name = MAIL_SAGA
 
     def __init__(
         self,

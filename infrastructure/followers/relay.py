@@ -19,6 +19,7 @@ from domain.registration import Registration
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.followers.follow import Chore, follow, keep_leadership
 from infrastructure.followers.leadership import LeaderSession
+from infrastructure.followers.names import RELAY
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.followers.turns import Turns
 from infrastructure.postgres.connection import Connection
@@ -50,7 +51,7 @@ class Relay:
     position never passes a request that is not, so a crash repeats requests and loses none.
     """
 
-    name = "relay"
+    name = RELAY
 
     def __init__(
         self,
