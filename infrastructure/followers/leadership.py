@@ -51,9 +51,14 @@ class LeaderTask(Protocol):
 
 
 class LeaderSession:
-    """A database session with the advisory locks of one leader, or of several of a process, who use it in turns."""
+    """A database session with the advisory locks of one leader, or of several of a process, who use it in turns.
+
+    Attributes:
+        users: how many have it (`SharedSession`).
+    """
 
     def __init__(self, connection: Connection) -> None:
+        self.users = 0
         self._connection = connection
         self._turns = asyncio.Lock()
         self._touched_at = -inf
@@ -74,6 +79,13 @@ class LeaderSession:
                 if not connection.closed and not is_at_rest(connection):
                     await connection.close()
                 raise
+
+    @property
+    def closed(self) -> bool:
+        return self._connection.closed
+
+    async def close(self) -> None:
+        await self._connection.close()
 
     async def execute(self, query: LiteralString) -> None:
         """A single statement, in a turn of its own."""
@@ -103,8 +115,6 @@ class SharedSession:
         self._connect = partial(connect, dsn, name=name, statement_timeout=statement_timeout)
         self._opening = asyncio.Lock()
         self._session: LeaderSession | None = None
-        self._connection: Connection | None = None
-        self._users: dict[Connection, int] = {}
 
     @asynccontextmanager
     async def joined(self) -> AsyncIterator[LeaderSession]:
@@ -113,20 +123,18 @@ class SharedSession:
             UnfitSession, psycopg.Error, OSError: see `infrastructure.postgres.connection.connect`.
         """
         async with self._opening:
-            if self._connection is None or self._session is None or self._connection.closed:
-                self._connection = await self._connect()
-                self._session = LeaderSession(self._connection)
-            session, connection = self._session, self._connection
-            self._users[connection] = self._users.get(connection, 0) + 1
+            if self._session is None or self._session.closed:
+                self._session = LeaderSession(await self._connect())
+            session = self._session
+            session.users += 1
         try:
             yield session
         finally:
-            self._users[connection] -= 1
-            if not self._users[connection]:
-                del self._users[connection]
-                if self._connection is connection:
-                    self._connection = None
-                await connection.close()
+            session.users -= 1
+            if not session.users:
+                if self._session is session:
+                    self._session = None
+                await session.close()
 
 
 async def lead(
@@ -188,8 +196,19 @@ _LEADER = """
 _SILENT_LEADER = f"{_LEADER} AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - %s"
 
 
-async def _is_leader(session: LeaderSession, name: str) -> bool:
+@asynccontextmanager
+async def _without_doubt(session: LeaderSession) -> AsyncIterator[Connection]:
+    """A turn about a lock: what goes wrong within costs the session, which may hold the lock or not."""
     async with session.turn() as connection:
+        try:
+            yield connection
+        except BaseException:
+            await connection.close()
+            raise
+
+
+async def _is_leader(session: LeaderSession, name: str) -> bool:
+    async with _without_doubt(session) as connection:
         row = await (
             await connection.execute(
                 "SELECT pg_try_advisory_lock(hashtext('registrar follower'), hashtext(%s))", (name,)
@@ -199,9 +218,9 @@ async def _is_leader(session: LeaderSession, name: str) -> bool:
 
 
 async def _resign(session: LeaderSession, name: str) -> None:
-    """Give the leadership up, also where others go on using the session. If that fails, so has the session."""
+    """Give the leadership up, also where others go on using the session."""
     with suppress(psycopg.Error, OSError):
-        async with session.turn() as connection:
+        async with _without_doubt(session) as connection:
             if not connection.closed:
                 with cut_after(LEASE_MARGIN, connection):
                     await connection.execute(
