@@ -27,6 +27,7 @@ from entrypoints.cli.garbage_collection import collect_rarely, keep_what_is_ther
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
+from infrastructure.followers.leadership import LeaderSession
 from infrastructure.followers.projector import Projector
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
@@ -47,7 +48,10 @@ async def ours(dsn: str, name: str = Registrations.name) -> float:
     projector = Projector(make(), store=LogTail(store), notifications=notifications)
     async with await connect(dsn, name="fold", statement_timeout=timedelta(seconds=10)) as connection:
         started = time.perf_counter()
-        works = [asyncio.create_task(projector.work(connection)), asyncio.create_task(notifications.run())]
+        works = [
+            asyncio.create_task(projector.work(LeaderSession(connection))),
+            asyncio.create_task(notifications.run()),
+        ]
         while not await notifications.wait_past(name, head - 1):
             for work in works:
                 if work.done():

@@ -19,6 +19,7 @@ from entrypoints.cli.garbage_collection import collect_rarely, keep_what_is_ther
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
+from infrastructure.followers.leadership import LeaderSession
 from infrastructure.followers.projector import Projector
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
@@ -69,7 +70,10 @@ async def measure(dsn: str, first: int, looks: int) -> dict[str, Any]:
         lateness.append(begun - planned)
 
     async with await connect(dsn, name="fold", statement_timeout=timedelta(seconds=10)) as connection:
-        works = [asyncio.create_task(projector.work(connection)), asyncio.create_task(notifications.run())]
+        works = [
+            asyncio.create_task(projector.work(LeaderSession(connection))),
+            asyncio.create_task(notifications.run()),
+        ]
         await notifications.wait_past(Registrations.name, await store.head() - 1, within=timedelta(seconds=60))
         begun = time.perf_counter() + 0.5
         tasks = []

@@ -243,7 +243,7 @@ def load_apart(process: Process, **job: Any) -> Any:
 
 def until_it_leads(dsn: str) -> None:
     """All followers have a leader: the first mail need not wait for that."""
-    query = "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = hashtext('registrar follower')::oid AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = hashtext('registrar follower')::oid AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     deadline = time.monotonic() + _START_DEADLINE
     with psycopg.connect(dsn, autocommit=True) as connection:
         while time.monotonic() < deadline:

@@ -20,6 +20,7 @@ from entrypoints.cli.garbage_collection import collect_rarely, keep_what_is_ther
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
+from infrastructure.followers.leadership import LeaderSession
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.notifications import Notifications
@@ -75,7 +76,7 @@ async def follow(port: int, dsn: str, messages: int) -> dict[str, float]:
         listening = asyncio.create_task(notifications.run())
         keep_what_is_there()
         begun, cpu = time.perf_counter(), time.process_time()
-        following = asyncio.create_task(webhooks.work(connection))
+        following = asyncio.create_task(webhooks.work(LeaderSession(connection)))
         await done.wait()
         used, took = time.process_time() - cpu, time.perf_counter() - begun
         for task in (following, listening):

@@ -98,6 +98,7 @@ def _add_routes(app: FastAPI, parts: Parts, *, public: bool, admin: bool) -> End
             request_timeout=parts.request_timeout,
             is_synthetic_key=parts.is_synthetic_key,
             prefix=parts.prefix,
+            described=not isinstance(app, Api),
         )
         if parts.bounces is not None:
             from entrypoints.api.bounces import add_bounce_routes

@@ -93,10 +93,12 @@ def add_registration_routes(
     request_timeout: timedelta,
     is_synthetic_key: IsSyntheticKey,
     prefix: str = "",
+    described: bool = True,
 ) -> Endpoints:
     """What registrants do.
 
     Args:
+        described: with models of the responses, which only the document needs.
         is_synthetic_key: see `infrastructure.crypto.keyring.Keyring.is_synthetic_key`.
         prefix: of the paths that clients are told.
     """
@@ -110,7 +112,7 @@ def add_registration_routes(
             tags=["registrations"],
             summary=summary,
             route_class_override=ByHand,
-            **description,
+            **(description if described else description | {"responses": None}),
         )
 
     register = _registering(handlers, limits, rules, metrics, is_synthetic_key, prefix)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from entrypoints.bootstrap import CannotStart
-from entrypoints.bootstrap.checkpoints import checkpoint_directory, checkpoint_seeds
+from entrypoints.bootstrap.checkpoint_places import checkpoint_directory, checkpoint_seeds
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from entrypoints.bootstrap.replay import giving_way
 from infrastructure.audit.known import Claims, Known, known_checkpoints, known_keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -19,7 +19,7 @@ from application.ports import Unavailable
 from entrypoints.bootstrap.core import Core
 from infrastructure.embedded.postgres import DatabaseDidNotStart, EmbeddedPostgres
 from infrastructure.event_store.store import EventStore
-from infrastructure.followers.leadership import LeaderTask, lead
+from infrastructure.followers.leadership import LeaderTask, SharedSession, lead
 from infrastructure.settings.settings import Settings
 from infrastructure.ticks import until_tick
 
@@ -46,10 +46,13 @@ async def running(
     core: Core,
     settings: Settings,
     broker: Broker | None,
-    leading: Iterable[LeaderTask] = (),
+    leading: Mapping[str, Sequence[LeaderTask]] | None = None,
     beside: Works | None = None,
 ) -> AsyncIterator[None]:
     """Run the core's own works, the broker, what is to be led, and what is `beside` that, until the end.
+
+    Args:
+        leading: those that share a session, by its name.
 
     Then cancel, and wait until all have finished what must not be cut off. None of them ends before: if one does, that
     is logged, and `core.broken` set.
@@ -67,8 +70,11 @@ async def running(
         works["tracing"] = core.exported.run
     if broker is not None:
         works["RabbitMQ"] = broker.run()
-    for work in leading:
-        works[work.name] = lead(work, core.database.dsn, statement_timeout=settings.statement_timeout)
+    dsn, patience = core.database.dsn, settings.statement_timeout
+    for name, sharing in (leading or {}).items():
+        shared = SharedSession(dsn, name=name, statement_timeout=patience)
+        for work in sharing:
+            works[work.name] = lead(work, dsn, statement_timeout=patience, shared=shared)
     tasks = [asyncio.create_task(work, name=name) for name, work in works.items()]
     for task in tasks:
         task.add_done_callback(partial(note_end, core.broken))

@@ -16,7 +16,7 @@ from typing import Final
 from application.operator_acts import BACK_UP
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.acts import record_act
-from entrypoints.bootstrap.checkpoints import checkpoint_directory
+from entrypoints.bootstrap.checkpoint_places import checkpoint_directory
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from entrypoints.bootstrap.replay import READ_MODELS, Verifier, giving_way
 from entrypoints.bootstrap.restored_log import PATIENCE, Arrived, Progress, RestoredLog, look_at, row_of

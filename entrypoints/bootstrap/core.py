@@ -58,6 +58,7 @@ class Core:
     Attributes:
         tail: the log as this process's followers read it.
         pool: connections for the queries of read models; every one is autocommit.
+        mail_line: for the short statements of who sends mails, and of the mail servers' circuits.
         shared_circuits: the mail servers' circuits, as all workers know them.
         exported: spans and their way to a collector; None if tracing is off.
         broken: set when something that runs in the background until the end has ended before.
@@ -74,6 +75,7 @@ class Core:
     hasher: PasswordHashing
     handlers: Handlers
     metrics: Metrics
+    mail_line: ReconnectingConnection
     shared_circuits: SharedCircuits
     exported: Exported | None
     broken: asyncio.Event = field(default_factory=asyncio.Event)
@@ -147,9 +149,11 @@ async def core_on(
     stack.push_async_callback(store.close)
     hasher = PasswordHashing(salt_for=keyring.password_salt)
     stack.callback(hasher.close)
-    circuits_line = ReconnectingConnection(database.dsn, name="circuits", statement_timeout=settings.statement_timeout)
-    stack.push_async_callback(circuits_line.close)
-    circuits = SharedCircuits(circuits_line, probe_lasts=2 * settings.send_timeout)
+    mail_line = ReconnectingConnection(
+        database.dsn, name="mail", statement_timeout=settings.statement_timeout, plan_once=True
+    )
+    stack.push_async_callback(mail_line.close)
+    circuits = SharedCircuits(mail_line, probe_lasts=2 * settings.send_timeout)
     pool = QueryPool(database.dsn, statement_timeout=settings.statement_timeout, patience=settings.request_timeout)
     await pool.open()
     stack.push_async_callback(pool.close)
@@ -184,6 +188,7 @@ async def core_on(
             mailbox_of=partial(mailbox_of, pool, keyring),
         ),
         metrics=metrics,
+        mail_line=mail_line,
         shared_circuits=circuits,
         exported=exported,
     )

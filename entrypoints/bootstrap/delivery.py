@@ -97,13 +97,9 @@ async def open_delivery(
     letters = await letters_for(settings)
     servers = _servers(core, settings, timing, _mail_servers(settings, mailbox))
     stack.push_async_callback(servers.close)
-    connection = ReconnectingConnection(
-        core.database.dsn, name="mail", statement_timeout=settings.statement_timeout, plan_once=True
-    )
-    stack.push_async_callback(connection.close)
     lease = 3 * settings.send_timeout + SEND_MARGIN
     pace = timedelta(0) if settings.broker_url is None else WORKERS_PACE
-    claims = StoredSendClaims(connection, lease=lease, pace=pace)
+    claims = StoredSendClaims(core.mail_line, lease=lease, pace=pace)
     address = settings.bounce_address
     sending = MailDelivery(
         handlers=core.handlers,
@@ -118,9 +114,9 @@ async def open_delivery(
         sleep=timing.sleep,
         return_path=None if address is None else BounceAddresses(address, core.keyring).of,
         on_first_mail=core.metrics.time_to_inbox,
-        synthetic=Sink(servers, connection, sender=settings.mail_from, to=settings.synthetic_to),
+        synthetic=Sink(servers, core.mail_line, sender=settings.mail_from, to=settings.synthetic_to),
     )
-    delivery = Delivery(servers, claims, connection, sending.deliver)
+    delivery = Delivery(servers, claims, core.mail_line, sending.deliver)
     stack.push_async_callback(delivery.give_back_claims)
     if settings.database_url is None and stack.enter_context(DataDirectory(settings.data_dir).following()):
         await claims.forget_the_dead()

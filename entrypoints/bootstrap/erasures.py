@@ -14,7 +14,7 @@ from application.ports import Context
 from domain.recorded import Actor
 from domain.registration import Registration
 from entrypoints.bootstrap import CannotStart
-from entrypoints.bootstrap.checkpoints import checkpoint_directory
+from entrypoints.bootstrap.checkpoint_places import checkpoint_directory
 from entrypoints.bootstrap.core import Core
 from entrypoints.bootstrap.database import first_connection
 from infrastructure.audit.erasures import FILE, ORIGIN, Journal, JournalEntry, read_journal, refusal_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
@@ -100,6 +100,25 @@ def followers(core: Core, settings: Settings, relay: Relay, publisher: Publishes
     if settings.synthetic is not None:
         leading.append(_probe(core, settings, settings.synthetic))
     return leading
+
+
+def by_session(leading: Iterable[LeaderTask]) -> dict[str, list[LeaderTask]]:
+    """Who shares a session, by its name: a session is 2 MiB of the server's memory.
+
+    Two kinds do. Saga and relay use theirs for moments. The read models that nobody waits for have turns of one
+    transaction each, and may hold each other up, but nobody else; beside them is what hardly ever uses a session.
+    """
+    sessions: dict[str, list[LeaderTask]] = {}
+    for one in leading:
+        match one:
+            case ProcessManager() | Relay():
+                name = "saga-relay"
+            case Projector(announced=False) | ErasureJournal() | IntegrationEvents() | BackgroundVerification():
+                name = "read-models"
+            case _:
+                name = one.name
+        sessions.setdefault(name, []).append(one)
+    return sessions
 
 
 def beside_followers(core: Core, settings: Settings) -> Works:

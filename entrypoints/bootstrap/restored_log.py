@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from domain.recorded import Position
-from entrypoints.bootstrap.checkpoints import checkpoint_seeds
+from entrypoints.bootstrap.checkpoint_places import checkpoint_seeds
 from infrastructure.audit.known import known_keys
 from infrastructure.audit.note_keys import VerifierKey
 from infrastructure.audit.notes import BadNote, checkpoint_in, open_note

@@ -12,7 +12,8 @@ from typing import Any, Final
 from application.operator_acts import ROTATE_SIGNING_KEY
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.acts import record_act
-from entrypoints.bootstrap.checkpoints import checkpoint_seeds, checkpointer
+from entrypoints.bootstrap.checkpoint_places import checkpoint_seeds
+from entrypoints.bootstrap.checkpoints import checkpointer
 from entrypoints.bootstrap.database import check_schema, dsn_to_read, first_connection
 from infrastructure.audit.checkpointer import Checkpointer
 from infrastructure.audit.note_keys import SigningKey, VerifierKey

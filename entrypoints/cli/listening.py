@@ -15,6 +15,7 @@ from entrypoints.api.http_server import Server
 from entrypoints.api.parts import Parts
 from entrypoints.bootstrap import CannotStart
 from entrypoints.bootstrap.background import note_end
+from entrypoints.cli.libraries import without_pydantic_v1
 from infrastructure.settings.settings import Settings
 from infrastructure.settings.values import Listen
 
@@ -84,8 +85,10 @@ async def _servers() -> AsyncIterator[list[Server]]:
 async def _listen(listener: _Listener, parts: Parts, settings: Settings, servers: list[Server]) -> str:
     """Start to serve; returns the base URL."""
     where = listener.where
+    with without_pydantic_v1():
+        app = create_app(parts, public=listener.public, admin=listener.admin)
     server = Server(
-        create_app(parts, public=listener.public, admin=listener.admin),
+        app,
         host=where.host,
         port=where.port,
         on_stopping=parts.checks.stop,

@@ -23,6 +23,7 @@ import click
 from entrypoints.bootstrap import CannotStart, roles
 from entrypoints.bootstrap.bounces import DEFAULT
 from entrypoints.cli.garbage_collection import collecting_nothing, keep_what_is_there
+from entrypoints.cli.libraries import load_faststream
 from entrypoints.cli.output import note, terminal
 from entrypoints.cli.session import begin, log_everything, opened
 from infrastructure.embedded.data_directory import DataDirectory
@@ -44,6 +45,7 @@ async def up(settings: Settings) -> int:
             opened(roles.up(settings)) as running,
             _loaded().listening(running.api, settings) as addresses,
         ):
+            assert running.api is not None  # noqa: S101 - it serves
             if not stop.is_set():
                 _print_screen(running.api, settings, addresses)
                 log_everything(settings)
@@ -111,7 +113,9 @@ def _load_everything() -> None:
     try:
         _loaded()
         with collecting_nothing():
+            importlib.import_module("entrypoints.bootstrap.api")
             importlib.import_module("entrypoints.bootstrap.delivery")
+            importlib.import_module("entrypoints.bootstrap.erasures")
             importlib.import_module("entrypoints.bootstrap.followers")
     finally:
         sys.setswitchinterval(usual)
@@ -136,6 +140,8 @@ def _demand_mail_servers(settings: Settings) -> None:
 async def _in_the_background(role: AbstractAsyncContextManager[roles.Process], settings: Settings, says: str) -> int:
     """A process that serves nobody, but operators where `ADMIN_LISTEN` is set."""
     begin(settings)
+    if settings.broker_url is not None:
+        load_faststream()
     with _until_stopped() as stop:
         async with AsyncExitStack() as stack:
             running = await stack.enter_async_context(opened(role))

@@ -28,8 +28,6 @@ from infrastructure.embedded.data_directory import BadDataDirectory, DataDirecto
 from infrastructure.embedded.postgres import DatabaseDidNotStart
 from infrastructure.postgres.circumstances import why_unusable
 from infrastructure.postgres.connection import AWAY
-from infrastructure.replay.copies import ToldTwice
-from infrastructure.replay.swap import CannotReplay
 from infrastructure.settings.cautions import cautions
 from infrastructure.settings.environment import BadSettings, Given, links_in
 from infrastructure.settings.settings import Settings
@@ -234,6 +232,8 @@ def _one_means_a_difference() -> Iterator[None]:
         raise
     except Exception as error:
         says, _ = explain(error)
+        from infrastructure.replay.swap import CannotReplay
+
         raise CannotReplay(says) from error
 
 
@@ -266,6 +266,8 @@ def explain(error: Exception) -> tuple[str, int]:
     from infrastructure.audit.verification import CannotVerify
     from infrastructure.backup.layout import BadBackup, NoRoom
     from infrastructure.backup.taking import BackupFailed
+    from infrastructure.replay.copies import ToldTwice
+    from infrastructure.replay.swap import CannotReplay
 
     if (reason := why_unusable(error.__cause__ if isinstance(error, Unavailable) else error)) is not None:
         return reason, 2

@@ -19,10 +19,10 @@ from infrastructure.event_store.store import EventStore
 from infrastructure.followers.versions import Behind
 from infrastructure.limits.gcra import Limiter
 from infrastructure.mail.shared_circuits import SharedCircuits
-from infrastructure.mail.smtp.servers import SmtpServers
 from infrastructure.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from infrastructure.mail.smtp.servers import SmtpServers
     from infrastructure.rabbitmq.connection import Broker
 
 T = TypeVar("T")

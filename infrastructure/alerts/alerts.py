@@ -27,7 +27,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from infrastructure.alerts.webhook import NotTaken, Webhook
 from infrastructure.audit.standing import standing_of
-from infrastructure.followers.leadership import TOUCH, touch
+from infrastructure.followers.leadership import TOUCH, LeaderSession, touch
 from infrastructure.mail.shared_circuits import DEFERRING, REFUSING, TROUBLE
 from infrastructure.mail.smtp.evidence import ONLY_DEFERRED
 from infrastructure.postgres.connection import Connection
@@ -199,11 +199,15 @@ class Alerts:
         self._only_deferred = only_deferred
         self._pauses = pauses
 
-    async def work(self, connection: Connection) -> None:
+    async def work(self, session: LeaderSession) -> None:
         """Check and call until cancelled; see `infrastructure.followers.leadership.LeaderTask`.
 
         The call is made concurrently: a webhook that hangs must not keep the session from being used.
         """
+        async with session.turn() as connection:  # all the time: it has the session to itself
+            await self._work(connection)
+
+    async def _work(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         check_at = loop.time()
         call: _Call | None = None

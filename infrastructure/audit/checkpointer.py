@@ -30,7 +30,7 @@ from infrastructure.audit.signers import Chosen, KeyNotHere, Seeds, Signers
 from infrastructure.audit.sound import Unsound, sound_stretch
 from infrastructure.audit.walk import BEGINNING, Link
 from infrastructure.audit.witness import Witnesses
-from infrastructure.followers.leadership import while_touching
+from infrastructure.followers.leadership import LeaderSession, while_touching
 from infrastructure.postgres.connection import Connection
 from infrastructure.ticks import until_tick
 
@@ -147,8 +147,12 @@ class Checkpointer:
         self._every = every.total_seconds()
         self._look = look
 
-    async def work(self, connection: Connection) -> None:
+    async def work(self, session: LeaderSession) -> None:
         """Verify, sign and publish until cancelled; see `LeaderTask`."""
+        async with session.turn() as connection:  # all the time: it has the session to itself
+            await self._work(connection)
+
+    async def _work(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         head, last = await self._begin(connection)
         signed, signed_position = (last.size, last.position) if last is not None else (0, 0)

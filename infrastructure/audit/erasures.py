@@ -33,9 +33,8 @@ from infrastructure.audit.publishing import append
 from infrastructure.embedded.files import make_directory
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.followers.follow import follow, keep_leadership
-from infrastructure.followers.leadership import while_touching
+from infrastructure.followers.leadership import LeaderSession, while_touching
 from infrastructure.followers.positions import position_of, save_position
-from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 
 log = structlog.get_logger(__name__)
@@ -229,40 +228,43 @@ class ErasureJournal:
         self._end: Position = 0
         self._complete = Complete(datetime.min.replace(tzinfo=UTC))
 
-    async def work(self, connection: Connection) -> None:
+    async def work(self, session: LeaderSession) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
-        position = await position_of(connection, self.name)
-        if position and not await asyncio.to_thread(self._is_complete):
-            await save_position(connection, self.name, position, 0)
-            position = 0
-        row = await (await connection.execute(_END)).fetchone()
-        assert row is not None  # noqa: S101 - a log has an end
+        is_complete = await asyncio.to_thread(self._is_complete)
+        async with session.turn() as connection:
+            position = await position_of(connection, self.name)
+            if position and not is_complete:
+                await save_position(connection, self.name, position, 0)
+                position = 0
+            row = await (await connection.execute(_END)).fetchone()
+            assert row is not None  # noqa: S101 - a log has an end
+            await connection.execute("SET synchronous_commit = off")  # a lost position repeats lines
         self._end, self._complete, self._saved = row[0], Complete(row[1]), position
-        await connection.execute("SET synchronous_commit = off")  # a lost position repeats lines
         await follow(
             position,
             read=self._read,
-            act=partial(self._advance, connection),
+            act=partial(self._advance, session),
             wake=self._notifications,
             rest=lambda took: max(timedelta(0), PACE - took) if self._saved else timedelta(0),
-            chores=[keep_leadership(connection)],
+            chores=[keep_leadership(session)],
         )
 
     async def _read(self, position: Position) -> tuple[Sequence[RecordedRow], Position]:
         return await self._tail.read(position, BATCH, (Registration.PersonalDataErased.TOPIC,))
 
     async def _advance(
-        self, connection: Connection, rows: Sequence[RecordedRow], _position: Position, seen: Position
+        self, session: LeaderSession, rows: Sequence[RecordedRow], _position: Position, seen: Position
     ) -> None:
         if rows:
             crash_point("erasures.before_line")
-            await while_touching(connection, self._write_all(rows))
+            await while_touching(session, self._write_all(rows))
             crash_point("erasures.before_position")
         if not self._saved:
             if seen < self._end:
                 return
-            await while_touching(connection, self._until_taken(self._complete.text()))
-        await save_position(connection, self.name, self._saved, seen)
+            await while_touching(session, self._until_taken(self._complete.text()))
+        async with session.turn() as connection:
+            await save_position(connection, self.name, self._saved, seen)
         self._saved = seen
 
     async def _write_all(self, rows: Sequence[RecordedRow]) -> None:

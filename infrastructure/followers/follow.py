@@ -10,8 +10,7 @@ from math import inf
 from typing import Any, Generic, Never, Protocol, TypeVar
 
 from domain.recorded import Position
-from infrastructure.followers.leadership import TOUCH, touch
-from infrastructure.postgres.connection import Connection
+from infrastructure.followers.leadership import TOUCH, LeaderSession
 from infrastructure.postgres.notifications import HEAD
 from infrastructure.ticks import after, until_tick
 
@@ -44,11 +43,11 @@ class Chore:
     first: timedelta = timedelta(0)
 
 
-def keep_leadership(connection: Connection) -> Chore:
+def keep_leadership(session: LeaderSession) -> Chore:
     """The chore of every leader that does not use its session often enough anyway."""
 
     async def run() -> timedelta:
-        await touch(connection)
+        await session.touch()
         return until_tick(TOUCH)
 
     return Chore(run, first=until_tick(TOUCH))

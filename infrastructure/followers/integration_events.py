@@ -16,9 +16,9 @@ from application.ports import BrokerAway, Unavailable
 from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog
 from infrastructure.followers.follow import follow, keep_leadership
-from infrastructure.followers.leadership import while_touching
+from infrastructure.followers.leadership import LeaderSession, while_touching
+from infrastructure.followers.names import INTEGRATION_EVENTS
 from infrastructure.followers.positions import position_of, save_position
-from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 
 log = structlog.get_logger(__name__)
@@ -59,7 +59,7 @@ class IntegrationEvents:
     An event that cannot be published holds up those behind it. Nothing is parked: subscribers get the events in order.
     """
 
-    name = "integration-events"
+    name = INTEGRATION_EVENTS
 
     def __init__(self, *, tail: ReadsLog, notifications: Notifications, publisher: PublishesEvents) -> None:
         self._tail = tail
@@ -67,18 +67,19 @@ class IntegrationEvents:
         self._publisher = publisher
         self._refused = False
 
-    async def work(self, connection: Connection) -> None:
+    async def work(self, session: LeaderSession) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
-        await connection.execute("SET synchronous_commit = off")  # a lost position repeats events, with the same ids
-        position = await position_of(connection, self.name)
+        async with session.turn() as connection:
+            await connection.execute("SET synchronous_commit = off")  # a lost position repeats events, of the same ids
+            position = await position_of(connection, self.name)
         await follow(
             position,
             read=self._read,
-            act=partial(self._advance, connection),
+            act=partial(self._advance, session),
             wake=self._notifications,
             rest=lambda took: max(timedelta(0), PACE - took),
             read_ahead_of=BATCH_EVENTS,
-            chores=[keep_leadership(connection)],
+            chores=[keep_leadership(session)],
         )
 
     async def _read(self, position: Position) -> tuple[Sequence[IntegrationEvent], Position]:
@@ -86,11 +87,12 @@ class IntegrationEvents:
         return [event for row in rows if (event := integration_event(self._tail.decode(row))) is not None], seen
 
     async def _advance(
-        self, connection: Connection, events: Sequence[IntegrationEvent], position: Position, seen: Position
+        self, session: LeaderSession, events: Sequence[IntegrationEvent], position: Position, seen: Position
     ) -> None:
         if events:
-            await while_touching(connection, self._publish(events))
-        await save_position(connection, self.name, position, seen)
+            await while_touching(session, self._publish(events))
+        async with session.turn() as connection:
+            await save_position(connection, self.name, position, seen)
 
     async def _publish(self, events: Sequence[IntegrationEvent]) -> None:
         """Return when the broker has confirmed all of them."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
-from infrastructure.followers.integration_events import IntegrationEvents
-from infrastructure.followers.process_manager import ProcessManager
-from infrastructure.followers.relay import Relay
+MAIL_SAGA: Final = "mail-saga"
+RELAY: Final = "relay"
+INTEGRATION_EVENTS: Final = "integration-events"
 
 
 def names_of_followers(read_models: Iterable[str], *, publishes: bool) -> tuple[str, ...]:
@@ -15,5 +16,5 @@ def names_of_followers(read_models: Iterable[str], *, publishes: bool) -> tuple[
     Args:
         publishes: whether there is a broker to publish integration events to.
     """
-    names = (*read_models, ProcessManager.name, Relay.name)
-    return (*names, IntegrationEvents.name) if publishes else names
+    names = (*read_models, MAIL_SAGA, RELAY)
+    return (*names, INTEGRATION_EVENTS) if publishes else names

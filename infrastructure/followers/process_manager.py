@@ -27,7 +27,8 @@ from domain.registration import Registration
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.event_store.store import EventStore
 from infrastructure.followers.follow import Chore, Linger, follow
-from infrastructure.followers.leadership import TOUCH, NotLeader, while_touching
+from infrastructure.followers.leadership import TOUCH, LeaderSession, NotLeader, while_touching
+from infrastructure.followers.names import MAIL_SAGA
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, BEHIND, ParkedStreams, place_of
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.followers.releases import note_release
@@ -124,7 +125,7 @@ class ProcessManager:
     between repeats the commands, which has no effect. If two processes lead by accident, the second commit is refused.
     """
 
-    name = "mail-saga"
+    name = MAIL_SAGA
 
     def __init__(
         self,
@@ -160,45 +161,47 @@ class ProcessManager:
         self._seen: Position = 0
         self._looked_at: Position = 0
 
-    async def work(self, connection: Connection) -> None:
+    async def work(self, session: LeaderSession) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
         self._cached_sagas.clear()
         self._in_step = False
-        position = self._saved = self._seen = await position_of(connection, self.name)
-        if self._release is not None:
-            await note_release(connection, self._release, position)
-        await self._parked.load(connection, position)
+        async with session.turn() as connection:
+            position = self._saved = self._seen = await position_of(connection, self.name)
+            if self._release is not None:
+                await note_release(connection, self._release, position)
+            await self._parked.load(connection, position)
         await follow(
             position,
             read=self._read,
-            act=partial(self._follow, connection),
+            act=partial(self._follow, session),
             wake=self._notifications,
             linger=Linger(LEFT_FOR, _has_more_effect),
             chores=[
-                Chore(partial(self._retry_parked, connection)),
-                Chore(partial(self._save, connection)),
+                Chore(partial(self._retry_parked, session)),
+                Chore(partial(self._save, session)),
                 # This one uses the session often enough to keep the leadership.
-                Chore(partial(self._look_again, connection)),
+                Chore(partial(self._look_again, session)),
             ],
         )
 
     async def _read(self, position: Position) -> tuple[Sequence[RecordedRow], Position]:
         return await self._tail.read(position, BATCH_EVENTS, SOURCES)
 
-    async def _follow(self, connection: Connection, rows: Sequence[RecordedRow], _: Position, seen: Position) -> None:
+    async def _follow(self, session: LeaderSession, rows: Sequence[RecordedRow], _: Position, seen: Position) -> None:
         inboxes: dict[UUID, _Inbox] = {}
         for row in rows:
             if row.stream_id in self._parked:
-                await self._parked.add(connection, row.stream_id, row.position, BEHIND)
+                async with session.turn() as connection:
+                    await self._parked.add(connection, row.stream_id, row.position, BEHIND)
                 continue
             try:
                 recorded = self._tail.decode(row)
             except Exception as error:  # noqa: BLE001 - kept with the event, logged, counted
-                await self._park(connection, row.stream_id, [row], error)
+                await self._park(session, row.stream_id, [row], error)
                 continue
             inboxes.setdefault(row.stream_id, _Inbox(row.stream_id)).add(row, recorded)
         with deciding(self._tracing, inboxes.values()):
-            notes = await self._process(connection, inboxes)
+            notes = await self._process(session, inboxes)
             if notes:
                 crash_point("pm.before_commit")
                 try:
@@ -211,18 +214,20 @@ class ProcessManager:
         self._seen = seen
         self._cache(inboxes.values())
 
-    async def _save(self, connection: Connection) -> timedelta | None:
+    async def _save(self, session: LeaderSession) -> timedelta | None:
         """Save the position where the saga had nothing to note since: to read that again would have no effect."""
         if self._seen == self._saved:
             return None
-        await save_position(connection, self.name, self._saved, self._seen)
+        async with session.turn() as connection:
+            await save_position(connection, self.name, self._saved, self._seen)
         self._saved = self._seen
         return SAVE_INTERVAL
 
-    async def _look_again(self, connection: Connection) -> timedelta:
+    async def _look_again(self, session: LeaderSession) -> timedelta:
         """Let the sagas that are due decide; returns how long until the next look."""
         now = self._clock()
-        looks = await self._due(connection, now + TOUCH, MAX_DUE_LOOKS + len(self._parked))
+        async with session.turn() as connection:
+            looks = await self._due(connection, now + TOUCH, MAX_DUE_LOOKS + len(self._parked))
         due = [look for look in looks if look.due_at <= now]
         inboxes: dict[UUID, _Inbox] = {}
         for look in due:
@@ -231,7 +236,7 @@ class ProcessManager:
                 context = Context(Actor.MAIL_SAGA, look.correlation_id, look.position, look.trace)
                 inboxes[look.registration_id] = _Inbox(look.registration_id, happened=[(deadline, context)])
         with deciding(self._tracing, inboxes.values()):
-            notes = await self._process(connection, inboxes)
+            notes = await self._process(session, inboxes)
             if notes:
                 crash_point("reconcile.mid")
                 try:
@@ -246,23 +251,23 @@ class ProcessManager:
             return LOOK_INTERVAL
         return min([until_tick(TOUCH), *(look.due_at - now for look in looks)])
 
-    async def _process(self, connection: Connection, inboxes: dict[UUID, _Inbox]) -> list[tuple[AnyEvent, Context]]:
+    async def _process(self, session: LeaderSession, inboxes: dict[UUID, _Inbox]) -> list[tuple[AnyEvent, Context]]:
         """Decide and run the commands of all inboxes; returns the sagas' notes. What keeps failing is parked."""
         notes: list[tuple[AnyEvent, Context]] = []
         failed: dict[UUID, Exception] = {}
         left = list(inboxes.values())
         for attempt in range(ATTEMPTS_BEFORE_PARKING):
-            failed = await self._try(connection, left, again=attempt > 0)
+            failed = await self._try(session, left, again=attempt > 0)
             notes += [note for inbox in left if inbox.registration_id not in failed for note in inbox.notes]
             left = [inbox for inbox in left if inbox.registration_id in failed]
             if not left:
                 break
         for registration_id, error in failed.items():
             inboxes[registration_id].failure = type(error).__name__
-            await self._park(connection, registration_id, inboxes[registration_id].rows, error)
+            await self._park(session, registration_id, inboxes[registration_id].rows, error)
         return notes
 
-    async def _try(self, connection: Connection, inboxes: Sequence[_Inbox], *, again: bool) -> dict[UUID, Exception]:
+    async def _try(self, session: LeaderSession, inboxes: Sequence[_Inbox], *, again: bool) -> dict[UUID, Exception]:
         """Pass each inbox to its saga; returns the errors by registration.
 
         Args:
@@ -292,7 +297,7 @@ class ProcessManager:
                     running[inbox.registration_id] = self._run_in_order(inbox.commands, gate)
         outcomes: list[BaseException | None] = []
         if running:
-            outcomes = await while_touching(connection, asyncio.gather(*running.values(), return_exceptions=True))
+            outcomes = await while_touching(session, asyncio.gather(*running.values(), return_exceptions=True))
         for registration_id, outcome in zip(running, outcomes, strict=True):
             if isinstance(outcome, Unavailable | Conflict) or not isinstance(outcome, Exception | None):
                 raise outcome
@@ -315,9 +320,10 @@ class ProcessManager:
         while len(self._cached_sagas) > MAX_CACHED_SAGAS:
             del self._cached_sagas[next(iter(self._cached_sagas))]
 
-    async def _retry_parked(self, connection: Connection) -> timedelta | None:
+    async def _retry_parked(self, session: LeaderSession) -> timedelta | None:
         """Process the events of a parked registration, in order; the next one follows after the next batch."""
-        parked = await self._parked.next_to_try(connection)
+        async with session.turn() as connection:
+            parked = await self._parked.next_to_try(connection)
         if parked is None:
             return self._parked.look_in
         registration_id, position = parked.stream_id, parked.positions[0]
@@ -327,15 +333,17 @@ class ProcessManager:
                 rows, _ = await self._tail.read(position - 1, 1) if position else ([], 0)
                 for row in rows:
                     inbox.add(row, self._tail.decode(row))
-            failed = await self._try(connection, [inbox], again=True)
+            failed = await self._try(session, [inbox], again=True)
         except (TopicError, MapperDeserialisationError) as error:
             failed = {registration_id: error}
         if failed:
-            await self._parked.failed(connection, registration_id, position, failed[registration_id])
+            async with session.turn() as connection:
+                await self._parked.failed(connection, registration_id, position, failed[registration_id])
             return timedelta(0)
         if inbox.notes:
             await self._store.append(inbox.notes)
-        await self._parked.remove(connection, registration_id)
+        async with session.turn() as connection:
+            await self._parked.remove(connection, registration_id)
         self._parked.forget(registration_id)
         return timedelta(0)
 
@@ -366,7 +374,7 @@ class ProcessManager:
                 return
 
     async def _park(
-        self, connection: Connection, stream_id: UUID, rows: Sequence[RecordedRow], error: BaseException
+        self, session: LeaderSession, stream_id: UUID, rows: Sequence[RecordedRow], error: BaseException
     ) -> None:
         log.error(
             "follower.parked",
@@ -376,8 +384,9 @@ class ProcessManager:
             hint="the registration waits in parked_events; the others go on",
         )
         # A deadline has no event: it is kept under position 0.
-        for position in [row.position for row in rows] or [0]:
-            await self._parked.add(connection, stream_id, position, type(error).__name__, place_of(error))
+        async with session.turn() as connection:
+            for position in [row.position for row in rows] or [0]:
+                await self._parked.add(connection, stream_id, position, type(error).__name__, place_of(error))
 
 
 def _has_more_effect(row: RecordedRow) -> bool:

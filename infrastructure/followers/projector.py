@@ -16,7 +16,7 @@ from domain.recorded import Position, Recorded, Told
 from infrastructure.event_store.batch import Unreadable, stream_of
 from infrastructure.event_store.reader import ReadsLog
 from infrastructure.followers.follow import Chore, Linger, follow, keep_leadership
-from infrastructure.followers.leadership import NotLeader
+from infrastructure.followers.leadership import LeaderSession, NotLeader
 from infrastructure.followers.parked import ATTEMPTS_BEFORE_PARKING, BEHIND, ParkedStreams, place_of
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.postgres.connection import AWAY, Connection, pipeline
@@ -88,32 +88,32 @@ class Projector:
                 progress is announced to them, and what nobody requested is left for a while (`LEFT_FOR`).
         """
         self.name = projection.name
+        self.announced = announced
         self._projection = projection
         self._store = store
         self._notifications = notifications
         self._pace = pace
-        self._announced = announced
         self._parked = ParkedStreams(projection.name, store)
+        self._search_path = f"{sql.Identifier(projection.schema).as_string()}, public"
 
-    async def work(self, connection: Connection) -> None:
+    async def work(self, session: LeaderSession) -> None:
         """Follow until cancelled; see `LeaderTask`."""
-        schema = sql.Identifier(self._projection.schema)
-        await connection.execute(sql.SQL("SET search_path = {}, public").format(schema))
-        # A read model can be rebuilt: losing its last moments in a crash of the server costs nothing.
-        await connection.execute("SET synchronous_commit = off")
-        position = await position_of(connection, self.name)
-        await self._parked.load(connection, position)
+        async with session.turn() as connection:
+            # A read model can be rebuilt: losing its last moments in a crash of the server costs nothing.
+            await connection.execute("SET synchronous_commit = off")
+            position = await position_of(connection, self.name)
+            await self._parked.load(connection, position)
         await follow(
             position,
             read=self._read,
-            act=partial(self._advance, connection),
+            act=partial(self._advance, session),
             wake=self._notifications,
             rest=partial(rest_after, pace=self._pace),
-            linger=Linger(LEFT_FOR, _was_requested) if self._announced else None,
+            linger=Linger(LEFT_FOR, _was_requested) if self.announced else None,
             read_ahead_of=BATCH_EVENTS,
             chores=[
-                Chore(partial(self._retry_parked, connection)),
-                keep_leadership(connection),
+                Chore(partial(self._retry_parked, session)),
+                keep_leadership(session),
             ],
         )
 
@@ -123,6 +123,12 @@ class Projector:
         return stretch.decoded().events, stretch.upto
 
     async def _advance(
+        self, session: LeaderSession, entries: Sequence[_Entry], position: Position, seen: Position
+    ) -> None:
+        async with session.turn() as connection:
+            await self._advance_in_turn(connection, entries, position, seen)
+
+    async def _advance_in_turn(
         self, connection: Connection, entries: Sequence[_Entry], position: Position, seen: Position
     ) -> None:
         for attempt in range(ATTEMPTS_BEFORE_PARKING):
@@ -147,7 +153,7 @@ class Projector:
             await self._apply(connection, entries)
             crash_point("projector.mid")
 
-        await move_on(connection, self.name, position, seen, apply, announced=self._announced)
+        await move_on(connection, self.name, position, seen, apply, announced=self.announced)
 
     async def _apply(self, connection: Connection, entries: Sequence[_Entry]) -> None:
         events = []
@@ -160,10 +166,19 @@ class Projector:
             else:
                 events.append(entry)
         if events:
-            await self._projection.apply(connection, events)
+            await self._fold(connection, events)
 
-    async def _retry_parked(self, connection: Connection) -> timedelta | None:
+    async def _fold(self, connection: Connection, events: Sequence[Told]) -> None:
+        """Within a transaction: others may use the session after it, for another schema."""
+        await connection.execute("SELECT set_config('search_path', %s, true)", (self._search_path,))
+        await self._projection.apply(connection, events)
+
+    async def _retry_parked(self, session: LeaderSession) -> timedelta | None:
         """Apply the events of a parked stream, all of them or none; the next stream follows after the next batch."""
+        async with session.turn() as connection:
+            return await self._retry_parked_in_turn(connection)
+
+    async def _retry_parked_in_turn(self, connection: Connection) -> timedelta | None:
         parked = await self._parked.next_to_try(connection, may_be_others=True)
         if parked is None:
             return self._parked.look_in
@@ -174,7 +189,7 @@ class Projector:
                 await position_of(connection, self.name)
                 for position in await self._parked.positions(connection, parked.stream_id):
                     rows, _ = await self._store.read(position - 1, 1)
-                    await self._projection.apply(connection, [self._store.decode(row) for row in rows])
+                    await self._fold(connection, [self._store.decode(row) for row in rows])
                 await self._parked.remove(connection, parked.stream_id)
         except Exception as error:
             if not is_event_error(error):

@@ -18,6 +18,8 @@ from domain.recorded import AnyEvent, Position
 from domain.registration import Registration
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.followers.follow import Chore, follow, keep_leadership
+from infrastructure.followers.leadership import LeaderSession
+from infrastructure.followers.names import RELAY
 from infrastructure.followers.positions import position_of, save_position
 from infrastructure.followers.turns import Turns
 from infrastructure.postgres.connection import Connection
@@ -49,7 +51,7 @@ class Relay:
     position never passes a request that is not, so a crash repeats requests and loses none.
     """
 
-    name = "relay"
+    name = RELAY
 
     def __init__(
         self,
@@ -88,19 +90,20 @@ class Relay:
         self._is_behind = False
         self._stopping = False
 
-    async def work(self, connection: Connection) -> None:
+    async def work(self, session: LeaderSession) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
         self._stopping = False
-        await connection.execute("SET synchronous_commit = off")  # a lost position repeats requests, which is harmless
-        self._saved = self._read_up_to = await position_of(connection, self.name)
-        await self._turns.begin(connection)
+        async with session.turn() as connection:
+            await connection.execute("SET synchronous_commit = off")  # a lost position repeats requests: it is harmless
+            self._saved = self._read_up_to = await position_of(connection, self.name)
+            await self._turns.begin(connection)
         try:
             await follow(
                 self._saved,
                 read=self._read,
                 act=self._start_all,
                 wake=self,
-                chores=[Chore(partial(self._save, connection)), keep_leadership(connection)],
+                chores=[Chore(partial(self._save, session)), keep_leadership(session)],
             )
         finally:
             await self._stop()
@@ -142,8 +145,12 @@ class Relay:
         """The position up to which requests have had their turn."""
         return self._read_up_to if self._turns.first is None else self._turns.first - 1
 
-    async def _save(self, connection: Connection) -> timedelta | None:
+    async def _save(self, session: LeaderSession) -> timedelta | None:
         """Save the position up to which everything is safe; returns how long until the next save."""
+        async with session.turn() as connection:
+            return await self._save_in_turn(connection)
+
+    async def _save_in_turn(self, connection: Connection) -> timedelta | None:
         begun = self._begun
         safe = next(iter(self._under_way), begun + 1) - 1
         moved = safe > self._saved

@@ -120,7 +120,7 @@ class ReconnectingConnection:
                 with cut_after(self._statement_timeout + GRACE, connection):
                     return await use(connection)
             except BaseException as error:
-                if connection.closed or not _is_at_rest(connection) or isinstance(error, _READ_ONLY):
+                if connection.closed or not is_at_rest(connection) or isinstance(error, _READ_ONLY):
                     await self._drop()
                 raise
 
@@ -272,7 +272,7 @@ async def pipeline(connection: Connection) -> AsyncIterator[None]:
         raise
 
 
-def _is_at_rest(connection: Connection) -> bool:
+def is_at_rest(connection: Connection) -> bool:
     """Is it as before the first statement? If a task was cancelled on entering a pipeline, the connection stays in it:
     later statements would succeed and never be committed (findings/psycopg-cancelled-under-load.sh)."""
     info, pq = connection.info, psycopg.pq

@@ -22,8 +22,8 @@ from psycopg.rows import class_row
 from domain.recorded import Position
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import LogReader
-from infrastructure.followers.leadership import while_touching
-from infrastructure.postgres.connection import Connection, ReconnectingConnection
+from infrastructure.followers.leadership import LeaderSession, while_touching
+from infrastructure.postgres.connection import Connection, ReconnectingConnection, closing, connect
 from infrastructure.replay.claim import claim_now, release
 from infrastructure.replay.comparison import MOST_KEPT, Differences, at_one_moment, live_position
 from infrastructure.replay.copies import Copy, MakesProjection, ToldTwice
@@ -126,41 +126,63 @@ class BackgroundVerification:
         self._first = first
         self._share = share
 
-    async def work(self, connection: Connection) -> None:
-        """Verify until cancelled; see `LeaderTask`."""
+    async def work(self, session: LeaderSession) -> None:
+        """Verify until cancelled; see `LeaderTask`.
+
+        The leadership's session is only asked what is due. What is done has sessions of its own, as long as there is
+        something to do: with its claim, no two processes do a slice at a time, whoever believes to lead.
+        """
+        pause = self._first
+        while True:
+            await while_touching(session, asyncio.sleep(pause.total_seconds()))
+            async with session.turn() as connection:
+                _, pause = await self._due(connection)
+            if not pause:
+                pause = await while_touching(session, self._verify())
+
+    async def _verify(self) -> timedelta:
+        """Do slices until there is none to do; returns how long to rest."""
         line = ReconnectingConnection(
             self._dsn, name=f"{self.name} log", statement_timeout=self._statement_timeout, read_only=True
         )
         loop = asyncio.get_running_loop()
-        try:
-            await replay_in(connection)
-            pause = self._first
-            while True:
-                await while_touching(connection, asyncio.sleep(pause.total_seconds()))
-                begun = loop.time()
-                pause = await self._next(connection, line)
-                # Also a look takes its time.
-                pause = max(pause, timedelta(seconds=loop.time() - begun) * (1 / self._share - 1))
-        finally:
-            await line.close()
+        connection = await connect(self._dsn, name=self.name, statement_timeout=self._statement_timeout)
+        async with closing(connection):
+            try:
+                await replay_in(connection)
+                while True:
+                    begun = loop.time()
+                    pause = await self._next(connection, line)
+                    # Also a look takes its time.
+                    pause = max(pause, timedelta(seconds=loop.time() - begun) * (1 / self._share - 1))
+                    if pause >= LOOK:
+                        return pause
+                    await asyncio.sleep(pause.total_seconds())
+            finally:
+                await line.close()
 
-    async def _next(self, connection: Connection, line: ReconnectingConnection) -> timedelta:
-        """Do a slice if there is one to do; returns how long to rest at least."""
+    async def _due(self, connection: Connection) -> tuple[str, timedelta]:
+        """The read model to be verified next, and in how long; it is looked again by then."""
         names = list(self._read_models)
         row = await (await connection.execute(_DUE, {"names": names, "every": self._every})).fetchone()
         assert row is not None  # noqa: S101 - there are read models
-        if row[1]:
-            return min(LOOK, timedelta(seconds=row[1].total_seconds()))
+        return names[row[0]], min(LOOK, row[1])
+
+    async def _next(self, connection: Connection, line: ReconnectingConnection) -> timedelta:
+        """Do a slice if there is one to do; returns how long to rest at least."""
+        name, pause = await self._due(connection)
+        if pause:
+            return pause
         if not await claim_now(connection):
             return GIVE_WAY
         try:
-            await _Slice(connection, line, *self._read_models[names[row[0]]]).do()
+            await _Slice(connection, line, *self._read_models[name]).do()
         except psycopg.errors.InsufficientPrivilege:
             hint = "let its role make schemas (GRANT CREATE ON DATABASE …), or set REGISTRAR_VERIFY_INTERVAL=0"
-            log.warning("verification.not_allowed", projection=names[row[0]], hint=hint)
+            log.warning("verification.not_allowed", projection=name, hint=hint)
             return NOT_ALLOWED
         except ToldTwice as error:
-            log.error("verification.told_twice", projection=names[row[0]], hint=str(error))  # noqa: TRY400 - no bug of this code
+            log.error("verification.told_twice", projection=name, hint=str(error))  # noqa: TRY400 - no bug of this code
             return NOT_ALLOWED
         finally:
             await release(connection)

@@ -6,7 +6,6 @@ A value becomes the text that the environment would have, so that it is checked 
 # ruff: noqa: PLC0415 - the TOML reader is loaded where there is a file
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from pydantic.fields import FieldInfo
+
+from infrastructure.settings.nearest import nearest_of
 
 CONFIG: Final = "config"
 """Name of the field with this file's path."""
@@ -109,7 +110,7 @@ def _unknown(name: str, path: Path, fields: Mapping[str, FieldInfo]) -> str:
     if meant in fields and meant != CONFIG:
         return f"{shown} is written {meant} in a file: in small letters and without a prefix. Rename it."
     known = [field for field in fields if field != CONFIG]
-    nearest = difflib.get_close_matches(meant, known, n=1, cutoff=0)[0]
+    nearest = nearest_of(meant, known)
     return f"{shown} is not a setting; did you mean {nearest}? Rename or remove it."
 
 

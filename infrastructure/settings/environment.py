@@ -6,7 +6,6 @@ a file of settings.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from application.unfit import fault
 from infrastructure.settings.config_file import CONFIG, CannotBeRead, as_toml, read_config, read_text
+from infrastructure.settings.nearest import nearest_of
 
 PREFIX = "REGISTRAR_"
 
@@ -196,7 +196,7 @@ def _variables(environ: Mapping[str, str], fields: Collection[str]) -> tuple[dic
         if name in known:
             values |= {name.removeprefix(PREFIX).lower(): value.strip()} if value.strip() else {}
         else:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            nearest = nearest_of(name, known)
             faults.append(f"{ascii(name)[1:-1]} is not a setting; did you mean {nearest}? Rename or unset it.")
     return values, faults
 

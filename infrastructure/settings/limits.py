@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from pydantic import BeforeValidator
 
 from domain.policy import Policy
 from infrastructure.settings.entries import each
+from infrastructure.settings.nearest import nearest_of
 from infrastructure.settings.values import duration
 
 Mode = Literal["on", "shadow", "off"]
@@ -159,7 +159,7 @@ def parse_limit(entry: str, among: Sequence[Limit] = DEFAULTS) -> Limit:
     names = [limit.name for limit in among]
     name = re.split(r"[=\s]", entry, maxsplit=1)[0]
     if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
+        nearest = nearest_of(name, names)
         raise ValueError(f"names a limit {name[:40]!a}, which there is not ({nearest} is the nearest)")
     found = _ENTRY.fullmatch(entry)
     if found is None or (found["count"] is None and found["mode"] is None):

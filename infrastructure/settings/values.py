@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import difflib
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, SecretStr
 
 from infrastructure.settings.entries import each
+from infrastructure.settings.nearest import nearest_of
 from infrastructure.settings.sender import mailbox, split_sender
 
 
@@ -355,7 +355,7 @@ def _host_name_or_any(text: str) -> str:
 
 def _domain_policy(value: object) -> object:
     if isinstance(value, str) and value not in DOMAIN_POLICIES:
-        nearest = difflib.get_close_matches(value.lower(), DOMAIN_POLICIES, n=1, cutoff=0)[0]
+        nearest = nearest_of(value.lower(), DOMAIN_POLICIES)
         raise ValueError(f"is not one of {', '.join(DOMAIN_POLICIES)}; the nearest is {nearest}")
     return value
 

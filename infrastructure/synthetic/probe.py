@@ -23,7 +23,7 @@ import structlog
 
 from application.ports import Secrets
 from infrastructure.alerts.webhook import NotTaken, Webhook
-from infrastructure.followers.leadership import while_touching
+from infrastructure.followers.leadership import LeaderSession, while_touching
 from infrastructure.postgres.connection import Connection
 from infrastructure.synthetic import records
 from infrastructure.synthetic.erasing import Erase, erase_left
@@ -97,8 +97,12 @@ class Probe:
         self._deadline = deadline.total_seconds()
         self._first = (FIRST if first is None else first).total_seconds()
 
-    async def work(self, connection: Connection) -> None:
+    async def work(self, session: LeaderSession) -> None:
         """Until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
+        async with session.turn() as connection:  # all the time: it has the session to itself
+            await self._work(connection)
+
+    async def _work(self, connection: Connection) -> None:
         earliest = self._first
         while True:
             await while_touching(connection, erase_left(connection, self._erase))

@@ -17,6 +17,7 @@ from application.integration_events import TOPICS, encode, integration_event
 from domain.recorded import Position
 from infrastructure.event_store.reader import ReadsLog, RecordedRow
 from infrastructure.followers.follow import Chore, follow
+from infrastructure.followers.leadership import LeaderSession
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.notifications import Notifications
 from infrastructure.webhooks import records
@@ -62,8 +63,12 @@ class Webhooks:
         self._messages = _Messages(tail)
         self._deliver = partial(Delivery, clock=clock, on_attempt=on_attempt, first_pause=first_pause)
 
-    async def work(self, connection: Connection) -> None:
+    async def work(self, session: LeaderSession) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
+        async with session.turn() as connection:  # all the time: it has the session to itself
+            await self._work(connection)
+
+    async def _work(self, connection: Connection) -> None:
         await connection.execute("SET synchronous_commit = off")  # a lost position repeats messages, with the same ids
         await records.begin(connection, list(self._endpoints))
         await records.forget_others(connection, list(self._endpoints))

@@ -34,7 +34,7 @@ from infrastructure.event_store.batch import Stretch
 from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.reader import RecordedRow, decoded
 from infrastructure.event_store.store import EventStore
-from infrastructure.followers.leadership import NotLeader
+from infrastructure.followers.leadership import LeaderSession, NotLeader
 from infrastructure.followers.projector import Projection, Projector
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.connection import Connection, connect
@@ -417,7 +417,7 @@ async def _fold(dsn: str, projection: Any, rows: Sequence[RecordedRow], *, limit
         projector = Projector(projection, store=log, notifications=cast("Notifications", _AlwaysNews()))
         async with await connect(dsn, name="fold", statement_timeout=_PATIENCE) as connection:
             try:
-                await projector.work(connection)
+                await projector.work(LeaderSession(connection))
             except _Told:
                 return
             except (NotLeader, psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable):

@@ -72,14 +72,15 @@ KEEP_MOVES = """
 
 
 async def leaders(dsn: str) -> set[int]:
-    """The sessions that lead."""
+    """The sessions that lead, each in something or in several things."""
     return {row[0] for row in await query(dsn, LEADERS)}
 
 
 async def until_led(dsn: str, *, by_others_than: set[int]) -> set[int]:
     async def led() -> set[int] | None:
-        found = await leaders(dsn)
-        return found if len(found) == len(FOLLOWERS) + VERIFIES and not found & by_others_than else None
+        found = [row[0] for row in await query(dsn, LEADERS)]
+        all_are_led = len(found) == len(FOLLOWERS) + VERIFIES
+        return set(found) if all_are_led and not set(found) & by_others_than else None
 
     found: set[int] = await eventually(led, within=60)
     return found

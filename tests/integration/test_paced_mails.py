@@ -16,6 +16,7 @@ from domain.mail_saga import MailSaga
 from domain.recorded import Position
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
+from infrastructure.followers.leadership import LeaderSession
 from infrastructure.followers.relay import Relay
 from infrastructure.followers.turns import QUIET, Turns, waiting_after
 from infrastructure.postgres.connection import connect
@@ -63,7 +64,7 @@ class Leader:
 async def leading(dsn: str, store: EventStore, limit: Limit = ONE_A_SECOND) -> AsyncIterator[Leader]:
     leader = Leader(dsn, store, limit)
     async with await connect(dsn, name="relay", statement_timeout=timedelta(seconds=10)) as connection:
-        work = asyncio.create_task(leader.relay.work(connection))
+        work = asyncio.create_task(leader.relay.work(LeaderSession(connection)))
         try:
             yield leader
         finally:

@@ -12,6 +12,7 @@ from domain.mail_saga import MailSaga
 from infrastructure.event_store.store import EventStore
 from infrastructure.event_store.tail import LogTail
 from infrastructure.followers import relay as relay_module
+from infrastructure.followers.leadership import LeaderSession
 from infrastructure.followers.relay import Relay
 from infrastructure.followers.turns import Turns
 from infrastructure.postgres.connection import connect
@@ -42,7 +43,7 @@ async def test_a_stop_does_not_wait_for_servers_that_turn_out_to_be_away(dsn: st
     )
     await store.append(entries_of(stream(MailSaga.stream_id(REGISTRATION), saga_started(), mail_requested()), CLIENT))
     async with await connect(dsn, name="relay", statement_timeout=timedelta(seconds=10)) as connection:
-        work = asyncio.create_task(relay.work(connection))
+        work = asyncio.create_task(relay.work(LeaderSession(connection)))
         await handing_over.wait()
         work.cancel()
         await eventually(lambda: relay._stopping)
@@ -81,7 +82,7 @@ async def test_what_is_there_already_is_read_batch_after_batch_without_a_pause(
     await store.append(entries_of(requests, CLIENT))
     async with (
         await connect(dsn, name="relay", statement_timeout=timedelta(seconds=10)) as connection,
-        running(relay.work(connection)),
+        running(relay.work(LeaderSession(connection))),
     ):
         await asyncio.wait_for(handed_over.wait(), 20)
 
@@ -95,7 +96,7 @@ async def test_a_request_that_the_saga_of_this_process_tells_of_is_handed_over_w
     monkeypatch.setattr(Notifications, "patience", timedelta(hours=1))
     async with (
         await connect(dsn, name="relay", statement_timeout=timedelta(seconds=10)) as connection,
-        running(relay.work(connection)),
+        running(relay.work(LeaderSession(connection))),
     ):
         await eventually(lambda: REQUESTS in notifications._waiting)
         requests = stream(MailSaga.stream_id(REGISTRATION), saga_started(), mail_requested())

@@ -360,7 +360,7 @@ class Idle:
 
     name = "idle"
 
-    async def work(self, connection: Connection) -> None:
+    async def work(self, session: leadership.LeaderSession) -> None:
         await asyncio.Event().wait()
 
 

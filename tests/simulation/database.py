@@ -447,6 +447,8 @@ class Session(DatabasePort):
     others."""
 
     lost = False
+    closed = True
+    """Nothing is left behind in it that the next statement would be part of."""
 
     async def execute(self, statement: str, parameters: Sequence[Any] = ()) -> Cursor:
         if self.lost:

@@ -174,15 +174,14 @@ def unresumed_compensation() -> Iterator[Parts]:
 @planted("I4", within=50)
 def position_saved_before_the_commands_ran() -> Iterator[Parts]:
     class Hasty(ProcessManager):
-        async def _follow(
-            self, connection: Any, rows: Sequence[RecordedRow], position: Position, seen: Position
-        ) -> None:
-            await save_position(connection, self.name, position, seen)
+        async def _follow(self, session: Any, rows: Sequence[RecordedRow], position: Position, seen: Position) -> None:
+            async with session.turn() as connection:
+                await save_position(connection, self.name, position, seen)
             stories: dict[UUID, Any] = {}
             for row in rows:
                 story = stories.setdefault(row.stream_id, process_manager._Inbox(row.stream_id))
                 story.add(row, self._tail.decode(row))
-            if notes := await self._process(connection, stories):
+            if notes := await self._process(session, stories):
                 await self._store.append(notes)
 
     yield Parts(manager=Hasty)
@@ -193,9 +192,7 @@ def notes_saved_apart_from_the_position() -> Iterator[Parts]:
     """The position goes first, in a commit of its own."""
 
     class Apart(ProcessManager):
-        async def _follow(
-            self, connection: Any, rows: Sequence[RecordedRow], position: Position, seen: Position
-        ) -> None:
+        async def _follow(self, session: Any, rows: Sequence[RecordedRow], position: Position, seen: Position) -> None:
             store = self._store
 
             class Torn:
@@ -204,12 +201,13 @@ def notes_saved_apart_from_the_position() -> Iterator[Parts]:
 
                 async def append(self, events: Any, *, moved: Checkpoint | None = None) -> Position:
                     if moved is not None:
-                        await save_position(connection, moved.name, moved.since, moved.to)
+                        async with session.turn() as connection:
+                            await save_position(connection, moved.name, moved.since, moved.to)
                     return await store.append(events)
 
             self._store = Torn()  # type: ignore[assignment]
             try:
-                await super()._follow(connection, rows, position, seen)
+                await super()._follow(session, rows, position, seen)
             finally:
                 self._store = store
 

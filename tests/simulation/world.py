@@ -26,7 +26,7 @@ from domain.errors import Refused
 from domain.policy import Policy
 from domain.recorded import AnyEvent, Position
 from infrastructure.followers import process_manager, relay
-from infrastructure.followers.leadership import NotLeader
+from infrastructure.followers.leadership import LeaderSession, NotLeader
 from infrastructure.followers.process_manager import ProcessManager
 from infrastructure.followers.relay import Relay
 from infrastructure.followers.turns import Turns
@@ -464,7 +464,7 @@ class World:
         lead."""
         while self._leaders[process.name] is process:
             try:
-                await work(Session(*port))
+                await work(LeaderSession(cast("Any", Session(*port))))
             except (psycopg.OperationalError, Unavailable, NotLeader, Conflict) as error:
                 self.note(f"begins again: {type(error).__name__}")
                 await self._network.pause(1.0)

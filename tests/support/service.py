@@ -26,6 +26,7 @@ from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.postgres.pool import QueryPool
 from infrastructure.rabbitmq.connection import Broker
 from infrastructure.settings.settings import Settings
+from infrastructure.settings.values import Listen
 from infrastructure.telemetry.metrics import Metrics
 from tests.support.leaks import must_not_tell
 
@@ -107,7 +108,10 @@ async def open_service(
         if mailbox is not None:
             urls = SecretStr(f"smtp://127.0.0.1:{mailbox.port}?starttls=never")
             settings = settings.model_copy(update={"smtp_urls": urls})
-        running = await stack.enter_async_context(role(settings, timing))
+        # Every role has an API here, as one has that listens for operators.
+        listens = settings.model_copy(update={"admin_listen": settings.admin_listen or Listen("127.0.0.1", 0)})
+        running = await stack.enter_async_context(role(listens, timing))
+        assert running.api is not None
         front_door = has_front_door(settings, mailbox=mailbox is not None)
         yield Service(settings, running, replace(running.api, mailbox=mailbox, front_door=front_door))
         must_not_tell(metrics=running.core.metrics.render().decode())

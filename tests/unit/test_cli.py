@@ -23,7 +23,8 @@ SOME_ID = "0198c0de-0000-7000-8000-000000000000"
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for name, command in group.commands.items():
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
         yield (*path, name)
         if isinstance(command, click.Group):
             yield from commands(command, (*path, name))

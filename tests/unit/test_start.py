@@ -23,21 +23,26 @@ def test_what_only_some_processes_use_is_not_loaded_by_all(module: str) -> None:
 
 NEVER_IN_SERVE = (
     "aiosmtpd",
+    "aiosmtplib",
     "entrypoints.bootstrap.delivery",
     "entrypoints.bootstrap.desk",
     "entrypoints.bootstrap.followers",
     "entrypoints.bootstrap.replay",
+    "entrypoints.cli.operating",
+    "infrastructure.audit.checkpointer",
+    "infrastructure.followers.process_manager",
     "jinja2",
     "opentelemetry.sdk",
     "rich",
 )
-"""Sends mail, follows the log, makes spans for a collector, shows something to a person."""
+"""Sends mail, follows the log, makes spans for a collector, is for operators, shows something to a person."""
 
 
 def test_what_serves_http_loads_nothing_that_sends_follows_or_shows() -> None:
     program = (
         "import sys; from entrypoints.cli.libraries import load_fastapi, load_structlog; "
-        "load_structlog(); load_fastapi(); import entrypoints.cli.run, entrypoints.cli.listening; "
+        "load_structlog(); load_fastapi(); import entrypoints.cli.main, entrypoints.cli.run, entrypoints.cli.listening; "
+        "import entrypoints.bootstrap.api, entrypoints.bootstrap.erasures; "
         f"print([name for name in {NEVER_IN_SERVE} if name in sys.modules])"
     )
     assert printed_by(program) == "[]"
@@ -54,15 +59,36 @@ def test_neither_does_it_for_a_broker() -> None:
     assert printed_by(program) == "False []"
 
 
+def test_what_takes_mails_from_a_broker_loads_nothing_that_serves_http() -> None:
+    never = ("entrypoints.api", "entrypoints.queries", "infrastructure.audit", "infrastructure.replay", "uvicorn")
+    program = (
+        "import sys; from entrypoints.cli.libraries import load_faststream, load_structlog; load_structlog(); "
+        "load_faststream(); import entrypoints.cli.run, entrypoints.bootstrap.delivery; "
+        "import infrastructure.rabbitmq.mail_worker, infrastructure.rabbitmq.connection; "
+        f"print([name for name in {never} if name in sys.modules])"
+    )
+    assert printed_by(program) == "[]"
+
+
+def test_an_application_is_made_without_a_library_whose_models_it_would_refuse() -> None:
+    program = (
+        "import sys; from entrypoints.cli.libraries import without_pydantic_v1; from fastapi import FastAPI\n"
+        "with without_pydantic_v1(): FastAPI().get('/', response_model=int)(lambda: 1)\n"
+        "print('pydantic.v1' in sys.modules); from pydantic import v1; print(v1.BaseModel.__name__)"
+    )
+    assert printed_by(program) == "False\nBaseModel"
+
+
 def test_what_sends_mail_loads_no_mailbox() -> None:
     program = "import sys, entrypoints.bootstrap.delivery; print('aiosmtpd' in sys.modules)"
     assert printed_by(program) == "False"
 
 
 def test_help_loads_no_library_of_a_service() -> None:
+    libraries = {*LATER, *NEVER_IN_SERVE, "psycopg", "structlog"} - {"entrypoints.cli.operating"}  # which it lists
     program = (
         "import sys; from entrypoints.cli.main import run; run(['--help']); "
-        f"print([name for name in {(*LATER, *NEVER_IN_SERVE, 'psycopg', 'structlog')} if name in sys.modules])"
+        f"print([name for name in {libraries} if name in sys.modules])"
     )
     assert printed_by(program).splitlines()[-1] == "[]"
 

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
-from infrastructure.mail.smtp.replies import Verdict
+if TYPE_CHECKING:
+    from infrastructure.mail.smtp.replies import Verdict
 
 log = structlog.get_logger(__name__)
 
