@@ -24,7 +24,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -65,6 +65,9 @@ _IS_UP = {
 }
 
 NodeKind = Literal["serve", "process", "work"]
+
+AT_ONCE: Final = {"stop_delay": "0.01"}
+"""A setting where no load balancer is to hear that a process stops: a second less for each test."""
 
 
 class Node:

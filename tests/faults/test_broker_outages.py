@@ -17,7 +17,7 @@ from infrastructure.mail.smtp.pool import FIRST_CONNECTIONS
 from infrastructure.postgres.clock import DatabaseClock
 from infrastructure.rabbitmq.inspection import connected
 from infrastructure.rabbitmq.topology import FAILED_QUEUE, MAIL_QUEUE, Topology
-from tests.faults.fleet import Fleet
+from tests.faults.fleet import AT_ONCE, Fleet
 from tests.faults.invariants import INVARIANTS
 from tests.faults.journal import Client, Operation
 from tests.faults.scene import Scene
@@ -38,7 +38,8 @@ async def scene_on_node(
     dsn: str, killable_rabbit: PrivateRabbit, sink: SmtpStub, tmp_path: Path, reached_directory: Path
 ) -> AsyncIterator[Scene]:
     """As `scene_over_broker`, on a virtual host of the node that may be killed."""
-    fleet = Fleet(dsn, sink.port, directory=tmp_path, reached=reached_directory, broker_url=killable_rabbit.vhost())
+    url = killable_rabbit.vhost()
+    fleet = Fleet(dsn, sink.port, directory=tmp_path, reached=reached_directory, broker_url=url, **AT_ONCE)
     async with Scene.on(fleet, sink) as scene:
         yield scene
 

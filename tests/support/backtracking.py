@@ -18,6 +18,9 @@ _ONE_CHARACTER = {_ops.LITERAL, _ops.NOT_LITERAL, _ops.ANY, _ops.IN}
 _REPEATS = {_ops.MAX_REPEAT, _ops.MIN_REPEAT, _ops.POSSESSIVE_REPEAT}
 _INTERESTING = "aZfx0_-+ .,;:@/=?%'\"\\\n\r\t\0é—"
 
+FEW = 2000
+"""Steps that tell nothing of how they grow."""
+
 Node = tuple[Any, Any]
 
 
@@ -246,11 +249,13 @@ def is_linear(pattern: str | bytes, flags: int = 0, *, searches: bool) -> str | 
     look = steps.search if searches else steps.fullmatch
     for short, long in zip(steps.attacks(80), steps.attacks(160), strict=True):
         try:
-            look(short)
-            first = steps.taken
             look(long)
+            last = steps.taken
+            if last <= FEW:
+                continue
+            look(short)
         except TooManySteps:
             return short
-        if steps.taken > 3 * first and steps.taken > 2000:
+        if last > 3 * steps.taken:
             return short
     return None
