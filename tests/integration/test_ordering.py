@@ -21,6 +21,7 @@ from infrastructure.event_store.codec import EventCodec
 from infrastructure.event_store.parameters import Append, parameters_of
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.event_store.store import EventStore
+from infrastructure.postgres import binary_arrays
 from infrastructure.postgres.clock import DatabaseClock
 from tests.support.facts import CLIENT
 from tests.support.log import append, broken_blocks, happened
@@ -93,6 +94,7 @@ class Writer:
     async def _roll_back(self, events: list[StoredEvent]) -> None:
         """Take positions, and the lock, and give up."""
         async with await psycopg.AsyncConnection.connect(self._dsn) as connection:
+            binary_arrays.register(connection)
             await connection.execute(APPEND, parameters_of(uuid4(), [Append([(event, CLIENT) for event in events])]))
             await connection.rollback()
         self._told.rolled_back += 1
