@@ -70,7 +70,9 @@ def former(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 @pytest.fixture
 async def scene(dsn: str, sink: SmtpStub, tmp_path: Path, reached_directory: Path) -> AsyncIterator[Scene]:
     """A fleet without nodes on a fresh database of the shared server, with everything that is recorded of it."""
-    async with Scene.on(Fleet(dsn, sink.port, directory=tmp_path, reached=reached_directory, **AT_ONCE), sink) as scene:
+    async with Scene.on(
+        Fleet(dsn, sink.port, directory=tmp_path, reached=reached_directory, stop_delay=AT_ONCE), sink
+    ) as scene:
         yield scene
 
 
@@ -86,7 +88,7 @@ async def scene_with_own_postgres(
     own_postgres: EmbeddedPostgres, sink: SmtpStub, tmp_path: Path, reached_directory: Path
 ) -> AsyncIterator[Scene]:
     """As `scene`, on a server that may be killed."""
-    fleet = Fleet(own_postgres.dsn, sink.port, directory=tmp_path, reached=reached_directory, **AT_ONCE)
+    fleet = Fleet(own_postgres.dsn, sink.port, directory=tmp_path, reached=reached_directory, stop_delay=AT_ONCE)
     async with Scene.on(fleet, sink) as scene:
         yield scene
 
@@ -96,6 +98,8 @@ async def scene_over_broker(
     dsn: str, broker_url: str, sink: SmtpStub, tmp_path: Path, reached_directory: Path
 ) -> AsyncIterator[Scene]:
     """As `scene`, with mail over RabbitMQ: a virtual host of the shared node."""
-    fleet = Fleet(dsn, sink.port, directory=tmp_path, reached=reached_directory, broker_url=broker_url, **AT_ONCE)
+    fleet = Fleet(
+        dsn, sink.port, directory=tmp_path, reached=reached_directory, broker_url=broker_url, stop_delay=AT_ONCE
+    )
     async with Scene.on(fleet, sink) as scene:
         yield scene

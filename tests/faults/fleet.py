@@ -66,8 +66,8 @@ _IS_UP = {
 
 NodeKind = Literal["serve", "process", "work"]
 
-AT_ONCE: Final = {"stop_delay": "0.01"}
-"""A setting where no load balancer is to hear that a process stops: a second less for each test."""
+AT_ONCE: Final = "0.01"
+"""`stop_delay` where no load balancer is to hear of a stop: a second less for each test."""
 
 
 class Node:

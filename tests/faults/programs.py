@@ -85,7 +85,7 @@ async def program(
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRAR_")}
     environment |= {"REGISTRAR_DATABASE_URL": dsn, "REGISTRAR_MASTER_KEY": "7" * 64, "REGISTRAR_LOG_FORMAT": "json"}
-    environment |= {f"REGISTRAR_{name.upper()}": value for name, value in (AT_ONCE | settings).items()}
+    environment |= {f"REGISTRAR_{name.upper()}": value for name, value in ({"stop_delay": AT_ONCE} | settings).items()}
     with tempfile.TemporaryDirectory(prefix="registrar-program-") as directory:
         log = Path(directory) / "log"
         with log.open("ab") as output:

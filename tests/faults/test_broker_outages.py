@@ -39,7 +39,7 @@ async def scene_on_node(
 ) -> AsyncIterator[Scene]:
     """As `scene_over_broker`, on a virtual host of the node that may be killed."""
     url = killable_rabbit.vhost()
-    fleet = Fleet(dsn, sink.port, directory=tmp_path, reached=reached_directory, broker_url=url, **AT_ONCE)
+    fleet = Fleet(dsn, sink.port, directory=tmp_path, reached=reached_directory, broker_url=url, stop_delay=AT_ONCE)
     async with Scene.on(fleet, sink) as scene:
         yield scene
 
