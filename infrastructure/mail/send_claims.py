@@ -232,17 +232,19 @@ class StoredSendClaims:
         wanted = list(dict.fromkeys(mails))
 
         async def write(connection: Connection) -> tuple[list[Any], list[Any]]:
-            # All in one transaction, which a pipeline is implicitly.
+            # All in one transaction, which a pipeline is implicitly. Prepared at their first use: if a statement fails,
+            # the server leaves out those after it, and the driver would take one that was to be prepared just then for
+            # prepared (findings/psycopg-skipped-statement-counts-as-prepared.sh).
             async with pipeline(connection):
                 if released:
                     columns = (list(column) for column in zip(*released, strict=True))
-                    await connection.execute(_RELEASE, (*columns, self._holder))
+                    await connection.execute(_RELEASE, (*columns, self._holder), prepare=True)
                 cursor = connection.cursor(binary=True)
                 ids, serials = [mail[0] for mail in wanted], [mail[1] for mail in wanted]
-                await cursor.execute(_CLAIM, (self._holder, self._lease, ids, serials, self._lease))
+                await cursor.execute(_CLAIM, (self._holder, self._lease, ids, serials, self._lease), prepare=True)
                 streams = connection.cursor(binary=True)
                 if wanted:
-                    await streams.execute(STREAMS, {"streams": list(set(ids))})
+                    await streams.execute(STREAMS, {"streams": list(set(ids))}, prepare=True)
             return await cursor.fetchall(), await streams.fetchall() if wanted else []
 
         try:

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from application.ports import Unavailable
 from infrastructure.event_store.store import EventStore
 from infrastructure.mail.send_claims import StoredSendClaims
 from infrastructure.postgres.connection import Connection, ReconnectingConnection
@@ -73,6 +74,25 @@ async def test_a_claim_comes_with_all_that_was_recorded_until_it_was_had(dsn: st
             claim.streams.position_at(mail, 3)
     await worker.close()
     await patient.close()
+
+
+async def test_a_claim_that_failed_spoils_no_later_one(dsn: str) -> None:
+    """Whenever it fails: the driver prepares a statement at its sixth use, unless told to do so at the first."""
+    line = ReconnectingConnection(
+        dsn, name="mail", statement_timeout=timedelta(seconds=60), lock_timeout=timedelta(milliseconds=20)
+    )
+    worker, mail = StoredSendClaims(line, lease=LEASE), uuid4()
+    async with await psycopg.AsyncConnection.connect(dsn) as holder:
+        await holder.execute(
+            "INSERT INTO send_claims (registration_id, serial, holder, lease_until) VALUES (%s, 1, %s, now())",
+            (mail, uuid4()),
+        )
+        for _ in range(8):
+            with pytest.raises(Unavailable):
+                await worker.acquire(mail, 1)
+            assert await worker.acquire(uuid4(), 1)
+    await worker.close()
+    await line.close()
 
 
 async def test_a_claim_that_was_given_back_can_be_had_by_others(
