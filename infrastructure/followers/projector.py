@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any, Protocol
@@ -40,8 +39,6 @@ session is silent for long is deposed (`LEASE_MARGIN`)."""
 LEFT_FOR = timedelta(milliseconds=50)
 """How long a read model that clients wait for leaves what no request recorded: the outcome of a mail, and what the saga
 notes. So it has one batch for most registrations, and time for the next one as soon as that is recorded."""
-
-_MOVE_ON = "SELECT move_on_v2(%s, %s, %s, %s)"
 
 _POSITION_MOVED = "RGLST"
 """SQLSTATE of `move_on_v2` for a follower that another process has moved."""
@@ -211,39 +208,13 @@ async def move_on(
 ) -> None:
     """Apply events and save the position in one transaction, sent without waiting for each statement.
 
-    Its begin and end are statements like the others: with the driver's own `transaction()` a pipeline waits four times
-    more, which takes a quarter of the CPU of a small batch (docs/performance.md).
-
     Raises:
         NotLeader: the follower is not at `since`; nothing was applied.
     """
-    with _refused_elsewhere(name):
-        try:
-            async with pipeline(connection):
-                await connection.execute("BEGIN")
-                await apply()
-                await connection.execute(_MOVE_ON, (name, since, upto, announced))
-                await connection.execute("COMMIT")
-        except Exception:
-            if not connection.closed:  # a cancelled leader's session is closed by who gave it
-                await connection.rollback()
-            raise
-
-
-async def move_on_within(
-    connection: Connection, name: str, since: Position, upto: Position, apply: Callable[[], Awaitable[None]]
-) -> None:
-    """`move_on` in the caller's transaction."""
-    with _refused_elsewhere(name):
-        async with pipeline(connection):
-            await apply()
-            await connection.execute(_MOVE_ON, (name, since, upto, False))
-
-
-@contextmanager
-def _refused_elsewhere(name: str) -> Iterator[None]:
     try:
-        yield
+        async with pipeline(connection), connection.transaction():
+            await apply()
+            await connection.execute("SELECT move_on_v2(%s, %s, %s, %s)", (name, since, upto, announced))
     except psycopg.Error as error:
         if error.sqlstate == _POSITION_MOVED:
             raise NotLeader(name) from None

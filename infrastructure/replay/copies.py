@@ -22,7 +22,7 @@ from infrastructure.event_store.reader import ReadsLog
 from infrastructure.followers.leadership import NotLeader
 from infrastructure.followers.parked import BEHIND, ParkedStreams, place_of
 from infrastructure.followers.positions import position_of, save_position
-from infrastructure.followers.projector import Projection, is_event_error, move_on_within, read_scripts
+from infrastructure.followers.projector import Projection, is_event_error, move_on, read_scripts
 from infrastructure.postgres.connection import Connection, pipeline
 from infrastructure.postgres.schema import execute
 from infrastructure.replay.comparison import shapes
@@ -242,7 +242,7 @@ class Copy:
 
         try:
             async with connection.transaction(force_rollback=True):
-                await move_on_within(connection, self.name, batch.since, batch.upto, apply)
+                await move_on(connection, self.name, batch.since, batch.upto, apply)
         except Exception as error:
             if not (isinstance(error, NotLeader) or is_event_error(error)):
                 raise
