@@ -110,7 +110,10 @@ async def follow(
     try:
         while True:
             events, seen = await (ahead or read(position))
-            ahead = asyncio.create_task(read(seen)) if seen - position >= read_ahead_of else None
+            ahead = None
+            if seen - position >= read_ahead_of:
+                ahead = asyncio.create_task(read(seen))
+                await asyncio.sleep(0)  # so that it is asked for at once, and the answer there when `act` waits
             if seen > position:
                 started = loop.time()
                 await act(events, position, seen)
