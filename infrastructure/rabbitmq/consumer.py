@@ -39,6 +39,8 @@ class Consumer:
         self._prefetch = prefetch
         self._subscription: Subscription | None = None
         self._paused = False
+        self._resuming: asyncio.Task[None] | None = None
+        self._is_to_resume = False
         self._finishing = False
         self._lock = asyncio.Lock()
         self._in_hand: set[asyncio.Task[Any]] = set()
@@ -66,12 +68,21 @@ class Consumer:
 
     async def pause(self) -> None:
         """Take no more messages; those in hand stay in hand."""
-        self._paused = True
+        self._paused, self._is_to_resume = True, False
         await self._sync_consumption()
 
     async def resume(self) -> None:
-        self._paused = False
-        await self._sync_consumption()
+        """Take messages again; where as many are in hand as may be, once one is done with.
+
+        RabbitMQ does not count those of the consumer before: each pause would let as many more be taken.
+        """
+        self._is_to_resume = self._paused
+        await self._resume_if_there_is_room()
+
+    async def _resume_if_there_is_room(self) -> None:
+        if self._is_to_resume and len(self._in_hand) < self._prefetch:
+            self._paused = self._is_to_resume = False
+            await self._sync_consumption()
 
     async def finish(self, within: timedelta) -> None:
         """Take no more messages from this connection, and wait for the handlers of those in hand."""
@@ -118,4 +129,9 @@ class Consumer:
         # after its content has to be sent again.
         task = asyncio.create_task(self._handle(message))
         self._in_hand.add(task)
-        task.add_done_callback(self._in_hand.discard)
+        task.add_done_callback(self._put_down)
+
+    def _put_down(self, task: asyncio.Task[Any]) -> None:
+        self._in_hand.discard(task)
+        if self._is_to_resume:
+            self._resuming = asyncio.create_task(self._resume_if_there_is_room())

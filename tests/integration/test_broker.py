@@ -736,7 +736,8 @@ async def test_a_consumer_has_no_more_messages_in_hand_than_it_was_told(broker_u
             await go_on.wait()
         message.acknowledge()
 
-    async with running(broker_url, Consumer(MAIL_QUEUE, handle, prefetch=3)) as broker:
+    consumer = Consumer(MAIL_QUEUE, handle, prefetch=3)
+    async with running(broker_url, consumer) as broker:
         for number in range(10):
             await publish(broker, str(number).encode())
 
@@ -744,6 +745,10 @@ async def test_a_consumer_has_no_more_messages_in_hand_than_it_was_told(broker_u
             return await waiting(broker_url) == 7
 
         await eventually(rest_waits, every=0.1)
+        for _ in range(3):
+            await consumer.pause()
+            await consumer.resume()
+        assert consumer.is_paused  # until there is room
         assert len(in_hand) == 3
         go_on.set()
         await eventually(lambda: len(in_hand) == 10)
