@@ -87,6 +87,11 @@ class LeaderSession:
     async def close(self) -> None:
         await self._connection.close()
 
+    async def give_up(self) -> None:
+        """Have all who use it get another one."""
+        async with self.turn() as connection:
+            await connection.close()
+
     async def execute(self, query: LiteralString) -> None:
         """A single statement, in a turn of its own."""
         async with self.turn() as connection:
@@ -156,6 +161,8 @@ async def lead(
     sessions = shared or SharedSession(dsn, name=leading.name, statement_timeout=statement_timeout)
     pause = STAND_BY.total_seconds()
     away = False
+    session: LeaderSession | None = None
+    failed_in: LeaderSession | None = None
     while True:
         try:
             async with sessions.joined() as session:
@@ -184,6 +191,9 @@ async def lead(
             log.exception("follower.failed", follower=leading.name, again_in=pause, hint=hint)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 30.0)
+            if session is not None and session is failed_in:  # which others have kept: it may be what fails
+                await session.give_up()
+            failed_in = session
 
 
 _LEADER = """

@@ -45,6 +45,13 @@ class Task:
         raise ZeroDivisionError
 
 
+class Touching(Task):
+    """Leads until it loses the session."""
+
+    async def work(self, session: LeaderSession) -> None:
+        await leadership.while_touching(session, asyncio.Event().wait())
+
+
 @asynccontextmanager
 async def process(dsn: str, name: str, *tasks: leadership.LeaderTask) -> AsyncIterator[None]:
     """A process whose leaders share a session of this name."""
@@ -90,10 +97,6 @@ async def test_who_loses_a_shared_session_leads_in_nothing_any_more(dsn: str, mo
     monkeypatch.setattr(leadership, "STAND_BY", timedelta(milliseconds=50))
     monkeypatch.setattr(leadership, "TOUCH", timedelta(milliseconds=50))
 
-    class Touching(Task):
-        async def work(self, session: LeaderSession) -> None:
-            await leadership.while_touching(session, asyncio.Event().wait())
-
     async with process(dsn, "first", Touching("one"), Touching("two")):
         before = await until_led(dsn, one="first", two="first")
         await end(dsn, "registrar first")
@@ -101,6 +104,20 @@ async def test_who_loses_a_shared_session_leads_in_nothing_any_more(dsn: str, mo
         async def led_anew() -> bool:
             found = {n: pid for n, _, pid in await query(dsn, LEADERS)}
             return len(found) == 2 and not {*found.values()} & {*before.values()} and len({*found.values()}) == 1
+
+        await eventually(led_anew)
+
+
+async def test_a_session_in_which_one_fails_again_is_given_up_by_all(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leadership, "STAND_BY", timedelta(milliseconds=50))
+    monkeypatch.setattr(leadership, "TOUCH", timedelta(milliseconds=50))
+    one = Task("one")
+    async with process(dsn, "first", one, Touching("two")):
+        before = await until_led(dsn, one="first", two="first")
+        one.fails.set()
+
+        async def led_anew() -> bool:
+            return any(n == "two" and pid != before["two"] for n, _, pid in await query(dsn, LEADERS))
 
         await eventually(led_anew)
 
