@@ -140,8 +140,8 @@ class SendClaim:
 
     Attributes:
         wrapped: the registration's personal key, with which its address is sealed, wrapped; None if it was destroyed.
-        streams: the registration's stream, read when the claim was had already: so it has what the previous holder
-            recorded. It may have an erasure that came after the key was read.
+        streams: the registration's stream, and maybe others, read when the claim was had: so it has what the previous
+            holder recorded. It may have an erasure that came after the key was read.
     """
 
     wrapped: bytes | None = field(repr=False)

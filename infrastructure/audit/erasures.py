@@ -230,7 +230,9 @@ class ErasureJournal:
 
     async def work(self, session: LeaderSession) -> None:
         """Follow until cancelled; see `infrastructure.followers.leadership.LeaderTask`."""
-        is_complete = await asyncio.to_thread(self._is_complete)
+        # A file system that hangs must not keep others from leading, while those who share the session go on using it.
+        async with asyncio.timeout(MOST_PAUSE.total_seconds()):
+            is_complete = await asyncio.to_thread(self._is_complete)
         async with session.turn() as connection:
             position = await position_of(connection, self.name)
             if position and not is_complete:

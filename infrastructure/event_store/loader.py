@@ -117,7 +117,7 @@ _Rows = dict[UUID, list[tuple[int, str, bytes, Position]]]
 
 
 class LoadedStreams:
-    """Loaded rows by stream, turned into aggregates on demand. Belongs to one caller."""
+    """Loaded rows by stream, turned into aggregates on demand, anew each time."""
 
     def __init__(self, codec: EventCodec, rows: _Rows, holders: Mapping[UUID, Holder] = _NOBODY) -> None:
         self._codec = codec

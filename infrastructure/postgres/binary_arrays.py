@@ -2,7 +2,7 @@
 
 The driver calls a dumper for each element; a batch of a hundred registrations has some five thousand. Measured on
 the arguments of one append, and of a batch of a hundred: 74 and 665 µs with the driver's own dumper, 27 and 348 µs
-with this one.
+with this one, when it wrote them all. An append brings most of its elements written since.
 """
 
 from __future__ import annotations

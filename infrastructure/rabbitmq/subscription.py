@@ -2,7 +2,7 @@
 
 FastStream connects, declares and publishes. Messages are taken from the channel that aio-pika opens on its connection:
 FastStream's way to a handler (parser, decoder, middlewares, exit stacks and context variables, in two tasks more) took
-a seventh of a worker's CPU, and acknowledgements that are written one by one another seventh (docs/performance.md).
+a tenth of a worker's CPU, and acknowledgements that are written one by one a seventh (docs/performance.md).
 """
 
 from __future__ import annotations

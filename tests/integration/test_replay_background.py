@@ -219,7 +219,7 @@ async def test_it_is_due_again_after_the_interval_only(dsn: str, connection: Con
 async def test_an_operator_goes_first(dsn: str, connection: Connection) -> None:
     assert await claim_now(connection)
     async with verifying(dsn, [Mails], share=0.2):
-        leads = "SELECT FROM pg_stat_activity WHERE application_name = 'registrar verification' AND query ~ 'pg_try_advisory_lock'"
+        leads = "SELECT FROM pg_stat_activity WHERE application_name = 'registrar verification' AND query ~ 'registrar replay'"
         await eventually(lambda: rows(connection, leads))
         assert await rows(connection, "SELECT FROM verification_passes") == []
         await release(connection)
