@@ -13,7 +13,7 @@ from uuid import UUID
 from application.addresses import canonical_address
 from application.answers import Answer
 from application.commands import RecordFailedChecks, RehashPassword, SetPassword
-from application.handlers import Handlers
+from application.handlers import CONFLICT_RETRIES, Handlers
 from application.passwords import check_words, parse_password
 from application.ports import (
     Clock,
@@ -32,10 +32,6 @@ from domain.password_checks import is_told
 
 WITHIN: Final = timedelta(hours=1)
 """Over how long failed checks of an account are counted."""
-
-LOST_RACES: Final = 3
-"""How often a new password is sealed anew because another one was set meanwhile: as often as a command is decided again
-after a conflict."""
 
 MOST_COUNTED: Final = 10_000
 """Accounts whose failed checks a process counts at a time; the one that it began with first is forgotten."""
@@ -140,7 +136,7 @@ class AccountPasswords:
                 return await self._handlers.handle(command, context)
             except Outdated:
                 lost += 1
-                if lost > LOST_RACES:
+                if lost > CONFLICT_RETRIES:
                     raise
             person, sealed, wrapped = await self._account(account_id)
 

@@ -29,6 +29,7 @@ from tests.support.facts import (
     MovableClock,
     account_activated,
     email_verified,
+    eventually,
     given,
     otp_issued,
     password_rehashed,
@@ -315,8 +316,9 @@ async def test_where_no_further_thread_can_be_started_those_that_there_are_hash_
 
     threading.stack_size(1 << 46)
     try:
-        second = asyncio.ensure_future(hashing.hash("two", "ada@example.com"))
-        await asyncio.sleep(0)
+        with capture_logs() as logged:
+            second = asyncio.ensure_future(hashing.hash("two", "ada@example.com"))
+            await eventually(lambda: [one["event"] for one in logged] == ["passwords.thread_not_started"])
     finally:
         threading.stack_size(0)
     go.set()
