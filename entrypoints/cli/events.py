@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -21,6 +20,7 @@ from entrypoints.queries.events import EventQueries
 from infrastructure.event_store.codec import event_classes
 from infrastructure.event_store.reader import RecordedRow
 from infrastructure.postgres.notifications import LOOK_ANYWAY
+from infrastructure.settings.nearest import nearest_of
 
 _BATCH = 1000
 
@@ -45,7 +45,7 @@ def known_types(types: tuple[str, ...]) -> tuple[str, ...]:
     """
     for given in types:
         if given not in event_classes():
-            nearest = difflib.get_close_matches(given, event_classes(), n=1, cutoff=0)[0]
+            nearest = nearest_of(given, event_classes())
             raise click.BadParameter(
                 f"'{given}' is not a type of event; the nearest one is '{nearest}'.",
                 click.get_current_context(),

@@ -21,6 +21,7 @@ from typing import Final, cast
 from jinja2 import BaseLoader, Environment, TemplateError, TemplateNotFound, TemplateSyntaxError, meta, nodes
 
 from infrastructure.mail.templating import OURS, PARTS, environment
+from infrastructure.settings.nearest import nearest_of
 
 SECONDS: Final = 1
 """Of computing, for one part of a mail. Ours take 5 ms."""
@@ -64,7 +65,7 @@ class OwnTemplates(BaseLoader):
             if name.startswith(".") or name.endswith("~"):
                 continue
             if name not in ours and not (name.startswith("_") and name.endswith((".txt", ".html"))):
-                nearest = difflib.get_close_matches(name, sorted(ours), n=1, cutoff=0)[0]
+                nearest = nearest_of(name, sorted(ours))
                 raise Fault(
                     f"{directory / name}: no template has that name (did you mean {nearest}?); names of parts of your "
                     "own begin with _ and end with .txt or .html"
