@@ -105,7 +105,10 @@ def test_commands_keep_their_names_arguments_and_options() -> None:
 def _commands(command: click.Command, path: str) -> Iterator[tuple[str, list[str]]]:
     yield path, [_parameter(each) for each in command.params]
     if isinstance(command, click.Group):
-        for name, inner in command.commands.items():
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
             yield from _commands(inner, f"{path} {name}")
 
 
